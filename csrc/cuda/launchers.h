@@ -1,0 +1,19 @@
+// Entry points of the CUDA kernels for code that sees no CUDA header.
+//
+// A launcher answers with the cudaError_t of its launch as an int, 0 for success; the text is error_string(code). It
+// queues the work on `stream` (a cudaStream_t, null for the default stream) and does not wait. The caller makes the
+// tensors' device the current one.
+#pragma once
+
+#include "common/norm_gate.h"
+
+namespace mtlkit::cuda {
+
+int launch_norm_gate_fwd(const NormGateForward& params, void* stream);
+
+const char* error_string(int code);
+
+// Version of the CUDA toolkit that compiled the kernels, as 1000 * major + 10 * minor.
+int toolkit_version();
+
+}  // namespace mtlkit::cuda
