@@ -1,0 +1,174 @@
+// mtlkit._C: the only file that knows Python. Python has validated and allocated; here addresses and strides become the
+// kernels' arguments. A function returns 0 or a status whose text is error_string's.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/dispatch.h"
+#if defined(MTLKIT_WITH_CUDA)
+#include "cuda/bindings_cuda.h"
+#endif
+
+namespace py = pybind11;
+using namespace mtlkit;
+
+namespace {
+
+// (address, dtype, (stride, ...)), or None for an argument that was not given.
+template <int kRank>
+Tensor<kRank> tensor(const py::object& object) {
+  Tensor<kRank> result;
+  if (object.is_none()) return result;
+  const auto fields = py::cast<py::tuple>(object);
+  result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(fields[0]));
+  result.dtype = static_cast<DType>(py::cast<int32_t>(fields[1]));
+  const auto strides = py::cast<py::tuple>(fields[2]);
+  if (strides.size() != kRank) throw py::value_error("a tensor of another rank was expected");
+  for (int i = 0; i < kRank; ++i) result.stride[i] = py::cast<int64_t>(strides[i]);
+  return result;
+}
+
+void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
+
+using Sizes6 = std::array<int64_t, 6>;
+using Sizes5 = std::array<int64_t, 5>;
+
+SS2DForward ss2d_arguments(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints,
+                           bool use_double, int threads) {
+  SS2DForward p{};
+  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
+  p.u = tensor<4>(inputs[0]);
+  p.dt_weight = tensor<3>(inputs[1]);
+  p.dt_bias = tensor<2>(inputs[2]);
+  p.A_logs = tensor<2>(inputs[3]);
+  p.Ds = tensor<1>(inputs[4]);
+  p.x_dbl = address(x_dbl);
+  p.checkpoints = address(checkpoints);
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int ss2d_forward(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints, bool use_double,
+                 int threads, const py::object& y) {
+  SS2DForward p = ss2d_arguments(sizes, inputs, x_dbl, checkpoints, use_double, threads);
+  p.y = tensor<4>(y);
+  py::gil_scoped_release release;
+  return cpu_kernels().ss2d_forward(p);
+}
+
+int ss2d_backward(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints, bool use_double,
+                  int threads, const py::object& dy, const py::object& du, uintptr_t dx_dbl, uintptr_t ddt_weight,
+                  uintptr_t ddt_bias, uintptr_t dA_logs, uintptr_t dDs) {
+  SS2DBackward p{};
+  p.forward = ss2d_arguments(sizes, inputs, x_dbl, checkpoints, use_double, threads);
+  p.dy = tensor<4>(dy);
+  p.du = tensor<4>(du);
+  p.dx_dbl = address(dx_dbl);
+  p.ddt_weight = address(ddt_weight);
+  p.ddt_bias = address(ddt_bias);
+  p.dA_logs = address(dA_logs);
+  p.dDs = address(dDs);
+  py::gil_scoped_release release;
+  return cpu_kernels().ss2d_backward(p);
+}
+
+SelectiveScanForward selective_scan_arguments(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus,
+                                              bool variable_B, bool variable_C, uintptr_t checkpoints, bool use_double,
+                                              int threads) {
+  SelectiveScanForward p{};
+  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  p.u = tensor<3>(inputs[0]);
+  p.delta = tensor<3>(inputs[1]);
+  p.A = tensor<2>(inputs[2]);
+  p.B = tensor<4>(inputs[3]);
+  p.C = tensor<4>(inputs[4]);
+  p.D = tensor<1>(inputs[5]);
+  p.z = tensor<3>(inputs[6]);
+  p.delta_bias = tensor<1>(inputs[7]);
+  p.variable_B = variable_B;
+  p.variable_C = variable_C;
+  p.delta_softplus = delta_softplus;
+  p.checkpoints = address(checkpoints);
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int selective_scan_forward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
+                           bool variable_C, uintptr_t checkpoints, bool use_double, int threads, const py::object& out,
+                           uintptr_t last_state) {
+  SelectiveScanForward p = selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints,
+                                                    use_double, threads);
+  p.out = tensor<3>(out);
+  p.last_state = address(last_state);
+  py::gil_scoped_release release;
+  return cpu_kernels().selective_scan_forward(p);
+}
+
+int selective_scan_backward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
+                            bool variable_C, uintptr_t checkpoints, bool use_double, int threads, const py::object& dout,
+                            const py::object& dlast_state, const py::object& du, const py::object& ddelta,
+                            const py::object& dz, uintptr_t dA, uintptr_t dB, uintptr_t dC, uintptr_t dD,
+                            uintptr_t ddelta_bias) {
+  SelectiveScanBackward p{};
+  p.forward = selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double,
+                                       threads);
+  p.dout = tensor<3>(dout);
+  p.dlast_state = tensor<3>(dlast_state);
+  p.du = tensor<3>(du);
+  p.ddelta = tensor<3>(ddelta);
+  p.dz = tensor<3>(dz);
+  p.dA = address(dA);
+  p.dB = address(dB);
+  p.dC = address(dC);
+  p.dD = address(dD);
+  p.ddelta_bias = address(ddelta_bias);
+  py::gil_scoped_release release;
+  return cpu_kernels().selective_scan_backward(p);
+}
+
+const char* error_string(int status) {
+  switch (status) {
+    case kOk: return "no error";
+    case kOutOfMemory: return "out of memory for scratch buffers";
+    default: return "unknown status";
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "mtlkit's compiled kernels. Addresses in, a status out; use mtlkit.ops.";
+
+  m.attr("compiler") = MTLKIT_COMPILER;
+#if defined(_OPENMP)
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+#if defined(MTLKIT_WITH_CUDA)
+  m.attr("cuda") = true;
+  m.attr("cuda_archs") = MTLKIT_CUDA_ARCHS;
+  bind_cuda(m);
+#else
+  m.attr("cuda") = false;
+  m.attr("cuda_archs") = "";
+#endif
+  m.attr("checkpoint_tokens") = kCheckpointTokens;
+  m.def("error_string", &error_string, "The text of a status that a CPU function returned.");
+
+  m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The instruction-set level in use.");
+  m.def("cpu_isa_levels", &cpu_levels, "The levels that this machine can run, lowest first.");
+  m.def("set_cpu_isa", [](const std::string& level) {
+    if (!set_cpu_level(level)) throw py::value_error("no instruction-set level '" + level + "' on this machine");
+  });
+  m.def("yardstick", [](int64_t tokens, int threads) {
+    py::gil_scoped_release release;
+    return cpu_kernels().yardstick(tokens, threads);
+  }, "Runs state updates out of registers and returns how many they were.");
+
+  m.def("ss2d_forward", &ss2d_forward);
+  m.def("ss2d_backward", &ss2d_backward);
+  m.def("selective_scan_forward", &selective_scan_forward);
+  m.def("selective_scan_backward", &selective_scan_backward);
+}

@@ -1,0 +1,19 @@
+// The table of kernels that each instruction-set level fills in, and the choice between the levels.
+#pragma once
+
+#include "../common/selective_scan.h"
+#include "../common/ss2d.h"
+#include "../common/status.h"
+
+namespace mtlkit {
+
+struct CpuKernels {
+  const char* isa;
+  int (*ss2d_forward)(const SS2DForward&);
+  int (*ss2d_backward)(const SS2DBackward&);
+  int (*selective_scan_forward)(const SelectiveScanForward&);
+  int (*selective_scan_backward)(const SelectiveScanBackward&);
+  int64_t (*yardstick)(int64_t tokens, int threads);
+};
+
+}  // namespace mtlkit

@@ -1,0 +1,250 @@
+// Vectors of the instruction set that this file is compiled for, and the few functions that a scan needs of them.
+//
+// Arithmetic is the compiler's own (GCC and Clang vector types), so one source serves SSE2, AVX2, AVX-512 and NEON; only
+// where an instruction set does better than portable code is it named. Everything sits in a namespace of the level, so
+// that the levels never share an inline function.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+#include "../common/tensor.h"
+
+#define MTLKIT_INLINE inline __attribute__((always_inline))
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+typedef float FloatVec __attribute__((vector_size(kVectorBytes)));
+typedef double DoubleVec __attribute__((vector_size(kVectorBytes)));
+typedef int32_t IntVec __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t UintVec __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+
+template <typename T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = FloatVec;
+};
+template <>
+struct VecOf<double> {
+  using type = DoubleVec;
+};
+template <typename T>
+using Vec = typename VecOf<T>::type;
+template <typename T>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T>
+inline constexpr T kLog2E = static_cast<T>(1.442695040888963407359924681);
+template <typename T>
+inline constexpr T kLn2 = static_cast<T>(0.693147180559945309417232121);
+
+template <typename T>
+MTLKIT_INLINE Vec<T> load(const T* address) {
+  Vec<T> v;
+  std::memcpy(&v, address, sizeof v);
+  return v;
+}
+
+template <typename T>
+MTLKIT_INLINE void store(T* address, Vec<T> v) {
+  std::memcpy(address, &v, sizeof v);
+}
+
+template <typename T>
+MTLKIT_INLINE Vec<T> splat(T value) {
+  return Vec<T>{} + value;
+}
+
+MTLKIT_INLINE FloatVec max(FloatVec a, FloatVec b) { return a > b ? a : b; }
+MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
+
+// 2^x to 1e-7, exact at 0, with the limits of the true function at both ends and NaN kept. Below 2^-126 the levels under
+// AVX-512 answer 0.
+MTLKIT_INLINE FloatVec exp2(FloatVec x) {
+#if defined(__AVX512F__)
+  const FloatVec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const FloatVec clamped = x > 128.f ? splat(128.f) : x;
+  const FloatVec rounded = clamped + kRound;
+  const FloatVec f = clamped - (rounded - kRound);
+#endif
+  FloatVec p = splat(1.3264727490e-03f);
+  p = p * f + 9.6715126418e-03f;
+  p = p * f + 5.5507337423e-02f;
+  p = p * f + 2.4022242085e-01f;
+  p = p * f + 6.9314697760e-01f;
+  p = p * f + 1.0f;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  const IntVec bits = reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(rounded) << 23);
+  return x < -126.f ? FloatVec{} : reinterpret_cast<FloatVec>(bits);
+#endif
+}
+
+// Double serves to verify, not to be fast: the library's function, lane by lane.
+MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp2(x[i]);
+  return x;
+}
+
+// log(1 + x) for 0 <= x <= 1, to 4e-8 relative.
+MTLKIT_INLINE FloatVec log1p_unit(FloatVec x) {
+  FloatVec p = splat(5.3648225463e-03f);
+  p = p * x - 3.0065785905e-02f;
+  p = p * x + 7.9204526761e-02f;
+  p = p * x - 1.3753801762e-01f;
+  p = p * x + 1.9153654764e-01f;
+  p = p * x - 2.4857163652e-01f;
+  p = p * x + 3.3321322621e-01f;
+  p = p * x - 4.9999647964e-01f;
+  p = p * x + 1.0f;
+  return p * x;
+}
+
+// log(1 + exp(x)); from 20 upwards it is x to the last bit.
+MTLKIT_INLINE FloatVec softplus(FloatVec x) {
+  const FloatVec sum = max(x, FloatVec{}) + log1p_unit(exp2(abs(x) * -kLog2E<float>));
+  return x == x ? sum : x;
+}
+
+MTLKIT_INLINE DoubleVec softplus(DoubleVec x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20 ? x[i] : ::log1p(::exp(x[i]));
+  return x;
+}
+
+// 1 / (1 + exp(-x)): the derivative of softplus.
+MTLKIT_INLINE FloatVec sigmoid(FloatVec x) { return 1.0f / (1.0f + exp2(x * -kLog2E<float>)); }
+
+MTLKIT_INLINE DoubleVec sigmoid(DoubleVec x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = 1 / (1 + ::exp(-x[i]));
+  return x;
+}
+
+// Lanes of two vectors picked by compile-time indices; those from the lane count upwards mean the second vector.
+#if defined(__clang__) || __GNUC__ >= 12
+#define MTLKIT_SHUFFLE(a, b, index) __builtin_shufflevector(a, b, index...)
+#else
+#define MTLKIT_SHUFFLE(a, b, index) __builtin_shuffle(a, b, decltype((a) < (b)){index...})
+#endif
+
+enum class Pick { kLow, kHigh, kBlend, kSwap };
+
+// Index of lane `lane` when a and b are seen as runs of 2 * run lanes:
+// kLow puts a's first half before b's, kHigh the second halves, kBlend keeps a's first and b's second half in place,
+// kSwap puts a's second half before b's first.
+constexpr int lane_index(Pick pick, int run, int lanes, int lane) {
+  const bool second = lane % (2 * run) >= run;
+  switch (pick) {
+    case Pick::kLow: return second ? lanes + lane - run : lane;
+    case Pick::kHigh: return second ? lanes + lane : lane + run;
+    case Pick::kBlend: return second ? lanes + lane : lane;
+    default: return second ? lanes + lane - run : lane + run;
+  }
+}
+
+template <Pick pick, int run, typename V, int... lane>
+MTLKIT_INLINE V pick_lanes(V a, V b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = sizeof...(lane);
+  return MTLKIT_SHUFFLE(a, b, lane_index(pick, run, lanes, lane));
+}
+
+template <typename T, Pick pick, int run>
+MTLKIT_INLINE Vec<T> pick_lanes(Vec<T> a, Vec<T> b) {
+  return pick_lanes<pick, run>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
+}
+
+// v becomes its transpose: lane i of v[j] and lane j of v[i] change places.
+template <typename T, int run = kLanes<T> / 2>
+MTLKIT_INLINE void transpose(Vec<T>* v) {
+  for (int block = 0; block < kLanes<T>; block += 2 * run) {
+    for (int i = block; i < block + run; ++i) {
+      const Vec<T> low = pick_lanes<T, Pick::kLow, run>(v[i], v[i + run]);
+      v[i + run] = pick_lanes<T, Pick::kHigh, run>(v[i], v[i + run]);
+      v[i] = low;
+    }
+  }
+  if constexpr (run > 1) transpose<T, run / 2>(v);
+}
+
+// One vector whose lane i is the sum of the lanes of v[i]; v is used up. The order of the additions is fixed.
+template <typename T, int run = kLanes<T> / 2>
+MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
+  for (int i = 0; i < run; ++i) {
+    v[i] = pick_lanes<T, Pick::kBlend, run>(v[i], v[i + run]) + pick_lanes<T, Pick::kSwap, run>(v[i], v[i + run]);
+  }
+  if constexpr (run > 1) {
+    return sum_lanes<T, run / 2>(v);
+  } else {
+    return v[0];
+  }
+}
+
+// ---- 16-bit formats, kept as bits --------------------------------------------------------------------------------
+
+MTLKIT_INLINE FloatVec from_bfloat16(HalfBits bits) {
+  return reinterpret_cast<FloatVec>(__builtin_convertvector(bits, UintVec) << 16);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+MTLKIT_INLINE HalfBits to_bfloat16(FloatVec v) {
+  const UintVec bits = reinterpret_cast<UintVec>(v);
+  const UintVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : UintVec{} + 0x7fc0u, HalfBits);
+}
+
+#if defined(__AVX512F__)
+MTLKIT_INLINE FloatVec from_float16(HalfBits bits) { return _mm512_cvtph_ps(reinterpret_cast<__m256i>(bits)); }
+MTLKIT_INLINE HalfBits to_float16(FloatVec v) {
+  return reinterpret_cast<HalfBits>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__F16C__)
+MTLKIT_INLINE FloatVec from_float16(HalfBits bits) { return _mm256_cvtph_ps(reinterpret_cast<__m128i>(bits)); }
+MTLKIT_INLINE HalfBits to_float16(FloatVec v) {
+  return reinterpret_cast<HalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+// Widening by a multiplication: the exponent's offset becomes a factor, which is exact for subnormals as well.
+MTLKIT_INLINE FloatVec from_float16(HalfBits half) {
+  const UintVec bits = __builtin_convertvector(half, UintVec);
+  const UintVec sign = (bits & 0x8000u) << 16;
+  const UintVec magnitude = (bits & 0x7fffu) << 13;
+  const FloatVec value = reinterpret_cast<FloatVec>(magnitude) * 0x1p112f;
+  const UintVec special = magnitude | 0x7f800000u;
+  return reinterpret_cast<FloatVec>(sign | ((bits & 0x7c00u) == 0x7c00u ? special : reinterpret_cast<UintVec>(value)));
+}
+
+// Rounds to nearest, ties to even: a subnormal by adding 2^-1 times its ulp's weight, a normal one in the integer bits.
+MTLKIT_INLINE HalfBits to_float16(FloatVec v) {
+  const UintVec bits = reinterpret_cast<UintVec>(v);
+  const UintVec sign = (bits >> 16) & 0x8000u;
+  const UintVec magnitude = bits & 0x7fffffffu;
+  const UintVec subnormal = reinterpret_cast<UintVec>(reinterpret_cast<FloatVec>(magnitude) + 0.5f) - 0x3f000000u;
+  const UintVec normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  UintVec result = magnitude < 0x38800000u ? subnormal : normal;
+  result = magnitude >= 0x477ff000u ? UintVec{} + 0x7c00u : result;
+  result = magnitude > 0x7f800000u ? UintVec{} + 0x7e00u : result;
+  return __builtin_convertvector(result | sign, HalfBits);
+}
+#endif
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit

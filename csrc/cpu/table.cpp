@@ -1,0 +1,23 @@
+// This level's entry in the dispatch.
+#include "kernels.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+int ss2d_forward(const SS2DForward&);
+int ss2d_backward(const SS2DBackward&);
+int selective_scan_forward(const SelectiveScanForward&);
+int selective_scan_backward(const SelectiveScanBackward&);
+int64_t yardstick(int64_t tokens, int threads);
+
+extern const CpuKernels kernels;
+
+#define MTLKIT_NAME_OF(level) #level
+#define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
+
+const CpuKernels kernels = {
+    MTLKIT_NAME(MTLKIT_ISA), ss2d_forward, ss2d_backward, selective_scan_forward, selective_scan_backward, yardstick,
+};
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit

@@ -1,0 +1,231 @@
+// Tiles: a few tokens by one vector of channels, gathered from and scattered to tensors of any layout and dtype.
+#pragma once
+
+#include <cstdlib>
+
+#include "simd.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+MTLKIT_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+MTLKIT_INLINE int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+MTLKIT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Aligned scratch memory that gives itself back. `ok` is false where the system had none.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<T*>(std::aligned_alloc(64, (max(count, 1) * sizeof(T) + 63) / 64 * 64))) {}
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  bool ok() const { return data_ != nullptr; }
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// The four element types: how a vector of T, and one T, is read from and written to memory.
+template <DType dtype>
+struct Element;
+
+template <>
+struct Element<DType::kFloat32> {
+  using Storage = float;
+  static MTLKIT_INLINE FloatVec read(const float* p, float) { return load(p); }
+  static MTLKIT_INLINE void write(float* p, FloatVec v) { store(p, v); }
+  static MTLKIT_INLINE DoubleVec read(const float* p, double) {
+    DoubleVec v;
+    for (int i = 0; i < kLanes<double>; ++i) v[i] = p[i];
+    return v;
+  }
+  static MTLKIT_INLINE void write(float* p, DoubleVec v) {
+    for (int i = 0; i < kLanes<double>; ++i) p[i] = static_cast<float>(v[i]);
+  }
+};
+
+template <>
+struct Element<DType::kFloat64> {
+  using Storage = double;
+  static MTLKIT_INLINE DoubleVec read(const double* p, double) { return load(p); }
+  static MTLKIT_INLINE void write(double* p, DoubleVec v) { store(p, v); }
+  static MTLKIT_INLINE FloatVec read(const double* p, float) {
+    FloatVec v;
+    for (int i = 0; i < kLanes<float>; ++i) v[i] = static_cast<float>(p[i]);
+    return v;
+  }
+  static MTLKIT_INLINE void write(double* p, FloatVec v) {
+    for (int i = 0; i < kLanes<float>; ++i) p[i] = v[i];
+  }
+};
+
+// What the two 16-bit types share: bits in memory, floats in vectors; doubles pass through floats.
+template <FloatVec (*widen)(HalfBits), HalfBits (*narrow)(FloatVec)>
+struct HalfElement {
+  using Storage = uint16_t;
+  static MTLKIT_INLINE FloatVec read(const uint16_t* p, float) {
+    HalfBits bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return widen(bits);
+  }
+  static MTLKIT_INLINE void write(uint16_t* p, FloatVec v) {
+    const HalfBits bits = narrow(v);
+    std::memcpy(p, &bits, sizeof bits);
+  }
+  static MTLKIT_INLINE DoubleVec read(const uint16_t* p, double) {
+    HalfBits bits = {};
+    std::memcpy(&bits, p, kLanes<double> * sizeof(uint16_t));
+    const FloatVec wide = widen(bits);
+    DoubleVec v;
+    for (int i = 0; i < kLanes<double>; ++i) v[i] = wide[i];
+    return v;
+  }
+  static MTLKIT_INLINE void write(uint16_t* p, DoubleVec v) {
+    FloatVec wide = {};
+    for (int i = 0; i < kLanes<double>; ++i) wide[i] = static_cast<float>(v[i]);
+    const HalfBits bits = narrow(wide);
+    std::memcpy(p, &bits, kLanes<double> * sizeof(uint16_t));
+  }
+};
+template <>
+struct Element<DType::kBFloat16> : HalfElement<from_bfloat16, to_bfloat16> {};
+template <>
+struct Element<DType::kFloat16> : HalfElement<from_float16, to_float16> {};
+
+// Reads `count` neighbours, fewer than a vector holds; the lanes behind are 0.
+template <typename T, typename E>
+MTLKIT_INLINE Vec<T> read_some(const typename E::Storage* p, int64_t count) {
+  typename E::Storage lanes[kLanes<T>] = {};
+  std::memcpy(lanes, p, count * sizeof lanes[0]);
+  return E::read(lanes, T{});
+}
+
+template <typename T, typename E>
+MTLKIT_INLINE void write_some(typename E::Storage* p, Vec<T> v, int64_t count) {
+  typename E::Storage lanes[kLanes<T>];
+  E::write(lanes, v);
+  std::memcpy(p, lanes, count * sizeof lanes[0]);
+}
+
+template <typename T, typename E>
+void load_tile_of(const typename E::Storage* data, int64_t channel_stride, int64_t token_stride, int64_t channels,
+                  int64_t tokens, Vec<T>* tile) {
+  constexpr int lanes = kLanes<T>;
+  if (channel_stride == 1) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto* row = data + t * token_stride;
+      tile[t] = channels == lanes ? E::read(row, T{}) : read_some<T, E>(row, channels);
+    }
+    return;
+  }
+  for (int64_t t = 0; t < tokens; t += lanes) {
+    const int64_t some = min(lanes, tokens - t);
+    Vec<T> block[lanes] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto* line = data + c * channel_stride + t * token_stride;
+      if (token_stride != 1) {
+        typename E::Storage gathered[lanes] = {};
+        for (int64_t i = 0; i < some; ++i) gathered[i] = line[i * token_stride];
+        block[c] = E::read(gathered, T{});
+      } else {
+        block[c] = some == lanes ? E::read(line, T{}) : read_some<T, E>(line, some);
+      }
+    }
+    transpose<T>(block);
+    for (int64_t i = 0; i < some; ++i) tile[t + i] = block[i];
+  }
+}
+
+template <typename T, typename E>
+void store_tile_of(typename E::Storage* data, int64_t channel_stride, int64_t token_stride, int64_t channels,
+                   int64_t tokens, const Vec<T>* tile) {
+  constexpr int lanes = kLanes<T>;
+  if (channel_stride == 1) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      auto* row = data + t * token_stride;
+      channels == lanes ? E::write(row, tile[t]) : write_some<T, E>(row, tile[t], channels);
+    }
+    return;
+  }
+  for (int64_t t = 0; t < tokens; t += lanes) {
+    const int64_t some = min(lanes, tokens - t);
+    Vec<T> block[lanes] = {};
+    for (int64_t i = 0; i < some; ++i) block[i] = tile[t + i];
+    transpose<T>(block);
+    for (int64_t c = 0; c < channels; ++c) {
+      auto* line = data + c * channel_stride + t * token_stride;
+      if (token_stride != 1) {
+        typename E::Storage scattered[lanes];
+        E::write(scattered, block[c]);
+        for (int64_t i = 0; i < some; ++i) line[i * token_stride] = scattered[i];
+      } else {
+        some == lanes ? E::write(line, block[c]) : write_some<T, E>(line, block[c], some);
+      }
+    }
+  }
+}
+
+// Calls `f` with the Element type of a dtype.
+template <typename F>
+MTLKIT_INLINE void with_element(DType dtype, F f) {
+  switch (dtype) {
+    case DType::kFloat32: return f(Element<DType::kFloat32>{});
+    case DType::kFloat64: return f(Element<DType::kFloat64>{});
+    case DType::kBFloat16: return f(Element<DType::kBFloat16>{});
+    case DType::kFloat16: return f(Element<DType::kFloat16>{});
+  }
+}
+
+// tile[t], lane c <- element (c, t) at data + c * channel_stride + t * token_stride; lanes from `channels` on are 0.
+template <typename T>
+void load_tile(const void* data, DType dtype, int64_t channel_stride, int64_t token_stride, int64_t channels,
+               int64_t tokens, Vec<T>* tile) {
+  with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    load_tile_of<T, E>(static_cast<const typename E::Storage*>(data), channel_stride, token_stride, channels, tokens,
+                       tile);
+  });
+}
+
+// The way back: only the first `channels` lanes are written.
+template <typename T>
+void store_tile(void* data, DType dtype, int64_t channel_stride, int64_t token_stride, int64_t channels, int64_t tokens,
+                const Vec<T>* tile) {
+  with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    store_tile_of<T, E>(static_cast<typename E::Storage*>(data), channel_stride, token_stride, channels, tokens, tile);
+  });
+}
+
+// A block of channels of one image: (H, W) pixels in row-major order, a vector each. The strides are those of a
+// (B, D, H, W) tensor.
+template <typename T>
+void load_plane(const Tensor<4>& image, int64_t b, int64_t d, int64_t channels, int64_t height, int64_t width,
+                Vec<T>* plane) {
+  const int64_t* s = image.stride;
+  const bool flat = s[2] == width * s[3];
+  const int64_t rows = flat ? 1 : height, columns = flat ? height * width : width;
+  for (int64_t h = 0; h < rows; ++h) {
+    load_tile<T>(at(image, b * s[0] + d * s[1] + h * s[2]), image.dtype, s[1], s[3], channels, columns,
+                 plane + h * columns);
+  }
+}
+
+template <typename T>
+void store_plane(const Tensor<4>& image, int64_t b, int64_t d, int64_t channels, int64_t height, int64_t width,
+                 const Vec<T>* plane) {
+  const int64_t* s = image.stride;
+  const bool flat = s[2] == width * s[3];
+  const int64_t rows = flat ? 1 : height, columns = flat ? height * width : width;
+  for (int64_t h = 0; h < rows; ++h) {
+    store_tile<T>(at(image, b * s[0] + d * s[1] + h * s[2]), image.dtype, s[1], s[3], channels, columns,
+                  plane + h * columns);
+  }
+}
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit
