@@ -1,9 +1,10 @@
 """Fused selective scans and task interaction for multi-task vision networks, on CPU and GPU.
 
->>> import mtlkit
->>> layer = mtlkit.nn.SS2D(d_model=96)  # (B, H, W, C) in and out
->>> with mtlkit.use_backend("reference"):
-...     y = layer(x)
+>>> import torch, mtlkit
+>>> layer = mtlkit.nn.SS2D(d_model=96)
+>>> y = layer(torch.rand(2, 14, 14, 96))  # (B, H, W, C) in and out
+>>> y.shape
+torch.Size([2, 14, 14, 96])
 
 Everything is loaded on first use, so that `python -m mtlkit.info` runs even where torch does not.
 """

@@ -29,17 +29,21 @@ inline int norm_gate_fwd(int64_t rows, int64_t channels, uintptr_t x, int x_dtyp
   return launch_norm_gate_fwd(params, reinterpret_cast<void*>(stream));
 }
 
+}  // namespace mtlkit::cuda
+
+namespace mtlkit {
+
 inline void bind_cuda(pybind11::module_& m) {
   namespace py = pybind11;
   m.attr("cuda_toolkit") =
-      std::to_string(toolkit_version() / 1000) + "." + std::to_string(toolkit_version() % 1000 / 10);
-  m.def("cuda_error_string", &error_string, "The text of a cudaError_t.");
+      std::to_string(cuda::toolkit_version() / 1000) + "." + std::to_string(cuda::toolkit_version() % 1000 / 10);
+  m.def("cuda_error_string", &cuda::error_string, "The text of a cudaError_t.");
   m.def(
-      "cuda_norm_gate_fwd", &norm_gate_fwd, py::kw_only(), py::arg("rows"), py::arg("channels"), py::arg("x"),
+      "cuda_norm_gate_fwd", &cuda::norm_gate_fwd, py::kw_only(), py::arg("rows"), py::arg("channels"), py::arg("x"),
       py::arg("x_dtype"), py::arg("x_stride"), py::arg("z"), py::arg("z_stride"), py::arg("weight"), py::arg("bias"),
       py::arg("out"), py::arg("out_dtype"), py::arg("out_stride"), py::arg("eps"), py::arg("stream"),
       py::call_guard<py::gil_scoped_release>(),
       "LayerNorm times SiLU(z): strides in elements between rows, address 0 for what is absent. A cudaError_t as int.");
 }
 
-}  // namespace mtlkit::cuda
+}  // namespace mtlkit

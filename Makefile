@@ -1,0 +1,62 @@
+# Every target sets up what it needs: a virtual environment with torch, mtlkit (editable) and the tools.
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= torch
+EXTRAS ?= bench,test
+
+PY      := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+
+# The stamp tells this checkout and these settings from others that share the environment: only the last install counts.
+SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
+STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
+
+.PHONY: help install test bench gpu lint format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo
+	@echo '  VENV=$(VENV)  environment to create or to share'
+	@echo '  TORCH=$(TORCH)  what pip installs as torch, e.g. TORCH="torch==2.13.0"'
+	@echo '  EXTRAS=$(EXTRAS)  optional parts of mtlkit'
+	@echo '  PYTHON=$(PYTHON)  the Python that creates the environment'
+
+install: $(STAMP) ## build and install mtlkit into VENV
+
+test: $(STAMP) ## run the tests
+	$(PY) -m pytest tests
+
+bench: $(STAMP) ## measure every operator and print the speed table
+	$(PY) -m pytest benchmarks --benchmark-only
+
+gpu: $(STAMP) ## run the GPU tests and the benchmarks; fails where torch sees no GPU
+	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU here")'
+	$(PY) -m pytest tests -m gpu
+	$(PY) -m pytest benchmarks --benchmark-only
+
+lint: $(STAMP) ## check style: ruff and clang-format
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	find csrc -type f | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+format: $(STAMP) ## rewrite the sources in the house style
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	find csrc -type f | xargs $(VENV)/bin/clang-format -i
+
+clean: ## remove what was built here; VENV itself stays
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f mtlkit/_C.*.so $(VENV)/.mtlkit-*
+	find . -path ./.git -prune -o -path ./.venv -prune -o -name __pycache__ -print | xargs rm -rf
+
+$(STAMP): $(SOURCES) | $(PY)
+	$(PY) -m pip install --disable-pip-version-check "$(TORCH)" -e ".[$(EXTRAS)]"
+	@rm -f $(VENV)/.mtlkit-*
+	@touch $@
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "mtlkit needs Python 3.10 or newer; name one, e.g. PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo '$(PYTHON) cannot create virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)'; exit 1; }
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,145 @@
+"""What a user gets: the source archive, the wheel built from it, and the words when a build cannot be had."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mtlkit
+
+# Like a user's, but for the CUDA part, which costs time and is checked by tests/cuda/test_compile.py.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MTLKIT_")}
+ENVIRONMENT["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+ENVIRONMENT["MTLKIT_CUDA"] = "off"
+
+PIP = [sys.executable, "-m", "pip"]
+WHEEL = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--verbose", "."]
+
+
+def run(command: list, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    environment = ENVIRONMENT | variables
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Unpacks `wheel` with pip into `folder`, from which Python can import it."""
+    process = run([*PIP, "install", "--no-deps", "--no-index", "--target", folder, wheel], folder)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(root) -> list[str]:
+    """The files of the project, as git knows them."""
+    listing = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], root)
+    if listing.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [name for name in listing.stdout.splitlines() if (root / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def tree(files, root, tmp_path_factory) -> Path:
+    """A copy of the project without anything that a build left behind."""
+    folder = tmp_path_factory.mktemp("tree")
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source_archive(tree, tmp_path_factory) -> Path:
+    """What a source distribution unpacks to."""
+    folder = tmp_path_factory.mktemp("sdist")
+    script = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    process = run([sys.executable, "-c", script], tree)
+    assert process.returncode == 0, process.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    shutil.unpack_archive(archive, folder)
+    return folder / f"mtlkit-{mtlkit.__version__}"
+
+
+@pytest.fixture(scope="module")
+def wheel(source_archive) -> Path:
+    process = run(WHEEL, source_archive)
+    assert process.returncode == 0, process.stdout + process.stderr
+    (path,) = source_archive.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tree) -> Path:
+    process = run(WHEEL, tree, MTLKIT_NATIVE="off")
+    assert process.returncode == 0, process.stdout + process.stderr
+    (path,) = tree.glob("*.whl")
+    return path
+
+
+def test_source_archive_is_complete(source_archive, files):
+    needed = [name for name in files if name.startswith(("csrc/", "kernels/", "mtlkit/"))]
+    assert "csrc/bindings.cpp" in needed
+    missing = [name for name in [*needed, "CMakeLists.txt", "LICENSE"] if not (source_archive / name).is_file()]
+    assert not missing
+
+
+def test_wheel_content(wheel, files):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"mtlkit", f"mtlkit-{mtlkit.__version__}.dist-info"}
+    expected = {name for name in files if name.startswith("mtlkit/")}
+    expected |= {f"mtlkit/{name}" for name in files if name.startswith("kernels/")}
+    expected.add("mtlkit/_C" + sysconfig.get_config_var("EXT_SUFFIX"))
+    assert {name for name in names if name.startswith("mtlkit/")} == expected
+
+
+def test_wheel_imports(wheel, tmp_path, run_python):
+    folder = install(wheel, tmp_path)
+    script = "import mtlkit.kernels, mtlkit._native as n; print(mtlkit.__file__, mtlkit.kernels.__file__, n.C.__file__)"
+    process = run_python("-c", script, path=[folder])
+    assert process.returncode == 0, process.stderr
+    assert all(Path(name).is_relative_to(folder) for name in process.stdout.split())
+
+
+def test_pure_python(pure_wheel, tmp_path, run_python):
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    process = run_python("-m", "mtlkit.info", path=[install(pure_wheel, tmp_path)])
+    assert process.returncode == 0, process.stderr
+    assert "mtlkit._C is not built" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"), [("MTLKIT_CUDA", "expected auto, on or off"), ("MTLKIT_NATIVE", "expected on or off")]
+)
+def test_unknown_value_is_an_error(tree, variable, expected):
+    process = run(WHEEL, tree, **{variable: "maybe"})
+    assert process.returncode != 0
+    assert f"{variable}='maybe' is unknown: {expected}." in process.stdout + process.stderr
+
+
+def configure(tree: Path, folder: Path, cuda: str, nvcc: str) -> subprocess.CompletedProcess:
+    """Runs CMake up to the build files, with `nvcc` (a shell script) as the CUDA compiler."""
+    compiler = folder / "nvcc"
+    compiler.write_text(f"#!/bin/sh\n{nvcc}\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IEXEC)
+    pybind11 = run([sys.executable, "-m", "pybind11", "--cmakedir"], folder).stdout.strip()
+    definitions = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", f"-DMTLKIT_CUDA={cuda}"]
+    command = ["cmake", "-S", tree, "-B", folder / "build", "-G", "Ninja", *definitions]
+    return run(command, folder, CUDACXX=str(compiler))
+
+
+@pytest.mark.parametrize("nvcc", ["exit 1", "exit 0"], ids=["fails", "compiles nothing"])
+def test_broken_nvcc_is_left_out(tree, tmp_path, nvcc):
+    process = configure(tree, tmp_path, "auto", nvcc)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("the CUDA kernels are left out") == 1
+
+
+def test_broken_nvcc_is_an_error_where_cuda_is_required(tree, tmp_path):
+    process = configure(tree, tmp_path, "on", "exit 1")
+    assert process.returncode != 0
+    assert "MTLKIT_CUDA=on" in process.stderr
