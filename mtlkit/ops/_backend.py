@@ -1,0 +1,132 @@
+"""Which implementation serves a call.
+
+`auto` takes the fastest backend that serves the tensors' device; `use_backend` and `MTLKIT_BACKEND` ask for one by
+name, and one that is asked for and cannot serve raises, naming the reason and the mend.
+"""
+
+import os
+from importlib.util import find_spec
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+
+BACKENDS = {
+    "reference": "the sequential formula in plain PyTorch: slow, and what every other backend is tested against",
+    "torch": "vectorised plain PyTorch, on any device",
+    "cpu": "C++ kernels for the CPU",
+    "triton": "Triton kernels for GPUs",
+    "cuda": "CUDA kernels for NVIDIA GPUs",
+}
+
+_requested = os.environ.get("MTLKIT_BACKEND") or "auto"
+
+
+class use_backend:  # noqa: N801 - reads as a verb, as torch.no_grad does
+    """Asks for one backend in every operator: at once as a call, until the end of the block in a `with` statement.
+
+    The request holds for the whole process, all threads included.
+
+    Args:
+        name: "reference", "torch", "cpu", "triton", "cuda", or "auto" for the fastest that serves.
+
+    Raises:
+        ValueError: `name` is no backend.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x = torch.randn(1, 8, 8, 16)
+        >>> with mtlkit.use_backend("reference"):
+        ...     y = mtlkit.nn.SS2D(d_model=16)(x)
+    """
+
+    def __init__(self, name: str) -> None:
+        global _requested
+        _check_name(name, "name")
+        self._before = _requested
+        _requested = name
+
+    def __enter__(self) -> "use_backend":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        global _requested
+        _requested = self._before
+
+
+def _check_name(name: str, argument: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+
+
+def choose(op: str, served: tuple[str, ...], device: torch.device, limits: dict[str, str] | None = None) -> str:
+    """The backend that serves a call.
+
+    Args:
+        op: name of the operator, for messages.
+        served: the backends that implement it, fastest first.
+        device: where the tensors are.
+        limits: what keeps a backend from serving this very call, in a sentence each.
+
+    Raises:
+        ValueError: the backend that was asked for cannot serve.
+    """
+    _check_name(_requested, "MTLKIT_BACKEND")
+    if _requested == "auto":
+        return next(name for name in served if not _obstacle(op, name, served, device, limits))
+    obstacle = _obstacle(op, _requested, served, device, limits)
+    if obstacle:
+        raise ValueError(f"backend {_requested!r} was asked for and cannot serve {op}: {obstacle}")
+    return _requested
+
+
+def _obstacle(
+    op: str, name: str, served: tuple[str, ...], device: torch.device, limits: dict[str, str] | None
+) -> str | None:
+    if name not in served:
+        return f"it has no {op}; those that have: {', '.join(served)}"
+    if limits and name in limits:
+        return limits[name]
+    if name == "cpu":
+        if device.type != "cpu":
+            return f"it serves tensors on the CPU, and these are on {device}"
+        if _native.C is None:
+            return f"{_native.why_not}; install with a C++ compiler at hand: pip install -e ."
+    return None
+
+
+class BackendState(NamedTuple):
+    """One line of `mtlkit info`: a backend, whether it is active here, why or why not, and what to do about it."""
+
+    name: str
+    active: bool
+    detail: str
+    mend: str
+
+
+def describe() -> list[BackendState]:
+    """The state of every backend on this machine."""
+    states = [BackendState(name, True, BACKENDS[name], "") for name in ("reference", "torch")]
+    if _native.C is not None:
+        detail = f"{BACKENDS['cpu']}, {_native.C.cpu_isa()}, {torch.get_num_threads()} threads"
+        states.append(BackendState("cpu", True, detail, ""))
+    else:
+        states.append(BackendState("cpu", False, f"{_native.why_not}", "pip install -e . with a C++ compiler at hand"))
+    gpu = torch.cuda.is_available()
+    if find_spec("triton") is None:
+        states.append(BackendState("triton", False, "the package triton is not installed", "pip install triton"))
+    elif not gpu:
+        states.append(BackendState("triton", False, "torch finds no GPU", "check the driver, and that torch has CUDA"))
+    else:
+        states.append(BackendState("triton", False, "no operator has a Triton kernel yet", ""))
+    if _native.C is None or not _native.C.cuda:
+        states.append(BackendState("cuda", False, "built without CUDA", "MTLKIT_CUDA=on pip install -e . beside nvcc"))
+    elif not gpu:
+        detail = f"built for {_native.C.cuda_archs}, but torch finds no GPU"
+        states.append(BackendState("cuda", False, detail, "check the driver, and that torch has CUDA"))
+    else:
+        states.append(BackendState("cuda", True, f"{BACKENDS['cuda']}, built for {_native.C.cuda_archs}", ""))
+    return states

@@ -1,0 +1,49 @@
+"""How operators call `mtlkit._C`: tensors as addresses and strides, statuses as exceptions."""
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+# Tokens between two states that are kept for the backward pass, and the most states: csrc/common/ss2d.h, csrc/cpu/scan.h
+CHECKPOINT_TOKENS = 32
+MAX_STATES = 256
+
+
+def argument(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
+    """Address, dtype and strides in elements."""
+    return None if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride())
+
+
+def address(tensor: Tensor | None) -> int:
+    """The address of a tensor that the kernel takes as contiguous and of the type of computation; 0 for none."""
+    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def check(status: int) -> None:
+    """Raises what a CPU function's status says.
+
+    Raises:
+        MemoryError: the scratch buffers could not be allocated.
+    """
+    if status:
+        raise MemoryError(f"mtlkit: {_native.C.error_string(status)}")
+
+
+def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """The type of computation: double where any tensor is double, else float."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass through a call with these tensors can follow."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether the call is being traced, so that it must go through the dispatcher instead of running at once."""
+    return torch.compiler.is_compiling() or any(
+        t is not None and type(t) is not Tensor and not isinstance(t, torch.nn.Parameter) for t in tensors
+    )

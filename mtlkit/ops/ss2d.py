@@ -1,0 +1,333 @@
+r"""SS2D, the four-direction 2-D selective scan of VMamba, MedMamba and VM-UNet, fused.
+
+B images, D channels, H x W pixels, L = H W, K = 4 directions, N states, R rank of the time step, M = R + 2 N.
+
+    k = 0  row-major      i = h W + w ascending
+    k = 1  column-major   w outer, h inner
+    k = 2  the reverse of k = 0
+    k = 3  the reverse of k = 1
+
+With u_k the pixels in the order of direction k, and the rows of x_dbl[k] split into dts (R), B (N) and C (N):
+
+    dt  = softplus(dt_weight[k] dts + dt_bias[k])
+    h_t = exp(-dt_t exp(A_logs[k])) h_{t-1} + dt_t u_t B_t,   h_{-1} = 0
+    y_t = sum_n h_t[n] C_t[n] + Ds[k] u_t
+
+and y is the sum of the four, each put back into image order. A 1 x 1 projection commutes with the order of pixels, so
+x_dbl of all four directions is one matrix product on the image as it is.
+
+Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2; Yue and Li, "MedMamba" (2024).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mtlkit import _native
+from mtlkit.ops._backend import choose
+from mtlkit.ops._check import check_device, check_float_dtype, check_shape, check_tensor
+from mtlkit.ops._native_call import (
+    CHECKPOINT_TOKENS,
+    MAX_STATES,
+    address,
+    argument,
+    check,
+    compute_dtype,
+    traced,
+    wants_grad,
+)
+from mtlkit.ops.selective_scan import selective_scan_reference, selective_scan_torch
+
+SERVED = ("cpu", "torch", "reference")
+DIRECTIONS = 4
+
+# --- scan orders ---------------------------------------------------------------------------------------------------------
+
+
+def cross_scan(x: Tensor) -> Tensor:
+    """The pixels of each direction in its order: (B, 4, C, H, W), or (B, C, H, W) for all alike, to (B, 4, C, L)."""
+    if x.dim() == 4:
+        x = x[:, None].expand(-1, DIRECTIONS, -1, -1, -1)
+    rows = x.flatten(-2)  # (B, 4, C, L)
+    columns = x.transpose(-1, -2).flatten(-2)  # (B, 4, C, L)
+    return torch.stack((rows[:, 0], columns[:, 1], rows[:, 2].flip(-1), columns[:, 3].flip(-1)), 1)
+
+
+def cross_merge(ys: Tensor, height: int, width: int) -> Tensor:
+    """The way back, summed over the directions: (B, 4, C, L) to (B, C, H, W)."""
+    rows = ys[:, 0] + ys[:, 2].flip(-1)  # (B, C, L)
+    columns = ys[:, 1] + ys[:, 3].flip(-1)  # (B, C, L)
+    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).transpose(-1, -2)
+
+
+# --- reference, and vectorised PyTorch -----------------------------------------------------------------------------------
+
+
+def ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+    """The formula, token by token."""
+    return _composed(selective_scan_reference, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
+
+
+def ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+    """As the reference, with the vectorised scan."""
+    return _composed(selective_scan_torch, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
+
+
+def _composed(scan, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+    dtype = compute_dtype(u, x_dbl)
+    height, width = u.shape[2:]
+    rank, states = dt_weight.shape[2], A_logs.shape[1]
+    us = cross_scan(u.to(dtype))  # (B, 4, D, L)
+    dts, Bs, Cs = cross_scan(x_dbl.to(dtype)).split((rank, states, states), 2)  # (B, 4, R | N | N, L)
+    delta = torch.einsum("bkrl,kdr->bkdl", dts, dt_weight.to(dtype))  # (B, 4, D, L)
+    ys, _ = scan(
+        us.flatten(1, 2),  # (B, 4 D, L)
+        delta.flatten(1, 2),
+        -torch.exp(A_logs.to(dtype)),  # (4 D, N)
+        Bs,  # (B, 4, N, L)
+        Cs,
+        Ds.to(dtype),
+        None,
+        dt_bias.to(dtype).flatten(),
+        True,
+    )
+    y = cross_merge(ys.unflatten(1, (DIRECTIONS, -1)), height, width)  # (B, D, H, W)
+    return _like_layout(y, u).to(out_dtype)
+
+
+def _like_layout(y: Tensor, u: Tensor) -> Tensor:
+    channels_last = u.is_contiguous(memory_format=torch.channels_last) and not u.is_contiguous()
+    return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+# --- shape rule ----------------------------------------------------------------------------------------------------------
+
+
+def _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> None:
+    check_tensor("u", u, 4)
+    check_tensor("x_dbl", x_dbl, 5)
+    check_tensor("dt_weight", dt_weight, 3)
+    check_tensor("dt_bias", dt_bias, 2)
+    check_tensor("A_logs", A_logs, 2)
+    check_tensor("Ds", Ds, 1)
+    batch, channels, height, width = u.shape
+    if channels < 1 or height < 1 or width < 1:
+        raise ValueError(f"u: expected shape (B, D, H, W) with D, H and W at least 1, got {tuple(u.shape)}")
+    rank, states = dt_weight.shape[2], A_logs.shape[1]
+    if rank < 1:
+        raise ValueError(f"dt_weight: expected shape (4, D, R) with R at least 1, got {tuple(dt_weight.shape)}")
+    if states < 1:
+        raise ValueError(f"A_logs: expected shape (4 D, N) with N at least 1, got {tuple(A_logs.shape)}")
+    check_shape("dt_weight", dt_weight, "(4, D, R)", DIRECTIONS, channels, rank)
+    check_shape("dt_bias", dt_bias, "(4, D)", DIRECTIONS, channels)
+    check_shape("A_logs", A_logs, "(4 D, N)", DIRECTIONS * channels, states)
+    check_shape("Ds", Ds, "(4 D,)", DIRECTIONS * channels)
+    check_shape("x_dbl", x_dbl, "(B, 4, R + 2 N, H, W)", batch, DIRECTIONS, rank + 2 * states, height, width)
+    check_device(u=u, x_dbl=x_dbl, dt_weight=dt_weight, dt_bias=dt_bias, A_logs=A_logs, Ds=Ds)
+    if out_dtype is not None:
+        check_float_dtype("out_dtype", out_dtype)
+
+
+# --- launch --------------------------------------------------------------------------------------------------------------
+
+
+def _sizes(u: Tensor, dt_weight: Tensor, A_logs: Tensor) -> tuple[int, ...]:
+    return *u.shape, A_logs.shape[1], dt_weight.shape[2]
+
+
+def _rows(x_dbl: Tensor, dtype: torch.dtype) -> Tensor:
+    """x_dbl with a pixel's values side by side, as the kernel reads it; no copy where it already is: (B, H, W, 4, M)."""
+    return x_dbl.permute(0, 3, 4, 1, 2).to(dtype).contiguous()
+
+
+def _new_outputs(u: Tensor, A_logs: Tensor, dtype: torch.dtype, out_dtype: torch.dtype, save: bool):
+    batch, channels, height, width = u.shape
+    chunks = (height * width + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS if save else 0
+    checkpoints = torch.empty(batch, DIRECTIONS, chunks, A_logs.shape[1], channels, dtype=dtype, device=u.device)
+    return torch.empty_like(u, dtype=out_dtype), checkpoints
+
+
+def _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
+    """The kernel: y, and the states kept for backward (none unless `save`)."""
+    dtype = compute_dtype(u, x_dbl)
+    y, checkpoints = _new_outputs(u, A_logs, dtype, out_dtype, save)
+    if u.shape[0] > 0:
+        rows = _rows(x_dbl, dtype)
+        status = _native.C.ss2d_forward(
+            _sizes(u, dt_weight, A_logs),
+            tuple(argument(t) for t in (u, dt_weight, dt_bias, A_logs, Ds)),
+            address(rows),
+            address(checkpoints),
+            dtype == torch.float64,
+            torch.get_num_threads(),
+            argument(y),
+        )
+        check(status)
+    return y, checkpoints
+
+
+# --- backward ------------------------------------------------------------------------------------------------------------
+
+
+def _backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
+    """The kernel: the gradient of each input."""
+    inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    if u.shape[0] == 0:
+        return [torch.zeros_like(t) for t in inputs]
+    dtype = compute_dtype(u, x_dbl)
+    rows = _rows(x_dbl, dtype)
+    du, drows = torch.empty_like(u), torch.empty_like(rows)
+    parameters = [torch.empty(t.shape, dtype=dtype) for t in (dt_weight, dt_bias, A_logs, Ds)]
+    status = _native.C.ss2d_backward(
+        _sizes(u, dt_weight, A_logs),
+        tuple(argument(t) for t in (u, dt_weight, dt_bias, A_logs, Ds)),
+        address(rows),
+        address(checkpoints),
+        dtype == torch.float64,
+        torch.get_num_threads(),
+        argument(dy),
+        argument(du),
+        *(address(t) for t in (drows, *parameters)),
+    )
+    check(status)
+    return [du, *(_like(g, t) for g, t in zip((drows.permute(0, 3, 4, 1, 2), *parameters), inputs[1:], strict=True))]
+
+
+def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
+
+
+class _SS2D(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, out_dtype, *inputs):
+        save = any(ctx.needs_input_grad)
+        y, checkpoints = _forward(*inputs, out_dtype, save)
+        if save:
+            ctx.save_for_backward(*inputs, checkpoints)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return None, *_backward(dy, *ctx.saved_tensors)
+
+
+# --- for the dispatcher: torch.compile, torch.export ---------------------------------------------------------------------
+
+
+@torch.library.custom_op("mtlkit::ss2d", mutates_args=(), device_types="cpu")
+def _op(
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    out_dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    return _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
+
+
+@_op.register_fake
+def _(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
+    return _new_outputs(u, A_logs, compute_dtype(u, x_dbl), out_dtype, save)
+
+
+@torch.library.custom_op("mtlkit::ss2d_backward", mutates_args=(), device_types="cpu")
+def _op_backward(
+    dy: Tensor,
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tuple(_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints))
+
+
+@_op_backward.register_fake
+def _(dy, *inputs_and_checkpoints):
+    return tuple(torch.empty_like(t) for t in inputs_and_checkpoints[:-1])
+
+
+def _op_setup(ctx, inputs, output) -> None:
+    *tensors, _out_dtype, save = inputs
+    if not save:
+        raise RuntimeError("mtlkit::ss2d: save=False was passed for a call that needs gradients")
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _op_grad(ctx, dy, _dcheckpoints):
+    return *_op_backward(dy, *ctx.saved_tensors), None, None
+
+
+_op.register_autograd(_op_grad, setup_context=_op_setup)
+
+
+# --- public --------------------------------------------------------------------------------------------------------------
+
+
+def ss2d(
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Four-direction 2-D selective scan, from the input and its projections to the merged output.
+
+    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, in any memory format and of any strides;
+    channels-last is the fast one. State and sums are float32 (float64 where u or x_dbl is). First-order gradients flow
+    to every tensor. Results repeat bit by bit on the same machine and thread count. The `cpu` backend keeps a state
+    every 32 tokens for the backward pass; nothing of size (B, 4, D, L) is written.
+
+    Args:
+        u: input, (B, D, H, W).
+        x_dbl: projections of u for the four directions, in image order, (B, 4, R + 2 N, H, W): R values for the time
+            step, then B, then C. Fastest where a pixel's values lie side by side, as a linear layer leaves them.
+        dt_weight: projection of the time step, (4, D, R).
+        dt_bias: its bias, added before softplus, (4, D).
+        A_logs: logarithm of -A, (4 D, N).
+        Ds: skip, (4 D,).
+        out_dtype: dtype of the output; that of u if None. Pass torch.float32 with float16 input where the output may
+            pass float16's range.
+
+    Returns:
+        The output, (B, D, H, W) in the memory format of u.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> D, N, R = 8, 16, 2
+        >>> u = torch.randn(1, D, 7, 5).to(memory_format=torch.channels_last)
+        >>> x_dbl = torch.randn(1, 4, R + 2 * N, 7, 5)
+        >>> dt_weight, dt_bias = torch.randn(4, D, R), torch.randn(4, D)
+        >>> mtlkit.ops.ss2d(u, x_dbl, dt_weight, dt_bias, torch.zeros(4 * D, N), torch.ones(4 * D)).shape
+        torch.Size([1, 8, 7, 5])
+    """
+    _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
+    inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    out_dtype = out_dtype or u.dtype
+    states = A_logs.shape[1]
+    limits = {"cpu": f"it keeps at most {MAX_STATES} states, got {states}"} if states > MAX_STATES else None
+    backend = choose("ss2d", SERVED, u.device, limits)
+    if backend == "reference":
+        return ss2d_reference(*inputs, out_dtype)
+    if backend == "torch":
+        return ss2d_torch(*inputs, out_dtype)
+    if traced(*inputs):
+        return _op(*inputs, out_dtype, wants_grad(*inputs))[0]
+    return _SS2D.apply(out_dtype, *inputs)
