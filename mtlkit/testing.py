@@ -1,0 +1,163 @@
+"""What tests and benchmarks share: inputs of named shapes, and one policy of how exact a result must be.
+
+The policy compares with the reference in float64 by the relative error |got - exact| / |exact| in the 2-norm:
+
+- float64 and float32 within fixed bounds;
+- 16-bit within twice (output) or three times (gradients) the error that plain PyTorch makes in the same dtype, plus
+  the dtype's own rounding;
+- a gradient that is zero where the exact one is not fails whatever the bounds are.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
+GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
+ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|."""
+    got, exact = got.detach().double(), exact.detach().double()
+    scale = exact.norm().item()
+    return (got - exact).norm().item() / (scale if scale > 0 else 1.0)
+
+
+def assert_accurate(
+    name: str, got: Tensor, exact: Tensor, plain: Tensor | None = None, *, gradient: bool = False
+) -> float:
+    """Raises unless `got` meets the policy.
+
+    Args:
+        name: what is compared, for the message.
+        got: the result under test.
+        exact: the reference in float64.
+        plain: what plain PyTorch makes of the same 16-bit input; needed for 16-bit results only.
+        gradient: whether the bounds for gradients hold.
+
+    Returns:
+        The relative error.
+
+    Raises:
+        AssertionError: another shape, a missing or wrongly zero value, or an error beyond the bound.
+    """
+    assert got is not None, f"{name}: there is no result"
+    assert got.shape == exact.shape, f"{name}: expected shape {tuple(exact.shape)}, got {tuple(got.shape)}"
+    if exact.numel() == 0:
+        return 0.0
+    error = relative_error(got, exact)
+    if got.dtype in ROUNDING:
+        assert plain is not None, f"{name}: a 16-bit result is judged beside plain PyTorch's"
+        bound = (3 if gradient else 2) * relative_error(plain, exact) + ROUNDING[got.dtype]
+    else:
+        bound = (GRADIENT_BOUND if gradient else FORWARD_BOUND)[got.dtype]
+    assert error <= bound, f"{name}: relative error {error:.2e} is beyond {bound:.2e} ({got.dtype})"
+    assert exact.abs().max() == 0 or got.abs().max() > 0, f"{name}: all zero, which the exact result is not"
+    return error
+
+
+@dataclass(frozen=True)
+class SS2DShape:
+    """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d."""
+
+    B: int
+    D: int
+    H: int
+    W: int
+    N: int
+    R: int
+
+    @property
+    def updates(self) -> int:
+        """State updates of a forward pass, 4 B D L N: the unit of the speed tables."""
+        return 4 * self.B * self.D * self.H * self.W * self.N
+
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        memory_format: torch.memory_format = torch.channels_last,
+        requires_grad: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> dict[str, Tensor]:
+        """Random arguments of `ss2d` by name, distributed as in a trained network; equal numbers for every dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
+        rows = normal(self.B, self.H, self.W, 4, self.R + 2 * self.N)
+        arguments = {
+            "u": normal(self.B, self.D, self.H, self.W).contiguous(memory_format=memory_format),
+            "x_dbl": rows.permute(0, 3, 4, 1, 2),
+            "dt_weight": normal(4, self.D, self.R) * self.R**-0.5,
+            "dt_bias": normal(4, self.D) - 3,
+            "A_logs": torch.log(steps).expand(4 * self.D, -1) + 0.1 * normal(4 * self.D, self.N),
+            "Ds": normal(4 * self.D),
+        }
+        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
+
+
+@dataclass(frozen=True)
+class SelectiveScanShape:
+    """The sizes of one call of `selective_scan`: letters as in mtlkit.ops.selective_scan; 0 groups leave B, C constant."""
+
+    B: int
+    D: int
+    L: int
+    N: int
+    G: int = 1
+
+    @property
+    def updates(self) -> int:
+        """State updates of a forward pass, B D L N."""
+        return self.B * self.D * self.L * self.N
+
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        requires_grad: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> dict[str, Tensor]:
+        """Random tensor arguments of `selective_scan` by name; equal numbers for every dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        rows = (self.B, self.G, self.N, self.L) if self.G > 1 else (self.B, self.N, self.L)
+        rows = rows if self.G > 0 else (self.D, self.N)
+        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
+        arguments = {
+            "u": normal(self.B, self.D, self.L),
+            "delta": 0.5 * normal(self.B, self.D, self.L),
+            "A": -steps * torch.exp(0.1 * normal(self.D, self.N)),
+            "B": normal(*rows),
+            "C": normal(*rows),
+            "D": normal(self.D),
+            "z": normal(self.B, self.D, self.L),
+            "delta_bias": normal(self.D) - 3,
+        }
+        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
+
+
+# Shapes of networks in use, one image unless the name says otherwise: MedMamba-T at 224 x 224, an exam of four
+# mammograms at 512 x 512, VMamba-T (s1l8) with its single state.
+SS2D_SHAPES = {
+    "medmamba_t_stage1": SS2DShape(1, 96, 56, 56, 16, 3),
+    "medmamba_t_stage2": SS2DShape(1, 192, 28, 28, 16, 6),
+    "medmamba_t_stage3": SS2DShape(1, 384, 14, 14, 16, 12),
+    "medmamba_t_stage4": SS2DShape(1, 768, 7, 7, 16, 24),
+    "mammo_4view_64": SS2DShape(4, 192, 64, 64, 16, 6),
+    "mammo_4view_128": SS2DShape(4, 96, 128, 128, 16, 3),
+    "vmamba_t_stage1": SS2DShape(1, 96, 56, 56, 1, 6),
+    "vmamba_t_stage2": SS2DShape(1, 192, 28, 28, 1, 12),
+    "vmamba_t_stage3": SS2DShape(1, 384, 14, 14, 1, 24),
+    "vmamba_t_stage4": SS2DShape(1, 768, 7, 7, 1, 48),
+}
