@@ -1,7 +1,18 @@
 """Operators: plain functions on tensors, each with a reference, a vectorised PyTorch form and compiled kernels."""
 
 from mtlkit.ops._backend import BACKENDS, use_backend
+from mtlkit.ops.dwconv_silu import dwconv_silu
+from mtlkit.ops.norm_gate import norm_gate
 from mtlkit.ops.selective_scan import selective_scan
 from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d
 
-__all__ = ["BACKENDS", "cross_merge", "cross_scan", "selective_scan", "ss2d", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "cross_merge",
+    "cross_scan",
+    "dwconv_silu",
+    "norm_gate",
+    "selective_scan",
+    "ss2d",
+    "use_backend",
+]

@@ -1,0 +1,106 @@
+r"""dwconv_silu: depthwise 3 x 3 convolution, bias and SiLU in one pass over the image.
+
+B images, D channels, H x W pixels; pixels beyond the border are 0.
+
+    a[b, d, h, w] = bias[d] + sum_ij weight[d, 0, i, j] x[b, d, h + i - 1, w + j - 1],   i, j in 0, 1, 2
+    y = SiLU(a) = a / (1 + exp(-a))
+
+It is what stands between the input projection and the scan in every SS2D layer.
+
+Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; the convolution of Mamba's block, in 2-D.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtlkit.ops._backend import choose
+from mtlkit.ops._check import check_device, check_shape, check_tensor
+from mtlkit.ops._native_call import compute_dtype
+
+SERVED = ("torch", "reference")
+TAPS = 3
+
+# --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
+
+
+def dwconv_silu_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The formula, tap by tap."""
+    dtype = compute_dtype(x)
+    height, width = x.shape[2:]
+    padded = F.pad(x.to(dtype), (1, 1, 1, 1))  # (B, D, H + 2, W + 2)
+    a = torch.zeros_like(x, dtype=dtype)  # (B, D, H, W)
+    if bias is not None:
+        a = a + bias.to(dtype)[:, None, None]
+    for i in range(TAPS):
+        for j in range(TAPS):
+            tap = weight[:, 0, i, j].to(dtype)[:, None, None]  # (D, 1, 1)
+            a = a + tap * padded[:, :, i : i + height, j : j + width]
+    return _new_output(x).copy_(a / (1 + torch.exp(-a)))
+
+
+def dwconv_silu_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """PyTorch's own convolution and activation, in the dtype of x."""
+    bias = None if bias is None else bias.to(x.dtype)
+    a = F.conv2d(x, weight.to(x.dtype), bias, padding=1, groups=x.shape[1])  # (B, D, H, W)
+    return F.silu(a).to(x.dtype).contiguous(memory_format=_memory_format(x))
+
+
+# --- shape rule -------------------------------------------------------------------------------------------------------
+
+
+def _check(x, weight, bias) -> None:
+    check_tensor("x", x, 4)
+    check_tensor("weight", weight, 4)
+    channels, height, width = x.shape[1:]
+    if channels < 1 or height < 1 or width < 1:
+        raise ValueError(f"x: expected shape (B, D, H, W) with D, H and W at least 1, got {tuple(x.shape)}")
+    check_shape("weight", weight, "(D, 1, 3, 3)", channels, 1, TAPS, TAPS)
+    if bias is not None:
+        check_tensor("bias", bias, 1)
+        check_shape("bias", bias, "(D,)", channels)
+    check_device(x=x, weight=weight, bias=bias)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
+
+
+def _new_output(x: Tensor) -> Tensor:
+    """Dense, with the channels where x has them; also for the gradient of x."""
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
+
+
+def dwconv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Depthwise 3 x 3 convolution with padding 1 and stride 1, plus a bias, then SiLU.
+
+    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; pixels whose channels lie
+    side by side are the fast case, wherever the pixels themselves lie. Sums are float32 (float64 where x is).
+
+    Args:
+        x: input, (B, D, H, W).
+        weight: one filter a channel, (D, 1, 3, 3).
+        bias: added before SiLU, (D,).
+
+    Returns:
+        The output, (B, D, H, W) in the dtype of x: channels-last where the channels of x lie side by side, otherwise
+        contiguous.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x = torch.randn(1, 8, 7, 5).to(memory_format=torch.channels_last)
+        >>> mtlkit.ops.dwconv_silu(x, torch.randn(8, 1, 3, 3), torch.randn(8)).shape
+        torch.Size([1, 8, 7, 5])
+    """
+    _check(x, weight, bias)
+    backend = choose("dwconv_silu", SERVED, x.device)
+    if backend == "reference":
+        return dwconv_silu_reference(x, weight, bias)
+    return dwconv_silu_torch(x, weight, bias)
