@@ -25,8 +25,13 @@ def choice(variable: str, *options: str) -> str:
 
 
 def tool(name: str) -> str:
-    """Path of a build tool: from PATH (the isolated build environment comes first there), else beside this Python."""
-    path = shutil.which(name) or shutil.which(name, path=sysconfig.get_path("scripts"))
+    """Path of a build tool.
+
+    A virtual environment's own comes first, so that builds with and without isolation share their objects; then PATH,
+    where pip's build environment stands in front.
+    """
+    own = [sysconfig.get_path("scripts")] if sys.prefix != sys.base_prefix else []
+    path = shutil.which(name, path=os.pathsep.join([*own, os.environ["PATH"]]))
     if path is None:
         raise SystemExit(f"{name} was not found; without build isolation, first: pip install {name}")
     return path

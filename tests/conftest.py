@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,15 +39,27 @@ def root() -> Path:
     return ROOT
 
 
+# Takes an editable install of mtlkit out of a process that is to see another copy: its finder serves mtlkit._C from the
+# sources even to that copy.
+WITHOUT_EDITABLE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
+
+
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a fresh Python away from the sources: run_python("-c", "...", path=[folder to import from first])."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+    """Runs a fresh Python away from the sources, as run_python("-c", "...", MTLKIT_BACKEND="torch").
 
-    def run(*arguments: str, path: list[Path] = (), **variables: str) -> subprocess.CompletedProcess:
+    `path` lists folders to import from first; `copy` is one that holds a copy of mtlkit, to be used in place of the
+    installed one.
+    """
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    without_editable = tmp_path_factory.mktemp("without_editable")
+    (without_editable / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
+
+    def run(*arguments: str, path: Sequence[Path] = (), copy: Path | None = None, **variables: str):
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("MTLKIT_", "PYTHON"))}
-        environment |= {"PYTHONPATH": os.pathsep.join(map(str, path))} | variables
+        folders = [*path, *([copy, without_editable] if copy else [])]
+        environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders))} | variables
         command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
 
     return run

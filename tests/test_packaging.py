@@ -100,14 +100,14 @@ def test_wheel_content(wheel, files):
 def test_wheel_imports(wheel, tmp_path, run_python):
     folder = install(wheel, tmp_path)
     script = "import mtlkit.kernels, mtlkit._native as n; print(mtlkit.__file__, mtlkit.kernels.__file__, n.C.__file__)"
-    process = run_python("-c", script, path=[folder])
+    process = run_python("-c", script, copy=folder)
     assert process.returncode == 0, process.stderr
     assert all(Path(name).is_relative_to(folder) for name in process.stdout.split())
 
 
 def test_pure_python(pure_wheel, tmp_path, run_python):
     assert pure_wheel.name.endswith("-py3-none-any.whl")
-    process = run_python("-m", "mtlkit.info", path=[install(pure_wheel, tmp_path)])
+    process = run_python("-m", "mtlkit.info", copy=install(pure_wheel, tmp_path))
     assert process.returncode == 0, process.stderr
     assert "mtlkit._C is not built" in process.stdout
 
