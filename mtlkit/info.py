@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 
@@ -168,9 +169,9 @@ def report() -> str:
     torch, torch_error = load_torch()  # first, as in use: the compiled module then shares torch's OpenMP
     module, why_not = load_native()
     lines = [f"mtlkit {mtlkit.__version__}, {Path(mtlkit.__file__).parent}", "", "Backends"]
-    for name, active, detail, mend in backends(torch_error):
-        lines.append(f"  {name:<10} {'active' if active else '-':<8} {detail}".rstrip())
-        if mend and not active:
+    for mend, group in groupby(backends(torch_error), key=lambda row: row[3]):
+        lines += [f"  {name:<10} {'active' if active else '-':<8} {detail}" for name, active, detail, _ in group]
+        if mend:
             lines.append(f"{'':<21} to mend: {mend}")
     sections = {
         "Compiled module mtlkit._C": native(module, why_not),

@@ -1,6 +1,8 @@
+import doctest
 import importlib
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -53,5 +55,14 @@ def test_unknown_name_is_named():
         _ = mtlkit.nonsense
 
 
-def test_kernels_is_ours():
+def test_kernels_are_found():
     assert importlib.util.find_spec("mtlkit.kernels") is not None
+
+
+def test_readme_example(root):
+    (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), flags=re.DOTALL)
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_docstring_example():
+    assert doctest.testmod(mtlkit).failed == 0

@@ -18,6 +18,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 ENVIRONMENT["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 ENVIRONMENT["MTLKIT_CUDA"] = "off"
 
+NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 PIP = [sys.executable, "-m", "pip"]
 WHEEL = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--verbose", "."]
 
@@ -121,14 +122,20 @@ def test_unknown_value_is_an_error(tree, variable, expected):
     assert f"{variable}='maybe' is unknown: {expected}." in process.stdout + process.stderr
 
 
-def configure(tree: Path, folder: Path, cuda: str, nvcc: str) -> subprocess.CompletedProcess:
+def configure(tree: Path, folder: Path, cuda: str, nvcc: str, archs: str = "") -> subprocess.CompletedProcess:
     """Runs CMake up to the build files, with `nvcc` (a shell script) as the CUDA compiler."""
     compiler = folder / "nvcc"
     compiler.write_text(f"#!/bin/sh\n{nvcc}\n")
     compiler.chmod(compiler.stat().st_mode | stat.S_IEXEC)
     pybind11 = run([sys.executable, "-m", "pybind11", "--cmakedir"], folder).stdout.strip()
-    definitions = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}", f"-DMTLKIT_CUDA={cuda}"]
-    command = ["cmake", "-S", tree, "-B", folder / "build", "-G", "Ninja", *definitions]
+    definitions = {
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11,
+        "MTLKIT_CUDA": cuda,
+        "MTLKIT_CUDA_ARCHS": archs,
+    }
+    command = ["cmake", "-S", tree, "-B", folder / "build", "-G", "Ninja"]
+    command += [f"-D{name}={value}" for name, value in definitions.items()]
     return run(command, folder, CUDACXX=str(compiler))
 
 
@@ -143,3 +150,13 @@ def test_broken_nvcc_is_an_error_where_cuda_is_required(tree, tmp_path):
     process = configure(tree, tmp_path, "on", "exit 1")
     assert process.returncode != 0
     assert "MTLKIT_CUDA=on" in process.stderr
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is neither on PATH nor named in CUDACXX")
+@pytest.mark.parametrize(
+    ("archs", "expected"), [("", "CUDA kernels for 80, 90"), ("90 80", "for 80, 90+PTX"), ("80,7", "does not know '7'")]
+)
+def test_architectures(tree, tmp_path, archs, expected):
+    process = configure(tree, tmp_path, "auto", f'exec {NVCC} "$@"', archs)
+    assert (process.returncode == 0) == ("know" not in expected)
+    assert expected in process.stdout + process.stderr
