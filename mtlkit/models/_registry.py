@@ -1,0 +1,117 @@
+"""Which models there are, by name, and how each is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class _Entry:
+    make: Callable[..., nn.Module]
+    options: Any
+
+
+_MODELS: dict[str, _Entry] = {}
+
+
+def register(name: str, options: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Class decorator: makes a network known as `name`, with `options` as its defaults.
+
+    Args:
+        name: lower case, unique.
+        options: a frozen dataclass, the first argument of the class.
+
+    Raises:
+        ValueError: the name is taken.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import torch, mtlkit
+        >>> @dataclass(frozen=True)
+        ... class LinearOptions:
+        ...     num_classes: int = 2
+        >>> @mtlkit.models.register("doc_linear", LinearOptions())
+        ... class Linear(torch.nn.Linear):
+        ...     def __init__(self, options, device=None, dtype=None):
+        ...         super().__init__(4, options.num_classes, device=device, dtype=dtype)
+        >>> mtlkit.models.create_model("doc_linear", num_classes=7).out_features
+        7
+        >>> mtlkit.models.unregister("doc_linear")
+    """
+    if name in _MODELS:
+        raise ValueError(f"name: {name!r} is registered already")
+
+    def add(network: type[nn.Module]) -> type[nn.Module]:
+        _MODELS[name] = _Entry(network, options)
+        return network
+
+    return add
+
+
+def unregister(name: str) -> None:
+    """Forgets a model.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    _entry(name)
+    del _MODELS[name]
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted.
+
+    Example:
+        >>> import mtlkit
+        >>> "medmamba_t" in mtlkit.models.list_models()
+        True
+    """
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A new network with fresh parameters.
+
+    Args:
+        name: one of `list_models()`.
+        device: where the parameters are made.
+        dtype: of the parameters.
+        **options: fields of the network's dataclass that differ from the defaults of `name`.
+
+    Raises:
+        ValueError: there is no such model or option; the message lists those that there are.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> model = mtlkit.models.create_model("medmamba_t", num_classes=2).eval()
+        >>> model(torch.rand(1, 3, 64, 64)).shape
+        torch.Size([1, 2])
+    """
+    entry = _entry(name)
+    known = [field.name for field in fields(entry.options)]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{option}: {name} has no such option{_guess(option, known)}; it has: {', '.join(known)}")
+    return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _MODELS:
+        known = list_models()
+        raise ValueError(f"name: there is no model {name!r}{_guess(name, known)}; there are: {', '.join(known)}")
+    return _MODELS[name]
+
+
+def _guess(word: str, known: list[str]) -> str:
+    close = get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,128 @@
+"""MedMamba, a classifier of medical images.
+
+Patches of 4 x 4, then four stages of SS-Conv-SSM blocks with patch merging between them, then the mean over pixels and
+a linear head. Parameters have the original names, so that published checkpoints load unchanged.
+
+Source: Yue and Li, "MedMamba: Vision Mamba for Medical Image Classification" (2024).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
+from mtlkit.models._registry import register
+from mtlkit.nn import PatchEmbed, PatchMerging, SSConvSSM
+
+
+@dataclass(frozen=True)
+class MedMambaOptions:
+    """Options of MedMamba; the defaults are those of the tiny one.
+
+    Attributes:
+        num_classes: logits.
+        in_chans: channels of the images.
+        depths: blocks of each stage.
+        dims: channels of each stage, each twice the one before.
+        patch_size: rows and columns of a patch.
+        d_state: states of each channel of the scans.
+        ssm_ratio: channels of a scan for each channel of its half of the block.
+        dropout: probability after each SS2D.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+    """
+
+    num_classes: int = 1000
+    in_chans: int = 3
+    depths: tuple[int, ...] = (2, 2, 4, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    patch_size: int = 4
+    d_state: int = 16
+    ssm_ratio: float = 2.0
+    dropout: float = 0.0
+    drop_path_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_stages(self.depths, self.dims, self.num_classes, self.in_chans)
+
+
+@register("medmamba_t", MedMambaOptions())
+@register("medmamba_s", MedMambaOptions(depths=(2, 2, 8, 2)))
+@register("medmamba_b", MedMambaOptions(depths=(2, 2, 12, 2), dims=(128, 256, 512, 1024)))
+class MedMamba(nn.Module):
+    """MedMamba: images to logits.
+
+    Sizes that the patches and mergings do not divide are cropped at the bottom and on the right, as in the original:
+    with four stages only whole squares of 32 x 32 pixels reach the last one.
+
+    Args:
+        options: sizes and rates.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32 (with four stages); logits (B, num_classes)
+        out.
+
+    Raises:
+        ValueError: options that do not fit together; images of another shape or too small.
+        TypeError: images that are no floating-point tensor.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> options = mtlkit.models.MedMambaOptions(num_classes=2, depths=(1, 1), dims=(16, 32))
+        >>> model = mtlkit.models.MedMamba(options).eval()
+        >>> model(torch.rand(1, 3, 32, 48)).shape
+        torch.Size([1, 2])
+    """
+
+    def __init__(
+        self,
+        options: MedMambaOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = o = options or MedMambaOptions()
+        factory = {"device": device, "dtype": dtype}
+        rates = drop_path_rates(o.depths, o.drop_path_rate)
+        self.patch_embed = PatchEmbed(o.in_chans, o.dims[0], o.patch_size, **factory)
+        self.layers = nn.ModuleList()
+        for i, dim in enumerate(o.dims):
+            blocks = [SSConvSSM(dim, o.d_state, o.ssm_ratio, o.dropout, rate, **factory) for rate in rates[i]]
+            last = i == len(o.dims) - 1
+            self.layers.append(_Stage(blocks, None if last else PatchMerging(dim, "crop", **factory)))
+        self.head = nn.Linear(o.dims[-1], o.num_classes, **factory)
+        self.apply(_init)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """What the last stage makes of the images: (B, in_chans, H, W) to (B, H/32, W/32, C), channels-last."""
+        o = self.options
+        check_images(images, o.in_chans, o.patch_size * 2 ** (len(o.dims) - 1))
+        x = self.patch_embed(images)  # (B, H/4, W/4, C)
+        for stage in self.layers:
+            x = stage(x)  # (B, H/8, W/8, 2 C), ..., (B, H/32, W/32, 8 C)
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits: (B, in_chans, H, W) to (B, num_classes)."""
+        x = self.forward_features(images)  # (B, H/32, W/32, C)
+        return self.head(x.mean((1, 2)))  # (B, num_classes)
+
+
+class _Stage(nn.Module):
+    def __init__(self, blocks: list[SSConvSSM], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)  # (B, H, W, C)
+        return x if self.downsample is None else self.downsample(x)  # (B, H/2, W/2, 2 C)
+
+
+def _init(module: nn.Module) -> None:
+    init_linear_and_norm(module)
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

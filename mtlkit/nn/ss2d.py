@@ -1,0 +1,187 @@
+r"""SS2D, the layer around the four-direction selective scan.
+
+B images, C channels of the layer, D = ssm_ratio C of the scan, H x W pixels, K = 4 directions, N states, R rank of the
+time step, M = R + 2 N.
+
+    x, z  = split(X W_in)                                  no z without a gate
+    u     = SiLU(DWConv(x))
+    y     = ss2d(u, u W_x, ...)                            mtlkit.ops.ss2d
+    out   = (act(LayerNorm(y)) gate(z)) W_out              act is none or GELU; gate is SiLU, the identity or none
+
+Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and Li, "MedMamba" (2024).
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlkit import ops
+from mtlkit.nn._check import check_channels_last, check_choice, check_positive, check_probability
+
+DIRECTIONS = 4
+SMALLEST_STEP = 1e-4
+
+
+class SS2D(nn.Module):
+    """Four-direction 2-D selective scan layer of VMamba, MedMamba and VM-UNet.
+
+    The defaults are the form of MedMamba, VM-UNet and the first VMamba. The form of VMamba's second version is
+    `d_state=1, ssm_ratio=1.0 or 2.0, conv_bias=False, gate=None`. Parameters have the original names and shapes, so
+    that checkpoints load unchanged: in_proj, conv2d, x_proj_weight (4, M, D), dt_projs_weight (4, D, R),
+    dt_projs_bias (4, D), A_logs (4 D, N), Ds (4 D), out_norm, out_proj. A_logs and Ds carry `_no_weight_decay = True`
+    and are at least float32 when made.
+
+    Args:
+        d_model: channels in and out, C.
+        d_state: states of each channel, N.
+        ssm_ratio: channels of the scan for each of the layer, D / C.
+        dt_rank: rank of the time step, R; "auto" is C / 16, rounded up.
+        d_conv: rows and columns of the depthwise convolution, odd; 1 or less leaves it out.
+        conv_bias: whether that convolution has a bias.
+        gate: "silu" multiplies by SiLU(z), "linear" by z; None has no z, and half the input projection.
+        norm: "layer" normalises the merged scan over its channels; None does not.
+        out_act: whether GELU follows the norm ("_oact" in VMamba).
+        dropout: probability after the output projection.
+        bias: whether the two projections have one.
+        init: of the scan's parameters. "v0": A = -1..-N, steps log-uniform in [dt_min, dt_max]; "v1": A_logs normal,
+            time step 0.1 normal; "v2": A_logs 0, time step 0.1 uniform.
+        dt_min: smallest time step at the start, with "v0".
+        dt_max: largest.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-last as in the originals: (B, H, W, C) in and out. B may be 0.
+
+    Raises:
+        ValueError: an option out of its range; an input of another shape.
+        TypeError: an input that is no floating-point tensor.
+
+    Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and Li, "MedMamba" (2024).
+
+    Example:
+        >>> import torch, mtlkit
+        >>> layer = mtlkit.nn.SS2D(d_model=32)
+        >>> layer(torch.randn(2, 7, 5, 32)).shape
+        torch.Size([2, 7, 5, 32])
+        >>> second = mtlkit.nn.SS2D(d_model=32, d_state=1, ssm_ratio=1.0, conv_bias=False, gate=None)
+        >>> second(torch.randn(2, 7, 5, 32)).shape
+        torch.Size([2, 7, 5, 32])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        ssm_ratio: float = 2.0,
+        dt_rank: int | Literal["auto"] = "auto",
+        d_conv: int = 3,
+        conv_bias: bool = True,
+        gate: Literal["silu", "linear"] | None = "silu",
+        norm: Literal["layer"] | None = "layer",
+        out_act: bool = False,
+        dropout: float = 0.0,
+        bias: bool = False,
+        init: Literal["v0", "v1", "v2"] = "v0",
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        inner = int(ssm_ratio * d_model)
+        check_positive(d_model=d_model, d_state=d_state, dt_rank=rank, ssm_ratio=inner, dt_min=dt_min, dt_max=dt_max)
+        check_probability(dropout=dropout)
+        check_choice("gate", gate, ("silu", "linear", None))
+        check_choice("norm", norm, ("layer", None))
+        check_choice("init", init, ("v0", "v1", "v2"))
+        if d_conv > 1 and d_conv % 2 == 0:
+            raise ValueError(f"d_conv: expected an odd number, or at most 1 for no convolution, got {d_conv}")
+        self.d_model, self.d_inner, self.d_state, self.dt_rank = d_model, inner, d_state, rank
+        self.d_conv, self.gate, self.out_act, self.init = d_conv, gate, out_act, init
+        self.dt_min, self.dt_max = dt_min, dt_max
+
+        factory = {"device": device, "dtype": dtype}
+        wide = {"device": device, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        self.in_proj = nn.Linear(d_model, inner if gate is None else 2 * inner, bias=bias, **factory)
+        if d_conv > 1:
+            self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias, **factory)
+        self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * d_state, inner, **factory))
+        self.dt_projs_weight = nn.Parameter(torch.empty(DIRECTIONS, inner, rank, **factory))
+        self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, inner, **factory))
+        self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * inner, d_state, **wide))
+        self.Ds = nn.Parameter(torch.empty(DIRECTIONS * inner, **wide))
+        self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
+        self.out_norm = nn.LayerNorm(inner, **factory) if norm else nn.Identity()
+        self.out_proj = nn.Linear(inner, d_model, bias=bias, **factory)
+        self.dropout = nn.Dropout(dropout)
+        self.reset_scan_parameters()
+
+    @torch.no_grad()
+    def reset_scan_parameters(self) -> None:
+        """Initialises what belongs to the scan: x_proj_weight, dt_projs_*, A_logs and Ds."""
+        self.x_proj_weight.uniform_(-(self.d_inner**-0.5), self.d_inner**-0.5)
+        self.Ds.fill_(1)
+        if self.init == "v0":
+            self.dt_projs_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            step = torch.empty_like(self.dt_projs_bias, dtype=self.Ds.dtype)  # (4, D)
+            step.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp_().clamp_(min=SMALLEST_STEP)
+            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
+            self.A_logs.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float64).log())
+        elif self.init == "v1":
+            self.dt_projs_weight.normal_(std=0.1)
+            self.dt_projs_bias.normal_(std=0.1)
+            self.A_logs.normal_()
+        else:
+            self.dt_projs_weight.uniform_(0, 0.1)
+            self.dt_projs_bias.uniform_(0, 0.1)
+            self.A_logs.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scans the image in four directions: (B, H, W, C) to (B, H, W, C)."""
+        check_channels_last("x", x, self.d_model)
+        xz = self.in_proj(x)  # (B, H, W, 2 D), without a gate (B, H, W, D)
+        x, z = (xz, None) if self.gate is None else xz.chunk(2, -1)  # (B, H, W, D) each, views
+        u = self._conv_silu(x.permute(0, 3, 1, 2))  # (B, D, H, W)
+        rows = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4 M)
+        y = ops.ss2d(
+            u,
+            rows.unflatten(-1, self.x_proj_weight.shape[:2]).permute(0, 3, 4, 1, 2),  # (B, 4, M, H, W)
+            self.dt_projs_weight,
+            self.dt_projs_bias,
+            self.A_logs,
+            self.Ds,
+            out_dtype=torch.float32 if u.dtype == torch.float16 else None,  # the sum of four may pass float16's range
+        )  # (B, D, H, W)
+        y = self._norm_gate(y.permute(0, 2, 3, 1), z).to(u.dtype)  # (B, H, W, D)
+        return self.dropout(self.out_proj(y))  # (B, H, W, C)
+
+    def _conv_silu(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) in and out."""
+        if self.d_conv == 3:
+            return ops.dwconv_silu(x, self.conv2d.weight, self.conv2d.bias)
+        return F.silu(self.conv2d(x) if self.d_conv > 1 else x)
+
+    def _norm_gate(self, y: Tensor, z: Tensor | None) -> Tensor:
+        """(B, H, W, D) in and out."""
+        if isinstance(self.out_norm, nn.LayerNorm):
+            fused = z if self.gate == "silu" and not self.out_act else None
+            y = ops.norm_gate(y, self.out_norm.weight, self.out_norm.bias, fused, self.out_norm.eps)
+            if fused is not None:
+                return y
+        if self.out_act:
+            y = F.gelu(y)
+        if self.gate is None:
+            return y
+        return y * (F.silu(z) if self.gate == "silu" else z)
+
+    def extra_repr(self) -> str:
+        """The options, for repr."""
+        return (
+            f"d_model={self.d_model}, d_inner={self.d_inner}, d_state={self.d_state}, dt_rank={self.dt_rank}, "
+            f"d_conv={self.d_conv}, gate={self.gate!r}, out_act={self.out_act}, init={self.init!r}"
+        )
