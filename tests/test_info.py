@@ -1,4 +1,5 @@
 import doctest
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_variables_are_shown(run_python):
 def test_readme_has_the_variables(root):
     readme = (root / "README.md").read_text()
     assert tuple(sorted(re.findall(r"^\| `(MTLKIT_\w+)`", readme, flags=re.MULTILINE))) == info.SETTINGS
+
+
+@pytest.mark.parametrize("name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate"])
+def test_readme_tells_which_operators_have_kernels(root, name):
+    served = importlib.import_module(f"mtlkit.ops.{name}").SERVED
+    (row,) = re.findall(rf"^\| `ops\.{name}` \| (.*) \| (.*) \|$", (root / "README.md").read_text(), flags=re.MULTILINE)
+    assert [not cell.startswith("none yet") for cell in row] == [
+        "cpu" in served,
+        bool({"triton", "cuda"} & set(served)),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"]])
