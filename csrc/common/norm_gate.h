@@ -2,7 +2,8 @@
 //
 //   out = ((x - mean) / sqrt(var + eps) * weight + bias) * SiLU(z),   SiLU(z) = z / (1 + exp(-z))
 //
-// Channels are contiguous, rows may lie apart. Mean and variance (biased) are taken in float32.
+// Channels are contiguous, rows may lie apart. Mean and variance (biased) are taken in the type of computation, which
+// on a GPU is float.
 #pragma once
 
 #include "tensor.h"
@@ -17,6 +18,27 @@ struct NormGateForward {
   const float* bias;    // (D), null for zeros
   Tensor<2> out;        // (rows, D)
   float eps;
+};
+
+struct NormGateCpuForward {
+  int64_t rows, channels;
+  Tensor<2> x;       // (rows, D); stride[1] is 1, here and below
+  Tensor<2> z;       // (rows, D), may be absent
+  Tensor<1> weight;  // (D), absent for ones
+  Tensor<1> bias;    // (D), absent for zeros
+  Tensor<2> out;     // (rows, D)
+  double eps;
+  bool use_double;  // the type of computation: double or float
+  int threads;
+};
+
+struct NormGateCpuBackward {
+  NormGateCpuForward forward;  // as it was; out is not read
+  Tensor<2> dout;              // (rows, D)
+  Tensor<2> dx;                // (rows, D)
+  Tensor<2> dz;                // (rows, D), absent with z
+  void* dweight;               // (D), as is dbias: contiguous, in the type of computation; null with weight
+  void* dbias;                 // (D), null with bias
 };
 
 }  // namespace mtlkit

@@ -15,18 +15,18 @@ struct SelectiveScanShape {
 
 struct SelectiveScanForward {
   SelectiveScanShape shape;
-  Tensor<3> u;             // (B, D, L)
-  Tensor<3> delta;         // (B, D, L)
-  Tensor<2> A;             // (D, N)
-  Tensor<4> B, C;          // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
+  Tensor<3> u;      // (B, D, L)
+  Tensor<3> delta;  // (B, D, L)
+  Tensor<2> A;      // (D, N)
+  Tensor<4> B, C;   // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
   bool variable_B, variable_C;
-  Tensor<1> D;             // (D), may be absent
-  Tensor<3> z;             // (B, D, L), may be absent
-  Tensor<1> delta_bias;    // (D), may be absent
+  Tensor<1> D;           // (D), may be absent
+  Tensor<3> z;           // (B, D, L), may be absent
+  Tensor<1> delta_bias;  // (D), may be absent
   bool delta_softplus;
-  Tensor<3> out;           // (B, D, L)
-  void* last_state;        // (B, D, N), contiguous, in the type of computation; null if not wanted
-  void* checkpoints;       // (B, checkpoints, N, D), contiguous, in the type of computation; null if not wanted
+  Tensor<3> out;      // (B, D, L)
+  void* last_state;   // (B, D, N), contiguous, in the type of computation; null if not wanted
+  void* checkpoints;  // (B, checkpoints, N, D), contiguous, in the type of computation; null if not wanted
   bool use_double;
   int threads;
 };

@@ -1,6 +1,8 @@
 // The table of kernels that each instruction-set level fills in, and the choice between the levels.
 #pragma once
 
+#include "../common/dwconv_silu.h"
+#include "../common/norm_gate.h"
 #include "../common/selective_scan.h"
 #include "../common/ss2d.h"
 #include "../common/status.h"
@@ -13,6 +15,10 @@ struct CpuKernels {
   int (*ss2d_backward)(const SS2DBackward&);
   int (*selective_scan_forward)(const SelectiveScanForward&);
   int (*selective_scan_backward)(const SelectiveScanBackward&);
+  int (*dwconv_silu_forward)(const DwconvSiluForward&);
+  int (*dwconv_silu_backward)(const DwconvSiluBackward&);
+  int (*norm_gate_forward)(const NormGateCpuForward&);
+  int (*norm_gate_backward)(const NormGateCpuBackward&);
   int64_t (*yardstick)(int64_t tokens, int threads);
 };
 

@@ -17,14 +17,18 @@ inline constexpr int kTile = kCheckpointTokens;
 // States beyond which a scan is refused; the buffers below grow with it.
 inline constexpr int kMaxStates = 256;
 
-// What one tile's scan reads. b[t] and c[t] point to the N scalars of token t; lane_b and lane_c to N vectors.
+// What one tile's scan reads. The scalars of token t stand at row[t] + to_b and row[t] + to_c, N each.
 template <typename T>
 struct ScanTile {
   int64_t tokens;
   int states;
   Vec<T> dt[kTile], x[kTile];
-  const T *b[kTile], *c[kTile];
-  const Vec<T> *A, *lane_b, *lane_c;
+  const T* row[kTile];
+  int64_t to_b, to_c;
+  const Vec<T>*A, *lane_b, *lane_c;
+
+  const T* b(int64_t t) const { return row[t] + to_b; }
+  const T* c(int64_t t) const { return row[t] + to_c; }
 };
 
 template <typename T>
@@ -43,7 +47,7 @@ void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restr
   }
   for (int64_t t = 0; t < tile.tokens; ++t) {
     const Vec<T> dt = tile.dt[t], x = tile.x[t];
-    const T *b = tile.b[t], *c = tile.c[t];
+    const T *b = tile.b(t), *c = tile.c(t);
     Vec<T> even{}, odd{};
 #pragma GCC unroll 16
     for (int n = 0; n < states; ++n) {
@@ -57,91 +61,159 @@ void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restr
   }
 }
 
-// States and decays of a tile, rebuilt for the backward pass: h holds h_{-1}, h_0, ..., one more than there are tokens.
-template <typename T, int N, bool LaneB = false>
-void scan_states(const ScanTile<T>& tile, const Vec<T>* start, Vec<T>* __restrict h, Vec<T>* __restrict decay) {
-  const int states = N ? N : tile.states;
-  for (int n = 0; n < states; ++n) h[n] = start[n];
-  for (int64_t t = 0; t < tile.tokens; ++t) {
-    const Vec<T> dt = tile.dt[t], x = tile.x[t];
-    const T* b = tile.b[t];
-    Vec<T>* now = h + (t + 1) * states;
-    const Vec<T>* before = now - states;
-#pragma GCC unroll 16
-    for (int n = 0; n < states; ++n) {
-      const Vec<T> a = exp2(dt * tile.A[n]);
-      decay[t * states + n] = a;
-      now[n] = before[n] * a + x * pick<T>(LaneB, b, tile.lane_b, n);
-    }
-  }
-}
-
 // What the backward scan of one tile leaves behind.
 template <typename T>
 struct ScanGradients {
-  Vec<T>* carry;           // (N) in and out: decay times the gradient of the state, from the tokens behind
-  Vec<T>* dA;              // (N) added to; still to be multiplied by ln 2 if wanted for A in units of log2(e)
-  Vec<T>* ddt;             // (tokens) the gradient of dt through the decay alone
-  Vec<T>* dx;              // (tokens)
-  T *db, *dc;              // (tokens, N) sums over the lanes; not written where B or C is per lane
+  Vec<T>* carry;             // (N) in and out: decay times the gradient of the state, from the tokens behind
+  Vec<T>* dA;                // (N) added to; the gradient for A, not for A in units of log2(e)
+  Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone
+  Vec<T>* dx;                // (tokens)
+  Vec<T>* y;                 // (tokens) the output of the scan, or null if not wanted
+  T *db, *dc;                // (tokens, N) sums over the lanes; not written where B or C is per lane
   Vec<T>*dlane_b, *dlane_c;  // (N) added to where B or C is per lane
+  Vec<T>* partial;           // scratch, 2 kTile N
 };
 
-// Sums the lanes of each of `count` vectors into as many scalars. `v` is used up and must reach to a multiple of the
-// lane count; `out` likewise.
+// States are taken back in groups: their h and decays over a whole tile then fit in the first-level cache, and what is
+// carried from token to token in registers. Four states of a group fold into one vector before it is stored.
+inline constexpr int kGroup = 4;
+
+// Folds the lanes of v[0..3]: the j-th quarter of the lanes of the result holds partial sums of v[j].
 template <typename T>
-MTLKIT_INLINE void sum_all_lanes(Vec<T>* v, int64_t count, T* out) {
+MTLKIT_INLINE Vec<T> fold_group(Vec<T>* v) {
+  constexpr int half = kLanes<T> / 2, quarter = half > 1 ? half / 2 : 1;
+  const auto fold = [](auto run, Vec<T> a, Vec<T> b) {
+    return pick_lanes<T, Pick::kBlend, decltype(run)::value>(a, b) +
+           pick_lanes<T, Pick::kSwap, decltype(run)::value>(a, b);
+  };
+  const std::integral_constant<int, half> halves;
+  return fold(std::integral_constant<int, quarter>{}, fold(halves, v[0], v[2]), fold(halves, v[1], v[3]));
+}
+
+// The states first, first + stride, ... of a group of G, rebuilt from `start` and then taken back:
+//
+//   g_t = dy_t C_t + carry          carry <- a_t g_t
+//   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
+//   q = a_t g_t h_{t-1}             ddt_t = sum_n q A              dA += q dt_t
+//
+// Sums over the lanes are left to partial_b and partial_c, `pitch` vectors a token.
+template <typename T, int G, bool LaneB, bool LaneC>
+void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, int stride,
+                    const ScanGradients<T>& out, Vec<T>* partial_b, Vec<T>* partial_c, int64_t pitch) {
+  Vec<T> h[kTile + 1][G], decay[kTile][G];
+  Vec<T> A[G], lane_b[G], lane_c[G], carry[G], dA[G], dlane_b[G], dlane_c[G];
+  for (int j = 0; j < G; ++j) {
+    const int n = first + j * stride;
+    A[j] = tile.A[n];
+    if constexpr (LaneB) lane_b[j] = tile.lane_b[n];
+    if constexpr (LaneC) lane_c[j] = tile.lane_c[n];
+    h[0][j] = start[n];
+    carry[j] = out.carry[n];
+    dA[j] = dlane_b[j] = dlane_c[j] = Vec<T>{};
+  }
+  for (int64_t t = 0; t < tile.tokens; ++t) {
+    const T* b = tile.b(t) + first;
+    for (int j = 0; j < G; ++j) {
+      decay[t][j] = exp2(tile.dt[t] * A[j]);
+      h[t + 1][j] = h[t][j] * decay[t][j] + tile.x[t] * (LaneB ? lane_b[j] : splat(b[j * stride]));
+    }
+  }
+  for (int64_t t = tile.tokens - 1; t >= 0; --t) {
+    const T *b = tile.b(t) + first, *c = tile.c(t) + first;
+    const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
+    Vec<T> dx{}, ddt{}, y{}, db[G], dc[G];
+    for (int j = 0; j < G; ++j) {
+      const Vec<T> c_j = LaneC ? lane_c[j] : splat(c[j * stride]);
+      const Vec<T> g = dy_t * c_j + carry[j];
+      dc[j] = dy_t * h[t + 1][j];
+      db[j] = g * x;
+      dx += g * (LaneB ? lane_b[j] : splat(b[j * stride]));
+      carry[j] = g * decay[t][j];
+      const Vec<T> q = carry[j] * h[t][j];
+      ddt += q * A[j];
+      dA[j] += q * dt;
+      y += h[t + 1][j] * c_j;
+      if constexpr (LaneB) dlane_b[j] += db[j];
+      if constexpr (LaneC) dlane_c[j] += dc[j];
+    }
+    out.dx[t] += dx;
+    out.ddt[t] += ddt * kLn2<T>;
+    if (out.y) out.y[t] += y;
+    if constexpr (G == kGroup) {
+      if constexpr (!LaneB) partial_b[t * pitch] = fold_group<T>(db);
+      if constexpr (!LaneC) partial_c[t * pitch] = fold_group<T>(dc);
+    } else {
+      if constexpr (!LaneB) partial_b[t * pitch] = db[0];
+      if constexpr (!LaneC) partial_c[t * pitch] = dc[0];
+    }
+  }
+  for (int j = 0; j < G; ++j) {
+    const int n = first + j * stride;
+    out.carry[n] = carry[j];
+    out.dA[n] += dA[j];
+    if constexpr (LaneB) out.dlane_b[n] += dlane_b[j];
+    if constexpr (LaneC) out.dlane_c[n] += dlane_c[j];
+  }
+}
+
+// Completes the sums of `count` vectors, each a state of its own. `v` is used up; it and `out` must reach to a multiple
+// of the lane count.
+template <typename T>
+MTLKIT_INLINE void sum_singles(Vec<T>* v, int64_t count, T* out) {
   for (int64_t i = 0; i < count; i += kLanes<T>) store(out + i, sum_lanes<T>(v + i));
 }
 
-//   g_t = dy_t C_t + carry          carry <- a_t g_t
-//   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
-//   q = a_t g_t h_{t-1}             ddt_t = ln 2 sum_n q A         dA += q dt_t
-template <typename T, int N, bool LaneB = false, bool LaneC = false>
-void scan_backward(const ScanTile<T>& tile, const Vec<T>* __restrict dy, const Vec<T>* __restrict h,
-                   const Vec<T>* __restrict decay, Vec<T>* __restrict products, const ScanGradients<T>& out) {
-  const int states = N ? N : tile.states;
-  // Where a token's states fill whole vectors of sums, its products need not outlive it.
-  constexpr bool kAtOnce = N > 0 && N % kLanes<T> == 0 && !LaneB && !LaneC;
-  Vec<T> held_b[kAtOnce ? N : 1], held_c[kAtOnce ? N : 1];
-  for (int64_t t = tile.tokens - 1; t >= 0; --t) {
-    Vec<T>* product_b = kAtOnce ? held_b : products + t * states;
-    Vec<T>* product_c = kAtOnce ? held_c : products + (kTile + t) * states;
-    const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
-    const T *b = tile.b[t], *c = tile.c[t];
-    const Vec<T>* now = h + (t + 1) * states;
-    const Vec<T>* before = now - states;
-    Vec<T> dx{}, ddt{};
-#pragma GCC unroll 16
-    for (int n = 0; n < states; ++n) {
-      const Vec<T> g = out.carry[n] + dy_t * pick<T>(LaneC, c, tile.lane_c, n);
-      const Vec<T> dc = dy_t * now[n], db = g * x;
-      if constexpr (LaneC) {
-        out.dlane_c[n] += dc;
-      } else {
-        product_c[n] = dc;
-      }
-      if constexpr (LaneB) {
-        out.dlane_b[n] += db;
-      } else {
-        product_b[n] = db;
-      }
-      dx += g * pick<T>(LaneB, b, tile.lane_b, n);
-      const Vec<T> carry = g * decay[t * states + n];
-      const Vec<T> q = carry * before[n];
-      ddt += q * tile.A[n];
-      out.dA[n] += q * dt;
-      out.carry[n] = carry;
-    }
-    out.dx[t] = dx;
-    out.ddt[t] = ddt * kLn2<T>;
-    if constexpr (kAtOnce) {
-      sum_all_lanes<T>(held_b, N, out.db + t * N);
-      sum_all_lanes<T>(held_c, N, out.dc + t * N);
+// Completes the sums of `groups` folded groups, whose states lie `groups` apart.
+template <typename T>
+MTLKIT_INLINE void sum_groups(Vec<T>* v, int64_t groups, T* out) {
+  constexpr int quarter = kLanes<T> / kGroup;
+  if constexpr (quarter > 1) {
+    if (groups == quarter) {  // the lanes come out in the order of the states
+      store(out, sum_lanes<T, quarter / 2>(v));
+      return;
     }
   }
-  if constexpr (!kAtOnce && !LaneB) sum_all_lanes<T>(products, tile.tokens * states, out.db);
-  if constexpr (!kAtOnce && !LaneC) sum_all_lanes<T>(products + kTile * states, tile.tokens * states, out.dc);
+  for (int64_t i = 0; i < groups; ++i) {
+    for (int j = 0; j < kGroup; ++j) {
+      T sum = 0;
+      if constexpr (quarter > 0) {
+        for (int lane = 0; lane < quarter; ++lane) sum += v[i][j * quarter + lane];
+      }
+      out[j * groups + i] = sum;
+    }
+  }
+}
+
+// Takes one tile back, from the states at its start.
+template <typename T, int N, bool LaneB = false, bool LaneC = false>
+void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out) {
+  // Two lanes cannot hold four sums.
+  constexpr bool kFolds = kLanes<T> >= kGroup;
+  const int states = N ? N : tile.states;
+  const bool grouped = kFolds && states % kGroup == 0;
+  const int64_t pitch = grouped ? states / kGroup : states;
+  Vec<T>*partial_b = out.partial, *partial_c = out.partial + kTile * pitch;
+  for (int64_t t = 0; t < tile.tokens; ++t) {
+    out.dx[t] = out.ddt[t] = Vec<T>{};
+    if (out.y) out.y[t] = Vec<T>{};
+  }
+  if (grouped) {
+    if constexpr (kFolds) {
+      for (int64_t i = 0; i < pitch; ++i) {
+        backward_group<T, kGroup, LaneB, LaneC>(tile, dy, start, i, pitch, out, partial_b + i, partial_c + i, pitch);
+      }
+      for (int64_t t = 0; t < tile.tokens; ++t) {
+        if constexpr (!LaneB) sum_groups<T>(partial_b + t * pitch, pitch, out.db + t * states);
+        if constexpr (!LaneC) sum_groups<T>(partial_c + t * pitch, pitch, out.dc + t * states);
+      }
+    }
+    return;
+  }
+  for (int n = 0; n < states; ++n) {
+    backward_group<T, 1, LaneB, LaneC>(tile, dy, start, n, 1, out, partial_b + n, partial_c + n, pitch);
+  }
+  if constexpr (!LaneB) sum_singles<T>(partial_b, tile.tokens * states, out.db);
+  if constexpr (!LaneC) sum_singles<T>(partial_c, tile.tokens * states, out.dc);
 }
 
 // Adds the lanes of v to `channels` elements a stride apart.

@@ -63,7 +63,7 @@ struct Gathered {
   Vec<T> A[kMaxStates], lane_b[kMaxStates], lane_c[kMaxStates];
   Vec<T> D, bias;
   Vec<T> u[kTile], raw[kTile], z[kTile];
-  T b[kTile * kMaxStates], c[kTile * kMaxStates];
+  T rows[2 * kTile * kMaxStates];  // B and C of each token, side by side, padded to whole vectors
 
   // What stays the same over the tiles of an item.
   void load_parameters(const SelectiveScanForward& p, const Item& item) {
@@ -78,6 +78,9 @@ struct Gathered {
     scan.lane_b = lane_b;
     scan.lane_c = lane_c;
     scan.states = static_cast<int>(states);
+    scan.to_b = 0;
+    scan.to_c = ceil_div(states, kLanes<T>) * kLanes<T>;
+    for (int64_t t = 0; t < kTile; ++t) scan.row[t] = rows + t * 2 * scan.to_c;
   }
 
   void gather(const SelectiveScanForward& p, const Item& item, int64_t first) {
@@ -90,32 +93,31 @@ struct Gathered {
       scan.dt[t] = p.delta_softplus ? softplus(raw[t]) : raw[t];
       scan.x[t] = scan.dt[t] * u[t];
     }
-    gather_rows(p.B, p.variable_B, item, first, b, scan.b);
-    gather_rows(p.C, p.variable_C, item, first, c, scan.c);
+    if (p.variable_B) gather_rows(p.B, item, first, rows);
+    if (p.variable_C) gather_rows(p.C, item, first, rows + scan.to_c);
     if (p.z) load_tokens<T>(p.z, item, first, tokens, z);
   }
 
  private:
   // The states of each token side by side, from (B, G, N, L).
-  void gather_rows(const Tensor<4>& x, bool variable, const Item& item, int64_t first, T* rows, const T** row) const {
-    if (!variable) return;
-    const int64_t states = scan.states, pitch = ceil_div(states, kLanes<T>) * kLanes<T>;
+  void gather_rows(const Tensor<4>& x, const Item& item, int64_t first, T* out) const {
+    const int64_t states = scan.states;
     const int64_t* s = x.stride;
     for (int64_t n = 0; n < states; n += kLanes<T>) {
       Vec<T> block[kTile];
       load_tile<T>(at(x, item.b * s[0] + item.g * s[1] + n * s[2] + first * s[3]), x.dtype, s[2], s[3],
                    min(kLanes<T>, states - n), scan.tokens, block);
-      for (int64_t t = 0; t < scan.tokens; ++t) store(rows + t * pitch + n, block[t]);
+      for (int64_t t = 0; t < scan.tokens; ++t) store(out + t * 2 * scan.to_c + n, block[t]);
     }
-    for (int64_t t = 0; t < scan.tokens; ++t) row[t] = rows + t * pitch;
   }
 };
 
-// Calls f with the states known at compile time where there is a fast path: its arguments are constants N, LaneB, LaneC.
+// Calls f with the states known at compile time where there is a fast path: its arguments are constants N, LaneB,
+// LaneC.
 template <typename T, typename F>
 int with_states(const SelectiveScanForward& p, F f) {
-  using std::integral_constant;
   using std::bool_constant;
+  using std::integral_constant;
   const auto any = integral_constant<int, 0>{};
   if constexpr (sizeof(T) == 4) {
     if (p.variable_B && p.variable_C && p.shape.states == 1) {
@@ -174,10 +176,10 @@ int forward(const SelectiveScanForward& p) {
     on_threads(threads, [&](int thread, int team) {
       const Share work = share(items.count, team, thread);
       for (int64_t i = work.first; i < work.last; ++i) {
-        const Item item = items(i / items.blocks / items.groups, i / items.blocks % items.groups, i % items.blocks,
-                                kLanes<T>);
+        const Item item =
+            items(i / items.blocks / items.groups, i / items.blocks % items.groups, i % items.blocks, kLanes<T>);
         forward_item<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(p, item,
-                                                                                             scratch.get()[thread]);
+                                                                                              scratch.get()[thread]);
       }
     });
     return kOk;
@@ -205,23 +207,10 @@ template <typename T>
 struct BackwardScratch {
   Gathered<T> tile;
   Vec<T> start[kMaxStates], carry[kMaxStates], dA[kMaxStates], dlane_b[kMaxStates], dlane_c[kMaxStates];
-  Vec<T> dy[kTile], ddt[kTile], dx[kTile], du[kTile], dz[kTile];
-  Vec<T> h[(kTile + 1) * kMaxStates], decay[kTile * kMaxStates], products[2 * kTile * kMaxStates];
+  Vec<T> dy[kTile], ddt[kTile], dx[kTile], du[kTile];
+  Vec<T> y[kTile], partial[2 * kTile * kMaxStates];
   T db[kTile * kMaxStates], dc[kTile * kMaxStates];
 };
-
-// Turns dout into the gradient before the gate, and leaves that of z.
-template <typename T, bool LaneC>
-void backward_gate(const Gathered<T>& tile, const Vec<T>* h, Vec<T>* dy, Vec<T>* dz) {
-  const int states = tile.scan.states;
-  for (int64_t t = 0; t < tile.scan.tokens; ++t) {
-    Vec<T> y = tile.D * tile.u[t];
-    for (int n = 0; n < states; ++n) y += h[(t + 1) * states + n] * pick<T>(LaneC, tile.scan.c[t], tile.lane_c, n);
-    const Vec<T> z = tile.z[t], gate = sigmoid(z);
-    dz[t] = dy[t] * y * gate * (T(1) + z * (T(1) - gate));
-    dy[t] *= z * gate;
-  }
-}
 
 // One work item, from the last tile to the first. db and dc are the (L, N) rows of its group, added to.
 template <typename T, int N, bool LaneB, bool LaneC>
@@ -241,8 +230,10 @@ void backward_item(const SelectiveScanBackward& q, const Item& item, T* db, T* d
                  last.stride[2], item.channels, states, scratch.carry);
   }
   Vec<T> dD{}, dbias{};
-  const ScanGradients<T> gradients = {scratch.carry, scratch.dA, scratch.ddt,     scratch.dx,
-                                      scratch.db,    scratch.dc, scratch.dlane_b, scratch.dlane_c};
+  const ScanGradients<T> gradients = {
+      scratch.carry, scratch.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,
+      scratch.db,    scratch.dc, scratch.dlane_b, scratch.dlane_c, scratch.partial,
+  };
 
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     const Tensor<2> c = checkpoint<T>(p.checkpoints, item.b, first, s, item.d);
@@ -250,12 +241,17 @@ void backward_item(const SelectiveScanBackward& q, const Item& item, T* db, T* d
     tile.gather(p, item, first);
     const int64_t tokens = tile.scan.tokens;
     load_tokens<T>(q.dout, item, first, tokens, scratch.dy);
-    scan_states<T, N, LaneB>(tile.scan, scratch.start, scratch.h, scratch.decay);
-    if (p.z) {
-      backward_gate<T, LaneC>(tile, scratch.h, scratch.dy, scratch.dz);
-      store_tokens<T>(q.dz, item, first, tokens, scratch.dz);
+    Vec<T> dz[kTile];  // but for the factor y, which the scan brings
+    for (int64_t t = 0; p.z && t < tokens; ++t) {
+      const Vec<T> z = tile.z[t], gate = sigmoid(z);
+      dz[t] = scratch.dy[t] * gate * (T(1) + z * (T(1) - gate));
+      scratch.dy[t] *= z * gate;
     }
-    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.h, scratch.decay, scratch.products, gradients);
+    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
+    if (p.z) {
+      for (int64_t t = 0; t < tokens; ++t) dz[t] *= scratch.y[t] + tile.D * tile.u[t];
+      store_tokens<T>(q.dz, item, first, tokens, dz);
+    }
     for (int64_t t = 0; t < tokens; ++t) {
       const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
       scratch.du[t] = dx * tile.scan.dt[t] + dy * tile.D;
@@ -320,8 +316,8 @@ int backward(const SelectiveScanBackward& q) {
         const Share blocks = share(items.blocks, runs, run);
         for (int64_t block = blocks.first; block < blocks.last; ++block) {
           const Item item = items(sequence / s.groups, sequence % s.groups, block, kLanes<T>);
-          backward_item<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(
-              q, item, db, dc, total, scratch.get()[thread]);
+          backward_item<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(q, item, db, dc, total,
+                                                                                                 scratch.get()[thread]);
         }
       }
     });

@@ -1,8 +1,8 @@
 // Vectors of the instruction set that this file is compiled for, and the few functions that a scan needs of them.
 //
-// Arithmetic is the compiler's own (GCC and Clang vector types), so one source serves SSE2, AVX2, AVX-512 and NEON; only
-// where an instruction set does better than portable code is it named. Everything sits in a namespace of the level, so
-// that the levels never share an inline function.
+// Arithmetic is the compiler's own (GCC and Clang vector types), so one source serves SSE2, AVX2, AVX-512 and NEON;
+// only where an instruction set does better than portable code is it named. Everything sits in a namespace of the
+// level, so that the levels never share an inline function.
 #pragma once
 
 #include <cmath>
@@ -69,14 +69,15 @@ MTLKIT_INLINE void store(T* address, Vec<T> v) {
 
 template <typename T>
 MTLKIT_INLINE Vec<T> splat(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // exact, and folded to a broadcast; adding to 0 would turn -0 into 0
 }
 
+// NaN in b wins, NaN in a loses.
 MTLKIT_INLINE FloatVec max(FloatVec a, FloatVec b) { return a > b ? a : b; }
 MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
 
-// 2^x to 1e-7, exact at 0, with the limits of the true function at both ends and NaN kept. Below 2^-126 the levels under
-// AVX-512 answer 0.
+// 2^x to 1e-7, exact at 0, with the limits of the true function at both ends and NaN kept. Below 2^-126 the levels
+// under AVX-512 answer 0.
 MTLKIT_INLINE FloatVec exp2(FloatVec x) {
 #if defined(__AVX512F__)
   const FloatVec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
@@ -121,10 +122,7 @@ MTLKIT_INLINE FloatVec log1p_unit(FloatVec x) {
 }
 
 // log(1 + exp(x)); from 20 upwards it is x to the last bit.
-MTLKIT_INLINE FloatVec softplus(FloatVec x) {
-  const FloatVec sum = max(x, FloatVec{}) + log1p_unit(exp2(abs(x) * -kLog2E<float>));
-  return x == x ? sum : x;
-}
+MTLKIT_INLINE FloatVec softplus(FloatVec x) { return max(FloatVec{}, x) + log1p_unit(exp2(abs(x) * -kLog2E<float>)); }
 
 MTLKIT_INLINE DoubleVec softplus(DoubleVec x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = x[i] > 20 ? x[i] : ::log1p(::exp(x[i]));
@@ -154,10 +152,14 @@ enum class Pick { kLow, kHigh, kBlend, kSwap };
 constexpr int lane_index(Pick pick, int run, int lanes, int lane) {
   const bool second = lane % (2 * run) >= run;
   switch (pick) {
-    case Pick::kLow: return second ? lanes + lane - run : lane;
-    case Pick::kHigh: return second ? lanes + lane : lane + run;
-    case Pick::kBlend: return second ? lanes + lane : lane;
-    default: return second ? lanes + lane - run : lane + run;
+    case Pick::kLow:
+      return second ? lanes + lane - run : lane;
+    case Pick::kHigh:
+      return second ? lanes + lane : lane + run;
+    case Pick::kBlend:
+      return second ? lanes + lane : lane;
+    default:
+      return second ? lanes + lane - run : lane + run;
   }
 }
 

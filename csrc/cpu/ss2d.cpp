@@ -1,9 +1,7 @@
 // Four-direction 2-D selective scan.
 //
-// A work item is a block of channels (one vector) of one image. Its plane is packed once into contiguous vectors, which
-// settles layout, dtype and ragged channel counts in one place; each direction then walks the packed plane by index
-// arithmetic in tiles of kTile tokens: time step and softplus, scan, D skip and merge. Where there are fewer items than
-// threads, the directions are split among threads, and their outputs are summed in a fixed order.
+// A block of channels is one vector. Its plane is packed once into contiguous vectors, which settles layout, dtype and
+// ragged channel counts in one place; each direction then walks the packed plane by index arithmetic.
 #include "kernels.h"
 #include "scan.h"
 #include "threads.h"
@@ -12,34 +10,46 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// The pixels of one direction, in order. Directions 2 and 3 are 0 and 1 backwards.
-class Path {
+// Walks the pixels of one direction, from token `token` on. Directions 2 and 3 are 0 and 1 backwards.
+class Walk {
  public:
-  Path(int direction, int64_t height, int64_t width)
-      : reverse_(direction >= 2),
-        inner_(direction % 2 ? height : width),
-        inner_step_(direction % 2 ? width : 1),
-        outer_step_(direction % 2 ? 1 : width),
-        tokens_(height * width) {}
+  Walk(int direction, const SS2DShape& s, int64_t token) {
+    const bool columns = direction % 2, reverse = direction >= 2;
+    inner_ = columns ? s.height : s.width;
+    step_ = columns ? s.width : 1;
+    wrap_ = columns ? 1 - (s.height - 1) * s.width : 1;
+    const int64_t outer = token / inner_, inner = token % inner_;
+    pixel_ = columns ? inner * s.width + outer : token;
+    left_ = inner_ - inner;
+    if (reverse) {
+      pixel_ = s.tokens() - 1 - pixel_;
+      step_ = -step_;
+      wrap_ = -wrap_;
+    }
+  }
 
-  // Writes the pixel index of tokens [first, first + count).
-  void pixels(int64_t first, int64_t count, int64_t* out) const {
-    const int64_t start = reverse_ ? tokens_ - 1 - first : first;
-    int64_t outer = start / inner_, inner = start % inner_;
-    for (int64_t t = 0; t < count; ++t) {
-      out[t] = outer * outer_step_ + inner * inner_step_;
-      if (reverse_) {
-        if (--inner < 0) inner = inner_ - 1, --outer;
-      } else {
-        if (++inner == inner_) inner = 0, ++outer;
-      }
+  int64_t pixel() const { return pixel_; }
+
+  void next() {
+    if (--left_ > 0) {
+      pixel_ += step_;
+    } else {
+      pixel_ += wrap_;
+      left_ = inner_;
     }
   }
 
  private:
-  bool reverse_;
-  int64_t inner_, inner_step_, outer_step_, tokens_;
+  int64_t pixel_, inner_, left_, step_, wrap_;
 };
+
+// Asks for the cache lines of a row before its turn comes; for_write is 1 where it will be written. The rows of a
+// direction lie too far apart for the machine to guess them.
+template <int for_write, typename T>
+MTLKIT_INLINE void prefetch(const T* row, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i, for_write);
+}
 
 // The parameters of one direction and one block of channels, as vectors over the channels.
 template <typename T>
@@ -62,78 +72,99 @@ struct Parameters {
   }
 };
 
-// One tile of one direction, gathered: time step, input and the rows of x_dbl.
-template <typename T>
-struct Gathered {
-  ScanTile<T> scan;
-  int64_t pixel[kTile];
-  const T* row[kTile];
-  Vec<T> u[kTile], raw[kTile];  // raw: the time step before the softplus
-
-  void gather(const SS2DForward& p, const Path& path, const Parameters<T>& parameters, const T* x_dbl,
-              const Vec<T>* plane, int64_t first) {
-    const SS2DShape& s = p.shape;
-    const int64_t tokens = min(kTile, s.tokens() - first);
-    scan.tokens = tokens;
-    scan.states = static_cast<int>(s.states);
-    scan.A = parameters.A;
-    path.pixels(first, tokens, pixel);
-    for (int64_t t = 0; t < tokens; ++t) {
-      row[t] = x_dbl + pixel[t] * kDirections * s.row();
-      scan.b[t] = row[t] + s.rank;
-      scan.c[t] = scan.b[t] + s.states;
-      u[t] = plane[pixel[t]];
-    }
-    constexpr int64_t kAbreast = 4;  // tokens whose sums hide each other's latency
-    for (int64_t t = 0; t < tokens; t += kAbreast) {
-      Vec<T> sum[kAbreast];
-      const T* rows[kAbreast];
-      for (int64_t i = 0; i < kAbreast; ++i) sum[i] = parameters.bias, rows[i] = row[min(t + i, tokens - 1)];
-      for (int64_t r = 0; r < s.rank; ++r) {
-        const Vec<T> weight = parameters.dt_weight[r];
-        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * rows[i][r];
-      }
-      for (int64_t i = 0; i < kAbreast; ++i) raw[t + i] = sum[i];
-    }
-    for (int64_t t = 0; t < tokens; ++t) {
-      scan.dt[t] = softplus(raw[t]);
-      scan.x[t] = scan.dt[t] * u[t];
-    }
-  }
-};
+// ---- Forward --------------------------------------------------------------------------------------------------------
 
 template <typename T>
 struct ForwardScratch {
   Parameters<T> parameters;
-  Gathered<T> tile;
-  Vec<T> h[kMaxStates], y[kTile];
+  Vec<T> h[kMaxStates];
 };
 
-// Scans one direction of a packed plane into the packed output, which it sets (first) or adds to.
+// A few tokens of one direction, gathered. Their sums over the rank stand side by side to hide each other's latency.
+template <typename T>
+struct Ahead {
+  static constexpr int64_t kTokens = 4;
+  int64_t pixel[kTokens];
+  const T* row[kTokens];
+  Vec<T> dt[kTokens], u[kTokens];
+
+  // Takes tokens from where the walk stands, `left` of which remain, and leaves the walk behind them; past the end the
+  // last token stands again.
+  void gather(Walk& walk, int64_t left, const SS2DForward& p, const Parameters<T>& parameters, const T* x_dbl,
+              const Vec<T>* plane) {
+    const int64_t pitch = kDirections * p.shape.row(), rank = p.shape.rank;
+    Vec<T> raw[kTokens];
+    for (int64_t i = 0; i < kTokens; ++i) {
+      pixel[i] = walk.pixel();
+      row[i] = x_dbl + pixel[i] * pitch;
+      raw[i] = parameters.bias;
+      u[i] = plane[pixel[i]];
+      if (i + 1 < left) walk.next();
+    }
+    for (int64_t r = 0; r < rank; ++r) {
+      const Vec<T> weight = parameters.dt_weight[r];
+      for (int64_t i = 0; i < kTokens; ++i) raw[i] += weight * row[i][r];
+    }
+    for (int64_t i = 0; i < kTokens; ++i) dt[i] = softplus(raw[i]);
+  }
+};
+
+// Scans one direction of a packed plane into the packed output, which it sets (first_direction) or adds to.
+//
+// The time steps of the next few tokens are worked out while the states of those before them are updated: their long
+// chains of dependent instructions then hide among independent ones.
 template <typename T, int N>
 void forward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64_t channels, const Vec<T>* plane,
                        Vec<T>* out, bool first_direction, ForwardScratch<T>& scratch) {
   const SS2DShape& s = p.shape;
-  const Path path(k, s.height, s.width);
+  const int64_t tokens = s.tokens(), pitch = kDirections * s.row();
+  const int states = N ? N : static_cast<int>(s.states);
+  const Parameters<T>& parameters = scratch.parameters;
   scratch.parameters.load(p, k, d, channels);
-  const T* x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * kDirections + k) * s.row();
-  for (int64_t n = 0; n < s.states; ++n) scratch.h[n] = Vec<T>{};
-  for (int64_t first = 0; first < s.tokens(); first += kTile) {
-    if (p.checkpoints) {
+  const T* x_dbl = static_cast<const T*>(p.x_dbl) + (b * tokens * kDirections + k) * s.row();
+
+  constexpr int64_t kTokens = Ahead<T>::kTokens;
+  static_assert(kCheckpointTokens % kTokens == 0, "a checkpoint falls between two gathers");
+  Walk walk(k, s, 0), prefetched(k, s, 0);
+  for (int64_t i = 0; i < 2 * kTokens; ++i) prefetched.next();
+  Vec<T> held[N ? N : 1];
+  Vec<T>* h = N ? held : scratch.h;
+  for (int n = 0; n < states; ++n) h[n] = Vec<T>{};
+
+  Ahead<T> gathered[2];
+  gathered[0].gather(walk, tokens, p, parameters, x_dbl, plane);
+  for (int64_t first = 0, turn = 0; first < tokens; first += kTokens, turn ^= 1) {
+    if (p.checkpoints && first % kCheckpointTokens == 0) {
       const Tensor<2> c = checkpoint<T>(p.checkpoints, b * kDirections + k, first, s, d);
-      store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, s.states, scratch.h);
+      store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, h);
     }
-    Gathered<T>& tile = scratch.tile;
-    tile.gather(p, path, scratch.parameters, x_dbl, plane, first);
-    scan_forward<T, N>(tile.scan, scratch.h, scratch.y);
-    for (int64_t t = 0; t < tile.scan.tokens; ++t) {
-      const Vec<T> y = scratch.y[t] + scratch.parameters.D * tile.u[t];
-      Vec<T>& merged = out[tile.pixel[t]];
+    const Ahead<T>& now = gathered[turn];
+    if (first + kTokens < tokens) {
+      gathered[turn ^ 1].gather(walk, tokens - first - kTokens, p, parameters, x_dbl, plane);
+    }
+    for (int64_t i = 0; i < min(kTokens, tokens - first); ++i) {
+      prefetched.next();  // past the end too, where asking is in vain but allowed
+      prefetch<0>(x_dbl + prefetched.pixel() * pitch, s.row());
+      __builtin_prefetch(plane + prefetched.pixel());
+      __builtin_prefetch(out + prefetched.pixel(), 1);
+
+      const T *B = now.row[i] + s.rank, *C = B + states;
+      const Vec<T> dt = now.dt[i], u = now.u[i], x = dt * u;
+      Vec<T> even{}, odd{};
+#pragma GCC unroll 16
+      for (int n = 0; n < states; ++n) {
+        h[n] = h[n] * exp2(dt * parameters.A[n]) + x * B[n];
+        (n & 1 ? odd : even) += h[n] * C[n];
+      }
+      const Vec<T> y = even + odd + parameters.D * u;
+      Vec<T>& merged = out[now.pixel[i]];
       merged = first_direction ? y : merged + y;
     }
   }
 }
 
+// A work item is a block of channels of one image. Where there are fewer items than threads, the directions are split
+// among threads, and their outputs are summed in a fixed order.
 template <typename T, int N>
 int forward(const SS2DForward& p) {
   const SS2DShape& s = p.shape;
@@ -199,6 +230,45 @@ struct ParameterGradients {
         dDs(dA_logs + kDirections * s.channels * s.states) {}
 };
 
+// One tile of one direction, gathered: time step, scan input and the rows of x_dbl.
+template <typename T>
+struct Gathered {
+  ScanTile<T> scan;
+  int64_t pixel[kTile];
+  Vec<T> raw[kTile];  // the time step before the softplus
+
+  void gather(const SS2DForward& p, int k, const Parameters<T>& parameters, const T* x_dbl, const Vec<T>* plane,
+              int64_t first) {
+    const SS2DShape& s = p.shape;
+    const int64_t tokens = min(kTile, s.tokens() - first), pitch = kDirections * s.row();
+    scan.tokens = tokens;
+    scan.states = static_cast<int>(s.states);
+    scan.A = parameters.A;
+    scan.to_b = s.rank;
+    scan.to_c = s.rank + s.states;
+    Walk walk(k, s, first);
+    for (int64_t t = 0; t < kTile; ++t) {  // past the end, the last token again
+      pixel[t] = walk.pixel();
+      scan.row[t] = x_dbl + pixel[t] * pitch;
+      prefetch<0>(scan.row[t], s.row());
+      if (t + 1 < tokens) walk.next();
+    }
+    constexpr int64_t kAbreast = 4;  // tokens whose sums hide each other's latency
+    for (int64_t t = 0; t < tokens; t += kAbreast) {
+      Vec<T> sum[kAbreast];
+      for (int64_t i = 0; i < kAbreast; ++i) sum[i] = parameters.bias;
+      for (int64_t r = 0; r < s.rank; ++r) {
+        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += parameters.dt_weight[r] * scan.row[t + i][r];
+      }
+      for (int64_t i = 0; i < kAbreast; ++i) {
+        raw[t + i] = sum[i];
+        scan.dt[t + i] = softplus(sum[i]);
+        scan.x[t + i] = scan.dt[t + i] * plane[pixel[t + i]];
+      }
+    }
+  }
+};
+
 template <typename T>
 struct BackwardScratch {
   Parameters<T> parameters;
@@ -206,19 +276,16 @@ struct BackwardScratch {
   Vec<T> start[kMaxStates], carry[kMaxStates], dA[kMaxStates];
   Vec<T> dy[kTile], ddt[kTile], dx[kTile];
   // Sized by the states and the rank of the call.
-  Vec<T>*h, *decay, *products, *dt_weight, *ddt_weight;
+  Vec<T>*partial, *ddt_weight;
   T *db, *dc;
 
-  static int64_t vectors(const SS2DShape& s) { return (4 * kTile + 1) * s.states + 2 * s.rank; }
+  static int64_t vectors(const SS2DShape& s) { return 2 * kTile * s.states + 2 * s.rank; }
   static int64_t scalars(const SS2DShape& s) { return 2 * kTile * s.states; }
 
   void point_into(Vec<T>* v, T* scalar, const SS2DShape& s) {
-    h = v;
-    decay = h + (kTile + 1) * s.states;
-    products = decay + kTile * s.states;
-    dt_weight = products + 2 * kTile * s.states;
-    parameters.dt_weight = dt_weight;
-    ddt_weight = dt_weight + s.rank;
+    partial = v;
+    parameters.dt_weight = partial + 2 * kTile * s.states;
+    ddt_weight = parameters.dt_weight + s.rank;
     db = scalar;
     dc = db + kTile * s.states;
   }
@@ -231,30 +298,37 @@ void backward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64
                         const Vec<T>* dy_plane, Vec<T>* du_plane, T* dx_dbl, const ParameterGradients<T>& total,
                         BackwardScratch<T>& scratch) {
   const SS2DShape& s = p.shape;
-  const int64_t rank = s.rank, states = s.states, pitch = kDirections * s.row();
-  const Path path(k, s.height, s.width);
+  const int64_t rank = s.rank, states = N ? N : s.states, pitch = kDirections * s.row();
   Parameters<T>& parameters = scratch.parameters;
   parameters.load(p, k, d, channels);
   const T* x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * kDirections + k) * s.row();
   for (int64_t n = 0; n < states; ++n) scratch.carry[n] = scratch.dA[n] = Vec<T>{};
   for (int64_t r = 0; r < rank; ++r) scratch.ddt_weight[r] = Vec<T>{};
   Vec<T> dbias{}, dD{};
-  const ScanGradients<T> gradients = {scratch.carry, scratch.dA, scratch.ddt, scratch.dx,
-                                      scratch.db,    scratch.dc, nullptr,     nullptr};
+  ScanGradients<T> gradients{};
+  gradients.carry = scratch.carry;
+  gradients.dA = scratch.dA;
+  gradients.ddt = scratch.ddt;
+  gradients.dx = scratch.dx;
+  gradients.db = scratch.db;
+  gradients.dc = scratch.dc;
+  gradients.partial = scratch.partial;
 
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     const Tensor<2> c = checkpoint<T>(p.checkpoints, b * kDirections + k, first, s, d);
     load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, scratch.start);
     Gathered<T>& tile = scratch.tile;
-    tile.gather(p, path, parameters, x_dbl, u_plane, first);
+    tile.gather(p, k, parameters, x_dbl, u_plane, first);
     const int64_t tokens = tile.scan.tokens;
-    for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = dy_plane[tile.pixel[t]];
-    scan_states<T, N>(tile.scan, scratch.start, scratch.h, scratch.decay);
-    scan_backward<T, N>(tile.scan, scratch.dy, scratch.h, scratch.decay, scratch.products, gradients);
+    for (int64_t t = 0; t < tokens; ++t) {
+      scratch.dy[t] = dy_plane[tile.pixel[t]];
+      prefetch<1>(dx_dbl + tile.pixel[t] * pitch, s.row());
+    }
+    scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients);
 
     Vec<T> draw[kTile] = {};
     for (int64_t t = 0; t < tokens; ++t) {
-      const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
+      const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = u_plane[tile.pixel[t]];
       du_plane[tile.pixel[t]] += dx * tile.scan.dt[t] + dy * parameters.D;
       dD += dy * u;
       draw[t] = (scratch.ddt[t] + dx * u) * sigmoid(tile.raw[t]);
@@ -266,9 +340,11 @@ void backward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64
       }
     }
     for (int64_t r = 0; r < rank; ++r) {
-      Vec<T> sum = scratch.ddt_weight[r];
-      for (int64_t t = 0; t < tokens; ++t) sum += draw[t] * tile.row[t][r];
-      scratch.ddt_weight[r] = sum;
+      Vec<T> sum[4] = {};  // the draw of tokens past the end is 0
+      for (int64_t t = 0; t < kTile; t += 4) {
+        for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.scan.row[t + i][r];
+      }
+      scratch.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
     }
     // d(time step before its projection): with tokens in the lanes, the sum over channels is a sum of vectors.
     for (int64_t t0 = 0; t0 < tokens; t0 += kLanes<T>) {
@@ -287,7 +363,8 @@ void backward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64
   }
 
   const int64_t row = k * s.channels + d;
-  for (int64_t r = 0; r < rank; ++r) add_lanes<T>(scratch.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
+  for (int64_t r = 0; r < rank; ++r)
+    add_lanes<T>(scratch.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
   add_lanes<T>(dbias, total.ddt_bias + row, 1, channels);
   add_lanes<T>(dD, total.dDs + row, 1, channels);
   // A = -exp(A_logs), so dA_logs = dA A; parameters.A carries a factor log2(e).
@@ -343,8 +420,8 @@ int backward(const SS2DBackward& q) {
       const Share my_blocks = share(blocks, runs, run);
       for (int64_t block = my_blocks.first; block < my_blocks.last; ++block) {
         const int64_t d = block * kLanes<T>, channels = min(kLanes<T>, s.channels - d);
-        Vec<T>* du_plane = groups > 1 ? du_parts.get() + group * plane_size + (b * blocks + block) * tokens
-                                      : dy_plane + tokens;
+        Vec<T>* du_plane =
+            groups > 1 ? du_parts.get() + group * plane_size + (b * blocks + block) * tokens : dy_plane + tokens;
         load_plane<T>(p.u, b, d, channels, s.height, s.width, u_plane);
         load_plane<T>(q.dy, b, d, channels, s.height, s.width, dy_plane);
         std::memset(du_plane, 0, tokens * sizeof(Vec<T>));
@@ -395,18 +472,24 @@ int backward(const SS2DBackward& q) {
 int ss2d_forward(const SS2DForward& p) {
   if (p.use_double) return forward<double, 0>(p);
   switch (p.shape.states) {
-    case 1: return forward<float, 1>(p);
-    case 16: return forward<float, 16>(p);
-    default: return forward<float, 0>(p);
+    case 1:
+      return forward<float, 1>(p);
+    case 16:
+      return forward<float, 16>(p);
+    default:
+      return forward<float, 0>(p);
   }
 }
 
 int ss2d_backward(const SS2DBackward& p) {
   if (p.forward.use_double) return backward<double, 0>(p);
   switch (p.forward.shape.states) {
-    case 1: return backward<float, 1>(p);
-    case 16: return backward<float, 16>(p);
-    default: return backward<float, 0>(p);
+    case 1:
+      return backward<float, 1>(p);
+    case 16:
+      return backward<float, 16>(p);
+    default:
+      return backward<float, 0>(p);
   }
 }
 

@@ -8,6 +8,10 @@ int ss2d_forward(const SS2DForward&);
 int ss2d_backward(const SS2DBackward&);
 int selective_scan_forward(const SelectiveScanForward&);
 int selective_scan_backward(const SelectiveScanBackward&);
+int dwconv_silu_forward(const DwconvSiluForward&);
+int dwconv_silu_backward(const DwconvSiluBackward&);
+int norm_gate_forward(const NormGateCpuForward&);
+int norm_gate_backward(const NormGateCpuBackward&);
 int64_t yardstick(int64_t tokens, int threads);
 
 extern const CpuKernels kernels;
@@ -16,7 +20,16 @@ extern const CpuKernels kernels;
 #define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
 
 const CpuKernels kernels = {
-    MTLKIT_NAME(MTLKIT_ISA), ss2d_forward, ss2d_backward, selective_scan_forward, selective_scan_backward, yardstick,
+    MTLKIT_NAME(MTLKIT_ISA),
+    ss2d_forward,
+    ss2d_backward,
+    selective_scan_forward,
+    selective_scan_backward,
+    dwconv_silu_forward,
+    dwconv_silu_backward,
+    norm_gate_forward,
+    norm_gate_backward,
+    yardstick,
 };
 
 }  // namespace MTLKIT_ISA

@@ -173,10 +173,14 @@ void store_tile_of(typename E::Storage* data, int64_t channel_stride, int64_t to
 template <typename F>
 MTLKIT_INLINE void with_element(DType dtype, F f) {
   switch (dtype) {
-    case DType::kFloat32: return f(Element<DType::kFloat32>{});
-    case DType::kFloat64: return f(Element<DType::kFloat64>{});
-    case DType::kBFloat16: return f(Element<DType::kBFloat16>{});
-    case DType::kFloat16: return f(Element<DType::kFloat16>{});
+    case DType::kFloat32:
+      return f(Element<DType::kFloat32>{});
+    case DType::kFloat64:
+      return f(Element<DType::kFloat64>{});
+    case DType::kBFloat16:
+      return f(Element<DType::kBFloat16>{});
+    case DType::kFloat16:
+      return f(Element<DType::kFloat16>{});
   }
 }
 
