@@ -31,6 +31,7 @@ void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
 
 using Sizes6 = std::array<int64_t, 6>;
 using Sizes5 = std::array<int64_t, 5>;
+using Sizes4 = std::array<int64_t, 4>;
 
 SS2DForward ss2d_arguments(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints,
                            bool use_double, int threads) {
@@ -127,6 +128,77 @@ int selective_scan_backward(const Sizes5& sizes, const py::tuple& inputs, bool d
   return cpu_kernels().selective_scan_backward(p);
 }
 
+DwconvSiluForward dwconv_silu_arguments(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads) {
+  DwconvSiluForward p{};
+  p.batch = sizes[0];
+  p.channels = sizes[1];
+  p.height = sizes[2];
+  p.width = sizes[3];
+  p.x = tensor<4>(inputs[0]);
+  p.weight = tensor<3>(inputs[1]);
+  p.bias = tensor<1>(inputs[2]);
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int dwconv_silu_forward(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads,
+                        const py::object& y) {
+  DwconvSiluForward p = dwconv_silu_arguments(sizes, inputs, use_double, threads);
+  p.y = tensor<4>(y);
+  py::gil_scoped_release release;
+  return cpu_kernels().dwconv_silu_forward(p);
+}
+
+int dwconv_silu_backward(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads,
+                         const py::object& dy, const py::object& dx, uintptr_t dweight, uintptr_t dbias) {
+  DwconvSiluBackward p{};
+  p.forward = dwconv_silu_arguments(sizes, inputs, use_double, threads);
+  p.dy = tensor<4>(dy);
+  p.dx = tensor<4>(dx);
+  p.dweight = address(dweight);
+  p.dbias = address(dbias);
+  py::gil_scoped_release release;
+  return cpu_kernels().dwconv_silu_backward(p);
+}
+
+NormGateCpuForward norm_gate_arguments(int64_t rows, int64_t channels, const py::tuple& inputs, double eps,
+                                       bool use_double, int threads) {
+  NormGateCpuForward p{};
+  p.rows = rows;
+  p.channels = channels;
+  p.x = tensor<2>(inputs[0]);
+  p.weight = tensor<1>(inputs[1]);
+  p.bias = tensor<1>(inputs[2]);
+  p.z = tensor<2>(inputs[3]);
+  p.eps = eps;
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int norm_gate_forward(int64_t rows, int64_t channels, const py::tuple& inputs, double eps, bool use_double, int threads,
+                      const py::object& out) {
+  NormGateCpuForward p = norm_gate_arguments(rows, channels, inputs, eps, use_double, threads);
+  p.out = tensor<2>(out);
+  py::gil_scoped_release release;
+  return cpu_kernels().norm_gate_forward(p);
+}
+
+int norm_gate_backward(int64_t rows, int64_t channels, const py::tuple& inputs, double eps, bool use_double,
+                       int threads, const py::object& dout, const py::object& dx, const py::object& dz,
+                       uintptr_t dweight, uintptr_t dbias) {
+  NormGateCpuBackward p{};
+  p.forward = norm_gate_arguments(rows, channels, inputs, eps, use_double, threads);
+  p.dout = tensor<2>(dout);
+  p.dx = tensor<2>(dx);
+  p.dz = tensor<2>(dz);
+  p.dweight = address(dweight);
+  p.dbias = address(dbias);
+  py::gil_scoped_release release;
+  return cpu_kernels().norm_gate_backward(p);
+}
+
 const char* error_string(int status) {
   switch (status) {
     case kOk: return "no error";
@@ -171,4 +243,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("ss2d_backward", &ss2d_backward);
   m.def("selective_scan_forward", &selective_scan_forward);
   m.def("selective_scan_backward", &selective_scan_backward);
+  m.def("dwconv_silu_forward", &dwconv_silu_forward);
+  m.def("dwconv_silu_backward", &dwconv_silu_backward);
+  m.def("norm_gate_forward", &norm_gate_forward);
+  m.def("norm_gate_backward", &norm_gate_backward);
 }

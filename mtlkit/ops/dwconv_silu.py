@@ -13,12 +13,14 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; the con
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import compute_dtype
+from mtlkit.ops._native_call import address, argument, check, compute_dtype, traced
 
-SERVED = ("torch", "reference")
+SERVED = ("cpu", "torch", "reference")
 TAPS = 3
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
@@ -71,6 +73,97 @@ def _new_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_memory_format(x))
 
 
+# --- launch -----------------------------------------------------------------------------------------------------------
+
+
+def _inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
+    return argument(x), argument(weight[:, 0]), argument(bias)
+
+
+def _forward(x, weight, bias) -> Tensor:
+    y = _new_output(x)
+    if x.shape[0] > 0:
+        status = _native.C.dwconv_silu_forward(
+            tuple(x.shape), _inputs(x, weight, bias), x.dtype == torch.float64, torch.get_num_threads(), argument(y)
+        )
+        check(status)
+    return y
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def _backward(dy, x, weight, bias) -> list[Tensor | None]:
+    """The kernel: the gradient of each input, None for a bias that was not given."""
+    dtype = compute_dtype(x)
+    dx = _new_output(x)
+    new = torch.empty if x.shape[0] > 0 else torch.zeros
+    dweight = new(weight.shape, dtype=dtype)
+    dbias = None if bias is None else new(bias.shape, dtype=dtype)
+    if x.shape[0] > 0:
+        status = _native.C.dwconv_silu_backward(
+            tuple(x.shape),
+            _inputs(x, weight, bias),
+            dtype == torch.float64,
+            torch.get_num_threads(),
+            argument(dy),
+            argument(dx),
+            address(dweight),
+            address(dbias),
+        )
+        check(status)
+    return [dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)]
+
+
+class _DwconvSilu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs)
+        return _forward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return tuple(_backward(dy, *ctx.saved_tensors))
+
+
+# --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
+
+
+@torch.library.custom_op("mtlkit::dwconv_silu", mutates_args=(), device_types="cpu")
+def _op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _forward(x, weight, bias)
+
+
+@_op.register_fake
+def _(x, weight, bias):
+    return _new_output(x)
+
+
+@torch.library.custom_op("mtlkit::dwconv_silu_backward", mutates_args=(), device_types="cpu")
+def _op_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    return [g for g in _backward(dy, x, weight, bias) if g is not None]
+
+
+@_op_backward.register_fake
+def _(dy, x, weight, bias):
+    parameters = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weight, bias) if t is not None]
+    return [_new_output(x), *parameters]
+
+
+def _op_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _op_grad(ctx, dy):
+    inputs = ctx.saved_tensors
+    present = iter(_op_backward(dy, *inputs))
+    return tuple(None if t is None else next(present) for t in inputs)
+
+
+_op.register_autograd(_op_grad, setup_context=_op_setup)
+
+
 # --- public -----------------------------------------------------------------------------------------------------------
 
 
@@ -103,4 +196,8 @@ def dwconv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     backend = choose("dwconv_silu", SERVED, x.device)
     if backend == "reference":
         return dwconv_silu_reference(x, weight, bias)
-    return dwconv_silu_torch(x, weight, bias)
+    if backend == "torch":
+        return dwconv_silu_torch(x, weight, bias)
+    if traced(x, weight, bias):
+        return _op(x, weight, bias)
+    return _DwconvSilu.apply(x, weight, bias)

@@ -13,12 +13,14 @@ Source: Ba et al., "Layer Normalization" (2016); Liu et al., "VMamba: Visual Sta
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import compute_dtype
+from mtlkit.ops._native_call import address, argument, check, compute_dtype, traced
 
-SERVED = ("torch", "reference")
+SERVED = ("cpu", "torch", "reference")
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
 
@@ -67,6 +69,118 @@ def _check(x, weight, bias, z, eps) -> None:
         raise ValueError(f"eps: expected a number that is at least 0, got {eps!r}")
 
 
+# --- launch -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(t: Tensor | None) -> Tensor | None:
+    """(rows, D) with the channels side by side, as the kernel reads it; no copy where strides allow."""
+    if t is None:
+        return None
+    t = t.reshape(-1, t.shape[-1])
+    return t if t.stride(1) == 1 else t.contiguous()
+
+
+def _new_output(x: Tensor) -> Tensor:
+    """Contiguous; also for the gradients of x and z."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _forward(x, weight, bias, z, eps) -> Tensor:
+    out = _new_output(x)
+    if x.numel() > 0:
+        x, z = _rows(x), _rows(z)
+        status = _native.C.norm_gate_forward(
+            *x.shape,
+            (argument(x), argument(weight), argument(bias), argument(z)),
+            eps,
+            compute_dtype(x, z) == torch.float64,
+            torch.get_num_threads(),
+            argument(_rows(out)),
+        )
+        check(status)
+    return out
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+def _backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
+    """The kernel: the gradient of each input, None for those that were not given."""
+    dtype = compute_dtype(x, z)
+    dx, dz = _new_output(x), None if z is None else _new_output(z)
+    new = torch.empty if x.numel() > 0 else torch.zeros
+    dweight, dbias = (None if t is None else new(t.shape, dtype=dtype) for t in (weight, bias))
+    if x.numel() > 0:
+        x, z = _rows(x), _rows(z)
+        status = _native.C.norm_gate_backward(
+            *x.shape,
+            (argument(x), argument(weight), argument(bias), argument(z)),
+            eps,
+            dtype == torch.float64,
+            torch.get_num_threads(),
+            argument(_rows(dout)),
+            argument(_rows(dx)),
+            argument(_rows(dz)),
+            address(dweight),
+            address(dbias),
+        )
+        check(status)
+    dweight, dbias = (None if t is None else g.to(t.dtype) for g, t in ((dweight, weight), (dbias, bias)))
+    return [dx, dweight, dbias, dz]
+
+
+class _NormGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, eps, *inputs):
+        ctx.eps = eps
+        ctx.save_for_backward(*inputs)
+        return _forward(*inputs, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        return None, *_backward(dout, *ctx.saved_tensors, ctx.eps)
+
+
+# --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
+
+
+@torch.library.custom_op("mtlkit::norm_gate", mutates_args=(), device_types="cpu")
+def _op(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
+    return _forward(x, weight, bias, z, eps)
+
+
+@_op.register_fake
+def _(x, weight, bias, z, eps):
+    return _new_output(x)
+
+
+@torch.library.custom_op("mtlkit::norm_gate_backward", mutates_args=(), device_types="cpu")
+def _op_backward(
+    dout: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float
+) -> list[Tensor]:
+    return [g for g in _backward(dout, x, weight, bias, z, eps) if g is not None]
+
+
+@_op_backward.register_fake
+def _(dout, x, weight, bias, z, eps):
+    return [_new_output(t) for t in (x, weight, bias, z) if t is not None]
+
+
+def _op_setup(ctx, inputs, output) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _op_grad(ctx, dout):
+    inputs = ctx.saved_tensors
+    present = iter(_op_backward(dout, *inputs, ctx.eps))
+    return *(None if t is None else next(present) for t in inputs), None
+
+
+_op.register_autograd(_op_grad, setup_context=_op_setup)
+
+
 # --- public -----------------------------------------------------------------------------------------------------------
 
 
@@ -106,4 +220,8 @@ def norm_gate(
     backend = choose("norm_gate", SERVED, x.device)
     if backend == "reference":
         return norm_gate_reference(x, weight, bias, z, eps)
-    return norm_gate_torch(x, weight, bias, z, eps)
+    if backend == "torch":
+        return norm_gate_torch(x, weight, bias, z, eps)
+    if traced(x, weight, bias, z):
+        return _op(x, weight, bias, z, float(eps))
+    return _NormGate.apply(float(eps), x, weight, bias, z)
