@@ -152,7 +152,17 @@ def test_broken_nvcc_is_an_error_where_cuda_is_required(tree, tmp_path):
     assert "MTLKIT_CUDA=on" in process.stderr
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc is neither on PATH nor named in CUDACXX")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is neither on PATH nor named in CUDACXX")
+
+
+@needs_nvcc
+def test_each_configuration_counts_anew(tree, tmp_path):
+    nvcc = f'exec {NVCC} "$@"'
+    outputs = [configure(tree, tmp_path, *run).stdout for run in [("auto", "exit 1"), ("on", nvcc), ("off", nvcc)]]
+    assert ["CUDA kernels for" in output for output in outputs] == [False, True, False]
+
+
+@needs_nvcc
 @pytest.mark.parametrize(
     ("archs", "expected"), [("", "CUDA kernels for 80, 90"), ("90 80", "for 80, 90+PTX"), ("80,7", "does not know '7'")]
 )
