@@ -52,8 +52,8 @@ class MedMambaOptions:
 class MedMamba(nn.Module):
     """MedMamba: images to logits.
 
-    Sizes that the patches and mergings do not divide are cropped at the bottom and on the right, as in the original:
-    with four stages only whole squares of 32 x 32 pixels reach the last one.
+    Sizes that the patches and mergings do not divide lose their last rows and columns on the way, as in the original:
+    with four stages, 255 x 230 pixels come out of the last one as 7 x 7.
 
     Args:
         options: sizes and rates.

@@ -76,7 +76,8 @@ class SSConvSSM(nn.Module):
         """Local and global mixing side by side: (B, H, W, C) to (B, H, W, C)."""
         check_channels_last("x", x, self.dim)
         left, right = x.chunk(2, -1)  # (B, H, W, C/2) each
-        left = self.conv33conv33conv11(left.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, H, W, C/2)
+        left = left.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # (B, C/2, H, W), dense for BN
+        left = self.conv33conv33conv11(left).permute(0, 2, 3, 1)  # (B, H, W, C/2)
         right = self.drop_path(self.self_attention(self.ln_1(right)))  # (B, H, W, C/2)
         return torch.stack((left, right), -1).flatten(-2) + x  # (B, H, W, C)
 

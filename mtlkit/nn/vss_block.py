@@ -66,6 +66,8 @@ class VSSBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if mlp_ratio < 0:
+            raise ValueError(f"mlp_ratio: expected a number that is at least 0, got {mlp_ratio!r}")
         factory = {"device": device, "dtype": dtype}
         self.dim = dim
         self.mlp_ratio = mlp_ratio

@@ -1,0 +1,79 @@
+"""What the tests of layers share."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mtlkit
+from mtlkit import _native
+
+GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_ssm.json").read_text())
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}  # the stored values have seven decimals
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # left at their start by the golden values
+
+
+@pytest.fixture(params=["reference", "torch", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every backend of the CPU in turn."""
+    if request.param == "cpu" and _native.C is None:
+        pytest.skip(_native.why_not)
+    with mtlkit.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The dtypes of the golden values."""
+    return request.param
+
+
+@pytest.fixture
+def golden() -> dict:
+    """The golden values, by name."""
+    return GOLDEN
+
+
+@pytest.fixture
+def assert_golden() -> Callable[[str, nn.Module, torch.dtype], None]:
+    """Loads a layer with the parameters of a golden value, all of them by name, and compares its output."""
+
+    def check(name: str, layer: nn.Module, dtype: torch.dtype) -> None:
+        entry = GOLDEN[name]
+
+        def tensor(value: list) -> Tensor:
+            return torch.tensor(value, dtype=dtype)
+
+        layer = layer.to(dtype).eval()
+        state = {p["name"]: tensor(p["value"]).reshape(p["shape"]) for p in entry["params"]}
+        missing, unexpected = layer.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all(key.endswith(RUNNING) for key in missing)
+        y = tensor(entry["y"])
+        got = layer(tensor(entry["x"]))
+        assert got.dtype == dtype
+        assert got.shape == y.shape
+        assert (got - y).abs().max() <= TOLERANCE[dtype]
+
+    return check
+
+
+@pytest.fixture
+def gradients() -> Callable[..., dict[str, Tensor]]:
+    """The output of a layer and the gradient of its input and every parameter, by name, under one backend."""
+
+    def run(layer: nn.Module, x: Tensor, backend: str, autocast: torch.dtype | None = None) -> dict[str, Tensor]:
+        layer.zero_grad()
+        x = x.detach().clone().requires_grad_()
+        with mtlkit.use_backend(backend), torch.autocast("cpu", autocast, enabled=autocast is not None):
+            y = layer(x)
+        cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        y.backward(cotangent.to(y.dtype))
+        found = {"output": y, "x": x.grad} | {name: p.grad for name, p in layer.named_parameters()}
+        assert all(tensor is not None for tensor in found.values())
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+    return run
