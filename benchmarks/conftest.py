@@ -1,0 +1,187 @@
+"""Correctness first, then time: what all benchmarks share, and the report that a run ends with.
+
+`pytest benchmarks --benchmark-only` runs everything and writes benchmarks/results/cpu.json and cpu.png. A run of a part
+(`-k ss2d`) or with failures prints its figures and leaves those files as they are.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # pytest's importlib mode adds no folder, and these files import each other
+
+import machine  # noqa: E402
+import report  # noqa: E402
+
+SECONDS_A_ROW = 0.5
+MOST_ROUNDS = 300
+
+RESULTS = pytest.StashKey[report.Results]()
+DESELECTED = pytest.StashKey[int]()
+
+
+class Measure:
+    """Checks one call and times it; each use makes one row of the results."""
+
+    def __init__(self, benchmark, results: report.Results, record_property) -> None:
+        self._benchmark = benchmark
+        self._results = results
+        self._record = record_property
+
+    def __call__(
+        self,
+        call: Callable[[], Any],
+        check: Callable[[Any], tuple[float, float | None]],
+        *,
+        group: str,
+        provider: str,
+        unit: tuple[str, float],
+        **extra: Any,
+    ) -> dict[str, Any]:
+        """Times `call` after `check` has passed its result.
+
+        Args:
+            call: what is timed.
+            check: raises where the result is wrong; returns its relative and its largest absolute error.
+            group: the rows that this one is compared with.
+            provider: who does it.
+            unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
+            **extra: further columns.
+        """
+        benchmark = self._benchmark
+        start = time.perf_counter()
+        relative, absolute = check(call())
+        first = time.perf_counter() - start
+        if first < SECONDS_A_ROW:
+            start = time.perf_counter()
+            call()
+            first = time.perf_counter() - start
+        rounds = min(MOST_ROUNDS, max(1, math.ceil(SECONDS_A_ROW / first)))
+        benchmark.group = group
+        benchmark.pedantic(call, rounds=rounds, iterations=1)
+        if benchmark.stats is None:  # --benchmark-disable
+            return {}
+        stats = benchmark.stats.stats
+        what, count = unit
+        row = {
+            "group": group,
+            "provider": provider,
+            "median_s": stats.median,
+            "min_s": stats.min,
+            "max_s": stats.max,
+            "rounds": stats.rounds,
+            f"{what}_per_s": count / stats.median,
+            "relative_error": relative,
+            **({} if absolute is None else {"max_abs_error": absolute}),
+            **extra,
+        }
+        self._results.add(row)
+        benchmark.extra_info.update(row)
+        self._results.on_yardstick(benchmark.extra_info)
+        self._record("figures", report.one_line(row))
+        return row
+
+
+@pytest.fixture
+def measure(benchmark, request: pytest.FixtureRequest, _yardstick: None, record_property) -> Measure:
+    """measure(call, check, group=..., provider=..., unit=...): one row."""
+    return Measure(benchmark, request.config.stash[RESULTS], record_property)
+
+
+@pytest.fixture
+def measure_case(measure: Measure):
+    """Runs a case of workloads.py: asserts its results, then times it."""
+    from memory import peak_memory
+    from providers import BOTH, MEDMAMBA_56
+
+    def run(case) -> None:
+        w = case.workload
+        extra = {
+            "op": w.op,
+            "shape": w.shape_name,
+            "dtype": str(w.dtype).removeprefix("torch."),
+            "direction": w.direction,
+        }
+        if w.shape_name == MEDMAMBA_56 and w.direction == BOTH and w.dtype == torch.float32:
+            peak = peak_memory(w.op, w.shape_name, w.direction, case.provider.name)
+            extra |= {} if peak is None else {"peak_bytes": peak}
+        with case.provider.context() or nullcontext():
+            problem = case.problem()
+            measure(
+                lambda: problem.run(w.direction),
+                case.check,
+                group=case.group,
+                provider=case.provider.name,
+                unit=("updates", case.updates),
+                **extra,
+            )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _yardstick(request: pytest.FixtureRequest):
+    results = request.config.stash[RESULTS]
+    results.yardsticks.append(machine.yardstick())
+    yield
+    results.yardsticks.append(machine.yardstick())
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# --- the run and its end -------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = report.Results()
+    config.stash[DESELECTED] = 0
+    if config.option.verbose == 0:
+        config.option.verbose = 1  # a line a row: a run takes minutes
+    config.option.benchmark_quiet = True  # report.py draws one table instead of one for every group
+    config.option.benchmark_warmup = False
+
+
+def pytest_report_header() -> str:
+    return report.headline_of(machine.description())
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    if items:
+        items[0].config.stash[DESELECTED] += len(items)
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    figures = dict(report.user_properties).get("figures")
+    return ("passed", ".", figures) if report.when == "call" and report.passed and figures else None
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    machine_info["mtlkit"] = machine.description() | {"yardstick": config.stash[RESULTS].yardsticks}
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
+    results = config.stash[RESULTS]
+    if not results.rows:
+        return
+    whole = exitstatus == 0 and config.stash[DESELECTED] == 0
+    text = report.finish(
+        results,
+        machine.description(),
+        HERE / "results" if whole else None,
+        colour=terminalreporter.hasmarkup,
+        width=terminalreporter._tw.fullwidth,
+    )
+    terminalreporter.ensure_newline()
+    terminalreporter.write(text)

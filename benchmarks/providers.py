@@ -1,0 +1,255 @@
+"""Who is measured: the implementations of the scans, mtlkit's and its peers', and what each is left out of."""
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mtlkit
+from mtlkit import _native
+from mtlkit.ops.selective_scan import selective_scan_torch
+from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d_torch
+
+FORWARD, BOTH = "forward", "forward_backward"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a row measures: an operator at a named shape, in one dtype and direction."""
+
+    op: str
+    shape_name: str
+    dtype: torch.dtype
+    direction: str
+    images: int
+    tokens: int  # of one direction, all images together
+
+
+@dataclass(frozen=True)
+class Provider:
+    """One implementation, with the signatures of mtlkit.ops; a missing operator is None."""
+
+    name: str
+    label: str
+    ss2d: Callable[..., Tensor] | None = mtlkit.ops.ss2d
+    selective_scan: Callable[..., Tensor] | None = functools.partial(mtlkit.ops.selective_scan, delta_softplus=True)
+    context: Callable[[], AbstractContextManager] = nullcontext  # held around the check and the timing
+    why_absent: Callable[[], str | None] = lambda: None
+    serves: Callable[[Workload], bool] = lambda workload: True
+    left_out: str = ""  # in words, what `serves` refuses
+
+
+# --- peers ---------------------------------------------------------------------------------------------------------------
+
+
+def composed(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """SS2D as MedMamba puts it together: copies in four orders, a 1-D scan over 4 D channels, and the sum."""
+
+    def ss2d(u: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor) -> Tensor:
+        rank, states = dt_weight.shape[2], A_logs.shape[1]
+        us = cross_scan(u)  # (B, 4, D, L)
+        dts, Bs, Cs = cross_scan(x_dbl).split((rank, states, states), 2)  # (B, 4, R | N | N, L)
+        delta = torch.einsum("bkrl,kdr->bkdl", dts, dt_weight)  # (B, 4, D, L)
+        y = scan(us.flatten(1, 2), delta.flatten(1, 2), -torch.exp(A_logs), Bs, Cs, Ds, dt_bias.flatten())
+        return cross_merge(y.unflatten(1, (4, -1)), *u.shape[2:])  # (B, D, H, W)
+
+    return ss2d
+
+
+def mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
+    """A selective scan by mambapy's parallel scan, as its Mamba block uses it; groups one after the other."""
+    from mambapy.pscan import pscan
+
+    groups = B.shape[1]
+    dt = F.softplus(delta + delta_bias[:, None]).unflatten(1, (groups, -1)).transpose(-1, -2)  # (B, G, L, D/G)
+    x = u.unflatten(1, (groups, -1)).transpose(-1, -2)  # (B, G, L, D/G)
+    A = A.unflatten(0, (groups, -1))  # (G, D/G, N)
+    B, C = B.transpose(-1, -2), C.transpose(-1, -2)  # (B, G, L, N)
+    ys = []
+    for g in range(groups):
+        decay = torch.exp(dt[:, g, ..., None] * A[g])  # (B, L, D/G, N)
+        h = pscan(decay, (dt * x)[:, g, ..., None] * B[:, g, :, None])  # (B, L, D/G, N)
+        ys.append((h @ C[:, g, ..., None]).squeeze(-1))  # (B, L, D/G)
+    y = torch.stack(ys, 1).transpose(-1, -2).flatten(1, 2)  # (B, D, L)
+    return y + D[:, None] * u
+
+
+def mamba_ssm_scan(*arguments: Tensor) -> Tensor:
+    """The published kernel: arguments u, delta, A, B, C, D, delta_bias."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    *tensors, delta_bias = arguments
+    return selective_scan_fn(*tensors, None, delta_bias, delta_softplus=True)
+
+
+def by_name(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The scan with keyword arguments, as mtlkit.ops.selective_scan is called here."""
+    return lambda u, delta, A, B, C, D, delta_bias: scan(u, delta, A, B, C, D, delta_bias)
+
+
+@functools.cache
+def compiled_ss2d() -> Callable[..., Tensor]:
+    return torch.compile(lambda **inputs: ss2d_torch(**inputs, out_dtype=inputs["u"].dtype), dynamic=False)
+
+
+@functools.cache
+def compiled_selective_scan() -> Callable[..., Tensor]:
+    return torch.compile(lambda **inputs: selective_scan_torch(**inputs, delta_softplus=True)[0], dynamic=False)
+
+
+# --- who is absent -------------------------------------------------------------------------------------------------------
+
+
+def missing(module: str, package: str) -> Callable[[], str | None]:
+    """A test whether a module imports, which answers with the reason why not."""
+
+    @functools.cache
+    def why() -> str | None:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name == module.partition(".")[0]:
+                return f"not installed (pip install {package})"
+            return f"does not import: {error}"
+        except Exception as error:  # a broken installation raises whatever its loader does
+            return f"does not import: {type(error).__name__}: {error}"
+        return None
+
+    return why
+
+
+@functools.cache
+def why_no_mamba_ssm() -> str | None:
+    reason = missing("mamba_ssm.ops.selective_scan_interface", "mamba-ssm; it needs nvcc")()
+    if reason:
+        return reason
+    u = torch.rand(1, 4, 2)
+    rows = torch.rand(1, 1, 2, 2)
+    try:
+        mamba_ssm_scan(u, u, -torch.rand(4, 2), rows, rows, u[0, :, 0], u[0, :, 0])
+    except Exception as error:  # what a call on CPU tensors raises differs from version to version
+        return f"installed, but serves no CPU tensors: {str(error).splitlines()[0]}"
+    return None
+
+
+def why_no_compiler() -> str | None:
+    found = any(map(shutil.which, ("c++", "g++", "clang++")))
+    return None if found else "torch.compile needs a C++ compiler on the PATH"
+
+
+def why_no_level(level: str) -> str | None:
+    if _native.C is None:
+        return _native.why_not
+    *lower, best = _native.C.cpu_isa_levels()
+    if level == best:
+        return f"{level} is the highest level here, and so what plain mtlkit runs"
+    return None if level in lower else f"this CPU has no {level}; it runs {', '.join((*lower, best))}"
+
+
+@contextmanager
+def at_level(level: str) -> Iterator[None]:
+    """The CPU kernels of a lower instruction-set level."""
+    before = _native.C.cpu_isa()
+    _native.C.set_cpu_isa(level)
+    try:
+        yield
+    finally:
+        _native.C.set_cpu_isa(before)
+
+
+# --- the registry --------------------------------------------------------------------------------------------------------
+
+MEDMAMBA_56 = "medmamba_t_stage1"
+
+
+def _fp32(workload: Workload) -> bool:
+    return workload.dtype == torch.float32
+
+
+def _one_image(workload: Workload) -> bool:
+    return _fp32(workload) and workload.images == 1
+
+
+def _torch_serves(workload: Workload) -> bool:
+    return _one_image(workload) or (
+        _fp32(workload) and workload.direction == FORWARD and workload.tokens <= 4 * 64 * 64
+    )
+
+
+def _compile_serves(workload: Workload) -> bool:
+    short = workload.shape_name == "medmamba_t_stage4" and workload.op == "ss2d"
+    return _fp32(workload) and (short or _56_forward(workload))
+
+
+def _56_forward(workload: Workload) -> bool:
+    return (
+        _fp32(workload)
+        and workload.op == "ss2d"
+        and workload.shape_name == MEDMAMBA_56
+        and workload.direction == FORWARD
+    )
+
+
+def _level(level: str, label: str) -> Provider:
+    return Provider(
+        name=f"mtlkit-{level}",
+        label=f"mtlkit, {label} code",
+        context=functools.partial(at_level, level),
+        why_absent=functools.partial(why_no_level, level),
+        serves=_56_forward,
+        left_out="the 56 x 56 forward only",
+    )
+
+
+PROVIDERS = (
+    Provider("mtlkit", "mtlkit"),
+    _level("avx2", "AVX2"),
+    _level("baseline", "baseline"),
+    Provider(
+        name="torch-compile",
+        label="chunked PyTorch, torch.compile",
+        ss2d=lambda **inputs: compiled_ss2d()(**inputs),
+        selective_scan=lambda **inputs: compiled_selective_scan()(**inputs),
+        why_absent=why_no_compiler,
+        serves=_compile_serves,
+        left_out="56 x 56 forward and 7 x 7 only: compiling takes up to a minute a shape",
+    ),
+    Provider(
+        name="torch",
+        label="chunked PyTorch",
+        context=functools.partial(mtlkit.use_backend, "torch"),
+        serves=_torch_serves,
+        left_out="not 4 x 128 x 128, nor backward with four images: too slow, too much memory",
+    ),
+    Provider(
+        name="mambapy",
+        label="mambapy pscan",
+        ss2d=composed(mambapy_scan),
+        selective_scan=by_name(mambapy_scan),
+        why_absent=missing("mambapy.pscan", "mambapy"),
+        serves=_one_image,
+        left_out="one image only: holds every state of every token in memory",
+    ),
+    Provider(
+        name="mamba-ssm",
+        label="mamba-ssm",
+        ss2d=composed(mamba_ssm_scan),
+        selective_scan=by_name(mamba_ssm_scan),
+        why_absent=why_no_mamba_ssm,
+        serves=_fp32,
+    ),
+    Provider(
+        name="reference",
+        label="PyTorch loop",
+        context=functools.partial(mtlkit.use_backend, "reference"),
+        serves=_one_image,
+        left_out="one image only: one step a token",
+    ),
+)
+BY_NAME = {provider.name: provider for provider in PROVIDERS}

@@ -1,0 +1,9 @@
+"""The 1-D scan, at the work of the SS2D shapes in mamba's layout: (B, 4 D, L), a group of channels a direction."""
+
+import pytest
+from workloads import cases
+
+
+@pytest.mark.parametrize("case", cases("selective_scan"), ids=str)
+def test_selective_scan(case, measure_case) -> None:
+    measure_case(case)
