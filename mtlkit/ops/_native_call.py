@@ -47,3 +47,24 @@ def traced(*tensors: Tensor | None) -> bool:
     return torch.compiler.is_compiling() or any(
         t is not None and type(t) is not Tensor and not isinstance(t, torch.nn.Parameter) for t in tensors
     )
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Hands a gradient on; differentiating it again raises."""
+
+    @staticmethod
+    def forward(ctx, op, gradient, *_inputs):
+        ctx.op = op
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, _gradient):
+        raise RuntimeError(f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones")
+
+
+def first_order_only(op: str, gradients: list[Tensor | None], inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """Makes a second differentiation through the gradients raise, where one is prepared by create_graph=True."""
+    if not torch.is_grad_enabled():
+        return gradients
+    depends = [t for t in inputs if t is not None and t.requires_grad]
+    return [None if g is None else _FirstOrderOnly.apply(op, g, *depends) for g in gradients]

@@ -14,7 +14,6 @@ zero-order hold for A and Euler's rule for B, as every published implementation 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mtlkit import _native
 from mtlkit.ops._backend import choose
@@ -26,6 +25,7 @@ from mtlkit.ops._native_call import (
     argument,
     check,
     compute_dtype,
+    first_order_only,
     traced,
     wants_grad,
 )
@@ -289,8 +289,7 @@ def _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, del
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, delta_softplus, *inputs):
-        save = any(ctx.needs_input_grad)
+    def forward(ctx, delta_softplus, save, *inputs):
         out, last, checkpoints = _forward(*inputs, delta_softplus, save)
         ctx.delta_softplus = delta_softplus
         ctx.set_materialize_grads(False)
@@ -299,11 +298,11 @@ class _SelectiveScan(torch.autograd.Function):
         return out, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout, dlast):
         *inputs, checkpoints = ctx.saved_tensors
         dout = torch.zeros_like(inputs[0]) if dout is None else dout
-        return None, *_backward(dout, dlast, *inputs, checkpoints, ctx.delta_softplus)
+        gradients = _backward(dout, dlast, *inputs, checkpoints, ctx.delta_softplus)
+        return None, None, *first_order_only("selective_scan", gradients, (dout, dlast, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ---------------------------------------------------------------------
@@ -430,5 +429,5 @@ def selective_scan(
     elif traced(*inputs):
         out, last, _ = _op(*inputs, bool(delta_softplus), wants_grad(*inputs))
     else:
-        out, last = _SelectiveScan.apply(bool(delta_softplus), *inputs)
+        out, last = _SelectiveScan.apply(bool(delta_softplus), wants_grad(*inputs), *inputs)
     return (out, last) if return_last_state else out

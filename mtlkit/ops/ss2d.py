@@ -22,7 +22,6 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2; Yue 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mtlkit import _native
 from mtlkit.ops._backend import choose
@@ -34,6 +33,7 @@ from mtlkit.ops._native_call import (
     argument,
     check,
     compute_dtype,
+    first_order_only,
     traced,
     wants_grad,
 )
@@ -203,17 +203,16 @@ def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
 
 class _SS2D(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, out_dtype, *inputs):
-        save = any(ctx.needs_input_grad)
+    def forward(ctx, out_dtype, save, *inputs):
         y, checkpoints = _forward(*inputs, out_dtype, save)
         if save:
             ctx.save_for_backward(*inputs, checkpoints)
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        return None, *_backward(dy, *ctx.saved_tensors)
+        *inputs, checkpoints = ctx.saved_tensors
+        return None, None, *first_order_only("ss2d", _backward(dy, *inputs, checkpoints), (dy, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ---------------------------------------------------------------------
@@ -328,6 +327,7 @@ def ss2d(
         return ss2d_reference(*inputs, out_dtype)
     if backend == "torch":
         return ss2d_torch(*inputs, out_dtype)
+    save = wants_grad(*inputs)
     if traced(*inputs):
-        return _op(*inputs, out_dtype, wants_grad(*inputs))[0]
-    return _SS2D.apply(out_dtype, *inputs)
+        return _op(*inputs, out_dtype, save)[0]
+    return _SS2D.apply(out_dtype, save, *inputs)
