@@ -111,14 +111,14 @@ def _backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
     new = torch.empty if x.numel() > 0 else torch.zeros
     dweight, dbias = (None if t is None else new(t.shape, dtype=dtype) for t in (weight, bias))
     if x.numel() > 0:
-        x, z = _rows(x), _rows(z)
+        dout, x, z = _rows(dout), _rows(x), _rows(z)
         status = _native.C.norm_gate_backward(
             *x.shape,
             (argument(x), argument(weight), argument(bias), argument(z)),
             eps,
             dtype == torch.float64,
             torch.get_num_threads(),
-            argument(_rows(dout)),
+            argument(dout),
             argument(_rows(dx)),
             argument(_rows(dz)),
             address(dweight),
