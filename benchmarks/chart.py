@@ -8,8 +8,11 @@ from typing import Any
 
 from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
 
-OURS, OTHERS, LIMIT, INK = "#0072b2", "#b4b8bd", "#d55e00", "#222222"  # of Okabe and Ito's palette for all eyes
+OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's, for all eyes
 SHOWN = ("mtlkit", "torch-compile", "torch", "mambapy", "mamba-ssm", "reference")
+ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline code"}
+
+Rates = dict[str, float]  # provider -> state updates a second
 
 
 def draw(document: dict[str, Any]) -> bytes:
@@ -18,75 +21,76 @@ def draw(document: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     limit = document["yardstick"]["limit_updates_per_s"]
-    panels = {"Forward": FORWARD, "Forward and backward": BOTH}
-    figure = Figure(figsize=(10, 4.6), dpi=160, layout="constrained")
+    forward, both = (_rates(document, direction) for direction in (FORWARD, BOTH))
+    order = sorted(forward, key=forward.get)
+    figure = Figure(figsize=(10.5, 4.4), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharex=True)
-    lowest = min(row["updates_per_s"] for row in _rows(document, FORWARD) + _rows(document, BOTH))
-    for axis, (title, direction) in zip(axes, panels.items(), strict=True):
-        _panel(axis, title, _rows(document, direction), limit, lowest)
-    machine = document["machine"]
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
+    lowest = min((*forward.values(), *both.values()))
+    for axis, title, rates in zip(axes, ("Forward", "Forward and backward"), (forward, both), strict=True):
+        _panel(axis, title, rates, order, limit, lowest / 4)
+    axes[0].get_yticklabels()[order.index("mtlkit")].set_fontweight("bold")
+    machine, torch = document["machine"], document["versions"]["torch"]
     figure.suptitle(
-        "Four-direction scan (SS2D) of a 56 × 56 map, on a CPU: state updates per second",
+        "The four-direction scan (SS2D) on a CPU: state updates per second",
         x=0.01,
         ha="left",
-        fontsize=14,
+        fontsize=15,
         fontweight="bold",
         color=INK,
     )
     figure.supxlabel(
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']} · float32, 96 channels, 16 states, one image · "
-        f"torch {document['versions']['torch']} · {document['date'][:10]}",
+        f"56 × 56 map, 96 channels, 16 states, one image, float32 · logarithmic scale · {machine['cpu']}, "
+        f"{machine['threads']} threads, {ISA.get(machine['isa'], machine['isa'])} · torch {torch}"
+        f" · {document['date'][:10]}",
         x=0.01,
         ha="left",
-        fontsize=9,
-        color="#666666",
+        fontsize=8.5,
+        color=FAINT,
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _rows(document: dict[str, Any], direction: str) -> list[dict[str, Any]]:
+def _rates(document: dict[str, Any], direction: str) -> Rates:
     key = ("ss2d", MEDMAMBA_56, "float32", direction)
     rows = [r for r in document["rows"] if (r["op"], r["shape"], r["dtype"], r["direction"]) == key]
-    return sorted((r for r in rows if r["provider"] in SHOWN), key=lambda r: r["updates_per_s"])
+    return {row["provider"]: row["updates_per_s"] for row in rows if row["provider"] in SHOWN}
 
 
-def _panel(axis, title: str, rows: list[dict[str, Any]], limit: float, lowest: float) -> None:
-    left = lowest / 4
-    ours = next(row["updates_per_s"] for row in rows if row["provider"] == "mtlkit")
-    for place, row in enumerate(rows):
-        value = row["updates_per_s"]
-        own = row["provider"] == "mtlkit"
-        axis.barh(place, value - left, left=left, height=0.62, color=OURS if own else OTHERS)
-        rate = _rate(value)
+def _panel(axis, title: str, rates: Rates, order: list[str], limit: float, left: float) -> None:
+    """One direction; bars start at `left`, for a logarithmic axis has no 0."""
+    ours = rates["mtlkit"]
+    for place, provider in enumerate(order):
+        if provider not in rates:
+            axis.text(left * 1.15, place, "not measured", va="center", color=FAINT, fontsize=9.5, style="italic")
+            continue
+        value = rates[provider]
+        own = provider == "mtlkit"
+        axis.barh(place, value - left, left=left, height=0.64, color=OURS if own else OTHERS)
         if own:  # inside the bar, for the limit stands close behind it
-            axis.text(value / 1.15, place, rate, va="center", ha="right", color="white", fontsize=12, fontweight="bold")
+            style = {"ha": "right", "color": "white", "fontsize": 13, "fontweight": "bold"}
+            axis.text(value / 1.18, place, _rate(value), va="center", **style)
         else:
-            text = f"{rate}   mtlkit: {_times(ours / value)}"
-            axis.text(value * 1.12, place, text, va="center", ha="left", color=INK, fontsize=10)
+            text = axis.text(value * 1.15, place, _rate(value), va="center", color=INK, fontsize=10.5)
+            beside = {"xycoords": text, "textcoords": "offset points", "annotation_clip": False}
+            axis.annotate(_slower(ours / value), (1, 0), (8, 0), va="bottom", color=FAINT, fontsize=10.5, **beside)
     axis.set_xscale("log")
-    axis.set_xlim(left, limit * 1.9)
-    axis.set_ylim(-0.6, len(rows) - 0.1)
-    axis.axvline(limit, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1.6)
-    axis.text(limit / 1.08, len(rows) - 0.47, f"limit of this CPU {_rate(limit)}", ha="right", color=LIMIT, fontsize=9)
-    axis.set_yticks(range(len(rows)), [_label(row["provider"]) for row in rows], fontsize=11, color=INK)
-    axis.get_yticklabels()[-1].set_fontweight("bold")
-    axis.set_title(title, loc="left", fontsize=12, color=INK)
+    axis.set_xlim(left, limit * 1.6)
+    axis.set_ylim(-0.55, len(order) - 0.15)
+    axis.axvline(limit, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1.8)
+    words = f"this CPU's limit, forward: {_rate(limit)}"
+    axis.text(limit / 1.1, len(order) - 0.42, words, ha="right", va="center", color=LIMIT, fontsize=9.5)
+    axis.set_yticks(range(len(order)), [_label(provider) for provider in order], fontsize=11.5, color=INK)
+    axis.set_title(title, loc="left", fontsize=12.5, color=INK)
     axis.tick_params(axis="both", length=0)
+    axis.tick_params(axis="x", labelcolor=FAINT, labelsize=9.5)
     axis.xaxis.set_major_formatter(lambda value, _: _rate(value))
-    axis.xaxis.set_minor_locator(_none())
-    axis.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axis.minorticks_off()
+    axis.grid(axis="x", color="#e8e8e8", linewidth=0.8)
     axis.set_axisbelow(True)
-    for side in ("top", "right", "left", "bottom"):
-        axis.spines[side].set_visible(False)
-
-
-def _none():
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
+    axis.spines[:].set_visible(False)
 
 
 def _label(provider: str) -> str:
@@ -94,11 +98,11 @@ def _label(provider: str) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value / 1e9:.3g} G/s" if value >= 1e9 else f"{value / 1e6:.0f} M/s"
+    return f"{value / 1e9:.3g} G/s" if value >= 1e9 else f"{value / 1e6:.3g} M/s"
 
 
-def _times(ratio: float) -> str:
-    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
+def _slower(ratio: float) -> str:
+    return f"{ratio:.0f}× slower" if ratio >= 10 else f"{ratio:.1f}× slower"
 
 
 if __name__ == "__main__":

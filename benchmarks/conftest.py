@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +100,21 @@ def measure_case(measure: Measure):
     """Runs a case of workloads.py: asserts its results, then times it."""
     from memory import peak_memory
     from providers import BOTH, MEDMAMBA_56
+    from workloads import dtype_name
 
     def run(case) -> None:
         w = case.workload
         extra = {
             "op": w.op,
             "shape": w.shape_name,
-            "dtype": str(w.dtype).removeprefix("torch."),
+            "dtype": dtype_name(w.dtype),
             "direction": w.direction,
         }
-        if w.shape_name == MEDMAMBA_56 and w.direction == BOTH and w.dtype == torch.float32:
+        measured = w.op in ("ss2d", "ss2d_layer") and case.provider.name in ("mtlkit", "torch")
+        if measured and w.shape_name == MEDMAMBA_56 and w.direction == BOTH and w.dtype == torch.float32:
             peak = peak_memory(w.op, w.shape_name, w.direction, case.provider.name)
             extra |= {} if peak is None else {"peak_bytes": peak}
-        with case.provider.context() or nullcontext():
+        with case.provider.context():
             problem = case.problem()
             measure(
                 lambda: problem.run(w.direction),
@@ -140,7 +141,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-# --- the run and its end -------------------------------------------------------------------------------------------------
+# --- the run and its end ----------------------------------------------------------------------------------------------
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -31,6 +31,10 @@ class Workload:
     tokens: int  # of one direction, all images together
 
 
+def selective_scan(**inputs: Tensor) -> Tensor:
+    return mtlkit.ops.selective_scan(**inputs, delta_softplus=True)
+
+
 @dataclass(frozen=True)
 class Provider:
     """One implementation, with the signatures of mtlkit.ops; a missing operator is None."""
@@ -38,14 +42,14 @@ class Provider:
     name: str
     label: str
     ss2d: Callable[..., Tensor] | None = mtlkit.ops.ss2d
-    selective_scan: Callable[..., Tensor] | None = functools.partial(mtlkit.ops.selective_scan, delta_softplus=True)
+    selective_scan: Callable[..., Tensor] | None = selective_scan
     context: Callable[[], AbstractContextManager] = nullcontext  # held around the check and the timing
     why_absent: Callable[[], str | None] = lambda: None
     serves: Callable[[Workload], bool] = lambda workload: True
     left_out: str = ""  # in words, what `serves` refuses
 
 
-# --- peers ---------------------------------------------------------------------------------------------------------------
+# --- peers ------------------------------------------------------------------------------------------------------------
 
 
 def composed(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -103,7 +107,7 @@ def compiled_selective_scan() -> Callable[..., Tensor]:
     return torch.compile(lambda **inputs: selective_scan_torch(**inputs, delta_softplus=True)[0], dynamic=False)
 
 
-# --- who is absent -------------------------------------------------------------------------------------------------------
+# --- who is absent ----------------------------------------------------------------------------------------------------
 
 
 def missing(module: str, package: str) -> Callable[[], str | None]:
@@ -163,7 +167,7 @@ def at_level(level: str) -> Iterator[None]:
         _native.C.set_cpu_isa(before)
 
 
-# --- the registry --------------------------------------------------------------------------------------------------------
+# --- the registry -----------------------------------------------------------------------------------------------------
 
 MEDMAMBA_56 = "medmamba_t_stage1"
 
@@ -177,9 +181,8 @@ def _one_image(workload: Workload) -> bool:
 
 
 def _torch_serves(workload: Workload) -> bool:
-    return _one_image(workload) or (
-        _fp32(workload) and workload.direction == FORWARD and workload.tokens <= 4 * 64 * 64
-    )
+    affordable = workload.direction == FORWARD and workload.tokens <= 4 * 64 * 64
+    return _fp32(workload) and (workload.images == 1 or affordable)
 
 
 def _compile_serves(workload: Workload) -> bool:

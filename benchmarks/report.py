@@ -40,13 +40,13 @@ class Results:
     def find(self, op: str, shape: str, direction: str, provider: str) -> Row:
         """The float32 row; raises KeyError where the run has none."""
         for row in self.rows:
-            if (row["op"], row["shape"], row["direction"], row["provider"]) == (op, shape, direction, provider):
-                if row["dtype"] == "float32":
-                    return row
+            key = (row["op"], row["shape"], row["direction"], row["provider"], row["dtype"])
+            if key == (op, shape, direction, provider, "float32"):
+                return row
         raise KeyError((op, shape, direction, provider))
 
 
-# --- words ---------------------------------------------------------------------------------------------------------------
+# --- words ------------------------------------------------------------------------------------------------------------
 
 
 def seconds(value: float) -> str:
@@ -80,7 +80,7 @@ def headline_of(description: dict[str, Any]) -> str:
     return f"{m['cpu']}, {m['threads']} threads, {isa}; torch {v['torch']}{commit}"
 
 
-# --- the table of ratios -------------------------------------------------------------------------------------------------
+# --- the table of ratios ----------------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
@@ -262,7 +262,7 @@ def remarks(results: Results) -> Iterator[str]:
         yield f"machine's limit: {rate(first)} at the start, {rate(last)} at the end; the higher one counts"
 
 
-# --- the end of a run ----------------------------------------------------------------------------------------------------
+# --- the end of a run -------------------------------------------------------------------------------------------------
 
 
 def finish(results: Results, description: dict[str, Any], folder: Path | None, *, colour: bool, width: int) -> str:
