@@ -59,7 +59,9 @@ class _FirstOrderOnly(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, _gradient):
-        raise RuntimeError(f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones")
+        raise RuntimeError(
+            f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones"
+        )
 
 
 def first_order_only(op: str, gradients: list[Tensor | None], inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:

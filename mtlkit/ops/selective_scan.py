@@ -80,9 +80,7 @@ def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Te
             return v.unflatten(0, (groups, -1))[None, ..., None].expand(batch, -1, -1, -1, length)  # (B, G, D/G, N, L)
         return (v if v.dim() == 4 else v[:, None])[:, :, None].expand(-1, groups, -1, -1, -1)  # (B, G, 1, N, L)
 
-    y, last = scan(
-        grouped(dt), grouped(dt * wide), A.to(dtype).unflatten(0, (groups, -1)), per_token(B), per_token(C)
-    )
+    y, last = scan(grouped(dt), grouped(dt * wide), A.to(dtype).unflatten(0, (groups, -1)), per_token(B), per_token(C))
     y = y.flatten(1, 2)  # (B, D, L)
     if D is not None:
         y = y + wide * D.to(dtype)[:, None]
