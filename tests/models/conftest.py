@@ -1,0 +1,11 @@
+"""What the tests of networks share."""
+
+import pytest
+
+SMALL = {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128), "num_classes": 3}
+
+
+@pytest.fixture
+def small() -> dict:
+    """Options that shrink any network of four stages."""
+    return dict(SMALL)

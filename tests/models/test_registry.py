@@ -1,0 +1,196 @@
+"""Models by name: the table of exact parameter counts, options, errors, and one smoke test over all of them."""
+
+import doctest
+import importlib
+import io
+import pkgutil
+from dataclasses import FrozenInstanceError, dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import mtlkit.models
+from mtlkit.models import create_model, list_models, register, unregister
+
+# Parameters by number of classes.
+PARAMETERS = {
+    "medmamba_t": {6: 14_457_222, 1000: 15_221_608},
+    "medmamba_s": {6: 18_625_158, 1000: 19_389_544},
+    "medmamba_b": {6: 39_864_838, 1000: 40_883_688},
+    "vmamba_t_s1l8": {1000: 30_249_064},
+    "vmamba_t_s2l5": {1000: 30_705_832},
+    "vmamba_s_s2l15": {1000: 50_147_752},
+    "vmamba_s_s1l20": {1000: 49_012_840},
+    "vmamba_b_s2l15": {1000: 88_557_800},
+    "vmamba_t_v0": {1000: 22_893_448},
+}
+
+
+def test_no_model_is_missing_from_the_table():
+    assert list_models() == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize(("name", "classes"), [(name, classes) for name, row in PARAMETERS.items() for classes in row])
+def test_parameter_counts(name, classes):
+    model = create_model(name, num_classes=classes, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name][classes]
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_smoke(name):
+    model = create_model(name, num_classes=3).eval()
+    images = torch.rand(2, 3, 64, 64)
+    logits = model(images)
+    assert logits.shape == (2, 3)
+    assert torch.equal(logits, model(images))
+
+    (logits * torch.randn(2, 3)).sum().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other = create_model(name, num_classes=3, device="meta").eval()
+    other.load_state_dict(torch.load(file, weights_only=True), assign=True)
+    assert torch.equal(logits, other(images))
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8", "vmamba_t_v0"])
+def test_training_learns(name, small):
+    model = create_model(name, **small, drop_path_rate=0.0).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images, labels = torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+def test_compiles_whole_and_once(name, small):
+    model = create_model(name, **small, dtype=torch.float64).eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for batch in (2, 3):
+        images = torch.rand(batch, 3, 64, 64, dtype=torch.float64)
+        torch._dynamo.mark_dynamic(images, 0)
+        with torch._dynamo.config.patch(error_on_recompile=batch > 2):
+            torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+def test_exports(name, small):
+    model = create_model(name, **small).eval()
+    images = torch.rand(2, 3, 64, 64)
+    exported = torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    other = torch.rand(5, 3, 64, 64)
+    torch.testing.assert_close(exported.module()(other), model(other))
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8", "vmamba_t_v0"])
+def test_autocast_and_empty_batch(name, small):
+    model = create_model(name, **small).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(images)
+    torch.testing.assert_close(logits.float(), model(images), atol=0.05, rtol=0.05)
+    assert model(images[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+def test_backends_agree(name, small):
+    model = create_model(name, **small, dtype=torch.float64).eval()
+    images = torch.rand(1, 3, 64, 96, dtype=torch.float64)
+    logits = model(images)
+    for backend in ("reference", "torch"):
+        with mtlkit.use_backend(backend):
+            torch.testing.assert_close(model(images), logits, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_options_in_chans(name, small):
+    model = create_model(name, **small | {"num_classes": 7}, in_chans=1)
+    assert model(torch.rand(1, 1, 64, 64)).shape == (1, 7)
+    assert model.options.in_chans == 1
+    with pytest.raises(FrozenInstanceError):
+        model.options.in_chans = 3
+
+
+def test_drop_path_grows_to_its_rate():
+    model = create_model("medmamba_t", device="meta")
+    rates = [block.drop_path.p for stage in model.layers for block in stage.blocks]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.1, 10))
+
+
+def test_unknown_names_are_answered_with_the_known():
+    with pytest.raises(ValueError, match=r"no model 'medmamba' .*did you mean 'medmamba_.'.*vmamba_t_s1l8"):
+        create_model("medmamba")
+    with pytest.raises(ValueError, match=r"numclasses: medmamba_t has no such option .*'num_classes'.*it has: num_cla"):
+        create_model("medmamba_t", numclasses=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depths": (1, 1)}, r"depths: expected 4 numbers of blocks, one for each of dims, got \(1, 1\)"),
+        ({"depths": (1, 1, 0, 1)}, "depths"),
+        ({"dims": (16, 32, 48, 64)}, "dims: expected each to be twice the one before"),
+        ({"num_classes": 0}, "num_classes: expected at least 1, got 0"),
+        ({"in_chans": 0}, "in_chans"),
+        ({"d_state": 0}, "d_state"),
+        ({"drop_path_rate": 1.5}, "probability"),
+    ],
+)
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, device="meta", **options)
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8", "vmamba_t_v0"])
+def test_bad_images(name, small):
+    model = create_model(name, **small)
+    with pytest.raises(ValueError, match=r"images: expected shape \(B, 3, H, W\).*got \(1, 1, 64, 64\)"):
+        model(torch.rand(1, 1, 64, 64))
+    with pytest.raises(ValueError, match="images: expected 4 dimensions"):
+        model(torch.rand(3, 64, 64))
+    with pytest.raises(ValueError, match="H and W at least"):
+        model(torch.rand(1, 3, 64, 0))
+    with pytest.raises(TypeError, match="images: expected float32"):
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_register():
+    @dataclass(frozen=True)
+    class Options:
+        num_classes: int = 2
+
+    @register("test_linear", Options())
+    @register("test_linear_5", Options(num_classes=5))
+    class Linear(nn.Linear):
+        def __init__(self, options, device=None, dtype=None):
+            super().__init__(4, options.num_classes, device=device, dtype=dtype)
+
+    try:
+        assert create_model("test_linear").out_features == 2
+        assert create_model("test_linear_5", dtype=torch.float64).weight.dtype == torch.float64
+        with pytest.raises(ValueError, match="name: 'test_linear' is registered already"):
+            register("test_linear", Options())
+    finally:
+        unregister("test_linear")
+        unregister("test_linear_5")
+    with pytest.raises(ValueError, match="no model 'test_linear'"):
+        create_model("test_linear")
+
+
+@pytest.mark.parametrize("stem", [module.name for module in pkgutil.iter_modules(mtlkit.models.__path__)])
+def test_examples(stem):
+    assert doctest.testmod(importlib.import_module(f"mtlkit.models.{stem}")).failed == 0
