@@ -83,7 +83,7 @@ struct Norm {
     const int64_t rest = p.channels % kLanes<T>;
     Vec<T> live{};
     for (int64_t c = 0; c < rest; ++c) live[c] = 1;
-    Vec<T> sums[kLanes<T>] = {}, squares[kLanes<T>] = {};
+    Vec<T> sums[kLanes<T>] = {}, squares[kLanes<T>] = {}, drifts[kLanes<T>] = {};
     for (int64_t r = 0; r < rows; ++r) {
       Vec<T>* row = x + r * vectors;
       load_row<T>(p.x, first + r, p.channels, row);
@@ -96,10 +96,14 @@ struct Norm {
       for (int64_t i = 0; i < vectors; ++i) row[i] -= m;
       if (rest) row[vectors - 1] *= live;
       squares[r] = sum_of<T>(vectors, [&](int64_t i) { return row[i] * row[i]; });
+      drifts[r] = sum_of<T>(vectors, [&](int64_t i) { return row[i]; });
     }
-    const Vec<T> rstd = 1 / sqrt(sum_lanes<T>(squares) * share + static_cast<T>(p.eps));
+    // What is left of the mean is the first one's rounding error; it shows where a mean is large beside its variance.
+    const Vec<T> drift = sum_lanes<T>(drifts) * share;
+    const Vec<T> variance = sum_lanes<T>(squares) * share - drift * drift;
+    const Vec<T> rstd = 1 / sqrt((variance > 0 ? variance : Vec<T>{}) + static_cast<T>(p.eps));
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = r * vectors; i < (r + 1) * vectors; ++i) x[i] *= rstd[r];
+      for (int64_t i = r * vectors; i < (r + 1) * vectors; ++i) x[i] = (x[i] - drift[r]) * rstd[r];
     }
     return rstd;
   }
