@@ -94,7 +94,11 @@ class SS2D(nn.Module):
         super().__init__()
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         inner = int(ssm_ratio * d_model)
-        check_positive(d_model=d_model, d_state=d_state, dt_rank=rank, ssm_ratio=inner, dt_min=dt_min, dt_max=dt_max)
+        check_positive(d_model=d_model, d_state=d_state, dt_rank=rank, dt_min=dt_min)
+        if dt_max < dt_min:
+            raise ValueError(f"dt_max: expected at least dt_min = {dt_min}, got {dt_max}")
+        if inner < 1:
+            raise ValueError(f"ssm_ratio: expected at least one channel for the scan, got {ssm_ratio} of {d_model}")
         check_probability(dropout=dropout)
         check_choice("gate", gate, ("silu", "linear", None))
         check_choice("norm", norm, ("layer", None))

@@ -1,8 +1,10 @@
 """Models by name: the table of exact parameter counts, options, errors, and one smoke test over all of them."""
 
+import copy
 import doctest
 import importlib
 import io
+import pickle
 import pkgutil
 from dataclasses import FrozenInstanceError, dataclass
 
@@ -39,7 +41,8 @@ def test_parameter_counts(name, classes):
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_smoke(name):
-    model = create_model(name, num_classes=3).eval()
+    options = {"num_classes": 3, "depths": (1, 1, 1, 1)}  # full width
+    model = create_model(name, **options).eval()
     images = torch.rand(2, 3, 64, 64)
     logits = model(images)
     assert logits.shape == (2, 3)
@@ -54,7 +57,7 @@ def test_smoke(name):
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    other = create_model(name, num_classes=3, device="meta").eval()
+    other = create_model(name, **options, device="meta").eval()
     other.load_state_dict(torch.load(file, weights_only=True), assign=True)
     assert torch.equal(logits, other(images))
 
@@ -65,7 +68,7 @@ def test_training_learns(name, small):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     images, labels = torch.rand(4, 3, 64, 64), torch.tensor([0, 1, 2, 0])
     losses = []
-    for _ in range(10):
+    for _ in range(6):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
@@ -76,14 +79,26 @@ def test_training_learns(name, small):
 
 @pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
 def test_compiles_whole_and_once(name, small):
-    model = create_model(name, **small, dtype=torch.float64).eval()
+    model = create_model(name, **small | {"depths": (1, 1), "dims": (16, 32)}, dtype=torch.float64).eval()
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for batch in (2, 3):
-        images = torch.rand(batch, 3, 64, 64, dtype=torch.float64)
+        images = torch.rand(batch, 3, 16, 24, dtype=torch.float64)
         torch._dynamo.mark_dynamic(images, 0)
         with torch._dynamo.config.patch(error_on_recompile=batch > 2):
             torch.testing.assert_close(compiled(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+def test_copies_are_independent(name, small):
+    model = create_model(name, **small).eval()
+    images = torch.rand(1, 3, 64, 64)
+    logits = model(images)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(images), logits)
+        twin.load_state_dict({key: torch.zeros_like(value) for key, value in twin.state_dict().items()})
+        assert not twin(images).any()
+        assert torch.equal(model(images), logits)
 
 
 @pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])

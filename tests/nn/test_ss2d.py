@@ -312,7 +312,7 @@ def test_repeats_bit_by_bit(gradients):
     [
         ({"d_model": 0}, "d_model: expected a number above 0, got 0"),
         ({"d_state": 0}, "d_state"),
-        ({"ssm_ratio": 0.01}, "ssm_ratio"),
+        ({"ssm_ratio": 0.01}, "ssm_ratio: expected at least one channel for the scan, got 0.01 of 8"),
         ({"dt_rank": 0}, "dt_rank"),
         ({"d_conv": 4}, "d_conv: expected an odd number"),
         ({"gate": "tanh"}, "gate: expected one of 'silu', 'linear', None, got 'tanh'"),
@@ -320,6 +320,7 @@ def test_repeats_bit_by_bit(gradients):
         ({"init": "v3"}, "init"),
         ({"dropout": 1.0}, "dropout"),
         ({"dt_min": 0.0}, "dt_min"),
+        ({"dt_max": 1e-4}, "dt_max: expected at least dt_min = 0.001, got 0.0001"),
     ],
 )
 def test_bad_options(options, message):
