@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
+from providers import BOTH, BY_NAME, FORWARD, ISA, MEDMAMBA_56
 
 OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's, for all eyes
 SHOWN = ("mtlkit", "torch-compile", "torch", "mambapy", "mamba-ssm", "reference")
-ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline code"}
 
 Rates = dict[str, float]  # provider -> state updates a second
 
@@ -41,7 +40,7 @@ def draw(document: dict[str, Any]) -> bytes:
     )
     figure.supxlabel(
         f"56 × 56 map, 96 channels, 16 states, one image, float32 · logarithmic scale · {machine['cpu']}, "
-        f"{machine['threads']} threads, {ISA.get(machine['isa'], machine['isa'])} · torch {torch}"
+        f"{machine['threads']} threads, {ISA[machine['isa']]} · torch {torch}"
         f" · {document['date'][:10]}",
         x=0.01,
         ha="left",
@@ -82,7 +81,7 @@ def _panel(axis, title: str, rates: Rates, order: list[str], limit: float, left:
     axis.axvline(limit, color=LIMIT, linestyle=(0, (4, 2)), linewidth=1.8)
     words = f"this CPU's limit, forward: {_rate(limit)}"
     axis.text(limit / 1.1, len(order) - 0.42, words, ha="right", va="center", color=LIMIT, fontsize=9.5)
-    axis.set_yticks(range(len(order)), [_label(provider) for provider in order], fontsize=11.5, color=INK)
+    axis.set_yticks(range(len(order)), [BY_NAME[provider].label for provider in order], fontsize=11.5, color=INK)
     axis.set_title(title, loc="left", fontsize=12.5, color=INK)
     axis.tick_params(axis="both", length=0)
     axis.tick_params(axis="x", labelcolor=FAINT, labelsize=9.5)
@@ -91,10 +90,6 @@ def _panel(axis, title: str, rates: Rates, order: list[str], limit: float, left:
     axis.grid(axis="x", color="#e8e8e8", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[:].set_visible(False)
-
-
-def _label(provider: str) -> str:
-    return BY_NAME[provider].label.replace(", ", ",\n")
 
 
 def _rate(value: float) -> str:

@@ -19,18 +19,19 @@ sys.path.insert(0, str(HERE))  # pytest's importlib mode adds no folder, and the
 
 import machine  # noqa: E402
 import report  # noqa: E402
+from results import Results  # noqa: E402
 
 SECONDS_A_ROW = 0.5
 MOST_ROUNDS = 300
 
-RESULTS = pytest.StashKey[report.Results]()
+RESULTS = pytest.StashKey[Results]()
 DESELECTED = pytest.StashKey[int]()
 
 
 class Measure:
     """Checks one call and times it; each use makes one row of the results."""
 
-    def __init__(self, benchmark, results: report.Results, record_property) -> None:
+    def __init__(self, benchmark, results: Results, record_property) -> None:
         self._benchmark = benchmark
         self._results = results
         self._record = record_property
@@ -64,10 +65,13 @@ class Measure:
             call()
             first = time.perf_counter() - start
         rounds = min(MOST_ROUNDS, max(1, math.ceil(SECONDS_A_ROW / first)))
+        before = machine.yardstick(3, 0.01)
         benchmark.group = group
         benchmark.pedantic(call, rounds=rounds, iterations=1)
         if benchmark.stats is None:  # --benchmark-disable
             return {}
+        speeds = [speed for speed in (before, machine.yardstick(3, 0.01)) if speed]
+        self._results.yardsticks += speeds
         stats = benchmark.stats.stats
         what, count = unit
         row = {
@@ -80,6 +84,7 @@ class Measure:
             f"{what}_per_s": count / stats.median,
             "relative_error": relative,
             **({} if absolute is None else {"max_abs_error": absolute}),
+            **({"yardstick_updates_per_s": min(speeds)} if speeds else {}),
             **extra,
         }
         self._results.add(row)
@@ -146,7 +151,7 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RESULTS] = report.Results()
+    config.stash[RESULTS] = Results()
     config.stash[DESELECTED] = 0
     if config.option.verbose == 0:
         config.option.verbose = 1  # a line a row: a run takes minutes

@@ -17,20 +17,20 @@ from mtlkit.info import cpu_name, version_of
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def yardstick() -> float | None:
-    """State updates a second whose operands never leave the registers, on as many threads as torch uses."""
+def yardstick(runs: int = 9, seconds: float = 0.05) -> float | None:
+    """State updates a second whose operands never leave the registers, on as many threads as torch uses: the median."""
     if _native.C is None:
         return None
 
     def run(tokens: int) -> tuple[float, float]:
         start = time.perf_counter()
         updates = _native.C.yardstick(tokens, torch.get_num_threads())
-        seconds = time.perf_counter() - start
-        return updates / seconds, seconds
+        elapsed = time.perf_counter() - start
+        return updates / elapsed, elapsed
 
-    tokens = 100_000
-    tokens = max(1, round(tokens * 0.05 / min(run(tokens)[1] for _ in range(3))))
-    return statistics.median(run(tokens)[0] for _ in range(9))
+    tokens = 50_000
+    tokens = max(1, round(tokens * seconds / min(run(tokens)[1] for _ in range(3))))
+    return statistics.median(run(tokens)[0] for _ in range(runs))
 
 
 def git(*arguments: str) -> str | None:

@@ -17,6 +17,7 @@ from mtlkit.ops.selective_scan import selective_scan_torch
 from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d_torch
 
 FORWARD, BOTH = "forward", "forward_backward"
+ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
 
 
 @dataclass(frozen=True)
@@ -199,36 +200,35 @@ def _56_forward(workload: Workload) -> bool:
     )
 
 
-def _level(level: str, label: str) -> Provider:
+def _level(level: str) -> Provider:
     return Provider(
         name=f"mtlkit-{level}",
-        label=f"mtlkit, {label} code",
+        label=f"mtlkit, {ISA[level]} code",
         context=functools.partial(at_level, level),
         why_absent=functools.partial(why_no_level, level),
         serves=_56_forward,
-        left_out="the 56 x 56 forward only",
     )
 
 
 PROVIDERS = (
     Provider("mtlkit", "mtlkit"),
-    _level("avx2", "AVX2"),
-    _level("baseline", "baseline"),
+    _level("avx2"),
+    _level("baseline"),
     Provider(
         name="torch-compile",
-        label="chunked PyTorch, torch.compile",
+        label="torch.compile",
         ss2d=lambda **inputs: compiled_ss2d()(**inputs),
         selective_scan=lambda **inputs: compiled_selective_scan()(**inputs),
         why_absent=why_no_compiler,
         serves=_compile_serves,
-        left_out="56 x 56 forward and 7 x 7 only: compiling takes up to a minute a shape",
+        left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape",
     ),
     Provider(
         name="torch",
         label="chunked PyTorch",
         context=functools.partial(mtlkit.use_backend, "torch"),
         serves=_torch_serves,
-        left_out="not 4 x 128 x 128, nor backward with four images: too slow, too much memory",
+        left_out="not 4 x 128 x 128, nor backward with four images: time, memory",
     ),
     Provider(
         name="mambapy",
