@@ -79,8 +79,8 @@ def remarks(results: Results) -> Iterator[str]:
     disturbed = results.disturbed()
     if disturbed:
         yield (
-            f"disturbed: other programs ran beside {len(disturbed)} of {len(results.rows)} rows (the yardstick fell under "
-            f"{UNDISTURBED:.0%} of the limit); run again on an idle machine before quoting figures"
+            f"disturbed: other programs ran beside {len(disturbed)} of {len(results.rows)} rows (the yardstick fell "
+            f"under {UNDISTURBED:.0%} of the limit); run again on an idle machine before quoting figures"
         )
 
 

@@ -98,8 +98,8 @@ SelectiveScanForward selective_scan_arguments(const Sizes5& sizes, const py::tup
 int selective_scan_forward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
                            bool variable_C, uintptr_t checkpoints, bool use_double, int threads, const py::object& out,
                            uintptr_t last_state) {
-  SelectiveScanForward p = selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints,
-                                                    use_double, threads);
+  SelectiveScanForward p =
+      selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double, threads);
   p.out = tensor<3>(out);
   p.last_state = address(last_state);
   py::gil_scoped_release release;
@@ -107,13 +107,13 @@ int selective_scan_forward(const Sizes5& sizes, const py::tuple& inputs, bool de
 }
 
 int selective_scan_backward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
-                            bool variable_C, uintptr_t checkpoints, bool use_double, int threads, const py::object& dout,
-                            const py::object& dlast_state, const py::object& du, const py::object& ddelta,
-                            const py::object& dz, uintptr_t dA, uintptr_t dB, uintptr_t dC, uintptr_t dD,
-                            uintptr_t ddelta_bias) {
+                            bool variable_C, uintptr_t checkpoints, bool use_double, int threads,
+                            const py::object& dout, const py::object& dlast_state, const py::object& du,
+                            const py::object& ddelta, const py::object& dz, uintptr_t dA, uintptr_t dB, uintptr_t dC,
+                            uintptr_t dD, uintptr_t ddelta_bias) {
   SelectiveScanBackward p{};
-  p.forward = selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double,
-                                       threads);
+  p.forward =
+      selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double, threads);
   p.dout = tensor<3>(dout);
   p.dlast_state = tensor<3>(dlast_state);
   p.du = tensor<3>(du);
@@ -201,9 +201,12 @@ int norm_gate_backward(int64_t rows, int64_t channels, const py::tuple& inputs, 
 
 const char* error_string(int status) {
   switch (status) {
-    case kOk: return "no error";
-    case kOutOfMemory: return "out of memory for scratch buffers";
-    default: return "unknown status";
+    case kOk:
+      return "no error";
+    case kOutOfMemory:
+      return "out of memory for scratch buffers";
+    default:
+      return "unknown status";
   }
 }
 
@@ -234,10 +237,13 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", [](const std::string& level) {
     if (!set_cpu_level(level)) throw py::value_error("no instruction-set level '" + level + "' on this machine");
   });
-  m.def("yardstick", [](int64_t tokens, int threads) {
-    py::gil_scoped_release release;
-    return cpu_kernels().yardstick(tokens, threads);
-  }, "Runs state updates out of registers and returns how many they were.");
+  m.def(
+      "yardstick",
+      [](int64_t tokens, int threads) {
+        py::gil_scoped_release release;
+        return cpu_kernels().yardstick(tokens, threads);
+      },
+      "Runs state updates out of registers and returns how many they were.");
 
   m.def("ss2d_forward", &ss2d_forward);
   m.def("ss2d_backward", &ss2d_backward);

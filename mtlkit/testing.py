@@ -104,7 +104,7 @@ class SS2DShape:
 
 @dataclass(frozen=True)
 class SelectiveScanShape:
-    """The sizes of one call of `selective_scan`: letters as in mtlkit.ops.selective_scan; 0 groups leave B, C constant."""
+    """The sizes of one call of `selective_scan`, letters as there; with G = 0, B and C are constant."""
 
     B: int
     D: int

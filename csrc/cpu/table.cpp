@@ -20,16 +20,8 @@ extern const CpuKernels kernels;
 #define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
 
 const CpuKernels kernels = {
-    MTLKIT_NAME(MTLKIT_ISA),
-    ss2d_forward,
-    ss2d_backward,
-    selective_scan_forward,
-    selective_scan_backward,
-    dwconv_silu_forward,
-    dwconv_silu_backward,
-    norm_gate_forward,
-    norm_gate_backward,
-    yardstick,
+    MTLKIT_NAME(MTLKIT_ISA), ss2d_forward,         ss2d_backward,     selective_scan_forward, selective_scan_backward,
+    dwconv_silu_forward,     dwconv_silu_backward, norm_gate_forward, norm_gate_backward,     yardstick,
 };
 
 }  // namespace MTLKIT_ISA

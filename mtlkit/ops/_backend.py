@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from mtlkit import _native
 

@@ -7,7 +7,8 @@ from mtlkit import _native
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# Tokens between two states that are kept for the backward pass, and the most states: csrc/common/ss2d.h, csrc/cpu/scan.h
+# As csrc/common/ss2d.h and csrc/cpu/scan.h have them: the tokens between two states that are kept for the backward
+# pass, and the most states.
 CHECKPOINT_TOKENS = 32
 MAX_STATES = 256
 

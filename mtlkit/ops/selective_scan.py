@@ -32,7 +32,7 @@ from mtlkit.ops._native_call import (
 
 SERVED = ("cpu", "torch", "reference")
 
-# --- reference -----------------------------------------------------------------------------------------------------------
+# --- reference --------------------------------------------------------------------------------------------------------
 
 
 def selective_scan_reference(
@@ -63,7 +63,7 @@ def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Te
     """Everything around the recurrence, for any scan(dt, x, A, B, C) -> (y, last state) over groups of channels."""
     dtype = compute_dtype(u, delta, A, B, C)
     groups = _groups(B, C)
-    batch, channels, length = u.shape
+    batch, _, length = u.shape
     wide = u.to(dtype)  # (B, D, L)
     dt = delta.to(dtype)  # (B, D, L)
     if delta_bias is not None:
@@ -93,7 +93,7 @@ def _groups(B: Tensor, C: Tensor) -> int:
     return B.shape[1] if B.dim() == 4 else C.shape[1] if C.dim() == 4 else 1
 
 
-# --- vectorised PyTorch --------------------------------------------------------------------------------------------------
+# --- vectorised PyTorch -----------------------------------------------------------------------------------------------
 
 
 def selective_scan_torch(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
@@ -135,7 +135,7 @@ def _scan_chunked(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tup
     return torch.stack(ys, -1).flatten(-2)[..., :length], starts[-1]
 
 
-# --- shape rule ----------------------------------------------------------------------------------------------------------
+# --- shape rule -------------------------------------------------------------------------------------------------------
 
 
 def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
@@ -178,7 +178,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
     check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
 
 
-# --- launch --------------------------------------------------------------------------------------------------------------
+# --- launch -----------------------------------------------------------------------------------------------------------
 
 
 def _sizes(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, int, int, int, int]:
@@ -235,7 +235,7 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save) -> tuple
     return out, last, checkpoints
 
 
-# --- backward ------------------------------------------------------------------------------------------------------------
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
 def _new_gradients(u, delta, A, B, C, D, z, delta_bias) -> list[Tensor | None]:
@@ -303,7 +303,7 @@ class _SelectiveScan(torch.autograd.Function):
         return None, None, *first_order_only("selective_scan", gradients, (dout, dlast, *inputs))
 
 
-# --- for the dispatcher: torch.compile, torch.export ---------------------------------------------------------------------
+# --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
 @torch.library.custom_op("mtlkit::selective_scan", mutates_args=(), device_types="cpu")
@@ -368,7 +368,7 @@ def _op_grad(ctx, dout, dlast, _dcheckpoints):
 _op.register_autograd(_op_grad, setup_context=_op_setup)
 
 
-# --- public --------------------------------------------------------------------------------------------------------------
+# --- public -----------------------------------------------------------------------------------------------------------
 
 
 def selective_scan(

@@ -20,7 +20,6 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2; Yue 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
@@ -42,7 +41,7 @@ from mtlkit.ops.selective_scan import selective_scan_reference, selective_scan_t
 SERVED = ("cpu", "torch", "reference")
 DIRECTIONS = 4
 
-# --- scan orders ---------------------------------------------------------------------------------------------------------
+# --- scan orders ------------------------------------------------------------------------------------------------------
 
 
 def cross_scan(x: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ def cross_merge(ys: Tensor, height: int, width: int) -> Tensor:
     return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).transpose(-1, -2)
 
 
-# --- reference, and vectorised PyTorch -----------------------------------------------------------------------------------
+# --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
 
 
 def ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
@@ -101,7 +100,7 @@ def _like_layout(y: Tensor, u: Tensor) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-# --- shape rule ----------------------------------------------------------------------------------------------------------
+# --- shape rule -------------------------------------------------------------------------------------------------------
 
 
 def _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> None:
@@ -129,7 +128,7 @@ def _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> None:
         check_float_dtype("out_dtype", out_dtype)
 
 
-# --- launch --------------------------------------------------------------------------------------------------------------
+# --- launch -----------------------------------------------------------------------------------------------------------
 
 
 def _sizes(u: Tensor, dt_weight: Tensor, A_logs: Tensor) -> tuple[int, ...]:
@@ -137,7 +136,7 @@ def _sizes(u: Tensor, dt_weight: Tensor, A_logs: Tensor) -> tuple[int, ...]:
 
 
 def _rows(x_dbl: Tensor, dtype: torch.dtype) -> Tensor:
-    """x_dbl with a pixel's values side by side, as the kernel reads it; no copy where it already is: (B, H, W, 4, M)."""
+    """x_dbl with a pixel's values side by side, (B, H, W, 4, M), as the kernel reads it; no copy where it is so."""
     return x_dbl.permute(0, 3, 4, 1, 2).to(dtype).contiguous()
 
 
@@ -167,7 +166,7 @@ def _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple
     return y, checkpoints
 
 
-# --- backward ------------------------------------------------------------------------------------------------------------
+# --- backward ---------------------------------------------------------------------------------------------------------
 
 
 def _backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
@@ -215,7 +214,7 @@ class _SS2D(torch.autograd.Function):
         return None, None, *first_order_only("ss2d", _backward(dy, *inputs, checkpoints), (dy, *inputs))
 
 
-# --- for the dispatcher: torch.compile, torch.export ---------------------------------------------------------------------
+# --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
 @torch.library.custom_op("mtlkit::ss2d", mutates_args=(), device_types="cpu")
@@ -270,7 +269,7 @@ def _op_grad(ctx, dy, _dcheckpoints):
 _op.register_autograd(_op_grad, setup_context=_op_setup)
 
 
-# --- public --------------------------------------------------------------------------------------------------------------
+# --- public -----------------------------------------------------------------------------------------------------------
 
 
 def ss2d(
