@@ -23,9 +23,16 @@ from results import Results  # noqa: E402
 
 SECONDS_A_ROW = 0.5
 MOST_ROUNDS = 300
+SLOW = 2.0  # seconds of a call that is timed once
 
 RESULTS = pytest.StashKey[Results]()
 DESELECTED = pytest.StashKey[int]()
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 class Measure:
@@ -57,14 +64,12 @@ class Measure:
             **extra: further columns.
         """
         benchmark = self._benchmark
-        start = time.perf_counter()
         relative, absolute = check(call())
-        first = time.perf_counter() - start
-        if first < SECONDS_A_ROW:
-            start = time.perf_counter()
-            call()
-            first = time.perf_counter() - start
-        rounds = min(MOST_ROUNDS, max(1, math.ceil(SECONDS_A_ROW / first)))
+        elapsed = seconds_of(call)  # the first call compiled or warmed up
+        if elapsed < SLOW:
+            elapsed = min(elapsed, seconds_of(call))
+        rounds = math.ceil(SECONDS_A_ROW / elapsed)
+        rounds = min(MOST_ROUNDS, max(rounds, 1 if elapsed > SLOW else 3))
         before = machine.yardstick(3, 0.01)
         benchmark.group = group
         benchmark.pedantic(call, rounds=rounds, iterations=1)
