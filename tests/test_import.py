@@ -1,4 +1,3 @@
-import doctest
 import importlib
 import importlib.util
 import json
@@ -57,7 +56,3 @@ def test_kernels_are_found():
 def test_readme_example(root):
     (example,) = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), flags=re.DOTALL)
     exec(compile(example, "README.md", "exec"), {})
-
-
-def test_docstring_example():
-    assert doctest.testmod(mtlkit).failed == 0

@@ -1,4 +1,3 @@
-import doctest
 import importlib
 import re
 import shutil
@@ -115,8 +114,3 @@ def test_command_line(capsys, arguments):
         cli.main(arguments)
     assert stop.value.code == 0
     assert "mtlkit" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("module", [cli, info], ids=lambda module: module.__name__)
-def test_examples(module):
-    assert doctest.testmod(module).failed == 0

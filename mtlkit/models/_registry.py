@@ -57,6 +57,13 @@ def unregister(name: str) -> None:
 
     Raises:
         ValueError: there is no such model.
+
+    Example:
+        >>> from mtlkit.models import MedMamba, MedMambaOptions, list_models, register, unregister
+        >>> _ = register("my_medmamba", MedMambaOptions(num_classes=2))(MedMamba)
+        >>> unregister("my_medmamba")
+        >>> "my_medmamba" in list_models()
+        False
     """
     _entry(name)
     del _MODELS[name]

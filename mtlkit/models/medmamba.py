@@ -30,6 +30,12 @@ class MedMambaOptions:
         ssm_ratio: channels of a scan for each channel of its half of the block.
         dropout: probability after each SS2D.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+
+    Example:
+        >>> from mtlkit.models import MedMamba, MedMambaOptions
+        >>> network = MedMamba(MedMambaOptions(num_classes=2, depths=(1, 1), dims=(16, 32)))
+        >>> network.options.dims
+        (16, 32)
     """
 
     num_classes: int = 1000

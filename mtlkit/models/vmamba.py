@@ -37,6 +37,12 @@ class VMambaOptions:
         mlp_ratio: hidden channels of the perceptrons for each channel of the block; 0 leaves them out.
         dropout: probability after each SS2D and in the perceptrons.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+
+    Example:
+        >>> from mtlkit.models import VMamba, VMambaOptions
+        >>> network = VMamba(VMambaOptions(num_classes=2, depths=(1, 1), dims=(16, 32)))
+        >>> network.options.dims
+        (16, 32)
     """
 
     num_classes: int = 1000

@@ -127,5 +127,6 @@ def describe() -> list[BackendState]:
         detail = f"built for {_native.C.cuda_archs}, but torch finds no GPU"
         states.append(BackendState("cuda", False, detail, "check the driver, and that torch has CUDA"))
     else:
-        states.append(BackendState("cuda", True, f"{BACKENDS['cuda']}, built for {_native.C.cuda_archs}", ""))
+        detail = f"built for {_native.C.cuda_archs}, but no operator is served by a CUDA kernel yet"
+        states.append(BackendState("cuda", False, detail, ""))
     return states

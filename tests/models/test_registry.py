@@ -1,11 +1,8 @@
 """Models by name: the table of exact parameter counts, options, errors, and one smoke test over all of them."""
 
 import copy
-import doctest
-import importlib
 import io
 import pickle
-import pkgutil
 from dataclasses import FrozenInstanceError, dataclass
 
 import pytest
@@ -204,8 +201,3 @@ def test_register():
         unregister("test_linear_5")
     with pytest.raises(ValueError, match="no model 'test_linear'"):
         create_model("test_linear")
-
-
-@pytest.mark.parametrize("stem", [module.name for module in pkgutil.iter_modules(mtlkit.models.__path__)])
-def test_examples(stem):
-    assert doctest.testmod(importlib.import_module(f"mtlkit.models.{stem}")).failed == 0

@@ -1,0 +1,37 @@
+"""Every public symbol has an example in its documentation, and every example runs."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import mtlkit
+
+MODULES = ["mtlkit"] + [
+    module.name
+    for module in pkgutil.walk_packages(mtlkit.__path__, "mtlkit.")
+    if not module.name.startswith("mtlkit._C") and not module.name.endswith("__main__")
+]
+PACKAGES = ["mtlkit.ops", "mtlkit.nn", "mtlkit.models"]
+SYMBOLS = [
+    pytest.param(getattr(importlib.import_module(package), name), id=f"{package}.{name}")
+    for package in PACKAGES
+    for name in importlib.import_module(package).__all__
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+@pytest.mark.parametrize("symbol", SYMBOLS)
+def test_every_symbol_has_an_example(symbol):
+    if callable(symbol):
+        assert ">>> " in symbol.__doc__
+
+
+def test_every_layer_is_public():
+    stems = [module.name for module in pkgutil.iter_modules(mtlkit.nn.__path__) if not module.name.startswith("_")]
+    assert {name.lower() for name in mtlkit.nn.__all__} == {stem.replace("_", "") for stem in stems}
