@@ -13,12 +13,11 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; the con
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import address, argument, check, compute_dtype, traced
+from mtlkit.ops._native_call import address, argument, check, compute_dtype, first_order_only, traced
 
 SERVED = ("cpu", "torch", "reference")
 TAPS = 3
@@ -122,9 +121,9 @@ class _DwconvSilu(torch.autograd.Function):
         return _forward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy):
-        return tuple(_backward(dy, *ctx.saved_tensors))
+        inputs = ctx.saved_tensors
+        return tuple(first_order_only("dwconv_silu", _backward(dy, *inputs), (dy, *inputs)))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------

@@ -13,12 +13,11 @@ Source: Ba et al., "Layer Normalization" (2016); Liu et al., "VMamba: Visual Sta
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import address, argument, check, compute_dtype, traced
+from mtlkit.ops._native_call import address, argument, check, compute_dtype, first_order_only, traced
 
 SERVED = ("cpu", "torch", "reference")
 
@@ -137,9 +136,9 @@ class _NormGate(torch.autograd.Function):
         return _forward(*inputs, eps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dout):
-        return None, *_backward(dout, *ctx.saved_tensors, ctx.eps)
+        inputs = ctx.saved_tensors
+        return None, *first_order_only("norm_gate", _backward(dout, *inputs, ctx.eps), (dout, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
