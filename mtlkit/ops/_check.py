@@ -29,7 +29,7 @@ def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
 
 def check_shape(name: str, value: Tensor, letters: str, *sizes: int) -> None:
     """Raises a ValueError unless `value` has the shape `sizes`, which the message spells as `letters` too."""
-    if len(value.shape) != len(sizes) or any(have != want for have, want in zip(value.shape, sizes, strict=True)):
+    if value.shape != sizes:
         raise ValueError(f"{name}: expected shape {letters} = {tuple(sizes)}, got {tuple(value.shape)}")
 
 
