@@ -1,8 +1,9 @@
 // 1-D selective scan with mamba-ssm's semantics, for tensors of any strides.
 //
-// A work item is one vector of channels of one group of one sequence. Tiles of kTile tokens are gathered with tokens
-// outside and channels in the lanes, scanned, gated and scattered back, so that the layout of the tensors costs two
-// transpositions of registers and no copy.
+// A block is one vector of channels. A work item is a run of blocks of one group of one sequence, which share B and C:
+// tile by tile, B and C are gathered once, and each block's u, delta and z are gathered with tokens outside and
+// channels in the lanes, scanned, gated and scattered back. The layout of the tensors costs two transpositions of
+// registers and no copy.
 #include "kernels.h"
 #include "scan.h"
 #include "threads.h"
@@ -11,103 +12,125 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// Where a work item lies: sequence b, group g, channels [d, d + channels).
-struct Item {
+// The most blocks that go through a tile together.
+inline constexpr int kRun = 8;
+
+// Where a block lies: sequence b, group g, channels [d, d + channels).
+struct Block {
   int64_t b, g, d, channels;
 };
 
-struct Items {
-  int64_t groups, per_group, blocks, count;
+// The blocks of a call: `per_group` of them in each group of each sequence.
+struct Blocks {
+  int64_t groups, channels, per_group;
+  int lanes;
 
-  explicit Items(const SelectiveScanShape& s, int lanes)
-      : groups(s.groups),
-        per_group(s.channels / s.groups),
-        blocks(ceil_div(per_group, lanes)),
-        count(s.batch * s.groups * blocks) {}
+  Blocks(const SelectiveScanShape& s, int lanes)
+      : groups(s.groups), channels(s.channels / s.groups), per_group(ceil_div(channels, lanes)), lanes(lanes) {}
 
-  Item operator()(int64_t b, int64_t g, int64_t block, int lanes) const {
-    return {b, g, g * per_group + block * lanes, min(lanes, per_group - block * lanes)};
+  Block operator()(int64_t sequence, int64_t index) const {
+    const int64_t g = sequence % groups;
+    return {sequence / groups, g, g * channels + index * lanes, min(lanes, channels - index * lanes)};
   }
 };
 
 // A tile of a (B, D, L) tensor.
 template <typename T>
-void load_tokens(const Tensor<3>& x, const Item& item, int64_t first, int64_t tokens, Vec<T>* tile) {
+void load_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t tokens, Vec<T>* tile) {
   const int64_t* s = x.stride;
-  load_tile<T>(at(x, item.b * s[0] + item.d * s[1] + first * s[2]), x.dtype, s[1], s[2], item.channels, tokens, tile);
+  load_tile<T>(at(x, block.b * s[0] + block.d * s[1] + first * s[2]), x.dtype, s[1], s[2], block.channels, tokens,
+               tile);
 }
 
 template <typename T>
-void store_tokens(const Tensor<3>& x, const Item& item, int64_t first, int64_t tokens, const Vec<T>* tile) {
+void store_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t tokens, const Vec<T>* tile) {
   const int64_t* s = x.stride;
-  store_tile<T>(at(x, item.b * s[0] + item.d * s[1] + first * s[2]), x.dtype, s[1], s[2], item.channels, tokens, tile);
+  store_tile<T>(at(x, block.b * s[0] + block.d * s[1] + first * s[2]), x.dtype, s[1], s[2], block.channels, tokens,
+                tile);
+}
+
+// The tile from `first` on, if it lies in the sequence, is wanted soon. (Were it not inlined, GCC would take a function
+// that only prefetches for one without effect, and drop its calls.)
+template <int for_write>
+MTLKIT_INLINE void expect_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t length) {
+  if (!x || first < 0 || first >= length) return;
+  const int64_t* s = x.stride;
+  prefetch_tile<for_write>(at(x, block.b * s[0] + block.d * s[1] + first * s[2]), x.dtype, s[1], s[2], block.channels,
+                           min(kTile, length - first));
 }
 
 // A vector per state from a (D, N) matrix.
 template <typename T, int kRank>
-void load_states(const Tensor<kRank>& x, const Item& item, int64_t states, Vec<T>* out) {
-  load_tile<T>(at(x, item.d * x.stride[0]), x.dtype, x.stride[0], x.stride[1], item.channels, states, out);
+void load_states(const Tensor<kRank>& x, const Block& block, int64_t states, Vec<T>* out) {
+  load_tile<T>(at(x, block.d * x.stride[0]), x.dtype, x.stride[0], x.stride[1], block.channels, states, out);
 }
 
 template <typename T>
-Vec<T> load_channels(const Tensor<1>& x, const Item& item) {
+Vec<T> load_channels(const Tensor<1>& x, const Block& block) {
   Vec<T> v{};
-  if (x) load_tile<T>(at(x, item.d * x.stride[0]), x.dtype, x.stride[0], 0, item.channels, 1, &v);
+  if (x) load_tile<T>(at(x, block.d * x.stride[0]), x.dtype, x.stride[0], 0, block.channels, 1, &v);
   return v;
 }
 
-// One tile of one work item, gathered.
+// What stays the same over the tiles of a block.
+template <typename T>
+struct Parameters {
+  Block block;
+  Vec<T> A[kMaxStates], lane_b[kMaxStates], lane_c[kMaxStates];
+  Vec<T> D, bias;
+
+  void load(const SelectiveScanForward& p, const Block& of) {
+    block = of;
+    const int64_t states = p.shape.states;
+    load_states<T>(p.A, block, states, A);
+    for (int64_t n = 0; n < states; ++n) A[n] *= kLog2E<T>;
+    if (!p.variable_B) load_states<T>(p.B, block, states, lane_b);
+    if (!p.variable_C) load_states<T>(p.C, block, states, lane_c);
+    D = load_channels<T>(p.D, block);
+    bias = load_channels<T>(p.delta_bias, block);
+  }
+};
+
+// One tile, gathered: B and C for all blocks of a group, the rest for one block at a time.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
-  Vec<T> A[kMaxStates], lane_b[kMaxStates], lane_c[kMaxStates];
-  Vec<T> D, bias;
   Vec<T> u[kTile], raw[kTile], z[kTile];
   T rows[2 * kTile * kMaxStates];  // B and C of each token, side by side, padded to whole vectors
 
-  // What stays the same over the tiles of an item.
-  void load_parameters(const SelectiveScanForward& p, const Item& item) {
-    const int64_t states = p.shape.states;
-    load_states<T>(p.A, item, states, A);
-    for (int64_t n = 0; n < states; ++n) A[n] *= kLog2E<T>;
-    if (!p.variable_B) load_states<T>(p.B, item, states, lane_b);
-    if (!p.variable_C) load_states<T>(p.C, item, states, lane_c);
-    D = load_channels<T>(p.D, item);
-    bias = load_channels<T>(p.delta_bias, item);
-    scan.A = A;
-    scan.lane_b = lane_b;
-    scan.lane_c = lane_c;
-    scan.states = static_cast<int>(states);
+  void gather_group(const SelectiveScanForward& p, const Block& any, int64_t first) {
+    scan.tokens = min(kTile, p.shape.tokens - first);
+    scan.states = static_cast<int>(p.shape.states);
     scan.to_b = 0;
-    scan.to_c = ceil_div(states, kLanes<T>) * kLanes<T>;
+    scan.to_c = ceil_div(scan.states, kLanes<T>) * kLanes<T>;
     for (int64_t t = 0; t < kTile; ++t) scan.row[t] = rows + t * 2 * scan.to_c;
+    if (p.variable_B) gather_rows(p.B, any, first, rows);
+    if (p.variable_C) gather_rows(p.C, any, first, rows + scan.to_c);
   }
 
-  void gather(const SelectiveScanForward& p, const Item& item, int64_t first) {
-    const int64_t tokens = min(kTile, p.shape.tokens - first);
-    scan.tokens = tokens;
-    load_tokens<T>(p.u, item, first, tokens, u);
-    load_tokens<T>(p.delta, item, first, tokens, raw);
-    for (int64_t t = 0; t < tokens; ++t) {
-      raw[t] += bias;
+  void gather_block(const SelectiveScanForward& p, const Parameters<T>& parameters, int64_t first) {
+    scan.A = parameters.A;
+    scan.lane_b = parameters.lane_b;
+    scan.lane_c = parameters.lane_c;
+    load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);
+    load_tokens<T>(p.delta, parameters.block, first, scan.tokens, raw);
+    for (int64_t t = 0; t < scan.tokens; ++t) {
+      raw[t] += parameters.bias;
       scan.dt[t] = p.delta_softplus ? softplus(raw[t]) : raw[t];
       scan.x[t] = scan.dt[t] * u[t];
     }
-    if (p.variable_B) gather_rows(p.B, item, first, rows);
-    if (p.variable_C) gather_rows(p.C, item, first, rows + scan.to_c);
-    if (p.z) load_tokens<T>(p.z, item, first, tokens, z);
+    if (p.z) load_tokens<T>(p.z, parameters.block, first, scan.tokens, z);
   }
 
  private:
   // The states of each token side by side, from (B, G, N, L).
-  void gather_rows(const Tensor<4>& x, const Item& item, int64_t first, T* out) const {
-    const int64_t states = scan.states;
+  void gather_rows(const Tensor<4>& x, const Block& any, int64_t first, T* out) const {
     const int64_t* s = x.stride;
-    for (int64_t n = 0; n < states; n += kLanes<T>) {
-      Vec<T> block[kTile];
-      load_tile<T>(at(x, item.b * s[0] + item.g * s[1] + n * s[2] + first * s[3]), x.dtype, s[2], s[3],
-                   min(kLanes<T>, states - n), scan.tokens, block);
-      for (int64_t t = 0; t < scan.tokens; ++t) store(out + t * 2 * scan.to_c + n, block[t]);
+    for (int64_t n = 0; n < scan.states; n += kLanes<T>) {
+      Vec<T> some[kTile];
+      load_tile<T>(at(x, any.b * s[0] + any.g * s[1] + n * s[2] + first * s[3]), x.dtype, s[2], s[3],
+                   min(kLanes<T>, scan.states - n), scan.tokens, some);
+      for (int64_t t = 0; t < scan.tokens; ++t) store(out + t * 2 * scan.to_c + n, some[t]);
     }
   }
 };
@@ -138,48 +161,67 @@ int with_states(const SelectiveScanForward& p, F f) {
 template <typename T>
 struct ForwardScratch {
   Gathered<T> tile;
-  Vec<T> h[kMaxStates], y[kTile];
+  Parameters<T> parameters[kRun];
+  Vec<T> h[kRun][kMaxStates], y[kTile];
 };
 
+// Blocks [from, to) of a group of a sequence, at most kRun of them.
 template <typename T, int N, bool LaneB, bool LaneC>
-void forward_item(const SelectiveScanForward& p, const Item& item, ForwardScratch<T>& scratch) {
+void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t sequence, int64_t from, int64_t to,
+                 ForwardScratch<T>& scratch) {
   const SelectiveScanShape& s = p.shape;
   Gathered<T>& tile = scratch.tile;
-  tile.load_parameters(p, item);
-  for (int64_t n = 0; n < s.states; ++n) scratch.h[n] = Vec<T>{};
-  for (int64_t first = 0; first < s.tokens; first += kTile) {
-    if (p.checkpoints) {
-      const Tensor<2> c = checkpoint<T>(p.checkpoints, item.b, first, s, item.d);
-      store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], item.channels, s.states, scratch.h);
-    }
-    tile.gather(p, item, first);
-    scan_forward<T, N, LaneB, LaneC>(tile.scan, scratch.h, scratch.y);
-    for (int64_t t = 0; t < tile.scan.tokens; ++t) {
-      scratch.y[t] += tile.D * tile.u[t];
-      if (p.z) scratch.y[t] *= tile.z[t] * sigmoid(tile.z[t]);
-    }
-    store_tokens<T>(p.out, item, first, tile.scan.tokens, scratch.y);
+  for (int64_t i = 0; i < to - from; ++i) {
+    scratch.parameters[i].load(p, blocks(sequence, from + i));
+    for (int64_t n = 0; n < s.states; ++n) scratch.h[i][n] = Vec<T>{};
   }
-  if (p.last_state) {
-    T* out = static_cast<T*>(p.last_state) + (item.b * s.channels + item.d) * s.states;
-    store_tile<T>(out, dtype_of<T>, s.states, 1, item.channels, s.states, scratch.h);
+  for (int64_t first = 0; first < s.tokens; first += kTile) {
+    tile.gather_group(p, scratch.parameters[0].block, first);
+    for (int64_t i = 0; i < to - from; ++i) {
+      const Parameters<T>& parameters = scratch.parameters[i];
+      const Block& block = parameters.block;
+      if (p.checkpoints) {
+        const Tensor<2> c = checkpoint<T>(p.checkpoints, block.b, first, s, block.d);
+        store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], block.channels, s.states, scratch.h[i]);
+      }
+      const bool last_block = i + 1 == to - from;
+      const Block& next_block = scratch.parameters[last_block ? 0 : i + 1].block;
+      const int64_t next = last_block ? first + kTile : first;
+      for (const Tensor<3>* x : {&p.u, &p.delta, &p.z}) expect_tokens<0>(*x, next_block, next, s.tokens);
+      expect_tokens<1>(p.out, next_block, next, s.tokens);
+      tile.gather_block(p, parameters, first);
+      scan_forward<T, N, LaneB, LaneC>(tile.scan, scratch.h[i], scratch.y);
+      for (int64_t t = 0; t < tile.scan.tokens; ++t) {
+        scratch.y[t] += parameters.D * tile.u[t];
+        if (p.z) scratch.y[t] *= tile.z[t] * sigmoid(tile.z[t]);
+      }
+      store_tokens<T>(p.out, block, first, tile.scan.tokens, scratch.y);
+    }
+  }
+  for (int64_t i = 0; p.last_state && i < to - from; ++i) {
+    const Block& block = scratch.parameters[i].block;
+    T* out = static_cast<T*>(p.last_state) + (block.b * s.channels + block.d) * s.states;
+    store_tile<T>(out, dtype_of<T>, s.states, 1, block.channels, s.states, scratch.h[i]);
   }
 }
 
 template <typename T>
 int forward(const SelectiveScanForward& p) {
-  const Items items(p.shape, kLanes<T>);
-  const int64_t threads = min(p.threads, items.count);
+  const Blocks blocks(p.shape, kLanes<T>);
+  const int64_t sequences = p.shape.batch * p.shape.groups;
+  // As long runs as leave every thread a few, so that no thread waits long for the last.
+  const int64_t length = max(1, min(kRun, sequences * blocks.per_group / (4 * p.threads)));
+  const int64_t runs = ceil_div(blocks.per_group, length), items = sequences * runs;
+  const int64_t threads = min(p.threads, items);
   Scratch<ForwardScratch<T>> scratch(threads);
   if (!scratch.ok()) return kOutOfMemory;
   return with_states<T>(p, [&](auto n, auto lane_b, auto lane_c) -> int {
     on_threads(threads, [&](int thread, int team) {
-      const Share work = share(items.count, team, thread);
-      for (int64_t i = work.first; i < work.last; ++i) {
-        const Item item =
-            items(i / items.blocks / items.groups, i / items.blocks % items.groups, i % items.blocks, kLanes<T>);
-        forward_item<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(p, item,
-                                                                                              scratch.get()[thread]);
+      const Share work = share(items, team, thread);
+      for (int64_t item = work.first; item < work.last; ++item) {
+        const Share run = share(blocks.per_group, runs, item % runs);
+        forward_run<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(
+            p, blocks, item / runs, run.first, run.last, scratch.get()[thread]);
       }
     });
     return kOk;
@@ -205,89 +247,124 @@ struct ParameterGradients {
 
 template <typename T>
 struct BackwardScratch {
+  // What a block carries from tile to tile.
+  struct Carried {
+    Vec<T> carry[kMaxStates], dA[kMaxStates], dlane_b[kMaxStates], dlane_c[kMaxStates];
+    Vec<T> dD, dbias;
+  };
   Gathered<T> tile;
-  Vec<T> start[kMaxStates], carry[kMaxStates], dA[kMaxStates], dlane_b[kMaxStates], dlane_c[kMaxStates];
-  Vec<T> dy[kTile], ddt[kTile], dx[kTile], du[kTile];
-  Vec<T> y[kTile], partial[2 * kTile * kMaxStates];
+  Parameters<T> parameters[kRun];
+  Carried carried[kRun];
+  Vec<T> start[kMaxStates], partial[2 * kTile * kMaxStates];
+  Vec<T> dy[kTile], y[kTile], ddt[kTile], dx[kTile], du[kTile], dz[kTile];
   T db[kTile * kMaxStates], dc[kTile * kMaxStates];
 };
 
-// One work item, from the last tile to the first. db and dc are the (L, N) rows of its group, added to.
-template <typename T, int N, bool LaneB, bool LaneC>
-void backward_item(const SelectiveScanBackward& q, const Item& item, T* db, T* dc, const ParameterGradients<T>& total,
-                   BackwardScratch<T>& scratch) {
-  const SelectiveScanForward& p = q.forward;
-  const SelectiveScanShape& s = p.shape;
-  const int64_t states = s.states;
-  Gathered<T>& tile = scratch.tile;
-  tile.load_parameters(p, item);
+template <typename T>
+void begin_block(const SelectiveScanBackward& q, const Block& block, typename BackwardScratch<T>::Carried& carried) {
+  const int64_t states = q.forward.shape.states;
   for (int64_t n = 0; n < states; ++n) {
-    scratch.carry[n] = scratch.dA[n] = scratch.dlane_b[n] = scratch.dlane_c[n] = Vec<T>{};
+    carried.carry[n] = carried.dA[n] = carried.dlane_b[n] = carried.dlane_c[n] = Vec<T>{};
   }
+  carried.dD = carried.dbias = Vec<T>{};
   if (q.dlast_state) {
     const Tensor<3>& last = q.dlast_state;
-    load_tile<T>(at(last, item.b * last.stride[0] + item.d * last.stride[1]), last.dtype, last.stride[1],
-                 last.stride[2], item.channels, states, scratch.carry);
-  }
-  Vec<T> dD{}, dbias{};
-  const ScanGradients<T> gradients = {
-      scratch.carry, scratch.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,
-      scratch.db,    scratch.dc, scratch.dlane_b, scratch.dlane_c, scratch.partial,
-  };
-
-  for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
-    const Tensor<2> c = checkpoint<T>(p.checkpoints, item.b, first, s, item.d);
-    load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], item.channels, states, scratch.start);
-    tile.gather(p, item, first);
-    const int64_t tokens = tile.scan.tokens;
-    load_tokens<T>(q.dout, item, first, tokens, scratch.dy);
-    Vec<T> dz[kTile];  // but for the factor y, which the scan brings
-    for (int64_t t = 0; p.z && t < tokens; ++t) {
-      const Vec<T> z = tile.z[t], gate = sigmoid(z);
-      dz[t] = scratch.dy[t] * gate * (T(1) + z * (T(1) - gate));
-      scratch.dy[t] *= z * gate;
-    }
-    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
-    if (p.z) {
-      for (int64_t t = 0; t < tokens; ++t) dz[t] *= scratch.y[t] + tile.D * tile.u[t];
-      store_tokens<T>(q.dz, item, first, tokens, dz);
-    }
-    for (int64_t t = 0; t < tokens; ++t) {
-      const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
-      scratch.du[t] = dx * tile.scan.dt[t] + dy * tile.D;
-      dD += dy * u;
-      Vec<T> draw = scratch.ddt[t] + dx * u;
-      if (p.delta_softplus) draw *= sigmoid(tile.raw[t]);
-      dbias += draw;
-      scratch.ddt[t] = draw;
-    }
-    store_tokens<T>(q.du, item, first, tokens, scratch.du);
-    store_tokens<T>(q.ddelta, item, first, tokens, scratch.ddt);
-    for (int64_t i = 0; i < tokens * states; ++i) {
-      if constexpr (!LaneB) db[first * states + i] += scratch.db[i];
-      if constexpr (!LaneC) dc[first * states + i] += scratch.dc[i];
-    }
-  }
-
-  add_lanes<T>(dD, total.dD + item.d, 1, item.channels);
-  add_lanes<T>(dbias, total.ddelta_bias + item.d, 1, item.channels);
-  for (int64_t n = 0; n < states; ++n) {
-    const int64_t at_n = item.d * states + n;
-    add_lanes<T>(scratch.dA[n], total.dA + at_n, states, item.channels);
-    if constexpr (LaneB) add_lanes<T>(scratch.dlane_b[n], total.dB + at_n, states, item.channels);
-    if constexpr (LaneC) add_lanes<T>(scratch.dlane_c[n], total.dC + at_n, states, item.channels);
+    load_tile<T>(at(last, block.b * last.stride[0] + block.d * last.stride[1]), last.dtype, last.stride[1],
+                 last.stride[2], block.channels, states, carried.carry);
   }
 }
 
-// A work item is (sequence, group, run of channel blocks); where a group's channels are split into runs, each has a dB
-// and a dC of its own, summed afterwards.
+// One block of a gathered tile. db and dc are the rows of the tile in the group's (L, N) gradients, added to.
+template <typename T, int N, bool LaneB, bool LaneC>
+void backward_block(const SelectiveScanBackward& q, const Parameters<T>& parameters, int64_t first, T* db, T* dc,
+                    typename BackwardScratch<T>::Carried& carried, BackwardScratch<T>& scratch) {
+  const SelectiveScanForward& p = q.forward;
+  const SelectiveScanShape& s = p.shape;
+  const Block& block = parameters.block;
+  Gathered<T>& tile = scratch.tile;
+  const int64_t tokens = tile.scan.tokens, states = N ? N : s.states;
+  const Tensor<2> c = checkpoint<T>(p.checkpoints, block.b, first, s, block.d);
+  load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], block.channels, states, scratch.start);
+  tile.gather_block(p, parameters, first);
+  load_tokens<T>(q.dout, block, first, tokens, scratch.dy);
+  for (int64_t t = 0; p.z && t < tokens; ++t) {
+    const Vec<T> z = tile.z[t], gate = sigmoid(z);
+    scratch.dz[t] = scratch.dy[t] * gate * (T(1) + z * (T(1) - gate));  // but for the factor y, which the scan brings
+    scratch.dy[t] *= z * gate;
+  }
+  const ScanGradients<T> gradients = {
+      carried.carry, carried.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,
+      scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c, scratch.partial,
+  };
+  scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
+  for (int64_t t = 0; t < tokens; ++t) {
+    const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
+    scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
+    carried.dD += dy * u;
+    Vec<T> draw = scratch.ddt[t] + dx * u;
+    if (p.delta_softplus) draw *= sigmoid(tile.raw[t]);
+    carried.dbias += draw;
+    scratch.ddt[t] = draw;
+    if (p.z) scratch.dz[t] *= scratch.y[t] + parameters.D * u;
+  }
+  store_tokens<T>(q.du, block, first, tokens, scratch.du);
+  store_tokens<T>(q.ddelta, block, first, tokens, scratch.ddt);
+  if (p.z) store_tokens<T>(q.dz, block, first, tokens, scratch.dz);
+  for (int64_t i = 0; i < tokens * states; ++i) {
+    if constexpr (!LaneB) db[i] += scratch.db[i];
+    if constexpr (!LaneC) dc[i] += scratch.dc[i];
+  }
+}
+
+template <typename T, bool LaneB, bool LaneC>
+void end_block(const SelectiveScanShape& s, const Block& block, const typename BackwardScratch<T>::Carried& carried,
+               const ParameterGradients<T>& total) {
+  add_lanes<T>(carried.dD, total.dD + block.d, 1, block.channels);
+  add_lanes<T>(carried.dbias, total.ddelta_bias + block.d, 1, block.channels);
+  for (int64_t n = 0; n < s.states; ++n) {
+    const int64_t at_n = block.d * s.states + n;
+    add_lanes<T>(carried.dA[n], total.dA + at_n, s.states, block.channels);
+    if constexpr (LaneB) add_lanes<T>(carried.dlane_b[n], total.dB + at_n, s.states, block.channels);
+    if constexpr (LaneC) add_lanes<T>(carried.dlane_c[n], total.dC + at_n, s.states, block.channels);
+  }
+}
+
+// Blocks [from, to) of a group of a sequence, at most kRun of them, from the last tile to the first.
+template <typename T, int N, bool LaneB, bool LaneC>
+void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t sequence, int64_t from, int64_t to,
+                  T* db, T* dc, const ParameterGradients<T>& total, BackwardScratch<T>& scratch) {
+  const SelectiveScanForward& p = q.forward;
+  const SelectiveScanShape& s = p.shape;
+  for (int64_t i = 0; i < to - from; ++i) {
+    scratch.parameters[i].load(p, blocks(sequence, from + i));
+    begin_block<T>(q, scratch.parameters[i].block, scratch.carried[i]);
+  }
+  for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
+    scratch.tile.gather_group(p, scratch.parameters[0].block, first);
+    for (int64_t i = 0; i < to - from; ++i) {
+      const bool last_block = i + 1 == to - from;
+      const Block& next_block = scratch.parameters[last_block ? 0 : i + 1].block;
+      const int64_t next = last_block ? first - kTile : first;
+      for (const Tensor<3>* x : {&p.u, &p.delta, &p.z, &q.dout}) expect_tokens<0>(*x, next_block, next, s.tokens);
+      for (const Tensor<3>* x : {&q.du, &q.ddelta, &q.dz}) expect_tokens<1>(*x, next_block, next, s.tokens);
+      backward_block<T, N, LaneB, LaneC>(q, scratch.parameters[i], first, LaneB ? nullptr : db + first * s.states,
+                                         LaneC ? nullptr : dc + first * s.states, scratch.carried[i], scratch);
+    }
+  }
+  for (int64_t i = 0; i < to - from; ++i) {
+    end_block<T, LaneB, LaneC>(s, scratch.parameters[i].block, scratch.carried[i], total);
+  }
+}
+
+// A work item is a part of the blocks of one group of one sequence; where a group is split, each part has a dB and a dC
+// of its own, summed afterwards.
 template <typename T>
 int backward(const SelectiveScanBackward& q) {
   const SelectiveScanForward& p = q.forward;
   const SelectiveScanShape& s = p.shape;
-  const Items items(s, kLanes<T>);
+  const Blocks blocks(s, kLanes<T>);
   const int64_t sequences = s.batch * s.groups;
-  const int64_t runs = min(items.blocks, split(sequences, 64, p.threads)), count = sequences * runs;
+  const int64_t runs = min(blocks.per_group, split(sequences, 64, p.threads)), count = sequences * runs;
   const int64_t threads = min(p.threads, count);
   const int64_t rows_size = sequences * s.tokens * s.states, parameter_size = ParameterGradients<T>::size(s);
   const int64_t vary = (p.variable_B ? 1 : 0) + (p.variable_C ? 1 : 0);
@@ -313,11 +390,10 @@ int backward(const SelectiveScanBackward& q) {
         T* dc = rows_of(p.variable_C, q.dC, p.variable_B ? 1 : 0, run, offset);
         if (db) std::memset(db, 0, s.tokens * s.states * sizeof(T));
         if (dc) std::memset(dc, 0, s.tokens * s.states * sizeof(T));
-        const Share blocks = share(items.blocks, runs, run);
-        for (int64_t block = blocks.first; block < blocks.last; ++block) {
-          const Item item = items(sequence / s.groups, sequence % s.groups, block, kLanes<T>);
-          backward_item<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(q, item, db, dc, total,
-                                                                                                 scratch.get()[thread]);
+        const Share part = share(blocks.per_group, runs, run);
+        for (int64_t from = part.first; from < part.last; from += kRun) {
+          backward_run<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(
+              q, blocks, sequence, from, min(from + kRun, part.last), db, dc, total, scratch.get()[thread]);
         }
       }
     });

@@ -205,6 +205,22 @@ void store_tile(void* data, DType dtype, int64_t channel_stride, int64_t token_s
   });
 }
 
+// Asks for a tile's cache lines before its turn comes: a tile of many channels is more streams than the machine follows
+// on its own. for_write is 1 where the tile will be written.
+template <int for_write>
+MTLKIT_INLINE void prefetch_tile(const void* data, DType dtype, int64_t channel_stride, int64_t token_stride,
+                                 int64_t channels, int64_t tokens) {
+  const char* start = static_cast<const char*>(data);
+  const bool lines_of_tokens = token_stride == 1;
+  const int64_t lines = lines_of_tokens ? channels : tokens, stride = lines_of_tokens ? channel_stride : token_stride;
+  const int64_t bytes = (lines_of_tokens ? tokens : channels) * size_of(dtype);
+  for (int64_t i = 0; i < lines; ++i) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) {
+      __builtin_prefetch(start + i * stride * size_of(dtype) + byte, for_write);
+    }
+  }
+}
+
 // A block of channels of one image: (H, W) pixels in row-major order, a vector each. The strides are those of a
 // (B, D, H, W) tensor.
 template <typename T>
