@@ -12,7 +12,7 @@ namespace MTLKIT_ISA {
 
 // Calls f(thread, threads) on every thread of a team of at most `wanted`.
 template <typename F>
-void on_threads(int64_t wanted, F f) {
+void on_threads([[maybe_unused]] int64_t wanted, F f) {
 #if defined(_OPENMP)
   if (wanted > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(static_cast<int>(wanted))
