@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlkit.nn._pixel_linear import PixelLinear
+
 
 class Mlp(nn.Module):
     """Linear, GELU (the exact one, by erf), Linear, on the last dimension.
@@ -35,8 +37,8 @@ class Mlp(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden, device=device, dtype=dtype)
-        self.fc2 = nn.Linear(hidden, dim, device=device, dtype=dtype)
+        self.fc1 = PixelLinear(dim, hidden, device=device, dtype=dtype)
+        self.fc2 = PixelLinear(hidden, dim, device=device, dtype=dtype)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

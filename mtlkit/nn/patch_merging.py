@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit.nn._check import check_channels_last, check_choice
+from mtlkit.nn._pixel_linear import PixelLinear
 
 
 class PatchMerging(nn.Module):
@@ -46,7 +47,7 @@ class PatchMerging(nn.Module):
         check_choice("odd", odd, ("crop", "pad"))
         self.dim = dim
         self.odd = odd
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
+        self.reduction = PixelLinear(4 * dim, 2 * dim, bias=False, device=device, dtype=dtype)
         self.norm = nn.LayerNorm(4 * dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:

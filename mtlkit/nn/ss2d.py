@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mtlkit import ops
 from mtlkit.nn._check import check_channels_last, check_choice, check_positive, check_probability
+from mtlkit.nn._pixel_linear import PixelLinear, pixel_linear
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
@@ -111,7 +112,7 @@ class SS2D(nn.Module):
 
         factory = {"device": device, "dtype": dtype}
         wide = {"device": device, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
-        self.in_proj = nn.Linear(d_model, inner if gate is None else 2 * inner, bias=bias, **factory)
+        self.in_proj = PixelLinear(d_model, inner if gate is None else 2 * inner, bias=bias, **factory)
         if d_conv > 1:
             self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias, **factory)
         self.x_proj_weight = nn.Parameter(torch.empty(DIRECTIONS, rank + 2 * d_state, inner, **factory))
@@ -121,7 +122,7 @@ class SS2D(nn.Module):
         self.Ds = nn.Parameter(torch.empty(DIRECTIONS * inner, **wide))
         self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
         self.out_norm = nn.LayerNorm(inner, **factory) if norm else nn.Identity()
-        self.out_proj = nn.Linear(inner, d_model, bias=bias, **factory)
+        self.out_proj = PixelLinear(inner, d_model, bias=bias, **factory)
         self.dropout = nn.Dropout(dropout)
         self.reset_scan_parameters()
 
@@ -151,7 +152,7 @@ class SS2D(nn.Module):
         xz = self.in_proj(x)  # (B, H, W, 2 D), without a gate (B, H, W, D)
         x, z = (xz, None) if self.gate is None else xz.chunk(2, -1)  # (B, H, W, D) each, views
         u = self._conv_silu(x.permute(0, 3, 1, 2))  # (B, D, H, W)
-        rows = F.linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4 M)
+        rows = pixel_linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4 M)
         y = ops.ss2d(
             u,
             rows.unflatten(-1, self.x_proj_weight.shape[:2]).permute(0, 3, 4, 1, 2),  # (B, 4, M, H, W)

@@ -70,7 +70,7 @@ class SSConvSSM(nn.Module):
             nn.ReLU(),
             nn.Conv2d(half, half, 1, **factory),
             nn.ReLU(),
-        )
+        ).to(memory_format=torch.channels_last)  # as the images are; else every call would rearrange the weights
 
     def forward(self, x: Tensor) -> Tensor:
         """Local and global mixing side by side: (B, H, W, C) to (B, H, W, C)."""
