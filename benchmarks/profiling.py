@@ -14,8 +14,14 @@ KINDS = {
     "scan": ("mtlkit::ss2d", "mtlkit::selective_scan"),
     "dwconv_silu": ("mtlkit::dwconv_silu",),
     "norm_gate": ("mtlkit::norm_gate",),
-    "linear": ("aten::addmm", "aten::mm", "aten::bmm", "aten::linear", "aten::matmul", "mkl::"),
-    "conv, batch norm": (
+    # the projections of an image are convolutions on a CPU, so that the two cannot be told apart
+    "linear, conv, batch norm": (
+        "aten::addmm",
+        "aten::mm",
+        "aten::bmm",
+        "aten::linear",
+        "aten::matmul",
+        "mkl::",
         "aten::conv",
         "aten::_conv",
         "aten::mkldnn_conv",

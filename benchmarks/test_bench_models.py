@@ -18,8 +18,9 @@ from mtlkit.testing import relative_error
 SIZE = 224
 BACKENDS = {"mtlkit": "auto", "torch": "torch"}
 # Each operator meets the bounds of mtlkit.testing; some sixty layers of float32 in a row add up to more. Gradients also
-# jump where the argument of a ReLU rounds to the other side of 0: 5e-4 in MedMamba, in plain PyTorch as well.
-LOGITS_BOUND, GRADIENT_BOUND = 1e-5, 5e-3
+# jump where the argument of a ReLU rounds to the other side of 0, up to 1e-2 in MedMamba and in plain PyTorch as well:
+# they are judged beside plain PyTorch's.
+LOGITS_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 
 
 @functools.cache
@@ -64,6 +65,15 @@ def exact(name: str, training: bool) -> tuple[Tensor, Tensor | None]:
         if not training:
             return infer(model, frame().double()), None
         return train(model, None, frame().double()), gradients(model)
+
+
+@functools.cache
+def plain_gradients(name: str) -> Tensor:
+    """Those of plain PyTorch in float32."""
+    with mtlkit.use_backend("torch"):
+        model = network(name).train()
+        train(model, None, frame())
+        return gradients(model)
 
 
 def assert_agrees(what: str, got: Tensor, exact: Tensor, bound: float) -> tuple[float, float]:
@@ -115,6 +125,7 @@ def test_training(name: str, backend: str, measure: Callable) -> None:
         model = network(name).train()
         logits = train(model, None, frame())
         assert_agrees("logits", logits, exact_logits, LOGITS_BOUND)
-        errors = assert_agrees("gradients", gradients(model), exact_gradients, GRADIENT_BOUND)
+        bound = GRADIENT_BOUND + 2 * relative_error(plain_gradients(name), exact_gradients)
+        errors = assert_agrees("gradients", gradients(model), exact_gradients, bound)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         run(measure, name, backend, "training_step", lambda: train(model, optimizer, frame()), lambda _: errors)
