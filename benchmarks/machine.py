@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def yardstick(runs: int = 9, seconds: float = 0.05) -> float | None:
-    """State updates a second whose operands never leave the registers, on as many threads as torch uses: the median."""
+    """State updates a second on operands that are at hand, on as many threads as torch uses: the median of the runs."""
     if _native.C is None:
         return None
 

@@ -38,7 +38,7 @@ def ratios(lines: list[Line], title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", pad_edge=False)
     table.caption = (
         "SS2D at 56 x 56, 96 channels, 16 states, one image, float32, unless said otherwise. G/s: 10^9 state updates a "
-        "second, counted for one forward pass. The machine's limit is the same arithmetic on registers alone."
+        "second, counted for one forward pass. The machine's limit is that arithmetic alone."
     )
     table.add_column("what")
     table.add_column("mtlkit", justify="right")

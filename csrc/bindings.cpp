@@ -243,7 +243,7 @@ PYBIND11_MODULE(_C, m) {
         py::gil_scoped_release release;
         return cpu_kernels().yardstick(tokens, threads);
       },
-      "Runs state updates out of registers and returns how many they were.");
+      "Runs state updates alone and returns how many they were.");
 
   m.def("ss2d_forward", &ss2d_forward);
   m.def("ss2d_backward", &ss2d_backward);
