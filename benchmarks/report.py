@@ -75,7 +75,7 @@ def remarks(results: Results) -> Iterator[str]:
             yield f"in part: {provider.label}: {provider.left_out}"
     if results.limit:
         first, *_, last = map(rate, results.yardsticks)
-        yield f"yardstick: {first} at the start, {last} at the end; the limit is the highest, {rate(results.limit)}"
+        yield f"yardstick: {first} at the start, {last} at the end; the highest, {rate(results.limit)}"
     disturbed = results.disturbed()
     if disturbed:
         yield (

@@ -23,14 +23,14 @@ class Results:
         self.rows.append(row)
 
     def on_yardstick(self, row: Row) -> None:
-        """Writes a row's share of the limit into it."""
-        if self.limit and "updates_per_s" in row:
-            row["share_of_limit"] = row["updates_per_s"] / self.limit
+        """Writes a row's share of the limit into it: of the one read beside it, for a machine's clock drifts."""
+        if "yardsticks_updates_per_s" in row and "updates_per_s" in row:
+            row["share_of_limit"] = row["updates_per_s"] / max(row["yardsticks_updates_per_s"])
 
     def disturbed(self) -> list[Row]:
         """The rows before or after which the yardstick itself was slow: other programs had a part of the machine."""
-        rows = [row for row in self.rows if "yardstick_updates_per_s" in row]
-        return [row for row in rows if row["yardstick_updates_per_s"] < UNDISTURBED * self.limit]
+        rows = [row for row in self.rows if "yardsticks_updates_per_s" in row]
+        return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
 
     def find(self, op: str, shape: str, direction: str, provider: str) -> Row:
         """The float32 row; raises KeyError where the run has none."""

@@ -1,7 +1,8 @@
 // Four-direction 2-D selective scan.
 //
-// A block of channels is one vector. Its plane is packed once into contiguous vectors, which settles layout, dtype and
-// ragged channel counts in one place; each direction then walks the packed plane by index arithmetic.
+// A block of channels is one vector. Where it lies in a channels-last tensor of the type of computation it is read and
+// written in place; else its plane is packed once into contiguous vectors, which settles layout, dtype and ragged
+// channel counts in one place. Each direction walks the plane by index arithmetic.
 #include "kernels.h"
 #include "scan.h"
 #include "threads.h"
@@ -80,6 +81,15 @@ struct ForwardScratch {
   Vec<T> h[kMaxStates];
 };
 
+// A block of channels of an image, pixel by pixel: packed, or where it lies in a channels-last tensor.
+template <typename T>
+struct Plane {
+  T* data;
+  int64_t step;  // elements from pixel to pixel
+
+  T* at(int64_t pixel) const { return data + pixel * step; }
+};
+
 // A few tokens of one direction, gathered. Their sums over the rank stand side by side to hide each other's latency.
 template <typename T>
 struct Ahead {
@@ -91,14 +101,14 @@ struct Ahead {
   // Takes tokens from where the walk stands, `left` of which remain, and leaves the walk behind them; past the end the
   // last token stands again.
   void gather(Walk& walk, int64_t left, const SS2DForward& p, const Parameters<T>& parameters, const T* x_dbl,
-              const Vec<T>* plane) {
+              Plane<const T> plane) {
     const int64_t pitch = kDirections * p.shape.row(), rank = p.shape.rank;
     Vec<T> raw[kTokens];
     for (int64_t i = 0; i < kTokens; ++i) {
       pixel[i] = walk.pixel();
       row[i] = x_dbl + pixel[i] * pitch;
       raw[i] = parameters.bias;
-      u[i] = plane[pixel[i]];
+      u[i] = load(plane.at(pixel[i]));
       if (i + 1 < left) walk.next();
     }
     for (int64_t r = 0; r < rank; ++r) {
@@ -109,13 +119,13 @@ struct Ahead {
   }
 };
 
-// Scans one direction of a packed plane into the packed output, which it sets (first_direction) or adds to.
+// Scans one direction of a plane into the output, which it sets (first_direction) or adds to.
 //
 // The time steps of the next few tokens are worked out while the states of those before them are updated: their long
 // chains of dependent instructions then hide among independent ones.
 template <typename T, int N>
-void forward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64_t channels, const Vec<T>* plane,
-                       Vec<T>* out, bool first_direction, ForwardScratch<T>& scratch) {
+void forward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64_t channels, Plane<const T> plane,
+                       Plane<T> out, bool first_direction, ForwardScratch<T>& scratch) {
   const SS2DShape& s = p.shape;
   const int64_t tokens = s.tokens(), pitch = kDirections * s.row();
   const int states = N ? N : static_cast<int>(s.states);
@@ -145,8 +155,8 @@ void forward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64_
     for (int64_t i = 0; i < min(kTokens, tokens - first); ++i) {
       prefetched.next();  // past the end too, where asking is in vain but allowed
       prefetch<0>(x_dbl + prefetched.pixel() * pitch, s.row());
-      __builtin_prefetch(plane + prefetched.pixel());
-      __builtin_prefetch(out + prefetched.pixel(), 1);
+      __builtin_prefetch(plane.at(prefetched.pixel()));
+      __builtin_prefetch(out.at(prefetched.pixel()), 1);
 
       const T *B = now.row[i] + s.rank, *C = B + states;
       const Vec<T> dt = now.dt[i], u = now.u[i], x = dt * u;
@@ -157,10 +167,27 @@ void forward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64_
         (n & 1 ? odd : even) += h[n] * C[n];
       }
       const Vec<T> y = even + odd + parameters.D * u;
-      Vec<T>& merged = out[now.pixel[i]];
-      merged = first_direction ? y : merged + y;
+      T* merged = out.at(now.pixel[i]);
+      store(merged, first_direction ? y : load(merged) + y);
     }
   }
+}
+
+// Whether a whole block of channels can be read and written where it lies: side by side, in the type of computation.
+template <typename T>
+bool in_place(const Tensor<4>& image, const SS2DShape& s, int64_t channels) {
+  const int64_t* stride = image.stride;
+  return image.dtype == dtype_of<T> && channels == kLanes<T> && stride[1] == 1 && stride[2] == s.width * stride[3];
+}
+
+template <typename T>
+Plane<T> block_of(const Tensor<4>& image, int64_t b, int64_t d) {
+  return {static_cast<T*>(at(image, b * image.stride[0] + d)), image.stride[3]};
+}
+
+template <typename T, typename V>
+Plane<T> packed_plane(V* vectors) {
+  return {reinterpret_cast<T*>(vectors), static_cast<int64_t>(sizeof(V) / sizeof(T))};
 }
 
 // A work item is a block of channels of one image. Where there are fewer items than threads, the directions are split
@@ -188,14 +215,17 @@ int forward(const SS2DForward& p) {
     for (int64_t item = work.first; item < work.last; ++item) {
       const int64_t block = item / splits % blocks, b = item / splits / blocks, d = block * kLanes<T>;
       const int64_t channels = min(kLanes<T>, s.channels - d);
-      if (packed != item / splits) load_plane<T>(p.u, b, d, channels, s.height, s.width, plane);
+      const bool u_in_place = in_place<T>(p.u, s, channels), y_in_place = splits == 1 && in_place<T>(p.y, s, channels);
+      if (!u_in_place && packed != item / splits) load_plane<T>(p.u, b, d, channels, s.height, s.width, plane);
       packed = item / splits;
       Vec<T>* out = splits > 1 ? parts.get() + item * tokens : plane + tokens;
+      const Plane<const T> u_plane = u_in_place ? block_of<const T>(p.u, b, d) : packed_plane<const T>(plane);
+      const Plane<T> y_plane = y_in_place ? block_of<T>(p.y, b, d) : packed_plane<T>(out);
       const int per_part = static_cast<int>(kDirections / splits), from = static_cast<int>(item % splits) * per_part;
       for (int k = from; k < from + per_part; ++k) {
-        forward_direction<T, N>(p, b, k, d, channels, plane, out, k == from, mine);
+        forward_direction<T, N>(p, b, k, d, channels, u_plane, y_plane, k == from, mine);
       }
-      if (splits == 1) store_plane<T>(p.y, b, d, channels, s.height, s.width, out);
+      if (splits == 1 && !y_in_place) store_plane<T>(p.y, b, d, channels, s.height, s.width, out);
     }
   });
   if (splits == 1) return kOk;
