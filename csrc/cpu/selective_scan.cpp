@@ -6,6 +6,7 @@
 // registers and no copy.
 #include "kernels.h"
 #include "scan.h"
+#include "silu.h"
 #include "threads.h"
 
 namespace mtlkit {
@@ -193,7 +194,7 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
       scan_forward<T, N, LaneB, LaneC>(tile.scan, scratch.h[i], scratch.y);
       for (int64_t t = 0; t < tile.scan.tokens; ++t) {
         scratch.y[t] += parameters.D * tile.u[t];
-        if (p.z) scratch.y[t] *= tile.z[t] * sigmoid(tile.z[t]);
+        if (p.z) scratch.y[t] *= silu(tile.z[t]);
       }
       store_tokens<T>(p.out, block, first, tile.scan.tokens, scratch.y);
     }
@@ -288,9 +289,9 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   tile.gather_block(p, parameters, first);
   load_tokens<T>(q.dout, block, first, tokens, scratch.dy);
   for (int64_t t = 0; p.z && t < tokens; ++t) {
-    const Vec<T> z = tile.z[t], gate = sigmoid(z);
-    scratch.dz[t] = scratch.dy[t] * gate * (T(1) + z * (T(1) - gate));  // but for the factor y, which the scan brings
-    scratch.dy[t] *= z * gate;
+    const auto gate = silu_and_slope(tile.z[t]);
+    scratch.dz[t] = scratch.dy[t] * gate.slope;  // but for the factor y, which the scan brings
+    scratch.dy[t] *= gate.value;
   }
   const ScanGradients<T> gradients = {
       carried.carry, carried.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,

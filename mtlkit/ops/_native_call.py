@@ -38,6 +38,13 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+def like(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
+
+
 def wants_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward pass through a call with these tensors can follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -26,6 +26,7 @@ from mtlkit.ops._native_call import (
     check,
     compute_dtype,
     first_order_only,
+    like,
     traced,
     wants_grad,
 )
@@ -185,21 +186,21 @@ def _sizes(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, int, int, i
     return u.shape[0], u.shape[1], u.shape[2], A.shape[1], _groups(B, C)
 
 
-def _native_inputs(u, delta, A, B, C, D, z, delta_bias) -> tuple:
-    """The tensors in the kernels' order; B and C always with four strides, of which constant ones use the first two."""
+def _native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype) -> tuple:
+    """What the kernels of both directions take first; B and C with four strides, of which constant ones use two."""
 
     def rows(v: Tensor) -> tuple:
         return argument(v[:, :, None, None] if v.dim() == 2 else v[:, None] if v.dim() == 3 else v)
 
     return (
-        argument(u),
-        argument(delta),
-        argument(A),
-        rows(B),
-        rows(C),
-        argument(D),
-        argument(z),
-        argument(delta_bias),
+        _sizes(u, A, B, C),
+        (argument(u), argument(delta), argument(A), rows(B), rows(C), argument(D), argument(z), argument(delta_bias)),
+        delta_softplus,
+        B.dim() > 2,
+        C.dim() > 2,
+        address(checkpoints),
+        dtype == torch.float64,
+        torch.get_num_threads(),
     )
 
 
@@ -220,14 +221,7 @@ def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save) -> tuple
     out, last, checkpoints = _new_outputs(u, A, dtype, save)
     if u.shape[0] > 0:
         status = _native.C.selective_scan_forward(
-            _sizes(u, A, B, C),
-            _native_inputs(u, delta, A, B, C, D, z, delta_bias),
-            delta_softplus,
-            B.dim() > 2,
-            C.dim() > 2,
-            address(checkpoints),
-            dtype == torch.float64,
-            torch.get_num_threads(),
+            *_native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype),
             argument(out),
             address(last),
         )
@@ -257,14 +251,7 @@ def _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, del
     dB, dC = (zeros(*((batch, groups, length, states) if v.dim() > 2 else (channels, states))) for v in (B, C))
     if batch > 0:
         status = _native.C.selective_scan_backward(
-            _sizes(u, A, B, C),
-            _native_inputs(u, delta, A, B, C, D, z, delta_bias),
-            delta_softplus,
-            B.dim() > 2,
-            C.dim() > 2,
-            address(checkpoints),
-            dtype == torch.float64,
-            torch.get_num_threads(),
+            *_native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype),
             argument(dout),
             argument(dlast),
             argument(du),
@@ -274,15 +261,15 @@ def _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, del
         )
         check(status)
 
-    def rows(gradient: Tensor, like: Tensor) -> Tensor:
-        if like.dim() > 2:
+    def rows(gradient: Tensor, tensor: Tensor) -> Tensor:
+        if tensor.dim() > 2:
             gradient = gradient.transpose(2, 3)  # (B, G, N, L)
-        return torch.empty_like(like).copy_(gradient[:, 0] if like.dim() == 3 else gradient)
+        return like(gradient[:, 0] if tensor.dim() == 3 else gradient, tensor)
 
-    def cast(gradient: Tensor, like: Tensor | None) -> Tensor | None:
-        return None if like is None else torch.empty_like(like).copy_(gradient)
+    def given(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else like(gradient, tensor)
 
-    return [du, ddelta, cast(dA, A), rows(dB, B), rows(dC, C), cast(dD, D), dz, cast(dbias, delta_bias)]
+    return [du, ddelta, like(dA, A), rows(dB, B), rows(dC, C), given(dD, D), dz, given(dbias, delta_bias)]
 
 
 class _SelectiveScan(torch.autograd.Function):

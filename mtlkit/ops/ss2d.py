@@ -33,6 +33,7 @@ from mtlkit.ops._native_call import (
     check,
     compute_dtype,
     first_order_only,
+    like,
     traced,
     wants_grad,
 )
@@ -156,6 +157,18 @@ def _rows(x_dbl: Tensor, dtype: torch.dtype) -> Tensor:
     return x_dbl.permute(0, 3, 4, 1, 2).to(dtype).contiguous()
 
 
+def _native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype) -> tuple:
+    """What the kernels of both directions take first."""
+    return (
+        _sizes(u, dt_weight, A_logs),
+        tuple(argument(t) for t in (u, dt_weight, dt_bias, A_logs, Ds)),
+        address(rows),
+        address(checkpoints),
+        dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
 def _new_outputs(u: Tensor, A_logs: Tensor, dtype: torch.dtype, out_dtype: torch.dtype, save: bool):
     batch, channels, height, width = u.shape
     chunks = (height * width + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS if save else 0
@@ -170,13 +183,7 @@ def _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple
     if u.shape[0] > 0:
         rows = _rows(x_dbl, dtype)
         status = _native.C.ss2d_forward(
-            _sizes(u, dt_weight, A_logs),
-            tuple(argument(t) for t in (u, dt_weight, dt_bias, A_logs, Ds)),
-            address(rows),
-            address(checkpoints),
-            dtype == torch.float64,
-            torch.get_num_threads(),
-            argument(y),
+            *_native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype), argument(y)
         )
         check(status)
     return y, checkpoints
@@ -195,25 +202,13 @@ def _backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list
     du, drows = torch.empty_like(u), torch.empty_like(rows)
     parameters = [torch.empty(t.shape, dtype=dtype) for t in (dt_weight, dt_bias, A_logs, Ds)]
     status = _native.C.ss2d_backward(
-        _sizes(u, dt_weight, A_logs),
-        tuple(argument(t) for t in (u, dt_weight, dt_bias, A_logs, Ds)),
-        address(rows),
-        address(checkpoints),
-        dtype == torch.float64,
-        torch.get_num_threads(),
+        *_native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype),
         argument(dy),
         argument(du),
         *(address(t) for t in (drows, *parameters)),
     )
     check(status)
-    return [du, *(_like(g, t) for g, t in zip((drows.permute(0, 3, 4, 1, 2), *parameters), inputs[1:], strict=True))]
-
-
-def _like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
-    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
-        return gradient
-    return torch.empty_like(tensor).copy_(gradient)
+    return [du, *(like(g, t) for g, t in zip((drows.permute(0, 3, 4, 1, 2), *parameters), inputs[1:], strict=True))]
 
 
 class _SS2D(torch.autograd.Function):
