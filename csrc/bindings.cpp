@@ -1,8 +1,9 @@
-// mtlkit._C: the only file that knows Python. Python has validated and allocated; here addresses and strides become the
-// kernels' arguments. A function returns 0 or a status whose text is error_string's.
+// mtlkit._C. Python has validated and allocated; here addresses and strides become the kernels' arguments. A function
+// returns 0 or a status whose text is error_string's.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "arguments.h"
 #include "cpu/dispatch.h"
 #if defined(MTLKIT_WITH_CUDA)
 #include "cuda/bindings_cuda.h"
@@ -12,22 +13,6 @@ namespace py = pybind11;
 using namespace mtlkit;
 
 namespace {
-
-// (address, dtype, (stride, ...)), or None for an argument that was not given.
-template <int kRank>
-Tensor<kRank> tensor(const py::object& object) {
-  Tensor<kRank> result;
-  if (object.is_none()) return result;
-  const auto fields = py::cast<py::tuple>(object);
-  result.data = reinterpret_cast<void*>(py::cast<uintptr_t>(fields[0]));
-  result.dtype = static_cast<DType>(py::cast<int32_t>(fields[1]));
-  const auto strides = py::cast<py::tuple>(fields[2]);
-  if (strides.size() != kRank) throw py::value_error("a tensor of another rank was expected");
-  for (int i = 0; i < kRank; ++i) result.stride[i] = py::cast<int64_t>(strides[i]);
-  return result;
-}
-
-void* address(uintptr_t value) { return reinterpret_cast<void*>(value); }
 
 using Sizes6 = std::array<int64_t, 6>;
 using Sizes5 = std::array<int64_t, 5>;

@@ -2,8 +2,14 @@
 //
 // Kernels use __global__, threadIdx, blockIdx, blockDim and gridDim as anywhere, and all else by the names below. With
 // MTLKIT_CUDA_ON_HOST a C++ compiler takes the same sources: every instruction has a plain fallback here, and
-// "cuda_on_host.h", from the include path of whoever runs kernels on a CPU, brings the qualifiers, the indices,
-// cuda_on_host::launch(grid, block, shared_bytes, kernel, arguments...) -> int and cuda_on_host::shuffle_xor.
+// "cuda_on_host.h", from the include path of whoever runs kernels on a CPU, brings the qualifiers, the indices and, in
+// the namespace cuda_on_host:
+//
+//   int launch(grid, block, shared_bytes, kernel, arguments...)
+//   void* dynamic_shared()                          the block's shared memory
+//   void block_sync()                               all threads of the block meet
+//   float shuffle_xor(float, int lane_mask)         among the 32 lanes of a warp
+//   void copy_async(void* to, const void* from, int bytes), copy_async_commit(), copy_async_wait()
 #pragma once
 
 #include <cstdint>
@@ -56,12 +62,26 @@ inline bf16 from_float<bf16>(float value) {
 }
 
 inline float exp2_approx(float x) { return std::exp2(x); }
+inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
 inline float shuffle_xor(float value, int lane_mask) { return cuda_on_host::shuffle_xor(value, lane_mask); }
+inline void block_sync() { cuda_on_host::block_sync(); }
 
-#define MTLKIT_LAUNCH(grid, block, shared_bytes, stream, kernel, ...) \
-  (static_cast<void>(stream), cuda_on_host::launch(grid, block, shared_bytes, kernel, __VA_ARGS__))
+template <int kBytes>
+void copy_async(void* to, const void* from) {
+  cuda_on_host::copy_async(to, from, kBytes);
+}
+inline void copy_async_commit() { cuda_on_host::copy_async_commit(); }
+inline void copy_async_wait() { cuda_on_host::copy_async_wait(); }
+
+inline char* dynamic_shared() { return static_cast<char*>(cuda_on_host::dynamic_shared()); }
+
+template <typename... Parameters, typename... Arguments>
+int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void*, void (*kernel)(Parameters...),
+                  const Arguments&... arguments) {
+  return cuda_on_host::launch(grid, block, shared_bytes, kernel, arguments...);
+}
 
 #else
 
@@ -92,6 +112,11 @@ __device__ inline float exp2_approx(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+__device__ inline float log2_approx(float x) {
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
 __device__ inline float reciprocal_approx(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -105,11 +130,42 @@ __device__ inline float rsqrt_approx(float x) {
 __device__ inline float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
+__device__ inline void block_sync() { __syncthreads(); }
+
+// A copy of 4, 8 or 16 bytes from global to shared memory that goes on while the thread works; both addresses are
+// multiples of kBytes. copy_async_wait ends when all that the thread has committed is there; others see it after a
+// block_sync.
+template <int kBytes>
+__device__ inline void copy_async(void* to, const void* from) {
+  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
+  }
+}
+__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ inline void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The block's shared memory, whose size the launch gives.
+__device__ inline char* dynamic_shared() {
+  extern __shared__ __align__(16) char shared_memory[];
+  return shared_memory;
+}
 
 // Launches `kernel` and answers with the cudaError_t of the launch as an int, 0 for success.
-#define MTLKIT_LAUNCH(grid, block, shared_bytes, stream, kernel, ...)                     \
-  (kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__), \
-   static_cast<int>(cudaGetLastError()))
+template <typename... Parameters, typename... Arguments>
+int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void* stream, void (*kernel)(Parameters...),
+                  const Arguments&... arguments) {
+  constexpr unsigned kAlwaysAllowed = 48 << 10;
+  if (shared_bytes > kAlwaysAllowed) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return static_cast<int>(cudaGetLastError());
+  }
+  kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  return static_cast<int>(cudaGetLastError());
+}
 
 #endif
 

@@ -82,7 +82,7 @@ int launch(const NormGateForward& params, void* stream) {
                       (!params.z || aligned(params.z, kVector)) && aligned(params.weight, kVector * sizeof(float)) &&
                       aligned(params.bias, kVector * sizeof(float));
   const auto kernel = vector ? norm_gate_fwd_kernel<X, Y, kVector> : norm_gate_fwd_kernel<X, Y, 1>;
-  return MTLKIT_LAUNCH(static_cast<unsigned>(blocks), kWarp * kWarpsPerBlock, 0, stream, kernel, params);
+  return launch_kernel(static_cast<unsigned>(blocks), kWarp * kWarpsPerBlock, 0, stream, kernel, params);
 }
 
 template <typename X>
