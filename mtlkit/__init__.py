@@ -13,16 +13,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import models, nn, ops
+    from mtlkit import losses, models, nn, ops
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "models", "nn", "ops", "selective_scan_fn", "use_backend"]
+__all__ = ["__version__", "losses", "models", "nn", "ops", "selective_scan_fn", "use_backend"]
 
 # public name -> (module, attribute); without an attribute the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
+    "losses": ("mtlkit.losses", None),
     "models": ("mtlkit.models", None),
     "nn": ("mtlkit.nn", None),
     "ops": ("mtlkit.ops", None),
