@@ -23,6 +23,34 @@ def check_channels_last(name: str, value: Tensor, channels: int) -> None:
         )
 
 
+def check_channels_first(name: str, value: Tensor, channels: int) -> None:
+    """Raises unless `value` is (B, C, H, W) with C = `channels` and at least one pixel.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape.
+    """
+    check_tensor(name, value, 4)
+    _, have, height, width = value.shape
+    if have != channels or height < 1 or width < 1:
+        raise ValueError(
+            f"{name}: expected shape (B, {channels}, H, W) with H and W at least 1, got {tuple(value.shape)}; "
+            "channels are dimension 1"
+        )
+
+
+def check_vectors(name: str, value: Tensor, channels: int, batch: int) -> None:
+    """Raises unless `value` is (B, C) with B = `batch` and C = `channels`.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape.
+    """
+    check_tensor(name, value, 2)
+    if value.shape != (batch, channels):
+        raise ValueError(f"{name}: expected shape (B, C) = {(batch, channels)}, got {tuple(value.shape)}")
+
+
 def check_positive(**values: float) -> None:
     """Raises a ValueError unless every value is above 0."""
     for name, value in values.items():

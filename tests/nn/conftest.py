@@ -16,6 +16,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}  # the stored values have
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # left at their start by the golden values
 
 
+COUNTERS = ("num_batches_tracked", "seg_mean", "clf_mean")  # what training counts and Keras does not have
+
+
 @pytest.fixture(params=["reference", "torch", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend of the CPU in turn."""
@@ -59,6 +62,50 @@ def assert_golden() -> Callable[[str, nn.Module, torch.dtype], None]:
         assert (got - y).abs().max() <= TOLERANCE[dtype]
 
     return check
+
+
+MTL_GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_mtl_bus.json").read_text())
+
+
+@pytest.fixture
+def mtl_golden() -> dict:
+    """The golden values of MBDI and BTI-Net, by name."""
+    return MTL_GOLDEN
+
+
+@pytest.fixture
+def keras_golden() -> Callable[[str, nn.Module, torch.dtype], tuple[nn.Module, dict, dict]]:
+    """A layer with the parameters of a value in golden_mtl_bus.json, all of them, and that value's inputs and outputs.
+
+    Returns the layer in eval mode, the inputs by name and the outputs by name, as tensors.
+    """
+
+    def load(name: str, layer: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, dict, dict]:
+        entry = MTL_GOLDEN[name]
+
+        def tensors(values: dict) -> dict[str, Tensor]:
+            return {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+
+        state = {}
+        stems = {w["name"].removesuffix(".pointwise") for w in entry["weights"] if w["name"].endswith(".pointwise")}
+        for weight in entry["weights"]:
+            stem, kind = weight["name"].rsplit(".", 1)
+            if stem in stems and kind == "bias":
+                kind = "pointwise.bias"
+            kind = {
+                "gamma": "weight",
+                "beta": "bias",
+                "depthwise": "depthwise.weight",
+                "pointwise": "pointwise.weight",
+            }.get(kind, kind)
+            state[f"{stem}.{kind}"] = torch.tensor(weight["value"], dtype=dtype).reshape(weight["shape"])
+        layer = layer.to(dtype).eval()
+        missing, unexpected = layer.load_state_dict(state, strict=False)
+        assert not unexpected
+        assert all(key.rsplit(".", 1)[-1] in COUNTERS for key in missing), missing
+        return layer, tensors(entry["inputs"]), tensors(entry["outputs"])
+
+    return load
 
 
 @pytest.fixture
