@@ -13,20 +13,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import losses, models, nn, ops
+    from mtlkit import losses, metrics, models, nn, ops
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "losses", "models", "nn", "ops", "selective_scan_fn", "use_backend"]
+__all__ = [
+    "__version__",
+    "accelerate",
+    "compat",
+    "losses",
+    "models",
+    "nn",
+    "ops",
+    "restore",
+    "selective_scan_fn",
+    "use_backend",
+]
 
 # public name -> (module, attribute); without an attribute the module itself
 _LAZY: dict[str, tuple[str, str | None]] = {
+    "accelerate": ("mtlkit._accelerate", "accelerate"),
+    "compat": ("mtlkit.compat", None),
     "losses": ("mtlkit.losses", None),
+    "metrics": ("mtlkit.metrics", None),
     "models": ("mtlkit.models", None),
     "nn": ("mtlkit.nn", None),
     "ops": ("mtlkit.ops", None),
+    "restore": ("mtlkit._accelerate", "restore"),
     "selective_scan_fn": ("mtlkit.ops.selective_scan", "selective_scan"),
     "use_backend": ("mtlkit.ops._backend", "use_backend"),
 }

@@ -13,7 +13,7 @@ MODULES = ["mtlkit"] + [
     for module in pkgutil.walk_packages(mtlkit.__path__, "mtlkit.")
     if not module.name.startswith("mtlkit._C") and not module.name.endswith("__main__")
 ]
-PACKAGES = ["mtlkit.ops", "mtlkit.nn", "mtlkit.models", "mtlkit.losses"]
+PACKAGES = ["mtlkit.ops", "mtlkit.nn", "mtlkit.models", "mtlkit.losses", "mtlkit.metrics"]
 SYMBOLS = [
     pytest.param(getattr(importlib.import_module(package), name), id=f"{package}.{name}")
     for package in PACKAGES

@@ -1,0 +1,307 @@
+"""How the papers judge: per-image segmentation, classification, and whether a score foretells failure.
+
+Needs torchmetrics (the extra `train`), which counts, ranks and gathers across processes; here is what it leaves open:
+what an image without lesion counts, and what a class without example does to an average.
+
+For an image with true and predicted pixels counted as TP, FP, FN:
+
+    IoU = TP / (TP + FP + FN)        Dice = 2 TP / (2 TP + FP + FN)
+    sensitivity = TP / (TP + FN)     precision = TP / (TP + FP)
+
+Source: the published evaluation of MBDI and BTI-Net (arXiv 2603.01295, 2606.29102): means over the images whose true
+mask is not empty, at threshold 0.5; failure is IoU below 0.5, or a wrong class.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import (
+    binary_auroc,
+    binary_average_precision,
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+)
+from torchmetrics.utilities import dim_zero_cat
+
+__all__ = ["ClassificationMetrics", "SegmentationMetrics", "failure_detection", "segmentation_scores"]
+
+POLICIES = ("exclude", "score")
+SCORES = ("iou", "dice", "sensitivity", "precision")
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold: expected a number between 0 and 1, got {threshold!r}")
+
+
+def _check_policy(empty: str) -> None:
+    if empty not in POLICIES:
+        raise ValueError(f"empty: expected 'exclude' or 'score', got {empty!r}")
+
+
+def _check_same(name: str, value: Tensor, like: str, shape: torch.Size) -> None:
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, that of {like}, got {tuple(value.shape)}")
+
+
+def _check_probabilities(name: str, value: Tensor, dims: int) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name}: expected a floating-point tensor, got {kind}")
+    if value.dim() != dims:
+        raise ValueError(f"{name}: expected {dims} dimensions, got {value.dim()} with shape {tuple(value.shape)}")
+    if value.numel() and not ((value >= 0) & (value <= 1)).all():
+        low, high = value.min().item(), value.max().item()
+        raise ValueError(
+            f"{name}: expected probabilities in [0, 1], got {low:.4g} to {high:.4g}; logits need a sigmoid"
+        )
+
+
+# --- segmentation -----------------------------------------------------------------------------------------------------
+
+
+def _scores(counts: Tensor, empty: str) -> dict[str, Tensor]:
+    """Scores (N,) of counts (N, 3) of TP, FP and FN."""
+    tp, fp, fn = counts.double().unbind(1)
+    no_lesion = tp + fn == 0
+    nan = torch.full_like(tp, float("nan"))
+    of_empty = nan if empty == "exclude" else (fp == 0).double()  # silence is right, anything else wrong
+    values = {  # 0 / 0 is NaN
+        "iou": tp / (tp + fp + fn),
+        "dice": 2 * tp / (2 * tp + fp + fn),
+        "sensitivity": tp / (tp + fn),
+        "precision": tp / (tp + fp),
+    }
+    return {name: torch.where(no_lesion, of_empty, value).float() for name, value in values.items()}
+
+
+def _counts(probabilities: Tensor, target: Tensor, threshold: float) -> Tensor:
+    """TP, FP and FN of each image, (B, 3)."""
+    _check_probabilities("probabilities", probabilities, 4)
+    if probabilities.shape[1] != 1 or 0 in probabilities.shape[1:]:
+        raise ValueError(f"probabilities: expected shape (B, 1, H, W), got {tuple(probabilities.shape)}")
+    _check_same("target", target, "probabilities", probabilities.shape)
+    # not torchmetrics' samplewise counts, which lose the batch dimension of a single image
+    predicted, true = (probabilities >= threshold).flatten(1), (target > 0.5).flatten(1)  # (B, H W)
+    return torch.stack([predicted & true, predicted & ~true, ~predicted & true]).sum(2).T  # (B, 3)
+
+
+def segmentation_scores(
+    probabilities: Tensor, target: Tensor, *, threshold: float = 0.5, empty: str = "exclude"
+) -> dict[str, Tensor]:
+    """IoU, Dice, sensitivity and precision of each image.
+
+    Args:
+        probabilities: (B, 1, H, W), in [0, 1].
+        target: (B, 1, H, W); above 0.5 is lesion.
+        threshold: a pixel of at least so much is predicted as lesion.
+        empty: what an image without lesion scores. "exclude", as in the papers: NaN, to be left out of means;
+            "score": 1 if nothing is predicted, else 0.
+
+    Returns:
+        "iou", "dice", "sensitivity" and "precision", each (B,), float32. Where there is a lesion and nothing is
+        predicted, precision is NaN, the others 0.
+
+    Raises:
+        TypeError, ValueError: another dtype, shape, range or option.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.metrics import segmentation_scores
+        >>> lesion = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]])
+        >>> segmentation_scores(torch.tensor([[[[0.9, 0.2, 0.8, 0.1]]]]), lesion)["dice"]
+        tensor([0.5000])
+    """
+    _check_threshold(threshold)
+    _check_policy(empty)
+    return _scores(_counts(probabilities, target, threshold), empty)
+
+
+class SegmentationMetrics(Metric):
+    """Mean IoU, Dice, sensitivity and precision over images, gathered batch by batch and across processes.
+
+    Args:
+        threshold: a pixel of at least so much is predicted as lesion.
+        empty: "exclude" (the papers' way) leaves images without lesion out of the means, and counts them; "score" lets
+            them score 1 if nothing is predicted, else 0. Precision is over the images where something is predicted.
+
+    `compute` returns the means ("iou", "dice", "sensitivity", "precision"; NaN where no image counts), "images" and
+    "empty" (how many there were, and how many of them had no lesion). `scores` returns them image by image.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.metrics import SegmentationMetrics
+        >>> metrics = SegmentationMetrics()
+        >>> mask = torch.zeros(2, 1, 4, 4)
+        >>> mask[0, :, :2] = 1
+        >>> metrics.update(0.8 * mask + 0.1, mask)
+        >>> values = metrics.compute()
+        >>> float(values["iou"]), int(values["images"]), int(values["empty"])
+        (1.0, 2, 1)
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts: list[Tensor]
+
+    def __init__(self, threshold: float = 0.5, empty: str = "exclude") -> None:
+        super().__init__()
+        _check_threshold(threshold)
+        _check_policy(empty)
+        self.threshold, self.empty = threshold, empty
+        self.add_state("counts", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Adds a batch: both (B, 1, H, W)."""
+        self.counts.append(_counts(probabilities, target, self.threshold))
+
+    def scores(self) -> dict[str, Tensor]:
+        """The scores of each image so far, in the order of the updates."""
+        counts = dim_zero_cat(self.counts) if len(self.counts) else torch.zeros(0, 3)
+        return _scores(counts, self.empty)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means and the counts of images."""
+        values = {name: value.nanmean() for name, value in self.scores().items()}
+        counts = dim_zero_cat(self.counts) if len(self.counts) else torch.zeros(0, 3)
+        no_lesion = counts[:, 0] + counts[:, 2] == 0
+        return values | {"images": torch.tensor(len(counts)), "empty": no_lesion.sum()}
+
+
+# --- classification ---------------------------------------------------------------------------------------------------
+
+
+class ClassificationMetrics(Metric):
+    """Accuracy, macro and weighted F1, area under the ROC curve, and the confusion matrix.
+
+    Args:
+        num_classes: K, at least 2.
+        ignore_index: what marks an image without label; it is left out.
+
+    `compute` returns "accuracy", "f1_macro" (over the classes that occur or are predicted), "f1_weighted" (by
+    how often each class occurs), "auc" and "images", how many were labelled. With two classes "auc" is that of class 1;
+    otherwise each class is judged against the rest, and the mean taken over those with both positives and negatives.
+    What cannot be computed is NaN. `confusion` returns the matrix, rows being the true classes.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.metrics import ClassificationMetrics
+        >>> metrics = ClassificationMetrics(num_classes=2)
+        >>> metrics.update(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), torch.tensor([0, 1, -1]))
+        >>> values = metrics.compute()
+        >>> float(values["accuracy"]), float(values["auc"]), int(values["images"])
+        (1.0, 1.0, 2)
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    probabilities: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, num_classes: int, ignore_index: int = -1) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise ValueError(f"num_classes: expected at least 2, got {num_classes!r}")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.add_state("probabilities", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds a batch: class probabilities (B, K) and labels (B,)."""
+        _check_probabilities("probabilities", probabilities, 2)
+        if probabilities.shape[1] != self.num_classes:
+            raise ValueError(f"probabilities: expected shape (B, {self.num_classes}), got {tuple(probabilities.shape)}")
+        _check_same("labels", labels, "the images", probabilities.shape[:1])
+        known = labels != self.ignore_index
+        wrong = known & ((labels < 0) | (labels >= self.num_classes))
+        if wrong.any():
+            raise ValueError(f"labels: expected 0 to {self.num_classes - 1}, got {labels[wrong][0].item()}")
+        self.probabilities.append(probabilities[known].float())
+        self.labels.append(labels[known].long())
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        if not len(self.labels):
+            return torch.zeros(0, self.num_classes), torch.zeros(0, dtype=torch.int64)
+        return dim_zero_cat(self.probabilities), dim_zero_cat(self.labels)
+
+    def confusion(self) -> Tensor:
+        """(K, K), int64: how many images of each true class (row) were given each class (column)."""
+        probabilities, labels = self._all()
+        if not len(labels):
+            return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
+        return multiclass_confusion_matrix(probabilities.argmax(1), labels, self.num_classes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over all labelled images."""
+        probabilities, labels = self._all()
+        nan = torch.tensor(float("nan"))
+        if not len(labels):
+            return dict.fromkeys(("accuracy", "f1_macro", "f1_weighted", "auc"), nan) | {"images": torch.tensor(0)}
+        K, predicted = self.num_classes, probabilities.argmax(1)
+        return {
+            "accuracy": multiclass_accuracy(predicted, labels, K, average="micro"),
+            "f1_macro": multiclass_f1_score(predicted, labels, K, average="macro"),
+            "f1_weighted": multiclass_f1_score(predicted, labels, K, average="weighted"),
+            "auc": self._auc(probabilities, labels),
+            "images": torch.tensor(len(labels)),
+        }
+
+    def _auc(self, probabilities: Tensor, labels: Tensor) -> Tensor:
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        judged = (counts > 0) & (counts < len(labels))
+        if not judged.any():
+            return torch.tensor(float("nan"))
+        if self.num_classes == 2:
+            return binary_auroc(probabilities[:, 1], labels)
+        # torchmetrics warns of, and counts as 0, a class without example: only those that can be judged are asked for
+        each = [binary_auroc(probabilities[:, k], (labels == k).long()) for k in judged.nonzero().flatten().tolist()]
+        return torch.stack(each).mean()
+
+
+# --- failure detection ------------------------------------------------------------------------------------------------
+
+
+def failure_detection(scores: Tensor, failed: Tensor) -> dict[str, Tensor]:
+    """How well a score, such as a gate, foretells failure.
+
+    Args:
+        scores: (N,): higher is to mean that failure is likelier. NaN marks an image to be left out.
+        failed: (N,), bool.
+
+    Returns:
+        "auroc" and "average_precision", NaN where all or none failed, and "failures", how many did.
+
+    Raises:
+        TypeError, ValueError: another dtype or shape.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.metrics import failure_detection
+        >>> values = failure_detection(torch.tensor([0.9, 0.2, 0.8, 0.1]), torch.tensor([True, False, True, False]))
+        >>> float(values["auroc"]), int(values["failures"])
+        (1.0, 2)
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        raise TypeError(f"scores: expected a floating-point tensor, got {getattr(scores, 'dtype', type(scores))}")
+    if not isinstance(failed, Tensor) or failed.dtype != torch.bool:
+        raise TypeError(f"failed: expected a bool tensor, got {getattr(failed, 'dtype', type(failed))}")
+    if scores.dim() != 1:
+        raise ValueError(f"scores: expected shape (N,), got {tuple(scores.shape)}")
+    _check_same("failed", failed, "scores", scores.shape)
+    known = ~scores.isnan()
+    scores, failed = scores[known], failed[known].long()
+    failures = failed.sum()
+    if not 0 < failures < len(failed):
+        nan = torch.tensor(float("nan"))
+        return {"auroc": nan, "average_precision": nan, "failures": failures}
+    # ranks keep the order of scores of any range; torchmetrics would take those beyond [0, 1] for logits, and round
+    ranks = torch.unique(scores, return_inverse=True)[1].double()  # (N,)
+    ranks = ranks / ranks.max().clamp_min(1)
+    return {
+        "auroc": binary_auroc(ranks, failed),
+        "average_precision": binary_average_precision(ranks, failed),
+        "failures": failures,
+    }
