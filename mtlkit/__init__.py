@@ -24,6 +24,7 @@ __all__ = [
     "accelerate",
     "compat",
     "losses",
+    "metrics",
     "models",
     "nn",
     "ops",
