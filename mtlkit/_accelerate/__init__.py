@@ -1,0 +1,183 @@
+"""`mtlkit.accelerate`: swaps the SS2D layers of any model for mtlkit's, which share their Parameters."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mtlkit._accelerate._compare import compare
+from mtlkit._accelerate._share import NotRecognised, kind, require, share
+from mtlkit._accelerate._ss2d import SharedSS2D, recognise, resembles
+from mtlkit.nn.ss2d import SS2D
+
+MAMBA_1D = ("A_log", "D", "conv1d", "x_proj", "dt_proj")
+
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that was swapped.
+
+    Attributes:
+        name: its path in the model.
+        kind: the class that it had.
+        form: what was recognised, in words.
+        error: relative difference of the two layers' outputs on random input; None if they were not compared.
+    """
+
+    name: str
+    kind: str
+    form: str
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that resembles what mtlkit replaces and was left as it is.
+
+    Attributes:
+        name: its path in the model.
+        kind: its class.
+        reason: why, in words.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `accelerate` did to a model; `print` shows it as a table.
+
+    Attributes:
+        replaced: the layers that are mtlkit's now.
+        left: those that resemble one and were left alone, each with the reason.
+        already: paths of those that were mtlkit's before.
+    """
+
+    replaced: tuple[Replaced, ...]
+    left: tuple[Left, ...]
+    already: tuple[str, ...]
+
+    def __str__(self) -> str:
+        head = f"mtlkit.accelerate: {len(self.replaced)} replaced, {len(self.left)} left alone"
+        if self.already:
+            head += f", {len(self.already)} mtlkit's already"
+        if not (self.replaced or self.left or self.already):
+            return f"{head}: the model has no layer that looks like SS2D"
+        rows = [("replaced", r.name, r.kind, _with_error(r)) for r in self.replaced]
+        rows += [("left", entry.name, entry.kind, entry.reason) for entry in self.left]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
+        lines = ("  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows)
+        return "\n".join([head, *(f"  {line}" for line in lines)])
+
+
+def _with_error(entry: Replaced) -> str:
+    return f"{entry.form}; {'not compared' if entry.error is None else f'differs by {entry.error:.0e}'}"
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
+
+
+def accelerate(
+    model: nn.Module, *, strict: bool = False, report: bool = True, check: bool = True
+) -> Report | nn.Module:
+    """Swaps every SS2D layer of a model for mtlkit's, in place.
+
+    The layers of MedMamba, VM-UNet and VMamba (both versions, channels-first or channels-last, with and without a
+    gate), and of whatever was made from them, are recognised by their parameters and shapes. The new layers hold the
+    very same Parameters under the same names and in the same order: optimizers, state dicts, exponential averages,
+    tied and frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything
+    else in the model is left as it is, and a second call finds nothing to do.
+
+    Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
+
+    Args:
+        model: any module; if it is itself an SS2D, it has no place to be swapped in, and is left alone.
+        strict: whether to raise where nothing was found or something was left alone, with the model unchanged.
+        report: whether to return the report; otherwise the model is returned.
+        check: whether each layer is compared with its replacement on a small random image, and left alone where the
+            two disagree or it does not run. Without it the structure alone decides.
+
+    Returns:
+        The report: `replaced`, `left` and `already`; `print` shows it as a table. With `report=False` the model.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: with `strict`, nothing was found, or something was left alone.
+
+    Example:
+        >>> import mtlkit
+        >>> model = mtlkit.models.create_model("medmamba_t", depths=(1,), dims=(16,))
+        >>> print(mtlkit.accelerate(model))  # a model of mtlkit's own has nothing to replace
+        mtlkit.accelerate: 0 replaced, 0 left alone, 1 mtlkit's already
+    """
+    _check_model(model)
+    replacements: dict[nn.Module, SharedSS2D] = {}
+    replaced, left, already = [], [], []
+    for name, module in model.named_modules():
+        if isinstance(module, SS2D):
+            already.append(name)
+        elif resembles(module):
+            try:
+                require(name != "", "it is the model itself, and has no place to be swapped in: pass what contains it")
+                forms = recognise(module)
+                ours, error = compare(module, forms) if check else (SharedSS2D(module, forms[0]), None)
+            except NotRecognised as reason:
+                left.append(Left(name, kind(module), str(reason)))
+            else:
+                replacements[module] = ours
+                replaced.append(Replaced(name, kind(module), ours.form, error))
+        elif all(hasattr(module, attribute) for attribute in MAMBA_1D):
+            reason = "a one-dimensional Mamba block; mtlkit.compat.install_mamba_ssm() serves its scan"
+            left.append(Left(name, kind(module), reason))
+    result = Report(tuple(replaced), tuple(left), tuple(already))
+    if strict and (left or not (replaced or already)):
+        raise ValueError(f"model: with strict=True, nothing was replaced\n{result}")
+    _swap(model, replacements)
+    return result if report else model
+
+
+def restore(model: nn.Module) -> list[str]:
+    """Undoes `accelerate`: puts the original layers back, with the Parameters, hooks and mode that hold now.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The paths of the layers that were put back.
+
+    Raises:
+        TypeError: `model` is no module.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        >>> _ = mtlkit.accelerate(model)
+        >>> mtlkit.restore(model)  # nothing had been replaced
+        []
+    """
+    _check_model(model)
+    names, originals = [], {}
+    for name, module in model.named_modules():
+        if isinstance(module, SharedSS2D) and name:
+            original = originals[module] = module.original
+            share(module, original)
+            original.train(module.training)
+            names.append(name)
+    _swap(model, originals)
+    return names
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Puts each replacement wherever its module is registered."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in replacements:
+                parent._modules[name] = replacements[child]
