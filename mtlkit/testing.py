@@ -9,9 +9,12 @@ The policy compares with the reference in float64 by the relative error |got - e
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mtlkit.ops.interaction_types import TIMParameters, UPAParameters
 
 FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
 GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -145,6 +148,74 @@ class SelectiveScanShape:
             "delta_bias": normal(self.D) - 3,
         }
         return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
+
+
+class InteractionInputs(NamedTuple):
+    """The arguments of `task_interaction`."""
+
+    x: Tensor
+    f: Tensor
+    tim: TIMParameters
+    upa: UPAParameters
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Every tensor that a gradient flows to, by name."""
+        fields = {"x": self.x, "f": self.f, **self.tim._asdict(), **self.upa._asdict()}
+        return {name: t for name, t in fields.items() if t is not None and name not in ("norm_mean", "norm_var")}
+
+
+@dataclass(frozen=True)
+class InteractionShape:
+    """The sizes of one call of `task_interaction`, letters as there."""
+
+    B: int
+    C: int
+    H: int
+    W: int
+    F: int = 256
+    signals: str = "variance"
+    attention: bool = False
+
+    @property
+    def projected(self) -> int:
+        """P, the channels of the projected map: half of C, as in the networks."""
+        return max(1, self.C // 2)
+
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        requires_grad: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> InteractionInputs:
+        """Random arguments, gates neither open nor shut; equal numbers for every dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        def linear(rows: int, columns: int) -> tuple[Tensor, Tensor]:
+            return normal(rows, columns) * columns**-0.5, 0.1 * normal(rows)
+
+        def finish(t: Tensor | None, grad: bool = True) -> Tensor | None:
+            return None if t is None else t.to(device, dtype).requires_grad_(requires_grad and grad)
+
+        B, C, F, P, three = self.B, self.C, self.F, self.projected, self.signals == "three"
+        x = normal(B, C, self.H, self.W) * (0.5 + normal(B, C, 1, 1).abs()) + normal(B, C, 1, 1)
+        pairs = [*linear(P, C), *linear(F, P), *linear(F, F), *linear(C, F), *linear(C, C)]
+        norm = [1 + 0.1 * normal(F), 0.1 * normal(F), 0.1 * normal(F), 0.5 + normal(F).square()]
+        attn = normal(C) * C**-0.5
+        upa = [*linear(32, 3 if three else 2), *linear(2, 32)]
+        projections = [linear(64, C)[0], linear(64, F)[0]]
+        tim = [*map(finish, [*pairs, *norm[:2]]), *(finish(t, False) for t in norm[2:])]
+        return InteractionInputs(
+            finish(x.contiguous(memory_format=memory_format)),
+            finish(normal(B, F)),
+            TIMParameters(*tim, finish(attn if self.attention else None)),
+            UPAParameters(*map(finish, [*upa, *(projections if three else (None, None))])),
+        )
 
 
 # Shapes of networks in use, one image unless the name says otherwise: MedMamba-T at 224 x 224, an exam of four

@@ -1,0 +1,531 @@
+r"""Task interaction: TIM couples a segmentation map and a classification vector, UPA weighs what each takes over.
+
+B images, C channels of the map D, H x W pixels, L = H W; P channels of the projected map, F entries of the vector f.
+sigma is the sigmoid, (.) the elementwise product, GAP the mean over the pixels.
+
+TIM, Task Interaction Module:
+
+    ctx = GAP(relu(W_p D + b_p))                        projection pooling; W_p is a 1 x 1 convolution, C -> P
+    ctx = sum_l softmax_l(a D) relu(W_p D + b_p)        attention pooling; a bias of a would cancel
+    c   = BN(relu(W_c ctx + b_c)),   g_c = sigma(W_g c + b_g),   f~ = f + g_c (.) c
+    s   = sigma(W_s f + b_s),   g_s = sigma(W_d GAP(D) + b_d),   mu = 1 + tau g_s (.) s,   D~ = D (.) mu
+
+UPA, Uncertainty Proxy Attention, on three signals or two:
+
+    "variance"   u_seg = mean_c Var_hw(D~_c),   u_clf = Var_j(f~_j),   each divided by (its normaliser + 1e-8)
+                 [w_seg, w_clf] = softmax(W_2 relu(W_1 [u_seg, u_clf] + b_1) + b_2)
+    "three"      a = cos(P_s GAP(D~ - D), P_c (f~ - f)),   v = log(1 + Var_j(f~_j))
+                 e = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)
+                 [w_seg, w_clf] = sigma(W_2 relu(W_1 [a, e, v] + b_1) + b_2)
+
+    D^ = D + w_seg (D~ - D),   f^ = f + w_clf (f~ - f)
+
+Variances are of the population. Fused, the enhanced map D~ = D (.) mu need not exist: Var(D~_c) = mu_c^2 Var(D_c),
+GAP(D~ - D)_c = (mu_c - 1) GAP(D_c), and D^ = D (.) (1 + w_seg (mu - 1)). One pass over D gathers means, variances,
+gradient energy and the pooled projection; a few vectors go through small layers in PyTorch; one pass scales.
+
+Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis" (2026),
+equations 1 to 8, and its official code for projection pooling and two signals; "Bidirectional Decoder-Level Task
+Interaction via Uncertainty-Aware Gating" (2026) for three signals. Its official code sets e to 0 below 8 rows, which no
+level of its network has; here the formula holds at every size.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtlkit.ops._backend import choose
+from mtlkit.ops._check import check_device, check_shape, check_tensor
+from mtlkit.ops._native_call import compute_dtype
+from mtlkit.ops.interaction_types import (
+    InteractionOutput,
+    Signals,
+    ThreeSignals,
+    TIMOutput,
+    TIMParameters,
+    UPAParameters,
+    VarianceSignals,
+    check_enhanced,
+    check_map,
+    check_projection,
+    check_signals,
+    check_tau,
+    check_tim,
+    check_upa,
+    check_vector,
+)
+
+SERVED = ("torch", "reference")
+
+
+class Reduced(NamedTuple):
+    """What one pass over a map gathers, in the type of computation."""
+
+    mean: Tensor  # (B, C)
+    variance: Tensor  # (B, C), of the population
+    energy: Tensor | None  # (B,), where it was asked for
+    pooled: Tensor | None  # (B, P), where there is a projection
+
+
+# --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
+
+
+def reduce_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
+) -> Reduced:
+    """The formulas, one after the other."""
+    x = x.to(dtype)  # (B, C, H, W)
+    mean = x.mean((2, 3))  # (B, C)
+    variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # (B, C)
+    pooled = None
+    if weight is not None:
+        z = torch.einsum("pc,bchw->bphw", weight.to(dtype), x) + bias.to(dtype)[:, None, None]  # (B, P, H, W)
+        if attn is None:
+            pooled = F.relu(z).mean((2, 3))  # (B, P)
+        else:
+            logits = torch.einsum("c,bchw->bhw", attn.to(dtype), x)  # (B, H, W)
+            share = torch.softmax(logits.flatten(1), 1)  # (B, L)
+            pooled = (F.relu(z).flatten(2) * share[:, None]).sum(2)  # (B, P)
+    return Reduced(mean, variance, gradient_energy(x) if energy else None, pooled)
+
+
+def gradient_energy(x: Tensor) -> Tensor:
+    """The sum of absolute differences of neighbours over C H W, (B,)."""
+    down = (x[:, :, 1:] - x[:, :, :-1]).abs().sum((1, 2, 3))  # (B,)
+    across = (x[..., 1:] - x[..., :-1]).abs().sum((1, 2, 3))  # (B,)
+    return (down + across) / (x.shape[1] * x.shape[2] * x.shape[3])
+
+
+def reduce_torch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
+) -> Reduced:
+    """PyTorch's own convolution, in the dtype of x, and moments."""
+    wide = x.to(dtype)  # (B, C, H, W)
+    variance, mean = torch.var_mean(wide, (2, 3), correction=0)  # (B, C)
+    pooled = None
+    if weight is not None:
+        z = F.relu(F.conv2d(x, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))).to(dtype)  # (B, P, H, W)
+        if attn is None:
+            pooled = z.mean((2, 3))  # (B, P)
+        else:
+            logits = F.conv2d(wide, attn.to(dtype)[None, :, None, None])  # (B, 1, H, W)
+            pooled = torch.einsum("bpl,bl->bp", z.flatten(2), torch.softmax(logits.flatten(1), 1))  # (B, P)
+    return Reduced(mean, variance, gradient_energy(wide) if energy else None, pooled)
+
+
+class _Projection(NamedTuple):
+    """What pools a map."""
+
+    weight: Tensor  # (P, C) or (P, C, 1, 1)
+    bias: Tensor  # (P,)
+    attn: Tensor | None  # (C,) or (1, C, 1, 1)
+
+    @classmethod
+    def of(cls, tim: TIMParameters) -> "_Projection":
+        """TIM's own."""
+        return cls(tim.proj_weight, tim.proj_bias, tim.attn_weight)
+
+
+def _reduce(backend: str, x: Tensor, projection: _Projection | None, energy: bool, dtype: torch.dtype) -> Reduced:
+    weight = bias = attn = None
+    if projection is not None:
+        weight, bias = projection.weight.flatten(1), projection.bias  # (P, C), (P,)
+        attn = None if projection.attn is None else projection.attn.flatten()  # (C,)
+    reduce = reduce_reference if backend == "reference" else reduce_torch
+    return reduce(x, weight, bias, attn, energy, dtype)
+
+
+def _scale(backend: str, x: Tensor, factors: Tensor) -> Tensor:
+    """X times a factor (B, C) for each channel, in the dtype of x."""
+    return (x * factors[:, :, None, None]).to(x.dtype)
+
+
+# --- the vectors between the passes -----------------------------------------------------------------------------------
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+def _batch_norm(x: Tensor, p: TIMParameters, training: bool, momentum: float, eps: float) -> Tensor:
+    """Batch normalisation in the dtype of x, whatever that of the running statistics is."""
+    running = p.norm_mean.to(x.dtype), p.norm_var.to(x.dtype)
+    y = F.batch_norm(x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), training, momentum, eps)
+    if training and p.norm_mean.dtype != x.dtype:
+        p.norm_mean.copy_(running[0])
+        p.norm_var.copy_(running[1])
+    return y
+
+
+def _tim_vectors(mean, pooled, f, p: TIMParameters, tau, training, momentum, eps) -> tuple[Tensor, Tensor]:
+    """mu, (B, C), and the enhanced vector, (B, F), from the map's means and its pooled projection."""
+    dtype = mean.dtype
+    f = f.to(dtype)  # (B, F)
+    context = F.relu(_linear(pooled, p.context_weight, p.context_bias))  # (B, F)
+    context = _batch_norm(context, p, training, momentum, eps)  # (B, F)
+    enhanced = f + torch.sigmoid(_linear(context, p.clf_gate_weight, p.clf_gate_bias)) * context  # (B, F)
+    gain = torch.sigmoid(_linear(f, p.gain_weight, p.gain_bias))  # (B, C)
+    gate = torch.sigmoid(_linear(mean, p.seg_gate_weight, p.seg_gate_bias))  # (B, C)
+    return 1 + tau * gate * gain, enhanced
+
+
+def _variance(f: Tensor) -> Tensor:
+    return f.var(1, correction=0)  # (B,)
+
+
+def _alignment(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Tensor) -> Tensor:
+    """Cosine of the projected shifts of map, (B, C), and vector, (B, F); a length below 1e-6 counts as that."""
+    seg, clf = _linear(shift, seg_proj), _linear(f_shift, clf_proj)  # (B, Q)
+    seg, clf = (t * t.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt() for t in (seg, clf))
+    return (seg * clf).sum(1)  # (B,)
+
+
+def _weights(signals: Signals, p: UPAParameters, normaliser: Tensor | None) -> Tensor:
+    """The gates, (B, 2)."""
+    u = torch.stack(tuple(signals), 1)  # (B, 2 or 3)
+    if len(signals) == 2:
+        u = u / ((u.mean(0) if normaliser is None else normaliser.to(u.dtype)) + 1e-8)
+    logits = _linear(F.relu(_linear(u, p.fc1_weight, p.fc1_bias)), p.fc2_weight, p.fc2_bias)  # (B, 2)
+    return torch.softmax(logits, 1) if len(signals) == 2 else torch.sigmoid(logits)
+
+
+def _mix(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
+    """Base + weight (enhanced - base), weight (B,), in the dtype of base."""
+    weight = weight.reshape(-1, *[1] * (base.dim() - 1))
+    return (base + weight * (enhanced - base)).to(base.dtype)
+
+
+def _enhance(backend, x, f, tim, tau, training, momentum, eps) -> TIMOutput:
+    reduced = _reduce(backend, x, _Projection.of(tim), False, compute_dtype(x, f))
+    mu, clf = _tim_vectors(reduced.mean, reduced.pooled, f, tim, tau, training, momentum, eps)
+    return TIMOutput(_scale(backend, x, mu), clf.to(f.dtype), mu)
+
+
+def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
+    dtype = compute_dtype(x, f)
+    spread = _variance(f_enhanced.to(dtype))
+    if kind == "variance":
+        return VarianceSignals(_reduce(backend, x_enhanced, None, False, dtype).variance.mean(1), spread)
+    base = _reduce(backend, x, None, True, dtype)
+    shift = _reduce(backend, x_enhanced, None, False, dtype).mean - base.mean  # (B, C)
+    alignment = _alignment(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
+    return ThreeSignals(alignment, base.energy, torch.log1p(spread))
+
+
+def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser) -> InteractionOutput:
+    signals = _signals(backend, x, x_enhanced, f, f_enhanced, kind, upa.seg_proj, upa.clf_proj)
+    gates = _weights(signals, upa, normaliser)
+    seg, clf = _mix(x, x_enhanced, gates[:, 0]), _mix(f, f_enhanced, gates[:, 1])
+    return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
+
+
+def _fused(
+    backend, x, f, tim, upa, kind, tau, normaliser, training, momentum, eps, return_enhanced
+) -> InteractionOutput:
+    """Both modules on one reading and one writing pass over the map."""
+    reduced = _reduce(backend, x, _Projection.of(tim), kind == "three", compute_dtype(x, f))
+    mean = reduced.mean
+    mu, enhanced = _tim_vectors(mean, reduced.pooled, f, tim, tau, training, momentum, eps)
+    spread = _variance(enhanced)
+    if kind == "variance":
+        signals = VarianceSignals((mu.square() * reduced.variance).mean(1), spread)
+    else:
+        alignment = _alignment((mu - 1) * mean, enhanced - f.to(mean.dtype), upa.seg_proj, upa.clf_proj)
+        signals = ThreeSignals(alignment, reduced.energy, torch.log1p(spread))
+    gates = _weights(signals, upa, normaliser)
+    seg = _scale(backend, x, 1 + gates[:, :1] * (mu - 1))
+    clf = _mix(f.to(mean.dtype), enhanced, gates[:, 1])
+    enhanced_seg = _scale(backend, x, mu) if return_enhanced else None
+    return InteractionOutput(seg, clf.to(f.dtype), gates, signals, enhanced.to(f.dtype), enhanced_seg)
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
+
+
+def _full_precision(x: Tensor) -> AbstractContextManager:
+    """Keeps autocast away from the vectors, which are computed in the type of computation."""
+    enabled = torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if enabled else nullcontext()
+
+
+def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None = None) -> Tensor:
+    """The pooled projection of a map: the mean of relu(weight x + bias) over the pixels, or its mean under attention.
+
+    With `attn_weight` the pixels are weighed by the softmax of attn_weight x over all of them; a bias in there would
+    change nothing. The `cpu` backend never writes the projected map.
+
+    Args:
+        x: map, (B, C, H, W), in any memory format.
+        weight: projection, (P, C) or (P, C, 1, 1).
+        bias: its bias, (P,).
+        attn_weight: attention, (C,) or (1, C, 1, 1); None for the plain mean.
+
+    Returns:
+        The pooled projection, (B, P), in float32; float64 where x is.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, the map has no pixel, or the backend that was asked for
+            cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> mtlkit.ops.tim_pool(torch.randn(2, 8, 7, 5), torch.randn(4, 8), torch.zeros(4)).shape
+        torch.Size([2, 4])
+    """
+    check_map("x", x)
+    check_projection(x, weight, bias, attn_weight)
+    backend = choose("tim_pool", SERVED, x.device)
+    with _full_precision(x):
+        return _reduce(backend, x, _Projection(weight, bias, attn_weight), False, compute_dtype(x)).pooled
+
+
+def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Tensor:
+    """The enhanced map x (1 + tau gate gain): amplified by at most 1 + tau where gate and gain lie between 0 and 1.
+
+    Args:
+        x: map, (B, C, H, W).
+        gate: g_s, (B, C).
+        gain: s, (B, C).
+        tau: the largest amplification, less 1.
+
+    Returns:
+        The enhanced map, in the shape, dtype and memory format of x.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or tau no number.
+        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x = torch.randn(2, 8, 7, 5)
+        >>> torch.equal(mtlkit.ops.tim_modulate(x, torch.rand(2, 8), torch.rand(2, 8), tau=0), x)
+        True
+    """
+    check_map("x", x)
+    for name, value in (("gate", gate), ("gain", gain)):
+        check_tensor(name, value, 2)
+        check_shape(name, value, "(B, C)", *x.shape[:2])
+    check_device(x=x, gate=gate, gain=gain)
+    check_tau(tau)
+    dtype = compute_dtype(x, gate, gain)
+    backend = choose("tim_modulate", SERVED, x.device)
+    return _scale(backend, x, 1 + tau * gate.to(dtype) * gain.to(dtype))
+
+
+def upa_stats(
+    x: Tensor,
+    x_enhanced: Tensor,
+    f: Tensor,
+    f_enhanced: Tensor,
+    signals: str = "variance",
+    seg_proj: Tensor | None = None,
+    clf_proj: Tensor | None = None,
+) -> Signals:
+    """UPA's signals of a base and an enhanced map and vector.
+
+    Args:
+        x: base map D, (B, C, H, W).
+        x_enhanced: enhanced map, likewise.
+        f: base vector, (B, F).
+        f_enhanced: enhanced vector, likewise.
+        signals: "variance" for the variances of enhanced map and vector, "three" for alignment of the tasks, gradient
+            energy of the base map, and spread of the enhanced vector.
+        seg_proj: P_s, (Q, C); only for "three".
+        clf_proj: P_c, (Q, F); only for "three".
+
+    Returns:
+        VarianceSignals or ThreeSignals, (B,) each, in float32; float64 where x or f is.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: no such signals, shapes or devices that do not fit together, or a backend that was asked for and
+            cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x, f = torch.randn(2, 8, 7, 5), torch.randn(2, 16)
+        >>> mtlkit.ops.upa_stats(x, 1.5 * x, f, 2 * f).clf.shape
+        torch.Size([2])
+    """
+    check_map("x", x)
+    check_vector(f, x)
+    check_enhanced(x, x_enhanced, f, f_enhanced)
+    check_signals(x, f, signals, seg_proj, clf_proj)
+    backend = choose("upa_stats", SERVED, x.device)
+    with _full_precision(x):
+        return _signals(backend, x, x_enhanced, f, f_enhanced, signals, seg_proj, clf_proj)
+
+
+def upa_gate(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
+    """Base + weight (enhanced - base), of maps or of vectors: 0 keeps the base, 1 takes the enhanced one.
+
+    Plain PyTorch on every backend.
+
+    Args:
+        base: (B, ...).
+        enhanced: in the shape of base.
+        weight: (B,).
+
+    Returns:
+        The mixture, in the shape and dtype of base.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> mtlkit.ops.upa_gate(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([0.0, 0.5]))
+        tensor([[0.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.5000]])
+    """
+    check_tensor("base", base, tuple(range(1, 9)))
+    check_tensor("enhanced", enhanced, base.dim())
+    check_shape("enhanced", enhanced, "(B, ...), that of base,", *base.shape)
+    check_tensor("weight", weight, 1)
+    check_shape("weight", weight, "(B,)", base.shape[0])
+    check_device(base=base, enhanced=enhanced, weight=weight)
+    return _mix(base, enhanced, weight)
+
+
+def tim(
+    x: Tensor,
+    f: Tensor,
+    tim: TIMParameters,
+    *,
+    tau: float = 0.7,
+    training: bool = False,
+    momentum: float = 0.01,
+    eps: float = 1e-3,
+) -> TIMOutput:
+    """The whole Task Interaction Module: pooling, gates, modulation. Arguments as `task_interaction` has them.
+
+    Returns:
+        TIMOutput: the enhanced map and vector, in the shapes and dtypes of x and f, and the factors mu.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+
+    Example:
+        >>> import mtlkit
+        >>> from mtlkit.testing import InteractionShape
+        >>> level = InteractionShape(B=2, C=8, H=7, W=5, F=16).inputs()
+        >>> mtlkit.ops.tim(level.x, level.f, level.tim).mu.shape
+        torch.Size([2, 8])
+    """
+    check_map("x", x)
+    check_vector(f, x)
+    check_tim(x, f, tim, tau)
+    backend = choose("tim", SERVED, x.device)
+    with _full_precision(x):
+        return _enhance(backend, x, f, tim, tau, training, momentum, eps)
+
+
+def upa(
+    x: Tensor,
+    x_enhanced: Tensor,
+    f: Tensor,
+    f_enhanced: Tensor,
+    upa: UPAParameters,
+    *,
+    signals: str = "variance",
+    normaliser: Tensor | None = None,
+) -> InteractionOutput:
+    """The whole Uncertainty Proxy Attention on any enhanced map and vector. Arguments as `task_interaction` has them.
+
+    Returns:
+        InteractionOutput: final map and vector, gates, signals, and the enhanced map and vector as they came.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> from mtlkit.testing import InteractionShape
+        >>> level = InteractionShape(B=2, C=8, H=7, W=5, F=16).inputs()
+        >>> out = mtlkit.ops.upa(level.x, 1.5 * level.x, level.f, 2 * level.f, level.upa)
+        >>> torch.allclose(out.gates.sum(1), torch.ones(2))
+        True
+    """
+    check_map("x", x)
+    check_vector(f, x)
+    check_enhanced(x, x_enhanced, f, f_enhanced)
+    check_upa(x, f, upa, signals, normaliser)
+    backend = choose("upa", SERVED, x.device)
+    with _full_precision(x):
+        return _gate(backend, x, x_enhanced, f, f_enhanced, upa, signals, normaliser)
+
+
+def task_interaction(
+    x: Tensor,
+    f: Tensor,
+    tim: TIMParameters,
+    upa: UPAParameters,
+    *,
+    signals: str = "variance",
+    tau: float = 0.7,
+    normaliser: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.01,
+    eps: float = 1e-3,
+    return_enhanced: bool = False,
+) -> InteractionOutput:
+    """A level of bidirectional task interaction: TIM, then UPA, on one reading and one writing pass over the map.
+
+    Maps and vectors may be float32, float64, bfloat16 or float16, in any memory format; NCHW and channels-last are read
+    where they are. Sums and vectors are float32 (float64 where x or f is). First-order gradients flow to every tensor
+    but the running ones. Results repeat bit by bit on the same machine and thread count. Neither the projected map nor,
+    unless it is asked for, the enhanced map is written.
+
+    With `signals="variance"` and no normaliser, the variances are divided by their mean over the batch, so that an
+    image's result depends on the others; of a batch of one, both signals are 1 and the gates are constants.
+
+    Args:
+        x: map of the segmentation branch D, (B, C, H, W).
+        f: vector of the classification branch, (B, F).
+        tim: what TIM learns.
+        upa: what UPA learns.
+        signals: UPA's signals, "variance" (two, softmax gates) or "three" (alignment, gradient energy, spread; sigmoid
+            gates).
+        tau: TIM's largest amplification of the map, less 1.
+        normaliser: what the two variances are divided by, (2,), running means say; their means over the batch if None.
+        training: whether TIM's batch normalisation takes the batch's statistics, and updates the running ones.
+        momentum: weight of the batch in that update.
+        eps: added to the variance in the batch normalisation.
+        return_enhanced: whether to return the enhanced map too, which costs another pass.
+
+    Returns:
+        InteractionOutput: final map and vector in the shapes, dtypes and memory format of x and f; gates, signals, the
+        enhanced vector, and the enhanced map if asked.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: shapes or devices do not fit together, the map has no pixel, training with a batch of one, or the
+            backend that was asked for cannot serve.
+
+    Example:
+        >>> import mtlkit
+        >>> from mtlkit.testing import InteractionShape
+        >>> level = InteractionShape(B=2, C=8, H=7, W=5, F=16).inputs()
+        >>> out = mtlkit.ops.task_interaction(level.x, level.f, level.tim, level.upa)
+        >>> out.seg.shape, out.clf.shape, out.gates.shape
+        (torch.Size([2, 8, 7, 5]), torch.Size([2, 16]), torch.Size([2, 2]))
+    """
+    check_map("x", x)
+    check_vector(f, x)
+    check_tim(x, f, tim, tau)
+    check_upa(x, f, upa, signals, normaliser)
+    backend = choose("task_interaction", SERVED, x.device)
+    norm = (training, momentum, eps)
+    with _full_precision(x):
+        if backend != "reference":
+            return _fused(backend, x, f, tim, upa, signals, tau, normaliser, *norm, return_enhanced)
+        enhanced = _enhance(backend, x, f, tim, tau, *norm)
+        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser)
+        return out if return_enhanced else out._replace(enhanced_seg=None)

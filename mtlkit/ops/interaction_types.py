@@ -1,0 +1,282 @@
+"""What a level of task interaction is given and gives, and the checks of what it is given."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mtlkit.ops._check import check_device, check_shape, check_tensor
+
+SIGNALS = {"variance": 2, "three": 3}
+
+# --- parameters and results -------------------------------------------------------------------------------------------
+
+
+class TIMParameters(NamedTuple):
+    """What TIM learns: five linear layers, each its weight and its bias, a batch normalisation, and what may attend.
+
+    Fields:
+        proj_weight, proj_bias: projection W_p, (P, C) or (P, C, 1, 1), and (P,).
+        context_weight, context_bias: context W_c, (F, P) and (F,).
+        clf_gate_weight, clf_gate_bias: gate of the vector W_g, (F, F) and (F,).
+        gain_weight, gain_bias: gain of the map's channels W_s, (C, F) and (C,).
+        seg_gate_weight, seg_gate_bias: gate of the map W_d, (C, C) and (C,).
+        norm_weight, norm_bias: scale and shift of the batch normalisation, (F,).
+        norm_mean, norm_var: its running mean and variance, (F,), written in training.
+        attn_weight: attention a, (C,) or (1, C, 1, 1); None for projection pooling.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from mtlkit.ops import TIMParameters
+        >>> C, P, F = 8, 4, 16
+        >>> layers = nn.Conv2d(C, P, 1), nn.Linear(P, F), nn.Linear(F, F), nn.Linear(F, C), nn.Linear(C, C)
+        >>> norm = nn.BatchNorm1d(F, eps=1e-3)
+        >>> pairs = (t for layer in (*layers, norm) for t in (layer.weight, layer.bias))
+        >>> TIMParameters(*pairs, norm.running_mean, norm.running_var).context_weight.shape
+        torch.Size([16, 4])
+    """
+
+    proj_weight: Tensor
+    proj_bias: Tensor
+    context_weight: Tensor
+    context_bias: Tensor
+    clf_gate_weight: Tensor
+    clf_gate_bias: Tensor
+    gain_weight: Tensor
+    gain_bias: Tensor
+    seg_gate_weight: Tensor
+    seg_gate_bias: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    norm_mean: Tensor
+    norm_var: Tensor
+    attn_weight: Tensor | None = None
+
+
+class UPAParameters(NamedTuple):
+    """What UPA learns: two linear layers, and for three signals two projections.
+
+    Fields:
+        fc1_weight, fc1_bias: (hidden, 2) for two signals, (hidden, 3) for three, and (hidden,).
+        fc2_weight, fc2_bias: (2, hidden) and (2,).
+        seg_proj, clf_proj: P_s, (Q, C), and P_c, (Q, F), for three signals; else None.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.ops import UPAParameters
+        >>> upa = UPAParameters(torch.randn(32, 2), torch.zeros(32), torch.randn(2, 32), torch.zeros(2))
+        >>> upa.seg_proj is None
+        True
+    """
+
+    fc1_weight: Tensor
+    fc1_bias: Tensor
+    fc2_weight: Tensor
+    fc2_bias: Tensor
+    seg_proj: Tensor | None = None
+    clf_proj: Tensor | None = None
+
+
+class VarianceSignals(NamedTuple):
+    """UPA's two signals, (B,) each, before they are normalised.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x, f = torch.ones(2, 4, 3, 3), torch.tensor([[-1.0, 1.0], [-2.0, 2.0]])
+        >>> mtlkit.ops.upa_stats(x, x, f, f)
+        VarianceSignals(seg=tensor([0., 0.]), clf=tensor([1., 4.]))
+    """
+
+    seg: Tensor
+    clf: Tensor
+
+
+class ThreeSignals(NamedTuple):
+    """UPA's three signals, (B,) each: alignment of the tasks, gradient energy of the map, spread of the vector.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> x, f = torch.ones(1, 4, 3, 3), torch.ones(1, 6)
+        >>> mtlkit.ops.upa_stats(x, 2 * x, f, 2 * f, "three", torch.ones(5, 4), torch.ones(5, 6)).energy
+        tensor([0.])
+    """
+
+    alignment: Tensor
+    energy: Tensor
+    spread: Tensor
+
+
+Signals = VarianceSignals | ThreeSignals
+
+
+class TIMOutput(NamedTuple):
+    """The enhanced map and vector, and the factor of each channel.
+
+    Fields:
+        seg: enhanced map D~, (B, C, H, W).
+        clf: enhanced vector f~, (B, F).
+        mu: factors, (B, C), between 1 and 1 + tau.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.ops import TIMOutput
+        >>> TIMOutput(torch.ones(1, 2, 3, 3), torch.ones(1, 4), torch.ones(1, 2)).mu.shape
+        torch.Size([1, 2])
+    """
+
+    seg: Tensor
+    clf: Tensor
+    mu: Tensor
+
+
+class InteractionOutput(NamedTuple):
+    """What a level of interaction gives.
+
+    Fields:
+        seg: final map D^, (B, C, H, W).
+        clf: final vector f^, (B, F).
+        gates: w_seg and w_clf, (B, 2).
+        stats: the signals that the gates come from.
+        enhanced_clf: enhanced vector f~, (B, F).
+        enhanced_seg: enhanced map D~, (B, C, H, W), or None where it was not asked for.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> from mtlkit.ops import UPAParameters
+        >>> x, f = torch.randn(2, 4, 3, 3), torch.randn(2, 6)
+        >>> upa = UPAParameters(torch.randn(32, 2), torch.zeros(32), torch.randn(2, 32), torch.zeros(2))
+        >>> out = mtlkit.ops.upa(x, 2 * x, f, 2 * f, upa)
+        >>> out.gates.shape, out.stats.seg.shape
+        (torch.Size([2, 2]), torch.Size([2]))
+    """
+
+    seg: Tensor
+    clf: Tensor
+    gates: Tensor
+    stats: Signals
+    enhanced_clf: Tensor
+    enhanced_seg: Tensor | None = None
+
+
+# --- shape rule -------------------------------------------------------------------------------------------------------
+
+
+def check_map(name: str, x: object) -> None:
+    """Raises unless `x` is a map that has a pixel."""
+    check_tensor(name, x, 4)
+    if min(x.shape[1:]) < 1:
+        raise ValueError(f"{name}: expected shape (B, C, H, W) with C, H and W at least 1, got {tuple(x.shape)}")
+
+
+def check_vector(f: object, x: Tensor) -> None:
+    """Raises unless `f` has a vector for each image of `x`."""
+    check_tensor("f", f, 2)
+    if f.shape[1] < 1:
+        raise ValueError(f"f: expected shape (B, F) with F at least 1, got {tuple(f.shape)}")
+    check_shape("f", f, "(B, F), with as many rows as x has images,", x.shape[0], f.shape[1])
+    check_device(x=x, f=f)
+
+
+def check_enhanced(x: Tensor, x_enhanced: object, f: Tensor, f_enhanced: object) -> None:
+    """Raises unless the enhanced map and vector are shaped as their bases are."""
+    for name, tensor, base, letters in (
+        ("x_enhanced", x_enhanced, x, "(B, C, H, W), that of x,"),
+        ("f_enhanced", f_enhanced, f, "(B, F), that of f,"),
+    ):
+        check_tensor(name, tensor, base.dim())
+        check_shape(name, tensor, letters, *base.shape)
+    check_device(x=x, x_enhanced=x_enhanced, f_enhanced=f_enhanced)
+
+
+def check_projection(x: Tensor, weight: object, bias: object, attn: object, where: str = "") -> None:
+    """Raises unless a projection fits the map; `where` goes before the names in messages, "tim.proj_" say."""
+    channels = x.shape[1]
+    check_tensor(f"{where}weight", weight, (2, 4))
+    sizes = (channels, 1, 1)[: weight.dim() - 1]
+    letters = "(P, C)" if weight.dim() == 2 else "(P, C, 1, 1)"
+    check_shape(f"{where}weight", weight, letters, weight.shape[0], *sizes)
+    if weight.shape[0] < 1:
+        raise ValueError(f"{where}weight: expected P, the projected channels, at least 1, got 0")
+    check_tensor(f"{where}bias", bias, 1)
+    check_shape(f"{where}bias", bias, "(P,)", weight.shape[0])
+    check_device(x=x, **{f"{where}weight": weight, f"{where}bias": bias})
+    if attn is not None:
+        name = f"{where.removesuffix('proj_')}attn_weight"
+        check_tensor(name, attn, (1, 4))
+        wanted = ("(C,)", (channels,)) if attn.dim() == 1 else ("(1, C, 1, 1)", (1, channels, 1, 1))
+        check_shape(name, attn, wanted[0], *wanted[1])
+        check_device(x=x, **{name: attn})
+
+
+def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: dict[str, tuple[str, tuple[int, ...]]]):
+    for field, (letters, sizes) in shapes.items():
+        name, value = f"{where}.{field}", getattr(parameters, field)
+        check_tensor(name, value, len(sizes))
+        check_shape(name, value, letters, *sizes)
+        check_device(x=x, **{name: value})
+
+
+def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
+    """Raises unless TIM's parameters fit map and vector."""
+    if not isinstance(p, TIMParameters):
+        raise TypeError(f"tim: expected TIMParameters, got {type(p).__name__}")
+    check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")
+    C, P, N = x.shape[1], p.proj_weight.shape[0], f.shape[1]
+    shapes = {
+        "context_weight": ("(F, P)", (N, P)),
+        "context_bias": ("(F,)", (N,)),
+        "clf_gate_weight": ("(F, F)", (N, N)),
+        "clf_gate_bias": ("(F,)", (N,)),
+        "gain_weight": ("(C, F)", (C, N)),
+        "gain_bias": ("(C,)", (C,)),
+        "seg_gate_weight": ("(C, C)", (C, C)),
+        "seg_gate_bias": ("(C,)", (C,)),
+    }
+    norm = dict.fromkeys(("norm_weight", "norm_bias", "norm_mean", "norm_var"), ("(F,)", (N,)))
+    _check_fields(p, "tim", x, shapes | norm)
+    check_tau(tau)
+
+
+def check_tau(tau: object) -> None:
+    """Raises unless `tau` is a number."""
+    if not isinstance(tau, int | float):
+        raise TypeError(f"tau: expected a number, got {type(tau).__name__}")
+
+
+def check_signals(x: Tensor, f: Tensor, kind: object, seg_proj: object, clf_proj: object, where: str = "") -> None:
+    """Raises unless there are such signals, with the projections that they need and no others."""
+    if kind not in SIGNALS:
+        raise ValueError(f"signals: expected one of {', '.join(map(repr, SIGNALS))}, got {kind!r}")
+    projections = {f"{where}seg_proj": (seg_proj, "C", x), f"{where}clf_proj": (clf_proj, "F", f)}
+    for name, (value, letter, wide) in projections.items():
+        if kind == "variance":
+            if value is not None:
+                raise ValueError(f"{name}: expected None with signals='variance', got {type(value).__name__}")
+            continue
+        check_tensor(name, value, 2)
+        rows = projections[f"{where}seg_proj"][0].shape[0]
+        check_shape(name, value, f"(Q, {letter})", rows, wide.shape[1])
+        check_device(x=x, **{name: value})
+
+
+def check_upa(x: Tensor, f: Tensor, p: object, kind: object, normaliser: object) -> None:
+    """Raises unless UPA's parameters fit map, vector and signals."""
+    if not isinstance(p, UPAParameters):
+        raise TypeError(f"upa: expected UPAParameters, got {type(p).__name__}")
+    check_signals(x, f, kind, p.seg_proj, p.clf_proj, "upa.")
+    check_tensor("upa.fc1_weight", p.fc1_weight, 2)
+    hidden, count = p.fc1_weight.shape[0], SIGNALS[kind]
+    shapes = {
+        "fc1_weight": (f"(hidden, {count}) for signals={kind!r}", (hidden, count)),
+        "fc1_bias": ("(hidden,)", (hidden,)),
+        "fc2_weight": ("(2, hidden)", (2, hidden)),
+        "fc2_bias": ("(2,)", (2,)),
+    }
+    _check_fields(p, "upa", x, shapes)
+    if normaliser is None:
+        return
+    if kind != "variance":
+        raise ValueError("normaliser: expected None with signals='three', which are not normalised, got a tensor")
+    check_tensor("normaliser", normaliser, 1)
+    check_shape("normaliser", normaliser, "(2,)", 2)
+    check_device(x=x, normaliser=normaliser)
