@@ -6,6 +6,7 @@ from mtlkit.nn.conv_stem import ConvStem
 from mtlkit.nn.conv_upsample import ConvUpsample
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.dual_path_attention import DualPathAttention
+from mtlkit.nn.interaction_level import InteractionLevel
 from mtlkit.nn.mlp import Mlp
 from mtlkit.nn.multi_scale_fusion import MultiScaleFusion
 from mtlkit.nn.patch_embed import PatchEmbed
@@ -15,6 +16,8 @@ from mtlkit.nn.residual_block import ResidualBlock
 from mtlkit.nn.separable_conv import SeparableConv
 from mtlkit.nn.ss2d import SS2D
 from mtlkit.nn.ss_conv_ssm import SSConvSSM
+from mtlkit.nn.task_interaction import TaskInteraction
+from mtlkit.nn.uncertainty_proxy_attention import UncertaintyProxyAttention
 from mtlkit.nn.vss_block import VSSBlock
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "ConvUpsample",
     "DropPath",
     "DualPathAttention",
+    "InteractionLevel",
     "Mlp",
     "MultiScaleFusion",
     "PatchEmbed",
@@ -33,5 +37,7 @@ __all__ = [
     "ResidualBlock",
     "SSConvSSM",
     "SeparableConv",
+    "TaskInteraction",
+    "UncertaintyProxyAttention",
     "VSSBlock",
 ]

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}  # the stored values have
 RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # left at their start by the golden values
 
 
-COUNTERS = ("num_batches_tracked", "seg_mean", "clf_mean")  # what training counts and Keras does not have
+COUNTERS = ("num_batches_tracked", "running_signals")  # what training counts and Keras does not have
 
 
 @pytest.fixture(params=["reference", "torch", "cpu"])

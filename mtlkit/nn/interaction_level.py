@@ -1,0 +1,94 @@
+"""A decoder level of task interaction: TIM, then UPA."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit import ops
+from mtlkit.nn._check import check_channels_first, check_vectors
+from mtlkit.nn.task_interaction import TaskInteraction
+from mtlkit.nn.uncertainty_proxy_attention import UncertaintyProxyAttention
+
+
+class InteractionLevel(nn.Module):
+    """TIM and UPA of one decoder level, fused: one pass reads the map, one writes it.
+
+        (D~, f~) = TIM(D, f)
+        (D^, f^) = UPA(D, D~, f, f~)
+
+    It computes what TaskInteraction and UncertaintyProxyAttention compute one after the other, with their parameters,
+    named tim and upa. The enhanced map D~ is made only if it is asked for.
+
+    Args:
+        dim: channels of the map, C; at least 2.
+        clf_dim: entries of the vector.
+        signals: "variance" is UPA as in MBDI, "three" as in BTI-Net.
+        normaliser: of UPA's two signals in eval mode, "batch" or "running".
+        tau: of TIM, the largest amplification, less 1.
+        pooling: of TIM, "mean" or "attention".
+        momentum: share of a new batch in UPA's running average of its signals.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-first map (B, C, H, W) and vector (B, clf_dim) in; InteractionOutput with `seg` and `clf` of the same
+        shapes, `gates` (B, 2), the signals `stats`, `enhanced_clf`, and if asked for `enhanced_seg`, out.
+
+    Raises:
+        ValueError: an option out of its range; inputs of other shapes.
+        TypeError: an input that is no floating-point tensor.
+
+    Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
+    (arXiv 2603.01295), equations 1 to 8; "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating"
+    (arXiv 2606.29102).
+
+    Example:
+        >>> import torch, mtlkit
+        >>> level = mtlkit.nn.InteractionLevel(dim=48, signals="three").eval()
+        >>> out = level(torch.randn(2, 48, 14, 14), torch.randn(2, 256))
+        >>> out.seg.shape, out.clf.shape, out.gates.shape
+        (torch.Size([2, 48, 14, 14]), torch.Size([2, 256]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        clf_dim: int = 256,
+        signals: Literal["variance", "three"] = "variance",
+        normaliser: Literal["batch", "running"] = "batch",
+        tau: float = 0.7,
+        pooling: Literal["mean", "attention"] = "mean",
+        momentum: float = 0.01,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.dim, self.clf_dim = dim, clf_dim
+        self.tim = TaskInteraction(dim, clf_dim, tau, pooling, **factory)
+        self.upa = UncertaintyProxyAttention(dim, clf_dim, signals, normaliser, momentum, **factory)
+
+    def forward(self, seg: Tensor, clf: Tensor, return_enhanced: bool = False) -> ops.InteractionOutput:
+        """One level: (B, C, H, W) and (B, clf_dim) to the same shapes.
+
+        Args:
+            seg: the decoder's map D.
+            clf: the vector f of this level.
+            return_enhanced: whether `enhanced_seg`, the map after TIM alone, is made too.
+        """
+        check_channels_first("seg", seg, self.dim)
+        check_vectors("clf", clf, self.clf_dim, seg.shape[0])
+        out = ops.task_interaction(
+            seg,
+            clf,
+            self.tim.operands(),
+            self.upa.operands(),
+            signals=self.upa.signals,
+            tau=self.tim.tau,
+            normaliser=self.upa.means(),
+            return_enhanced=return_enhanced,
+            **self.tim.step(),
+        )
+        self.upa.track(out.stats)
+        return out
