@@ -38,12 +38,12 @@ gpu: $(STAMP) ## run the GPU tests and the benchmarks; fails where torch sees no
 lint: $(STAMP) ## check style: ruff and clang-format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	find csrc -type f | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests -name '*.h' -o -name '*.c[pu]*' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(STAMP) ## rewrite the sources in the house style
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	find csrc -type f | xargs $(VENV)/bin/clang-format -i
+	find csrc tests -name '*.h' -o -name '*.c[pu]*' | xargs $(VENV)/bin/clang-format -i
 
 clean: ## remove what was built here; VENV itself stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

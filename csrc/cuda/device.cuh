@@ -7,9 +7,10 @@
 //
 //   int launch(grid, block, shared_bytes, kernel, arguments...)
 //   void* dynamic_shared()                          the block's shared memory
-//   void block_sync()                               all threads of the block meet
-//   float shuffle_xor(float, int lane_mask)         among the 32 lanes of a warp
+//   void block_sync(int line)                       all threads of the block meet, in the same line
+//   float shuffle_xor(float, int lane_mask, line)   among the 32 lanes of a warp
 //   void copy_async(void* to, const void* from, int bytes), copy_async_commit(), copy_async_wait()
+//   void check_aligned(const void* address, int bytes)
 #pragma once
 
 #include <cstdint>
@@ -65,8 +66,11 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
-inline float shuffle_xor(float value, int lane_mask) { return cuda_on_host::shuffle_xor(value, lane_mask); }
-inline void block_sync() { cuda_on_host::block_sync(); }
+inline float shuffle_xor(float value, int lane_mask, int line = __builtin_LINE()) {
+  return cuda_on_host::shuffle_xor(value, lane_mask, line);
+}
+inline void block_sync(int line = __builtin_LINE()) { cuda_on_host::block_sync(line); }
+inline void check_aligned(const void* address, int bytes) { cuda_on_host::check_aligned(address, bytes); }
 
 template <int kBytes>
 void copy_async(void* to, const void* from) {
@@ -131,6 +135,7 @@ __device__ inline float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 __device__ inline void block_sync() { __syncthreads(); }
+__device__ inline void check_aligned(const void*, int) {}  // the GPU itself faults
 
 // A copy of 4, 8 or 16 bytes from global to shared memory that goes on while the thread works; both addresses are
 // multiples of kBytes. copy_async_wait ends when all that the thread has committed is there; others see it after a
@@ -177,11 +182,13 @@ struct alignas(sizeof(T) * kCount) Pack {
 
 template <int kCount, typename T>
 __device__ inline Pack<T, kCount> load(const T* from) {
+  check_aligned(from, sizeof(Pack<T, kCount>));
   return *reinterpret_cast<const Pack<T, kCount>*>(from);
 }
 
 template <int kCount, typename T>
 __device__ inline void store(T* to, const Pack<T, kCount>& pack) {
+  check_aligned(to, sizeof(Pack<T, kCount>));
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 

@@ -1,0 +1,22 @@
+// The Python module of the CUDA kernels as they run on the host: what mtlkit._C has of them, by the same names.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cuda/bindings_cuda.h"
+#include "cuda_on_host.h"
+
+namespace mtlkit::cuda {
+
+const char* error_string(int code) {
+  if (code == cuda_on_host::kSuccess) return "no error";
+  return code == cuda_on_host::kInvalidValue ? "invalid argument" : cuda_on_host::last_error();
+}
+
+int toolkit_version() { return 0; }
+
+}  // namespace mtlkit::cuda
+
+PYBIND11_MODULE(mtlkit_cuda_on_host, m) {
+  mtlkit::bind_cuda(m);
+  m.def("seed", &cuda_on_host::seed, "Fixes the order of blocks, warps and lanes from here on.");
+}
