@@ -2,8 +2,11 @@
 
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlkit.nn import PatchMerging, SSConvSSM
 from mtlkit.ops._check import check_tensor
 
 
@@ -20,6 +23,18 @@ def check_images(images: Tensor, in_chans: int, smallest: int) -> None:
         raise ValueError(
             f"images: expected shape (B, {in_chans}, H, W) with H and W at least {smallest}, got {tuple(images.shape)}"
         )
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Zeros at the bottom and on the right until `multiple` divides H and W: (B, C, H, W) to (B, C, H', W')."""
+    height, width = images.shape[-2:]
+    rows, columns = -height % multiple, -width % multiple
+    return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
+
+
+def install_hint(package: str, what: str) -> str:
+    """The sentence for a missing optional package: what needs it, and what installs it."""
+    return f"{package} is not installed, and {what} need it: pip install mtlkit[models]"
 
 
 def check_stages(depths: tuple[int, ...], dims: tuple[int, ...], num_classes: int, in_chans: int) -> None:
@@ -48,3 +63,46 @@ def init_linear_and_norm(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):
         module.reset_parameters()
+
+
+def init_ss_conv_ssm(module: nn.Module) -> None:
+    """For `Module.apply`: `init_linear_and_norm`, and convolutions Kaiming normal over their outputs (MedMamba)."""
+    init_linear_and_norm(module)
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class SSConvSSMStage(nn.Module):
+    """Blocks of SS-Conv-SSM and, but for the last stage, patch merging: (B, H, W, C) to (B, H/2, W/2, 2 C)."""
+
+    def __init__(self, blocks: list[SSConvSSM], downsample: PatchMerging | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Blocks, then merging; channels-last."""
+        for block in self.blocks:
+            x = block(x)  # (B, H, W, C)
+        return x if self.downsample is None else self.downsample(x)  # (B, H/2, W/2, 2 C)
+
+
+def ss_conv_ssm_stages(
+    depths: tuple[int, ...],
+    dims: tuple[int, ...],
+    d_state: int,
+    ssm_ratio: float,
+    dropout: float,
+    drop_path_rate: float,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.ModuleList:
+    """The stages of MedMamba, one for each of `dims`."""
+    factory = {"device": device, "dtype": dtype}
+    rates = drop_path_rates(depths, drop_path_rate)
+    stages = nn.ModuleList()
+    for i, dim in enumerate(dims):
+        blocks = [SSConvSSM(dim, d_state, ssm_ratio, dropout, rate, **factory) for rate in rates[i]]
+        last = i == len(dims) - 1
+        stages.append(SSConvSSMStage(blocks, None if last else PatchMerging(dim, "crop", **factory)))
+    return stages

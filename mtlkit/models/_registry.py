@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class _Entry:
-    make: Callable[..., nn.Module]
+    make: type[nn.Module]
     options: Any
 
 
@@ -110,6 +110,32 @@ def create_model(
         if option not in known:
             raise ValueError(f"{option}: {name} has no such option{_guess(option, known)}; it has: {', '.join(known)}")
     return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
+
+
+def network_named(name: str) -> type[nn.Module]:
+    """The class of that name.
+
+    Raises:
+        ValueError: no registered network is of such a class.
+    """
+    classes = {entry.make.__name__: entry.make for entry in _MODELS.values()}
+    if name not in classes:
+        raise ValueError(
+            f"model: there is no network {name!r}{_guess(name, list(classes))}; there are: {', '.join(classes)}"
+        )
+    return classes[name]
+
+
+def options_type(network: type[nn.Module]) -> type:
+    """The dataclass of a network's options.
+
+    Raises:
+        ValueError: the network is not registered.
+    """
+    for entry in _MODELS.values():
+        if entry.make is network:
+            return type(entry.options)
+    raise ValueError(f"model: {network.__name__} is not registered; mtlkit.models.register makes it known")
 
 
 def _entry(name: str) -> _Entry:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
+from mtlkit.models._common import check_images, check_stages, init_ss_conv_ssm, ss_conv_ssm_stages
+from mtlkit.models._pretrained import Pretrained
 from mtlkit.models._registry import register
-from mtlkit.nn import PatchEmbed, PatchMerging, SSConvSSM
+from mtlkit.nn import PatchEmbed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class MedMambaOptions:
 @register("medmamba_t", MedMambaOptions())
 @register("medmamba_s", MedMambaOptions(depths=(2, 2, 8, 2)))
 @register("medmamba_b", MedMambaOptions(depths=(2, 2, 12, 2), dims=(128, 256, 512, 1024)))
-class MedMamba(nn.Module):
+class MedMamba(Pretrained):
     """MedMamba: images to logits.
 
     Sizes that the patches and mergings do not divide lose their last rows and columns on the way, as in the original:
@@ -91,15 +92,12 @@ class MedMamba(nn.Module):
         super().__init__()
         self.options = o = options or MedMambaOptions()
         factory = {"device": device, "dtype": dtype}
-        rates = drop_path_rates(o.depths, o.drop_path_rate)
         self.patch_embed = PatchEmbed(o.in_chans, o.dims[0], o.patch_size, **factory)
-        self.layers = nn.ModuleList()
-        for i, dim in enumerate(o.dims):
-            blocks = [SSConvSSM(dim, o.d_state, o.ssm_ratio, o.dropout, rate, **factory) for rate in rates[i]]
-            last = i == len(o.dims) - 1
-            self.layers.append(_Stage(blocks, None if last else PatchMerging(dim, "crop", **factory)))
+        self.layers = ss_conv_ssm_stages(
+            o.depths, o.dims, o.d_state, o.ssm_ratio, o.dropout, o.drop_path_rate, **factory
+        )
         self.head = nn.Linear(o.dims[-1], o.num_classes, **factory)
-        self.apply(_init)
+        self.apply(init_ss_conv_ssm)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What the last stage makes of the images: (B, in_chans, H, W) to (B, H/32, W/32, C), channels-last."""
@@ -114,21 +112,3 @@ class MedMamba(nn.Module):
         """Logits: (B, in_chans, H, W) to (B, num_classes)."""
         x = self.forward_features(images)  # (B, H/32, W/32, C)
         return self.head(x.mean((1, 2)))  # (B, num_classes)
-
-
-class _Stage(nn.Module):
-    def __init__(self, blocks: list[SSConvSSM], downsample: PatchMerging | None) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)  # (B, H, W, C)
-        return x if self.downsample is None else self.downsample(x)  # (B, H/2, W/2, 2 C)
-
-
-def _init(module: nn.Module) -> None:
-    init_linear_and_norm(module)
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

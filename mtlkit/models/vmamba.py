@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
+from mtlkit.models._pretrained import Pretrained
 from mtlkit.models._registry import register
 from mtlkit.nn import ConvDownsample, ConvStem, PatchMerging, Permute, VSSBlock
 from mtlkit.nn._check import check_choice
@@ -87,7 +88,7 @@ _BASE_DIMS = (128, 256, 512, 1024)
         mlp_ratio=0.0,
     ),
 )
-class VMamba(nn.Module):
+class VMamba(Pretrained):
     """VMamba: images to logits.
 
     Every image size is served: convolutions and patch merging round up, padding with zeros; only the 4 x 4 patches of

@@ -1,0 +1,127 @@
+"""Networks in folders and on the Hub: the round trip, another device and dtype, foreign and damaged checkpoints."""
+
+import json
+import sys
+from unittest.mock import patch
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtlkit.models import MedMamba, VMamba, _pretrained, create_model, from_pretrained
+
+TINY = {"depths": (1, 1), "dims": (16, 32), "num_classes": 3}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    create_model("medmamba_t", **TINY).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def fresh():
+    """Forgets what was imported from huggingface_hub: now, after the test, and when called."""
+    forget = _pretrained._checkpoint_class.cache_clear
+    forget()
+    yield forget
+    forget()
+
+
+def test_round_trip(tmp_path):
+    model = create_model("medmamba_t", **TINY).eval()
+    model.save_pretrained(tmp_path / "new")
+    images = torch.rand(2, 3, 32, 40)
+    for load in (MedMamba.from_pretrained, from_pretrained):
+        twin = load(tmp_path / "new").eval()
+        assert type(twin) is MedMamba
+        assert twin.options == model.options
+        assert torch.equal(twin(images), model(images))
+
+
+def test_files_are_readable_by_others(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == "MedMamba"
+    assert config["options"]["dims"] == [16, 32]
+    assert "library_name: mtlkit" in (folder / "README.md").read_text()
+    state = load_file(folder / "model.safetensors")
+    assert set(state) == set(create_model("medmamba_t", **TINY).state_dict())
+
+
+def test_dtype_and_device(folder):
+    twin = from_pretrained(folder, dtype=torch.float64, device="cpu")
+    assert twin.head.weight.dtype == torch.float64
+    assert torch.equal(twin.head.weight, MedMamba.from_pretrained(folder).head.weight.double())
+
+
+def test_push_and_load_from_the_hub(folder, tmp_path, fresh):
+    uploaded = {}
+
+    def upload(self, *, repo_id, folder_path, **_):
+        for path in folder_path.iterdir():
+            (tmp_path / f"hub-{path.name}").write_bytes(path.read_bytes())
+        uploaded["repo_id"] = repo_id
+        return f"https://example.org/{repo_id}"
+
+    def create(self, repo_id, **_):
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    model = from_pretrained(folder)
+    api = huggingface_hub.HfApi
+    with patch.object(api, "upload_folder", upload), patch.object(api, "create_repo", create):
+        assert model.push_to_hub("someone/tiny") == "https://example.org/someone/tiny"
+
+    def download(*, repo_id, filename, revision, **_):
+        assert (repo_id, revision) == ("someone/tiny", "v1")
+        return str(tmp_path / f"hub-{filename}")
+
+    fresh()
+    with (
+        patch("huggingface_hub.hub_mixin.hf_hub_download", download),
+        patch("huggingface_hub.hf_hub_download", download),
+    ):
+        twin = from_pretrained("someone/tiny", revision="v1")
+    assert torch.equal(twin.head.weight, model.head.weight)
+
+
+def test_another_network_is_named_with_the_first_key_that_differs(folder):
+    with pytest.raises(
+        ValueError, match=r"source: expected VMamba, got MedMamba: the first key that differs is 'patch_embed.0.weight'"
+    ):
+        VMamba.from_pretrained(folder)
+
+
+def test_damaged_checkpoints_name_the_first_key_that_differs(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in state.items() if k != "head.bias"}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not of this MedMamba: .*'head.bias', which is missing"):
+        from_pretrained(folder)
+    save_file(state | {"tail": torch.zeros(1)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'tail', which is unknown"):
+        from_pretrained(folder)
+    save_file(state | {"head.bias": torch.zeros(9)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'head.bias', \(9,\) in place of \(3,\)"):
+        from_pretrained(folder)
+
+
+def test_foreign_configs(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"model": "MedMumba"}))
+    with pytest.raises(ValueError, match=r"no network 'MedMumba' \(did you mean 'MedMamba'\?\)"):
+        from_pretrained(folder)
+    path.write_text(json.dumps(config | {"options": {"speed": 9}}))
+    with pytest.raises(ValueError, match="speed: MedMamba has no such option; it has: num_classes"):
+        from_pretrained(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"source: expected a folder with config.json and model.safetensors"):
+        from_pretrained(folder)
+
+
+@pytest.mark.parametrize("package", ["huggingface_hub", "safetensors"])
+def test_missing_packages_say_what_installs_them(package, fresh):
+    blocked = dict.fromkeys((package, f"{package}.torch"))
+    with patch.dict(sys.modules, blocked), pytest.raises(ImportError, match=r"pip install mtlkit\[models\]"):
+        from_pretrained("anywhere")
