@@ -3,6 +3,7 @@
 from mtlkit.models._pretrained import from_pretrained
 from mtlkit.models._registry import create_model, list_models, register, unregister
 from mtlkit.models.encoders import Encoder, list_encoders
+from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
@@ -17,5 +18,6 @@ __all__ = [
     "list_encoders",
     "list_models",
     "register",
+    "state_dict_from_keras",
     "unregister",
 ]

@@ -1,0 +1,230 @@
+"""Weights of the official TensorFlow code of MBDI and BTI-Net, under the names and in the layouts of this package.
+
+Keras calls a variable `layer/part/variable:0`. A part that the official code names ends in a name of its own
+("bti_res_d1_conv1"); one without is called by its kind and counted ("dense", "dense_1"), in the order in which it was
+made. Both are told here for each layer of mtlkit.nn, and so are the layouts:
+
+    kernel of a convolution             (kh, kw, in, out)      weight (out, in, kh, kw)
+    kernel of a transposed convolution  (kh, kw, out, in)      weight (in, out, kh, kw)
+    kernel of a depthwise convolution   (kh, kw, in, 1)        weight (in, 1, kh, kw)
+    kernel of a dense layer             (in, out)              weight (out, in)
+    gamma, beta, moving_mean, moving_variance                  weight, bias, running_mean, running_var
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit import nn as layers
+
+# The parts of a layer, in the order in which Keras makes them: the end of the part's own name, from an underscore on,
+# or its kind where it has none.
+_FUSION = {
+    "sep_d1": "_sep_conv_1",
+    "sep_d2": "_sep_conv_2",
+    "sep_d4": "_sep_conv_4",
+    "att_fc1": "dense",
+    "att_fc2": "dense",
+    "fuse": "_fusion",
+}
+_ATTENTION = {"ch_fc1": "dense", "ch_fc2": "dense", "spatial": "_spatial"}
+_PARTS: dict[type[nn.Module], dict[str, str]] = {
+    layers.MultiScaleFusion: _FUSION,
+    layers.DualPathAttention: _ATTENTION,
+    layers.ResidualBlock: {
+        "conv1": "_conv1",
+        "bn1": "_bn1",
+        "conv2": "_conv2",
+        "bn2": "_bn2",
+        **{f"hmsf.{path}": part for path, part in _FUSION.items()},
+        **{f"attn.{path}": part for path, part in _ATTENTION.items()},
+        "proj": "_proj",
+    },
+    layers.AttentionGate: {
+        "x_proj": "_x_transform",
+        "g_proj": "_g_transform",
+        "ctx1": "separable_conv2d",
+        "ctx2": "separable_conv2d",
+        "psi": "conv2d",
+    },
+    layers.TaskInteraction: {
+        "s2c_conv": "conv2d",
+        "s2c_dense": "dense",
+        "s2c_bn": "batch_normalization",
+        "c2s_dense": "dense",
+        "seg_gate": "_seg_gate",
+        "clf_gate": "_clf_gate",
+    },
+    layers.UncertaintyProxyAttention: {"seg_proj": "_sp", "clf_proj": "_cp", "fc1": "dense", "fc2": "dense"},
+}
+_COUNTED = re.compile(r"(dense|conv2d|separable_conv2d|batch_normalization|conv2d_transpose)(?:_(\d+))?")
+
+# What is made of several Keras layers: the path of each layer of ours, and what Keras' name of it looks like.
+_LAYERS: dict[type[nn.Module], dict[str, str]] = {
+    layers.InteractionLevel: {"tim": r"task_interaction.*", "upa": r"(upa|uncertainty).*"},
+}
+
+# --- variables of a part ----------------------------------------------------------------------------------------------
+
+_CONVOLUTION = (3, 2, 0, 1)  # the axes of Keras in the order of PyTorch
+_DEPTHWISE = (2, 3, 0, 1)
+_DENSE = (1, 0)
+_VECTOR = (0,)
+
+
+def _variables(part: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What Keras calls each tensor of a part, and the order of its axes."""
+    if isinstance(part, layers.SeparableConv):
+        return {
+            "depthwise.weight": ("depthwise_kernel", _DEPTHWISE),
+            "pointwise.weight": ("pointwise_kernel", _CONVOLUTION),
+            "pointwise.bias": ("bias", _VECTOR),
+        }
+    if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+        names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+        return {ours: (theirs, _VECTOR) for ours, theirs in names.items()}
+    if isinstance(part, nn.Linear):
+        kernel = ("kernel", _DENSE)
+    elif isinstance(part, nn.Conv2d) and part.groups > 1:
+        kernel = ("depthwise_kernel", _DEPTHWISE)
+    else:
+        kernel = ("kernel", _CONVOLUTION)
+    return {"weight": kernel} if part.bias is None else {"weight": kernel, "bias": ("bias", _VECTOR)}
+
+
+_LEAVES = (layers.SeparableConv, nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+def _leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a layer that have variables, by path."""
+    if isinstance(module, _LEAVES):
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _leaves(child, f"{path}.{name}" if path else name)
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Layer, part and variable of a Keras name; the part is the layer itself where there is none."""
+    layer, *inner, variable = name.removeprefix("model_weights/").rsplit(":", 1)[0].split("/")
+    return layer, inner[-1] if inner else layer, variable
+
+
+def _count(part: str) -> tuple[str, int]:
+    """Kind and number of a part without a name of its own; its name and 0 of one with."""
+    counted = _COUNTED.fullmatch(part)
+    return (counted[1], int(counted[2] or 0)) if counted else (part, 0)
+
+
+def _parts_of_layer(module: nn.Module, names: list[str]) -> dict[str, str | None]:
+    """Which part among `names` each part of ours is, by path; None for one that is not there."""
+    known = _PARTS.get(type(module))
+    if known is None:  # a layer that is itself a part
+        return {path: names[0] if names else None for path, _ in _leaves(module)}
+    present = dict(_leaves(module))
+    unknown = [path for path in present if path not in known]
+    if unknown:
+        raise ValueError(f"module: the official code has no counterpart of {type(module).__name__}.{unknown[0]}")
+    counted = sorted((name for name in names if _COUNTED.fullmatch(name)), key=_count)
+    queues = {kind: iter([name for name in counted if _count(name)[0] == kind]) for kind in set(known.values())}
+    found: dict[str, str | None] = {}
+    for path, part in known.items():
+        if path not in present:
+            continue
+        if part.startswith("_"):
+            found[path] = next((name for name in names if name.endswith(part)), None)
+        else:
+            found[path] = next(queues[part], None)
+    return found
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
+
+
+def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict of a layer from the weights of its official Keras counterpart.
+
+    The keys of `weights` are those of an .h5 file that Keras saved, layer by layer; from a model in memory they are
+    made by
+
+        {f"{layer.name}/{w.name}": w.numpy() for layer in model.layers for w in layer.weights}
+
+    with `w.path` for `w.name` in Keras 3. The name of a weight alone does not do: many layers have a "dense/kernel:0".
+
+    Args:
+        module: a layer with the sizes of the official one: MultiScaleFusion, DualPathAttention, ResidualBlock,
+            AttentionGate, TaskInteraction, UncertaintyProxyAttention, InteractionLevel, SeparableConv, ConvUpsample,
+            or a Linear, Conv2d or BatchNorm of PyTorch. It is left as it is.
+        weights: arrays by Keras name, those of this layer and no others.
+
+    Returns:
+        Everything that `module.load_state_dict` wants, in the dtypes of the module. What Keras does not have, counters
+        of batches and the running signals of UPA, is as in `module`.
+
+    Raises:
+        ValueError: a variable is missing, has another shape, or is left over.
+        TypeError: `weights` is no mapping.
+
+    Example:
+        >>> import numpy, torch, mtlkit
+        >>> gate = torch.nn.Linear(2, 3)
+        >>> weights = {"dense/dense/kernel:0": numpy.ones((2, 3)), "dense/dense/bias:0": numpy.zeros(3)}
+        >>> gate.load_state_dict(mtlkit.models.state_dict_from_keras(gate, weights))
+        <All keys matched successfully>
+        >>> gate(torch.ones(2)).tolist()
+        [2.0, 2.0, 2.0]
+    """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights: expected a mapping from names to arrays, got {type(weights).__name__}")
+    left = dict.fromkeys(weights)  # in order
+    state: dict[str, Tensor] = {}
+    for path, layer, pattern in _layers(module):
+        mine = [name for name in left if pattern is None or re.fullmatch(pattern, _split(name)[0])]
+        for key, name, value in _layer_tensors(layer, path, pattern, mine, weights):
+            state[key] = value
+            del left[name]
+    if left:
+        others = f" and {len(left) - 1} others" if len(left) > 1 else ""
+        raise ValueError(f"weights: nothing of {type(module).__name__} takes {next(iter(left))!r}{others}")
+    kept = {key: value.detach().clone() for key, value in module.state_dict().items() if key not in state}
+    return state | kept
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
+    """The layers that a module is made of, each with its path and with what Keras' name of it looks like."""
+    known = _LAYERS.get(type(module))
+    if known is None:
+        yield "", module, None
+        return
+    for path, pattern in known.items():
+        yield f"{path}.", module.get_submodule(path), pattern
+
+
+def _layer_tensors(
+    layer: nn.Module, prefix: str, pattern: str | None, names: list[str], weights: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Tensor]]:
+    """The tensors of a layer: our key, Keras' name, the value."""
+    by_part = {_split(name)[1:]: name for name in names}  # (part, variable)
+    parts = _parts_of_layer(layer, list(dict.fromkeys(part for part, _ in by_part)))
+    leaves = dict(_leaves(layer))
+    own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    for path, part in parts.items():
+        for tensor, (variable, axes) in _variables(leaves[path]).items():
+            inner = f"{path}.{tensor}" if path else tensor
+            name = by_part.get((part, variable))
+            if name is None:
+                wanted = part or f"*{_PARTS[type(layer)][path] if path else ''}"
+                where = f"{pattern or '...'}/{wanted}/{variable}"
+                raise ValueError(f"weights: expected a variable {where!r} for {prefix}{inner}, got none")
+            have = tuple(getattr(weights[name], "shape", ()))
+            expected = tuple(own[inner].shape[axes.index(i)] for i in range(len(axes)))
+            if have != expected:
+                raise ValueError(f"weights[{name!r}]: expected shape {expected} for {prefix}{inner}, got {have}")
+            value = torch.as_tensor(weights[name]).permute(axes).to(own[inner].dtype)
+            yield prefix + inner, name, value.clone(memory_format=torch.contiguous_format)
