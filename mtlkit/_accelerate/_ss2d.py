@@ -95,9 +95,10 @@ class SharedSS2D(SS2D):
         check_tensor("x", x, 4)
         if x.shape[1] != self.d_model:
             raise ValueError(f"x: expected shape (B, {self.d_model}, H, W), got {tuple(x.shape)}; channels come first")
-        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, H, W)
-        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        return y.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, H, W), channels-last in memory
+        # as the original: its norm permutes, so that channels come last in memory, however they came
+        normed = isinstance(self.out_norm, nn.LayerNorm)
+        return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
     def extra_repr(self) -> str:
         """The options, for repr."""

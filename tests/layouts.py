@@ -1,0 +1,200 @@
+"""Layers and networks of other codebases, restated with the published names, and what tests of `accelerate` share."""
+
+import functools
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtlkit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+
+import plain_medmamba
+from plain_medmamba import MedMamba, scan_token_by_token
+
+# --- VMamba's second version ------------------------------------------------------------------------------------------
+
+
+class Linear2d(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        state_dict[f"{prefix}weight"] = state_dict[f"{prefix}weight"].view(self.weight.shape)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class VMambaSS2D(nn.Module):
+    """Parts in VMamba's order; its options spelt out, where VMamba parses them from a string."""
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 1,
+        ssm_ratio: float = 2.0,
+        channel_first: bool = False,
+        disable_z: bool = True,
+        disable_z_act: bool = False,
+        oact: bool = False,
+        norm: type[nn.Module] | None = nn.LayerNorm,
+        d_conv: int = 3,
+        bias: bool = False,
+        conv_bias: bool = False,
+        dropout: float = 0.0,
+        directions: int = 4,
+        linear: type[nn.Module] | None = None,
+        says: bool = True,
+        orders: str = "cross",
+    ) -> None:
+        super().__init__()
+        self.d_inner, self.d_state, self.dt_rank = int(ssm_ratio * d_model), d_state, math.ceil(d_model / 16)
+        D, N, R, K = self.d_inner, d_state, self.dt_rank, directions
+        self.disable_z, self.disable_z_act, self.orders = disable_z, disable_z_act, orders
+        self.first = channel_first
+        if says:
+            self.channel_first = channel_first
+        linear = linear or (Linear2d if channel_first else nn.Linear)
+        self.forward = self.forwardv2
+        if norm is nn.LayerNorm and channel_first:
+            norm = LayerNorm2d
+        self.out_norm = nn.Identity() if norm is None else norm(D)
+        self.forward_core = functools.partial(self.forward_corev2, scan=scan_token_by_token)
+        self.in_proj = linear(d_model, D if disable_z else 2 * D, bias=bias)
+        self.act = nn.SiLU()
+        if d_conv > 1:
+            self.conv2d = nn.Conv2d(D, D, d_conv, padding=(d_conv - 1) // 2, groups=D, bias=conv_bias)
+        self.out_act = nn.GELU() if oact else nn.Identity()
+        self.x_proj_weight = nn.Parameter(torch.randn(K, R + 2 * N, D) * D**-0.5)
+        self.out_proj = linear(D, d_model, bias=bias)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.Ds = nn.Parameter(torch.ones(K * D))
+        self.A_logs = nn.Parameter(torch.zeros(K * D, N))
+        self.dt_projs_weight = nn.Parameter(0.1 * torch.rand(K, D, R))
+        self.dt_projs_bias = nn.Parameter(0.1 * torch.rand(K, D))
+
+    def orders_of(self, height: int, width: int) -> list[Tensor]:
+        rows = torch.arange(height * width)
+        columns = rows.view(height, width).t().flatten()
+        every = {
+            "cross": [rows, columns, rows.flip(0), columns.flip(0)],
+            "rows": [rows, rows, rows.flip(0), rows.flip(0)],
+            "swapped": [columns, rows, columns.flip(0), rows.flip(0)],
+        }
+        return every[self.orders][: len(self.dt_projs_weight)]
+
+    def forward_corev2(self, x: Tensor, scan) -> Tensor:
+        batch, D, height, width = x.shape
+        orders = self.orders_of(height, width)
+        xs = torch.stack([x.flatten(2)[..., order] for order in orders], 1)  # (B, K, D, L)
+        x_dbl = torch.einsum("bkdl,kcd->bkcl", xs, self.x_proj_weight)
+        dts, Bs, Cs = x_dbl.split((self.dt_rank, self.d_state, self.d_state), 2)
+        dts = torch.einsum("bkrl,kdr->bkdl", dts, self.dt_projs_weight)
+        A, bias = -torch.exp(self.A_logs), self.dt_projs_bias.flatten()
+        ys = scan(xs.flatten(1, 2), dts.flatten(1, 2), A, Bs, Cs, self.Ds, bias).unflatten(1, (len(orders), D))
+        y = sum(ys[:, k][..., order.argsort()] for k, order in enumerate(orders)).view(batch, D, height, width)
+        return self.out_norm(y if self.first else y.permute(0, 2, 3, 1))
+
+    def forwardv2(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        if not self.disable_z:
+            x, z = x.chunk(2, 1 if self.first else -1)
+            z = z if self.disable_z_act else self.act(z)
+        x = x if self.first else x.permute(0, 3, 1, 2).contiguous()
+        y = self.out_act(self.forward_core(self.act(self.conv2d(x) if hasattr(self, "conv2d") else x)))
+        return self.dropout(self.out_proj(y if self.disable_z else y * z))
+
+
+# --- VM-UNet ----------------------------------------------------------------------------------------------------------
+
+
+class VSSBlock(nn.Module):
+    """VM-UNet's and the first VMamba's."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(dim)
+        self.self_attention = plain_medmamba.SS2D(dim, 4)
+        self.drop_path = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.self_attention(self.ln_1(x)))
+
+
+class VMUNet(nn.Module):
+    """A level down and up again."""
+
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.vmunet = nn.Module()
+        self.vmunet.patch_embed = nn.Conv2d(3, dim, 4, 4)
+        stages = (nn.ModuleList([VSSBlock(dim), VSSBlock(dim)]), nn.ModuleList([VSSBlock(2 * dim)]))
+        self.vmunet.layers = nn.ModuleList([nn.Module(), nn.Module()])
+        for stage, blocks in zip(self.vmunet.layers, stages, strict=True):
+            stage.blocks = blocks
+        self.vmunet.layers[0].downsample = plain_medmamba.PatchMerging2D(dim)
+        self.vmunet.expand = nn.Linear(2 * dim, 4 * dim, bias=False)
+        self.vmunet.up = VSSBlock(dim)
+        self.vmunet.final_conv = nn.Conv2d(dim, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        net = self.vmunet
+        x = skip = nn.Sequential(*net.layers[0].blocks)(net.patch_embed(images).permute(0, 2, 3, 1))
+        x = net.layers[1].blocks[0](net.layers[0].downsample(x))
+        x = F.pixel_shuffle(net.expand(x).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1) + skip
+        return net.final_conv(net.up(x).permute(0, 3, 1, 2))
+
+
+conv_1x1 = functools.partial(nn.Conv2d, kernel_size=1)
+plain_norm = functools.partial(nn.LayerNorm, elementwise_affine=False, eps=1e-3)
+LAYERS = {
+    "medmamba": lambda: plain_medmamba.SS2D(6, 3),
+    "medmamba_dropout": lambda: plain_medmamba.SS2D(6, 3, expand=1, dropout=0.3),
+    "vmamba": lambda: VMambaSS2D(6),
+    "vmamba_first": lambda: VMambaSS2D(6, channel_first=True),
+    "vmamba_first_unsaid": lambda: VMambaSS2D(6, channel_first=True, says=False, disable_z=False),
+    "vmamba_last_unsaid": lambda: VMambaSS2D(6, 2, says=False, disable_z=False),
+    "vmamba_1x1": lambda: VMambaSS2D(6, channel_first=True, says=False, linear=conv_1x1),
+    "vmamba_gated": lambda: VMambaSS2D(6, 2, 1.5, disable_z=False, conv_bias=True),
+    "vmamba_nozact": lambda: VMambaSS2D(6, 2, disable_z=False, disable_z_act=True, bias=True),
+    "vmamba_oact": lambda: VMambaSS2D(6, channel_first=True, oact=True, dropout=0.2),
+    "vmamba_no_norm": lambda: VMambaSS2D(6, norm=None),
+    "vmamba_plain_norm": lambda: VMambaSS2D(6, norm=plain_norm),
+    "vmamba_no_conv": lambda: VMambaSS2D(6, d_conv=1),
+    "vmamba_conv_5": lambda: VMambaSS2D(6, d_conv=5, conv_bias=True),
+}  # fmt: skip
+NETWORKS = {
+    "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
+    "vmunet": VMUNet,
+    "vmamba": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 4, 4), VMambaSS2D(8, channel_first=True), mtlkit.nn.Permute(0, 2, 3, 1), VMambaSS2D(8, 2)
+    ),
+}
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    """With every parameter moved, so that none is 1 or 0 or alike in all channels."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return module
+
+
+def wrapped(name: str) -> nn.Module:
+    """A model around one layer."""
+    return nn.Sequential(perturbed(LAYERS[name]()))
+
+
+def accelerated(model: nn.Module, **options) -> nn.Module:
+    report = mtlkit.accelerate(model, **options)
+    assert report.replaced
+    assert not report.left, str(report)
+    return model
