@@ -1,12 +1,16 @@
 """Layers: the operators with their parameters, named as in the original networks."""
 
+from mtlkit.nn.adaptive_gate import AdaptiveGate
 from mtlkit.nn.attention_gate import AttentionGate
 from mtlkit.nn.conv_downsample import ConvDownsample
 from mtlkit.nn.conv_stem import ConvStem
 from mtlkit.nn.conv_upsample import ConvUpsample
+from mtlkit.nn.cross_stage_attention import CrossStageAttention
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.dual_path_attention import DualPathAttention
+from mtlkit.nn.gated_view_fusion import GatedViewFusion
 from mtlkit.nn.interaction_level import InteractionLevel
+from mtlkit.nn.lesion_views import LesionViews
 from mtlkit.nn.mlp import Mlp
 from mtlkit.nn.multi_scale_fusion import MultiScaleFusion
 from mtlkit.nn.patch_embed import PatchEmbed
@@ -22,13 +26,17 @@ from mtlkit.nn.vss_block import VSSBlock
 
 __all__ = [
     "SS2D",
+    "AdaptiveGate",
     "AttentionGate",
     "ConvDownsample",
     "ConvStem",
     "ConvUpsample",
+    "CrossStageAttention",
     "DropPath",
     "DualPathAttention",
+    "GatedViewFusion",
     "InteractionLevel",
+    "LesionViews",
     "Mlp",
     "MultiScaleFusion",
     "PatchEmbed",

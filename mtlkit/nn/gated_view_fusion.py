@@ -1,0 +1,89 @@
+"""The fusion of several views of a patient."""
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit.nn._check import check_positive
+from mtlkit.ops._check import check_tensor
+
+
+class GatedViewFusion(nn.Module):
+    """Weighs the features of each view and joins them.
+
+        alpha = softmax(W2 ReLU(W1 [v_1; ..; v_V] + b1) + b2)
+        fused = [alpha_1 v_1; ..; alpha_V v_V]
+
+    A view that is absent according to `present` gets alpha = 0, a logit of -inf; without `present` all take part, as
+    published. Parameters: fc1 (W1), fc2 (W2).
+
+    Args:
+        dim: entries of a view's features, D.
+        views: how many, V.
+        hidden: between W1 and W2.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Features (B, V, D), and if wanted `present` (B, V), boolean, with at least one True in each row, in; fused
+        (B, V D) and alpha (B, V) out. A row of `present` without any True gives NaN.
+
+    Raises:
+        ValueError: a size is not above 0; features or `present` of another shape.
+        TypeError: features that are no floating-point tensor; `present` that is not boolean.
+
+    Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis" (arXiv 2507.16955), equations 8
+    to 10.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> fused, alpha = mtlkit.nn.GatedViewFusion(dim=16)(
+        ...     torch.randn(1, 4, 16), torch.tensor([[True, True, False, False]])
+        ... )
+        >>> fused.shape, alpha[0, 2:].tolist()
+        (torch.Size([1, 64]), [0.0, 0.0])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        views: int = 4,
+        hidden: int = 128,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(dim=dim, views=views, hidden=hidden)
+        factory = {"device": device, "dtype": dtype}
+        self.dim, self.views = dim, views
+        self.fc1 = nn.Linear(views * dim, hidden, **factory)
+        self.fc2 = nn.Linear(hidden, views, **factory)
+
+    def forward(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, V, D) to (B, V D) and alpha (B, V)."""
+        check_tensor("features", features, 3)
+        if features.shape[1:] != (self.views, self.dim):
+            raise ValueError(f"features: expected shape (B, {self.views}, {self.dim}), got {tuple(features.shape)}")
+        logits = self.fc2(self.fc1(features.flatten(1)).relu())  # (B, V)
+        if present is not None:
+            check_present(present, features.shape[0], self.views)
+            logits = logits.masked_fill(~present, float("-inf"))  # (B, V)
+        alpha = logits.softmax(1)  # (B, V)
+        return (alpha[..., None] * features).flatten(1), alpha
+
+    def extra_repr(self) -> str:
+        """The options, for repr."""
+        return f"dim={self.dim}, views={self.views}"
+
+
+def check_present(present: Tensor, batch: int, views: int) -> None:
+    """Raises unless `present` is boolean and (batch, views).
+
+    Raises:
+        TypeError: no boolean tensor.
+        ValueError: another shape.
+    """
+    if not isinstance(present, Tensor) or present.dtype != torch.bool:
+        kind = present.dtype if isinstance(present, Tensor) else type(present).__name__
+        raise TypeError(f"present: expected a boolean tensor, got {kind}")
+    if present.shape != (batch, views):
+        raise ValueError(f"present: expected shape (B, V) = {(batch, views)}, got {tuple(present.shape)}")
