@@ -10,7 +10,7 @@ namespace mtlkit {
 struct SelectiveScanShape {
   int64_t batch, channels, tokens, states, groups;
 
-  int64_t checkpoints() const { return (tokens + kCheckpointTokens - 1) / kCheckpointTokens; }
+  constexpr int64_t checkpoints() const { return (tokens + kCheckpointTokens - 1) / kCheckpointTokens; }
 };
 
 struct SelectiveScanForward {

@@ -15,9 +15,9 @@ inline constexpr int kCheckpointTokens = 32;
 struct SS2DShape {
   int64_t batch, channels, height, width, states, rank;
 
-  int64_t tokens() const { return height * width; }
-  int64_t row() const { return rank + 2 * states; }
-  int64_t checkpoints() const { return (tokens() + kCheckpointTokens - 1) / kCheckpointTokens; }
+  constexpr int64_t tokens() const { return height * width; }
+  constexpr int64_t row() const { return rank + 2 * states; }
+  constexpr int64_t checkpoints() const { return (tokens() + kCheckpointTokens - 1) / kCheckpointTokens; }
 };
 
 struct SS2DForward {

@@ -198,7 +198,9 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
-// z * sigmoid(z). Below about -88 exp2 is infinite, and the quotient the correct -0.
-__device__ inline float silu(float z) { return z * reciprocal_approx(1.0f + exp2_approx(-kLog2E * z)); }
+// 1 / (1 + exp(-z)). Below about -88 exp2 is infinite, and the quotient the correct 0.
+__device__ inline float sigmoid(float z) { return reciprocal_approx(1.0f + exp2_approx(-kLog2E * z)); }
+
+__device__ inline float silu(float z) { return z * sigmoid(z); }
 
 }  // namespace mtlkit::cuda

@@ -5,11 +5,16 @@
 // tensors' device the current one.
 #pragma once
 
-#include "common/norm_gate.h"
+#include "cuda/norm_gate.h"
+#include "cuda/ss2d.h"
 
 namespace mtlkit::cuda {
 
 int launch_norm_gate_fwd(const NormGateForward& params, void* stream);
+int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
+
+int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream);
+int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream);
 
 const char* error_string(int code);
 

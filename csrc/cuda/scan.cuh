@@ -1,0 +1,358 @@
+// The scan itself, as ss2d and selective_scan share it: a tile of tokens in shared memory, the states in registers.
+//
+// A block owns kChannels channels; kLanes neighbouring threads share a channel and keep kStates states each. A tile is
+// kTileTokens tokens in scan order. Its values are laid out so that every lane's loads from shared memory are broadcast
+// or contiguous: per token and channel the time step dt and dt u, per token the rows B and C. Tokens beyond the end
+// have dt = 0 and rows of zeros and so leave the states as they are.
+//
+// Decays are powers of two: a = exp(dt A) = exp2(dt A log2(e)), and A stands in registers already multiplied.
+#pragma once
+
+#include "common/ss2d.h"
+#include "cuda/device.cuh"
+
+namespace mtlkit::cuda {
+
+inline constexpr int kTileTokens = kCheckpointTokens;
+inline constexpr int kGroupTokens = 4;  // tokens whose sums over lanes are taken together
+
+// How the threads of one scan divide channels and states.
+template <int kStatesPerLane, int kLanesPerChannel, int kChannelsPerBlock>
+struct Layout {
+  static constexpr int kStates = kStatesPerLane, kLanes = kLanesPerChannel, kChannels = kChannelsPerBlock;
+  static constexpr int kPadded = kStates * kLanes;  // N, rounded up
+  static constexpr int kThreads = kChannels * kLanes;
+  static constexpr int kPitch = kChannels + 1;    // of the tile of inputs, in channels
+  static constexpr int kSumPitch = kChannels + 8;  // of the tile of outputs: four rows of eight channels, no conflict
+  static constexpr int kQuad = kStates < 4 ? kStates : 4;
+};
+
+__device__ inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Quotients of numbers below 2^31 by a divisor that is known before the launch.
+struct Divisor {
+  uint32_t value, multiplier;
+  int shift;
+
+  Divisor() = default;
+  explicit Divisor(uint32_t divisor) : value(divisor), shift(31) {
+    while ((uint64_t{1} << (shift - 31)) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
+  }
+  __device__ uint32_t divide(uint32_t number) const {
+    return static_cast<uint32_t>(uint64_t{number} * multiplier >> shift);
+  }
+};
+
+struct Softplus {
+  float value, slope;
+};
+
+// log(1 + exp(x)) and its derivative, to the relative precision of float for every x: with e = exp(-|x|), it is
+// max(x, 0) + log(1 + e), and log(1 + e) = 2 atanh(e / (2 + e)) by its series.
+__device__ inline Softplus softplus(float x) {
+  const float e = exp2_approx(-kLog2E * fabsf(x));
+  const float r = e * reciprocal_approx(2.0f + e), s = r * r;
+  float series = 1.0f / 13;
+  series = series * s + 1.0f / 11;
+  series = series * s + 1.0f / 9;
+  series = series * s + 1.0f / 7;
+  series = series * s + 1.0f / 5;
+  series = series * s + 1.0f / 3;
+  series = series * s + 1.0f;
+  return {fmaxf(x, 0.0f) + 2.0f * r * series, (x < 0.0f ? e : 1.0f) * reciprocal_approx(1.0f + e)};
+}
+
+// --- states ----------------------------------------------------------------------------------------------------------
+
+template <typename L>
+struct States {
+  float values[L::kStates];
+};
+
+// kStates neighbouring floats of a buffer whose rows are kPadded long.
+template <typename L>
+__device__ inline States<L> load_states(const float* row, int lane) {
+  States<L> states;
+  const auto pack = load<L::kStates>(row + lane * L::kStates);
+#pragma unroll
+  for (int i = 0; i < L::kStates; ++i) states.values[i] = pack.values[i];
+  return states;
+}
+
+template <typename L>
+__device__ inline void store_states(float* row, int lane, const States<L>& states) {
+  Pack<float, L::kStates> pack;
+#pragma unroll
+  for (int i = 0; i < L::kStates; ++i) pack.values[i] = states.values[i];
+  store(row + lane * L::kStates, pack);
+}
+
+template <typename L>
+__device__ inline States<L> zero_states() {
+  States<L> states;
+#pragma unroll
+  for (int i = 0; i < L::kStates; ++i) states.values[i] = 0.0f;
+  return states;
+}
+
+// What the chunks that a scan has passed leave behind: h = exp2(A sum dt) h + end, chunk by chunk. `ends` and `steps`
+// are those of the first of them; the next one's lie `end_stride` and `step_stride` floats further.
+template <typename L>
+__device__ inline States<L> carry_in(const States<L>& A, int lane, int chunks, const float* ends, int64_t end_stride,
+                                     const float* steps, int64_t step_stride) {
+  States<L> h = zero_states<L>();
+#pragma unroll 4
+  for (int chunk = 0; chunk < chunks; ++chunk, ends += end_stride, steps += step_stride) {
+    const States<L> end = load_states<L>(ends, lane);
+    const float step = *steps;
+#pragma unroll
+    for (int i = 0; i < L::kStates; ++i) h.values[i] = exp2_approx(step * A.values[i]) * h.values[i] + end.values[i];
+  }
+  return h;
+}
+
+// --- sums over the lanes of a channel -----------------------------------------------------------------------------------
+
+// values[i] summed over the kLanes lanes of a channel; lane l is left with the sums of index l, l + kShared, ... in
+// values[0], values[1], ..., where kShared = min(kCount, kLanes). Each exchange halves what is left to add.
+template <int kLanes, int kCount>
+__device__ inline void sum_over_lanes(float (&values)[kCount], int lane) {
+  int left = kCount;
+#pragma unroll
+  for (int mask = 1; mask < kLanes; mask *= 2) {
+    const bool upper = lane & mask;
+    if (left > 1) {
+      left /= 2;
+#pragma unroll
+      for (int i = 0; i < kCount / 2; ++i) {
+        if (i >= left) break;
+        const float sent = upper ? values[2 * i] : values[2 * i + 1];
+        const float kept = upper ? values[2 * i + 1] : values[2 * i];
+        values[i] = kept + shuffle_xor(sent, mask);
+      }
+    } else {
+      values[0] += shuffle_xor(values[0], mask);
+    }
+  }
+}
+
+// --- forward -----------------------------------------------------------------------------------------------------------
+
+struct alignas(8) Step {
+  float dt, dtu;  // dtu = dt u
+};
+
+// A tile's inputs, for one thread: `x` points at its channel of the first token, `B` and `C` at its states.
+struct TileView {
+  const Step* x;   // kPitch apart from token to token
+  const float* B;   // kPadded apart
+  const float* C;
+};
+
+template <typename L>
+__device__ inline Pack<float, L::kQuad> load_quad(const float* row, int first) {
+  return load<L::kQuad>(row + first);
+}
+
+// Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
+// the D skip already.
+template <typename L>
+__device__ inline void scan_tile(const TileView& tile, float* sums, int tokens, int lane, const States<L>& A,
+                                 States<L>& h) {
+  constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
+  const Step* x = tile.x;
+  const float *B = tile.B, *C = tile.C;
+  for (int token = 0; token < tokens; token += kGroupTokens) {
+    float y[kGroupTokens];
+#pragma unroll
+    for (int j = 0; j < kGroupTokens; ++j) {
+      const Step step = x[j * L::kPitch];
+      y[j] = 0.0f;
+#pragma unroll
+      for (int i = 0; i < L::kStates; i += L::kQuad) {
+        const auto b = load_quad<L>(B + j * L::kPadded, i), c = load_quad<L>(C + j * L::kPadded, i);
+#pragma unroll
+        for (int q = 0; q < L::kQuad; ++q) {
+          float& state = h.values[i + q];
+          state = exp2_approx(step.dt * A.values[i + q]) * state + step.dtu * b.values[q];
+          y[j] += state * c.values[q];
+        }
+      }
+    }
+    sum_over_lanes<L::kLanes>(y, lane);
+    if (lane < kShared) {
+#pragma unroll
+      for (int i = 0; i < kGroupTokens / kShared; ++i) sums[(lane + i * kShared) * L::kSumPitch] += y[i];
+    }
+    x += kGroupTokens * L::kPitch;
+    B += kGroupTokens * L::kPadded;
+    C += kGroupTokens * L::kPadded;
+    sums += kGroupTokens * L::kSumPitch;
+  }
+}
+
+// As scan_tile without the outputs; adds the time steps to `steps`.
+template <typename L>
+__device__ inline void advance_tile(const TileView& tile, int tokens, const States<L>& A, States<L>& h, float& steps) {
+  const Step* x = tile.x;
+  const float* B = tile.B;
+#pragma unroll 4
+  for (int token = 0; token < tokens; ++token, x += L::kPitch, B += L::kPadded) {
+    const Step step = *x;
+    steps += step.dt;
+#pragma unroll
+    for (int i = 0; i < L::kStates; i += L::kQuad) {
+      const auto b = load_quad<L>(B, i);
+#pragma unroll
+      for (int q = 0; q < L::kQuad; ++q) {
+        float& state = h.values[i + q];
+        state = exp2_approx(step.dt * A.values[i + q]) * state + step.dtu * b.values[q];
+      }
+    }
+  }
+}
+
+// --- backward ----------------------------------------------------------------------------------------------------------
+
+// With g the gradient of a state, the carry is what reaches the token before: dL/dh[t-1] = a[t] g[t].
+//
+// A tile is passed once upwards, to find the states at the start of each group of kGroupTokens tokens, and then group
+// by group downwards: up through the group, keeping decays and products in registers, then down through it.
+
+// A token's inputs; after its group has been passed, `u` holds the gradient of u instead.
+struct alignas(16) Token {
+  float dt, dtu, dy, u;
+};
+
+template <typename L>
+struct Group {
+  float decay[kGroupTokens][L::kStates];    // a
+  float product[kGroupTokens][L::kStates];  // a h of the token before; then g dtu, the channel's part of dB
+};
+
+// The states after a group's tokens.
+template <typename L>
+__device__ inline void advance_tokens(const Token* tokens, const float* B, const States<L>& A, States<L>& h) {
+#pragma unroll
+  for (int j = 0; j < kGroupTokens; ++j) {
+    const Token token = tokens[j * L::kPitch];
+#pragma unroll
+    for (int i = 0; i < L::kStates; i += L::kQuad) {
+      const auto b = load_quad<L>(B + j * L::kPadded, i);
+#pragma unroll
+      for (int q = 0; q < L::kQuad; ++q) {
+        float& state = h.values[i + q];
+        state = exp2_approx(token.dt * A.values[i + q]) * state + token.dtu * b.values[q];
+      }
+    }
+  }
+}
+
+// Up through a group: fills `group` and hands dy h, the channel's part of dC, to keep(token, first state, quad).
+template <typename L, typename Keep>
+__device__ inline void rebuild_group(const Token* tokens, const float* B, const States<L>& A, States<L> h,
+                                     Group<L>& group, Keep keep) {
+#pragma unroll
+  for (int j = 0; j < kGroupTokens; ++j) {
+    const Token token = tokens[j * L::kPitch];
+#pragma unroll
+    for (int i = 0; i < L::kStates; i += L::kQuad) {
+      const auto b = load_quad<L>(B + j * L::kPadded, i);
+      Pack<float, L::kQuad> part;
+#pragma unroll
+      for (int q = 0; q < L::kQuad; ++q) {
+        float& state = h.values[i + q];
+        group.decay[j][i + q] = exp2_approx(token.dt * A.values[i + q]);
+        group.product[j][i + q] = group.decay[j][i + q] * state;
+        state = group.product[j][i + q] + token.dtu * b.values[q];
+        part.values[q] = token.dy * state;
+      }
+      keep(j, i, part);
+    }
+  }
+}
+
+// Down through a group: leaves the channel's part of dB in group.product, adds to dA, and gives for each token, summed
+// over the thread's states, the gradients of dt u and (over A log2(e) instead of A) of dt.
+template <typename L>
+__device__ inline void descend_group(const Token* tokens, const float* B, const float* C, const States<L>& A,
+                                     Group<L>& group, States<L>& carry, States<L>& dA, float (&ddtu)[kGroupTokens],
+                                     float (&ddt)[kGroupTokens]) {
+#pragma unroll
+  for (int j = kGroupTokens - 1; j >= 0; --j) {
+    const Token token = tokens[j * L::kPitch];
+    ddtu[j] = 0.0f;
+    ddt[j] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < L::kStates; i += L::kQuad) {
+      const auto b = load_quad<L>(B + j * L::kPadded, i), c = load_quad<L>(C + j * L::kPadded, i);
+#pragma unroll
+      for (int q = 0; q < L::kQuad; ++q) {
+        const float g = carry.values[i + q] + token.dy * c.values[q];
+        const float through = g * group.product[j][i + q];
+        ddtu[j] += g * b.values[q];
+        ddt[j] += through * A.values[i + q];
+        dA.values[i + q] += through * token.dt;
+        carry.values[i + q] = g * group.decay[j][i + q];
+        group.product[j][i + q] = g * token.dtu;
+      }
+    }
+  }
+}
+
+// The carry alone, down through `count` tokens; adds their time steps to `steps`.
+template <typename L>
+__device__ inline void descend_tile(const Token* tokens, const float* C, int count, const States<L>& A,
+                                    States<L>& carry, float& steps) {
+#pragma unroll 4
+  for (int j = count - 1; j >= 0; --j) {
+    const Token token = tokens[j * L::kPitch];
+    steps += token.dt;
+#pragma unroll
+    for (int i = 0; i < L::kStates; i += L::kQuad) {
+      const auto c = load_quad<L>(C + j * L::kPadded, i);
+#pragma unroll
+      for (int q = 0; q < L::kQuad; ++q) {
+        float& value = carry.values[i + q];
+        value = (value + token.dy * c.values[q]) * exp2_approx(token.dt * A.values[i + q]);
+      }
+    }
+  }
+}
+
+// Sums over the channels of a block: each thread puts its part of (token, channel, state) into shared memory, and after
+// a barrier the sums are taken in a fixed order.
+template <typename L>
+struct ChannelSums {
+  // Odd multiples of 16 floats from token to token keep the loads of a warp in different banks.
+  static constexpr int kTokenPitch = L::kChannels * L::kPadded + 16;
+  static constexpr int kFloats = kGroupTokens * kTokenPitch;
+
+  // The place of the thread's states.
+  __device__ static float* place(float* parts, int token, int channel, int state) {
+    return parts + token * kTokenPitch + channel * L::kPadded + state;
+  }
+
+  // use(token, state, sum) for each token of the group and each state, on one thread each.
+  template <typename Use>
+  __device__ static void sum(const float* parts, int thread, Use use) {
+    constexpr int kSums = kGroupTokens * L::kPadded;
+    constexpr int kPieces = L::kThreads > kSums ? L::kThreads / kSums : 1;  // neighbouring threads that share a sum
+    static_assert(kPieces <= kWarp && L::kChannels % kPieces == 0 && kSums % (L::kThreads / kPieces) == 0);
+    const int piece = thread % kPieces;
+#pragma unroll
+    for (int first = 0; first < kSums; first += L::kThreads / kPieces) {
+      const int index = first + thread / kPieces, token = index / L::kPadded, state = index % L::kPadded;
+      const float* part = place(const_cast<float*>(parts), token, piece, state);
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < L::kChannels / kPieces; ++i) sum += part[i * kPieces * L::kPadded];
+#pragma unroll
+      for (int mask = 1; mask < kPieces; mask *= 2) sum += shuffle_xor(sum, mask);
+      if (piece == 0) use(token, state, sum);
+    }
+  }
+};
+
+}  // namespace mtlkit::cuda

@@ -1,0 +1,348 @@
+// Backward pass of the four-direction scan: see ss2d.h for how the work is divided.
+//
+// Each half of a block passes its tiles against the direction of its scan, rebuilding the states from the checkpoint of
+// the tile. Sums over channels (dB, dC, the gradient of the time step's row) leave the block as one part per block of
+// channels, sums over tokens (dA, dD, the time step's weights) as one part per image and chunk; the caller adds the
+// parts in a fixed order.
+#include "cuda/launchers.h"
+#include "cuda/ss2d.cuh"
+
+namespace mtlkit::cuda {
+namespace {
+
+constexpr int kGroups = kTileTokens / kGroupTokens;
+
+// The shared memory of one half of a block.
+template <typename L>
+struct Shared {
+  // While a tile is at work, the states at the starts of its groups; then what the asynchronous copies write.
+  union {
+    float* starts;   // (groups - 1, kChannels, kPadded)
+    char* raw_rows;
+  };
+  char *raw_u, *raw_dy;
+  Token* tokens;         // (tokens, kPitch)
+  float* slope;          // (tokens, kPitch): of softplus; then the gradient of its argument
+  float *B, *C;          // (tokens, kPadded)
+  float* parts;          // ChannelSums
+  float* steps;          // (tokens, padded R + 1): the time step's row, then a one for the bias
+  float *weight, *bias;  // (padded R + 1, kChannels), zero beyond R; (kChannels)
+  float* dweight;        // (padded R + 1, kChannels), the bias' after the weights'
+  float* skip;           // (kChannels)
+  int64_t* rows;         // (tokens): where the token's part of the gradient of x_dbl begins; negative for none
+  char* end;
+
+  __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
+    const int64_t padded = padded_rank(rank);
+    Arena raw(memory), states(memory);
+    raw_rows = raw.take<char>(kTileTokens * row_bytes);
+    raw_u = raw.take<char>(kTileTokens * L::kChannels * 4);
+    raw_dy = raw.take<char>(kTileTokens * L::kChannels * 4);
+    states.take<float>((kGroups - 1) * L::kChannels * L::kPadded);
+    Arena arena(raw.end() > states.end() ? raw.end() : states.end());
+    tokens = arena.take<Token>(kTileTokens * L::kPitch);
+    slope = arena.take<float>(kTileTokens * L::kPitch);
+    B = arena.take<float>(kTileTokens * L::kPadded);
+    C = arena.take<float>(kTileTokens * L::kPadded);
+    parts = arena.take<float>(ChannelSums<L>::kFloats);
+    steps = arena.take<float>(kTileTokens * padded);
+    weight = arena.take<float>(padded * L::kChannels);
+    bias = arena.take<float>(L::kChannels);
+    dweight = arena.take<float>(padded * L::kChannels);
+    skip = arena.take<float>(L::kChannels);
+    rows = arena.take<int64_t>(kTileTokens);
+    end = arena.end();
+  }
+
+  // R + 1 in whole vectors of four.
+  __host__ __device__ static int padded_rank(int64_t rank) { return static_cast<int>(rank / 4 * 4 + 4); }
+};
+
+struct Vectors {
+  bool u, dy;
+};
+
+template <typename L>
+__device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
+                      const SS2DGeometry& geometry, const Work<L>& work, const Tile& tile) {
+  const SS2DCuda& p = params.scan;
+  if (geometry.row_vector == 16) {
+    stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
+  } else {
+    stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
+  }
+  stage_channels<L>(shared.raw_u, p.u, vectors.u, p, geometry, work, tile);
+  stage_channels<L>(shared.raw_dy, params.dy, vectors.dy, p, geometry, work, tile);
+  copy_async_commit();
+}
+
+// From the raw parts to those of the tile at work. T: the type of x_dbl.
+template <typename L, typename T>
+__device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
+                       const Work<L>& work, const Tile& tile) {
+  const SS2DCuda& p = params.scan;
+  const int skew = row_skew<L, T>(p, geometry, work);
+  unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
+  project_steps<L, T>(
+      shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
+      [&](int token, int channel, int place, bool real, float dt, float slope) {
+        const int at = place * L::kChannels + channel;
+        const float u = real ? element(shared.raw_u, p.u.dtype, at) : 0.0f;
+        const float dy = real ? element(shared.raw_dy, params.dy.dtype, at) : 0.0f;
+        shared.tokens[token * L::kPitch + channel] = {dt, dt * u, dy, u};
+        shared.slope[token * L::kPitch + channel] = real ? slope : 0.0f;
+      });
+  const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
+  for (int i = work.thread; i < tile.padded * padded; i += L::kThreads) {
+    const int token = i / padded, r = i % padded, place = tile.place(token);
+    const T* row = reinterpret_cast<const T*>(shared.raw_rows + place * geometry.row_bytes) + skew;
+    shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
+  }
+  for (int token = work.thread; token < tile.padded; token += L::kThreads) {
+    const int64_t image = (work.channel_block * p.shape.batch + work.batch) * p.shape.tokens();
+    const int64_t pixel = image + index_at(geometry, work.pair, tile, tile.place(token));
+    const bool real = tile.place(token) < tile.tokens;
+    shared.rows[token] = real ? (pixel * kDirections + work.direction) * p.shape.row() : -1;
+  }
+}
+
+template <typename L>
+__device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
+                       const Work<L>& work, const Tile& tile) {
+  switch (params.scan.x_dbl.dtype) {
+    case DType::kBFloat16:
+      return unpack<L, bf16>(shared, params, geometry, work, tile);
+    case DType::kFloat16:
+      return unpack<L, f16>(shared, params, geometry, work, tile);
+    default:
+      return unpack<L, float>(shared, params, geometry, work, tile);
+  }
+}
+
+// The scan of one tile: dB and dC to global memory; the gradients of u and of softplus' argument stay in `tokens` and
+// `slope`. dskip collects the thread's part of the gradient of D.
+template <typename L>
+__device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work, const Tile& tile,
+                        const States<L>& A, States<L>& carry, States<L>& dA, float& dskip) {
+  constexpr float kLn2 = 0.693147180559945309417f;
+  constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
+  const SS2DCuda& p = params.scan;
+  const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes, state = lane * L::kStates;
+  const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
+  const int last = tile.padded / kGroupTokens - 1;
+  const float skip = shared.skip[channel];
+  Token* tokens = shared.tokens + channel;
+  const float *B = shared.B + state, *C = shared.C + state;
+  float* starts = shared.starts + channel * L::kPadded;
+  const auto sum_parts = [&](int group, int offset) {
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
+      const int64_t row = shared.rows[group * kGroupTokens + j];
+      if (n < states && row >= 0) params.drows[row + offset + n] = sum;
+    });
+  };
+
+  States<L> h = zero_states<L>();
+  if (work.first_channel + channel < p.shape.channels) {
+    const int64_t row = (work.batch * kDirections + work.direction) * p.shape.checkpoints() + tile.index;
+    h = load_states<L>(p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded, lane);
+  }
+  for (int group = 0; group < last; ++group) {
+    store_states<L>(starts + group * L::kChannels * L::kPadded, lane, h);
+    advance_tokens<L>(tokens + group * kGroupTokens * L::kPitch, B + group * kGroupTokens * L::kPadded, A, h);
+  }
+
+  for (int group = last; group >= 0; --group) {
+    Token* at = tokens + group * kGroupTokens * L::kPitch;
+    const float *b = B + group * kGroupTokens * L::kPadded, *c = C + group * kGroupTokens * L::kPadded;
+    if (group < last) h = load_states<L>(starts + group * L::kChannels * L::kPadded, lane);
+
+    Group<L> kept;
+    rebuild_group<L>(at, b, A, h, kept, [&](int j, int i, const Pack<float, L::kQuad>& part) {
+      store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
+    });
+    block_sync();
+    sum_parts(group, rank + states);
+
+    float ddtu[kGroupTokens], ddt[kGroupTokens];
+    descend_group<L>(at, b, c, A, kept, carry, dA, ddtu, ddt);
+    sum_over_lanes<L::kLanes>(ddtu, lane);
+    sum_over_lanes<L::kLanes>(ddt, lane);
+    if (lane < kShared) {
+#pragma unroll
+      for (int i = 0; i < kGroupTokens / kShared; ++i) {
+        const int j = lane + i * kShared;
+        const Token token = at[j * L::kPitch];
+        float& slope = shared.slope[(group * kGroupTokens + j) * L::kPitch + channel];
+        slope *= kLn2 * ddt[i] + ddtu[i] * token.u;
+        dskip += token.dy * token.u;
+        at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
+      }
+    }
+    block_sync();
+#pragma unroll
+    for (int j = 0; j < kGroupTokens; ++j) {
+#pragma unroll
+      for (int i = 0; i < L::kStates; i += L::kQuad) {
+        Pack<float, L::kQuad> part;
+#pragma unroll
+        for (int q = 0; q < L::kQuad; ++q) part.values[q] = kept.product[j][i + q];
+        store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
+      }
+    }
+    block_sync();
+    sum_parts(group, rank);
+    block_sync();
+  }
+}
+
+// What the gradient of softplus' argument gives: the rows of the time step, to global memory, and the weights'.
+template <typename L>
+__device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
+                             const Tile& tile) {
+  constexpr int kAtOnce = 4;
+  const int rank = static_cast<int>(params.scan.shape.rank), padded = Shared<L>::padded_rank(rank);
+
+  const int token = work.thread % kTileTokens;
+  if (token < tile.padded && shared.rows[token] >= 0) {
+    float* row = params.drows + shared.rows[token];
+    for (int first = work.thread / kTileTokens * kAtOnce; first < rank; first += L::kThreads / kTileTokens * kAtOnce) {
+      float sum[kAtOnce] = {};
+#pragma unroll 8
+      for (int c = 0; c < L::kChannels; ++c) {
+        const float g = shared.slope[token * L::kPitch + c];
+#pragma unroll
+        for (int j = 0; j < kAtOnce; ++j) sum[j] += g * shared.weight[(first + j) * L::kChannels + c];
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (first + j < rank) row[first + j] = sum[j];
+      }
+    }
+  }
+
+  const int channel = work.thread % L::kChannels;
+  for (int first = work.thread / L::kChannels * kAtOnce; first < padded; first += L::kLanes * kAtOnce) {
+    float sum[kAtOnce] = {};
+#pragma unroll 4
+    for (int t = 0; t < tile.padded; ++t) {
+      const float g = shared.slope[t * L::kPitch + channel];
+      const auto steps = load<kAtOnce>(shared.steps + t * padded + first);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) sum[j] += g * steps.values[j];
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) shared.dweight[(first + j) * L::kChannels + channel] += sum[j];
+  }
+}
+
+// The block's part of the gradients of the parameters.
+template <typename L>
+__device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
+                                 const States<L>& dA, float dskip) {
+  const SS2DCuda& p = params.scan;
+  const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
+  const int64_t part = (work.batch * p.plan.chunks + work.chunk) * kDirections + work.direction;
+  const auto row = [&](int channel) {
+    return params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
+  };
+  const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
+#pragma unroll
+  for (int mask = 1; mask < L::kLanes; mask *= 2) dskip += shuffle_xor(dskip, mask);
+  if (work.first_channel + channel < p.shape.channels) {
+#pragma unroll
+    for (int i = 0; i < L::kStates; ++i) {
+      if (lane * L::kStates + i < states) row(channel)[lane * L::kStates + i] = dA.values[i];
+    }
+    if (lane == 0) row(channel)[states + rank + 1] = dskip;
+  }
+  block_sync();
+  for (int i = work.thread; i < (rank + 1) * L::kChannels; i += L::kThreads) {
+    const int r = i / L::kChannels, c = i % L::kChannels;
+    if (work.first_channel + c < p.shape.channels) row(c)[states + r] = shared.dweight[i];
+  }
+}
+
+// kEndsOnly: finds the carry that each chunk leaves instead of the gradients.
+template <typename L, bool kEndsOnly>
+__global__ void __launch_bounds__(2 * L::kThreads)
+    ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors) {
+  const SS2DCuda& p = params.scan;
+  const Work<L> work(p);
+  const bool upwards = work.group == 0;
+  const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
+
+  const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
+  const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
+  const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
+  for (int i = work.thread; i < padded * L::kChannels; i += L::kThreads) {
+    shared.dweight[i] = 0.0f;
+    if (i >= rank * L::kChannels) shared.weight[i] = 0.0f;
+  }
+  const States<L> A = load_A<L>(p, work);
+  States<L> carry = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, true);
+  States<L> dA = zero_states<L>();
+  float dskip = 0.0f, steps = 0.0f;
+
+  const auto tile_at = [&](int iteration) {
+    return Tile(p.shape, work.first_tile + (upwards ? work.tiles - 1 - iteration : iteration), upwards);
+  };
+  stage(shared, vectors, params, geometry, work, tile_at(0));
+  for (int iteration = 0; iteration < work.tiles; ++iteration) {
+    const Tile tile = tile_at(iteration);
+    copy_async_wait();
+    block_sync();
+    unpack(shared, params, geometry, work, tile);
+    block_sync();
+    if constexpr (kEndsOnly) {
+      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      descend_tile<L>(shared.tokens + channel, shared.C + lane * L::kStates, tile.padded, A, carry, steps);
+    } else {
+      descend<L>(shared, params, work, tile, A, carry, dA, dskip);
+      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      project_back<L>(shared, params, work, tile);
+      merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
+        const int token = upwards ? place : tile.padded - 1 - place;
+        return shared.tokens[token * L::kPitch + c].u;
+      });
+    }
+  }
+  if constexpr (kEndsOnly) {
+    store_chunk_end<L>(p, work, carry, steps);
+  } else {
+    store_parameters<L>(shared, params, work, dA, dskip);
+  }
+}
+
+template <typename L>
+int launch(const SS2DCudaBackward& params, void* stream) {
+  const SS2DCuda& p = params.scan;
+  const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
+  const int64_t blocks = blocks_of(p);
+  const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
+  const Vectors vectors{copies_vectors<L>(p.u, p.shape.channels), copies_vectors<L>(params.dy, p.shape.channels)};
+  if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
+  if (p.plan.chunks > 1) {
+    const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, true>, params,
+                                    geometry, vectors);
+    if (error != kSuccess) return error;
+  }
+  return launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, false>, params, geometry,
+                       vectors);
+}
+
+}  // namespace
+
+int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream) {
+  switch (params.scan.plan.layout) {
+#define MTLKIT_CASE(index, states, lanes, channels) \
+  case index:                                       \
+    return launch<Layout<states, lanes, channels>>(params, stream);
+    MTLKIT_SS2D_BACKWARD_LAYOUTS(MTLKIT_CASE)
+#undef MTLKIT_CASE
+    default:
+      return kInvalidValue;
+  }
+}
+
+}  // namespace mtlkit::cuda

@@ -1,0 +1,154 @@
+// Forward pass of the four-direction scan: see ss2d.h for how the work is divided.
+#include "cuda/launchers.h"
+#include "cuda/ss2d.cuh"
+
+namespace mtlkit::cuda {
+namespace {
+
+// The shared memory of one half of a block. `raw` parts are what the asynchronous copies of the next tile write while
+// the others hold the tile at work.
+template <typename L>
+struct Shared {
+  char *raw_rows, *raw_u;
+  Step* x;               // (tokens, kPitch)
+  float *B, *C;          // (tokens, kPadded)
+  float* sums;           // (tokens, kSumPitch): y
+  float *weight, *bias;  // (R, kChannels), (kChannels)
+  float* skip;           // (kChannels)
+  char* end;
+
+  __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
+    Arena arena(memory);
+    raw_rows = arena.take<char>(kTileTokens * row_bytes);
+    raw_u = arena.take<char>(kTileTokens * L::kChannels * 4);
+    x = arena.take<Step>(kTileTokens * L::kPitch);
+    B = arena.take<float>(kTileTokens * L::kPadded);
+    C = arena.take<float>(kTileTokens * L::kPadded);
+    sums = arena.take<float>(kTileTokens * L::kSumPitch);
+    weight = arena.take<float>(rank * L::kChannels);
+    bias = arena.take<float>(L::kChannels);
+    skip = arena.take<float>(L::kChannels);
+    end = arena.end();
+  }
+};
+
+template <typename L>
+__device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, const SS2DGeometry& geometry,
+                      const Work<L>& work, const Tile& tile) {
+  if (geometry.row_vector == 16) {
+    stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
+  } else {
+    stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
+  }
+  stage_channels<L>(shared.raw_u, p.u, vectors, p, geometry, work, tile);
+  copy_async_commit();
+}
+
+// From the raw parts to those of the tile at work. T: the type of x_dbl.
+template <typename L, typename T>
+__device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
+                       const Tile& tile) {
+  const int skew = row_skew<L, T>(p, geometry, work);
+  unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
+  project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
+                      [&](int token, int channel, int place, bool real, float dt, float) {
+                        const float u =
+                            real ? element(shared.raw_u, p.u.dtype, place * L::kChannels + channel) : 0.0f;
+                        shared.x[token * L::kPitch + channel] = {dt, dt * u};
+                        shared.sums[token * L::kSumPitch + channel] = shared.skip[channel] * u;
+                      });
+}
+
+template <typename L>
+__device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
+                       const Tile& tile) {
+  switch (p.x_dbl.dtype) {
+    case DType::kBFloat16:
+      return unpack<L, bf16>(shared, p, geometry, work, tile);
+    case DType::kFloat16:
+      return unpack<L, f16>(shared, p, geometry, work, tile);
+    default:
+      return unpack<L, float>(shared, p, geometry, work, tile);
+  }
+}
+
+// kEndsOnly: finds what each chunk leaves instead of the outputs.
+template <typename L, bool kEndsOnly>
+__global__ void __launch_bounds__(2 * L::kThreads)
+    ss2d_fwd_kernel(const SS2DCudaForward params, const SS2DGeometry geometry, const bool vectors) {
+  const SS2DCuda& p = params.scan;
+  const Work<L> work(p);
+  const bool upwards = work.group == 0;
+  const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
+
+  const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
+  const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
+  const TileView view{shared.x + channel, shared.B + lane * L::kStates, shared.C + lane * L::kStates};
+  const States<L> A = load_A<L>(p, work);
+  States<L> h = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, false);
+  float steps = 0.0f;
+
+  const auto tile_at = [&](int iteration) {
+    return Tile(p.shape, work.first_tile + (upwards ? iteration : work.tiles - 1 - iteration), upwards);
+  };
+  stage(shared, vectors, p, geometry, work, tile_at(0));
+  for (int iteration = 0; iteration < work.tiles; ++iteration) {
+    const Tile tile = tile_at(iteration);
+    copy_async_wait();
+    block_sync();
+    unpack(shared, p, geometry, work, tile);
+    block_sync();
+    if (iteration + 1 < work.tiles) stage(shared, vectors, p, geometry, work, tile_at(iteration + 1));
+
+    if constexpr (kEndsOnly) {
+      advance_tile<L>(view, tile.padded, A, h, steps);
+    } else {
+      if (p.checkpoints && work.first_channel + channel < p.shape.channels) {
+        const int64_t row = (work.batch * kDirections + work.direction) * p.shape.checkpoints() + tile.index;
+        float* states = p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded;
+        store_states<L>(states, lane, h);
+      }
+      scan_tile<L>(view, shared.sums + channel, tile.padded, lane, A, h);
+      block_sync();
+      merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
+        const int token = upwards ? place : tile.padded - 1 - place;
+        return shared.sums[token * L::kSumPitch + c];
+      });
+    }
+  }
+  if constexpr (kEndsOnly) store_chunk_end<L>(p, work, h, steps);
+}
+
+template <typename L>
+int launch(const SS2DCudaForward& params, void* stream) {
+  const SS2DCuda& p = params.scan;
+  const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
+  const int64_t blocks = blocks_of(p);
+  const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
+  const bool vectors = copies_vectors<L>(p.u, p.shape.channels);
+  if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
+  if (p.plan.chunks > 1) {
+    const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_fwd_kernel<L, true>, params,
+                                    geometry, vectors);
+    if (error != kSuccess) return error;
+  }
+  return launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_fwd_kernel<L, false>, params, geometry,
+                       vectors);
+}
+
+}  // namespace
+
+int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream) {
+  switch (params.scan.plan.layout) {
+#define MTLKIT_CASE(index, states, lanes, channels) \
+  case index:                                       \
+    return launch<Layout<states, lanes, channels>>(params, stream);
+    MTLKIT_SS2D_FORWARD_LAYOUTS(MTLKIT_CASE)
+#undef MTLKIT_CASE
+    default:
+      return kInvalidValue;
+  }
+}
+
+}  // namespace mtlkit::cuda
