@@ -1,0 +1,57 @@
+"""One line for a model that you have: MedMamba in plain PyTorch, before and after `mtlkit.accelerate`.
+
+`python accelerate_medmamba.py 224` takes images of 224 x 224; in place of plain_medmamba.py import your own model.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from plain_medmamba import MedMamba
+
+import mtlkit
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The best of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def main() -> None:
+    """Both, timed."""
+    torch.manual_seed(0)
+    size = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+    model = MedMamba(num_classes=2).eval()
+    optimizer = torch.optim.AdamW(model.parameters())  # made before, and still right afterwards
+    images, labels = torch.rand(1, 3, size, size), torch.tensor([1])
+
+    @torch.no_grad()
+    def infer() -> torch.Tensor:
+        return model(images)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    logits, inference = infer(), seconds(infer)
+
+    report = mtlkit.accelerate(model)
+
+    print(report)
+    print(f"logits differ by {(infer() - logits).abs().max():.0e}")
+    print(f"inference: {inference:.3f} s before, {seconds(infer):.3f} s after")
+    training = seconds(train)
+    mtlkit.restore(model)  # the way back
+    print(f"training step: {seconds(train):.3f} s before, {training:.3f} s after")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Every script in examples/ runs, is short, and does what it says."""
+
+import re
+
+import pytest
+
+SCRIPTS = ("accelerate_medmamba", "layer_in_your_unet", "mamba_ssm_on_cpu")
+
+
+@pytest.fixture
+def output(root, run_python, request):
+    process = run_python(str(root / "examples" / f"{request.param}.py"))
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_no_script_is_missing(root):
+    scripts = {path.stem for path in (root / "examples").glob("*.py") if not path.stem.startswith("plain_")}
+    assert scripts == set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_short(root, script):
+    assert len((root / "examples" / f"{script}.py").read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("output", ["accelerate_medmamba"], indirect=True)
+def test_accelerate_medmamba(output):
+    assert "mtlkit.accelerate: 10 replaced, 0 left alone" in output
+    assert float(re.search(r"logits differ by (\S+)", output).group(1)) < 1e-4
+    for what in ("inference", "training step"):
+        assert re.search(rf"{what}: [\d.]+ s before, [\d.]+ s after", output)
+
+
+@pytest.mark.parametrize("output", ["layer_in_your_unet"], indirect=True)
+def test_layer_in_your_unet(output):
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", output)]
+    assert len(losses) == 31
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("output", ["mamba_ssm_on_cpu"], indirect=True)
+def test_mamba_ssm_on_cpu(output):
+    assert "mamba_ssm is served by mtlkit" in output
+    assert "block: (2, 1000, 64)" in output
+    assert "scan: (2, 128, 1000), last state (2, 128, 16)" in output
