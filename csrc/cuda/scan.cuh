@@ -22,7 +22,7 @@ struct Layout {
   static constexpr int kStates = kStatesPerLane, kLanes = kLanesPerChannel, kChannels = kChannelsPerBlock;
   static constexpr int kPadded = kStates * kLanes;  // N, rounded up
   static constexpr int kThreads = kChannels * kLanes;
-  static constexpr int kPitch = kChannels + 1;    // of the tile of inputs, in channels
+  static constexpr int kPitch = kChannels + 1;     // of the tile of inputs, in channels
   static constexpr int kSumPitch = kChannels + 8;  // of the tile of outputs: four rows of eight channels, no conflict
   static constexpr int kQuad = kStates < 4 ? kStates : 4;
 };
@@ -112,7 +112,8 @@ __device__ inline States<L> carry_in(const States<L>& A, int lane, int chunks, c
   return h;
 }
 
-// --- sums over the lanes of a channel -----------------------------------------------------------------------------------
+// --- sums over the lanes of a channel
+// -----------------------------------------------------------------------------------
 
 // values[i] summed over the kLanes lanes of a channel; lane l is left with the sums of index l, l + kShared, ... in
 // values[0], values[1], ..., where kShared = min(kCount, kLanes). Each exchange halves what is left to add.
@@ -137,7 +138,8 @@ __device__ inline void sum_over_lanes(float (&values)[kCount], int lane) {
   }
 }
 
-// --- forward -----------------------------------------------------------------------------------------------------------
+// --- forward
+// -----------------------------------------------------------------------------------------------------------
 
 struct alignas(8) Step {
   float dt, dtu;  // dtu = dt u
@@ -146,7 +148,7 @@ struct alignas(8) Step {
 // A tile's inputs, for one thread: `x` points at its channel of the first token, `B` and `C` at its states.
 struct TileView {
   const Step* x;   // kPitch apart from token to token
-  const float* B;   // kPadded apart
+  const float* B;  // kPadded apart
   const float* C;
 };
 
@@ -213,7 +215,8 @@ __device__ inline void advance_tile(const TileView& tile, int tokens, const Stat
   }
 }
 
-// --- backward ----------------------------------------------------------------------------------------------------------
+// --- backward
+// ----------------------------------------------------------------------------------------------------------
 
 // With g the gradient of a state, the carry is what reaches the token before: dL/dh[t-1] = a[t] g[t].
 //

@@ -104,7 +104,8 @@ __device__ inline int64_t index_at(const SS2DGeometry& geometry, int pair, const
   return int64_t{pixel.y} * geometry.width.value + pixel.x;
 }
 
-// --- from global to shared memory, asynchronously where alignment allows --------------------------------------------------
+// --- from global to shared memory, asynchronously where alignment allows
+// --------------------------------------------------
 
 // The rows of a tile's direction, as they are: `geometry.row_bytes` each, from the last whole vector before the row.
 template <typename L, int kBytes>
@@ -112,7 +113,8 @@ __device__ void stage_rows(char* to, const SS2DCuda& p, const SS2DGeometry& geom
                            const Tile& tile) {
   const int64_t size = size_of(p.x_dbl.dtype), row = p.shape.row() * size;
   const int64_t start = work.direction * row / kBytes * kBytes;
-  const char* image = static_cast<const char*>(p.x_dbl.data) + work.batch * p.shape.tokens() * kDirections * row + start;
+  const char* image =
+      static_cast<const char*>(p.x_dbl.data) + work.batch * p.shape.tokens() * kDirections * row + start;
   const int vectors = geometry.row_bytes / kBytes;
   const int64_t room = kDirections * row - start;  // of the pixel: the last direction may have less to copy
   const int lanes = vectors < L::kThreads ? vectors : L::kThreads;
@@ -177,7 +179,8 @@ __device__ inline float element(const char* data, DType dtype, int index) {
   }
 }
 
-// --- in shared memory -----------------------------------------------------------------------------------------------------
+// --- in shared memory
+// -----------------------------------------------------------------------------------------------------
 
 // Hands out parts of the shared memory; on the host, from null, it counts them.
 class Arena {

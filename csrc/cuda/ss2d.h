@@ -88,8 +88,8 @@ inline SS2DPlan plan_ss2d(const SS2DShape& shape, int multiprocessors, bool back
 struct SS2DCuda {
   SS2DShape shape;
   SS2DPlan plan;
-  Tensor<4> u;        // (B, D, H, W)
-  Tensor<1> x_dbl;    // (B, L, 4, M), contiguous
+  Tensor<4> u;             // (B, D, H, W)
+  Tensor<5> x_dbl;         // (B, H, W, 4, M), contiguous, at an address that is a multiple of 16
   const float* dt_weight;  // (4, D, R), as are all below: contiguous
   const float* dt_bias;    // (4, D)
   const float* A_logs;     // (4 D, N)
@@ -106,10 +106,10 @@ struct SS2DCudaForward {
 
 struct SS2DCudaBackward {
   SS2DCuda scan;
-  Tensor<4> dy;   // (B, D, H, W)
-  float* maps;    // (2, B, L, D), of du
-  float* drows;   // (channel blocks, B, L, 4, M)
-  float* dparameters;  // (B chunks, 4, D, N + R + 2): A log2(e)-free, dt_weight, dt_bias, Ds
+  Tensor<4> dy;        // (B, D, H, W)
+  float* maps;         // (2, B, L, D), of du
+  float* drows;        // (channel blocks, B, L, 4, M)
+  float* dparameters;  // (B chunks, 4, D, N + R + 2): of A = -exp(A_logs), dt_weight, dt_bias and Ds
 };
 
 }  // namespace mtlkit::cuda

@@ -17,7 +17,7 @@ template <typename L>
 struct Shared {
   // While a tile is at work, the states at the starts of its groups; then what the asynchronous copies write.
   union {
-    float* starts;   // (groups - 1, kChannels, kPadded)
+    float* starts;  // (groups - 1, kChannels, kPadded)
     char* raw_rows;
   };
   char *raw_u, *raw_dy;
@@ -83,15 +83,14 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
   const SS2DCuda& p = params.scan;
   const int skew = row_skew<L, T>(p, geometry, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
-  project_steps<L, T>(
-      shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
-      [&](int token, int channel, int place, bool real, float dt, float slope) {
-        const int at = place * L::kChannels + channel;
-        const float u = real ? element(shared.raw_u, p.u.dtype, at) : 0.0f;
-        const float dy = real ? element(shared.raw_dy, params.dy.dtype, at) : 0.0f;
-        shared.tokens[token * L::kPitch + channel] = {dt, dt * u, dy, u};
-        shared.slope[token * L::kPitch + channel] = real ? slope : 0.0f;
-      });
+  project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
+                      [&](int token, int channel, int place, bool real, float dt, float slope) {
+                        const int at = place * L::kChannels + channel;
+                        const float u = real ? element(shared.raw_u, p.u.dtype, at) : 0.0f;
+                        const float dy = real ? element(shared.raw_dy, params.dy.dtype, at) : 0.0f;
+                        shared.tokens[token * L::kPitch + channel] = {dt, dt * u, dy, u};
+                        shared.slope[token * L::kPitch + channel] = real ? slope : 0.0f;
+                      });
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
   for (int i = work.thread; i < tile.padded * padded; i += L::kThreads) {
     const int token = i / padded, r = i % padded, place = tile.place(token);

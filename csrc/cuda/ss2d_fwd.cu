@@ -52,8 +52,7 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeo
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
                       [&](int token, int channel, int place, bool real, float dt, float) {
-                        const float u =
-                            real ? element(shared.raw_u, p.u.dtype, place * L::kChannels + channel) : 0.0f;
+                        const float u = real ? element(shared.raw_u, p.u.dtype, place * L::kChannels + channel) : 0.0f;
                         shared.x[token * L::kPitch + channel] = {dt, dt * u};
                         shared.sums[token * L::kSumPitch + channel] = shared.skip[channel] * u;
                       });

@@ -1,0 +1,68 @@
+// What the Python module offers of the CUDA kernels of the scans.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+
+#include "arguments.h"
+#include "cuda/launchers.h"
+
+namespace mtlkit::cuda {
+
+using Sizes = std::array<int64_t, 6>;
+using Plan = std::array<int64_t, 5>;
+using Buffers = std::array<uintptr_t, 7>;
+
+inline float* floats(uintptr_t value) { return reinterpret_cast<float*>(value); }
+
+inline SS2DShape ss2d_shape(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
+
+inline Plan ss2d_plan(const Sizes& sizes, int multiprocessors, bool backward) {
+  const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), multiprocessors, backward);
+  return {plan.layout, plan.padded_states, plan.channel_blocks, plan.chunk_tiles, plan.chunks};
+}
+
+// `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
+inline SS2DCuda ss2d_arguments(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs,
+                               const Buffers& buffers) {
+  SS2DCuda p{};
+  p.shape = ss2d_shape(sizes);
+  p.plan = {static_cast<int>(plan[0]), plan[1], plan[2], plan[3], plan[4]};
+  p.u = tensor<4>(inputs[0]);
+  p.x_dbl = tensor<5>(inputs[1]);
+  p.dt_weight = floats(buffers[0]);
+  p.dt_bias = floats(buffers[1]);
+  p.A_logs = floats(buffers[2]);
+  p.Ds = floats(buffers[3]);
+  p.checkpoints = floats(buffers[4]);
+  p.ends = floats(buffers[5]);
+  p.steps = floats(buffers[6]);
+  return p;
+}
+
+inline int ss2d_forward(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs, const Buffers& buffers,
+                        uintptr_t maps, uintptr_t stream) {
+  const SS2DCudaForward params{ss2d_arguments(sizes, plan, inputs, buffers), floats(maps)};
+  pybind11::gil_scoped_release release;
+  return launch_ss2d_fwd(params, address(stream));
+}
+
+inline int ss2d_backward(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs, const Buffers& buffers,
+                         const pybind11::object& dy, uintptr_t maps, uintptr_t drows, uintptr_t dparameters,
+                         uintptr_t stream) {
+  const SS2DCudaBackward params{ss2d_arguments(sizes, plan, inputs, buffers), tensor<4>(dy), floats(maps),
+                                floats(drows), floats(dparameters)};
+  pybind11::gil_scoped_release release;
+  return launch_ss2d_bwd(params, address(stream));
+}
+
+inline void bind_scans(pybind11::module_& m) {
+  m.def("cuda_ss2d_plan", &ss2d_plan, "Layout, padded states, channel blocks, tiles per chunk and chunks.");
+  m.def("cuda_ss2d_forward", &ss2d_forward);
+  m.def("cuda_ss2d_backward", &ss2d_backward);
+}
+
+}  // namespace mtlkit::cuda
