@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_kernel(const N
         Pack<Y, kVector> dz;
         for (int i = 0; i < kVector; ++i) {
           float gradient;
-          g[j][i] = through_gate(g[j][i], v[j][i] * weight.values[i] + bias.values[i], to_float(z.values[i]), &gradient);
+          g[j][i] =
+              through_gate(g[j][i], v[j][i] * weight.values[i] + bias.values[i], to_float(z.values[i]), &gradient);
           dz.values[i] = from_float<Y>(gradient);
         }
         store(row_of<Y>(params.dz, row) + c, dz);
@@ -189,9 +190,8 @@ int launch(const NormGateBackward& params, void* stream) {
 
 int launch_norm_gate_bwd(const NormGateBackward& params, void* stream) {
   if (params.norm.rows == 0) return kSuccess;
-  return for_dtypes(params.norm.x.dtype, params.dout.dtype, [&](auto x, auto y) {
-    return launch<decltype(x), decltype(y)>(params, stream);
-  });
+  return for_dtypes(params.norm.x.dtype, params.dout.dtype,
+                    [&](auto x, auto y) { return launch<decltype(x), decltype(y)>(params, stream); });
 }
 
 }  // namespace mtlkit::cuda

@@ -112,9 +112,8 @@ int launch(const NormGateForward& params, void* stream) {
 
 int launch_norm_gate_fwd(const NormGateForward& params, void* stream) {
   if (params.norm.rows == 0) return kSuccess;
-  return for_dtypes(params.norm.x.dtype, params.out.dtype, [&](auto x, auto y) {
-    return launch<decltype(x), decltype(y)>(params, stream);
-  });
+  return for_dtypes(params.norm.x.dtype, params.out.dtype,
+                    [&](auto x, auto y) { return launch<decltype(x), decltype(y)>(params, stream); });
 }
 
 }  // namespace mtlkit::cuda

@@ -1,0 +1,63 @@
+// What the Python module offers of the CUDA kernels around the scan: norm_gate and dwconv_silu.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+
+#include "arguments.h"
+#include "cuda/launchers.h"
+
+namespace mtlkit::cuda {
+
+// The address of float parameters that lie side by side, null for none.
+template <int kRank>
+const float* parameters(const pybind11::object& object) {
+  const Tensor<kRank> result = tensor<kRank>(object);
+  if (result && result.dtype != DType::kFloat32) throw pybind11::value_error("float32 parameters were expected");
+  return static_cast<const float*>(result.data);
+}
+
+// `inputs`: x, weight, bias, z and what is added to x.
+inline NormGate norm_gate_arguments(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps) {
+  NormGate p{};
+  p.rows = rows;
+  p.channels = channels;
+  p.x = tensor<2>(inputs[0]);
+  p.weight = parameters<1>(inputs[1]);
+  p.bias = parameters<1>(inputs[2]);
+  p.z = tensor<2>(inputs[3]);
+  p.x2 = tensor<2>(inputs[4]);
+  p.eps = static_cast<float>(eps);
+  return p;
+}
+
+inline int norm_gate_forward(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps,
+                             uintptr_t stream, const pybind11::object& out) {
+  const NormGateForward params{norm_gate_arguments(rows, channels, inputs, eps), tensor<2>(out)};
+  pybind11::gil_scoped_release release;
+  return launch_norm_gate_fwd(params, address(stream));
+}
+
+inline int norm_gate_backward(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps,
+                              uintptr_t stream, const pybind11::object& dout, const pybind11::object& dx,
+                              const pybind11::object& dz, uintptr_t partials, int64_t blocks) {
+  NormGateBackward params{};
+  params.norm = norm_gate_arguments(rows, channels, inputs, eps);
+  params.dout = tensor<2>(dout);
+  params.dx = tensor<2>(dx);
+  params.dz = tensor<2>(dz);
+  params.partials = static_cast<float*>(address(partials));
+  params.blocks = blocks;
+  pybind11::gil_scoped_release release;
+  return launch_norm_gate_bwd(params, address(stream));
+}
+
+inline void bind_norm_conv(pybind11::module_& m) {
+  m.def("cuda_norm_gate_blocks", &norm_gate_blocks, "Rows of partial sums that a backward pass leaves.");
+  m.def("cuda_norm_gate_forward", &norm_gate_forward);
+  m.def("cuda_norm_gate_backward", &norm_gate_backward);
+}
+
+}  // namespace mtlkit::cuda
