@@ -1,0 +1,76 @@
+"""What the launchers share: what they serve, the guard of the device, the strides of a walk. Knows no Triton."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+# --- dtypes, devices --------------------------------------------------------------------------------------------------
+
+SERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_dtypes(op: str, *tensors: Tensor | None) -> None:
+    """Raises unless the kernels compute with every tensor.
+
+    Raises:
+        TypeError: a tensor of another dtype than float32, bfloat16 and float16.
+    """
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype not in SERVED_DTYPES:
+            raise TypeError(f"{op}: the triton backend expects float32, bfloat16 or float16, got {tensor.dtype}")
+
+
+def on_device(tensor: Tensor):
+    """Makes the tensor's GPU the current one while a kernel is launched."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+# The SMs of a device that is none: tests in the interpreter split as an H200 would.
+DEFAULT_PROCESSORS = 132
+
+
+def processors(tensor: Tensor) -> int:
+    """Streaming multiprocessors (compute units) of the tensor's GPU."""
+    if not tensor.is_cuda:
+        return DEFAULT_PROCESSORS
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+# --- walks over an image ----------------------------------------------------------------------------------------------
+
+
+def division(divisor: int) -> tuple[int, int]:
+    """(multiplier, shift) with p // divisor = (p * multiplier) >> (32 + shift) for every 0 <= p < 2^31.
+
+    With k = floor(log2(divisor - 1)) and multiplier = ceil(2^(32 + k) / divisor) < 2^32, the excess of
+    multiplier * divisor over 2^(32 + k) is below divisor <= 2^(k + 1), hence p times it below 2^(32 + k). The multiplier
+    comes as the int32 of the same bits. For divisor 1, (0, 0): the quotient is 0, as `walks` wants it.
+    """
+    if divisor == 1:
+        return 0, 0
+    shift = (divisor - 1).bit_length() - 1
+    multiplier = -(-(1 << (32 + shift)) // divisor)
+    return multiplier - (1 << 32) if multiplier >= 1 << 31 else multiplier, shift
+
+
+def walks(height: int, width: int, stride_h: int, stride_w: int) -> tuple[int, int, int, int]:
+    """(bend, step) row by row, then column by column, for `walk` in _scan.py."""
+    rows = (0, stride_h) if width == 1 else (stride_h - width * stride_w, stride_w)
+    columns = (0, stride_w) if height == 1 else (stride_w - height * stride_h, stride_h)
+    return *rows, *columns
+
+
+def is_wide(*tensors: Tensor) -> bool:
+    """Whether an offset within one image (all axes but the first) may pass 31 bits."""
+    return any(sum((n - 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 1 << 31 for t in tensors)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def like(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
+    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)

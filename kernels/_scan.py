@@ -1,0 +1,122 @@
+"""What the scan kernels share: device functions on tiles, and the arithmetic of walking over an image.
+
+A tile of states is [I, ..., G, BD]: N states as I in a thread's registers times G lanes, beside BD channels on the other
+lanes, so that a sum over the states is I products in a row and log2(G) shuffles. Tiles of T tokens carry them as a
+further first axis, which lies in registers too: `take` and `put` along it fold to nothing in the compiled code.
+
+Two habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
+reshape; and sums along registers go by `add_up`, one after the other, so that each product fuses with its sum.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _along_first(T: tl.constexpr, RANK: tl.constexpr):
+    i = tl.arange(0, T)
+    for _ in tl.static_range(RANK - 1):
+        i = tl.expand_dims(i, -1)
+    return i
+
+
+@triton.jit
+def take(x, t, T: tl.constexpr):
+    """x[t] along the first axis, of size T. An exact copy of the bits, NaN included."""
+    i = _along_first(T, len(x.shape))
+    return tl.sum(tl.where(i == t, x.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def put(x, t, value, T: tl.constexpr):
+    """x with x[t] = value along the first axis, of size T."""
+    return tl.where(_along_first(T, len(x.shape)) == t, value[None], x)
+
+
+@triton.jit
+def add_up(x, COUNT: tl.constexpr):
+    """The sum along the first axis, of size COUNT, in its order."""
+    if COUNT > 64:
+        total = tl.sum(x, 0)
+    else:
+        total = take(x, 0, COUNT)
+        for i in tl.static_range(1, COUNT):
+            total += take(x, i, COUNT)
+    return total
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) to 2e-7 of its value for every x: max(x, 0) + log1p(w) with w = exp(-|x|) in (0, 1].
+
+    log1p(w) / w is a polynomial, fitted in the relative error; lg2 would lose what is small, as time steps are.
+    """
+    w = tl.exp2(tl.abs(x) * -LOG2_E)
+    p = w * 5.232691299170256e-3 - 2.9505226761102676e-2
+    p = p * w + 7.822593301534653e-2
+    p = p * w - 1.3663243246436523e-1
+    p = p * w + 1.9106006622314453e-1
+    p = p * w - 2.484298199415207e-1
+    p = p * w + 3.331909775733948e-1
+    p = p * w - 4.999949336051941e-1
+    p = p * w + 9.999999403953552e-1
+    return tl.maximum(x, 0.0) + p * w
+
+
+@triton.jit
+def softplus_slope(x, softplus_x):
+    """The derivative of softplus, exp(x - softplus(x)), which loses nothing where it is small."""
+    return tl.where(x > 20.0, 1.0, tl.exp2((x - softplus_x) * LOG2_E))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), by the exponential that does not overflow."""
+    w = tl.exp2(tl.abs(x) * -LOG2_E)
+    return tl.where(x >= 0, 1.0, w) / (1.0 + w)
+
+
+@triton.jit
+def walk(position, bend, step, multiplier, shift, WIDE: tl.constexpr):
+    """Where a position of a scan order lies: line * bend + position * step, line = position // (pixels of a line).
+
+    The quotient is exact for positions below 2^31: see `division` in _launch.py.
+    """
+    wide = position.to(tl.uint32).to(tl.uint64) * multiplier.to(tl.uint32).to(tl.uint64)
+    line = (wide >> 32).to(tl.uint32) >> shift.to(tl.uint32)
+    if WIDE:
+        offset = line.to(tl.int64) * bend + position.to(tl.int64) * step
+    else:
+        offset = line.to(tl.int32) * bend + position * step
+    return offset
+
+
+@triton.jit
+def chain_kernel(states, sums, A, D, chunks, DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr,
+                 ADJOINT: tl.constexpr, BLOCK: tl.constexpr):
+    """Turns each chunk's last state from a zero start into its true start, in place.
+
+    states (B, K, chunks, N, D), sums of the time steps (B, K, chunks, D), A (K D, N), or log(-A) if LOGS. Directions 2
+    and 3 come to the last chunk first; so does the adjoint state of the others.
+    """
+    blocks = tl.cdiv(N * D, BLOCK)
+    e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    walk_index = (tl.program_id(0) // blocks).to(tl.int64)  # image * DIRECTIONS + direction
+    k = walk_index % DIRECTIONS
+    n, d = e // D, e % D
+    inside = e < N * D
+    a = tl.load(A + (k * D + d) * N + n, mask=inside, other=0.0).to(tl.float32)
+    if LOGS:
+        a = -tl.exp(a)
+    a *= LOG2_E
+    backwards = (k >= 2) != ADJOINT
+    h = tl.zeros([BLOCK], tl.float32)
+    for i in range(chunks):
+        chunk = walk_index * chunks + tl.where(backwards, chunks - 1 - i, i)
+        end = tl.load(states + chunk * N * D + e, mask=inside, other=0.0)
+        total = tl.load(sums + chunk * D + d, mask=inside, other=0.0)
+        tl.store(states + chunk * N * D + e, h, mask=inside)
+        h = tl.exp2(a * total) * h + end

@@ -1,0 +1,563 @@
+r"""SS2D in Triton, forward and backward: formula and letters as in mtlkit/ops/ss2d.py.
+
+A program owns a pair of opposite directions (0 and 2 walk rows, 1 and 3 columns) of a block of channels of one image,
+or of a chunk of its positions. Both directions advance together through the same positions from opposite ends, T tokens
+a step. The first to come to a block of positions writes its output, the other adds to it: one fixed order, no atomics.
+So each pair leaves one float32 map, and y is the sum of two.
+
+A launch of too few programs (`split` in _tables.py) cuts the positions in chunks: a pass over the states alone gives
+each chunk's last state from a zero start and the sum of its time steps, `chain` turns these into the chunks' starts, and
+the full pass runs every chunk at once. Backward does the same with the adjoint state.
+
+Backward walks each direction against its order. From a state kept by the forward pass it rebuilds those at every T
+tokens, then the T states of a step, in registers. Gradients that are sums over programs are written as partial sums,
+one a program, and added up in a fixed order: results repeat bit by bit.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors, walks
+from mtlkit.kernels._scan import LN_2, LOG2_E, add_up, chain_kernel, put, softplus, softplus_slope, take, walk
+from mtlkit.kernels._tables import CHECKPOINT_TOKENS, Tiles, power_of_two, scan_tiles, split
+
+DIRECTIONS = 4
+
+# --- tiles that forward and backward load -----------------------------------------------------------------------------
+
+
+@triton.jit
+def _share(D, chunks, BC: tl.constexpr, BD: tl.constexpr):
+    """This program's image, chunk, pair of directions and channels."""
+    pid = tl.program_id(0)
+    blocks = tl.cdiv(D, BC * BD)
+    d = (pid % blocks) * (BC * BD) + tl.arange(0, BC)[:, None] * BD + tl.arange(0, BD)[None, :]  # [BC, BD]
+    pair = pid // blocks % 2
+    chunk = pid // (blocks * 2) % chunks
+    image = (pid // (blocks * 2) // chunks).to(tl.int64)
+    return image, chunk, pair, d
+
+
+@triton.jit
+def _decays(A_logs, pair, d, D, N: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
+    """A log2(e), and where each state lies: n and the index of (direction, channel)."""
+    k = (pair + 2 * tl.arange(0, 2))[None, :, None, None, None]
+    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[:, None, None, :, None]
+    d5 = d[None, None, :, None, :]
+    row = k.to(tl.int64) * D + d5  # [1, 2, BC, 1, BD]
+    inside = (n < N) & (d5 < D)  # [I, 1, BC, G, BD]
+    logs = tl.load(A_logs + row * N + n, mask=inside, other=0.0).to(tl.float32)
+    return -tl.exp(logs) * LOG2_E, row, n, inside
+
+
+@triton.jit
+def _positions(j, first, count, L, T: tl.constexpr):
+    """Positions of step j in the order of the pair, and which are there: [T, 2]."""
+    kk = tl.arange(0, 2)
+    i = tl.arange(0, T)[:, None]
+    block = tl.where(kk == 0, first + j, first + count - 1 - j)[None, :]
+    position = block * T + tl.where(kk[None, :] == 0, i, T - 1 - i)
+    return position, position < tl.where(j < count, L, -T)
+
+
+@triton.jit
+def _time_steps(dts, weight, bias, inside, RP: tl.constexpr):
+    """dt before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD]."""
+    raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], RP)
+    return raw, tl.where(inside[:, :, None, None], softplus(raw), 0.0)
+
+
+@triton.jit
+def _projection(dt_weight, dt_bias, k, d, D, R: tl.constexpr, RP: tl.constexpr):
+    """Weight [RP, 2, BC, BD] and bias [2, BC, BD] of the time steps."""
+    row = k.to(tl.int64)[:, None, None] * D + d[None]
+    r = tl.arange(0, RP)[:, None, None, None]
+    there = (d < D)[None]
+    weight = tl.load(dt_weight + row[None] * R + r, mask=(r < R) & there[None], other=0.0).to(tl.float32)
+    bias = tl.load(dt_bias + row, mask=there, other=0.0).to(tl.float32)
+    return weight, bias
+
+
+@triton.jit
+def _fetch(
+    u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n,
+    R: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """u [T, 2, BC, BD], the time step's rows [RP, T, 2], B and C [T, I, 2, G] of a step, as they are stored."""
+    pu = u + walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None]
+    px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
+    uu = tl.load(pu, mask=inside[:, :, None, None] & there, other=0.0)
+    dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0)
+    pn = px[:, None, :, None] + (R + n) * sx_m
+    mask = (n < N) & inside[:, None, :, None]
+    b = tl.load(pn, mask=mask, other=0.0)
+    c = tl.load(pn + N * sx_m, mask=mask, other=0.0)
+    return uu, dts, b, c
+
+
+# --- the states alone, for split scans --------------------------------------------------------------------------------
+
+
+@triton.jit
+def ss2d_states_kernel(
+    v, x, dt_weight, dt_bias, A_logs, ends, sums,
+    D, L, chunks, chunk_blocks,
+    multiplier_0, shift_0, multiplier_1, shift_1,
+    sv_b, sv_d, sv_bend_0, sv_step_0, sv_bend_1, sv_step_1,
+    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """A chunk's last state from a zero start, and the sum of its time steps.
+
+    The state is h with v = u; if ADJOINT, what the later tokens hand to the chunk's first, with v = dy.
+    """
+    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    kk = tl.arange(0, 2)
+    k = pair + 2 * kk
+    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
+    shift = tl.where(pair == 0, shift_0, shift_1)
+    sv_bend = tl.where(pair == 0, sv_bend_0, sv_bend_1)
+    sv_step = tl.where(pair == 0, sv_step_0, sv_step_1)
+    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
+    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
+    r = tl.arange(0, RP)[:, None, None]
+    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    there = (d < D)[None, None]
+    v += image * sv_b + (d[None, None] * sv_d).to(tl.int64)
+    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
+    first = chunk * chunk_blocks
+    count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
+    h = tl.zeros([I, 2, BC, G, BD], tl.float32)
+    total = tl.zeros([T, 2, BC, BD], tl.float32)
+    for j in range(count):
+        step = count - 1 - j if ADJOINT else j
+        position, inside = _positions(step, first, count, L, T)
+        pv = v + walk(position, sv_bend, sv_step, multiplier, shift, WIDE)[:, :, None, None]
+        px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
+        vv = tl.load(pv, mask=inside[:, :, None, None] & there, other=0.0).to(tl.float32)
+        dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
+        row_of_n = (R + n + (N if ADJOINT else 0)) * sx_m
+        m = tl.load(px[:, None, :, None] + row_of_n, mask=(n < N) & inside[:, None, :, None], other=0.0)
+        _, dt = _time_steps(dts, weight, bias, inside, RP)
+        total += dt
+        driven = vv if ADJOINT else dt * vv
+        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, I, 2, BC, G, BD]
+        fed = driven[:, None, :, :, None, :] * m.to(tl.float32)[:, :, :, None, :, None]
+        for i in tl.static_range(T):
+            if ADJOINT:
+                h = take(decay, T - 1 - i, T) * (h + take(fed, T - 1 - i, T))
+            else:
+                h = take(decay, i, T) * h + take(fed, i, T)
+    walked = (image * 4 + k) * chunks + chunk  # [2]
+    tl.store(ends + (walked[None, :, None, None, None] * N + n5) * D + d[None, None, :, None, :], h, mask=inside5)
+    sums += walked[:, None, None] * D + d[None]
+    tl.store(sums, tl.sum(total, 0), mask=(d < D)[None])
+
+
+# --- forward ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def ss2d_fwd_kernel(
+    u, x, dt_weight, dt_bias, A_logs, Ds, maps, starts, checkpoints,
+    B, D, L, chunks, chunk_blocks,
+    multiplier_0, shift_0, multiplier_1, shift_1,
+    su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
+    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
+    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The output of both directions of a pair, summed, into maps (2, B, L, D); KEEP = tokens between kept states."""
+    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    kk = tl.arange(0, 2)
+    k = pair + 2 * kk
+    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
+    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
+    shift = tl.where(pair == 0, shift_0, shift_1)
+    su_bend = tl.where(pair == 0, su_bend_0, su_bend_1)
+    su_step = tl.where(pair == 0, su_step_0, su_step_1)
+    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
+    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
+    sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
+    sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
+    r = tl.arange(0, RP)[:, None, None]
+    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    there = (d < D)[None, None]
+    u += image * su_b + (d[None, None] * su_d).to(tl.int64)
+    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
+    maps += (pair * B + image) * L * D + d[None, None]
+    blocks = tl.cdiv(L, T)
+    first = chunk * chunk_blocks
+    count = tl.minimum(chunk_blocks, blocks - first)
+    lane = d[None, None, :, None, :]
+    if SPLIT:
+        walked = ((image * 4 + k) * chunks + chunk)[None, :, None, None, None]
+        h = tl.load(starts + (walked * N + n5) * D + lane, mask=inside5, other=0.0)
+    else:
+        h = tl.zeros([I, 2, BC, G, BD], tl.float32)
+
+    position, inside = _positions(0, first, count, L, T)
+    u_, dts_, b_, c_ = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                              r, n, R, N, WIDE)
+    for j in range(count):
+        position, inside = _positions(j, first, count, L, T)
+        uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
+        ahead, inside_ahead = _positions(j + 1, first, count, L, T)
+        u_, dts_, b_, c_ = _fetch(u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
+                                  shift, r, n, R, N, WIDE)
+        if SAVE:
+            up, down = first + j, first + count - 1 - j
+            EVERY: tl.constexpr = KEEP // T
+            if (up % EVERY == 0) | (down % EVERY == EVERY - 1) | (down == blocks - 1):
+                block = tl.where(kk == 0, up, down)
+                keep = ((kk == 0) & (block % EVERY == 0)) | (
+                    (kk == 1) & ((block % EVERY == EVERY - 1) | (block == blocks - 1))
+                )
+                index = (image * 4 + k) * tl.cdiv(L, KEEP) + block // EVERY
+                slot = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
+                tl.store(slot, h, mask=inside5 & keep[None, :, None, None, None])
+        _, dt = _time_steps(dts, weight, bias, inside, RP)
+        x6 = (dt * uu)[:, None, :, :, None, :]
+        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, I, 2, BC, G, BD]
+        fed = x6 * b[:, :, :, None, :, None]
+        cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
+        y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
+        for i in tl.static_range(T):
+            h = take(decay, i, T) * h + take(fed, i, T)
+            y6 = put(y6, i, add_up(h * take(cc, i, T), I), T)
+        y = tl.sum(y6, 3) + skip[None] * uu
+
+        py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
+        opposite = count - 1 - j
+        mask = inside[:, :, None, None] & there
+        tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
+        seen = position < tl.where(opposite < j, L, 0)
+        y += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
+        alone = kk < tl.where(opposite == j, 1, 2)
+        tl.store(py, y, mask=mask & alone[None, :, None, None])
+        if opposite == j:  # both directions at once in the same block
+            tl.debug_barrier()
+            second = mask & (kk == 1)[None, :, None, None]
+            y += tl.load(py, mask=second, other=0.0)
+            tl.store(py, y, mask=second)
+
+
+# --- backward ---------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def ss2d_bwd_kernel(
+    dy, u, x, dt_weight, dt_bias, A_logs, Ds, checkpoints, starts, maps, dx, dweight, dbias, dA_logs, dDs,
+    B, D, L, chunks, chunk_blocks,
+    multiplier_0, shift_0, multiplier_1, shift_1,
+    sg_b, sg_d, sg_bend_0, sg_step_0, sg_bend_1, sg_step_1,
+    su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
+    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
+    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, of one direction:
+
+    dB_t = sum_d g_t dt_t u_t        dC_t = sum_d dy_t h_t        dA = sum_t g_t P_t dt_t
+    du_t = dt_t sum_n g_t B_t + Ds dy_t
+    ddt_t = sum_n g_t P_t A + u_t sum_n g_t B_t, and from there through softplus to W, b and the time step's rows.
+
+    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx (blocks of D, B, L, 4, M),
+    dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
+    """
+    EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
+    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    kk = tl.arange(0, 2)
+    k = pair + 2 * kk
+    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
+    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
+    shift = tl.where(pair == 0, shift_0, shift_1)
+    sg_bend = tl.where(pair == 0, sg_bend_0, sg_bend_1)
+    sg_step = tl.where(pair == 0, sg_step_0, sg_step_1)
+    su_bend = tl.where(pair == 0, su_bend_0, su_bend_1)
+    su_step = tl.where(pair == 0, su_step_0, su_step_1)
+    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
+    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
+    sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
+    sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
+    r = tl.arange(0, RP)[:, None, None]
+    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    there = (d < D)[None, None]
+    lane = d[None, None, :, None, :]
+    M: tl.constexpr = R + 2 * N
+    dy += image * sg_b + (d[None, None] * sg_d).to(tl.int64)
+    u += image * su_b + (d[None, None] * su_d).to(tl.int64)
+    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
+    maps += (pair * B + image) * L * D + d[None, None]
+    dx += ((tl.program_id(0) % tl.cdiv(D, BC * BD)).to(tl.int64) * B + image) * L * 4 * M + (k * M)[None, :]
+    first = chunk * chunk_blocks
+    count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
+    groups = tl.cdiv(count, EVERY)
+    steps = groups * EVERY
+    walked = (image * 4 + k) * chunks + chunk
+    if SPLIT:
+        carry = tl.load(starts + (walked[None, :, None, None, None] * N + n5) * D + lane, mask=inside5, other=0.0)
+    else:
+        carry = tl.zeros([I, 2, BC, G, BD], tl.float32)
+    dA = tl.zeros([I, 2, BC, G, BD], tl.float32)
+    sum_raw = tl.zeros([T, 2, BC, BD], tl.float32)
+    sum_skip = tl.zeros([T, 2, BC, BD], tl.float32)
+    sum_weight = tl.zeros([RP, 2, BC, BD], tl.float32)
+    for group in range(groups):
+        # The states at the start of each step of the group, in the order of the scan.
+        index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
+        kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
+        h = tl.load(kept, mask=inside5, other=0.0)
+        begins = tl.zeros([EVERY, I, 2, BC, G, BD], tl.float32)
+        for s in range(EVERY - 1):
+            begins = put(begins, s, h, EVERY)
+            position, inside = _positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
+            uu, dts, b, _ = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
+                                   shift, r, n, R, N, WIDE)
+            _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, RP)
+            decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
+            fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
+            for i in tl.static_range(T):
+                h = take(decay, i, T) * h + take(fed, i, T)
+        begins = put(begins, EVERY - 1, h, EVERY)
+
+        for s in range(EVERY):
+            h = take(begins, EVERY - 1 - s, EVERY)
+            j = group * EVERY + s
+            position, inside = _positions(steps - 1 - j, first, steps, L, T)
+            mask = inside[:, :, None, None] & there
+            uu, dts, b, c = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
+                                   shift, r, n, R, N, WIDE)
+            uu, dts = uu.to(tl.float32), dts.to(tl.float32)
+            pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
+            gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
+            raw, dt = _time_steps(dts, weight, bias, inside, RP)
+            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
+            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
+            dt6 = tl.broadcast_to(dt[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
+            x6 = tl.broadcast_to((dt * uu)[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
+            g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
+            decay = tl.exp2(dt6 * a[None])
+            before = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # P
+            after = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # h
+            for i in tl.static_range(T):
+                decayed = take(decay, i, T) * h
+                h = decayed + take(x6, i, T) * take(b6, i, T)
+                before = put(before, i, decayed, T)
+                after = put(after, i, h, T)
+            ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
+            dfed = tl.zeros([T, 2, BC, G, BD], tl.float32)
+            db = tl.zeros([T, I, 2, BC, G, BD], tl.float32)
+            for back in tl.static_range(T):
+                i: tl.constexpr = T - 1 - back
+                g = take(g6, i, T) * take(c6, i, T) + carry
+                w = g * take(before, i, T)
+                ddt = put(ddt, i, add_up(w * a, I), T)
+                dfed = put(dfed, i, add_up(g * take(b6, i, T), I), T)
+                dA += w * take(dt6, i, T)
+                db = put(db, i, g * take(x6, i, T), T)
+                carry = g * take(decay, i, T)
+            px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
+            pn = px[:, None, :, None] + R + n
+            there_n = (n < N) & inside[:, None, :, None]
+            tl.store(pn, tl.sum(tl.sum(db, 5), 3), mask=there_n)
+            tl.store(pn + N, tl.sum(tl.sum(after * g6, 5), 3), mask=there_n)
+
+            dfed = tl.sum(dfed, 3)  # [T, 2, BC, BD]
+            draw = (tl.sum(ddt, 3) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
+            du = dt * dfed + skip[None] * gg
+            sum_raw += draw
+            sum_skip += gg * uu
+            sum_weight += tl.sum(draw[None] * dts[:, :, :, None, None], 1)
+            drow = tl.sum(tl.sum(draw[None] * weight[:, None], 4), 3)  # [RP, T, 2]
+            tl.store(px[None] + r, drow, mask=(r < R) & inside[None])
+            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
+            tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
+            seen = position < tl.where(steps - 1 - j < j, L, 0)
+            du += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
+            tl.store(py, du, mask=mask)
+    part = image * chunks + chunk
+    tl.store(dA_logs + ((part * 4 + k)[None, :, None, None, None] * N + n5) * D + lane, dA * a * LN_2, mask=inside5)
+    channel = (part * 4 + k)[:, None, None] * D + d[None]
+    tl.store(dbias + channel, tl.sum(sum_raw, 0), mask=(d < D)[None])
+    tl.store(dDs + channel, tl.sum(sum_skip, 0), mask=(d < D)[None])
+    rank = tl.arange(0, RP)[:, None, None, None]
+    pw = dweight + ((part * 4 + k)[None, :, None, None] * R + rank) * D + d[None, None]
+    tl.store(pw, sum_weight, mask=(rank < R) & there)
+
+
+# --- launch -----------------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """Sizes, strides and tiles of a call, in the order of the kernels' arguments."""
+
+    def __init__(self, kind: str, u: Tensor, x_dbl: Tensor, dt_weight: Tensor, A_logs: Tensor) -> None:
+        self.B, self.D, self.H, self.W = u.shape
+        self.N, self.R = A_logs.shape[1], dt_weight.shape[2]
+        self.L = self.H * self.W
+        self.tiles = scan_tiles(kind, self.N, 2)
+        programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
+        blocks = triton.cdiv(self.L, self.tiles.T)
+        every = CHECKPOINT_TOKENS // self.tiles.T
+        chunks = split(programs * self.tiles.num_warps, self.L, processors(u))
+        self.chunk_blocks = triton.cdiv(triton.cdiv(blocks, chunks), every) * every
+        self.chunks = triton.cdiv(blocks, self.chunk_blocks)
+        self.grid = (programs * self.chunks,)
+        self.divisions = (*division(self.W), *division(self.H))
+        self.wide = is_wide(u, x_dbl) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31
+        self.x_strides = (x_dbl.stride(0), x_dbl.stride(1), x_dbl.stride(2), *self.walks(*x_dbl.stride()[3:]))
+        self.kept = triton.cdiv(self.L, CHECKPOINT_TOKENS)
+
+    def walks(self, stride_h: int, stride_w: int) -> tuple[int, ...]:
+        return walks(self.H, self.W, stride_h, stride_w)
+
+    def image_strides(self, t: Tensor) -> tuple[int, ...]:
+        return (t.stride(0), t.stride(1), *self.walks(*t.stride()[2:]))
+
+    def pixel_strides(self) -> tuple[int, ...]:
+        return self.walks(self.W, 1)
+
+    def constants(self) -> dict:
+        return {
+            "R": self.R,
+            "N": self.N,
+            "RP": power_of_two(self.R),
+            "WIDE": self.wide,
+            **self.tiles._asdict(),
+            "num_stages": 1,
+            "enable_fp_fusion": True,
+        }
+
+    def starts(self, v, x_dbl, dt_weight, dt_bias, A_logs, adjoint: bool) -> Tensor | None:
+        """Each chunk's state at its start, (B, 4, chunks, N, D); None where there is but one chunk."""
+        if self.chunks == 1:
+            return None
+        states = torch.empty(self.B, DIRECTIONS, self.chunks, self.N, self.D, dtype=torch.float32, device=v.device)
+        sums = torch.empty(self.B, DIRECTIONS, self.chunks, self.D, dtype=torch.float32, device=v.device)
+        ss2d_states_kernel[self.grid](
+            v, x_dbl, dt_weight, dt_bias, A_logs, states, sums,
+            self.D, self.L, self.chunks, self.chunk_blocks,
+            *self.divisions, *self.image_strides(v), *self.x_strides,
+            ADJOINT=adjoint, **self.constants(),
+        )  # fmt: skip
+        grid = (self.B * DIRECTIONS * triton.cdiv(self.N * self.D, CHAIN_BLOCK),)
+        chain_kernel[grid](
+            states, sums, A_logs, self.D, self.chunks, DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4
+        )
+        return states
+
+
+CHAIN_BLOCK = 256
+
+
+def checkpoint_shape(u: Tensor, A_logs: Tensor) -> tuple[int, ...]:
+    """The shape of the states, float32, that `forward` keeps for `backward`: (B, 4, ceil(L / 32), N, D)."""
+    batch, channels, height, width = u.shape
+    return batch, DIRECTIONS, triton.cdiv(height * width, CHECKPOINT_TOKENS), A_logs.shape[1], channels
+
+
+def _kernel_arguments(x_dbl, dt_weight, dt_bias, A_logs, Ds) -> tuple[Tensor, ...]:
+    return x_dbl, dt_weight.contiguous(), dt_bias.contiguous(), A_logs.contiguous(), Ds.contiguous()
+
+
+def forward(
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    out_dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output, (B, D, H, W) in the memory format of u, and the states kept for `backward`: none unless `save`.
+
+    Arguments as those of `mtlkit.ops.ss2d`, checked by the caller.
+
+    Raises:
+        TypeError: an input of another dtype than float32, bfloat16 and float16.
+    """
+    check_dtypes("ss2d", u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    y = torch.empty_like(u, dtype=out_dtype)
+    kept = checkpoint_shape(u, A_logs)
+    checkpoints = torch.empty(kept if save else (*kept[:2], 0, *kept[3:]), dtype=torch.float32, device=u.device)
+    if u.shape[0] == 0:
+        return y, checkpoints
+    with on_device(u):
+        plan = _Plan("forward", u, x_dbl, dt_weight, A_logs)
+        inputs = _kernel_arguments(x_dbl, dt_weight, dt_bias, A_logs, Ds)
+        starts = plan.starts(u, *inputs[:4], adjoint=False)
+        maps = torch.empty(2, plan.B, plan.H, plan.W, plan.D, dtype=torch.float32, device=u.device)
+        ss2d_fwd_kernel[plan.grid](
+            u, *inputs, maps, starts, checkpoints,
+            plan.B, plan.D, plan.L, plan.chunks, plan.chunk_blocks,
+            *plan.divisions, *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(),
+            SPLIT=starts is not None, SAVE=save, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
+        )  # fmt: skip
+        torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
+    return y, checkpoints
+
+
+def backward(
+    dy: Tensor,
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    checkpoints: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, x_dbl, dt_weight, dt_bias, A_logs and Ds, each in the dtype and layout of its tensor.
+
+    Raises:
+        TypeError: an input of another dtype than float32, bfloat16 and float16.
+    """
+    check_dtypes("ss2d", dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    tensors = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    if u.shape[0] == 0:
+        return tuple(torch.zeros_like(t) for t in tensors)
+    with on_device(u):
+        plan = _Plan("backward", u, x_dbl, dt_weight, A_logs)
+        inputs = _kernel_arguments(x_dbl, dt_weight, dt_bias, A_logs, Ds)
+        starts = plan.starts(dy, *inputs[:4], adjoint=True)
+        B, D, N, R = plan.B, plan.D, plan.N, plan.R
+
+        def new(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=u.device)
+
+        maps = new(2, B, plan.H, plan.W, D)
+        blocks = triton.cdiv(D, plan.tiles.channels)
+        drows = new(blocks, B, plan.H, plan.W, DIRECTIONS, R + 2 * N)
+        parts = B * plan.chunks
+        dweight, dA_logs = new(parts, DIRECTIONS, R, D), new(parts, DIRECTIONS, N, D)
+        dbias, dDs = new(parts, DIRECTIONS, D), new(parts, DIRECTIONS, D)
+        ss2d_bwd_kernel[plan.grid](
+            dy, u, *inputs, checkpoints, starts, maps, drows, dweight, dbias, dA_logs, dDs,
+            B, D, plan.L, plan.chunks, plan.chunk_blocks,
+            *plan.divisions, *plan.image_strides(dy), *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(),
+            SPLIT=starts is not None, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
+        )  # fmt: skip
+        du = torch.empty_like(u)
+        torch.add(maps[0], maps[1], out=du.permute(0, 2, 3, 1))
+        return (
+            du,
+            like(drows.sum(0).permute(0, 3, 4, 1, 2), x_dbl),
+            like(dweight.sum(0).transpose(1, 2), dt_weight),
+            like(dbias.sum(0), dt_bias),
+            like(dA_logs.sum(0).transpose(1, 2).flatten(0, 1), A_logs),
+            like(dDs.sum(0).flatten(), Ds),
+        )
