@@ -75,10 +75,18 @@ struct Tile {
   int index, tokens, padded;  // tokens: pixels in it; padded: rounded up to whole groups
   bool upwards;
 
-  __device__ Tile(const SS2DShape& shape, int index, bool upwards) : index(index), upwards(upwards) {
+  __device__ Tile(const SS2DShape& shape, int index, bool upwards)
+      : index(index), tokens(tokens_of(shape, index)), padded(round_up(tokens, kGroupTokens)), upwards(upwards) {}
+
+  // With as many groups as the larger of this tile and `other`.
+  __device__ Tile(const SS2DShape& shape, int index, int other, bool upwards) : Tile(shape, index, upwards) {
+    const int others = round_up(tokens_of(shape, other), kGroupTokens);
+    if (others > padded) padded = others;
+  }
+
+  __device__ static int tokens_of(const SS2DShape& shape, int index) {
     const int64_t left = shape.tokens() - int64_t{index} * kTileTokens;
-    tokens = static_cast<int>(left < kTileTokens ? left : kTileTokens);
-    padded = round_up(tokens, kGroupTokens);
+    return static_cast<int>(left < kTileTokens ? left : kTileTokens);
   }
 
   // Place of a token in the tile's image order, by its place in the order of the scan; those not below `tokens` pad.

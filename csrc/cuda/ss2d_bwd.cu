@@ -283,8 +283,10 @@ __global__ void __launch_bounds__(2 * L::kThreads)
   States<L> dA = zero_states<L>();
   float dskip = 0.0f, steps = 0.0f;
 
+  // Both halves meet in every group, and so must have equally many.
   const auto tile_at = [&](int iteration) {
-    return Tile(p.shape, work.first_tile + (upwards ? work.tiles - 1 - iteration : iteration), upwards);
+    const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
+    return upwards ? Tile(p.shape, down, up, true) : Tile(p.shape, up, down, false);
   };
   stage(shared, vectors, params, geometry, work, tile_at(0));
   for (int iteration = 0; iteration < work.tiles; ++iteration) {

@@ -21,6 +21,8 @@ BACKENDS = {
     "cuda": "CUDA kernels for NVIDIA GPUs",
 }
 
+LEAST_CAPABILITY = (8, 0)  # of a GPU, for the CUDA kernels
+
 _requested = os.environ.get("MTLKIT_BACKEND") or "auto"
 
 
@@ -94,6 +96,20 @@ def _obstacle(
             return f"it serves tensors on the CPU, and these are on {device}"
         if _native.C is None:
             return f"{_native.why_not}; install with a C++ compiler at hand: pip install -e ."
+    if name == "cuda":
+        return _cuda_obstacle(device)
+    return None
+
+
+def _cuda_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"it serves tensors on an NVIDIA GPU, and these are on {device}"
+    if _native.C is None or not _native.C.cuda:
+        return "mtlkit was built without CUDA; install beside nvcc: MTLKIT_CUDA=on pip install -e ."
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        least, have = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
+        return f"it needs compute capability {least}, and {torch.cuda.get_device_name(device)} has {have}"
     return None
 
 
@@ -127,6 +143,7 @@ def describe() -> list[BackendState]:
         detail = f"built for {_native.C.cuda_archs}, but torch finds no GPU"
         states.append(BackendState("cuda", False, detail, "check the driver, and that torch has CUDA"))
     else:
-        detail = f"built for {_native.C.cuda_archs}, but no operator is served by a CUDA kernel yet"
-        states.append(BackendState("cuda", False, detail, ""))
+        obstacle = _cuda_obstacle(torch.device("cuda", torch.cuda.current_device()))
+        detail = f"{BACKENDS['cuda']}, built for {_native.C.cuda_archs}"
+        states.append(BackendState("cuda", obstacle is None, obstacle or detail, ""))
     return states

@@ -1,5 +1,9 @@
 """How operators call `mtlkit._C`: tensors as addresses and strides, statuses as exceptions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -33,9 +37,52 @@ def check(status: int) -> None:
         raise MemoryError(f"mtlkit: {_native.C.error_string(status)}")
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors a GPU has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@contextmanager
+def launching(tensor: Tensor) -> Iterator[int]:
+    """Makes the tensor's GPU the current one and gives the address of its current stream, 0 for a tensor on the CPU."""
+    if tensor.device.type != "cuda":
+        yield 0
+        return
+    with torch.cuda.device(tensor.device):
+        yield torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def check_cuda(status: int) -> None:
+    """Raises what a CUDA launcher answers.
+
+    Raises:
+        RuntimeError: the launch failed; CUDA's own text says why.
+    """
+    if status:
+        raise RuntimeError(f"mtlkit: CUDA error {status}: {_native.C.cuda_error_string(status)}")
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """A parameter as the CUDA kernels read it: float32, contiguous; no copy where it is so."""
+    return tensor.to(torch.float32).contiguous()
+
+
+def aligned(tensor: Tensor, size: int = 16) -> Tensor:
+    """The contiguous tensor at an address that is a multiple of `size` bytes; no copy where it is so."""
+    return tensor if tensor.data_ptr() % size == 0 else tensor.clone()
+
+
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The type of computation: double where any tensor is double, else float."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def single_precision_only(*tensors: Tensor | None) -> dict[str, str] | None:
+    """The limits of the GPU kernels, for `choose`: none unless a tensor is float64."""
+    if not any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return None
+    return dict.fromkeys(("cuda", "triton"), "it computes in float32, and float64 came")
 
 
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:

@@ -29,17 +29,23 @@ from mtlkit.ops._native_call import (
     CHECKPOINT_TOKENS,
     MAX_STATES,
     address,
+    aligned,
     argument,
+    as_float,
     check,
+    check_cuda,
     compute_dtype,
     first_order_only,
+    launching,
     like,
+    multiprocessors,
+    single_precision_only,
     traced,
     wants_grad,
 )
 from mtlkit.ops.selective_scan import selective_scan_reference, selective_scan_torch
 
-SERVED = ("cpu", "torch", "reference")
+SERVED = ("cpu", "cuda", "torch", "reference")
 DIRECTIONS = 4
 
 # --- scan orders ------------------------------------------------------------------------------------------------------
@@ -145,19 +151,23 @@ def _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> None:
         check_float_dtype("out_dtype", out_dtype)
 
 
-# --- launch -----------------------------------------------------------------------------------------------------------
+# --- launch: cpu ------------------------------------------------------------------------------------------------------
 
 
 def _sizes(u: Tensor, dt_weight: Tensor, A_logs: Tensor) -> tuple[int, ...]:
     return *u.shape, A_logs.shape[1], dt_weight.shape[2]
 
 
-def _rows(x_dbl: Tensor, dtype: torch.dtype) -> Tensor:
-    """x_dbl with a pixel's values side by side, (B, H, W, 4, M), as the kernel reads it; no copy where it is so."""
-    return x_dbl.permute(0, 3, 4, 1, 2).to(dtype).contiguous()
+def _tiles(u: Tensor) -> int:
+    return (u.shape[2] * u.shape[3] + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
 
 
-def _native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype) -> tuple:
+def _rows(x_dbl: Tensor) -> Tensor:
+    """x_dbl with a pixel's values side by side, (B, H, W, 4, M), as the kernels read it; no copy where it is so."""
+    return x_dbl.permute(0, 3, 4, 1, 2).contiguous()
+
+
+def _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype) -> tuple:
     """What the kernels of both directions take first."""
     return (
         _sizes(u, dt_weight, A_logs),
@@ -169,52 +179,132 @@ def _native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtyp
     )
 
 
-def _new_outputs(u: Tensor, A_logs: Tensor, dtype: torch.dtype, out_dtype: torch.dtype, save: bool):
-    batch, channels, height, width = u.shape
-    chunks = (height * width + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS if save else 0
-    checkpoints = torch.empty(batch, DIRECTIONS, chunks, A_logs.shape[1], channels, dtype=dtype, device=u.device)
-    return torch.empty_like(u, dtype=out_dtype), checkpoints
+def _cpu_checkpoints(u: Tensor, x_dbl: Tensor, A_logs: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    return (u.shape[0], DIRECTIONS, _tiles(u), A_logs.shape[1], u.shape[1]), compute_dtype(u, x_dbl)
 
 
-def _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
-    """The kernel: y, and the states kept for backward (none unless `save`)."""
+def _cpu_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
     dtype = compute_dtype(u, x_dbl)
-    y, checkpoints = _new_outputs(u, A_logs, dtype, out_dtype, save)
-    if u.shape[0] > 0:
-        rows = _rows(x_dbl, dtype)
-        status = _native.C.ss2d_forward(
-            *_native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype), argument(y)
-        )
-        check(status)
-    return y, checkpoints
+    rows = _rows(x_dbl.to(dtype))
+    arguments = _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype)
+    check(_native.C.ss2d_forward(*arguments, argument(y)))
 
 
-# --- backward ---------------------------------------------------------------------------------------------------------
-
-
-def _backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
-    """The kernel: the gradient of each input."""
-    inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
-    if u.shape[0] == 0:
-        return [torch.zeros_like(t) for t in inputs]
+def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
     dtype = compute_dtype(u, x_dbl)
-    rows = _rows(x_dbl, dtype)
+    rows = _rows(x_dbl.to(dtype))
     du, drows = torch.empty_like(u), torch.empty_like(rows)
     parameters = [torch.empty(t.shape, dtype=dtype) for t in (dt_weight, dt_bias, A_logs, Ds)]
     status = _native.C.ss2d_backward(
-        *_native_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype),
+        *_cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype),
         argument(dy),
         argument(du),
         *(address(t) for t in (drows, *parameters)),
     )
     check(status)
-    return [du, *(like(g, t) for g, t in zip((drows.permute(0, 3, 4, 1, 2), *parameters), inputs[1:], strict=True))]
+    return [du, drows.permute(0, 3, 4, 1, 2), *parameters]
+
+
+# --- launch: cuda -----------------------------------------------------------------------------------------------------
+
+
+def _cuda_plan(u: Tensor, dt_weight: Tensor, A_logs: Tensor, backward: bool) -> tuple[int, ...]:
+    """Layout, padded states, channel blocks, tiles per chunk and chunks: see csrc/cuda/ss2d.h."""
+    return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), multiprocessors(u.device), backward)
+
+
+def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan) -> tuple[tuple, list[Tensor]]:
+    """What the kernels of both directions take first, and the tensors that must live until they are launched."""
+    batch, channels = u.shape[:2]
+    _, padded, _, _, chunks = plan
+    rows = aligned(_rows(x_dbl))
+    many = batch * DIRECTIONS * chunks * channels if chunks > 1 else 0
+    ends = torch.empty(many, padded, dtype=torch.float32, device=u.device)
+    steps = torch.empty(many, dtype=torch.float32, device=u.device)
+    buffers = [*(as_float(t) for t in (dt_weight, dt_bias, A_logs, Ds)), checkpoints, ends, steps]
+    arguments = (
+        _sizes(u, dt_weight, A_logs),
+        plan,
+        (argument(u), argument(rows)),
+        [address(t) for t in buffers],
+    )
+    return arguments, [rows, *buffers]
+
+
+def _cuda_checkpoints(u: Tensor, x_dbl: Tensor, A_logs: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    states = A_logs.shape[1]
+    return (u.shape[0], DIRECTIONS, _tiles(u), u.shape[1], 1 << (states - 1).bit_length()), torch.float32
+
+
+def _cuda_maps(u: Tensor) -> Tensor:
+    """Where the pairs of opposite directions leave their sums, (2, B, H, W, D)."""
+    batch, channels, height, width = u.shape
+    return torch.empty(2, batch, height, width, channels, dtype=torch.float32, device=u.device)
+
+
+def _cuda_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
+    plan = _cuda_plan(u, dt_weight, A_logs, False)
+    maps = _cuda_maps(u)
+    with launching(u) as stream:
+        arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
+        check_cuda(_native.C.cuda_ss2d_forward(*arguments, address(maps), stream))
+    torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
+
+
+def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
+    plan = _cuda_plan(u, dt_weight, A_logs, True)
+    batch, channels, height, width = u.shape
+    states, rank = A_logs.shape[1], dt_weight.shape[2]
+    _, _, blocks, _, chunks = plan
+    maps = _cuda_maps(u)
+    drows = maps.new_empty(blocks, batch, height, width, DIRECTIONS, rank + 2 * states)
+    dparameters = maps.new_empty(batch * chunks, DIRECTIONS, channels, states + rank + 2)
+    with launching(u) as stream:
+        arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
+        buffers = (address(t) for t in (maps, drows, dparameters))
+        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(dy), *buffers, stream))
+    du = torch.empty_like(u)
+    torch.add(maps[0], maps[1], out=du.permute(0, 2, 3, 1))
+    drows = drows[0] if blocks == 1 else drows.sum(0)  # in a fixed order, as all of torch's sums over a dimension
+    dA, dweight, dbias, dskip = dparameters.sum(0).split((states, rank, 1, 1), -1)
+    dA_logs = dA.reshape(A_logs.shape) * -torch.exp(A_logs.float())
+    return [du, drows.permute(0, 3, 4, 1, 2), dweight, dbias[..., 0], dA_logs, dskip.flatten()]
+
+
+# --- forward and backward ---------------------------------------------------------------------------------------------
+
+_CHECKPOINTS = {"cpu": _cpu_checkpoints, "cuda": _cuda_checkpoints}
+_FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward}
+_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward}
+
+
+def _new_outputs(backend: str, u: Tensor, x_dbl: Tensor, A_logs: Tensor, out_dtype: torch.dtype, save: bool):
+    shape, dtype = _CHECKPOINTS[backend](u, x_dbl, A_logs)
+    checkpoints = torch.empty(shape if save else (0,), dtype=dtype, device=u.device)
+    return torch.empty_like(u, dtype=out_dtype), checkpoints
+
+
+def _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
+    """The kernel: y, and the states kept for backward (none unless `save`)."""
+    y, checkpoints = _new_outputs(backend, u, x_dbl, A_logs, out_dtype, save)
+    if u.shape[0] > 0:
+        _FORWARD[backend](y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    return y, checkpoints
+
+
+def _backward(backend, dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
+    """The kernel: the gradient of each input."""
+    inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    if u.shape[0] == 0:
+        return [torch.zeros_like(t) for t in inputs]
+    return [like(g, t) for g, t in zip(_BACKWARD[backend](dy, *inputs, checkpoints), inputs, strict=True)]
 
 
 class _SS2D(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, out_dtype, save, *inputs):
-        y, checkpoints = _forward(*inputs, out_dtype, save)
+    def forward(ctx, backend, out_dtype, save, *inputs):
+        y, checkpoints = _forward(backend, *inputs, out_dtype, save)
+        ctx.backend = backend
         if save:
             ctx.save_for_backward(*inputs, checkpoints)
         return y
@@ -222,14 +312,16 @@ class _SS2D(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         *inputs, checkpoints = ctx.saved_tensors
-        return None, None, *first_order_only("ss2d", _backward(dy, *inputs, checkpoints), (dy, *inputs))
+        gradients = _backward(ctx.backend, dy, *inputs, checkpoints)
+        return None, None, None, *first_order_only("ss2d", gradients, (dy, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-@torch.library.custom_op("mtlkit::ss2d", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::ss2d", mutates_args=())
 def _op(
+    backend: str,
     u: Tensor,
     x_dbl: Tensor,
     dt_weight: Tensor,
@@ -239,16 +331,17 @@ def _op(
     out_dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    return _forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
+    return _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
 
 
 @_op.register_fake
-def _(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
-    return _new_outputs(u, A_logs, compute_dtype(u, x_dbl), out_dtype, save)
+def _(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
+    return _new_outputs(backend, u, x_dbl, A_logs, out_dtype, save)
 
 
-@torch.library.custom_op("mtlkit::ss2d_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::ss2d_backward", mutates_args=())
 def _op_backward(
+    backend: str,
     dy: Tensor,
     u: Tensor,
     x_dbl: Tensor,
@@ -258,23 +351,23 @@ def _op_backward(
     Ds: Tensor,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints))
+    return tuple(_backward(backend, dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints))
 
 
 @_op_backward.register_fake
-def _(dy, *inputs_and_checkpoints):
+def _(backend, dy, *inputs_and_checkpoints):
     return tuple(torch.empty_like(t) for t in inputs_and_checkpoints[:-1])
 
 
 def _op_setup(ctx, inputs, output) -> None:
-    *tensors, _out_dtype, save = inputs
+    ctx.backend, *tensors, _out_dtype, save = inputs
     if not save:
         raise RuntimeError("mtlkit::ss2d: save=False was passed for a call that needs gradients")
     ctx.save_for_backward(*tensors, output[1])
 
 
 def _op_grad(ctx, dy, _dcheckpoints):
-    return *_op_backward(dy, *ctx.saved_tensors), None, None
+    return None, *_op_backward(ctx.backend, dy, *ctx.saved_tensors), None, None
 
 
 _op.register_autograd(_op_grad, setup_context=_op_setup)
@@ -331,7 +424,8 @@ def ss2d(
     inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     out_dtype = out_dtype or u.dtype
     states = A_logs.shape[1]
-    limits = {"cpu": f"it keeps at most {MAX_STATES} states, got {states}"} if states > MAX_STATES else None
+    limits = dict.fromkeys(("cpu", "cuda"), f"it keeps at most {MAX_STATES} states, got {states}")
+    limits = limits if states > MAX_STATES else single_precision_only(*inputs)
     backend = choose("ss2d", SERVED, u.device, limits)
     if backend == "reference":
         return ss2d_reference(*inputs, out_dtype)
@@ -339,5 +433,5 @@ def ss2d(
         return ss2d_torch(*inputs, out_dtype)
     save = wants_grad(*inputs)
     if traced(*inputs):
-        return _op(*inputs, out_dtype, save)[0]
-    return _SS2D.apply(out_dtype, save, *inputs)
+        return _op(backend, *inputs, out_dtype, save)[0]
+    return _SS2D.apply(backend, out_dtype, save, *inputs)

@@ -209,11 +209,11 @@ def test_nothing_is_kept_without_gradients(monkeypatch):
 
 def test_opcheck():
     inputs = SHAPES[1].inputs(requires_grad=True)
-    torch.library.opcheck(OP, (*inputs.values(), torch.float32, True))
+    torch.library.opcheck(OP, ("cpu", *inputs.values(), torch.float32, True))
     with torch.no_grad():
-        y, checkpoints = OP(*inputs.values(), torch.float32, True)
+        y, checkpoints = OP("cpu", *inputs.values(), torch.float32, True)
     detached = [t.detach() for t in inputs.values()]
-    torch.library.opcheck(torch.ops.mtlkit.ss2d_backward.default, (y, *detached, checkpoints))
+    torch.library.opcheck(torch.ops.mtlkit.ss2d_backward.default, ("cpu", y, *detached, checkpoints))
 
 
 def test_compiles_whole_and_for_every_size():
