@@ -54,12 +54,12 @@ class PatchMerging(nn.Module):
         """Half the rows and columns, twice the channels."""
         check_channels_last("x", x, self.dim)
         height, width = x.shape[1:3]
-        if self.odd == "pad":
-            x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        elif min(height, width) < 2:
+        if self.odd == "crop" and min(height, width) < 2:
             raise ValueError(f"x: expected H and W of at least 2, got {tuple(x.shape)}; odd='pad' takes less")
+        sign = 1 if self.odd == "pad" else -1
+        # also crops by padding, which leaves no view behind that torch.compile would tell odd sizes from even ones by
+        x = F.pad(x, (0, 0, 0, sign * (width % 2), 0, sign * (height % 2)))
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        x = x[:, : 2 * rows, : 2 * columns]
         x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # (B, H/2, 2, W/2, 2, C)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # (B, H/2, W/2, 4 C)
         return self.reduction(self.norm(x))  # (B, H/2, W/2, 2 C)
