@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sysconfig
@@ -45,19 +46,30 @@ def _once(target: Path, make: Callable[[Path], None]) -> Path:
     return target
 
 
+def _with_includes(source: Path, folders: list[Path]) -> dict[Path, str]:
+    """The texts of a source and of all that it includes from `folders`, by path."""
+    texts, todo = {}, [source]
+    while todo:
+        path = todo.pop()
+        texts[path] = path.read_text()
+        names = re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE)
+        found = (folder / name for name in names for folder in (path.parent, *folders) if (folder / name).exists())
+        todo += [p for p in found if p not in texts]
+    return texts
+
+
 def build(name: str, sources: list[Path], csrc: Path = ROOT / "csrc") -> ModuleType:
     """Compiles and loads the module `name`. What is built is kept under build/ by the contents of all that went in."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for old in FOLDER.iterdir():
         if old.stat().st_mtime < time.time() - KEPT:
             old.unlink(missing_ok=True)
-    headers = [p.read_text() for folder in (HERE, csrc) for p in sorted(folder.rglob("*.*h"))]
     command = [*COMPILER, *FLAGS, f"-I{csrc}", *(f"-I{folder}" for folder in INCLUDES)]
     version = subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
-    common = _key(version, *FLAGS, *INCLUDES, *headers)
 
     def compiled(source: Path) -> Path:
-        target = FOLDER / f"{source.stem}-{_key(common, source.read_text())}.o"
+        texts = _with_includes(source, [csrc, HERE])
+        target = FOLDER / f"{source.stem}-{_key(version, *FLAGS, *INCLUDES, *texts.values())}.o"
         return _once(target, lambda out: _run([*command, "-c", source, "-o", out]))
 
     with ThreadPoolExecutor(2) as pool:
