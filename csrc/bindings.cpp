@@ -184,6 +184,81 @@ int norm_gate_backward(int64_t rows, int64_t channels, const py::tuple& inputs, 
   return cpu_kernels().norm_gate_backward(p);
 }
 
+InteractionReduceForward interaction_arguments(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean,
+                                               uintptr_t pooled, uintptr_t softmax, bool use_double, int threads) {
+  InteractionReduceForward p{};
+  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  p.x = tensor<3>(inputs[0]);
+  p.weight = tensor<2>(inputs[1]);
+  p.bias = tensor<1>(inputs[2]);
+  p.attn = tensor<1>(inputs[3]);
+  p.mean = address(mean);
+  p.pooled = address(pooled);
+  p.softmax = address(softmax);
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int interaction_reduce_forward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
+                               uintptr_t softmax, bool use_double, int threads, uintptr_t variance, uintptr_t energy) {
+  InteractionReduceForward p = interaction_arguments(sizes, inputs, mean, pooled, softmax, use_double, threads);
+  p.variance = address(variance);
+  p.energy = address(energy);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_reduce_forward(p);
+}
+
+int interaction_reduce_backward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
+                                uintptr_t softmax, bool use_double, int threads, const py::object& dy,
+                                uintptr_t factors, uintptr_t dmean, uintptr_t dvariance, uintptr_t denergy,
+                                uintptr_t dpooled, const py::object& dx, uintptr_t dweight, uintptr_t dbias,
+                                uintptr_t dattn) {
+  InteractionReduceBackward p{};
+  p.forward = interaction_arguments(sizes, inputs, mean, pooled, softmax, use_double, threads);
+  p.dy = tensor<3>(dy);
+  p.factors = address(factors);
+  p.dmean = address(dmean);
+  p.dvariance = address(dvariance);
+  p.denergy = address(denergy);
+  p.dpooled = address(dpooled);
+  p.dx = tensor<3>(dx);
+  p.dweight = address(dweight);
+  p.dbias = address(dbias);
+  p.dattn = address(dattn);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_reduce_backward(p);
+}
+
+InteractionScaleForward interaction_scale_arguments(const Sizes4& sizes, const py::object& x, bool use_double,
+                                                    int threads) {
+  InteractionScaleForward p{};
+  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], 0};
+  p.x = tensor<3>(x);
+  p.use_double = use_double;
+  p.threads = threads;
+  return p;
+}
+
+int interaction_scale_forward(const Sizes4& sizes, const py::object& x, bool use_double, int threads, uintptr_t factors,
+                              const py::object& y) {
+  InteractionScaleForward p = interaction_scale_arguments(sizes, x, use_double, threads);
+  p.factors = address(factors);
+  p.y = tensor<3>(y);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_scale_forward(p);
+}
+
+int interaction_scale_backward(const Sizes4& sizes, const py::object& x, bool use_double, int threads,
+                               const py::object& dy, uintptr_t dfactors) {
+  InteractionScaleBackward p{};
+  p.forward = interaction_scale_arguments(sizes, x, use_double, threads);
+  p.dy = tensor<3>(dy);
+  p.dfactors = address(dfactors);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_scale_backward(p);
+}
+
 const char* error_string(int status) {
   switch (status) {
     case kOk:
@@ -238,4 +313,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("dwconv_silu_backward", &dwconv_silu_backward);
   m.def("norm_gate_forward", &norm_gate_forward);
   m.def("norm_gate_backward", &norm_gate_backward);
+  m.def("interaction_reduce_forward", &interaction_reduce_forward);
+  m.def("interaction_reduce_backward", &interaction_reduce_backward);
+  m.def("interaction_scale_forward", &interaction_scale_forward);
+  m.def("interaction_scale_backward", &interaction_scale_backward);
 }

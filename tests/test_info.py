@@ -98,7 +98,7 @@ def test_readme_has_the_variables(root):
     assert tuple(sorted(re.findall(r"^\| `(MTLKIT_\w+)`", readme, flags=re.MULTILINE))) == info.SETTINGS
 
 
-@pytest.mark.parametrize("name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate"])
+@pytest.mark.parametrize("name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "interaction"])
 def test_readme_tells_which_operators_have_kernels(root, name):
     served = importlib.import_module(f"mtlkit.ops.{name}").SERVED
     (row,) = re.findall(rf"^\| `ops\.{name}` \| (.*) \| (.*) \|$", (root / "README.md").read_text(), flags=re.MULTILINE)

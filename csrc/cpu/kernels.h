@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/dwconv_silu.h"
+#include "../common/interaction.h"
 #include "../common/norm_gate.h"
 #include "../common/selective_scan.h"
 #include "../common/ss2d.h"
@@ -19,6 +20,10 @@ struct CpuKernels {
   int (*dwconv_silu_backward)(const DwconvSiluBackward&);
   int (*norm_gate_forward)(const NormGateCpuForward&);
   int (*norm_gate_backward)(const NormGateCpuBackward&);
+  int (*interaction_reduce_forward)(const InteractionReduceForward&);
+  int (*interaction_reduce_backward)(const InteractionReduceBackward&);
+  int (*interaction_scale_forward)(const InteractionScaleForward&);
+  int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int64_t (*yardstick)(int64_t tokens, int threads);
 };
 

@@ -75,6 +75,7 @@ MTLKIT_INLINE Vec<T> splat(T value) {
 // NaN in b wins, NaN in a loses.
 MTLKIT_INLINE FloatVec max(FloatVec a, FloatVec b) { return a > b ? a : b; }
 MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
+MTLKIT_INLINE DoubleVec abs(DoubleVec a) { return a < 0 ? -a : a; }
 
 // 2^x to 1e-7, exact at 0, with the limits of the true function at both ends and NaN kept. Below 2^-126 the levels
 // under AVX-512 answer 0.

@@ -12,6 +12,10 @@ int dwconv_silu_forward(const DwconvSiluForward&);
 int dwconv_silu_backward(const DwconvSiluBackward&);
 int norm_gate_forward(const NormGateCpuForward&);
 int norm_gate_backward(const NormGateCpuBackward&);
+int interaction_reduce_forward(const InteractionReduceForward&);
+int interaction_reduce_backward(const InteractionReduceBackward&);
+int interaction_scale_forward(const InteractionScaleForward&);
+int interaction_scale_backward(const InteractionScaleBackward&);
 int64_t yardstick(int64_t tokens, int threads);
 
 extern const CpuKernels kernels;
@@ -20,8 +24,20 @@ extern const CpuKernels kernels;
 #define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
 
 const CpuKernels kernels = {
-    MTLKIT_NAME(MTLKIT_ISA), ss2d_forward,         ss2d_backward,     selective_scan_forward, selective_scan_backward,
-    dwconv_silu_forward,     dwconv_silu_backward, norm_gate_forward, norm_gate_backward,     yardstick,
+    MTLKIT_NAME(MTLKIT_ISA),
+    ss2d_forward,
+    ss2d_backward,
+    selective_scan_forward,
+    selective_scan_backward,
+    dwconv_silu_forward,
+    dwconv_silu_backward,
+    norm_gate_forward,
+    norm_gate_backward,
+    interaction_reduce_forward,
+    interaction_reduce_backward,
+    interaction_scale_forward,
+    interaction_scale_backward,
+    yardstick,
 };
 
 }  // namespace MTLKIT_ISA

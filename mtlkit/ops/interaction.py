@@ -37,9 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtlkit.ops import interaction_kernels
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import compute_dtype
+from mtlkit.ops.interaction_kernels import Map, Reduced
 from mtlkit.ops.interaction_types import (
     InteractionOutput,
     Signals,
@@ -58,16 +60,7 @@ from mtlkit.ops.interaction_types import (
     check_vector,
 )
 
-SERVED = ("torch", "reference")
-
-
-class Reduced(NamedTuple):
-    """What one pass over a map gathers, in the type of computation."""
-
-    mean: Tensor  # (B, C)
-    variance: Tensor  # (B, C), of the population
-    energy: Tensor | None  # (B,), where it was asked for
-    pooled: Tensor | None  # (B, P), where there is a projection
+SERVED = ("cpu", "torch", "reference")
 
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
@@ -77,7 +70,7 @@ def reduce_reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
     """The formulas, one after the other."""
-    x = x.to(dtype)  # (B, C, H, W)
+    given, x = x, x.to(dtype)  # (B, C, H, W)
     mean = x.mean((2, 3))  # (B, C)
     variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # (B, C)
     pooled = None
@@ -89,7 +82,7 @@ def reduce_reference(
             logits = torch.einsum("c,bchw->bhw", attn.to(dtype), x)  # (B, H, W)
             share = torch.softmax(logits.flatten(1), 1)  # (B, L)
             pooled = (F.relu(z).flatten(2) * share[:, None]).sum(2)  # (B, P)
-    return Reduced(mean, variance, gradient_energy(x) if energy else None, pooled)
+    return Reduced(mean, variance, gradient_energy(x) if energy else None, pooled, Map(given))
 
 
 def gradient_energy(x: Tensor) -> Tensor:
@@ -102,18 +95,20 @@ def gradient_energy(x: Tensor) -> Tensor:
 def reduce_torch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
-    """PyTorch's own convolution, in the dtype of x, and moments."""
+    """PyTorch's own convolution and moments."""
+    if x.shape[0] == 0:  # whose moments PyTorch gives with a warning
+        return reduce_reference(x, weight, bias, attn, energy, dtype)
     wide = x.to(dtype)  # (B, C, H, W)
     variance, mean = torch.var_mean(wide, (2, 3), correction=0)  # (B, C)
     pooled = None
     if weight is not None:
-        z = F.relu(F.conv2d(x, weight.to(x.dtype)[:, :, None, None], bias.to(x.dtype))).to(dtype)  # (B, P, H, W)
+        z = F.relu(F.conv2d(wide, weight.to(dtype)[:, :, None, None], bias.to(dtype)))  # (B, P, H, W)
         if attn is None:
             pooled = z.mean((2, 3))  # (B, P)
         else:
             logits = F.conv2d(wide, attn.to(dtype)[None, :, None, None])  # (B, 1, H, W)
             pooled = torch.einsum("bpl,bl->bp", z.flatten(2), torch.softmax(logits.flatten(1), 1))  # (B, P)
-    return Reduced(mean, variance, gradient_energy(wide) if energy else None, pooled)
+    return Reduced(mean, variance, gradient_energy(wide) if energy else None, pooled, Map(x))
 
 
 class _Projection(NamedTuple):
@@ -134,13 +129,15 @@ def _reduce(backend: str, x: Tensor, projection: _Projection | None, energy: boo
     if projection is not None:
         weight, bias = projection.weight.flatten(1), projection.bias  # (P, C), (P,)
         attn = None if projection.attn is None else projection.attn.flatten()  # (C,)
-    reduce = reduce_reference if backend == "reference" else reduce_torch
+    reduce = {"reference": reduce_reference, "torch": reduce_torch, "cpu": interaction_kernels.reduce}[backend]
     return reduce(x, weight, bias, attn, energy, dtype)
 
 
-def _scale(backend: str, x: Tensor, factors: Tensor) -> Tensor:
-    """X times a factor (B, C) for each channel, in the dtype of x."""
-    return (x * factors[:, :, None, None]).to(x.dtype)
+def _scale(backend: str, x: Map, factors: Tensor) -> Tensor:
+    """The map times a factor (B, C) for each channel, in the dtype of the map."""
+    if backend == "cpu":
+        return interaction_kernels.scale(x, factors)
+    return (x.x * factors[:, :, None, None]).to(x.x.dtype)
 
 
 # --- the vectors between the passes -----------------------------------------------------------------------------------
@@ -173,7 +170,8 @@ def _tim_vectors(mean, pooled, f, p: TIMParameters, tau, training, momentum, eps
 
 
 def _variance(f: Tensor) -> Tensor:
-    return f.var(1, correction=0)  # (B,)
+    """Of the population, (B,)."""
+    return (f - f.mean(1, keepdim=True)).square().mean(1)
 
 
 def _alignment(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Tensor) -> Tensor:
@@ -201,7 +199,7 @@ def _mix(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
 def _enhance(backend, x, f, tim, tau, training, momentum, eps) -> TIMOutput:
     reduced = _reduce(backend, x, _Projection.of(tim), False, compute_dtype(x, f))
     mu, clf = _tim_vectors(reduced.mean, reduced.pooled, f, tim, tau, training, momentum, eps)
-    return TIMOutput(_scale(backend, x, mu), clf.to(f.dtype), mu)
+    return TIMOutput(_scale(backend, reduced.map, mu), clf.to(f.dtype), mu)
 
 
 def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
@@ -236,9 +234,9 @@ def _fused(
         alignment = _alignment((mu - 1) * mean, enhanced - f.to(mean.dtype), upa.seg_proj, upa.clf_proj)
         signals = ThreeSignals(alignment, reduced.energy, torch.log1p(spread))
     gates = _weights(signals, upa, normaliser)
-    seg = _scale(backend, x, 1 + gates[:, :1] * (mu - 1))
+    seg = _scale(backend, reduced.map, 1 + gates[:, :1] * (mu - 1))
     clf = _mix(f.to(mean.dtype), enhanced, gates[:, 1])
-    enhanced_seg = _scale(backend, x, mu) if return_enhanced else None
+    enhanced_seg = _scale(backend, Map(x), mu) if return_enhanced else None
     return InteractionOutput(seg, clf.to(f.dtype), gates, signals, enhanced.to(f.dtype), enhanced_seg)
 
 
@@ -313,7 +311,7 @@ def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Ten
     check_tau(tau)
     dtype = compute_dtype(x, gate, gain)
     backend = choose("tim_modulate", SERVED, x.device)
-    return _scale(backend, x, 1 + tau * gate.to(dtype) * gain.to(dtype))
+    return _scale(backend, Map(x), 1 + tau * gate.to(dtype) * gain.to(dtype))
 
 
 def upa_stats(

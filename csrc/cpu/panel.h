@@ -1,0 +1,101 @@
+// Panels: matrices packed into whole vectors of the type of computation, and the product of two.
+#pragma once
+
+#include "tile.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+// Rows and vectors of a product that are summed in registers at once.
+#if defined(__AVX512F__) || defined(__aarch64__)
+inline constexpr int kRows = 12;
+#else
+inline constexpr int kRows = 6;
+#endif
+inline constexpr int kColumns = 2;
+
+MTLKIT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Elements from row to row of a panel with so many columns: whole vectors, and no large power of two, whose rows would
+// all compete for the same lines of the first-level cache.
+template <typename T>
+MTLKIT_INLINE int64_t pitch_of(int64_t columns) {
+  const int64_t pitch = round_up(columns, kLanes<T>);
+  return pitch * sizeof(T) % 1024 ? pitch : pitch + kLanes<T>;
+}
+
+// sum[i][j] += a[i][k] b[k][j], over k: kRows rows of numbers by columns of vectors.
+template <typename T, int columns>
+MTLKIT_INLINE void multiply(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t depth,
+                            Vec<T> (&sum)[kRows][columns]) {
+  static_assert(kRows % 3 == 0, "three rows are addressed from one pointer");
+  const T* row[kRows / 3];
+#pragma GCC unroll 4
+  for (int q = 0; q < kRows / 3; ++q) row[q] = a + 3 * q * a_pitch;
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec<T> v[columns];
+#pragma GCC unroll 2
+    for (int j = 0; j < columns; ++j) v[j] = load(b + j * kLanes<T>);
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<T> w = splat(row[i / 3][i % 3 * a_pitch]);
+#pragma GCC unroll 2
+      for (int j = 0; j < columns; ++j) sum[i][j] += w * v[j];
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < kRows / 3; ++q) ++row[q];
+    b += b_pitch;
+  }
+}
+
+// Calls f(std::integral_constant<int, columns>{}, j) for vectors j, j + 1, ... of `count`, as many at once as go.
+template <typename F>
+MTLKIT_INLINE void by_columns(int64_t count, F f) {
+  int64_t j = 0;
+  for (; j + kColumns <= count; j += kColumns) f(std::integral_constant<int, kColumns>{}, j);
+  for (; j < count; ++j) f(std::integral_constant<int, 1>{}, j);
+}
+
+// panel[row][column] <- element at data + row * row_stride + column * column_stride, in whole vectors; what lies behind
+// the last column is 0.
+template <typename T>
+void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
+          T* panel, int64_t pitch) {
+  constexpr int lanes = kLanes<T>;
+  with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto* source = static_cast<const typename E::Storage*>(data);
+    for (int64_t r = 0; r < rows; r += lanes) {
+      const int64_t some = min(lanes, rows - r);
+      for (int64_t c = 0; c < columns; c += lanes) {
+        Vec<T> block[lanes];
+        load_tile_of<T, E>(source + r * row_stride + c * column_stride, column_stride, row_stride,
+                           min(lanes, columns - c), some, block);
+        for (int64_t i = 0; i < some; ++i) store(panel + (r + i) * pitch + c, block[i]);
+      }
+    }
+  });
+}
+
+// The way back: only the first `columns` of a row are written.
+template <typename T>
+void unpack(void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
+            const T* panel, int64_t pitch) {
+  constexpr int lanes = kLanes<T>;
+  with_element(dtype, [&](auto element) {
+    using E = decltype(element);
+    auto* target = static_cast<typename E::Storage*>(data);
+    for (int64_t r = 0; r < rows; r += lanes) {
+      const int64_t some = min(lanes, rows - r);
+      for (int64_t c = 0; c < columns; c += lanes) {
+        Vec<T> block[lanes];
+        for (int64_t i = 0; i < some; ++i) block[i] = load(panel + (r + i) * pitch + c);
+        store_tile_of<T, E>(target + r * row_stride + c * column_stride, column_stride, row_stride,
+                            min(lanes, columns - c), some, block);
+      }
+    }
+  });
+}
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit
