@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <utility>
 
 #include "arguments.h"
 #include "cuda/launchers.h"
@@ -13,16 +14,22 @@
 namespace mtlkit::cuda {
 
 using Sizes = std::array<int64_t, 6>;
-using Plan = std::array<int64_t, 5>;
+using Plan = std::array<int64_t, 6>;
 using Buffers = std::array<uintptr_t, 7>;
 
 inline float* floats(uintptr_t value) { return reinterpret_cast<float*>(value); }
 
 inline SS2DShape ss2d_shape(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
 
-inline Plan ss2d_plan(const Sizes& sizes, int multiprocessors, bool backward) {
-  const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), multiprocessors, backward);
-  return {plan.layout, plan.padded_states, plan.channel_blocks, plan.chunk_tiles, plan.chunks};
+// `gpu`: multiprocessors, and bytes of shared memory that a block may have.
+inline std::pair<int64_t, int64_t> ss2d_tiling(int64_t states, int64_t rank, std::pair<int64_t, int64_t> gpu) {
+  const SS2DTiling tiling = ss2d_tiling(states, rank, Gpu{gpu.first, gpu.second});
+  return {tiling.states, tiling.tokens};
+}
+
+inline Plan ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
+  const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), Gpu{gpu.first, gpu.second}, backward);
+  return {plan.layout, plan.padded_states, plan.tiles, plan.channel_blocks, plan.chunk_tiles, plan.chunks};
 }
 
 // `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
@@ -30,7 +37,7 @@ inline SS2DCuda ss2d_arguments(const Sizes& sizes, const Plan& plan, const pybin
                                const Buffers& buffers) {
   SS2DCuda p{};
   p.shape = ss2d_shape(sizes);
-  p.plan = {static_cast<int>(plan[0]), plan[1], plan[2], plan[3], plan[4]};
+  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
   p.u = tensor<4>(inputs[0]);
   p.x_dbl = tensor<5>(inputs[1]);
   p.dt_weight = floats(buffers[0]);
@@ -60,7 +67,10 @@ inline int ss2d_backward(const Sizes& sizes, const Plan& plan, const pybind11::t
 }
 
 inline void bind_scans(pybind11::module_& m) {
-  m.def("cuda_ss2d_plan", &ss2d_plan, "Layout, padded states, channel blocks, tiles per chunk and chunks.");
+  m.def("cuda_ss2d_tiling", pybind11::overload_cast<int64_t, int64_t, std::pair<int64_t, int64_t>>(&ss2d_tiling),
+        "Padded states and tokens per tile, 0 where no kernel serves.");
+  m.def("cuda_ss2d_plan", &ss2d_plan,
+        "Layout, padded states, tiles, channel blocks, tiles per chunk and chunks; a layout of -1 for none.");
   m.def("cuda_ss2d_forward", &ss2d_forward);
   m.def("cuda_ss2d_backward", &ss2d_backward);
 }

@@ -1,7 +1,7 @@
 // The scan itself, as ss2d and selective_scan share it: a tile of tokens in shared memory, the states in registers.
 //
 // A block owns kChannels channels; kLanes neighbouring threads share a channel and keep kStates states each. A tile is
-// kTileTokens tokens in scan order. Its values are laid out so that every lane's loads from shared memory are broadcast
+// kTokens tokens in scan order. Its values are laid out so that every lane's loads from shared memory are broadcast
 // or contiguous: per token and channel the time step dt and dt u, per token the rows B and C. Tokens beyond the end
 // have dt = 0 and rows of zeros and so leave the states as they are.
 //
@@ -13,13 +13,13 @@
 
 namespace mtlkit::cuda {
 
-inline constexpr int kTileTokens = kCheckpointTokens;
 inline constexpr int kGroupTokens = 4;  // tokens whose sums over lanes are taken together
 
 // How the threads of one scan divide channels and states.
-template <int kStatesPerLane, int kLanesPerChannel, int kChannelsPerBlock>
+template <int kStatesPerLane, int kLanesPerChannel, int kChannelsPerBlock, int kTokensPerTile>
 struct Layout {
   static constexpr int kStates = kStatesPerLane, kLanes = kLanesPerChannel, kChannels = kChannelsPerBlock;
+  static constexpr int kTokens = kTokensPerTile;
   static constexpr int kPadded = kStates * kLanes;  // N, rounded up
   static constexpr int kThreads = kChannels * kLanes;
   static constexpr int kPitch = kChannels + 1;     // of the tile of inputs, in channels
@@ -70,22 +70,33 @@ struct States {
   float values[L::kStates];
 };
 
-// kStates neighbouring floats of a buffer whose rows are kPadded long.
+template <typename L>
+__device__ inline Pack<float, L::kQuad> load_quad(const float* row, int first) {
+  return load<L::kQuad>(row + first);
+}
+
+// The states of a lane in a row of kPadded floats.
 template <typename L>
 __device__ inline States<L> load_states(const float* row, int lane) {
   States<L> states;
-  const auto pack = load<L::kStates>(row + lane * L::kStates);
 #pragma unroll
-  for (int i = 0; i < L::kStates; ++i) states.values[i] = pack.values[i];
+  for (int i = 0; i < L::kStates; i += L::kQuad) {
+    const auto quad = load_quad<L>(row + lane * L::kStates, i);
+#pragma unroll
+    for (int q = 0; q < L::kQuad; ++q) states.values[i + q] = quad.values[q];
+  }
   return states;
 }
 
 template <typename L>
 __device__ inline void store_states(float* row, int lane, const States<L>& states) {
-  Pack<float, L::kStates> pack;
 #pragma unroll
-  for (int i = 0; i < L::kStates; ++i) pack.values[i] = states.values[i];
-  store(row + lane * L::kStates, pack);
+  for (int i = 0; i < L::kStates; i += L::kQuad) {
+    Pack<float, L::kQuad> quad;
+#pragma unroll
+    for (int q = 0; q < L::kQuad; ++q) quad.values[q] = states.values[i + q];
+    store(row + lane * L::kStates + i, quad);
+  }
 }
 
 template <typename L>
@@ -151,11 +162,6 @@ struct TileView {
   const float* B;  // kPadded apart
   const float* C;
 };
-
-template <typename L>
-__device__ inline Pack<float, L::kQuad> load_quad(const float* row, int first) {
-  return load<L::kQuad>(row + first);
-}
 
 // Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
 // the D skip already.

@@ -58,7 +58,7 @@ struct Work {
     direction = pair + 2 * group;
     first_channel = channel_block * L::kChannels;
     first_tile = static_cast<int>(chunk * p.plan.chunk_tiles);
-    const int64_t left = p.shape.checkpoints() - first_tile;
+    const int64_t left = p.plan.tiles - first_tile;
     tiles = static_cast<int>(left < p.plan.chunk_tiles ? left : p.plan.chunk_tiles);
   }
 
@@ -71,6 +71,7 @@ struct Work {
 inline int64_t blocks_of(const SS2DCuda& p) { return p.shape.batch * p.plan.chunks * 2 * p.plan.channel_blocks; }
 
 // One tile of one direction.
+template <typename L>
 struct Tile {
   int index, tokens, padded;  // tokens: pixels in it; padded: rounded up to whole groups
   bool upwards;
@@ -85,8 +86,8 @@ struct Tile {
   }
 
   __device__ static int tokens_of(const SS2DShape& shape, int index) {
-    const int64_t left = shape.tokens() - int64_t{index} * kTileTokens;
-    return static_cast<int>(left < kTileTokens ? left : kTileTokens);
+    const int64_t left = shape.tokens() - int64_t{index} * L::kTokens;
+    return static_cast<int>(left < L::kTokens ? left : L::kTokens);
   }
 
   // Place of a token in the tile's image order, by its place in the order of the scan; those not below `tokens` pad.
@@ -98,16 +99,18 @@ struct Pixel {
 };
 
 // A tile's pixel, by its place in the order of the pair.
-__device__ inline Pixel pixel_at(const SS2DGeometry& geometry, int pair, const Tile& tile, int place) {
+template <typename L>
+__device__ Pixel pixel_at(const SS2DGeometry& geometry, int pair, const Tile<L>& tile, int place) {
   const Divisor& side = pair == 0 ? geometry.width : geometry.height;
-  const uint32_t index = static_cast<uint32_t>(tile.index) * kTileTokens + place;
+  const uint32_t index = static_cast<uint32_t>(tile.index) * L::kTokens + place;
   const uint32_t line = side.divide(index), along = index - line * side.value;
   return pair == 0 ? Pixel{line, along} : Pixel{along, line};
 }
 
 // The same as an index into the image.
-__device__ inline int64_t index_at(const SS2DGeometry& geometry, int pair, const Tile& tile, int place) {
-  if (pair == 0) return int64_t{tile.index} * kTileTokens + place;
+template <typename L>
+__device__ int64_t index_at(const SS2DGeometry& geometry, int pair, const Tile<L>& tile, int place) {
+  if (pair == 0) return int64_t{tile.index} * L::kTokens + place;
   const Pixel pixel = pixel_at(geometry, pair, tile, place);
   return int64_t{pixel.y} * geometry.width.value + pixel.x;
 }
@@ -118,7 +121,7 @@ __device__ inline int64_t index_at(const SS2DGeometry& geometry, int pair, const
 // The rows of a tile's direction, as they are: `geometry.row_bytes` each, from the last whole vector before the row.
 template <typename L, int kBytes>
 __device__ void stage_rows(char* to, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                           const Tile& tile) {
+                           const Tile<L>& tile) {
   const int64_t size = size_of(p.x_dbl.dtype), row = p.shape.row() * size;
   const int64_t start = work.direction * row / kBytes * kBytes;
   const char* image =
@@ -138,10 +141,10 @@ __device__ void stage_rows(char* to, const SS2DCuda& p, const SS2DGeometry& geom
   }
 }
 
-// A tile of u or dy, (kTileTokens, kChannels) in its own dtype. Channels beyond D are left as they are.
+// A tile of u or dy, (L::kTokens, kChannels) in its own dtype. Channels beyond D are left as they are.
 template <typename L>
 __device__ void stage_channels(char* to, const Tensor<4>& tensor, bool vectors, const SS2DCuda& p,
-                               const SS2DGeometry& geometry, const Work<L>& work, const Tile& tile) {
+                               const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile) {
   const int size = static_cast<int>(size_of(tensor.dtype));
   const char* image = static_cast<const char*>(tensor.data) +
                       (work.batch * tensor.stride[0] + work.first_channel * tensor.stride[1]) * size;
@@ -162,9 +165,9 @@ __device__ void stage_channels(char* to, const Tensor<4>& tensor, bool vectors, 
   }
   const bool channels_first = tensor.stride[1] != 1;  // neighbouring threads then take neighbouring pixels
 #pragma unroll 1
-  for (int i = work.thread; i < kTileTokens * L::kChannels; i += L::kThreads) {
-    const int place = channels_first ? i % kTileTokens : i / L::kChannels;
-    const int channel = channels_first ? i / kTileTokens : i % L::kChannels;
+  for (int i = work.thread; i < L::kTokens * L::kChannels; i += L::kThreads) {
+    const int place = channels_first ? i % L::kTokens : i / L::kChannels;
+    const int channel = channels_first ? i / L::kTokens : i % L::kChannels;
     if (place >= tile.tokens || work.first_channel + channel >= p.shape.channels) continue;
     const char* from = address(place, channel);
     char* at = to + (place * L::kChannels + channel) * size;
@@ -223,7 +226,7 @@ __device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const W
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.
 template <typename L, typename T>
 __device__ void unpack_states(float* B, float* C, const char* rows, const SS2DCuda& p, const SS2DGeometry& geometry,
-                              const Work<L>& work, const Tile& tile, int skew) {
+                              const Work<L>& work, const Tile<L>& tile, int skew) {
   constexpr int kPerRow = 2 * L::kPadded / L::kQuad;
   const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
   for (int i = work.thread; i < tile.padded * kPerRow; i += L::kThreads) {
@@ -244,7 +247,8 @@ __device__ void unpack_states(float* B, float* C, const char* rows, const SS2DCu
 // with what softplus makes of the projection; beyond the end or D, dt is zero.
 template <typename L, typename T, typename Use>
 __device__ void project_steps(const char* rows, const float* weight, const float* bias, const SS2DCuda& p,
-                              const SS2DGeometry& geometry, const Work<L>& work, const Tile& tile, int skew, Use use) {
+                              const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile, int skew,
+                              Use use) {
   constexpr int kAtOnce = 4;
   const int channel = work.thread % L::kChannels;
   const int rank = static_cast<int>(p.shape.rank);
@@ -341,7 +345,7 @@ __device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const St
 // place, channel) is read from shared memory. All threads of the block take part.
 template <typename L, typename Value>
 __device__ void merge_tile(float* maps, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                           const Tile& tile, int iteration, Value value) {
+                           const Tile<L>& tile, int iteration, Value value) {
   const auto write = [&](bool add) {
     float* map = maps + (work.pair * p.shape.batch + work.batch) * p.shape.tokens() * p.shape.channels;
     const int width = geometry.map_vectors ? 4 : 1, per_row = L::kChannels / width;

@@ -16,74 +16,64 @@
 
 namespace mtlkit::cuda {
 
-// States per lane, lanes per channel and channels per block of each compiled kernel, for N up to their product. Sixteen
-// states have two: fewer states per lane make twice the blocks, for calls that do not fill the GPU.
+// The compiled kernels: states per lane, lanes per channel, channels per block and tokens per tile. The first two give
+// the states that a kernel keeps, N rounded up. Fewer channels or tokens need less shared memory and make more blocks.
 #define MTLKIT_SS2D_FORWARD_LAYOUTS(X) \
-  X(0, 1, 1, 64)                       \
-  X(1, 2, 1, 64)                       \
-  X(2, 4, 1, 64)                       \
-  X(3, 4, 2, 32)                       \
-  X(4, 4, 4, 16)                       \
-  X(5, 8, 2, 32)                       \
-  X(6, 8, 4, 16)                       \
-  X(7, 8, 8, 8)                        \
-  X(8, 8, 16, 4)                       \
-  X(9, 8, 32, 4)
+  X(0, 1, 1, 64, 32)                   \
+  X(1, 2, 1, 64, 32)                   \
+  X(2, 4, 1, 64, 32)                   \
+  X(3, 4, 2, 32, 32)                   \
+  X(4, 8, 2, 32, 32)                   \
+  X(5, 4, 4, 16, 32)                   \
+  X(6, 8, 4, 16, 32)                   \
+  X(7, 8, 8, 8, 16)                    \
+  X(8, 8, 16, 4, 16)                   \
+  X(9, 8, 32, 4, 8)
 #define MTLKIT_SS2D_BACKWARD_LAYOUTS(X) \
-  X(0, 1, 1, 64)                        \
-  X(1, 2, 1, 64)                        \
-  X(2, 4, 1, 64)                        \
-  X(3, 4, 2, 64)                        \
-  X(4, 4, 4, 32)                        \
-  X(5, 4, 8, 16)                        \
-  X(6, 4, 16, 8)                        \
-  X(7, 4, 32, 4)                        \
-  X(8, 8, 32, 4)
+  X(0, 1, 1, 64, 32)                    \
+  X(1, 2, 1, 64, 32)                    \
+  X(2, 4, 1, 64, 32)                    \
+  X(3, 4, 2, 64, 32)                    \
+  X(4, 4, 4, 32, 32)                    \
+  X(5, 4, 4, 16, 32)                    \
+  X(6, 4, 8, 16, 32)                    \
+  X(7, 4, 16, 8, 16)                    \
+  X(8, 4, 32, 4, 16)                    \
+  X(9, 8, 32, 4, 8)
+
+struct Gpu {
+  int64_t multiprocessors;
+  int64_t shared_bytes;  // that a block may have
+};
+
+// How the states are kept between the passes; the same for every shape with these N and R on the same GPU.
+struct SS2DTiling {
+  int64_t states;  // N, rounded up; 0 if no kernel serves
+  int64_t tokens;  // per tile
+};
 
 struct SS2DPlan {
-  int layout;              // index in the table above
-  int64_t padded_states;   // N, rounded up to what the layout keeps
+  int64_t layout;         // index in the table of the direction
+  int64_t padded_states;  // N, rounded up to what the layout keeps
+  int64_t tiles;
   int64_t channel_blocks;  // blocks along D
   int64_t chunk_tiles;     // tiles per chunk
   int64_t chunks;
 };
 
-inline int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+// The backward layout that comes first of those that hold N and fit a block's shared memory.
+SS2DTiling ss2d_tiling(int64_t states, int64_t rank, const Gpu& gpu);
 
-// The layout: the smallest that holds N; for sixteen states forward the wide one, where that makes 16 warps per
-// multiprocessor. The chunks: none where the blocks give every multiprocessor 8 warps; else as many as make 16, of at
-// least four tiles each, if that makes three or more (two would cost more than they bring, since the states are found
-// twice).
-inline SS2DPlan plan_ss2d(const SS2DShape& shape, int multiprocessors, bool backward) {
-  constexpr int64_t kEnoughWarps = 8, kWantedWarps = 16, kLeastTiles = 4, kLeastChunks = 3, kWarpThreads = 32;
-  struct Row {
-    int index, states, lanes, channels;
-  };
-#define MTLKIT_ROW(index, states, lanes, channels) Row{index, states, lanes, channels},
-  static constexpr Row kForward[] = {MTLKIT_SS2D_FORWARD_LAYOUTS(MTLKIT_ROW)};
-  static constexpr Row kBackward[] = {MTLKIT_SS2D_BACKWARD_LAYOUTS(MTLKIT_ROW)};
-#undef MTLKIT_ROW
-  const auto warps = [&](const Row& row) {
-    const int64_t blocks = shape.batch * 2 * ceil_div(shape.channels, row.channels);
-    return blocks * (2 * row.channels * row.lanes / kWarpThreads);
-  };
-  const Row* row = backward ? kBackward : kForward;
-  while (row->states * row->lanes < shape.states) ++row;
-  constexpr int kNarrow = 4;
-  if (!backward && row->index == kNarrow && warps(row[1]) >= kWantedWarps * multiprocessors) ++row;
+// Of the layouts with this tiling, the first that makes 16 warps per multiprocessor, else the last. The chunks: none
+// where the blocks give every multiprocessor 8 warps; else as many as make 16, of at least 128 tokens each, if that
+// makes three or more (two would cost more than they bring, since the states are found twice).
+SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward);
 
-  const int64_t tiles = shape.checkpoints();
-  SS2DPlan plan{row->index, row->states * row->lanes, ceil_div(shape.channels, row->channels), tiles, 1};
-  if (const int64_t have = std::max<int64_t>(warps(*row), 1); have < kEnoughWarps * multiprocessors) {
-    const int64_t wanted = ceil_div(kWantedWarps * multiprocessors, have);
-    const int64_t chunk_tiles = std::max(kLeastTiles, ceil_div(tiles, wanted));
-    if (const int64_t chunks = ceil_div(tiles, chunk_tiles); chunks >= kLeastChunks) {
-      plan.chunk_tiles = chunk_tiles;
-      plan.chunks = chunks;
-    }
-  }
-  return plan;
-}
+// Shared memory of a block of a layout. N and R are read of the shape.
+int64_t ss2d_fwd_shared(int64_t layout, const SS2DShape& shape);
+int64_t ss2d_bwd_shared(int64_t layout, const SS2DShape& shape);
+
+constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 struct SS2DCuda {
   SS2DShape shape;

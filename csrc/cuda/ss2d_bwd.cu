@@ -10,8 +10,6 @@
 namespace mtlkit::cuda {
 namespace {
 
-constexpr int kGroups = kTileTokens / kGroupTokens;
-
 // The shared memory of one half of a block.
 template <typename L>
 struct Shared {
@@ -35,22 +33,22 @@ struct Shared {
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
     const int64_t padded = padded_rank(rank);
     Arena raw(memory), states(memory);
-    raw_rows = raw.take<char>(kTileTokens * row_bytes);
-    raw_u = raw.take<char>(kTileTokens * L::kChannels * 4);
-    raw_dy = raw.take<char>(kTileTokens * L::kChannels * 4);
-    states.take<float>((kGroups - 1) * L::kChannels * L::kPadded);
+    raw_rows = raw.take<char>(L::kTokens * row_bytes);
+    raw_u = raw.take<char>(L::kTokens * L::kChannels * 4);
+    raw_dy = raw.take<char>(L::kTokens * L::kChannels * 4);
+    states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
     Arena arena(raw.end() > states.end() ? raw.end() : states.end());
-    tokens = arena.take<Token>(kTileTokens * L::kPitch);
-    slope = arena.take<float>(kTileTokens * L::kPitch);
-    B = arena.take<float>(kTileTokens * L::kPadded);
-    C = arena.take<float>(kTileTokens * L::kPadded);
+    tokens = arena.take<Token>(L::kTokens * L::kPitch);
+    slope = arena.take<float>(L::kTokens * L::kPitch);
+    B = arena.take<float>(L::kTokens * L::kPadded);
+    C = arena.take<float>(L::kTokens * L::kPadded);
     parts = arena.take<float>(ChannelSums<L>::kFloats);
-    steps = arena.take<float>(kTileTokens * padded);
+    steps = arena.take<float>(L::kTokens * padded);
     weight = arena.take<float>(padded * L::kChannels);
     bias = arena.take<float>(L::kChannels);
     dweight = arena.take<float>(padded * L::kChannels);
     skip = arena.take<float>(L::kChannels);
-    rows = arena.take<int64_t>(kTileTokens);
+    rows = arena.take<int64_t>(L::kTokens);
     end = arena.end();
   }
 
@@ -64,7 +62,7 @@ struct Vectors {
 
 template <typename L>
 __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
-                      const SS2DGeometry& geometry, const Work<L>& work, const Tile& tile) {
+                      const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
   if (geometry.row_vector == 16) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
@@ -79,7 +77,7 @@ __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2
 // From the raw parts to those of the tile at work. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile& tile) {
+                       const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
   const int skew = row_skew<L, T>(p, geometry, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
@@ -107,7 +105,7 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
 
 template <typename L>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile& tile) {
+                       const Work<L>& work, const Tile<L>& tile) {
   switch (params.scan.x_dbl.dtype) {
     case DType::kBFloat16:
       return unpack<L, bf16>(shared, params, geometry, work, tile);
@@ -121,8 +119,8 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
 // The scan of one tile: dB and dC to global memory; the gradients of u and of softplus' argument stay in `tokens` and
 // `slope`. dskip collects the thread's part of the gradient of D.
 template <typename L>
-__device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work, const Tile& tile,
-                        const States<L>& A, States<L>& carry, States<L>& dA, float& dskip) {
+__device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
+                        const Tile<L>& tile, const States<L>& A, States<L>& carry, States<L>& dA, float& dskip) {
   constexpr float kLn2 = 0.693147180559945309417f;
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
   const SS2DCuda& p = params.scan;
@@ -142,7 +140,7 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
 
   States<L> h = zero_states<L>();
   if (work.first_channel + channel < p.shape.channels) {
-    const int64_t row = (work.batch * kDirections + work.direction) * p.shape.checkpoints() + tile.index;
+    const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
     h = load_states<L>(p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded, lane);
   }
   for (int group = 0; group < last; ++group) {
@@ -197,14 +195,14 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
 // What the gradient of softplus' argument gives: the rows of the time step, to global memory, and the weights'.
 template <typename L>
 __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
-                             const Tile& tile) {
+                             const Tile<L>& tile) {
   constexpr int kAtOnce = 4;
   const int rank = static_cast<int>(params.scan.shape.rank), padded = Shared<L>::padded_rank(rank);
 
-  const int token = work.thread % kTileTokens;
+  const int token = work.thread % L::kTokens;
   if (token < tile.padded && shared.rows[token] >= 0) {
     float* row = params.drows + shared.rows[token];
-    for (int first = work.thread / kTileTokens * kAtOnce; first < rank; first += L::kThreads / kTileTokens * kAtOnce) {
+    for (int first = work.thread / L::kTokens * kAtOnce; first < rank; first += L::kThreads / L::kTokens * kAtOnce) {
       float sum[kAtOnce] = {};
 #pragma unroll 8
       for (int c = 0; c < L::kChannels; ++c) {
@@ -286,11 +284,11 @@ __global__ void __launch_bounds__(2 * L::kThreads)
   // Both halves meet in every group, and so must have equally many.
   const auto tile_at = [&](int iteration) {
     const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
-    return upwards ? Tile(p.shape, down, up, true) : Tile(p.shape, up, down, false);
+    return upwards ? Tile<L>(p.shape, down, up, true) : Tile<L>(p.shape, up, down, false);
   };
   stage(shared, vectors, params, geometry, work, tile_at(0));
   for (int iteration = 0; iteration < work.tiles; ++iteration) {
-    const Tile tile = tile_at(iteration);
+    const Tile<L> tile = tile_at(iteration);
     copy_async_wait();
     block_sync();
     unpack(shared, params, geometry, work, tile);
@@ -332,18 +330,30 @@ int launch(const SS2DCudaBackward& params, void* stream) {
                        vectors);
 }
 
-}  // namespace
-
-int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream) {
-  switch (params.scan.plan.layout) {
-#define MTLKIT_CASE(index, states, lanes, channels) \
-  case index:                                       \
-    return launch<Layout<states, lanes, channels>>(params, stream);
+// Calls `use` with the layout of an index; -1 where there is none.
+template <typename Use>
+auto with_layout(int64_t index, Use use) -> decltype(use(Layout<1, 1, 64, 32>{})) {
+  switch (index) {
+#define MTLKIT_CASE(index, ...) \
+  case index:                   \
+    return use(Layout<__VA_ARGS__>{});
     MTLKIT_SS2D_BACKWARD_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE
     default:
-      return kInvalidValue;
+      return -1;
   }
+}
+
+}  // namespace
+
+int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream) {
+  return with_layout(params.scan.plan.layout, [&](auto layout) { return launch<decltype(layout)>(params, stream); });
+}
+
+int64_t ss2d_bwd_shared(int64_t layout, const SS2DShape& shape) {
+  const SS2DGeometry geometry(shape, DType::kFloat32);
+  return with_layout(
+      layout, [&](auto layout) { return 2 * int64_t{shared_size<Shared<decltype(layout)>>(geometry, shape.rank)}; });
 }
 
 }  // namespace mtlkit::cuda

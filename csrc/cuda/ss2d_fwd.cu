@@ -19,12 +19,12 @@ struct Shared {
 
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
     Arena arena(memory);
-    raw_rows = arena.take<char>(kTileTokens * row_bytes);
-    raw_u = arena.take<char>(kTileTokens * L::kChannels * 4);
-    x = arena.take<Step>(kTileTokens * L::kPitch);
-    B = arena.take<float>(kTileTokens * L::kPadded);
-    C = arena.take<float>(kTileTokens * L::kPadded);
-    sums = arena.take<float>(kTileTokens * L::kSumPitch);
+    raw_rows = arena.take<char>(L::kTokens * row_bytes);
+    raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
+    x = arena.take<Step>(L::kTokens * L::kPitch);
+    B = arena.take<float>(L::kTokens * L::kPadded);
+    C = arena.take<float>(L::kTokens * L::kPadded);
+    sums = arena.take<float>(L::kTokens * L::kSumPitch);
     weight = arena.take<float>(rank * L::kChannels);
     bias = arena.take<float>(L::kChannels);
     skip = arena.take<float>(L::kChannels);
@@ -34,7 +34,7 @@ struct Shared {
 
 template <typename L>
 __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, const SS2DGeometry& geometry,
-                      const Work<L>& work, const Tile& tile) {
+                      const Work<L>& work, const Tile<L>& tile) {
   if (geometry.row_vector == 16) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
   } else {
@@ -47,7 +47,7 @@ __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, 
 // From the raw parts to those of the tile at work. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                       const Tile& tile) {
+                       const Tile<L>& tile) {
   const int skew = row_skew<L, T>(p, geometry, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
@@ -60,7 +60,7 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeo
 
 template <typename L>
 __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                       const Tile& tile) {
+                       const Tile<L>& tile) {
   switch (p.x_dbl.dtype) {
     case DType::kBFloat16:
       return unpack<L, bf16>(shared, p, geometry, work, tile);
@@ -89,11 +89,11 @@ __global__ void __launch_bounds__(2 * L::kThreads)
   float steps = 0.0f;
 
   const auto tile_at = [&](int iteration) {
-    return Tile(p.shape, work.first_tile + (upwards ? iteration : work.tiles - 1 - iteration), upwards);
+    return Tile<L>(p.shape, work.first_tile + (upwards ? iteration : work.tiles - 1 - iteration), upwards);
   };
   stage(shared, vectors, p, geometry, work, tile_at(0));
   for (int iteration = 0; iteration < work.tiles; ++iteration) {
-    const Tile tile = tile_at(iteration);
+    const Tile<L> tile = tile_at(iteration);
     copy_async_wait();
     block_sync();
     unpack(shared, p, geometry, work, tile);
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(2 * L::kThreads)
       advance_tile<L>(view, tile.padded, A, h, steps);
     } else {
       if (p.checkpoints && work.first_channel + channel < p.shape.channels) {
-        const int64_t row = (work.batch * kDirections + work.direction) * p.shape.checkpoints() + tile.index;
+        const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
         float* states = p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded;
         store_states<L>(states, lane, h);
       }
@@ -123,9 +123,9 @@ template <typename L>
 int launch(const SS2DCudaForward& params, void* stream) {
   const SS2DCuda& p = params.scan;
   const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
-  const int64_t blocks = blocks_of(p);
   const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
   const bool vectors = copies_vectors<L>(p.u, p.shape.channels);
+  const int64_t blocks = blocks_of(p);
   if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_fwd_kernel<L, true>, params,
@@ -136,18 +136,30 @@ int launch(const SS2DCudaForward& params, void* stream) {
                        vectors);
 }
 
-}  // namespace
-
-int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream) {
-  switch (params.scan.plan.layout) {
-#define MTLKIT_CASE(index, states, lanes, channels) \
-  case index:                                       \
-    return launch<Layout<states, lanes, channels>>(params, stream);
+// Calls `use` with the layout of an index; -1 where there is none.
+template <typename Use>
+auto with_layout(int64_t index, Use use) -> decltype(use(Layout<1, 1, 64, 32>{})) {
+  switch (index) {
+#define MTLKIT_CASE(index, ...) \
+  case index:                   \
+    return use(Layout<__VA_ARGS__>{});
     MTLKIT_SS2D_FORWARD_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE
     default:
-      return kInvalidValue;
+      return -1;
   }
+}
+
+}  // namespace
+
+int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream) {
+  return with_layout(params.scan.plan.layout, [&](auto layout) { return launch<decltype(layout)>(params, stream); });
+}
+
+int64_t ss2d_fwd_shared(int64_t layout, const SS2DShape& shape) {
+  const SS2DGeometry geometry(shape, DType::kFloat32);
+  return with_layout(
+      layout, [&](auto layout) { return 2 * int64_t{shared_size<Shared<decltype(layout)>>(geometry, shape.rank)}; });
 }
 
 }  // namespace mtlkit::cuda

@@ -38,9 +38,10 @@ def check(status: int) -> None:
 
 
 @cache
-def multiprocessors(device: torch.device) -> int:
-    """How many multiprocessors a GPU has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def gpu(device: torch.device) -> tuple[int, int]:
+    """What plans are made for: a GPU's multiprocessors, and the bytes of shared memory that a block may have."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count, properties.shared_memory_per_block_optin
 
 
 @contextmanager

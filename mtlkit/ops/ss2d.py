@@ -36,9 +36,9 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    gpu,
     launching,
     like,
-    multiprocessors,
     single_precision_only,
     traced,
     wants_grad,
@@ -158,10 +158,6 @@ def _sizes(u: Tensor, dt_weight: Tensor, A_logs: Tensor) -> tuple[int, ...]:
     return *u.shape, A_logs.shape[1], dt_weight.shape[2]
 
 
-def _tiles(u: Tensor) -> int:
-    return (u.shape[2] * u.shape[3] + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
-
-
 def _rows(x_dbl: Tensor) -> Tensor:
     """x_dbl with a pixel's values side by side, (B, H, W, 4, M), as the kernels read it; no copy where it is so."""
     return x_dbl.permute(0, 3, 4, 1, 2).contiguous()
@@ -179,8 +175,9 @@ def _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype) 
     )
 
 
-def _cpu_checkpoints(u: Tensor, x_dbl: Tensor, A_logs: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    return (u.shape[0], DIRECTIONS, _tiles(u), A_logs.shape[1], u.shape[1]), compute_dtype(u, x_dbl)
+def _cpu_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
+    chunks = (u.shape[2] * u.shape[3] + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
+    return (u.shape[0], DIRECTIONS, chunks, A_logs.shape[1], u.shape[1]), compute_dtype(u, x_dbl)
 
 
 def _cpu_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
@@ -209,14 +206,14 @@ def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> 
 
 
 def _cuda_plan(u: Tensor, dt_weight: Tensor, A_logs: Tensor, backward: bool) -> tuple[int, ...]:
-    """Layout, padded states, channel blocks, tiles per chunk and chunks: see csrc/cuda/ss2d.h."""
-    return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), multiprocessors(u.device), backward)
+    """Layout, padded states, tiles, channel blocks, tiles per chunk and chunks: see csrc/cuda/ss2d.h."""
+    return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), gpu(u.device), backward)
 
 
 def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan) -> tuple[tuple, list[Tensor]]:
     """What the kernels of both directions take first, and the tensors that must live until they are launched."""
     batch, channels = u.shape[:2]
-    _, padded, _, _, chunks = plan
+    _, padded, _, _, _, chunks = plan
     rows = aligned(_rows(x_dbl))
     many = batch * DIRECTIONS * chunks * channels if chunks > 1 else 0
     ends = torch.empty(many, padded, dtype=torch.float32, device=u.device)
@@ -231,9 +228,10 @@ def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
     return arguments, [rows, *buffers]
 
 
-def _cuda_checkpoints(u: Tensor, x_dbl: Tensor, A_logs: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
-    states = A_logs.shape[1]
-    return (u.shape[0], DIRECTIONS, _tiles(u), u.shape[1], 1 << (states - 1).bit_length()), torch.float32
+def _cuda_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
+    padded, tokens = _native.C.cuda_ss2d_tiling(A_logs.shape[1], dt_weight.shape[2], gpu(u.device))
+    tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens
+    return (u.shape[0], DIRECTIONS, tiles, u.shape[1], padded), torch.float32
 
 
 def _cuda_maps(u: Tensor) -> Tensor:
@@ -255,7 +253,7 @@ def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) ->
     plan = _cuda_plan(u, dt_weight, A_logs, True)
     batch, channels, height, width = u.shape
     states, rank = A_logs.shape[1], dt_weight.shape[2]
-    _, _, blocks, _, chunks = plan
+    _, _, _, blocks, _, chunks = plan
     maps = _cuda_maps(u)
     drows = maps.new_empty(blocks, batch, height, width, DIRECTIONS, rank + 2 * states)
     dparameters = maps.new_empty(batch * chunks, DIRECTIONS, channels, states + rank + 2)
@@ -278,15 +276,15 @@ _FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward}
 _BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward}
 
 
-def _new_outputs(backend: str, u: Tensor, x_dbl: Tensor, A_logs: Tensor, out_dtype: torch.dtype, save: bool):
-    shape, dtype = _CHECKPOINTS[backend](u, x_dbl, A_logs)
+def _new_outputs(backend: str, u, x_dbl, dt_weight, A_logs, out_dtype: torch.dtype, save: bool):
+    shape, dtype = _CHECKPOINTS[backend](u, x_dbl, dt_weight, A_logs)
     checkpoints = torch.empty(shape if save else (0,), dtype=dtype, device=u.device)
     return torch.empty_like(u, dtype=out_dtype), checkpoints
 
 
 def _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
     """The kernel: y, and the states kept for backward (none unless `save`)."""
-    y, checkpoints = _new_outputs(backend, u, x_dbl, A_logs, out_dtype, save)
+    y, checkpoints = _new_outputs(backend, u, x_dbl, dt_weight, A_logs, out_dtype, save)
     if u.shape[0] > 0:
         _FORWARD[backend](y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     return y, checkpoints
@@ -336,7 +334,7 @@ def _op(
 
 @_op.register_fake
 def _(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
-    return _new_outputs(backend, u, x_dbl, A_logs, out_dtype, save)
+    return _new_outputs(backend, u, x_dbl, dt_weight, A_logs, out_dtype, save)
 
 
 @torch.library.custom_op("mtlkit::ss2d_backward", mutates_args=())
