@@ -2,15 +2,35 @@
 
 from mtlkit.models._pretrained import from_pretrained
 from mtlkit.models._registry import create_model, list_models, register, unregister
+from mtlkit.models.baselines import UNet, UNetOptions, UNetOutput
+from mtlkit.models.btinet import BTINet, BTINetOptions
+from mtlkit.models.csa_moe import CSAMoE, CSAMoEOptions, CSAMoEOutput
 from mtlkit.models.encoders import Encoder, list_encoders
+from mtlkit.models.hybrid_vssm import HybridVSSM, HybridVSSMOptions, HybridVSSMOutput
 from mtlkit.models.keras_names import state_dict_from_keras
+from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
 __all__ = [
+    "MBDI",
+    "BTINet",
+    "BTINetOptions",
+    "CSAMoE",
+    "CSAMoEOptions",
+    "CSAMoEOutput",
     "Encoder",
+    "HybridVSSM",
+    "HybridVSSMOptions",
+    "HybridVSSMOutput",
+    "InteractionNetOutput",
+    "InteractionOptions",
+    "MBDIOptions",
     "MedMamba",
     "MedMambaOptions",
+    "UNet",
+    "UNetOptions",
+    "UNetOutput",
     "VMamba",
     "VMambaOptions",
     "create_model",

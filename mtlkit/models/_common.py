@@ -37,15 +37,20 @@ def install_hint(package: str, what: str) -> str:
     return f"{package} is not installed, and {what} need it: pip install mtlkit[models]"
 
 
+def check_at_least_one(**values: int) -> None:
+    """Raises a ValueError unless every value is at least 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
 def check_stages(depths: tuple[int, ...], dims: tuple[int, ...], num_classes: int, in_chans: int) -> None:
     """Raises a ValueError unless the sizes describe a network of stages that each double the channels."""
     if len(depths) != len(dims) or min(depths, default=0) < 1:
         raise ValueError(f"depths: expected {len(dims)} numbers of blocks, one for each of dims, got {depths}")
     if any(wide != 2 * narrow for narrow, wide in pairwise(dims)):
         raise ValueError(f"dims: expected each to be twice the one before, got {dims}")
-    for name, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_at_least_one(num_classes=num_classes, in_chans=in_chans)
 
 
 def drop_path_rates(depths: tuple[int, ...], last: float) -> list[list[float]]:

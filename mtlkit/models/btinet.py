@@ -1,0 +1,87 @@
+"""BTI-Net: MBDI with gates that look at three signals and leave an image's batch alone.
+
+What differs from MBDI is UPA: the alignment of the two tasks, the gradient energy of the decoder's map and the spread
+of the vector go through a small perceptron to two independent sigmoids (mtlkit.nn.UncertaintyProxyAttention,
+`signals="three"`). After the whole network has been trained, a second stage trains these gates alone, towards the
+difficulty of each image, so that they serve as failure scores.
+
+Source: "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating" (arXiv 2606.29102) and its published
+code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mtlkit.models._registry import register
+from mtlkit.models.mbdi import MBDI, InteractionOptions
+from mtlkit.nn import InteractionLevel
+
+
+@dataclass(frozen=True)
+class BTINetOptions(InteractionOptions):
+    """Options of BTI-Net: those of InteractionOptions.
+
+    Example:
+        >>> from mtlkit.models import BTINetOptions
+        >>> BTINetOptions(num_classes=2).tau
+        0.7
+    """
+
+
+@register("btinet", BTINetOptions())
+class BTINet(MBDI):
+    """BTI-Net: images to the logits of a mask and of a class, and the gates of each level.
+
+    Sizes that 32 does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped back.
+
+    Args:
+        options: sizes, parts and rates.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32; InteractionNetOutput out.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: options out of their range; images of another shape or too small.
+        TypeError: images that are no floating-point tensor.
+
+    Source: arXiv 2606.29102.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> options = mtlkit.models.BTINetOptions(encoder="resnet18", decoder_dims=(32, 24, 16, 12))
+        >>> model = mtlkit.models.BTINet(options).eval()
+        >>> model(torch.rand(2, 3, 64, 64)).gates.shape
+        torch.Size([2, 4, 2])
+        >>> optimizer = torch.optim.Adam(model.stage2_parameters(), lr=3e-4)
+    """
+
+    def __init__(
+        self,
+        options: BTINetOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(options or BTINetOptions(), device, dtype)
+
+    def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
+        o = self.options
+        if not o.upa:
+            return super()._interaction(dim, factory)
+        return InteractionLevel(dim, o.clf_dim, "three", tau=o.tau, pooling=o.pooling, **factory)
+
+    def stage2_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the gates, which the second stage trains; all else rests then.
+
+        Raises:
+            ValueError: the network has no gates.
+        """
+        if not (self.options.upa and self.options.levels):
+            raise ValueError(f"stage2_parameters: there are no gates with {self.options}")
+        levels = (level.interaction for level in self.decoder if level.interaction is not None)
+        return [parameter for interaction in levels for parameter in interaction.upa.parameters()]

@@ -1,0 +1,262 @@
+"""The hybrid CNN-VSSM, a classifier of four-view mammograms, with the networks that its publication compares it with.
+
+A backbone, one for all views or one for each projection, turns every view into a vector; a gate weighs and joins the
+four (mtlkit.nn.GatedViewFusion); linear heads tell, for either breast, benign from malignant and the BI-RADS class.
+
+| backbone | what it is |
+|---|---|
+| hybrid | ResNet-18 up to its second stage, 1/8 of the size, then stages of SS-Conv-SSM |
+| vssm | patches of 4 x 4 and stages of SS-Conv-SSM, as in MedMamba |
+| resnet18, resnet50 | the whole network |
+
+Where the publication is silent, on the cut of ResNet-18, the channels and what a block is, this is one choice.
+
+Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis" (arXiv 2507.16955).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit.models._common import (
+    check_at_least_one,
+    check_images,
+    check_stages,
+    init_linear_and_norm,
+    init_ss_conv_ssm,
+    ss_conv_ssm_stages,
+)
+from mtlkit.models._pretrained import Pretrained
+from mtlkit.models._registry import register
+from mtlkit.models.encoders import Encoder
+from mtlkit.nn import GatedViewFusion, PatchEmbed
+from mtlkit.nn._check import check_choice, check_probability
+from mtlkit.nn.gated_view_fusion import check_present
+from mtlkit.ops._check import check_tensor
+
+VIEWS = ("l_cc", "l_mlo", "r_cc", "r_mlo")
+SIDES = ("left", "right")
+TASKS = ("label", "birads")
+BACKBONES = ("hybrid", "vssm", "resnet18", "resnet50")
+SMALLEST = 32
+
+
+@dataclass(frozen=True)
+class HybridVSSMOptions:
+    """Options of the four-view networks; the defaults are those of the hybrid with a shared backbone.
+
+    Attributes:
+        backbone: "hybrid", "vssm", "resnet18" or "resnet50".
+        in_chans: channels of a view, 1 or 3; as published, grey images are repeated to 3.
+        pretrained: whether a ResNet, whole or in part, starts from ImageNet weights.
+        freeze_until: last module of the ResNet that is frozen.
+        shared: one backbone for all views; False makes one for the two CC views and one for the two MLO views.
+        tasks: some of "label" (benign or malignant) and "birads", in this order.
+        label_classes: logits of each side's label.
+        birads_classes: logits of each side's BI-RADS class; published are 2, 3 and 5.
+        depths: SS-Conv-SSM blocks of each stage; without effect in a ResNet.
+        dims: channels of each stage, each twice the one before; the first is 128 in the hybrid.
+        d_state: states of each channel of the scans.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        fusion_hidden: hidden units of the fusion's gate.
+        dropout: probability before the heads.
+        mask_missing: whether absent views get no weight. Without, as published, they are images of zeros.
+
+    Example:
+        >>> from mtlkit.models import HybridVSSMOptions
+        >>> HybridVSSMOptions(tasks=("label",)).dims
+        (128, 256)
+    """
+
+    backbone: Literal["hybrid", "vssm", "resnet18", "resnet50"] = "hybrid"
+    in_chans: int = 3
+    pretrained: bool = False
+    freeze_until: str | None = None
+    shared: bool = True
+    tasks: tuple[str, ...] = TASKS
+    label_classes: int = 2
+    birads_classes: int = 5
+    depths: tuple[int, ...] = (1, 1)
+    dims: tuple[int, ...] = (128, 256)
+    d_state: int = 16
+    drop_path_rate: float = 0.1
+    fusion_hidden: int = 128
+    dropout: float = 0.5
+    mask_missing: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("backbone", self.backbone, BACKBONES)
+        check_at_least_one(label_classes=self.label_classes, birads_classes=self.birads_classes)
+        check_probability(dropout=self.dropout)
+        if not self.backbone.startswith("resnet"):
+            check_stages(self.depths, self.dims, 1, self.in_chans)
+        if self.backbone == "hybrid" and self.dims[0] != 128:
+            raise ValueError(f"dims: expected 128, as ResNet-18 makes them, then 256 and so on, got {self.dims}")
+        if self.backbone == "vssm" and (self.pretrained or self.freeze_until):
+            raise ValueError(
+                "pretrained, freeze_until: expected False and None with backbone 'vssm', which has no ResNet"
+            )
+        if not self.tasks or tuple(t for t in TASKS if t in self.tasks) != tuple(self.tasks):
+            raise ValueError(f"tasks: expected some of {', '.join(TASKS)} in this order, got {self.tasks}")
+
+
+class HybridVSSMOutput(NamedTuple):
+    """What the four-view networks return.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.models import HybridVSSMOutput
+        >>> HybridVSSMOutput(torch.zeros(1, 2, 2), None, torch.ones(1, 4) / 4).label_logits[:, 0].shape  # left
+        torch.Size([1, 2])
+    """
+
+    label_logits: Tensor | None  # (B, 2, label_classes), left and right; None without this task
+    birads_logits: Tensor | None  # (B, 2, birads_classes), likewise
+    gates: Tensor  # (B, 4): the weight of each view, in the order of VIEWS
+
+
+@register("hybrid_vssm", HybridVSSMOptions())
+@register("mammo_vssm", HybridVSSMOptions("vssm", depths=(1, 1, 1, 1), dims=(96, 192, 384, 768)))
+@register("mammo_resnet18", HybridVSSMOptions("resnet18"))
+@register("mammo_resnet50", HybridVSSMOptions("resnet50"))
+class HybridVSSM(Pretrained):
+    """Four-view mammograms to logits of both breasts, and the weights of the views.
+
+    The views are L-CC, L-MLO, R-CC and R-MLO. Right breasts are expected flipped horizontally, which is the data's
+    business. Sizes that the stages do not divide lose their last rows and columns on the way.
+
+    Args:
+        options: sizes, parts and rates.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Views (B, 4, in_chans, H, W) with H and W at least 32, and if wanted `present` (B, 4), boolean: absent views
+        are taken for zeros whatever they hold. Or a dictionary of views (B, in_chans, H, W) with some of the keys
+        "l_cc", "l_mlo", "r_cc" and "r_mlo"; keys that lack are absent. HybridVSSMOutput out.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: options out of their range; views or `present` of another shape; a patient without any view, which
+            compiled code does not notice.
+        TypeError: views that are no floating-point tensors; `present` that is not boolean.
+
+    Source: arXiv 2507.16955.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> model = mtlkit.models.create_model("hybrid_vssm").eval()
+        >>> out = model({"l_cc": torch.rand(2, 3, 64, 64), "l_mlo": torch.rand(2, 3, 64, 64)})
+        >>> out.label_logits.shape, out.birads_logits.shape, out.gates.shape
+        (torch.Size([2, 2, 2]), torch.Size([2, 2, 5]), torch.Size([2, 4]))
+    """
+
+    def __init__(
+        self,
+        options: HybridVSSMOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = o = options or HybridVSSMOptions()
+        factory = {"device": device, "dtype": dtype}
+        self.backbones = nn.ModuleDict(
+            {name: _Backbone(o, factory) for name in (["all"] if o.shared else ["cc", "mlo"])}
+        )
+        dim = next(iter(self.backbones.values())).dim
+        self.fusion = GatedViewFusion(dim, len(VIEWS), o.fusion_hidden, **factory)
+        self.dropout = nn.Dropout(o.dropout)
+        classes = {"label": o.label_classes, "birads": o.birads_classes}
+        self.heads = nn.ModuleDict(
+            {f"{task}_{side}": nn.Linear(4 * dim, classes[task], **factory) for task in o.tasks for side in SIDES}
+        )
+        for part in (self.fusion, self.heads):
+            part.apply(init_linear_and_norm)
+
+    def forward(self, views: Tensor | Mapping[str, Tensor], present: Tensor | None = None) -> HybridVSSMOutput:
+        """Logits and gates: (B, 4, in_chans, H, W), or a dictionary of (B, in_chans, H, W), to HybridVSSMOutput."""
+        if isinstance(views, Mapping):
+            views, present = _stack(views, present)
+        self._check(views, present)
+        if present is not None:
+            views = torch.where(present[:, :, None, None, None], views, 0)  # (B, 4, C, H, W)
+        features = self._features(views)  # (B, 4, D)
+        fused, gates = self.fusion(features, present if self.options.mask_missing else None)  # (B, 4 D), (B, 4)
+        fused = self.dropout(fused)
+        logits = {
+            task: torch.stack([self.heads[f"{task}_{side}"](fused) for side in SIDES], 1)  # (B, 2, K)
+            for task in self.options.tasks
+        }
+        return HybridVSSMOutput(logits.get("label"), logits.get("birads"), gates)
+
+    def _features(self, views: Tensor) -> Tensor:
+        """(B, 4, C, H, W) to (B, 4, D)."""
+        if self.options.shared:
+            return self.backbones["all"](views.flatten(0, 1)).unflatten(0, (-1, 4))
+        cc, mlo = (
+            self.backbones[name](views[:, i::2].flatten(0, 1)).unflatten(0, (-1, 2))  # (B, 2, D), left and right
+            for i, name in enumerate(("cc", "mlo"))
+        )
+        return torch.stack((cc, mlo), 2).flatten(1, 2)  # (B, 4, D)
+
+    def _check(self, views: Tensor, present: Tensor | None) -> None:
+        check_tensor("views", views, 5)
+        if views.shape[1] != len(VIEWS):
+            raise ValueError(f"views: expected shape (B, 4, C, H, W), got {tuple(views.shape)}")
+        check_images(views[:, 0], self.options.in_chans, SMALLEST)
+        if present is None:
+            return
+        check_present(present, len(views), len(VIEWS))
+        if not torch.compiler.is_compiling() and not present.any(1).all():
+            missing = (~present.any(1)).nonzero().flatten().tolist()
+            raise ValueError(f"present: expected at least one view of each patient, got none in rows {missing}")
+
+
+def _stack(views: Mapping[str, Tensor], present: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A dictionary of views as one tensor (B, 4, C, H, W), and which are there, (B, 4)."""
+    if present is not None:
+        raise ValueError("present: expected None beside a dictionary of views, whose keys say what is there")
+    unknown = [key for key in views if key not in VIEWS]
+    if unknown or not views:
+        raise ValueError(f"views: expected some of the keys {', '.join(VIEWS)}, got {list(views)}")
+    first_name, first = next(iter(views.items()))
+    for name, view in views.items():
+        check_tensor(f"views[{name!r}]", view, 4)
+        if view.shape != first.shape:
+            expected = f"{tuple(first.shape)}, that of {first_name}"
+            raise ValueError(f"views[{name!r}]: expected shape {expected}, got {tuple(view.shape)}")
+    empty = torch.zeros_like(first)
+    stacked = torch.stack([views.get(name, empty) for name in VIEWS], 1)  # (B, 4, C, H, W)
+    there = torch.tensor([name in views for name in VIEWS], device=first.device)  # (4)
+    return stacked, there.expand(len(first), -1)
+
+
+class _Backbone(nn.Module):
+    """A view to a vector: (B, in_chans, H, W) to (B, D)."""
+
+    def __init__(self, o: HybridVSSMOptions, factory: dict[str, Any]) -> None:
+        super().__init__()
+        if o.backbone == "vssm":
+            self.stem = PatchEmbed(o.in_chans, o.dims[0], **factory)
+            self.stem.apply(init_ss_conv_ssm)
+        else:
+            name, tap = ("resnet18", "layer2") if o.backbone == "hybrid" else (o.backbone, "layer4")
+            self.stem = Encoder(name, o.pretrained, o.in_chans, o.freeze_until, (tap,), **factory)
+        if o.backbone.startswith("resnet"):
+            self.stages = nn.ModuleList()
+            self.dim = self.stem.channels[0]
+        else:
+            self.stages = ss_conv_ssm_stages(o.depths, o.dims, o.d_state, 2.0, 0.0, o.drop_path_rate, **factory)
+            self.stages.apply(init_ss_conv_ssm)
+            self.dim = o.dims[-1]
+
+    def forward(self, view: Tensor) -> Tensor:
+        x = self.stem(view)
+        if isinstance(self.stem, Encoder):
+            x = x[0].permute(0, 2, 3, 1)  # (B, H', W', C)
+        for stage in self.stages:
+            x = stage(x)  # (B, H', W', C), ..., (B, H' / 2^i, W' / 2^i, 2^i C)
+        return x.mean((1, 2))  # (B, D)

@@ -1,0 +1,245 @@
+"""MBDI, a network that segments and classifies, its two tasks in touch at every level of the decoder.
+
+Five features of the encoder, each refined by a residual block, E_0 .. E_4 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+Decoder level l = 1 .. 4, from the coarsest up:
+
+    x     = ConvT3x3(D^_(l-1))                                  D^_0 = E_4
+    D_l   = Dropout(Residual([x; AttentionGate(E_(4-l), x)]))
+    f_l   = ReLU(W GAP(E_(5-l)) + b)
+    D^_l, f^_l = UPA(D_l, TIM(D_l, f_l), f_l)                   mtlkit.nn.InteractionLevel
+
+The mask comes from D^_4, the class from [GAP(E_1) .. GAP(E_4); f^_1 .. f^_4].
+
+Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
+(arXiv 2603.01295), section 2, and its published code.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
+from mtlkit.models._pretrained import Pretrained
+from mtlkit.models._registry import register
+from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.nn import AttentionGate, ConvUpsample, InteractionLevel, ResidualBlock, TaskInteraction
+from mtlkit.nn._check import check_choice, check_probability
+from mtlkit.nn._keras import BATCH_NORM, init_as_keras
+
+LEVELS = 4
+
+
+@dataclass(frozen=True)
+class InteractionOptions:
+    """What MBDI and BTI-Net have in common.
+
+    Attributes:
+        num_classes: logits of the classifier.
+        in_chans: channels of the images, 1 or 3.
+        encoder: one of `list_encoders()`.
+        pretrained: whether the encoder starts from ImageNet weights.
+        freeze_until: last module of the encoder that is frozen; the publication's is "blocks.1.1.bn2".
+        decoder_dims: channels of the four decoder levels; the mask's head has 1/2 and 1/3 of the last.
+        clf_dim: entries of the vectors f.
+        hmsf: whether residual blocks contain the multi-scale fusion.
+        tim: whether the tasks interact; without, D^ = D and f^ = f.
+        upa: whether UPA weighs the interaction; without, D^ = D~ and f^ = f~. It needs `tim`.
+        levels: the decoder levels that interact, of 1 (coarsest) to 4.
+        pooling: of TIM, "mean" as in the published code or "attention" as in the paper's text.
+        tau: of TIM, the largest amplification, less 1.
+        dropout: probability after each decoder level and in the classifier.
+
+    Example:
+        >>> import mtlkit
+        >>> mtlkit.models.InteractionOptions(levels=(1, 2)).upa
+        True
+    """
+
+    num_classes: int = 3
+    in_chans: int = 3
+    encoder: str = "tf_efficientnet_b4"
+    pretrained: bool = False
+    freeze_until: str | None = None
+    decoder_dims: tuple[int, ...] = (384, 192, 96, 48)
+    clf_dim: int = 256
+    hmsf: bool = True
+    tim: bool = True
+    upa: bool = True
+    levels: tuple[int, ...] = (1, 2, 3, 4)
+    pooling: Literal["mean", "attention"] = "mean"
+    tau: float = 0.7
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_at_least_one(num_classes=self.num_classes, clf_dim=self.clf_dim)
+        check_encoder(self.encoder)
+        check_choice("pooling", self.pooling, ("mean", "attention"))
+        check_probability(dropout=self.dropout)
+        if len(self.decoder_dims) != LEVELS or min(self.decoder_dims) < 8:
+            raise ValueError(f"decoder_dims: expected {LEVELS} numbers of at least 8, got {self.decoder_dims}")
+        if set(self.levels) - set(range(1, LEVELS + 1)) or list(self.levels) != sorted(set(self.levels)):
+            raise ValueError(f"levels: expected some of 1, 2, 3, 4 in this order, got {self.levels}")
+        if self.upa and not self.tim:
+            raise ValueError("upa: expected False without tim, whose results it weighs, got True")
+
+
+@dataclass(frozen=True)
+class MBDIOptions(InteractionOptions):
+    """Options of MBDI: those of InteractionOptions, and one more.
+
+    Attributes:
+        normaliser: of UPA's signals in eval mode: "batch", as published, where an image's output depends on the others
+            of its batch, or "running", where it does not.
+
+    Example:
+        >>> from mtlkit.models import MBDIOptions
+        >>> MBDIOptions(normaliser="running").encoder
+        'tf_efficientnet_b4'
+    """
+
+    normaliser: Literal["batch", "running"] = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("normaliser", self.normaliser, ("batch", "running"))
+
+
+class InteractionNetOutput(NamedTuple):
+    """What MBDI and BTI-Net return.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.models import InteractionNetOutput
+        >>> InteractionNetOutput(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3), None).cls_logits.argmax(1)
+        tensor([0])
+    """
+
+    seg_logits: Tensor  # (B, 1, H, W)
+    cls_logits: Tensor  # (B, num_classes)
+    gates: Tensor | None  # (B, levels, 2): w_seg and w_clf of UPA at each level that interacts; None without UPA
+
+
+@register("mbdi", MBDIOptions())
+class MBDI(Pretrained):
+    """MBDI: images to the logits of a mask and of a class, and the weights of UPA.
+
+    Sizes that 32 does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped back.
+
+    Args:
+        options: sizes, parts and rates.
+        device: where the parameters are made.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32; InteractionNetOutput out.
+
+    Raises:
+        ImportError: timm is not installed.
+        ValueError: options out of their range; images of another shape or too small.
+        TypeError: images that are no floating-point tensor.
+
+    Source: arXiv 2603.01295.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> options = mtlkit.models.MBDIOptions(encoder="resnet18", decoder_dims=(32, 24, 16, 12))
+        >>> out = mtlkit.models.MBDI(options).eval()(torch.rand(2, 3, 64, 70))
+        >>> out.seg_logits.shape, out.cls_logits.shape, out.gates.shape
+        (torch.Size([2, 1, 64, 70]), torch.Size([2, 3]), torch.Size([2, 4, 2]))
+    """
+
+    def __init__(
+        self,
+        options: InteractionOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = o = options or MBDIOptions()
+        factory = {"device": device, "dtype": dtype}
+        self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, **factory)
+        dims = self.encoder.channels  # of E_0 .. E_4
+        self.refine = nn.ModuleList(ResidualBlock(dim, dim, True, o.hmsf, **factory) for dim in dims)
+        self.vectors = nn.ModuleList(nn.Linear(dim, o.clf_dim, **factory) for dim in dims[:0:-1])
+        self.decoder = nn.ModuleList()
+        below = dims[-1]
+        for level, (dim, skip) in enumerate(zip(o.decoder_dims, dims[-2::-1], strict=True), 1):
+            interaction = self._interaction(dim, factory) if o.tim and level in o.levels else None
+            self.decoder.append(_Level(below, skip, dim, o.hmsf, o.dropout, interaction, factory))
+            below = dim
+        self.seg_head = nn.Sequential(
+            ConvUpsample(below, below // 2, **factory),  # (B, C/2, H, W)
+            nn.Conv2d(below // 2, below // 3, 3, padding=1, **factory),
+            nn.ReLU(),
+            nn.Conv2d(below // 3, 1, 1, **factory),
+        )
+        self.cls_head = nn.Sequential(
+            nn.Linear(sum(dims[1:]) + LEVELS * o.clf_dim, o.clf_dim, **factory),
+            nn.ReLU(),
+            nn.BatchNorm1d(o.clf_dim, **BATCH_NORM, **factory),
+            nn.Dropout(o.dropout),
+            nn.Linear(o.clf_dim, o.num_classes, **factory),
+        )
+        for part in (self.vectors, self.seg_head, self.cls_head):
+            part.apply(init_as_keras)
+
+    def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
+        o = self.options
+        if not o.upa:
+            return TaskInteraction(dim, o.clf_dim, o.tau, o.pooling, **factory)
+        return InteractionLevel(dim, o.clf_dim, "variance", o.normaliser, o.tau, o.pooling, **factory)
+
+    def forward(self, images: Tensor) -> InteractionNetOutput:
+        """Logits and gates: (B, in_chans, H, W) to InteractionNetOutput."""
+        check_images(images, self.options.in_chans, STRIDE)
+        height, width = images.shape[2:]
+        taps = self.encoder(pad_to_multiple(images, STRIDE))
+        features = [block(tap) for block, tap in zip(self.refine, taps, strict=True)]  # E: (B, C, H/2 .. H/32, ...)
+        pooled = [e.mean((2, 3)) for e in features[1:]]  # (B, C) each, from E_1 to E_4
+
+        seg, vectors, gates = features[-1], [], []
+        for level, project, skip, vector in zip(
+            self.decoder, self.vectors, features[-2::-1], pooled[::-1], strict=True
+        ):
+            seg, clf, gate = level(seg, skip, F.relu(project(vector)))  # (B, C, h, w), (B, clf_dim), (B, 2)
+            vectors.append(clf)
+            gates += [] if gate is None else [gate]
+
+        return InteractionNetOutput(
+            self.seg_head(seg)[:, :, :height, :width],
+            self.cls_head(torch.cat([*pooled, *vectors], 1)),
+            torch.stack(gates, 1) if gates else None,
+        )
+
+
+class _Level(nn.Module):
+    """A decoder level: upsampling, the gated skip connection, a residual block, and the interaction if there is one."""
+
+    def __init__(
+        self,
+        below: int,
+        skip: int,
+        dim: int,
+        hmsf: bool,
+        dropout: float,
+        interaction: nn.Module | None,
+        factory: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.up = ConvUpsample(below, dim, **factory)
+        self.gate = AttentionGate(skip, dim, dim // 2, **factory)
+        self.block = ResidualBlock(dim + skip, dim, False, hmsf, **factory)
+        self.dropout = nn.Dropout(dropout)
+        self.interaction = interaction
+
+    def forward(self, below: Tensor, skip: Tensor, clf: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(B, C', H/2, W/2), (B, C_skip, H, W) and (B, clf_dim) to (B, C, H, W), (B, clf_dim) and (B, 2)."""
+        x = self.up(below)  # (B, C, H, W)
+        seg = self.dropout(self.block(torch.cat([x, self.gate(skip, x)], 1)))  # (B, C, H, W)
+        if self.interaction is None:
+            return seg, clf, None
+        out = self.interaction(seg, clf)
+        return out.seg, out.clf, getattr(out, "gates", None)
