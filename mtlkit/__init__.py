@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import losses, metrics, models, nn, ops
+    from mtlkit import data, losses, metrics, models, nn, ops
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
 
@@ -23,6 +23,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "compat",
+    "data",
     "losses",
     "metrics",
     "models",
@@ -37,6 +38,7 @@ __all__ = [
 _LAZY: dict[str, tuple[str, str | None]] = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
     "compat": ("mtlkit.compat", None),
+    "data": ("mtlkit.data", None),
     "losses": ("mtlkit.losses", None),
     "metrics": ("mtlkit.metrics", None),
     "models": ("mtlkit.models", None),

@@ -13,7 +13,15 @@ MODULES = ["mtlkit"] + [
     for module in pkgutil.walk_packages(mtlkit.__path__, "mtlkit.")
     if not module.name.startswith("mtlkit._C") and not module.name.endswith("__main__")
 ]
-PACKAGES = ["mtlkit.ops", "mtlkit.nn", "mtlkit.models", "mtlkit.losses", "mtlkit.metrics"]
+PACKAGES = [
+    "mtlkit.ops",
+    "mtlkit.nn",
+    "mtlkit.models",
+    "mtlkit.losses",
+    "mtlkit.metrics",
+    "mtlkit.data",
+    "mtlkit.data.synthetic",
+]
 SYMBOLS = [
     pytest.param(getattr(importlib.import_module(package), name), id=f"{package}.{name}")
     for package in PACKAGES

@@ -1,0 +1,210 @@
+"""torch data sets of the records: images with masks, and exams of four views.
+
+An item is a dictionary of tensors and of its key. What is random in it depends on the seed, the epoch and the index
+alone, and not on the number of workers or on what was drawn before: a run that goes on after a kill sees the same data.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from mtlkit.data.catalogue import VIEWS, Exam, Record
+from mtlkit.data.files import read_image, read_mask
+from mtlkit.data.transforms import augmentation, preparation
+
+__all__ = ["LesionDataset", "MammographyDataset"]
+
+
+class _Augmented(Dataset):
+    """What both share: the seed, the epoch and the transforms."""
+
+    def __init__(self, records: Sequence[Any], size: int, augment: str, seed: int, normalize: bool, cache: bool):
+        if not records:
+            raise ValueError("records: expected at least one, got none")
+        if size < 1:
+            raise ValueError(f"size: expected at least 1 pixel, got {size!r}")
+        self.records, self.size, self.seed = tuple(records), size, seed
+        self._augment, self._prepare = augmentation(augment), preparation(normalize=normalize)
+        self._cache: dict[int, Any] | None = {} if cache else None
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that already run
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draws anew: each epoch has its own augmentations."""
+        self._epoch.fill_(epoch)
+
+    def _read(self, index: int) -> Any:
+        raise NotImplementedError
+
+    def _decoded(self, index: int) -> Any:
+        if self._cache is None:
+            return self._read(index)
+        if index not in self._cache:
+            self._cache[index] = self._read(index)
+        return self._cache[index]
+
+    @contextmanager
+    def _draw(self, index: int) -> Iterator[None]:
+        """Inside, the random numbers are this item's; outside, they go on undisturbed."""
+        sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(sequence.generate_state(1)[0]))
+            yield
+
+
+class LesionDataset(_Augmented):
+    """Images with the mask and the class of their lesion.
+
+    Args:
+        records: of a catalogue, as `catalogue.subset(split.train).records`.
+        size: pixels a side; the papers take 224.
+        augment: one of `AUGMENTATIONS`.
+        copies: how often each image comes again, augmented, besides once as it is; MBDI takes 3. With 0 every image
+            comes once, augmented.
+        seed: of the augmentations.
+        normalize: to ImageNet's mean and spread; see `preparation`.
+        cache: keeps the resized images, 4 bytes a pixel, in the memory of each worker.
+
+    An item has "image" (3, size, size) float32, "mask" (1, size, size) float32 of 0 and 1, "label" int64 (-1 where it
+    is not known), "segmented" bool (whether the mask is known) and "key".
+
+    Raises:
+        ValueError: no record, or an unknown option.
+        DataError: when an item is read: its file is missing, broken, or of another size than its mask.
+
+    Example:
+        >>> import tempfile
+        >>> from mtlkit.data import LesionDataset, open_dataset, synthesize_ultrasound
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synthesize_ultrasound(f"{folder}/busi", cases=6, size=64)
+        ...     item = LesionDataset(open_dataset(f"{folder}/busi").records, size=32, augment="mbdi")[0]
+        >>> item["image"].shape, item["mask"].shape, int(item["label"])
+        (torch.Size([3, 32, 32]), torch.Size([1, 32, 32]), 0)
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        size: int = 224,
+        augment: str = "none",
+        copies: int = 0,
+        seed: int = 0,
+        *,
+        normalize: bool = True,
+        cache: bool = False,
+    ) -> None:
+        super().__init__(records, size, augment, seed, normalize, cache)
+        if copies < 0:
+            raise ValueError(f"copies: expected at least 0, got {copies!r}")
+        self.copies = copies
+
+    def __len__(self) -> int:
+        return len(self.records) * (1 + self.copies)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Image (3, size, size) and mask (1, size, size), uint8."""
+        record = self.records[index]
+        pixels = read_image(record.image)
+        mask = read_mask(record.masks, pixels.shape[:2])
+        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
+        size = [self.size, self.size]
+        outline = TF.resize(torch.from_numpy(mask)[None], size, v2.InterpolationMode.NEAREST)
+        return TF.resize(image, size, antialias=True), outline
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        number, copy = divmod(index, 1 + self.copies)
+        record = self.records[number]
+        pixels, outline = self._decoded(number)
+        image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(outline)
+        if copy > 0 or self.copies == 0:
+            with self._draw(index):
+                image, mask = self._augment(image, mask)
+        return {
+            "image": self._prepare(image).as_subclass(Tensor),
+            "mask": mask.as_subclass(Tensor).float(),
+            "label": torch.tensor(record.label),
+            "segmented": torch.tensor(record.segmented),
+            "key": record.key,
+        }
+
+
+class MammographyDataset(_Augmented):
+    """Exams of four views: L-CC, L-MLO, R-CC and R-MLO, the right ones flipped so that all breasts point one way.
+
+    Args:
+        records: exams of a catalogue, as `catalogue.subset(split.train).records`.
+        size: pixels a side; the paper takes 512.
+        augment: one of `AUGMENTATIONS`; each view is augmented by itself.
+        seed: of the augmentations.
+        normalize: to ImageNet's mean and spread; see `preparation`.
+        cache: keeps the resized views, a byte a pixel, in the memory of each worker.
+
+    An item has "views" (4, 3, size, size) float32, all zeros where a view is missing, "present" (4,) bool, "label"
+    (2,) and "birads" (2,) int64 of the left and the right breast (-1 where not known), and "key".
+
+    Raises:
+        ValueError: no exam, or an unknown option.
+        DataError: when an item is read: a file is missing or broken.
+
+    Example:
+        >>> import tempfile
+        >>> from mtlkit.data import MammographyDataset, open_dataset, synthesize_mammography
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synthesize_mammography(f"{folder}/cmmd", cases=5, size=64)
+        ...     item = MammographyDataset(open_dataset(f"{folder}/cmmd").records, size=32)[0]
+        >>> item["views"].shape, item["present"].shape, item["birads"].shape
+        (torch.Size([4, 3, 32, 32]), torch.Size([4]), torch.Size([2]))
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Exam],
+        size: int = 512,
+        augment: str = "none",
+        seed: int = 0,
+        *,
+        normalize: bool = True,
+        cache: bool = False,
+    ) -> None:
+        super().__init__(records, size, augment, seed, normalize, cache)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _read(self, index: int) -> list[Tensor | None]:
+        """The views, each (1, size, size), uint8."""
+        views = []
+        for name, path in zip(VIEWS, self.records[index].views, strict=True):
+            if path is None:
+                views.append(None)
+                continue
+            pixels = torch.from_numpy(np.ascontiguousarray(read_image(path)[..., 0]))[None]
+            pixels = TF.resize(pixels, [self.size, self.size], antialias=True)
+            views.append(pixels.flip(2) if name.startswith("R") else pixels)
+        return views
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        exam = self.records[index]
+        views = torch.zeros(len(VIEWS), 3, self.size, self.size)
+        with self._draw(index):
+            for i, pixels in enumerate(self._decoded(index)):
+                if pixels is not None:
+                    views[i] = self._prepare(self._augment(tv_tensors.Image(pixels.expand(3, -1, -1))))
+        return {
+            "views": views,
+            "present": torch.tensor([path is not None for path in exam.views]),
+            "label": torch.tensor(exam.labels),
+            "birads": torch.tensor(exam.birads),
+            "key": exam.key,
+        }

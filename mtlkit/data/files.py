@@ -1,0 +1,263 @@
+"""Reading pictures, and writing files whole or not at all."""
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mtlkit.data.catalogue import DataError
+from mtlkit.data.dicom import is_dicom, read_dicom
+
+__all__ = ["read_image", "read_mask"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        reason = words.removesuffix(f" {str(path)!r}")  # Pillow's own words name the file again
+        raise DataError(f"{path}: cannot be read as an image ({reason})") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 or more bits with its values brought to 0 to 255."""
+    if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535 if values.max(initial=0) > 255 else 255
+    return Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """An image as colours.
+
+    Args:
+        path: PNG, JPEG, BMP, TIFF of 8 or 16 bits, or DICOM with one frame.
+
+    Returns:
+        (H, W, 3), uint8.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+
+    Example:
+        >>> from pydicom.data import get_testdata_file
+        >>> from mtlkit.data import read_image
+        >>> read_image(get_testdata_file("CT_small.dcm")).shape
+        (128, 128, 3)
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: expected an image file, found a folder")
+    if path.is_file() and is_dicom(path):
+        pixels = (read_dicom(path) * 255).round().astype(np.uint8)
+        return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
+    return np.asarray(_eight_bits(_open(path)).convert("RGB"))
+
+
+def read_mask(paths: Sequence[str | Path], size: tuple[int, int]) -> np.ndarray:
+    """The lesion, merged from any number of masks.
+
+    Args:
+        paths: masks with values above 127 (or 1, in masks of 0 and 1) in the lesion; none gives an empty mask.
+        size: (H, W) that they must have.
+
+    Returns:
+        (H, W), uint8, 0 or 1.
+
+    Raises:
+        DataError: a mask cannot be read, or has another size.
+
+    Example:
+        >>> from mtlkit.data import read_mask
+        >>> read_mask([], (2, 3)).any()
+        np.False_
+    """
+    merged = np.zeros(size, dtype=np.uint8)
+    for path in paths:
+        values = np.asarray(_eight_bits(_open(Path(path))).convert("L"))
+        if values.shape != tuple(size):
+            raise DataError(
+                f"{path}: the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[1]} x {size[0]}"
+            )
+        merged |= values > (127 if values.max(initial=0) > 1 else 0)
+    return merged
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def check_folder(root: str | Path) -> Path:
+    """The folder; raises a DataError where there is none, it cannot be listed, or it is empty."""
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: there is no such folder")
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder, found a file")
+    try:
+        empty = next(root.iterdir(), None) is None
+    except OSError as error:
+        raise DataError(f"{root}: the folder cannot be listed ({error.strerror})") from None
+    if empty:
+        raise DataError(f"{root}: the folder is empty")
+    return root
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The image files of a folder in a fixed order: numbers count, so that 2 comes before 10."""
+    if not folder.is_dir():
+        return []
+    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
+    return sorted(found, key=natural)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key of a path: digits by value."""
+    parts, number = [], ""
+    for character in path.name + "\0":
+        if character.isdigit() and character.isascii():
+            number += character
+            continue
+        if number:
+            parts.append((int(number), ""))
+            number = ""
+        parts.append((-1, character))
+    return parts
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
+    """Rows of a table, .xlsx or comma- or tab-separated text, as stripped strings.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".xlsx":
+            import openpyxl
+
+            book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+            names = [name for name in book.sheetnames if sheet is not None and name.strip() == sheet]
+            rows = book[names[0] if names else book.sheetnames[0]].iter_rows(values_only=True)
+            cells = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
+            book.close()
+            return cells
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            head = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=head.count)
+            return [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=delimiter)]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise DataError(f"{path}: the table cannot be read ({error})") from None
+    except Exception as error:  # a damaged archive raises whatever zipfile, xml or openpyxl choose
+        if path.suffix.lower() == ".xlsx" and not isinstance(error, ImportError):
+            raise DataError(f"{path}: the table cannot be read ({error})") from None
+        raise
+
+
+def column(header: Sequence[str], path: Path, *names: str) -> int:
+    """Index of the first column with one of these names, whatever the case and the line breaks.
+
+    Raises:
+        DataError: there is none.
+    """
+    plain = [" ".join(cell.split()).lower() for cell in header]
+    for name in names:
+        if name.lower() in plain:
+            return plain.index(name.lower())
+    raise DataError(f"{path}: there is no column {names[0]!r}; there are: {', '.join(filter(None, plain))}")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `path` when all has gone well, and vanishes when not.
+
+    Raises:
+        DataError: `path` exists already and `force` was not given, or it cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, found a folder")
+    if path.exists() and not force:
+        raise DataError(f"{path}: the file exists already; --force overwrites it")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
+    """Writes `value` as JSON, whole or not at all."""
+    with written_whole(path, force=force) as draft:
+        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def folder_written_whole(path: str | Path, mark: str, *, force: bool = False) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes `path` when all has gone well, and vanishes when not.
+
+    Args:
+        path: where the folder is to be.
+        mark: a file that is written into it; only a folder that holds one is ever replaced.
+        force: replaces such a folder.
+
+    Raises:
+        DataError: `path` exists already and may not be replaced, or it cannot be written.
+    """
+    path = Path(path)
+    occupied = path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)
+    if occupied and not force:
+        raise DataError(f"{path}: exists already; --force overwrites what an earlier run wrote there")
+    if occupied and not (path / mark).is_file():
+        raise DataError(f"{path}: exists already and holds no {mark}, so that it is not overwritten even with --force")
+    draft = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield draft
+        draft.chmod(0o777 & ~_umask())  # mkdtemp's is its owner's alone
+        if path.exists():
+            old = path.with_name(f"{draft.name}.old")
+            path.rename(old)
+            draft.rename(path)
+            shutil.rmtree(old)
+        else:
+            draft.rename(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,174 @@
+"""Splits into training, validation and test: stratified, whole groups, from a seed, saved as a list.
+
+A group (patient, lesion, or an image by itself) falls whole into one part. Groups are drawn by scikit-learn's
+stratified `train_test_split`: first the test part, rounded up, then the validation part of what is left.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mtlkit.data.catalogue import Catalogue, DataError
+from mtlkit.data.files import write_json
+
+__all__ = ["Split", "load_split", "make_split"]
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which records train, which validate, which test.
+
+    Args:
+        train: keys of the records to learn from.
+        val: keys of those to choose by.
+        test: keys of those to judge by.
+        seed: from which they were drawn.
+
+    Example:
+        >>> from mtlkit.data import Split
+        >>> Split(("a", "b"), ("c",), ("d",)).parts()["val"]
+        ('c',)
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    seed: int | None = None
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The keys by part."""
+        return {part: getattr(self, part) for part in PARTS}
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Writes the list as JSON, whole or not at all.
+
+        Raises:
+            DataError: the file exists and `force` is not given, or it cannot be written.
+        """
+        write_json(path, asdict(self), force=force)
+
+
+def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    if len(fractions) != 3 or not all(0 <= f < 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions: expected three numbers in [0, 1) of sum 1, got {tuple(fractions)}")
+    if not fractions[0] > 0:
+        raise ValueError(f"fractions: expected something to train on, got {tuple(fractions)}")
+    return tuple(fractions)
+
+
+def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Groups in two parts, the second being `share` of them."""
+    from sklearn.model_selection import train_test_split
+
+    names = list(groups)
+    if share == 0:
+        return names, []
+    strata = [groups[name] for name in names]
+    label, count = min(Counter(strata).items(), key=lambda item: item[1])
+    name = catalogue.classes[label] if label >= 0 else "not known"
+    if count < 2:
+        raise DataError(f"{catalogue.root}: class {name!r} has only {count} group to divide, at least 2 are needed")
+    try:
+        return train_test_split(names, test_size=share, stratify=strata, random_state=seed)
+    except ValueError:
+        words = f"its {len(names)} groups are too few to give {share:.0%} of them to one part, with all classes in both"
+        raise DataError(f"{catalogue.root}: {words}") from None
+
+
+def make_split(
+    catalogue: Catalogue,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 42,
+    *,
+    published: bool = True,
+) -> Split:
+    """Draws a split.
+
+    Args:
+        catalogue: the data set.
+        fractions: of the groups, for training, validation and test. (0.7, 0.15, 0.15) is the papers'; BTI-Net's 15 %
+            test, then 15 % of the rest, is (0.7225, 0.1275, 0.15).
+        seed: the same seed gives the same split of the same records.
+        published: keeps a partition that the data set has itself (BRISC's test part, all of BUSI-WHU's), drawing only
+            the parts that it lacks, a validation part of val / (train + val) out of its training part.
+
+    Raises:
+        DataError: a class has too few groups.
+        ValueError: other fractions.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Catalogue, Record, make_split
+        >>> records = tuple(Record(f"{i}", Path(f"{i}.png"), i % 2, (), f"{i}") for i in range(40))
+        >>> split = make_split(Catalogue("folder", Path("."), ("benign", "malignant"), records))
+        >>> len(split.train), len(split.val), len(split.test)
+        (28, 6, 6)
+    """
+    train_share, val_share, test_share = _check_fractions(fractions)
+    strata: dict[str, int] = {}
+    fixed: dict[str, str] = {}
+    for record in catalogue.records:
+        strata[record.group] = max(strata.get(record.group, -1), record.stratum)
+        if published and record.split is not None and fixed.setdefault(record.group, record.split) != record.split:
+            raise DataError(f"{catalogue.root}: group {record.group!r} lies in two parts of the published partition")
+    strata = dict(sorted(strata.items()))  # so that the order of files on disk decides nothing
+    rest = {group: stratum for group, stratum in strata.items() if fixed.get(group, "train") == "train"}
+    part_of = {group: part for group, part in fixed.items() if part != "train"}
+    if "test" not in fixed.values():
+        names, drawn = _divide(catalogue, rest, test_share, seed)
+        part_of |= dict.fromkeys(drawn, "test")
+        rest = {name: rest[name] for name in sorted(names)}
+    if "val" not in fixed.values():
+        _, drawn = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
+        part_of |= dict.fromkeys(drawn, "val")
+    keys: dict[str, list[str]] = {part: [] for part in PARTS}
+    for record in catalogue.records:
+        keys[part_of.get(record.group, "train")].append(record.key)
+    return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed)
+
+
+def load_split(path: str | Path, catalogue: Catalogue) -> Split:
+    """Reads a saved split and holds it against a data set.
+
+    Args:
+        path: what `Split.save` wrote.
+        catalogue: the data set that it is to fit.
+
+    Raises:
+        DataError: the file cannot be read, lists a record that is not there or is listed twice, or divides a group.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Catalogue, Record, load_split, make_split
+        >>> records = tuple(Record(f"{i}", Path(f"{i}.png"), i % 2, (), f"{i}") for i in range(40))
+        >>> catalogue = Catalogue("folder", Path("."), ("benign", "malignant"), records)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     make_split(catalogue).save(f"{folder}/split.json")
+        ...     load_split(f"{folder}/split.json", catalogue) == make_split(catalogue)
+        True
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        split = Split(*(tuple(map(str, values[part])) for part in PARTS), seed=values.get("seed"))
+    except OSError as error:
+        raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: is no list of the parts train, val and test") from None
+    groups = {record.key: record.group for record in catalogue.records}
+    place: dict[str, str] = {}
+    home: dict[str, str] = {}
+    for part, keys in split.parts().items():
+        for key in keys:
+            if key not in groups:
+                raise DataError(f"{path}: lists {key!r}, which is not in {catalogue.root}")
+            if key in place:
+                raise DataError(f"{path}: lists {key!r} twice, in {place[key]} and {part}")
+            place[key] = part
+            if home.setdefault(groups[key], part) != part:
+                raise DataError(f"{path}: divides the group {groups[key]!r} between {home[groups[key]]} and {part}")
+    return split
