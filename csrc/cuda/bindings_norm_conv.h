@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 
 #include "arguments.h"
@@ -54,10 +55,35 @@ inline int norm_gate_backward(int64_t rows, int64_t channels, const pybind11::tu
   return launch_norm_gate_bwd(params, address(stream));
 }
 
+// `sizes`: B, D, H, W. `inputs`: x, weight, bias.
+inline DwconvSilu dwconv_silu_arguments(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs) {
+  return {
+      sizes[0], sizes[1], sizes[2], sizes[3], tensor<4>(inputs[0]), parameters<3>(inputs[1]), parameters<1>(inputs[2])};
+}
+
+inline int dwconv_silu_forward(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs, uintptr_t stream,
+                               const pybind11::object& y) {
+  const DwconvSiluForward params{dwconv_silu_arguments(sizes, inputs), tensor<4>(y)};
+  pybind11::gil_scoped_release release;
+  return launch_dwconv_silu_fwd(params, address(stream));
+}
+
+inline int dwconv_silu_backward(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs, uintptr_t stream,
+                                const pybind11::object& dy, const pybind11::object& dx, uintptr_t partials,
+                                int64_t parts) {
+  const DwconvSiluBackward params{dwconv_silu_arguments(sizes, inputs), tensor<4>(dy), tensor<4>(dx),
+                                  static_cast<float*>(address(partials)), parts};
+  pybind11::gil_scoped_release release;
+  return launch_dwconv_silu_bwd(params, address(stream));
+}
+
 inline void bind_norm_conv(pybind11::module_& m) {
   m.def("cuda_norm_gate_blocks", &norm_gate_blocks, "Rows of partial sums that a backward pass leaves.");
   m.def("cuda_norm_gate_forward", &norm_gate_forward);
   m.def("cuda_norm_gate_backward", &norm_gate_backward);
+  m.def("cuda_dwconv_silu_parts", &dwconv_silu_parts, "Rows of partial sums that a backward pass leaves.");
+  m.def("cuda_dwconv_silu_forward", &dwconv_silu_forward);
+  m.def("cuda_dwconv_silu_backward", &dwconv_silu_backward);
 }
 
 }  // namespace mtlkit::cuda

@@ -5,6 +5,7 @@
 // tensors' device the current one.
 #pragma once
 
+#include "cuda/dwconv_silu.h"
 #include "cuda/norm_gate.h"
 #include "cuda/ss2d.h"
 
@@ -12,6 +13,9 @@ namespace mtlkit::cuda {
 
 int launch_norm_gate_fwd(const NormGateForward& params, void* stream);
 int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
+
+int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream);
+int launch_dwconv_silu_bwd(const DwconvSiluBackward& params, void* stream);
 
 int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream);
 int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream);

@@ -1,0 +1,82 @@
+// Depthwise 3 x 3 convolution, bias and SiLU: forward (how it is dealt to threads: dwconv_silu.h).
+#include "cuda/device.cuh"
+#include "cuda/dwconv_silu.cuh"
+#include "cuda/launchers.h"
+
+namespace mtlkit::cuda {
+namespace {
+
+// T: type of x and y. kCount: channels of a thread; more than one where packs<kCount>() holds for x and y.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kConvThreads)
+    dwconv_silu_fwd_kernel(const DwconvSiluForward params, const ConvStrips strips, const bool across) {
+  const DwconvSilu& p = params.conv;
+  const ConvThread thread = conv_thread(across);
+  const int64_t chunks = (p.channels + kConvPacks * kCount - 1) / (kConvPacks * kCount);
+  const int64_t groups = gridDim.x / chunks;
+  const int64_t chunk = across ? blockIdx.x % chunks : blockIdx.x / groups;
+  const int64_t group = across ? blockIdx.x / chunks : blockIdx.x % groups;
+  const int64_t c = (chunk * kConvPacks + thread.pack) * kCount, index = group * kConvColumns + thread.column;
+  if (c >= p.channels || index >= p.batch * strips.strips * p.width) return;
+
+  const ConvColumn column = conv_column(p, strips, index);
+  const Filter<kCount> filter(p, c);
+  const T* const x = pixel<const T>(p.x, column.image, c, 0, column.w);
+  T* const y = pixel<T>(params.y, column.image, c, 0, column.w);
+  const int64_t end = column.first_row + strips.rows < p.height ? column.first_row + strips.rows : p.height;
+
+  // Rows of y in the making: the one before row h of x, the one beside it, the one behind it.
+  float sums[kWindow][kCount];
+  for (int k = 0; k < kWindow; ++k) {
+    for (int i = 0; i < kCount; ++i) sums[k][i] = filter.bias[i];
+  }
+  Pack<T, kCount> next[kWindow];
+  load_window_row<kCount>(p, x, column.first_row - 1, column.w, true, next);
+  for (int64_t h = column.first_row - 1; h <= end; ++h) {
+    Pack<T, kCount> row[kWindow];
+    for (int j = 0; j < kWindow; ++j) row[j] = next[j];
+    load_window_row<kCount>(p, x, h + 1, column.w, h < end, next);  // on its way while this row is worked on
+    for (int j = 0; j < kWindow; ++j) {
+      for (int i = 0; i < kCount; ++i) {
+        const float value = to_float(row[j].values[i]);
+        for (int k = 0; k < kWindow; ++k) sums[k][i] += filter.taps[(kWindow - 1 - k) * kWindow + j][i] * value;
+      }
+    }
+    if (h > column.first_row) {
+      Pack<T, kCount> out;
+      for (int i = 0; i < kCount; ++i) out.values[i] = from_float<T>(silu(sums[0][i]));
+      store(y + (h - 1) * params.y.stride[2], out);
+    }
+    for (int i = 0; i < kCount; ++i) {
+      sums[0][i] = sums[1][i];
+      sums[1][i] = sums[2][i];
+      sums[2][i] = filter.bias[i];
+    }
+  }
+}
+
+template <typename T, int kCount>
+int launch(const DwconvSiluForward& params, void* stream) {
+  const DwconvSilu& p = params.conv;
+  const ConvStrips strips = forward_strips(p, kCount);
+  const int64_t chunks = (p.channels + kConvPacks * kCount - 1) / (kConvPacks * kCount);
+  const int64_t groups = (p.batch * strips.strips * p.width + kConvColumns - 1) / kConvColumns;
+  if (chunks * groups > INT32_MAX) return kInvalidValue;
+  return launch_kernel(static_cast<unsigned>(chunks * groups), kConvThreads, 0, stream,
+                       dwconv_silu_fwd_kernel<T, kCount>, params, strips, p.x.stride[1] == 1);
+}
+
+}  // namespace
+
+int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream) {
+  constexpr int kCount = 4;
+  const DwconvSilu& p = params.conv;
+  if (p.batch == 0) return kSuccess;
+  const bool vector = p.channels % kCount == 0 && packs<kCount>(p.x) && packs<kCount>(params.y);
+  return for_dtype(p.x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    return vector ? launch<T, kCount>(params, stream) : launch<T, 1>(params, stream);
+  });
+}
+
+}  // namespace mtlkit::cuda
