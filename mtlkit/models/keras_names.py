@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit import nn as layers
+from mtlkit.models.encoders import Encoder
+from mtlkit.models.mbdi import MBDI
 
 # The parts of a layer, in the order in which Keras makes them: the end of the part's own name, from an underscore on,
 # or its kind where it has none.
@@ -62,10 +64,18 @@ _PARTS: dict[type[nn.Module], dict[str, str]] = {
 }
 _COUNTED = re.compile(r"(dense|conv2d|separable_conv2d|batch_normalization|conv2d_transpose)(?:_(\d+))?")
 
-# What is made of several Keras layers: the path of each layer of ours, and what Keras' name of it looks like.
-_LAYERS: dict[type[nn.Module], dict[str, str]] = {
-    layers.InteractionLevel: {"tim": r"task_interaction.*", "upa": r"(upa|uncertainty).*"},
+# The convolutions and norms of EfficientNet, by timm's names; the first stage's blocks have no expansion.
+_FIRST_STAGE = {"conv_dw": "dwconv", "bn1": "bn", "conv_pw": "project_conv", "bn2": "project_bn"}
+_STAGE = {
+    "conv_pw": "expand_conv",
+    "bn1": "expand_bn",
+    "conv_dw": "dwconv",
+    "bn2": "bn",
+    "conv_pwl": "project_conv",
+    "bn3": "project_bn",
 }
+_SQUEEZE = {"se.conv_reduce": "se_reduce", "se.conv_expand": "se_expand"}
+_STEM_AND_TOP = {"conv_stem": "stem_conv", "bn1": "stem_bn", "conv_head": "top_conv", "bn2": "top_bn"}
 
 # --- variables of a part ----------------------------------------------------------------------------------------------
 
@@ -144,11 +154,82 @@ def _parts_of_layer(module: nn.Module, names: list[str]) -> dict[str, str | None
     return found
 
 
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def _encoder_layers(encoder: Encoder) -> dict[str, str]:
+    """Path of each part, and Keras' name of it."""
+    if not encoder.name.startswith("tf_efficientnet"):
+        raise ValueError(f"module: expected a tf_efficientnet as encoder, as the official code has, got {encoder.name}")
+    found = {}
+    for path, _ in _leaves(encoder):
+        if path in _STEM_AND_TOP:
+            found[path] = _STEM_AND_TOP[path]
+            continue
+        _, stage, block, part = path.split(".", 3)
+        kinds = (_STAGE if int(stage) else _FIRST_STAGE) | _SQUEEZE
+        found[path] = f"block{int(stage) + 1}{chr(ord('a') + int(block))}_{kinds[part]}"
+    return found
+
+
+def _network_layers(network: MBDI) -> dict[str, str]:
+    """Path of each layer, and what Keras' name of it looks like: a pattern, or the kind of a nameless one."""
+    found = {f"encoder.{path}": name for path, name in _encoder_layers(network.encoder).items()}
+    for i, scale in enumerate(("s1", "s2", "s3", "s4", "bridge")):
+        found[f"refine.{i}"] = rf"(hct|bti)_res_{scale}"
+    for i, level in enumerate(network.decoder):
+        found |= {
+            f"decoder.{i}.up": "conv2d_transpose",
+            f"decoder.{i}.gate": f"att_gate_d{i + 1}",
+            f"decoder.{i}.block": rf"(hct|bti)_res_d{i + 1}",
+            f"vectors.{i}": f"clf_d{i + 1}_features",
+        }
+        if isinstance(level.interaction, layers.InteractionLevel):
+            found[f"decoder.{i}.interaction.tim"] = f"task_interaction_d{i + 1}"
+            found[f"decoder.{i}.interaction.upa"] = rf"(upa|uncertainty_attention)_d{i + 1}"
+        elif level.interaction is not None:
+            found[f"decoder.{i}.interaction"] = f"task_interaction_d{i + 1}"
+    head = {
+        "seg_head.0": "conv2d_transpose",
+        "seg_head.1": "conv2d",
+        "seg_head.3": "segmentation_output",
+        "cls_head.0": "dense",
+        "cls_head.2": "batch_normalization",
+        "cls_head.4": "classification_output",
+    }
+    return found | head
+
+
+def _layers(module: nn.Module) -> dict[str, str] | None:
+    """The layers of what is made of several Keras layers; None for what is one itself."""
+    if isinstance(module, MBDI):
+        return _network_layers(module)
+    if isinstance(module, Encoder):
+        return _encoder_layers(module)
+    if isinstance(module, layers.InteractionLevel):
+        return {"tim": r"task_interaction.*", "upa": r"(upa|uncertainty).*"}
+    return None
+
+
+def _layer_names(wanted: dict[str, str], names: list[str]) -> dict[str, str | None]:
+    """Which of Keras' layers each layer of ours is, by path; None for one that is not there."""
+    counted = sorted((name for name in names if _COUNTED.fullmatch(name)), key=_count)
+    queues = {kind: iter([n for n in counted if _count(n)[0] == kind]) for kind in set(wanted.values())}
+    found = {}
+    for path, name in wanted.items():
+        if _COUNTED.fullmatch(name):
+            found[path] = next(queues[name], None)
+        else:
+            pattern = re.compile(name)
+            found[path] = next((n for n in names if pattern.fullmatch(n)), None)
+    return found
+
+
 # --- public -----------------------------------------------------------------------------------------------------------
 
 
 def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state dict of a layer from the weights of its official Keras counterpart.
+    """The state dict of a layer or a network from the weights of its official Keras counterpart.
 
     The keys of `weights` are those of an .h5 file that Keras saved, layer by layer; from a model in memory they are
     made by
@@ -157,11 +238,16 @@ def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict
 
     with `w.path` for `w.name` in Keras 3. The name of a weight alone does not do: many layers have a "dense/kernel:0".
 
+    Keras' EfficientNet begins with layers that rescale the image, which ours leaves to the data. What it computes from
+    an image x is (x / 255 - mean) / std, with ImageNet's mean and deviation if it was made with ImageNet's weights, and
+    else 0 and 1; this is what to give to ours. The official code feeds it images in [0, 1], not in [0, 255].
+
     Args:
-        module: a layer with the sizes of the official one: MultiScaleFusion, DualPathAttention, ResidualBlock,
-            AttentionGate, TaskInteraction, UncertaintyProxyAttention, InteractionLevel, SeparableConv, ConvUpsample,
-            or a Linear, Conv2d or BatchNorm of PyTorch. It is left as it is.
-        weights: arrays by Keras name, those of this layer and no others.
+        module: MBDI or BTINet, Encoder (an EfficientNet), or a layer: MultiScaleFusion, DualPathAttention,
+            ResidualBlock, AttentionGate, TaskInteraction, UncertaintyProxyAttention, InteractionLevel, SeparableConv,
+            ConvUpsample, or a Linear, Conv2d or BatchNorm of PyTorch; with the sizes of the official one. It is left
+            as it is.
+        weights: arrays by Keras name, those of this module and no others.
 
     Returns:
         Everything that `module.load_state_dict` wants, in the dtypes of the module. What Keras does not have, counters
@@ -182,11 +268,21 @@ def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"weights: expected a mapping from names to arrays, got {type(weights).__name__}")
-    left = dict.fromkeys(weights)  # in order
+    by_layer: dict[str, list[str]] = {}
+    for name in weights:
+        by_layer.setdefault(_split(name)[0], []).append(name)
+    by_layer.pop("normalization", None)  # of the image
+    left = {name: None for names in by_layer.values() for name in names}  # in order
+
+    wanted = _layers(module)
     state: dict[str, Tensor] = {}
-    for path, layer, pattern in _layers(module):
-        mine = [name for name in left if pattern is None or re.fullmatch(pattern, _split(name)[0])]
-        for key, name, value in _layer_tensors(layer, path, pattern, mine, weights):
+    if wanted is None:
+        pairs = [("", module, "...", list(left))]
+    else:
+        found = _layer_names(wanted, list(by_layer))
+        pairs = [(f"{p}.", module.get_submodule(p), wanted[p], by_layer.get(name, [])) for p, name in found.items()]
+    for prefix, layer, shown, names in pairs:
+        for key, name, value in _layer_tensors(layer, prefix, shown, names, weights):
             state[key] = value
             del left[name]
     if left:
@@ -196,18 +292,8 @@ def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict
     return state | kept
 
 
-def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str | None]]:
-    """The layers that a module is made of, each with its path and with what Keras' name of it looks like."""
-    known = _LAYERS.get(type(module))
-    if known is None:
-        yield "", module, None
-        return
-    for path, pattern in known.items():
-        yield f"{path}.", module.get_submodule(path), pattern
-
-
 def _layer_tensors(
-    layer: nn.Module, prefix: str, pattern: str | None, names: list[str], weights: Mapping[str, Any]
+    layer: nn.Module, prefix: str, shown: str, names: list[str], weights: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """The tensors of a layer: our key, Keras' name, the value."""
     by_part = {_split(name)[1:]: name for name in names}  # (part, variable)
@@ -219,8 +305,8 @@ def _layer_tensors(
             inner = f"{path}.{tensor}" if path else tensor
             name = by_part.get((part, variable))
             if name is None:
-                wanted = part or f"*{_PARTS[type(layer)][path] if path else ''}"
-                where = f"{pattern or '...'}/{wanted}/{variable}"
+                missing = f"*{_PARTS[type(layer)][path]}" if path else "*"
+                where = f"{shown}/{part or missing}/{variable}"
                 raise ValueError(f"weights: expected a variable {where!r} for {prefix}{inner}, got none")
             have = tuple(getattr(weights[name], "shape", ()))
             expected = tuple(own[inner].shape[axes.index(i)] for i in range(len(axes)))

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import zlib
 from pathlib import Path
 
 import numpy
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtlkit.models import state_dict_from_keras
+from mtlkit.models import create_model, state_dict_from_keras
 from mtlkit.nn import (
     AttentionGate,
     ConvUpsample,
@@ -23,7 +24,8 @@ from mtlkit.nn import (
     UncertaintyProxyAttention,
 )
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_mtl_bus.json").read_text())
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+GOLDEN = json.loads((FOLDER / "golden_mtl_bus.json").read_text())
 
 # The names of TensorFlow 2.15, as found in the .h5 files that it saves, by the names of the golden values.
 FUSION = {
@@ -189,6 +191,68 @@ def test_state_is_a_copy_in_the_dtype_of_the_module():
         value.fill(0)
     assert all(value.any() for key, value in state.items() if key != "s2c_bn.num_batches_tracked")
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+# --- whole networks --------------------------------------------------------------------------------------------------
+
+
+def made_up(name: str, shape: tuple[int, ...]) -> numpy.ndarray:
+    """A weight by formula, of a size that keeps the activations of a deep network in range."""
+    kind = name.rsplit("/", 1)[1].rsplit(":", 1)[0]
+    u = numpy.random.RandomState(zlib.crc32(name.encode())).random_sample(shape) - 0.5  # a frozen stream
+    if kind in ("gamma", "moving_variance"):
+        u = 1 + 0.4 * u
+    elif kind in ("bias", "beta", "moving_mean"):
+        u = 0.4 * u
+    elif kind == "depthwise_kernel":
+        u = u * (18 / (shape[0] * shape[1])) ** 0.5
+    else:
+        inputs = shape[3] * 9 / 4 if "conv2d_transpose" in name else numpy.prod(shape[:-1])
+        u = u * (18 / inputs) ** 0.5
+    return u.astype(numpy.float32)
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict:
+    return json.loads((FOLDER / "golden_keras_networks.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["btinet", "mbdi"])
+def test_official_networks(networks, name):
+    entry = networks[name]
+    weights = {
+        f"{layer}/{variable}": made_up(f"{layer}/{variable}", tuple(shape))
+        for layer, variables in entry["variables"].items()
+        for variable, shape in variables.items()
+    }
+    network = create_model(name, num_classes=3).eval()
+    network.load_state_dict(state_dict_from_keras(network, weights))
+    images = numpy.random.RandomState(0).random_sample((2, 128, 128, 3)).astype("f") * 8 - 4  # after Keras' x / 255
+    with torch.no_grad():
+        out = network(torch.tensor(images).permute(0, 3, 1, 2))
+    wanted = torch.tensor(entry["seg_logits"])
+    assert wanted.std() > 1
+    assert (out.seg_logits[:, 0, ::7, ::7] - wanted).abs().max() <= 1e-4
+    assert (out.cls_logits.softmax(1) - torch.tensor(entry["cls_probabilities"])).abs().max() <= 1e-5
+
+    encoder = {k: v for k, v in weights.items() if k.startswith(("stem", "block", "top", "normalization"))}
+    state = state_dict_from_keras(network.encoder, encoder)
+    assert torch.equal(state["blocks.5.7.se.conv_reduce.weight"], network.encoder.blocks[5][7].se.conv_reduce.weight)
+    ablated = create_model(name, num_classes=3, upa=False, device="meta")
+    fewer = {k: v for k, v in weights.items() if not k.startswith(("upa", "uncertainty"))}
+    assert "decoder.0.interaction.s2c_conv.weight" in state_dict_from_keras(ablated, fewer)
+    with pytest.raises(ValueError, match=r"takes '(upa|uncertainty_attention)_d1/.*' and \d+ others"):
+        state_dict_from_keras(ablated, weights)
+    del fewer["clf_d3_features/clf_d3_features/bias:0"]
+    with pytest.raises(
+        ValueError, match=r"variable 'clf_d3_features/clf_d3_features/bias' for vectors\.2\.bias, got none"
+    ):
+        state_dict_from_keras(ablated, fewer)
+    other = create_model(name, encoder="resnet18", decoder_dims=(32, 24, 16, 12), device="meta")
+    with pytest.raises(
+        ValueError, match="expected a tf_efficientnet as encoder, as the official code has, got resnet18"
+    ):
+        state_dict_from_keras(other, weights)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
