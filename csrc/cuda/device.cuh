@@ -7,9 +7,9 @@
 //
 //   int launch(grid, block, shared_bytes, kernel, arguments...)
 //   void* dynamic_shared()                          the block's shared memory
-//   void block_sync(int line)                       all threads of the block meet, in the same line
+//   void block_sync(int line)                       all threads of the block meet, in the same line of the source
 //   float shuffle_xor(float, int lane_mask, line)   among the 32 lanes of a warp
-//   void copy_async(void* to, const void* from, int bytes), copy_async_commit(), copy_async_wait()
+//   void copy_async(void* to, const void* from, int bytes), copy_async_commit(), copy_async_wait(int line)
 //   void check_aligned(const void* address, int bytes)
 #pragma once
 
@@ -77,7 +77,7 @@ void copy_async(void* to, const void* from) {
   cuda_on_host::copy_async(to, from, kBytes);
 }
 inline void copy_async_commit() { cuda_on_host::copy_async_commit(); }
-inline void copy_async_wait() { cuda_on_host::copy_async_wait(); }
+inline void copy_async_wait(int line = __builtin_LINE()) { cuda_on_host::copy_async_wait(line); }
 
 inline char* dynamic_shared() { return static_cast<char*>(cuda_on_host::dynamic_shared()); }
 

@@ -43,13 +43,17 @@ const char* last_error();
 // Fixes the orders of all launches to come.
 void seed(uint64_t value);
 
+// Leaves out the barriers and waits that stand in this line of a source, so that a test can see that they are missed;
+// 0 for none.
+void leave_out(int line);
+
 // For kernels. `line` is where the call stands in the source: the threads that meet must all stand there.
 void* dynamic_shared();
 void block_sync(int line = __builtin_LINE());
 float shuffle_xor(float value, int lane_mask, int line = __builtin_LINE());
 void copy_async(void* to, const void* from, int bytes);
 void copy_async_commit();
-void copy_async_wait();
+void copy_async_wait(int line = __builtin_LINE());
 void check_aligned(const void* address, int bytes);
 
 }  // namespace cuda_on_host
