@@ -11,18 +11,22 @@
 >>> image.shape
 torch.Size([3, 64, 64])
 
-Needs the extra `train`.
+Needs the extra `train`. Everything is loaded on first use: checking and drawing need no torch.
 """
 
-from mtlkit.data.catalogue import VIEWS, Catalogue, DataError, Exam, Finding, Record
-from mtlkit.data.checking import Report, check_dataset
-from mtlkit.data.datasets import LesionDataset, MammographyDataset
-from mtlkit.data.dicom import DicomTags, read_dicom, read_dicom_tags
-from mtlkit.data.files import read_image, read_mask
-from mtlkit.data.opening import LAYOUTS, open_dataset
-from mtlkit.data.splits import Split, load_split, make_split
-from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
-from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlkit.data.catalogue import VIEWS, Catalogue, DataError, Exam, Finding, Record
+    from mtlkit.data.checking import Report, check_dataset
+    from mtlkit.data.datasets import LesionDataset, MammographyDataset
+    from mtlkit.data.dicom import DicomTags, read_dicom, read_dicom_tags
+    from mtlkit.data.files import read_image, read_mask
+    from mtlkit.data.opening import LAYOUTS, open_dataset
+    from mtlkit.data.splits import Split, load_split, make_split
+    from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
+    from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
 
 __all__ = [
     "AUGMENTATIONS",
@@ -51,3 +55,43 @@ __all__ = [
     "synthesize_mammography",
     "synthesize_ultrasound",
 ]
+
+# public name -> module
+_LAZY = {
+    "AUGMENTATIONS": "mtlkit.data.transforms",
+    "Catalogue": "mtlkit.data.catalogue",
+    "DataError": "mtlkit.data.catalogue",
+    "DicomTags": "mtlkit.data.dicom",
+    "Exam": "mtlkit.data.catalogue",
+    "Finding": "mtlkit.data.catalogue",
+    "LAYOUTS": "mtlkit.data.opening",
+    "LesionDataset": "mtlkit.data.datasets",
+    "MammographyDataset": "mtlkit.data.datasets",
+    "Record": "mtlkit.data.catalogue",
+    "Report": "mtlkit.data.checking",
+    "Split": "mtlkit.data.splits",
+    "VIEWS": "mtlkit.data.catalogue",
+    "augmentation": "mtlkit.data.transforms",
+    "check_dataset": "mtlkit.data.checking",
+    "load_split": "mtlkit.data.splits",
+    "make_split": "mtlkit.data.splits",
+    "open_dataset": "mtlkit.data.opening",
+    "preparation": "mtlkit.data.transforms",
+    "read_dicom": "mtlkit.data.dicom",
+    "read_dicom_tags": "mtlkit.data.dicom",
+    "read_image": "mtlkit.data.files",
+    "read_mask": "mtlkit.data.files",
+    "synthesize_mammography": "mtlkit.data.synthetic",
+    "synthesize_ultrasound": "mtlkit.data.synthetic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | _LAZY.keys())

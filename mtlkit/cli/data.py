@@ -1,0 +1,168 @@
+"""`mtlkit data`: check a data set before any training; write phantoms to try things on."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtlkit.data import Report
+
+CHECK = """\
+Reads every file of a data set once and tells what is missing or odd: missing masks, rows, tags and classes, unreadable
+files, masks of another size than their image, duplicates, several masks of one image (which are merged), and more.
+Nothing is changed.
+
+layouts:
+  busi        {benign,malignant,normal}/benign (1).png, benign (1)_mask.png, ...
+  busi_whu    {train,valid,test}/{img,gt}/ or {benign,malignant}/{images,masks}/
+  ham10000    HAM10000_metadata.csv, HAM10000_images_*/, HAM10000_segmentations_*/
+  brisc       classification_task/, segmentation_task/
+  cmmd        CMMD/<patient>/**/*.dcm with the table of TOMPEI-CMMD or of CMMD
+  folder      images/<class>/, masks/<class>/, groups.csv (optional): for data of your own
+"""
+CHECK_EXAMPLES = """\
+examples:
+  mtlkit data check Dataset_BUSI_with_GT
+  mtlkit data check busi --classes benign,malignant --json report.json
+  mtlkit data check TOMPEI-CMMD --birads 1,5
+
+exit status: 0 nothing wrong (warnings and notes apart), 1 errors, 2 it could not be checked
+"""
+SYNTHESIZE = """\
+Writes phantoms: drawn images that look like the real thing closely enough to learn from. Ultrasound comes in the layout
+of BUSI with masks, mammograms as DICOM in that of CMMD, with BI-RADS categories. They are for trying, testing and
+teaching: nothing measured on them says anything about patients.
+"""
+SYNTHESIZE_EXAMPLES = """\
+examples:
+  mtlkit data synthesize ultrasound phantoms/busi
+  mtlkit data synthesize mammography phantoms/cmmd --cases 50 --size 1024 --seed 7
+  mtlkit data check phantoms/busi
+
+exit status: 0 written, 2 not written; the folder is written whole or not at all
+"""
+DEFAULTS = {"ultrasound": (200, 256), "mammography": (100, 512)}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `data` and its subcommands to the command line."""
+    command = commands.add_parser("data", help="check a data set; write phantoms to try things on")
+    actions = command.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+
+    check = actions.add_parser(
+        "check", help="what is missing or odd in a data set", description=CHECK, epilog=CHECK_EXAMPLES, **style
+    )
+    check.add_argument("folder", type=Path, metavar="FOLDER", help="the data set")
+    check.add_argument(
+        "--layout", default="auto", metavar="NAME", help="one of those above; by default found by looking"
+    )
+    check.add_argument("--classes", type=_names, metavar="A,B", help="the classes to use, in the order of their labels")
+    check.add_argument("--birads", type=_numbers, metavar="1,5", help="the BI-RADS categories to use (cmmd)")
+    check.add_argument("--all", action="store_true", help="list every finding, not only the first of each kind")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file, too")
+    check.add_argument("--force", action="store_true", help="overwrite that file")
+    check.set_defaults(run=run_check)
+
+    synthesize = actions.add_parser(
+        "synthesize", help="write phantoms", description=SYNTHESIZE, epilog=SYNTHESIZE_EXAMPLES, **style
+    )
+    synthesize.add_argument("kind", choices=DEFAULTS, help="what to draw")
+    synthesize.add_argument("folder", type=Path, metavar="FOLDER", help="where to write; it must not exist yet")
+    synthesize.add_argument("--cases", type=int, metavar="N", help="images, or women; default 200, or 100")
+    synthesize.add_argument("--size", type=int, metavar="PIXELS", help="height of the images; default 256, or 512")
+    synthesize.add_argument("--seed", type=int, default=0, help="the same seed writes the same files; default 0")
+    synthesize.add_argument("--force", action="store_true", help="overwrite what an earlier run wrote there")
+    synthesize.set_defaults(run=run_synthesize)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
+
+
+@contextmanager
+def _progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function to call with how many of how many are done; the bar shows on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """`mtlkit data check`."""
+    from mtlkit.data.catalogue import DataError
+    from mtlkit.data.checking import check_dataset
+    from mtlkit.data.files import write_json
+
+    if options.json is not None and options.json.exists() and not options.force:
+        raise DataError(f"{options.json}: the file exists already; --force overwrites it")
+    chosen = {"classes": options.classes, "birads": options.birads}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    with _progress("reading") as progress:
+        report = check_dataset(options.folder, options.layout, progress=progress, **chosen)
+    _show(report, whole=options.all)
+    if options.json is not None:
+        write_json(options.json, report.to_dict(), force=options.force)
+    return 0 if report.ok else 1
+
+
+def _show(report: "Report", *, whole: bool) -> None:
+    """Prints what was found, a paragraph for each kind."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    catalogue = report.catalogue
+    groups = len({record.group for record in catalogue.records})
+    what = "patients" if catalogue.mammography else "images"
+    console.print(Text(f"{catalogue.root}: layout {catalogue.layout}, {len(catalogue)} {what} in {groups} groups"))
+    for name, count in catalogue.counts().items():
+        console.print(Text(f"  {count:>6}  {name}"))
+    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    for (level, kind), findings in report.by_kind().items():
+        console.print()
+        console.print(Text(f"{level}: {kind} ({len(findings)})", style=styles[level]))
+        shown = findings if whole else findings[:3]
+        for finding in shown:
+            console.print(Text(f"  {finding}"))
+        if len(findings) > len(shown):
+            console.print(Text(f"  ... and {len(findings) - len(shown)} more: --all lists them"))
+    counts = {level: sum(f.level == level for f in report.findings) for level in styles}
+    console.print()
+    console.print(Text(", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())))
+
+
+# --- synthesize -------------------------------------------------------------------------------------------------------
+
+
+def run_synthesize(options: argparse.Namespace) -> int:
+    """`mtlkit data synthesize`."""
+    from rich.console import Console
+
+    from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
+
+    write = {"ultrasound": synthesize_ultrasound, "mammography": synthesize_mammography}[options.kind]
+    cases, size = DEFAULTS[options.kind]
+    cases = cases if options.cases is None else options.cases
+    size = size if options.size is None else options.size
+    with _progress("drawing") as progress:
+        write(options.folder, cases, size, options.seed, force=options.force, progress=progress)
+    Console(highlight=False, soft_wrap=True).print(f"{options.folder}: {cases} cases of {options.kind} phantoms")
+    return 0

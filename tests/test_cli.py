@@ -1,0 +1,226 @@
+"""The command line: what it prints, what it writes, its exit status, and one sentence for all that goes wrong."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtlkit
+from mtlkit.cli import main
+from mtlkit.data import open_dataset
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "busi"
+    assert main(["data", "synthesize", "ultrasound", str(folder), "--cases", "6", "--size", "64"]) == 0
+    return folder
+
+
+@pytest.fixture
+def failing(capsys):
+    """Runs a command that must fail with 2, and gives its one sentence."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("mtlkit: ")
+        assert captured.err.count("\n") == 1, captured.err
+        return captured.err.removeprefix("mtlkit: ").strip()
+
+    return run
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["info", "data", "exit status"]),
+        (["data", "--help"], ["check", "synthesize"]),
+        (["data", "check", "--help"], ["layouts:", "ham10000", "examples:", "--birads", "--json", "--force"]),
+        (["data", "synthesize", "--help"], ["ultrasound", "mammography", "examples:", "--seed", "--cases"]),
+    ],
+)
+def test_help_teaches(capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit_status:
+        main(arguments)
+    assert exit_status.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in words)
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "COMMAND"),
+        (["dada"], "invalid choice: 'dada'"),
+        (["data", "check"], "FOLDER"),
+        (["data", "check", "x", "--birads", "1,x"], "expected numbers with commas between them, got '1,x'"),
+        (["data", "synthesize", "ct", "x"], "invalid choice: 'ct'"),
+        (["data", "synthesize", "ultrasound", "x", "--cases", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_usage(capsys, arguments, words):
+    with pytest.raises(SystemExit) as exit_status:
+        main(arguments)
+    assert exit_status.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"mtlkit {mtlkit.__version__}\n"
+
+
+# --- synthesize and check ---------------------------------------------------------------------------------------------
+
+
+def test_synthesize_says_what_it_wrote(tmp_path, capsys):
+    assert main(["data", "synthesize", "mammography", str(tmp_path / "mg"), "--cases", "5", "--size", "64"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'mg'}: 5 cases of mammography phantoms\n"
+    assert len(open_dataset(tmp_path / "mg")) == 5
+    assert main(["data", "check", str(tmp_path / "mg"), "--birads", "1,5"]) == 0
+    assert "patients in" in capsys.readouterr().out
+
+
+def test_check_of_sound_data(phantoms, capsys):
+    assert main(["data", "check", str(phantoms)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{phantoms}: layout busi, 6 images in 6 groups"
+    assert [line.split() for line in lines[1:4]] == [["3", "benign"], ["2", "malignant"], ["1", "normal"]]
+    assert lines[-1] == "0 errors, 0 warnings, 0 notes"
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    folder = tmp_path / "damaged"
+    assert main(["data", "synthesize", "ultrasound", str(folder), "--cases", "9", "--size", "64"]) == 0
+    for i in range(1, 6):
+        (folder / f"benign/benign ({i})_mask.png").unlink()
+    (folder / "malignant/malignant (1).png").write_bytes(b"broken")
+    return folder
+
+
+def test_check_of_damaged_data(damaged, capsys, tmp_path):
+    capsys.readouterr()
+    assert main(["data", "check", str(damaged), "--json", str(tmp_path / "report.json")]) == 1
+    text = capsys.readouterr().out
+    assert "error: missing mask (5)" in text
+    assert "... and 2 more: --all lists them" in text
+    assert f"  {damaged}/malignant/malignant (1).png: cannot be read as an image" in text
+    # no benign image is left, once those without mask are taken out
+    assert text.endswith("7 errors, 0 warnings, 0 notes\n")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["layout"], report["ok"], report["records"]) == ("busi", False, 3)
+    assert [finding["kind"] for finding in report["findings"]].count("missing mask") == 5
+    assert report["classes"] == {"benign": 0, "malignant": 1, "normal": 2}
+
+    assert main(["data", "check", str(damaged), "--all"]) == 1
+    assert capsys.readouterr().out.count("there is no mask of this image") == 5
+
+
+def test_choosing_classes(phantoms, capsys):
+    assert main(["data", "check", str(phantoms), "--classes", "malignant,benign"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [["2", "malignant"], ["3", "benign"]]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_paths(failing, tmp_path, phantoms):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    assert failing("data", "check", tmp_path / "none") == f"{tmp_path}/none: there is no such folder"
+    assert failing("data", "check", tmp_path / "empty") == f"{tmp_path}/empty: the folder is empty"
+    assert failing("data", "check", tmp_path / "file") == f"{tmp_path}/file: expected a folder, found a file"
+    assert "has none of the layouts" in failing("data", "check", phantoms / "benign", "--layout", "auto")
+    assert "there is no HAM10000_metadata.csv" in failing("data", "check", phantoms, "--layout", "ham10000")
+
+
+def test_bad_options(failing, tmp_path, phantoms):
+    assert "layout: expected 'auto' or one of" in failing("data", "check", phantoms, "--layout", "x")
+    assert "expected classes among benign, malignant, normal" in failing("data", "check", phantoms, "--classes", "x")
+    assert "birads: the layout busi has no such option" in failing("data", "check", phantoms, "--birads", "1,5")
+    out = tmp_path / "out"
+    assert "cases: expected an integer" in failing("data", "synthesize", "ultrasound", out, "--cases", 1)
+    assert "size: expected at most 4096" in failing("data", "synthesize", "ultrasound", out, "--size", 10**6)
+    assert not out.exists()
+
+
+def test_nothing_is_overwritten_without_force(failing, tmp_path, phantoms):
+    before = sorted(phantoms.rglob("*"))
+    assert "exists already; --force overwrites" in failing("data", "synthesize", "ultrasound", phantoms)
+    assert sorted(phantoms.rglob("*")) == before
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("x")
+    text = failing("data", "synthesize", "ultrasound", thesis, "--force")
+    assert text.endswith("holds no synthetic.json, so that it is not overwritten even with --force")
+    assert "the file exists already" in failing("data", "check", phantoms, "--json", thesis / "thesis.tex")
+    assert (thesis / "thesis.tex").read_text() == "x"
+
+
+def test_full_disk(failing, tmp_path, monkeypatch):
+    from PIL import Image
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    out = tmp_path / "out"
+    text = failing("data", "synthesize", "ultrasound", out, "--cases", 3, "--size", 64)
+    assert text == f"{out}: cannot be written (No space left on device)"
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where(capsys, tmp_path):
+    assert main(["--debug", "data", "check", str(tmp_path / "none")]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted(capsys, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtlkit.data.checking.check_dataset", stop)
+    assert main(["data", "check", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "mtlkit: interrupted\n"
+
+
+def test_missing_extra_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert (
+        capsys.readouterr().err == "mtlkit: needs rich.console, which is not installed: pip install 'mtlkit[train]'\n"
+    )
+
+
+def test_as_a_process(phantoms, tmp_path):
+    command = [Path(sys.executable).with_name("mtlkit"), "data", "check"]
+    process = subprocess.run([*command, phantoms], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    process = subprocess.run([*command, tmp_path / "none"], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == f"mtlkit: {tmp_path}/none: there is no such folder\n"
+
+
+def test_checking_and_drawing_load_no_torch(run_python, tmp_path):
+    script = f"""
+import sys
+from mtlkit.cli import main
+main(["data", "synthesize", "ultrasound", {str(tmp_path / "us")!r}, "--cases", "3", "--size", "64"])
+main(["data", "check", {str(tmp_path / "us")!r}])
+print("torch" in sys.modules)
+"""
+    process = run_python("-c", script)
+    assert process.stdout.endswith("False\n"), process.stderr
