@@ -95,12 +95,16 @@ def walk(position, bend, step, multiplier, shift, WIDE: tl.constexpr):
 
 
 @triton.jit
-def chain_kernel(states, sums, A, D, chunks, DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr,
-                 ADJOINT: tl.constexpr, BLOCK: tl.constexpr):
+def chain_kernel(
+    states, sums, A, initial, last, D, chunks,
+    DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr, ADJOINT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Turns each chunk's last state from a zero start into its true start, in place.
 
-    states (B, K, chunks, N, D), sums of the time steps (B, K, chunks, D), A (K D, N), or log(-A) if LOGS. Directions 2
-    and 3 come to the last chunk first; so does the adjoint state of the others.
+    states (B, K, chunks, N, D), sums of the time steps (B, K, chunks, D), A (K D, N), or log(-A) if LOGS. The first
+    chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last`, of the same
+    shape; both are for one direction. Directions 2 and 3 come to the last chunk first; so does the adjoint state of the
+    others.
     """
     blocks = tl.cdiv(N * D, BLOCK)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -113,10 +117,24 @@ def chain_kernel(states, sums, A, D, chunks, DIRECTIONS: tl.constexpr, N: tl.con
         a = -tl.exp(a)
     a *= LOG2_E
     backwards = (k >= 2) != ADJOINT
+    end_index = (walk_index * D + d) * N + n
     h = tl.zeros([BLOCK], tl.float32)
+    if initial is not None:
+        h = tl.load(initial + end_index, mask=inside, other=0.0).to(tl.float32)
     for i in range(chunks):
         chunk = walk_index * chunks + tl.where(backwards, chunks - 1 - i, i)
         end = tl.load(states + chunk * N * D + e, mask=inside, other=0.0)
         total = tl.load(sums + chunk * D + d, mask=inside, other=0.0)
         tl.store(states + chunk * N * D + e, h, mask=inside)
         h = tl.exp2(a * total) * h + end
+    if last is not None:
+        tl.store(last + end_index, h, mask=inside)
+
+
+@triton.jit
+def over_channels(v, COLUMNS: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
+    """[BC, BD, ...] summed over the channels, flat: through shared memory into columns, one a thread, added there.
+
+    That takes a third of the instructions of a sum by shuffles.
+    """
+    return add_up(tl.reshape(v, [BC * BD, COLUMNS]), BC * BD)

@@ -5,8 +5,9 @@ Nothing is tuned at run time. Any entry gives the same result within the policy'
 
 from typing import NamedTuple
 
-# State is kept for the backward pass every this many tokens.
-CHECKPOINT_TOKENS = 32
+# The tokens between two states that are kept for the backward pass. 32 would halve their memory and cost the backward
+# pass, which rebuilds the states between them, three more instructions a state update.
+CHECKPOINT_TOKENS = 16
 
 
 def power_of_two(n: int) -> int:
@@ -15,9 +16,9 @@ def power_of_two(n: int) -> int:
 
 
 class Tiles(NamedTuple):
-    """A program's share of a scan; G * BD = 32 makes the lanes of a warp, and each warp has one group of channels."""
+    """A program's share of a scan; the G * BD lanes of a warp hold a group of channels with all their states."""
 
-    T: int  # tokens of a step, a divisor of CHECKPOINT_TOKENS
+    T: int  # tokens of a step, a divisor of CHECKPOINT_TOKENS, in the backward pass at most half of it
     I: int  # states of a channel in a thread's registers  # noqa: E741 - the kernels' letter
     G: int  # lanes that share a channel's states
     BC: int  # groups of channels
@@ -30,35 +31,44 @@ class Tiles(NamedTuple):
         return self.BC * self.BD
 
 
-# The most states of a channel in one thread's registers.
-LANE_STATES = {"forward": 8, "backward": 4}
+# States of a channel in one thread's registers, leanest first: 16 take the fewest instructions, 4 make the most threads.
+LANE_STATES = {"forward": (16, 8, 4), "backward": (4,)}
+WARPS = 4  # of a program and direction in the backward pass, whose partial sums shrink with its channels
+
+FULL_WARPS = 8  # warps of a processor that keep it busy
+FILL_WARPS = 4  # warps of a processor below which a scan is split
+CHUNK_TOKENS = 64  # the least tokens of a chunk
 
 
-def scan_tiles(kind: str, states: int, directions: int) -> Tiles:
-    """The tiles of a scan.
+def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: int, processors: int) -> Tiles:
+    """The tiles of a scan: the leanest that fill the processors, else those of most threads.
 
     Args:
         kind: "forward" or "backward".
         states: N.
+        channels: D, or those of a group.
+        scans: images or sequences, times pairs of directions or groups of channels.
         directions: those that a program walks at once, 2 in ss2d, 1 in selective_scan.
+        processors: streaming multiprocessors.
     """
     padded = power_of_two(states)
-    lanes = min(32, max(1, padded // LANE_STATES[kind]))
-    return Tiles(8, padded // lanes, lanes, 2, 32 // lanes, 2 * directions)
-
-
-# A split adds a pass over the states, about 0.6 of a forward pass: it pays only where the SMs are far from full.
-FILL_WARPS = 4  # warps of a processor below which a scan is split
-TARGET_WARPS = 8  # warps of a processor that a split aims at
-CHUNK_TOKENS = 64  # the least tokens of a chunk
+    for lane_states in LANE_STATES[kind]:
+        lanes = min(32, max(1, padded // lane_states))
+        groups = 2 if kind == "forward" else WARPS
+        tokens = 8 if kind == "forward" or padded // lanes <= 4 else 4
+        tiles = Tiles(tokens, padded // lanes, lanes, groups, 32 // lanes, groups * directions)
+        if scans * -(-channels // tiles.channels) * tiles.num_warps >= FULL_WARPS * processors:
+            break
+    return tiles
 
 
 def split(warps: int, tokens: int, processors: int) -> int:
     """Chunks that the tokens of a scan are cut into, each scanned by programs of its own.
 
-    One where the warps of the unsplit launch, which grow with B, D and N, are FILL_WARPS or more for each processor;
-    else as many as bring them to TARGET_WARPS, but none shorter than CHUNK_TOKENS.
+    One where the warps of the unsplit launch, which grow with B, D and N, are FILL_WARPS or more for each processor: a
+    split adds a pass over the states, about 0.6 of a forward pass, and pays only where the processors are far from
+    full. Else as many as bring them to FULL_WARPS, but none shorter than CHUNK_TOKENS.
     """
     if warps >= FILL_WARPS * processors:
         return 1
-    return max(1, min(TARGET_WARPS * processors // warps, tokens // CHUNK_TOKENS))
+    return max(1, min(FULL_WARPS * processors // warps, tokens // CHUNK_TOKENS))

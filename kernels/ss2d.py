@@ -20,8 +20,8 @@ import triton.language as tl
 from torch import Tensor
 
 from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors, walks
-from mtlkit.kernels._scan import LN_2, LOG2_E, add_up, chain_kernel, put, softplus, softplus_slope, take, walk
-from mtlkit.kernels._tables import CHECKPOINT_TOKENS, Tiles, power_of_two, scan_tiles, split
+from mtlkit.kernels._scan import LN_2, LOG2_E, add_up, chain_kernel, over_channels, put, softplus, softplus_slope, take, walk
+from mtlkit.kernels._tables import CHECKPOINT_TOKENS, power_of_two, scan_tiles, split
 
 DIRECTIONS = 4
 
@@ -255,6 +255,12 @@ def ss2d_fwd_kernel(
 
 
 @triton.jit
+def _over_channels(v, T: tl.constexpr, I: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, I, 2, BC, G, BD] to [T, I, 2, G]."""
+    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 1, 2, 4)), T * I * 2 * G, BC, BD), [T, I, 2, G])
+
+
+@triton.jit
 def ss2d_bwd_kernel(
     dy, u, x, dt_weight, dt_bias, A_logs, Ds, checkpoints, starts, maps, dx, dweight, dbias, dA_logs, dDs,
     B, D, L, chunks, chunk_blocks,
@@ -344,36 +350,37 @@ def ss2d_bwd_kernel(
             pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
             gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
             raw, dt = _time_steps(dts, weight, bias, inside, RP)
+            px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
+            pn = px[:, None, :, None] + R + n
+            there_n = (n < N) & inside[:, None, :, None]
             b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
-            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
             dt6 = tl.broadcast_to(dt[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
             x6 = tl.broadcast_to((dt * uu)[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
             g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
             decay = tl.exp2(dt6 * a[None])
             before = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # P
-            after = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # h
+            gradient = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # of C, channel by channel
             for i in tl.static_range(T):
                 decayed = take(decay, i, T) * h
                 h = decayed + take(x6, i, T) * take(b6, i, T)
                 before = put(before, i, decayed, T)
-                after = put(after, i, h, T)
+                gradient = put(gradient, i, h * take(g6, i, T), T)
+            tl.store(pn + N, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
+
+            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
+            gradient = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, 2, BC, G, BD], tl.float32)
-            db = tl.zeros([T, I, 2, BC, G, BD], tl.float32)
             for back in tl.static_range(T):
-                i: tl.constexpr = T - 1 - back
-                g = take(g6, i, T) * take(c6, i, T) + carry
-                w = g * take(before, i, T)
-                ddt = put(ddt, i, add_up(w * a, I), T)
-                dfed = put(dfed, i, add_up(g * take(b6, i, T), I), T)
-                dA += w * take(dt6, i, T)
-                db = put(db, i, g * take(x6, i, T), T)
-                carry = g * take(decay, i, T)
-            px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
-            pn = px[:, None, :, None] + R + n
-            there_n = (n < N) & inside[:, None, :, None]
-            tl.store(pn, tl.sum(tl.sum(db, 5), 3), mask=there_n)
-            tl.store(pn + N, tl.sum(tl.sum(after * g6, 5), 3), mask=there_n)
+                t = T - 1 - back
+                g = take(g6, t, T) * take(c6, t, T) + carry
+                w = g * take(before, t, T)
+                ddt = put(ddt, t, add_up(w * a, I), T)
+                dfed = put(dfed, t, add_up(g * take(b6, t, T), I), T)
+                dA += w * take(dt6, t, T)
+                gradient = put(gradient, t, g * take(x6, t, T), T)
+                carry = g * take(decay, t, T)
+            tl.store(pn, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
 
             dfed = tl.sum(dfed, 3)  # [T, 2, BC, BD]
             draw = (tl.sum(ddt, 3) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
@@ -408,7 +415,7 @@ class _Plan:
         self.B, self.D, self.H, self.W = u.shape
         self.N, self.R = A_logs.shape[1], dt_weight.shape[2]
         self.L = self.H * self.W
-        self.tiles = scan_tiles(kind, self.N, 2)
+        self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u))
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
         blocks = triton.cdiv(self.L, self.tiles.T)
         every = CHECKPOINT_TOKENS // self.tiles.T
@@ -455,8 +462,9 @@ class _Plan:
         )  # fmt: skip
         grid = (self.B * DIRECTIONS * triton.cdiv(self.N * self.D, CHAIN_BLOCK),)
         chain_kernel[grid](
-            states, sums, A_logs, self.D, self.chunks, DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4
-        )
+            states, sums, A_logs, None, None, self.D, self.chunks,
+            DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4,
+        )  # fmt: skip
         return states
 
 
@@ -464,7 +472,7 @@ CHAIN_BLOCK = 256
 
 
 def checkpoint_shape(u: Tensor, A_logs: Tensor) -> tuple[int, ...]:
-    """The shape of the states, float32, that `forward` keeps for `backward`: (B, 4, ceil(L / 32), N, D)."""
+    """The shape of the states, float32, that `forward` keeps for `backward`: (B, 4, ceil(L / 16), N, D)."""
     batch, channels, height, width = u.shape
     return batch, DIRECTIONS, triton.cdiv(height * width, CHECKPOINT_TOKENS), A_logs.shape[1], channels
 
