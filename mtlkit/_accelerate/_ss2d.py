@@ -55,6 +55,8 @@ class SharedSS2D(SS2D):
         ValueError: the input has another shape.
     """
 
+    marked = False
+
     def __init__(self, original: nn.Module, form: "Form") -> None:
         super().__init__(
             form.d_model,
@@ -81,6 +83,7 @@ class SharedSS2D(SS2D):
         order(original, self)
         share_hooks(original, self)
         self.train(original.training)
+        self.marked = getattr(original.A_logs, "_no_weight_decay", False)
         self.__dict__["_original"] = original  # beside the registered modules: no part of state dicts or parameters()
 
     @property
@@ -99,6 +102,10 @@ class SharedSS2D(SS2D):
         # as the original: its norm permutes, so that channels come last in memory, however they came
         normed = isinstance(self.out_norm, nn.LayerNorm)
         return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+    def _mark(self) -> None:
+        if self.marked:
+            super()._mark()
 
     def extra_repr(self) -> str:
         """The options, for repr."""

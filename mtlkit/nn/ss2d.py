@@ -12,7 +12,7 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -120,7 +120,7 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(DIRECTIONS, inner, **factory))
         self.A_logs = nn.Parameter(torch.empty(DIRECTIONS * inner, d_state, **wide))
         self.Ds = nn.Parameter(torch.empty(DIRECTIONS * inner, **wide))
-        self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
+        self._mark()
         self.out_norm = nn.LayerNorm(inner, **factory) if norm else nn.Identity()
         self.out_proj = PixelLinear(inner, d_model, bias=bias, **factory)
         self.dropout = nn.Dropout(dropout)
@@ -183,6 +183,23 @@ class SS2D(nn.Module):
         if self.gate is None:
             return y
         return y * (F.silu(z) if self.gate == "silu" else z)
+
+    def _mark(self) -> None:
+        """Asks training code to leave A_logs and Ds out of weight decay."""
+        self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()  # copy.deepcopy takes no attributes of a Parameter along
+
+    def _apply(self, *arguments: Any, **options: Any) -> "SS2D":
+        super()._apply(*arguments, **options)
+        self._mark()  # to_empty has put new Parameters in their place
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._mark()  # load_state_dict(assign=True) does so too
 
     def extra_repr(self) -> str:
         """The options, for repr."""
