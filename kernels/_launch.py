@@ -63,7 +63,9 @@ def walks(height: int, width: int, stride_h: int, stride_w: int) -> tuple[int, i
 
 def is_wide(*tensors: Tensor) -> bool:
     """Whether an offset within one image (all axes but the first) may pass 31 bits."""
-    return any(sum((n - 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 1 << 31 for t in tensors)
+    return any(
+        sum((n - 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 1 << 31 for t in tensors
+    )
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+CHAIN_BLOCK = 256  # states of a program of chain_kernel
 
 
 @triton.jit

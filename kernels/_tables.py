@@ -72,3 +72,16 @@ def split(warps: int, tokens: int, processors: int) -> int:
     if warps >= FILL_WARPS * processors:
         return 1
     return max(1, min(FULL_WARPS * processors // warps, tokens // CHUNK_TOKENS))
+
+
+def row_tiles(channels: int) -> tuple[int, int]:
+    """(rows of a step, warps of a program) of norm_gate: at most 4096 elements, 8 to 32 a thread."""
+    padded = power_of_two(channels)
+    rows = max(1, min(16, 2048 // padded))
+    return rows, max(1, min(16, rows * padded // 512))
+
+
+def pixel_tiles(channels: int) -> tuple[int, int, int]:
+    """(pixels, channels, warps) of a program of dwconv_silu: 4 elements a thread."""
+    width = min(64, power_of_two(channels))
+    return 512 // width if width >= 32 else 16, width, 4

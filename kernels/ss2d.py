@@ -20,7 +20,19 @@ import triton.language as tl
 from torch import Tensor
 
 from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors, walks
-from mtlkit.kernels._scan import LN_2, LOG2_E, add_up, chain_kernel, over_channels, put, softplus, softplus_slope, take, walk
+from mtlkit.kernels._scan import (
+    CHAIN_BLOCK,
+    LN_2,
+    LOG2_E,
+    add_up,
+    chain_kernel,
+    over_channels,
+    put,
+    softplus,
+    softplus_slope,
+    take,
+    walk,
+)
 from mtlkit.kernels._tables import CHECKPOINT_TOKENS, power_of_two, scan_tiles, split
 
 DIRECTIONS = 4
@@ -206,14 +218,32 @@ def ss2d_fwd_kernel(
         h = tl.zeros([I, 2, BC, G, BD], tl.float32)
 
     position, inside = _positions(0, first, count, L, T)
-    u_, dts_, b_, c_ = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
-                              r, n, R, N, WIDE)
+    u_, dts_, b_, c_ = _fetch(
+        u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n, R, N, WIDE
+    )
     for j in range(count):
         position, inside = _positions(j, first, count, L, T)
         uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
         ahead, inside_ahead = _positions(j + 1, first, count, L, T)
-        u_, dts_, b_, c_ = _fetch(u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
-                                  shift, r, n, R, N, WIDE)
+        u_, dts_, b_, c_ = _fetch(
+            u,
+            x,
+            ahead,
+            inside_ahead,
+            there,
+            su_bend,
+            su_step,
+            sx_bend,
+            sx_step,
+            sx_m,
+            multiplier,
+            shift,
+            r,
+            n,
+            R,
+            N,
+            WIDE,
+        )
         if SAVE:
             up, down = first + j, first + count - 1 - j
             EVERY: tl.constexpr = KEEP // T
@@ -330,8 +360,25 @@ def ss2d_bwd_kernel(
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
             position, inside = _positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
-            uu, dts, b, _ = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
-                                   shift, r, n, R, N, WIDE)
+            uu, dts, b, _ = _fetch(
+                u,
+                x,
+                position,
+                inside,
+                there,
+                su_bend,
+                su_step,
+                sx_bend,
+                sx_step,
+                sx_m,
+                multiplier,
+                shift,
+                r,
+                n,
+                R,
+                N,
+                WIDE,
+            )
             _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, RP)
             decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
             fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
@@ -344,8 +391,25 @@ def ss2d_bwd_kernel(
             j = group * EVERY + s
             position, inside = _positions(steps - 1 - j, first, steps, L, T)
             mask = inside[:, :, None, None] & there
-            uu, dts, b, c = _fetch(u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier,
-                                   shift, r, n, R, N, WIDE)
+            uu, dts, b, c = _fetch(
+                u,
+                x,
+                position,
+                inside,
+                there,
+                su_bend,
+                su_step,
+                sx_bend,
+                sx_step,
+                sx_m,
+                multiplier,
+                shift,
+                r,
+                n,
+                R,
+                N,
+                WIDE,
+            )
             uu, dts = uu.to(tl.float32), dts.to(tl.float32)
             pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
             gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
@@ -466,9 +530,6 @@ class _Plan:
             DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4,
         )  # fmt: skip
         return states
-
-
-CHAIN_BLOCK = 256
 
 
 def checkpoint_shape(u: Tensor, A_logs: Tensor) -> tuple[int, ...]:
