@@ -44,8 +44,8 @@ def division(divisor: int) -> tuple[int, int]:
     """(multiplier, shift) with p // divisor = (p * multiplier) >> (32 + shift) for every 0 <= p < 2^31.
 
     With k = floor(log2(divisor - 1)) and multiplier = ceil(2^(32 + k) / divisor) < 2^32, the excess of
-    multiplier * divisor over 2^(32 + k) is below divisor <= 2^(k + 1), hence p times it below 2^(32 + k). The multiplier
-    comes as the int32 of the same bits. For divisor 1, (0, 0): the quotient is 0, as `walks` wants it.
+    multiplier * divisor over 2^(32 + k) is below divisor <= 2^(k + 1), hence p times it below 2^(32 + k). The
+    multiplier comes as the int32 of the same bits. For divisor 1, (0, 0): the quotient is 0, as `walks` wants it.
     """
     if divisor == 1:
         return 0, 0

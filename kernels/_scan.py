@@ -1,8 +1,8 @@
 """What the scan kernels share: device functions on tiles, and the arithmetic of walking over an image.
 
-A tile of states is [I, ..., G, BD]: N states as I in a thread's registers times G lanes, beside BD channels on the other
-lanes, so that a sum over the states is I products in a row and log2(G) shuffles. Tiles of T tokens carry them as a
-further first axis, which lies in registers too: `take` and `put` along it fold to nothing in the compiled code.
+A tile of states is [S, ..., G, BD]: N states as S in a thread's registers times G lanes, beside BD channels on the
+other lanes, so that a sum over the states is S products in a row and log2(G) shuffles. Tiles of T tokens carry them as
+a further first axis, which lies in registers too: `take` and `put` along it fold to nothing in the compiled code.
 
 Two habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
 reshape; and sums along registers go by `add_up`, one after the other, so that each product fuses with its sum.
@@ -33,7 +33,7 @@ def take(x, t, T: tl.constexpr):
 
 @triton.jit
 def put(x, t, value, T: tl.constexpr):
-    """x with x[t] = value along the first axis, of size T."""
+    """Puts a value at x[t] along the first axis, of size T."""
     return tl.where(_along_first(T, len(x.shape)) == t, value[None], x)
 
 

@@ -19,7 +19,7 @@ class Tiles(NamedTuple):
     """A program's share of a scan; the G * BD lanes of a warp hold a group of channels with all their states."""
 
     T: int  # tokens of a step, a divisor of CHECKPOINT_TOKENS, in the backward pass at most half of it
-    I: int  # states of a channel in a thread's registers  # noqa: E741 - the kernels' letter
+    S: int  # states of a channel in a thread's registers
     G: int  # lanes that share a channel's states
     BC: int  # groups of channels
     BD: int  # channels of a group, side by side on lanes
@@ -31,7 +31,7 @@ class Tiles(NamedTuple):
         return self.BC * self.BD
 
 
-# States of a channel in one thread's registers, leanest first: 16 take the fewest instructions, 4 make the most threads.
+# States of a channel in one thread's registers, leanest first: 16 take the fewest instructions, 4 give the most warps.
 LANE_STATES = {"forward": (16, 8, 4), "backward": (4,)}
 WARPS = 4  # of a program and direction in the backward pass, whose partial sums shrink with its channels
 

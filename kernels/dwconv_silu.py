@@ -3,7 +3,7 @@ r"""dwconv_silu in Triton, forward and backward: formula and letters as in mtlki
 A program owns a tile of BP pixels, counted through all images, times BD channels; the nine neighbours of a pixel are
 read again and again, from the caches. With da = dy SiLU'(a):
 
-    dbias = sum da        dweight[i, j] = sum da x[. + (i - 1, j - 1)]        dx = sum_ij weight[i, j] da[. - (i - 1, j - 1)]
+    dbias = sum da     dweight[i, j] = sum da x[. + (i - 1, j - 1)]     dx = sum_ij weight[i, j] da[. - (i - 1, j - 1)]
 
 Backward computes a anew, writes da as a float32 map and one partial sum a program of dweight and dbias, which are added
 up in a fixed order; a second kernel gathers dx from da.
@@ -27,7 +27,7 @@ def _place(pixel, H, W):
 
 @triton.jit
 def _neighbour(x, image, h, w, d, inside, H, W, i, j, s_b, s_d, s_h, s_w):
-    """x at (h + i - 1, w + j - 1), 0 beyond the border: [BP, BD]."""
+    """The value at (h + i - 1, w + j - 1), 0 beyond the border: [BP, BD]."""
     hh, ww = h + (i - 1), w + (j - 1)
     there = (hh >= 0) & (hh < H) & (ww >= 0) & (ww < W)
     at = image * s_b + hh.to(tl.int64) * s_h + ww.to(tl.int64) * s_w
@@ -42,7 +42,7 @@ def _tap(weight, d, D, tap):
 @triton.jit
 def _convolved(x, weight, bias, image, h, w, d, inside, D, H, W, s_b, s_d, s_h, s_w, BP: tl.constexpr, BD: tl.constexpr,
                FLIP: tl.constexpr):  # fmt: skip
-    """a at the pixels, [BP, BD]; with FLIP, the same with the taps in reverse order, as the gradient of x needs it."""
+    """The sum a at the pixels, [BP, BD]; with FLIP the taps come in reverse order, as the gradient of x needs them."""
     a = tl.zeros([BP, BD], tl.float32)
     if bias is not None:
         a += tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)[None]
@@ -57,7 +57,7 @@ def dwconv_silu_fwd_kernel(
     x, weight, bias, y, pixels, D, H, W, s_b, s_d, s_h, s_w, sy_b, sy_d, sy_h, sy_w,
     SILU: tl.constexpr, FLIP: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """y = SiLU(a); without SILU and with FLIP, dx from da."""
+    """The output SiLU(a); without SILU and with FLIP, dx from da."""
     blocks = tl.cdiv(D, BD)
     d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
     pixel = (tl.program_id(0) // blocks).to(tl.int64) * BP + tl.arange(0, BP)
@@ -75,7 +75,7 @@ def dwconv_silu_bwd_kernel(
     dy, x, weight, bias, da, partial, pixels, run, D, H, W, sg_b, sg_d, sg_h, sg_w, s_b, s_d, s_h, s_w,
     BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """da (B, H, W, D), and partial sums (programs over pixels, 10, D) of dweight and dbias over `run` pixels each."""
+    """Writes da (B, H, W, D), and partial sums of dweight and dbias over `run` pixels each: (runs, 10, D)."""
     blocks = tl.cdiv(D, BD)
     d = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
     part = (tl.program_id(0) // blocks).to(tl.int64)
@@ -136,7 +136,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, silu: b
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output, dense, with the channels where x has them. Arguments as `mtlkit.ops.dwconv_silu`'s, checked by the caller.
+    """The output, dense, with the channels where x has them; arguments as `mtlkit.ops.dwconv_silu`'s, checked there.
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.

@@ -44,7 +44,7 @@ def _normalised(x, mask, D, eps):
 def norm_gate_fwd_kernel(
     x, weight, bias, z, out, rows, D, eps, sx, sz, so, BM: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """out (rows, D); sx, sz, so: from row to row."""
+    """Writes out (rows, D); sx, sz, so lead from row to row."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     d = tl.arange(0, BD)
     mask = (row < rows)[:, None] & (d < D)[None]
@@ -62,7 +62,7 @@ def norm_gate_bwd_kernel(
     dout, x, weight, bias, z, dx, dz, dweight, dbias, rows, D, eps, run, sg, sx, sz, sdx, sdz,
     BM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dx and dz (rows, D), and partial sums (programs, D) over the `run` rows of each program."""
+    """Writes dx and dz (rows, D), and partial sums (programs, D) over the `run` rows of each program."""
     d = tl.arange(0, BD)
     w, b = _vector(weight, d, d < D, 1.0), _vector(bias, d, d < D, 0.0)
     sum_weight = tl.zeros([BM, BD], tl.float32)
@@ -112,7 +112,7 @@ def _check(op: str, channels: int, *tensors: Tensor | None) -> None:
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
-    """The output, contiguous, in the shape and dtype of x. Arguments as `mtlkit.ops.norm_gate`'s, checked by the caller.
+    """The output, contiguous, in the shape and dtype of x; arguments as `mtlkit.ops.norm_gate`'s, checked there.
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.

@@ -43,9 +43,9 @@ def _share(D, groups, chunks, BC: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _states(d, there, N: tl.constexpr, I: tl.constexpr, G: tl.constexpr):
-    """n, channel and whether they are there, of each state: [I, BC, G, BD]."""
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[:, None, :, None]
+def _states(d, there, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
+    """n, channel and whether they are there, of each state: [S, BC, G, BD]."""
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, :, None]
     return n, d[None, :, None, :], (n < N) & there[None, :, None, :]
 
 
@@ -65,7 +65,7 @@ def _per_channel(v, d, there):
 
 @triton.jit
 def _time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """dt before and after softplus, [T, BC, BD]; none where no token is."""
+    """Time steps before and after softplus, [T, BC, BD]; 0 where no token is."""
     raw = delta.to(tl.float32) + bias[None]
     dt = softplus(raw) if SOFTPLUS else raw
     return raw, tl.where(inside[:, None, None], dt, 0.0)
@@ -74,17 +74,17 @@ def _time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def _matrix(
     m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l,
-    VARIES: tl.constexpr, N: tl.constexpr, T: tl.constexpr, I: tl.constexpr, BC: tl.constexpr, G: tl.constexpr,
+    VARIES: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr,
     BD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """B or C at T tokens, [T, I, BC, G, BD]; constant ones are (D, N) with the strides sm_b and sm_n."""
+    """B or C at T tokens, [T, S, BC, G, BD]; constant ones are (D, N) with the strides sm_b and sm_n."""
     if VARIES:
-        n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None]
+        n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]
         pm = m + sequence * sm_b + group.to(tl.int64) * sm_g + n * sm_n + _offset(token, sm_l, WIDE)[:, None, None]
         value = tl.load(pm, mask=(n < N) & inside[:, None, None], other=0.0).to(tl.float32)[:, :, None, :, None]
     else:
         value = tl.load(m + d5 * sm_b + n5 * sm_n, mask=there5, other=0.0).to(tl.float32)[None]
-    return tl.broadcast_to(value, [T, I, BC, G, BD])
+    return tl.broadcast_to(value, [T, S, BC, G, BD])
 
 
 # --- the states alone, for split scans --------------------------------------------------------------------------------
@@ -96,21 +96,21 @@ def selective_scan_states_kernel(
     D, groups, L, chunks, chunk_blocks,
     sv_b, sv_d, sv_l, st_b, st_d, st_l, sm_b, sm_g, sm_n, sm_l, sz_b, sz_d, sz_l,
     N: tl.constexpr, VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A chunk's last state from a zero start, and the sum of its time steps.
 
     The state is h, with v = u and m = B; if ADJOINT, what the later tokens hand to the chunk's first, with v = dout and
     m = C.
     """
-    block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
-    n5, d5, there5 = _states(d, there, N, I, G)
+    _, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
+    n5, d5, there5 = _states(d, there, N, S, G)
     a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
     bias = _per_channel(delta_bias, d, there)
     wide = d.to(tl.int64)[None]
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
-    h = tl.zeros([I, BC, G, BD], tl.float32)
+    h = tl.zeros([S, BC, G, BD], tl.float32)
     total = tl.zeros([T, BC, BD], tl.float32)
     for j in range(count):
         token = (first + (count - 1 - j if ADJOINT else j)) * T + tl.arange(0, T)
@@ -129,9 +129,9 @@ def selective_scan_states_kernel(
         else:
             driven *= dt
         matrix = _matrix(
-            m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l, VARIES, N, T, I, BC, G, BD, WIDE
+            m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l, VARIES, N, T, S, BC, G, BD, WIDE
         )
-        decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, I, BC, G, BD]
+        decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
         fed = driven[:, None, :, None, :] * matrix
         for i in tl.static_range(T):
             if ADJOINT:
@@ -154,11 +154,11 @@ def selective_scan_fwd_kernel(
     so_b, so_d, so_l,
     N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
     KEEP: tl.constexpr, WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out, and the last state unless a split has it from its chain; KEEP = tokens between kept states."""
-    block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
-    n5, d5, there5 = _states(d, there, N, I, G)
+    """Writes out, and the last state unless a split has it from its chain; KEEP = tokens between kept states."""
+    _, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
+    n5, d5, there5 = _states(d, there, N, S, G)
     a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
@@ -171,7 +171,7 @@ def selective_scan_fwd_kernel(
     if starts is not None:
         h = tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0)
     else:
-        h = tl.zeros([I, BC, G, BD], tl.float32)
+        h = tl.zeros([S, BC, G, BD], tl.float32)
     ahead = first * T + tl.arange(0, T)
     mask_ahead = (ahead < L)[:, None, None] & there[None]
     u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
@@ -207,7 +207,7 @@ def selective_scan_fwd_kernel(
             B_VARIES,
             N,
             T,
-            I,
+            S,
             BC,
             G,
             BD,
@@ -229,18 +229,18 @@ def selective_scan_fwd_kernel(
             C_VARIES,
             N,
             T,
-            I,
+            S,
             BC,
             G,
             BD,
             WIDE,
         )
-        decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, I, BC, G, BD]
+        decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
         fed = (dt * uu)[:, None, :, None, :] * b6
         y6 = tl.zeros([T, BC, G, BD], tl.float32)
         for i in tl.static_range(T):
             h = take(decay, i, T) * h + take(fed, i, T)
-            y6 = put(y6, i, add_up(h * take(c6, i, T), I), T)
+            y6 = put(y6, i, add_up(h * take(c6, i, T), S), T)
         y = tl.sum(y6, 2) + skip[None] * uu
         if z is not None:
             pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
@@ -263,7 +263,7 @@ def selective_scan_bwd_kernel(
     sz_b, sz_d, sz_l, sdu_b, sdu_d, sdu_l, sdt_b, sdt_d, sdt_l, sdz_b, sdz_d, sdz_l,
     N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, KEEP: tl.constexpr,
     WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Formulas as those of ss2d_bwd_kernel, with dy = dout SiLU(z) and dz = dout y SiLU'(z).
 
@@ -272,7 +272,7 @@ def selective_scan_bwd_kernel(
     """
     EVERY: tl.constexpr = KEEP // T
     block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
-    n5, d5, there5 = _states(d, there, N, I, G)
+    n5, d5, there5 = _states(d, there, N, S, G)
     a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
@@ -286,16 +286,16 @@ def selective_scan_bwd_kernel(
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     rounds = tl.cdiv(count, EVERY)
     rows = ((block.to(tl.int64) * batch + sequence) * groups + group) * L
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None]  # [1, I, G]
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]  # [1, S, G]
     if starts is not None:
         carry = tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0)
     elif dlast is not None:
         carry = tl.load(dlast + (sequence * D + d5) * N + n5, mask=there5, other=0.0).to(tl.float32)
     else:
-        carry = tl.zeros([I, BC, G, BD], tl.float32)
-    sum_A = tl.zeros([I, BC, G, BD], tl.float32)
-    sum_B = tl.zeros([I, BC, G, BD], tl.float32)
-    sum_C = tl.zeros([I, BC, G, BD], tl.float32)
+        carry = tl.zeros([S, BC, G, BD], tl.float32)
+    sum_A = tl.zeros([S, BC, G, BD], tl.float32)
+    sum_B = tl.zeros([S, BC, G, BD], tl.float32)
+    sum_C = tl.zeros([S, BC, G, BD], tl.float32)
     sum_D = tl.zeros([T, BC, BD], tl.float32)
     sum_raw = tl.zeros([T, BC, BD], tl.float32)
     for r in range(rounds):
@@ -303,7 +303,7 @@ def selective_scan_bwd_kernel(
         start = first + (rounds - 1 - r) * EVERY
         index = sequence * tl.cdiv(L, KEEP) + start // EVERY
         h = tl.load(checkpoints + (index * N + n5) * D + d5, mask=there5, other=0.0)
-        begins = tl.zeros([EVERY, I, BC, G, BD], tl.float32)
+        begins = tl.zeros([EVERY, S, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
             token = (start + s) * T + tl.arange(0, T)
@@ -328,7 +328,7 @@ def selective_scan_bwd_kernel(
                 B_VARIES,
                 N,
                 T,
-                I,
+                S,
                 BC,
                 G,
                 BD,
@@ -371,7 +371,7 @@ def selective_scan_bwd_kernel(
                 B_VARIES,
                 N,
                 T,
-                I,
+                S,
                 BC,
                 G,
                 BD,
@@ -393,18 +393,18 @@ def selective_scan_bwd_kernel(
                 C_VARIES,
                 N,
                 T,
-                I,
+                S,
                 BC,
                 G,
                 BD,
                 WIDE,
             )
-            dt6 = tl.broadcast_to(dt[:, None, :, None, :], [T, I, BC, G, BD])
-            x6 = tl.broadcast_to((dt * uu)[:, None, :, None, :], [T, I, BC, G, BD])
-            g6 = tl.broadcast_to(gg[:, None, :, None, :], [T, I, BC, G, BD])
+            dt6 = tl.broadcast_to(dt[:, None, :, None, :], [T, S, BC, G, BD])
+            x6 = tl.broadcast_to((dt * uu)[:, None, :, None, :], [T, S, BC, G, BD])
+            g6 = tl.broadcast_to(gg[:, None, :, None, :], [T, S, BC, G, BD])
             decay = tl.exp2(dt6 * a[None])
-            before = tl.zeros([T, I, BC, G, BD], tl.float32)  # P
-            gradient = tl.zeros([T, I, BC, G, BD], tl.float32)  # of C, channel by channel
+            before = tl.zeros([T, S, BC, G, BD], tl.float32)  # P
+            gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of C, channel by channel
             y6 = tl.zeros([T, BC, G, BD], tl.float32)
             for i in tl.static_range(T):
                 decayed = take(decay, i, T) * h
@@ -415,25 +415,25 @@ def selective_scan_bwd_kernel(
                 else:
                     sum_C += h * take(g6, i, T)
                 if z is not None:
-                    y6 = put(y6, i, add_up(h * take(c6, i, T), I), T)
+                    y6 = put(y6, i, add_up(h * take(c6, i, T), S), T)
             there_n = (n < N) & inside[:, None, None]
             row = (rows + token.to(tl.int64))[:, None, None] * N + n
             if C_VARIES:
-                tl.store(dC + row, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
+                tl.store(dC + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
             if z is not None:
                 pdz = dz + sequence * sdz_b + wide * sdz_d + _offset(token, sdz_l, WIDE)[:, None, None]
                 y = tl.sum(y6, 2) + skip[None] * uu
                 tl.store(pdz, (dgate * y).to(dz.dtype.element_ty), mask=mask)
 
-            gradient = tl.zeros([T, I, BC, G, BD], tl.float32)  # of B
+            gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, BC, G, BD], tl.float32)
             for back in tl.static_range(T):
                 t = T - 1 - back
                 g = take(g6, t, T) * take(c6, t, T) + carry
                 w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, I), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), I), T)
+                ddt = put(ddt, t, add_up(w * a, S), T)
+                dfed = put(dfed, t, add_up(g * take(b6, t, T), S), T)
                 sum_A += w * take(dt6, t, T)
                 if B_VARIES:
                     gradient = put(gradient, t, g * take(x6, t, T), T)
@@ -441,7 +441,7 @@ def selective_scan_bwd_kernel(
                     sum_B += g * take(x6, t, T)
                 carry = g * take(decay, t, T)
             if B_VARIES:
-                tl.store(dB + row, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
+                tl.store(dB + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
             dfed = tl.sum(dfed, 2)  # [T, BC, BD]
             draw = tl.sum(ddt, 2) * LN_2 + uu * dfed
@@ -467,9 +467,9 @@ def selective_scan_bwd_kernel(
 
 
 @triton.jit
-def _over_channels(v, T: tl.constexpr, I: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, I, BC, G, BD] to [T, I, G]."""
-    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 1, 3)), T * I * G, BC, BD), [T, I, G])
+def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, S, BC, G, BD] to [T, S, G]."""
+    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 1, 3)), T * S * G, BC, BD), [T, S, G])
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------
@@ -549,9 +549,10 @@ def forward(
     delta_softplus: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out in the dtype and layout of u, last state (B, D, N) in float32, states kept for `backward`: none unless `save`).
+    """The output, the last state and the states kept for `backward`: none unless `save`.
 
-    Arguments as those of `mtlkit.ops.selective_scan`, checked by the caller.
+    The output has the dtype and layout of u, the last state is float32, (B, D, N). Arguments as those of
+    `mtlkit.ops.selective_scan`, checked there.
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.
@@ -623,8 +624,8 @@ def backward(
         selective_scan_bwd_kernel[plan.grid](
             dout, dlast, u, delta, dense_A, B, C, dense_D, z, dense_bias, checkpoints, starts,
             du, ddelta, dz, dA, dB, dC, dD, dbias,
-            plan.B, *plan.sizes(), *dout.stride(), *u.stride(), *delta.stride(), *_matrix_strides(B), *_matrix_strides(C),
-            *_strides(z), *du.stride(), *ddelta.stride(), *_strides(dz),
+            plan.B, *plan.sizes(), *dout.stride(), *u.stride(), *delta.stride(),
+            *_matrix_strides(B), *_matrix_strides(C), *_strides(z), *du.stride(), *ddelta.stride(), *_strides(dz),
             B_VARIES=B.dim() > 2, C_VARIES=C.dim() > 2, SOFTPLUS=delta_softplus, KEEP=CHECKPOINT_TOKENS,
             **plan.constants(),
         )  # fmt: skip

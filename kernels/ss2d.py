@@ -6,8 +6,8 @@ a step. The first to come to a block of positions writes its output, the other a
 So each pair leaves one float32 map, and y is the sum of two.
 
 A launch of too few programs (`split` in _tables.py) cuts the positions in chunks: a pass over the states alone gives
-each chunk's last state from a zero start and the sum of its time steps, `chain` turns these into the chunks' starts, and
-the full pass runs every chunk at once. Backward does the same with the adjoint state.
+each chunk's last state from a zero start and the sum of its time steps, `chain_kernel` turns these into the chunks'
+starts, and the full pass runs every chunk at once. Backward does the same with the adjoint state.
 
 Backward walks each direction against its order. From a state kept by the forward pass it rebuilds those at every T
 tokens, then the T states of a step, in registers. Gradients that are sums over programs are written as partial sums,
@@ -53,15 +53,15 @@ def _share(D, chunks, BC: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def _decays(A_logs, pair, d, D, N: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
-    """A log2(e), and where each state lies: n and the index of (direction, channel)."""
+def _decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
+    """A log2(e), [S, 2, BC, G, BD]; n, and which states are there."""
     k = (pair + 2 * tl.arange(0, 2))[None, :, None, None, None]
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[:, None, None, :, None]
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, None, :, None]
     d5 = d[None, None, :, None, :]
     row = k.to(tl.int64) * D + d5  # [1, 2, BC, 1, BD]
-    inside = (n < N) & (d5 < D)  # [I, 1, BC, G, BD]
+    inside = (n < N) & (d5 < D)  # [S, 1, BC, G, BD]
     logs = tl.load(A_logs + row * N + n, mask=inside, other=0.0).to(tl.float32)
-    return -tl.exp(logs) * LOG2_E, row, n, inside
+    return -tl.exp(logs) * LOG2_E, n, inside
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def _positions(j, first, count, L, T: tl.constexpr):
 
 @triton.jit
 def _time_steps(dts, weight, bias, inside, RP: tl.constexpr):
-    """dt before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD]."""
+    """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD]."""
     raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], RP)
     return raw, tl.where(inside[:, :, None, None], softplus(raw), 0.0)
 
@@ -97,7 +97,7 @@ def _fetch(
     u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n,
     R: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """u [T, 2, BC, BD], the time step's rows [RP, T, 2], B and C [T, I, 2, G] of a step, as they are stored."""
+    """Tiles of a step as they are stored: u [T, 2, BC, BD], the time step's rows [RP, T, 2], B and C [T, S, 2, G]."""
     pu = u + walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None]
     px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
     uu = tl.load(pu, mask=inside[:, :, None, None] & there, other=0.0)
@@ -120,7 +120,7 @@ def ss2d_states_kernel(
     sv_b, sv_d, sv_bend_0, sv_step_0, sv_bend_1, sv_step_1,
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A chunk's last state from a zero start, and the sum of its time steps.
 
@@ -129,7 +129,7 @@ def ss2d_states_kernel(
     image, chunk, pair, d = _share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
     weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
     shift = tl.where(pair == 0, shift_0, shift_1)
@@ -138,13 +138,13 @@ def ss2d_states_kernel(
     sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
     sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
     r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
     there = (d < D)[None, None]
     v += image * sv_b + (d[None, None] * sv_d).to(tl.int64)
     x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
-    h = tl.zeros([I, 2, BC, G, BD], tl.float32)
+    h = tl.zeros([S, 2, BC, G, BD], tl.float32)
     total = tl.zeros([T, 2, BC, BD], tl.float32)
     for j in range(count):
         step = count - 1 - j if ADJOINT else j
@@ -158,7 +158,7 @@ def ss2d_states_kernel(
         _, dt = _time_steps(dts, weight, bias, inside, RP)
         total += dt
         driven = vv if ADJOINT else dt * vv
-        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, I, 2, BC, G, BD]
+        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
         fed = driven[:, None, :, :, None, :] * m.to(tl.float32)[:, :, :, None, :, None]
         for i in tl.static_range(T):
             if ADJOINT:
@@ -184,13 +184,13 @@ def ss2d_fwd_kernel(
     sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr,
     SPLIT: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The output of both directions of a pair, summed, into maps (2, B, L, D); KEEP = tokens between kept states."""
     image, chunk, pair, d = _share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
     weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
@@ -202,7 +202,7 @@ def ss2d_fwd_kernel(
     sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
     sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
     r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
     there = (d < D)[None, None]
     u += image * su_b + (d[None, None] * su_d).to(tl.int64)
     x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
@@ -215,7 +215,7 @@ def ss2d_fwd_kernel(
         walked = ((image * 4 + k) * chunks + chunk)[None, :, None, None, None]
         h = tl.load(starts + (walked * N + n5) * D + lane, mask=inside5, other=0.0)
     else:
-        h = tl.zeros([I, 2, BC, G, BD], tl.float32)
+        h = tl.zeros([S, 2, BC, G, BD], tl.float32)
 
     position, inside = _positions(0, first, count, L, T)
     u_, dts_, b_, c_ = _fetch(
@@ -257,13 +257,13 @@ def ss2d_fwd_kernel(
                 tl.store(slot, h, mask=inside5 & keep[None, :, None, None, None])
         _, dt = _time_steps(dts, weight, bias, inside, RP)
         x6 = (dt * uu)[:, None, :, :, None, :]
-        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, I, 2, BC, G, BD]
+        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
         fed = x6 * b[:, :, :, None, :, None]
-        cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
+        cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
         y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
         for i in tl.static_range(T):
             h = take(decay, i, T) * h + take(fed, i, T)
-            y6 = put(y6, i, add_up(h * take(cc, i, T), I), T)
+            y6 = put(y6, i, add_up(h * take(cc, i, T), S), T)
         y = tl.sum(y6, 3) + skip[None] * uu
 
         py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
@@ -285,9 +285,9 @@ def ss2d_fwd_kernel(
 
 
 @triton.jit
-def _over_channels(v, T: tl.constexpr, I: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, I, 2, BC, G, BD] to [T, I, 2, G]."""
-    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 1, 2, 4)), T * I * 2 * G, BC, BD), [T, I, 2, G])
+def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, S, 2, BC, G, BD] to [T, S, 2, G]."""
+    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 1, 2, 4)), T * S * 2 * G, BC, BD), [T, S, 2, G])
 
 
 @triton.jit
@@ -300,22 +300,22 @@ def ss2d_bwd_kernel(
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
     sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
-    T: tl.constexpr, I: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
+    T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, of one direction:
+    """All gradients. With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, for each direction.
 
     dB_t = sum_d g_t dt_t u_t        dC_t = sum_d dy_t h_t        dA = sum_t g_t P_t dt_t
     du_t = dt_t sum_n g_t B_t + Ds dy_t
     ddt_t = sum_n g_t P_t A + u_t sum_n g_t B_t, and from there through softplus to W, b and the time step's rows.
 
-    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx (blocks of D, B, L, 4, M),
-    dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
+    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx (blocks of D, B, L, 4,
+    M), dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
     """
     EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
     image, chunk, pair, d = _share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, row, n5, inside5 = _decays(A_logs, pair, d, D, N, I, G, BC, BD)
+    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
     weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
@@ -329,7 +329,7 @@ def ss2d_bwd_kernel(
     sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
     sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
     r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, I)[:, None] + I * tl.arange(0, G)[None, :])[None, :, None, :]
+    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
     there = (d < D)[None, None]
     lane = d[None, None, :, None, :]
     M: tl.constexpr = R + 2 * N
@@ -346,8 +346,8 @@ def ss2d_bwd_kernel(
     if SPLIT:
         carry = tl.load(starts + (walked[None, :, None, None, None] * N + n5) * D + lane, mask=inside5, other=0.0)
     else:
-        carry = tl.zeros([I, 2, BC, G, BD], tl.float32)
-    dA = tl.zeros([I, 2, BC, G, BD], tl.float32)
+        carry = tl.zeros([S, 2, BC, G, BD], tl.float32)
+    dA = tl.zeros([S, 2, BC, G, BD], tl.float32)
     sum_raw = tl.zeros([T, 2, BC, BD], tl.float32)
     sum_skip = tl.zeros([T, 2, BC, BD], tl.float32)
     sum_weight = tl.zeros([RP, 2, BC, BD], tl.float32)
@@ -356,7 +356,7 @@ def ss2d_bwd_kernel(
         index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
         kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
         h = tl.load(kept, mask=inside5, other=0.0)
-        begins = tl.zeros([EVERY, I, 2, BC, G, BD], tl.float32)
+        begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
             position, inside = _positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
@@ -417,34 +417,34 @@ def ss2d_bwd_kernel(
             px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
             pn = px[:, None, :, None] + R + n
             there_n = (n < N) & inside[:, None, :, None]
-            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
-            dt6 = tl.broadcast_to(dt[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
-            x6 = tl.broadcast_to((dt * uu)[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
-            g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, I, 2, BC, G, BD])
+            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+            dt6 = tl.broadcast_to(dt[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
+            x6 = tl.broadcast_to((dt * uu)[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
+            g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
             decay = tl.exp2(dt6 * a[None])
-            before = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # P
-            gradient = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # of C, channel by channel
+            before = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # P
+            gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of C, channel by channel
             for i in tl.static_range(T):
                 decayed = take(decay, i, T) * h
                 h = decayed + take(x6, i, T) * take(b6, i, T)
                 before = put(before, i, decayed, T)
                 gradient = put(gradient, i, h * take(g6, i, T), T)
-            tl.store(pn + N, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
+            tl.store(pn + N, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, I, 2, BC, G, BD])
-            gradient = tl.zeros([T, I, 2, BC, G, BD], tl.float32)  # of B
+            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+            gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, 2, BC, G, BD], tl.float32)
             for back in tl.static_range(T):
                 t = T - 1 - back
                 g = take(g6, t, T) * take(c6, t, T) + carry
                 w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, I), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), I), T)
+                ddt = put(ddt, t, add_up(w * a, S), T)
+                dfed = put(dfed, t, add_up(g * take(b6, t, T), S), T)
                 dA += w * take(dt6, t, T)
                 gradient = put(gradient, t, g * take(x6, t, T), T)
                 carry = g * take(decay, t, T)
-            tl.store(pn, _over_channels(gradient, T, I, BC, G, BD), mask=there_n)
+            tl.store(pn, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
             dfed = tl.sum(dfed, 3)  # [T, 2, BC, BD]
             draw = (tl.sum(ddt, 3) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
