@@ -103,7 +103,7 @@ def selective_scan_states_kernel(
     The state is h, with v = u and m = B; if ADJOINT, what the later tokens hand to the chunk's first, with v = dout and
     m = C.
     """
-    _, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
+    _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
     a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
     bias = _per_channel(delta_bias, d, there)
@@ -157,7 +157,7 @@ def selective_scan_fwd_kernel(
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Writes out, and the last state unless a split has it from its chain; KEEP = tokens between kept states."""
-    _, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
+    _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
     a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
     bias = _per_channel(delta_bias, d, there)
