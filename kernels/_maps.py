@@ -1,0 +1,72 @@
+"""What the passes over a map (B, C, H, W) share: its tiles on the device, its rows and blocks on the host."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtlkit.kernels._tables import power_of_two
+
+# --- on the device ----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def along(index, stride, WIDE: tl.constexpr):
+    """Where the elements of an axis lie."""
+    if WIDE:
+        index = index.to(tl.int64)
+    return index * stride
+
+
+@triton.jit
+def finite_or_zero(x):
+    """What a channel's moments are taken about: an infinite or missing first pixel must not reach the others."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
+
+
+@triton.jit
+def rectified(z):
+    """The larger of z and 0; NaN stays."""
+    return tl.where(z < 0, 0.0, z)
+
+
+@triton.jit
+def positive(z):
+    """One where the rectified value lets a gradient through."""
+    return tl.where(z <= 0, 0.0, 1.0)
+
+
+# --- on the host ------------------------------------------------------------------------------------------------------
+
+
+def precision_of(x: Tensor) -> str:
+    """Three products in tf32 come to float32's own rounding; 16-bit maps have nothing to be split."""
+    return "tf32x3" if x.dtype == torch.float32 else "ieee"
+
+
+def block_of(size: int, most: int) -> int:
+    """A power of two, at least 32 and at most `most`, that covers `size` in few blocks."""
+    return max(32, min(most, power_of_two(size)))
+
+
+def is_wide(*maps: Tensor | None) -> bool:
+    """Whether an offset within one image may pass 31 bits; the row below a tile counts."""
+    reach = (
+        sum((n + 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) for t in maps if t is not None
+    )
+    return any(r >= 1 << 30 for r in reach)
+
+
+def pixel_rows(x: Tensor) -> Tensor:
+    """(B, C, L) of (B, C, H, W); no copy where strides allow, as NCHW's and channels-last's do."""
+    return x.flatten(2)
+
+
+def new_map(x: Tensor) -> Tensor:
+    """NCHW or channels-last, whichever is nearer to x."""
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1
+    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def strides_of(rows: Tensor | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if rows is None else rows.stride()
