@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +17,9 @@ from types import ModuleType, SimpleNamespace
 import pybind11
 import pytest
 
+import mtlkit
 from mtlkit import _native
+from mtlkit.ops import _backend
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -106,8 +109,17 @@ def as_native(kernels: ModuleType) -> SimpleNamespace:
 
 
 @pytest.fixture
-def on_host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Lets mtlkit's operators launch the kernels on the host."""
+def on_host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Has backend "cuda" serve tensors on the CPU. A call of it sets the GPU's size that launches are planned for."""
+
+    def plan_for(multiprocessors: int, shared_bytes: int = 227 << 10) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mtlkit.ops.") and hasattr(module, "gpu"):
+                monkeypatch.setattr(module, "gpu", lambda device: (multiprocessors, shared_bytes))
+
     kernels.seed(0)
     monkeypatch.setattr(_native, "C", as_native(kernels))
-    return kernels
+    monkeypatch.setattr(_backend, "_cuda_obstacle", lambda device: None)
+    plan_for(1)
+    with mtlkit.use_backend("cuda"):
+        yield plan_for
