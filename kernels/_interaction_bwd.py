@@ -6,7 +6,19 @@ import triton.language as tl
 from torch import Tensor
 
 from mtlkit.kernels._launch import processors
-from mtlkit.kernels._maps import along, block_of, is_wide, pixel_rows, positive, precision_of, rectified, strides_of
+from mtlkit.kernels._maps import (
+    along,
+    block_of,
+    is_wide,
+    load_signs,
+    new_signs,
+    pixel_rows,
+    positive,
+    precision_of,
+    rectified,
+    store_signs,
+    strides_of,
+)
 from mtlkit.kernels._tables import power_of_two
 
 FULL = 4  # programs of a processor that a launch of many tiles aims at
@@ -126,7 +138,7 @@ def interaction_signs_kernel(
     sx_b, sx_c, sx_l, sw_p, sw_c,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Which entries of the projected map let a gradient through: signs (B, ceil(P / 32), L), bit p % 32 of a word.
+    """Which entries of the projected map let a gradient through, as `store_signs` has it.
 
     With attention also reached (B, blocks of P, L), the product of dpooled and the rectified map, and shares (B, L),
     the exponential of each logit less the largest.
@@ -150,30 +162,13 @@ def interaction_signs_kernel(
             a = tl.load(attn + c, mask=c < C, other=0.0).to(tl.float32)
             logits += tl.sum(a[:, None] * v.to(tl.float32), 0)
     z += tl.load(bias + p, mask=p < P, other=0.0).to(tl.float32)[:, None]
-    WORDS: tl.constexpr = BP // 32
-    bits = tl.reshape(positive(z).to(tl.int32), [WORDS, 32, BL]) << tl.arange(0, 32)[None, :, None]
-    word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    words = tl.cdiv(P, 32)
-    at = signs + (image * words + word[:, None]) * L + i[None, :]
-    tl.store(at, tl.sum(bits, 1), mask=(word < words)[:, None] & here[None, :])
+    store_signs(signs, z, image, tl.program_id(1) * BP, i, P, L, BP, BL)
     if attn is not None:
         g = tl.load(dpooled + image * P + p, mask=p < P, other=0.0)
         part = tl.sum(tl.where((p < P)[:, None], rectified(z) * g[:, None], 0.0), 0)
         tl.store(reached + (image * tl.num_programs(1) + tl.program_id(1)) * L + i, part, mask=here)
         if tl.program_id(1) == 0:
             tl.store(shares + image * L + i, tl.exp(logits - tl.load(softmax + image * 2)), mask=here)
-
-
-@triton.jit
-def _load_signs(signs, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr):
-    """Rows [first, first + BP) of the signs at pixels i as ones and zeros in float32, [BP, BL]; BP divides first."""
-    WORDS: tl.constexpr = BP // 32
-    words = tl.cdiv(P, 32)
-    word = first // 32 + tl.arange(0, WORDS)
-    at = signs + (image * words + word[:, None]) * L + i[None, :]
-    packed = tl.load(at, mask=(word < words)[:, None] & (i < L)[None, :], other=0)  # [WORDS, BL]
-    bits = (packed[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
-    return tl.reshape(bits, [BP, BL]).to(tl.float32)
 
 
 @triton.jit
@@ -210,7 +205,7 @@ def interaction_map_bwd_kernel(
             there = (p < P)[:, None] & (c < C)[None, :]
             w = tl.load(weight + p[:, None] * sw_p + c[None, :] * sw_c, mask=there, other=0.0).to(x.dtype.element_ty)
             back = tl.trans((w.to(tl.float32) * g[:, None]).to(w.dtype))  # [BC, BP]
-            m = _load_signs(signs, image, first, i, P, L, BP, BL)
+            m = load_signs(signs, image, first, i, P, L, BP, BL)
             u = tl.dot(back, m.to(w.dtype), u, input_precision=PRECISION)
         if attn is not None:
             a = tl.load(attn + c, mask=c < C, other=0.0).to(tl.float32)
@@ -259,7 +254,7 @@ def interaction_weight_bwd_kernel(
         here = i < L
         inside = (c < C)[:, None] & here[None, :]
         v = tl.load(x + image * sx_b + channels[:, None] + along(i, sx_l, WIDE)[None, :], mask=inside, other=0.0)
-        m = tl.where(here[None, :], _load_signs(signs, image, first, i, P, L, BP, BL), 0.0)
+        m = tl.where(here[None, :], load_signs(signs, image, first, i, P, L, BP, BL), 0.0)
         g, largest = _normalised(dpooled, image, p, P, PADDED)
         if attn is not None:
             whole = tl.load(softmax + image * 2 + 1)
@@ -318,7 +313,7 @@ def find_signs(x, weight, bias, attn, softmax, dpooled) -> tuple[Tensor, Tensor 
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
     BP, BL = block_of(P, 128), 64
     blocks = triton.cdiv(P, BP)
-    signs = torch.empty(B, triton.cdiv(P, 32), L, dtype=torch.int32, device=x.device)
+    signs = new_signs(x, P)
     reached = shares = None
     if attn is not None:
         reached = torch.empty(B, blocks, L, dtype=torch.float32, device=x.device)

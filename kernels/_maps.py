@@ -36,6 +36,32 @@ def positive(z):
     return tl.where(z <= 0, 0.0, 1.0)
 
 
+@triton.jit
+def store_signs(signs, z, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr):
+    """Rows [first, first + BP) of a projected map [BP, BL] at pixels i, one bit for each that is above 0.
+
+    signs is (B, ceil(P / 32), L); row p is bit p % 32 of its word. BP divides first, 32 divides BP.
+    """
+    WORDS: tl.constexpr = BP // 32
+    words = tl.cdiv(P, 32)
+    word = first // 32 + tl.arange(0, WORDS)
+    bits = tl.reshape(positive(z).to(tl.int32), [WORDS, 32, BL]) << tl.arange(0, 32)[None, :, None]
+    at = signs + (image * words + word[:, None]) * L + i[None, :]
+    tl.store(at, tl.sum(bits, 1), mask=(word < words)[:, None] & (i < L)[None, :])
+
+
+@triton.jit
+def load_signs(signs, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr):
+    """What `store_signs` wrote, as ones and zeros in float32, [BP, BL]."""
+    WORDS: tl.constexpr = BP // 32
+    words = tl.cdiv(P, 32)
+    word = first // 32 + tl.arange(0, WORDS)
+    at = signs + (image * words + word[:, None]) * L + i[None, :]
+    packed = tl.load(at, mask=(word < words)[:, None] & (i < L)[None, :], other=0)  # [WORDS, BL]
+    bits = (packed[:, None, :] >> tl.arange(0, 32)[None, :, None]) & 1
+    return tl.reshape(bits, [BP, BL]).to(tl.float32)
+
+
 # --- on the host ------------------------------------------------------------------------------------------------------
 
 
@@ -70,3 +96,8 @@ def new_map(x: Tensor) -> Tensor:
 
 def strides_of(rows: Tensor | None) -> tuple[int, int, int]:
     return (0, 0, 0) if rows is None else rows.stride()
+
+
+def new_signs(x: Tensor, projected: int) -> Tensor:
+    """Room for the signs of a map's projection."""
+    return torch.empty(x.shape[0], -(-projected // 32), x.shape[2] * x.shape[3], dtype=torch.int32, device=x.device)

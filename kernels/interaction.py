@@ -6,10 +6,11 @@ over the tile's pixels and never written. Each program leaves partial sums, and 
 up in a fixed order: no atomics, results repeat bit by bit. Moments are taken about each channel's first pixel, the
 tiles' means and sums of squares about them combined as Chan et al. do.
 
-`reduce_backward` forms the projected map again. Where registers hold all channels of a tile and the whole projection
-(`is_small`), one reading of the map gives all gradients. Else a first pass keeps the projected map's signs, one bit
-each, and with attention two numbers a pixel; the gradients of the map and of the weights then need no projection.
-Products run in the dtype of the map, on factors that are signs or normalised, so that float16 does not underflow.
+`reduce_backward` forms the projected map again where registers hold all channels of a tile and the whole projection
+(`is_small`), so that one reading of the map gives all gradients. Else the gradients of the map and of the weights need
+the projected map's signs alone, one bit each: the forward pass keeps them, but with attention, which needs two numbers
+a pixel beside, a pass of its own finds them. Products run in the dtype of the map, on factors that are signs or
+normalised, so that float16 does not underflow.
 """
 
 import torch
@@ -19,14 +20,25 @@ from torch import Tensor
 
 from mtlkit.kernels._interaction_bwd import find_signs, is_small, map_backward, small_backward, weight_backward
 from mtlkit.kernels._launch import check_dtypes, on_device, processors
-from mtlkit.kernels._maps import along, block_of, finite_or_zero, is_wide, new_map, pixel_rows, precision_of, rectified
+from mtlkit.kernels._maps import (
+    along,
+    block_of,
+    finite_or_zero,
+    is_wide,
+    new_map,
+    new_signs,
+    pixel_rows,
+    precision_of,
+    rectified,
+    store_signs,
+)
 
 # --- reduce, forward --------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def interaction_reduce_fwd_kernel(
-    x, weight, bias, attn, means, squares, energies, sums, tops,
+    x, weight, bias, attn, means, squares, energies, sums, tops, signs,
     C, P, L, W, tiles,
     sx_b, sx_c, sx_l, sw_p, sw_c,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
@@ -34,7 +46,7 @@ def interaction_reduce_fwd_kernel(
     """The sums of a tile of pixels.
 
     Means and squares (B, tiles, C) about the first pixel, energies (B, tiles), sums (B, tiles, P) of the projected map,
-    and with attention tops (B, tiles, 2), the largest logit and the sum of exponentials.
+    with attention tops (B, tiles, 2), the largest logit and the sum of exponentials, and if wanted the map's signs.
     """
     row = tl.program_id(0).to(tl.int64)  # image * tiles + tile
     image, tile = row // tiles, (row % tiles).to(tl.int32)
@@ -78,7 +90,10 @@ def interaction_reduce_fwd_kernel(
     if energies is not None:
         tl.store(energies + row, tl.sum(energy, 0), mask=lead)
     if weight is not None:
-        z = rectified(z + tl.load(bias + p, mask=p < P, other=0.0).to(tl.float32)[:, None])
+        z += tl.load(bias + p, mask=p < P, other=0.0).to(tl.float32)[:, None]
+        if signs is not None:
+            store_signs(signs, z, image, tl.program_id(1) * BP, i, P, L, BP, BL)
+        z = rectified(z)
         if attn is not None:
             logits = tl.where(here, logits, float("-inf"))
             top = tl.max(logits, 0)
@@ -214,12 +229,13 @@ COMBINED_TILES, COMBINED_CHANNELS = 64, 32
 
 
 def reduce_forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance (B, C), energy (B,), pooled projection (B, P), and the softmax's largest logit and sum (B, 2).
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mean and variance (B, C), energy (B,), pooled projection (B, P), and two for the backward pass.
 
-    Everything in float32; what is not wanted has 0 for its last axis, the energy for its only one. Arguments as those
-    of `mtlkit.ops.interaction`: map (B, C, H, W), weight (P, C), bias (P,), attn (C,), checked by the caller.
+    These are the softmax's largest logit and sum (B, 2), and if `save` the signs of the projected map, (B, ceil(P /
+    32), L) in int32, where the backward pass gains by them. All else is float32; what is not wanted is empty. Arguments
+    as those of `mtlkit.ops.interaction`: map (B, C, H, W), weight (P, C), bias (P,), attn (C,), checked by the caller.
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.
@@ -233,8 +249,10 @@ def reduce_forward(
 
     mean, variance, energies = new(B, C), new(B, C), new(B * energy)
     pooled, softmax = new(B, P), new(B, 2 * (attn is not None))
+    keep = save and P > 0 and attn is None and not is_small(x, weight, attn)
+    signs = new_signs(x, P if keep else 0)
     if B == 0:
-        return mean, variance, energies, pooled, softmax
+        return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
     BL = 64 if L <= 512 or x.dtype == torch.float32 else 128
     BP = block_of(P, 128)
@@ -250,7 +268,7 @@ def reduce_forward(
     vectors = (None if t is None else t.contiguous() for t in (bias, attn))
     with on_device(x):
         interaction_reduce_fwd_kernel[(B * tiles, max(1, triton.cdiv(P, BP)))](
-            rows, weight, *vectors, *parts.values(),
+            rows, weight, *vectors, *parts.values(), signs if keep else None,
             C, P, L, W, tiles,
             *rows.stride(), *((0, 0) if weight is None else weight.stride()),
             WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=32, BL=BL, num_warps=8 if BP > 32 else 4,
@@ -261,7 +279,7 @@ def reduce_forward(
             *rows.stride()[:2],
             WIDE=wide, BT=COMBINED_TILES, BC=COMBINED_CHANNELS,
         )  # fmt: skip
-    return mean, variance, energies, pooled, softmax
+    return mean, variance, energies, pooled, softmax, signs
 
 
 def _tile_of(rows: Tensor) -> tuple[int, int]:
@@ -328,6 +346,7 @@ def reduce_backward(
     mean: Tensor,
     pooled: Tensor,
     softmax: Tensor,
+    signs: Tensor,
     dmean: Tensor | None,
     dvariance: Tensor | None,
     denergy: Tensor | None,
@@ -338,9 +357,9 @@ def reduce_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, in its dtype and memory format, and of weight, bias and attn in float32.
 
-    Of what `reduce_forward` gave, mean, pooled and softmax come back, with the gradients of all, float32, None for
-    zeros. Where dy is given, dy times the factors adds to the gradient of x. That is None unless `map_wanted`; those of
-    the parameters are None without dpooled, which alone makes them.
+    Of what `reduce_forward` gave, mean, pooled, softmax and signs come back, with the gradients of the sums, float32,
+    None for zeros. Where dy is given, dy times the factors adds to the gradient of x. That is None unless `map_wanted`;
+    those of the parameters are None without dpooled, which alone makes them.
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.
@@ -366,7 +385,9 @@ def reduce_backward(
         if is_small(x, weight, attn):
             parts = small_backward(x, weight, bias, sums, dy, factors, dx)
         else:
-            found = find_signs(x, weight, bias, attn, softmax, dpooled)
+            found = (signs, None, None)
+            if signs.numel() == 0:
+                found = find_signs(x, weight, bias, attn, softmax, dpooled)
             if dx is not None:
                 map_backward(x, weight, attn, sums, dy, factors, found, dx)
             parts = weight_backward(x, weight, attn, sums, found)
