@@ -36,30 +36,56 @@ inline constexpr int kSuccess = 0, kInvalidValue = 1;  // cudaSuccess and cudaEr
 
 #ifdef MTLKIT_CUDA_ON_HOST
 
+// The 16-bit types by their bits; not every compiler has types of its own for them.
 struct bf16 {
   uint16_t bits;
 };
-using f16 = _Float16;
+struct f16 {
+  uint16_t bits;
+};
 
-inline float to_float(float value) { return value; }
-inline float to_float(f16 value) { return static_cast<float>(value); }
-inline float to_float(bf16 value) {
-  const uint32_t bits = uint32_t{value.bits} << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
+template <typename To, typename From>
+To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
+inline float to_float(float value) { return value; }
+inline float to_float(bf16 value) { return bits_as<float>(uint32_t{value.bits} << 16); }
+inline float to_float(f16 value) {
+  const uint32_t sign = uint32_t{value.bits} >> 15 << 31, magnitude = uint32_t{value.bits} << 17 >> 4;
+  const bool finite = magnitude < 0x7c00u << 13;
+  const float scaled = finite ? bits_as<float>(magnitude) * 0x1p112f : bits_as<float>(magnitude | 0x7f800000);
+  return bits_as<float>(bits_as<uint32_t>(scaled) | sign);
+}
+
+// To nearest, ties to even; NaN to a NaN.
 template <typename T>
-T from_float(float value) {
-  return static_cast<T>(value);
+T from_float(float value);
+template <>
+inline float from_float<float>(float value) {
+  return value;
 }
 template <>
 inline bf16 from_float<bf16>(float value) {
   if (std::isnan(value)) return bf16{0x7fff};
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // to nearest, ties to even
+  const auto bits = bits_as<uint32_t>(value);
+  return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+template <>
+inline f16 from_float<f16>(float value) {
+  if (std::isnan(value)) return f16{0x7fff};
+  const float magnitude = std::fabs(value);
+  const auto bits = bits_as<uint32_t>(magnitude);
+  uint32_t result = 0x7c00;  // infinity: the greatest number is 65504, and 65520 lies between it and the next
+  if (magnitude < 0x1p-14f) {
+    result = static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));  // no exponent of its own
+  } else if (magnitude < 65520.0f) {
+    result = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10);
+  }
+  return f16{static_cast<uint16_t>(result | (std::signbit(value) ? 0x8000 : 0))};
 }
 
 inline float exp2_approx(float x) { return std::exp2(x); }

@@ -44,6 +44,12 @@ void stages(float* values) {
 
 void sum_of_warp(float* values) { values[threadIdx.x] = warp_sum(values[threadIdx.x]); }
 
+template <typename T>
+void narrow(float* values) {
+  float& value = values[int64_t{blockIdx.x} * blockDim.x + threadIdx.x];
+  value = to_float(from_float<T>(value));
+}
+
 void order(float* values) {
   values[blockIdx.x * blockDim.x + threadIdx.x] = values[gridDim.x * blockDim.x];
   values[gridDim.x * blockDim.x] += 1.0f;
@@ -101,6 +107,8 @@ PYBIND11_MODULE(executor_checks, m) {
   define("stages", stages<true>);
   define("stages_without_barrier", stages<false>);
   define("sum_of_warp", sum_of_warp);
+  define("narrow_bfloat16", narrow<bf16>);
+  define("narrow_float16", narrow<f16>);
   define("order", order);
   define("unset", unset);
   define("some_at_barrier", some_at_barrier);

@@ -64,6 +64,19 @@ def test_lanes_shuffle(launch):
     assert torch.equal(values, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_round_as_torch_does(launch, dtype):
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
+    between = (every[:-1] + every[1:]) / 2  # ties
+    anything = torch.randint(-(2**31), 2**31, (2**16,), dtype=torch.int64).to(torch.int32).view(torch.float32)
+    values = torch.cat([every, between, between.nextafter(every[1:]), between.nextafter(every[:-1]), anything])
+    values = torch.cat([values, torch.zeros(-len(values) % 1024)])
+    want = values.to(dtype).float()
+    assert launch(f"narrow_{str(dtype).removeprefix('torch.')}", len(values) // 1024, 1024, 0, values) == ""
+    torch.testing.assert_close(values, want, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(values.signbit()[~values.isnan()], want.signbit()[~want.isnan()])
+
+
 def test_shared_memory_is_poisoned_before_each_block(launch):
     values = torch.zeros(32)
     assert launch("reverse", 1, 32, 4 * 32, torch.zeros(32)) == ""
