@@ -1,34 +1,176 @@
-"""Every CUDA source compiles, and no kernel spills: checked wherever nvcc is, GPU or not."""
+"""Reads from the compiled CUDA kernels that none spills and that the scans' inner loops stay short: no GPU is needed.
+
+Where mtlkit._C was built with CUDA, its own kernels are read; else nvcc compiles them here, if it is at hand.
+"""
 
 import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from mtlkit import _native
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
+SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+ARCHS = ("sm_80", "sm_90")
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
+BUILT = _native.C is not None and _native.C.cuda
+
+# Instructions for each state update of the longest loop over tokens, with so many states.
+LONGEST = {"ss2d_fwd_kernel": 8.5, "ss2d_bwd_kernel": 28}
+STATES = 16
 
 
-@pytest.mark.skipif(NVCC is None, reason="nvcc is neither on PATH nor named in CUDACXX")
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("source", sorted((CSRC / "cuda").glob("*.cu")), ids=lambda source: source.stem)
-def test_compiles_without_spills(tmp_path, source, arch):
-    command = [NVCC, "-cubin", f"-arch={arch}", "-std=c++17", f"-I{CSRC}", "-Xptxas=-v", "-o", tmp_path / "out", source]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+def tool(name: str) -> str | None:
+    """CUDA's program of this name: on PATH, or the one that Triton brings."""
+    try:
+        from triton.backends import nvidia
+    except ImportError:
+        return shutil.which(name)
+    return shutil.which(name) or shutil.which(name, path=Path(nvidia.__file__).parent / "bin")
+
+
+pytestmark = [
+    pytest.mark.skipif(not BUILT and NVCC is None, reason="built without CUDA; no nvcc on PATH, none named in CUDACXX"),
+    pytest.mark.skipif(
+        not tool("cuobjdump") or not tool("nvdisasm"), reason="neither CUDA's binary tools nor Triton's"
+    ),
+]
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    process = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
+    return process.stdout
 
-    kernels = re.findall(r"Compiling entry function '(\w+)'", process.stderr)
-    registers = [int(count) for count in re.findall(r"Used (\d+) registers", process.stderr)]
-    shared = [int(count) for count in re.findall(r"(\d+) bytes smem", process.stderr)]
-    spills = [int(count) for count in re.findall(r"(\d+) bytes spill", process.stderr)]
-    print(
-        f"{source.name} {arch}: {len(kernels)} kernels, at most {max(registers, default=0)} registers "
-        f"and {max(shared, default=0)} bytes of shared memory"
-    )
-    assert bool(kernels) == ("__global__" in source.read_text())
-    assert len(registers) == len(kernels)
-    assert len(spills) >= 2 * len(kernels)  # stores and loads
-    assert not any(spills)
+
+class Kernel(NamedTuple):
+    name: str  # with its template arguments
+    arch: str
+    cubin: Path
+    symbol: str
+    registers: int
+    stack: int  # bytes, of spilled registers and of arrays
+    shared: int  # bytes, beside what a launch asks for
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory) -> list[Path]:
+    """A file for each source and architecture, the latter in its name."""
+    folder = tmp_path_factory.mktemp("cubins")
+
+    def compiled(job: tuple[Path, str]) -> None:
+        source, arch = job
+        flags = ["-cubin", f"-arch={arch}", "-std=c++17", "--expt-relaxed-constexpr", f"-I{CSRC}"]
+        run(NVCC, *flags, "-o", folder / f"{source.stem}.{arch}.cubin", source)
+
+    if BUILT:
+        run(tool("cuobjdump"), "-xelf", "all", _native.C.__file__, cwd=folder)
+    else:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(compiled, [(source, arch) for source in SOURCES for arch in ARCHS]))
+    return sorted(folder.glob("*.cubin"))
+
+
+def readable(name: str) -> str:
+    """A kernel's name and template arguments, without namespaces and arguments."""
+    return re.sub(r"\(.*", "", re.sub(r"\(anonymous namespace\)::|\w+::", "", name.removeprefix("void ")))
+
+
+@pytest.fixture(scope="module")
+def kernels(cubins) -> list[Kernel]:
+    found = []
+    for cubin in cubins:
+        arch = re.search(r"sm_\d+", cubin.name)[0]
+        usage = run(tool("cuobjdump"), "-res-usage", cubin)
+        for symbol, *numbers in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
+            found.append(Kernel(symbol, arch, cubin, symbol, *map(int, numbers)))
+    names = run("c++filt", *(k.symbol for k in found)).splitlines()
+    return sorted(k._replace(name=readable(name)) for k, name in zip(found, names, strict=True))
+
+
+def test_no_kernel_spills(kernels):
+    for k in kernels:
+        print(f"{k.arch} {k.name:60} {k.registers:4} registers {k.stack:4} bytes of stack {k.shared:6} shared")
+    names = {k.name.split("<")[0] for k in kernels}
+    for source in SOURCES:
+        assert names.issuperset(re.findall(r"\b(\w+_kernel)\(const", source.read_text())), source
+    assert set(ARCHS) <= {k.arch for k in kernels}
+    assert not [k for k in kernels if k.stack > 0]
+
+
+# --- the scans' inner loops -------------------------------------------------------------------------------------------
+
+
+def instructions(cubin: Path) -> dict[str, list[str]]:
+    """Each kernel's disassembly: instructions without predicates, `label:` lines among them."""
+    listings: dict[str, list[str]] = {}
+    for line in run(tool("nvdisasm"), "-c", cubin).splitlines():
+        if section := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
+            listing = listings.setdefault(section[1], [])
+        elif label := re.match(r"(\.L_x_\d+):", line):
+            listing.append(label[0])
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
+            listing.append(instruction[1])
+    return listings
+
+
+class Loop(NamedTuple):
+    first: int
+    last: int
+    exponentials: int
+    reads: int  # of shared memory
+
+
+def loops(listing: list[str]) -> list[Loop]:
+    """From the target of each backward branch to the branch."""
+    labels, code, found = {}, [], []
+    for line in listing:
+        if line.endswith(":"):
+            labels[line[:-1]] = len(code)
+            continue
+        code.append(line)
+        target = re.match(r"BRA.*`\((\.L_x_\d+)\)", line)
+        if target and target[1] in labels:
+            body = code[labels[target[1]] :]
+            exponentials, reads = (sum(i.startswith(name) for i in body) for name in ("MUFU.EX2", "LDS"))
+            found.append(Loop(labels[target[1]], len(code), exponentials, reads))
+    return found
+
+
+def per_update(listing: list[str], states: int) -> list[float]:
+    """Instructions for each state update of the loops over tokens.
+
+    These take one exponential for each of the lane's states and each of a few tokens at a time, and read shared memory.
+    A loop within, such as one over a sum's parts, counts as one turn.
+    """
+    updating = [loop for loop in loops(listing) if loop.exponentials >= 2 * states and loop.reads]
+    return [
+        (outer.last - outer.first) / outer.exponentials
+        for outer in updating
+        if not any(outer.first <= i.first and i.last <= outer.last and i != outer for i in updating)
+    ]
+
+
+def layout(kernel: Kernel) -> tuple[int, int]:
+    """The states that a lane keeps, and the lanes of a channel."""
+    states, lanes = re.search(r"Layout<(\d+), (\d+)", kernel.name).groups()
+    return int(states), int(lanes)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("name", LONGEST)
+def test_loops_over_tokens_are_short(kernels, name, arch):
+    served = [k for k in kernels if k.name.startswith(name) and k.arch == arch]
+    served = [k for k in served if layout(k)[0] * layout(k)[1] == STATES]
+    assert served
+    for kernel in served:
+        lengths = per_update(instructions(kernel.cubin)[kernel.symbol], layout(kernel)[0])
+        print(f"{arch} {kernel.name}: {', '.join(f'{length:.2f}' for length in lengths)} instructions per state update")
+        assert lengths
+        assert max(lengths) <= LONGEST[name]
