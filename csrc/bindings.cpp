@@ -185,7 +185,8 @@ int norm_gate_backward(int64_t rows, int64_t channels, const py::tuple& inputs, 
 }
 
 InteractionReduceForward interaction_arguments(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean,
-                                               uintptr_t pooled, uintptr_t softmax, bool use_double, int threads) {
+                                               uintptr_t pooled, uintptr_t softmax, uintptr_t signs, bool use_double,
+                                               int threads) {
   InteractionReduceForward p{};
   p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
   p.x = tensor<3>(inputs[0]);
@@ -195,14 +196,16 @@ InteractionReduceForward interaction_arguments(const Sizes5& sizes, const py::tu
   p.mean = address(mean);
   p.pooled = address(pooled);
   p.softmax = address(softmax);
+  p.signs = static_cast<uint16_t*>(address(signs));
   p.use_double = use_double;
   p.threads = threads;
   return p;
 }
 
 int interaction_reduce_forward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
-                               uintptr_t softmax, bool use_double, int threads, uintptr_t variance, uintptr_t energy) {
-  InteractionReduceForward p = interaction_arguments(sizes, inputs, mean, pooled, softmax, use_double, threads);
+                               uintptr_t softmax, uintptr_t signs, bool use_double, int threads, uintptr_t variance,
+                               uintptr_t energy) {
+  InteractionReduceForward p = interaction_arguments(sizes, inputs, mean, pooled, softmax, signs, use_double, threads);
   p.variance = address(variance);
   p.energy = address(energy);
   py::gil_scoped_release release;
@@ -210,12 +213,12 @@ int interaction_reduce_forward(const Sizes5& sizes, const py::tuple& inputs, uin
 }
 
 int interaction_reduce_backward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
-                                uintptr_t softmax, bool use_double, int threads, const py::object& dy,
+                                uintptr_t softmax, uintptr_t signs, bool use_double, int threads, const py::object& dy,
                                 uintptr_t factors, uintptr_t dmean, uintptr_t dvariance, uintptr_t denergy,
                                 uintptr_t dpooled, const py::object& dx, uintptr_t dweight, uintptr_t dbias,
                                 uintptr_t dattn) {
   InteractionReduceBackward p{};
-  p.forward = interaction_arguments(sizes, inputs, mean, pooled, softmax, use_double, threads);
+  p.forward = interaction_arguments(sizes, inputs, mean, pooled, softmax, signs, use_double, threads);
   p.dy = tensor<3>(dy);
   p.factors = address(factors);
   p.dmean = address(dmean);
@@ -313,6 +316,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("dwconv_silu_backward", &dwconv_silu_backward);
   m.def("norm_gate_forward", &norm_gate_forward);
   m.def("norm_gate_backward", &norm_gate_backward);
+  m.def(
+      "interaction_block",
+      [] { return py::make_tuple(cpu_kernels().interaction_rows, cpu_kernels().interaction_bytes); },
+      "Rows of a block and bytes of a vector, which the layout of the projection's signs depends on.");
   m.def("interaction_reduce_forward", &interaction_reduce_forward);
   m.def("interaction_reduce_backward", &interaction_reduce_backward);
   m.def("interaction_scale_forward", &interaction_scale_forward);

@@ -8,7 +8,9 @@
 //
 //   y = x factors
 //
-// All gradients and sums without strides are contiguous and in the type of computation.
+// All gradients and sums without strides are contiguous and in the type of computation. Signs, which spare the backward
+// pass the projection, are laid out as the instruction set has it: P padded to whole blocks of rows, L to whole
+// vectors.
 #pragma once
 
 #include "tensor.h"
@@ -32,13 +34,14 @@ struct InteractionReduceForward {
   void* energy;      // (B), null if not wanted
   void* pooled;      // (B, P), null with weight
   void* softmax;     // (B, 2), the largest logit and the sum of exponentials about it; null with attn
+  uint16_t* signs;   // (B, rows, vectors), a bit for each lane of z, set unless z <= 0; null if not wanted
   bool use_double;   // the type of computation: double or float
   int threads;
 };
 
 // The gradient of what was gathered, plus dy factors, the gradient of the scaling pass, where dy is given.
 struct InteractionReduceBackward {
-  InteractionReduceForward forward;  // as it was; mean, pooled and softmax are read
+  InteractionReduceForward forward;  // as it was; mean, pooled, softmax and signs are read
   Tensor<3> dy;                      // (B, C, L), may be absent
   const void* factors;               // (B, C), null with dy
   const void* dmean;                 // (B, C), null for zeros, as the next three

@@ -22,6 +22,7 @@ struct CpuKernels {
   int (*norm_gate_backward)(const NormGateCpuBackward&);
   int (*interaction_reduce_forward)(const InteractionReduceForward&);
   int (*interaction_reduce_backward)(const InteractionReduceBackward&);
+  int interaction_rows, interaction_bytes;  // a block of rows, and a vector: what the layout of signs depends on
   int (*interaction_scale_forward)(const InteractionScaleForward&);
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int64_t (*yardstick)(int64_t tokens, int threads);

@@ -16,6 +16,40 @@ inline constexpr int kColumns = 2;
 
 MTLKIT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
+template <typename T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+template <typename T>
+MTLKIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(v) & mask);
+}
+
+// Bit i of the result is that of lane i.
+template <typename T>
+MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(reinterpret_cast<__m256d>(mask));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
+  if constexpr (sizeof(T) == 8) return _mm_movemask_pd(reinterpret_cast<__m128d>(mask));
+#else
+  uint16_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= mask[i] ? 1 << i : 0;
+  return bits;
+#endif
+}
+
+template <typename T>
+MTLKIT_INLINE Mask<T> mask_of(uint16_t bits) {
+  Mask<T> lane{};
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = 1 << i;
+  return (lane & bits) != 0;
+}
+
 // Elements from row to row of a panel with so many columns: whole vectors, and no large power of two, whose rows would
 // all compete for the same lines of the first-level cache.
 template <typename T>
@@ -65,13 +99,33 @@ void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stri
   with_element(dtype, [&](auto element) {
     using E = decltype(element);
     const auto* source = static_cast<const typename E::Storage*>(data);
-    for (int64_t r = 0; r < rows; r += lanes) {
-      const int64_t some = min(lanes, rows - r);
-      for (int64_t c = 0; c < columns; c += lanes) {
+    if (column_stride == 1) {
+      const int64_t whole = columns / lanes * lanes;
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto* from = source + r * row_stride;
+        T* to = panel + r * pitch;
+        for (int64_t c = 0; c < whole; c += lanes) {
+          __builtin_prefetch(from + c + columns, 0, 2);
+          store(to + c, E::read(from + c, T{}));
+        }
+        if (whole < columns) store(to + whole, read_some<T, E>(from + whole, columns - whole));
+      }
+      return;
+    }
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const int64_t some_columns = min(lanes, columns - c);
+      for (int64_t r = 0; r < rows; r += lanes) {
+        const int64_t some_rows = min(lanes, rows - r);
+        const auto* from = source + r * row_stride + c * column_stride;
         Vec<T> block[lanes];
-        load_tile_of<T, E>(source + r * row_stride + c * column_stride, column_stride, row_stride,
-                           min(lanes, columns - c), some, block);
-        for (int64_t i = 0; i < some; ++i) store(panel + (r + i) * pitch + c, block[i]);
+        if (row_stride == 1 && some_rows == lanes && some_columns == lanes) {
+          for (int64_t i = 0; i < lanes; ++i) block[i] = E::read(from + i * column_stride, T{});
+          transpose<T>(block);
+          for (int64_t i = 0; i < lanes; ++i) store(panel + (r + i) * pitch + c, block[i]);
+        } else {
+          load_tile_of<T, E>(from, column_stride, row_stride, some_columns, some_rows, block);
+          for (int64_t i = 0; i < some_rows; ++i) store(panel + (r + i) * pitch + c, block[i]);
+        }
       }
     }
   });
@@ -85,13 +139,29 @@ void unpack(void* data, DType dtype, int64_t row_stride, int64_t column_stride, 
   with_element(dtype, [&](auto element) {
     using E = decltype(element);
     auto* target = static_cast<typename E::Storage*>(data);
-    for (int64_t r = 0; r < rows; r += lanes) {
-      const int64_t some = min(lanes, rows - r);
-      for (int64_t c = 0; c < columns; c += lanes) {
+    if (column_stride == 1) {
+      const int64_t whole = columns / lanes * lanes;
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* from = panel + r * pitch;
+        auto* to = target + r * row_stride;
+        for (int64_t c = 0; c < whole; c += lanes) E::write(to + c, load(from + c));
+        if (whole < columns) write_some<T, E>(to + whole, load(from + whole), columns - whole);
+      }
+      return;
+    }
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const int64_t some_columns = min(lanes, columns - c);
+      for (int64_t r = 0; r < rows; r += lanes) {
+        const int64_t some_rows = min(lanes, rows - r);
+        auto* to = target + r * row_stride + c * column_stride;
         Vec<T> block[lanes];
-        for (int64_t i = 0; i < some; ++i) block[i] = load(panel + (r + i) * pitch + c);
-        store_tile_of<T, E>(target + r * row_stride + c * column_stride, column_stride, row_stride,
-                            min(lanes, columns - c), some, block);
+        for (int64_t i = 0; i < some_rows; ++i) block[i] = load(panel + (r + i) * pitch + c);
+        if (row_stride == 1 && some_rows == lanes && some_columns == lanes) {
+          transpose<T>(block);
+          for (int64_t i = 0; i < lanes; ++i) E::write(to + i * column_stride, block[i]);
+        } else {
+          store_tile_of<T, E>(to, column_stride, row_stride, some_columns, some_rows, block);
+        }
       }
     }
   });

@@ -1,5 +1,6 @@
 // This level's entry in the dispatch.
 #include "kernels.h"
+#include "panel.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -35,6 +36,8 @@ const CpuKernels kernels = {
     norm_gate_backward,
     interaction_reduce_forward,
     interaction_reduce_backward,
+    kRows,
+    kVectorBytes,
     interaction_scale_forward,
     interaction_scale_backward,
     yardstick,

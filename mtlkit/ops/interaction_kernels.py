@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, argument, check, first_order_only, like, traced
+from mtlkit.ops._native_call import address, argument, check, first_order_only, like, traced, wants_grad
 
 
 class Map(NamedTuple):
@@ -59,8 +59,15 @@ def _rows_beside(dy: Tensor, x: Tensor) -> Tensor:
     return rows.contiguous() if _by_pixels(x) else rows.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Mean, variance, energy, pooled projection, and a softmax's largest logit and sum; empty what is not wanted."""
+def _signs_shape(x: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[int, int, int]:
+    """How many words of 16 bits the signs of the projection take, in the layout of the instruction set in use."""
+    rows, vector_bytes = _native.C.interaction_block()
+    lanes = vector_bytes // dtype.itemsize
+    return x.shape[0], -(-weight.shape[0] // rows) * rows, -(-(x.shape[2] * x.shape[3]) // lanes)
+
+
+def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype, save: bool) -> tuple[Tensor, ...]:
+    """What `_reduce_forward` returns, unset; empty what is not wanted."""
     batch, channels = x.shape[:2]
     projected = 0 if weight is None else weight.shape[0]
     shapes = (
@@ -70,27 +77,29 @@ def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype) -> tuple[Tensor
         (batch, projected),
         (batch, 2 * (attn is not None)),
     )
-    return tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
+    signs = _signs_shape(x, weight, dtype) if save and weight is not None and attn is None else (0, 0, 0)
+    return *(x.new_empty(shape, dtype=dtype) for shape in shapes), x.new_empty(signs, dtype=torch.int16)
 
 
-def _reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax) -> tuple:
+def _reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax, signs) -> tuple:
     return (
         (*x.shape, 0 if weight is None else weight.shape[0]),
         (argument(rows), argument(weight), argument(bias), argument(attn)),
-        address(mean),
-        address(pooled),
-        address(softmax),
+        *(address(t) for t in (mean, pooled, softmax, signs)),
         mean.dtype == torch.float64,
         torch.get_num_threads(),
     )
 
 
-def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The kernel: what `_new_sums` makes room for."""
-    mean, variance, energies, pooled, softmax = sums = _new_sums(x, weight, attn, energy, dtype)
+def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, save: bool) -> tuple[Tensor, ...]:
+    """The kernel: mean, variance, energy, pooled projection, and two for the backward pass.
+
+    These are a softmax's largest logit and sum, or if `save` a bit for the sign of each element of the projection.
+    """
+    mean, variance, energies, pooled, softmax, signs = sums = _new_sums(x, weight, attn, energy, dtype, save)
     if x.shape[0] > 0:
         rows = x.flatten(2)
-        arguments = _reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax)
+        arguments = _reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax, signs)
         check(_native.C.interaction_reduce_forward(*arguments, address(variance), address(energies)))
     return sums
 
@@ -110,7 +119,7 @@ def _scale_forward(x: Tensor, factors: Tensor) -> Tensor:
 
 
 def _reduce_backward(
-    x, weight, bias, attn, mean, pooled, softmax, sums: tuple, dy, factors, wanted: tuple
+    x, weight, bias, attn, mean, pooled, softmax, signs, sums: tuple, dy, factors, wanted: tuple
 ) -> list[Tensor | None]:
     """The kernel: the gradients of x, weight, bias and attn as far as they are wanted.
 
@@ -129,8 +138,10 @@ def _reduce_backward(
     rows = x.flatten(2)
     dy, dx_rows = (None if t is None else t.flatten(2) for t in (dy, dx))
     factors = None if dy is None else factors.contiguous()
+    if signs.numel() > 0 and signs.shape != _signs_shape(x, weight, mean.dtype):
+        signs = None  # the forward pass ran on another instruction set
     status = _native.C.interaction_reduce_backward(
-        *_reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax),
+        *_reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax, signs),
         argument(dy),
         *(address(t) for t in (factors, dmean, dvariance, denergy, dpooled)),
         argument(dx_rows),
@@ -155,10 +166,10 @@ def _scale_backward(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, left, energy, dtype, x, weight, bias, attn):
-        *sums, softmax = _reduce_forward(x, weight, bias, attn, energy, dtype)
+    def forward(ctx, left, energy, dtype, save, x, weight, bias, attn):
+        *sums, softmax, signs = _reduce_forward(x, weight, bias, attn, energy, dtype, save)
         ctx.left = left
-        ctx.save_for_backward(x, weight, bias, attn, sums[0], sums[3], softmax)
+        ctx.save_for_backward(x, weight, bias, attn, sums[0], sums[3], softmax, signs)
         ctx.set_materialize_grads(False)
         return *sums, x.view_as(x)
 
@@ -166,8 +177,8 @@ class _Reduce(torch.autograd.Function):
     def backward(ctx, dmean, dvariance, denergy, dpooled, dy):
         saved, sums = ctx.saved_tensors, (dmean, dvariance, denergy, dpooled)
         factors = None if dy is None else ctx.left[0]
-        gradients = _reduce_backward(*saved, sums, dy, factors, ctx.needs_input_grad[3:])
-        return None, None, None, *first_order_only("task_interaction", gradients, (*sums, dy, *saved[:4]))
+        gradients = _reduce_backward(*saved, sums, dy, factors, ctx.needs_input_grad[4:])
+        return None, None, None, None, *first_order_only("task_interaction", gradients, (*sums, dy, *saved[:4]))
 
 
 class _Scale(torch.autograd.Function):
@@ -197,14 +208,20 @@ class _Scale(torch.autograd.Function):
 
 @torch.library.custom_op("mtlkit::interaction_reduce", mutates_args=(), device_types="cpu")
 def _op_reduce(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _reduce_forward(x, weight, bias, attn, energy, dtype)
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    attn: Tensor | None,
+    energy: bool,
+    dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _reduce_forward(x, weight, bias, attn, energy, dtype, save)
 
 
 @_op_reduce.register_fake
-def _(x, weight, bias, attn, energy, dtype):
-    return _new_sums(x, weight, attn, energy, dtype)
+def _(x, weight, bias, attn, energy, dtype, save):
+    return _new_sums(x, weight, attn, energy, dtype, save)
 
 
 @torch.library.custom_op("mtlkit::interaction_reduce_backward", mutates_args=(), device_types="cpu")
@@ -216,6 +233,7 @@ def _op_reduce_backward(
     mean: Tensor,
     pooled: Tensor,
     softmax: Tensor,
+    signs: Tensor,
     dmean: Tensor,
     dvariance: Tensor,
     denergy: Tensor,
@@ -223,7 +241,7 @@ def _op_reduce_backward(
 ) -> list[Tensor]:
     sums = (dmean, dvariance, denergy if denergy.numel() else None, dpooled if weight is not None else None)
     wanted = tuple(t is not None for t in (x, weight, bias, attn))
-    gradients = _reduce_backward(x, weight, bias, attn, mean, pooled, softmax, sums, None, None, wanted)
+    gradients = _reduce_backward(x, weight, bias, attn, mean, pooled, softmax, signs, sums, None, None, wanted)
     return [g for g in gradients if g is not None]
 
 
@@ -233,13 +251,13 @@ def _(x, weight, bias, attn, *_sums):
 
 
 def _op_reduce_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs[:4], output[0], output[3], output[4])
+    ctx.save_for_backward(*inputs[:4], output[0], *output[3:])
 
 
-def _op_reduce_grad(ctx, dmean, dvariance, denergy, dpooled, _dsoftmax):
+def _op_reduce_grad(ctx, dmean, dvariance, denergy, dpooled, _dsoftmax, _dsigns):
     saved = ctx.saved_tensors
     gradients = iter(_op_reduce_backward(*saved, dmean, dvariance, denergy, dpooled))
-    return *(None if t is None else next(gradients) for t in saved[:4]), None, None
+    return *(None if t is None else next(gradients) for t in saved[:4]), None, None, None
 
 
 _op_reduce.register_autograd(_op_reduce_grad, setup_context=_op_reduce_setup)
@@ -286,12 +304,13 @@ def reduce(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
     """One pass over the map: weight is (P, C), attn (C,)."""
+    save = wants_grad(x, weight, bias, attn)
     if traced(x, weight, bias, attn):
-        mean, variance, energies, pooled, _softmax = _op_reduce(x, weight, bias, attn, energy, dtype)
+        mean, variance, energies, pooled, *_ = _op_reduce(x, weight, bias, attn, energy, dtype, save)
         passed_on = Map(x)
     else:
         left = []
-        mean, variance, energies, pooled, x = _Reduce.apply(left, energy, dtype, x, weight, bias, attn)
+        mean, variance, energies, pooled, x = _Reduce.apply(left, energy, dtype, save, x, weight, bias, attn)
         passed_on = Map(x, left)
     energies, pooled = energies if energy else None, None if weight is None else pooled
     return Reduced(mean, variance, energies, pooled, passed_on)

@@ -530,7 +530,7 @@ def test_second_backward_raises(target):
 def test_opcheck(weight, attention, energy):
     inputs = shape_of((2, 6, 4, 5), attention=attention).inputs(requires_grad=True)
     projection = inputs.tim[:2] if weight else (None, None)
-    arguments = (inputs.x, *projection, inputs.tim.attn_weight, energy, torch.float32)
+    arguments = (inputs.x, *projection, inputs.tim.attn_weight, energy, torch.float32, True)
     torch.library.opcheck(torch.ops.mtlkit.interaction_reduce.default, arguments)
     torch.library.opcheck(torch.ops.mtlkit.interaction_scale.default, (inputs.x, torch.rand(2, 6, requires_grad=True)))
 
