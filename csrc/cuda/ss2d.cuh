@@ -41,30 +41,31 @@ template <typename L>
 struct Work {
   int pair, group, direction;  // group 0 scans upwards, 1 downwards
   int thread;                  // in the group
-  int64_t batch, channel_block, chunk;
-  int64_t first_channel;
+  int batch, channel_block, chunk, first_channel;
   int first_tile, tiles;  // of the chunk
 
   __device__ explicit Work(const SS2DCuda& p) {
-    int64_t block = blockIdx.x;
-    channel_block = block % p.plan.channel_blocks;
-    block /= p.plan.channel_blocks;
-    pair = static_cast<int>(block % 2);
+    const int channel_blocks = static_cast<int>(p.plan.channel_blocks), chunks = static_cast<int>(p.plan.chunks);
+    int block = static_cast<int>(blockIdx.x);
+    channel_block = block % channel_blocks;
+    block /= channel_blocks;
+    pair = block % 2;
     block /= 2;
-    chunk = block % p.plan.chunks;
-    batch = block / p.plan.chunks;
+    chunk = block % chunks;
+    batch = block / chunks;
     group = threadIdx.x / L::kThreads;
     thread = threadIdx.x % L::kThreads;
     direction = pair + 2 * group;
     first_channel = channel_block * L::kChannels;
-    first_tile = static_cast<int>(chunk * p.plan.chunk_tiles);
-    const int64_t left = p.plan.tiles - first_tile;
-    tiles = static_cast<int>(left < p.plan.chunk_tiles ? left : p.plan.chunk_tiles);
+    const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles);
+    first_tile = chunk * chunk_tiles;
+    const int left = static_cast<int>(p.plan.tiles) - first_tile;
+    tiles = left < chunk_tiles ? left : chunk_tiles;
   }
 
   // How many chunks a scan in this direction, or against it, has passed before this one.
-  __device__ int64_t chunks_before(const SS2DCuda& p, bool reverse) const {
-    return (group == 0) == !reverse ? chunk : p.plan.chunks - 1 - chunk;
+  __device__ int chunks_before(const SS2DCuda& p, bool reverse) const {
+    return (group == 0) == !reverse ? chunk : static_cast<int>(p.plan.chunks) - 1 - chunk;
   }
 };
 
@@ -229,6 +230,7 @@ __device__ void unpack_states(float* B, float* C, const char* rows, const SS2DCu
                               const Work<L>& work, const Tile<L>& tile, int skew) {
   constexpr int kPerRow = 2 * L::kPadded / L::kQuad;
   const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
+#pragma unroll 2
   for (int i = work.thread; i < tile.padded * kPerRow; i += L::kThreads) {
     const int token = i / kPerRow, place = tile.place(token);
     const bool is_C = i % kPerRow >= kPerRow / 2;
@@ -263,6 +265,7 @@ __device__ void project_steps(const char* rows, const float* weight, const float
       row[j] = reinterpret_cast<const T*>(rows + place * geometry.row_bytes) + skew;
       sum[j] = bias[channel];
     }
+#pragma unroll 2
     for (int r = 0; r < rank; ++r) {
       const float w = weight[r * L::kChannels + channel];
 #pragma unroll
@@ -302,7 +305,7 @@ __device__ void load_weights(float* weight, float* bias, float* skip, const SS2D
 // A log2(e) of the thread's states; zero beyond D and N.
 template <typename L>
 __device__ States<L> load_A(const SS2DCuda& p, const Work<L>& work) {
-  const int64_t channel = work.first_channel + work.thread / L::kLanes;
+  const int channel = work.first_channel + work.thread / L::kLanes;
   const int first = work.thread % L::kLanes * L::kStates;
   States<L> A = zero_states<L>();
   if (channel < p.shape.channels) {
@@ -318,21 +321,21 @@ __device__ States<L> load_A(const SS2DCuda& p, const Work<L>& work) {
 // The states, or gradients of states, with which this chunk starts: none, or what the chunks before it leave.
 template <typename L>
 __device__ States<L> chunk_start(const SS2DCuda& p, const Work<L>& work, const States<L>& A, bool reverse) {
-  const int64_t channel = work.first_channel + work.thread / L::kLanes;
-  const int64_t before = work.chunks_before(p, reverse);
+  const int channel = work.first_channel + work.thread / L::kLanes;
+  const int before = work.chunks_before(p, reverse);
   if (before == 0 || channel >= p.shape.channels) return zero_states<L>();
   const bool from_first = (work.group == 0) == !reverse;
   const int64_t steps = (work.batch * kDirections + work.direction) * p.plan.chunks * p.shape.channels +
                         (from_first ? 0 : p.plan.chunks - 1) * p.shape.channels + channel;
   const int64_t stride = from_first ? p.shape.channels : -p.shape.channels;
-  return carry_in<L>(A, work.thread % L::kLanes, static_cast<int>(before), p.ends + steps * p.plan.padded_states,
+  return carry_in<L>(A, work.thread % L::kLanes, before, p.ends + steps * p.plan.padded_states,
                      stride * p.plan.padded_states, p.steps + steps, stride);
 }
 
 // What a chunk leaves: for the chunk_start of others.
 template <typename L>
 __device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const States<L>& end, float steps) {
-  const int64_t channel = work.first_channel + work.thread / L::kLanes;
+  const int channel = work.first_channel + work.thread / L::kLanes;
   if (channel >= p.shape.channels) return;
   const int64_t row =
       ((work.batch * kDirections + work.direction) * p.plan.chunks + work.chunk) * p.shape.channels + channel;
@@ -349,15 +352,16 @@ __device__ void merge_tile(float* maps, const SS2DCuda& p, const SS2DGeometry& g
   const auto write = [&](bool add) {
     float* map = maps + (work.pair * p.shape.batch + work.batch) * p.shape.tokens() * p.shape.channels;
     const int width = geometry.map_vectors ? 4 : 1, per_row = L::kChannels / width;
+#pragma unroll 2
     for (int i = work.thread; i < tile.tokens * per_row; i += L::kThreads) {
       const int place = i / per_row, channel = i % per_row * width;
       if (work.first_channel + channel >= p.shape.channels) continue;
       float* to = map + index_at(geometry, work.pair, tile, place) * p.shape.channels + work.first_channel + channel;
       if (geometry.map_vectors) {
-        Pack<float, 4> sum;
+        Pack<float, 4> sum = {};
         if (add) sum = load<4>(to);
 #pragma unroll
-        for (int q = 0; q < 4; ++q) sum.values[q] = (add ? sum.values[q] : 0.0f) + value(place, channel + q);
+        for (int q = 0; q < 4; ++q) sum.values[q] += value(place, channel + q);
         store(to, sum);
       } else {
         *to = (add ? *to : 0.0f) + value(place, channel);

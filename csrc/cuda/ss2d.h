@@ -19,10 +19,10 @@ namespace mtlkit::cuda {
 // The compiled kernels: states per lane, lanes per channel, channels per block and tokens per tile. The first two give
 // the states that a kernel keeps, N rounded up. Fewer channels or tokens need less shared memory and make more blocks.
 #define MTLKIT_SS2D_FORWARD_LAYOUTS(X) \
-  X(0, 1, 1, 64, 32)                   \
-  X(1, 2, 1, 64, 32)                   \
-  X(2, 4, 1, 64, 32)                   \
-  X(3, 4, 2, 32, 32)                   \
+  X(0, 1, 1, 64, 16)                   \
+  X(1, 2, 1, 64, 16)                   \
+  X(2, 4, 1, 64, 16)                   \
+  X(3, 4, 2, 32, 16)                   \
   X(4, 8, 2, 32, 32)                   \
   X(5, 4, 4, 16, 32)                   \
   X(6, 8, 4, 16, 32)                   \
@@ -30,10 +30,10 @@ namespace mtlkit::cuda {
   X(8, 8, 16, 4, 16)                   \
   X(9, 8, 32, 4, 8)
 #define MTLKIT_SS2D_BACKWARD_LAYOUTS(X) \
-  X(0, 1, 1, 64, 32)                    \
-  X(1, 2, 1, 64, 32)                    \
-  X(2, 4, 1, 64, 32)                    \
-  X(3, 4, 2, 64, 32)                    \
+  X(0, 1, 1, 64, 16)                    \
+  X(1, 2, 1, 64, 16)                    \
+  X(2, 4, 1, 64, 16)                    \
+  X(3, 4, 2, 32, 16)                    \
   X(4, 4, 4, 32, 32)                    \
   X(5, 4, 4, 16, 32)                    \
   X(6, 4, 8, 16, 32)                    \

@@ -10,45 +10,46 @@
 namespace mtlkit::cuda {
 namespace {
 
-// The shared memory of one half of a block.
+// The shared memory of one half of a block. Parts whose size depends on R come last, so that the others lie at fixed
+// distances.
 template <typename L>
 struct Shared {
-  // While a tile is at work, the states at the starts of its groups; then what the asynchronous copies write.
-  union {
-    float* starts;  // (groups - 1, kChannels, kPadded)
-    char* raw_rows;
-  };
-  char *raw_u, *raw_dy;
-  Token* tokens;         // (tokens, kPitch)
-  float* slope;          // (tokens, kPitch): of softplus; then the gradient of its argument
-  float *B, *C;          // (tokens, kPadded)
-  float* parts;          // ChannelSums
-  float* steps;          // (tokens, padded R + 1): the time step's row, then a one for the bias
-  float *weight, *bias;  // (padded R + 1, kChannels), zero beyond R; (kChannels)
-  float* dweight;        // (padded R + 1, kChannels), the bias' after the weights'
-  float* skip;           // (kChannels)
-  int64_t* rows;         // (tokens): where the token's part of the gradient of x_dbl begins; negative for none
+  Token* tokens;  // (tokens, kPitch)
+  float* slope;   // (tokens, kPitch): of softplus; then the gradient of its argument
+  float *B, *C;   // (tokens, kPadded)
+  float* parts;   // ChannelSums
+  float* bias;    // (kChannels)
+  float* skip;    // (kChannels)
+  int64_t* rows;  // (tokens): where the token's part of the gradient of x_dbl begins; negative for none
+  float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
+  char* raw_u;    // these three, as the asynchronous copies of the next tile write them
+  char* raw_dy;
+  char* raw_rows;
+  float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
+  float* weight;   // (padded R + 1, kChannels), zero beyond R
+  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
   char* end;
 
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
     const int64_t padded = padded_rank(rank);
-    Arena raw(memory), states(memory);
-    raw_rows = raw.take<char>(L::kTokens * row_bytes);
-    raw_u = raw.take<char>(L::kTokens * L::kChannels * 4);
-    raw_dy = raw.take<char>(L::kTokens * L::kChannels * 4);
-    states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
-    Arena arena(raw.end() > states.end() ? raw.end() : states.end());
+    Arena arena(memory);
     tokens = arena.take<Token>(L::kTokens * L::kPitch);
     slope = arena.take<float>(L::kTokens * L::kPitch);
     B = arena.take<float>(L::kTokens * L::kPadded);
     C = arena.take<float>(L::kTokens * L::kPadded);
     parts = arena.take<float>(ChannelSums<L>::kFloats);
-    steps = arena.take<float>(L::kTokens * padded);
-    weight = arena.take<float>(padded * L::kChannels);
     bias = arena.take<float>(L::kChannels);
-    dweight = arena.take<float>(padded * L::kChannels);
     skip = arena.take<float>(L::kChannels);
     rows = arena.take<int64_t>(L::kTokens);
+    Arena states = arena;
+    starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
+    raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
+    raw_dy = arena.take<char>(L::kTokens * L::kChannels * 4);
+    raw_rows = arena.take<char>(L::kTokens * row_bytes);
+    if (states.end() > arena.end()) arena = states;
+    steps = arena.take<float>(L::kTokens * padded);
+    weight = arena.take<float>(padded * L::kChannels);
+    dweight = arena.take<float>(padded * L::kChannels);
     end = arena.end();
   }
 
@@ -90,11 +91,13 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
                         shared.slope[token * L::kPitch + channel] = real ? slope : 0.0f;
                       });
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
+#pragma unroll 1
   for (int i = work.thread; i < tile.padded * padded; i += L::kThreads) {
     const int token = i / padded, r = i % padded, place = tile.place(token);
     const T* row = reinterpret_cast<const T*>(shared.raw_rows + place * geometry.row_bytes) + skew;
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
+#pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
     const int64_t image = (work.channel_block * p.shape.batch + work.batch) * p.shape.tokens();
     const int64_t pixel = image + index_at(geometry, work.pair, tile, tile.place(token));
@@ -143,11 +146,13 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
     const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
     h = load_states<L>(p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded, lane);
   }
+#pragma unroll 1
   for (int group = 0; group < last; ++group) {
     store_states<L>(starts + group * L::kChannels * L::kPadded, lane, h);
     advance_tokens<L>(tokens + group * kGroupTokens * L::kPitch, B + group * kGroupTokens * L::kPadded, A, h);
   }
 
+#pragma unroll 1
   for (int group = last; group >= 0; --group) {
     Token* at = tokens + group * kGroupTokens * L::kPitch;
     const float *b = B + group * kGroupTokens * L::kPadded, *c = C + group * kGroupTokens * L::kPadded;
@@ -158,8 +163,6 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
       store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
     });
     block_sync();
-    sum_parts(group, rank + states);
-
     float ddtu[kGroupTokens], ddt[kGroupTokens];
     descend_group<L>(at, b, c, A, kept, carry, dA, ddtu, ddt);
     sum_over_lanes<L::kLanes>(ddtu, lane);
@@ -175,6 +178,7 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
         at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
       }
     }
+    sum_parts(group, rank + states);
     block_sync();
 #pragma unroll
     for (int j = 0; j < kGroupTokens; ++j) {
@@ -204,7 +208,7 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
     float* row = params.drows + shared.rows[token];
     for (int first = work.thread / L::kTokens * kAtOnce; first < rank; first += L::kThreads / L::kTokens * kAtOnce) {
       float sum[kAtOnce] = {};
-#pragma unroll 8
+#pragma unroll 2
       for (int c = 0; c < L::kChannels; ++c) {
         const float g = shared.slope[token * L::kPitch + c];
 #pragma unroll
@@ -220,7 +224,7 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
   const int channel = work.thread % L::kChannels;
   for (int first = work.thread / L::kChannels * kAtOnce; first < padded; first += L::kLanes * kAtOnce) {
     float sum[kAtOnce] = {};
-#pragma unroll 4
+#pragma unroll 2
     for (int t = 0; t < tile.padded; ++t) {
       const float g = shared.slope[t * L::kPitch + channel];
       const auto steps = load<kAtOnce>(shared.steps + t * padded + first);
@@ -259,9 +263,16 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward
   }
 }
 
+// Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill.
+template <typename L, bool kEndsOnly>
+constexpr int kLeastBlocks = kEndsOnly            ? 512 / (2 * L::kThreads)
+                             : L::kLanes > 4      ? 1
+                             : L::kThreads == 128 ? 2
+                                                  : 3;
+
 // kEndsOnly: finds the carry that each chunk leaves instead of the gradients.
 template <typename L, bool kEndsOnly>
-__global__ void __launch_bounds__(2 * L::kThreads)
+__global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors) {
   const SS2DCuda& p = params.scan;
   const Work<L> work(p);
@@ -332,7 +343,7 @@ int launch(const SS2DCudaBackward& params, void* stream) {
 
 // Calls `use` with the layout of an index; -1 where there is none.
 template <typename Use>
-auto with_layout(int64_t index, Use use) -> decltype(use(Layout<1, 1, 64, 32>{})) {
+int64_t with_layout(int64_t index, Use use) {
   switch (index) {
 #define MTLKIT_CASE(index, ...) \
   case index:                   \

@@ -5,29 +5,32 @@
 namespace mtlkit::cuda {
 namespace {
 
-// The shared memory of one half of a block. `raw` parts are what the asynchronous copies of the next tile write while
-// the others hold the tile at work.
+// The shared memory of one half of a block. The raw parts are what the asynchronous copies of the next tile write
+// while the others hold the tile at work. Parts whose size depends on R come last, so that the others lie at fixed
+// distances.
 template <typename L>
 struct Shared {
-  char *raw_rows, *raw_u;
-  Step* x;               // (tokens, kPitch)
-  float *B, *C;          // (tokens, kPadded)
-  float* sums;           // (tokens, kSumPitch): y
-  float *weight, *bias;  // (R, kChannels), (kChannels)
-  float* skip;           // (kChannels)
+  Step* x;       // (tokens, kPitch)
+  float *B, *C;  // (tokens, kPadded)
+  float* sums;   // (tokens, kSumPitch): y
+  float* bias;   // (kChannels)
+  float* skip;   // (kChannels)
+  char* raw_u;   // (tokens, kChannels)
+  char* raw_rows;
+  float* weight;  // (R, kChannels)
   char* end;
 
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
     Arena arena(memory);
-    raw_rows = arena.take<char>(L::kTokens * row_bytes);
-    raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
     x = arena.take<Step>(L::kTokens * L::kPitch);
     B = arena.take<float>(L::kTokens * L::kPadded);
     C = arena.take<float>(L::kTokens * L::kPadded);
     sums = arena.take<float>(L::kTokens * L::kSumPitch);
-    weight = arena.take<float>(rank * L::kChannels);
     bias = arena.take<float>(L::kChannels);
     skip = arena.take<float>(L::kChannels);
+    raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
+    raw_rows = arena.take<char>(L::kTokens * row_bytes);
+    weight = arena.take<float>(rank * L::kChannels);
     end = arena.end();
   }
 };
@@ -73,7 +76,7 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeo
 
 // kEndsOnly: finds what each chunk leaves instead of the outputs.
 template <typename L, bool kEndsOnly>
-__global__ void __launch_bounds__(2 * L::kThreads)
+__global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
     ss2d_fwd_kernel(const SS2DCudaForward params, const SS2DGeometry geometry, const bool vectors) {
   const SS2DCuda& p = params.scan;
   const Work<L> work(p);
@@ -138,7 +141,7 @@ int launch(const SS2DCudaForward& params, void* stream) {
 
 // Calls `use` with the layout of an index; -1 where there is none.
 template <typename Use>
-auto with_layout(int64_t index, Use use) -> decltype(use(Layout<1, 1, 64, 32>{})) {
+int64_t with_layout(int64_t index, Use use) {
   switch (index) {
 #define MTLKIT_CASE(index, ...) \
   case index:                   \
