@@ -20,14 +20,17 @@ __device__ inline ConvThread conv_thread(bool across) {
   return {thread / kConvColumns, thread % kConvColumns};
 }
 
-// Where column number `index` lies.
+// Where column number `index` lies: the rows from `first` to `end` - 1 of its strip, column w.
 struct ConvColumn {
-  int64_t image, first_row, w;
+  int64_t image;
+  int first, end, w;
 };
 
 __device__ inline ConvColumn conv_column(const DwconvSilu& p, const ConvStrips& strips, int64_t index) {
-  const int64_t strip = index / p.width;
-  return {strip / strips.strips, strip % strips.strips * strips.rows, index % p.width};
+  const int64_t strip = index / p.width, image = strip / strips.strips;
+  const int64_t first = (strip - image * strips.strips) * strips.rows, end = first + strips.rows;
+  return {image, static_cast<int>(first), static_cast<int>(end < p.height ? end : p.height),
+          static_cast<int>(index - strip * p.width)};
 }
 
 // The taps and the bias of kCount channels from `c` on; of channels beyond the last, zeros.
@@ -52,22 +55,48 @@ __device__ inline T* pixel(const Tensor<4>& t, int64_t image, int64_t c, int64_t
 // kCount channels of a pixel, or zeros where `there` is false.
 template <int kCount, typename T>
 __device__ inline Pack<T, kCount> load_or_zero(bool there, const T* from) {
-  if (there) return load<kCount>(from);
-  Pack<T, kCount> zeros;
-  for (int i = 0; i < kCount; ++i) zeros.values[i] = from_float<T>(0.0f);
-  return zeros;
+  constexpr int kWords = sizeof(T) * kCount / 4;
+  if constexpr (sizeof(T) < 4 && kWords > 0) {
+    // whole registers, which compilers do not take apart to choose between them and zero
+    const auto words = there ? load<kWords>(reinterpret_cast<const unsigned*>(from)) : Pack<unsigned, kWords>{};
+    Pack<T, kCount> result;
+    memcpy(&result, &words, sizeof result);
+    return result;
+  } else {
+    return there ? load<kCount>(from) : Pack<T, kCount>{};
+  }
 }
 
-// A row of three neighbouring pixels in row h around column w, zeros beyond the border.
-template <int kCount, typename T>
-__device__ inline void load_window_row(const DwconvSilu& p, const T* at_row_0, int64_t h, int64_t w, bool there,
-                                       Pack<T, kCount> (&row)[kWindow]) {
-  const bool inside = there && h >= 0 && h < p.height;
-  const T* const centre = at_row_0 + h * p.x.stride[2];
-  row[0] = load_or_zero<kCount>(inside && w > 0, centre - p.x.stride[3]);
-  row[1] = load_or_zero<kCount>(inside, centre);
-  row[2] = load_or_zero<kCount>(inside && w < p.width - 1, centre + p.x.stride[3]);
-}
+// Goes down a column of x: next() is the row of three pixels around it, zeros beyond the border.
+template <typename T, int kCount>
+class Descent {
+ public:
+  // Starts at row h; rows from `bottom` on are zeros too.
+  __device__ Descent(const DwconvSilu& p, const ConvColumn& column, int64_t c, int h, int64_t bottom)
+      : at_(pixel<const T>(p.x, column.image, c, h, column.w)),
+        down_(p.x.stride[2]),
+        right_(p.x.stride[3]),
+        h_(h),
+        bottom_(static_cast<unsigned>(bottom < p.height ? bottom : p.height)),
+        has_left_(column.w > 0),
+        has_right_(column.w < p.width - 1) {}
+
+  __device__ void next(Pack<T, kCount> (&row)[kWindow]) {
+    const bool inside = static_cast<unsigned>(h_) < bottom_;
+    row[0] = load_or_zero<kCount>(inside && has_left_, at_ - right_);
+    row[1] = load_or_zero<kCount>(inside, at_);
+    row[2] = load_or_zero<kCount>(inside && has_right_, at_ + right_);
+    at_ += down_;
+    ++h_;
+  }
+
+ private:
+  const T* at_;
+  int64_t down_, right_;
+  int h_;
+  unsigned bottom_;
+  bool has_left_, has_right_;
+};
 
 // Whether kCount neighbouring channels of every pixel can be moved at once.
 template <int kCount>

@@ -35,36 +35,47 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   // da of two rows, in turns: who writes the row after next has met all who read this one at the barrier between.
   Pack<float, kCount>* const exchange = reinterpret_cast<Pack<float, kCount>*>(dynamic_shared());
   int turn = 0;
+  const int steps = static_cast<int>(strips.rows) + 2;
   float dweight[kTaps][kCount] = {}, dbias[kCount] = {};
 
   for (int64_t group = part; group * kConvInner < columns; group += params.parts) {
     const int64_t index = group * kConvInner + thread.column - 1;
     const bool there = c < p.channels && index >= 0 && index < columns, own = there && inner;
     const ConvColumn column = conv_column(p, strips, there ? index : 0);
-    const T* const x = pixel<const T>(p.x, column.image, c, 0, column.w);
-    const T* const dy = pixel<const T>(params.dy, column.image, c, 0, column.w);
-    T* const dx = pixel<T>(params.dx, column.image, c, 0, column.w);
-    const int64_t first = column.first_row, last = first + strips.rows;
+    Descent<T, kCount> x(p, column, c, column.first - 2, there ? p.height : 0);
+    const T* dy = pixel<const T>(params.dy, column.image, c, column.first - 1, column.w);
+    T* dx = pixel<T>(params.dx, column.image, c, column.first, column.w);
+    const unsigned height = there ? static_cast<unsigned>(p.height) : 0;
 
-    Pack<T, kCount> window[kWindow][kWindow];  // rows h - 1 to h + 1 of x
-    load_window_row<kCount>(p, x, first - 2, column.w, there, window[1]);
-    load_window_row<kCount>(p, x, first - 1, column.w, there, window[2]);
-    float sums[kWindow][kCount] = {};  // rows h - 1 to h + 1 of dx in the making
-    for (int step = 0; step < strips.rows + 2; ++step) {
-      const int64_t h = first - 1 + step;
+    float window[kWindow][kWindow][kCount];  // rows h - 1 to h + 1 of x
+    const auto enter = [&](int k) {
+      Pack<T, kCount> row[kWindow];
+      x.next(row);
       for (int j = 0; j < kWindow; ++j) {
-        window[0][j] = window[1][j];
-        window[1][j] = window[2][j];
+        for (int i = 0; i < kCount; ++i) window[k][j][i] = to_float(row[j].values[i]);
       }
-      load_window_row<kCount>(p, x, h + 1, column.w, there, window[2]);
-      const bool inside = there && h >= 0 && h < p.height;
-      const Pack gradient = load_or_zero<kCount>(inside, dy + h * params.dy.stride[2]);
+    };
+    enter(1);
+    enter(2);
+    float sums[kWindow][kCount] = {};  // rows h - 1 to h + 1 of dx in the making
+#pragma unroll 1
+    for (int h = column.first - 1, step = 0; step < steps; ++h, ++step) {
+      for (int j = 0; j < kWindow; ++j) {
+        for (int i = 0; i < kCount; ++i) {
+          window[0][j][i] = window[1][j][i];
+          window[1][j][i] = window[2][j][i];
+        }
+      }
+      enter(2);
+      const bool inside = static_cast<unsigned>(h) < height;
+      const Pack gradient = load_or_zero<kCount>(inside, dy);
+      dy += params.dy.stride[2];
 
       Pack<float, kCount> da, beside[kWindow];
       for (int i = 0; i < kCount; ++i) {
         float a = filter.bias[i];
         for (int tap = 0; tap < kTaps; ++tap) {
-          a += filter.taps[tap][i] * to_float(window[tap / kWindow][tap % kWindow].values[i]);
+          a += filter.taps[tap][i] * window[tap / kWindow][tap % kWindow][i];
         }
         const float s = sigmoid(a);
         da.values[i] = inside ? to_float(gradient.values[i]) * s * (1.0f + a * (1.0f - s)) : 0.0f;
@@ -84,12 +95,13 @@ __global__ void __launch_bounds__(kConvThreads, 2)
           sums[tap / kWindow][i] += filter.taps[tap][i] * beside[tap % kWindow].values[i];
         }
       }
-      if (h - 1 >= first && h - 1 < last && h - 1 < p.height) {
+      if (step >= 2 && h <= column.end) {
         Pack<T, kCount> out;
         for (int i = 0; i < kCount; ++i) out.values[i] = from_float<T>(sums[0][i]);
-        store(dx + (h - 1) * params.dx.stride[2], out);
+        store(dx, out);
+        dx += params.dx.stride[2];
       }
-      const bool counts = h >= first && h < last && h < p.height;
+      const bool counts = step >= 1 && h < column.end;
       for (int i = 0; i < kCount; ++i) {
         sums[0][i] = sums[1][i];
         sums[1][i] = sums[2][i];
@@ -97,7 +109,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
         if (!counts) continue;
         dbias[i] += da.values[i];
         for (int tap = 0; tap < kTaps; ++tap) {
-          dweight[tap][i] += da.values[i] * to_float(window[tap / kWindow][tap % kWindow].values[i]);
+          dweight[tap][i] += da.values[i] * window[tap / kWindow][tap % kWindow][i];
         }
       }
     }
@@ -128,7 +140,7 @@ template <typename T, int kCount>
 int launch(const DwconvSiluBackward& params, void* stream) {
   const DwconvSilu& p = params.conv;
   const int64_t chunks = (p.channels + kConvPacks * kCount - 1) / (kConvPacks * kCount);
-  if (chunks * params.parts > INT32_MAX) return kInvalidValue;
+  if (chunks * params.parts > INT32_MAX || p.height >= INT32_MAX || p.width >= INT32_MAX) return kInvalidValue;
   return launch_kernel(static_cast<unsigned>(chunks * params.parts), kConvThreads, shared_bytes<kCount>(), stream,
                        dwconv_silu_bwd_kernel<T, kCount>, params, backward_strips(p, params.parts), p.x.stride[1] == 1);
 }

@@ -21,31 +21,31 @@ __global__ void __launch_bounds__(kConvThreads)
 
   const ConvColumn column = conv_column(p, strips, index);
   const Filter<kCount> filter(p, c);
-  const T* const x = pixel<const T>(p.x, column.image, c, 0, column.w);
-  T* const y = pixel<T>(params.y, column.image, c, 0, column.w);
-  const int64_t end = column.first_row + strips.rows < p.height ? column.first_row + strips.rows : p.height;
+  Descent<T, kCount> x(p, column, c, column.first - 1, column.end + 1);
+  T* y = pixel<T>(params.y, column.image, c, column.first, column.w);
 
   // Rows of y in the making: the one before row h of x, the one beside it, the one behind it.
   float sums[kWindow][kCount];
   for (int k = 0; k < kWindow; ++k) {
     for (int i = 0; i < kCount; ++i) sums[k][i] = filter.bias[i];
   }
-  Pack<T, kCount> next[kWindow];
-  load_window_row<kCount>(p, x, column.first_row - 1, column.w, true, next);
-  for (int64_t h = column.first_row - 1; h <= end; ++h) {
-    Pack<T, kCount> row[kWindow];
+  Pack<T, kCount> row[kWindow], next[kWindow];
+  x.next(next);
+#pragma unroll 3
+  for (int h = column.first - 1; h <= column.end; ++h) {
     for (int j = 0; j < kWindow; ++j) row[j] = next[j];
-    load_window_row<kCount>(p, x, h + 1, column.w, h < end, next);  // on its way while this row is worked on
+    x.next(next);  // on its way while this row is worked on
     for (int j = 0; j < kWindow; ++j) {
       for (int i = 0; i < kCount; ++i) {
         const float value = to_float(row[j].values[i]);
         for (int k = 0; k < kWindow; ++k) sums[k][i] += filter.taps[(kWindow - 1 - k) * kWindow + j][i] * value;
       }
     }
-    if (h > column.first_row) {
+    if (h > column.first) {
       Pack<T, kCount> out;
       for (int i = 0; i < kCount; ++i) out.values[i] = from_float<T>(silu(sums[0][i]));
-      store(y + (h - 1) * params.y.stride[2], out);
+      store(y, out);
+      y += params.y.stride[2];
     }
     for (int i = 0; i < kCount; ++i) {
       sums[0][i] = sums[1][i];
@@ -61,7 +61,7 @@ int launch(const DwconvSiluForward& params, void* stream) {
   const ConvStrips strips = forward_strips(p, kCount);
   const int64_t chunks = (p.channels + kConvPacks * kCount - 1) / (kConvPacks * kCount);
   const int64_t groups = (p.batch * strips.strips * p.width + kConvColumns - 1) / kConvColumns;
-  if (chunks * groups > INT32_MAX) return kInvalidValue;
+  if (chunks * groups > INT32_MAX || p.height >= INT32_MAX || p.width >= INT32_MAX) return kInvalidValue;
   return launch_kernel(static_cast<unsigned>(chunks * groups), kConvThreads, 0, stream,
                        dwconv_silu_fwd_kernel<T, kCount>, params, strips, p.x.stride[1] == 1);
 }
