@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import mmap
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 
 import pybind11
 import pytest
+import torch
 
 import mtlkit
 from mtlkit import _native
@@ -101,6 +103,20 @@ def executor_checks() -> ModuleType:
 def kernels() -> ModuleType:
     """The module of all CUDA kernels, run on the host; their orders differ from call to call, the same in each run."""
     return build_kernels()
+
+
+@pytest.fixture
+def far_apart() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Lays a tensor's first dimension out in steps of more than 2^31 elements, in memory that is never filled."""
+
+    def spread(t: torch.Tensor) -> torch.Tensor:
+        offset = 2**31 + 64
+        size = (offset * (t.shape[0] - 1) + t[0].numel()) * t.element_size()
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+        strides = (offset, *torch.empty(t.shape[1:], device="meta").stride())
+        return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)
+
+    return spread
 
 
 def as_native(kernels: ModuleType) -> SimpleNamespace:

@@ -125,6 +125,16 @@ def test_part_counts_agree(kernels):
     torch.testing.assert_close(one["dweight"], many["dweight"])
 
 
+@pytest.mark.parametrize("channels", [16, 13])
+def test_images_beyond_32_bit_offsets(kernels, far_apart, channels):
+    x, weight, bias = make((2, channels, 3, 4), torch.float16)
+    dy = in_layout(torch.randn(2, channels, 3, 4).half(), "channels_last")
+    near = run(kernels, [x, weight, bias], dy)
+    far_x, far_dy = (far_apart(t.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for t in (x, dy))
+    far = run(kernels, [far_x, weight, bias], far_dy)
+    assert all(torch.equal(near[name], far[name]) for name in near)
+
+
 def test_unknown_dtypes_are_refused(kernels):
     x = torch.ones(1, 4, 3, 3, dtype=torch.float64)
     weight = argument(torch.ones(4, 3, 3))

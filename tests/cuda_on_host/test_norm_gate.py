@@ -134,6 +134,15 @@ def test_block_counts_agree(kernels):
     assert kernels.cuda_norm_gate_blocks(90, 1028, 100) == 90
 
 
+@pytest.mark.parametrize("channels", [16, 13])
+def test_rows_beyond_32_bit_offsets(kernels, far_apart, channels):
+    inputs = make((2, channels), DTYPES[4])
+    dout = torch.randn(2, channels).half()
+    near = run(kernels, inputs, dout)
+    far = run(kernels, [t if t.dim() == 1 else far_apart(t) for t in inputs], far_apart(dout))
+    assert all(torch.equal(near[name], far[name]) for name in near)
+
+
 def test_unknown_dtypes_are_refused(kernels):
     x, out = torch.ones(2, 4, dtype=torch.float16), torch.ones(2, 4, dtype=torch.bfloat16)
     status = kernels.cuda_norm_gate_forward(2, 4, (argument(x), None, None, None, None), 1e-5, 0, argument(out))

@@ -82,6 +82,14 @@ def test_wide_output_of_narrow_input(on_host, dtype):
     assert_accurate("y", got["y"], exact["y"])
 
 
+def test_images_beyond_32_bit_offsets(on_host, far_apart):
+    inputs = SS2DShape(2, 20, 3, 12, 16, 2).inputs(torch.float16)
+    dy = torch.randn(2, 3, 12, 20).half()
+    far = inputs | {"u": far_apart(inputs["u"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}
+    near, far = run(inputs, dy.permute(0, 3, 1, 2)), run(far, far_apart(dy).permute(0, 3, 1, 2))
+    assert all(torch.equal(near[name], far[name]) for name in near)
+
+
 def test_writes_every_element(on_host, monkeypatch):
     for name in ("empty", "empty_like"):
         allocate = getattr(torch, name)
