@@ -17,9 +17,9 @@ def scan_token_by_token(u, delta, A, B, C, D, delta_bias) -> Tensor:
     decay = torch.exp(torch.einsum("bdl,dn->bdln", dt, A))  # (B, D, L, N)
     push = torch.einsum("bdl,bdnl,bdl->bdln", dt, B, u)  # (B, D, L, N)
     h, ys = torch.zeros_like(decay[:, :, 0]), []  # (B, D, N)
-    for t in range(u.shape[-1]):
-        h = decay[:, :, t] * h + push[:, :, t]
-        ys.append(torch.einsum("bdn,bdn->bd", h, C[..., t]))
+    for decay_t, push_t, C_t in zip(decay.unbind(2), push.unbind(2), C.unbind(3), strict=True):  # (B, D, N)
+        h = decay_t * h + push_t
+        ys.append((h * C_t).sum(-1))
     return torch.stack(ys, -1) + u * D[:, None]  # (B, D, L)
 
 

@@ -119,10 +119,10 @@ class VMambaSS2D(nn.Module):
 class VSSBlock(nn.Module):
     """VM-UNet's and the first VMamba's."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, d_state: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(dim)
-        self.self_attention = plain_medmamba.SS2D(dim, 4)
+        self.self_attention = plain_medmamba.SS2D(dim, d_state)
         self.drop_path = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,17 +132,20 @@ class VSSBlock(nn.Module):
 class VMUNet(nn.Module):
     """A level down and up again."""
 
-    def __init__(self, dim: int = 8) -> None:
+    def __init__(self, dim: int = 8, d_state: int = 4) -> None:
         super().__init__()
         self.vmunet = nn.Module()
         self.vmunet.patch_embed = nn.Conv2d(3, dim, 4, 4)
-        stages = (nn.ModuleList([VSSBlock(dim), VSSBlock(dim)]), nn.ModuleList([VSSBlock(2 * dim)]))
+        stages = (
+            nn.ModuleList([VSSBlock(dim, d_state), VSSBlock(dim, d_state)]),
+            nn.ModuleList([VSSBlock(2 * dim, d_state)]),
+        )
         self.vmunet.layers = nn.ModuleList([nn.Module(), nn.Module()])
         for stage, blocks in zip(self.vmunet.layers, stages, strict=True):
             stage.blocks = blocks
         self.vmunet.layers[0].downsample = plain_medmamba.PatchMerging2D(dim)
         self.vmunet.expand = nn.Linear(2 * dim, 4 * dim, bias=False)
-        self.vmunet.up = VSSBlock(dim)
+        self.vmunet.up = VSSBlock(dim, d_state)
         self.vmunet.final_conv = nn.Conv2d(dim, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -174,10 +177,18 @@ LAYERS = {
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
     "vmunet": VMUNet,
-    "vmamba": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 4, 4), VMambaSS2D(8, channel_first=True), mtlkit.nn.Permute(0, 2, 3, 1), VMambaSS2D(8, 2)
-    ),
+    "vmamba": lambda: vmamba(),
 }
+
+
+def vmamba(dim: int = 8) -> nn.Module:
+    """A layer of each layout."""
+    return nn.Sequential(
+        nn.Conv2d(3, dim, 4, 4),
+        VMambaSS2D(dim, channel_first=True),
+        mtlkit.nn.Permute(0, 2, 3, 1),
+        VMambaSS2D(dim, 2),
+    )
 
 
 def perturbed(module: nn.Module) -> nn.Module:

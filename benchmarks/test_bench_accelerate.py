@@ -1,0 +1,81 @@
+"""Models of other codebases before and after `mtlkit.accelerate`: one image of 224 x 224, inference and training."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_bench_models import LOGITS_BOUND, assert_agrees, frame, gradients, infer
+from torch import Tensor, nn
+
+import mtlkit
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from layouts import MedMamba, VMUNet, vmamba
+
+# Restated with the published names, in plain PyTorch with one step of the scan a token, and the bound of their
+# gradients: a ReLU whose argument rounds to the other side of 0 moves MedMamba's by up to 1e-2.
+NETWORKS = {
+    "plain_medmamba_t": (lambda: MedMamba(num_classes=2), 2e-2),
+    "plain_vmunet": (lambda: VMUNet(96, 16), 1e-4),
+    "plain_vmamba": (lambda: vmamba(96), 1e-4),
+}
+PROVIDERS = ("accelerated", "plain")
+
+
+def network(name: str, provider: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETWORKS[name][0]().eval()
+    if provider == "accelerated":
+        assert not mtlkit.accelerate(model, strict=True).left
+    return model
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, image: Tensor) -> Tensor:
+    """One step; without an optimizer its gradients only, which stay in the parameters."""
+    model.zero_grad()
+    output = model(image)
+    output.square().mean().backward()
+    if optimizer is not None:
+        optimizer.step()
+    return output.detach()
+
+
+@functools.lru_cache(maxsize=1)
+def exact(name: str) -> tuple[Tensor, Tensor]:
+    """Output and gradients in float64; tests hold the accelerated model against the plain one."""
+    model = network(name, "accelerated").double()
+    return train(model, None, frame().double()), gradients(model)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("direction", ["inference", "training_step"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_accelerate(name: str, direction: str, provider: str, measure: Callable) -> None:
+    exact_output, exact_gradients = exact(name)
+    model = network(name, provider)
+
+    def check(output: Tensor) -> tuple[float, float]:
+        return assert_agrees("output", output, exact_output, LOGITS_BOUND)
+
+    call = functools.partial(infer, model, frame())
+    if direction == "training_step":
+        errors = check(train(model, None, frame()))
+        assert_agrees("gradients", gradients(model), exact_gradients, NETWORKS[name][1])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        call = functools.partial(train, model, optimizer, frame())
+        check = lambda _: errors  # noqa: E731 - the step has moved the parameters
+    measure(
+        call,
+        check,
+        group=f"{name}-busi_224-float32-{direction}",
+        provider=provider,
+        unit=("images", 1),
+        op=name,
+        shape="busi_224",
+        dtype="float32",
+        direction=direction,
+    )
