@@ -76,9 +76,12 @@ def _positions(j, first, count, L, T: tl.constexpr):
 
 @triton.jit
 def _time_steps(dts, weight, bias, inside, RP: tl.constexpr):
-    """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD]."""
+    """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
+
+    1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
+    """
     raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], RP)
-    return raw, tl.where(inside[:, :, None, None], softplus(raw), 0.0)
+    return raw, tl.where(inside[:, :, None, None], softplus(raw), 1.0)
 
 
 @triton.jit
