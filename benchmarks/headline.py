@@ -110,6 +110,27 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     yield backends("SS2D layer forward", "ss2d_layer", FORWARD)
     yield backends("SS2D layer forward + backward", "ss2d_layer", BOTH)
     yield lambda: memory(find("ss2d_layer", BOTH), find("ss2d_layer", BOTH, "torch"))
+    for number in (3, 4, 2, 1):
+        shape, large = f"busi_224_level{number}_batch8", number > 2
+        side = 7 << number
+        what = f"Task interaction, {side} x {side}"
+
+        def level_times(what, direction, provider, target, shape=shape):
+            label = BY_NAME[provider].label
+            return lambda: times(
+                what,
+                find("task_interaction", direction, shape=shape),
+                find("task_interaction", direction, provider, shape),
+                label,
+                target,
+            )
+
+        yield level_times(f"{what}, forward", FORWARD, "eager", 4 if large else None)
+        yield level_times(f"{what}, forward", FORWARD, "torch-compile", 3 if large else 1.5)
+        yield lambda what=what, shape=shape: over_parts(what, find("task_interaction", FORWARD, shape=shape))
+        yield level_times(f"{what}, forward + backward", BOTH, "eager", 3 if large else None)
+        yield level_times(f"{what}, forward + backward", BOTH, "torch-compile", 3 if large else 2)
+    yield lambda: extra_memory(find("task_interaction", BOTH, shape="busi_224_level3_batch8"))
     yield backends("MedMamba-T, one image", "medmamba_t", "inference", 6, FRAME)
     yield lambda: scans_in(find("medmamba_t", "inference", shape=FRAME))
     yield backends("MedMamba-T, training step", "medmamba_t", "training_step", shape=FRAME)
@@ -153,6 +174,30 @@ def memory(ours: Row, other: Row) -> Line:
     mine, theirs = ours["peak_bytes"], other["peak_bytes"]
     peer, ratio = f"PyTorch backend {megabytes(theirs)}", mine / theirs
     return Line("SS2D layer, training memory", megabytes(mine), peer, ratio, f"{ratio:.0%}", 0.4, True)
+
+
+def over_parts(what: str, row: Row) -> Line:
+    """A forward pass of a level beside the bare 1 x 1 convolution and two reading and writing passes."""
+    ours, other = row["median_s"], row["conv_s"] + 2 * row["copy_s"]
+    words = f"convolution and two passes {seconds(other)}"
+    return Line(f"{what}, forward", seconds(ours), words, ours / other, f"{ours / other:.2f}", 2, True)
+
+
+def extra_memory(row: Row) -> Line:
+    """What a training pass of a level takes beside the final map and the gradient of the map."""
+    if not RESET.exists():
+        raise Absent("the system does not tell a peak of memory")
+    extra, one = max(0, row["peak_bytes"] - 2 * row["map_bytes"]), row["map_bytes"]
+    ratio = extra / one
+    return Line(
+        "Task interaction, memory beside results",
+        megabytes(extra),
+        f"a map {megabytes(one)}",
+        ratio,
+        f"{ratio:.0%}",
+        1,
+        True,
+    )
 
 
 def scans_in(network: Row) -> Line:

@@ -22,12 +22,15 @@ def resident(field: str) -> int:
 def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
     """Bytes at the peak of a first call at full size, after one at a small shape that loads libraries and threads."""
     import torch
+    from levels import level_problem
     from providers import BY_NAME
     from workloads import problem
 
-    provider = BY_NAME[provider_name]
+    provider, small = BY_NAME[provider_name], "medmamba_t_stage4"
+    if op == "task_interaction":
+        problem, small = level_problem, "busi_224_level1_batch8"
     with provider.context():
-        problem(op, "medmamba_t_stage4", torch.float32, provider).run(direction)
+        problem(op, small, torch.float32, provider).run(direction)
         full = problem(op, shape_name, torch.float32, provider)
         try:
             RESET.write_text("5")

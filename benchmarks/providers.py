@@ -13,6 +13,7 @@ from torch import Tensor
 
 import mtlkit
 from mtlkit import _native
+from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.ops.selective_scan import selective_scan_torch
 from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d_torch
 
@@ -44,6 +45,7 @@ class Provider:
     label: str
     ss2d: Callable[..., Tensor] | None = mtlkit.ops.ss2d
     selective_scan: Callable[..., Tensor] | None = selective_scan
+    task_interaction: Callable[..., tuple[Tensor, Tensor]] | None = None  # the final map and vector
     context: Callable[[], AbstractContextManager] = nullcontext  # held around the check and the timing
     why_absent: Callable[[], str | None] = lambda: None
     serves: Callable[[Workload], bool] = lambda workload: True
@@ -96,6 +98,42 @@ def mamba_ssm_scan(*arguments: Tensor) -> Tensor:
 def by_name(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The scan with keyword arguments, as mtlkit.ops.selective_scan is called here."""
     return lambda u, delta, A, B, C, D, delta_bias: scan(u, delta, A, B, C, D, delta_bias)
+
+
+def interaction(*inputs: Tensor, signals: str) -> tuple[Tensor, Tensor]:
+    """mtlkit's, the gates and signals left out."""
+    return mtlkit.ops.task_interaction(*inputs, signals=signals)[:2]
+
+
+def eager_interaction(
+    x: Tensor, f: Tensor, tim: TIMParameters, upa: UPAParameters, *, signals: str
+) -> tuple[Tensor, Tensor]:
+    """A level of task interaction as the official code puts it together, line by line, in PyTorch."""
+    context = F.relu(F.conv2d(x, tim.proj_weight[:, :, None, None], tim.proj_bias)).mean((2, 3))  # (B, P)
+    context = F.relu(F.linear(context, tim.context_weight, tim.context_bias))  # (B, F)
+    context = F.batch_norm(context, tim.norm_mean, tim.norm_var, tim.norm_weight, tim.norm_bias, eps=1e-3)
+    f_enhanced = f + torch.sigmoid(F.linear(context, tim.clf_gate_weight, tim.clf_gate_bias)) * context
+    gain = torch.sigmoid(F.linear(f, tim.gain_weight, tim.gain_bias))  # (B, C)
+    gate = torch.sigmoid(F.linear(x.mean((2, 3)), tim.seg_gate_weight, tim.seg_gate_bias))  # (B, C)
+    x_enhanced = x * (1 + 0.7 * gate * gain)[:, :, None, None]  # (B, C, H, W)
+    spread = f_enhanced.var(1, correction=0)  # (B,)
+    if signals == "variance":
+        u = torch.stack((x_enhanced.var((2, 3), correction=0).mean(1), spread), 1)  # (B, 2)
+        u = u / (u.mean(0) + 1e-8)
+    else:
+        shift, f_shift = (x_enhanced - x).mean((2, 3)), f_enhanced - f
+        alignment = F.cosine_similarity(F.linear(shift, upa.seg_proj), F.linear(f_shift, upa.clf_proj))  # (B,)
+        down, across = (x[:, :, 1:] - x[:, :, :-1]).abs(), (x[..., 1:] - x[..., :-1]).abs()
+        energy = F.pad(down, (0, 0, 0, 1)).mean((1, 2, 3)) + F.pad(across, (0, 1)).mean((1, 2, 3))  # (B,)
+        u = torch.stack((alignment, energy, torch.log1p(spread)), 1)  # (B, 3)
+    logits = F.linear(F.relu(F.linear(u, upa.fc1_weight, upa.fc1_bias)), upa.fc2_weight, upa.fc2_bias)  # (B, 2)
+    w = torch.softmax(logits, 1) if signals == "variance" else torch.sigmoid(logits)
+    return x + w[:, 0, None, None, None] * (x_enhanced - x), f + w[:, 1:] * (f_enhanced - f)
+
+
+@functools.cache
+def compiled_interaction() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(eager_interaction, dynamic=False)
 
 
 @functools.cache
@@ -200,6 +238,11 @@ def _56_forward(workload: Workload) -> bool:
     )
 
 
+def _compile_serves_level(workload: Workload) -> bool:
+    name = workload.shape_name
+    return workload.op == "task_interaction" and name.startswith("busi_224") and name.endswith("batch8")
+
+
 def _level(level: str) -> Provider:
     return Provider(
         name=f"mtlkit-{level}",
@@ -211,7 +254,13 @@ def _level(level: str) -> Provider:
 
 
 PROVIDERS = (
-    Provider("mtlkit", "mtlkit"),
+    Provider("mtlkit", "mtlkit", task_interaction=interaction),
+    Provider(
+        name="eager",
+        label="eager PyTorch",
+        task_interaction=eager_interaction,
+        serves=lambda workload: workload.op == "task_interaction",
+    ),
     _level("avx2"),
     _level("baseline"),
     Provider(
@@ -219,9 +268,11 @@ PROVIDERS = (
         label="torch.compile",
         ss2d=lambda **inputs: compiled_ss2d()(**inputs),
         selective_scan=lambda **inputs: compiled_selective_scan()(**inputs),
+        task_interaction=lambda *inputs, signals: compiled_interaction()(*inputs, signals=signals),
         why_absent=why_no_compiler,
-        serves=_compile_serves,
-        left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape",
+        serves=lambda workload: _compile_serves(workload) or _compile_serves_level(workload),
+        left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape; of "
+        "task interaction at 224 x 224 and batch 8 only",
     ),
     Provider(
         name="torch",

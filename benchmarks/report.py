@@ -18,7 +18,12 @@ from rich.text import Text
 
 def one_line(row: Row) -> str:
     """A row on its line of the progress."""
-    speed = f"{rate(row['updates_per_s'])} updates" if "updates_per_s" in row else f"{row['images_per_s']:.3g} images/s"
+    if "updates_per_s" in row:
+        speed = f"{rate(row['updates_per_s'])} updates"
+    elif "bytes_per_s" in row:
+        speed = f"{row['bytes_per_s'] / 1e9:.3g} GB/s, {row['floor_s'] / row['median_s']:.0%} of the floor"
+    else:
+        speed = f"{row['images_per_s']:.3g} images/s"
     memory = f", peak {megabytes(row['peak_bytes'])}" if "peak_bytes" in row else ""
     return f"{seconds(row['median_s'])}, {speed}, error {row['relative_error']:.0e}{memory}"
 

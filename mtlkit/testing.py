@@ -232,3 +232,11 @@ SS2D_SHAPES = {
     "vmamba_t_stage3": SS2DShape(1, 384, 14, 14, 1, 24),
     "vmamba_t_stage4": SS2DShape(1, 768, 7, 7, 1, 48),
 }
+
+# The decoder levels of MBDI and BTI-Net, 1 the deepest, at inputs of 224 x 224 (an ultrasound frame) and 512 x 512.
+INTERACTION_SHAPES = {
+    f"busi_{size}_level{level}_batch{batch}": InteractionShape(batch, 768 >> level, *2 * [size >> (5 - level)])
+    for size in (224, 512)
+    for batch in (8, 24)
+    for level in (1, 2, 3, 4)
+}

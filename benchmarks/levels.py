@@ -1,0 +1,140 @@
+"""Decoder levels of task interaction: the calls that are measured, their exact results, and the floor beneath them."""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from providers import BOTH, BY_NAME, FORWARD, PROVIDERS, Provider, Workload
+from torch import Tensor
+from workloads import Case
+
+import mtlkit
+from mtlkit.ops import TIMParameters, UPAParameters
+from mtlkit.testing import INTERACTION_SHAPES, InteractionInputs, InteractionShape, assert_accurate, relative_error
+
+# Readings and writings of a map that no implementation can do without: forward the map is read for the sums, read again
+# and written; backward it is read twice, as is the gradient of the output, and its own gradient is written.
+PASSES = {FORWARD: 3, BOTH: 8}
+REFERENCE_ELEMENTS = 12_000_000  # of maps whose exact results the reference gives in seconds
+# Where an element of the projection rounds to the other side of 0, its ReLU turns and these gradients jump, in plain
+# PyTorch as well. Of millions of elements some do.
+BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 1e-3
+
+
+class LevelProblem(NamedTuple):
+    """A call with all its data."""
+
+    tensors: dict[str, Tensor]
+    forward: Callable[[], tuple[Tensor, Tensor]]
+    cotangents: tuple[Tensor, Tensor]
+
+    def run(self, direction: str) -> dict[str, Tensor]:
+        """Final map and vector, and in the direction `forward_backward` every gradient, by name."""
+        if direction == FORWARD:
+            with torch.no_grad():
+                return dict(zip(("seg", "clf"), self.forward(), strict=True))
+        outputs = self.forward()
+        gradients = torch.autograd.grad(outputs, list(self.tensors.values()), self.cotangents)
+        found = {name: t.detach() for name, t in zip(("seg", "clf"), outputs, strict=True)}
+        return found | dict(zip(self.tensors, gradients, strict=True))
+
+
+def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype) -> InteractionInputs:
+    """Numbers of `dtype`, given as `work`."""
+
+    def give(name: str, t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.to(work).requires_grad_(name not in ("norm_mean", "norm_var"))
+
+    x, f, tim, upa = shape.inputs(dtype)
+    tim, upa = (type(p)(*(give(name, t) for name, t in p._asdict().items())) for p in (tim, upa))
+    return InteractionInputs(give("x", x), give("f", f), TIMParameters(*tim), UPAParameters(*upa))
+
+
+def level_problem(
+    _op: str, shape_name: str, dtype: torch.dtype, provider: Provider, work: torch.dtype | None = None
+) -> LevelProblem:
+    work, shape = work or dtype, INTERACTION_SHAPES[shape_name]
+    inputs = inputs_of(shape, dtype, work)
+    generator = torch.Generator().manual_seed(1)
+    # as from a loss that grows with the outputs: of noise alone, the sums behind the gates would leave next to nothing
+    noise = (torch.randn(t.shape, generator=generator).to(work) for t in inputs[:2])
+    cotangents = tuple(t.detach() + n for t, n in zip(inputs[:2], noise, strict=True))
+    forward = functools.partial(provider.task_interaction, *inputs, signals=shape.signals)
+    return LevelProblem(inputs.named_tensors(), forward, cotangents)
+
+
+@functools.lru_cache(maxsize=1)
+def exact_results(shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Results in float64: from the reference where that takes seconds, else from one tested against it."""
+    s = INTERACTION_SHAPES[shape_name]
+    backend = "reference" if s.B * s.C * s.H * s.W <= REFERENCE_ELEMENTS else "auto"
+    with mtlkit.use_backend(backend):
+        return level_problem("", shape_name, dtype, BY_NAME["mtlkit"], torch.float64).run(BOTH)
+
+
+class LevelCase(Case):
+    """A row."""
+
+    @property
+    def shape(self) -> InteractionShape:
+        return INTERACTION_SHAPES[self.workload.shape_name]
+
+    @property
+    def map_bytes(self) -> int:
+        s = self.shape
+        return s.B * s.C * s.H * s.W * self.workload.dtype.itemsize
+
+    @property
+    def bytes(self) -> int:
+        """What must be read and written at least."""
+        return PASSES[self.workload.direction] * self.map_bytes
+
+    def problem(self) -> LevelProblem:
+        w = self.workload
+        return level_problem(w.op, w.shape_name, w.dtype, self.provider)
+
+    def check(self, results: dict[str, Tensor]) -> tuple[float, float]:
+        exact = exact_results(self.workload.shape_name, self.workload.dtype)
+        errors = []
+        for name, result in results.items():
+            if name in BEHIND_RELU:
+                error = relative_error(result, exact[name])
+                assert error <= JUMP, f"{name}: relative error {error:.2e} is beyond {JUMP}"
+            else:
+                error = assert_accurate(name, result, exact[name], gradient=name != "seg")
+            errors.append(error)
+        return max(errors), (results["seg"].double() - exact["seg"]).abs().max().item()
+
+
+def shortest(call: Callable[[], object], rounds: int = 5) -> float:
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def yardsticks(case: LevelCase) -> dict[str, float]:
+    """Seconds of a copy of the map, one reading and one writing pass; and forward, of the bare 1 x 1 convolution."""
+    x, _, tim, _ = case.shape.inputs(case.workload.dtype)
+    y = torch.empty_like(x)
+    found = {"copy_s": shortest(lambda: y.copy_(x))}
+    if case.workload.direction == FORWARD:
+        weight = tim.proj_weight[:, :, None, None]
+        found["conv_s"] = shortest(lambda: F.conv2d(x, weight, tim.proj_bias))
+    return found
+
+
+def cases() -> list[LevelCase]:
+    """Every row whose provider is present, those of a shape side by side, so that its exact results serve them all."""
+    found = []
+    for shape_name, s in INTERACTION_SHAPES.items():
+        for direction in (FORWARD, BOTH):
+            workload = Workload("task_interaction", shape_name, torch.float32, direction, s.B, s.B * s.H * s.W)
+            providers = (p for p in PROVIDERS if p.task_interaction and not p.why_absent())
+            found += [LevelCase(workload, provider) for provider in providers if provider.serves(workload)]
+    return found
