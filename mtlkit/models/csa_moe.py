@@ -154,7 +154,7 @@ class CSAMoE(Pretrained):
         found = [self.experts[name](views[name]) for name in experts]
         features = torch.stack([feature for feature, _ in found], 1)  # (B, E, C)
         if self.gate is None:
-            fused, gates = features[:, 0], features.new_ones(len(images), 1)
+            fused, gates = features[:, 0], features.new_ones(images.shape[0], 1)
         else:
             fused, gates = self.gate(features)  # (B, C), (B, E)
         stages = torch.stack([alpha for _, alpha in found], 1) if self.options.csa else None  # (B, E, S)

@@ -209,7 +209,7 @@ class HybridVSSM(Pretrained):
         check_images(views[:, 0], self.options.in_chans, SMALLEST)
         if present is None:
             return
-        check_present(present, len(views), len(VIEWS))
+        check_present(present, views.shape[0], len(VIEWS))
         if not torch.compiler.is_compiling() and not present.any(1).all():
             missing = (~present.any(1)).nonzero().flatten().tolist()
             raise ValueError(f"present: expected at least one view of each patient, got none in rows {missing}")
