@@ -281,14 +281,13 @@ def interaction_weight_bwd_kernel(
 
 def is_small(x: Tensor, weight: Tensor, attn: Tensor | None) -> bool:
     """Whether the backward pass is one kernel: where it needs no more registers than there are."""
-    return attn is None and weight.shape[0] <= 64 and x.shape[1] <= (64 if x.dtype == torch.float32 else 128)
+    return attn is None and max(weight.shape) <= 64 and x.dtype != torch.float32
 
 
 def small_backward(x, weight, bias, sums, dy, factors, dx) -> tuple[Tensor | None, ...]:
     """Partial sums of the gradients of the parameters; writes dx."""
     (B, C, H, W), P = x.shape, weight.shape[0]
-    BP, BC = block_of(P, 64), block_of(C, 128)
-    BL = 32 if x.dtype == torch.float32 or BC > 64 else 64
+    BP, BC, BL = block_of(P, 64), block_of(C, 64), 64
     tiles = triton.cdiv(H * W, BL)
     chunk_tiles = triton.cdiv(tiles, max(1, min(tiles, processors(x) // B)))
     chunks = triton.cdiv(tiles, chunk_tiles)
@@ -332,7 +331,8 @@ def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
     """Writes dx; `found` is what `find_signs` gives."""
     B, C, L, W = *x.shape[:2], x.shape[2] * x.shape[3], x.shape[3]
     P = 0 if weight is None else weight.shape[0]
-    BC, BL = block_of(C, 32 if x.dtype == torch.float32 and attn is not None else 64), 64
+    narrow = x.dtype == torch.float32  # for want of registers
+    BC, BL = block_of(C, 32 if narrow else 64), 64
     rows, dy_rows, dx_rows = (None if t is None else pixel_rows(t) for t in (x, dy, dx))
     tiles = triton.cdiv(L, BL)
     interaction_map_bwd_kernel[(B * tiles, triton.cdiv(C, BC))](
@@ -340,14 +340,14 @@ def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
         C, P, L, W, tiles, triton.cdiv(P, block_of(P, 128)) if P else 0,
         *strides_of(rows), *strides_of(dy_rows), *strides_of(dx_rows), *((0, 0) if weight is None else weight.stride()),
         WIDE=is_wide(x, dy, dx), PRECISION=precision_of(x), PADDED=power_of_two(max(P, 1)),
-        BP=block_of(P, 32 if x.dtype == torch.float32 else 64), BC=BC, BL=BL, num_warps=8,
+        BP=block_of(P, 32 if narrow else 64), BC=BC, BL=BL, num_warps=4 if narrow else 8,
     )  # fmt: skip
 
 
 def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
     """Partial sums of the gradients of the parameters; `found` is what `find_signs` gives."""
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
-    BP, BC, BL = block_of(P, 64), block_of(C, 64), 64
+    BP, BC, BL = block_of(P, 64), block_of(C, 64), 32 if x.dtype == torch.float32 else 64
     tiles = triton.cdiv(L, BL)
     blocks = triton.cdiv(P, BP), triton.cdiv(C, BC)
     share_items = triton.cdiv(B * tiles, max(1, min(B * tiles, FULL * processors(x) // (blocks[0] * blocks[1]))))

@@ -284,7 +284,7 @@ def reduce_forward(
 
 def _tile_of(rows: Tensor) -> tuple[int, int]:
     """Channels and pixels of a tile for passes that only stream: long along what lies side by side."""
-    return (64, 32) if rows.stride(1) == 1 and rows.stride(2) != 1 else (8, 256)
+    return (64, 32) if rows.stride(1) == 1 and rows.stride(2) != 1 else (8, 128)
 
 
 def scale_forward(x: Tensor, factors: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def scale_backward(dy: Tensor, x: Tensor) -> Tensor:
             rows, dy_rows, parts,
             C, L, chunks, chunk_tiles,
             *rows.stride(), *dy_rows.stride(),
-            WIDE=is_wide(x, dy), BC=BC, BL=BL,
+            WIDE=is_wide(x, dy), BC=BC, BL=BL, num_warps=8,
         )  # fmt: skip
     return parts.sum(1)
 

@@ -1,0 +1,44 @@
+"""The Triton kernels of task interaction as compiled for GPUs: no spills, no atomics, shared memory that there is."""
+
+import pytest
+import torch
+
+# Bytes of shared memory that a block may have.
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+VARIANCE, THREE, ATTENTION = (False, False), (False, True), (True, True)
+# (C, H = W) of a decoder level, dtype, (attention, energy), capabilities
+LAUNCHES = [
+    (48, 112, torch.bfloat16, THREE, (80, 90)),
+    (96, 56, torch.float32, VARIANCE, (80, 90)),
+    (96, 56, torch.bfloat16, VARIANCE, (90, 100)),
+    (192, 28, torch.float32, ATTENTION, (90,)),
+]
+
+
+@pytest.mark.parametrize(("channels", "size", "dtype", "form", "capabilities"), LAUNCHES, ids=str)
+def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
+    from mtlkit.kernels import interaction as kernels
+
+    attention, energy = form
+    B, C, P = 24, channels, channels // 2
+    x = torch.empty(B, C, size, size, dtype=dtype, device="meta")
+    x = x.to(memory_format=torch.channels_last) if dtype == torch.bfloat16 else x
+    weight, bias, vector = (torch.empty(shape, device="meta") for shape in ((P, C), (P,), (C,)))
+    attn, factors = vector if attention else None, torch.empty(B, C, device="meta")
+
+    def level() -> None:
+        mean, variance, energies, pooled, *kept = kernels.reduce_forward(x, weight, bias, attn, energy, True)
+        y = kernels.scale_forward(x, factors)
+        kernels.scale_backward(y, x)
+        sums = (mean, variance, energies if energy else None, pooled)
+        kernels.reduce_backward(x, weight, bias, attn, mean, pooled, *kept, *sums, y, factors)
+
+    launches = record(level)
+    assert len(launches) >= 5
+    for launch in launches:
+        for capability in capabilities:
+            found = compiled(launch, capability)
+            assert found.spills == 0, found
+            if capability < 100:  # there tensor memory is taken by an atomic instruction, of integers
+                assert found.atomics == 0, found
+            assert found.shared <= SHARED[capability], found
