@@ -20,8 +20,8 @@ from mtlkit.testing import INTERACTION_SHAPES, InteractionInputs, InteractionSha
 PASSES = {FORWARD: 3, BOTH: 8}
 REFERENCE_ELEMENTS = 12_000_000  # of maps whose exact results the reference gives in seconds
 # Where an element of the projection rounds to the other side of 0, its ReLU turns and these gradients jump, in plain
-# PyTorch as well. Of millions of elements some do.
-BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 1e-3
+# PyTorch as well; of millions of elements some do. PyTorch's convolution sums its bias's gradient to 3e-3 only.
+BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
 
 
 class LevelProblem(NamedTuple):

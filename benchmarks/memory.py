@@ -4,6 +4,7 @@ Linux tells the highest resident size of a process and lets it be reset, so that
 on top of its inputs: results, saved tensors, scratch buffers, and what the allocators hold beside them.
 """
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -19,6 +20,13 @@ def resident(field: str) -> int:
     return 1024 * int(line.split()[1])
 
 
+def give_back() -> None:
+    """Returns what the allocator holds of freed memory to the system, lest the call find room that is not counted."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
     """Bytes at the peak of a first call at full size, after one at a small shape that loads libraries and threads."""
     import torch
@@ -32,6 +40,7 @@ def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int
     with provider.context():
         problem(op, small, torch.float32, provider).run(direction)
         full = problem(op, shape_name, torch.float32, provider)
+        give_back()
         try:
             RESET.write_text("5")
         except OSError:

@@ -173,15 +173,14 @@ struct Backward {
     for (int64_t r = 0; r < rows; r += kRows) {
       by_columns(ceil_div(cut.channels, lanes), [&](auto columns, int64_t j) {
         T* target = g.dweight + r * wide + j * lanes;
-        Vec<T> sum[kRows][columns()];
-#pragma GCC unroll 12
-        for (int i = 0; i < kRows; ++i) {
-          for (int k = 0; k < columns(); ++k) sum[i][k] = load(target + i * wide + k * lanes);
-        }
+        Vec<T> sum[kRows][columns()] = {};
         multiply<T, columns()>(g.m + r * cut.pitch, cut.pitch, g.x_pixels + j * lanes, wide, count, sum);
 #pragma GCC unroll 12
         for (int i = 0; i < kRows; ++i) {
-          for (int k = 0; k < columns(); ++k) store(target + i * wide + k * lanes, sum[i][k]);
+          for (int k = 0; k < columns(); ++k) {
+            T* here = target + i * wide + k * lanes;
+            store(here, load(here) + sum[i][k]);
+          }
         }
       });
     }
