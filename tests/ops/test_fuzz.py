@@ -10,6 +10,7 @@ import mtlkit
 from mtlkit import ops
 from mtlkit.testing import SelectiveScanShape, SS2DShape, assert_accurate
 
+OPS = ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "tim_pool", "tim_modulate"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -36,7 +37,11 @@ def arguments(op: str, rng: random.Random, dtype: torch.dtype) -> dict:
         inputs = SelectiveScanShape(B, size, H * W, N, G=groups).inputs(dtype, seed=rng.randint(0, 99))
         left_out = rng.sample(["D", "z", "delta_bias"], rng.randint(0, 3))
         return {name: t for name, t in inputs.items() if name not in left_out} | {"delta_softplus": True}
-    if op == "dwconv_silu":
+    if op == "tim_pool":
+        inputs = {"x": torch.randn(B, size, H, W), "weight": torch.randn(R, size), "bias": torch.rand(R)}
+    elif op == "tim_modulate":
+        inputs = {"x": torch.randn(B, size, H, W), "gate": torch.rand(B, size), "gain": torch.rand(B, size)}
+    elif op == "dwconv_silu":
         inputs = {"x": torch.randn(B, size, H, W), "weight": torch.randn(size, 1, 3, 3), "bias": torch.randn(size)}
     else:
         size = max(size, 8)  # of two channels, a LayerNorm leaves a sign, whose gradient is rounding alone
@@ -47,7 +52,8 @@ def arguments(op: str, rng: random.Random, dtype: torch.dtype) -> dict:
             "bias": torch.randn(size),
             "z": torch.randn(rows),
         }
-    left_out = rng.sample([name for name in inputs if name in ("bias", "z")], rng.randint(0, 1))
+    optional = [name for name in inputs if name in ("bias", "z") and op != "tim_pool"]
+    left_out = rng.sample(optional, min(len(optional), rng.randint(0, 1)))
     return {name: t.to(dtype) for name, t in inputs.items() if name not in left_out}
 
 
@@ -59,7 +65,7 @@ def call(op: str, inputs: dict) -> list[torch.Tensor]:
     return [out.detach(), *torch.autograd.grad(out.double().square().sum(), tensors)]
 
 
-@pytest.mark.parametrize("op", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("seed", range(40))
 def test_random_calls(op, seed):
     rng = random.Random(f"{op} {seed}")
@@ -91,7 +97,7 @@ def damaged(t: torch.Tensor, rng: random.Random) -> object:
     )()
 
 
-@pytest.mark.parametrize("op", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("seed", range(60))
 def test_damaged_calls(op, seed):
     rng = random.Random(f"{op} damaged {seed}")
