@@ -4,8 +4,9 @@ A tile of states is [S, ..., G, BD]: N states as S in a thread's registers times
 other lanes, so that a sum over the states is S products in a row and log2(G) shuffles. Tiles of T tokens carry them as
 a further first axis, which lies in registers too: `take` and `put` along it fold to nothing in the compiled code.
 
-Two habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
-reshape; and sums along registers go by `add_up`, one after the other, so that each product fuses with its sum.
+Three habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
+reshape; what is loaded for a loop to carry passes through `settled`; and sums along registers go by `add_up`, one after
+the other, so that each product fuses with its sum.
 """
 
 import triton
@@ -35,6 +36,12 @@ def take(x, t, T: tl.constexpr):
 def put(x, t, value, T: tl.constexpr):
     """Puts a value at x[t] along the first axis, of size T."""
     return tl.where(_along_first(T, len(x.shape)) == t, value[None], x)
+
+
+@triton.jit
+def settled(x):
+    """What was loaded, unchanged, for a loop to carry: its layout is no longer the load's."""
+    return take(x[None], 0, 1)
 
 
 @triton.jit

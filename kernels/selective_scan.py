@@ -18,6 +18,7 @@ from mtlkit.kernels._scan import (
     chain_kernel,
     over_channels,
     put,
+    settled,
     sigmoid,
     softplus,
     softplus_slope,
@@ -169,7 +170,7 @@ def selective_scan_fwd_kernel(
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     if starts is not None:
-        h = tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0)
+        h = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     else:
         h = tl.zeros([S, BC, G, BD], tl.float32)
     ahead = first * T + tl.arange(0, T)
@@ -288,9 +289,9 @@ def selective_scan_bwd_kernel(
     rows = ((block.to(tl.int64) * batch + sequence) * groups + group) * L
     n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]  # [1, S, G]
     if starts is not None:
-        carry = tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0)
+        carry = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     elif dlast is not None:
-        carry = tl.load(dlast + (sequence * D + d5) * N + n5, mask=there5, other=0.0).to(tl.float32)
+        carry = settled(tl.load(dlast + (sequence * D + d5) * N + n5, mask=there5, other=0.0).to(tl.float32))
     else:
         carry = tl.zeros([S, BC, G, BD], tl.float32)
     sum_A = tl.zeros([S, BC, G, BD], tl.float32)
@@ -302,7 +303,7 @@ def selective_scan_bwd_kernel(
         # The states at the start of each step of the round, in the order of the scan.
         start = first + (rounds - 1 - r) * EVERY
         index = sequence * tl.cdiv(L, KEEP) + start // EVERY
-        h = tl.load(checkpoints + (index * N + n5) * D + d5, mask=there5, other=0.0)
+        h = settled(tl.load(checkpoints + (index * N + n5) * D + d5, mask=there5, other=0.0))
         begins = tl.zeros([EVERY, S, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)

@@ -28,6 +28,7 @@ from mtlkit.kernels._scan import (
     chain_kernel,
     over_channels,
     put,
+    settled,
     softplus,
     softplus_slope,
     take,
@@ -216,7 +217,7 @@ def ss2d_fwd_kernel(
     lane = d[None, None, :, None, :]
     if SPLIT:
         walked = ((image * 4 + k) * chunks + chunk)[None, :, None, None, None]
-        h = tl.load(starts + (walked * N + n5) * D + lane, mask=inside5, other=0.0)
+        h = settled(tl.load(starts + (walked * N + n5) * D + lane, mask=inside5, other=0.0))
     else:
         h = tl.zeros([S, 2, BC, G, BD], tl.float32)
 
@@ -347,7 +348,8 @@ def ss2d_bwd_kernel(
     steps = groups * EVERY
     walked = (image * 4 + k) * chunks + chunk
     if SPLIT:
-        carry = tl.load(starts + (walked[None, :, None, None, None] * N + n5) * D + lane, mask=inside5, other=0.0)
+        slot = starts + (walked[None, :, None, None, None] * N + n5) * D + lane
+        carry = settled(tl.load(slot, mask=inside5, other=0.0))
     else:
         carry = tl.zeros([S, 2, BC, G, BD], tl.float32)
     dA = tl.zeros([S, 2, BC, G, BD], tl.float32)
@@ -358,7 +360,7 @@ def ss2d_bwd_kernel(
         # The states at the start of each step of the group, in the order of the scan.
         index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
         kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
-        h = tl.load(kept, mask=inside5, other=0.0)
+        h = settled(tl.load(kept, mask=inside5, other=0.0))
         begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
