@@ -17,7 +17,7 @@ struct Tensor {
   DType dtype = DType::kFloat32;
   int64_t stride[kRank] = {};
 
-  explicit operator bool() const { return data != nullptr; }
+  constexpr explicit operator bool() const { return data != nullptr; }
 };
 
 inline constexpr int64_t size_of(DType dtype) {

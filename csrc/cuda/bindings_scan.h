@@ -66,6 +66,71 @@ inline int ss2d_backward(const Sizes& sizes, const Plan& plan, const pybind11::t
   return launch_ss2d_bwd(params, address(stream));
 }
 
+inline SelectiveScanShape selective_scan_shape(const std::array<int64_t, 5>& sizes) {
+  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+}
+
+inline Plan selective_scan_plan(const std::array<int64_t, 5>& sizes, bool constant, std::pair<int64_t, int64_t> gpu) {
+  const auto plan = plan_selective_scan(selective_scan_shape(sizes), constant, Gpu{gpu.first, gpu.second});
+  return {plan.layout, plan.padded_states, plan.tile_tokens, plan.group_blocks, plan.chunk_tiles, plan.chunks};
+}
+
+// `inputs`: u, delta, B and C. `flags`: whether B and C vary, and softplus. `buffers`: addresses of A, D, delta_bias,
+// checkpoints, ends and steps.
+inline SelectiveScanCuda selective_scan_arguments(const std::array<int64_t, 5>& sizes, const Plan& plan,
+                                                  const pybind11::tuple& inputs, const std::array<bool, 3>& flags,
+                                                  const std::array<uintptr_t, 6>& buffers) {
+  SelectiveScanCuda p{};
+  p.shape = selective_scan_shape(sizes);
+  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
+  p.tiles = plan[2] > 0 ? ceil_div(p.shape.tokens, plan[2]) : 0;
+  p.u = tensor<3>(inputs[0]);
+  p.delta = tensor<3>(inputs[1]);
+  p.B = tensor<4>(inputs[2]);
+  p.C = tensor<4>(inputs[3]);
+  p.variable_B = flags[0];
+  p.variable_C = flags[1];
+  p.delta_softplus = flags[2];
+  p.A = floats(buffers[0]);
+  p.D = floats(buffers[1]);
+  p.delta_bias = floats(buffers[2]);
+  p.checkpoints = floats(buffers[3]);
+  p.ends = floats(buffers[4]);
+  p.steps = floats(buffers[5]);
+  return p;
+}
+
+inline int selective_scan_forward(const std::array<int64_t, 5>& sizes, const Plan& plan, const pybind11::tuple& inputs,
+                                  const std::array<bool, 3>& flags, const std::array<uintptr_t, 6>& buffers,
+                                  const pybind11::object& z, const pybind11::object& out, uintptr_t ungated,
+                                  uintptr_t last_state, uintptr_t stream) {
+  const SelectiveScanCudaForward params{selective_scan_arguments(sizes, plan, inputs, flags, buffers), tensor<3>(z),
+                                        tensor<3>(out), floats(ungated), floats(last_state)};
+  pybind11::gil_scoped_release release;
+  return launch_selective_scan_fwd(params, address(stream));
+}
+
+// `gradients`: dout, z, the gradient of the last state, du, ddelta and dz. `outputs`: addresses of the ungated output,
+// drows and dparameters.
+inline int selective_scan_backward(const std::array<int64_t, 5>& sizes, const Plan& plan, const pybind11::tuple& inputs,
+                                   const std::array<bool, 3>& flags, const std::array<uintptr_t, 6>& buffers,
+                                   const pybind11::tuple& gradients, const std::array<uintptr_t, 3>& outputs,
+                                   uintptr_t stream) {
+  SelectiveScanCudaBackward params{};
+  params.scan = selective_scan_arguments(sizes, plan, inputs, flags, buffers);
+  params.dout = tensor<3>(gradients[0]);
+  params.z = tensor<3>(gradients[1]);
+  params.dlast_state = tensor<3>(gradients[2]);
+  params.du = tensor<3>(gradients[3]);
+  params.ddelta = tensor<3>(gradients[4]);
+  params.dz = tensor<3>(gradients[5]);
+  params.ungated = floats(outputs[0]);
+  params.drows = floats(outputs[1]);
+  params.dparameters = floats(outputs[2]);
+  pybind11::gil_scoped_release release;
+  return launch_selective_scan_bwd(params, address(stream));
+}
+
 inline void bind_scans(pybind11::module_& m) {
   m.def("cuda_ss2d_tiling", pybind11::overload_cast<int64_t, int64_t, std::pair<int64_t, int64_t>>(&ss2d_tiling),
         "Padded states and tokens per tile, 0 where no kernel serves.");
@@ -73,6 +138,10 @@ inline void bind_scans(pybind11::module_& m) {
         "Layout, padded states, tiles, channel blocks, tiles per chunk and chunks; a layout of -1 for none.");
   m.def("cuda_ss2d_forward", &ss2d_forward);
   m.def("cuda_ss2d_backward", &ss2d_backward);
+  m.def("cuda_selective_scan_plan", &selective_scan_plan,
+        "Layout, padded states, tokens per tile, blocks along a group, tiles per chunk and chunks.");
+  m.def("cuda_selective_scan_forward", &selective_scan_forward);
+  m.def("cuda_selective_scan_backward", &selective_scan_backward);
 }
 
 }  // namespace mtlkit::cuda

@@ -7,6 +7,7 @@
 
 #include "cuda/dwconv_silu.h"
 #include "cuda/norm_gate.h"
+#include "cuda/selective_scan.h"
 #include "cuda/ss2d.h"
 
 namespace mtlkit::cuda {
@@ -16,6 +17,9 @@ int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
 
 int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream);
 int launch_dwconv_silu_bwd(const DwconvSiluBackward& params, void* stream);
+
+int launch_selective_scan_fwd(const SelectiveScanCudaForward& params, void* stream);
+int launch_selective_scan_bwd(const SelectiveScanCudaBackward& params, void* stream);
 
 int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream);
 int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream);

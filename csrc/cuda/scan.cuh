@@ -22,8 +22,9 @@ struct Layout {
   static constexpr int kTokens = kTokensPerTile;
   static constexpr int kPadded = kStates * kLanes;  // N, rounded up
   static constexpr int kThreads = kChannels * kLanes;
-  static constexpr int kPitch = kChannels + 1;     // of the tile of inputs, in channels
-  static constexpr int kSumPitch = kChannels + 8;  // of the tile of outputs: four rows of eight channels, no conflict
+  static constexpr int kPitch = kChannels + 1;  // of the tile of inputs, in channels
+  static constexpr int kSumPitch =
+      kChannels + 9;  // of the tile of outputs: few conflicts along channels and none along tokens
   static constexpr int kQuad = kStates < 4 ? kStates : 4;
 };
 
@@ -62,6 +63,34 @@ __device__ inline Softplus softplus(float x) {
   series = series * s + 1.0f;
   return {fmaxf(x, 0.0f) + 2.0f * r * series, (x < 0.0f ? e : 1.0f) * reciprocal_approx(1.0f + e)};
 }
+
+__device__ inline float element(const char* data, DType dtype, int64_t index) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return to_float(reinterpret_cast<const bf16*>(data)[index]);
+    case DType::kFloat16:
+      return to_float(reinterpret_cast<const f16*>(data)[index]);
+    default:
+      return reinterpret_cast<const float*>(data)[index];
+  }
+}
+
+// Hands out parts of the shared memory; on the host, from null, it counts them.
+class Arena {
+ public:
+  __host__ __device__ explicit Arena(char* memory) : at_(memory) {}
+
+  template <typename T>
+  __host__ __device__ T* take(int64_t count) {
+    T* result = reinterpret_cast<T*>(at_);
+    at_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
+    return result;
+  }
+  __host__ __device__ char* end() const { return at_; }
+
+ private:
+  char* at_;
+};
 
 // --- states ----------------------------------------------------------------------------------------------------------
 
@@ -108,11 +137,10 @@ __device__ inline States<L> zero_states() {
 }
 
 // What the chunks that a scan has passed leave behind: h = exp2(A sum dt) h + end, chunk by chunk. `ends` and `steps`
-// are those of the first of them; the next one's lie `end_stride` and `step_stride` floats further.
+// are those of the first of them; the next one's lie `end_stride` and `step_stride` floats further. `h`: before them.
 template <typename L>
-__device__ inline States<L> carry_in(const States<L>& A, int lane, int chunks, const float* ends, int64_t end_stride,
-                                     const float* steps, int64_t step_stride) {
-  States<L> h = zero_states<L>();
+__device__ inline States<L> carry_in(States<L> h, const States<L>& A, int lane, int chunks, const float* ends,
+                                     int64_t end_stride, const float* steps, int64_t step_stride) {
 #pragma unroll 4
   for (int chunk = 0; chunk < chunks; ++chunk, ends += end_stride, steps += step_stride) {
     const States<L> end = load_states<L>(ends, lane);
@@ -123,8 +151,7 @@ __device__ inline States<L> carry_in(const States<L>& A, int lane, int chunks, c
   return h;
 }
 
-// --- sums over the lanes of a channel
-// -----------------------------------------------------------------------------------
+// --- sums over the lanes of a channel --------------------------------------------------------------------------------
 
 // values[i] summed over the kLanes lanes of a channel; lane l is left with the sums of index l, l + kShared, ... in
 // values[0], values[1], ..., where kShared = min(kCount, kLanes). Each exchange halves what is left to add.
@@ -149,28 +176,44 @@ __device__ inline void sum_over_lanes(float (&values)[kCount], int lane) {
   }
 }
 
-// --- forward
-// -----------------------------------------------------------------------------------------------------------
+// --- forward ---------------------------------------------------------------------------------------------------------
 
 struct alignas(8) Step {
   float dt, dtu;  // dtu = dt u
 };
 
-// A tile's inputs, for one thread: `x` points at its channel of the first token, `B` and `C` at its states.
-struct TileView {
-  const Step* x;   // kPitch apart from token to token
-  const float* B;  // kPadded apart
-  const float* C;
+// The rows B or C of a tile, for one thread: its states' values at a token.
+template <typename L>
+struct SharedRows {
+  const float* first;  // its states at the first token; kPadded apart from token to token
+
+  __device__ Pack<float, L::kQuad> quad(int token, int state) const {
+    return load<L::kQuad>(first + token * L::kPadded + state);
+  }
+  __device__ SharedRows from(int token) const { return {first + token * L::kPadded}; }
+};
+
+// Rows that may differ from channel to channel: the tile's, times the channel's own.
+template <typename L>
+struct ScaledRows {
+  SharedRows<L> rows;
+  States<L> own;
+
+  __device__ Pack<float, L::kQuad> quad(int token, int state) const {
+    auto quad = rows.quad(token, state);
+#pragma unroll
+    for (int q = 0; q < L::kQuad; ++q) quad.values[q] *= own.values[state + q];
+    return quad;
+  }
+  __device__ ScaledRows from(int token) const { return {rows.from(token), own}; }
 };
 
 // Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
-// the D skip already.
-template <typename L>
-__device__ inline void scan_tile(const TileView& tile, float* sums, int tokens, int lane, const States<L>& A,
+// the D skip already. `x` and `sums` point at the thread's channel.
+template <typename L, typename Rows>
+__device__ inline void scan_tile(const Step* x, Rows B, Rows C, float* sums, int tokens, int lane, const States<L>& A,
                                  States<L>& h) {
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
-  const Step* x = tile.x;
-  const float *B = tile.B, *C = tile.C;
   for (int token = 0; token < tokens; token += kGroupTokens) {
     float y[kGroupTokens];
 #pragma unroll
@@ -179,7 +222,7 @@ __device__ inline void scan_tile(const TileView& tile, float* sums, int tokens, 
       y[j] = 0.0f;
 #pragma unroll
       for (int i = 0; i < L::kStates; i += L::kQuad) {
-        const auto b = load_quad<L>(B + j * L::kPadded, i), c = load_quad<L>(C + j * L::kPadded, i);
+        const auto b = B.quad(j, i), c = C.quad(j, i);
 #pragma unroll
         for (int q = 0; q < L::kQuad; ++q) {
           float& state = h.values[i + q];
@@ -194,24 +237,22 @@ __device__ inline void scan_tile(const TileView& tile, float* sums, int tokens, 
       for (int i = 0; i < kGroupTokens / kShared; ++i) sums[(lane + i * kShared) * L::kSumPitch] += y[i];
     }
     x += kGroupTokens * L::kPitch;
-    B += kGroupTokens * L::kPadded;
-    C += kGroupTokens * L::kPadded;
+    B = B.from(kGroupTokens);
+    C = C.from(kGroupTokens);
     sums += kGroupTokens * L::kSumPitch;
   }
 }
 
 // As scan_tile without the outputs; adds the time steps to `steps`.
-template <typename L>
-__device__ inline void advance_tile(const TileView& tile, int tokens, const States<L>& A, States<L>& h, float& steps) {
-  const Step* x = tile.x;
-  const float* B = tile.B;
+template <typename L, typename Rows>
+__device__ inline void advance_tile(const Step* x, Rows B, int tokens, const States<L>& A, States<L>& h, float& steps) {
 #pragma unroll 4
-  for (int token = 0; token < tokens; ++token, x += L::kPitch, B += L::kPadded) {
+  for (int token = 0; token < tokens; ++token, x += L::kPitch, B = B.from(1)) {
     const Step step = *x;
     steps += step.dt;
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
-      const auto b = load_quad<L>(B, i);
+      const auto b = B.quad(0, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& state = h.values[i + q];
@@ -221,8 +262,7 @@ __device__ inline void advance_tile(const TileView& tile, int tokens, const Stat
   }
 }
 
-// --- backward
-// ----------------------------------------------------------------------------------------------------------
+// --- backward --------------------------------------------------------------------------------------------------------
 
 // With g the gradient of a state, the carry is what reaches the token before: dL/dh[t-1] = a[t] g[t].
 //
@@ -241,14 +281,14 @@ struct Group {
 };
 
 // The states after a group's tokens.
-template <typename L>
-__device__ inline void advance_tokens(const Token* tokens, const float* B, const States<L>& A, States<L>& h) {
+template <typename L, typename Rows>
+__device__ inline void advance_group(const Token* tokens, const Rows& B, const States<L>& A, States<L>& h) {
 #pragma unroll
   for (int j = 0; j < kGroupTokens; ++j) {
     const Token token = tokens[j * L::kPitch];
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
-      const auto b = load_quad<L>(B + j * L::kPadded, i);
+      const auto b = B.quad(j, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& state = h.values[i + q];
@@ -259,15 +299,15 @@ __device__ inline void advance_tokens(const Token* tokens, const float* B, const
 }
 
 // Up through a group: fills `group` and hands dy h, the channel's part of dC, to keep(token, first state, quad).
-template <typename L, typename Keep>
-__device__ inline void rebuild_group(const Token* tokens, const float* B, const States<L>& A, States<L> h,
+template <typename L, typename Rows, typename Keep>
+__device__ inline void rebuild_group(const Token* tokens, const Rows& B, const States<L>& A, States<L> h,
                                      Group<L>& group, Keep keep) {
 #pragma unroll
   for (int j = 0; j < kGroupTokens; ++j) {
     const Token token = tokens[j * L::kPitch];
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
-      const auto b = load_quad<L>(B + j * L::kPadded, i);
+      const auto b = B.quad(j, i);
       Pack<float, L::kQuad> part;
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
@@ -284,8 +324,8 @@ __device__ inline void rebuild_group(const Token* tokens, const float* B, const 
 
 // Down through a group: leaves the channel's part of dB in group.product, adds to dA, and gives for each token, summed
 // over the thread's states, the gradients of dt u and (over A log2(e) instead of A) of dt.
-template <typename L>
-__device__ inline void descend_group(const Token* tokens, const float* B, const float* C, const States<L>& A,
+template <typename L, typename Rows>
+__device__ inline void descend_group(const Token* tokens, const Rows& B, const Rows& C, const States<L>& A,
                                      Group<L>& group, States<L>& carry, States<L>& dA, float (&ddtu)[kGroupTokens],
                                      float (&ddt)[kGroupTokens]) {
 #pragma unroll
@@ -295,7 +335,7 @@ __device__ inline void descend_group(const Token* tokens, const float* B, const 
     ddt[j] = 0.0f;
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
-      const auto b = load_quad<L>(B + j * L::kPadded, i), c = load_quad<L>(C + j * L::kPadded, i);
+      const auto b = B.quad(j, i), c = C.quad(j, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         const float g = carry.values[i + q] + token.dy * c.values[q];
@@ -311,16 +351,16 @@ __device__ inline void descend_group(const Token* tokens, const float* B, const 
 }
 
 // The carry alone, down through `count` tokens; adds their time steps to `steps`.
-template <typename L>
-__device__ inline void descend_tile(const Token* tokens, const float* C, int count, const States<L>& A,
-                                    States<L>& carry, float& steps) {
+template <typename L, typename Rows>
+__device__ inline void descend_tile(const Token* tokens, const Rows& C, int count, const States<L>& A, States<L>& carry,
+                                    float& steps) {
 #pragma unroll 4
   for (int j = count - 1; j >= 0; --j) {
     const Token token = tokens[j * L::kPitch];
     steps += token.dt;
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
-      const auto c = load_quad<L>(C + j * L::kPadded, i);
+      const auto c = C.quad(j, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& value = carry.values[i + q];

@@ -116,8 +116,7 @@ __device__ int64_t index_at(const SS2DGeometry& geometry, int pair, const Tile<L
   return int64_t{pixel.y} * geometry.width.value + pixel.x;
 }
 
-// --- from global to shared memory, asynchronously where alignment allows
-// --------------------------------------------------
+// --- from global to shared memory, asynchronously where alignment allows ---------------------------------------------
 
 // The rows of a tile's direction, as they are: `geometry.row_bytes` each, from the last whole vector before the row.
 template <typename L, int kBytes>
@@ -180,36 +179,7 @@ __device__ void stage_channels(char* to, const Tensor<4>& tensor, bool vectors, 
   }
 }
 
-__device__ inline float element(const char* data, DType dtype, int index) {
-  switch (dtype) {
-    case DType::kBFloat16:
-      return to_float(reinterpret_cast<const bf16*>(data)[index]);
-    case DType::kFloat16:
-      return to_float(reinterpret_cast<const f16*>(data)[index]);
-    default:
-      return reinterpret_cast<const float*>(data)[index];
-  }
-}
-
-// --- in shared memory
-// -----------------------------------------------------------------------------------------------------
-
-// Hands out parts of the shared memory; on the host, from null, it counts them.
-class Arena {
- public:
-  __host__ __device__ explicit Arena(char* memory) : at_(memory) {}
-
-  template <typename T>
-  __host__ __device__ T* take(int64_t count) {
-    T* result = reinterpret_cast<T*>(at_);
-    at_ += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
-    return result;
-  }
-  __host__ __device__ char* end() const { return at_; }
-
- private:
-  char* at_;
-};
+// --- in shared memory ------------------------------------------------------------------------------------------------
 
 // Bytes of a part of shared memory that is built from an address, the length of a row and R.
 template <typename Shared>
@@ -328,7 +298,7 @@ __device__ States<L> chunk_start(const SS2DCuda& p, const Work<L>& work, const S
   const int64_t steps = (work.batch * kDirections + work.direction) * p.plan.chunks * p.shape.channels +
                         (from_first ? 0 : p.plan.chunks - 1) * p.shape.channels + channel;
   const int64_t stride = from_first ? p.shape.channels : -p.shape.channels;
-  return carry_in<L>(A, work.thread % L::kLanes, before, p.ends + steps * p.plan.padded_states,
+  return carry_in<L>(zero_states<L>(), A, work.thread % L::kLanes, before, p.ends + steps * p.plan.padded_states,
                      stride * p.plan.padded_states, p.steps + steps, stride);
 }
 

@@ -132,7 +132,7 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
   const int last = tile.padded / kGroupTokens - 1;
   const float skip = shared.skip[channel];
   Token* tokens = shared.tokens + channel;
-  const float *B = shared.B + state, *C = shared.C + state;
+  const SharedRows<L> B{shared.B + state}, C{shared.C + state};
   float* starts = shared.starts + channel * L::kPadded;
   const auto sum_parts = [&](int group, int offset) {
     ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
@@ -149,13 +149,13 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
 #pragma unroll 1
   for (int group = 0; group < last; ++group) {
     store_states<L>(starts + group * L::kChannels * L::kPadded, lane, h);
-    advance_tokens<L>(tokens + group * kGroupTokens * L::kPitch, B + group * kGroupTokens * L::kPadded, A, h);
+    advance_group<L>(tokens + group * kGroupTokens * L::kPitch, B.from(group * kGroupTokens), A, h);
   }
 
 #pragma unroll 1
   for (int group = last; group >= 0; --group) {
     Token* at = tokens + group * kGroupTokens * L::kPitch;
-    const float *b = B + group * kGroupTokens * L::kPadded, *c = C + group * kGroupTokens * L::kPadded;
+    const SharedRows<L> b = B.from(group * kGroupTokens), c = C.from(group * kGroupTokens);
     if (group < last) h = load_states<L>(starts + group * L::kChannels * L::kPadded, lane);
 
     Group<L> kept;
@@ -306,7 +306,8 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     block_sync();
     if constexpr (kEndsOnly) {
       if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
-      descend_tile<L>(shared.tokens + channel, shared.C + lane * L::kStates, tile.padded, A, carry, steps);
+      descend_tile<L>(shared.tokens + channel, SharedRows<L>{shared.C + lane * L::kStates}, tile.padded, A, carry,
+                      steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
       if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
   const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
   const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
   load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
-  const TileView view{shared.x + channel, shared.B + lane * L::kStates, shared.C + lane * L::kStates};
+  const SharedRows<L> B{shared.B + lane * L::kStates}, C{shared.C + lane * L::kStates};
   const States<L> A = load_A<L>(p, work);
   States<L> h = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, false);
   float steps = 0.0f;
@@ -104,14 +104,14 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
     if (iteration + 1 < work.tiles) stage(shared, vectors, p, geometry, work, tile_at(iteration + 1));
 
     if constexpr (kEndsOnly) {
-      advance_tile<L>(view, tile.padded, A, h, steps);
+      advance_tile<L>(shared.x + channel, B, tile.padded, A, h, steps);
     } else {
       if (p.checkpoints && work.first_channel + channel < p.shape.channels) {
         const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
         float* states = p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded;
         store_states<L>(states, lane, h);
       }
-      scan_tile<L>(view, shared.sums + channel, tile.padded, lane, A, h);
+      scan_tile<L>(shared.x + channel, B, C, shared.sums + channel, tile.padded, lane, A, h);
       block_sync();
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
         const int token = upwards ? place : tile.padded - 1 - place;

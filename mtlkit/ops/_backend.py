@@ -98,6 +98,8 @@ def _obstacle(
             return f"{_native.why_not}; install with a C++ compiler at hand: pip install -e ."
     if name == "cuda":
         return _cuda_obstacle(device)
+    if name == "triton":
+        return _triton_obstacle(device)
     return None
 
 
@@ -110,6 +112,15 @@ def _cuda_obstacle(device: torch.device) -> str | None:
     if capability < LEAST_CAPABILITY:
         least, have = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
         return f"it needs compute capability {least}, and {torch.cuda.get_device_name(device)} has {have}"
+    return None
+
+
+def _triton_obstacle(device: torch.device) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then kernels run on the CPU, for tests
+    if device.type != "cuda" and not interpreted:
+        return f"it serves tensors on a GPU, and these are on {device}"
+    if find_spec("triton") is None:
+        return "the package triton is not installed; pip install triton"
     return None
 
 
@@ -136,7 +147,7 @@ def describe() -> list[BackendState]:
     elif not gpu:
         states.append(BackendState("triton", False, "torch finds no GPU", "check the driver, and that torch has CUDA"))
     else:
-        states.append(BackendState("triton", False, "no operator has a Triton kernel yet", ""))
+        states.append(BackendState("triton", True, BACKENDS["triton"], ""))
     if _native.C is None or not _native.C.cuda:
         states.append(BackendState("cuda", False, "built without CUDA", "MTLKIT_CUDA=on pip install -e . beside nvcc"))
     elif not gpu:

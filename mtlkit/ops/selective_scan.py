@@ -23,15 +23,20 @@ from mtlkit.ops._native_call import (
     MAX_STATES,
     address,
     argument,
+    as_float,
     check,
+    check_cuda,
     compute_dtype,
     first_order_only,
+    gpu,
+    launching,
     like,
+    single_precision_only,
     traced,
     wants_grad,
 )
 
-SERVED = ("cpu", "torch", "reference")
+SERVED = ("cpu", "cuda", "triton", "torch", "reference")
 
 # --- reference --------------------------------------------------------------------------------------------------------
 
@@ -179,22 +184,23 @@ def _check(u, delta, A, B, C, D, z, delta_bias) -> None:
     check_device(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
 
 
-# --- launch -----------------------------------------------------------------------------------------------------------
+# --- launch: cpu ------------------------------------------------------------------------------------------------------
 
 
 def _sizes(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, int, int, int, int]:
     return u.shape[0], u.shape[1], u.shape[2], A.shape[1], _groups(B, C)
 
 
-def _native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype) -> tuple:
-    """What the kernels of both directions take first; B and C with four strides, of which constant ones use two."""
+def _rows(v: Tensor) -> tuple:
+    """B or C as the kernels take it: with four strides, of which constant ones use two."""
+    return argument(v[:, :, None, None] if v.dim() == 2 else v[:, None] if v.dim() == 3 else v)
 
-    def rows(v: Tensor) -> tuple:
-        return argument(v[:, :, None, None] if v.dim() == 2 else v[:, None] if v.dim() == 3 else v)
 
+def _cpu_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype) -> tuple:
+    """What the kernels of both directions take first."""
     return (
         _sizes(u, A, B, C),
-        (argument(u), argument(delta), argument(A), rows(B), rows(C), argument(D), argument(z), argument(delta_bias)),
+        (argument(u), argument(delta), argument(A), _rows(B), _rows(C), argument(D), argument(z), argument(delta_bias)),
         delta_softplus,
         B.dim() > 2,
         C.dim() > 2,
@@ -204,40 +210,21 @@ def _native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, check
     )
 
 
-def _new_outputs(u: Tensor, A: Tensor, dtype: torch.dtype, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _cpu_kept(u, delta, A, B, C, z) -> tuple:
     batch, channels, length = u.shape
-    states = A.shape[1]
-    chunks = (length + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS if save else 0
-    return (
-        torch.empty_like(u),
-        torch.empty(batch, channels, states, dtype=dtype, device=u.device),
-        torch.empty(batch, chunks, states, channels, dtype=dtype, device=u.device),
-    )
+    chunks = (length + CHECKPOINT_TOKENS - 1) // CHECKPOINT_TOKENS
+    return (batch, chunks, A.shape[1], channels), (0,), compute_dtype(u, delta, A, B, C)
 
 
-def _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernel: out, last state, and the states kept for backward (none unless `save`)."""
-    dtype = compute_dtype(u, delta, A, B, C)
-    out, last, checkpoints = _new_outputs(u, A, dtype, save)
-    if u.shape[0] > 0:
-        status = _native.C.selective_scan_forward(
-            *_native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype),
-            argument(out),
-            address(last),
-        )
-        check(status)
-    return out, last, checkpoints
+def _cpu_forward(out, last, checkpoints, _ungated, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> None:
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    arguments = _cpu_arguments(*inputs, delta_softplus, checkpoints, last.dtype)
+    check(_native.C.selective_scan_forward(*arguments, argument(out), address(last)))
 
 
-# --- backward ---------------------------------------------------------------------------------------------------------
-
-
-def _new_gradients(u, delta, A, B, C, D, z, delta_bias) -> list[Tensor | None]:
-    return [None if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, delta_bias)]
-
-
-def _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus) -> list[Tensor | None]:
-    """The kernel: the gradient of each input, None for those that were not given."""
+def _cpu_backward(
+    dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, _ungated, delta_softplus
+) -> list[Tensor | None]:
     dtype = compute_dtype(u, delta, A, B, C)
     batch, channels, length = u.shape
     states, groups = A.shape[1], _groups(B, C)
@@ -249,52 +236,193 @@ def _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, del
 
     dA, dD, dbias = zeros(channels, states), zeros(channels), zeros(channels)
     dB, dC = (zeros(*((batch, groups, length, states) if v.dim() > 2 else (channels, states))) for v in (B, C))
-    if batch > 0:
-        status = _native.C.selective_scan_backward(
-            *_native_arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus, checkpoints, dtype),
-            argument(dout),
-            argument(dlast),
-            argument(du),
-            argument(ddelta),
-            argument(dz),
-            *(address(t) for t in (dA, dB, dC, dD, dbias)),
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    status = _native.C.selective_scan_backward(
+        *_cpu_arguments(*inputs, delta_softplus, checkpoints, dtype),
+        argument(dout),
+        argument(dlast),
+        argument(du),
+        argument(ddelta),
+        argument(dz),
+        *(address(t) for t in (dA, dB, dC, dD, dbias)),
+    )
+    check(status)
+    return [du, ddelta, dA, _token_last(dB, B), _token_last(dC, C), dD, dz, dbias]
+
+
+def _token_last(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient of B or C, (B, G, L, N) where they vary, in the dimensions of the tensor."""
+    if tensor.dim() == 2:
+        return gradient
+    gradient = gradient.transpose(2, 3)  # (B, G, N, L)
+    return gradient[:, 0] if tensor.dim() == 3 else gradient
+
+
+# --- launch: cuda -----------------------------------------------------------------------------------------------------
+
+
+def _cuda_plan(u, A, B, C) -> tuple[int, ...]:
+    """Layout, padded states, tokens per tile, group blocks, tiles per chunk, chunks: csrc/cuda/selective_scan.h."""
+    return _native.C.cuda_selective_scan_plan(_sizes(u, A, B, C), B.dim() == 2 or C.dim() == 2, gpu(u.device))
+
+
+def _cuda_arguments(u, delta, A, B, C, D, delta_bias, delta_softplus, checkpoints, plan) -> tuple[tuple, list]:
+    """What the kernels of both directions take first, and the tensors that must live until they are launched."""
+    _, padded, _, _, _, chunks = plan
+    many = u.shape[0] * chunks * u.shape[1] if chunks > 1 else 0
+    ends = torch.empty(many, padded, dtype=torch.float32, device=u.device)
+    steps = torch.empty(many, dtype=torch.float32, device=u.device)
+    parameters = [None if t is None else as_float(t) for t in (A, D, delta_bias)]
+    buffers = [*parameters, checkpoints, ends, steps]
+    arguments = (
+        _sizes(u, A, B, C),
+        plan,
+        (argument(u), argument(delta), _rows(B), _rows(C)),
+        (B.dim() > 2, C.dim() > 2, delta_softplus),
+        [address(t) for t in buffers],
+    )
+    return arguments, buffers
+
+
+def _cuda_kept(u, delta, A, B, C, z) -> tuple:
+    batch, channels, length = u.shape
+    constant = B.dim() == 2 or C.dim() == 2
+    _, padded, tokens, *_ = _native.C.cuda_selective_scan_plan((1, 1, 1, A.shape[1], 1), constant, gpu(u.device))
+    tiles = (length + tokens - 1) // tokens
+    return (batch, tiles, channels, padded), (0,) if z is None else (batch, channels, length), torch.float32
+
+
+def _cuda_forward(out, last, checkpoints, ungated, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> None:
+    plan = _cuda_plan(u, A, B, C)
+    with launching(u) as stream:
+        inputs = (u, delta, A, B, C, D, delta_bias)
+        arguments, _kept = _cuda_arguments(*inputs, delta_softplus, checkpoints, plan)
+        outputs = (argument(z), argument(out), address(ungated), address(last))
+        check_cuda(_native.C.cuda_selective_scan_forward(*arguments, *outputs, stream))
+
+
+def _cuda_backward(
+    dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, ungated, delta_softplus
+) -> list[Tensor | None]:
+    plan = _cuda_plan(u, A, B, C)
+    _, _, _, blocks, _, chunks = plan
+    batch, channels, length = u.shape
+    states, groups = A.shape[1], _groups(B, C)
+    varies = B.dim() > 2 or C.dim() > 2
+    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    dz = None if z is None else torch.empty_like(z)
+    drows = torch.empty(
+        blocks if varies else 0, batch, groups, length, 2 * states, dtype=torch.float32, device=u.device
+    )
+    dparameters = drows.new_empty(batch * chunks, channels, 3 * states + 2)
+    with launching(u) as stream:
+        inputs = (u, delta, A, B, C, D, delta_bias)
+        arguments, _kept = _cuda_arguments(*inputs, delta_softplus, checkpoints, plan)
+        status = _native.C.cuda_selective_scan_backward(
+            *arguments,
+            (argument(dout), argument(z), argument(dlast), argument(du), argument(ddelta), argument(dz)),
+            [address(t) for t in (ungated, drows, dparameters)],
+            stream,
         )
-        check(status)
+        check_cuda(status)
+    # in a fixed order, as all of torch's sums over a dimension
+    dB, dC = drows.sum(0).split(states, -1) if varies else (None, None)
+    dA, constant_B, constant_C, dD, dbias = dparameters.sum(0).split((states, states, states, 1, 1), -1)
+    dB = _token_last(dB, B) if B.dim() > 2 else constant_B
+    dC = _token_last(dC, C) if C.dim() > 2 else constant_C
+    return [du, ddelta, dA, dB, dC, dD[:, 0], dz, dbias[:, 0]]
 
-    def rows(gradient: Tensor, tensor: Tensor) -> Tensor:
-        if tensor.dim() > 2:
-            gradient = gradient.transpose(2, 3)  # (B, G, N, L)
-        return like(gradient[:, 0] if tensor.dim() == 3 else gradient, tensor)
 
-    def given(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else like(gradient, tensor)
+# --- launch: triton ---------------------------------------------------------------------------------------------------
 
-    return [du, ddelta, like(dA, A), rows(dB, B), rows(dC, C), given(dD, D), dz, given(dbias, delta_bias)]
+
+def _triton_kept(u, delta, A, B, C, z) -> tuple:
+    from mtlkit.kernels import selective_scan as kernels
+
+    return kernels.checkpoint_shape(u, A), (0,), torch.float32
+
+
+def _triton_backward(
+    dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, _ungated, delta_softplus
+) -> tuple[Tensor | None, ...]:
+    from mtlkit.kernels import selective_scan as kernels
+
+    return kernels.backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus)
+
+
+# --- forward and backward ---------------------------------------------------------------------------------------------
+
+# shapes of the kept states and of the output before the gate, and the dtype of both and of the last state
+_KEPT = {"cpu": _cpu_kept, "cuda": _cuda_kept, "triton": _triton_kept}
+_FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward}
+_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward, "triton": _triton_backward}
+
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # out, last state, states kept for backward, output before the gate
+
+
+def _new_outputs(backend: str, u, delta, A, B, C, z, save: bool) -> _Outputs:
+    kept, ungated, dtype = _KEPT[backend](u, delta, A, B, C, z)
+    kept, ungated = (kept, ungated) if save else ((kept[0], 0, *kept[2:]), (0,))
+
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=u.device)
+
+    return torch.empty_like(u), new(u.shape[0], u.shape[1], A.shape[1]), new(*kept), new(*ungated)
+
+
+def _forward(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, save) -> _Outputs:
+    """The kernel; what backward needs is kept only with `save`."""
+    if backend == "triton":
+        from mtlkit.kernels import selective_scan as kernels
+
+        outputs = kernels.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save)
+        return *outputs, u.new_empty(0, dtype=torch.float32)
+    outputs = _new_outputs(backend, u, delta, A, B, C, z, save)
+    if u.shape[0] > 0:
+        _FORWARD[backend](*outputs, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return outputs
+
+
+def _new_gradients(u, delta, A, B, C, D, z, delta_bias) -> list[Tensor | None]:
+    return [None if t is None else torch.empty_like(t) for t in (u, delta, A, B, C, D, z, delta_bias)]
+
+
+def _backward(
+    backend, dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, ungated, delta_softplus
+) -> list[Tensor | None]:
+    """The kernel: the gradient of each input, None for those that were not given."""
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    if u.shape[0] == 0:
+        return [None if t is None else torch.zeros_like(t) for t in inputs]
+    gradients = _BACKWARD[backend](dout, dlast, *inputs, checkpoints, ungated, delta_softplus)
+    return [None if t is None else like(g, t) for g, t in zip(gradients, inputs, strict=True)]
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, delta_softplus, save, *inputs):
-        out, last, checkpoints = _forward(*inputs, delta_softplus, save)
-        ctx.delta_softplus = delta_softplus
+    def forward(ctx, backend, delta_softplus, save, *inputs):
+        out, last, *kept = _forward(backend, *inputs, delta_softplus, save)
+        ctx.backend, ctx.delta_softplus = backend, delta_softplus
         ctx.set_materialize_grads(False)
         if save:
-            ctx.save_for_backward(*inputs, checkpoints)
+            ctx.save_for_backward(*inputs, *kept)
         return out, last
 
     @staticmethod
     def backward(ctx, dout, dlast):
-        *inputs, checkpoints = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        inputs = saved[:-2]
         dout = torch.zeros_like(inputs[0]) if dout is None else dout
-        gradients = _backward(dout, dlast, *inputs, checkpoints, ctx.delta_softplus)
-        return None, None, *first_order_only("selective_scan", gradients, (dout, dlast, *inputs))
+        gradients = _backward(ctx.backend, dout, dlast, *saved, ctx.delta_softplus)
+        return None, None, None, *first_order_only("selective_scan", gradients, (dout, dlast, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-@torch.library.custom_op("mtlkit::selective_scan", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::selective_scan", mutates_args=())
 def _op(
+    backend: str,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -305,17 +433,18 @@ def _op(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _forward(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, save)
 
 
 @_op.register_fake
-def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save):
-    return _new_outputs(u, A, compute_dtype(u, delta, A, B, C), save)
+def _(backend, u, delta, A, B, C, D, z, delta_bias, delta_softplus, save):
+    return _new_outputs(backend, u, delta, A, B, C, z, save)
 
 
-@torch.library.custom_op("mtlkit::selective_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::selective_scan_backward", mutates_args=())
 def _op_backward(
+    backend: str,
     dout: Tensor,
     dlast: Tensor | None,
     u: Tensor,
@@ -327,29 +456,30 @@ def _op_backward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     checkpoints: Tensor,
+    ungated: Tensor,
     delta_softplus: bool,
 ) -> list[Tensor]:
-    gradients = _backward(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus)
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    gradients = _backward(backend, dout, dlast, *inputs, checkpoints, ungated, delta_softplus)
     return [g for g in gradients if g is not None]
 
 
 @_op_backward.register_fake
-def _(dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, delta_softplus):
+def _(backend, dout, dlast, u, delta, A, B, C, D, z, delta_bias, checkpoints, ungated, delta_softplus):
     return [g for g in _new_gradients(u, delta, A, B, C, D, z, delta_bias) if g is not None]
 
 
 def _op_setup(ctx, inputs, output) -> None:
-    *tensors, delta_softplus, save = inputs
+    ctx.backend, *tensors, ctx.delta_softplus, save = inputs
     if not save:
         raise RuntimeError("mtlkit::selective_scan: save=False was passed for a call that needs gradients")
-    ctx.delta_softplus = delta_softplus
-    ctx.save_for_backward(*tensors, output[2])
+    ctx.save_for_backward(*tensors, *output[2:])
 
 
-def _op_grad(ctx, dout, dlast, _dcheckpoints):
-    *tensors, checkpoints = ctx.saved_tensors
-    present = iter(_op_backward(dout, dlast, *tensors, checkpoints, ctx.delta_softplus))
-    return *(None if t is None else next(present) for t in tensors), None, None
+def _op_grad(ctx, dout, dlast, *_kept):
+    saved = ctx.saved_tensors
+    present = iter(_op_backward(ctx.backend, dout, dlast, *saved, ctx.delta_softplus))
+    return None, *(None if t is None else next(present) for t in saved[:-2]), None, None
 
 
 _op.register_autograd(_op_grad, setup_context=_op_setup)
@@ -405,14 +535,15 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    limits = {"cpu": f"it keeps at most {MAX_STATES} states, got {A.shape[1]}"} if A.shape[1] > MAX_STATES else None
+    limits = dict.fromkeys(("cpu", "cuda", "triton"), f"it keeps at most {MAX_STATES} states, got {A.shape[1]}")
+    limits = limits if A.shape[1] > MAX_STATES else single_precision_only(*inputs)
     backend = choose("selective_scan", SERVED, u.device, limits)
     if backend == "reference":
         out, last = selective_scan_reference(*inputs, delta_softplus)
     elif backend == "torch":
         out, last = selective_scan_torch(*inputs, delta_softplus)
     elif traced(*inputs):
-        out, last, _ = _op(*inputs, bool(delta_softplus), wants_grad(*inputs))
+        out, last, *_ = _op(backend, *inputs, bool(delta_softplus), wants_grad(*inputs))
     else:
-        out, last = _SelectiveScan.apply(bool(delta_softplus), wants_grad(*inputs), *inputs)
+        out, last = _SelectiveScan.apply(backend, bool(delta_softplus), wants_grad(*inputs), *inputs)
     return (out, last) if return_last_state else out

@@ -45,7 +45,7 @@ from mtlkit.ops._native_call import (
 )
 from mtlkit.ops.selective_scan import selective_scan_reference, selective_scan_torch
 
-SERVED = ("cpu", "cuda", "torch", "reference")
+SERVED = ("cpu", "cuda", "triton", "torch", "reference")
 DIRECTIONS = 4
 
 # --- scan orders ------------------------------------------------------------------------------------------------------
@@ -269,21 +269,41 @@ def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) ->
     return [du, drows.permute(0, 3, 4, 1, 2), dweight, dbias[..., 0], dA_logs, dskip.flatten()]
 
 
+# --- launch: triton ---------------------------------------------------------------------------------------------------
+
+
+def _triton_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
+    from mtlkit.kernels import ss2d as kernels
+
+    return kernels.checkpoint_shape(u, A_logs), torch.float32
+
+
+def _triton_backward(*tensors: Tensor) -> tuple[Tensor, ...]:
+    from mtlkit.kernels import ss2d as kernels
+
+    return kernels.backward(*tensors)
+
+
 # --- forward and backward ---------------------------------------------------------------------------------------------
 
-_CHECKPOINTS = {"cpu": _cpu_checkpoints, "cuda": _cuda_checkpoints}
+_CHECKPOINTS = {"cpu": _cpu_checkpoints, "cuda": _cuda_checkpoints, "triton": _triton_checkpoints}
 _FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward}
-_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward}
+_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward, "triton": _triton_backward}
 
 
 def _new_outputs(backend: str, u, x_dbl, dt_weight, A_logs, out_dtype: torch.dtype, save: bool):
     shape, dtype = _CHECKPOINTS[backend](u, x_dbl, dt_weight, A_logs)
-    checkpoints = torch.empty(shape if save else (0,), dtype=dtype, device=u.device)
+    shape = shape if save else (*shape[:2], 0, *shape[3:])
+    checkpoints = torch.empty(shape, dtype=dtype, device=u.device)
     return torch.empty_like(u, dtype=out_dtype), checkpoints
 
 
 def _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
     """The kernel: y, and the states kept for backward (none unless `save`)."""
+    if backend == "triton":
+        from mtlkit.kernels import ss2d as kernels
+
+        return kernels.forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
     y, checkpoints = _new_outputs(backend, u, x_dbl, dt_weight, A_logs, out_dtype, save)
     if u.shape[0] > 0:
         _FORWARD[backend](y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
@@ -422,7 +442,7 @@ def ss2d(
     inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     out_dtype = out_dtype or u.dtype
     states = A_logs.shape[1]
-    limits = dict.fromkeys(("cpu", "cuda"), f"it keeps at most {MAX_STATES} states, got {states}")
+    limits = dict.fromkeys(("cpu", "cuda", "triton"), f"it keeps at most {MAX_STATES} states, got {states}")
     limits = limits if states > MAX_STATES else single_precision_only(*inputs)
     backend = choose("ss2d", SERVED, u.device, limits)
     if backend == "reference":

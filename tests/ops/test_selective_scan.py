@@ -197,12 +197,12 @@ def test_gradcheck(groups):
 
 def test_opcheck():
     inputs = SHAPES[0].inputs(requires_grad=True)
-    torch.library.opcheck(OP, (*inputs.values(), True, True))
+    torch.library.opcheck(OP, ("cpu", *inputs.values(), True, True))
     some = {**inputs, "D": None, "z": None, "delta_bias": None}
-    torch.library.opcheck(OP, (*some.values(), True, True))
+    torch.library.opcheck(OP, ("cpu", *some.values(), True, True))
     detached = [t.detach() for t in inputs.values()]
-    out, last, checkpoints = OP(*detached, True, True)
-    arguments = (out, last, *detached, checkpoints, True)
+    out, last, *kept = OP("cpu", *detached, True, True)
+    arguments = ("cpu", out, last, *detached, *kept, True)
     torch.library.opcheck(torch.ops.mtlkit.selective_scan_backward.default, arguments)
 
 
