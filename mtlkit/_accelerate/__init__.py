@@ -1,13 +1,13 @@
-"""`mtlkit.accelerate`: swaps the SS2D layers of any model for mtlkit's, which share their Parameters."""
+"""`mtlkit.accelerate`: swaps the layers of any model for mtlkit's, which share their Parameters."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
+from mtlkit._accelerate import _levels, _ss2d
 from mtlkit._accelerate._compare import compare
-from mtlkit._accelerate._share import NotRecognised, kind, require, share
-from mtlkit._accelerate._ss2d import SharedSS2D, recognise, resembles
-from mtlkit.nn.ss2d import SS2D
+from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require, share
+from mtlkit.nn import SS2D, InteractionLevel, TaskInteraction
 
 MAMBA_1D = ("A_log", "D", "conv1d", "x_proj", "dt_proj")
 
@@ -65,7 +65,7 @@ class Report:
         if self.already:
             head += f", {len(self.already)} mtlkit's already"
         if not (self.replaced or self.left or self.already):
-            return f"{head}: the model has no layer that looks like SS2D"
+            return f"{head}: the model has nothing that mtlkit replaces"
         rows = [("replaced", r.name, r.kind, _with_error(r)) for r in self.replaced]
         rows += [("left", entry.name, entry.kind, entry.reason) for entry in self.left]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
@@ -83,13 +83,14 @@ def _with_error(entry: Replaced) -> str:
 def accelerate(
     model: nn.Module, *, strict: bool = False, report: bool = True, check: bool = True
 ) -> Report | nn.Module:
-    """Swaps every SS2D layer of a model for mtlkit's, in place.
+    """Swaps every SS2D layer of a model, and every level of task interaction, for mtlkit's, in place.
 
     The layers of MedMamba, VM-UNet and VMamba (both versions, channels-first or channels-last, with and without a
-    gate), and of whatever was made from them, are recognised by their parameters and shapes. The new layers hold the
-    very same Parameters under the same names and in the same order: optimizers, state dicts, exponential averages,
-    tied and frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything
-    else in the model is left as it is, and a second call finds nothing to do.
+    gate), and of whatever was made from them, are recognised by their parameters and shapes; TIM, and TIM with UPA, by
+    the names of their published parts, which are those of mtlkit.nn.InteractionLevel. The new layers hold the very same
+    Parameters under the same names and in the same order: optimizers, state dicts, exponential averages, tied and
+    frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
+    model is left as it is, and a second call finds nothing to do.
 
     Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
 
@@ -114,21 +115,25 @@ def accelerate(
         mtlkit.accelerate: 0 replaced, 0 left alone, 1 mtlkit's already
     """
     _check_model(model)
-    replacements: dict[nn.Module, SharedSS2D] = {}
-    replaced, left, already = [], [], []
+    replacements: dict[nn.Module, Shared] = {}
+    replaced, left, already, done = [], [], [], []
     for name, module in model.named_modules():
-        if isinstance(module, SS2D):
+        if name.startswith(tuple(done)):
+            continue  # a part of a layer that was dealt with as a whole
+        recogniser = next((r for r in (_ss2d, _levels) if r.resembles(module)), None)
+        if isinstance(module, SS2D | InteractionLevel | TaskInteraction):
             already.append(name)
-        elif resembles(module):
+            done.append(f"{name}.")
+        elif recogniser is not None:
             try:
                 require(name != "", "it is the model itself, and has no place to be swapped in: pass what contains it")
-                forms = recognise(module)
-                ours, error = compare(module, forms) if check else (SharedSS2D(module, forms[0]), None)
+                ours, error = _replacement(module, recogniser.plan(module), check)
             except NotRecognised as reason:
                 left.append(Left(name, kind(module), str(reason)))
             else:
                 replacements[module] = ours
                 replaced.append(Replaced(name, kind(module), ours.form, error))
+                done.append(f"{name}.")
         elif all(hasattr(module, attribute) for attribute in MAMBA_1D):
             reason = "a one-dimensional Mamba block; mtlkit.compat.install_mamba_ssm() serves its scan"
             left.append(Left(name, kind(module), reason))
@@ -161,13 +166,20 @@ def restore(model: nn.Module) -> list[str]:
     _check_model(model)
     names, originals = [], {}
     for name, module in model.named_modules():
-        if isinstance(module, SharedSS2D) and name:
+        if isinstance(module, Shared) and name:
             original = originals[module] = module.original
             share(module, original)
             original.train(module.training)
             names.append(name)
     _swap(model, originals)
     return names
+
+
+def _replacement(module: nn.Module, plan: Plan, check: bool) -> tuple[Shared, float | None]:
+    if check:
+        return compare(module, plan)
+    _, makers = plan.attempts[0]
+    return makers[0](), None
 
 
 def _check_model(model: object) -> None:

@@ -5,17 +5,15 @@ float32 with the same random parameters: those of a layer that are still at thei
 difference.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mtlkit._accelerate._share import NotRecognised, require
-from mtlkit._accelerate._ss2d import Form, SharedSS2D
+from mtlkit._accelerate._share import NotRecognised, Plan, Shared, require
 
-SIZE = (2, 6, 8)  # images, rows, columns; even, for layers that halve their maps
 # Float32 on both sides: sums in another order differ by 1e-6; another scan order by 1e-1. GPUs may convolve in TF32.
 BOUND = {"cpu": 1e-4}
 BOUND_ELSEWHERE = 5e-3
@@ -28,8 +26,8 @@ class _Bare(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer.forward(x)
+    def forward(self, *inputs: Tensor) -> object:
+        return self.layer.forward(*inputs)
 
 
 @contextmanager
@@ -44,30 +42,29 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def compare(original: nn.Module, forms: list[Form]) -> tuple[SharedSS2D, float]:
-    """The first form that computes what the original does, and by how much they differ.
-
-    Both run in float32 on the same random image with the same random parameters: a layer whose own parameters are
-    still at their start, or zero, would hide a difference.
+def compare(original: nn.Module, plan: Plan) -> tuple[Shared, float]:
+    """The first replacement that computes what the original does, and by how much they differ.
 
     Raises:
         NotRecognised: none does, or the original does not run.
     """
-    device = original.A_logs.device
+    device = next(original.parameters()).device
     require(device.type != "meta", "it is on the meta device, where nothing can be compared; check=False swaps it")
-    values = {name: value.to(device) for name, value in _random_parameters(original, forms[0]).items()}
+    values = {name: value.to(device) for name, value in plan.values.items()}
     failure, least = None, float("inf")
-    for first in dict.fromkeys(form.channels_first for form in forms):
-        x = _random_image(forms[0].d_model, first).to(device)
+    for inputs, makers in plan.attempts:
+        given = tuple(value.to(device) for value in inputs)
         try:
-            exact = _run(original, values, x)
+            exact = _run(original, values, given, plan.outputs)
+        except NotRecognised:
+            raise
         except Exception as error:  # whatever a foreign layer raises on an image that it cannot take
             failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
-        for form in (form for form in forms if form.channels_first == first):
-            ours = SharedSS2D(original, form)
-            got = _run(ours, values, x)
-            error = _difference(got, exact)
+        for make in makers:
+            ours = make()
+            got = _run(ours, values, given, plan.outputs)
+            error = max(_difference(g, e) for g, e in zip(got, exact, strict=True))
             if error <= BOUND.get(device.type, BOUND_ELSEWHERE):
                 return ours, error
             least = min(least, error)
@@ -80,13 +77,15 @@ def compare(original: nn.Module, forms: list[Form]) -> tuple[SharedSS2D, float]:
     )
 
 
-def _run(layer: nn.Module, values: dict[str, Tensor], x: Tensor) -> Tensor:
-    parameters = {f"layer.{name}": value for name, value in values.items()}
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False), _in_eval_mode(layer):
-        y = functional_call(_Bare(layer), parameters, (x,), tie_weights=False)
-    if not isinstance(y, Tensor):
-        raise NotRecognised(f"it returns a {type(y).__name__}, and SS2D a tensor")
-    return y
+def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Tensor, ...], outputs: int) -> tuple[Tensor, ...]:
+    replaced = {f"layer.{name}": value for name, value in values.items()}
+    with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False), _in_eval_mode(layer):
+        found = functional_call(_Bare(layer), replaced, inputs, tie_weights=False)
+    found = (found,) if outputs == 1 else found
+    right = isinstance(found, tuple) and len(found) == outputs and all(isinstance(y, Tensor) for y in found)
+    if not right:
+        raise NotRecognised(f"it returns something else than {outputs} tensor{'s' * (outputs > 1)}")
+    return found
 
 
 def _difference(got: Tensor, exact: Tensor) -> float:
@@ -95,31 +94,3 @@ def _difference(got: Tensor, exact: Tensor) -> float:
         return float("inf")
     error = ((got - exact).double().norm() / exact.double().norm()).item()
     return error if error < float("inf") else float("inf")
-
-
-def _random_image(channels: int, channels_first: bool) -> Tensor:
-    batch, height, width = SIZE
-    x = torch.randn(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
-    return x.permute(0, 3, 1, 2).contiguous() if channels_first else x
-
-
-def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
-    """Values with which every parameter shows in the output, by name."""
-    generator = torch.Generator().manual_seed(1)
-    states = torch.arange(1, form.d_state + 1).log()
-    centres: dict[str, Callable[[Tensor], Tensor]] = {
-        "A_logs": lambda noise: states + 0.1 * noise,
-        "dt_projs_bias": lambda noise: 0.5 * noise - 1,
-        "Ds": lambda noise: 0.5 * noise,
-        "out_norm.weight": lambda noise: 1 + 0.1 * noise,
-        "conv2d.weight": lambda noise: noise / form.d_conv,
-        "x_proj_weight": lambda noise: noise * form.d_inner**-0.5,
-        "dt_projs_weight": lambda noise: noise * form.dt_rank**-0.5,
-        "in_proj.weight": lambda noise: noise * form.d_model**-0.5,
-        "out_proj.weight": lambda noise: noise * form.d_inner**-0.5,
-    }
-    values = {}
-    for name, parameter in original.named_parameters(remove_duplicate=False):
-        noise = torch.randn(parameter.shape, generator=generator)
-        values[name] = centres[name](noise) if name in centres else 0.1 * noise
-    return values

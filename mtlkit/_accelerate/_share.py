@@ -1,6 +1,12 @@
 """What every kind of replaced layer needs: why one is left alone, and how Parameters and hooks are shared."""
 
-from torch import nn
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit.ops._check import FLOATS
 
 HOOKS = (
     "_backward_pre_hooks",
@@ -33,6 +39,66 @@ def kind(module: object) -> str:
     return type(module).__name__
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a layer can be replaced.
+
+    Attributes:
+        values: random parameters and buffers, by name, with which every one of them shows in the output.
+        attempts: random inputs, and the replacements that take such inputs; likeliest first.
+        outputs: tensors that the layer returns; more than one come as a tuple.
+    """
+
+    values: dict[str, Tensor]
+    attempts: list[tuple[tuple[Tensor, ...], list[Callable[[], "Shared"]]]]
+    outputs: int = 1
+
+
+class Shared(nn.Module):
+    """A layer in the place of another one, whose Parameters it holds."""
+
+    form: str  # what was recognised, in words
+
+    @property
+    def original(self) -> nn.Module:
+        """The layer that this one stands in for."""
+        return self._original
+
+    def _stand_in_for(self, original: nn.Module) -> None:
+        share(original, self)
+        _order(original, self)
+        for hooks in HOOKS:
+            setattr(self, hooks, getattr(original, hooks))  # the very same, so that their handles can still remove them
+        self.train(original.training)
+        self.__dict__["_original"] = original  # beside the registered modules: no part of state dicts or parameters()
+
+
+def check_parameters(module: nn.Module, expected: set[str], needed: set[str], what: str) -> None:
+    """Raises NotRecognised unless the parameters are plain ones on one device, all needed and no unexpected ones."""
+    found = dict(module.named_parameters(remove_duplicate=False))
+    further = sorted(found.keys() - expected)
+    require(not further, f"it has parameters that {what} has not: {', '.join(further)}")
+    missing = sorted(needed - found.keys())
+    require(not missing, f"it lacks parameters, or computes them: {', '.join(missing)}")
+    for name, parameter in found.items():
+        plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and parameter.dtype in FLOATS
+        require(
+            plain,
+            f"{name} is a {kind(parameter)} of {parameter.dtype}, not a plain floating-point Parameter"
+            + ("; accelerate the model before sharding it" if kind(parameter) == "DTensor" else ""),
+        )
+    devices = sorted({str(parameter.device) for parameter in found.values()})
+    require(len(devices) == 1, f"its parameters are on several devices: {', '.join(devices)}")
+
+
+def check_part(name: str, part: nn.Module) -> None:
+    """Raises NotRecognised unless a part has nothing that a fused layer would pass over."""
+    quantised = "quantized" in type(part).__module__
+    require(not quantised, f"{name} is quantised ({type(part).__module__}.{kind(part)})")
+    require(not any(part.children()), f"{name} has parts of its own ({kind(part)})")
+    require(not any(getattr(part, hooks) for hooks in HOOKS), f"{name} has hooks, which would no longer be called")
+
+
 def share(source: nn.Module, target: nn.Module) -> None:
     """Gives `target` and its children the Parameters of `source`."""
     for name, child in source.named_children():
@@ -41,14 +107,11 @@ def share(source: nn.Module, target: nn.Module) -> None:
     target._parameters.update(source._parameters)
 
 
-def share_hooks(source: nn.Module, target: nn.Module) -> None:
-    """Gives `target` the hooks of `source`, the very dictionaries, so that handles can still remove them."""
-    for hooks in HOOKS:
-        setattr(target, hooks, getattr(source, hooks))
-
-
-def order(source: nn.Module, target: nn.Module) -> None:
-    """Puts parameters and children of `target` in the order of `source`, in which optimizers count them."""
+def _order(source: nn.Module, target: nn.Module) -> None:
+    """Puts parameters and parts of `target` in the order of `source`, in which optimizers count them."""
     for held, by in ((target._parameters, source._parameters), (target._modules, source._modules)):
         for name in [*(name for name in by if name in held), *(name for name in held if name not in by)]:
             held[name] = held.pop(name)
+    for name, part in target.named_children():
+        if name in source._modules:
+            _order(source._modules[name], part)

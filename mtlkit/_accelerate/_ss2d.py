@@ -9,18 +9,21 @@ D of the scan, K = 4 directions, N states, R rank of the time step,
 as MedMamba, VM-UNet and both versions of VMamba have them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mtlkit._accelerate._share import HOOKS, kind, order, require, share, share_hooks
+from mtlkit._accelerate._share import Plan, Shared, check_parameters, check_part, kind, require
 from mtlkit.nn._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.ss2d import DIRECTIONS, SS2D
-from mtlkit.ops._check import FLOATS, check_tensor
+from mtlkit.ops._check import check_tensor
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
+SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps
 PARTS = ("in_proj", "conv2d", "out_norm", "out_proj")
 WITHOUT_PARAMETERS = {"act": nn.SiLU, "out_act": nn.Module, "dropout": nn.Module}
 
@@ -40,7 +43,7 @@ class _Projection(PixelLinear):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class SharedSS2D(SS2D):
+class SharedSS2D(Shared, SS2D):
     """mtlkit's SS2D in the place of another one, whose Parameters it holds; `accelerate` makes it.
 
     Args:
@@ -79,17 +82,8 @@ class SharedSS2D(SS2D):
         if isinstance(self.out_norm, nn.LayerNorm):
             self.out_norm.eps = original.out_norm.eps
             self.out_norm.elementwise_affine = original.out_norm.elementwise_affine
-        share(original, self)
-        order(original, self)
-        share_hooks(original, self)
-        self.train(original.training)
         self.marked = getattr(original.A_logs, "_no_weight_decay", False)
-        self.__dict__["_original"] = original  # beside the registered modules: no part of state dicts or parameters()
-
-    @property
-    def original(self) -> nn.Module:
-        """The layer that this one stands in for."""
-        return self._original
+        self._stand_in_for(original)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scans the image in four directions, in the layout of the original."""
@@ -141,7 +135,24 @@ def resembles(module: nn.Module) -> bool:
     return sum(name in held for name in SCAN_PARAMETERS) >= 3
 
 
-def recognise(module: nn.Module) -> list[Form]:
+def plan(module: nn.Module) -> Plan:
+    """How the layer can be replaced.
+
+    Raises:
+        NotRecognised: it is no SS2D, or one that cannot share its parameters.
+    """
+    forms = _recognise(module)
+    attempts = [
+        (
+            (_random_image(forms[0].d_model, first),),
+            [partial(SharedSS2D, module, form) for form in forms if form.channels_first == first],
+        )
+        for first in dict.fromkeys(form.channels_first for form in forms)
+    ]
+    return Plan(_random_parameters(module, forms[0]), attempts)
+
+
+def _recognise(module: nn.Module) -> list[Form]:
     """The forms that a layer may have by its parameters, likeliest first.
 
     Raises:
@@ -192,28 +203,11 @@ def _check_parts(module: nn.Module) -> None:
     for name, child in module.named_children():
         idle = isinstance(child, WITHOUT_PARAMETERS.get(name, nn.Identity))
         require(name in PARTS or idle, f"it has a part that SS2D has not: {name} ({kind(child)})")
-        require(
-            "quantized" not in type(child).__module__, f"{name} is quantised ({type(child).__module__}.{kind(child)})"
-        )
-        require(not any(child.children()), f"{name} has parts of its own ({kind(child)})")
-        hooked = any(getattr(child, hooks) for hooks in HOOKS)
-        require(not hooked, f"{name} has hooks, which would no longer be called")
+        check_part(name, child)
     require(next(module.buffers(), None) is None, "it has buffers, and SS2D has none")
-    expected = {*SCAN_PARAMETERS, *(f"{name}.{kind}" for name in PARTS for kind in ("weight", "bias"))}
-    found = dict(module.named_parameters(remove_duplicate=False))
-    further = sorted(found.keys() - expected)
-    require(not further, f"it has parameters that SS2D has not: {', '.join(further)}")
-    missing = [name for name in (*SCAN_PARAMETERS, "in_proj.weight", "out_proj.weight") if name not in found]
-    require(not missing, f"it lacks parameters, or computes them: {', '.join(missing)}")
-    for name, parameter in found.items():
-        plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and parameter.dtype in FLOATS
-        require(
-            plain,
-            f"{name} is a {type(parameter).__name__} of {parameter.dtype}, not a plain floating-point Parameter"
-            + ("; accelerate the model before sharding it" if type(parameter).__name__ == "DTensor" else ""),
-        )
-    devices = sorted({str(parameter.device) for parameter in found.values()})
-    require(len(devices) == 1, f"its parameters are on several devices: {', '.join(devices)}")
+    parts = {f"{name}.{tensor}" for name in PARTS for tensor in ("weight", "bias")}
+    needed = {*SCAN_PARAMETERS, "in_proj.weight", "out_proj.weight"}
+    check_parameters(module, needed | parts, needed, "SS2D")
 
 
 def _projection_sizes(name: str, layer: nn.Module) -> tuple[int, int]:
@@ -277,3 +271,34 @@ def _layouts(module: nn.Module) -> tuple[bool, ...]:
         return (True,)
     overridden = type(module.in_proj).forward not in (nn.Linear.forward, PixelLinear.forward)
     return (True, False) if overridden else (False,)
+
+
+# --- comparison ------------------------------------------------------------------------------------------------------
+
+
+def _random_image(channels: int, channels_first: bool) -> Tensor:
+    batch, height, width = SIZE
+    x = torch.randn(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+    return x.permute(0, 3, 1, 2).contiguous() if channels_first else x
+
+
+def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
+    """Values with which every parameter shows in the output, by name."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.arange(1, form.d_state + 1).log()
+    centres: dict[str, Callable[[Tensor], Tensor]] = {
+        "A_logs": lambda noise: states + 0.1 * noise,
+        "dt_projs_bias": lambda noise: 0.5 * noise - 1,
+        "Ds": lambda noise: 0.5 * noise,
+        "out_norm.weight": lambda noise: 1 + 0.1 * noise,
+        "conv2d.weight": lambda noise: noise / form.d_conv,
+        "x_proj_weight": lambda noise: noise * form.d_inner**-0.5,
+        "dt_projs_weight": lambda noise: noise * form.dt_rank**-0.5,
+        "in_proj.weight": lambda noise: noise * form.d_model**-0.5,
+        "out_proj.weight": lambda noise: noise * form.d_inner**-0.5,
+    }
+    values = {}
+    for name, parameter in original.named_parameters(remove_duplicate=False):
+        noise = torch.randn(parameter.shape, generator=generator)
+        values[name] = centres[name](noise) if name in centres else 0.1 * noise
+    return values
