@@ -90,7 +90,8 @@ def pixel_rows(x: Tensor) -> Tensor:
 
 def new_map(x: Tensor) -> Tensor:
     """NCHW or channels-last, whichever is nearer to x."""
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1
+    in_rows = 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3)
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1 and in_rows
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 

@@ -228,6 +228,12 @@ FULL = 4  # programs of a processor that a launch of many tiles aims at
 COMBINED_TILES, COMBINED_CHANNELS = 64, 32
 
 
+def room_for_signs(x: Tensor, weight: Tensor | None, attn: Tensor | None, save: bool) -> Tensor:
+    """Where `reduce_forward` leaves the signs of the projected map; empty where it does not."""
+    keep = save and weight is not None and attn is None and not is_small(x, weight, attn)
+    return new_signs(x, weight.shape[0] if keep else 0)
+
+
 def reduce_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -249,8 +255,7 @@ def reduce_forward(
 
     mean, variance, energies = new(B, C), new(B, C), new(B * energy)
     pooled, softmax = new(B, P), new(B, 2 * (attn is not None))
-    keep = save and P > 0 and attn is None and not is_small(x, weight, attn)
-    signs = new_signs(x, P if keep else 0)
+    signs = room_for_signs(x, weight, attn, save)
     if B == 0:
         return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
@@ -268,7 +273,7 @@ def reduce_forward(
     vectors = (None if t is None else t.contiguous() for t in (bias, attn))
     with on_device(x):
         interaction_reduce_fwd_kernel[(B * tiles, max(1, triton.cdiv(P, BP)))](
-            rows, weight, *vectors, *parts.values(), signs if keep else None,
+            rows, weight, *vectors, *parts.values(), signs if signs.numel() > 0 else None,
             C, P, L, W, tiles,
             *rows.stride(), *((0, 0) if weight is None else weight.stride()),
             WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=32, BL=BL, num_warps=8 if BP > 32 else 4,

@@ -40,7 +40,7 @@ from torch import Tensor
 from mtlkit.ops import interaction_kernels
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import compute_dtype
+from mtlkit.ops._native_call import compute_dtype, single_precision_only
 from mtlkit.ops.interaction_kernels import Map, Reduced
 from mtlkit.ops.interaction_types import (
     InteractionOutput,
@@ -60,7 +60,7 @@ from mtlkit.ops.interaction_types import (
     check_vector,
 )
 
-SERVED = ("cpu", "torch", "reference")
+SERVED = ("cpu", "triton", "torch", "reference")
 
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
@@ -129,13 +129,13 @@ def _reduce(backend: str, x: Tensor, projection: _Projection | None, energy: boo
     if projection is not None:
         weight, bias = projection.weight.flatten(1), projection.bias  # (P, C), (P,)
         attn = None if projection.attn is None else projection.attn.flatten()  # (C,)
-    reduce = {"reference": reduce_reference, "torch": reduce_torch, "cpu": interaction_kernels.reduce}[backend]
+    reduce = {"reference": reduce_reference, "torch": reduce_torch}.get(backend, interaction_kernels.reduce)
     return reduce(x, weight, bias, attn, energy, dtype)
 
 
 def _scale(backend: str, x: Map, factors: Tensor) -> Tensor:
     """The map times a factor (B, C) for each channel, in the dtype of the map."""
-    if backend == "cpu":
+    if backend in ("cpu", "triton"):
         return interaction_kernels.scale(x, factors)
     return (x.x * factors[:, :, None, None]).to(x.x.dtype)
 
@@ -276,7 +276,7 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
     """
     check_map("x", x)
     check_projection(x, weight, bias, attn_weight)
-    backend = choose("tim_pool", SERVED, x.device)
+    backend = choose("tim_pool", SERVED, x.device, single_precision_only(x, weight, bias, attn_weight))
     with _full_precision(x):
         return _reduce(backend, x, _Projection(weight, bias, attn_weight), False, compute_dtype(x)).pooled
 
@@ -310,7 +310,7 @@ def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Ten
     check_device(x=x, gate=gate, gain=gain)
     check_tau(tau)
     dtype = compute_dtype(x, gate, gain)
-    backend = choose("tim_modulate", SERVED, x.device)
+    backend = choose("tim_modulate", SERVED, x.device, single_precision_only(x, gate, gain))
     return _scale(backend, Map(x), 1 + tau * gate.to(dtype) * gain.to(dtype))
 
 
@@ -353,7 +353,7 @@ def upa_stats(
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
     check_signals(x, f, signals, seg_proj, clf_proj)
-    backend = choose("upa_stats", SERVED, x.device)
+    backend = choose("upa_stats", SERVED, x.device, single_precision_only(x, x_enhanced, f))
     with _full_precision(x):
         return _signals(backend, x, x_enhanced, f, f_enhanced, signals, seg_proj, clf_proj)
 
@@ -419,7 +419,7 @@ def tim(
     check_map("x", x)
     check_vector(f, x)
     check_tim(x, f, tim, tau)
-    backend = choose("tim", SERVED, x.device)
+    backend = choose("tim", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
     with _full_precision(x):
         return _enhance(backend, x, f, tim, tau, training, momentum, eps)
 
@@ -455,7 +455,7 @@ def upa(
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
     check_upa(x, f, upa, signals, normaliser)
-    backend = choose("upa", SERVED, x.device)
+    backend = choose("upa", SERVED, x.device, single_precision_only(x, x_enhanced, f))
     with _full_precision(x):
         return _gate(backend, x, x_enhanced, f, f_enhanced, upa, signals, normaliser)
 
@@ -519,7 +519,7 @@ def task_interaction(
     check_vector(f, x)
     check_tim(x, f, tim, tau)
     check_upa(x, f, upa, signals, normaliser)
-    backend = choose("task_interaction", SERVED, x.device)
+    backend = choose("task_interaction", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
     norm = (training, momentum, eps)
     with _full_precision(x):
         if backend != "reference":

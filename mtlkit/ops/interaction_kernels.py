@@ -1,10 +1,13 @@
-"""The two passes of task interaction by the C++ kernels: `reduce` gathers sums over a map, `scale` scales its channels.
+"""The two passes of task interaction by the kernels: `reduce` gathers sums over a map, `scale` scales its channels.
+
+A map on a CPU is for the C++ kernels, one on a GPU for those in Triton.
 
 The gradient of a map is that of what was gathered plus that of what was scaled. One pass writes both: `reduce` hands
 the map on, `scale` returns the gradient of its output unscaled as that of its input, and leaves the factors to the
 backward pass of `reduce`, which is to read the map anyway. Where calls are traced, each pass has a gradient of its own.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -32,6 +35,15 @@ class Reduced(NamedTuple):
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------
+
+
+def _triton(x: Tensor) -> ModuleType | None:
+    """The Triton kernels, which serve a map on a GPU; None for one on a CPU."""
+    if x.device.type == "cpu":
+        return None
+    from mtlkit.kernels import interaction  # not before it is needed: it loads Triton
+
+    return interaction
 
 
 def _by_pixels(x: Tensor) -> bool:
@@ -77,8 +89,11 @@ def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype, save: bool) -> 
         (batch, projected),
         (batch, 2 * (attn is not None)),
     )
+    sums = tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
+    if triton := _triton(x):
+        return *sums, triton.room_for_signs(x, weight, attn, save)
     signs = _signs_shape(x, weight, dtype) if save and weight is not None and attn is None else (0, 0, 0)
-    return *(x.new_empty(shape, dtype=dtype) for shape in shapes), x.new_empty(signs, dtype=torch.int16)
+    return *sums, x.new_empty(signs, dtype=torch.int16)
 
 
 def _reduce_arguments(x, rows, weight, bias, attn, mean, pooled, softmax, signs) -> tuple:
@@ -96,6 +111,8 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
     These are a softmax's largest logit and sum, or if `save` a bit for the sign of each element of the projection.
     """
+    if triton := _triton(x):
+        return triton.reduce_forward(x, weight, bias, attn, energy, save)
     mean, variance, energies, pooled, softmax, signs = sums = _new_sums(x, weight, attn, energy, dtype, save)
     if x.shape[0] > 0:
         rows = x.flatten(2)
@@ -106,6 +123,8 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
 def _scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: x times a factor for each channel."""
+    if triton := _triton(x):
+        return triton.scale_forward(x, factors)
     y = _new_map(x)
     if x.shape[0] > 0:
         rows, factors = _rows(x), factors.contiguous()
@@ -130,6 +149,10 @@ def _reduce_backward(
     inputs = (x, weight, bias, attn)
     if x.shape[0] == 0 or (dpooled is None and not wanted[0]):
         return [torch.zeros_like(t) if want else None for t, want in zip(inputs, wanted, strict=True)]
+    if triton := _triton(x):
+        kept = (mean, pooled, softmax, signs)
+        gradients = triton.reduce_backward(*inputs, *kept, dmean, dvariance, denergy, dpooled, dy, factors, wanted[0])
+        return [_wanted(g, t, want) for g, t, want in zip(gradients, inputs, wanted, strict=True)]
     new = torch.empty if dpooled is not None else torch.zeros
     dx = _new_map(x) if wanted[0] else None
     parameters = [
@@ -151,8 +174,17 @@ def _reduce_backward(
     return [dx, *(None if g is None else like(g, t) for g, t in zip(parameters, inputs[1:], strict=True))]
 
 
+def _wanted(gradient: Tensor | None, tensor: Tensor | None, wanted: bool) -> Tensor | None:
+    """A gradient as autograd expects it: zeros where none came, None where none is wanted."""
+    if not wanted:
+        return None
+    return torch.zeros_like(tensor) if gradient is None else like(gradient, tensor)
+
+
 def _scale_backward(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: the gradient of the factors."""
+    if triton := _triton(x):
+        return triton.scale_backward(dy.to(x.dtype), x)
     if x.shape[0] == 0:
         return torch.zeros_like(factors)
     dfactors = torch.empty(factors.shape, dtype=factors.dtype)
@@ -206,7 +238,7 @@ class _Scale(torch.autograd.Function):
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-@torch.library.custom_op("mtlkit::interaction_reduce", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::interaction_reduce", mutates_args=(), device_types=("cpu", "cuda"))
 def _op_reduce(
     x: Tensor,
     weight: Tensor | None,
@@ -224,7 +256,7 @@ def _(x, weight, bias, attn, energy, dtype, save):
     return _new_sums(x, weight, attn, energy, dtype, save)
 
 
-@torch.library.custom_op("mtlkit::interaction_reduce_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::interaction_reduce_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _op_reduce_backward(
     x: Tensor,
     weight: Tensor | None,
@@ -263,7 +295,7 @@ def _op_reduce_grad(ctx, dmean, dvariance, denergy, dpooled, _dsoftmax, _dsigns)
 _op_reduce.register_autograd(_op_reduce_grad, setup_context=_op_reduce_setup)
 
 
-@torch.library.custom_op("mtlkit::interaction_scale", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::interaction_scale", mutates_args=(), device_types=("cpu", "cuda"))
 def _op_scale(x: Tensor, factors: Tensor) -> Tensor:
     return _scale_forward(x, factors)
 
@@ -273,7 +305,7 @@ def _(x, factors):
     return _new_map(x)
 
 
-@torch.library.custom_op("mtlkit::interaction_scale_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::interaction_scale_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _op_scale_backward(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     return _scale_backward(dy, x, factors)
 

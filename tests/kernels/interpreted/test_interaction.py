@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import mtlkit
 from mtlkit.kernels import interaction as kernels
+from mtlkit.ops import TIMParameters, UPAParameters, interaction_kernels
 from mtlkit.ops.interaction import reduce_reference, reduce_torch
-from mtlkit.testing import assert_accurate
+from mtlkit.testing import InteractionShape, assert_accurate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("x", "weight", "bias", "attn")
@@ -200,6 +202,28 @@ def test_what_is_not_finite_propagates(value, place):
     exact = reduce_reference(*given.values(), True, torch.float32)
     for name, got in (("mean", mean), ("variance", variance), ("energy", energy), ("pooled", pooled)):
         torch.testing.assert_close(got, getattr(exact, name), equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [6, 70])
+@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
+def test_operator_on_these_kernels(monkeypatch, channels, signals, attention):
+    monkeypatch.setattr(interaction_kernels, "_triton", lambda x: kernels)
+    level = InteractionShape(2, channels, 5, 6, 10, signals, attention).inputs(requires_grad=True)
+
+    def run(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        given = [level.x, level.f, *level.tim, *level.upa]
+        leaves = [None if t is None else t.detach().to(dtype).requires_grad_(t.requires_grad) for t in given]
+        tim, upa = TIMParameters(*leaves[2:17]), UPAParameters(*leaves[17:])
+        with mtlkit.use_backend(backend):
+            out = mtlkit.ops.task_interaction(*leaves[:2], tim, upa, signals=signals)
+        ((out.seg * out.seg.detach().sin()).sum() + (out.clf * 1.5).sum() + out.gates[:, 0].sum()).backward()
+        fields = ("x", "f", *TIMParameters._fields, *UPAParameters._fields)
+        found = {name: t.grad for name, t in zip(fields, leaves, strict=True) if t is not None and t.requires_grad}
+        return found | {"seg": out.seg, "clf": out.clf, "gates": out.gates}
+
+    exact, got = run("reference", torch.float64), run("triton", torch.float32)
+    for name, value in exact.items():
+        assert_accurate(name, got[name], value, gradient=name not in ("seg", "clf", "gates"))
 
 
 def test_repeats_bit_by_bit():
