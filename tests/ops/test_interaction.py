@@ -173,6 +173,10 @@ def test_fused_equals_composed_equals_reference(backend, signals, attention):
     options = {"signals": signals, "return_enhanced": True, "tau": 0.9}
     check(inputs, backend, **options)
     check(inputs, backend, composed, **options)
+    if signals == "variance":
+        options["normaliser"] = torch.tensor([0.8, 1.2])
+        check(inputs, backend, **options)
+        check(inputs, backend, composed, **options)
 
 
 @needs_cpu_backend
@@ -323,6 +327,23 @@ def test_gradient_from_one_output(output):
         out = torch.stack(tuple(out)) if output == "stats" else out
         found.append(torch.autograd.grad(out.square().sum(), given.x)[0])
     assert_accurate("dx", *found, gradient=True)
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("attention", [False, True])
+def test_an_instruction_set_that_changes_before_the_backward_pass(attention):
+    inputs, before = leaves(shape_of((2, 18, 6, 5), attention=attention).inputs()), _native.C.cpu_isa()
+    gradients = []
+    for level_name in _native.C.cpu_isa_levels():
+        with mtlkit.use_backend("cpu"):
+            loss = ops.task_interaction(*inputs).seg.square().sum()
+        try:
+            _native.C.set_cpu_isa(level_name)
+            gradients.append(torch.autograd.grad(loss, inputs.x)[0])
+        finally:
+            _native.C.set_cpu_isa(before)
+    for gradient in gradients:
+        torch.testing.assert_close(gradient, gradients[-1], rtol=1e-4, atol=1e-5)
 
 
 @needs_cpu_backend
@@ -524,11 +545,13 @@ def test_second_backward_raises(target):
 
 
 @needs_cpu_backend
+@pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize(
     ("weight", "attention", "energy"), [(True, True, True), (True, False, False), (False, False, True)]
 )
-def test_opcheck(weight, attention, energy):
-    inputs = shape_of((2, 6, 4, 5), attention=attention).inputs(requires_grad=True)
+def test_opcheck(weight, attention, energy, memory_format):
+    shape = shape_of((2, 6, 4, 5), attention=attention)
+    inputs = shape.inputs(memory_format=FORMATS[memory_format], requires_grad=True)
     projection = inputs.tim[:2] if weight else (None, None)
     arguments = (inputs.x, *projection, inputs.tim.attn_weight, energy, torch.float32, True)
     torch.library.opcheck(torch.ops.mtlkit.interaction_reduce.default, arguments)
