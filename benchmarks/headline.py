@@ -136,6 +136,12 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     yield backends("MedMamba-T, training step", "medmamba_t", "training_step", shape=FRAME)
     yield backends("VMamba-T, one image", "vmamba_t_s1l8", "inference", shape=FRAME)
     yield backends("VMamba-T, training step", "vmamba_t_s1l8", "training_step", shape=FRAME)
+    for name, label in (("mbdi", "MBDI"), ("btinet", "BTI-Net"), ("csa_moe", "CSA-MoE-Net")):
+        yield backends(f"{label}, one image", name, "inference", shape=FRAME)
+        yield backends(f"{label}, training step, two images", name, "training_step", shape=FRAME)
+    exam = "Hybrid CNN-VSSM, four views of"
+    yield backends(f"{exam} 512 x 512", "hybrid_vssm", "inference", shape="mammo_4view_512")
+    yield backends(f"{exam} 256 x 256, training step", "hybrid_vssm", "training_step", shape="mammo_4view_256")
 
 
 def times(what: str, ours: Row, other: Row, label: str, target: float | None = None) -> Line:

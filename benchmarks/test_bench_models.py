@@ -1,13 +1,22 @@
-"""Whole networks on one image of 224 x 224: a real ultrasound frame, inference and a training step."""
+"""Whole networks on a real ultrasound frame, inference and a training step.
+
+`python benchmarks/test_bench_models.py NAME BACKEND` prints the peak of memory of a training step, in bytes.
+"""
 
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import torch
 import torch.nn.functional as F
+from memory import RESET, resident
 from profiling import profile
 from pydicom.data import get_testdata_file
 from torch import Tensor, nn
@@ -23,6 +32,27 @@ BACKENDS = {"mtlkit": "auto", "torch": "torch"}
 LOGITS_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 
 
+@dataclass(frozen=True)
+class Network:
+    """How a network is measured: nothing random, and in training two images where a BatchNorm sees vectors."""
+
+    options: dict[str, Any]
+    training_images: int = 1
+    inference_shape: str = "busi_224"
+    training_shape: str = "busi_224"
+    memory: bool = True  # whether the peak of a training step is measured
+
+
+NETWORKS = {
+    "medmamba_t": Network({"num_classes": 2, "drop_path_rate": 0.0}, memory=False),
+    "vmamba_t_s1l8": Network({"num_classes": 2, "drop_path_rate": 0.0}, memory=False),
+    "mbdi": Network({"dropout": 0.0}, 2),
+    "btinet": Network({"dropout": 0.0}, 2),
+    "csa_moe": Network({"dropout": 0.0}, 2),
+    "hybrid_vssm": Network({"dropout": 0.0, "drop_path_rate": 0.0}, 1, "mammo_4view_512", "mammo_4view_256"),
+}
+
+
 @functools.cache
 def frame() -> Tensor:
     """An ultrasound frame (a lymph node, colour Doppler) that ships inside pydicom, zero mean: (1, 3, 224, 224)."""
@@ -33,24 +63,58 @@ def frame() -> Tensor:
     return (image - image.mean()) / image.std()
 
 
+def given(name: str, training: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    """What a network is called with: images, with the mask of an ellipse, or four views of an exam."""
+    how = NETWORKS[name]
+    if "4view" in how.inference_shape:
+        size = int((how.training_shape if training else how.inference_shape).rpartition("_")[2])
+        view = F.interpolate(frame(), (size, size), mode="bilinear", align_corners=False)
+        return (torch.stack([view, view.flip(3), view.flip(2), view.flip(2, 3)], 1).to(dtype),)
+    images = torch.cat([frame(), frame().flip(3)])[: how.training_images if training else 1].to(dtype)
+    return (images, ellipse(len(images))) if name == "csa_moe" else (images,)
+
+
+def ellipse(count: int) -> Tensor:
+    """A mask: (count, 1, 224, 224)."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
+    return ((x / 0.5) ** 2 + (y / 0.3) ** 2 < 1).float().expand(count, 1, SIZE, SIZE)
+
+
 def network(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return mtlkit.models.create_model(name, num_classes=2, drop_path_rate=0.0)
+    return mtlkit.models.create_model(name, **NETWORKS[name].options)
 
 
-def infer(model: nn.Module, image: Tensor) -> Tensor:
+def logits_of(output: Tensor | tuple) -> dict[str, Tensor]:
+    """What a network returns beside its gates, by name."""
+    outputs = {"cls_logits": output} if isinstance(output, Tensor) else output._asdict()
+    return {name: tensor for name, tensor in outputs.items() if name.endswith("logits")}
+
+
+def joined(output: Tensor | tuple) -> Tensor:
+    return output if isinstance(output, Tensor) else torch.cat([t.flatten() for t in logits_of(output).values()])
+
+
+def infer(model: nn.Module, *inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        return model(image)
+        return joined(model(*inputs))
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, image: Tensor) -> Tensor:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, *inputs: Tensor) -> Tensor:
     """One step; without an optimizer its gradients only, which stay in the parameters."""
     model.zero_grad()
-    logits = model(image)
-    F.cross_entropy(logits, torch.ones(len(image), dtype=torch.long)).backward()
+    output = model(*inputs)
+    loss = 0
+    for name, logits in logits_of(output).items():
+        if name == "seg_logits":
+            loss = loss + F.binary_cross_entropy_with_logits(logits, ellipse(len(logits)).to(logits.dtype))
+        else:
+            rows = logits.flatten(0, -2)
+            loss = loss + F.cross_entropy(rows, torch.arange(1, len(rows) + 1) % rows.shape[1])
+    loss.backward()
     if optimizer is not None:
         optimizer.step()
-    return logits.detach()
+    return joined(output).detach()
 
 
 def gradients(model: nn.Module) -> Tensor:
@@ -62,9 +126,10 @@ def exact(name: str, training: bool) -> tuple[Tensor, Tensor | None]:
     """Logits and gradients in float64; plain PyTorch's gradients would take 6 GB, and are compared in float32."""
     with mtlkit.use_backend("auto" if training else "torch"):
         model = network(name).double().train(training)
+        inputs = given(name, training, torch.float64)
         if not training:
-            return infer(model, frame().double()), None
-        return train(model, None, frame().double()), gradients(model)
+            return infer(model, *inputs), None
+        return train(model, None, *inputs), gradients(model)
 
 
 @functools.cache
@@ -72,7 +137,7 @@ def plain_gradients(name: str) -> Tensor:
     """Those of plain PyTorch in float32."""
     with mtlkit.use_backend("torch"):
         model = network(name).train()
-        train(model, None, frame())
+        train(model, None, *given(name, True))
         return gradients(model)
 
 
@@ -84,14 +149,17 @@ def assert_agrees(what: str, got: Tensor, exact: Tensor, bound: float) -> tuple[
 
 
 def run(measure: Callable, name: str, backend: str, direction: str, call: Callable, check: Callable, **extra) -> None:
+    how, training = NETWORKS[name], direction == "training_step"
+    shape = how.training_shape if training else how.inference_shape
+    images = given(name, training)[0]
     measure(
         call,
         check,
-        group=f"{name}-busi_224-float32-{direction}",
+        group=f"{name}-{shape}-float32-{direction}",
         provider=backend,
-        unit=("images", len(frame())),
+        unit=("images", len(images.flatten(0, -4))),
         op=name,
-        shape="busi_224",
+        shape=shape,
         dtype="float32",
         direction=direction,
         **extra,
@@ -99,33 +167,75 @@ def run(measure: Callable, name: str, backend: str, direction: str, call: Callab
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_inference(name: str, backend: str, measure: Callable) -> None:
     with mtlkit.use_backend(BACKENDS[backend]):
-        model = network(name).eval()
-        infer(model, frame())
-        extra = {"profile": profile(lambda: infer(model, frame()))} if backend == "mtlkit" else {}
+        model, inputs = network(name).eval(), given(name, False)
+        infer(model, *inputs)
+        extra = {"profile": profile(lambda: infer(model, *inputs))} if backend == "mtlkit" else {}
         exact_logits, _ = exact(name, False)
         run(
             measure,
             name,
             backend,
             "inference",
-            lambda: infer(model, frame()),
+            lambda: infer(model, *inputs),
             lambda logits: assert_agrees("logits", logits, exact_logits, LOGITS_BOUND),
             **extra,
         )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", ["medmamba_t", "vmamba_t_s1l8"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_training(name: str, backend: str, measure: Callable) -> None:
     exact_logits, exact_gradients = exact(name, True)
+    peak = peak_memory(name, backend) if NETWORKS[name].memory else None
     with mtlkit.use_backend(BACKENDS[backend]):
-        model = network(name).train()
-        logits = train(model, None, frame())
+        model, inputs = network(name).train(), given(name, True)
+        logits = train(model, None, *inputs)
         assert_agrees("logits", logits, exact_logits, LOGITS_BOUND)
         bound = GRADIENT_BOUND + 2 * relative_error(plain_gradients(name), exact_gradients)
         errors = assert_agrees("gradients", gradients(model), exact_gradients, bound)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        run(measure, name, backend, "training_step", lambda: train(model, optimizer, frame()), lambda _: errors)
+        run(
+            measure,
+            name,
+            backend,
+            "training_step",
+            lambda: train(model, optimizer, *inputs),
+            lambda _: errors,
+            **({} if peak is None else {"peak_bytes": peak}),
+        )
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(name: str, backend: str) -> int | None:
+    """Bytes that a training step takes on top of the network; the first step makes the optimizer's state."""
+    with mtlkit.use_backend(BACKENDS[backend]):
+        model, inputs = network(name).train(), given(name, True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        model.zero_grad()
+        try:
+            RESET.write_text("5")
+        except OSError:
+            return None
+        before = resident("VmRSS")
+        train(model, optimizer, *inputs)
+        return resident("VmHWM") - before
+
+
+def peak_memory(name: str, backend: str) -> int | None:
+    """As `measure_memory`, from a fresh process; None where the system does not tell."""
+    if not RESET.exists():
+        return None
+    answer = subprocess.run([sys.executable, __file__, name, backend], capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_memory(*sys.argv[1:])))
