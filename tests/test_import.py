@@ -7,7 +7,19 @@ import pytest
 
 import mtlkit
 
-HEAVY = {"triton", "timm", "torchvision", "matplotlib", "scipy", "pandas", "rich", "mamba_ssm", "causal_conv1d"}
+HEAVY = {
+    "triton",
+    "timm",
+    "huggingface_hub",
+    "torchvision",
+    "matplotlib",
+    "scipy",
+    "pandas",
+    "rich",
+    "mamba_ssm",
+    "causal_conv1d",
+    "safetensors",
+}
 
 
 # Prints to stderr, as JSON, the modules that `use` loads beyond torch's, and its time as a share of torch's.

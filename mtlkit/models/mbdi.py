@@ -39,7 +39,7 @@ class InteractionOptions:
     Attributes:
         num_classes: logits of the classifier.
         in_chans: channels of the images, 1 or 3.
-        encoder: one of `list_encoders()`.
+        encoder: one of `list_encoders()`, or one with timm's tag of its weights, as "tf_efficientnet_b4.aa_in1k".
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen; the publication's is "blocks.1.1.bn2".
         decoder_dims: channels of the four decoder levels; the mask's head has 1/2 and 1/3 of the last.
