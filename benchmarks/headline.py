@@ -87,6 +87,11 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
             what, *(find(op, direction, p, shape) for p in ("mtlkit", "torch")), "PyTorch backend", target
         )
 
+    def accelerated(what: str, op: str, direction: str, target: float | None = None):
+        return lambda: times(
+            what, *(results.find(op, FRAME, direction, p) for p in ("accelerated", "plain")), "before", target
+        )
+
     def level(name: str, target: float | None = None):
         what = f"SS2D forward, {ISA[name]} code"
         return lambda: rates(
@@ -136,6 +141,10 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     yield backends("MedMamba-T, training step", "medmamba_t", "training_step", shape=FRAME)
     yield backends("VMamba-T, one image", "vmamba_t_s1l8", "inference", shape=FRAME)
     yield backends("VMamba-T, training step", "vmamba_t_s1l8", "training_step", shape=FRAME)
+    yield accelerated("MedMamba-T in plain PyTorch, accelerated: one image", "plain_medmamba_t", "inference", 15)
+    yield accelerated("the same, training step", "plain_medmamba_t", "training_step", 20)
+    yield accelerated("VM-UNet's blocks, accelerated: one image", "plain_vmunet", "inference")
+    yield accelerated("VMamba's layers, accelerated: one image", "plain_vmamba", "inference")
     for name, label in (("mbdi", "MBDI"), ("btinet", "BTI-Net"), ("csa_moe", "CSA-MoE-Net")):
         yield backends(f"{label}, one image", name, "inference", shape=FRAME)
         yield backends(f"{label}, training step, two images", name, "training_step", shape=FRAME)
