@@ -1,8 +1,11 @@
 """Every script in examples/ runs, is short, and does what it says."""
 
 import re
+import sys
 
 import pytest
+
+from mtlkit import compat
 
 SCRIPTS = ("accelerate_medmamba", "layer_in_your_unet", "mamba_ssm_on_cpu")
 
@@ -44,3 +47,15 @@ def test_mamba_ssm_on_cpu(output):
     assert "mamba_ssm is served by mtlkit" in output
     assert "block: (2, 1000, 64)" in output
     assert "scan: (2, 128, 1000), last state (2, 128, 16)" in output
+
+
+def test_page_runs(root, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [str(root / "examples"), *sys.path])
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "bring_your_model.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 2
+    try:
+        for block in blocks:
+            exec(compile(block, "bring_your_model.md", "exec"), {})
+    finally:
+        compat.uninstall_mamba_ssm()
+    assert "mtlkit.accelerate: 10 replaced, 0 left alone" in capsys.readouterr().out
