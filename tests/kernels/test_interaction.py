@@ -44,3 +44,23 @@ def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
             if capability < 100:  # there tensor memory is taken by an atomic instruction, of integers
                 assert found.atomics == 0, found
             assert found.shared <= SHARED[capability], found
+
+
+def test_other_forms_compile(record, compiled):
+    """Without a projection, without what comes from scaling, and with offsets of 64 bits."""
+    from mtlkit.kernels import interaction as kernels
+
+    def forms() -> None:
+        x = torch.empty(2, 96, 28, 28, device="meta")
+        channels, empty = torch.empty(2, 96, device="meta"), torch.empty(2, 0, device="meta")
+        kernels.reduce_forward(x, None, None, None, False, False)
+        kernels.reduce_backward(x, None, None, None, channels, empty, empty, empty, None, channels, None, None)
+        wide = torch.empty(2, 32, 1 << 14, 1 << 13, dtype=torch.float16, device="meta")
+        weight, bias = torch.empty(16, 32, device="meta"), torch.empty(16, device="meta")
+        mean, _, _, pooled, *kept = kernels.reduce_forward(wide, weight, bias, None, False, True)
+        kernels.reduce_backward(wide, weight, bias, None, mean, pooled, *kept, None, None, None, pooled)
+        kernels.scale_backward(kernels.scale_forward(wide, mean), wide)
+
+    launches = record(forms)
+    assert {launch.arguments["WIDE"] for launch in launches} == {False, True}
+    assert all(compiled(launch, 90).spills == 0 for launch in launches)
