@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -303,7 +304,8 @@ def _layer_tensors(
     for path, part in parts.items():
         for tensor, (variable, axes) in _variables(leaves[path]).items():
             inner = f"{path}.{tensor}" if path else tensor
-            name = by_part.get((part, variable))
+            # Keras 3 calls the kernel of a DepthwiseConv2D, but not that of a SeparableConv2D, "kernel"
+            name = by_part.get((part, variable)) or by_part.get((part, variable.removeprefix("depthwise_")))
             if name is None:
                 missing = f"*{_PARTS[type(layer)][path]}" if path else "*"
                 where = f"{shown}/{part or missing}/{variable}"
@@ -312,5 +314,5 @@ def _layer_tensors(
             expected = tuple(own[inner].shape[axes.index(i)] for i in range(len(axes)))
             if have != expected:
                 raise ValueError(f"weights[{name!r}]: expected shape {expected} for {prefix}{inner}, got {have}")
-            value = torch.as_tensor(weights[name]).permute(axes).to(own[inner].dtype)
-            yield prefix + inner, name, value.clone(memory_format=torch.contiguous_format)
+            value = torch.from_numpy(numpy.array(weights[name])).permute(axes)  # a copy
+            yield prefix + inner, name, value.to(own[inner].dtype).contiguous()

@@ -162,8 +162,9 @@ def test_single_layers():
     assert (up(torch.tensor(entry["x"])) - torch.tensor(entry["y"])).abs().max() <= 1e-5
 
     depthwise = nn.Conv2d(4, 4, 3, groups=4, bias=False)
-    state = state_dict_from_keras(depthwise, {"dw/depthwise_kernel": numpy.arange(36.0).reshape(3, 3, 4, 1)})
-    assert state["weight"][1, 0].tolist() == [[1, 5, 9], [13, 17, 21], [25, 29, 33]]
+    for name in ("dw/dw/depthwise_kernel:0", "dw/dw/kernel"):  # Keras 2, Keras 3
+        state = state_dict_from_keras(depthwise, {name: numpy.arange(36.0).reshape(3, 3, 4, 1)})
+        assert state["weight"][1, 0].tolist() == [[1, 5, 9], [13, 17, 21], [25, 29, 33]]
 
     norm = nn.BatchNorm1d(2)
     arrays = {name: numpy.full(2, i) for i, name in enumerate(("gamma", "beta", "moving_mean", "moving_variance"))}
