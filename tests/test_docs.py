@@ -14,6 +14,8 @@ MODULES = ["mtlkit"] + [
     if not module.name.startswith("mtlkit._C") and not module.name.endswith("__main__")
 ]
 PACKAGES = [
+    "mtlkit",
+    "mtlkit.compat",
     "mtlkit.ops",
     "mtlkit.nn",
     "mtlkit.models",
