@@ -17,9 +17,21 @@ from torch import Tensor
 from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import address, argument, check, compute_dtype, first_order_only, traced
+from mtlkit.ops._native_call import (
+    address,
+    argument,
+    as_float,
+    check,
+    check_cuda,
+    compute_dtype,
+    first_order_only,
+    gpu,
+    launching,
+    single_precision_only,
+    traced,
+)
 
-SERVED = ("cpu", "torch", "reference")
+SERVED = ("cpu", "cuda", "triton", "torch", "reference")
 TAPS = 3
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
@@ -72,92 +84,136 @@ def _new_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_memory_format(x))
 
 
-# --- launch -----------------------------------------------------------------------------------------------------------
+# --- launch: cpu ------------------------------------------------------------------------------------------------------
 
 
-def _inputs(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
-    return argument(x), argument(weight[:, 0]), argument(bias)
+def _cpu_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
+    """What the kernels of both directions take first."""
+    inputs = (argument(x), argument(weight[:, 0]), argument(bias))
+    return tuple(x.shape), inputs, x.dtype == torch.float64, torch.get_num_threads()
 
 
-def _forward(x, weight, bias) -> Tensor:
+def _cpu_forward(x, weight, bias) -> Tensor:
     y = _new_output(x)
-    if x.shape[0] > 0:
-        status = _native.C.dwconv_silu_forward(
-            tuple(x.shape), _inputs(x, weight, bias), x.dtype == torch.float64, torch.get_num_threads(), argument(y)
-        )
-        check(status)
+    check(_native.C.dwconv_silu_forward(*_cpu_arguments(x, weight, bias), argument(y)))
     return y
 
 
-# --- backward ---------------------------------------------------------------------------------------------------------
+def _cpu_backward(dy, x, weight, bias) -> list[Tensor | None]:
+    dx, dtype = _new_output(x), compute_dtype(x)
+    dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
+    outputs = (argument(dy), argument(dx), address(dweight), address(dbias))
+    check(_native.C.dwconv_silu_backward(*_cpu_arguments(x, weight, bias), *outputs))
+    return [dx, dweight, dbias]
 
 
-def _backward(dy, x, weight, bias) -> list[Tensor | None]:
+# --- launch: cuda -----------------------------------------------------------------------------------------------------
+
+
+def _cuda_forward(x, weight, bias) -> Tensor:
+    y = _new_output(x)
+    with launching(x) as stream:
+        weight, bias = as_float(weight[:, 0]), None if bias is None else as_float(bias)
+        inputs = (argument(x), argument(weight), argument(bias))
+        check_cuda(_native.C.cuda_dwconv_silu_forward(tuple(x.shape), inputs, stream, argument(y)))
+    return y
+
+
+def _cuda_backward(dy, x, weight, bias) -> list[Tensor | None]:
+    dx, taps = _new_output(x), weight[0].numel()
+    with launching(x) as stream:
+        weight, bias = as_float(weight[:, 0]), None if bias is None else as_float(bias)
+        parts = _native.C.cuda_dwconv_silu_parts(*x.shape, gpu(x.device)[0])
+        partials = torch.empty(parts, x.shape[1], taps + 1, dtype=torch.float32, device=x.device)
+        inputs = (argument(x), argument(weight), argument(bias))
+        outputs = (argument(dy), argument(dx), address(partials), parts)
+        check_cuda(_native.C.cuda_dwconv_silu_backward(tuple(x.shape), inputs, stream, *outputs))
+    dweight, dbias = partials.sum(0).split((taps, 1), -1)
+    return [dx, dweight.reshape(-1, 1, *weight.shape[1:]), dbias[:, 0]]
+
+
+# --- launch: triton ---------------------------------------------------------------------------------------------------
+
+
+def _triton_forward(x, weight, bias) -> Tensor:
+    from mtlkit.kernels import dwconv_silu as kernels
+
+    return kernels.forward(x, weight, bias)
+
+
+def _triton_backward(dy, x, weight, bias) -> tuple[Tensor | None, ...]:
+    from mtlkit.kernels import dwconv_silu as kernels
+
+    return kernels.backward(dy, x, weight, bias)
+
+
+# --- forward and backward ---------------------------------------------------------------------------------------------
+
+_FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward, "triton": _triton_forward}
+_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward, "triton": _triton_backward}
+
+
+def _forward(backend, x, weight, bias) -> Tensor:
+    """The kernel."""
+    return _FORWARD[backend](x, weight, bias) if x.shape[0] > 0 else _new_output(x)
+
+
+def _backward(backend, dy, x, weight, bias) -> list[Tensor | None]:
     """The kernel: the gradient of each input, None for a bias that was not given."""
-    dtype = compute_dtype(x)
-    dx = _new_output(x)
-    new = torch.empty if x.shape[0] > 0 else torch.zeros
-    dweight = new(weight.shape, dtype=dtype)
-    dbias = None if bias is None else new(bias.shape, dtype=dtype)
-    if x.shape[0] > 0:
-        status = _native.C.dwconv_silu_backward(
-            tuple(x.shape),
-            _inputs(x, weight, bias),
-            dtype == torch.float64,
-            torch.get_num_threads(),
-            argument(dy),
-            argument(dx),
-            address(dweight),
-            address(dbias),
-        )
-        check(status)
-    return [dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype)]
+    inputs = (x, weight, bias)
+    if x.shape[0] == 0:
+        return [_new_output(x), *(None if t is None else torch.zeros_like(t) for t in (weight, bias))]
+    dx, *gradients = _BACKWARD[backend](dy, *inputs)
+    parameters = zip(gradients, (weight, bias), strict=True)
+    return [dx, *(None if t is None else g.to(t.dtype).contiguous() for g, t in parameters)]
 
 
 class _DwconvSilu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx, backend, *inputs):
+        ctx.backend = backend
         ctx.save_for_backward(*inputs)
-        return _forward(*inputs)
+        return _forward(backend, *inputs)
 
     @staticmethod
     def backward(ctx, dy):
         inputs = ctx.saved_tensors
-        return tuple(first_order_only("dwconv_silu", _backward(dy, *inputs), (dy, *inputs)))
+        return None, *first_order_only("dwconv_silu", _backward(ctx.backend, dy, *inputs), (dy, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-@torch.library.custom_op("mtlkit::dwconv_silu", mutates_args=(), device_types="cpu")
-def _op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _forward(x, weight, bias)
+@torch.library.custom_op("mtlkit::dwconv_silu", mutates_args=())
+def _op(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _forward(backend, x, weight, bias)
 
 
 @_op.register_fake
-def _(x, weight, bias):
+def _(backend, x, weight, bias):
     return _new_output(x)
 
 
-@torch.library.custom_op("mtlkit::dwconv_silu_backward", mutates_args=(), device_types="cpu")
-def _op_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    return [g for g in _backward(dy, x, weight, bias) if g is not None]
+@torch.library.custom_op("mtlkit::dwconv_silu_backward", mutates_args=())
+def _op_backward(backend: str, dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Tensor]:
+    return [g for g in _backward(backend, dy, x, weight, bias) if g is not None]
 
 
 @_op_backward.register_fake
-def _(dy, x, weight, bias):
+def _(backend, dy, x, weight, bias):
     parameters = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weight, bias) if t is not None]
     return [_new_output(x), *parameters]
 
 
 def _op_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.backend, *tensors = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _op_grad(ctx, dy):
     inputs = ctx.saved_tensors
-    present = iter(_op_backward(dy, *inputs))
-    return tuple(None if t is None else next(present) for t in inputs)
+    present = iter(_op_backward(ctx.backend, dy, *inputs))
+    return None, *(None if t is None else next(present) for t in inputs)
 
 
 _op.register_autograd(_op_grad, setup_context=_op_setup)
@@ -198,11 +254,11 @@ def dwconv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         torch.Size([1, 8, 7, 5])
     """
     _check(x, weight, bias)
-    backend = choose("dwconv_silu", SERVED, x.device)
+    backend = choose("dwconv_silu", SERVED, x.device, single_precision_only(x, weight, bias))
     if backend == "reference":
         return dwconv_silu_reference(x, weight, bias)
     if backend == "torch":
         return dwconv_silu_torch(x, weight, bias)
     if traced(x, weight, bias):
-        return _op(x, weight, bias)
-    return _DwconvSilu.apply(x, weight, bias)
+        return _op(backend, x, weight, bias)
+    return _DwconvSilu.apply(backend, x, weight, bias)

@@ -17,9 +17,21 @@ from torch import Tensor
 from mtlkit import _native
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._native_call import address, argument, check, compute_dtype, first_order_only, traced
+from mtlkit.ops._native_call import (
+    address,
+    argument,
+    as_float,
+    check,
+    check_cuda,
+    compute_dtype,
+    first_order_only,
+    gpu,
+    launching,
+    single_precision_only,
+    traced,
+)
 
-SERVED = ("cpu", "torch", "reference")
+SERVED = ("cpu", "cuda", "triton", "torch", "reference")
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
 
@@ -68,11 +80,11 @@ def _check(x, weight, bias, z, eps) -> None:
         raise ValueError(f"eps: expected a number that is at least 0, got {eps!r}")
 
 
-# --- launch -----------------------------------------------------------------------------------------------------------
+# --- launch: cpu ------------------------------------------------------------------------------------------------------
 
 
 def _rows(t: Tensor | None) -> Tensor | None:
-    """(rows, D) with the channels side by side, as the kernel reads it; no copy where strides allow."""
+    """(rows, D) with the channels side by side, as the kernels read it; no copy where strides allow."""
     if t is None:
         return None
     t = t.reshape(-1, t.shape[-1])
@@ -84,97 +96,155 @@ def _new_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _forward(x, weight, bias, z, eps) -> Tensor:
+def _cpu_arguments(x, weight, bias, z, eps) -> tuple:
+    """What the kernels of both directions take first."""
+    return (
+        *x.shape,
+        (argument(x), argument(weight), argument(bias), argument(z)),
+        eps,
+        compute_dtype(x, z) == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+def _cpu_forward(x, weight, bias, z, eps) -> Tensor:
     out = _new_output(x)
-    if x.numel() > 0:
-        x, z = _rows(x), _rows(z)
-        status = _native.C.norm_gate_forward(
-            *x.shape,
-            (argument(x), argument(weight), argument(bias), argument(z)),
-            eps,
-            compute_dtype(x, z) == torch.float64,
-            torch.get_num_threads(),
-            argument(_rows(out)),
-        )
-        check(status)
+    x, z = _rows(x), _rows(z)
+    arguments = _cpu_arguments(x, weight, bias, z, eps)
+    check(_native.C.norm_gate_forward(*arguments, argument(_rows(out))))
     return out
 
 
-# --- backward ---------------------------------------------------------------------------------------------------------
-
-
-def _backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
-    """The kernel: the gradient of each input, None for those that were not given."""
-    dtype = compute_dtype(x, z)
+def _cpu_backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
     dx, dz = _new_output(x), None if z is None else _new_output(z)
-    new = torch.empty if x.numel() > 0 else torch.zeros
-    dweight, dbias = (None if t is None else new(t.shape, dtype=dtype) for t in (weight, bias))
-    if x.numel() > 0:
-        dout, x, z = _rows(dout), _rows(x), _rows(z)
-        status = _native.C.norm_gate_backward(
-            *x.shape,
-            (argument(x), argument(weight), argument(bias), argument(z)),
-            eps,
-            dtype == torch.float64,
-            torch.get_num_threads(),
-            argument(dout),
-            argument(_rows(dx)),
-            argument(_rows(dz)),
-            address(dweight),
-            address(dbias),
-        )
-        check(status)
-    dweight, dbias = (None if t is None else g.to(t.dtype) for g, t in ((dweight, weight), (dbias, bias)))
+    dtype = compute_dtype(x, z)
+    dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
+    dout, x, z = _rows(dout), _rows(x), _rows(z)
+    status = _native.C.norm_gate_backward(
+        *_cpu_arguments(x, weight, bias, z, eps),
+        *(argument(t) for t in (dout, _rows(dx), _rows(dz))),
+        address(dweight),
+        address(dbias),
+    )
+    check(status)
     return [dx, dweight, dbias, dz]
+
+
+# --- launch: cuda -----------------------------------------------------------------------------------------------------
+
+
+def _cuda_arguments(x, weight, bias, z, eps, stream) -> tuple:
+    """What the kernels of both directions take first: rows, and parameters in float32."""
+    return *x.shape, (argument(x), argument(weight), argument(bias), argument(z), None), eps, stream
+
+
+def _cuda_forward(x, weight, bias, z, eps) -> Tensor:
+    out = _new_output(x)
+    with launching(x) as stream:
+        weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
+        x, z = _rows(x), None if z is None else _rows(z.to(x.dtype))
+        arguments = _cuda_arguments(x, weight, bias, z, eps, stream)
+        check_cuda(_native.C.cuda_norm_gate_forward(*arguments, argument(_rows(out))))
+    return out
+
+
+def _cuda_backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
+    dx, dz = _new_output(x), None if z is None else torch.empty(z.shape, dtype=x.dtype, device=x.device)
+    with launching(x) as stream:
+        weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
+        dout, x, z = _rows(dout), _rows(x), None if z is None else _rows(z.to(x.dtype))
+        blocks = _native.C.cuda_norm_gate_blocks(*x.shape, gpu(x.device)[0])
+        partials = torch.empty(blocks, 2, x.shape[1], dtype=torch.float32, device=x.device)
+        arguments = _cuda_arguments(x, weight, bias, z, eps, stream)
+        outputs = (argument(dout), argument(_rows(dx)), argument(_rows(dz)), address(partials), blocks)
+        check_cuda(_native.C.cuda_norm_gate_backward(*arguments, *outputs))
+    dweight, dbias = partials.sum(0)
+    return [dx, dweight, dbias, dz]
+
+
+# --- launch: triton ---------------------------------------------------------------------------------------------------
+
+
+def _triton_forward(x, weight, bias, z, eps) -> Tensor:
+    from mtlkit.kernels import norm_gate as kernels
+
+    return kernels.forward(x, weight, bias, z, eps)
+
+
+def _triton_backward(dout, x, weight, bias, z, eps) -> tuple[Tensor | None, ...]:
+    from mtlkit.kernels import norm_gate as kernels
+
+    return kernels.backward(dout, x, weight, bias, z, eps)
+
+
+# --- forward and backward ---------------------------------------------------------------------------------------------
+
+_FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward, "triton": _triton_forward}
+_BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward, "triton": _triton_backward}
+
+
+def _forward(backend, x, weight, bias, z, eps) -> Tensor:
+    """The kernel."""
+    return _FORWARD[backend](x, weight, bias, z, eps) if x.numel() > 0 else _new_output(x)
+
+
+def _backward(backend, dout, x, weight, bias, z, eps) -> list[Tensor | None]:
+    """The kernel: the gradient of each input, None for those that were not given."""
+    inputs = (x, weight, bias, z)
+    if x.numel() == 0:
+        return [None if t is None else torch.zeros_like(t) for t in inputs]
+    gradients = _BACKWARD[backend](dout, *inputs, eps)
+    return [None if t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True)]
 
 
 class _NormGate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, eps, *inputs):
-        ctx.eps = eps
+    def forward(ctx, backend, eps, *inputs):
+        ctx.backend, ctx.eps = backend, eps
         ctx.save_for_backward(*inputs)
-        return _forward(*inputs, eps)
+        return _forward(backend, *inputs, eps)
 
     @staticmethod
     def backward(ctx, dout):
         inputs = ctx.saved_tensors
-        return None, *first_order_only("norm_gate", _backward(dout, *inputs, ctx.eps), (dout, *inputs))
+        gradients = _backward(ctx.backend, dout, *inputs, ctx.eps)
+        return None, None, *first_order_only("norm_gate", gradients, (dout, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-@torch.library.custom_op("mtlkit::norm_gate", mutates_args=(), device_types="cpu")
-def _op(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
-    return _forward(x, weight, bias, z, eps)
+@torch.library.custom_op("mtlkit::norm_gate", mutates_args=())
+def _op(backend: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
+    return _forward(backend, x, weight, bias, z, eps)
 
 
 @_op.register_fake
-def _(x, weight, bias, z, eps):
+def _(backend, x, weight, bias, z, eps):
     return _new_output(x)
 
 
-@torch.library.custom_op("mtlkit::norm_gate_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("mtlkit::norm_gate_backward", mutates_args=())
 def _op_backward(
-    dout: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float
+    backend: str, dout: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float
 ) -> list[Tensor]:
-    return [g for g in _backward(dout, x, weight, bias, z, eps) if g is not None]
+    return [g for g in _backward(backend, dout, x, weight, bias, z, eps) if g is not None]
 
 
 @_op_backward.register_fake
-def _(dout, x, weight, bias, z, eps):
+def _(backend, dout, x, weight, bias, z, eps):
     return [_new_output(t) for t in (x, weight, bias, z) if t is not None]
 
 
 def _op_setup(ctx, inputs, output) -> None:
-    *tensors, ctx.eps = inputs
+    ctx.backend, *tensors, ctx.eps = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _op_grad(ctx, dout):
     inputs = ctx.saved_tensors
-    present = iter(_op_backward(dout, *inputs, ctx.eps))
-    return *(None if t is None else next(present) for t in inputs), None
+    present = iter(_op_backward(ctx.backend, dout, *inputs, ctx.eps))
+    return None, *(None if t is None else next(present) for t in inputs), None
 
 
 _op.register_autograd(_op_grad, setup_context=_op_setup)
@@ -223,11 +293,11 @@ def norm_gate(
         torch.Size([1, 7, 5, 8])
     """
     _check(x, weight, bias, z, eps)
-    backend = choose("norm_gate", SERVED, x.device)
+    backend = choose("norm_gate", SERVED, x.device, single_precision_only(x, weight, bias, z))
     if backend == "reference":
         return norm_gate_reference(x, weight, bias, z, eps)
     if backend == "torch":
         return norm_gate_torch(x, weight, bias, z, eps)
     if traced(x, weight, bias, z):
-        return _op(x, weight, bias, z, float(eps))
-    return _NormGate.apply(float(eps), x, weight, bias, z)
+        return _op(backend, x, weight, bias, z, float(eps))
+    return _NormGate.apply(backend, float(eps), x, weight, bias, z)

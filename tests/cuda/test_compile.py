@@ -96,14 +96,15 @@ def kernels(cubins) -> list[Kernel]:
     return sorted(k._replace(name=readable(name)) for k, name in zip(found, names, strict=True))
 
 
-def test_no_kernel_spills(kernels):
+def test_registers_suffice(kernels):
     for k in kernels:
         print(f"{k.arch} {k.name:60} {k.registers:4} registers {k.stack:4} bytes of stack {k.shared:6} shared")
     names = {k.name.split("<")[0] for k in kernels}
     for source in SOURCES:
         assert names.issuperset(re.findall(r"\b(\w+_kernel)\(const", source.read_text())), source
     assert set(ARCHS) <= {k.arch for k in kernels}
-    assert not [k for k in kernels if k.stack > 0]
+    # A backward scan may put some values aside while it moves a tile; test_loops_over_tokens_are_short sees to its loops.
+    assert not [k for k in kernels if k.stack > (32 if "_bwd_kernel<Layout" in k.name else 0)]
 
 
 # --- the scans' inner loops -------------------------------------------------------------------------------------------
@@ -128,6 +129,7 @@ class Loop(NamedTuple):
     last: int
     exponentials: int
     reads: int  # of shared memory
+    spilled: int  # reads and writes of registers put aside
 
 
 def loops(listing: list[str]) -> list[Loop]:
@@ -141,20 +143,18 @@ def loops(listing: list[str]) -> list[Loop]:
         target = re.match(r"BRA.*`\((\.L_x_\d+)\)", line)
         if target and target[1] in labels:
             body = code[labels[target[1]] :]
-            exponentials, reads = (sum(i.startswith(name) for i in body) for name in ("MUFU.EX2", "LDS"))
-            found.append(Loop(labels[target[1]], len(code), exponentials, reads))
+            counts = (sum(i.startswith(names) for i in body) for names in ("MUFU.EX2", "LDS", ("LDL", "STL")))
+            found.append(Loop(labels[target[1]], len(code), *counts))
     return found
 
 
-def per_update(listing: list[str], states: int) -> list[float]:
-    """Instructions for each state update of the loops over tokens.
-
-    These take one exponential for each of the lane's states and each of a few tokens at a time, and read shared memory.
+def loops_over_tokens(listing: list[str], states: int) -> list[Loop]:
+    """These take one exponential for each of the lane's states and each of a few tokens at a time, and read shared memory.
     A loop within, such as one over a sum's parts, counts as one turn.
     """
     updating = [loop for loop in loops(listing) if loop.exponentials >= 2 * states and loop.reads]
     return [
-        (outer.last - outer.first) / outer.exponentials
+        outer
         for outer in updating
         if not any(outer.first <= i.first and i.last <= outer.last and i != outer for i in updating)
     ]
@@ -173,7 +173,9 @@ def test_loops_over_tokens_are_short(kernels, direction, arch):
     served = [k for k in scans if layout(k)[0] * layout(k)[1] == STATES]
     assert {k.name.split("<")[0] for k in served} == {k.name.split("<")[0] for k in scans} != set()
     for kernel in served:
-        lengths = per_update(instructions(kernel.cubin)[kernel.symbol], layout(kernel)[0])
+        found = loops_over_tokens(instructions(kernel.cubin)[kernel.symbol], layout(kernel)[0])
+        assert not any(loop.spilled for loop in found)
+        lengths = [(loop.last - loop.first) / loop.exponentials for loop in found]
         print(f"{arch} {kernel.name}: {', '.join(f'{length:.2f}' for length in lengths)} instructions per state update")
         assert lengths
         constant = re.match(r"selective_scan_\w+<Layout<[^>]*>, true", kernel.name)

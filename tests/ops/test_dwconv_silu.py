@@ -151,7 +151,7 @@ def test_second_backward_raises():
 @pytest.mark.parametrize("layout", ["contiguous", "half"])
 def test_opcheck(layout, bias):
     inputs = [None if t is None else t.requires_grad_() for t in make((2, 5, 4, 3), layout=layout, bias=bias)]
-    torch.library.opcheck(torch.ops.mtlkit.dwconv_silu.default, tuple(inputs))
+    torch.library.opcheck(torch.ops.mtlkit.dwconv_silu.default, ("cpu", *inputs))
 
 
 def test_compiles_once_for_all_batch_sizes():

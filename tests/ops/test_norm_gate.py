@@ -188,7 +188,7 @@ def test_second_backward_raises():
 @pytest.mark.parametrize("absent", ["", "bias", "weight z"])
 def test_opcheck(absent):
     inputs = [None if t is None else t.requires_grad_() for t in make((2, 3, 5), layout="half", absent=absent)]
-    torch.library.opcheck(torch.ops.mtlkit.norm_gate.default, (*inputs, 1e-5))
+    torch.library.opcheck(torch.ops.mtlkit.norm_gate.default, ("cpu", *inputs, 1e-5))
 
 
 def test_compiles_once_for_all_batch_sizes():
