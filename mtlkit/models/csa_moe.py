@@ -148,7 +148,7 @@ class CSAMoE(Pretrained):
         """Logits and weights: (B, in_chans, H, W) and (B, 1, H, W) to CSAMoEOutput."""
         check_images(images, self.options.in_chans, STRIDE)
         experts = self.options.experts
-        if masks is None and experts != ("image",):
+        if masks is None and set(experts) != {"image"}:
             raise ValueError(f"masks: expected those of the lesions for the experts {', '.join(experts)}, got None")
         views = {"image": images} if masks is None else self.views(images, masks)._asdict()
         found = [self.experts[name](views[name]) for name in experts]

@@ -126,7 +126,7 @@ def test_identical_experts_fuse_to_their_feature():
 
 
 def test_one_expert_is_a_plain_network():
-    model = create_model("csa_moe", **PLAIN).eval()
+    model = create_model("csa_moe", csa=False, experts=["image"]).eval()
     net = timm.create_model("resnet18", num_classes=2).eval()
     net.load_state_dict(model.experts["image"].encoder.state_dict(), strict=False)
     net.fc.load_state_dict(model.head.state_dict())

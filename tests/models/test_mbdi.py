@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
+import mtlkit
 from mtlkit.models import create_model
 from mtlkit.nn import TaskInteraction, UncertaintyProxyAttention
 
@@ -53,6 +55,15 @@ def test_counts_of_the_parts():
     assert [count(level.interaction.upa) for level in gates] == [41_154, 28_866, 22_722, 19_650]
     assert count(model.seg_head) == 10_392 + 3_472 + 17
     assert keras_count(model.cls_head) == 1_102_080 + 1_024 + 771
+
+
+@pytest.mark.parametrize(("name", "published"), [("mbdi", 18.5156), ("btinet", 18.518)])
+def test_flops(name, published):
+    """TensorFlow's profiler, which these are from, counts 1 % more: what is done to single elements."""
+    model = create_model(name).eval()
+    with FlopCounterMode(display=False) as counter, mtlkit.use_backend("torch"), torch.no_grad():
+        model(torch.rand(1, 3, 224, 224))
+    assert published * 0.98 < counter.get_total_flops() / 1e9 < published
 
 
 def test_stage2_trains_the_gates_alone():
