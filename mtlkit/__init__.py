@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import data, losses, metrics, models, nn, ops
+    from mtlkit import data, losses, metrics, models, nn, ops, training
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
 
@@ -31,6 +31,7 @@ __all__ = [
     "ops",
     "restore",
     "selective_scan_fn",
+    "training",
     "use_backend",
 ]
 
@@ -46,6 +47,7 @@ _LAZY: dict[str, tuple[str, str | None]] = {
     "ops": ("mtlkit.ops", None),
     "restore": ("mtlkit._accelerate", "restore"),
     "selective_scan_fn": ("mtlkit.ops.selective_scan", "selective_scan"),
+    "training": ("mtlkit.training", None),
     "use_backend": ("mtlkit.ops._backend", "use_backend"),
 }
 

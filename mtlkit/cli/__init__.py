@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import data
+from mtlkit.cli import data, train
 
 EPILOG = """\
 exit status:
@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="what is active on this machine, what is not, and why")
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
+    train.add_command(commands)
     return whole
 
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (KeyboardInterrupt, ModuleNotFoundError, ValueError, OSError) as error:
+    except (KeyboardInterrupt, ImportError, ValueError, OSError, FloatingPointError) as error:
         if options.debug:
             traceback.print_exception(error)
         words, status = str(error), 2

@@ -1,0 +1,114 @@
+"""`mtlkit train`: a network from a recipe and a folder of data."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Trains a network as a recipe says: reads the data set, splits it, trains with checkpoints, keeps the best epoch, and
+judges it on the test part.
+
+recipes: mbdi, btinet, csa_moe and hybrid_vssm are the papers'; demo is small; a path ending in .yaml is one of yours.
+"""
+EPILOG = """\
+examples:
+  mtlkit data synthesize ultrasound phantoms/busi
+  mtlkit train demo --data phantoms/busi --out runs/demo
+  mtlkit train mbdi --data BUSI --out runs/mbdi --set data.batch_size=8 --set model.options.pretrained=false
+  mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
+  mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
+
+the folder of a run: config.yaml, split.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/, result.json
+
+exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Adds `train` to the command line."""
+    command = commands.add_parser(
+        "train",
+        help="train a network from a recipe",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("recipe", metavar="RECIPE", help="a name, or a file")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the data set; `mtlkit data check` tells if it is sound",
+    )
+    add("--out", type=Path, required=True, metavar="FOLDER", help="the run; a new folder")
+    add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, as data.batch_size=8")
+    add("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
+    add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
+    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add("--resume", action="store_true", help="go on with a run that was interrupted")
+    add("--force", action="store_true", help="begin anew where there is a run already")
+    command.set_defaults(run=run)
+
+
+def parse_changes(settings: list[str]) -> dict[str, Any]:
+    """Nested dictionaries of "section.name=value"; values are read as YAML.
+
+    Example:
+        >>> from mtlkit.cli.train import parse_changes
+        >>> parse_changes(["data.batch_size=8", "data.classes=[benign, malignant]", "seed=1"])
+        {'data': {'batch_size': 8, 'classes': ['benign', 'malignant']}, 'seed': 1}
+    """
+    import yaml
+
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {setting}: expected NAME=VALUE")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {setting}: the value is no YAML") from None
+        *sections, last = name.split(".")
+        place = changes
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return changes
+
+
+def _with_options(config: Any, changes: dict[str, Any]) -> Any:
+    """Adds to the model's options in place of replacing them all."""
+    options = changes.get("model", {}).get("options")
+    if isinstance(options, Mapping):
+        changes["model"]["options"] = dict(config.model.options) | dict(options)
+    return config.change(changes)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`mtlkit train`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mtlkit.training import load_config, repeat, train
+
+    config = _with_options(load_config(options.recipe), parse_changes(options.set))
+    settings = {name: getattr(options, name) for name in ("split", "resume", "force", "skip_bad")}
+    console = Console(highlight=False)
+    settings["progress"] = console.is_terminal
+    if options.devices != 1:
+        settings["trainer"] = {"devices": options.devices, "strategy": "ddp"}
+    table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
+    if options.repeats is None:
+        cells = {name: f"{value:.4f}" for name, value in train(config, options.data, options.out, **settings).items()}
+    else:
+        found = repeat(config, options.data, options.out, options.repeats, **settings)
+        cells = {name: f"{value['mean']:.4f} ± {value['sd']:.4f}" for name, value in found.items()}
+    for name in [name.removeprefix("val/") for name in cells if name.startswith("val/")]:
+        table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))
+    console.print(table)
+    return 0

@@ -1,0 +1,1 @@
+"""Training recipes, one file each; see `mtlkit.training.load_config`."""

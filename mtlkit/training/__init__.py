@@ -1,0 +1,32 @@
+"""Training as the papers describe it, on Lightning: recipes as files, a folder of data in, a network and figures out.
+
+>>> from mtlkit.training import load_config
+>>> config = load_config("mbdi").change({"data": {"batch_size": 8}, "seed": 7})
+>>> config.loss.boundary
+0.25
+
+`train(config, data="phantoms/busi", out="runs/mbdi")` does it. Needs the extras `train` and `models`.
+"""
+
+from mtlkit.training.config import Config, list_configs, load_config
+from mtlkit.training.datamodule import DataModule, EpochSampler
+from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
+from mtlkit.training.run import repeat, train
+from mtlkit.training.schedule import Schedule, task_weights
+
+__all__ = [
+    "Config",
+    "DataModule",
+    "EpochSampler",
+    "LesionModule",
+    "MammographyModule",
+    "Schedule",
+    "TrainingModule",
+    "ViewsModule",
+    "create_module",
+    "list_configs",
+    "load_config",
+    "repeat",
+    "task_weights",
+    "train",
+]

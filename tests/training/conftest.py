@@ -1,0 +1,52 @@
+"""Small phantoms and a recipe that trains in seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from mtlkit.data import synthesize_mammography, synthesize_ultrasound
+from mtlkit.training import Config, load_config
+
+# Frozen, the encoder needs neither gradients nor places in a checkpoint for the optimiser's moments.
+NET = {
+    "encoder": "resnet18",
+    "freeze_until": "layer4",
+    "decoder_dims": [16, 16, 12, 8],
+    "clf_dim": 16,
+    "num_classes": 3,
+    "hmsf": False,
+}
+
+
+@pytest.fixture(scope="session")
+def ultrasound(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ultrasound") / "busi"
+    synthesize_ultrasound(folder, cases=24, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mammograms(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mammograms") / "cmmd"
+    synthesize_mammography(folder, cases=15, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small() -> Config:
+    """The demo with a smaller network and smaller images, for two epochs, without second stage."""
+    changes = {
+        "model": {"options": NET},
+        "data": {"size": 32, "batch_size": 4, "cache": False},
+        "stopping": {"epochs": 2},
+        "second_stage": None,
+    }
+    return load_config("demo").change(changes)
+
+
+@pytest.fixture(scope="session")
+def two_stages(small) -> Config:
+    """The same for three epochs, with a plateau to remember, and two epochs of the gates."""
+    schedule = {"monitor": "val/combined", "patience": 0, "factor": 0.5}
+    second = {"loss": {"gates": 1.0}, "stopping": {"epochs": 2, "monitor": "val/loss", "mode": "min"}}
+    return small.change({"stopping": {"epochs": 3}, "schedule": schedule, "second_stage": second})

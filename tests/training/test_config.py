@@ -1,0 +1,120 @@
+"""Recipes: the papers' numbers, one by one; files; and every wrong setting by its name."""
+
+import pytest
+import yaml
+
+from mtlkit.training import Config, list_configs, load_config
+
+
+def test_all_load_and_are_read_back(tmp_path):
+    assert list_configs() == ["btinet", "csa_moe", "demo", "hybrid_vssm", "mbdi"]
+    for name in list_configs():
+        config = load_config(name)
+        config.save(tmp_path / "a.yaml")
+        assert load_config(tmp_path / "a.yaml") == config
+
+
+def test_mbdi():
+    c = load_config("mbdi")
+    assert (c.model.name, c.model.options["freeze_until"], c.data.classes) == (
+        "mbdi",
+        "blocks.1.1.bn2",
+        ("normal", "benign", "malignant"),
+    )
+    assert (c.data.fractions, c.data.split_seed, c.data.size, c.data.copies) == ((0.7, 0.15, 0.15), 42, 224, 3)
+    assert (c.data.augment, c.data.batch_size, c.data.warmup_epochs, c.data.warmup_batches) == ("mbdi", 24, 3, 100)
+    assert (c.loss.tversky, c.loss.boundary, c.loss.texture, c.loss.focal_gamma) == ("mbdi", 0.25, 0.15, 2.0)
+    assert (c.loss.first, c.loss.second, c.loss.ramp_start) == (0.8, 0.2, None)
+    o = c.optimizer
+    assert (o.name, o.lr, o.betas, o.eps, o.clip, o.weight_decay) == ("adam", 3e-4, (0.91, 0.999), 1e-7, 1.0, 0.0)
+    s = c.schedule
+    assert (s.cosine_floor, s.factor, s.patience, s.cooldown, s.min_lr) == (0.03, 0.55, 6, 2, 1.5e-6)
+    assert (s.monitor, s.mode) == (c.stopping.monitor, c.stopping.mode) == ("val/combined", "max")
+    assert (c.stopping.epochs, c.stopping.patience, c.stopping.min_delta) == (100, 22, 0.004)
+
+
+def test_btinet():
+    c = load_config("btinet")
+    assert c.data.classes == ("benign", "malignant", "normal")
+    assert (c.stopping.epochs, c.stopping.patience, c.data.batch_size, c.data.eval_batch_size) == (50, 22, 8, 16)
+    assert (c.loss.first, c.loss.second, c.loss.gates) == (0.82, 0.18, 0.0)
+    second = c.stage(2)
+    assert (second.optimizer.lr, second.optimizer.betas, second.optimizer.clip) == (3e-4, (0.9, 0.999), 1.0)
+    assert (second.loss.first, second.loss.second, second.loss.gates) == (1.0, 1.0, 1.0)
+    assert (second.stopping.epochs, second.stopping.patience, second.stopping.monitor) == (15, 5, "val/loss")
+    assert second.stopping.mode == "min"
+    assert second.schedule.cosine_floor is second.schedule.monitor is None
+    assert second.loss.tversky == c.loss.tversky
+    assert c.stage(1).loss == c.loss
+
+
+def test_csa_moe():
+    c = load_config("csa_moe")
+    assert (c.task, c.data.batch_size, c.stopping.epochs, c.stopping.monitor) == ("views", 32, 30, "val/accuracy")
+    assert (c.optimizer.lr, c.optimizer.weight_decay, c.optimizer.clip, c.optimizer.name) == (5e-5, 0.0, None, "adam")
+    s = c.schedule
+    assert (s.monitor, s.mode, s.factor, s.patience, s.min_lr) == ("val/loss", "min", 0.5, 3, 1e-6)
+
+
+def test_hybrid_vssm():
+    c = load_config("hybrid_vssm")
+    assert (c.task, c.data.size, c.data.fractions, c.data.augment) == (
+        "mammography",
+        512,
+        (0.8, 0.2, 0.0),
+        "hybrid_vssm",
+    )
+    assert (c.optimizer.name, c.optimizer.lr, c.optimizer.weight_decay, c.optimizer.clip) == ("adamw", 1e-4, 0.05, 1.0)
+    assert (c.loss.first, c.loss.second, c.loss.class_weights) == (0.5, 0.5, True)
+    assert (c.schedule.factor, c.schedule.patience, c.stopping.epochs) == (0.5, 10, 100)
+
+
+def test_changes_reach_the_depths():
+    c = load_config("mbdi").change({"data": {"batch_size": 8, "fractions": [0.6, 0.2, 0.2]}, "optimizer": {"lr": 1}})
+    assert (c.data.batch_size, c.data.fractions, c.optimizer.lr) == (8, (0.6, 0.2, 0.2), 1.0)
+    assert c.data.size == 224
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dta": {}}, r"dta: there is no such setting \(did you mean 'data'\?\); there are: task, model"),
+        ({"data": {"batchsize": 4}}, r"data.batchsize: there is no such setting \(did you mean 'batch_size'\?\)"),
+        ({"data": 3}, "data: expected names and values, got 3"),
+        ({"data": {"batch_size": "many"}}, "data.batch_size: expected an integer, got 'many'"),
+        ({"data": {"batch_size": True}}, "data.batch_size: expected an integer, got True"),
+        ({"data": {"batch_size": 0}}, "data.batch_size: expected at least 1, got 0"),
+        ({"data": {"classes": "benign"}}, "data.classes: expected a list, got 'benign'"),
+        ({"data": {"cache": 1}}, "data.cache: expected true or false, got 1"),
+        ({"optimizer": {"lr": "3e-4"}}, "optimizer.lr: expected a number, got '3e-4'"),
+        ({"optimizer": {"lr": 0}}, "optimizer.lr: expected a number above 0, got 0"),
+        ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected one of 'adam', 'adamw', got 'sgd'"),
+        ({"model": {"options": [1]}}, r"model.options: expected names and values, got \[1\]"),
+        ({"task": 7}, "task: expected text, got 7"),
+        ({"task": "detect"}, "task: expected one of 'lesion', 'views', 'mammography', got 'detect'"),
+        ({"stopping": {"mode": "up"}}, "stopping.mode: expected one of 'max', 'min', got 'up'"),
+        ({"second_stage": {"los": {}}}, "second_stage.los: there is no such setting"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_wrong_settings(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config().change(changes)
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(changes))
+    with pytest.raises(ValueError, match=f"a.yaml: {message}"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(ValueError, match="there is no configuration 'unet'; there are: btinet, csa_moe, demo, hybrid"):
+        load_config("unet")
+    with pytest.raises(ValueError, match=r"none.yaml: cannot be read \(No such file or directory\)"):
+        load_config(tmp_path / "none.yaml")
+    for text, message in (("a: [", "is no YAML"), ("- 1", "configuration: expected names and values")):
+        (tmp_path / "a.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"a.yaml: {message}"):
+            load_config(tmp_path / "a.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+    with pytest.raises(ValueError, match="second_stage: this configuration has none"):
+        Config().stage(2)

@@ -1,0 +1,289 @@
+"""Runs: what lies in the folder, going on after a kill, two processes, the best epoch, what is not overwritten."""
+
+import csv
+import json
+import math
+import shutil
+import signal
+
+import pytest
+import torch
+
+from mtlkit.cli import main
+from mtlkit.cli.train import parse_changes
+from mtlkit.data import DataError
+from mtlkit.models import from_pretrained
+from mtlkit.training import load_config, repeat, train
+
+
+def weights(run, name="last", stage=1):
+    """The network's weights in a checkpoint."""
+    state = torch.load(run / f"stage{stage}" / f"{name}.ckpt", weights_only=False)["state_dict"]
+    return {key: value for key, value in state.items() if key.startswith("model.")}
+
+
+def assert_same(got, expected):
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(got[key], value), key
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ultrasound, two_stages):
+    """A run of two stages that was left to itself, and its figures."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, train(two_stages, ultrasound, out, progress=False)
+
+
+def test_folder(finished):
+    out, figures = finished
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    stage = {"best.ckpt", "last.ckpt", "metrics.csv", "done.json"}
+    wanted = {"config.yaml", "split.json", "result.json", "model/model.safetensors", "model/config.json"}
+    assert names >= wanted | {f"stage{i}/{name}" for i in (1, 2) for name in stage}
+    with (out / "stage1/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert {"lr", "train/loss", "val/iou", "val/combined"} <= set(rows[0])
+    saved = json.loads((out / "result.json").read_text())
+    assert {name: math.nan if value is None else value for name, value in saved.items()} == pytest.approx(
+        figures, nan_ok=True
+    )
+    assert {name.partition("/")[0] for name in figures} == {"val", "test"}
+
+
+def test_saved_network_is_the_best_of_the_last_stage(finished):
+    out, _ = finished
+    model = from_pretrained(out / "model")
+    best = weights(out, "best", stage=2)
+    assert_same({f"model.{key}": value for key, value in model.state_dict().items()}, best)
+
+
+def test_second_stage_starts_from_the_best_of_the_first(finished):
+    out, _ = finished
+    first, second = weights(out, "best", 1), weights(out, "last", 2)
+    moved = {key for key in first if not torch.equal(first[key], second[key])}
+    assert moved
+    assert all(".upa." in key for key in moved)
+
+
+def test_figures_are_those_of_the_best_epoch(finished):
+    out, _ = finished
+    with (out / "stage1/metrics.csv").open() as file:
+        combined = [float(row["val/combined"]) for row in csv.DictReader(file)]
+    kept = torch.load(out / "stage1/best.ckpt", weights_only=False)["epoch"]
+    assert combined[kept] == max(combined)
+
+
+def test_same_seed_same_weights(tmp_path, ultrasound, small):
+    config = small.change({"stopping": {"epochs": 1}})
+    for name in ("a", "b"):
+        train(config, ultrasound, tmp_path / name, progress=False)
+    assert_same(weights(tmp_path / "b"), weights(tmp_path / "a"))
+
+
+KILL = """
+import os, signal, sys
+from lightning.pytorch.callbacks import Callback
+from mtlkit.training import load_config, train
+
+class Kill(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if trainer.current_epoch == 2 and index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+config, data, out = sys.argv[1:]
+train(load_config(config), data, out, progress=False, callbacks=[Kill()])
+"""
+
+
+def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python):
+    undisturbed, figures = finished
+    config = undisturbed / "config.yaml"
+    (tmp_path / "kill.py").write_text(KILL)
+    process = run_python(tmp_path / "kill.py", config, ultrasound, tmp_path / "run")
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not (tmp_path / "run/stage1/done.json").exists()
+    again = train(load_config(config), ultrasound, tmp_path / "run", resume=True, progress=False)
+    for stage in (1, 2):
+        for name in ("last", "best"):
+            assert_same(weights(tmp_path / "run", name, stage), weights(undisturbed, name, stage))
+    assert again == pytest.approx(figures, nan_ok=True)
+    assert (tmp_path / "run/stage1/metrics.csv").read_text() == (undisturbed / "stage1/metrics.csv").read_text()
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tmp_path, ultrasound):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
+    again = train(load_config(out / "config.yaml"), ultrasound, out, resume=True, progress=False)
+    assert again == pytest.approx(finished[1], nan_ok=True)
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
+
+
+NET = """
+import sys
+from dataclasses import dataclass
+from typing import NamedTuple
+import torch
+from torch import nn
+from mtlkit.models import register
+from mtlkit.training import Config, train
+
+@dataclass(frozen=True)
+class Options:
+    num_classes: int = 3
+
+class Output(NamedTuple):
+    seg_logits: torch.Tensor
+    cls_logits: torch.Tensor
+    gates: None = None
+
+@register("plain", Options())
+class Plain(nn.Module):
+    # without BatchNorm, whose statistics are those of each process
+    def __init__(self, options, device=None, dtype=None):
+        super().__init__()
+        self.options = options
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        self.seg_head, self.cls_head = nn.Conv2d(8, 1, 1), nn.Linear(8, 3)
+
+    def forward(self, images):
+        x = self.body(images)
+        return Output(self.seg_head(x), self.cls_head(x.mean((2, 3))))
+
+data, out, devices, batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+config = Config().change({
+    "model": {"name": "plain"},
+    "data": {"size": 32, "batch_size": batch, "fractions": [0.5, 0.25, 0.25]},
+    "stopping": {"epochs": 1},
+    "loss": {"size_boost": True},
+})
+trainer = {"accelerator": "cpu", "devices": devices} | ({"strategy": "ddp"} if devices > 1 else {})
+train(config, data, out, progress=False, trainer=trainer)
+"""
+
+
+def test_two_processes_are_as_one(tmp_path, ultrasound, run_python):
+    script = tmp_path / "net.py"
+    script.write_text(NET)
+    for name, devices, batch in (("one", 1, 4), ("two", 2, 2)):
+        process = run_python(script, ultrasound, tmp_path / name, str(devices), str(batch))
+        assert process.returncode == 0, process.stderr
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
+    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
+    assert second["val/iou"] == pytest.approx(first["val/iou"], abs=1e-3)
+
+
+def test_early_stopping(tmp_path, ultrasound, small):
+    config = small.change(
+        {
+            "optimizer": {"lr": 1e-12},
+            "data": {"augment": "none"},
+            "model": {"options": dict(small.model.options) | {"dropout": 0.0}},
+            "stopping": {"epochs": 6, "patience": 1, "min_delta": 1.0},
+        }
+    )
+    train(config, ultrasound, tmp_path / "run", progress=False)
+    assert json.loads((tmp_path / "run/stage1/done.json").read_text()) == {"epochs": 2}
+
+
+def test_repeats(tmp_path, ultrasound, small):
+    config = small.change({"stopping": {"epochs": 1}})
+    summary = repeat(config, ultrasound, tmp_path / "runs", 2, progress=False)
+    runs = [json.loads((tmp_path / f"runs/seed-{seed}/result.json").read_text()) for seed in (42, 43)]
+    values = [run["val/loss"] for run in runs]
+    assert summary["val/loss"]["mean"] == pytest.approx(sum(values) / 2)
+    assert summary["val/loss"]["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    splits = [(tmp_path / f"runs/seed-{seed}/split.json").read_text() for seed in (42, 43)]
+    assert splits[0] == splits[1]
+    assert (tmp_path / "runs/summary.json").is_file()
+
+
+def test_mammograms_train(tmp_path, mammograms):
+    options = {"backbone": "vssm", "depths": [1], "dims": [16], "d_state": 1}
+    changes = {
+        "model": {"options": options},
+        "data": {"size": 32, "batch_size": 4, "workers": 0, "fractions": [0.6, 0.4, 0.0]},
+        "stopping": {"epochs": 1},
+        "loss": {"class_weights": False},
+    }
+    figures = train(load_config("hybrid_vssm").change(changes), mammograms, tmp_path / "run", progress=False)
+    assert {"val/label_auc", "val/birads_f1_macro", "val/combined"} <= set(figures)
+    assert not any(name.startswith("test/") for name in figures)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    with pytest.raises(DataError, match="there is a run already; --resume goes on with it, --force begins anew"):
+        train(small, ultrasound, out)
+    with pytest.raises(DataError, match="is another recipe than the one to go on with"):
+        train(small.change({"seed": 7}), ultrasound, out, resume=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("x")
+    for force in (False, True):
+        with pytest.raises(DataError, match="holds other things than a run; a new folder is needed"):
+            train(small, ultrasound, tmp_path / "other", force=force)
+    with pytest.raises(DataError, match="expected a folder, found a file"):
+        train(small, ultrasound, tmp_path / "other/thesis.tex")
+    assert (tmp_path / "other/thesis.tex").read_text() == "x"
+
+
+def test_unknown_figure_is_named(tmp_path, ultrasound, small):
+    config = small.change({"stopping": {"monitor": "val/iuo"}})
+    with pytest.raises(
+        ValueError, match=r"stopping.monitor: there is no figure 'val/iuo'; there are: val/accuracy, val/"
+    ):
+        train(config, ultrasound, tmp_path / "run", progress=False)
+
+
+def test_broken_image_is_named_or_skipped(tmp_path, ultrasound, small):
+    data = shutil.copytree(ultrasound, tmp_path / "data")
+    (data / "benign/benign (2).png").write_bytes(b"broken")
+    config = small.change({"stopping": {"epochs": 1}})
+    with pytest.raises(DataError, match=r"benign \(2\).png: cannot be read as an image"):
+        train(config, data, tmp_path / "run", progress=False)
+    figures = train(config, data, tmp_path / "run", progress=False, skip_bad=True, force=True)
+    assert "test/iou" in figures
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_command(finished, tmp_path, ultrasound, capsys):
+    arguments = ["train", str(finished[0] / "config.yaml"), "--data", str(ultrasound), "--out", str(tmp_path / "run")]
+    changes = ["--set", "stopping.epochs=1", "--set", "second_stage=null", "--set", "model.options.dropout=0.2"]
+    assert main([*arguments, *changes]) == 0
+    assert "combined" in capsys.readouterr().out
+    config = load_config(tmp_path / "run/config.yaml")
+    assert (config.stopping.epochs, config.second_stage) == (1, None)
+    assert config.model.options["dropout"] == 0.2
+    assert config.model.options["encoder"] == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "there is no configuration 'nonsense'; there are: btinet"),
+        (["demo", "--set", "x"], "--set x: expected NAME=VALUE"),
+        (["demo", "--set", "data.size=["], "--set data.size=[: the value is no YAML"),
+        (["demo", "--set", "data.sise=3"], "data.sise: there is no such setting (did you mean 'size'?)"),
+        (["demo", "--repeats", "0"], "times: expected at least 1, got 0"),
+        (["demo"], "nowhere: there is no such folder"),
+    ],
+)
+def test_command_with_bad_input(tmp_path, capsys, arguments, words):
+    name, *rest = arguments
+    paths = ["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]
+    assert main(["train", name, *paths, *rest]) == 2
+    text = capsys.readouterr().err
+    assert words in text
+    assert text.count("\n") == 1
+
+
+def test_changes_by_name():
+    assert parse_changes(["a.b.c=1", "a.b.d=[x, 2.5]", "e=null"]) == {"a": {"b": {"c": 1, "d": ["x", 2.5]}}, "e": None}
