@@ -70,7 +70,7 @@ class Pretrained(nn.Module):
             ValueError: no network, or another one, is there; the message names the first key that differs.
         """
         network = None if cls is Pretrained else cls
-        return _checkpoint_class().from_pretrained(source, network=network, device=device, dtype=dtype, **kwargs).model
+        return _checkpoint_class().from_pretrained(source, network=network, device=device, dtype=dtype, **kwargs).module
 
 
 def from_pretrained(
@@ -111,18 +111,18 @@ def _checkpoint_class() -> type:
         raise ImportError(install_hint(error.name or "huggingface_hub", "saving and loading")) from error
 
     class Checkpoint(ModelHubMixin, library_name="mtlkit", tags=["mtlkit"]):
-        def __init__(self, model: nn.Module) -> None:
-            self.model = model
+        def __init__(self, module: nn.Module) -> None:
+            self.module = module
 
         def _save_pretrained(self, save_directory: Path) -> None:
-            model = self.model
+            model = self.module
             config = {"mtlkit": mtlkit.__version__, "model": type(model).__name__, "options": asdict(model.options)}
             (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
             state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
             save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, network, device, dtype, config=None, **download):
+        def _from_pretrained(cls, *, model_id: str, network, device, dtype, **download):
             def find(name: str) -> Path:
                 if not Path(model_id).is_dir():
                     return Path(hf_hub_download(repo_id=model_id, filename=name, **download))
@@ -132,7 +132,9 @@ def _checkpoint_class() -> type:
                 return path
 
             config, state = json.loads(find(CONFIG).read_text()), load_file(find(WEIGHTS))
-            name = config.get("model")
+            if not {"model", "options"} <= set(config):
+                raise ValueError(f"source: expected a {CONFIG} of mtlkit, with model and options, got {list(config)}")
+            name = config["model"]
             if network is not None and name != network.__name__:
                 reason = difference(network(options_type(network)(), device="meta"), state)
                 raise ValueError(f"source: expected {network.__name__}, got {name}: {reason}")

@@ -1,5 +1,6 @@
 """Networks in folders and on the Hub: the round trip, another device and dtype, foreign and damaged checkpoints."""
 
+import inspect
 import json
 import sys
 from unittest.mock import patch
@@ -73,8 +74,11 @@ def test_push_and_load_from_the_hub(folder, tmp_path, fresh):
     with patch.object(api, "upload_folder", upload), patch.object(api, "create_repo", create):
         assert model.push_to_hub("someone/tiny") == "https://example.org/someone/tiny"
 
-    def download(*, repo_id, filename, revision, **_):
+    known = set(inspect.signature(huggingface_hub.hf_hub_download).parameters)
+
+    def download(*, repo_id, filename, revision, **others):
         assert (repo_id, revision) == ("someone/tiny", "v1")
+        assert set(others) <= known
         return str(tmp_path / f"hub-{filename}")
 
     fresh()
@@ -114,6 +118,9 @@ def test_foreign_configs(folder):
         from_pretrained(folder)
     path.write_text(json.dumps(config | {"options": {"speed": 9}}))
     with pytest.raises(ValueError, match="speed: MedMamba has no such option; it has: num_classes"):
+        from_pretrained(folder)
+    path.write_text(json.dumps({"architectures": ["Bert"]}))
+    with pytest.raises(ValueError, match=r"expected a config.json of mtlkit, with model and options, got \['archi"):
         from_pretrained(folder)
     path.unlink()
     with pytest.raises(ValueError, match=r"source: expected a folder with config.json and model.safetensors"):
