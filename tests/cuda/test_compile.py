@@ -103,7 +103,7 @@ def test_registers_suffice(kernels):
     for source in SOURCES:
         assert names.issuperset(re.findall(r"\b(\w+_kernel)\(const", source.read_text())), source
     assert set(ARCHS) <= {k.arch for k in kernels}
-    # A backward scan may put some values aside while it moves a tile; test_loops_over_tokens_are_short sees to its loops.
+    # A backward scan may put a few values aside while it moves a tile; the test of its loops sees that none is in them.
     assert not [k for k in kernels if k.stack > (32 if "_bwd_kernel<Layout" in k.name else 0)]
 
 
@@ -149,7 +149,8 @@ def loops(listing: list[str]) -> list[Loop]:
 
 
 def loops_over_tokens(listing: list[str], states: int) -> list[Loop]:
-    """These take one exponential for each of the lane's states and each of a few tokens at a time, and read shared memory.
+    """Loops that take one exponential for each of the lane's states and of a few tokens, and read shared memory.
+
     A loop within, such as one over a sum's parts, counts as one turn.
     """
     updating = [loop for loop in loops(listing) if loop.exponentials >= 2 * states and loop.reads]
