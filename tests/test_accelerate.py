@@ -81,6 +81,15 @@ def test_sixteen_bits(dtype):
     assert_accurate("output", y, exact, plain)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_default_dtypes(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        accelerated(NETWORKS["medmamba"]())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_autocast():
     model = wrapped("vmamba_first_unsaid")
     x = image(model)

@@ -264,6 +264,13 @@ for name, make in makers.items():
     local = sharded.state_dict()
     assert sum(v.to_local().numel() for v in local.values()) < 0.7 * sum(v.numel() for v in local.values())
     print(name, "agrees")
+
+late = VMUNet()
+fully_shard(late, mesh=mesh)
+report = mtlkit.accelerate(late)
+assert not report.replaced
+assert len(report.left) == 4
+assert {entry.reason for entry in report.left} == {"it is sharded; accelerate the model before sharding it"}
 dist.destroy_process_group()
 """
 

@@ -127,6 +127,8 @@ def accelerate(
         elif recogniser is not None:
             try:
                 require(name != "", "it is the model itself, and has no place to be swapped in: pass what contains it")
+                sharded = any(kind(parameter) == "DTensor" for parameter in module.parameters())
+                require(not sharded, "it is sharded; accelerate the model before sharding it")
                 ours, error = _replacement(module, recogniser.plan(module), check)
             except NotRecognised as reason:
                 left.append(Left(name, kind(module), str(reason)))

@@ -128,8 +128,8 @@ def plan(module: nn.Module) -> Plan:
     check_parameters(module, names, names, "a level")
     generator = torch.Generator().manual_seed(0)
     batch, height, width = SIZE
-    seg = torch.randn(batch, dim, height, width, generator=generator)
-    clf = torch.randn(batch, clf_dim, generator=generator)
+    seg = torch.randn(batch, dim, height, width, generator=generator, dtype=torch.float32)
+    clf = torch.randn(batch, clf_dim, generator=generator, dtype=torch.float32)
     make = partial(SharedInteractionLevel if level else SharedTaskInteraction, module)
     return Plan(_random_values(module, generator), [((seg, clf), [make])], 2)
 
@@ -186,7 +186,7 @@ def _random_values(module: nn.Module, generator: torch.Generator) -> dict[str, T
     for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
         if not tensor.is_floating_point():
             continue
-        noise = torch.randn(tensor.shape, generator=generator)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
         if tensor.dim() > 1:
             values[name] = noise * tensor[0].numel() ** -0.5
         elif name.endswith(("bn.weight", "running_var")):

@@ -82,11 +82,8 @@ def check_parameters(module: nn.Module, expected: set[str], needed: set[str], wh
     require(not missing, f"it lacks parameters, or computes them: {', '.join(missing)}")
     for name, parameter in found.items():
         plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided and parameter.dtype in FLOATS
-        require(
-            plain,
-            f"{name} is a {kind(parameter)} of {parameter.dtype}, not a plain floating-point Parameter"
-            + ("; accelerate the model before sharding it" if kind(parameter) == "DTensor" else ""),
-        )
+        shown = f"{kind(parameter)} of {parameter.dtype}"
+        require(plain, f"{name} is a {shown}, not a plain floating-point Parameter")
     devices = sorted({str(parameter.device) for parameter in found.values()})
     require(len(devices) == 1, f"its parameters are on several devices: {', '.join(devices)}")
 

@@ -278,14 +278,15 @@ def _layouts(module: nn.Module) -> tuple[bool, ...]:
 
 def _random_image(channels: int, channels_first: bool) -> Tensor:
     batch, height, width = SIZE
-    x = torch.randn(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, height, width, channels, generator=generator, dtype=torch.float32)
     return x.permute(0, 3, 1, 2).contiguous() if channels_first else x
 
 
 def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
     """Values with which every parameter shows in the output, by name."""
     generator = torch.Generator().manual_seed(1)
-    states = torch.arange(1, form.d_state + 1).log()
+    states = torch.arange(1, form.d_state + 1, dtype=torch.float32).log()
     centres: dict[str, Callable[[Tensor], Tensor]] = {
         "A_logs": lambda noise: states + 0.1 * noise,
         "dt_projs_bias": lambda noise: 0.5 * noise - 1,
@@ -299,6 +300,6 @@ def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
     }
     values = {}
     for name, parameter in original.named_parameters(remove_duplicate=False):
-        noise = torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         values[name] = centres[name](noise) if name in centres else 0.1 * noise
     return values
