@@ -3,8 +3,10 @@
 import csv
 import json
 import math
+import runpy
 import shutil
 import signal
+import sys
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch
 from mtlkit.cli import main
 from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
-from mtlkit.models import from_pretrained
+from mtlkit.models import from_pretrained, unregister
 from mtlkit.training import load_config, repeat, train
 
 
@@ -163,12 +165,16 @@ train(config, data, out, progress=False, trainer=trainer)
 """
 
 
-def test_two_processes_are_as_one(tmp_path, ultrasound, run_python):
+def test_two_processes_are_as_one(tmp_path, ultrasound, run_python, monkeypatch):
     script = tmp_path / "net.py"
     script.write_text(NET)
-    for name, devices, batch in (("one", 1, 4), ("two", 2, 2)):
-        process = run_python(script, ultrasound, tmp_path / name, str(devices), str(batch))
-        assert process.returncode == 0, process.stderr
+    process = run_python(script, ultrasound, tmp_path / "two", "2", "2")
+    assert process.returncode == 0, process.stderr
+    monkeypatch.setattr(sys, "argv", [str(script), str(ultrasound), str(tmp_path / "one"), "1", "4"])
+    try:
+        runpy.run_path(str(script))
+    finally:
+        unregister("plain")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
