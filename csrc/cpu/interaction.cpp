@@ -114,7 +114,7 @@ void add_energy(const Cut<T>& cut, int64_t first, int64_t count, const Gathered<
 // logit so far, and what was summed about a smaller one is scaled down.
 template <typename T>
 void add_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t count, bool attend, const Gathered<T>& g,
-                T* softmax, uint16_t* signs) {
+                T* softmax, uint16_t* signs, Ahead ahead) {
   constexpr int lanes = kLanes<T>;
   const int64_t vectors = ceil_div(count, lanes), signs_pitch = ceil_div(cut.pixels, lanes);
   const T* x = g.panel + cut.start;
@@ -140,8 +140,10 @@ void add_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t coun
   } else {
     for (int64_t l = 0; l < vectors * lanes; ++l) g.share[l] = l < count;
   }
+  const int64_t lines = ahead.share(projection.rows / kRows * ceil_div(vectors, kColumns));
   for (int64_t r = 0; r < projection.rows; r += kRows) {
     by_columns(vectors, [&](auto columns, int64_t j) {
+      ahead.step(lines);
       Vec<T> z[kRows][columns()];
 #pragma GCC unroll 12
       for (int i = 0; i < kRows; ++i) {
@@ -174,12 +176,12 @@ void gather(const InteractionReduceForward& p, const Cut<T>& cut, const Projecti
   find_shift<T>(p, cut, b, g.shift);
   for (int64_t first = cut.first(item); first < cut.last(item); first += cut.band) {
     const int64_t count = min(cut.band, cut.last(item) - first);
-    cut.pack_band(p.x, b, first, count, g.panel);
+    cut.pack_band(p.x, b, first, count, g.panel, !p.weight);
     add_moments<T>(cut, count, g);
     if (p.energy) add_energy<T>(cut, first, count, g);
     if (p.weight) {
       uint16_t* signs = p.signs ? p.signs + signs_at<T>(cut, projection, b, first) : nullptr;
-      add_pooled<T>(cut, projection, count, static_cast<bool>(p.attn), g, softmax, signs);
+      add_pooled<T>(cut, projection, count, static_cast<bool>(p.attn), g, softmax, signs, cut.behind(p.x, item, first));
     }
   }
   T energy = 0;

@@ -87,13 +87,24 @@ struct Cut {
     threads = static_cast<int>(max(1, min(p.threads, items)));
   }
 
+  // The band behind the one that starts at pixel `first` of an item, or that of the next item.
+  Ahead behind(const Tensor<3>& map, int64_t item, int64_t first) const {
+    first += band;
+    if (first >= last(item)) {
+      if (++item == items) return Ahead();
+      first = this->first(item);
+    }
+    return Ahead(at(map, image(item) * map.stride[0] + first * map.stride[2]), map.dtype, map.stride[1], map.stride[2],
+                 channels, min(band, last(item) - first));
+  }
+
   int64_t image(int64_t item) const { return item / splits; }
   int64_t first(int64_t item) const { return item % splits * chunk; }
   int64_t last(int64_t item) const { return min(pixels, first(item) + chunk); }
 
   // Fills a panel with pixels [first, first + count) of all channels, and with the halo on both sides. Where that lies
   // outside the image, the nearest row stands in.
-  void pack_band(const Tensor<3>& map, int64_t b, int64_t first, int64_t count, T* panel) const {
+  void pack_band(const Tensor<3>& map, int64_t b, int64_t first, int64_t count, T* panel, bool ahead) const {
     for (int64_t l = first - halo; l < first + count + halo;) {
       const int64_t inside = l < 0 ? l + width : l >= pixels ? l - width : l;
       const int64_t end = l < 0               ? 0
@@ -103,7 +114,7 @@ struct Cut {
                                               : l + width;
       const int64_t some = min(end, first + count + halo) - l;
       pack<T>(at(map, b * map.stride[0] + inside * map.stride[2]), map.dtype, map.stride[1], map.stride[2], channels,
-              some, panel + start + l - first, pitch);
+              some, panel + start + l - first, pitch, ahead);
       l += some;
     }
   }

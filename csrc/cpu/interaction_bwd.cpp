@@ -220,7 +220,7 @@ struct Backward {
     if (q.denergy) find_neighbours(first, count, g);
     if (q.dy) {
       pack<T>(at(q.dy, b * q.dy.stride[0] + first * q.dy.stride[2]), q.dy.dtype, q.dy.stride[1], q.dy.stride[2], C,
-              count, g.y, cut.pitch);
+              count, g.y, cut.pitch, true);
     }
     for (int64_t c = 0; c < C; c += kRows) {
       by_columns(ceil_div(count, lanes), [&](auto columns, int64_t j) {
@@ -252,7 +252,7 @@ struct Backward {
     load_image(b, g);
     for (int64_t first = cut.first(item); first < cut.last(item); first += cut.band) {
       const int64_t count = min(cut.band, cut.last(item) - first);
-      cut.pack_band(p.x, b, first, count, g.x);
+      cut.pack_band(p.x, b, first, count, g.x, true);
       if (pooled) {
         find_share(b, count, g);
         p.signs ? pull_signs(b, first, count, g) : pull_projection(b, count, g);

@@ -91,10 +91,10 @@ MTLKIT_INLINE void by_columns(int64_t count, F f) {
 }
 
 // panel[row][column] <- element at data + row * row_stride + column * column_stride, in whole vectors; what lies behind
-// the last column is 0.
+// the last column is 0. `ahead` asks for as many columns again behind them, where columns lie side by side.
 template <typename T>
 void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
-          T* panel, int64_t pitch) {
+          T* panel, int64_t pitch, bool ahead = false) {
   constexpr int lanes = kLanes<T>;
   with_element(dtype, [&](auto element) {
     using E = decltype(element);
@@ -105,7 +105,7 @@ void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stri
         const auto* from = source + r * row_stride;
         T* to = panel + r * pitch;
         for (int64_t c = 0; c < whole; c += lanes) {
-          __builtin_prefetch(from + c + columns, 0, 2);
+          if (ahead) __builtin_prefetch(from + c + columns, 0, 2);
           store(to + c, E::read(from + c, T{}));
         }
         if (whole < columns) store(to + whole, read_some<T, E>(from + whole, columns - whole));
@@ -166,6 +166,35 @@ void unpack(void* data, DType dtype, int64_t row_stride, int64_t column_stride, 
     }
   });
 }
+
+// Asks for the memory of a panel to come, some cache lines at a time, while other work is done.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns)
+      : data_(static_cast<const char*>(data)) {
+    const bool by_columns = column_stride == 1;
+    const int64_t run = by_columns ? columns : rows, size = size_of(dtype);
+    stride_ = (by_columns ? row_stride : column_stride) * size;
+    lines_ = ceil_div(run * size, kLine);
+    left_ = (by_columns ? rows : columns) * lines_;
+  }
+
+  // The lines that are left, shared out among so many steps.
+  int64_t share(int64_t steps) const { return ceil_div(left_, steps); }
+
+  MTLKIT_INLINE void step(int64_t lines) {
+    for (int64_t some = min(lines, left_); some > 0; --some, --left_) {
+      __builtin_prefetch(data_ + line_ * kLine, 0, 2);
+      if (++line_ == lines_) line_ = 0, data_ += stride_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* data_ = nullptr;
+  int64_t stride_ = 0, lines_ = 0, left_ = 0, line_ = 0;
+};
 
 }  // namespace MTLKIT_ISA
 }  // namespace mtlkit
