@@ -40,7 +40,9 @@ FILL_WARPS = 4  # warps of a processor below which a scan is split
 CHUNK_TOKENS = 64  # the least tokens of a chunk
 
 
-def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: int, processors: int) -> Tiles:
+def scan_tiles(
+    kind: str, states: int, channels: int, scans: int, directions: int, processors: int, rank: int = 0
+) -> Tiles:
     """The tiles of a scan: the leanest that fill the processors, else those of most threads.
 
     Args:
@@ -50,9 +52,12 @@ def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: in
         scans: images or sequences, times pairs of directions or groups of channels.
         directions: those that a program walks at once, 2 in ss2d, 1 in selective_scan.
         processors: streaming multiprocessors.
+        rank: of the time steps that the kernel projects; their weights take registers too.
     """
     padded = power_of_two(states)
     for lane_states in LANE_STATES[kind]:
+        if lane_states > 8 and rank > 16:
+            continue
         lanes = min(32, max(1, padded // lane_states))
         groups = 2 if kind == "forward" else WARPS
         tokens = 8 if kind == "forward" or padded // lanes <= 4 else 4
@@ -60,6 +65,16 @@ def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: in
         if scans * -(-channels // tiles.channels) * tiles.num_warps >= FULL_WARPS * processors:
             break
     return tiles
+
+
+def rank_tile(kind: str, rank: int, channels: int) -> int:
+    """Rows of a tile for the R values of the time step.
+
+    Padded in the backward pass of programs of 32 channels, where from 16 rows on there are as many columns as threads
+    to add up their gradients.
+    """
+    padded = power_of_two(rank)
+    return max(16, padded) if kind == "backward" and channels <= 32 and padded > 4 else padded
 
 
 def split(warps: int, tokens: int, processors: int) -> int:

@@ -34,7 +34,7 @@ from mtlkit.kernels._scan import (
     take,
     walk,
 )
-from mtlkit.kernels._tables import CHECKPOINT_TOKENS, power_of_two, scan_tiles, split
+from mtlkit.kernels._tables import CHECKPOINT_TOKENS, rank_tile, scan_tiles, split
 
 DIRECTIONS = 4
 
@@ -456,8 +456,13 @@ def ss2d_bwd_kernel(
             du = dt * dfed + skip[None] * gg
             sum_raw += draw
             sum_skip += gg * uu
-            sum_weight += tl.sum(draw[None] * dts[:, :, :, None, None], 1)
-            drow = tl.sum(tl.sum(draw[None] * weight[:, None], 4), 3)  # [RP, T, 2]
+            if RP < 16 or BC * BD > 32:
+                sum_weight += tl.sum(draw[None] * dts[:, :, :, None, None], 1)
+                drow = tl.sum(tl.sum(draw[None] * weight[:, None], 4), 3)  # [RP, T, 2]
+            else:
+                sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None], T)
+                drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 0, 1, 2)), RP * T * 2, BC, BD)
+                drow = tl.reshape(drow, [RP, T, 2])
             tl.store(px[None] + r, drow, mask=(r < R) & inside[None])
             py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
             tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
@@ -484,7 +489,8 @@ class _Plan:
         self.B, self.D, self.H, self.W = u.shape
         self.N, self.R = A_logs.shape[1], dt_weight.shape[2]
         self.L = self.H * self.W
-        self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u))
+        self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u), self.R)
+        self.RP = rank_tile(kind, self.R, self.tiles.channels)
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
         blocks = triton.cdiv(self.L, self.tiles.T)
         every = CHECKPOINT_TOKENS // self.tiles.T
@@ -510,7 +516,7 @@ class _Plan:
         return {
             "R": self.R,
             "N": self.N,
-            "RP": power_of_two(self.R),
+            "RP": self.RP,
             "WIDE": self.wide,
             **self.tiles._asdict(),
             "num_stages": 1,

@@ -1,4 +1,4 @@
-"""What tests of the Triton kernels share: their launches recorded instead of run, compiled ahead of time, disassembled."""
+"""What tests of the Triton kernels share: launches recorded instead of run, compiled ahead of time, disassembled."""
 
 import re
 import subprocess

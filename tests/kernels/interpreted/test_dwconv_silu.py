@@ -75,5 +75,5 @@ def test_empty_batch_and_float64():
     inputs = arguments((0, 3, 4, 4))
     assert dwconv_silu.forward(*inputs).shape == (0, 3, 4, 4)
     assert all(not g.any() for g in dwconv_silu.backward(inputs[0], *inputs))
-    with pytest.raises(TypeError, match="dwconv_silu: the triton backend expects .*float64"):
+    with pytest.raises(TypeError, match=r"dwconv_silu: the triton backend expects .*float64"):
         dwconv_silu.forward(*arguments(SHAPES[0], torch.float64))

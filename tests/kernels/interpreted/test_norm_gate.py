@@ -79,7 +79,7 @@ def test_empty_float64_and_too_many_channels():
     inputs = arguments((0, 8), torch.float32)
     assert norm_gate.forward(*inputs, EPS).shape == (0, 8)
     assert all(not g.any() for g in norm_gate.backward(inputs[0], *inputs, EPS))
-    with pytest.raises(TypeError, match="norm_gate: the triton backend expects .*float64"):
+    with pytest.raises(TypeError, match=r"norm_gate: the triton backend expects .*float64"):
         norm_gate.forward(*arguments((2, 8), torch.float64), EPS)
     with pytest.raises(ValueError, match="norm_gate: the triton backend takes at most 16384 channels, got 16385"):
         norm_gate.forward(torch.zeros(1, 16385), None, None, None, EPS)

@@ -124,7 +124,7 @@ def test_tiles_decide_the_speed_alone(monkeypatch, tiles):
 
 
 def test_layouts_repetition_and_wide_offsets(monkeypatch):
-    """Bit by bit alike, whatever lies elsewhere and however offsets are counted; gradients in their tensors' layouts."""
+    """Bit by bit alike, wherever tensors lie and however offsets are counted; gradients in their tensors' layouts."""
     inputs, gradients = arguments(SMALL, torch.float32), output_gradients(SMALL)
     plain = run(inputs, *gradients)
     inputs |= {name: inputs[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("u", "B", "z")}
@@ -145,7 +145,7 @@ def test_empty_batch_and_float64():
     ):
         assert gradient.shape == tensor.shape
         assert not gradient.any()
-    with pytest.raises(TypeError, match="selective_scan: the triton backend expects .*float64"):
+    with pytest.raises(TypeError, match=r"selective_scan: the triton backend expects .*float64"):
         selective_scan.forward(*SMALL.inputs(torch.float64).values(), True, True)
 
 

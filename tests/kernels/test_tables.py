@@ -1,0 +1,106 @@
+"""The rules by which kernels are cut into programs, and the arithmetic of their launchers. No Triton is loaded."""
+
+import random
+
+import pytest
+import torch
+
+from mtlkit.kernels._launch import division, is_wide, walks
+from mtlkit.kernels._tables import (
+    CHECKPOINT_TOKENS,
+    CHUNK_TOKENS,
+    FILL_WARPS,
+    FULL_WARPS,
+    pixel_tiles,
+    row_tiles,
+    scan_tiles,
+    split,
+)
+
+SMS = 132
+
+
+def test_import_loads_no_triton(run_python):
+    code = "import sys, mtlkit.kernels, mtlkit.kernels._tables, mtlkit.kernels._launch; print('triton' in sys.modules)"
+    assert run_python("-c", code).stdout == "False\n"
+
+
+@pytest.mark.parametrize("divisor", [2, 3, 7, 8, 49, 56, 224, 1000, 4096, 65537, 2**20 + 7, 2**30, 2**31 - 1])
+def test_division_is_exact(divisor):
+    multiplier, shift = division(divisor)
+    assert -(1 << 31) <= multiplier < 1 << 31
+    multiplier %= 1 << 32
+    generator = random.Random(divisor)
+    last = (1 << 31) - 1
+    borders = [divisor * generator.randrange(last // divisor + 1) for _ in range(200)]
+    positions = [0, last, *borders, *(b - 1 for b in borders), *(generator.randrange(1 << 31) for _ in range(200))]
+    assert all((p * multiplier >> 32) >> shift == p // divisor for p in positions if 0 <= p <= last)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 6), (6, 1), (1, 1)])
+def test_walks_lead_through_the_image(height, width):
+    stride_h, stride_w = 1000, 7
+    pixels = [[h * stride_h + w * stride_w for w in range(width)] for h in range(height)]
+    rows = [p for row in pixels for p in row]
+    columns = [p for column in zip(*pixels, strict=True) for p in column]
+    walked = walks(height, width, stride_h, stride_w)
+    for wanted, (bend, step), inner in ((rows, walked[:2], width), (columns, walked[2:], height)):
+        multiplier, shift = division(inner)
+        lines = [(p * (multiplier % (1 << 32)) >> 32) >> shift for p in range(height * width)]
+        assert [line * bend + p * step for p, line in enumerate(lines)] == wanted
+
+
+def test_wide_offsets_begin_at_31_bits():
+    def image(channels: int) -> torch.Tensor:
+        return torch.empty(3, channels, 1 << 10, 1 << 10, device="meta")
+
+    assert not is_wide(image(2047), image(1))
+    assert not is_wide(image(2048))  # the last element is at 2^31 - 1
+    assert is_wide(image(1), image(2049))
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_tiles_of_every_state_count(kind, directions):
+    for states in range(1, 257):
+        for scans in (1, 64, 4096):
+            tiles = scan_tiles(kind, states, 96, scans, directions, SMS)
+            assert states <= tiles.S * tiles.G < 2 * states
+            assert tiles.G * tiles.BD == 32
+            assert tiles.num_warps == tiles.BC * directions
+            assert CHECKPOINT_TOKENS % tiles.T == 0
+            assert CHECKPOINT_TOKENS // tiles.T % 2 == 0
+
+
+def test_tiles_are_as_lean_as_the_fill_allows():
+    """Four directions of 96 channels: three blocks of 32 channels in a pair, 2 * 3 * B programs."""
+    assert scan_tiles("forward", 16, 96, 2 * 32, 2, SMS).S == 4
+    assert scan_tiles("forward", 16, 96, 2 * 64, 2, SMS).S == 8
+    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS).S == 16
+    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS, rank=16).S == 16
+    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS, rank=17).S == 8
+    assert scan_tiles("backward", 16, 96, 2 * 256, 2, SMS).S == 4
+
+
+def test_split_begins_where_the_processors_are_not_full():
+    full = FILL_WARPS * SMS
+    assert split(full, 3136, SMS) == 1
+    assert split(full - 1, 3136, SMS) == FULL_WARPS * SMS // (full - 1) == 2
+    assert split(24, 3136, SMS) == FULL_WARPS * SMS // 24 == 44
+    assert split(1, 3136, SMS) == 3136 // CHUNK_TOKENS  # the tokens set the limit
+    assert split(1, 2 * CHUNK_TOKENS, SMS) == 2
+    assert split(1, 2 * CHUNK_TOKENS - 1, SMS) == 1
+    assert split(1, 1, SMS) == 1
+    assert split(100, 3136, 16) == 1  # a smaller device is full sooner
+
+
+def test_rows_and_pixels_fit_a_program():
+    for channels in (1, 7, 96, 768, 4096, 16384):
+        rows, warps = row_tiles(channels)
+        assert 1 <= warps <= 16
+        assert warps & (warps - 1) == 0
+        assert rows & (rows - 1) == 0
+        pixels, width, warps = pixel_tiles(channels)
+        assert width <= 64
+        assert pixels & (pixels - 1) == 0
+        assert warps == 4
