@@ -20,7 +20,7 @@ const float* parameters(const pybind11::object& object) {
   return static_cast<const float*>(result.data);
 }
 
-// `inputs`: x, weight, bias, z and what is added to x.
+// `inputs`: x, weight, bias and z.
 inline NormGate norm_gate_arguments(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps) {
   NormGate p{};
   p.rows = rows;
@@ -29,7 +29,6 @@ inline NormGate norm_gate_arguments(int64_t rows, int64_t channels, const pybind
   p.weight = parameters<1>(inputs[1]);
   p.bias = parameters<1>(inputs[2]);
   p.z = tensor<2>(inputs[3]);
-  p.x2 = tensor<2>(inputs[4]);
   p.eps = static_cast<float>(eps);
   return p;
 }

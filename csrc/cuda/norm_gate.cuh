@@ -35,9 +35,9 @@ struct Share {
   }
 };
 
-// x + x2 into `x`, zeros where the lane has no channel.
+// The row into `x`, zeros where the lane has no channel.
 template <typename X, int kLanes, int kPacks>
-__device__ inline void load_sum(const NormGate& p, int64_t row, const Share<kLanes, kPacks>& share,
+__device__ inline void load_row(const NormGate& p, int64_t row, const Share<kLanes, kPacks>& share,
                                 float (&x)[kPacks][kVector]) {
 #pragma unroll
   for (int j = 0; j < kPacks; ++j) {
@@ -46,11 +46,6 @@ __device__ inline void load_sum(const NormGate& p, int64_t row, const Share<kLan
   share.each([&](int j, int c) {
     const Pack p_x = load<kVector>(row_of<const X>(p.x, row) + c);
     for (int i = 0; i < kVector; ++i) x[j][i] = to_float(p_x.values[i]);
-  });
-  if (!p.x2.data) return;
-  share.each([&](int j, int c) {
-    const Pack p_x2 = load<kVector>(row_of<const X>(p.x2, row) + c);
-    for (int i = 0; i < kVector; ++i) x[j][i] += to_float(p_x2.values[i]);
   });
 }
 
@@ -98,8 +93,8 @@ inline bool aligned(const Tensor<2>& tensor) {
 }
 
 inline bool aligned(const NormGate& p) {
-  return p.channels % kVector == 0 && aligned(p.x) && aligned(p.x2) && aligned(p.z) &&
-         aligned(p.weight, kVector * sizeof(float)) && aligned(p.bias, kVector * sizeof(float));
+  return p.channels % kVector == 0 && aligned(p.x) && aligned(p.z) && aligned(p.weight, kVector * sizeof(float)) &&
+         aligned(p.bias, kVector * sizeof(float));
 }
 
 // Calls launcher(X{}, Y{}) for the dtype of x and that of z, out and dout; kInvalidValue where there is no kernel.

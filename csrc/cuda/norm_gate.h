@@ -11,7 +11,6 @@ namespace mtlkit::cuda {
 struct NormGate {
   int64_t rows, channels;
   Tensor<2> x;          // (rows, D); stride[1] is 1, here and below
-  Tensor<2> x2;         // (rows, D), added to x before all else, in its dtype; may be absent
   Tensor<2> z;          // (rows, D) in the dtype of out, may be absent
   const float* weight;  // (D), null for ones
   const float* bias;    // (D), null for zeros
@@ -26,7 +25,7 @@ struct NormGateForward {
 struct NormGateBackward {
   NormGate norm;
   Tensor<2> dout;   // (rows, D) in the dtype of z
-  Tensor<2> dx;     // (rows, D) in the dtype of x: the gradient of x, and of x2
+  Tensor<2> dx;     // (rows, D) in the dtype of x
   Tensor<2> dz;     // (rows, D) in the dtype of z, absent with it
   float* partials;  // (blocks, 2, D): what each block adds to the gradients of weight and of bias
   int64_t blocks;   // as norm_gate_blocks says

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_kernel(const N
     const int64_t row = first + threadIdx.x / kLanes;
     const Share<kLanes, kPacks> share{lane, row < p.rows ? packs : 0};
     float v[kPacks][kVector], g[kPacks][kVector];
-    load_sum<X>(p, row, share, v);
+    load_row<X>(p, row, share, v);
     share.each([&](int j, int c) {
       const Pack dout = load<kVector>(row_of<const Y>(params.dout, row) + c);
       for (int i = 0; i < kVector; ++i) g[j][i] = to_float(dout.values[i]);
@@ -122,10 +122,9 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_any_kernel(con
 
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const X* const x = row_of<const X>(p.x, row);
-    const X* const x2 = p.x2.data ? row_of<const X>(p.x2, row) : nullptr;
     const Y* const z = p.z.data ? row_of<const Y>(p.z, row) : nullptr;
     const Y* const dout = row_of<const Y>(params.dout, row);
-    const auto value = [&](int64_t c) { return x2 ? to_float(x[c]) + to_float(x2[c]) : to_float(x[c]); };
+    const auto value = [&](int64_t c) { return to_float(x[c]); };
 
     float sum = 0.0f, unused = 0.0f;
     for (int64_t c = threadIdx.x; c < p.channels; c += blockDim.x) sum += value(c);

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_kernel(const N
                                       row < p.rows ? static_cast<int>(p.channels) / kVector : 0};
     float x[kPacks][kVector];
     Pack<Y, kVector> z[kPacks];
-    load_sum<X>(p, row, share, x);
+    load_row<X>(p, row, share, x);
     if (p.z.data) share.each([&](int j, int c) { z[j] = load<kVector>(row_of<const Y>(p.z, row) + c); });
     normalise(p, share, x);
     share.each([&](int j, int c) {
@@ -57,10 +57,6 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_any_kernel(con
         float x[kCount];
         const Pack p_x = load<kCount>(row_of<const X>(p.x, row) + c);
         for (int i = 0; i < kCount; ++i) x[i] = to_float(p_x.values[i]);
-        if (p.x2.data) {
-          const Pack p_x2 = load<kCount>(row_of<const X>(p.x2, row) + c);
-          for (int i = 0; i < kCount; ++i) x[i] += to_float(p_x2.values[i]);
-        }
         f(c, x);
       }
     };

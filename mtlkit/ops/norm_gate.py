@@ -135,7 +135,7 @@ def _cpu_backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
 
 def _cuda_arguments(x, weight, bias, z, eps, stream) -> tuple:
     """What the kernels of both directions take first: rows, and parameters in float32."""
-    return *x.shape, (argument(x), argument(weight), argument(bias), argument(z), None), eps, stream
+    return *x.shape, (argument(x), argument(weight), argument(bias), argument(z)), eps, stream
 
 
 def _cuda_forward(x, weight, bias, z, eps) -> Tensor:
