@@ -287,7 +287,7 @@ def is_small(x: Tensor, weight: Tensor, attn: Tensor | None) -> bool:
 def small_backward(x, weight, bias, sums, dy, factors, dx) -> tuple[Tensor | None, ...]:
     """Partial sums of the gradients of the parameters; writes dx."""
     (B, C, H, W), P = x.shape, weight.shape[0]
-    BP, BC, BL = block_of(P, 64), block_of(C, 64), 64
+    BP, BC, BL = block_of(P, 64), block_of(C, 64), 32
     tiles = triton.cdiv(H * W, BL)
     chunk_tiles = triton.cdiv(tiles, max(1, min(tiles, processors(x) // B)))
     chunks = triton.cdiv(tiles, chunk_tiles)

@@ -259,8 +259,7 @@ def reduce_forward(
     if B == 0:
         return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
-    BL = 64 if L <= 512 or x.dtype == torch.float32 else 128
-    BP = block_of(P, 128)
+    BP, BL = block_of(P, 128), 64
     tiles = triton.cdiv(L, BL)
     parts = {
         "means": new(B, tiles, C),
