@@ -197,3 +197,14 @@ def test_momentum_of_batch_norm(small):
         module = create_module(small.change({"model": {"batch_norm_momentum": momentum}}))
         norms = [m for m in module.model.decoder.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
         assert {m.momentum for m in norms} == {expected}
+
+
+@pytest.mark.parametrize("name", ["mbdi", "btinet"])
+def test_recipes_make_their_networks(name):
+    config = load_config(name)
+    options = dict(config.model.options) | {"pretrained": False}
+    module = create_module(config.change({"model": {"options": options}}))
+    # B4's stem and first two stages, but for the end of the last block of the second, rest
+    frozen = sum(p.numel() for p in module.model.parameters() if not p.requires_grad)
+    assert 0 < frozen < 100_000
+    assert sum(p.numel() for p in module.model.parameters()) > 57_000_000
