@@ -1,5 +1,8 @@
 """The choice of a backend: what is asked for, what serves, and what is said where it cannot."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -90,3 +93,108 @@ def test_every_backend_has_a_state():
     assert [state.name for state in states] == list(_backend.BACKENDS)
     assert all(state.detail for state in states)
     assert all(state.active or state.mend or "no operator" in state.detail for state in states)
+
+
+# --- GPU backends where they cannot serve -----------------------------------------------------------------------------
+
+GPU = torch.device("cuda", 0)
+ALL = ("cpu", "cuda", "triton", "torch", "reference")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """An NVIDIA GPU as torch describes it, and mtlkit with CUDA kernels; `gpu(8, 6)` sets its compute capability."""
+
+    def of(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Example")
+    monkeypatch.setattr(_native, "C", SimpleNamespace(**vars(_native.C) | {"cuda": True, "cuda_archs": "80;90"}))
+    of(9, 0)
+    return of
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [("cuda", "it serves tensors on an NVIDIA GPU, and these are on cpu"), ("triton", "it serves tensors on a GPU")],
+)
+def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    u, rows, A = torch.randn(1, 4, 5), torch.randn(1, 2, 5), -torch.rand(4, 2)
+    calls = {
+        "ss2d": lambda: mtlkit.ops.ss2d(**SHAPE.inputs()),
+        "selective_scan": lambda: mtlkit.ops.selective_scan(u, u, A, rows, rows),
+        "norm_gate": lambda: mtlkit.ops.norm_gate(u),
+        "dwconv_silu": lambda: mtlkit.ops.dwconv_silu(u[None], torch.randn(1, 1, 3, 3)),
+    }
+    for op, call in calls.items():
+        with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot serve {op}: {reason}"):
+            call()
+
+
+def test_a_build_without_cuda_names_the_mend(gpu, monkeypatch):
+    monkeypatch.setattr(_native.C, "cuda", False)
+    mend = r"built without CUDA; install beside nvcc: MTLKIT_CUDA=on pip install -e \."
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=mend):
+        choice(served=ALL, device=GPU)
+    assert choice(served=ALL, device=GPU) == "triton"
+    monkeypatch.setattr(_native, "C", None)
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=mend):
+        choice(served=ALL, device=GPU)
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
+def test_a_gpu_below_capability_8_is_named(gpu, capability):
+    gpu(*capability)
+    reason = r"it needs compute capability 8\.0, and NVIDIA Example has {}\.{}".format(*capability)
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=reason):
+        choice(served=ALL, device=GPU)
+    assert choice(served=ALL, device=GPU) == "triton"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
+def test_a_gpu_of_capability_8_and_above_gets_the_cuda_kernels(gpu, capability):
+    gpu(*capability)
+    assert choice(served=ALL, device=GPU) == "cuda"
+
+
+def test_gpus_of_other_vendors_get_triton(gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    assert choice(served=ALL, device=GPU) == "triton"
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="it serves tensors on an NVIDIA GPU"):
+        choice(served=ALL, device=GPU)
+
+
+def test_without_triton_the_mend_is_named(gpu, monkeypatch):
+    monkeypatch.setattr(_backend, "find_spec", lambda name: None)
+    with mtlkit.use_backend("triton"), pytest.raises(ValueError, match="not installed; pip install triton"):
+        choice(served=ALL, device=GPU)
+    monkeypatch.setattr(_native.C, "cuda", False)
+    assert choice(served=ALL, device=GPU) == "torch"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_launch_that_fails_says_what_cuda_says(gpu, monkeypatch, direction):
+    """On CPU tensors, with launchers that answer as CUDA's do."""
+    text = "too many resources requested for launch"
+    answers = {"cuda_ss2d_forward": 0, "cuda_ss2d_backward": 0} | {f"cuda_ss2d_{direction}": 701}
+    for name, status in answers.items():
+        monkeypatch.setattr(_native.C, name, lambda *arguments, status=status: status, raising=False)
+    monkeypatch.setattr(_native.C, "cuda_error_string", {701: text}.get, raising=False)
+    monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda *arguments: (0, 2, 1, 1, 1, 1), raising=False)
+    monkeypatch.setattr(_native.C, "cuda_ss2d_tiling", lambda *arguments: (2, 16), raising=False)
+    monkeypatch.setattr(_backend, "_cuda_obstacle", lambda device: None)
+    monkeypatch.setattr(sys.modules["mtlkit.ops.ss2d"], "gpu", lambda device: (132, 227 << 10))
+    with mtlkit.use_backend("cuda"), pytest.raises(RuntimeError, match=f"mtlkit: CUDA error 701: {text}"):
+        mtlkit.ops.ss2d(**SHAPE.inputs(requires_grad=True)).sum().backward()
+
+
+def test_the_state_of_a_gpu_that_is_too_old(gpu, monkeypatch):
+    gpu(7, 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    states = {state.name: state for state in _backend.describe()}
+    assert not states["cuda"].active
+    assert "NVIDIA Example has 7.5" in states["cuda"].detail
+    assert states["triton"].active
