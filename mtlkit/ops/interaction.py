@@ -245,8 +245,9 @@ def _fused(
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
     """Keeps autocast away from the vectors, which are computed in the type of computation."""
-    enabled = torch.is_autocast_enabled(x.device.type)
-    return torch.autocast(x.device.type, enabled=False) if enabled else nullcontext()
+    kind = x.device.type  # of which some, such as "meta", know no autocast
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 
 def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None = None) -> Tensor:

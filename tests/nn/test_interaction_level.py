@@ -353,3 +353,10 @@ def test_bad_input():
         upa(seg, seg, clf, clf[:, :9])
     with pytest.raises(ValueError, match="Expected more than 1 value"):
         level("variance").train()(seg[:1], clf[:1])
+
+
+def test_meta_tensors_have_shapes():
+    with torch.device("meta"):
+        level = InteractionLevel(6, 4)
+        output = level(torch.empty(2, 6, 3, 5), torch.empty(2, 4))
+    assert output[0].shape == (2, 6, 3, 5)
