@@ -15,10 +15,10 @@ def test_task_interaction(case, measure) -> None:
     if w.shape_name == PEAK and case.provider.name != "torch-compile":
         peak = peak_memory(w.op, w.shape_name, w.direction, case.provider.name)
         extra |= {} if peak is None else {"peak_bytes": peak, "map_bytes": case.map_bytes}
-    beside = yardsticks(case)
+    problem = case.problem()
+    beside = yardsticks(case, problem)
     floor = beside["copy_s"] * case.bytes / (2 * case.map_bytes)
     with case.provider.context():
-        problem = case.problem()
         measure(
             lambda: problem.run(w.direction),
             case.check,
