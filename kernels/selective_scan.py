@@ -193,49 +193,13 @@ def selective_scan_fwd_kernel(
                 index = sequence * tl.cdiv(L, KEEP) + (first + j) // EVERY
                 tl.store(checkpoints + (index * N + n5) * D + d5, h, mask=there5)
         b6 = _matrix(
-            B,
-            sequence,
-            group,
-            token,
-            inside,
-            d5,
-            n5,
-            there5,
-            sB_b,
-            sB_g,
-            sB_n,
-            sB_l,
-            B_VARIES,
-            N,
-            T,
-            S,
-            BC,
-            G,
-            BD,
-            WIDE,
-        )
+            B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S, BC,
+            G, BD, WIDE,
+        )  # fmt: skip
         c6 = _matrix(
-            C,
-            sequence,
-            group,
-            token,
-            inside,
-            d5,
-            n5,
-            there5,
-            sC_b,
-            sC_g,
-            sC_n,
-            sC_l,
-            C_VARIES,
-            N,
-            T,
-            S,
-            BC,
-            G,
-            BD,
-            WIDE,
-        )
+            C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S, BC,
+            G, BD, WIDE,
+        )  # fmt: skip
         decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
         fed = (dt * uu)[:, None, :, None, :] * b6
         y6 = tl.zeros([T, BC, G, BD], tl.float32)
@@ -314,27 +278,9 @@ def selective_scan_bwd_kernel(
             steps = tl.load(delta + _offset(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
             _, dt = _time_steps(steps, bias, inside, SOFTPLUS)
             b6 = _matrix(
-                B,
-                sequence,
-                group,
-                token,
-                inside,
-                d5,
-                n5,
-                there5,
-                sB_b,
-                sB_g,
-                sB_n,
-                sB_l,
-                B_VARIES,
-                N,
-                T,
-                S,
-                BC,
-                G,
-                BD,
-                WIDE,
-            )
+                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
+                BC, G, BD, WIDE,
+            )  # fmt: skip
             decay = tl.exp2(dt[:, None, :, None, :] * a[None])
             fed = (dt * uu)[:, None, :, None, :] * b6
             for i in tl.static_range(T):
@@ -357,49 +303,13 @@ def selective_scan_bwd_kernel(
                 dgate = gg * opened * (1.0 + gate * (1.0 - opened))
                 gg *= gate * opened
             b6 = _matrix(
-                B,
-                sequence,
-                group,
-                token,
-                inside,
-                d5,
-                n5,
-                there5,
-                sB_b,
-                sB_g,
-                sB_n,
-                sB_l,
-                B_VARIES,
-                N,
-                T,
-                S,
-                BC,
-                G,
-                BD,
-                WIDE,
-            )
+                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
+                BC, G, BD, WIDE,
+            )  # fmt: skip
             c6 = _matrix(
-                C,
-                sequence,
-                group,
-                token,
-                inside,
-                d5,
-                n5,
-                there5,
-                sC_b,
-                sC_g,
-                sC_n,
-                sC_l,
-                C_VARIES,
-                N,
-                T,
-                S,
-                BC,
-                G,
-                BD,
-                WIDE,
-            )
+                C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S,
+                BC, G, BD, WIDE,
+            )  # fmt: skip
             dt6 = tl.broadcast_to(dt[:, None, :, None, :], [T, S, BC, G, BD])
             x6 = tl.broadcast_to((dt * uu)[:, None, :, None, :], [T, S, BC, G, BD])
             g6 = tl.broadcast_to(gg[:, None, :, None, :], [T, S, BC, G, BD])

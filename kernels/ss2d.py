@@ -230,24 +230,9 @@ def ss2d_fwd_kernel(
         uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
         ahead, inside_ahead = _positions(j + 1, first, count, L, T)
         u_, dts_, b_, c_ = _fetch(
-            u,
-            x,
-            ahead,
-            inside_ahead,
-            there,
-            su_bend,
-            su_step,
-            sx_bend,
-            sx_step,
-            sx_m,
-            multiplier,
-            shift,
-            r,
-            n,
-            R,
-            N,
-            WIDE,
-        )
+            u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
+            n, R, N, WIDE,
+        )  # fmt: skip
         if SAVE:
             up, down = first + j, first + count - 1 - j
             EVERY: tl.constexpr = KEEP // T
@@ -366,24 +351,9 @@ def ss2d_bwd_kernel(
             begins = put(begins, s, h, EVERY)
             position, inside = _positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
             uu, dts, b, _ = _fetch(
-                u,
-                x,
-                position,
-                inside,
-                there,
-                su_bend,
-                su_step,
-                sx_bend,
-                sx_step,
-                sx_m,
-                multiplier,
-                shift,
-                r,
-                n,
-                R,
-                N,
-                WIDE,
-            )
+                u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
+                n, R, N, WIDE,
+            )  # fmt: skip
             _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, RP)
             decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
             fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
@@ -397,24 +367,9 @@ def ss2d_bwd_kernel(
             position, inside = _positions(steps - 1 - j, first, steps, L, T)
             mask = inside[:, :, None, None] & there
             uu, dts, b, c = _fetch(
-                u,
-                x,
-                position,
-                inside,
-                there,
-                su_bend,
-                su_step,
-                sx_bend,
-                sx_step,
-                sx_m,
-                multiplier,
-                shift,
-                r,
-                n,
-                R,
-                N,
-                WIDE,
-            )
+                u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
+                n, R, N, WIDE,
+            )  # fmt: skip
             uu, dts = uu.to(tl.float32), dts.to(tl.float32)
             pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
             gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
