@@ -1,0 +1,112 @@
+"""The Triton kernels compiled ahead of time: they fit their GPUs, use no atomics, do not spill, and stay lean.
+
+Shapes are MedMamba-T's and VMamba-T's first stages at 224 x 224. Tensors are on the meta device: nothing is computed.
+"""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="torch brings no Triton on this platform")
+
+CAPABILITIES = (80, 90, 100)
+SHARED_BYTES = 163 * 1024  # of one program, on the least of them
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def ss2d_calls(batch: int, states: int, rank: int, dtype: torch.dtype) -> tuple[Callable, Callable]:
+    from mtlkit.kernels import ss2d
+
+    D, H, W = 96, 56, 56
+    u = meta(batch, H, W, D, dtype=dtype).permute(0, 3, 1, 2)
+    x_dbl = meta(batch, H, W, 4, rank + 2 * states, dtype=dtype).permute(0, 3, 4, 1, 2)
+    inputs = (u, x_dbl, meta(4, D, rank), meta(4, D), meta(4 * D, states), meta(4 * D))
+    kept = meta(*ss2d.checkpoint_shape(u, inputs[4]))
+    return lambda: ss2d.forward(*inputs, dtype, True), lambda: ss2d.backward(u, *inputs, kept)
+
+
+def selective_scan_calls(batch: int, states: int, dtype: torch.dtype) -> tuple[Callable, Callable]:
+    from mtlkit.kernels import selective_scan
+
+    D, L = 384, 3136
+    u, delta, z = (meta(batch, D, L, dtype=dtype) for _ in range(3))
+    B, C = (meta(batch, states, L, dtype=dtype) for _ in range(2))
+    inputs = (u, delta, meta(D, states), B, C, meta(D), z, meta(D))
+    kept = meta(*selective_scan.checkpoint_shape(u, inputs[2]))
+    return (
+        lambda: selective_scan.forward(*inputs, True, True),
+        lambda: selective_scan.backward(u, None, *inputs, kept, True),
+    )
+
+
+def norm_gate_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
+    from mtlkit.kernels import norm_gate
+
+    x, vector = meta(8, 56, 56, 96, dtype=dtype), meta(96)
+    return (
+        lambda: norm_gate.forward(x, vector, vector, x, 1e-5),
+        lambda: norm_gate.backward(x, x, vector, vector, x, 1e-5),
+    )
+
+
+def dwconv_silu_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
+    from mtlkit.kernels import dwconv_silu
+
+    x, weight, bias = meta(8, 56, 56, 96, dtype=dtype).permute(0, 3, 1, 2), meta(96, 1, 3, 3), meta(96)
+    return lambda: dwconv_silu.forward(x, weight, bias), lambda: dwconv_silu.backward(x, x, weight, bias)
+
+
+# What is compiled, and for each capability the most instructions of a state update and lane in the innermost loop that
+# holds exponentials, forward and backward; the backward one is without what rebuilds the states. None: not held.
+CASES = {
+    "ss2d N=16 float32": (
+        lambda: ss2d_calls(64, 16, 3, torch.float32),
+        {80: (11.8, 32.5), 90: (11.4, 29.8), 100: (10, 26.5)},
+    ),
+    "ss2d N=16 bfloat16, one image": (lambda: ss2d_calls(1, 16, 3, torch.bfloat16), {90: (15, 30.5)}),
+    "ss2d N=16 float32, 256 images": (lambda: ss2d_calls(256, 16, 3, torch.float32)[:1], {90: (10.4,)}),
+    "ss2d N=16 float32, R=12, backward": (lambda: ss2d_calls(64, 16, 12, torch.float32)[1:], {90: (29.8,)}),
+    "ss2d N=1 bfloat16": (lambda: ss2d_calls(64, 1, 6, torch.bfloat16), {90: None}),
+    "selective_scan N=16 float32": (
+        lambda: selective_scan_calls(8, 16, torch.float32),
+        {80: (11.2, 29.2), 90: (11.2, 26.8), 100: (11.2, 25.8)},
+    ),
+    "norm_gate bfloat16": (lambda: norm_gate_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
+    "dwconv_silu bfloat16": (lambda: dwconv_silu_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
+}
+# Where registers are missing, by case and capability: instructions that load or store local memory, of 2000.
+SPILLS = {("selective_scan N=16 float32", 80): 8, ("ss2d N=16 float32, R=12, backward", 90): 60}
+
+
+def updates(launch) -> float:
+    """State updates of a lane in a step of a scan."""
+    a = launch.arguments
+    directions = 2 if launch.kernel.__name__.startswith("ss2d") else 1
+    return directions * a["T"] * a["S"] * a["G"] * a["BC"] * a["BD"] / (32 * launch.options["num_warps"])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_compiles_lean_and_without_spills(case, record, compiled):
+    build, targets = CASES[case]
+    for number, call in enumerate(build()):
+        for launch in record(call):
+            for capability, bounds in targets.items():
+                resources = compiled(launch, capability)
+                line = str(resources)
+                assert resources.spills <= SPILLS.get((case, capability), 0), line
+                assert resources.atomics == 0, line
+                assert resources.registers <= 255, line
+                assert resources.shared <= SHARED_BYTES, line
+                name = resources.kernel
+                if re.fullmatch(r"(ss2d|selective_scan)_(fwd|bwd)_kernel", name):
+                    steps = [loop for loop in resources.loops if loop.exponentials >= 8]
+                    counted = min(loop.instructions for loop in steps) / updates(launch)
+                    line += f" {counted:5.1f} instructions a state update"
+                    if bounds:
+                        assert counted <= bounds[number], line
+                print(line)
