@@ -32,7 +32,7 @@ from mtlkit.training.modules import TrainingModule, create_module
 
 __all__ = ["repeat", "train"]
 
-MARK = "config.yaml"
+MARK = ".mtlkit-run"  # only a folder with this file in it is ever begun anew
 
 
 def train(
@@ -173,15 +173,16 @@ def _prepare(out: Path, config: Config, *, resume: bool, force: bool) -> None:
     if occupied and not (out / MARK).is_file():
         raise DataError(f"{out}: holds other things than a run; a new folder is needed")
     if occupied and resume:
-        if load_config(out / MARK).to_dict() != config.to_dict():
-            raise DataError(f"{out / MARK}: is another recipe than the one to go on with")
+        if load_config(out / "config.yaml").to_dict() != config.to_dict():
+            raise DataError(f"{out / 'config.yaml'}: is another recipe than the one to go on with")
     elif occupied and not force:
         raise DataError(f"{out}: there is a run already; --resume goes on with it, --force begins anew")
     elif occupied:
         shutil.rmtree(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        config.save(out / MARK)
+        config.save(out / "config.yaml")
+        (out / MARK).touch()
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from None
 

@@ -231,6 +231,7 @@ def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
         train(small.change({"seed": 7}), ultrasound, out, resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("x")
+    (tmp_path / "other/config.yaml").write_text("mine: true")
     for force in (False, True):
         with pytest.raises(DataError, match="holds other things than a run; a new folder is needed"):
             train(small, ultrasound, tmp_path / "other", force=force)
