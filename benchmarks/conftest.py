@@ -1,7 +1,8 @@
 """Correctness first, then time: what all benchmarks share, and the report that a run ends with.
 
 `pytest benchmarks --benchmark-only` runs everything and writes benchmarks/results/cpu.json and cpu.png. A run of a part
-(`-k ss2d`) or with failures prints its figures and leaves those files as they are.
+(`-k ss2d`) or with failures prints its figures and leaves those files as they are. `pytest benchmarks -m gpu` runs the
+benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png.
 """
 
 import math
@@ -17,6 +18,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # pytest's importlib mode adds no folder, and these files import each other
 
+import gpu_report  # noqa: E402
 import machine  # noqa: E402
 import report  # noqa: E402
 from results import Results  # noqa: E402
@@ -26,6 +28,7 @@ MOST_ROUNDS = 300
 SLOW = 2.0  # seconds of a call that is timed once
 
 RESULTS = pytest.StashKey[Results]()
+GPU_ROWS = pytest.StashKey[list[dict[str, Any]]]()
 DESELECTED = pytest.StashKey[int]()
 
 
@@ -138,6 +141,18 @@ def measure_case(measure: Measure):
     return run
 
 
+@pytest.fixture
+def record_gpu(request: pytest.FixtureRequest, record_property) -> Callable[..., None]:
+    """record_gpu(case, errors, seconds, peak_bytes): one row of a run on a GPU."""
+
+    def record(*measured: Any) -> None:
+        row = gpu_report.row(*measured)
+        request.config.stash[GPU_ROWS].append(row)
+        record_property("figures", gpu_report.one_line(row))
+
+    return record
+
+
 @pytest.fixture(scope="session")
 def _yardstick(request: pytest.FixtureRequest):
     results = request.config.stash[RESULTS]
@@ -156,12 +171,20 @@ def _seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[RESULTS] = Results()
+    config.stash[RESULTS], config.stash[GPU_ROWS] = Results(), []
     config.stash[DESELECTED] = 0
     if config.option.verbose == 0:
         config.option.verbose = 1  # a line a row: a run takes minutes
     config.option.benchmark_quiet = True  # report.py draws one table instead of one for every group
     config.option.benchmark_warmup = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Either the benchmarks on a GPU or the others: `-m gpu` is asked for or not."""
+    name = collection_path.name
+    if name.startswith("test_bench_") and name.startswith("test_bench_gpu_") != (config.option.markexpr == "gpu"):
+        return True
+    return None
 
 
 def pytest_report_header() -> str:
@@ -184,9 +207,14 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
     results = config.stash[RESULTS]
+    whole = exitstatus == 0 and config.stash[DESELECTED] == 0
+    if config.stash[GPU_ROWS]:
+        folder = HERE / "results" if whole else None
+        text = gpu_report.finish(config.stash[GPU_ROWS], machine.description(), folder, terminalreporter.hasmarkup)
+        terminalreporter.ensure_newline()
+        terminalreporter.write(text)
     if not results.rows:
         return
-    whole = exitstatus == 0 and config.stash[DESELECTED] == 0
     text = report.finish(
         results,
         machine.description(),

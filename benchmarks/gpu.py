@@ -1,0 +1,124 @@
+"""A GPU as the benchmarks see it: its physical limits, how long calls take there, and the memory at their peak."""
+
+import functools
+import math
+import re
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from providers import FORWARD
+
+from mtlkit.testing import SS2DShape
+
+# What a multiprocessor does in a clock cycle, of compute capability 8.0 and 9.0: exponentials, and instructions of one
+# lane. Every state update takes an exponential forward, and 24 instructions backward as the plan of the kernels counts.
+EXPONENTIALS, LANES, BACKWARD_INSTRUCTIONS = 16, 128, 24
+SECONDS, FEWEST, MOST = 0.5, 10, 200  # of the rounds of a row
+WARM_UPS = 3
+
+
+class Limits(NamedTuple):
+    """What bounds a kernel: per second, exponentials, instructions of a lane, and bytes to and from memory."""
+
+    exponentials: float
+    instructions: float
+    bytes: float
+
+
+class Floor(NamedTuple):
+    """The least seconds that a call can take, and what bounds it."""
+
+    seconds: float
+    bound: str
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def name() -> str:
+    return torch.cuda.get_device_name(device())
+
+
+def stem() -> str:
+    """The GPU's name as that of a file: NVIDIA H200 is h200."""
+    return re.sub(r"[^a-z0-9]+", "_", name().lower().removeprefix("nvidia ")).strip("_")
+
+
+@functools.cache
+def clock() -> float:
+    """The highest clock of the multiprocessors, in Hz, as the driver tells it."""
+    query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", f"--id={device().index}"]
+    return 1e6 * float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
+
+
+@functools.cache
+def limits() -> Limits:
+    """Those of this GPU; of the memory, what a copy of 1 GiB reaches."""
+    cycles = clock() * torch.cuda.get_device_properties(device()).multi_processor_count
+    source = torch.zeros(1 << 28, device=device())
+    target = torch.empty_like(source)
+    seconds = statistics.median(durations([lambda: target.copy_(source)]))
+    return Limits(EXPONENTIALS * cycles, LANES * cycles, 2 * source.nbytes / seconds)
+
+
+def least_bytes(shape: SS2DShape, dtype: torch.dtype, direction: str) -> int:
+    """What an SS2D must read and write: u, the projections and y; then also dy, and the gradients of u and of those."""
+    pixels = shape.B * shape.H * shape.W
+    maps, rows = shape.D * pixels, 4 * (shape.R + 2 * shape.N) * pixels
+    passes = (2, 1) if direction == FORWARD else (5, 3)
+    return dtype.itemsize * (passes[0] * maps + passes[1] * rows)
+
+
+def floor(shape: SS2DShape, dtype: torch.dtype, direction: str, limits: Limits) -> Floor:
+    """The higher of those of arithmetic and of memory."""
+    arithmetic = shape.updates / limits.exponentials
+    if direction != FORWARD:
+        arithmetic += BACKWARD_INSTRUCTIONS * shape.updates / limits.instructions
+    memory = least_bytes(shape, dtype, direction) / limits.bytes
+    return Floor(arithmetic, "arithmetic") if arithmetic >= memory else Floor(memory, "memory")
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def copies(nbytes: int) -> int:
+    """So many tensors of this size, used in turn, are twice the GPU's L2: none is there when its turn comes."""
+    return max(2, math.ceil(2 * torch.cuda.get_device_properties(device()).L2_cache_size / nbytes))
+
+
+def durations(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Seconds of calls, taken in turn, between events on the GPU; what the host takes to launch counts where it shows.
+
+    They are the same work on other tensors: see `copies`.
+    """
+    for i in range(WARM_UPS):
+        calls[i % len(calls)]()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    calls[0]()
+    torch.cuda.synchronize()
+    rounds = min(MOST, max(FEWEST, math.ceil(SECONDS / (time.perf_counter() - start))))
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for i, (first, last) in enumerate(events):
+        first.record()
+        calls[i % len(calls)]()
+        last.record()
+    torch.cuda.synchronize()
+    return [first.elapsed_time(last) / 1e3 for first, last in events]
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Memory at the peak of a call on top of what was allocated before, results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    del kept
+    return peak

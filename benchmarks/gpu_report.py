@@ -1,0 +1,244 @@
+"""What a run on a GPU ends with: a table of ratios, and for a whole run benchmarks/results/<gpu>.json and <gpu>.png."""
+
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gpu
+import torch
+from gpu_providers import GPU_PROVIDERS
+from gpu_workloads import SHAPES, GpuCase
+from headline import megabytes, rate, seconds
+from providers import BOTH, FORWARD
+from report import replace
+from rich.console import Console
+from rich.table import Table
+
+from mtlkit import _native
+from mtlkit.info import version_of
+
+Row = dict[str, Any]
+Rows = dict[str, Row]  # of one group, by provider
+CORE = "ss2d_layer_core"
+LABELS = {provider.name: provider.label for provider in GPU_PROVIDERS}
+# mtlkit's least speed-up over a peer, by direction; forward at 56 x 56, batch 32, its least share of the floor; and its
+# most memory in training, of MedMamba's.
+TARGETS = {"medmamba": {FORWARD: 4, BOTH: 3}, "vmamba": {FORWARD: 2, BOTH: 2}}
+FLOOR_TARGET, MEMORY_TARGET = 0.6, 0.4
+CHARTED_BATCH = 32
+
+
+def row(case: GpuCase, errors: tuple[float, float], rounds: list[float], peak: int) -> Row:
+    """A row of the results: seconds between events, bytes at the peak, errors against float64."""
+    median = statistics.median(rounds)
+    found = {
+        "group": case.group,
+        "op": case.op,
+        "shape": case.shape_name,
+        "batch": case.batch,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "direction": case.direction,
+        "provider": case.provider.name,
+        "median_s": median,
+        "min_s": min(rounds),
+        "max_s": max(rounds),
+        "rounds": len(rounds),
+        "updates_per_s": case.shape.updates / median,
+        "peak_bytes": peak,
+        "relative_error": errors[0],
+        "max_abs_error": errors[1],
+    }
+    floor = gpu.floor(case.shape, case.dtype, case.direction, gpu.limits())
+    return found | {"floor_s": floor.seconds, "bound": floor.bound, "share_of_floor": floor.seconds / median}
+
+
+def one_line(row: Row) -> str:
+    """A row on its line of the progress."""
+    return (
+        f"{row['median_s'] * 1e6:.0f} us, {rate(row['updates_per_s'])} updates, {row['share_of_floor']:.0%} of the "
+        f"floor ({row['bound']}), peak {megabytes(row['peak_bytes'])}, error {row['relative_error']:.0e}"
+    )
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def groups(rows: list[Row]) -> dict[str, Rows]:
+    found: dict[str, Rows] = {}
+    for r in rows:
+        found.setdefault(r["group"], {})[r["provider"]] = r
+    return found
+
+
+def fastest(rows: Rows) -> Row | None:
+    """mtlkit's quickest backend."""
+    own = [r for name, r in rows.items() if name.startswith("mtlkit")]
+    return min(own, key=lambda r: r["median_s"], default=None)
+
+
+def table(rows: list[Row], title: str) -> Table:
+    drawn = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", pad_edge=False)
+    drawn.caption = (
+        "SS2D from its input to the merged output, projections included. Share of the floor: of the exponentials, "
+        "instructions or bytes that the scan cannot do without. Memory: at the peak of a call, over MedMamba's."
+    )
+    drawn.add_column("shape, batch, dtype, direction")
+    for name in ("mtlkit", "of the floor", "memory", *(LABELS[p] for p in LABELS if not p.startswith("mtlkit"))):
+        drawn.add_column(name, justify="right")
+    for group, by_provider in groups(rows).items():
+        ours = fastest(by_provider)
+        if ours is None or ours["op"] != CORE:
+            continue
+        peers = [by_provider.get(p) for p in LABELS if not p.startswith("mtlkit")]
+        medmamba = by_provider.get("medmamba")
+        drawn.add_row(
+            group.removeprefix(f"{CORE}-"),
+            seconds(ours["median_s"]),
+            f"{ours['share_of_floor']:.0%}",
+            f"{ours['peak_bytes'] / medmamba['peak_bytes']:.2f}x" if medmamba else "",
+            *(f"{r['median_s'] / ours['median_s']:.1f}x slower" if r else "" for r in peers),
+        )
+    return drawn
+
+
+def verdicts(rows: list[Row]) -> Iterator[str]:
+    """Each target, met or missed, and where it was missed by most."""
+    core = {name: by for name, by in groups(rows).items() if fastest(by) and fastest(by)["op"] == CORE}
+    for peer, targets in TARGETS.items():
+        for direction, target in targets.items():
+            found = {
+                name: by[peer]["median_s"] / fastest(by)["median_s"]
+                for name, by in core.items()
+                if peer in by and fastest(by)["direction"] == direction
+            }
+            if found:
+                least = min(found, key=found.get)
+                verdict = "met" if found[least] >= target else "missed"
+                yield f"{direction}: {LABELS[peer]}: at least {target}x {verdict}: {found[least]:.1f}x at {least}"
+    shares = [
+        r["share_of_floor"]
+        for r in rows
+        if r["op"] == "ss2d" and r["provider"].startswith("mtlkit") and r["direction"] == FORWARD
+        if (r["shape"], r["batch"]) == ("medmamba_t_stage1", CHARTED_BATCH)
+    ]
+    if shares:
+        verdict = "met" if max(shares) >= FLOOR_TARGET else "missed"
+        yield f"56 x 56, batch {CHARTED_BATCH}, forward: {FLOOR_TARGET:.0%} of the floor {verdict}: {max(shares):.0%}"
+    memory = {
+        name: fastest(by)["peak_bytes"] / by["medmamba"]["peak_bytes"]
+        for name, by in core.items()
+        if "medmamba" in by and fastest(by)["direction"] == BOTH
+    }
+    if memory:
+        most = max(memory, key=memory.get)
+        verdict = "met" if memory[most] <= MEMORY_TARGET else "missed"
+        yield f"memory in training: at most {MEMORY_TARGET}x MedMamba's {verdict}: {memory[most]:.2f}x at {most}"
+
+
+# --- the end of a run -------------------------------------------------------------------------------------------------
+
+
+def described(description: dict[str, Any]) -> dict[str, Any]:
+    """The machine and software, with the GPU and what its peers are."""
+    properties = torch.cuda.get_device_properties(gpu.device())
+    versions = {name: version_of(name) for name in ("triton", "mamba-ssm")}
+    return description | {
+        "gpu": {
+            "name": gpu.name(),
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+            "clock_hz": gpu.clock(),
+            "limits_per_s": gpu.limits()._asdict(),
+        },
+        "versions": description["versions"]
+        | versions
+        | {"cuda": torch.version.cuda, "cuda_toolkit": getattr(_native.C, "cuda_toolkit", None)},
+        "absent": {p.name: p.why_absent() for p in GPU_PROVIDERS if p.why_absent()},
+    }
+
+
+def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, colour: bool) -> str:
+    """Draws the table and writes the files; no folder writes none, for a run of a part or with failures."""
+    document = described(description) | {"verdicts": list(verdicts(rows)), "rows": rows}
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=colour, no_color=not colour, width=190, highlight=False)
+    console.print()
+    for name, reason in document["absent"].items():
+        console.print(f"absent: {LABELS[name]}: {reason}", style="dim")
+    console.print(table(rows, f"{document['gpu']['name']}; torch {document['versions']['torch']}"))
+    for verdict in document["verdicts"]:
+        console.print(verdict)
+    if folder is None:
+        console.print("benchmarks/results stays as it is: not every benchmark ran and passed.")
+    else:
+        console.print(f"written: {', '.join(map(str, write(document, folder)))}")
+    return out.getvalue()
+
+
+def write(document: dict[str, Any], folder: Path) -> list[Path]:
+    """Writes <gpu>.json and <gpu>.png, each whole or not at all."""
+    folder.mkdir(exist_ok=True)
+    json_path, png_path = (folder / f"{gpu.stem()}.{suffix}" for suffix in ("json", "png"))
+    replace(json_path, (json.dumps(document, indent=1) + "\n").encode())
+    replace(png_path, draw(document))
+    return [json_path, png_path]
+
+
+# --- the chart --------------------------------------------------------------------------------------------------------
+
+COLOURS = {  # Okabe and Ito's, for all eyes
+    "mtlkit-cuda": "#0072b2",
+    "mtlkit-triton": "#56b4e9",
+    "medmamba": "#e69f00",
+    "vmamba": "#cc79a7",
+    "torch-compile": "#b4b8bd",
+}
+
+
+def draw(document: dict[str, Any]) -> bytes:
+    """A PNG: state updates a second of every provider at every shape, float32, forward and with backward."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.4), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 1, sharex=True)
+    limit = document["gpu"]["limits_per_s"]["exponentials"]
+    for axis, title, direction in zip(panels, ("Forward", "Forward and backward"), (FORWARD, BOTH), strict=True):
+        key = (CORE, CHARTED_BATCH, "float32", direction)
+        rows = [r for r in document["rows"] if (r["op"], r["batch"], r["dtype"], r["direction"]) == key]
+        present = [name for name in COLOURS if any(r["provider"] == name for r in rows)]
+        for place, name in enumerate(present):
+            heights = {r["shape"]: r["updates_per_s"] / 1e9 for r in rows if r["provider"] == name}
+            at = [
+                i + 0.8 * (place - (len(present) - 1) / 2) / len(present) for i, s in enumerate(SHAPES) if s in heights
+            ]
+            values = [heights[s] for s in SHAPES if s in heights]
+            axis.bar(at, values, 0.74 / len(present), color=COLOURS[name], label=LABELS[name])
+        axis.axhline(limit / 1e9, color="#d55e00", linestyle=(0, (4, 2)), label="limit of the exponentials, forward")
+        axis.set_yscale("log")
+        axis.set_ylabel("10⁹ state updates per second")
+        axis.set_title(title, loc="left")
+        axis.spines[["top", "right"]].set_visible(False)
+    sizes = [f"{s.H} × {s.W}\n{s.D} channels, {s.N} states" for s in SHAPES.values()]
+    panels[1].set_xticks(range(len(sizes)), sizes, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, ncols=3)
+    figure.suptitle(
+        "The four-direction scan (SS2D) with its projections on a GPU", x=0.01, ha="left", fontweight="bold"
+    )
+    words = f"{document['gpu']['name']} · batch {CHARTED_BATCH}, float32 · torch {document['versions']['torch']} · "
+    figure.supxlabel(words + document["date"][:10], x=0.01, ha="left", fontsize=8.5, color="#6b6b6b")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    source, target = map(Path, sys.argv[1:])
+    target.write_bytes(draw(json.loads(source.read_text())))

@@ -1,0 +1,173 @@
+"""What is measured on a GPU: SS2D at the shapes of networks and of mammograms, batch 1 to 64, in two dtypes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gpu
+import torch
+from gpu_providers import GPU_PROVIDERS, GpuProvider, mtlkit_scan
+from providers import BOTH, FORWARD
+from torch import Tensor
+
+import mtlkit
+from mtlkit.testing import ROUNDING, SS2D_SHAPES, SS2DShape, assert_accurate, relative_error
+
+SHAPES = {
+    **{f"medmamba_t_stage{i}": SS2D_SHAPES[f"medmamba_t_stage{i}"] for i in (1, 2, 3, 4)},
+    "mammo_128": SS2D_SHAPES["mammo_4view_128"],
+    "mammo_64": SS2D_SHAPES["mammo_4view_64"],
+    "vmamba_t_stage1": SS2D_SHAPES["vmamba_t_stage1"],
+}
+BATCHES = (1, 8, 32, 64)
+DTYPES = (torch.float32, torch.bfloat16)
+# `ss2d_layer_core` is the scan with its projections, of every provider; `ss2d` the operator alone, of mtlkit.
+OPS = ("ss2d_layer_core", "ss2d")
+REFERENCE_PIXELS = 28 * 28  # of images whose exact results the reference gives in seconds
+PEER_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # shows a wrong wiring; how exact peers are is in their rows
+
+Tensors = dict[str, Tensor]
+
+
+class GpuCase(NamedTuple):
+    """A row."""
+
+    op: str
+    shape_name: str
+    batch: int
+    dtype: torch.dtype
+    direction: str
+    provider: GpuProvider
+
+    def __str__(self) -> str:
+        return f"{self.group}-{self.provider.name}"
+
+    @property
+    def group(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.op}-{self.shape_name}-batch{self.batch}-{dtype}-{self.direction}"
+
+    @property
+    def shape(self) -> SS2DShape:
+        return dataclasses.replace(SHAPES[self.shape_name], B=self.batch)
+
+    @property
+    def checked(self) -> list[int]:
+        """The images whose results are compared with exact ones."""
+        return [0] if self.batch == 1 else [0, self.batch - 1]
+
+    def function(self) -> Callable[..., Tensor]:
+        return mtlkit.ops.ss2d if self.op == "ss2d" else self.provider.scan
+
+    def problem(self) -> tuple[Tensors, Tensor]:
+        """Arguments on the GPU, and the gradient of the output, zero but for the images that are checked.
+
+        An image's results depend on no other image, and so do then the parameters' gradients.
+        """
+        few, dy_few = given(self.op, self.shape_name, len(self.checked), self.dtype)
+        device, s, seed = gpu.device(), self.shape, torch.Generator(gpu.device()).manual_seed(2)
+
+        def whole(t: Tensor) -> Tensor:
+            many = torch.randn(s.B, *t.shape[1:], generator=seed, device=device).to(t.dtype)
+            many[self.checked] = t.to(device)
+            return many
+
+        tensors = {name: whole(t) if name in ("u", "x_dbl") else t.to(device) for name, t in few.items()}
+        tensors["u"] = tensors["u"].contiguous(memory_format=self.provider.memory_format)
+        if "x_dbl" in tensors:  # (B, 4, M, H, W), a pixel's values side by side
+            tensors["x_dbl"] = tensors["x_dbl"].permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
+        dy = torch.zeros_like(tensors["u"])
+        dy[self.checked] = dy_few.to(device)
+        return {name: t.requires_grad_() for name, t in tensors.items()}, dy
+
+    def run(self, tensors: Tensors, dy: Tensor) -> Tensors:
+        """The output, and in the direction `forward_backward` every gradient, by name."""
+        return run(self.function(), tensors, dy, self.direction)
+
+    def check(self, results: Tensors) -> tuple[float, float]:
+        """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+        key = (self.op, self.shape_name, len(self.checked), self.dtype)
+        exact, plain, errors = exact_results(*key), plain_results(*key) if self.provider.own else {}, []
+        for name, t in results.items():
+            if name in ("y", "u", "x_dbl"):
+                others = t[1:-1] if name != "y" else t[:0]
+                assert not others.any(), f"{name}: a gradient reaches images that it does not belong to"
+                t = t[self.checked]
+            t, wanted = t.cpu(), exact[name]
+            if self.provider.own and (name not in plain or t.dtype == self.dtype):
+                errors.append(assert_accurate(name, t, wanted, plain.get(name), gradient=name != "y"))
+                continue
+            bound = PEER_BOUND[self.dtype]
+            if (
+                self.provider.own
+            ):  # a float32 gradient, of what may have passed through 16 bits: as the policy has those
+                bound = 3 * relative_error(plain[name], wanted) + ROUNDING[self.dtype]
+            errors.append(relative_error(t, wanted))
+            assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
+        output = results["y"][self.checked].double().cpu()
+        return max(errors), (output - exact["y"]).abs().max().item()
+
+
+def run(function: Callable[..., Tensor], tensors: Tensors, dy: Tensor, direction: str) -> Tensors:
+    if direction == FORWARD:
+        with torch.no_grad():
+            return {"y": function(*tensors.values())}
+    y = function(*tensors.values())
+    gradients = torch.autograd.grad(y, list(tensors.values()), dy.to(y.dtype))
+    return {"y": y.detach(), **dict(zip(tensors, gradients, strict=True))}
+
+
+@functools.lru_cache(maxsize=2)
+def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> tuple[Tensors, Tensor]:
+    """Arguments and the gradient of the output on the CPU: activations in `dtype`, the scan's parameters in float32."""
+    shape = dataclasses.replace(SHAPES[shape_name], B=images)
+    tensors = shape.inputs()
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(4, shape.R + 2 * shape.N, shape.D, generator=generator) * shape.D**-0.5
+    dy = torch.randn(tensors["u"].shape, generator=generator).to(dtype)
+    u, weight = tensors.pop("u").to(dtype), weight.to(dtype)
+    x_dbl = tensors.pop("x_dbl").to(dtype)
+    second = {"x_dbl": x_dbl} if op == "ss2d" else {"x_proj_weight": weight}
+    return {"u": u, **second, **tensors}, dy
+
+
+@functools.lru_cache(maxsize=2)
+def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """In float64 on the CPU: of the reference where that takes seconds, else of kernels tested against it."""
+    tensors, dy = given(op, shape_name, images, dtype)
+    pixels = images * tensors["u"][0, 0].numel()
+    with mtlkit.use_backend("reference" if pixels <= REFERENCE_PIXELS else "auto"):
+        return run(*_on_cpu(op, {n: t.double() for n, t in tensors.items()}, dy.double()))
+
+
+@functools.lru_cache(maxsize=2)
+def plain_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """What plain PyTorch makes of the same 16-bit numbers, for the policy; of float32 nothing is needed."""
+    if dtype == torch.float32:
+        return {}
+    tensors, dy = given(op, shape_name, images, dtype)
+    with mtlkit.use_backend("torch"):
+        return run(*_on_cpu(op, tensors, dy))
+
+
+def _on_cpu(op: str, tensors: Tensors, dy: Tensor) -> tuple:
+    leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+    return mtlkit.ops.ss2d if op == "ss2d" else mtlkit_scan, leaves, dy, BOTH
+
+
+def cases() -> list[GpuCase]:
+    """Every row whose provider is present, those with the same exact results side by side."""
+    if not torch.cuda.is_available():
+        return []
+    present = [provider for provider in GPU_PROVIDERS if not provider.why_absent()]
+    return [
+        GpuCase(op, shape_name, batch, dtype, direction, provider)
+        for op in OPS
+        for shape_name in SHAPES
+        for dtype in DTYPES
+        for batch in BATCHES
+        for direction in (FORWARD, BOTH)
+        for provider in present
+        if (op != "ss2d" or provider.own) and (not provider.one_size or batch == 32)
+    ]
