@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch
 EXTRAS ?= bench,test
+SANITIZER ?= compute-sanitizer
 
 PY      := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
@@ -20,6 +21,7 @@ help: ## list the targets
 	@echo '  VENV=$(VENV)  environment to create or to share'
 	@echo '  TORCH=$(TORCH)  what pip installs as torch, e.g. TORCH="torch==2.13.0"'
 	@echo '  EXTRAS=$(EXTRAS)  optional parts of mtlkit'
+	@echo '  SANITIZER=$(SANITIZER)  for make gpu: checks kernels for wrong addresses and races'
 	@echo '  PYTHON=$(PYTHON)  the Python that creates the environment'
 
 install: $(STAMP) ## build and install mtlkit into VENV
@@ -30,10 +32,15 @@ test: $(STAMP) ## run the tests
 bench: $(STAMP) ## measure every operator and print the speed table
 	$(PY) -m pytest benchmarks --benchmark-only
 
-gpu: $(STAMP) ## run the GPU tests and the benchmarks; fails where torch sees no GPU
+gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch sees no GPU
 	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU here")'
+	@command -v $(SANITIZER) >/dev/null || \
+		{ echo 'make gpu: $(SANITIZER) not found; it comes with the CUDA toolkit: name it, e.g. SANITIZER=/usr/local/cuda/bin/compute-sanitizer'; exit 1; }
+	$(PY) -m mtlkit.info
 	$(PY) -m pytest tests -m gpu
-	$(PY) -m pytest benchmarks --benchmark-only
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
+	$(SANITIZER) --tool racecheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
+	$(PY) -m pytest benchmarks -m gpu
 
 lint: $(STAMP) ## check style: ruff and clang-format
 	$(PY) -m ruff check
