@@ -89,6 +89,9 @@ def split(warps: int, tokens: int, processors: int) -> int:
     return max(1, min(FULL_WARPS * processors // warps, tokens // CHUNK_TOKENS))
 
 
+MAX_ROW_CHANNELS = 16384  # a row of norm_gate lies in the registers of one program
+
+
 def row_tiles(channels: int) -> tuple[int, int]:
     """(rows of a step, warps of a program) of norm_gate: at most 4096 elements, 8 to 32 a thread."""
     padded = power_of_two(channels)

@@ -17,9 +17,7 @@ from torch import Tensor
 
 from mtlkit.kernels._launch import check_dtypes, on_device, processors
 from mtlkit.kernels._scan import sigmoid
-from mtlkit.kernels._tables import power_of_two, row_tiles
-
-MAX_CHANNELS = 16384  # a row lies in the registers of one program
+from mtlkit.kernels._tables import MAX_ROW_CHANNELS, power_of_two, row_tiles
 
 
 @triton.jit
@@ -107,8 +105,8 @@ def _stride(t: Tensor | None) -> int:
 
 def _check(op: str, channels: int, *tensors: Tensor | None) -> None:
     check_dtypes(op, *tensors)
-    if channels > MAX_CHANNELS:
-        raise ValueError(f"{op}: the triton backend takes at most {MAX_CHANNELS} channels, got {channels}")
+    if channels > MAX_ROW_CHANNELS:
+        raise ValueError(f"{op}: the triton backend takes at most {MAX_ROW_CHANNELS} channels, got {channels}")
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
@@ -116,7 +114,7 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | N
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.
-        ValueError: more than MAX_CHANNELS channels.
+        ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], x, weight, bias, z)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -141,7 +139,7 @@ def backward(
 
     Raises:
         TypeError: an input of another dtype than float32, bfloat16 and float16.
-        ValueError: more than MAX_CHANNELS channels.
+        ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], dout, x, weight, bias, z)
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
+from mtlkit.kernels._tables import MAX_ROW_CHANNELS
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import (
@@ -293,7 +294,10 @@ def norm_gate(
         torch.Size([1, 7, 5, 8])
     """
     _check(x, weight, bias, z, eps)
-    backend = choose("norm_gate", SERVED, x.device, single_precision_only(x, weight, bias, z))
+    limits = single_precision_only(x, weight, bias, z) or {}
+    if x.shape[-1] > MAX_ROW_CHANNELS:
+        limits.setdefault("triton", f"it takes at most {MAX_ROW_CHANNELS} channels, got {x.shape[-1]}")
+    backend = choose("norm_gate", SERVED, x.device, limits)
     if backend == "reference":
         return norm_gate_reference(x, weight, bias, z, eps)
     if backend == "torch":
