@@ -74,8 +74,11 @@ def choose(op: str, served: tuple[str, ...], device: torch.device, limits: dict[
 
     Raises:
         ValueError: the backend that was asked for cannot serve.
+        RuntimeError: the call is made under a transform of torch.func, such as vmap.
     """
     _check_name(_requested, "MTLKIT_BACKEND")
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(f"{op} does not run under torch.vmap and its like; it takes a batch as it is")
     if _requested == "auto":
         return next(name for name in served if not _obstacle(op, name, served, device, limits))
     obstacle = _obstacle(op, _requested, served, device, limits)
