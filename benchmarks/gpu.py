@@ -15,8 +15,9 @@ from providers import FORWARD
 from mtlkit.testing import SS2DShape
 
 # What a multiprocessor does in a clock cycle, of compute capability 8.0 and 9.0: exponentials, and instructions of one
-# lane. Every state update takes an exponential forward, and 24 instructions backward as the plan of the kernels counts.
-EXPONENTIALS, LANES, BACKWARD_INSTRUCTIONS = 16, 128, 24
+# lane. Every state update takes an exponential forward, and every time step's softplus two; backward an update takes
+# 24 instructions at least.
+EXPONENTIALS, LANES, OF_SOFTPLUS, BACKWARD_INSTRUCTIONS = 16, 128, 2, 24
 SECONDS, FEWEST, MOST = 0.5, 10, 200  # of the rounds of a row
 WARM_UPS = 3
 
@@ -76,7 +77,7 @@ def least_bytes(shape: SS2DShape, dtype: torch.dtype, direction: str) -> int:
 
 def floor(shape: SS2DShape, dtype: torch.dtype, direction: str, limits: Limits) -> Floor:
     """The higher of those of arithmetic and of memory."""
-    arithmetic = shape.updates / limits.exponentials
+    arithmetic = shape.updates * (1 + OF_SOFTPLUS / shape.N) / limits.exponentials
     if direction != FORWARD:
         arithmetic += BACKWARD_INSTRUCTIONS * shape.updates / limits.instructions
     memory = least_bytes(shape, dtype, direction) / limits.bytes
