@@ -5,7 +5,7 @@
 #pragma once
 
 #include "common/selective_scan.h"
-#include "cuda/ss2d.h"
+#include "cuda/plan.h"
 
 namespace mtlkit::cuda {
 
@@ -35,8 +35,8 @@ struct SelectiveScanPlan {
   int64_t chunks;
 };
 
-// The layout: of those that hold N, the first that makes 16 warps per multiprocessor, else the narrowest of its kind.
-// The chunks: as plan_ss2d has them.
+// The layout: of those that hold N in the fewest states, the first that fills the GPU, else the last; chunks as `split`
+// has them.
 SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool constant, const Gpu& gpu);
 
 struct SelectiveScanCuda {

@@ -17,11 +17,10 @@ constexpr Row kConstant[] = {MTLKIT_SELECTIVE_SCAN_CONSTANT_LAYOUTS(MTLKIT_ROW)}
 }  // namespace
 
 SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool constant, const Gpu& gpu) {
-  constexpr int64_t kEnoughWarps = 8, kWantedWarps = 16, kLeastTokens = 128, kLeastChunks = 3;
   const int64_t group = shape.channels / shape.groups;
   const auto warps = [&](const Row& row) {
     const int64_t blocks = shape.batch * shape.groups * ceil_div(group, row.channels);
-    return std::max<int64_t>(blocks * row.channels * row.lanes / kWarp, 1);
+    return blocks * row.channels * row.lanes / kWarp;
   };
   const auto choose = [&](const auto& rows) {
     const Row* chosen = nullptr;
@@ -29,24 +28,16 @@ SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool cons
       const int64_t padded = row.states * row.lanes;
       if (padded < shape.states || (chosen && padded != chosen->states * chosen->lanes)) continue;
       chosen = &row;
-      if (warps(row) >= kWantedWarps * gpu.multiprocessors) break;
+      if (gpu.is_full(warps(row))) break;
     }
     return chosen;
   };
   const Row* row = constant ? choose(kConstant) : choose(kVariable);
   if (row == nullptr) return {-1, 0, 0, 0, 0, 0};
 
-  const int64_t tiles = ceil_div(shape.tokens, row->tokens);
-  SelectiveScanPlan plan{row->index, row->states * row->lanes, row->tokens, ceil_div(group, row->channels), tiles, 1};
-  if (warps(*row) < kEnoughWarps * gpu.multiprocessors) {
-    const int64_t wanted = ceil_div(kWantedWarps * gpu.multiprocessors, warps(*row));
-    const int64_t chunk_tiles = std::max(kLeastTokens / row->tokens, ceil_div(tiles, wanted));
-    if (const int64_t chunks = ceil_div(tiles, chunk_tiles); chunks >= kLeastChunks) {
-      plan.chunk_tiles = chunk_tiles;
-      plan.chunks = chunks;
-    }
-  }
-  return plan;
+  const Chunks chunks = split(ceil_div(shape.tokens, row->tokens), row->tokens, warps(*row), gpu);
+  return {row->index,  row->states * row->lanes, row->tokens, ceil_div(group, row->channels), chunks.tiles,
+          chunks.count};
 }
 
 }  // namespace mtlkit::cuda

@@ -10,9 +10,8 @@
 // every chunk from what those before it leave together.
 #pragma once
 
-#include <algorithm>
-
 #include "common/ss2d.h"
+#include "cuda/plan.h"
 
 namespace mtlkit::cuda {
 
@@ -41,11 +40,6 @@ namespace mtlkit::cuda {
   X(8, 4, 32, 4, 16)                    \
   X(9, 8, 32, 4, 8)
 
-struct Gpu {
-  int64_t multiprocessors;
-  int64_t shared_bytes;  // that a block may have
-};
-
 // How the states are kept between the passes; the same for every shape with these N and R on the same GPU.
 struct SS2DTiling {
   int64_t states;  // N, rounded up; 0 if no kernel serves
@@ -64,16 +58,12 @@ struct SS2DPlan {
 // The backward layout that comes first of those that hold N and fit a block's shared memory.
 SS2DTiling ss2d_tiling(int64_t states, int64_t rank, const Gpu& gpu);
 
-// Of the layouts with this tiling, the first that makes 16 warps per multiprocessor, else the last. The chunks: none
-// where the blocks give every multiprocessor 8 warps; else as many as make 16, of at least 128 tokens each, if that
-// makes three or more (two would cost more than they bring, since the states are found twice).
+// Of the layouts with this tiling, the first that fills the GPU, else the last; chunks as `split` has them.
 SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward);
 
 // Shared memory of a block of a layout. N and R are read of the shape.
 int64_t ss2d_fwd_shared(int64_t layout, const SS2DShape& shape);
 int64_t ss2d_bwd_shared(int64_t layout, const SS2DShape& shape);
-
-constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 struct SS2DCuda {
   SS2DShape shape;

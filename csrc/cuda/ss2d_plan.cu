@@ -33,10 +33,9 @@ SS2DTiling ss2d_tiling(int64_t states, int64_t rank, const Gpu& gpu) {
 }
 
 SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward) {
-  constexpr int64_t kEnoughWarps = 8, kWantedWarps = 16, kLeastTokens = 128, kLeastChunks = 3;
   const SS2DTiling tiling = ss2d_tiling(shape.states, shape.rank, gpu);
   const auto warps = [&](const Row& row) {
-    return std::max<int64_t>(shape.batch * 2 * ceil_div(shape.channels, row.channels) * row.warps(), 1);
+    return shape.batch * 2 * ceil_div(shape.channels, row.channels) * row.warps();
   };
   const auto choose = [&](const auto& rows) {
     const Row* chosen = nullptr;
@@ -44,7 +43,7 @@ SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward) {
       const bool serves = row.padded_states() == tiling.states && row.tokens == tiling.tokens;
       if (!serves || !fits(row, shape, gpu, backward)) continue;
       chosen = &row;
-      if (warps(row) >= kWantedWarps * gpu.multiprocessors) break;
+      if (gpu.is_full(warps(row))) break;
     }
     return chosen;
   };
@@ -52,16 +51,8 @@ SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward) {
   if (row == nullptr) return {-1, 0, 0, 0, 0, 0};
 
   const int64_t tiles = ceil_div(shape.tokens(), row->tokens);
-  SS2DPlan plan{row->index, row->padded_states(), tiles, ceil_div(shape.channels, row->channels), tiles, 1};
-  if (warps(*row) < kEnoughWarps * gpu.multiprocessors) {
-    const int64_t wanted = ceil_div(kWantedWarps * gpu.multiprocessors, warps(*row));
-    const int64_t chunk_tiles = std::max(kLeastTokens / row->tokens, ceil_div(tiles, wanted));
-    if (const int64_t chunks = ceil_div(tiles, chunk_tiles); chunks >= kLeastChunks) {
-      plan.chunk_tiles = chunk_tiles;
-      plan.chunks = chunks;
-    }
-  }
-  return plan;
+  const Chunks chunks = split(tiles, row->tokens, warps(*row), gpu);
+  return {row->index, row->padded_states(), tiles, ceil_div(shape.channels, row->channels), chunks.tiles, chunks.count};
 }
 
 }  // namespace mtlkit::cuda

@@ -19,6 +19,8 @@ x_dbl of all four directions is one matrix product on the image as it is.
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2; Yue and Li, "MedMamba" (2024).
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -205,6 +207,12 @@ def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> 
 # --- launch: cuda -----------------------------------------------------------------------------------------------------
 
 
+@cache
+def _cuda_tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> tuple[int, int]:
+    """Padded states and tokens per tile: (0, 0) where no kernel fits the GPU's shared memory."""
+    return _native.C.cuda_ss2d_tiling(states, rank, of_gpu)
+
+
 def _cuda_plan(u: Tensor, dt_weight: Tensor, A_logs: Tensor, backward: bool) -> tuple[int, ...]:
     """Layout, padded states, tiles, channel blocks, tiles per chunk and chunks: see csrc/cuda/ss2d.h."""
     return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), gpu(u.device), backward)
@@ -229,7 +237,7 @@ def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
 
 
 def _cuda_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
-    padded, tokens = _native.C.cuda_ss2d_tiling(A_logs.shape[1], dt_weight.shape[2], gpu(u.device))
+    padded, tokens = _cuda_tiling(A_logs.shape[1], dt_weight.shape[2], gpu(u.device))
     tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens
     return (u.shape[0], DIRECTIONS, tiles, u.shape[1], padded), torch.float32
 
@@ -332,6 +340,18 @@ class _SS2D(torch.autograd.Function):
         *inputs, checkpoints = ctx.saved_tensors
         gradients = _backward(ctx.backend, dy, *inputs, checkpoints)
         return None, None, None, *first_order_only("ss2d", gradients, (dy, *inputs))
+
+
+def _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> dict[str, str] | None:
+    """What keeps the kernels from serving a call, for `choose`."""
+    states, rank = A_logs.shape[1], dt_weight.shape[2]
+    if states > MAX_STATES:
+        return dict.fromkeys(("cpu", "cuda", "triton"), f"it keeps at most {MAX_STATES} states, got {states}")
+    limits = single_precision_only(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    on_gpu = u.device.type == "cuda" and _native.C is not None and _native.C.cuda
+    if limits is None and on_gpu and _cuda_tiling(states, rank, gpu(u.device)) == (0, 0):
+        return {"cuda": f"{states} states with a time step of rank {rank} do not fit the GPU's shared memory"}
+    return limits
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
@@ -441,10 +461,7 @@ def ss2d(
     _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
     inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     out_dtype = out_dtype or u.dtype
-    states = A_logs.shape[1]
-    limits = dict.fromkeys(("cpu", "cuda", "triton"), f"it keeps at most {MAX_STATES} states, got {states}")
-    limits = limits if states > MAX_STATES else single_precision_only(*inputs)
-    backend = choose("ss2d", SERVED, u.device, limits)
+    backend = choose("ss2d", SERVED, u.device, _limits(*inputs))
     if backend == "reference":
         return ss2d_reference(*inputs, out_dtype)
     if backend == "torch":
