@@ -287,7 +287,7 @@ def _cuda_arguments(u, delta, A, B, C, D, delta_bias, delta_softplus, checkpoint
 def _cuda_kept(u, delta, A, B, C, z) -> tuple:
     batch, channels, length = u.shape
     constant = B.dim() == 2 or C.dim() == 2
-    _, padded, tokens, *_ = _native.C.cuda_selective_scan_plan((1, 1, 1, A.shape[1], 1), constant, gpu(u.device))
+    _, padded, tokens, *_ = _native.C.cuda_selective_scan_plan((1, 1, 1, int(A.shape[1]), 1), constant, gpu(u.device))
     tiles = (length + tokens - 1) // tokens
     return (batch, tiles, channels, padded), (0,) if z is None else (batch, channels, length), torch.float32
 

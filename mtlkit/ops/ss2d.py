@@ -237,7 +237,7 @@ def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
 
 
 def _cuda_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
-    padded, tokens = _cuda_tiling(A_logs.shape[1], dt_weight.shape[2], gpu(u.device))
+    padded, tokens = _cuda_tiling(int(A_logs.shape[1]), int(dt_weight.shape[2]), gpu(u.device))
     tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens
     return (u.shape[0], DIRECTIONS, tiles, u.shape[1], padded), torch.float32
 
@@ -349,7 +349,7 @@ def _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> dict[str, str] | None:
         return dict.fromkeys(("cpu", "cuda", "triton"), f"it keeps at most {MAX_STATES} states, got {states}")
     limits = single_precision_only(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     on_gpu = u.device.type == "cuda" and _native.C is not None and _native.C.cuda
-    if limits is None and on_gpu and _cuda_tiling(states, rank, gpu(u.device)) == (0, 0):
+    if limits is None and on_gpu and _cuda_tiling(int(states), int(rank), gpu(u.device)) == (0, 0):
         return {"cuda": f"{states} states with a time step of rank {rank} do not fit the GPU's shared memory"}
     return limits
 
