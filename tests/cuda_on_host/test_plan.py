@@ -1,0 +1,91 @@
+"""Which kernel serves ss2d and how its tokens are cut: the rule at its borders, and as docs/gpu_kernels.md has it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mtlkit.testing import SS2D_SHAPES
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "gpu_kernels.md").read_text()
+HEADER = (ROOT / "csrc" / "cuda" / "ss2d.h").read_text()
+SHARED = 232_448  # bytes that a block may have on an H200
+H200 = (132, SHARED)
+ROWS = {
+    "medmamba_t_stage1": "56² × 96",
+    "medmamba_t_stage2": "28² × 192",
+    "medmamba_t_stage3": "14² × 384",
+    "medmamba_t_stage4": "7² × 768",
+    "mammo_4view_128": "128² × 96",
+    "mammo_4view_64": "64² × 192",
+    "vmamba_t_stage1": "56² × 96, N = 1",
+}
+
+
+def plan(kernels, sizes: tuple[int, ...], multiprocessors: int, backward: bool = False) -> tuple[int, int]:
+    """The layout's index and the chunks of B, D, H, W, N, R."""
+    layout, *_, chunks = kernels.cuda_ss2d_plan(sizes, (multiprocessors, SHARED), backward)
+    return layout, chunks
+
+
+def layouts(direction: str) -> dict[int, tuple[int, int, int]]:
+    """States a lane, lanes a channel and channels a block, by index."""
+    table = re.search(rf"MTLKIT_SS2D_{direction.upper()}_LAYOUTS\(X\)((?:.*\\\n)+.*)", HEADER)[1]
+    return {int(i): tuple(map(int, row)) for i, *row in re.findall(r"X\((\d+), (\d+), (\d+), (\d+), \d+\)", table)}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_as_documented(kernels, direction):
+    table = re.search(rf"\| {direction} \| batch 1 \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE)[1]
+    documented = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in table.splitlines())}
+    assert set(documented) == set(ROWS.values())
+    for name, row in ROWS.items():
+        s = SS2D_SHAPES[name]
+        for batch, cell in zip((1, 8, 32, 64), documented[row], strict=True):
+            sizes = (batch, s.D, s.H, s.W, s.N, s.R)
+            layout, _, _, blocks, _, chunks = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
+            wanted = f"{'·'.join(map(str, layouts(direction)[layout]))}, {chunks} × {batch * 2 * blocks}"
+            assert cell == wanted, f"{name}, batch {batch}"
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_narrower_blocks_below_16_warps_a_multiprocessor(kernels, backward):
+    """64 channels with 16 states in wide blocks: 16 warps forward, 32 backward."""
+    wide, narrow = 4, 5
+    warps = 32 if backward else 16
+    sizes = (1, 64, 24, 24, 16, 3)
+    assert plan(kernels, sizes, warps // 16, backward)[0] == wide
+    assert plan(kernels, sizes, warps // 16 + 1, backward)[0] == narrow
+
+
+def test_chunks_below_8_warps_a_multiprocessor(kernels):
+    """64 channels with 16 states in narrow blocks: 32 warps."""
+    sizes = (1, 64, 24, 24, 16, 3)
+    assert plan(kernels, sizes, 4) == (5, 1)
+    assert plan(kernels, sizes, 5) == (5, 3)
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(256, 1), (257, 3), (384, 3), (385, 4)])
+def test_chunks_of_128_tokens_at_least_and_three_of_them(kernels, tokens, chunks):
+    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 132) == (5, chunks)
+
+
+def test_fewer_channels_a_block_where_shared_memory_is_small(kernels):
+    found = []
+    for shared in range(200_000, 40_000, -500):
+        layout, padded, *_ = kernels.cuda_ss2d_plan((64, 768, 14, 14, 16, 24), (1, shared), True)
+        assert layout == -1 or padded >= 16
+        found += [] if layout in found else [layout]
+    assert found[:2] == [4, 5]
+
+
+def test_forward_and_backward_keep_the_same_states(kernels):
+    for states in (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256):
+        padded, tokens = kernels.cuda_ss2d_tiling(states, 3, H200)
+        assert padded >= states
+        for batch in (1, 64):
+            sizes = (batch, 96, 56, 56, states, 3)
+            for backward in (False, True):
+                _, kept, tiles, *_ = kernels.cuda_ss2d_plan(sizes, H200, backward)
+                assert (kept, tiles) == (padded, -(-56 * 56 // tokens))
