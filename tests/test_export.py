@@ -30,6 +30,7 @@ MODELS = {
     "csa_moe": {"experts": ("image",)},
     "hybrid_vssm": {},
     "attention_unet": {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8)},
+    "unet_plus_plus": {"dim": 2},
 }
 SIBLINGS = {
     "medmamba_t": ("medmamba_s", "medmamba_b"),
@@ -38,6 +39,7 @@ SIBLINGS = {
     "csa_moe": ("csa_moe_vgg16", "csa_moe_densenet121"),
     "hybrid_vssm": ("mammo_vssm", "mammo_resnet18", "mammo_resnet50"),
     "attention_unet": ("unet",),
+    "unet_plus_plus": ("segresnet", "swin_unetr", "unetr"),
 }
 Arguments = tuple[Any, ...]
 

@@ -10,6 +10,7 @@ import mtlkit
 HEAVY = {
     "triton",
     "timm",
+    "monai",
     "huggingface_hub",
     "torchvision",
     "matplotlib",

@@ -10,6 +10,7 @@ from mtlkit.models.hybrid_vssm import HybridVSSM, HybridVSSMOptions, HybridVSSMO
 from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
+from mtlkit.models.monai_baselines import MonaiBaseline, MonaiBaselineOptions, MonaiBaselineOutput
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
 __all__ = [
@@ -28,6 +29,9 @@ __all__ = [
     "MBDIOptions",
     "MedMamba",
     "MedMambaOptions",
+    "MonaiBaseline",
+    "MonaiBaselineOptions",
+    "MonaiBaselineOutput",
     "UNet",
     "UNetOptions",
     "UNetOutput",

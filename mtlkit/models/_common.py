@@ -32,9 +32,9 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
 
 
-def install_hint(package: str, what: str) -> str:
+def install_hint(package: str, what: str, extra: str = "models") -> str:
     """The sentence for a missing optional package: what needs it, and what installs it."""
-    return f"{package} is not installed, and {what} need it: pip install mtlkit[models]"
+    return f'{package} is not installed, and {what} need it: pip install "mtlkit[{extra}]"'
 
 
 def check_at_least_one(**values: int) -> None:

@@ -145,7 +145,7 @@ def test_bad_names_and_images():
 
 
 def test_missing_timm_says_what_installs_it():
-    with patch.dict(sys.modules, {"timm": None}), pytest.raises(ImportError, match=r"pip install mtlkit\[models\]"):
+    with patch.dict(sys.modules, {"timm": None}), pytest.raises(ImportError, match=r'pip install "mtlkit\[models\]"'):
         Encoder("resnet18")
 
 

@@ -130,5 +130,5 @@ def test_foreign_configs(folder):
 @pytest.mark.parametrize("package", ["huggingface_hub", "safetensors"])
 def test_missing_packages_say_what_installs_them(package, fresh):
     blocked = dict.fromkeys((package, f"{package}.torch"))
-    with patch.dict(sys.modules, blocked), pytest.raises(ImportError, match=r"pip install mtlkit\[models\]"):
+    with patch.dict(sys.modules, blocked), pytest.raises(ImportError, match=r'pip install "mtlkit\[models\]"'):
         from_pretrained("anywhere")

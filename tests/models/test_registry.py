@@ -46,6 +46,11 @@ PARAMETERS = [
     # encoder, classifier, and what tests/models/test_baselines.py counts
     ("unet", {}, 17_548_616 + 5_379 + 10_804_081),
     ("attention_unet", {}, 17_548_616 + 5_379 + 11_131_973),
+    # MONAI's network, and a classifier on 16 x 32, 16 x 48, 48 x 16 and 8 x 32 channels
+    ("unet_plus_plus", {}, 9_115_684 + 1_539),
+    ("swin_unetr", {}, 25_139_275 + 2_307),
+    ("unetr", {}, 87_681_265 + 2_307),
+    ("segresnet", {}, 6_299_073 + 771),
 ]
 SCANNERS = sorted({name for name, _, _ in PARAMETERS if name.startswith(("medmamba", "vmamba"))})
 

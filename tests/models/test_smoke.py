@@ -39,6 +39,10 @@ CASES = [
     ("mammo_resnet50", {}),
     ("unet", UNET),
     ("attention_unet", UNET | {"encoder": "tf_efficientnet_b0", "in_chans": 1}),
+    ("unet_plus_plus", {"dim": 4}),
+    ("swin_unetr", {"dim": 12, "in_chans": 1}),
+    ("unetr", {"dim": 2, "image_size": 64}),
+    ("segresnet", {"dim": 8, "num_classes": 2}),
 ]
 COMPILED = [
     ("mbdi", PAIR | {"levels": (1, 4), "hmsf": False}),
@@ -46,6 +50,10 @@ COMPILED = [
     ("csa_moe", {"experts": ("image", "tumor")}),
     ("hybrid_vssm", {"mask_missing": True}),
     ("attention_unet", UNET),
+    ("unet_plus_plus", {"dim": 4}),
+    ("swin_unetr", {"dim": 12}),
+    ("unetr", {"dim": 2, "image_size": 64}),
+    ("segresnet", {"dim": 8}),
 ]
 
 

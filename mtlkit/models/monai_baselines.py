@@ -1,0 +1,230 @@
+"""What MBDI is compared with, from MONAI: U-Net++, Swin UNETR, UNETR and SegResNet, each with a classifier.
+
+The networks are MONAI's, with MONAI's parameter names. They are run here layer by layer, so that one pass gives the
+mask and the coarsest features of the encoder, which the classifier stands on.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit.models._common import check_at_least_one, check_images, install_hint, pad_to_multiple
+from mtlkit.models._pretrained import Pretrained
+from mtlkit.models._registry import register
+from mtlkit.nn._check import check_probability
+
+
+@dataclass(frozen=True)
+class MonaiBaselineOptions:
+    """Options of a network of MONAI with a classifier.
+
+    Attributes:
+        net: "unet_plus_plus", "swin_unetr", "unetr" or "segresnet".
+        num_classes: logits of the classifier.
+        in_chans: channels of the images.
+        dim: channels of the finest level, a multiple of 2, 12, 1 and 8 for the four; None is 32, 48, 16 and 32. UNETR's
+            tokens have 48 `dim` channels.
+        image_size: height and width of the images of UNETR, which learns a vector for each position; a multiple of 16.
+            The other networks take any size.
+        dropout: probability before the classifier.
+
+    Example:
+        >>> import mtlkit
+        >>> mtlkit.models.MonaiBaselineOptions("swin_unetr", num_classes=2).image_size
+        224
+    """
+
+    net: str = "unet_plus_plus"
+    num_classes: int = 3
+    in_chans: int = 3
+    dim: int | None = None
+    image_size: int = 224
+    dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.net not in _PLANS:
+            raise ValueError(f"net: expected one of {', '.join(map(repr, _PLANS))}, got {self.net!r}")
+        check_at_least_one(num_classes=self.num_classes, in_chans=self.in_chans)
+        check_probability(dropout=self.dropout)
+        factor = _PLANS[self.net].dim_factor
+        if self.dim is not None and (self.dim < 1 or self.dim % factor):
+            raise ValueError(f"dim: expected a multiple of {factor} for {self.net}, got {self.dim}")
+        if self.image_size < 32 or self.image_size % 16:
+            raise ValueError(f"image_size: expected a multiple of 16 of at least 32, got {self.image_size}")
+
+
+class MonaiBaselineOutput(NamedTuple):
+    """What a network of MONAI with a classifier returns.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.models import MonaiBaselineOutput
+        >>> MonaiBaselineOutput(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3)).cls_logits.softmax(1).sum()
+        tensor(1.)
+    """
+
+    seg_logits: Tensor  # (B, 1, H, W)
+    cls_logits: Tensor  # (B, num_classes)
+
+
+# --- MONAI's networks -------------------------------------------------------------------------------------------------
+
+
+def _make_unet_plus_plus(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
+    features = (dim, 2 * dim, 4 * dim, 8 * dim, 16 * dim, dim)
+    return nets.BasicUNetPlusPlus(2, o.in_chans, 1, features, deep_supervision=True, norm="batch", bias=False)
+
+
+def _run_unet_plus_plus(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = []  # rows[i][j] is the node X^{i,j} of the paper, (B, C_i, H / 2^i, W / 2^i)
+    for i in range(5):
+        x = getattr(net, f"conv_{i}_0")(x)
+        rows.append([x])
+    masks = []
+    for j in range(1, 5):
+        for i in range(5 - j):
+            node = getattr(net, f"upcat_{i}_{j}")  # its own forward does not compile, for torch.jit.isinstance
+            rows[i].append(node.convs(torch.cat([*rows[i], node.upsample(rows[i + 1][-1])], 1)))
+        masks.append(getattr(net, f"final_conv_0_{j}")(rows[0][j]))
+    return torch.stack(masks).mean(0), x
+
+
+def _make_swin_unetr(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
+    return nets.SwinUNETR(in_channels=o.in_chans, out_channels=1, feature_size=dim, spatial_dims=2)
+
+
+def _run_swin_unetr(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    *stages, last = net.swinViT(images, net.normalize)  # (B, dim, H/2, W/2), ..., (B, 16 dim, H/32, W/32)
+    skips = [net.encoder1(images), net.encoder2(stages[0]), net.encoder3(stages[1]), net.encoder4(stages[2]), stages[3]]
+    x = coarsest = net.encoder10(last)
+    for level in (5, 4, 3, 2, 1):
+        x = getattr(net, f"decoder{level}")(x, skips.pop())
+    return net.out(x), coarsest
+
+
+def _make_unetr(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
+    sizes = {"img_size": o.image_size, "feature_size": dim, "hidden_size": 48 * dim, "mlp_dim": 192 * dim}
+    net = nets.UNETR(in_channels=o.in_chans, out_channels=1, spatial_dims=2, **sizes)
+    for block in net.vit.blocks:
+        block.norm_cross_attn.requires_grad_(False)  # made for attention to another sequence, of which there is none
+    return net
+
+
+def _run_unetr(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    tokens, layers = net.vit(images)  # (B, H/16 W/16, 48 dim)
+    skips = [net.encoder1(images)]
+    for encoder, layer in ((net.encoder2, 3), (net.encoder3, 6), (net.encoder4, 9)):
+        skips.append(encoder(net.proj_feat(layers[layer])))
+    x = coarsest = net.proj_feat(tokens)  # (B, 48 dim, H/16, W/16)
+    for level in (5, 4, 3, 2):
+        x = getattr(net, f"decoder{level}")(x, skips.pop())
+    return net.out(x), coarsest
+
+
+def _make_segresnet(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
+    return nets.SegResNet(spatial_dims=2, init_filters=dim, in_channels=o.in_chans, out_channels=1)
+
+
+def _run_segresnet(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    coarsest, levels = net.encode(images)
+    return net.decode(coarsest, levels[::-1]), coarsest
+
+
+class _Plan(NamedTuple):
+    make: Callable[[Any, MonaiBaselineOptions, int], nn.Module]  # monai.networks.nets, options and dim to the network
+    run: Callable[[Any, Tensor], tuple[Tensor, Tensor]]  # to the mask's logits and the coarsest features
+    stride: int  # what H and W are filled up to a multiple of
+    smallest: int  # H and W, so that the coarsest map has more pixels than the one that its normalisation would erase
+    dim: int  # by default
+    dim_factor: int
+    width: int  # channels of the coarsest features, in dim
+
+
+_PLANS = {
+    "unet_plus_plus": _Plan(_make_unet_plus_plus, _run_unet_plus_plus, 16, 32, 32, 2, 16),
+    "swin_unetr": _Plan(_make_swin_unetr, _run_swin_unetr, 32, 64, 48, 12, 16),
+    "unetr": _Plan(_make_unetr, _run_unetr, 16, 32, 16, 1, 48),
+    "segresnet": _Plan(_make_segresnet, _run_segresnet, 8, 16, 32, 8, 8),
+}
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+@register("unet_plus_plus", MonaiBaselineOptions("unet_plus_plus"))
+@register("swin_unetr", MonaiBaselineOptions("swin_unetr"))
+@register("unetr", MonaiBaselineOptions("unetr"))
+@register("segresnet", MonaiBaselineOptions("segresnet"))
+class MonaiBaseline(Pretrained):
+    """A segmentation network of MONAI with a classifier: images to the logits of a mask and of a class.
+
+    The classifier is a linear layer on the mean of the encoder's coarsest features. U-Net++ has BatchNorm, and its mask
+    is the mean of the logits of its four heads. Sizes that the stride (16 for U-Net++ and UNETR, 32 for Swin UNETR, 8
+    for SegResNet) does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped
+    back. `net` is MONAI's module.
+
+    Args:
+        options: the network, and its sizes.
+        device: where the parameters are moved to; they are made on the CPU.
+        dtype: of the parameters.
+
+    Shape:
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32 (Swin UNETR 64, SegResNet 16; UNETR's are
+        `image_size` once filled up); MonaiBaselineOutput out.
+
+    Raises:
+        ImportError: monai or einops is not installed.
+        ValueError: options out of their range; images of another shape or too small.
+        TypeError: images that are no floating-point tensor.
+
+    Source: Zhou et al., "UNet++" (2018); Hatamizadeh et al., "Swin UNETR" (2022) and "UNETR" (2022); Myronenko, "3D MRI
+    Brain Tumor Segmentation Using Autoencoder Regularization" (2018); code: MONAI.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> model = mtlkit.models.create_model("unet_plus_plus", dim=4, num_classes=2).eval()
+        >>> out = model(torch.rand(2, 3, 64, 70))
+        >>> out.seg_logits.shape, out.cls_logits.shape
+        (torch.Size([2, 1, 64, 70]), torch.Size([2, 2]))
+    """
+
+    def __init__(
+        self,
+        options: MonaiBaselineOptions | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = o = options or MonaiBaselineOptions()
+        plan = _PLANS[o.net]
+        dim = o.dim or plan.dim
+        target = torch.get_default_device() if device is None else device
+        with torch.device("cpu"):  # MONAI reads values of tensors while it builds, and the meta device has none
+            self.net = plan.make(_monai_nets(), o, dim)
+            self.cls_head = nn.Sequential(nn.Dropout(o.dropout), nn.Linear(plan.width * dim, o.num_classes))
+        self.to(target, dtype)
+
+    def forward(self, images: Tensor) -> MonaiBaselineOutput:
+        """Logits: (B, in_chans, H, W) to MonaiBaselineOutput."""
+        o, plan = self.options, _PLANS[self.options.net]
+        check_images(images, o.in_chans, plan.smallest)
+        height, width = images.shape[2:]
+        x = pad_to_multiple(images, plan.stride)
+        if o.net == "unetr" and x.shape[2:] != (o.image_size, o.image_size):
+            raise ValueError(
+                f"images: expected H and W of {o.image_size}, the image_size of this unetr, got {tuple(images.shape)}"
+            )
+        mask, coarsest = plan.run(self.net, x)  # (B, 1, H', W'), (B, C, H'/stride, W'/stride)
+        return MonaiBaselineOutput(mask[:, :, :height, :width], self.cls_head(coarsest.mean((2, 3))))
+
+
+def _monai_nets() -> Any:
+    try:
+        import einops  # noqa: F401  # an optional dependency of MONAI that its transformers need
+        from monai.networks import nets
+    except ImportError as error:
+        raise ImportError(install_hint(error.name or "monai", "networks of MONAI", "baselines")) from error
+    return nets
