@@ -159,7 +159,7 @@ def _cuda_backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
         arguments = _cuda_arguments(x, weight, bias, z, eps, stream)
         outputs = (argument(dout), argument(_rows(dx)), argument(_rows(dz)), address(partials), blocks)
         check_cuda(_native.C.cuda_norm_gate_backward(*arguments, *outputs))
-    dweight, dbias = partials.sum(0)
+    dweight, dbias = (part.clone() for part in partials.sum(0))  # no two results of an operator share memory
     return [dx, dweight, dbias, dz]
 
 
