@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.kernels._tables import MAX_ROW_CHANNELS
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import (
@@ -33,6 +32,7 @@ from mtlkit.ops._native_call import (
 )
 
 SERVED = ("cpu", "cuda", "triton", "torch", "reference")
+MAX_ROW_CHANNELS = 16384  # of the Triton kernels, as kernels/_tables.py has it
 
 # --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
 
