@@ -18,6 +18,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # pytest's importlib mode adds no folder, and these files import each other
 
+import gpu  # noqa: E402
 import gpu_report  # noqa: E402
 import machine  # noqa: E402
 import report  # noqa: E402
@@ -142,15 +143,24 @@ def measure_case(measure: Measure):
 
 
 @pytest.fixture
-def record_gpu(request: pytest.FixtureRequest, record_property) -> Callable[..., None]:
-    """record_gpu(case, errors, seconds, peak_bytes): one row of a run on a GPU."""
+def measure_gpu(request: pytest.FixtureRequest, record_property) -> Callable[[Any], None]:
+    """measure_gpu(case): one row of a run on a GPU.
 
-    def record(*measured: Any) -> None:
-        row = gpu_report.row(*measured)
+    Times are medians between CUDA events, each call on other tensors than those that the GPU's caches hold.
+    """
+
+    def run(case: Any) -> None:
+        with case.provider.context():
+            try:
+                row = gpu_report.row(case, *gpu.measured(case))
+            except torch.cuda.OutOfMemoryError:
+                pytest.skip(f"{case.provider.label} takes more memory than this GPU has")
+            finally:
+                torch.cuda.empty_cache()
         request.config.stash[GPU_ROWS].append(row)
         record_property("figures", gpu_report.one_line(row))
 
-    return record
+    return run
 
 
 @pytest.fixture(scope="session")

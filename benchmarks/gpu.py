@@ -7,12 +7,10 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from providers import FORWARD
-
-from mtlkit.testing import SS2DShape
 
 # What a multiprocessor does in a clock cycle, of compute capability 8.0 and 9.0: exponentials, and instructions of one
 # lane. Every state update takes an exponential forward, and every time step's softplus two; backward an update takes
@@ -67,21 +65,17 @@ def limits() -> Limits:
     return Limits(EXPONENTIALS * cycles, LANES * cycles, 2 * source.nbytes / seconds)
 
 
-def least_bytes(shape: SS2DShape, dtype: torch.dtype, direction: str) -> int:
-    """What an SS2D must read and write: u, the projections and y; then also dy, and the gradients of u and of those."""
-    pixels = shape.B * shape.H * shape.W
-    maps, rows = shape.D * pixels, 4 * (shape.R + 2 * shape.N) * pixels
-    passes = (2, 1) if direction == FORWARD else (5, 3)
-    return dtype.itemsize * (passes[0] * maps + passes[1] * rows)
-
-
-def floor(shape: SS2DShape, dtype: torch.dtype, direction: str, limits: Limits) -> Floor:
-    """The higher of those of arithmetic and of memory."""
-    arithmetic = shape.updates * (1 + OF_SOFTPLUS / shape.N) / limits.exponentials
+def scan_floor(updates: int, states: int, nbytes: int, direction: str, limits: Limits) -> Floor:
+    """The higher of those of arithmetic and of memory, for state updates and bytes that no scan can do without."""
+    arithmetic = updates * (1 + OF_SOFTPLUS / states) / limits.exponentials
     if direction != FORWARD:
-        arithmetic += BACKWARD_INSTRUCTIONS * shape.updates / limits.instructions
-    memory = least_bytes(shape, dtype, direction) / limits.bytes
-    return Floor(arithmetic, "arithmetic") if arithmetic >= memory else Floor(memory, "memory")
+        arithmetic += BACKWARD_INSTRUCTIONS * updates / limits.instructions
+    memory = memory_floor(nbytes, limits)
+    return Floor(arithmetic, "arithmetic") if arithmetic >= memory.seconds else memory
+
+
+def memory_floor(nbytes: int, limits: Limits) -> Floor:
+    return Floor(nbytes / limits.bytes, "memory")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -123,3 +117,17 @@ def peak_bytes(call: Callable[[], object]) -> int:
     peak = torch.cuda.max_memory_allocated() - before
     del kept
     return peak
+
+
+def measured(case: Any) -> tuple[tuple[float, float], list[float], int]:
+    """Errors, seconds of each round, and bytes at the peak of a call.
+
+    A case has `problem()`, which gives what `run` takes; `run`, which returns results by name; `check` of those, which
+    raises or returns the errors; and `another` problem of the same work and its bytes, `nbytes`, for the caches' sake.
+    """
+    given = case.problem()
+    case.run(given)  # compiles
+    peak = peak_bytes(lambda: case.run(given))
+    errors = case.check(case.run(given))
+    others = [case.another(given) for _ in range(copies(case.nbytes(given)))]
+    return errors, durations([lambda other=other: case.run(other) for other in others]), peak

@@ -138,9 +138,9 @@ def vmamba_scan(
 # --- who is absent ----------------------------------------------------------------------------------------------------
 
 
-def why_no_backend(name: str) -> str | None:
+def why_no_backend(name: str, op: str = "ss2d") -> str | None:
     """Why a backend of mtlkit cannot serve the current GPU."""
-    return _backend._obstacle("ss2d", name, (name,), torch.device("cuda", torch.cuda.current_device()), None)
+    return _backend._obstacle(op, name, (name,), torch.device("cuda", torch.cuda.current_device()), None)
 
 
 def why_no_vmamba() -> str | None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import gpu
 import torch
+from gpu_levels import LEVEL_PROVIDERS, LevelCase
+from gpu_operators import OPERATOR_PROVIDERS, OperatorCase
 from gpu_providers import GPU_PROVIDERS
-from gpu_workloads import SHAPES, GpuCase
+from gpu_workloads import OPS, SHAPES, GpuCase
 from headline import megabytes, rate, seconds
 from providers import BOTH, FORWARD
 from report import replace
@@ -25,16 +27,20 @@ Row = dict[str, Any]
 Rows = dict[str, Row]  # of one group, by provider
 CORE = "ss2d_layer_core"
 LABELS = {provider.name: provider.label for provider in GPU_PROVIDERS}
+PEERS = {p.name: p.label for p in (*OPERATOR_PROVIDERS, *LEVEL_PROVIDERS) if not p.own}  # of the other operators
 # mtlkit's least speed-up over a peer, by direction; forward at 56 x 56, batch 32, its least share of the floor; and its
 # most memory in training, of MedMamba's.
 TARGETS = {"medmamba": {FORWARD: 4, BOTH: 3}, "vmamba": {FORWARD: 2, BOTH: 2}}
+# Of task interaction: its least speed-up over a peer, and its least share of the floor, which is that of memory.
+LEVEL_TARGETS, LEVEL_FLOOR_TARGET = {"eager": 5, "torch-compile": 1.5}, 0.7
 FLOOR_TARGET, MEMORY_TARGET = 0.6, 0.4
 CHARTED_BATCH = 32
 
 
-def row(case: GpuCase, errors: tuple[float, float], rounds: list[float], peak: int) -> Row:
+def row(case: GpuCase | OperatorCase | LevelCase, errors: tuple[float, float], rounds: list[float], peak: int) -> Row:
     """A row of the results: seconds between events, bytes at the peak, errors against float64."""
     median = statistics.median(rounds)
+    what, count = case.unit
     found = {
         "group": case.group,
         "op": case.op,
@@ -47,21 +53,26 @@ def row(case: GpuCase, errors: tuple[float, float], rounds: list[float], peak: i
         "min_s": min(rounds),
         "max_s": max(rounds),
         "rounds": len(rounds),
-        "updates_per_s": case.shape.updates / median,
+        f"{what}_per_s": count / median,
         "peak_bytes": peak,
         "relative_error": errors[0],
         "max_abs_error": errors[1],
     }
-    floor = gpu.floor(case.shape, case.dtype, case.direction, gpu.limits())
+    floor = case.floor(gpu.limits())
     return found | {"floor_s": floor.seconds, "bound": floor.bound, "share_of_floor": floor.seconds / median}
 
 
 def one_line(row: Row) -> str:
     """A row on its line of the progress."""
+    amount = f"{rate(row['updates_per_s'])} updates" if "updates_per_s" in row else gigabytes(row)
     return (
-        f"{row['median_s'] * 1e6:.0f} us, {rate(row['updates_per_s'])} updates, {row['share_of_floor']:.0%} of the "
+        f"{row['median_s'] * 1e6:.0f} us, {amount}, {row['share_of_floor']:.0%} of the "
         f"floor ({row['bound']}), peak {megabytes(row['peak_bytes'])}, error {row['relative_error']:.0e}"
     )
+
+
+def gigabytes(row: Row) -> str:
+    return f"{row['bytes_per_s'] / 1e9:.0f} GB/s"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -105,6 +116,32 @@ def table(rows: list[Row], title: str) -> Table:
     return drawn
 
 
+def operators_table(rows: list[Row]) -> Table:
+    """The operators beside SS2D."""
+    drawn = Table(title="Other operators", title_justify="left", title_style="bold", caption_justify="left")
+    drawn.caption = (
+        "Bytes are those that must be read and written. Share of the floor: of these at the speed of a copy, in a scan "
+        "also of its exponentials and instructions. Memory: at the peak of a call."
+    )
+    drawn.add_column("operator, shape, batch, dtype, direction")
+    for name in ("mtlkit", "rate", "of the floor", "memory", *PEERS.values()):
+        drawn.add_column(name, justify="right")
+    for group, by_provider in groups(rows).items():
+        ours = fastest(by_provider)
+        if ours is None or ours["op"] in OPS:
+            continue
+        peers = [by_provider.get(p) for p in PEERS]
+        drawn.add_row(
+            group,
+            seconds(ours["median_s"]),
+            rate(ours["updates_per_s"]) if "updates_per_s" in ours else gigabytes(ours),
+            f"{ours['share_of_floor']:.0%}",
+            megabytes(ours["peak_bytes"]),
+            *(f"{r['median_s'] / ours['median_s']:.1f}x slower" if r else "" for r in peers),
+        )
+    return drawn
+
+
 def verdicts(rows: list[Row]) -> Iterator[str]:
     """Each target, met or missed, and where it was missed by most."""
     core = {name: by for name, by in groups(rows).items() if fastest(by) and fastest(by)["op"] == CORE}
@@ -139,6 +176,22 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
         yield f"memory in training: at most {MEMORY_TARGET}x MedMamba's {verdict}: {memory[most]:.2f}x at {most}"
 
 
+def level_verdicts(rows: list[Row]) -> Iterator[str]:
+    """Those of task interaction."""
+    levels = {name: by for name, by in groups(rows).items() if fastest(by) and fastest(by)["op"] == LevelCase.op}
+    for peer, target in LEVEL_TARGETS.items():
+        found = {n: by[peer]["median_s"] / fastest(by)["median_s"] for n, by in levels.items() if peer in by}
+        if found:
+            least = min(found, key=found.get)
+            verdict = "met" if found[least] >= target else "missed"
+            yield f"{PEERS[peer]}: at least {target}x {verdict}: {found[least]:.1f}x at {least}"
+    if levels:
+        shares = {name: fastest(by)["share_of_floor"] for name, by in levels.items()}
+        least = min(shares, key=shares.get)
+        verdict = "met" if shares[least] >= LEVEL_FLOOR_TARGET else "missed"
+        yield f"{LevelCase.op}: {LEVEL_FLOOR_TARGET:.0%} of the floor {verdict}: {shares[least]:.0%} at {least}"
+
+
 # --- the end of a run -------------------------------------------------------------------------------------------------
 
 
@@ -159,19 +212,22 @@ def described(description: dict[str, Any]) -> dict[str, Any]:
         "versions": description["versions"]
         | versions
         | {"cuda": torch.version.cuda, "cuda_toolkit": getattr(_native.C, "cuda_toolkit", None)},
-        "absent": {p.name: p.why_absent() for p in GPU_PROVIDERS if p.why_absent()},
+        "absent": {p.name: p.why_absent() for p in GPU_PROVIDERS if p.why_absent()}
+        | {p.name: p.why_absent("selective_scan") for p in OPERATOR_PROVIDERS if not p.own and p.why_absent("")},
     }
 
 
 def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, colour: bool) -> str:
     """Draws the table and writes the files; no folder writes none, for a run of a part or with failures."""
-    document = described(description) | {"verdicts": list(verdicts(rows)), "rows": rows}
+    found = [*verdicts(rows), *level_verdicts(rows)]
+    document = described(description) | {"verdicts": found, "rows": rows}
     out = io.StringIO()
     console = Console(file=out, force_terminal=colour, no_color=not colour, width=190, highlight=False)
     console.print()
     for name, reason in document["absent"].items():
-        console.print(f"absent: {LABELS[name]}: {reason}", style="dim")
+        console.print(f"absent: {(LABELS | PEERS)[name]}: {reason}", style="dim")
     console.print(table(rows, f"{document['gpu']['name']}; torch {document['versions']['torch']}"))
+    console.print(operators_table(rows))
     for verdict in document["verdicts"]:
         console.print(verdict)
     if folder is None:

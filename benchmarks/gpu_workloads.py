@@ -28,6 +28,7 @@ REFERENCE_PIXELS = 28 * 28  # of images whose exact results the reference gives 
 PEER_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # shows a wrong wiring; how exact peers are is in their rows
 
 Tensors = dict[str, Tensor]
+Problem = tuple[Tensors, Tensor]  # arguments by name, and the gradient of the output
 
 
 class GpuCase(NamedTuple):
@@ -57,56 +58,103 @@ class GpuCase(NamedTuple):
         """The images whose results are compared with exact ones."""
         return [0] if self.batch == 1 else [0, self.batch - 1]
 
+    @property
+    def unit(self) -> tuple[str, int]:
+        return "updates", self.shape.updates
+
+    def floor(self, limits: gpu.Limits) -> gpu.Floor:
+        s = self.shape
+        return gpu.scan_floor(s.updates, s.N, least_bytes(s, self.dtype, self.direction), self.direction, limits)
+
     def function(self) -> Callable[..., Tensor]:
         return mtlkit.ops.ss2d if self.op == "ss2d" else self.provider.scan
 
-    def problem(self) -> tuple[Tensors, Tensor]:
-        """Arguments on the GPU, and the gradient of the output, zero but for the images that are checked.
-
-        An image's results depend on no other image, and so do then the parameters' gradients.
-        """
+    def problem(self) -> Problem:
+        """Arguments on the GPU, and the gradient of the output."""
         few, dy_few = given(self.op, self.shape_name, len(self.checked), self.dtype)
-        device, s, seed = gpu.device(), self.shape, torch.Generator(gpu.device()).manual_seed(2)
-
-        def whole(t: Tensor) -> Tensor:
-            many = torch.randn(s.B, *t.shape[1:], generator=seed, device=device).to(t.dtype)
-            many[self.checked] = t.to(device)
-            return many
-
-        tensors = {name: whole(t) if name in ("u", "x_dbl") else t.to(device) for name, t in few.items()}
+        tensors = spread(few, ("u", "x_dbl"), self.batch, self.checked)
         tensors["u"] = tensors["u"].contiguous(memory_format=self.provider.memory_format)
         if "x_dbl" in tensors:  # (B, 4, M, H, W), a pixel's values side by side
             tensors["x_dbl"] = tensors["x_dbl"].permute(0, 3, 4, 1, 2).contiguous().permute(0, 3, 4, 1, 2)
         dy = torch.zeros_like(tensors["u"])
-        dy[self.checked] = dy_few.to(device)
+        dy[self.checked] = dy_few.to(dy.device)
         return {name: t.requires_grad_() for name, t in tensors.items()}, dy
 
-    def run(self, tensors: Tensors, dy: Tensor) -> Tensors:
+    def run(self, given: Problem) -> Tensors:
         """The output, and in the direction `forward_backward` every gradient, by name."""
-        return run(self.function(), tensors, dy, self.direction)
+        return run(self.function(), *given, self.direction)
+
+    def another(self, given: Problem) -> Problem:
+        return other_maps(given, ("u",))
+
+    def nbytes(self, given: Problem) -> int:
+        return given[0]["u"].nbytes + given[1].nbytes
 
     def check(self, results: Tensors) -> tuple[float, float]:
         """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
         key = (self.op, self.shape_name, len(self.checked), self.dtype)
-        exact, plain, errors = exact_results(*key), plain_results(*key) if self.provider.own else {}, []
-        for name, t in results.items():
-            if name in ("y", "u", "x_dbl"):
-                others = t[1:-1] if name != "y" else t[:0]
-                assert not others.any(), f"{name}: a gradient reaches images that it does not belong to"
-                t = t[self.checked]
-            t, wanted = t.cpu(), exact[name]
-            if self.provider.own and (name not in plain or t.dtype == self.dtype):
-                errors.append(assert_accurate(name, t, wanted, plain.get(name), gradient=name != "y"))
-                continue
-            bound = PEER_BOUND[self.dtype]
-            if (
-                self.provider.own
-            ):  # a float32 gradient, of what may have passed through 16 bits: as the policy has those
-                bound = 3 * relative_error(plain[name], wanted) + ROUNDING[self.dtype]
-            errors.append(relative_error(t, wanted))
-            assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
-        output = results["y"][self.checked].double().cpu()
-        return max(errors), (output - exact["y"]).abs().max().item()
+        plain = plain_results(*key) if self.provider.own else {}
+        return compare(results, exact_results(*key), plain, ("u", "x_dbl"), self.checked, self.dtype, self.provider.own)
+
+
+def spread(few: Tensors, by_image: tuple[str, ...], batch: int, checked: list[int]) -> Tensors:
+    """Arguments on the GPU for a whole batch, of those on the CPU for the images that are checked.
+
+    An image's results depend on no other image; where the gradient of the output is zero but for those that are
+    checked, neither do the parameters' gradients.
+    """
+    device, seed = gpu.device(), torch.Generator(gpu.device()).manual_seed(2)
+
+    def whole(t: Tensor) -> Tensor:
+        many = torch.randn(batch, *t.shape[1:], generator=seed, device=device).to(t.dtype)
+        many[checked] = t.to(device)
+        return many
+
+    return {name: whole(t) if name in by_image else t.to(device) for name, t in few.items()}
+
+
+def other_maps(given: Problem, names: tuple[str, ...]) -> Problem:
+    """The same problem with these arguments, and the gradient of the output, elsewhere in memory."""
+    tensors, dy = given
+    cloned = {name: tensors[name].detach().clone().requires_grad_() for name in names}
+    return tensors | cloned, torch.randn_like(dy)
+
+
+def compare(
+    results: Tensors,
+    exact: Tensors,
+    plain: Tensors,
+    by_image: tuple[str, ...],
+    checked: list[int],
+    dtype: torch.dtype,
+    own: bool,
+) -> tuple[float, float]:
+    """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+    errors = []
+    for name, t in results.items():
+        if name == "y" or name in by_image:
+            others = t[1:-1] if name != "y" else t[:0]
+            assert not others.any(), f"{name}: a gradient reaches images that it does not belong to"
+            t = t[checked]
+        t, wanted = t.cpu(), exact[name]
+        if own and (name not in plain or t.dtype == dtype):
+            errors.append(assert_accurate(name, t, wanted, plain.get(name), gradient=name != "y"))
+            continue
+        bound = PEER_BOUND[dtype]
+        if own:  # a float32 gradient, of what may have passed through 16 bits: as the policy has those
+            bound = 3 * relative_error(plain[name], wanted) + ROUNDING[dtype]
+        errors.append(relative_error(t, wanted))
+        assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
+    output = results["y"][checked].double().cpu()
+    return max(errors), (output - exact["y"]).abs().max().item()
+
+
+def least_bytes(shape: SS2DShape, dtype: torch.dtype, direction: str) -> int:
+    """What an SS2D must read and write: u, the projections and y; then also dy, and the gradients of u and of those."""
+    pixels = shape.B * shape.H * shape.W
+    maps, rows = shape.D * pixels, 4 * (shape.R + 2 * shape.N) * pixels
+    passes = (2, 1) if direction == FORWARD else (5, 3)
+    return dtype.itemsize * (passes[0] * maps + passes[1] * rows)
 
 
 def run(function: Callable[..., Tensor], tensors: Tensors, dy: Tensor, direction: str) -> Tensors:

@@ -1,0 +1,288 @@
+"""The operators around SS2D on a GPU: selective_scan, norm_gate and dwconv_silu, each alone, beside its peers."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import gpu
+import torch
+from gpu_providers import why_no_backend
+from gpu_workloads import BATCHES, DTYPES, REFERENCE_PIXELS, Problem, Tensors, compare, other_maps, run, spread
+from providers import BOTH, FORWARD, missing, selective_scan
+from torch import Tensor
+
+import mtlkit
+from mtlkit.ops.dwconv_silu import dwconv_silu_torch
+from mtlkit.ops.norm_gate import norm_gate_torch
+from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape
+
+Call = Callable[..., Tensor]
+
+# --- what is called ---------------------------------------------------------------------------------------------------
+
+
+def scan_shape(shape_name: str, batch: int) -> SelectiveScanShape:
+    """The work of an SS2D in mamba's layout, (B, 4 D, L) with a group a direction; or a block of Vision Mamba's."""
+    if shape_name == "vim_tiny":
+        return SelectiveScanShape(batch, 384, 197, 16)
+    s = SS2D_SHAPES[shape_name]
+    return SelectiveScanShape(batch, 4 * s.D, s.H * s.W, s.N, G=4)
+
+
+def scan_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """Activations in `dtype`, the scan's parameters in float32; a gate for Vision Mamba's block, as there."""
+    tensors = scan_shape(shape_name, images).inputs()
+    if shape_name != "vim_tiny":
+        del tensors["z"]
+    return {name: t if name in ("A", "D", "delta_bias") else t.to(dtype) for name, t in tensors.items()}
+
+
+def _map(shape: SS2DShape, images: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(images, shape.H, shape.W, shape.D, generator=generator)
+
+
+def norm_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """x and z (B, H, W, D) in `dtype`, weight and bias (D,) in float32."""
+    s, generator = SS2D_SHAPES[shape_name], torch.Generator().manual_seed(0)
+    x, z = (_map(s, images, generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(s.D, generator=generator) for _ in range(2))
+    return {"x": x, "weight": weight, "bias": bias, "z": z}
+
+
+def conv_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """x (B, D, H, W), channels last, in `dtype`; weight (D, 1, 3, 3) and bias (D,) in float32."""
+    s, generator = SS2D_SHAPES[shape_name], torch.Generator().manual_seed(0)
+    x = _map(s, images, generator).to(dtype).permute(0, 3, 1, 2)
+    return {
+        "x": x,
+        "weight": torch.randn(s.D, 1, 3, 3, generator=generator) / 3,
+        "bias": torch.randn(s.D, generator=generator),
+    }
+
+
+def mamba_ssm_scan(u, delta, A, B, C, D, delta_bias, z=None) -> Tensor:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
+
+
+def eager_norm_gate(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
+    return norm_gate_torch(x, weight, bias, z, 1e-5)
+
+
+@functools.cache
+def compiled(call: Call) -> Call:
+    return torch.compile(call, dynamic=False)
+
+
+class Operator(NamedTuple):
+    """How one is called, and what it must move: maps read and written, forward and with backward."""
+
+    call: Call
+    inputs: Callable[[str, int, torch.dtype], Tensors]
+    by_image: tuple[str, ...]  # the arguments whose first dimension is the batch
+    maps: dict[str, int]
+    shapes: tuple[str, ...]
+
+
+STAGES = tuple(f"medmamba_t_stage{i}" for i in (1, 2, 3, 4))
+OPERATORS = {
+    "selective_scan": Operator(
+        selective_scan,
+        scan_inputs,
+        ("u", "delta", "B", "C", "z"),
+        {FORWARD: 3, BOTH: 8},  # u, delta and y; then u, delta, dy, du and ddelta
+        (*STAGES, "mammo_4view_64", "vmamba_t_stage1", "vim_tiny"),
+    ),
+    "norm_gate": Operator(
+        mtlkit.ops.norm_gate,
+        norm_inputs,
+        ("x", "z"),
+        {FORWARD: 3, BOTH: 8},  # x, z and y; then x, z, dy, dx and dz
+        (*STAGES, "mammo_4view_128"),
+    ),
+    "dwconv_silu": Operator(
+        mtlkit.ops.dwconv_silu,
+        conv_inputs,
+        ("x",),
+        {FORWARD: 2, BOTH: 5},  # x and y; then x, dy and dx
+        (*STAGES, "mammo_4view_128"),
+    ),
+}
+
+# --- who is measured --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OperatorProvider:
+    """One implementation; an operator that it lacks is no key of `calls`."""
+
+    name: str
+    label: str
+    calls: dict[str, Call]
+    why_absent: Callable[[str], str | None] = lambda op: None
+    context: Callable[[], AbstractContextManager] = nullcontext
+    own: bool = False  # whether it is mtlkit's, held to the policy of mtlkit.testing
+
+
+EAGER = {"norm_gate": eager_norm_gate, "dwconv_silu": dwconv_silu_torch}
+OPERATOR_PROVIDERS = (
+    *(
+        OperatorProvider(
+            f"mtlkit-{backend}",
+            f"mtlkit, {label}",
+            {name: operator.call for name, operator in OPERATORS.items()},
+            functools.partial(why_no_backend, backend),
+            functools.partial(mtlkit.use_backend, backend),
+            own=True,
+        )
+        for backend, label in (("cuda", "CUDA"), ("triton", "Triton"))
+    ),
+    OperatorProvider(
+        "mamba-ssm",
+        "mamba-ssm",
+        {"selective_scan": mamba_ssm_scan},
+        lambda op: missing("mamba_ssm.ops.selective_scan_interface", "mamba-ssm; it needs nvcc")(),
+    ),
+    OperatorProvider("eager", "eager PyTorch", EAGER),
+    OperatorProvider(
+        "torch-compile",
+        "torch.compile",
+        {name: lambda *tensors, call=call: compiled(call)(*tensors) for name, call in EAGER.items()},
+    ),
+)
+
+# --- a row ------------------------------------------------------------------------------------------------------------
+
+
+class OperatorCase(NamedTuple):
+    """A row."""
+
+    op: str
+    shape_name: str
+    batch: int
+    dtype: torch.dtype
+    direction: str
+    provider: OperatorProvider
+
+    def __str__(self) -> str:
+        return f"{self.group}-{self.provider.name}"
+
+    @property
+    def group(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.op}-{self.shape_name}-batch{self.batch}-{dtype}-{self.direction}"
+
+    @property
+    def checked(self) -> list[int]:
+        """The images whose results are compared with exact ones."""
+        return [0] if self.batch == 1 else [0, self.batch - 1]
+
+    @property
+    def bytes(self) -> int:
+        """What must be read and written at least: maps; in a scan B and C too, and backward their gradients."""
+        maps = OPERATORS[self.op].maps[self.direction]
+        if self.op != "selective_scan":
+            s = SS2D_SHAPES[self.shape_name]
+            return self.dtype.itemsize * maps * self.batch * s.D * s.H * s.W
+        s = scan_shape(self.shape_name, self.batch)
+        if self.shape_name == "vim_tiny":  # z; then z and dz
+            maps += 1 if self.direction == FORWARD else 3
+        rows = 2 * s.G * s.N * (1 if self.direction == FORWARD else 3)
+        return self.dtype.itemsize * s.B * s.L * (maps * s.D + rows)
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        if self.op == "selective_scan":
+            return "updates", scan_shape(self.shape_name, self.batch).updates
+        return "bytes", self.bytes
+
+    def floor(self, limits: gpu.Limits) -> gpu.Floor:
+        if self.op == "selective_scan":
+            s = scan_shape(self.shape_name, self.batch)
+            return gpu.scan_floor(s.updates, s.N, self.bytes, self.direction, limits)
+        return gpu.memory_floor(self.bytes, limits)
+
+    def problem(self) -> Problem:
+        """Arguments on the GPU, and the gradient of the output."""
+        few, dy_few = given(self.op, self.shape_name, len(self.checked), self.dtype)
+        tensors = spread(few, OPERATORS[self.op].by_image, self.batch, self.checked)
+        if self.op == "dwconv_silu":
+            tensors["x"] = tensors["x"].contiguous(memory_format=torch.channels_last)
+        dy = torch.zeros_like(next(iter(tensors.values())))
+        dy[self.checked] = dy_few.to(dy.device)
+        return {name: t.requires_grad_() for name, t in tensors.items()}, dy
+
+    def run(self, given: Problem) -> Tensors:
+        """The output, and in the direction `forward_backward` every gradient, by name."""
+        return called(self.op, self.provider.calls[self.op], given, self.direction)
+
+    def another(self, given: Problem) -> Problem:
+        return other_maps(given, self._maps(given))
+
+    def nbytes(self, given: Problem) -> int:
+        return given[1].nbytes + sum(given[0][name].nbytes for name in self._maps(given))
+
+    def _maps(self, given: Problem) -> tuple[str, ...]:
+        return tuple(name for name in OPERATORS[self.op].by_image if name in given[0])
+
+    def check(self, results: Tensors) -> tuple[float, float]:
+        """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+        key = (self.op, self.shape_name, len(self.checked), self.dtype)
+        plain = plain_results(*key) if self.provider.own else {}
+        by_image = OPERATORS[self.op].by_image
+        return compare(results, exact_results(*key), plain, by_image, self.checked, self.dtype, self.provider.own)
+
+
+def called(op: str, call: Call, given: Problem, direction: str) -> Tensors:
+    """A call with the scan's arguments by name, as `selective_scan` wants them, and the others' in their order."""
+    tensors, dy = given
+    if op == "selective_scan":
+        return run(lambda *values: call(**dict(zip(tensors, values, strict=True))), tensors, dy, direction)
+    return run(call, tensors, dy, direction)
+
+
+@functools.lru_cache(maxsize=2)
+def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Problem:
+    """Arguments and the gradient of the output on the CPU."""
+    tensors = OPERATORS[op].inputs(shape_name, images, dtype)
+    first = next(iter(tensors.values()))
+    return tensors, torch.randn(first.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@functools.lru_cache(maxsize=2)
+def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """In float64 on the CPU: of the reference where that takes seconds, else of PyTorch code tested against it."""
+    tensors, dy = given(op, shape_name, images, dtype)
+    doubles = {name: t.double().requires_grad_() for name, t in tensors.items()}
+    long = op == "selective_scan" and images * tensors["u"].shape[2] > REFERENCE_PIXELS
+    with mtlkit.use_backend("torch" if long else "reference"):
+        return called(op, OPERATORS[op].call, (doubles, dy.double()), BOTH)
+
+
+@functools.lru_cache(maxsize=2)
+def plain_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
+    """What plain PyTorch makes of the same 16-bit numbers, for the policy; of float32 nothing is needed."""
+    if dtype == torch.float32:
+        return {}
+    tensors, dy = given(op, shape_name, images, dtype)
+    with mtlkit.use_backend("torch"):
+        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        return called(op, OPERATORS[op].call, (leaves, dy), BOTH)
+
+
+def cases(op: str) -> list[OperatorCase]:
+    """Every row of an operator whose provider is present, those with the same exact results side by side."""
+    if not torch.cuda.is_available():
+        return []
+    present = [p for p in OPERATOR_PROVIDERS if op in p.calls and not p.why_absent(op)]
+    return [
+        OperatorCase(op, shape_name, batch, dtype, direction, provider)
+        for shape_name in OPERATORS[op].shapes
+        for dtype in DTYPES
+        for batch in BATCHES
+        for direction in (FORWARD, BOTH)
+        for provider in present
+    ]

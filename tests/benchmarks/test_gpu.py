@@ -1,0 +1,175 @@
+"""The benchmarks on a GPU, run on the CPU at tiny shapes: problems, checks, rows, tables and the chart, but no times."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtlkit.testing import INTERACTION_SHAPES, SS2D_SHAPES, InteractionShape, SS2DShape
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+OPERATORS = ("selective_scan", "norm_gate", "dwconv_silu")
+STAGE, LEVEL = "medmamba_t_stage1", "busi_224_level4_batch8"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks(monkeypatch: pytest.MonkeyPatch):
+    """The modules of benchmarks/, as if the CPU were a GPU."""
+    pytest.importorskip("pytest_benchmark")
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
+    import gpu
+    import gpu_levels
+    import gpu_operators
+    import gpu_report
+    import gpu_workloads
+    import levels
+
+    monkeypatch.setitem(SS2D_SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
+    monkeypatch.setitem(gpu_workloads.SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
+    monkeypatch.setitem(INTERACTION_SHAPES, LEVEL, InteractionShape(8, 8, 6, 5))
+    monkeypatch.setattr(gpu, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(gpu, "limits", lambda: gpu.Limits(1e12, 1e13, 1e12))
+    caches = [
+        *(getattr(module, name) for module in (gpu_operators, gpu_workloads) for name in ("given", "exact_results")),
+        gpu_operators.plain_results,
+        gpu_workloads.plain_results,
+        gpu_levels._plain_results,
+        levels.inputs_of,
+        levels.exact_results,
+    ]
+    for cache in caches:
+        cache.cache_clear()
+    yield gpu, gpu_operators, gpu_levels, gpu_workloads, gpu_report
+    for cache in caches:
+        cache.cache_clear()
+
+
+def case_of(benchmarks, op: str, dtype: torch.dtype, direction: str, own: bool):
+    """A case of mtlkit's on the backend that serves a CPU, or of a peer."""
+    _, operators, levels, workloads, _ = benchmarks
+    if op == "ss2d":
+        provider = workloads.GPU_PROVIDERS[0]
+        return workloads.GpuCase(op, STAGE, 3, dtype, direction, provider)
+    if op == "task_interaction":
+        provider = next(p for p in levels.LEVEL_PROVIDERS if p.own == own and p.name != "torch-compile")
+        return levels.LevelCase(*levels.split_name(LEVEL), dtype, direction, provider)
+    provider = next(p for p in operators.OPERATOR_PROVIDERS if p.own == own and op in p.calls)
+    return operators.OperatorCase(op, STAGE, 3, dtype, direction, provider)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("op", [*OPERATORS, "task_interaction", "ss2d"])
+def test_rows_are_right_before_they_are_timed(benchmarks, op, dtype):
+    """What mtlkit gives passes its check, elsewhere in memory too; a wrong output or gradient does not."""
+    case = case_of(benchmarks, op, dtype, "forward_backward", own=True)
+    given = case.problem()
+    results = case.run(given)
+    relative, absolute = case.check(results)
+    assert 0 <= relative < 0.1
+    assert absolute >= 0
+    other = case.another(given)
+    assert case.nbytes(other) == case.nbytes(given) > 0
+    assert case.run(other).keys() == results.keys()
+    for name, value in results.items():
+        with pytest.raises(AssertionError, match=name):
+            case.check(results | {name: 2 * value + 1})
+
+
+@pytest.mark.parametrize("op", [*OPERATORS, "task_interaction", "ss2d"])
+def test_measured_checks_the_call_that_it_times(benchmarks, monkeypatch, op):
+    """In a GPU's stead: every problem is run once, no seconds are counted, and the memory is that of the results."""
+    gpu = benchmarks[0]
+    monkeypatch.setattr(gpu, "copies", lambda nbytes: 2)
+    monkeypatch.setattr(gpu, "durations", lambda calls: [float(len(call())) for call in calls])
+    monkeypatch.setattr(gpu, "peak_bytes", lambda call: sum(t.nbytes for t in call().values()))
+    case = case_of(benchmarks, op, torch.float32, "forward_backward", own=True)
+    errors, seconds, peak = gpu.measured(case)
+    assert max(errors) < 1e-2
+    assert seconds == 2 * [float(len(case.run(case.problem())))]
+    assert peak > case.nbytes(case.problem()) / 2
+    monkeypatch.setattr(type(case), "check", lambda self, results: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gpu.measured(case)
+
+
+@pytest.mark.parametrize("op", ["norm_gate", "dwconv_silu", "task_interaction"])
+def test_peers_compute_the_same(benchmarks, op):
+    for dtype in (torch.float32, torch.bfloat16):
+        case = case_of(benchmarks, op, dtype, "forward_backward", own=False)
+        case.check(case.run(case.problem()))
+
+
+def test_mamba_ssm_gets_what_selective_scan_gets(benchmarks, monkeypatch):
+    """Its arguments in the order of its signature, played by mtlkit's function of that signature."""
+    import mtlkit
+
+    interface = type(sys)("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = mtlkit.selective_scan_fn
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    case = case_of(benchmarks, "selective_scan", torch.float32, "forward_backward", own=False)
+    assert case.provider.name == "mamba-ssm"
+    case.check(case.run(case.problem()))
+    gated = case._replace(shape_name="vim_tiny", batch=1, direction="forward")
+    gated.check(gated.run(gated.problem()))
+
+
+def test_least_bytes_count_each_tensor_once(benchmarks):
+    """What the arguments, the outputs and the gradients hold, parameters left out; a map of interaction is read twice."""
+    for op in OPERATORS:
+        for direction in ("forward", "forward_backward"):
+            case = case_of(benchmarks, op, torch.bfloat16, direction, own=True)
+            tensors, dy = case.problem()
+            inputs = sum(t.nbytes for name, t in tensors.items() if name in benchmarks[1].OPERATORS[op].by_image)
+            expected = inputs + dy.nbytes
+            if direction != "forward":
+                expected += 2 * inputs + dy.nbytes
+            assert case.bytes == expected
+    level = case_of(benchmarks, "task_interaction", torch.float32, "forward", own=True)
+    assert level.bytes == 3 * level.problem().inputs.x.nbytes
+    assert level._replace(direction="forward_backward").bytes == 8 * level.problem().inputs.x.nbytes
+
+
+def test_vision_mambas_gate_is_counted(benchmarks):
+    case = case_of(benchmarks, "selective_scan", torch.float32, "forward", own=True)._replace(shape_name="vim_tiny")
+    tensors, dy = case.problem()
+    inputs = sum(t.nbytes for name, t in tensors.items() if name in ("u", "delta", "z", "B", "C"))
+    assert case.bytes == inputs + dy.nbytes
+    assert case._replace(direction="forward_backward").bytes == 3 * inputs + 2 * dy.nbytes
+
+
+def test_report_of_every_kind_of_row(benchmarks):
+    """Rows become JSON and tables, with peers and targets beside; verdicts name the row that is furthest off."""
+    *_, report = benchmarks
+    rows = []
+    for op in (*OPERATORS, "task_interaction", "ss2d"):
+        for own, seconds in ((True, 1e-3), (False, 2e-3)):
+            if op == "ss2d" and not own:
+                continue
+            case = case_of(benchmarks, op, torch.float32, "forward", own)
+            rows.append(report.row(case, (1e-7, 1e-6), [seconds] * 3, 1 << 20))
+            assert "of the floor" in report.one_line(rows[-1])
+    assert json.loads(json.dumps(rows)) == rows
+    assert {("updates_per_s" in r) for r in rows if r["op"] in ("norm_gate", "task_interaction")} == {False}
+    assert report.operators_table(rows).row_count == 4
+    said = list(report.level_verdicts(rows))
+    assert said[0].startswith("eager PyTorch: at least 5x missed: 2.0x at task_interaction-busi_224_level4_batch8")
+    assert "70% of the floor missed" in said[1]
+
+
+def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
+    """The parametrisation itself, which without a GPU is empty."""
+    _, operators, levels, _, _ = benchmarks
+    assert levels.cases() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for op in OPERATORS:
+        found = operators.cases(op)
+        assert {case.shape_name for case in found} == set(operators.OPERATORS[op].shapes)
+        assert len({str(case) for case in found}) == len(found)
+    found = levels.cases()
+    assert {case.full_name for case in found} == set(INTERACTION_SHAPES)
+    assert {case.dtype for case in found} == {torch.float32, torch.bfloat16}
