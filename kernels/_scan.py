@@ -45,14 +45,14 @@ def settled(x):
 
 
 @triton.jit
-def add_up(x, COUNT: tl.constexpr):
-    """The sum along the first axis, of size COUNT, in its order."""
+def add_up(x, COUNT: tl.constexpr, SIZE: tl.constexpr):
+    """The sum of the first COUNT along the first axis, of size SIZE, in their order."""
     if COUNT > 64:
         total = tl.sum(x, 0)
     else:
-        total = take(x, 0, COUNT)
+        total = take(x, 0, SIZE)
         for i in tl.static_range(1, COUNT):
-            total += take(x, i, COUNT)
+            total += take(x, i, SIZE)
     return total
 
 
@@ -145,4 +145,13 @@ def over_channels(v, COLUMNS: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
 
     That takes a third of the instructions of a sum by shuffles.
     """
-    return add_up(tl.reshape(v, [BC * BD, COLUMNS]), BC * BD)
+    return add_up(tl.reshape(v, [BC * BD, COLUMNS]), BC * BD, BC * BD)
+
+
+@triton.jit
+def over_lanes(v, COLUMNS: tl.constexpr, G: tl.constexpr):
+    """[G, ...] summed over the lanes that share a channel's states, flat; through shared memory too.
+
+    A sum by shuffles would give each of the G lanes all sums, in log2(G) shuffles and additions for each.
+    """
+    return tl.sum(tl.reshape(v, [G, COLUMNS]), 0)

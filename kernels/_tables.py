@@ -31,18 +31,17 @@ class Tiles(NamedTuple):
         return self.BC * self.BD
 
 
-# States of a channel in one thread's registers, leanest first: 16 take the fewest instructions, 4 give the most warps.
-LANE_STATES = {"forward": (16, 8, 4), "backward": (4,)}
-WARPS = 4  # of a program and direction in the backward pass, whose partial sums shrink with its channels
+# States of a channel in one thread's registers, leanest first: 8 take fewer instructions, 4 give more warps.
+LANE_STATES = {"forward": (8, 4), "backward": (4,)}
+CHANNELS = 32  # of a program in the forward pass, which every layer of MedMamba and VMamba has a multiple of
+WARPS = 4  # of a program and direction, at most forward; backward, where partial sums shrink with its channels, always
 
 FULL_WARPS = 8  # warps of a processor that keep it busy
 FILL_WARPS = 4  # warps of a processor below which a scan is split
 CHUNK_TOKENS = 64  # the least tokens of a chunk
 
 
-def scan_tiles(
-    kind: str, states: int, channels: int, scans: int, directions: int, processors: int, rank: int = 0
-) -> Tiles:
+def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: int, processors: int) -> Tiles:
     """The tiles of a scan: the leanest that fill the processors, else those of most threads.
 
     Args:
@@ -52,14 +51,11 @@ def scan_tiles(
         scans: images or sequences, times pairs of directions or groups of channels.
         directions: those that a program walks at once, 2 in ss2d, 1 in selective_scan.
         processors: streaming multiprocessors.
-        rank: of the time steps that the kernel projects; their weights take registers too.
     """
     padded = power_of_two(states)
     for lane_states in LANE_STATES[kind]:
-        if lane_states > 8 and rank > 16:
-            continue
         lanes = min(32, max(1, padded // lane_states))
-        groups = 2 if kind == "forward" else WARPS
+        groups = min(WARPS, CHANNELS * lanes // 32) if kind == "forward" else WARPS
         tokens = 8 if kind == "forward" or padded // lanes <= 4 else 4
         tiles = Tiles(tokens, padded // lanes, lanes, groups, 32 // lanes, groups * directions)
         if scans * -(-channels // tiles.channels) * tiles.num_warps >= FULL_WARPS * processors:
@@ -67,14 +63,17 @@ def scan_tiles(
     return tiles
 
 
-def rank_tile(kind: str, rank: int, channels: int) -> int:
-    """Rows of a tile for the R values of the time step.
+def rank_tile(kind: str, rank: int, tiles: Tiles) -> int:
+    """Rows of a tile for the R values of the time step, at a step's tokens in both directions.
 
-    Padded in the backward pass of programs of 32 channels, where from 16 rows on there are as many columns as threads
-    to add up their gradients.
+    Forward as many values as threads or more: then Triton has each loaded once and passed on through shared memory,
+    else by every thread that needs it. Likewise in the backward pass of programs of 32 channels, from five rows on, so
+    that there are as many columns as threads to add up their gradients.
     """
     padded = power_of_two(rank)
-    return max(16, padded) if kind == "backward" and channels <= 32 and padded > 4 else padded
+    if kind == "backward" and (tiles.channels > 32 or padded <= 4):
+        return padded
+    return max(32 * tiles.num_warps // (2 * tiles.T), padded)
 
 
 def split(warps: int, tokens: int, processors: int) -> int:

@@ -17,6 +17,7 @@ from mtlkit.kernels._scan import (
     add_up,
     chain_kernel,
     over_channels,
+    over_lanes,
     put,
     settled,
     sigmoid,
@@ -88,6 +89,16 @@ def _matrix(
     return tl.broadcast_to(value, [T, S, BC, G, BD])
 
 
+@triton.jit
+def _over_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, BC, G, BD] to [T, BC, BD]."""
+    if G == 1:
+        total = tl.sum(v, 2)
+    else:
+        total = tl.reshape(over_lanes(tl.permute(v, (2, 0, 1, 3)), T * BC * BD, G), [T, BC, BD])
+    return total
+
+
 # --- the states alone, for split scans --------------------------------------------------------------------------------
 
 
@@ -106,7 +117,7 @@ def selective_scan_states_kernel(
     """
     _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
+    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
     bias = _per_channel(delta_bias, d, there)
     wide = d.to(tl.int64)[None]
     first = chunk * chunk_blocks
@@ -160,7 +171,7 @@ def selective_scan_fwd_kernel(
     """Writes out, and the last state unless a split has it from its chain; KEEP = tokens between kept states."""
     _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
+    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
     wide = d.to(tl.int64)[None]
@@ -168,7 +179,8 @@ def selective_scan_fwd_kernel(
     delta += sequence * st_b + wide * st_d
     out += sequence * so_b + wide * so_d
     first = chunk * chunk_blocks
-    count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
+    EVERY: tl.constexpr = KEEP // T
+    rounds = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
     if starts is not None:
         h = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     else:
@@ -177,41 +189,41 @@ def selective_scan_fwd_kernel(
     mask_ahead = (ahead < L)[:, None, None] & there[None]
     u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
     delta_ = tl.load(delta + _offset(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-    for j in range(count):
-        token = (first + j) * T + tl.arange(0, T)
-        inside = token < L
-        mask = inside[:, None, None] & there[None]
-        uu = u_.to(tl.float32)
-        _, dt = _time_steps(delta_, bias, inside, SOFTPLUS)
-        ahead = token + T
-        mask_ahead = (ahead < L)[:, None, None] & there[None]
-        u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-        delta_ = tl.load(delta + _offset(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+    for r in range(rounds):
+        start = first + r * EVERY
         if SAVE:
-            EVERY: tl.constexpr = KEEP // T
-            if (first + j) % EVERY == 0:
-                index = sequence * tl.cdiv(L, KEEP) + (first + j) // EVERY
-                tl.store(checkpoints + (index * N + n5) * D + d5, h, mask=there5)
-        b6 = _matrix(
-            B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S, BC,
-            G, BD, WIDE,
-        )  # fmt: skip
-        c6 = _matrix(
-            C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S, BC,
-            G, BD, WIDE,
-        )  # fmt: skip
-        decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
-        fed = (dt * uu)[:, None, :, None, :] * b6
-        y6 = tl.zeros([T, BC, G, BD], tl.float32)
-        for i in tl.static_range(T):
-            h = take(decay, i, T) * h + take(fed, i, T)
-            y6 = put(y6, i, add_up(h * take(c6, i, T), S), T)
-        y = tl.sum(y6, 2) + skip[None] * uu
-        if z is not None:
-            pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
-            gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
-            y *= gate * sigmoid(gate)
-        tl.store(out + _offset(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
+            index = sequence * tl.cdiv(L, KEEP) + start // EVERY
+            tl.store(checkpoints + (index * N + n5) * D + d5, h, mask=there5)
+        for s in tl.static_range(EVERY):
+            token = (start + s) * T + tl.arange(0, T)
+            inside = token < L
+            mask = inside[:, None, None] & there[None]
+            uu = u_.to(tl.float32)
+            _, dt = _time_steps(delta_, bias, inside, SOFTPLUS)
+            ahead = token + T
+            mask_ahead = (ahead < L)[:, None, None] & there[None]
+            u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+            delta_ = tl.load(delta + _offset(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+            b6 = _matrix(
+                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S, BC,
+                G, BD, WIDE,
+            )  # fmt: skip
+            c6 = _matrix(
+                C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S, BC,
+                G, BD, WIDE,
+            )  # fmt: skip
+            decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
+            fed = (dt * uu)[:, None, :, None, :] * b6
+            y6 = tl.zeros([T, BC, G, BD], tl.float32)
+            for i in tl.static_range(T):
+                h = take(decay, i, T) * h + take(fed, i, T)
+                y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
+            y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
+            if z is not None:
+                pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
+                gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
+                y *= gate * sigmoid(gate)
+            tl.store(out + _offset(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
     if last is not None:
         tl.store(last + (sequence * D + d5) * N + n5, h, mask=there5)
 
@@ -238,7 +250,7 @@ def selective_scan_bwd_kernel(
     EVERY: tl.constexpr = KEEP // T
     block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E
+    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
     wide = d.to(tl.int64)[None]
@@ -326,16 +338,21 @@ def selective_scan_bwd_kernel(
                 else:
                     sum_C += h * take(g6, i, T)
                 if z is not None:
-                    y6 = put(y6, i, add_up(h * take(c6, i, T), S), T)
+                    y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
             there_n = (n < N) & inside[:, None, None]
             row = (rows + token.to(tl.int64))[:, None, None] * N + n
             if C_VARIES:
                 tl.store(dC + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
             if z is not None:
                 pdz = dz + sequence * sdz_b + wide * sdz_d + _offset(token, sdz_l, WIDE)[:, None, None]
-                y = tl.sum(y6, 2) + skip[None] * uu
+                y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
                 tl.store(pdz, (dgate * y).to(dz.dtype.element_ty), mask=mask)
 
+            # Read again, from L1: registers are short, and the pass back over the tokens is the only use.
+            b6 = _matrix(
+                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
+                BC, G, BD, WIDE,
+            )  # fmt: skip
             gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, BC, G, BD], tl.float32)
@@ -343,8 +360,8 @@ def selective_scan_bwd_kernel(
                 t = T - 1 - back
                 g = take(g6, t, T) * take(c6, t, T) + carry
                 w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, S), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), S), T)
+                ddt = put(ddt, t, add_up(w * a, S, S), T)
+                dfed = put(dfed, t, add_up(g * take(b6, t, T), S, S), T)
                 sum_A += w * take(dt6, t, T)
                 if B_VARIES:
                     gradient = put(gradient, t, g * take(x6, t, T), T)
@@ -354,8 +371,8 @@ def selective_scan_bwd_kernel(
             if B_VARIES:
                 tl.store(dB + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            dfed = tl.sum(dfed, 2)  # [T, BC, BD]
-            draw = tl.sum(ddt, 2) * LN_2 + uu * dfed
+            dfed = _over_lanes(dfed, T, BC, G, BD)  # [T, BC, BD]
+            draw = _over_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed
             if SOFTPLUS:
                 draw *= softplus_slope(raw, dt)
             sum_raw += tl.where(inside[:, None, None], draw, 0.0)  # past the end, the state and its gradient live on

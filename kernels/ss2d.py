@@ -27,6 +27,7 @@ from mtlkit.kernels._scan import (
     add_up,
     chain_kernel,
     over_channels,
+    over_lanes,
     put,
     settled,
     softplus,
@@ -62,7 +63,7 @@ def _decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexp
     row = k.to(tl.int64) * D + d5  # [1, 2, BC, 1, BD]
     inside = (n < N) & (d5 < D)  # [S, 1, BC, G, BD]
     logs = tl.load(A_logs + row * N + n, mask=inside, other=0.0).to(tl.float32)
-    return -tl.exp(logs) * LOG2_E, n, inside
+    return settled(-tl.exp(logs) * LOG2_E), n, inside
 
 
 @triton.jit
@@ -76,12 +77,12 @@ def _positions(j, first, count, L, T: tl.constexpr):
 
 
 @triton.jit
-def _time_steps(dts, weight, bias, inside, RP: tl.constexpr):
+def _time_steps(dts, weight, bias, inside, R: tl.constexpr, RP: tl.constexpr):
     """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
 
     1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
     """
-    raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], RP)
+    raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], R, RP)
     return raw, tl.where(inside[:, :, None, None], softplus(raw), 1.0)
 
 
@@ -159,7 +160,7 @@ def ss2d_states_kernel(
         dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
         row_of_n = (R + n + (N if ADJOINT else 0)) * sx_m
         m = tl.load(px[:, None, :, None] + row_of_n, mask=(n < N) & inside[:, None, :, None], other=0.0)
-        _, dt = _time_steps(dts, weight, bias, inside, RP)
+        _, dt = _time_steps(dts, weight, bias, inside, R, RP)
         total += dt
         driven = vv if ADJOINT else dt * vv
         decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
@@ -173,6 +174,16 @@ def ss2d_states_kernel(
     tl.store(ends + (walked[None, :, None, None, None] * N + n5) * D + d[None, None, :, None, :], h, mask=inside5)
     sums += walked[:, None, None] * D + d[None]
     tl.store(sums, tl.sum(total, 0), mask=(d < D)[None])
+
+
+@triton.jit
+def _over_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, 2, BC, G, BD] to [T, 2, BC, BD]."""
+    if G == 1:
+        total = tl.sum(v, 3)
+    else:
+        total = tl.reshape(over_lanes(tl.permute(v, (3, 0, 1, 2, 4)), T * 2 * BC * BD, G), [T, 2, BC, BD])
+    return total
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -211,9 +222,10 @@ def ss2d_fwd_kernel(
     u += image * su_b + (d[None, None] * su_d).to(tl.int64)
     x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
     maps += (pair * B + image) * L * D + d[None, None]
-    blocks = tl.cdiv(L, T)
     first = chunk * chunk_blocks
-    count = tl.minimum(chunk_blocks, blocks - first)
+    EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
+    groups = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
+    steps = groups * EVERY
     lane = d[None, None, :, None, :]
     if SPLIT:
         walked = ((image * 4 + k) * chunks + chunk)[None, :, None, None, None]
@@ -221,53 +233,40 @@ def ss2d_fwd_kernel(
     else:
         h = tl.zeros([S, 2, BC, G, BD], tl.float32)
 
-    position, inside = _positions(0, first, count, L, T)
+    position, inside = _positions(0, first, steps, L, T)
     u_, dts_, b_, c_ = _fetch(
         u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n, R, N, WIDE
     )
-    for j in range(count):
-        position, inside = _positions(j, first, count, L, T)
-        uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
-        ahead, inside_ahead = _positions(j + 1, first, count, L, T)
-        u_, dts_, b_, c_ = _fetch(
-            u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
-            n, R, N, WIDE,
-        )  # fmt: skip
+    for group in range(groups):
         if SAVE:
-            up, down = first + j, first + count - 1 - j
-            EVERY: tl.constexpr = KEEP // T
-            if (up % EVERY == 0) | (down % EVERY == EVERY - 1) | (down == blocks - 1):
-                block = tl.where(kk == 0, up, down)
-                keep = ((kk == 0) & (block % EVERY == 0)) | (
-                    (kk == 1) & ((block % EVERY == EVERY - 1) | (block == blocks - 1))
-                )
-                index = (image * 4 + k) * tl.cdiv(L, KEEP) + block // EVERY
-                slot = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
-                tl.store(slot, h, mask=inside5 & keep[None, :, None, None, None])
-        _, dt = _time_steps(dts, weight, bias, inside, RP)
-        x6 = (dt * uu)[:, None, :, :, None, :]
-        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
-        fed = x6 * b[:, :, :, None, :, None]
-        cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
-        y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
-        for i in tl.static_range(T):
-            h = take(decay, i, T) * h + take(fed, i, T)
-            y6 = put(y6, i, add_up(h * take(cc, i, T), S), T)
-        y = tl.sum(y6, 3) + skip[None] * uu
+            index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, group, groups - 1 - group) + first // EVERY
+            kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
+            tl.store(kept, h, mask=inside5)
+        for s in tl.static_range(EVERY):
+            j = group * EVERY + s
+            position, inside = _positions(j, first, steps, L, T)
+            uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
+            ahead, inside_ahead = _positions(j + 1, first, steps, L, T)
+            u_, dts_, b_, c_ = _fetch(
+                u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
+                n, R, N, WIDE,
+            )  # fmt: skip
+            _, dt = _time_steps(dts, weight, bias, inside, R, RP)
+            x6 = (dt * settled(uu))[:, None, :, :, None, :]
+            decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
+            fed = x6 * b[:, :, :, None, :, None]
+            cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+            y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
+            for i in tl.static_range(T):
+                h = take(decay, i, T) * h + take(fed, i, T)
+                y6 = put(y6, i, add_up(h * take(cc, i, T), S, S), T)
+            y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
 
-        py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
-        opposite = count - 1 - j
-        mask = inside[:, :, None, None] & there
-        tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
-        seen = position < tl.where(opposite < j, L, 0)
-        y += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
-        alone = kk < tl.where(opposite == j, 1, 2)
-        tl.store(py, y, mask=mask & alone[None, :, None, None])
-        if opposite == j:  # both directions at once in the same block
-            tl.debug_barrier()
-            second = mask & (kk == 1)[None, :, None, None]
-            y += tl.load(py, mask=second, other=0.0)
-            tl.store(py, y, mask=second)
+            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
+            tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
+            seen = position < tl.where(steps - 1 - j < j, L, 0)
+            y += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
+            tl.store(py, y, mask=inside[:, :, None, None] & there)
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -322,6 +321,8 @@ def ss2d_bwd_kernel(
     there = (d < D)[None, None]
     lane = d[None, None, :, None, :]
     M: tl.constexpr = R + 2 * N
+    # Rows of the time step that would not fit the registers beside the states: they are read again where they are used.
+    MANY: tl.constexpr = RP >= 16 and BC * BD <= 32
     dy += image * sg_b + (d[None, None] * sg_d).to(tl.int64)
     u += image * su_b + (d[None, None] * su_d).to(tl.int64)
     x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
@@ -354,7 +355,9 @@ def ss2d_bwd_kernel(
                 u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
                 n, R, N, WIDE,
             )  # fmt: skip
-            _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, RP)
+            if MANY:
+                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+            _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, R, RP)
             decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
             fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
             for i in tl.static_range(T):
@@ -373,7 +376,9 @@ def ss2d_bwd_kernel(
             uu, dts = uu.to(tl.float32), dts.to(tl.float32)
             pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
             gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
-            raw, dt = _time_steps(dts, weight, bias, inside, RP)
+            if MANY:
+                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+            raw, dt = _time_steps(dts, weight, bias, inside, R, RP)
             px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
             pn = px[:, None, :, None] + R + n
             there_n = (n < N) & inside[:, None, :, None]
@@ -391,6 +396,12 @@ def ss2d_bwd_kernel(
                 gradient = put(gradient, i, h * take(g6, i, T), T)
             tl.store(pn + N, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
+            b = tl.load(
+                (x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE))[:, None, :, None] + (R + n) * sx_m,
+                mask=there_n,
+                other=0.0,
+            )
+            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
             c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
             gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
@@ -399,23 +410,27 @@ def ss2d_bwd_kernel(
                 t = T - 1 - back
                 g = take(g6, t, T) * take(c6, t, T) + carry
                 w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, S), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), S), T)
+                ddt = put(ddt, t, add_up(w * a, S, S), T)
+                dfed = put(dfed, t, add_up(g * take(b6, t, T), S, S), T)
                 dA += w * take(dt6, t, T)
                 gradient = put(gradient, t, g * take(x6, t, T), T)
                 carry = g * take(decay, t, T)
             tl.store(pn, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            dfed = tl.sum(dfed, 3)  # [T, 2, BC, BD]
-            draw = (tl.sum(ddt, 3) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
+            dfed = _over_lanes(dfed, T, BC, G, BD)  # [T, 2, BC, BD]
+            draw = (_over_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
             du = dt * dfed + skip[None] * gg
             sum_raw += draw
             sum_skip += gg * uu
-            if RP < 16 or BC * BD > 32:
+            if MANY:
+                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+                rows = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
+                dts = tl.load(rows[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
+            if not MANY:
                 sum_weight += tl.sum(draw[None] * dts[:, :, :, None, None], 1)
                 drow = tl.sum(tl.sum(draw[None] * weight[:, None], 4), 3)  # [RP, T, 2]
             else:
-                sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None], T)
+                sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None], T, T)
                 drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 0, 1, 2)), RP * T * 2, BC, BD)
                 drow = tl.reshape(drow, [RP, T, 2])
             tl.store(px[None] + r, drow, mask=(r < R) & inside[None])
@@ -444,8 +459,8 @@ class _Plan:
         self.B, self.D, self.H, self.W = u.shape
         self.N, self.R = A_logs.shape[1], dt_weight.shape[2]
         self.L = self.H * self.W
-        self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u), self.R)
-        self.RP = rank_tile(kind, self.R, self.tiles.channels)
+        self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u))
+        self.RP = rank_tile(kind, self.R, self.tiles)
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
         blocks = triton.cdiv(self.L, self.tiles.T)
         every = CHECKPOINT_TOKENS // self.tiles.T

@@ -1,4 +1,4 @@
-"""The benchmarks on a GPU, run on the CPU at tiny shapes: problems, checks, rows, tables and the chart, but no times."""
+"""The benchmarks on a GPU, run on the CPU at tiny shapes: problems, checks, rows and tables, but no times."""
 
 import json
 import sys
@@ -118,7 +118,7 @@ def test_mamba_ssm_gets_what_selective_scan_gets(benchmarks, monkeypatch):
 
 
 def test_least_bytes_count_each_tensor_once(benchmarks):
-    """What the arguments, the outputs and the gradients hold, parameters left out; a map of interaction is read twice."""
+    """What arguments, outputs and gradients hold, parameters left out; the map of interaction is read twice."""
     for op in OPERATORS:
         for direction in ("forward", "forward_backward"):
             case = case_of(benchmarks, op, torch.bfloat16, direction, own=True)

@@ -66,28 +66,33 @@ def dwconv_silu_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
 CASES = {
     "ss2d N=16 float32": (
         lambda: ss2d_calls(64, 16, 3, torch.float32),
-        {80: (11.8, 32.5), 90: (11.4, 29.8), 100: (10, 26.5)},
+        {80: (9.3, 31.4), 90: (9.2, 28), 100: (8.8, 26)},
     ),
-    "ss2d N=16 bfloat16, one image": (lambda: ss2d_calls(1, 16, 3, torch.bfloat16), {90: (15, 30.5)}),
-    "ss2d N=16 float32, 256 images": (lambda: ss2d_calls(256, 16, 3, torch.float32)[:1], {90: (10.4,)}),
-    "ss2d N=16 float32, R=12, backward": (lambda: ss2d_calls(64, 16, 12, torch.float32)[1:], {90: (29.8,)}),
+    "ss2d N=16 bfloat16, one image": (lambda: ss2d_calls(1, 16, 3, torch.bfloat16), {90: (10.8, 28.8)}),
+    "ss2d N=16 float32, R=12": (lambda: ss2d_calls(64, 16, 12, torch.float32), {80: (10.2, 32.2), 90: (10.2, 29.2)}),
+    "ss2d N=16 float32, R=24": (lambda: ss2d_calls(64, 16, 24, torch.float32), {90: (11.6, 33.8)}),
     "ss2d N=1 bfloat16": (lambda: ss2d_calls(64, 1, 6, torch.bfloat16), {90: None}),
     "selective_scan N=16 float32": (
         lambda: selective_scan_calls(8, 16, torch.float32),
-        {80: (11.2, 29.2), 90: (11.2, 26.8), 100: (11.2, 25.8)},
+        {80: (9.9, 28), 90: (9.9, 25), 100: (9.9, 24.6)},
     ),
     "norm_gate bfloat16": (lambda: norm_gate_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
     "dwconv_silu bfloat16": (lambda: dwconv_silu_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
 }
-# Where registers are missing, by case and capability: instructions that load or store local memory, of 2000.
-SPILLS = {("selective_scan N=16 float32", 80): 8, ("ss2d N=16 float32, R=12, backward", 90): 60}
+# Where registers are missing, by case and capability: instructions that load or store local memory, all backward.
+SPILLS = {
+    ("ss2d N=16 float32, R=12", 80): 40,
+    ("ss2d N=16 float32, R=24", 90): 16,
+    ("dwconv_silu bfloat16", 90): 2,  # the assembler's choice, for a fourth program on a multiprocessor
+}
 
 
 def updates(launch) -> float:
-    """State updates of a lane in a step of a scan."""
+    """State updates of a lane in the body of a scan's loop: a step, forward as many as lie between kept states."""
     a = launch.arguments
     directions = 2 if launch.kernel.__name__.startswith("ss2d") else 1
-    return directions * a["T"] * a["S"] * a["G"] * a["BC"] * a["BD"] / (32 * launch.options["num_warps"])
+    steps = a["KEEP"] // a["T"] if launch.kernel.__name__.endswith("fwd_kernel") else 1
+    return steps * directions * a["T"] * a["S"] * a["G"] * a["BC"] * a["BD"] / (32 * launch.options["num_warps"])
 
 
 @pytest.mark.parametrize("case", list(CASES))

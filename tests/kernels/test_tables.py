@@ -11,7 +11,9 @@ from mtlkit.kernels._tables import (
     CHUNK_TOKENS,
     FILL_WARPS,
     FULL_WARPS,
+    Tiles,
     pixel_tiles,
+    rank_tile,
     row_tiles,
     scan_tiles,
     split,
@@ -76,10 +78,28 @@ def test_tiles_are_as_lean_as_the_fill_allows():
     """Four directions of 96 channels: three blocks of 32 channels in a pair, 2 * 3 * B programs."""
     assert scan_tiles("forward", 16, 96, 2 * 32, 2, SMS).S == 4
     assert scan_tiles("forward", 16, 96, 2 * 64, 2, SMS).S == 8
-    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS).S == 16
-    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS, rank=16).S == 16
-    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS, rank=17).S == 8
+    assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS).S == 8
     assert scan_tiles("backward", 16, 96, 2 * 256, 2, SMS).S == 4
+
+
+@pytest.mark.parametrize("scans", [1, 4096])
+@pytest.mark.parametrize("states", [1, 4, 8, 16])
+def test_forward_programs_have_32_channels(states, scans):
+    """So that no lane idles at any width of MedMamba or VMamba."""
+    assert scan_tiles("forward", states, 96, scans, 2, SMS).channels == 32
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 5, 16, 24, 48])
+def test_rows_of_the_time_step_hold_the_rank(rank):
+    for states in (1, 16, 64):
+        for scans in (1, 4096):
+            forward, backward = (scan_tiles(kind, states, 96, scans, 2, SMS) for kind in ("forward", "backward"))
+            rows = rank_tile("forward", rank, forward)
+            assert rows >= rank
+            assert rows * forward.T * 2 >= 32 * forward.num_warps
+            assert rank_tile("backward", rank, backward) >= rank
+    assert rank_tile("backward", 4, Tiles(8, 4, 4, 4, 8, 8)) == 4
+    assert rank_tile("backward", 5, Tiles(8, 4, 4, 4, 8, 8)) == 16
 
 
 def test_split_begins_where_the_processors_are_not_full():
