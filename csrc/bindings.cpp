@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "arguments.h"
+#include "common/pages.h"
 #include "cpu/dispatch.h"
 #if defined(MTLKIT_WITH_CUDA)
 #include "cuda/bindings_cuda.h"
@@ -368,6 +369,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.attr("checkpoint_tokens") = kCheckpointTokens;
   m.def("error_string", &error_string, "The text of a status that a CPU function returned.");
+
+  m.def("prefer_large_pages", &prefer_large_pages, "Asks for large pages behind a block that is still to be written.");
 
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The instruction-set level in use.");
   m.def("cpu_isa_levels", &cpu_levels, "The levels that this machine can run, lowest first.");

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, check, first_order_only, traced
+from mtlkit.ops._native_call import address, check, computed, first_order_only, traced
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them
@@ -201,16 +201,15 @@ def vectors(
         or traced(*sums, f, *learnt, normaliser)
     ):
         return vectors_torch(sums, f, tim, upa, tau, normaliser, norm)
-    weights = [None if t is None else t.to(dtype).contiguous() for t in learnt]
-    running = [t.to(dtype).contiguous() for t in (tim.norm_mean, tim.norm_var)]
-    if normaliser is not None:
-        normaliser = normaliser.to(dtype).contiguous()
+    weights = [None if t is None else computed(t, dtype) for t in learnt]
+    running = [computed(t, dtype) for t in (tim.norm_mean, tim.norm_var)]
+    normaliser = None if normaliser is None else computed(normaliser, dtype)
     sizes = (batch, sums.mean.shape[1], sums.pooled.shape[1], f.shape[1], upa.fc1_bias.shape[0])
     queries = upa.seg_proj.shape[0] if three else 0
     numbers = (float(tau), float(norm.momentum), float(norm.eps))
     call = _Call((*sizes, queries), numbers, three, norm.training, dtype == torch.float64)
     used = (sums.mean, None if three else sums.variance, sums.energy, sums.pooled)
-    found = _Vectors.apply(call, normaliser, running, *used, f.contiguous(), *weights)
+    found = _Vectors.apply(call, normaliser, running, *used, computed(f, dtype), *weights)
     if norm.training:
         for mine, theirs in zip(running, (tim.norm_mean, tim.norm_var), strict=True):
             if mine is not theirs:
