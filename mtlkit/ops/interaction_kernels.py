@@ -341,6 +341,9 @@ def reduce(
     if traced(x, weight, bias, attn):
         mean, variance, energies, pooled, *_ = _op_reduce(x, weight, bias, attn, energy, dtype, save)
         passed_on = Map(x)
+    elif not save:  # a Function costs as much as a small kernel
+        mean, variance, energies, pooled, *_ = _reduce_forward(x, weight, bias, attn, energy, dtype, save)
+        passed_on = Map(x)
     else:
         left = []
         mean, variance, energies, pooled, x = _Reduce.apply(left, energy, dtype, save, x, weight, bias, attn)
@@ -353,4 +356,6 @@ def scale(x: Map, factors: Tensor) -> Tensor:
     """The map times a factor (B, C) for each channel, in the dtype of the map. At most once for each `reduce`."""
     if traced(x.x, factors):
         return _op_scale(x.x, factors)
+    if not wants_grad(x.x, factors):
+        return _scale_forward(x.x, factors)
     return _Scale.apply(x.left, x.x, factors)

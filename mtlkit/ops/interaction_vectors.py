@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, check, computed, first_order_only, traced
+from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them
@@ -141,22 +141,28 @@ class _Call(NamedTuple):
         return (*self, torch.get_num_threads(), *(tuple(map(address, ts)) for ts in (inputs, weights, kept)))
 
 
+def _forward(call: _Call, normaliser, running, mean, variance, energy, pooled, f, *weights) -> tuple[tuple, tuple]:
+    """What `_Vectors` returns, and of it, with what else is kept, what its backward pass reads."""
+    B, C, _, N, _, Q = call.sizes
+    mu, factors = mean.new_empty(B, C), mean.new_empty(B, C)
+    enhanced, clf = mean.new_empty(B, N), mean.new_empty(B, N)
+    gates = mean.new_empty(B, 2)
+    signals = tuple(mean.new_empty(B) for _ in range(3 if call.three else 2))
+    kept = mean.new_empty(2 * B * (N + C + Q) + 2 * N)
+    results = (mu, enhanced, gates, *signals, *[None] * (3 - len(signals)), kept)
+    arguments = call.arguments(Sums(mean, variance, energy, pooled), f, normaliser, running, weights, results)
+    check(_native.C.interaction_vectors_forward(*arguments, address(factors), address(clf)))
+    return (factors, mu, clf, enhanced, gates, *signals), results
+
+
 class _Vectors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, call, normaliser, running, mean, variance, energy, pooled, f, *weights):
-        B, C, _, N, _, Q = call.sizes
-        mu, factors = mean.new_empty(B, C), mean.new_empty(B, C)
-        enhanced, clf = mean.new_empty(B, N), mean.new_empty(B, N)
-        gates = mean.new_empty(B, 2)
-        signals = tuple(mean.new_empty(B) for _ in range(3 if call.three else 2))
-        kept = mean.new_empty(2 * B * (N + C + Q) + 2 * N)
-        results = (mu, enhanced, gates, *signals, *[None] * (3 - len(signals)), kept)
-        arguments = call.arguments(Sums(mean, variance, energy, pooled), f, normaliser, running, weights, results)
-        check(_native.C.interaction_vectors_forward(*arguments, address(factors), address(clf)))
+    def forward(ctx, call, normaliser, running, *inputs):
+        found, results = _forward(call, normaliser, running, *inputs)
         ctx.call = call
-        ctx.save_for_backward(normaliser, mean, variance, energy, pooled, f, *weights, *results)
+        ctx.save_for_backward(normaliser, *inputs, *results)
         ctx.set_materialize_grads(False)
-        return factors, mu, clf, enhanced, gates, *signals
+        return found
 
     @staticmethod
     def backward(ctx, *douts):
@@ -209,7 +215,8 @@ def vectors(
     numbers = (float(tau), float(norm.momentum), float(norm.eps))
     call = _Call((*sizes, queries), numbers, three, norm.training, dtype == torch.float64)
     used = (sums.mean, None if three else sums.variance, sums.energy, sums.pooled)
-    found = _Vectors.apply(call, normaliser, running, *used, computed(f, dtype), *weights)
+    given = (call, normaliser, running, *used, computed(f, dtype), *weights)
+    found = _Vectors.apply(*given) if wants_grad(*given[3:]) else _forward(*given)[0]
     if norm.training:
         for mine, theirs in zip(running, (tim.norm_mean, tim.norm_var), strict=True):
             if mine is not theirs:
