@@ -10,7 +10,7 @@ import gpu
 import torch
 from gpu_providers import why_no_backend
 from gpu_workloads import DTYPES
-from levels import BEHIND_RELU, JUMP, PASSES, exact_results, level_problem
+from levels import BEHIND_RELU, JUMP, PASSES, VARIANTS, exact_results, level_problem, level_shape
 from providers import BOTH, BY_NAME, FORWARD
 from torch import Tensor
 
@@ -66,9 +66,9 @@ LEVEL_PROVIDERS = (
 class LevelCase(NamedTuple):
     """A row."""
 
-    shape_name: str  # without its batch
-    batch: int
+    shape_name: str  # with its batch
     dtype: torch.dtype
+    layout: str
     direction: str
     provider: LevelProvider
 
@@ -80,15 +80,16 @@ class LevelCase(NamedTuple):
     @property
     def group(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.op}-{self.full_name}-{dtype}-{self.direction}"
-
-    @property
-    def full_name(self) -> str:
-        return f"{self.shape_name}_batch{self.batch}"
+        layout = "" if self.layout == "nchw" else f"-{self.layout}"
+        return f"{self.op}-{self.shape_name}-{dtype}{layout}-{self.direction}"
 
     @property
     def shape(self) -> InteractionShape:
-        return INTERACTION_SHAPES[self.full_name]
+        return level_shape(self.shape_name)
+
+    @property
+    def batch(self) -> int:
+        return self.shape.B
 
     @property
     def bytes(self) -> int:
@@ -104,7 +105,7 @@ class LevelCase(NamedTuple):
         return gpu.memory_floor(self.bytes, limits)
 
     def problem(self) -> LevelGiven:
-        wanted = level_problem(self.op, self.full_name, self.dtype, BY_NAME["eager"])
+        wanted = level_problem(self.op, self.shape_name, self.dtype, BY_NAME["eager"], layout=self.layout)
         device = gpu.device()
 
         def give(t: Tensor | None) -> Tensor | None:
@@ -136,7 +137,7 @@ class LevelCase(NamedTuple):
 
     def check(self, results: Tensors) -> tuple[float, float]:
         """Asserts each result; the largest error relative to a tensor's norm, and the final map's largest absolute."""
-        exact = exact_results(self.full_name, self.dtype)
+        exact = exact_results(self.shape_name, self.dtype)
         own, half = self.provider.own, self.dtype in ROUNDING
         plain = plain_results(self) if own and half else {}
         errors = []
@@ -169,16 +170,8 @@ def cases() -> list[LevelCase]:
     if not torch.cuda.is_available():
         return []
     present = [provider for provider in LEVEL_PROVIDERS if not provider.why_absent(LevelCase.op)]
+    rows = [(name, dtype, "nchw") for name in INTERACTION_SHAPES for dtype in DTYPES]
+    rows += [variant for variant in VARIANTS if variant not in rows]  # channels-last maps, and three signals
     return [
-        LevelCase(*split_name(full_name), dtype, direction, provider)
-        for full_name in INTERACTION_SHAPES
-        for dtype in DTYPES
-        for direction in (FORWARD, BOTH)
-        for provider in present
+        LevelCase(*row, direction, provider) for row in rows for direction in (FORWARD, BOTH) for provider in present
     ]
-
-
-def split_name(full_name: str) -> tuple[str, int]:
-    """busi_224_level3_batch8 is busi_224_level3 at batch 8."""
-    shape_name, _, batch = full_name.rpartition("_batch")
-    return shape_name, int(batch)

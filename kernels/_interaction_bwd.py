@@ -347,7 +347,8 @@ def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
 def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
     """Partial sums of the gradients of the parameters; `found` is what `find_signs` gives."""
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
-    BP, BC, BL = block_of(P, 64), block_of(C, 64), 32 if x.dtype == torch.float32 else 64
+    narrow = x.dtype == torch.float32
+    BP, BC, BL = block_of(P, 128 if narrow else 64), block_of(C, 64), 32 if narrow else 64
     tiles = triton.cdiv(L, BL)
     blocks = triton.cdiv(P, BP), triton.cdiv(C, BC)
     share_items = triton.cdiv(B * tiles, max(1, min(B * tiles, FULL * processors(x) // (blocks[0] * blocks[1]))))

@@ -228,6 +228,14 @@ FULL = 4  # programs of a processor that a launch of many tiles aims at
 COMBINED_TILES, COMBINED_CHANNELS = 64, 32
 
 
+def pixels_of(x: Tensor) -> int:
+    """Pixels of a tile that goes through all channels; fewer where there would be less tiles than processors.
+
+    Each tile reads the whole projection, so that still smaller ones would gain nothing.
+    """
+    return 64 if x.shape[0] * triton.cdiv(x.shape[2] * x.shape[3], 64) >= processors(x) else 32
+
+
 def room_for_signs(x: Tensor, weight: Tensor | None, attn: Tensor | None, save: bool) -> Tensor:
     """Where `reduce_forward` leaves the signs of the projected map; empty where it does not."""
     keep = save and weight is not None and attn is None and not is_small(x, weight, attn)
@@ -259,7 +267,8 @@ def reduce_forward(
     if B == 0:
         return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
-    BP, BL = block_of(P, 128), 64
+    BP, BL = block_of(P, 256), pixels_of(x)
+    BK = 16 if BP == 256 and x.dtype == torch.float32 else 32  # for want of registers
     tiles = triton.cdiv(L, BL)
     parts = {
         "means": new(B, tiles, C),
@@ -275,7 +284,7 @@ def reduce_forward(
             rows, weight, *vectors, *parts.values(), signs if signs.numel() > 0 else None,
             C, P, L, W, tiles,
             *rows.stride(), *((0, 0) if weight is None else weight.stride()),
-            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=32, BL=BL, num_warps=8 if BP > 32 else 4,
+            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=BK, BL=BL, num_warps=8 if BP > 32 else 4,
         )  # fmt: skip
         interaction_combine_kernel[(B, triton.cdiv(max(C, P), COMBINED_CHANNELS))](
             rows, *parts.values(), mean, variance, energies, pooled, softmax,

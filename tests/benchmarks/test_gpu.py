@@ -54,7 +54,7 @@ def case_of(benchmarks, op: str, dtype: torch.dtype, direction: str, own: bool):
         return workloads.GpuCase(op, STAGE, 3, dtype, direction, provider)
     if op == "task_interaction":
         provider = next(p for p in levels.LEVEL_PROVIDERS if p.own == own and p.name != "torch-compile")
-        return levels.LevelCase(*levels.split_name(LEVEL), dtype, direction, provider)
+        return levels.LevelCase(LEVEL, dtype, "nchw", direction, provider)
     provider = next(p for p in operators.OPERATOR_PROVIDERS if p.own == own and op in p.calls)
     return operators.OperatorCase(op, STAGE, 3, dtype, direction, provider)
 
@@ -75,6 +75,19 @@ def test_rows_are_right_before_they_are_timed(benchmarks, op, dtype):
     for name, value in results.items():
         with pytest.raises(AssertionError, match=name):
             case.check(results | {name: 2 * value + 1})
+
+
+@pytest.mark.parametrize(("name", "layout"), [(LEVEL, "channels_last"), (f"{LEVEL}_three", "nchw")])
+def test_other_levels(benchmarks, name, layout):
+    """Channels-last maps stay so on their way to the GPU; three signals have their own parameters."""
+    case = case_of(benchmarks, "task_interaction", torch.float32, "forward_backward", own=True)
+    case = case._replace(shape_name=name, layout=layout)
+    given = case.problem()
+    wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert given.inputs.x.is_contiguous(memory_format=wanted)
+    assert case.another(given).inputs.x.stride() == given.inputs.x.stride()
+    assert (given.inputs.upa.seg_proj is not None) == name.endswith("_three")
+    case.check(case.run(given))
 
 
 @pytest.mark.parametrize("op", [*OPERATORS, "task_interaction", "ss2d"])
@@ -171,5 +184,8 @@ def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
         assert {case.shape_name for case in found} == set(operators.OPERATORS[op].shapes)
         assert len({str(case) for case in found}) == len(found)
     found = levels.cases()
-    assert {case.full_name for case in found} == set(INTERACTION_SHAPES)
+    assert {case.shape_name for case in found} > set(INTERACTION_SHAPES)
+    assert {case.layout for case in found} == {"nchw", "channels_last"}
+    assert {case.shape.signals for case in found} == {"variance", "three"}
+    assert len({str(case) for case in found}) == len(found)
     assert {case.dtype for case in found} == {torch.float32, torch.bfloat16}

@@ -10,6 +10,8 @@ SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 VARIANCE, THREE, ATTENTION = (False, False), (False, True), (True, True)
 # (C, H = W) of a decoder level, dtype, (attention, energy), capabilities
 LAUNCHES = [
+    (384, 14, torch.float32, VARIANCE, (80, 90)),
+    (384, 14, torch.bfloat16, VARIANCE, (90,)),
     (48, 112, torch.bfloat16, THREE, (80, 90)),
     (96, 56, torch.float32, VARIANCE, (80, 90)),
     (96, 56, torch.bfloat16, VARIANCE, (90, 100)),
