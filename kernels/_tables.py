@@ -33,8 +33,9 @@ class Tiles(NamedTuple):
 
 # States of a channel in one thread's registers, leanest first: 8 take fewer instructions, 4 give more warps.
 LANE_STATES = {"forward": (8, 4), "backward": (4,)}
-CHANNELS = 32  # of a program in the forward pass, which every layer of MedMamba and VMamba has a multiple of
-WARPS = 4  # of a program and direction, at most forward; backward, where partial sums shrink with its channels, always
+# Warps of a program and direction: backward, partial sums shrink with their channels; forward, programs of few warps
+# spread more evenly, and no more than 32 channels leave no lane idle at any width of MedMamba or VMamba.
+WARPS = {"forward": 2, "backward": 4}
 
 FULL_WARPS = 8  # warps of a processor that keep it busy
 FILL_WARPS = 4  # warps of a processor below which a scan is split
@@ -55,7 +56,7 @@ def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: in
     padded = power_of_two(states)
     for lane_states in LANE_STATES[kind]:
         lanes = min(32, max(1, padded // lane_states))
-        groups = min(WARPS, CHANNELS * lanes // 32) if kind == "forward" else WARPS
+        groups = min(lanes, WARPS[kind]) if kind == "forward" else WARPS[kind]
         tokens = 8 if kind == "forward" or padded // lanes <= 4 else 4
         tiles = Tiles(tokens, padded // lanes, lanes, groups, 32 // lanes, groups * directions)
         if scans * -(-channels // tiles.channels) * tiles.num_warps >= FULL_WARPS * processors:
