@@ -19,7 +19,8 @@ examples:
   mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
 
-the folder of a run: config.yaml, split.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/, result.json
+the folder of a run: config.yaml, split.json, data.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/,
+result.json
 
 exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
 """
