@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from mtlkit.data import LesionDataset
 from mtlkit.evaluation.figures import Figure, confidence_bins
@@ -210,7 +210,7 @@ def _short(words: str, most: int = 28) -> str:
 
 
 def _gate_label(name: str) -> str:
-    """ "seg_level1" as "level 1", "l_cc" as "L-CC"."""
+    """What a gate is called: level 1 for seg_level1, L-CC for l_cc."""
     _, _, level = name.partition("_level")
     return f"level {level}" if level else name.replace("_", "-").upper() if "_" in name else name
 
