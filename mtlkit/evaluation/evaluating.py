@@ -99,7 +99,7 @@ def evaluate(
     predictions = predict_records(run, records, batch_size=batch_size, features=tsne, progress=progress)
     judgement = judge(predictions, samples, seed)
     remarks += _remarks(run, catalogue, predictions)
-    about = _about(run, catalogue, part, samples, seed)
+    about = _about(predictions, catalogue, part, samples, seed)
     metrics = plain({"about": about | {"remarks": remarks}} | judgement)
     plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
     texts = {
@@ -164,11 +164,12 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
     return remarks
 
 
-def _about(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, str]:
+def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, str]:
     """Of run, data and method, for the reader."""
+    run, size = predictions.run, predictions.run.config.data.size
     config, count = run.config, sum(parameter.numel() for parameter in run.model.parameters())
-    size = config.data.size
-    interval = f"percentiles 2.5 and 97.5 of {samples} bootstrap samples of groups, seed {seed}" if samples else "none"
+    drawn = "images" if len(set(predictions.groups)) == len(predictions) else "patients or other groups"
+    interval = f"percentiles 2.5 and 97.5 of {samples} bootstrap samples of {drawn}, seed {seed}" if samples else "none"
     return {
         "title": f"Evaluation of {run.folder.resolve().name}",
         "subtitle": f"{config.model.name}, {part} part of {catalogue.root.resolve().name}",
@@ -178,7 +179,7 @@ def _about(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: i
         "data set": str(catalogue.root.resolve()),
         "layout": catalogue.layout,
         "part": part,
-        "resolution": f"{size} x {size} pixels, at which masks are judged, too",
+        "resolution": f"{size} x {size} pixels{', also of the masks' if predictions.scores else ''}",
         "intervals": interval,
         "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. For research.",
     }

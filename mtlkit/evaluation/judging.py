@@ -120,9 +120,9 @@ def _counts(predictions: Predictions) -> dict[str, int]:
         empty, drawn = predictions.empty, predictions.predicted_lesion > 0
         counts |= {
             "with_lesion": int((predictions.lesion > 0).sum()),
+            "lesion_not_found": int(((predictions.lesion > 0) & ~drawn).sum()),
             "empty": int(empty.sum()),
             "empty_with_prediction": int((empty & drawn).sum()),
-            "lesion_not_found": int(((predictions.lesion > 0) & ~drawn).sum()),
             "mask_not_known": int(np.isnan(predictions.lesion).sum()),
         }
     return counts

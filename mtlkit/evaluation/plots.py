@@ -1,7 +1,7 @@
 """The plots of an evaluation, as PNG. Colours are those of Okabe and Ito, which colour-blind people tell apart."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,16 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
 )
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, YELLOW)
 INK, FAINT = "#222222", "#8A8A8A"
-DPI = 144
+DPI, PAGE = 144, 10.4  # inches
 TITLES = {"class": "class", "label": "label", "birads": "BI-RADS"}
 
 
 # --- paper and pencil -------------------------------------------------------------------------------------------------
 
 
-def _canvas(width: float = 6.0, height: float = 4.2, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
-    """A figure, without pyplot and its state, and its axes."""
-    canvas = Canvas((width, height), dpi=DPI, layout="constrained", facecolor="white")
+def _canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
+    """A figure, without pyplot and its state, and its axes; with several it is as wide as the page, else half of it."""
+    canvas = Canvas((PAGE if columns > 1 else PAGE / 2, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(canvas)
     axes = list(np.ravel(canvas.subplots(1, columns, **options)))
     for ax in axes:
@@ -71,7 +71,7 @@ def _unit(ax: Axes) -> None:
 
 def _png(canvas: Canvas) -> bytes:
     file = io.BytesIO()
-    canvas.savefig(file, format="png", metadata={"Software": None})
+    canvas.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     return file.getvalue()
 
 
@@ -82,8 +82,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
     """Counts, coloured by the share of the true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.6 + 0.75 * len(names)
-    canvas, (ax,) = _canvas(side + 0.6, side)
+    canvas, (ax,) = _canvas(4.2)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         colour = "white" if shares[i, j] > 0.55 else INK
@@ -107,7 +106,7 @@ def _staircase(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np
 
 def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], areas: Sequence[Figure]) -> bytes:
     """ROC and precision-recall curves, a class against the rest; with two classes those of the second alone."""
-    canvas, (roc, pr) = _canvas(9.2, 4.6, 2)
+    canvas, (roc, pr) = _canvas(4.9, 2)
     known = labels >= 0
     for k in range(len(names)) if len(names) > 2 else (1,):
         positive, scores = labels[known] == k, probabilities[known, k]
@@ -126,14 +125,14 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
     for ax, place in ((roc, "lower right"), (pr, "lower left")):
         _unit(ax)
         if ax.get_legend_handles_labels()[0]:
-            _legend(ax, loc=place)
+            _legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
     return _png(canvas)
 
 
 def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -> bytes:
     """How often the network is right when it is so sure, by tenths, and how often it is so sure."""
     bins = confidence_bins(confidence)
-    canvas, (ax,) = _canvas(5.4, 4.8)
+    canvas, (ax,) = _canvas(4.2)
     counts = np.bincount(bins, minlength=10)
     middle = (np.arange(10) + 0.5) / 10
     share = np.bincount(bins, right, minlength=10)[counts > 0] / counts[counts > 0]
@@ -156,7 +155,7 @@ def draw_scores(predictions: Predictions) -> bytes:
     names = (*predictions.run.classes, "class not known")
     labels = np.where(labels < 0, len(names) - 1, labels)
     shown = [k for k in range(len(names)) if (~np.isnan(iou[labels == k])).any()]
-    canvas, (ax,) = _canvas(6.4, 3.8)
+    canvas, (ax,) = _canvas(3.6)
     values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
     colours = [COLOURS[k % len(COLOURS)] for k in shown]
     words = [f"{names[k]} ({len(v)})" for k, v in zip(shown, values, strict=True)]
@@ -167,13 +166,13 @@ def draw_scores(predictions: Predictions) -> bytes:
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     _grid(ax, "y")
     _label(ax, "IoU of the image", "images")
-    _legend(ax, loc="upper left")
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown))
     return _png(canvas)
 
 
 def _outlined(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
     """An image with both outlines."""
-    ax.imshow(image)
+    ax.imshow(image, interpolation="bilinear")
     for mask, colour in ((true, GREEN), (predicted, ORANGE)):
         if mask.any():
             ax.contour(mask, levels=[0.5], colors="black", linewidths=2.6)
@@ -185,9 +184,14 @@ def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
     run = predictions.run
     data = LesionDataset([predictions.records[row] for row in rows], run.config.data.size, normalize=False)
     names = run.classes
-    canvas = Canvas((2.3 * len(rows), 3.0), dpi=DPI, layout="constrained", facecolor="white")
+    columns = min(len(rows), 5)
+    lines = -(-len(rows) // columns)
+    canvas = Canvas((PAGE, 2.75 * lines), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(canvas)
-    for i, (ax, row) in enumerate(zip(np.ravel(canvas.subplots(1, len(rows))), rows, strict=True)):
+    axes = np.ravel(canvas.subplots(lines, columns))
+    for ax in axes[len(rows) :]:
+        ax.set_axis_off()
+    for i, (ax, row) in enumerate(zip(axes, rows, strict=False)):
         item = data[i]
         image = item["image"].permute(1, 2, 0).numpy().clip(0, 1)
         _outlined(ax, image, item["mask"][0].numpy() > 0.5, predictions.mask(row))
@@ -215,12 +219,17 @@ def _gate_label(name: str) -> str:
     return f"level {level}" if level else name.replace("_", "-").upper() if "_" in name else name
 
 
+def _panels(gates: Iterable[str]) -> dict[str, list[str]]:
+    """The gates by their panel: those of levels by branch, all others in one."""
+    gates, branches = list(gates), {"seg": "w_seg, of the mask", "clf": "w_clf, of the class"}
+    panels = {words: [n for n in gates if n.startswith(f"{branch}_level")] for branch, words in branches.items()}
+    return {words: names for words, names in panels.items() if names} or {"": gates}
+
+
 def draw_gates(gates: Mapping[str, Any]) -> bytes:
     """Mean and spread of each gate, over all images and over those of each class."""
-    branches = {"seg": "w_seg, of the mask", "clf": "w_clf, of the class"}
-    panels = {words: [n for n in gates if n.startswith(f"{branch}_level")] for branch, words in branches.items()}
-    panels = {words: names for words, names in panels.items() if names} or {"": list(gates)}
-    canvas, axes = _canvas(4.7 * len(panels) + 0.6, 4.0, len(panels), sharey=True)
+    panels = _panels(gates)
+    canvas, axes = _canvas(3.6, len(panels), sharey=True)
     for ax, (title, names) in zip(axes, panels.items(), strict=True):
         classes = list(gates[names[0]]["classes"])
         place = np.arange(len(names))
@@ -240,13 +249,10 @@ def draw_gates(gates: Mapping[str, Any]) -> bytes:
     return _png(canvas)
 
 
-def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]]) -> bytes:
+def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence[str]) -> bytes:
     """The mean gates on the validation part, epoch by epoch; a line stands where the second stage begins."""
-    names = list(dict.fromkeys(name for stage in stages for name in stage))
-    branches = {"seg": "w_seg, of the mask", "clf": "w_clf, of the class"}
-    panels = {words: [n for n in names if n.startswith(f"{branch}_level")] for branch, words in branches.items()}
-    panels = {words: chosen for words, chosen in panels.items() if chosen} or {"": names}
-    canvas, axes = _canvas(4.7 * len(panels) + 0.6, 3.8, len(panels), sharey=True)
+    panels = _panels(order)
+    canvas, axes = _canvas(3.6, len(panels), sharey=True)
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
         first = 1
         for number, stage in enumerate(stages):
@@ -269,7 +275,7 @@ def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]]) -> bytes:
 
 def draw_displacement(found: Mapping[str, Any]) -> bytes:
     """How far TIM moves the vector and the map, by level."""
-    canvas, (ax,) = _canvas(6.4, 3.8)
+    canvas, (ax,) = _canvas(3.6)
     words = {"seg_to_clf": "mask to class", "clf_to_seg": "class to mask"}
     for i, (direction, levels) in enumerate(found.items()):
         place = np.arange(len(levels)) + 0.38 * (i - 0.5)
@@ -282,7 +288,7 @@ def draw_displacement(found: Mapping[str, Any]) -> bytes:
     ax.set_ylim(bottom=0)
     _grid(ax, "y")
     _label(ax, "", "displacement, relative")
-    _legend(ax)
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return _png(canvas)
 
 
@@ -290,7 +296,7 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
     """The AUROC of each score that may foretell failure, with intervals."""
     shown = {what: entry for what, entry in found.items() if 0 < entry["failures"] < entry["images"]}
     most = max(len(entry["scores"]) for entry in shown.values())
-    canvas, axes = _canvas(4.4 * len(shown) + 0.8, 1.6 + 0.42 * most, len(shown), squeeze=False)
+    canvas, axes = _canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
     for ax, (what, entry) in zip(axes, shown.items(), strict=True):
         names = list(entry["scores"])[::-1]
         for y, name in enumerate(names):
@@ -317,9 +323,10 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
     perplexity = min(30.0, (len(rows) - 1) / 3)
     place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
     labels, wrong = predictions.labels[task][rows], predictions.wrong(task)[rows]
-    canvas, (ax,) = _canvas(6.4, 4.8)
-    for k, name in enumerate((*predictions.run.tasks[task], "not known")):
-        here = labels == (k if k < len(predictions.run.tasks[task]) else -1)
+    canvas, (ax,) = _canvas(4.2)
+    names = predictions.run.tasks[task]
+    for k, name in enumerate((*names, "not known")):
+        here = labels == (k if k < len(names) else -1)
         if not here.any():
             continue
         colour = COLOURS[k % len(COLOURS)] if (labels[here] >= 0).all() else FAINT
@@ -328,8 +335,8 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
         ax.scatter(*place[here & wrong].T, s=38, color=colour, marker="X", edgecolor=INK, lw=0.7)
     ax.set_xticks([])
     ax.set_yticks([])
-    _label(ax, "", "", "")
-    _legend(ax, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.spines[:].set_visible(False)
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) + 1)
     return _png(canvas)
 
 
@@ -359,7 +366,7 @@ def draw_all(
         order = order[~np.isnan(predictions.scores["iou"][order])]
         words = f"Dashed: below {FAILED_IOU}, a mask has failed. Images without lesion are left out."
         plots["iou"] = draw_scores(predictions), "IoU of each image", words
-        both = "Green: the true outline. Orange: the predicted one. Below: what the image was taken for."
+        both = "Green: the true outline. Orange: the predicted one. Above: what the image was taken for."
         if examples:
             plots["worst"] = draw_examples(predictions, order[:examples].tolist()), "The worst masks", both
             plots["best"] = draw_examples(predictions, order[::-1][:examples].tolist()), "The best masks", both
@@ -381,15 +388,16 @@ def draw_all(
         words = "On the dotted line, the network is right as often as it says. Points of few images scatter."
         picture = draw_calibration(predictions.confidence(task)[known], right, error)
         plots[f"calibration{tail}"] = picture, f"Calibration{title}", words
-    if any(0 < entry["failures"] < entry["images"] for entry in judgement["failure_detection"].values()):
+    failure = judgement["failure_detection"].values()
+    if any(len(entry["scores"]) > 1 and 0 < entry["failures"] < entry["images"] for entry in failure):
         words = "How well a score foretells failure, with its interval: 1 is perfect, 0.5 is chance."
         plots["failure"] = draw_failure(judgement["failure_detection"]), "Failure detection", words
     if judgement["gates"]:
         words = "Mean and standard deviation over the images, and over those of each class."
         plots["gates"] = draw_gates(judgement["gates"]), "Gates", words
-    if stages:
+    if stages and all(name in stage for stage in stages for name in predictions.gate_names):
         words = "Means over the validation part."
-        plots["gates_by_epoch"] = draw_epochs(stages), "Gates by epoch", words
+        plots["gates_by_epoch"] = draw_epochs(stages, predictions.gate_names), "Gates by epoch", words
     if judgement["displacement"]:
         words = "How far TIM moves the vector (mask to class) and the map (class to mask), relative to their length."
         plots["displacement"] = draw_displacement(judgement["displacement"]), "Displacement by TIM", words

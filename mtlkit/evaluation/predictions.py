@@ -75,7 +75,7 @@ class Predictions:
     @property
     def first_rows(self) -> NDArray[np.int64]:
         """The first row of each image or exam; of exams, features and gates are the same in both rows."""
-        return np.unique([record.key for record in self.records], return_index=True)[1]
+        return np.sort(np.unique([record.key for record in self.records], return_index=True)[1])
 
     @property
     def empty(self) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import jinja2
 
 from mtlkit.evaluation.figures import Figure
 from mtlkit.evaluation.judging import worst_rows
+from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
 
 __all__ = ["FIGURES", "figure_rows", "write_report"]
@@ -31,11 +32,11 @@ COUNTS = {
     "images": "images",
     "exams": "exams",
     "breasts": "breasts",
-    "groups": "groups that are drawn together",
-    "with_lesion": "masks with a lesion",
-    "empty": "masks without lesion, left out of the mask's figures",
-    "empty_with_prediction": "of these, images in which a lesion was drawn all the same",
-    "lesion_not_found": "lesions of which nothing was drawn",
+    "groups": "patients or other groups",
+    "with_lesion": "images with a lesion",
+    "lesion_not_found": "of these, nothing was drawn in",
+    "empty": "images without lesion",
+    "empty_with_prediction": "of these, a lesion was drawn in",
     "mask_not_known": "images whose mask is not known",
 }
 
@@ -66,6 +67,11 @@ def _worst(predictions: Predictions, count: int) -> tuple[list[str], list[list[s
     return head, rows
 
 
+def _width(png: bytes) -> int:
+    """At which its letters are as large as the page's: 96 pixels an inch."""
+    return round(int.from_bytes(png[16:20], "big") * 96 / DPI)
+
+
 def write_report(
     predictions: Predictions,
     judgement: Mapping[str, Any],
@@ -89,7 +95,7 @@ def write_report(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     head, rows = _worst(predictions, worst)
     pictures = [
-        {"name": name, "data": base64.b64encode(png).decode(), "title": title, "caption": caption}
+        {"name": name, "data": base64.b64encode(png).decode(), "width": _width(png), "title": title, "caption": caption}
         for name, (png, title, caption) in plots.items()
     ]
     return environment.from_string(source).render(
@@ -99,6 +105,7 @@ def write_report(
         counts=[(COUNTS[name], count) for name, count in judgement["counts"].items()],
         classes={TASKS[task]: classes for task, classes in judgement["classes"].items()},
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
+        unit="breasts" if predictions.sides else "images",
         worst_head=head,
         worst_rows=rows,
         plots=pictures,

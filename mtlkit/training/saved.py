@@ -8,7 +8,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,13 @@ class SavedRun:
 
     folder: Path
     config: Config
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     classes: tuple[str, ...]
     birads: tuple[int, ...]
     split: Split | None
     figures: Mapping[str, float]
     data: Path
-    prints: Mapping[str, str]
+    prints: Mapping[str, str] = field(repr=False)
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
