@@ -86,7 +86,8 @@ def evaluate(
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
-    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0), "batch_size": (batch_size or 1, 1)}
+    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0)}
+    least |= {} if batch_size is None else {"batch_size": (batch_size, 1)}
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
