@@ -61,6 +61,9 @@ def test_metrics_file_is_what_is_returned(trained):
     _, out, metrics = trained
     text = (out / "metrics.json").read_text(encoding="utf-8")
     assert json.loads(text) == metrics
+    run = load_run(metrics["run"])
+    assert (metrics["model"], metrics["task"], metrics["data"]) == ("btinet", "lesion", str(run.data))
+    assert metrics["bootstrap"] == {"samples": 20, "seed": 0, "percentiles": [2.5, 97.5]}
     assert "NaN" not in text
 
 
@@ -232,8 +235,8 @@ def test_views(views, tmp_path, tables):
 def test_mammography(mammography, tmp_path, tables):
     """The recipe leaves no test part: the validation part takes its place, and that is said."""
     metrics = evaluate(mammography, None, tmp_path / "out", tsne=True, **FEW)
-    assert metrics["about"]["part"] == "val"
-    assert any("best epoch was chosen by these" in remark for remark in metrics["about"]["remarks"])
+    assert metrics["part"] == "val"
+    assert any("best epoch was chosen by these" in remark for remark in metrics["remarks"])
     rows = tables(tmp_path / "out/images.csv")
     assert metrics["counts"]["exams"] == len(mammography.split.val)
     assert metrics["counts"]["breasts"] == len(rows)
@@ -270,7 +273,7 @@ def test_absent_class_and_images_without_lesion_alone(lesion, ultrasound, tmp_pa
     assert metrics["figures"]["iou"]["value"] is None
     assert metrics["figures"]["auc"]["value"] is None
     assert metrics["counts"]["empty"] == metrics["counts"]["images"] == 3
-    assert "There is no image of the class benign, malignant." in metrics["about"]["remarks"]
+    assert "There is no image of the class benign, malignant." in metrics["remarks"]
     text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     Page(text)
     assert "not defined" in text
@@ -284,12 +287,12 @@ def test_parts(lesion, tmp_path, tables):
         metrics = evaluate(lesion, None, tmp_path / part, part=part, examples=0, samples=0)
         keys = [row["key"] for row in tables(tmp_path / part / "images.csv")]
         assert keys == list(lesion.split.parts()[part])
-        assert metrics["about"]["part"] == part
+        assert metrics["part"] == part
     metrics = evaluate(lesion, None, tmp_path / "all", part="all", samples=0)
     assert metrics["counts"]["images"] == 40
     learnt = len(lesion.split.train) + len(lesion.split.val)
     words = f"{learnt} of these images were used to train the network or to choose its best epoch."
-    assert words in metrics["about"]["remarks"]
+    assert words in metrics["remarks"]
 
 
 def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
@@ -299,8 +302,8 @@ def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
         image = Image.open(path).convert("L" if "_mask" in path.stem else "RGB")
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((72, 72), Image.Resampling.NEAREST).save(path)
     metrics = evaluate(lesion, other, tmp_path / "out", samples=0)
-    assert (metrics["about"]["part"], metrics["counts"]["images"]) == ("all", 40)
-    assert not any("were used to train" in remark for remark in metrics["about"]["remarks"])
+    assert (metrics["part"], metrics["counts"]["images"]) == ("all", 40)
+    assert not any("were used to train" in remark for remark in metrics["remarks"])
     with pytest.raises(DataError, match=r"is not the data set of .*, so that its split does not apply"):
         evaluate(lesion, other, tmp_path / "out2", part="test")
 
@@ -308,7 +311,7 @@ def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
 def test_moved_data_are_known(lesion, ultrasound, tmp_path):
     moved = shutil.copytree(ultrasound, tmp_path / "moved")
     metrics = evaluate(lesion, moved, tmp_path / "out", samples=0)
-    assert (metrics["about"]["part"], metrics["counts"]["images"]) == ("test", len(lesion.split.test))
+    assert (metrics["part"], metrics["counts"]["images"]) == ("test", len(lesion.split.test))
 
 
 def test_changed_images_are_named_or_left_out(lesion, ultrasound, tmp_path):
@@ -321,7 +324,7 @@ def test_changed_images_are_named_or_left_out(lesion, ultrasound, tmp_path):
     assert not (tmp_path / "out").exists()
     metrics = evaluate(lesion, data, tmp_path / "out", skip_bad=True, samples=0)
     assert metrics["counts"]["images"] == len(lesion.split.test) - 1
-    assert "1 of the images of this part are missing or have changed, and are left out." in metrics["about"]["remarks"]
+    assert "1 of the images of this part are missing or have changed, and are left out." in metrics["remarks"]
 
 
 def test_broken_image_of_other_data_is_named_or_skipped(lesion, ultrasound, tmp_path):
