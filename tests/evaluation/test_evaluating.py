@@ -39,6 +39,12 @@ def trained(tmp_path_factory, lesion_config, ultrasound):
     return load_run(folder / "run"), folder / "out", metrics
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without plots, which take most of the time."""
+    monkeypatch.setattr("mtlkit.evaluation.evaluating.draw_all", lambda *_, **__: {})
+
+
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
@@ -128,6 +134,7 @@ def test_confusion_and_classes(trained, tables):
         assert entry["sensitivity"]["value"] == pytest.approx(hits / entry["images"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_seed_gives_the_same_intervals(trained, tmp_path):
     run, _, metrics = trained
     assert evaluate(run, None, tmp_path / "a", **FEW)["figures"] == metrics["figures"]
@@ -204,15 +211,22 @@ def test_worst_images_are_listed_first(trained, tables):
     assert cells.index(f">{worst['key']}<") < cells.index("</tr>", cells.index("<tbody>"))
 
 
-def test_names_are_escaped(lesion, ultrasound, tmp_path):
-    """A folder may be called anything."""
-    name = '<script>alert("x")</script>'.replace("/", "_")
-    data = shutil.copytree(ultrasound, tmp_path / name)
-    evaluate(lesion, data, tmp_path / "out", **FEW)
+def test_names_are_taken_as_they_are(lesion, ultrasound, tmp_path, tables, recwarn):
+    """Folders and images may be called anything: neither HTML, nor formulas, nor another script does harm."""
+    data, names = tmp_path / "<script>alert(1)<", ["<b>&.png", "a$_{b$^.png", "肿瘤.png", "a,b'c\"d.png"]
+    for kind, mask in (("images", ""), ("masks", "_mask")):
+        (data / kind / "benign").mkdir(parents=True)
+        for i, name in enumerate(names, 1):
+            shutil.copy(ultrasound / f"benign/benign ({i}){mask}.png", data / kind / "benign" / name)
+    evaluate(lesion, data, tmp_path / "out", tsne=True, **FEW)
     text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "<script" not in text
     assert "&lt;script&gt;" in text
-    Page(text)
+    words = "".join(Page(text).text)
+    keys = [f"benign/{name.removesuffix('.png')}" for name in names]
+    assert all(key in words for key in keys)
+    assert {row["key"] for row in tables(tmp_path / "out/images.csv")} == set(keys)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 # --- the other tasks --------------------------------------------------------------------------------------------------
@@ -282,6 +296,7 @@ def test_absent_class_and_images_without_lesion_alone(lesion, ultrasound, tmp_pa
 # --- which images -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_parts(lesion, tmp_path, tables):
     for part in ("train", "val", "test"):
         metrics = evaluate(lesion, None, tmp_path / part, part=part, examples=0, samples=0)
@@ -295,6 +310,7 @@ def test_parts(lesion, tmp_path, tables):
     assert words in metrics["remarks"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
     """The same names and another content: the split is not of it."""
     other = shutil.copytree(ultrasound, tmp_path / "other")
@@ -308,12 +324,14 @@ def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
         evaluate(lesion, other, tmp_path / "out2", part="test")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_moved_data_are_known(lesion, ultrasound, tmp_path):
     moved = shutil.copytree(ultrasound, tmp_path / "moved")
     metrics = evaluate(lesion, moved, tmp_path / "out", samples=0)
     assert (metrics["part"], metrics["counts"]["images"]) == ("test", len(lesion.split.test))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_changed_images_are_named_or_left_out(lesion, ultrasound, tmp_path):
     data = shutil.copytree(ultrasound, tmp_path / "data")
     key = lesion.split.test[0]
@@ -327,6 +345,7 @@ def test_changed_images_are_named_or_left_out(lesion, ultrasound, tmp_path):
     assert "1 of the images of this part are missing or have changed, and are left out." in metrics["remarks"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_image_of_other_data_is_named_or_skipped(lesion, ultrasound, tmp_path):
     for i, name in ((1, "benign"), (2, "malignant")):
         for kind in ("images", "masks"):
@@ -343,6 +362,7 @@ def test_broken_image_of_other_data_is_named_or_skipped(lesion, ultrasound, tmp_
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_is_overwritten_without_force(lesion, tmp_path):
     out = tmp_path / "out"
     evaluate(lesion, None, out, samples=0)
@@ -371,11 +391,12 @@ def test_refusals_come_before_any_work(lesion, tmp_path, monkeypatch):
         evaluate(lesion, None, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_full_disk_leaves_nothing(lesion, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)"):
         evaluate(lesion, None, tmp_path / "out", samples=0)
     assert list(tmp_path.iterdir()) == []
