@@ -32,6 +32,7 @@ __all__ = ["PARTS", "evaluate"]
 MARK = ".mtlkit-evaluation"  # only a folder with this file in it is ever replaced
 PARTS = ("test", "val", "train", "all")
 FEW = 100  # images, below which intervals are wide
+MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
 PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
 
 
@@ -124,13 +125,21 @@ def _choose(
     """The part, its records, and what the reader must know about the choice."""
     known, split = run.recognise(catalogue), run.split
     parts = {} if split is None else split.parts()
-    own = len(known) > sum(map(len, parts.values())) / 2
+    own = split is not None and len(known) > sum(map(len, parts.values())) / 2
     if part is None:
         part = ("test" if split.test else "val") if own else "all"
     if part == "all":
         learnt = [key for name in ("train", "val") for key in parts.get(name, ()) if key in known]
+        if split is None and known:
+            return (
+                part,
+                catalogue.records,
+                ["The run has lost its split: the network may have learnt from these images."],
+            )
         words = f"{len(learnt)} of these images were used to train the network or to choose its best epoch."
         return part, catalogue.records, [words] if learnt else []
+    if split is None:
+        raise DataError(f"{run.folder}: has lost its split, split.json; the part all takes every image")
     if not own:
         words = f"is not the data set of {run.folder}, so that its split does not apply; the part all takes every image"
         raise DataError(f"{catalogue.root}: {words}")
@@ -161,6 +170,8 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
         missing = [name for k, name in enumerate(names) if not (predictions.labels[task] == k).any()]
         if missing:
             remarks.append(f"There is no image of the class {', '.join(missing)}.")
+    if run.config.task == "views" and (unknown := sum(not record.segmented for record in predictions.records)):
+        remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
     if getattr(run.model.options, "normaliser", None) == "batch" and predictions.gates is not None:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")
     return remarks
@@ -195,7 +206,8 @@ def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: i
         "data set": str(catalogue.root.resolve()),
         "layout": catalogue.layout,
         "part": part,
-        "resolution": f"{size} x {size} pixels{', also of the masks' if predictions.scores else ''}",
+        "resolution": f"{size} x {size} pixels",
+        **({"masks": MASKS} if predictions.scores else {}),
         "intervals": interval,
         "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. For research.",
     }

@@ -137,15 +137,16 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score
     weights, positive = weights[:, order], positive[order]
-    above = np.add.reduceat(weights * positive, starts, axis=1)  # (r, distinct): weight of the positives
-    below = np.add.reduceat(weights * ~positive, starts, axis=1)
-    positives, negatives = above.sum(1), below.sum(1)
+    above, below = weights * positive, weights * ~positive  # (r, N): weight of the positives, and of the negatives
+    if len(starts) < len(scores):
+        above, below = (np.add.reduceat(values, starts, axis=1) for values in (above, below))  # (r, distinct)
+    positives, negatives, lower = above.sum(1), below.sum(1), below.cumsum(1)
     possible = (positives > 0) & (negatives > 0)
-    pairs = (above * (below.cumsum(1) - below / 2)).sum(1)
-    hits, alarms = above[:, ::-1].cumsum(1), below[:, ::-1].cumsum(1)  # from the highest score down
+    hits = positives[:, None] - above.cumsum(1) + above  # of at least this score
+    alarms = negatives[:, None] - lower + below
     precision = np.nan_to_num(_divide(hits, hits + alarms))
-    area = _divide(pairs, positives * negatives)
-    average = _divide((above[:, ::-1] * precision).sum(1), positives)
+    area = _divide((above * (lower - below / 2)).sum(1), positives * negatives)
+    average = _divide((above * precision).sum(1), positives)
     return np.where(possible, area, np.nan), np.where(possible, average, np.nan)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -329,6 +330,24 @@ def test_moved_data_are_known(lesion, ultrasound, tmp_path):
     moved = shutil.copytree(ultrasound, tmp_path / "moved")
     metrics = evaluate(lesion, moved, tmp_path / "out", samples=0)
     assert (metrics["part"], metrics["counts"]["images"]) == ("test", len(lesion.split.test))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_that_has_lost_its_split(lesion, tmp_path):
+    run = replace(lesion, split=None)
+    with pytest.raises(DataError, match=r"has lost its split, split.json; the part all takes every image"):
+        evaluate(run, None, tmp_path / "out", part="test")
+    metrics = evaluate(run, None, tmp_path / "out", samples=0)
+    assert (metrics["part"], metrics["counts"]["images"]) == ("all", 40)
+    assert "The run has lost its split: the network may have learnt from these images." in metrics["remarks"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_views_without_masks(views, ultrasound, tmp_path):
+    (tmp_path / "data/images/benign").mkdir(parents=True)
+    shutil.copy(ultrasound / "benign/benign (1).png", tmp_path / "data/images/benign/a.png")
+    metrics = evaluate(views, tmp_path / "data", tmp_path / "out", samples=0)
+    assert "The masks of 1 images are not known, and the network took them for empty." in metrics["remarks"]
 
 
 @pytest.mark.usefixtures("undrawn")
