@@ -14,7 +14,7 @@ NET = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "num_classes": 3}
 INTERACTING = NET | {"clf_dim": 16, "hmsf": False}
 
 
-def write_run(folder: Path, config: Config, data: Path) -> Path:
+def make_run(folder: Path, config: Config, data: Path) -> Path:
     """What training leaves, with the weights of the beginning."""
     mammograms = config.task == "mammography"
     options = {"birads": config.data.birads} if mammograms else {"classes": config.data.classes}
@@ -33,6 +33,12 @@ def write_run(folder: Path, config: Config, data: Path) -> Path:
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def write_run():
+    """Makes the folder of a run, as write_run(folder, config, data), and returns it."""
+    return make_run
 
 
 @pytest.fixture(scope="session")
@@ -68,14 +74,14 @@ def lesion_config() -> Config:
 
 @pytest.fixture(scope="session")
 def lesion(tmp_path_factory, lesion_config, ultrasound) -> SavedRun:
-    return load_run(write_run(tmp_path_factory.mktemp("lesion") / "run", lesion_config, ultrasound))
+    return load_run(make_run(tmp_path_factory.mktemp("lesion") / "run", lesion_config, ultrasound))
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory, lesion_config, ultrasound) -> SavedRun:
     """A U-Net, which has no gates."""
     config = lesion_config.change({"model": {"name": "unet", "options": NET}})
-    return load_run(write_run(tmp_path_factory.mktemp("plain") / "run", config, ultrasound))
+    return load_run(make_run(tmp_path_factory.mktemp("plain") / "run", config, ultrasound))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +91,7 @@ def views(tmp_path_factory, ultrasound) -> SavedRun:
         "data": {"size": 32, "batch_size": 8, "workers": 0, "fractions": [0.5, 0.1, 0.4]},
     }
     config = load_config("csa_moe").change(changes)
-    return load_run(write_run(tmp_path_factory.mktemp("views") / "run", config, ultrasound))
+    return load_run(make_run(tmp_path_factory.mktemp("views") / "run", config, ultrasound))
 
 
 @pytest.fixture(scope="session")
@@ -97,4 +103,4 @@ def mammography(tmp_path_factory, mammograms) -> SavedRun:
         "loss": {"class_weights": False},
     }
     config = load_config("hybrid_vssm").change(changes)
-    return load_run(write_run(tmp_path_factory.mktemp("mammography") / "run", config, mammograms))
+    return load_run(make_run(tmp_path_factory.mktemp("mammography") / "run", config, mammograms))

@@ -278,6 +278,28 @@ def test_network_without_gates(plain, tmp_path):
     assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration"}
 
 
+def test_mbdi_says_what_its_gates_depend_on(tmp_path, lesion_config, ultrasound, write_run):
+    config = lesion_config.change({"model": {"name": "mbdi"}})
+    run = load_run(write_run(tmp_path / "run", config, ultrasound))
+    metrics = evaluate(run, None, tmp_path / "out", **FEW)
+    assert "As published, the gates of MBDI depend on which images share a batch." in metrics["remarks"]
+    for level in (1, 4):
+        both = [metrics["gates"][f"{branch}_level{level}"]["mean"] for branch in ("seg", "clf")]
+        assert sum(both) == pytest.approx(1)
+    assert (tmp_path / "out/failure.png").is_file()
+
+
+def test_interaction_without_gates(tmp_path, lesion_config, ultrasound, write_run):
+    options = dict(lesion_config.model.options) | {"upa": False}
+    config = lesion_config.change({"model": {"name": "mbdi", "options": options}})
+    run = load_run(write_run(tmp_path / "run", config, ultrasound))
+    metrics = evaluate(run, None, tmp_path / "out", **FEW)
+    assert metrics["gates"] == {}
+    assert all(entry["mean"] > 0 for levels in metrics["displacement"].values() for entry in levels.values())
+    plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration", "displacement"}
+
+
 def test_absent_class_and_images_without_lesion_alone(lesion, ultrasound, tmp_path):
     data = tmp_path / "data/images/normal"
     data.mkdir(parents=True)
