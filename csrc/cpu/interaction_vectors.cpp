@@ -13,11 +13,17 @@ constexpr int kSignals = 3;
 constexpr double kShortest = 1e-12;  // below it, a squared length counts as this in the cosine
 constexpr double kNormaliserEps = 1e-8;
 
+// The sum of a[i] times what `other` gives as the vector from i on.
+template <typename T, typename F>
+T dot(const T* a, int64_t count, F other) {
+  Vec<T> sum{};
+  for (int64_t i = 0; i < count; i += kLanes<T>) sum += load_left(a + i, count - i) * other(i);
+  return total<T>(sum);
+}
+
 template <typename T>
 T dot(const T* a, const T* b, int64_t count) {
-  Vec<T> sum{};
-  for (int64_t i = 0; i < count; i += kLanes<T>) sum += load_left(a + i, count - i) * load_left(b + i, count - i);
-  return total<T>(sum);
+  return dot<T>(a, count, [&](int64_t i) { return load_left(b + i, count - i); });
 }
 
 template <typename T>
@@ -244,8 +250,14 @@ struct Backward : Level<T> {
   void pull_gates(int64_t b, const T* divisor, T* du) const {
     const T* w = gates + b * 2;
     T dw[2] = {given(q.dgates, 2 * b), given(q.dgates, 2 * b + 1)}, dz[2];
-    for (int64_t i = b * C; i < (b + 1) * C; ++i) dw[0] += given(q.dfactors, i) * (mu[i] - 1);
-    for (int64_t i = b * F; i < (b + 1) * F; ++i) dw[1] += given(q.dclf, i) * (enhanced[i] - f[i]);
+    if (q.dfactors) {
+      dw[0] += dot<T>(typed(q.dfactors) + b * C, C, [&](int64_t i) { return load_left(mu + b * C + i, C - i) - 1; });
+    }
+    if (q.dclf) {
+      dw[1] += dot<T>(typed(q.dclf) + b * F, F, [&](int64_t i) {
+        return load_left(enhanced + b * F + i, F - i) - load_left(f + b * F + i, F - i);
+      });
+    }
     const T both = w[0] * dw[0] + w[1] * dw[1];
     for (int i = 0; i < 2; ++i) dz[i] = w[i] * (p.three ? (1 - w[i]) * dw[i] : dw[i] - both);
     T u[kSignals];

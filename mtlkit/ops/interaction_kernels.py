@@ -37,7 +37,7 @@ class Reduced(NamedTuple):
 # --- launch -----------------------------------------------------------------------------------------------------------
 
 
-def _triton(x: Tensor) -> ModuleType | None:
+def triton_kernels(x: Tensor) -> ModuleType | None:
     """The Triton kernels, which serve a map on a GPU; None for one on a CPU."""
     if x.device.type == "cpu":
         return None
@@ -91,7 +91,7 @@ def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype, save: bool) -> 
         (batch, 2 * (attn is not None)),
     )
     sums = tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return *sums, triton.room_for_signs(x, weight, attn, save)
     signs = _signs_shape(x, weight, dtype) if save and weight is not None and attn is None else (0, 0, 0)
     return *sums, x.new_empty(signs, dtype=torch.int16)
@@ -112,7 +112,7 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
     These are a softmax's largest logit and sum, or if `save` a bit for the sign of each element of the projection.
     """
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.reduce_forward(x, weight, bias, attn, energy, save)
     mean, variance, energies, pooled, softmax, signs = sums = _new_sums(x, weight, attn, energy, dtype, save)
     if x.shape[0] > 0:
@@ -124,7 +124,7 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
 def _scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: x times a factor for each channel."""
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.scale_forward(x, factors)
     y = fresh(_new_map(x))
     if x.shape[0] > 0:
@@ -150,7 +150,7 @@ def _reduce_backward(
     inputs = (x, weight, bias, attn)
     if x.shape[0] == 0 or (dpooled is None and not wanted[0]):
         return [torch.zeros_like(t) if want else None for t, want in zip(inputs, wanted, strict=True)]
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         kept = (mean, pooled, softmax, signs)
         gradients = triton.reduce_backward(*inputs, *kept, dmean, dvariance, denergy, dpooled, dy, factors, wanted[0])
         return [_wanted(g, t, want) for g, t, want in zip(gradients, inputs, wanted, strict=True)]
@@ -184,7 +184,7 @@ def _wanted(gradient: Tensor | None, tensor: Tensor | None, wanted: bool) -> Ten
 
 def _scale_backward(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: the gradient of the factors."""
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.scale_backward(dy.to(x.dtype), x)
     if x.shape[0] == 0:
         return torch.zeros_like(factors)

@@ -1,10 +1,11 @@
 """Task interaction between its two passes over the map: from sums to the factors of its channels.
 
-The formulas stand in mtlkit/ops/interaction.py. The vectors are small and the layers many, so that on a CPU most of the
-time of PyTorch's operations would go into calling them. There a kernel does all at once; elsewhere, and where calls are
-traced, PyTorch does.
+The formulas stand in mtlkit/ops/interaction.py. The vectors are small and the layers many, so that most of the
+time of PyTorch's operations would go into calling them. Kernels take many at once; where calls are traced, PyTorch
+computes.
 """
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
+from mtlkit.ops import interaction_kernels
 from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them
+MOST_IMAGES = {"cpu": 1 << 40, "triton": 64}  # that the kernels hold
 
 
 class Sums(NamedTuple):
@@ -141,6 +144,15 @@ class _Call(NamedTuple):
         return (*self, torch.get_num_threads(), *(tuple(map(address, ts)) for ts in (inputs, weights, kept)))
 
 
+def _triton(sum_: Tensor) -> ModuleType | None:
+    """The Triton kernels, which serve what lies on a GPU."""
+    if interaction_kernels.triton_kernels(sum_) is None:
+        return None
+    from mtlkit.kernels import interaction_vectors  # not before it is needed: it loads Triton
+
+    return interaction_vectors
+
+
 def _forward(call: _Call, normaliser, running, mean, variance, energy, pooled, f, *weights) -> tuple[tuple, tuple]:
     """What `_Vectors` returns, and of it, with what else is kept, what its backward pass reads."""
     B, C, _, N, _, Q = call.sizes
@@ -150,8 +162,12 @@ def _forward(call: _Call, normaliser, running, mean, variance, energy, pooled, f
     signals = tuple(mean.new_empty(B) for _ in range(3 if call.three else 2))
     kept = mean.new_empty(2 * B * (N + C + Q) + 2 * N)
     results = (mu, enhanced, gates, *signals, *[None] * (3 - len(signals)), kept)
-    arguments = call.arguments(Sums(mean, variance, energy, pooled), f, normaliser, running, weights, results)
-    check(_native.C.interaction_vectors_forward(*arguments, address(factors), address(clf)))
+    sums = Sums(mean, variance, energy, pooled)
+    if kernels := _triton(mean):
+        kernels.forward(*call[:4], sums, f, normaliser, running, weights, results, factors, clf)
+    else:
+        arguments = call.arguments(sums, f, normaliser, running, weights, results)
+        check(_native.C.interaction_vectors_forward(*arguments, address(factors), address(clf)))
     return (factors, mu, clf, enhanced, gates, *signals), results
 
 
@@ -175,9 +191,13 @@ class _Vectors(torch.autograd.Function):
         ]
         outs = [None if d is None else d.contiguous() for d in douts]
         outs += [None] * (8 - len(outs))
-        arguments = call.arguments(Sums(*inputs[:4]), f, normaliser, (None, None), weights, results)
-        gradients = (tuple(map(address, ts)) for ts in (outs, wanted[:5], wanted[5:]))
-        check(_native.C.interaction_vectors_backward(*arguments, *gradients))
+        sums, gradients = Sums(*inputs[:4]), (outs, wanted[:5], wanted[5:])
+        if kernels := _triton(mean):
+            kernels.backward(*call[:4], sums, f, normaliser, weights, results, *gradients)
+        else:
+            arguments = call.arguments(sums, f, normaliser, (None, None), weights, results)
+            addresses = (tuple(map(address, tensors)) for tensors in gradients)
+            check(_native.C.interaction_vectors_backward(*arguments, *addresses))
         given = (*douts, *inputs)
         return None, None, None, *first_order_only("task_interaction", wanted, given)
 
@@ -200,8 +220,8 @@ def vectors(
     batch, dtype, three = f.shape[0], f.dtype, upa.seg_proj is not None
     learnt = (*tim[2:12], *upa)
     if (
-        backend != "cpu"
-        or batch == 0
+        backend not in MOST_IMAGES
+        or not 0 < batch <= MOST_IMAGES[backend]
         or (norm.training and batch == 1)  # PyTorch raises, in the words that users know
         or (normaliser is not None and normaliser.requires_grad)
         or traced(*sums, f, *learnt, normaliser)
