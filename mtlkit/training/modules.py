@@ -1,6 +1,6 @@
 """The three kinds of training as LightningModules: lesion (mask and class), views (class), mammography (four views)."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning
 import numpy as np
@@ -322,8 +322,7 @@ def create_module(
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
-    wanted = {"lesion": "seg_head", "views": "views", "mammography": "fusion"}[config.task]
-    if not hasattr(model, wanted):
+    if not _serves(model, config.task):
         raise ValueError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
     if catalogue is not None:
         _check_classes(model, config, catalogue)
@@ -340,6 +339,13 @@ def create_module(
             "birads": losses.class_weights(torch.tensor([exam.birads for exam in exams]), o.birads_classes),
         }
     return MammographyModule(model, config, weights)
+
+
+def _serves(model: nn.Module, task: str) -> bool:
+    """Whether the network takes what the task gives and tells what it asks, by the annotations of its forward pass."""
+    hints = get_type_hints(type(model).forward)
+    names = {*hints, *getattr(hints["return"], "_fields", ())}
+    return {"lesion": "seg_logits", "views": "masks", "mammography": "views"}[task] in names
 
 
 def gate_names(model: nn.Module, count: int) -> list[str]:
