@@ -240,9 +240,8 @@ def _56_forward(workload: Workload) -> bool:
 
 
 def _compile_serves_level(workload: Workload) -> bool:
-    name = workload.shape_name
-    plain = _fp32(workload) and workload.layout == "nchw"
-    return plain and workload.op == "task_interaction" and name.startswith("busi_224") and name.endswith("batch8")
+    plain = _fp32(workload) and workload.layout == "nchw" and not workload.shape_name.endswith("_three")
+    return plain and workload.op == "task_interaction"
 
 
 def _level(level: str) -> Provider:
@@ -274,7 +273,7 @@ PROVIDERS = (
         why_absent=why_no_compiler,
         serves=lambda workload: _compile_serves(workload) or _compile_serves_level(workload),
         left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape; of "
-        "task interaction at 224 x 224, batch 8, float32 and NCHW only",
+        "task interaction in float32 and NCHW with two signals only",
     ),
     Provider(
         name="torch",

@@ -56,20 +56,24 @@ class VectorCall:
         self.sums = Sums(inputs.x[..., 0, 0], positive, energy if three else None, pooled)
         self.normaliser = torch.tensor([0.8, 1.3], dtype=torch.float64) if case.normaliser else None
 
-    def run(self, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    def run(
+        self, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = (), device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
         """By `vectors_torch` where the backend is "torch"; what is frozen needs no gradient."""
 
         def leaf(name: str, t: Tensor | None) -> Tensor | None:
             if t is None:
                 return None
-            return t.detach().to(dtype).clone().requires_grad_(name not in (*frozen, "norm_mean", "norm_var"))
+            return (
+                t.detach().to(device, dtype, copy=True).requires_grad_(name not in (*frozen, "norm_mean", "norm_var"))
+            )
 
         def leaves(given: NamedTuple) -> NamedTuple:
             return type(given)(**{name: leaf(name, t) for name, t in given._asdict().items()})
 
         sums, tim, upa, f = leaves(self.sums), leaves(self.tim), leaves(self.upa), leaf("f", self.f)
         norm = Normalisation(self.case.training, 0.2, 1e-3)
-        normaliser = None if self.normaliser is None else self.normaliser.to(dtype)
+        normaliser = None if self.normaliser is None else self.normaliser.to(device, dtype)
         arguments = (sums, f, tim, upa, 0.7, normaliser, norm)
         found = vectors_torch(*arguments) if backend == "torch" else vectors(backend, *arguments)
         results = found._asdict()
@@ -80,7 +84,7 @@ class VectorCall:
         for value in results.values():
             noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(next(seeds)), dtype=torch.float64)
             # of noise alone, the sums behind the gates would leave next to nothing
-            loss = loss + (value * noise.to(dtype)).sum() + value.square().sum() / 2
+            loss = loss + (value * noise.to(value)).sum() + value.square().sum() / 2
         tensors = {**sums._asdict(), "f": f, **tim._asdict(), **upa._asdict()}
         wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
         gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
