@@ -127,6 +127,16 @@ def test_against_the_reference(shape, dtype, attention, energy):
     assert_right(*inputs(shape, dtype, attention, memory_format), energy)
 
 
+@pytest.mark.parametrize(("processors", "pixels"), [(1, 64), (132, 32)])
+@pytest.mark.parametrize(("dtype", "energy"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_tiles_decide_the_speed_alone(monkeypatch, processors, pixels, dtype, energy):
+    """On a GPU of one processor and of many, with a pixel beyond a tile's last, and a projection of a 256-row block."""
+    monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
+    arguments = inputs((2, 20, 5, 13, 130), dtype, False)
+    assert kernels.pixels_of(arguments[0]["x"]) == pixels
+    assert_right(*arguments, energy)
+
+
 @pytest.mark.parametrize("attention", [False, True])
 def test_views(attention):
     given, cotangents, factors, dy = inputs((2, 9, 6, 8, 4), torch.float32, attention)
