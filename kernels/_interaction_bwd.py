@@ -348,7 +348,9 @@ def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
     """Partial sums of the gradients of the parameters; `found` is what `find_signs` gives."""
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
     narrow = x.dtype == torch.float32
-    BP, BC, BL = block_of(P, 128 if narrow else 64), block_of(C, 64), 32 if narrow else 64
+    BP = block_of(P, 128 if narrow else 64)
+    # In float32 as `reduce_forward` has it: small steps for registers, many of them ahead for the bytes on their way.
+    BC, BL, stages = block_of(C, 32 if narrow and BP > 32 else 64), *((32, 5) if narrow else (64, 3))
     tiles = triton.cdiv(L, BL)
     blocks = triton.cdiv(P, BP), triton.cdiv(C, BC)
     share_items = triton.cdiv(B * tiles, max(1, min(B * tiles, FULL * processors(x) // (blocks[0] * blocks[1]))))
@@ -365,6 +367,6 @@ def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
         C, P, L, tiles, B * tiles, share_items, triton.cdiv(P, block_of(P, 128)),
         *rows.stride(),
         WIDE=is_wide(x), PRECISION=precision_of(x), PADDED=power_of_two(P),
-        BP=BP, BC=BC, BL=BL, num_warps=8,
+        BP=BP, BC=BC, BL=BL, num_warps=8, num_stages=stages,
     )  # fmt: skip
     return parts

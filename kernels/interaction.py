@@ -268,7 +268,9 @@ def reduce_forward(
         return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
     BP, BL = block_of(P, 256), pixels_of(x)
-    BK = 16 if BP == 256 and x.dtype == torch.float32 else 32  # for want of registers
+    # Products in three parts take registers: short steps leave room for a second program on a processor, and more of
+    # them ahead keep as many bytes on their way.
+    BK, stages = (16, 5) if BP > 32 and x.dtype == torch.float32 else (32, 3)
     tiles = triton.cdiv(L, BL)
     parts = {
         "means": new(B, tiles, C),
@@ -284,7 +286,7 @@ def reduce_forward(
             rows, weight, *vectors, *parts.values(), signs if signs.numel() > 0 else None,
             C, P, L, W, tiles,
             *rows.stride(), *((0, 0) if weight is None else weight.stride()),
-            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=BK, BL=BL, num_warps=8 if BP > 32 else 4,
+            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=BK, BL=BL, num_warps=8 if BP > 32 else 4, num_stages=stages,
         )  # fmt: skip
         interaction_combine_kernel[(B, triton.cdiv(max(C, P), COMBINED_CHANNELS))](
             rows, *parts.values(), mean, variance, energies, pooled, softmax,
