@@ -109,7 +109,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         found = repeat(config, options.data, options.out, options.repeats, **settings)
         cells = {name: f"{value['mean']:.4f} ± {value['sd']:.4f}" for name, value in found.items()}
-    for name in [name.removeprefix("val/") for name in cells if name.startswith("val/")]:
+    shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
+    for name in shown:
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))
     console.print(table)
     return 0

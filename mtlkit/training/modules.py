@@ -11,6 +11,7 @@ from mtlkit import losses
 from mtlkit.data import Catalogue, Split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import create_model
+from mtlkit.models.hybrid_vssm import VIEWS
 from mtlkit.training.config import Config
 from mtlkit.training.schedule import Schedule, task_weights
 
@@ -123,6 +124,11 @@ class TrainingModule(lightning.LightningModule):
         values, output = self.compute_losses(batch)
         for name, value in values.items():
             self.log(f"{part}/{name}", value, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
+        if getattr(output, "gates", None) is not None:
+            means = output.gates.float().flatten(1).mean(0)
+            names = gate_names(self.model, len(means))
+            gates = {f"{part}/gate_{name}": mean for name, mean in zip(names, means, strict=True)}
+            self.log_dict(gates, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
         self._update(self.metrics["valid" if part == "val" else part], output, batch)
 
     def _tell(self, part: str) -> None:
@@ -334,6 +340,27 @@ def create_module(
             "birads": losses.class_weights(torch.tensor([exam.birads for exam in exams]), o.birads_classes),
         }
     return MammographyModule(model, config, weights)
+
+
+def gate_names(model: nn.Module, count: int) -> list[str]:
+    """The names of a network's gates, in the order of its output: of levels, of experts or of views.
+
+    Args:
+        model: the network.
+        count: how many gates it has; of a network that does not say what they are, they are numbered.
+
+    Example:
+        >>> from mtlkit.models import create_model
+        >>> from mtlkit.training.modules import gate_names
+        >>> gate_names(create_model("btinet", encoder="resnet18", levels=(2, 3)), 4)
+        ['seg_level2', 'clf_level2', 'seg_level3', 'clf_level3']
+    """
+    o = model.options
+    if hasattr(o, "levels"):
+        names = [f"{branch}_level{level}" for level in o.levels for branch in ("seg", "clf")]
+    else:
+        names = list(VIEWS if hasattr(model, "fusion") else getattr(o, "experts", ()))
+    return names if len(names) == count else [str(number) for number in range(1, count + 1)]
 
 
 def _tuple(value: Any) -> Any:

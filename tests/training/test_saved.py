@@ -1,5 +1,6 @@
 """Runs opened again: the network, its classes, its data wherever they lie now, and what is no run."""
 
+import csv
 import json
 import shutil
 
@@ -66,6 +67,19 @@ def test_predictions_give_the_figures_of_the_run(run):
             assert float(value) == pytest.approx(run.figures[f"test/{name}"], abs=1e-5, nan_ok=True), name
 
 
+def test_gates_are_logged_by_level(run, folder):
+    """The mean over the images of the validation part, in the table of the epochs and among the figures."""
+    records = run.open_data().subset(run.split.val).records
+    gates = torch.cat([run.predict(batch)["gates"] for batch in run.loader(records)])  # (N, 4, 2)
+    with (folder / "stage1/metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    for level in range(4):
+        for i, branch in enumerate(("seg", "clf")):
+            name = f"val/gate_{branch}_level{level + 1}"
+            assert float(row[name]) == pytest.approx(gates[:, level, i].mean().item(), abs=1e-5)
+            assert run.figures[name] == pytest.approx(float(row[name]), abs=1e-6)
+
+
 def test_an_image_by_itself(run, ultrasound):
     path = ultrasound / "benign/benign (1).png"
     (batch,) = run.loader([Record("mine", path, -1, (), "mine", segmented=False)])
@@ -83,6 +97,8 @@ def test_mammograms(mammo):
     torch.testing.assert_close(found["birads"].sum(2), torch.ones(4, 2))
     assert found["gates"].shape == (4, 4)
     assert "mask" not in found
+    means = [mammo.figures[f"val/gate_{view}"] for view in ("l_cc", "l_mlo", "r_cc", "r_mlo")]
+    assert sum(means) == pytest.approx(1, abs=1e-5)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
