@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import data, train
+from mtlkit.cli import ablate, data, train
 
 EPILOG = """\
 exit status:
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
     train.add_command(commands)
+    ablate.add_command(commands)
     return whole
 
 
