@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
+<<<<<<< HEAD
 from mtlkit.cli import ablate, data, train
+=======
+from mtlkit.cli import data, evaluate, train
+>>>>>>> evaluate
 
 EPILOG = """\
 exit status:
@@ -38,7 +42,11 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
     train.add_command(commands)
+<<<<<<< HEAD
     ablate.add_command(commands)
+=======
+    evaluate.add_command(commands)
+>>>>>>> evaluate
     return whole
 
 

@@ -1,14 +1,14 @@
 """Runs that have ended, opened again: the network, what it calls its classes, and the data as it saw them.
 
-A run keeps in data.json where its data set lay, its layout, classes and BI-RADS categories, and a digest of the split's
-records by which the data set is recognised elsewhere.
+A run keeps in data.json where its data set lay, its layout, classes and BI-RADS categories, and a print of each record
+of its split, by which the records are recognised wherever they lie.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mtlkit.training.config import Config, load_config
 __all__ = ["SavedRun", "load_run"]
 
 MARK = ".mtlkit-run"  # only a folder with this file in it is ever begun anew
+SAMPLE = 4096  # bytes of a file that its print is of
 DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
 
 
@@ -44,7 +45,7 @@ class SavedRun:
         split: what it trained, validated and tested on; None where the folder has lost it.
         figures: of its validation and test parts, by names as "test/accuracy".
         data: where its data set lay.
-        digest: of the records of its split.
+        prints: of the records of its split, by key; see `recognise`.
 
     Example:
         >>> from mtlkit.training import load_run
@@ -55,13 +56,13 @@ class SavedRun:
 
     folder: Path
     config: Config
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     classes: tuple[str, ...]
     birads: tuple[int, ...]
     split: Split | None
     figures: Mapping[str, float]
     data: Path
-    digest: str
+    prints: Mapping[str, str] = field(repr=False)
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -127,14 +128,10 @@ class SavedRun:
         records = tuple(replace(record, label=labels[record.label]) for record in catalogue.records)
         return replace(catalogue, classes=self.classes, records=records)
 
-    def is_own_data(self, catalogue: Catalogue) -> bool:
-        """Whether a data set is that of the run, wherever it lies now, so that the run's split is of it."""
-        if self.split is None:
-            return False
-        try:
-            return digest(_records_of(catalogue, self.split)) == self.digest
-        except (DataError, OSError):
-            return False
+    def recognise(self, catalogue: Catalogue) -> set[str]:
+        """The keys of those records of a data set that are the very ones of the run's split, by their files."""
+        known = (record for record in catalogue.records if record.key in self.prints)
+        return {record.key for record in known if file_print(record) == self.prints[record.key]}
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 
@@ -162,24 +159,33 @@ class SavedRun:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def digest(records: Iterable[Record] | Iterable[Exam]) -> str:
-    """Of keys and file sizes, which tell data sets of one layout apart without reading them."""
-    lines = sorted(f"{r.key}\t{' '.join(str(path.stat().st_size) for path in r.files)}" for r in records)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def file_print(record: Record | Exam) -> str:
+    """Tells a record's files from others without reading them whole: of their sizes, and the bytes in their middle.
 
-
-def _records_of(catalogue: Catalogue, split: Split) -> tuple[Record, ...] | tuple[Exam, ...]:
-    return catalogue.subset(key for keys in split.parts().values() for key in keys).records
+    Raises:
+        DataError: a file cannot be read.
+    """
+    value = 0
+    for path in record.files:
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(max(0, (size - SAMPLE) // 2))
+                value = zlib.crc32(file.read(SAMPLE), zlib.crc32(str(size).encode(), value))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return f"{value:08x}"
 
 
 def write_data(folder: Path, catalogue: Catalogue, split: Split) -> None:
     """Writes data.json into a run's folder."""
+    records = catalogue.subset(key for keys in split.parts().values() for key in keys).records
     values = {
         "root": str(catalogue.root.resolve()),
         "layout": catalogue.layout,
         "classes": list(catalogue.classes),
         "birads": list(catalogue.birads),
-        "digest": digest(_records_of(catalogue, split)),
+        "prints": {record.key: file_print(record) for record in records},
     }
     write_json(folder / DATA, values, force=True)
 
@@ -224,7 +230,7 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
             "classes": tuple(map(str, data["classes"])),
             "birads": tuple(map(int, data["birads"])),
             "data": Path(data["root"]),
-            "digest": str(data["digest"]),
+            "prints": {str(key): str(value) for key, value in data["prints"].items()},
             "figures": {name: math.nan if value is None else float(value) for name, value in figures.items()},
         }
     except (KeyError, TypeError, ValueError, AttributeError):

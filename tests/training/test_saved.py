@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from mtlkit.data import DataError, Record, synthesize_ultrasound
+from mtlkit.data import DataError, Record, synthesize_mammography, synthesize_ultrasound
 from mtlkit.data.splits import read_split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import from_pretrained
@@ -91,7 +91,7 @@ def test_mammograms(mammo):
     assert len(mammo.tasks["label"]) == 2
     catalogue = mammo.open_data()
     assert catalogue.birads == (1, 5)
-    assert mammo.is_own_data(catalogue)
+    assert mammo.recognise(catalogue) == set(mammo.split.train + mammo.split.val)
     found = mammo.predict(next(iter(mammo.loader(catalogue.records))))
     assert found["label"].shape == found["birads"].shape == (4, 2, 2)
     torch.testing.assert_close(found["birads"].sum(2), torch.ones(4, 2))
@@ -104,16 +104,23 @@ def test_mammograms(mammo):
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def test_own_data_are_known_wherever_they_lie(run, ultrasound, tmp_path):
+def test_own_records_are_known_wherever_they_lie(run, ultrasound, tmp_path):
+    whole = {key for keys in run.split.parts().values() for key in keys}
+    assert run.recognise(run.open_data()) == whole
     moved = shutil.copytree(ultrasound, tmp_path / "elsewhere")
     shutil.copy(moved / "benign/benign (1).png", moved / "benign/benign (99).png")
     shutil.copy(moved / "benign/benign (1)_mask.png", moved / "benign/benign (99)_mask.png")
-    assert run.is_own_data(run.open_data())
-    assert run.is_own_data(run.open_data(moved))  # with an image more
+    assert run.recognise(run.open_data(moved)) == whole
     (moved / "normal/normal (1).png").unlink()
-    assert not run.is_own_data(run.open_data(moved))
-    synthesize_ultrasound(tmp_path / "other", cases=24, size=64, seed=5)  # the same names, other images
-    assert not run.is_own_data(run.open_data(tmp_path / "other"))
+    shutil.copy(moved / "benign/benign (3)_mask.png", moved / "benign/benign (2)_mask.png")
+    assert run.recognise(run.open_data(moved)) == whole - {"normal/normal (1)", "benign/benign (2)"}
+
+
+def test_other_records_of_the_same_names_are_not(run, mammo, tmp_path):
+    synthesize_ultrasound(tmp_path / "busi", cases=24, size=64, seed=5)
+    assert run.recognise(run.open_data(tmp_path / "busi")) == set()
+    synthesize_mammography(tmp_path / "cmmd", cases=15, size=64, seed=5)  # files of the very same sizes
+    assert mammo.recognise(mammo.open_data(tmp_path / "cmmd")) == set()
 
 
 def test_other_data_take_the_labels_of_the_run(run, ultrasound, tmp_path):
@@ -202,7 +209,7 @@ def test_without_split(folder, tmp_path):
     (copy / "split.json").unlink()
     run = load_run(copy)
     assert run.split is None
-    assert not run.is_own_data(run.open_data())
+    assert len(run.recognise(run.open_data())) == 24
 
 
 def test_what_training_writes(folder, ultrasound):
