@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-<<<<<<< HEAD
-from mtlkit.cli import ablate, data, train
-=======
-from mtlkit.cli import data, evaluate, train
->>>>>>> evaluate
+from mtlkit.cli import ablate, data, evaluate, train
 
 EPILOG = """\
 exit status:
@@ -42,11 +38,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
     train.add_command(commands)
-<<<<<<< HEAD
     ablate.add_command(commands)
-=======
     evaluate.add_command(commands)
->>>>>>> evaluate
     return whole
 
 
