@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import ablate, data, evaluate, train
+from mtlkit.cli import ablate, data, evaluate, predict, train
 
 EPILOG = """\
 exit status:
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_command(commands)
     ablate.add_command(commands)
     evaluate.add_command(commands)
+    predict.add_command(commands)
     return whole
 
 
