@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import ablate, data, evaluate, predict, train
+from mtlkit.cli import ablate, bench, data, evaluate, predict, train
 
 EPILOG = """\
 exit status:
@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     ablate.add_command(commands)
     evaluate.add_command(commands)
     predict.add_command(commands)
+    bench.add_command(commands)
     return whole
 
 
