@@ -65,10 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, ImportError, ValueError, OSError, FloatingPointError) as error:
         if options.debug:
             traceback.print_exception(error)
-        words, status = str(error), 2
+        words, status = _sentence(error), 2
         if isinstance(error, KeyboardInterrupt):
             words, status = "interrupted", 130
         elif isinstance(error, ModuleNotFoundError):
             words = f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
     print(f"mtlkit: {words}", file=sys.stderr)  # noqa: T201 - the command's own voice
     return status
+
+
+def _sentence(error: BaseException) -> str:
+    """The words of an error; what a process that loads data hands on is a traceback, with the words at its end."""
+    words = str(error).strip()
+    return words.splitlines()[-1].partition(": ")[2] if "Original Traceback" in words else words

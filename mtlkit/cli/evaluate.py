@@ -81,13 +81,14 @@ def run(options: argparse.Namespace) -> int:
             **settings,
         )
     figures = {name: Figure(**_numbers(entry)) for name, entry in metrics["figures"].items()}
-    table = Table("figure", "value", "95 % interval", title=metrics["about"]["subtitle"], title_justify="left")
+    title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
+    table = Table("figure", "value", "95 % interval", title=title, title_justify="left")
     for name, (value, low, high) in figure_rows(figures):
         interval = "" if low != low else f"{low:.3f} to {high:.3f}"
         table.add_row(name, "not defined" if value != value else f"{value:.3f}", interval)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    for remark in metrics["about"]["remarks"]:
+    for remark in metrics["remarks"]:
         console.print(Text(remark))
     console.print(Text(f"{options.out / 'report.html'}: the report"))
     return 0

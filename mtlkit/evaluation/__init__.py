@@ -10,7 +10,7 @@ Needs the extra `train`.
 
 from mtlkit.evaluation.evaluating import PARTS, evaluate
 from mtlkit.evaluation.figures import Figure, classification, intervals, ranking, score_means
-from mtlkit.evaluation.judging import epoch_gates, judge, table_rows
+from mtlkit.evaluation.judging import judge
 from mtlkit.evaluation.predictions import Predictions, predict_records
 
 __all__ = [
@@ -18,12 +18,10 @@ __all__ = [
     "Figure",
     "Predictions",
     "classification",
-    "epoch_gates",
     "evaluate",
     "intervals",
     "judge",
     "predict_records",
     "ranking",
     "score_means",
-    "table_rows",
 ]

@@ -20,6 +20,7 @@ import mtlkit
 from mtlkit.data import Catalogue, DataError, Exam, Record
 from mtlkit.data.catalogue import and_more
 from mtlkit.data.files import check_replaceable, folder_written_whole
+from mtlkit.evaluation.figures import PERCENTILES
 from mtlkit.evaluation.judging import epoch_gates, judge, plain, table_rows
 from mtlkit.evaluation.plots import draw_all
 from mtlkit.evaluation.predictions import Predictions, predict_records
@@ -86,7 +87,8 @@ def evaluate(
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
-    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0), "batch_size": (batch_size or 1, 1)}
+    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0)}
+    least |= {} if batch_size is None else {"batch_size": (batch_size, 1)}
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
@@ -100,7 +102,7 @@ def evaluate(
     judgement = judge(predictions, samples, seed)
     remarks += _remarks(run, catalogue, predictions)
     about = _about(predictions, catalogue, part, samples, seed)
-    metrics = plain({"about": about | {"remarks": remarks}} | judgement)
+    metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
     plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
     texts = {
         "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False) + "\n",
@@ -162,6 +164,20 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
     if getattr(run.model.options, "normaliser", None) == "batch" and predictions.gates is not None:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")
     return remarks
+
+
+def _settings(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, Any]:
+    """What was judged, and how, for programs."""
+    return {
+        "mtlkit": mtlkit.__version__,
+        "run": str(run.folder.resolve()),
+        "model": run.config.model.name,
+        "task": run.config.task,
+        "data": str(catalogue.root.resolve()),
+        "layout": catalogue.layout,
+        "part": part,
+        "bootstrap": {"samples": samples, "seed": seed, "percentiles": PERCENTILES},
+    }
 
 
 def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, str]:

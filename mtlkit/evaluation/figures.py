@@ -76,8 +76,8 @@ def intervals(statistic: Statistic, groups: Sequence[str], samples: int = 2000, 
         >>> import numpy as np
         >>> from mtlkit.evaluation import intervals, score_means
         >>> scores = {"iou": np.array([0.5, 0.9, np.nan, 0.7])}
-        >>> intervals(lambda weights: score_means(weights, scores), ["a", "b", "c", "d"])["iou"].value
-        0.7
+        >>> str(intervals(lambda weights: score_means(weights, scores), ["a", "b", "c", "d"])["iou"])
+        '0.700 (0.500 to 0.900)'
     """
     if not len(groups):
         raise ValueError("groups: expected at least one image, got none")
@@ -103,7 +103,15 @@ def _divide(above: Array, below: Array) -> Array:
 
 
 def score_means(weights: Array, scores: Mapping[str, Array]) -> Values:
-    """The mean of each score (N,) over the images where it is not NaN."""
+    """The mean of each score (N,) over the images where it is not NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import score_means
+        >>> weights = np.array([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0]])
+        >>> score_means(weights, {"dice": np.array([0.5, 0.75, np.nan])})
+        {'dice': array([0.625, 0.5  ])}
+    """
     found = {}
     for name, values in scores.items():
         known = ~np.isnan(values)
@@ -115,6 +123,12 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
     """Area under the ROC curve and average precision of scores (N,), (r,) each; scores of NaN are left out.
 
     Both are NaN in samples without positives or without negatives. Equal scores count half in the area.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import ranking
+        >>> ranking(np.ones((1, 4)), np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
+        (array([0.875]), array([0.83333333]))
     """
     known = ~np.isnan(scores)
     if not known.any():
@@ -148,6 +162,14 @@ def classification(weights: Array, probabilities: Array, labels: NDArray[np.int6
         "calibration_error" (the mean distance of confidence and accuracy, over ten bins of confidence), and for each
         class k (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc"), the class against
         the rest.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import classification
+        >>> probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+        >>> found = classification(np.ones((1, 4)), probabilities, np.array([0, 0, 1, 1]))
+        >>> found["accuracy"], found[1, "sensitivity"], found["auc"]
+        (array([0.75]), array([0.5]), array([0.75]))
     """
     known = labels >= 0
     weights, probabilities, labels = weights[:, known], probabilities[known], labels[known]

@@ -85,6 +85,19 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         "counts" of images and masks; "figures" by name, as training names them; "classes" by task and class;
         "confusion", a matrix for each task, rows being the true classes; "failure_detection"; and of networks that have
         them "gates" and "displacement", mean and standard deviation over the images.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from mtlkit.data import Record
+        >>> from mtlkit.evaluation import Predictions, judge
+        >>> from mtlkit.training import Config, SavedRun
+        >>> run = SavedRun(Path("."), Config("views"), None, ("benign", "malignant"), (), None, {}, Path("."), {})
+        >>> images = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in "abc")
+        >>> shares = np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
+        >>> found = judge(Predictions(run, images, (), {"class": np.array([0, 1, 0])}, {"class": shares}))
+        >>> found["confusion"], round(found["figures"]["accuracy"].value, 3)
+        ({'class': [[1, 1], [0, 1]]}, 0.667)
     """
     found = intervals(lambda weights: _statistic(predictions, weights), predictions.groups, samples, seed)
     names = predictions.run.tasks

@@ -1,10 +1,14 @@
 """The plots of an evaluation, as PNG. Colours are those of Okabe and Ito, which colour-blind people tell apart."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -28,6 +32,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
 )
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, YELLOW)
 INK, FAINT = "#222222", "#8A8A8A"
+# what DejaVu Sans lacks: the letters of China, Japan and Korea, by the fonts of Linux, Windows and macOS
+SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")
 DPI, PAGE = 144, 10.4  # inches
 TITLES = {"class": "class", "label": "label", "birads": "BI-RADS"}
 
@@ -343,6 +349,16 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _style() -> Iterator[None]:
+    """Names are taken as they are, in whichever script, as far as the machine has letters for it."""
+    fonts = ["DejaVu Sans", *(name for name in SCRIPTS if name in font_manager.get_font_names())]
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@_style()
 def draw_all(
     predictions: Predictions,
     judgement: Mapping[str, Any],

@@ -47,6 +47,17 @@ class Predictions:
         gates: (N, gates), and their names.
         displacement: of TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the numbers of the levels.
         features: what the classifier's last layer is given, (N, D), where asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Record
+        >>> from mtlkit.evaluation import Predictions
+        >>> images = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in ("a", "b"))
+        >>> shares = np.array([[0.9, 0.1], [0.3, 0.7]])
+        >>> found = Predictions(None, images, (), {"class": np.array([0, 0])}, {"class": shares})
+        >>> found.predicted("class"), found.wrong("class")
+        (array([0, 1]), array([False,  True]))
     """
 
     run: SavedRun
@@ -189,6 +200,23 @@ def predict_records(
         ValueError: no record.
         DataError: an image cannot be read.
         FloatingPointError: the network's answer is no number.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mtlkit.data import open_dataset, synthesize_ultrasound
+        >>> from mtlkit.evaluation import predict_records
+        >>> from mtlkit.models import create_model
+        >>> from mtlkit.training import SavedRun, load_config
+        >>> model = create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8)).eval()
+        >>> config = load_config("demo").change({"data": {"size": 32}})
+        >>> classes = ("benign", "malignant", "normal")
+        >>> run = SavedRun(Path("."), config, model, classes, (), None, {}, Path("."), {})  # as load_run gives it
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synthesize_ultrasound(f"{folder}/busi", cases=6, size=64)
+        ...     found = predict_records(run, open_dataset(f"{folder}/busi").records)
+        >>> found.probabilities["class"].shape, found.mask(0).shape
+        ((6, 3), (32, 32))
     """
     parts: dict[str, list[Tensor]] = {}
     done = 0

@@ -34,9 +34,9 @@ COUNTS = {
     "breasts": "breasts",
     "groups": "patients or other groups",
     "with_lesion": "images with a lesion",
-    "lesion_not_found": "of these, nothing was drawn in",
+    "lesion_not_found": "of these, with nothing drawn",
     "empty": "images without lesion",
-    "empty_with_prediction": "of these, a lesion was drawn in",
+    "empty_with_prediction": "of these, with something drawn",
     "mask_not_known": "images whose mask is not known",
 }
 

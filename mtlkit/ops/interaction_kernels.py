@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, argument, check, first_order_only, like, traced, wants_grad
+from mtlkit.ops._native_call import address, argument, check, first_order_only, fresh, like, traced, wants_grad
 
 
 class Map(NamedTuple):
@@ -60,7 +60,8 @@ def _rows(x: Tensor) -> Tensor:
 def _new_map(x: Tensor) -> Tensor:
     """NCHW or channels-last, whichever is nearer to x."""
     channels_last = not _by_pixels(_rows(x))
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
 
 
 def _rows_beside(dy: Tensor, x: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def _scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: x times a factor for each channel."""
     if triton := _triton(x):
         return triton.scale_forward(x, factors)
-    y = _new_map(x)
+    y = fresh(_new_map(x))
     if x.shape[0] > 0:
         rows, factors = _rows(x), factors.contiguous()
         use_double = factors.dtype == torch.float64
@@ -154,7 +155,7 @@ def _reduce_backward(
         gradients = triton.reduce_backward(*inputs, *kept, dmean, dvariance, denergy, dpooled, dy, factors, wanted[0])
         return [_wanted(g, t, want) for g, t, want in zip(gradients, inputs, wanted, strict=True)]
     new = torch.empty if dpooled is not None else torch.zeros
-    dx = _new_map(x) if wanted[0] else None
+    dx = fresh(_new_map(x)) if wanted[0] else None
     parameters = [
         new(t.shape, dtype=mean.dtype) if want else None for t, want in zip(inputs[1:], wanted[1:], strict=True)
     ]
@@ -341,6 +342,9 @@ def reduce(
     if traced(x, weight, bias, attn):
         mean, variance, energies, pooled, *_ = _op_reduce(x, weight, bias, attn, energy, dtype, save)
         passed_on = Map(x)
+    elif not save:  # a Function costs as much as a small kernel
+        mean, variance, energies, pooled, *_ = _reduce_forward(x, weight, bias, attn, energy, dtype, save)
+        passed_on = Map(x)
     else:
         left = []
         mean, variance, energies, pooled, x = _Reduce.apply(left, energy, dtype, save, x, weight, bias, attn)
@@ -353,4 +357,6 @@ def scale(x: Map, factors: Tensor) -> Tensor:
     """The map times a factor (B, C) for each channel, in the dtype of the map. At most once for each `reduce`."""
     if traced(x.x, factors):
         return _op_scale(x.x, factors)
+    if not wants_grad(x.x, factors):
+        return _scale_forward(x.x, factors)
     return _Scale.apply(x.left, x.x, factors)

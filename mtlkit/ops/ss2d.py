@@ -38,6 +38,7 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    fresh,
     gpu,
     launching,
     like,
@@ -185,6 +186,8 @@ def _cpu_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torc
 def _cpu_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
     dtype = compute_dtype(u, x_dbl)
     rows = _rows(x_dbl.to(dtype))
+    for new in (y, checkpoints):
+        fresh(new)
     arguments = _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype)
     check(_native.C.ss2d_forward(*arguments, argument(y)))
 
@@ -192,7 +195,7 @@ def _cpu_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> No
 def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
     dtype = compute_dtype(u, x_dbl)
     rows = _rows(x_dbl.to(dtype))
-    du, drows = torch.empty_like(u), torch.empty_like(rows)
+    du, drows = (fresh(torch.empty_like(t)) for t in (u, rows))
     parameters = [torch.empty(t.shape, dtype=dtype) for t in (dt_weight, dt_bias, A_logs, Ds)]
     status = _native.C.ss2d_backward(
         *_cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype),

@@ -102,6 +102,8 @@ class SavedRun:
         Raises:
             DataError: there is no such folder, something in it is missing, or it has none of the classes.
         """
+        if folder is None and not self.data.exists():
+            raise DataError(f"{self.data}: the data set of {self.folder} is no longer there; name where it lies now")
         root = check_folder(self.data if folder is None else folder)
         layout = layout or (self.config.data.layout if folder is None else "auto")
         layout = find_layout(root) if layout == "auto" else layout

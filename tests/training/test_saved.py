@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -143,6 +144,8 @@ def test_data_of_another_kind(run, mammo, ultrasound, mammograms):
         mammo.open_data(ultrasound)
     with pytest.raises(DataError, match="there is no such folder"):
         run.open_data("/no/such/folder")
+    with pytest.raises(DataError, match=r"gone: the data set of .* is no longer there; name where it lies now"):
+        replace(run, data=ultrasound / "gone").open_data()
 
 
 def test_broken_images_are_skipped_on_request(run, ultrasound, tmp_path):
