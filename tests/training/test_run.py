@@ -91,21 +91,25 @@ from mtlkit.training import load_config, train
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if trainer.current_epoch == 2 and index == 1:
+        if (1 + module.gates_only, trainer.current_epoch, index) == (stage, epoch, 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
-config, data, out = sys.argv[1:]
+config, data, out = sys.argv[1:4]
+stage, epoch = map(int, sys.argv[4:])
 train(load_config(config), data, out, progress=False, callbacks=[Kill()])
 """
 
 
-def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python):
+@pytest.mark.parametrize(("stage", "epoch"), [(1, 2), (2, 1)])
+def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python, stage, epoch):
+    """Killed within an epoch, after the second of its batches."""
     undisturbed, figures = finished
     config = undisturbed / "config.yaml"
     (tmp_path / "kill.py").write_text(KILL)
-    process = run_python(tmp_path / "kill.py", config, ultrasound, tmp_path / "run")
+    process = run_python(tmp_path / "kill.py", config, ultrasound, tmp_path / "run", str(stage), str(epoch))
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert not (tmp_path / "run/stage1/done.json").exists()
+    assert (tmp_path / "run/stage1/done.json").exists() == (stage == 2)
+    assert not (tmp_path / f"run/stage{stage}/done.json").exists()
     again = train(load_config(config), ultrasound, tmp_path / "run", resume=True, progress=False)
     for stage in (1, 2):
         for name in ("last", "best"):
