@@ -8,7 +8,7 @@ The folder is written whole or not at all.
 """
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,16 +117,13 @@ def predict(
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     problems = Problems(skip=skip_bad)
     records, remarks = _find(run, paths, None if masks is None else Path(masks), problems)
-    rows: list[dict[str, Any]] = []
     with folder_written_whole(out, MARK, force=force) as draft:
-        for row in _run(run, records, batch_size, draft, problems, progress):
-            rows.append(row)
+        rows = list(_run(run, records, batch_size, draft, problems, progress)) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
-            reason = f"; {problems.found[0]}" if problems.found else ""
-            raise DataError(f"{where}: there is nothing that can be predicted{reason}")
+            raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
         with (draft / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
             writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
         about = {
@@ -168,7 +165,7 @@ def _run(
     draft: Path,
     problems: Problems,
     progress: Callable[[int, int], None] | None,
-) -> Any:
+) -> Iterator[dict[str, Any]]:
     """Yields the rows, and writes masks and overlays on the way."""
     d = run.config.data
     batch_size = batch_size or d.eval_batch_size or d.batch_size

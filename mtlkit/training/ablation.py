@@ -233,7 +233,8 @@ def show(table: Ablation, found: Mapping[str, Mapping[str, Mapping[str, float]]]
     The figures are those of the test part, or where there is none of the validation part.
     """
     part = part_of(found)
-    names = list(table.figures) or [n.partition("/")[2] for n in next(iter(found.values())) if n.startswith(f"{part}/")]
+    own = (name.removeprefix(f"{part}/") for name in next(iter(found.values())) if name.startswith(f"{part}/"))
+    names = table.figures or [name for name in own if not name.startswith("gate_")]
     columns = [[figures.get(f"{part}/{name}") for figures in found.values()] for name in names]
     cells = [[row] for row in found]
     for column in columns:

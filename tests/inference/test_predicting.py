@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pydicom
@@ -16,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from mtlkit.cli import main
 from mtlkit.data import DataError, Record, open_dataset, read_image, synthesize_mammography, synthesize_ultrasound
 from mtlkit.inference import draw_overlay, predict
+from mtlkit.models import create_model
 from mtlkit.training import SavedRun, load_run, train
 
 CINE = get_testdata_file("examples_ybr_color.dcm", download=False)  # 30 frames of 240 x 320
@@ -166,10 +168,13 @@ def test_a_network_that_is_given_masks(views, lesion, image, tmp_path):
         predict(views, tmp_path / "scans", tmp_path / "out2", masks=tmp_path / "first/masks")
     found = predict(views, tmp_path / "scans", tmp_path / "out2", masks=tmp_path / "first/masks", skip_bad=True)
     assert [row["key"] for row in found.rows] == ["b"]
+    alone = SavedRun(**{**vars(views), "model": create_model("csa_moe", experts=("image",)).eval()})
+    predict(alone, tmp_path / "scans", tmp_path / "out3", masks=tmp_path / "first/masks")
+    assert [(row["key"], row["area_pixels"]) for row in table(tmp_path / "out3")] == [("a", ""), ("b", str(mask.sum()))]
     with pytest.raises(DataError, match=r"looks at a known lesion: a folder of masks is needed \(--masks\)"):
-        predict(views, tmp_path / "scans", tmp_path / "out3")
+        predict(views, tmp_path / "scans", tmp_path / "out4")
     with pytest.raises(DataError, match="takes no masks"):
-        predict(lesion, tmp_path / "scans", tmp_path / "out3", masks=tmp_path / "first/masks")
+        predict(lesion, tmp_path / "scans", tmp_path / "out4", masks=tmp_path / "first/masks")
 
 
 # --- mammography ------------------------------------------------------------------------------------------------------
@@ -237,8 +242,11 @@ def test_broken_images_are_named_or_left_out(lesion, image, tmp_path):
     assert [row["key"] for row in found.rows] == ["a"]
     assert [words.partition(": ")[0] for words in found.skipped] == [str(tmp_path / "scans/b.png")]
     assert json.loads((tmp_path / "out/predictions.json").read_text())["skipped"] == found.skipped
-    with pytest.raises(DataError, match=r"b.png: there is nothing that can be predicted; .*b.png: cannot be read"):
-        predict(lesion, tmp_path / "scans/b.png", tmp_path / "none", skip_bad=True)
+    (tmp_path / "c.dcm").write_bytes(b"broken")
+    for path, words in ((tmp_path / "scans/b.png", "an image"), (tmp_path / "c.dcm", "DICOM")):
+        reason = f"{path}: there is nothing that can be predicted; {path}: cannot be read as {words}"
+        with pytest.raises(DataError, match=re.escape(reason)):
+            predict(lesion, path, tmp_path / "none", skip_bad=True)
     assert not (tmp_path / "none").exists()
 
 
