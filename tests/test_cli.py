@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mtlkit
-from mtlkit.cli import main
+from mtlkit.cli import main, parser
 from mtlkit.data import open_dataset
 
 
@@ -46,6 +48,9 @@ def failing(capsys):
         (["data", "--help"], ["check", "synthesize"]),
         (["data", "check", "--help"], ["layouts:", "ham10000", "examples:", "--birads", "--json", "--force"]),
         (["data", "synthesize", "--help"], ["ultrasound", "mammography", "examples:", "--seed", "--cases"]),
+        (["ablate", "--help"], ["examples:", "rows:", "hybrid_vssm", "--repeats", "--resume", "exit status"]),
+        (["predict", "--help"], ["examples:", "DICOM", "L_CC", "--masks", "--skip-bad", "area_mm2", "exit status"]),
+        (["bench", "--help"], ["examples:", "medmamba_t", "--quick", "--json", "exit status"]),
     ],
 )
 def test_help_teaches(capsys, arguments, words):
@@ -73,6 +78,31 @@ def test_wrong_usage(capsys, arguments, words):
         main(arguments)
     assert exit_status.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_the_commands_of_make_demo_are_understood(root):
+    """Every command that the target shows, its options and the files that it names."""
+    dry = subprocess.run(["make", "-n", "demo", "VENV=venv"], cwd=root, capture_output=True, text=True, check=True)
+    commands = [line for line in dry.stdout.splitlines() if line.startswith("venv/bin/mtlkit ")]
+    parsed = []
+    for command in commands:
+        line, found, rest = command.partition("$(venv/bin/python -c '")
+        if found:
+            code, _, rest = rest.partition("')")
+            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            files = run.stdout.split()
+            assert len(files) == 2
+            assert all(Path(file).is_file() for file in files)
+            line += run.stdout.strip()
+        parsed.append(parser().parse_args(shlex.split(line + rest)[1:]))
+    data, _, train, evaluate, predict = parsed
+    assert data.folder == train.data == evaluate.data
+    assert train.out == evaluate.run_folder == predict.run_folder
+    assert len(predict.inputs) == 2
+    folders = {options.out for options in (train, evaluate, predict)} | {data.folder}
+    assert len(folders) == 4
+    assert {folder.parts[0] for folder in folders} == {"demo"}
 
 
 def test_version(capsys):
@@ -217,7 +247,7 @@ def test_as_a_process(phantoms, tmp_path):
 def test_checking_and_drawing_load_no_torch(run_python, tmp_path):
     script = f"""
 import sys
-from mtlkit.cli import main
+from mtlkit.cli import main, parser
 main(["data", "synthesize", "ultrasound", {str(tmp_path / "us")!r}, "--cases", "3", "--size", "64"])
 main(["data", "check", {str(tmp_path / "us")!r}])
 print("torch" in sys.modules)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import data, evaluate, train
+from mtlkit.cli import ablate, bench, data, evaluate, predict, train
 
 EPILOG = """\
 exit status:
@@ -38,7 +38,10 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
     train.add_command(commands)
+    ablate.add_command(commands)
     evaluate.add_command(commands)
+    predict.add_command(commands)
+    bench.add_command(commands)
     return whole
 
 

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             options.run_folder,
             options.data,
             options.out,
-            device=_device(options.device),
+            device=usable_device(options.device),
             progress=progress,
             **settings,
         )
@@ -99,7 +99,7 @@ def _numbers(entry: dict[str, float | None]) -> dict[str, float]:
     return {name: float("nan") if value is None else value for name, value in entry.items()}
 
 
-def _device(name: str | None) -> str:
+def usable_device(name: str | None) -> str:
     """The device, if torch can use it."""
     import torch
 

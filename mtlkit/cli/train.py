@@ -1,7 +1,6 @@
 """`mtlkit train`: a network from a recipe and a folder of data."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +81,12 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _with_options(config: Any, changes: dict[str, Any]) -> Any:
-    """Adds to the model's options in place of replacing them all."""
-    options = changes.get("model", {}).get("options")
-    if isinstance(options, Mapping):
-        changes["model"]["options"] = dict(config.model.options) | dict(options)
-    return config.change(changes)
+def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str, Any]:
+    """The arguments of `mtlkit.training.train` that the command line has under the same names, and the trainer's."""
+    settings = {name: getattr(options, name) for name in ("split", "resume", "force", "skip_bad")}
+    if options.devices != 1:
+        settings["trainer"] = {"devices": options.devices, "strategy": "ddp"}
+    return settings | {"progress": progress}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -97,12 +96,9 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit.training import load_config, repeat, train
 
-    config = _with_options(load_config(options.recipe), parse_changes(options.set))
-    settings = {name: getattr(options, name) for name in ("split", "resume", "force", "skip_bad")}
+    config = load_config(options.recipe).adjust(parse_changes(options.set))
     console = Console(highlight=False)
-    settings["progress"] = console.is_terminal
-    if options.devices != 1:
-        settings["trainer"] = {"devices": options.devices, "strategy": "ddp"}
+    settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     if options.repeats is None:
         cells = {name: f"{value:.4f}" for name, value in train(config, options.data, options.out, **settings).items()}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtlkit.data.catalogue import VIEWS, Catalogue, DataError, Exam, Finding, Record
     from mtlkit.data.checking import Report, check_dataset
     from mtlkit.data.datasets import LesionDataset, MammographyDataset
-    from mtlkit.data.dicom import DicomTags, read_dicom, read_dicom_tags
+    from mtlkit.data.dicom import DicomTags, count_frames, read_dicom, read_dicom_tags, read_pixel_spacing
     from mtlkit.data.files import read_image, read_mask
     from mtlkit.data.opening import LAYOUTS, open_dataset
     from mtlkit.data.splits import Split, load_split, make_split
@@ -44,6 +44,7 @@ __all__ = [
     "Split",
     "augmentation",
     "check_dataset",
+    "count_frames",
     "load_split",
     "make_split",
     "open_dataset",
@@ -52,6 +53,7 @@ __all__ = [
     "read_dicom_tags",
     "read_image",
     "read_mask",
+    "read_pixel_spacing",
     "synthesize_mammography",
     "synthesize_ultrasound",
 ]
@@ -73,6 +75,7 @@ _LAZY = {
     "VIEWS": "mtlkit.data.catalogue",
     "augmentation": "mtlkit.data.transforms",
     "check_dataset": "mtlkit.data.checking",
+    "count_frames": "mtlkit.data.dicom",
     "load_split": "mtlkit.data.splits",
     "make_split": "mtlkit.data.splits",
     "open_dataset": "mtlkit.data.opening",
@@ -81,6 +84,7 @@ _LAZY = {
     "read_dicom_tags": "mtlkit.data.dicom",
     "read_image": "mtlkit.data.files",
     "read_mask": "mtlkit.data.files",
+    "read_pixel_spacing": "mtlkit.data.dicom",
     "synthesize_mammography": "mtlkit.data.synthetic",
     "synthesize_ultrasound": "mtlkit.data.synthetic",
 }

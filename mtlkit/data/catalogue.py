@@ -36,6 +36,7 @@ class Record:
         group: what must stay on one side of a split: patient, lesion, or the image itself.
         split: "train", "val" or "test" where the data set says so.
         segmented: whether the mask is known; False for an image that has a class only.
+        frame: which frame of a DICOM file that holds several, from 0.
 
     Example:
         >>> from pathlib import Path
@@ -51,6 +52,7 @@ class Record:
     group: str
     split: str | None = None
     segmented: bool = True
+    frame: int | None = None
 
     @property
     def stratum(self) -> int:

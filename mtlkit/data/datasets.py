@@ -111,7 +111,7 @@ class LesionDataset(_Augmented):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image (3, size, size) and mask (1, size, size), uint8."""
         record = self.records[index]
-        pixels = read_image(record.image)
+        pixels = read_image(record.image, record.frame)
         mask = read_mask(record.masks, pixels.shape[:2])
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
         size = [self.size, self.size]

@@ -45,11 +45,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, frame: int | None = None) -> np.ndarray:
     """An image as colours.
 
     Args:
-        path: PNG, JPEG, BMP, TIFF of 8 or 16 bits, or DICOM with one frame.
+        path: PNG, JPEG, BMP, TIFF of 8 or 16 bits, or DICOM.
+        frame: which frame of a DICOM file, from 0; needed where it holds several.
 
     Returns:
         (H, W, 3), uint8.
@@ -67,7 +68,7 @@ def read_image(path: str | Path) -> np.ndarray:
     if path.is_dir():
         raise DataError(f"{path}: expected an image file, found a folder")
     if path.is_file() and is_dicom(path):
-        pixels = (read_dicom(path) * 255).round().astype(np.uint8)
+        pixels = (read_dicom(path, frame) * 255).round().astype(np.uint8)
         return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
     return np.asarray(_eight_bits(_open(path)).convert("RGB"))
 

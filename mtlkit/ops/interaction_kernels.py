@@ -229,7 +229,8 @@ class _Scale(torch.autograd.Function):
             if ctx.left is None:
                 dx = _scale_forward(dy, factors)
             else:
-                ctx.left[:] = [factors]
+                # with its graph, which leads to the node that holds `left`, no step's memory would ever be free
+                ctx.left[:] = [factors.detach()]
                 dx = dy
         if ctx.needs_input_grad[2]:
             dfactors = _scale_backward(dy, x, factors)

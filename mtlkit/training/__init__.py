@@ -8,6 +8,7 @@
 `train(config, data="phantoms/busi", out="runs/mbdi")` does it. Needs the extras `train` and `models`.
 """
 
+from mtlkit.training.ablation import Ablation, AblationRow, ablate, load_ablation
 from mtlkit.training.config import Config, list_configs, load_config
 from mtlkit.training.datamodule import DataModule, EpochSampler
 from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
@@ -16,6 +17,8 @@ from mtlkit.training.saved import SavedRun, load_run
 from mtlkit.training.schedule import Schedule, task_weights
 
 __all__ = [
+    "Ablation",
+    "AblationRow",
     "Config",
     "DataModule",
     "EpochSampler",
@@ -25,8 +28,10 @@ __all__ = [
     "Schedule",
     "TrainingModule",
     "ViewsModule",
+    "ablate",
     "create_module",
     "list_configs",
+    "load_ablation",
     "load_config",
     "load_run",
     "repeat",

@@ -175,6 +175,14 @@ class Config:
         """A copy with other values, given by section: {"data": {"batch_size": 8}, "seed": 1}."""
         return _merge(self, changes, "")
 
+    def adjust(self, changes: Mapping[str, Any]) -> "Config":
+        """As `change`, but options of the network are added to those that there are, in place of replacing them all."""
+        model = changes.get("model") if isinstance(changes, Mapping) else None
+        options = model.get("options") if isinstance(model, Mapping) else None
+        if isinstance(options, Mapping):
+            changes = {**changes, "model": {**model, "options": {**self.model.options, **options}}}
+        return self.change(changes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as in a file."""
         return _plain(asdict(self))
@@ -275,19 +283,31 @@ def load_config(name: str | Path) -> Config:
         >>> load_config("csa_moe").optimizer.lr
         5e-05
     """
+    values, path = read_yaml(name, "mtlkit.configs", "configuration")
+    try:
+        return Config().change(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
+    """The values of a file, and its path: one that ends with .yaml or .yml, or the name of one within a package.
+
+    Raises:
+        ValueError: there is no such file, or it is no YAML.
+    """
+    folder = Path(str(files(package)))
     if str(name).endswith((".yaml", ".yml")):
         path = Path(name)
     else:
-        path = Path(str(files("mtlkit.configs") / f"{name}.yaml"))
+        path = folder / f"{name}.yaml"
         if not path.is_file():
-            raise ValueError(f"there is no configuration {str(name)!r}; there are: {', '.join(list_configs())}")
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            raise ValueError(f"there is no {what} {str(name)!r}; there are: {known}")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-    try:
-        return Config().change({} if values is None else values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return {} if values is None else values, path

@@ -82,16 +82,16 @@ def train(
     """
     config = load_config(config) if isinstance(config, str) else config
     out = Path(out)
-    if _is_main():
+    if is_main():
         _prepare(out, config, resume=resume, force=force)
     if (out / RESULT).is_file():
         found = json.loads((out / RESULT).read_text())
         return {name: math.nan if value is None else value for name, value in found.items()}
     catalogue = _open(config, data, skip_bad)
     parts = _split(catalogue, config, split, out / SPLIT)
-    if _is_main() and not (out / SPLIT).is_file():
+    if is_main() and not (out / SPLIT).is_file():
         parts.save(out / SPLIT)
-    if _is_main() and not (out / DATA).is_file():
+    if is_main() and not (out / DATA).is_file():
         write_data(out, catalogue, parts)
     module, stages = None, 1 if config.second_stage is None else 2
     for number in range(1, stages + 1):
@@ -104,7 +104,7 @@ def train(
             callbacks,
             {"enable_progress_bar": progress} | dict(trainer or {}),
         )
-    if _is_main():
+    if is_main():
         if hasattr(module.model, "save_pretrained"):
             module.model.save_pretrained(out / "model")
         write_json(out / RESULT, _plain(figures), force=True)
@@ -149,7 +149,7 @@ def repeat(
         name: {"mean": mean, "sd": sd}
         for name, mean, sd in zip(runs[0], table.mean(0).tolist(), spread.tolist(), strict=True)
     }
-    if _is_main():
+    if is_main():
         write_json(Path(out) / "summary.json", {name: _plain(pair) for name, pair in summary.items()}, force=True)
     return summary
 
@@ -162,31 +162,47 @@ def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
     """Whether this is the first of the processes of a run; the others write nothing."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def _prepare(out: Path, config: Config, *, resume: bool, force: bool) -> None:
     """Makes the run's folder, or raises where it may not be used."""
+    saved = out / "config.yaml"
+    if prepare_folder(out, MARK, "a run", resume=resume, force=force) and saved.exists():
+        if load_config(saved).to_dict() != config.to_dict():
+            raise DataError(f"{saved}: is another recipe than the one to go on with")
+        return
+    try:
+        config.save(saved)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror})") from None
+
+
+def prepare_folder(out: Path, mark: str, what: str, *, resume: bool, force: bool) -> bool:
+    """Makes a folder with the file `mark` in it; whether it is one to go on in.
+
+    Raises:
+        DataError: it may not be used, or cannot be made.
+    """
     if out.is_file():
         raise DataError(f"{out}: expected a folder, found a file")
     occupied = out.is_dir() and next(out.iterdir(), None) is not None
-    if occupied and not (out / MARK).is_file():
-        raise DataError(f"{out}: holds other things than a run; a new folder is needed")
+    if occupied and not (out / mark).is_file():
+        raise DataError(f"{out}: holds other things than {what}; a new folder is needed")
     if occupied and resume:
-        if load_config(out / "config.yaml").to_dict() != config.to_dict():
-            raise DataError(f"{out / 'config.yaml'}: is another recipe than the one to go on with")
-    elif occupied and not force:
-        raise DataError(f"{out}: there is a run already; --resume goes on with it, --force begins anew")
-    elif occupied:
-        shutil.rmtree(out)
+        return True
+    if occupied and not force:
+        raise DataError(f"{out}: there is {what} already; --resume goes on with it, --force begins anew")
     try:
+        if occupied:
+            shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
-        config.save(out / "config.yaml")
-        (out / MARK).touch()
+        (out / mark).touch()
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from None
+    return False
 
 
 def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
@@ -289,7 +305,7 @@ def _run_stage(
             trainer.fit(module, data, ckpt_path=path if path.is_file() else None, weights_only=False)
             if trainer.interrupted:
                 raise KeyboardInterrupt
-            if _is_main():
+            if is_main():
                 write_json(folder / "done.json", {"epochs": trainer.current_epoch}, force=True)
         _load(module, folder / "best.ckpt")
         return module, _judge(trainer, module, data)

@@ -5,7 +5,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from mtlkit.data import DataError, read_dicom, read_dicom_tags, read_image
+from mtlkit.data import DataError, count_frames, read_dicom, read_dicom_tags, read_image, read_pixel_spacing
 
 RAMP = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
 
@@ -90,6 +90,44 @@ def test_frames():
     assert not np.array_equal(first, last)
     with pytest.raises(DataError, match="there is no frame 30, only 0 to 29"):
         read_dicom(path, 30)
+
+    assert (count_frames(path), count_frames(bundled("CT_small.dcm"))) == (30, 1)
+
+
+def region(delta: float, right: int = 7, *, kind: int = 1, units: int = 3) -> pydicom.Dataset:
+    """A region of an ultrasound image, in cm a pixel."""
+    item = pydicom.Dataset()
+    item.RegionSpatialFormat, item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = kind, units, units
+    item.PhysicalDeltaX, item.PhysicalDeltaY = delta, -2 * delta
+    item.RegionLocationMinX0, item.RegionLocationMinY0 = 0, 0
+    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = right, 7
+    return item
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({}, None),
+        ({"PixelSpacing": [0.5, 0.25]}, (0.5, 0.25)),
+        ({"PixelSpacing": [0.5, 0.25], "ImagerPixelSpacing": [1, 1]}, (0.5, 0.25)),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (0.1, 0.2)),
+        ({"ImagerPixelSpacing": [0.1, 0.2], "EstimatedRadiographicMagnificationFactor": 2}, (0.05, 0.1)),
+        ({"PixelSpacing": [0, 0]}, None),
+        ({"SequenceOfUltrasoundRegions": [region(0.02)]}, (0.4, 0.2)),
+        ({"SequenceOfUltrasoundRegions": [region(0.02), region(0.02)]}, (0.4, 0.2)),
+        ({"SequenceOfUltrasoundRegions": [region(0.02), region(0.5, kind=4, units=4)]}, (0.4, 0.2)),
+        ({"SequenceOfUltrasoundRegions": [region(0.02), region(0.03)]}, None),
+        ({"SequenceOfUltrasoundRegions": [region(0.02, units=4)]}, None),
+        ({"SequenceOfUltrasoundRegions": [region(0.02, right=639)]}, None),
+    ],
+)
+def test_pixel_spacing(tmp_path, write_dicom, tags, expected):
+    found = read_pixel_spacing(write_dicom(tmp_path / "a.dcm", RAMP, **tags))
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_a_region_larger_than_its_image_gives_no_spacing():
+    assert read_pixel_spacing(bundled("examples_ybr_color.dcm")) is None  # 320 columns, a region up to column 595
 
 
 def test_a_file_named_otherwise_is_known_by_its_beginning(tmp_path, write_dicom):

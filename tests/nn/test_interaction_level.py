@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -360,3 +361,24 @@ def test_meta_tensors_have_shapes():
         level = InteractionLevel(6, 4)
         output = level(torch.empty(2, 6, 3, 5), torch.empty(2, 4))
     assert output[0].shape == (2, 6, 3, 5)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Token:
+    """Lives as long as the node of the graph that holds it."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_step_leaves_no_graph_behind(form, backend):
+    made = level(form).train()
+    seg, clf = data(requires_grad=True)
+    above, token = 2 * seg, Token()
+    above.grad_fn.metadata["token"], alive = token, weakref.ref(token)
+    out = made(above, clf)
+    (out.seg.square().sum() + out.clf.square().sum()).backward()
+    del token
+    assert alive() is not None
+    del above, out
+    assert alive() is None

@@ -14,7 +14,7 @@ import torch
 from mtlkit.cli import main
 from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
-from mtlkit.models import from_pretrained, unregister
+from mtlkit.models import from_pretrained
 from mtlkit.training import load_config, repeat, train
 
 
@@ -91,21 +91,25 @@ from mtlkit.training import load_config, train
 
 class Kill(Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        if trainer.current_epoch == 2 and index == 1:
+        if (1 + module.gates_only, trainer.current_epoch, index) == (stage, epoch, 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
-config, data, out = sys.argv[1:]
+config, data, out = sys.argv[1:4]
+stage, epoch = map(int, sys.argv[4:])
 train(load_config(config), data, out, progress=False, callbacks=[Kill()])
 """
 
 
-def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python):
+@pytest.mark.parametrize(("stage", "epoch"), [(1, 2), (2, 1)])
+def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python, stage, epoch):
+    """Killed within an epoch, after the second of its batches."""
     undisturbed, figures = finished
     config = undisturbed / "config.yaml"
     (tmp_path / "kill.py").write_text(KILL)
-    process = run_python(tmp_path / "kill.py", config, ultrasound, tmp_path / "run")
+    process = run_python(tmp_path / "kill.py", config, ultrasound, tmp_path / "run", str(stage), str(epoch))
     assert process.returncode == -signal.SIGKILL, process.stderr
-    assert not (tmp_path / "run/stage1/done.json").exists()
+    assert (tmp_path / "run/stage1/done.json").exists() == (stage == 2)
+    assert not (tmp_path / f"run/stage{stage}/done.json").exists()
     again = train(load_config(config), ultrasound, tmp_path / "run", resume=True, progress=False)
     for stage in (1, 2):
         for name in ("last", "best"):
@@ -122,64 +126,65 @@ def test_a_finished_run_is_left_as_it_is(finished, tmp_path, ultrasound):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
 
 
-NET = """
-import sys
-from dataclasses import dataclass
-from typing import NamedTuple
+STEPS = """
+import json, os, sys
 import torch
-from torch import nn
-from mtlkit.models import register
-from mtlkit.training import Config, train
+from lightning.pytorch.callbacks import Callback
+from mtlkit.training import load_config, train
 
-@dataclass(frozen=True)
-class Options:
-    num_classes: int = 3
+class Watch(Callback):
+    # the network in inference mode, for BatchNorm would take the statistics of each process; keeps every gradient
+    def __init__(self):
+        self.gradients = []
 
-class Output(NamedTuple):
-    seg_logits: torch.Tensor
-    cls_logits: torch.Tensor
-    gates: None = None
+    def on_train_batch_start(self, trainer, module, batch, index):
+        module.model.eval()
 
-@register("plain", Options())
-class Plain(nn.Module):
-    # without BatchNorm, whose statistics are those of each process
-    def __init__(self, options, device=None, dtype=None):
-        super().__init__()
-        self.options = options
-        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
-        self.seg_head, self.cls_head = nn.Conv2d(8, 1, 1), nn.Linear(8, 3)
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        named = module.model.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
-    def forward(self, images):
-        x = self.body(images)
-        return Output(self.seg_head(x), self.cls_head(x.mean((2, 3))))
-
-data, out, devices, batch = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-config = Config().change({
-    "model": {"name": "plain"},
-    "data": {"size": 32, "batch_size": batch, "fractions": [0.5, 0.25, 0.25]},
-    "stopping": {"epochs": 1},
-    "loss": {"size_boost": True},
-})
+watch = Watch()
+config, data, out, devices = sys.argv[1:4] + [int(sys.argv[4])]
+config = load_config(config).change({"data": {"batch_size": 4 // devices}})
 trainer = {"accelerator": "cpu", "devices": devices} | ({"strategy": "ddp"} if devices > 1 else {})
-train(config, data, out, progress=False, trainer=trainer)
+train(config, data, out, progress=False, trainer=trainer, callbacks=[watch])
+torch.save(watch.gradients, f"{out}/gradients-{os.environ.get('LOCAL_RANK', 0)}.pt")
 """
 
 
-def test_two_processes_are_as_one(tmp_path, ultrasound, run_python, monkeypatch):
-    script = tmp_path / "net.py"
-    script.write_text(NET)
-    process = run_python(script, ultrasound, tmp_path / "two", "2", "2")
+def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monkeypatch):
+    """Gradients of every step and parameter, weights and figures, in float64, of the same batches in halves."""
+    options = dict(small.model.options) | {"dropout": 0.0}
+    data = {"augment": "none", "fractions": [0.5, 0.25, 0.25]}  # 12 images, 3 batches of 4
+    # a part of the Tversky loss of the demo is over the batch, not over its images
+    changes = {"model": {"options": options}, "data": data, "loss": {"tversky": "mbdi"}, "precision": "64-true"}
+    small.change(changes | {"stopping": {"epochs": 1}}).save(tmp_path / "config.yaml")
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    arguments = [str(tmp_path / "config.yaml"), str(ultrasound)]
+    process = run_python(script, *arguments, tmp_path / "two", "2")
     assert process.returncode == 0, process.stderr
-    monkeypatch.setattr(sys, "argv", [str(script), str(ultrasound), str(tmp_path / "one"), "1", "4"])
-    try:
-        runpy.run_path(str(script))
-    finally:
-        unregister("plain")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments, str(tmp_path / "one"), "1"])
+    runpy.run_path(str(script))
+
+    one, *both = (
+        torch.load(tmp_path / name) for name in ("one/gradients-0.pt", "two/gradients-0.pt", "two/gradients-1.pt")
+    )
+    assert [len(steps) for steps in (one, *both)] == [3, 3, 3]
+    for steps in both:
+        for got, expected in zip(steps, one, strict=True):
+            assert got.keys() == expected.keys()
+            assert {value.dtype for value in expected.values()} == {torch.float64}
+            assert any(".upa." in name for name in expected)
+            for name, value in expected.items():
+                torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(two[key], value, rtol=1e-7, atol=1e-9)
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
-    assert second["val/iou"] == pytest.approx(first["val/iou"], abs=1e-3)
+    assert second == pytest.approx(first, abs=1e-6)
 
 
 def test_early_stopping(tmp_path, ultrasound, small):

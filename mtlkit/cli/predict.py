@@ -1,0 +1,101 @@
+"""`mtlkit predict`: masks and classes of images of one's own."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtlkit.cli._progress import progress_bar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DESCRIPTION = """\
+Runs a trained network over images, and writes for each its mask and an overlay, in the image's own size, and a row of
+class probabilities, area and gates.
+
+INPUT is an image (PNG, JPEG, BMP, TIFF, DICOM; each frame of a DICOM file is an image by itself) or a folder of images,
+also of folders. For a network of four-view mammograms it is a folder with the views of an exam, or a folder of such
+folders; the views tell what they are by their DICOM tags, or by names as L_CC.png. Missing views are done without, and
+told.
+"""
+EPILOG = """\
+examples:
+  mtlkit predict runs/mbdi scan.dcm --out found                   one image
+  mtlkit predict runs/btinet scans/ more/scan7.png --out found    all images of a folder, and one more
+  mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that looks at a known lesion
+  mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
+
+the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out)
+
+in predictions.csv area_mm2 is empty where a file does not say how large its pixels are; gates of BTI-Net are scores of
+failure: the higher, the likelier is the mask (gate_seg_*) or the class (gate_clf_*) to be wrong
+
+exit status: 0 predicted, 2 not predicted; one sentence on standard error says what and where. The folder is written
+whole or not at all.
+"""
+SHOWN = 20
+
+
+def add_command(commands: Any) -> None:
+    """Adds `predict` to the command line."""
+    command = commands.add_parser(
+        "predict",
+        help="masks and classes of images of your own",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    add("inputs", type=Path, nargs="+", metavar="INPUT", help="an image or a folder")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
+    add("--masks", type=Path, metavar="FOLDER", help="masks by the names of the images, for csa_moe")
+    add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
+    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
+    add("--force", action="store_true", help="overwrite what an earlier prediction wrote there")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`mtlkit predict`."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from mtlkit.cli.evaluate import usable_device
+    from mtlkit.inference import predict
+
+    names = ("masks", "batch_size", "force", "skip_bad")
+    settings = {name: getattr(options, name) for name in names} | {"device": usable_device(options.device)}
+    with progress_bar("predicting") as progress:
+        found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_table(found.rows[:SHOWN]))
+    if len(found.rows) > SHOWN:
+        console.print(f"... and {len(found.rows) - SHOWN} more")
+    for words in found.remarks:
+        console.print(Text(words))
+    for words in found.skipped:
+        console.print(Text(f"left out: {words}"))
+    console.print(Text(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions"))
+    return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> "Table":
+    """The likeliest classes, their probabilities, and areas."""
+    from rich.table import Table
+    from rich.text import Text
+
+    tasks = [name.removesuffix("_predicted") for name in rows[0] if name.endswith("_predicted")]
+    areas = [name for name in ("area_pixels", "area_mm2") if any(row.get(name, "") != "" for row in rows)]
+    table = Table("image" if "image" in rows[0] else "exam", *(task.replace("_", " ") for task in tasks))
+    for name in areas:
+        table.add_column({"area_pixels": "pixels", "area_mm2": "mm²"}[name], justify="right")
+    for row in rows:
+        cells = []
+        for task in tasks:
+            best = row[f"{task}_predicted"]
+            cells.append(f"{best} {row[f'{task}_p_{best}']:.2f}" if best else "no view")
+        sizes = [row[name] if row[name] == "" else f"{row[name]:.0f}" for name in areas]
+        table.add_row(*map(Text, [row["key"], *cells, *sizes]))
+    return table

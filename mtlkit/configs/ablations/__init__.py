@@ -1,0 +1,1 @@
+"""Tables of ablations, one file each; see `mtlkit.training.load_ablation`."""

@@ -1,0 +1,248 @@
+"""From images to a folder of predictions.
+
+    predictions.csv          a row for each image, frame or exam
+    masks/ overlays/         PNG, in the sizes of the images, where the network draws masks or was given them
+    predictions.json         which network, and what was left out
+
+The folder is written whole or not at all.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms.v2 import functional as TF
+
+import mtlkit
+from mtlkit.data import VIEWS, DataError, Exam, Record, read_image, read_mask, read_pixel_spacing
+from mtlkit.data.dicom import is_dicom
+from mtlkit.data.files import folder_written_whole, write_json
+from mtlkit.inference.drawing import draw_overlay
+from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
+from mtlkit.training import SavedRun, load_run
+from mtlkit.training.modules import gate_names
+
+__all__ = ["Predicted", "predict"]
+
+THRESHOLD = 0.5  # a pixel of at least so much belongs to the mask, as in the figures of training
+SIDES = ("left", "right")
+
+
+class Predicted(NamedTuple):
+    """What `predict` wrote.
+
+    Example:
+        >>> from mtlkit.inference import Predicted
+        >>> Predicted([{"key": "scan 1", "class_predicted": "benign"}], [], []).rows[0]["key"]
+        'scan 1'
+    """
+
+    rows: list[dict[str, Any]]  # of predictions.csv
+    skipped: list[str]  # why images were left out
+    remarks: list[str]  # on what is missing and was done without
+
+
+class _Readable(Dataset):
+    """Items with the image's own pixels, or the error where one cannot be read."""
+
+    def __init__(self, run: SavedRun, records: Sequence[Record] | Sequence[Exam]) -> None:
+        self.items, self.records = run.dataset(records), records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray | None] | DataError:
+        record = self.records[index]
+        try:
+            item = self.items[index]
+            pixels = read_image(record.image, record.frame) if isinstance(record, Record) else None
+        except DataError as error:
+            return error
+        return index, item, pixels
+
+
+def predict(
+    run: SavedRun | str | Path,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    masks: str | Path | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    force: bool = False,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predicted:
+    """Runs a trained network over images, and writes what it says.
+
+    Images are read and prepared as in training. A mask is brought back to the size of its image, and its area is told
+    in pixels, and in mm² where a DICOM file says how large these are. Each frame of a DICOM file is an image.
+
+    Args:
+        run: the folder of a run, or what `mtlkit.training.load_run` made of one.
+        inputs: images (PNG, JPEG, BMP, TIFF, DICOM), and folders of them; for a network of four-view mammograms folders
+            with the views of an exam, or folders of such folders.
+        out: a new folder.
+        masks: a folder of masks by the names of the images, for networks that look at a known lesion (csa_moe).
+        batch_size: images at once; by default as in training. Only MBDI's gates, as published, look at the others of a
+            batch.
+        device: where the network runs; by default where it is, on the CPU if it was not loaded yet.
+        force: replaces what an earlier prediction wrote.
+        skip_bad: leaves out what cannot be used, instead of raising.
+        progress: told how many of how many images are done.
+
+    Raises:
+        DataError: there is no such file, one cannot be read, nothing is left to predict, or the folder may not be
+            written.
+        ValueError: `batch_size` is below 1.
+        FloatingPointError: the network's answer is no number.
+
+    Example:
+        >>> from mtlkit.inference import predict
+        >>> predict("/no/such/run", "scans", "found")
+        Traceback (most recent call last):
+        mtlkit.data.catalogue.DataError: /no/such/run: there is no such folder
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    run = run if isinstance(run, SavedRun) else load_run(run)
+    if device is not None:
+        run.model.to(device)
+    paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    problems = Problems(skip=skip_bad)
+    records, remarks = _find(run, paths, None if masks is None else Path(masks), problems)
+    with folder_written_whole(out, MARK, force=force) as draft:
+        rows = list(_run(run, records, batch_size, draft, problems, progress)) if records else []
+        if not rows:
+            where = ", ".join(map(str, paths))
+            raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
+        with (draft / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        about = {
+            "mtlkit": mtlkit.__version__,
+            "run": str(run.folder.resolve()),
+            "network": run.config.model.name,
+            "classes": {task: list(names) for task, names in run.tasks.items()},
+            "inputs": [str(path.resolve()) for path in paths],
+            "masks": None if masks is None else str(Path(masks).resolve()),
+            "predicted": len(rows),
+            "skipped": problems.found,
+            "remarks": remarks,
+        }
+        write_json(draft / MARK, about)
+    return Predicted(rows, problems.found, remarks)
+
+
+def _find(
+    run: SavedRun, paths: Sequence[Path], masks: Path | None, problems: Problems
+) -> tuple[list[Record] | list[Exam], list[str]]:
+    """The records of what is named, for the network's kind of input."""
+    if not paths:
+        raise DataError("inputs: expected at least one image or folder, got none")
+    task = run.config.task
+    if task != "views" and masks is not None:
+        raise DataError(f"{masks}: the network of {run.folder} takes no masks")
+    if task == "mammography":
+        return find_exams(paths, problems)
+    needed = task == "views" and set(run.model.options.experts) != {"image"}
+    if needed and masks is None:
+        raise DataError(f"{run.folder}: this network looks at a known lesion: a folder of masks is needed (--masks)")
+    return find_images(paths, masks, problems, masks_needed=needed)
+
+
+def _run(
+    run: SavedRun,
+    records: Sequence[Record] | Sequence[Exam],
+    batch_size: int | None,
+    draft: Path,
+    problems: Problems,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows, and writes masks and overlays on the way."""
+    d = run.config.data
+    batch_size = batch_size or d.eval_batch_size or d.batch_size
+    workers = d.workers if len(records) > 2 * batch_size else 0
+    done = 0
+    for batch in DataLoader(_Readable(run, records), batch_size, num_workers=workers, collate_fn=list):
+        done += len(batch)
+        for error in batch:
+            if isinstance(error, DataError):
+                problems.add(error)
+        good = [entry for entry in batch if not isinstance(entry, DataError)]
+        if good:
+            found = run.predict(default_collate([item for _, item, _ in good]))
+            for i, (index, _, pixels) in enumerate(good):
+                one = {name: value[i] for name, value in found.items()}
+                if not all(value.isfinite().all() for value in one.values()):
+                    raise FloatingPointError(f"{run.folder}: the network's answer to {records[index].key} is no number")
+                yield _row(run, records[index], one, pixels, draft)
+        if progress is not None:
+            progress(done, len(records))
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _row(
+    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], pixels: np.ndarray | None, draft: Path
+) -> dict[str, Any]:
+    """The row of an image or exam; its mask and overlay are written."""
+    row: dict[str, Any] = {"key": record.key}
+    if isinstance(record, Exam):
+        row |= {name: str(path or "") for name, path in zip(VIEWS, record.views, strict=True)}
+        for side, name in enumerate(SIDES):
+            seen = any(record.views[2 * side : 2 * side + 2])
+            for task, classes in run.tasks.items():
+                row |= _classes(f"{name}_{task}", classes, found[task][side], seen=seen)
+    else:
+        row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
+        row |= _classes("class", run.tasks["class"], found["class"])
+        row |= _lesion(record, found.get("mask"), pixels, draft)
+    if "gates" in found:
+        gates = found["gates"].flatten().tolist()
+        row |= {f"gate_{name}": gate for name, gate in zip(gate_names(run.model, len(gates)), gates, strict=True)}
+    return row
+
+
+def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bool = True) -> dict[str, Any]:
+    """The likeliest class and the probability of each; empty for a breast of which there is no view."""
+    best = names[int(probabilities.argmax())]
+    values = {f"{task}_predicted": best if seen else ""}
+    return values | {
+        f"{task}_p_{name}": p if seen else "" for name, p in zip(names, probabilities.tolist(), strict=True)
+    }
+
+
+def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: Path) -> dict[str, Any]:
+    """Area and files of the mask that the network drew, or of the one that it was given."""
+    height, width = pixels.shape[:2]
+    if found is not None:
+        mask = TF.resize(found, [height, width], antialias=True)[0].numpy() >= THRESHOLD  # (H, W)
+    elif record.masks:
+        mask = read_mask(record.masks, (height, width)).astype(bool)
+    else:
+        return {}
+    row = {"area_pixels": int(mask.sum()), "area_mm2": ""}
+    if is_dicom(record.image) and (spacing := read_pixel_spacing(record.image)):
+        row["area_mm2"] = row["area_pixels"] * spacing[0] * spacing[1]
+    drawings = {"overlay": draw_overlay(pixels, mask)}
+    if found is not None:
+        drawings = {"mask": mask.astype(np.uint8) * 255} | drawings
+    for what, drawn in drawings.items():
+        name = f"{what}s/{record.key}.png"
+        (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn).save(draft / name)
+        row[what] = name
+    return row
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value
