@@ -12,8 +12,9 @@ struct Gpu {
   int64_t multiprocessors;
   int64_t shared_bytes;  // that a block may have
 
-  // Whether so many warps hide each other's waiting.
-  bool is_full(int64_t warps) const { return warps >= 16 * multiprocessors; }
+  // So many warps hide each other's waiting.
+  int64_t full_warps() const { return 16 * multiprocessors; }
+  bool is_full(int64_t warps) const { return warps >= full_warps(); }
 };
 
 struct Chunks {

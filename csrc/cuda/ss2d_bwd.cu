@@ -2,8 +2,8 @@
 //
 // Each half of a block passes its tiles against the direction of its scan, rebuilding the states from the checkpoint of
 // the tile. Sums over channels (dB, dC, the gradient of the time step's row) leave the block as one part per block of
-// channels, sums over tokens (dA, dD, the time step's weights) as one part per image and chunk; the caller adds the
-// parts in a fixed order.
+// channels, which a small kernel adds up after each launch; sums over tokens (dA, dD, the time step's weights) as one
+// part per image of a launch and chunk, which the caller adds up. Both in a fixed order.
 #include "cuda/launchers.h"
 #include "cuda/ss2d.cuh"
 
@@ -20,7 +20,7 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
-  int64_t* rows;  // (tokens): where the token's part of the gradient of x_dbl begins; negative for none
+  int64_t* rows;  // (tokens): where in `parts` the token's row begins; negative for none
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
   char* raw_u;    // these three, as the asynchronous copies of the next tile write them
   char* raw_dy;
@@ -57,6 +57,35 @@ struct Shared {
   __host__ __device__ static int padded_rank(int64_t rank) { return static_cast<int>(rank / 4 * 4 + 4); }
 };
 
+// What one launch of the main kernel does: some images, and some iterations of every chunk's way through its tiles.
+struct Portion {
+  int first_image, images;
+  int begin, end;  // of the iterations; a chunk may have fewer
+  bool first;      // of the call: finds no sums over tokens to add to
+};
+
+// The pixels of one chunk and direction whose rows a portion leaves parts of: so many, from one on in the order of the
+// pair. Who scans upwards comes to the tiles downwards.
+struct Window {
+  int64_t first;
+  int pixels;
+
+  __device__ Window(const SS2DCuda& p, const Portion& portion, int tile_tokens, int chunk, bool upwards) {
+    const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), first_tile = chunk * chunk_tiles;
+    const int left = static_cast<int>(p.plan.tiles) - first_tile, tiles = left < chunk_tiles ? left : chunk_tiles;
+    const int end = portion.end < tiles ? portion.end : tiles;
+    first = int64_t{first_tile + (upwards ? tiles - end : portion.begin)} * tile_tokens;
+    const int64_t whole = int64_t{end - portion.begin} * tile_tokens, room = p.shape.tokens() - first;
+    pixels = static_cast<int>(whole < 0 ? 0 : whole < room ? whole : room);
+  }
+};
+
+// Where in `parts` the rows of a block of channels, an image of the portion, a chunk and a direction begin.
+__device__ int64_t first_row(const SS2DCuda& p, int channel_block, int image, int chunk, int direction) {
+  const int64_t group = (channel_block * p.plan.images + image) * p.plan.chunks + chunk;
+  return (group * kDirections + direction) * p.plan.window_pixels * p.shape.row();
+}
+
 struct Vectors {
   bool u, dy;
 };
@@ -78,7 +107,7 @@ __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2
 // From the raw parts to those of the tile at work. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile<L>& tile) {
+                       const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
   const int skew = row_skew<L, T>(p, geometry, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
@@ -97,25 +126,26 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
     const T* row = reinterpret_cast<const T*>(shared.raw_rows + place * geometry.row_bytes) + skew;
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
+  const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
+  const int64_t rows = first_row(p, work.channel_block, work.batch - portion.first_image, work.chunk, work.direction);
 #pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
-    const int64_t image = (work.channel_block * p.shape.batch + work.batch) * p.shape.tokens();
-    const int64_t pixel = image + index_at(geometry, work.pair, tile, tile.place(token));
-    const bool real = tile.place(token) < tile.tokens;
-    shared.rows[token] = real ? (pixel * kDirections + work.direction) * p.shape.row() : -1;
+    const int place = tile.place(token);
+    const int64_t pixel = int64_t{tile.index} * L::kTokens + place - window.first;
+    shared.rows[token] = place < tile.tokens ? rows + pixel * p.shape.row() : -1;
   }
 }
 
 template <typename L>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile<L>& tile) {
+                       const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   switch (params.scan.x_dbl.dtype) {
     case DType::kBFloat16:
-      return unpack<L, bf16>(shared, params, geometry, work, tile);
+      return unpack<L, bf16>(shared, params, geometry, portion, work, tile);
     case DType::kFloat16:
-      return unpack<L, f16>(shared, params, geometry, work, tile);
+      return unpack<L, f16>(shared, params, geometry, portion, work, tile);
     default:
-      return unpack<L, float>(shared, params, geometry, work, tile);
+      return unpack<L, float>(shared, params, geometry, portion, work, tile);
   }
 }
 
@@ -137,7 +167,7 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
   const auto sum_parts = [&](int group, int offset) {
     ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
       const int64_t row = shared.rows[group * kGroupTokens + j];
-      if (n < states && row >= 0) params.drows[row + offset + n] = sum;
+      if (n < states && row >= 0) params.parts[row + offset + n] = sum;
     });
   };
 
@@ -205,7 +235,7 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
 
   const int token = work.thread % L::kTokens;
   if (token < tile.padded && shared.rows[token] >= 0) {
-    float* row = params.drows + shared.rows[token];
+    float* row = params.parts + shared.rows[token];
     for (int first = work.thread / L::kTokens * kAtOnce; first < rank; first += L::kThreads / L::kTokens * kAtOnce) {
       float sum[kAtOnce] = {};
 #pragma unroll 2
@@ -238,13 +268,15 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
 
 // The block's part of the gradients of the parameters.
 template <typename L>
-__device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
-                                 const States<L>& dA, float dskip) {
+__device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Portion& portion,
+                                 const Work<L>& work, const States<L>& dA, float dskip) {
   const SS2DCuda& p = params.scan;
   const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
-  const int64_t part = (work.batch * p.plan.chunks + work.chunk) * kDirections + work.direction;
-  const auto row = [&](int channel) {
-    return params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
+  const int64_t image = work.batch - portion.first_image;
+  const int64_t part = (image * p.plan.chunks + work.chunk) * kDirections + work.direction;
+  const auto add = [&](int channel, int i, float value) {
+    float* row = params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
+    row[i] = portion.first ? value : row[i] + value;
   };
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 #pragma unroll
@@ -252,15 +284,24 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward
   if (work.first_channel + channel < p.shape.channels) {
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
-      if (lane * L::kStates + i < states) row(channel)[lane * L::kStates + i] = dA.values[i];
+      if (lane * L::kStates + i < states) add(channel, lane * L::kStates + i, dA.values[i]);
     }
-    if (lane == 0) row(channel)[states + rank + 1] = dskip;
+    if (lane == 0) add(channel, states + rank + 1, dskip);
   }
   block_sync();
   for (int i = work.thread; i < (rank + 1) * L::kChannels; i += L::kThreads) {
     const int r = i / L::kChannels, c = i % L::kChannels;
-    if (work.first_channel + c < p.shape.channels) row(c)[states + r] = shared.dweight[i];
+    if (work.first_channel + c < p.shape.channels) add(c, states + r, shared.dweight[i]);
   }
+}
+
+// The carries that wait between two launches for the thread's channel, whose D must be beyond it.
+template <typename L>
+__device__ float* waiting(const SS2DCudaBackward& params, const Portion& portion, const Work<L>& work) {
+  const SS2DCuda& p = params.scan;
+  const int64_t image = work.batch - portion.first_image;
+  const int64_t row = (image * kDirections + work.direction) * p.plan.chunks + work.chunk;
+  return params.carries + (row * p.shape.channels + work.first_channel + work.thread / L::kLanes) * L::kPadded;
 }
 
 // Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill.
@@ -270,14 +311,18 @@ constexpr int kLeastBlocks = kEndsOnly            ? 512 / (2 * L::kThreads)
                              : L::kThreads == 128 ? 2
                                                   : 3;
 
-// kEndsOnly: finds the carry that each chunk leaves instead of the gradients.
+// kEndsOnly: finds the carry that each chunk leaves instead of the gradients, from all of its tiles.
 template <typename L, bool kEndsOnly>
 __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
-    ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors) {
+    ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors,
+                    const Portion portion) {
   const SS2DCuda& p = params.scan;
-  const Work<L> work(p);
+  const Work<L> work(p, portion.first_image);
+  if (portion.begin >= work.tiles) return;
+  const int end = portion.end < work.tiles ? portion.end : work.tiles;
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
+  const bool inside = work.first_channel + channel < p.shape.channels;
 
   const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
   const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
@@ -288,7 +333,9 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     if (i >= rank * L::kChannels) shared.weight[i] = 0.0f;
   }
   const States<L> A = load_A<L>(p, work);
-  States<L> carry = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, true);
+  States<L> carry = zero_states<L>();
+  if (!kEndsOnly && portion.begin == 0) carry = chunk_start<L>(p, work, A, true);
+  if (portion.begin > 0 && inside) carry = load_states<L>(waiting(params, portion, work), lane);
   States<L> dA = zero_states<L>();
   float dskip = 0.0f, steps = 0.0f;
 
@@ -297,20 +344,20 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
     return upwards ? Tile<L>(p.shape, down, up, true) : Tile<L>(p.shape, up, down, false);
   };
-  stage(shared, vectors, params, geometry, work, tile_at(0));
-  for (int iteration = 0; iteration < work.tiles; ++iteration) {
+  stage(shared, vectors, params, geometry, work, tile_at(portion.begin));
+  for (int iteration = portion.begin; iteration < end; ++iteration) {
     const Tile<L> tile = tile_at(iteration);
     copy_async_wait();
     block_sync();
-    unpack(shared, params, geometry, work, tile);
+    unpack(shared, params, geometry, portion, work, tile);
     block_sync();
     if constexpr (kEndsOnly) {
-      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      if (iteration + 1 < end) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
       descend_tile<L>(shared.tokens + channel, SharedRows<L>{shared.C + lane * L::kStates}, tile.padded, A, carry,
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
-      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      if (iteration + 1 < end) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
       project_back<L>(shared, params, work, tile);
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
         const int token = upwards ? place : tile.padded - 1 - place;
@@ -321,7 +368,80 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
-    store_parameters<L>(shared, params, work, dA, dskip);
+    if (end < work.tiles && inside) store_states<L>(waiting(params, portion, work), lane, carry);
+    store_parameters<L>(shared, params, portion, work, dA, dskip);
+  }
+}
+
+constexpr int kSumThreads = 256, kSumsAtOnce = 4;  // values of a row for each thread
+
+// Adds up the parts of the rows that a portion has left, over the blocks of channels. T: the type of x_dbl.
+template <typename T>
+__global__ void __launch_bounds__(kSumThreads)
+    ss2d_sum_rows_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Divisor row,
+                         const Portion portion, const int tile_tokens, const int pieces) {
+  const SS2DCuda& p = params.scan;
+  int block = static_cast<int>(blockIdx.x);
+  const int piece = block % pieces;
+  block /= pieces;
+  const int direction = block % kDirections;
+  block /= kDirections;
+  const int chunks = static_cast<int>(p.plan.chunks), chunk = block % chunks, image = block / chunks;
+  const Window window(p, portion, tile_tokens, chunk, direction < 2);
+  const int64_t first = int64_t{piece} * kSumThreads * kSumsAtOnce, left = window.pixels * p.shape.row() - first;
+  if (left <= 0) return;
+  const int count = left < kSumThreads * kSumsAtOnce ? static_cast<int>(left) : kSumThreads * kSumsAtOnce;
+  const int thread = static_cast<int>(threadIdx.x);
+
+  const float* part = params.parts + first_row(p, 0, image, chunk, direction) + first;
+  const int64_t stride = first_row(p, 1, 0, 0, 0);
+  float sum[kSumsAtOnce] = {};
+#pragma unroll 4
+  for (int block = 0; block < static_cast<int>(p.plan.channel_blocks); ++block, part += stride) {
+#pragma unroll
+    for (int j = 0; j < kSumsAtOnce; ++j) {
+      const int at = thread + j * kSumThreads;
+      sum[j] += part[at < count ? at : 0];
+    }
+  }
+
+  const int64_t pixel = first / p.shape.row();
+  const auto skipped = static_cast<uint32_t>(first - pixel * p.shape.row());
+#pragma unroll
+  for (int j = 0; j < kSumsAtOnce; ++j) {
+    const int at = thread + j * kSumThreads;
+    if (at >= count) break;
+    const uint32_t further = row.divide(skipped + at), value = skipped + at - further * row.value;
+    const int64_t index = window.first + pixel + further;
+    int64_t place = index;
+    if (direction % 2 == 1) {
+      const uint32_t x = geometry.height.divide(static_cast<uint32_t>(index));
+      place = (index - int64_t{x} * p.shape.height) * p.shape.width + x;
+    }
+    const int64_t pixel_of_all = (portion.first_image + image) * p.shape.tokens() + place;
+    static_cast<T*>(params.dx_dbl)[(pixel_of_all * kDirections + direction) * p.shape.row() + value] =
+        from_float<T>(sum[j]);
+  }
+}
+
+int launch_sum_rows(const SS2DCudaBackward& params, const SS2DGeometry& geometry, const Portion& portion,
+                    int tile_tokens, void* stream) {
+  const SS2DCuda& p = params.scan;
+  const int64_t pieces = ceil_div(p.plan.window_pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
+  const int64_t blocks = portion.images * p.plan.chunks * kDirections * pieces;
+  if (blocks > INT32_MAX) return kInvalidValue;
+  const Divisor row(static_cast<uint32_t>(p.shape.row()));
+  const auto launch = [&](auto kernel) {
+    return launch_kernel(blocks, kSumThreads, 0, stream, kernel, params, geometry, row, portion, tile_tokens,
+                         static_cast<int>(pieces));
+  };
+  switch (p.x_dbl.dtype) {
+    case DType::kBFloat16:
+      return launch(ss2d_sum_rows_kernel<bf16>);
+    case DType::kFloat16:
+      return launch(ss2d_sum_rows_kernel<f16>);
+    default:
+      return launch(ss2d_sum_rows_kernel<float>);
   }
 }
 
@@ -329,17 +449,31 @@ template <typename L>
 int launch(const SS2DCudaBackward& params, void* stream) {
   const SS2DCuda& p = params.scan;
   const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
-  const int64_t blocks = blocks_of(p);
   const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
   const Vectors vectors{copies_vectors<L>(p.u, p.shape.channels), copies_vectors<L>(params.dy, p.shape.channels)};
-  if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
-  if (p.plan.chunks > 1) {
-    const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, true>, params,
-                                    geometry, vectors);
+  if (blocks_of(p, p.plan.images) > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
+
+  const auto launch_one = [&](auto kernel, const Portion& portion) {
+    return launch_kernel(blocks_of(p, portion.images), 2 * L::kThreads, shared_bytes, stream, kernel, params, geometry,
+                         vectors, portion);
+  };
+  const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), window = static_cast<int>(p.plan.window_tiles);
+  for (int64_t image = 0; image < p.shape.batch; image += p.plan.images) {
+    Portion portion{};
+    portion.first_image = static_cast<int>(image);
+    portion.images = static_cast<int>(std::min(p.plan.images, p.shape.batch - image));
+    portion.end = chunk_tiles;
+    int error = p.plan.chunks > 1 ? launch_one(ss2d_bwd_kernel<L, true>, portion) : kSuccess;
+    for (int begin = 0; begin < chunk_tiles && error == kSuccess; begin += window) {
+      portion.begin = begin;
+      portion.end = std::min(begin + window, chunk_tiles);
+      portion.first = image == 0 && begin == 0;
+      error = launch_one(ss2d_bwd_kernel<L, false>, portion);
+      if (error == kSuccess) error = launch_sum_rows(params, geometry, portion, L::kTokens, stream);
+    }
     if (error != kSuccess) return error;
   }
-  return launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, false>, params, geometry,
-                       vectors);
+  return kSuccess;
 }
 
 // Calls `use` with the layout of an index; -1 where there is none.
