@@ -20,7 +20,7 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
-  int64_t* rows;  // (tokens): where in `parts` the token's row begins; negative for none
+  float** rows;   // (tokens): where the block's part of the gradient of the token's B begins; null beyond the end
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
   char* raw_u;    // these three, as the asynchronous copies of the next tile write them
   char* raw_dy;
@@ -40,7 +40,7 @@ struct Shared {
     parts = arena.take<float>(ChannelSums<L>::kFloats);
     bias = arena.take<float>(L::kChannels);
     skip = arena.take<float>(L::kChannels);
-    rows = arena.take<int64_t>(L::kTokens);
+    rows = arena.take<float*>(L::kTokens);
     Arena states = arena;
     starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
     raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
@@ -80,8 +80,8 @@ struct Window {
   }
 };
 
-// Where in `parts` the rows of a block of channels, an image of the portion, a chunk and a direction begin.
-__device__ int64_t first_row(const SS2DCuda& p, int channel_block, int image, int chunk, int direction) {
+// How far into `parts` the rows of a block of channels, an image of the portion, a chunk and a direction begin.
+__device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, int chunk, int direction) {
   const int64_t group = (channel_block * p.plan.images + image) * p.plan.chunks + chunk;
   return (group * kDirections + direction) * p.plan.window_pixels * p.shape.row();
 }
@@ -127,12 +127,12 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
   const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
-  const int64_t rows = first_row(p, work.channel_block, work.batch - portion.first_image, work.chunk, work.direction);
+  const int64_t before = rows_before(p, work.channel_block, work.batch - portion.first_image, work.chunk, work.direction);
+  float* rows = params.parts + before + (int64_t{tile.index} * L::kTokens - window.first) * p.shape.row() + rank;
 #pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
     const int place = tile.place(token);
-    const int64_t pixel = int64_t{tile.index} * L::kTokens + place - window.first;
-    shared.rows[token] = place < tile.tokens ? rows + pixel * p.shape.row() : -1;
+    shared.rows[token] = place < tile.tokens ? rows + place * p.shape.row() : nullptr;
   }
 }
 
@@ -158,19 +158,12 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
   const SS2DCuda& p = params.scan;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes, state = lane * L::kStates;
-  const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
+  const int states = static_cast<int>(p.shape.states);
   const int last = tile.padded / kGroupTokens - 1;
   const float skip = shared.skip[channel];
   Token* tokens = shared.tokens + channel;
   const SharedRows<L> B{shared.B + state}, C{shared.C + state};
   float* starts = shared.starts + channel * L::kPadded;
-  const auto sum_parts = [&](int group, int offset) {
-    ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
-      const int64_t row = shared.rows[group * kGroupTokens + j];
-      if (n < states && row >= 0) params.parts[row + offset + n] = sum;
-    });
-  };
-
   States<L> h = zero_states<L>();
   if (work.first_channel + channel < p.shape.channels) {
     const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
@@ -208,7 +201,11 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
         at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
       }
     }
-    sum_parts(group, rank + states);
+    float* rows[ChannelSums<L>::kRounds];
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int round, int j, int n, float sum) {
+      rows[round] = n < states ? shared.rows[group * kGroupTokens + j] : nullptr;
+      if (rows[round]) rows[round][states + n] = sum;
+    });
     block_sync();
 #pragma unroll
     for (int j = 0; j < kGroupTokens; ++j) {
@@ -221,7 +218,9 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
       }
     }
     block_sync();
-    sum_parts(group, rank);
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int round, int, int n, float sum) {
+      if (rows[round]) rows[round][n] = sum;
+    });
     block_sync();
   }
 }
@@ -234,8 +233,8 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
   const int rank = static_cast<int>(params.scan.shape.rank), padded = Shared<L>::padded_rank(rank);
 
   const int token = work.thread % L::kTokens;
-  if (token < tile.padded && shared.rows[token] >= 0) {
-    float* row = params.parts + shared.rows[token];
+  if (token < tile.padded && shared.rows[token]) {
+    float* row = shared.rows[token] - rank;
     for (int first = work.thread / L::kTokens * kAtOnce; first < rank; first += L::kThreads / L::kTokens * kAtOnce) {
       float sum[kAtOnce] = {};
 #pragma unroll 2
@@ -393,8 +392,8 @@ __global__ void __launch_bounds__(kSumThreads)
   const int count = left < kSumThreads * kSumsAtOnce ? static_cast<int>(left) : kSumThreads * kSumsAtOnce;
   const int thread = static_cast<int>(threadIdx.x);
 
-  const float* part = params.parts + first_row(p, 0, image, chunk, direction) + first;
-  const int64_t stride = first_row(p, 1, 0, 0, 0);
+  const float* part = params.parts + rows_before(p, 0, image, chunk, direction) + first;
+  const int64_t stride = rows_before(p, 1, 0, 0, 0);
   float sum[kSumsAtOnce] = {};
 #pragma unroll 4
   for (int block = 0; block < static_cast<int>(p.plan.channel_blocks); ++block, part += stride) {

@@ -23,24 +23,24 @@ bool fits(const Row& row, const SS2DShape& shape, const Gpu& gpu, bool backward)
 }
 
 // Cuts a backward pass into launches whose parts, of the gradient of x_dbl and of the sums over tokens, take no more
-// than kPartsPerElement floats per element of u: first into windows, which all have as many blocks; where two tiles are
-// still too much, into slices of images, as long as each of them fills the GPU.
+// than kPartsPerElement floats per element of u: into windows, which all have as many blocks as the whole; and where
+// windows cannot be short enough, into slices of images, as long as each of them fills the GPU.
 void cut_launches(SS2DPlan& plan, const SS2DShape& shape, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
   constexpr int64_t kPartsPerElement = 4, kLeastTiles = 2;
-  const auto launches = [&](int64_t floats) {
-    const int64_t elements = shape.batch * shape.channels * shape.tokens();
-    return std::max<int64_t>(1, ceil_div(floats, std::max<int64_t>(1, kPartsPerElement * elements)));
-  };
-  const auto rows = [&] {
-    const int64_t pixels = std::min(plan.window_tiles * tile_tokens * plan.chunks, shape.tokens());
+  const int64_t most = kPartsPerElement * shape.batch * shape.channels * shape.tokens();
+  const auto launches = [&](int64_t floats) { return most > 0 ? std::max<int64_t>(1, ceil_div(floats, most)) : 1; };
+  const auto rows = [&](int64_t tiles) {
+    const int64_t pixels = std::min(tiles * plan.chunks * tile_tokens, shape.tokens());
     return plan.channel_blocks * shape.batch * pixels * kDirections * shape.row();
   };
-  plan.window_tiles = std::min(plan.chunk_tiles, std::max(kLeastTiles, ceil_div(plan.chunk_tiles, launches(rows()))));
+  const int64_t windows = launches(rows(plan.chunk_tiles));
+  plan.window_tiles = std::min(plan.chunk_tiles, std::max(kLeastTiles, ceil_div(plan.chunk_tiles, windows)));
   plan.window_pixels = std::min(plan.window_tiles * tile_tokens, shape.tokens());
+  if (plan.window_tiles > kLeastTiles) return;
 
   const int64_t sums = shape.batch * plan.chunks * kDirections * shape.channels * (shape.states + shape.rank + 2);
-  const int64_t slices = std::min(launches(rows() + sums), std::max<int64_t>(1, warps / gpu.full_warps()));
-  plan.images = ceil_div(shape.batch, slices);
+  const int64_t slices = std::min(launches(rows(plan.window_tiles) + sums), warps / gpu.full_warps());
+  if (slices > 1) plan.images = ceil_div(shape.batch, slices);
 }
 
 }  // namespace
