@@ -10,6 +10,18 @@
 namespace mtlkit::cuda {
 namespace {
 
+// Whether tiles are copied 16 bytes at a time.
+struct Vectors {
+  bool u, dy;
+};
+
+// What one half of a block does. It lies in shared memory while a tile is scanned, which needs every register.
+template <typename L>
+struct Task {
+  Work<L> work;
+  Vectors vectors;
+};
+
 // The shared memory of one half of a block. Parts whose size depends on R come last, so that the others lie at fixed
 // distances.
 template <typename L>
@@ -20,6 +32,7 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
+  Task<L>* task;
   float** rows;   // (tokens): where the block's part of the gradient of the token's B begins; null beyond the end
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
   char* raw_u;    // these three, as the asynchronous copies of the next tile write them
@@ -41,15 +54,16 @@ struct Shared {
     bias = arena.take<float>(L::kChannels);
     skip = arena.take<float>(L::kChannels);
     rows = arena.take<float*>(L::kTokens);
+    task = arena.take<Task<L>>(1);
+    dweight = arena.take<float>(padded * L::kChannels);
+    weight = arena.take<float>(padded * L::kChannels);
+    steps = arena.take<float>(L::kTokens * padded);
     Arena states = arena;
     starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
     raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
     raw_dy = arena.take<char>(L::kTokens * L::kChannels * 4);
     raw_rows = arena.take<char>(L::kTokens * row_bytes);
     if (states.end() > arena.end()) arena = states;
-    steps = arena.take<float>(L::kTokens * padded);
-    weight = arena.take<float>(padded * L::kChannels);
-    dweight = arena.take<float>(padded * L::kChannels);
     end = arena.end();
   }
 
@@ -85,10 +99,6 @@ __device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, 
   const int64_t group = (channel_block * p.plan.images + image) * p.plan.chunks + chunk;
   return (group * kDirections + direction) * p.plan.window_pixels * p.shape.row();
 }
-
-struct Vectors {
-  bool u, dy;
-};
 
 template <typename L>
 __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
@@ -288,6 +298,7 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward
     if (lane == 0) add(channel, states + rank + 1, dskip);
   }
   block_sync();
+#pragma unroll 1
   for (int i = work.thread; i < (rank + 1) * L::kChannels; i += L::kThreads) {
     const int r = i / L::kChannels, c = i % L::kChannels;
     if (work.first_channel + c < p.shape.channels) add(c, states + r, shared.dweight[i]);
@@ -316,9 +327,9 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors,
                     const Portion portion) {
   const SS2DCuda& p = params.scan;
-  const Work<L> work(p, portion.first_image);
+  Task<L> task{Work<L>(p, portion.first_image), vectors};
+  const Work<L>& work = task.work;
   if (portion.begin >= work.tiles) return;
-  const int end = portion.end < work.tiles ? portion.end : work.tiles;
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
   const bool inside = work.first_channel + channel < p.shape.channels;
@@ -327,6 +338,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
   load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
+#pragma unroll 1
   for (int i = work.thread; i < padded * L::kChannels; i += L::kThreads) {
     shared.dweight[i] = 0.0f;
     if (i >= rank * L::kChannels) shared.weight[i] = 0.0f;
@@ -338,25 +350,30 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   States<L> dA = zero_states<L>();
   float dskip = 0.0f, steps = 0.0f;
 
+  if (work.thread == 0) *shared.task = task;
+  const auto end = [&] { return portion.end < work.tiles ? portion.end : work.tiles; };
+
   // Both halves meet in every group, and so must have equally many.
   const auto tile_at = [&](int iteration) {
     const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
     return upwards ? Tile<L>(p.shape, down, up, true) : Tile<L>(p.shape, up, down, false);
   };
-  stage(shared, vectors, params, geometry, work, tile_at(portion.begin));
-  for (int iteration = portion.begin; iteration < end; ++iteration) {
+  stage(shared, task.vectors, params, geometry, work, tile_at(portion.begin));
+  for (int iteration = portion.begin; iteration < end(); ++iteration) {
     const Tile<L> tile = tile_at(iteration);
     copy_async_wait();
     block_sync();
     unpack(shared, params, geometry, portion, work, tile);
     block_sync();
     if constexpr (kEndsOnly) {
-      if (iteration + 1 < end) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       descend_tile<L>(shared.tokens + channel, SharedRows<L>{shared.C + lane * L::kStates}, tile.padded, A, carry,
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
-      if (iteration + 1 < end) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      task = *shared.task;
+      task.work.thread = threadIdx.x % L::kThreads;
+      if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       project_back<L>(shared, params, work, tile);
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
         const int token = upwards ? place : tile.padded - 1 - place;
@@ -367,7 +384,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
-    if (end < work.tiles && inside) store_states<L>(waiting(params, portion, work), lane, carry);
+    if (end() < work.tiles && work.first_channel + channel < p.shape.channels) store_states<L>(waiting(params, portion, work), lane, carry);
     store_parameters<L>(shared, params, portion, work, dA, dskip);
   }
 }
