@@ -192,8 +192,8 @@ unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
 // Elements between the start of a staged row and the row. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work) {
-  constexpr int64_t kSize = sizeof(T);
-  return static_cast<int>(work.direction * p.shape.row() * kSize % geometry.row_vector / kSize);
+  const auto per_vector = static_cast<uint32_t>(geometry.row_vector / sizeof(T));  // a power of two
+  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) & (per_vector - 1));
 }
 
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.

@@ -305,13 +305,14 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward
   }
 }
 
-// The carries that wait between two launches for the thread's channel, whose D must be beyond it.
+// Where the carries of the thread's channel wait between two launches; null beyond D.
 template <typename L>
 __device__ float* waiting(const SS2DCudaBackward& params, const Portion& portion, const Work<L>& work) {
   const SS2DCuda& p = params.scan;
+  const int channel = work.first_channel + work.thread / L::kLanes;
   const int64_t image = work.batch - portion.first_image;
   const int64_t row = (image * kDirections + work.direction) * p.plan.chunks + work.chunk;
-  return params.carries + (row * p.shape.channels + work.first_channel + work.thread / L::kLanes) * L::kPadded;
+  return channel < p.shape.channels ? params.carries + (row * p.shape.channels + channel) * L::kPadded : nullptr;
 }
 
 // Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill.
@@ -332,7 +333,6 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if (portion.begin >= work.tiles) return;
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
-  const bool inside = work.first_channel + channel < p.shape.channels;
 
   const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
   const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
@@ -345,12 +345,15 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   }
   const States<L> A = load_A<L>(p, work);
   States<L> carry = zero_states<L>();
-  if (!kEndsOnly && portion.begin == 0) carry = chunk_start<L>(p, work, A, true);
-  if (portion.begin > 0 && inside) carry = load_states<L>(waiting(params, portion, work), lane);
+  if (portion.begin > 0) {
+    if (const float* from = waiting(params, portion, work)) carry = load_states<L>(from, lane);
+  } else if (!kEndsOnly) {
+    carry = chunk_start<L>(p, work, A, true);
+  }
   States<L> dA = zero_states<L>();
   float dskip = 0.0f, steps = 0.0f;
 
-  if (work.thread == 0) *shared.task = task;
+  if (!kEndsOnly && work.thread == 0) *shared.task = task;
   const auto end = [&] { return portion.end < work.tiles ? portion.end : work.tiles; };
 
   // Both halves meet in every group, and so must have equally many.
@@ -384,7 +387,9 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
-    if (end() < work.tiles && work.first_channel + channel < p.shape.channels) store_states<L>(waiting(params, portion, work), lane, carry);
+    if (end() < work.tiles) {
+      if (float* to = waiting(params, portion, work)) store_states<L>(to, work.thread % L::kLanes, carry);
+    }
     store_parameters<L>(shared, params, portion, work, dA, dskip);
   }
 }
