@@ -31,7 +31,7 @@ inline std::pair<int64_t, int64_t> ss2d_tiling(int64_t states, int64_t rank, std
 inline SS2DPlanNumbers ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
   const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), Gpu{gpu.first, gpu.second}, backward);
   return {plan.layout, plan.padded_states, plan.tiles,        plan.channel_blocks, plan.chunk_tiles,
-          plan.chunks, plan.images,        plan.window_tiles, plan.window_pixels};
+          plan.chunks, plan.images,        plan.window_tiles, plan.pixels};
 }
 
 // `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
@@ -144,7 +144,7 @@ inline void bind_scans(pybind11::module_& m) {
         "Padded states and tokens per tile, 0 where no kernel serves.");
   m.def("cuda_ss2d_plan", &ss2d_plan,
         "Layout, padded states, tiles, channel blocks, tiles per chunk, chunks, images and tiles of a chunk per launch "
-        "and the pixels of these; a layout of -1 for none.");
+        "and an image's pixels in one; a layout of -1 for none.");
   m.def("cuda_ss2d_forward", &ss2d_forward);
   m.def("cuda_ss2d_backward", &ss2d_backward);
   m.def("cuda_selective_scan_plan", &selective_scan_plan,

@@ -394,7 +394,8 @@ struct ChannelSums {
     const int piece = thread % kPieces;
 #pragma unroll
     for (int round = 0; round < kRounds; ++round) {
-      const int index = (round * L::kThreads + thread) / kPieces, token = index / L::kPadded, state = index % L::kPadded;
+      const int index = (round * L::kThreads + thread) / kPieces, token = index / L::kPadded,
+                state = index % L::kPadded;
       const float* part = place(const_cast<float*>(parts), token, piece, state);
       float sum = *part;
 #pragma unroll

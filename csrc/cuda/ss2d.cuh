@@ -193,7 +193,8 @@ unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
 template <typename L, typename T>
 __device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work) {
   const auto per_vector = static_cast<uint32_t>(geometry.row_vector / sizeof(T));  // a power of two
-  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) & (per_vector - 1));
+  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) &
+                          (per_vector - 1));
 }
 
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.
@@ -319,8 +320,8 @@ __device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const St
 // Adds a tile of both directions into the pair's map, whoever comes first writing, in `iteration` of `tiles`; value(
 // place, channel) is read from shared memory. All threads of the block take part.
 template <typename L, typename Value>
-__device__ void merge_tile(float* const (&maps)[2], const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                           const Tile<L>& tile, int iteration, Value value) {
+__device__ void merge_tile(float* const (&maps)[2], const SS2DCuda& p, const SS2DGeometry& geometry,
+                           const Work<L>& work, const Tile<L>& tile, int iteration, Value value) {
   const auto write = [&](bool add) {
     float* map = maps[work.pair] + work.batch * p.shape.tokens() * p.shape.channels;
     const int width = geometry.map_vectors ? 4 : 1, per_row = L::kChannels / width;

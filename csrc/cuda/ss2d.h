@@ -58,9 +58,9 @@ struct SS2DPlan {
   int64_t channel_blocks;  // blocks along D
   int64_t chunk_tiles;     // tiles per chunk
   int64_t chunks;
-  int64_t images;          // per launch
-  int64_t window_tiles;    // of each chunk, per launch
-  int64_t window_pixels;   // that these are, at most
+  int64_t images;        // per launch
+  int64_t window_tiles;  // of each chunk, per launch
+  int64_t pixels;        // of an image in a launch, at most
 };
 
 // The backward layout that comes first of those that hold N and fit a block's shared memory.
@@ -99,7 +99,7 @@ struct SS2DCudaBackward {
   void* dx_dbl;        // like x_dbl
   float* maps[2];      // (B, L, D), of du
   float* carries;      // (images, 4, chunks, D, padded states), of a launch; null with one window
-  float* parts;        // (channel blocks, images, chunks, 4, window pixels, M), of a launch
+  float* parts;        // (channel blocks, images, 4, pixels, M), of a launch: chunk by chunk
   float* dparameters;  // (images, chunks, 4, D, N + R + 2): of A = -exp(A_logs), dt_weight, dt_bias and Ds
 };
 

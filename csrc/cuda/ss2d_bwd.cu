@@ -94,10 +94,11 @@ struct Window {
   }
 };
 
-// How far into `parts` the rows of a block of channels, an image of the portion, a chunk and a direction begin.
-__device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, int chunk, int direction) {
-  const int64_t group = (channel_block * p.plan.images + image) * p.plan.chunks + chunk;
-  return (group * kDirections + direction) * p.plan.window_pixels * p.shape.row();
+// How far into `parts` the rows of a block of channels, an image of the portion, a direction and a chunk begin.
+__device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, int direction, int chunk,
+                               int tile_tokens) {
+  const int64_t group = (channel_block * p.plan.images + image) * kDirections + direction;
+  return (group * p.plan.pixels + chunk * p.plan.window_tiles * tile_tokens) * p.shape.row();
 }
 
 template <typename L>
@@ -137,7 +138,8 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
   const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
-  const int64_t before = rows_before(p, work.channel_block, work.batch - portion.first_image, work.chunk, work.direction);
+  const int64_t before =
+      rows_before(p, work.channel_block, work.batch - portion.first_image, work.direction, work.chunk, L::kTokens);
   float* rows = params.parts + before + (int64_t{tile.index} * L::kTokens - window.first) * p.shape.row() + rank;
 #pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
@@ -414,8 +416,8 @@ __global__ void __launch_bounds__(kSumThreads)
   const int count = left < kSumThreads * kSumsAtOnce ? static_cast<int>(left) : kSumThreads * kSumsAtOnce;
   const int thread = static_cast<int>(threadIdx.x);
 
-  const float* part = params.parts + rows_before(p, 0, image, chunk, direction) + first;
-  const int64_t stride = rows_before(p, 1, 0, 0, 0);
+  const float* part = params.parts + rows_before(p, 0, image, direction, chunk, tile_tokens) + first;
+  const int64_t stride = rows_before(p, 1, 0, 0, 0, 0);
   float sum[kSumsAtOnce] = {};
 #pragma unroll 4
   for (int block = 0; block < static_cast<int>(p.plan.channel_blocks); ++block, part += stride) {
@@ -448,7 +450,8 @@ __global__ void __launch_bounds__(kSumThreads)
 int launch_sum_rows(const SS2DCudaBackward& params, const SS2DGeometry& geometry, const Portion& portion,
                     int tile_tokens, void* stream) {
   const SS2DCuda& p = params.scan;
-  const int64_t pieces = ceil_div(p.plan.window_pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
+  const int64_t pixels = std::min(p.plan.window_tiles * tile_tokens, p.plan.pixels);  // of a chunk
+  const int64_t pieces = ceil_div(pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
   const int64_t blocks = portion.images * p.plan.chunks * kDirections * pieces;
   if (blocks > INT32_MAX) return kInvalidValue;
   const Divisor row(static_cast<uint32_t>(p.shape.row()));

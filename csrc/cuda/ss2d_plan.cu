@@ -29,17 +29,14 @@ void cut_launches(SS2DPlan& plan, const SS2DShape& shape, int64_t tile_tokens, i
   constexpr int64_t kPartsPerElement = 4, kLeastTiles = 2;
   const int64_t most = kPartsPerElement * shape.batch * shape.channels * shape.tokens();
   const auto launches = [&](int64_t floats) { return most > 0 ? std::max<int64_t>(1, ceil_div(floats, most)) : 1; };
-  const auto rows = [&](int64_t tiles) {
-    const int64_t pixels = std::min(tiles * plan.chunks * tile_tokens, shape.tokens());
-    return plan.channel_blocks * shape.batch * pixels * kDirections * shape.row();
-  };
-  const int64_t windows = launches(rows(plan.chunk_tiles));
+  const auto rows = [&] { return plan.channel_blocks * shape.batch * plan.pixels * kDirections * shape.row(); };
+  const int64_t windows = launches(rows());
   plan.window_tiles = std::min(plan.chunk_tiles, std::max(kLeastTiles, ceil_div(plan.chunk_tiles, windows)));
-  plan.window_pixels = std::min(plan.window_tiles * tile_tokens, shape.tokens());
+  plan.pixels = std::min(plan.chunks * plan.window_tiles * tile_tokens, shape.tokens());
   if (plan.window_tiles > kLeastTiles) return;
 
   const int64_t sums = shape.batch * plan.chunks * kDirections * shape.channels * (shape.states + shape.rank + 2);
-  const int64_t slices = std::min(launches(rows(plan.window_tiles) + sums), warps / gpu.full_warps());
+  const int64_t slices = std::min(launches(rows() + sums), warps / gpu.full_warps());
   if (slices > 1) plan.images = ceil_div(shape.batch, slices);
 }
 

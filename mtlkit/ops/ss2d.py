@@ -269,11 +269,11 @@ def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) ->
     plan = _cuda_plan(u, dt_weight, A_logs, True)
     batch, channels, height, width = u.shape
     states, rank = A_logs.shape[1], dt_weight.shape[2]
-    _, padded, _, blocks, chunk_tiles, chunks, images, window_tiles, window_pixels = plan
+    _, padded, _, blocks, chunk_tiles, chunks, images, window_tiles, pixels = plan
     maps = _cuda_maps(u)
     drows = torch.empty(batch, height, width, *x_dbl.shape[1:3], dtype=x_dbl.dtype, device=u.device)
     carries = maps[0].new_empty(images if window_tiles < chunk_tiles else 0, DIRECTIONS, chunks, channels, padded)
-    parts = maps[0].new_empty(blocks, images, chunks, DIRECTIONS, window_pixels, rank + 2 * states)
+    parts = maps[0].new_empty(blocks, images, DIRECTIONS, pixels, rank + 2 * states)
     dparameters = maps[0].new_empty(images * chunks, DIRECTIONS, channels, states + rank + 2)
     with launching(u) as stream:
         arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
