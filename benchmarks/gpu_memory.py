@@ -78,7 +78,7 @@ class Allocations(TorchDispatchMode):
 
 
 class _MambaScan(torch.autograd.Function):
-    """What mamba-ssm's selective_scan_fn allocates, with variable B and C and no gate, and keeps; it computes nothing."""
+    """What mamba-ssm's selective_scan_fn allocates and keeps, with variable B and C and no gate; it computes nothing."""
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, delta_bias):
@@ -109,8 +109,8 @@ def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
     names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
     with (
         mock.patch.object(_native, "C", SimpleNamespace(**vars(native) | silent | {"cuda": True})),
-        mock.patch.object(_backend, "_cuda_obstacle", lambda device: None),
-        mock.patch.object(import_module("mtlkit.ops.ss2d"), "gpu", lambda device: H200),
+        mock.patch.object(_backend, "_cuda_obstacle", return_value=None),
+        mock.patch.object(import_module("mtlkit.ops.ss2d"), "gpu", return_value=H200),
         mock.patch.dict(sys.modules, dict.fromkeys(names, mamba)),
         mtlkit.use_backend("cuda"),
     ):

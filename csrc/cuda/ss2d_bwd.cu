@@ -420,7 +420,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t stride = rows_before(p, 1, 0, 0, 0, 0);
   float sum[kSumsAtOnce] = {};
 #pragma unroll 4
-  for (int block = 0; block < static_cast<int>(p.plan.channel_blocks); ++block, part += stride) {
+  for (int i = 0; i < static_cast<int>(p.plan.channel_blocks); ++i, part += stride) {
 #pragma unroll
     for (int j = 0; j < kSumsAtOnce; ++j) {
       const int at = thread + j * kSumThreads;
