@@ -78,7 +78,7 @@ class Allocations(TorchDispatchMode):
 
 
 class _MambaScan(torch.autograd.Function):
-    """What mamba-ssm's selective_scan_fn allocates and keeps, with variable B and C and no gate; it computes nothing."""
+    """What mamba-ssm's selective_scan_fn allocates and keeps, with variable B and C and no gate, without computing."""
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, delta_bias):

@@ -22,8 +22,7 @@ struct Task {
   Vectors vectors;
 };
 
-// The shared memory of one half of a block. Parts whose size depends on R come last, so that the others lie at fixed
-// distances.
+// The shared memory of one half of a block. Most parts lie at distances that do not depend on R.
 template <typename L>
 struct Shared {
   Token* tokens;  // (tokens, kPitch)
@@ -32,15 +31,15 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
-  Task<L>* task;
   float** rows;   // (tokens): where the block's part of the gradient of the token's B begins; null beyond the end
-  float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char* raw_u;    // these three, as the asynchronous copies of the next tile write them
+  Task<L>* task;
+  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
+  float* weight;   // (padded R + 1, kChannels), zero beyond R
+  float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
+  float* starts;   // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
+  char* raw_u;     // these three, as the asynchronous copies of the next tile write them
   char* raw_dy;
   char* raw_rows;
-  float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
-  float* weight;   // (padded R + 1, kChannels), zero beyond R
-  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
   char* end;
 
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {

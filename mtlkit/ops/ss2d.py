@@ -256,13 +256,18 @@ def _sum_of_maps(maps: list[Tensor], u: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.add(*maps, out=maps[0] if in_place else torch.empty_like(u, dtype=dtype))
 
 
-def _cuda_forward(out_dtype, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> Tensor:
+def cuda_ss2d_maps(checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> list[Tensor]:
+    """Two maps whose sum is the output, (B, D, H, W) in float32, channels-last."""
     plan = _cuda_plan(u, dt_weight, A_logs, False)
     maps = _cuda_maps(u)
     with launching(u) as stream:
         arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
         check_cuda(_native.C.cuda_ss2d_forward(*arguments, [address(t) for t in maps], stream))
-    return _sum_of_maps(maps, u, out_dtype)
+    return maps
+
+
+def _cuda_forward(out_dtype, checkpoints, u, *others) -> Tensor:
+    return _sum_of_maps(cuda_ss2d_maps(checkpoints, u, *others), u, out_dtype)
 
 
 def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
@@ -361,6 +366,12 @@ def _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> dict[str, str] | None:
     if limits is None and on_gpu and _cuda_tiling(int(states), int(rank), gpu(u.device)) == (0, 0):
         return {"cuda": f"{states} states with a time step of rank {rank} do not fit the GPU's shared memory"}
     return limits
+
+
+def backend_of_ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> str:
+    """The backend that serves a call; raises where its arguments do not fit together."""
+    _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
+    return choose("ss2d", SERVED, u.device, _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
@@ -467,10 +478,9 @@ def ss2d(
         >>> mtlkit.ops.ss2d(u, x_dbl, dt_weight, dt_bias, torch.zeros(4 * D, N), torch.ones(4 * D)).shape
         torch.Size([1, 8, 7, 5])
     """
-    _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
     inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    backend = backend_of_ss2d(*inputs, out_dtype)
     out_dtype = out_dtype or u.dtype
-    backend = choose("ss2d", SERVED, u.device, _limits(*inputs))
     if backend == "reference":
         return ss2d_reference(*inputs, out_dtype)
     if backend == "torch":
