@@ -11,7 +11,7 @@ import re
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -102,18 +102,32 @@ def _mamba_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
 
 
 @contextmanager
+def _imported(name: str, module: SimpleNamespace) -> Iterator[None]:
+    """Has `import name` find a stand-in."""
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+@contextmanager
 def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
     """CUDA kernels that are planned for an H200 and not launched, and mamba-ssm's scan, for tensors without memory."""
     silent = dict.fromkeys(("cuda_ss2d_forward", "cuda_ss2d_backward"), lambda *arguments: 0)
     mamba = SimpleNamespace(selective_scan_fn=_mamba_scan)
-    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface")
     with (
         mock.patch.object(_native, "C", SimpleNamespace(**vars(native) | silent | {"cuda": True})),
         mock.patch.object(_backend, "_cuda_obstacle", return_value=None),
         mock.patch.object(import_module("mtlkit.ops.ss2d"), "gpu", return_value=H200),
-        mock.patch.dict(sys.modules, dict.fromkeys(names, mamba)),
         mtlkit.use_backend("cuda"),
+        ExitStack() as modules,
     ):
+        for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+            modules.enter_context(_imported(name, mamba))
         yield
 
 
