@@ -3,13 +3,14 @@
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from providers import BOTH, BY_NAME, FORWARD, PROVIDERS, Provider, Workload
 from torch import Tensor
-from workloads import Case
+from workloads import HALF, Case
 
 import mtlkit
 from mtlkit.ops import TIMParameters, UPAParameters
@@ -22,6 +23,21 @@ REFERENCE_ELEMENTS = 12_000_000  # of maps whose exact results the reference giv
 # Where an element of the projection rounds to the other side of 0, its ReLU turns and these gradients jump, in plain
 # PyTorch as well; of millions of elements some do. PyTorch's convolution sums its bias's gradient to 3e-3 only.
 BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+THREE = "_three"  # at the end of a shape's name: three signals in place of two variances
+LEVELS = tuple(f"busi_224_level{level}_batch8" for level in (1, 2, 3, 4))
+# Beside every shape in float32 with two signals: shape, dtype and layout.
+VARIANTS = (
+    *((name, HALF, "nchw") for name in LEVELS),
+    *((name, torch.float32, "channels_last") for name in LEVELS),
+    *((name + THREE, torch.float32, "nchw") for name in LEVELS),
+)
+
+
+def level_shape(name: str) -> InteractionShape:
+    shape = INTERACTION_SHAPES[name.removesuffix(THREE)]
+    return replace(shape, signals="three") if name.endswith(THREE) else shape
 
 
 class LevelProblem(NamedTuple):
@@ -43,22 +59,27 @@ class LevelProblem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype) -> InteractionInputs:
+def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, layout: str) -> InteractionInputs:
     """Numbers of `dtype`, given as `work`; the same tensors for every row of a shape."""
 
     def give(name: str, t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(work).requires_grad_(name not in ("norm_mean", "norm_var"))
 
-    x, f, tim, upa = shape.inputs(dtype)
+    x, f, tim, upa = shape.inputs(dtype, memory_format=LAYOUTS[layout])
     tim, upa = (type(p)(*(give(name, t) for name, t in p._asdict().items())) for p in (tim, upa))
     return InteractionInputs(give("x", x), give("f", f), TIMParameters(*tim), UPAParameters(*upa))
 
 
 def level_problem(
-    _op: str, shape_name: str, dtype: torch.dtype, provider: Provider, work: torch.dtype | None = None
+    _op: str,
+    shape_name: str,
+    dtype: torch.dtype,
+    provider: Provider,
+    work: torch.dtype | None = None,
+    layout: str = "nchw",
 ) -> LevelProblem:
-    work, shape = work or dtype, INTERACTION_SHAPES[shape_name]
-    inputs = inputs_of(shape, dtype, work)
+    work, shape = work or dtype, level_shape(shape_name)
+    inputs = inputs_of(shape, dtype, work, layout)
     generator = torch.Generator().manual_seed(1)
     # as from a loss that grows with the outputs: of noise alone, the sums behind the gates would leave next to nothing
     noise = (torch.randn(t.shape, generator=generator).to(work) for t in inputs[:2])
@@ -70,10 +91,16 @@ def level_problem(
 @functools.lru_cache(maxsize=1)
 def exact_results(shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """Results in float64: from the reference where that takes seconds, else from one tested against it."""
-    s = INTERACTION_SHAPES[shape_name]
+    s = level_shape(shape_name)
     backend = "reference" if s.B * s.C * s.H * s.W <= REFERENCE_ELEMENTS else "auto"
     with mtlkit.use_backend(backend):
         return level_problem("", shape_name, dtype, BY_NAME["mtlkit"], torch.float64).run(BOTH)
+
+
+@functools.lru_cache(maxsize=1)
+def plain_results(shape_name: str, direction: str) -> dict[str, Tensor]:
+    """What plain PyTorch makes of 16-bit input: the yardstick of 16-bit accuracy."""
+    return level_problem("", shape_name, HALF, BY_NAME["eager"]).run(direction)
 
 
 class LevelCase(Case):
@@ -81,7 +108,7 @@ class LevelCase(Case):
 
     @property
     def shape(self) -> InteractionShape:
-        return INTERACTION_SHAPES[self.workload.shape_name]
+        return level_shape(self.workload.shape_name)
 
     @property
     def map_bytes(self) -> int:
@@ -95,17 +122,19 @@ class LevelCase(Case):
 
     def problem(self) -> LevelProblem:
         w = self.workload
-        return level_problem(w.op, w.shape_name, w.dtype, self.provider)
+        return level_problem(w.op, w.shape_name, w.dtype, self.provider, layout=w.layout)
 
     def check(self, results: dict[str, Tensor]) -> tuple[float, float]:
-        exact = exact_results(self.workload.shape_name, self.workload.dtype)
+        w = self.workload
+        exact = exact_results(w.shape_name, w.dtype)
+        plain = plain_results(w.shape_name, w.direction) if w.dtype == HALF else {}
         errors = []
         for name, result in results.items():
-            if name in BEHIND_RELU:
+            if name in BEHIND_RELU and not plain:
                 error = relative_error(result, exact[name])
                 assert error <= JUMP, f"{name}: relative error {error:.2e} is beyond {JUMP}"
             else:
-                error = assert_accurate(name, result, exact[name], gradient=name != "seg")
+                error = assert_accurate(name, result, exact[name], plain.get(name), gradient=name != "seg")
             errors.append(error)
         return max(errors), (results["seg"].double() - exact["seg"]).abs().max().item()
 
@@ -132,9 +161,11 @@ def yardsticks(case: LevelCase, problem: LevelProblem) -> dict[str, float]:
 def cases() -> list[LevelCase]:
     """Every row whose provider is present, those of a shape side by side, so that its exact results serve them all."""
     found = []
-    for shape_name, s in INTERACTION_SHAPES.items():
+    rows = [(name, torch.float32, "nchw") for name in INTERACTION_SHAPES]
+    for shape_name, dtype, layout in (*rows, *VARIANTS):
+        s = level_shape(shape_name)
         for direction in (FORWARD, BOTH):
-            workload = Workload("task_interaction", shape_name, torch.float32, direction, s.B, s.B * s.H * s.W)
+            workload = Workload("task_interaction", shape_name, dtype, direction, s.B, s.B * s.H * s.W, layout)
             providers = (p for p in PROVIDERS if p.task_interaction and not p.why_absent())
             found += [LevelCase(workload, provider) for provider in providers if provider.serves(workload)]
     return found

@@ -31,6 +31,7 @@ class Workload:
     direction: str
     images: int
     tokens: int  # of one direction, all images together
+    layout: str = "nchw"  # of maps: "nchw" or "channels_last"
 
 
 def selective_scan(**inputs: Tensor) -> Tensor:
@@ -239,8 +240,8 @@ def _56_forward(workload: Workload) -> bool:
 
 
 def _compile_serves_level(workload: Workload) -> bool:
-    name = workload.shape_name
-    return workload.op == "task_interaction" and name.startswith("busi_224") and name.endswith("batch8")
+    plain = _fp32(workload) and workload.layout == "nchw" and not workload.shape_name.endswith("_three")
+    return plain and workload.op == "task_interaction"
 
 
 def _level(level: str) -> Provider:
@@ -272,7 +273,7 @@ PROVIDERS = (
         why_absent=why_no_compiler,
         serves=lambda workload: _compile_serves(workload) or _compile_serves_level(workload),
         left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape; of "
-        "task interaction at 224 x 224 and batch 8 only",
+        "task interaction in float32 and NCHW with two signals only",
     ),
     Provider(
         name="torch",

@@ -33,9 +33,9 @@ class Results:
         return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
 
     def find(self, op: str, shape: str, direction: str, provider: str) -> Row:
-        """The float32 row; raises KeyError where the run has none."""
+        """The row in float32 and NCHW; raises KeyError where the run has none."""
         for row in self.rows:
-            key = (row["op"], row["shape"], row["direction"], row["provider"], row["dtype"])
-            if key == (op, shape, direction, provider, "float32"):
+            key = (row["op"], row["shape"], row["direction"], row["provider"], row["dtype"], row.get("layout", "nchw"))
+            if key == (op, shape, direction, provider, "float32", "nchw"):
                 return row
         raise KeyError((op, shape, direction, provider))

@@ -44,13 +44,13 @@ class Case:
     provider: Provider
 
     def __str__(self) -> str:
-        w = self.workload
-        return f"{w.shape_name}-{dtype_name(w.dtype)}-{w.direction}-{self.provider.name}"
+        return f"{self.group.removeprefix(f'{self.workload.op}-')}-{self.provider.name}"
 
     @property
     def group(self) -> str:
         w = self.workload
-        return f"{w.op}-{w.shape_name}-{dtype_name(w.dtype)}-{w.direction}"
+        layout = "" if w.layout == "nchw" else f"-{w.layout}"
+        return f"{w.op}-{w.shape_name}-{dtype_name(w.dtype)}{layout}-{w.direction}"
 
     @property
     def updates(self) -> int:

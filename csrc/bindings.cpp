@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "arguments.h"
+#include "common/pages.h"
 #include "cpu/dispatch.h"
 #if defined(MTLKIT_WITH_CUDA)
 #include "cuda/bindings_cuda.h"
@@ -262,6 +263,80 @@ int interaction_scale_backward(const Sizes4& sizes, const py::object& x, bool us
   return cpu_kernels().interaction_scale_backward(p);
 }
 
+template <size_t kCount>
+std::array<void*, kCount> addresses(const std::array<uintptr_t, kCount>& values) {
+  std::array<void*, kCount> found;
+  for (size_t i = 0; i < kCount; ++i) found[i] = address(values[i]);
+  return found;
+}
+
+using WeightAddresses = std::array<uintptr_t, kInteractionWeights>;
+
+InteractionVectors interaction_vectors_arguments(const Sizes6& sizes, const std::array<double, 3>& numbers, bool three,
+                                                 bool training, bool use_double, int threads,
+                                                 const std::array<uintptr_t, 8>& inputs, const WeightAddresses& weights,
+                                                 const std::array<uintptr_t, 7>& results) {
+  InteractionVectors p{};
+  p.batch = sizes[0], p.channels = sizes[1], p.projected = sizes[2];
+  p.features = sizes[3], p.hidden = sizes[4], p.queries = sizes[5];
+  p.tau = numbers[0], p.momentum = numbers[1], p.eps = numbers[2];
+  p.three = three;
+  p.training = training;
+  p.use_double = use_double;
+  p.threads = threads;
+  p.mean = address(inputs[0]);
+  p.variance = address(inputs[1]);
+  p.energy = address(inputs[2]);
+  p.pooled = address(inputs[3]);
+  p.f = address(inputs[4]);
+  p.normaliser = address(inputs[5]);
+  p.norm_mean = address(inputs[6]);
+  p.norm_var = address(inputs[7]);
+  p.weights = addresses(weights);
+  p.mu = address(results[0]);
+  p.enhanced = address(results[1]);
+  p.gates = address(results[2]);
+  for (int i = 0; i < 3; ++i) p.signals[i] = address(results[3 + i]);
+  p.kept = address(results[6]);
+  return p;
+}
+
+int interaction_vectors_forward(const Sizes6& sizes, const std::array<double, 3>& numbers, bool three, bool training,
+                                bool use_double, int threads, const std::array<uintptr_t, 8>& inputs,
+                                const WeightAddresses& weights, const std::array<uintptr_t, 7>& results,
+                                uintptr_t factors, uintptr_t clf) {
+  InteractionVectors p =
+      interaction_vectors_arguments(sizes, numbers, three, training, use_double, threads, inputs, weights, results);
+  p.factors = address(factors);
+  p.clf = address(clf);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_vectors_forward(p);
+}
+
+int interaction_vectors_backward(const Sizes6& sizes, const std::array<double, 3>& numbers, bool three, bool training,
+                                 bool use_double, int threads, const std::array<uintptr_t, 8>& inputs,
+                                 const WeightAddresses& weights, const std::array<uintptr_t, 7>& results,
+                                 const std::array<uintptr_t, 8>& douts, const std::array<uintptr_t, 5>& dinputs,
+                                 const WeightAddresses& dweights) {
+  InteractionVectorsBackward q{};
+  q.forward =
+      interaction_vectors_arguments(sizes, numbers, three, training, use_double, threads, inputs, weights, results);
+  q.dfactors = address(douts[0]);
+  q.dmu = address(douts[1]);
+  q.dclf = address(douts[2]);
+  q.denhanced = address(douts[3]);
+  q.dgates = address(douts[4]);
+  for (int i = 0; i < 3; ++i) q.dsignals[i] = address(douts[5 + i]);
+  q.dmean = address(dinputs[0]);
+  q.dvariance = address(dinputs[1]);
+  q.denergy = address(dinputs[2]);
+  q.dpooled = address(dinputs[3]);
+  q.df = address(dinputs[4]);
+  q.dweights = addresses(dweights);
+  py::gil_scoped_release release;
+  return cpu_kernels().interaction_vectors_backward(q);
+}
+
 const char* error_string(int status) {
   switch (status) {
     case kOk:
@@ -295,6 +370,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("checkpoint_tokens") = kCheckpointTokens;
   m.def("error_string", &error_string, "The text of a status that a CPU function returned.");
 
+  m.def("prefer_large_pages", &prefer_large_pages, "Asks for large pages behind a block that is still to be written.");
+
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The instruction-set level in use.");
   m.def("cpu_isa_levels", &cpu_levels, "The levels that this machine can run, lowest first.");
   m.def("set_cpu_isa", [](const std::string& level) {
@@ -324,4 +401,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("interaction_reduce_backward", &interaction_reduce_backward);
   m.def("interaction_scale_forward", &interaction_scale_forward);
   m.def("interaction_scale_backward", &interaction_scale_backward);
+  m.def("interaction_vectors_forward", &interaction_vectors_forward);
+  m.def("interaction_vectors_backward", &interaction_vectors_backward);
 }

@@ -23,6 +23,7 @@ PACKAGES = [
     "mtlkit.metrics",
     "mtlkit.data",
     "mtlkit.data.synthetic",
+    "mtlkit.evaluation",
 ]
 SYMBOLS = [
     pytest.param(getattr(importlib.import_module(package), name), id=f"{package}.{name}")

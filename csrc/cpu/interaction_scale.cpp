@@ -9,7 +9,8 @@ bool pixels_side_by_side(const Tensor<3>& map, const InteractionShape& s) {
   return map.stride[2] == 1 && (map.stride[1] != 1 || s.pixels() > 1);
 }
 
-// y = x factors, row by row: of pixels with one factor, or of channels with a factor each.
+// y = x factors, row by row: of pixels with one factor, or of channels with a factor each. Rows are taken from the last
+// to the first, since the end of the map is what the gathering pass has left in the caches.
 template <typename T, typename E>
 void scale(const InteractionScaleForward& p) {
   constexpr int lanes = kLanes<T>;
@@ -22,7 +23,7 @@ void scale(const InteractionScaleForward& p) {
   const int64_t whole = inner / lanes * lanes, rest = inner - whole;
   on_threads(min(p.threads, B * outer), [&](int thread, int team) {
     const Share work = share(B * outer, team, thread);
-    for (int64_t row = work.first; row < work.last; ++row) {
+    for (int64_t row = work.last - 1; row >= work.first; --row) {
       const int64_t b = row / outer, o = row % outer;
       const S* x = static_cast<const S*>(p.x.data) + b * p.x.stride[0] + o * x_step;
       S* y = static_cast<S*>(p.y.data) + b * p.y.stride[0] + o * y_step;
@@ -41,7 +42,8 @@ void scale(const InteractionScaleForward& p) {
   });
 }
 
-// dfactors = sum_l x dy. Sums run over blocks of pixels and then over the blocks.
+// dfactors = sum_l x dy. Sums run over blocks of pixels and then over the blocks; rows from the last to the first, so
+// that the first are in the caches when the gradient of the gathering pass begins with them.
 template <typename T, typename E>
 int pull_factors(const InteractionScaleBackward& q) {
   constexpr int lanes = kLanes<T>;
@@ -54,7 +56,7 @@ int pull_factors(const InteractionScaleBackward& q) {
   if (pixels_side_by_side(p.x, p.shape)) {
     on_threads(min(p.threads, B * C), [&](int thread, int team) {
       const Share work = share(B * C, team, thread);
-      for (int64_t row = work.first; row < work.last; ++row) {
+      for (int64_t row = work.last - 1; row >= work.first; --row) {
         const S* a = x + row / C * p.x.stride[0] + row % C * p.x.stride[1];
         const S* d = dy + row / C * q.dy.stride[0] + row % C * q.dy.stride[1];
         Vec<T> sum{};

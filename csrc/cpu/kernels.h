@@ -3,6 +3,7 @@
 
 #include "../common/dwconv_silu.h"
 #include "../common/interaction.h"
+#include "../common/interaction_vectors.h"
 #include "../common/norm_gate.h"
 #include "../common/selective_scan.h"
 #include "../common/ss2d.h"
@@ -25,6 +26,8 @@ struct CpuKernels {
   int interaction_rows, interaction_bytes;  // a block of rows, and a vector: what the layout of signs depends on
   int (*interaction_scale_forward)(const InteractionScaleForward&);
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
+  int (*interaction_vectors_forward)(const InteractionVectors&);
+  int (*interaction_vectors_backward)(const InteractionVectorsBackward&);
   int64_t (*yardstick)(int64_t tokens, int threads);
 };
 

@@ -17,6 +17,8 @@ int interaction_reduce_forward(const InteractionReduceForward&);
 int interaction_reduce_backward(const InteractionReduceBackward&);
 int interaction_scale_forward(const InteractionScaleForward&);
 int interaction_scale_backward(const InteractionScaleBackward&);
+int interaction_vectors_forward(const InteractionVectors&);
+int interaction_vectors_backward(const InteractionVectorsBackward&);
 int64_t yardstick(int64_t tokens, int threads);
 
 extern const CpuKernels kernels;
@@ -40,6 +42,8 @@ const CpuKernels kernels = {
     kVectorBytes,
     interaction_scale_forward,
     interaction_scale_backward,
+    interaction_vectors_forward,
+    interaction_vectors_backward,
     yardstick,
 };
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import mtlkit
 from mtlkit import info
-from mtlkit.cli import data, train
+from mtlkit.cli import data, evaluate, train
 
 EPILOG = """\
 exit status:
@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda _: info.main())
     data.add_commands(commands)
     train.add_command(commands)
+    evaluate.add_command(commands)
     return whole
 
 
@@ -61,10 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, ImportError, ValueError, OSError, FloatingPointError) as error:
         if options.debug:
             traceback.print_exception(error)
-        words, status = str(error), 2
+        words, status = _sentence(error), 2
         if isinstance(error, KeyboardInterrupt):
             words, status = "interrupted", 130
         elif isinstance(error, ModuleNotFoundError):
             words = f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
     print(f"mtlkit: {words}", file=sys.stderr)  # noqa: T201 - the command's own voice
     return status
+
+
+def _sentence(error: BaseException) -> str:
+    """The words of an error; what a process that loads data hands on is a traceback, with the words at its end."""
+    words = str(error).strip()
+    return words.splitlines()[-1].partition(": ")[2] if "Original Traceback" in words else words

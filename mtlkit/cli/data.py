@@ -1,10 +1,10 @@
 """`mtlkit data`: check a data set before any training; write phantoms to try things on."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
     from mtlkit.data import Report
@@ -89,19 +89,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"expected numbers with commas between them, got {text!r}") from None
 
 
-@contextmanager
-def _progress(words: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function to call with how many of how many are done; the bar shows on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 # --- check ------------------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +102,7 @@ def run_check(options: argparse.Namespace) -> int:
         raise DataError(f"{options.json}: the file exists already; --force overwrites it")
     chosen = {"classes": options.classes, "birads": options.birads}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    with _progress("reading") as progress:
+    with progress_bar("reading") as progress:
         report = check_dataset(options.folder, options.layout, progress=progress, **chosen)
     _show(report, whole=options.all)
     if options.json is not None:
@@ -162,7 +149,7 @@ def run_synthesize(options: argparse.Namespace) -> int:
     cases, size = DEFAULTS[options.kind]
     cases = cases if options.cases is None else options.cases
     size = size if options.size is None else options.size
-    with _progress("drawing") as progress:
+    with progress_bar("drawing") as progress:
         write(options.folder, cases, size, options.seed, force=options.force, progress=progress)
     Console(highlight=False, soft_wrap=True).print(f"{options.folder}: {cases} cases of {options.kind} phantoms")
     return 0

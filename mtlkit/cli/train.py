@@ -19,7 +19,8 @@ examples:
   mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
 
-the folder of a run: config.yaml, split.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/, result.json
+the folder of a run: config.yaml, split.json, data.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/,
+result.json
 
 exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
 """
@@ -108,7 +109,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         found = repeat(config, options.data, options.out, options.repeats, **settings)
         cells = {name: f"{value['mean']:.4f} ± {value['sd']:.4f}" for name, value in found.items()}
-    for name in [name.removeprefix("val/") for name in cells if name.startswith("val/")]:
+    shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
+    for name in shown:
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))
     console.print(table)
     return 0

@@ -219,6 +219,16 @@ def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
         draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_replaceable(path: str | Path, mark: str, *, force: bool = False) -> None:
+    """Raises a DataError where `folder_written_whole` would, for one who works long before writing."""
+    path = Path(path)
+    occupied = path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)
+    if occupied and not force:
+        raise DataError(f"{path}: exists already; --force overwrites what an earlier run wrote there")
+    if occupied and not (path / mark).is_file():
+        raise DataError(f"{path}: exists already and holds no {mark}, so that it is not overwritten even with --force")
+
+
 @contextmanager
 def folder_written_whole(path: str | Path, mark: str, *, force: bool = False) -> Iterator[Path]:
     """Gives a folder to fill, which becomes `path` when all has gone well, and vanishes when not.
@@ -232,11 +242,7 @@ def folder_written_whole(path: str | Path, mark: str, *, force: bool = False) ->
         DataError: `path` exists already and may not be replaced, or it cannot be written.
     """
     path = Path(path)
-    occupied = path.exists() and not (path.is_dir() and next(path.iterdir(), None) is None)
-    if occupied and not force:
-        raise DataError(f"{path}: exists already; --force overwrites what an earlier run wrote there")
-    if occupied and not (path / mark).is_file():
-        raise DataError(f"{path}: exists already and holds no {mark}, so that it is not overwritten even with --force")
+    check_replaceable(path, mark, force=force)
     draft = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,15 @@ def open_dataset(root: str | Path, layout: str = "auto", *, skip_bad: bool = Fal
         (5, ('benign', 'malignant'), 'benign/benign (1)')
     """
     catalogue = scan(root, layout, **options)
+    return usable(catalogue, skip_bad=skip_bad)
+
+
+def usable(catalogue: Catalogue, *, skip_bad: bool) -> Catalogue:
+    """A catalogue without errors: raises the first, or leaves out what they concern.
+
+    Raises:
+        DataError: there is an error, or nothing is left.
+    """
     errors = [finding for finding in catalogue.findings if finding.level == "error"]
     if errors and not skip_bad:
         more = f"; {len(errors) - 1} more: `mtlkit data check` lists them" if len(errors) > 1 else ""
@@ -77,5 +86,5 @@ def open_dataset(root: str | Path, layout: str = "auto", *, skip_bad: bool = Fal
 
         catalogue = catalogue.without(read_findings(catalogue))
     if not catalogue.records:
-        raise DataError(f"{root}: there is not a single image in it that can be used")
+        raise DataError(f"{catalogue.root}: there is not a single image in it that can be used")
     return catalogue

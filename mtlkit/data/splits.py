@@ -131,6 +131,21 @@ def make_split(
     return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed)
 
 
+def read_split(path: str | Path) -> Split:
+    """A saved split, whatever the data set.
+
+    Raises:
+        DataError: the file cannot be read, or is no split.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Split(*(tuple(map(str, values[part])) for part in PARTS), seed=values.get("seed"))
+    except OSError as error:
+        raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{path}: is no list of the parts train, val and test") from None
+
+
 def load_split(path: str | Path, catalogue: Catalogue) -> Split:
     """Reads a saved split and holds it against a data set.
 
@@ -152,13 +167,7 @@ def load_split(path: str | Path, catalogue: Catalogue) -> Split:
         ...     load_split(f"{folder}/split.json", catalogue) == make_split(catalogue)
         True
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        split = Split(*(tuple(map(str, values[part])) for part in PARTS), seed=values.get("seed"))
-    except OSError as error:
-        raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path}: is no list of the parts train, val and test") from None
+    split = read_split(path)
     groups = {record.key: record.group for record in catalogue.records}
     place: dict[str, str] = {}
     home: dict[str, str] = {}

@@ -16,6 +16,8 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 CHECKPOINT_TOKENS = 32
 MAX_STATES = 256
 
+LARGE_BLOCK = 8 << 20  # bytes
+
 
 def argument(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
     """Address, dtype and strides in elements."""
@@ -23,8 +25,11 @@ def argument(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """The address of a tensor that the kernel takes as contiguous and of the type of computation; 0 for none."""
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    """The address of a tensor that the kernel takes as contiguous and of the type of computation.
+
+    It is 0 for none and, as PyTorch has it, for one without elements.
+    """
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def check(status: int) -> None:
@@ -84,6 +89,23 @@ def single_precision_only(*tensors: Tensor | None) -> dict[str, str] | None:
     if not any(t is not None and t.dtype == torch.float64 for t in tensors):
         return None
     return dict.fromkeys(("cuda", "triton"), "it computes in float32, and float64 came")
+
+
+def fresh(tensor: Tensor) -> Tensor:
+    """The tensor, new and not yet written; if it is large and on the CPU, large pages are asked for.
+
+    An allocator takes large blocks anew from the system for every call, and the faults of small pages would then cost
+    more than a pass over the map.
+    """
+    if tensor.nbytes >= LARGE_BLOCK and tensor.device.type == "cpu":
+        _native.C.prefer_large_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
+
+
+def computed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor contiguous and in the type of computation; itself where it is so."""
+    plain = tensor.dtype == dtype and tensor.is_contiguous()
+    return tensor if plain else tensor.to(dtype).contiguous()
 
 
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:

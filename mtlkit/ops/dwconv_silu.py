@@ -25,6 +25,7 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    fresh,
     gpu,
     launching,
     single_precision_only,
@@ -94,13 +95,13 @@ def _cpu_arguments(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple:
 
 
 def _cpu_forward(x, weight, bias) -> Tensor:
-    y = _new_output(x)
+    y = fresh(_new_output(x))
     check(_native.C.dwconv_silu_forward(*_cpu_arguments(x, weight, bias), argument(y)))
     return y
 
 
 def _cpu_backward(dy, x, weight, bias) -> list[Tensor | None]:
-    dx, dtype = _new_output(x), compute_dtype(x)
+    dx, dtype = fresh(_new_output(x)), compute_dtype(x)
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
     outputs = (argument(dy), argument(dx), address(dweight), address(dbias))
     check(_native.C.dwconv_silu_backward(*_cpu_arguments(x, weight, bias), *outputs))

@@ -22,7 +22,7 @@ UPA, Uncertainty Proxy Attention, on three signals or two:
 
 Variances are of the population. Fused, the enhanced map D~ = D (.) mu need not exist: Var(D~_c) = mu_c^2 Var(D_c),
 GAP(D~ - D)_c = (mu_c - 1) GAP(D_c), and D^ = D (.) (1 + w_seg (mu - 1)). One pass over D gathers means, variances,
-gradient energy and the pooled projection; a few vectors go through small layers in PyTorch; one pass scales.
+gradient energy and the pooled projection; a few vectors go through small layers; one pass scales.
 
 Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis" (2026),
 equations 1 to 8, and its official code for projection pooling and two signals; "Bidirectional Decoder-Level Task
@@ -58,6 +58,16 @@ from mtlkit.ops.interaction_types import (
     check_tim,
     check_upa,
     check_vector,
+)
+from mtlkit.ops.interaction_vectors import (
+    Normalisation,
+    Sums,
+    alignment_of,
+    gates_of,
+    mix,
+    tim_vectors,
+    variance_of,
+    vectors,
 )
 
 SERVED = ("cpu", "triton", "torch", "reference")
@@ -140,104 +150,43 @@ def _scale(backend: str, x: Map, factors: Tensor) -> Tensor:
     return (x.x * factors[:, :, None, None]).to(x.x.dtype)
 
 
-# --- the vectors between the passes -----------------------------------------------------------------------------------
+# --- the modules ------------------------------------------------------------------------------------------------------
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-
-def _batch_norm(x: Tensor, p: TIMParameters, training: bool, momentum: float, eps: float) -> Tensor:
-    """Batch normalisation in the dtype of x, whatever that of the running statistics is."""
-    running = p.norm_mean.to(x.dtype), p.norm_var.to(x.dtype)
-    y = F.batch_norm(x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), training, momentum, eps)
-    if training and p.norm_mean.dtype != x.dtype:
-        p.norm_mean.copy_(running[0])
-        p.norm_var.copy_(running[1])
-    return y
-
-
-def _tim_vectors(mean, pooled, f, p: TIMParameters, tau, training, momentum, eps) -> tuple[Tensor, Tensor]:
-    """mu, (B, C), and the enhanced vector, (B, F), from the map's means and its pooled projection."""
-    dtype = mean.dtype
-    f = f.to(dtype)  # (B, F)
-    context = F.relu(_linear(pooled, p.context_weight, p.context_bias))  # (B, F)
-    context = _batch_norm(context, p, training, momentum, eps)  # (B, F)
-    enhanced = f + torch.sigmoid(_linear(context, p.clf_gate_weight, p.clf_gate_bias)) * context  # (B, F)
-    gain = torch.sigmoid(_linear(f, p.gain_weight, p.gain_bias))  # (B, C)
-    gate = torch.sigmoid(_linear(mean, p.seg_gate_weight, p.seg_gate_bias))  # (B, C)
-    return 1 + tau * gate * gain, enhanced
-
-
-def _variance(f: Tensor) -> Tensor:
-    """Of the population, (B,)."""
-    return (f - f.mean(1, keepdim=True)).square().mean(1)
-
-
-def _alignment(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Tensor) -> Tensor:
-    """Cosine of the projected shifts of map, (B, C), and vector, (B, F); a length below 1e-6 counts as that."""
-    seg, clf = _linear(shift, seg_proj), _linear(f_shift, clf_proj)  # (B, Q)
-    seg, clf = (t * t.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt() for t in (seg, clf))
-    return (seg * clf).sum(1)  # (B,)
-
-
-def _weights(signals: Signals, p: UPAParameters, normaliser: Tensor | None) -> Tensor:
-    """The gates, (B, 2)."""
-    u = torch.stack(tuple(signals), 1)  # (B, 2 or 3)
-    if len(signals) == 2:
-        u = u / ((u.mean(0) if normaliser is None else normaliser.to(u.dtype)) + 1e-8)
-    logits = _linear(F.relu(_linear(u, p.fc1_weight, p.fc1_bias)), p.fc2_weight, p.fc2_bias)  # (B, 2)
-    return torch.softmax(logits, 1) if len(signals) == 2 else torch.sigmoid(logits)
-
-
-def _mix(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
-    """Base + weight (enhanced - base), weight (B,), in the dtype of base."""
-    weight = weight.reshape(-1, *[1] * (base.dim() - 1))
-    return (base + weight * (enhanced - base)).to(base.dtype)
-
-
-def _enhance(backend, x, f, tim, tau, training, momentum, eps) -> TIMOutput:
+def _enhance(backend, x, f, tim, tau, norm) -> TIMOutput:
     reduced = _reduce(backend, x, _Projection.of(tim), False, compute_dtype(x, f))
-    mu, clf = _tim_vectors(reduced.mean, reduced.pooled, f, tim, tau, training, momentum, eps)
+    mu, clf = tim_vectors(reduced.mean, reduced.pooled, f, tim, tau, norm)
     return TIMOutput(_scale(backend, reduced.map, mu), clf.to(f.dtype), mu)
 
 
 def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
     dtype = compute_dtype(x, f)
-    spread = _variance(f_enhanced.to(dtype))
+    spread = variance_of(f_enhanced.to(dtype))
     if kind == "variance":
         return VarianceSignals(_reduce(backend, x_enhanced, None, False, dtype).variance.mean(1), spread)
     base = _reduce(backend, x, None, True, dtype)
     shift = _reduce(backend, x_enhanced, None, False, dtype).mean - base.mean  # (B, C)
-    alignment = _alignment(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
+    alignment = alignment_of(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
     return ThreeSignals(alignment, base.energy, torch.log1p(spread))
 
 
 def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser) -> InteractionOutput:
     signals = _signals(backend, x, x_enhanced, f, f_enhanced, kind, upa.seg_proj, upa.clf_proj)
-    gates = _weights(signals, upa, normaliser)
-    seg, clf = _mix(x, x_enhanced, gates[:, 0]), _mix(f, f_enhanced, gates[:, 1])
+    gates = gates_of(signals, upa, normaliser)
+    seg, clf = mix(x, x_enhanced, gates[:, 0]), mix(f, f_enhanced, gates[:, 1])
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
 
 
-def _fused(
-    backend, x, f, tim, upa, kind, tau, normaliser, training, momentum, eps, return_enhanced
-) -> InteractionOutput:
+def _fused(backend, x, f, tim, upa, tau, normaliser, norm, return_enhanced) -> InteractionOutput:
     """Both modules on one reading and one writing pass over the map."""
-    reduced = _reduce(backend, x, _Projection.of(tim), kind == "three", compute_dtype(x, f))
-    mean = reduced.mean
-    mu, enhanced = _tim_vectors(mean, reduced.pooled, f, tim, tau, training, momentum, eps)
-    spread = _variance(enhanced)
-    if kind == "variance":
-        signals = VarianceSignals((mu.square() * reduced.variance).mean(1), spread)
-    else:
-        alignment = _alignment((mu - 1) * mean, enhanced - f.to(mean.dtype), upa.seg_proj, upa.clf_proj)
-        signals = ThreeSignals(alignment, reduced.energy, torch.log1p(spread))
-    gates = _weights(signals, upa, normaliser)
-    seg = _scale(backend, reduced.map, 1 + gates[:, :1] * (mu - 1))
-    clf = _mix(f.to(mean.dtype), enhanced, gates[:, 1])
-    enhanced_seg = _scale(backend, Map(x), mu) if return_enhanced else None
-    return InteractionOutput(seg, clf.to(f.dtype), gates, signals, enhanced.to(f.dtype), enhanced_seg)
+    dtype = compute_dtype(x, f)
+    reduced = _reduce(backend, x, _Projection.of(tim), upa.seg_proj is not None, dtype)
+    sums = Sums(reduced.mean, reduced.variance, reduced.energy, reduced.pooled)
+    found = vectors(backend, sums, f.to(dtype), tim, upa, tau, normaliser, norm)
+    seg = _scale(backend, reduced.map, found.factors)
+    enhanced_seg = _scale(backend, Map(x), found.mu) if return_enhanced else None
+    clf, enhanced = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
+    return InteractionOutput(seg, clf, found.gates, found.signals, enhanced, enhanced_seg)
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -388,7 +337,7 @@ def upa_gate(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
     check_tensor("weight", weight, 1)
     check_shape("weight", weight, "(B,)", base.shape[0])
     check_device(base=base, enhanced=enhanced, weight=weight)
-    return _mix(base, enhanced, weight)
+    return mix(base, enhanced, weight)
 
 
 def tim(
@@ -422,7 +371,7 @@ def tim(
     check_tim(x, f, tim, tau)
     backend = choose("tim", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
     with _full_precision(x):
-        return _enhance(backend, x, f, tim, tau, training, momentum, eps)
+        return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps))
 
 
 def upa(
@@ -521,10 +470,10 @@ def task_interaction(
     check_tim(x, f, tim, tau)
     check_upa(x, f, upa, signals, normaliser)
     backend = choose("task_interaction", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
-    norm = (training, momentum, eps)
+    norm = Normalisation(training, momentum, eps)
     with _full_precision(x):
         if backend != "reference":
-            return _fused(backend, x, f, tim, upa, signals, tau, normaliser, *norm, return_enhanced)
-        enhanced = _enhance(backend, x, f, tim, tau, *norm)
+            return _fused(backend, x, f, tim, upa, tau, normaliser, norm, return_enhanced)
+        enhanced = _enhance(backend, x, f, tim, tau, norm)
         out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser)
         return out if return_enhanced else out._replace(enhanced_seg=None)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, argument, check, first_order_only, like, traced, wants_grad
+from mtlkit.ops._native_call import address, argument, check, first_order_only, fresh, like, traced, wants_grad
 
 
 class Map(NamedTuple):
@@ -37,7 +37,7 @@ class Reduced(NamedTuple):
 # --- launch -----------------------------------------------------------------------------------------------------------
 
 
-def _triton(x: Tensor) -> ModuleType | None:
+def triton_kernels(x: Tensor) -> ModuleType | None:
     """The Triton kernels, which serve a map on a GPU; None for one on a CPU."""
     if x.device.type == "cpu":
         return None
@@ -60,7 +60,8 @@ def _rows(x: Tensor) -> Tensor:
 def _new_map(x: Tensor) -> Tensor:
     """NCHW or channels-last, whichever is nearer to x."""
     channels_last = not _by_pixels(_rows(x))
-    return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(x, memory_format=layout)
 
 
 def _rows_beside(dy: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +91,7 @@ def _new_sums(x, weight, attn, energy: bool, dtype: torch.dtype, save: bool) -> 
         (batch, 2 * (attn is not None)),
     )
     sums = tuple(x.new_empty(shape, dtype=dtype) for shape in shapes)
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return *sums, triton.room_for_signs(x, weight, attn, save)
     signs = _signs_shape(x, weight, dtype) if save and weight is not None and attn is None else (0, 0, 0)
     return *sums, x.new_empty(signs, dtype=torch.int16)
@@ -111,7 +112,7 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
     These are a softmax's largest logit and sum, or if `save` a bit for the sign of each element of the projection.
     """
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.reduce_forward(x, weight, bias, attn, energy, save)
     mean, variance, energies, pooled, softmax, signs = sums = _new_sums(x, weight, attn, energy, dtype, save)
     if x.shape[0] > 0:
@@ -123,9 +124,9 @@ def _reduce_forward(x, weight, bias, attn, energy: bool, dtype: torch.dtype, sav
 
 def _scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: x times a factor for each channel."""
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.scale_forward(x, factors)
-    y = _new_map(x)
+    y = fresh(_new_map(x))
     if x.shape[0] > 0:
         rows, factors = _rows(x), factors.contiguous()
         use_double = factors.dtype == torch.float64
@@ -149,12 +150,12 @@ def _reduce_backward(
     inputs = (x, weight, bias, attn)
     if x.shape[0] == 0 or (dpooled is None and not wanted[0]):
         return [torch.zeros_like(t) if want else None for t, want in zip(inputs, wanted, strict=True)]
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         kept = (mean, pooled, softmax, signs)
         gradients = triton.reduce_backward(*inputs, *kept, dmean, dvariance, denergy, dpooled, dy, factors, wanted[0])
         return [_wanted(g, t, want) for g, t, want in zip(gradients, inputs, wanted, strict=True)]
     new = torch.empty if dpooled is not None else torch.zeros
-    dx = _new_map(x) if wanted[0] else None
+    dx = fresh(_new_map(x)) if wanted[0] else None
     parameters = [
         new(t.shape, dtype=mean.dtype) if want else None for t, want in zip(inputs[1:], wanted[1:], strict=True)
     ]
@@ -183,7 +184,7 @@ def _wanted(gradient: Tensor | None, tensor: Tensor | None, wanted: bool) -> Ten
 
 def _scale_backward(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     """The kernel: the gradient of the factors."""
-    if triton := _triton(x):
+    if triton := triton_kernels(x):
         return triton.scale_backward(dy.to(x.dtype), x)
     if x.shape[0] == 0:
         return torch.zeros_like(factors)
@@ -340,6 +341,9 @@ def reduce(
     if traced(x, weight, bias, attn):
         mean, variance, energies, pooled, *_ = _op_reduce(x, weight, bias, attn, energy, dtype, save)
         passed_on = Map(x)
+    elif not save:  # a Function costs as much as a small kernel
+        mean, variance, energies, pooled, *_ = _reduce_forward(x, weight, bias, attn, energy, dtype, save)
+        passed_on = Map(x)
     else:
         left = []
         mean, variance, energies, pooled, x = _Reduce.apply(left, energy, dtype, save, x, weight, bias, attn)
@@ -352,4 +356,6 @@ def scale(x: Map, factors: Tensor) -> Tensor:
     """The map times a factor (B, C) for each channel, in the dtype of the map. At most once for each `reduce`."""
     if traced(x.x, factors):
         return _op_scale(x.x, factors)
+    if not wants_grad(x.x, factors):
+        return _scale_forward(x.x, factors)
     return _Scale.apply(x.left, x.x, factors)

@@ -213,7 +213,8 @@ def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: dict[st
         name, value = f"{where}.{field}", getattr(parameters, field)
         check_tensor(name, value, len(sizes))
         check_shape(name, value, letters, *sizes)
-        check_device(x=x, **{name: value})
+        if value.device != x.device:
+            check_device(x=x, **{name: value})  # raises
 
 
 def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:

@@ -25,6 +25,7 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    fresh,
     gpu,
     launching,
     single_precision_only,
@@ -109,7 +110,7 @@ def _cpu_arguments(x, weight, bias, z, eps) -> tuple:
 
 
 def _cpu_forward(x, weight, bias, z, eps) -> Tensor:
-    out = _new_output(x)
+    out = fresh(_new_output(x))
     x, z = _rows(x), _rows(z)
     arguments = _cpu_arguments(x, weight, bias, z, eps)
     check(_native.C.norm_gate_forward(*arguments, argument(_rows(out))))
@@ -117,7 +118,7 @@ def _cpu_forward(x, weight, bias, z, eps) -> Tensor:
 
 
 def _cpu_backward(dout, x, weight, bias, z, eps) -> list[Tensor | None]:
-    dx, dz = _new_output(x), None if z is None else _new_output(z)
+    dx, dz = (None if t is None else fresh(_new_output(t)) for t in (x, z))
     dtype = compute_dtype(x, z)
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
     dout, x, z = _rows(dout), _rows(x), _rows(z)

@@ -28,6 +28,7 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    fresh,
     gpu,
     launching,
     like,
@@ -218,6 +219,8 @@ def _cpu_kept(u, delta, A, B, C, z) -> tuple:
 
 def _cpu_forward(out, last, checkpoints, _ungated, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> None:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
+    for new in (out, checkpoints):
+        fresh(new)
     arguments = _cpu_arguments(*inputs, delta_softplus, checkpoints, last.dtype)
     check(_native.C.selective_scan_forward(*arguments, argument(out), address(last)))
 
@@ -228,8 +231,7 @@ def _cpu_backward(
     dtype = compute_dtype(u, delta, A, B, C)
     batch, channels, length = u.shape
     states, groups = A.shape[1], _groups(B, C)
-    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-    dz = None if z is None else torch.empty_like(z)
+    du, ddelta, dz = (None if t is None else fresh(torch.empty_like(t)) for t in (u, delta, z))
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=u.device)

@@ -38,6 +38,7 @@ from mtlkit.ops._native_call import (
     check_cuda,
     compute_dtype,
     first_order_only,
+    fresh,
     gpu,
     launching,
     like,
@@ -186,6 +187,8 @@ def _cpu_forward(out_dtype, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, D
     dtype = compute_dtype(u, x_dbl)
     y = torch.empty_like(u, dtype=out_dtype)
     rows = _rows(x_dbl.to(dtype))
+    for new in (y, checkpoints):
+        fresh(new)
     arguments = _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype)
     check(_native.C.ss2d_forward(*arguments, argument(y)))
     return y
@@ -194,7 +197,7 @@ def _cpu_forward(out_dtype, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, D
 def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
     dtype = compute_dtype(u, x_dbl)
     rows = _rows(x_dbl.to(dtype))
-    du, drows = torch.empty_like(u), torch.empty_like(rows)
+    du, drows = (fresh(torch.empty_like(t)) for t in (u, rows))
     parameters = [torch.empty(t.shape, dtype=dtype) for t in (dt_weight, dt_bias, A_logs, Ds)]
     status = _native.C.ss2d_backward(
         *_cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype),

@@ -12,6 +12,7 @@ from mtlkit.training.config import Config, list_configs, load_config
 from mtlkit.training.datamodule import DataModule, EpochSampler
 from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
 from mtlkit.training.run import repeat, train
+from mtlkit.training.saved import SavedRun, load_run
 from mtlkit.training.schedule import Schedule, task_weights
 
 __all__ = [
@@ -20,12 +21,14 @@ __all__ = [
     "EpochSampler",
     "LesionModule",
     "MammographyModule",
+    "SavedRun",
     "Schedule",
     "TrainingModule",
     "ViewsModule",
     "create_module",
     "list_configs",
     "load_config",
+    "load_run",
     "repeat",
     "task_weights",
     "train",

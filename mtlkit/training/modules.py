@@ -1,6 +1,6 @@
 """The three kinds of training as LightningModules: lesion (mask and class), views (class), mammography (four views)."""
 
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning
 import numpy as np
@@ -11,6 +11,7 @@ from mtlkit import losses
 from mtlkit.data import Catalogue, Split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import create_model
+from mtlkit.models.hybrid_vssm import VIEWS
 from mtlkit.training.config import Config
 from mtlkit.training.schedule import Schedule, task_weights
 
@@ -123,6 +124,11 @@ class TrainingModule(lightning.LightningModule):
         values, output = self.compute_losses(batch)
         for name, value in values.items():
             self.log(f"{part}/{name}", value, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
+        if getattr(output, "gates", None) is not None:
+            means = output.gates.float().flatten(1).mean(0)
+            names = gate_names(self.model, len(means))
+            gates = {f"{part}/gate_{name}": mean for name, mean in zip(names, means, strict=True)}
+            self.log_dict(gates, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
         self._update(self.metrics["valid" if part == "val" else part], output, batch)
 
     def _tell(self, part: str) -> None:
@@ -316,8 +322,7 @@ def create_module(
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
-    wanted = {"lesion": "seg_head", "views": "views", "mammography": "fusion"}[config.task]
-    if not hasattr(model, wanted):
+    if not _serves(model, config.task):
         raise ValueError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
     if catalogue is not None:
         _check_classes(model, config, catalogue)
@@ -334,6 +339,34 @@ def create_module(
             "birads": losses.class_weights(torch.tensor([exam.birads for exam in exams]), o.birads_classes),
         }
     return MammographyModule(model, config, weights)
+
+
+def _serves(model: nn.Module, task: str) -> bool:
+    """Whether the network takes what the task gives and tells what it asks, by the annotations of its forward pass."""
+    hints = get_type_hints(type(model).forward)
+    names = {*hints, *getattr(hints["return"], "_fields", ())}
+    return {"lesion": "seg_logits", "views": "masks", "mammography": "views"}[task] in names
+
+
+def gate_names(model: nn.Module, count: int) -> list[str]:
+    """The names of a network's gates, in the order of its output: of levels, of experts or of views.
+
+    Args:
+        model: the network.
+        count: how many gates it has; of a network that does not say what they are, they are numbered.
+
+    Example:
+        >>> from mtlkit.models import create_model
+        >>> from mtlkit.training.modules import gate_names
+        >>> gate_names(create_model("btinet", encoder="resnet18", levels=(2, 3)), 4)
+        ['seg_level2', 'clf_level2', 'seg_level3', 'clf_level3']
+    """
+    o = model.options
+    if hasattr(o, "levels"):
+        names = [f"{branch}_level{level}" for level in o.levels for branch in ("seg", "clf")]
+    else:
+        names = list(VIEWS if hasattr(model, "fusion") else getattr(o, "experts", ()))
+    return names if len(names) == count else [str(number) for number in range(1, count + 1)]
 
 
 def _tuple(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """A training run: from a configuration and a data set to a folder with the best network and its figures.
 
     config.yaml split.json           what was asked for
+    data.json                        of which data set, and the names of its classes
     stage1/ [stage2/]                best.ckpt, last.ckpt, metrics.csv (a row for each epoch), done.json
     model/                           the best network, for `mtlkit.models.from_pretrained`
     result.json                      figures of the validation and test parts; written last
@@ -29,10 +30,9 @@ from mtlkit.data.files import write_json, written_whole
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.modules import TrainingModule, create_module
+from mtlkit.training.saved import DATA, MARK, RESULT, SPLIT, write_data
 
 __all__ = ["repeat", "train"]
-
-MARK = ".mtlkit-run"  # only a folder with this file in it is ever begun anew
 
 
 def train(
@@ -84,13 +84,15 @@ def train(
     out = Path(out)
     if _is_main():
         _prepare(out, config, resume=resume, force=force)
-    if (out / "result.json").is_file():
-        found = json.loads((out / "result.json").read_text())
+    if (out / RESULT).is_file():
+        found = json.loads((out / RESULT).read_text())
         return {name: math.nan if value is None else value for name, value in found.items()}
     catalogue = _open(config, data, skip_bad)
-    parts = _split(catalogue, config, split, out / "split.json")
-    if _is_main() and not (out / "split.json").is_file():
-        parts.save(out / "split.json")
+    parts = _split(catalogue, config, split, out / SPLIT)
+    if _is_main() and not (out / SPLIT).is_file():
+        parts.save(out / SPLIT)
+    if _is_main() and not (out / DATA).is_file():
+        write_data(out, catalogue, parts)
     module, stages = None, 1 if config.second_stage is None else 2
     for number in range(1, stages + 1):
         module, figures = _run_stage(
@@ -105,7 +107,7 @@ def train(
     if _is_main():
         if hasattr(module.model, "save_pretrained"):
             module.model.save_pretrained(out / "model")
-        write_json(out / "result.json", _plain(figures), force=True)
+        write_json(out / RESULT, _plain(figures), force=True)
     return figures
 
 

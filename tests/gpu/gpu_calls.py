@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import mtlkit
-from mtlkit.testing import SelectiveScanShape, SS2DShape, assert_accurate
+from mtlkit.ops import TIMParameters, UPAParameters
+from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
@@ -42,12 +43,15 @@ class Call(NamedTuple):
         """`results`, on a device."""
         return self.results(self.leaves(device, dtype))
 
-    def check(self, device: torch.device, exact_backend: str = "reference") -> dict[str, Tensor]:
+    def check(
+        self, device: torch.device, exact_backend: str = "reference", outputs: int | None = None
+    ) -> dict[str, Tensor]:
         """Asserts that results on the device meet the policy of mtlkit.testing, and gives them.
 
         Args:
             device: where the results under test are made, by the backend that is asked for now.
             exact_backend: what gives the exact results in float64: "auto" where the reference takes too long.
+            outputs: how many outputs are held to the bounds of outputs, the others to those of gradients; None is all.
         """
         got = self.run(device)
         with mtlkit.use_backend(exact_backend):
@@ -57,7 +61,8 @@ class Call(NamedTuple):
             plain = self.run() if narrow else exact
         for name, value in got.items():
             assert value.device == device, f"{name}: expected it on {device}, got {value.device}"
-            assert_accurate(name, value.cpu(), exact[name], plain[name], gradient=name.startswith("d"))
+            late = outputs is not None and name in [f"out{i}" for i in range(outputs, len(got))]
+            assert_accurate(name, value.cpu(), exact[name], plain[name], gradient=late or name.startswith("d"))
         return got
 
 
@@ -143,6 +148,30 @@ def conv_call(
         "weight": torch.randn(shape[1], 1, 3, 3, generator=generator) / 2,
     }
     return Call(function, inputs | ({"bias": torch.randn(shape[1], generator=generator)} if bias else {}))
+
+
+def level_call(
+    shape: InteractionShape,
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = CONTIGUOUS,
+    *,
+    training: bool = False,
+    seed: int = 7,
+) -> Call:
+    """A level of task interaction: map, vector, gates, signals and enhanced map."""
+    inputs = shape.inputs(dtype, memory_format=memory_format, seed=seed)
+
+    def function(x: Tensor, f: Tensor, **learnt: Tensor) -> tuple[Tensor, ...]:
+        running = {name: getattr(inputs.tim, name).to(x, copy=True) for name in ("norm_mean", "norm_var")}
+        tim, upa = (
+            kind(**{name: t for name, t in (learnt | running).items() if name in kind._fields})
+            for kind in (TIMParameters, UPAParameters)
+        )
+        options = {"signals": shape.signals, "training": training, "return_enhanced": True}
+        out = mtlkit.ops.task_interaction(x, f, tim, upa, **options)
+        return out.seg, out.clf, out.enhanced_seg, out.gates, *out.stats
+
+    return Call(function, inputs.named_tensors())
 
 
 def one_of_each(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from gpu_calls import DTYPES, NAMES, one_of_each
+from gpu_calls import DTYPES, NAMES, level_call, one_of_each
+
+import mtlkit
+from mtlkit.testing import InteractionShape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("_poisoned")]
 
@@ -11,4 +14,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("_poisoned")]
 @pytest.mark.parametrize("name", NAMES)
 def test_accurate(name, dtype, backend, device):
     one_of_each(dtype)[name].check(device)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
+def test_interaction(signals, attention, dtype, device):
+    with mtlkit.use_backend("triton"):
+        level_call(InteractionShape(2, 20, 7, 9, 12, signals, attention), dtype).check(device, outputs=3)
     torch.cuda.synchronize()

@@ -64,3 +64,42 @@ def test_other_forms_compile(record, compiled):
     launches = record(forms)
     assert {launch.arguments["WIDE"] for launch in launches} == {False, True}
     assert all(compiled(launch, 90).spills == 0 for launch in launches)
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "three", "training", "capabilities"),
+    [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
+)
+def test_vectors_compile(record, compiled, batch, channels, three, training, capabilities):
+    from mtlkit.kernels import interaction_vectors as kernels
+    from mtlkit.testing import InteractionShape
+
+    B, C, P, N, H, Q = batch, channels, channels // 2, 256, 32, 64 if three else 0
+    inputs = InteractionShape(1, C, 1, 1, N, "three" if three else "variance").inputs()
+
+    def meta(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, device="meta")
+
+    def like(tensors) -> list:
+        return [None if t is None else torch.empty_like(t, device="meta") for t in tensors]
+
+    weights = like((*inputs.tim[2:12], *inputs.upa))
+    sums = [meta(B, C), None if three else meta(B, C), meta(B) if three else None, meta(B, P)]
+    signals = [meta(B), meta(B), meta(B) if three else None]
+    kept = meta(2 * B * (N + C + Q) + 2 * N)
+    results = [meta(B, C), meta(B, N), meta(B, 2), *signals, kept]
+    call = ((B, C, P, N, H, Q), (0.7, 0.01, 1e-3), three, training, sums, meta(B, N))
+
+    def level() -> None:
+        kernels.forward(*call, None, like(inputs.tim[12:14]), weights, results, meta(B, C), meta(B, N))
+        outputs = [meta(B, C), meta(B, C), meta(B, N), meta(B, N), meta(B, 2), *signals]
+        kernels.backward(*call, None, weights, results, outputs, like((*sums, meta(B, N))), like(weights))
+
+    launches = record(level)
+    assert len(launches) == (11 if three else 9)
+    for launch in launches:
+        for capability in capabilities:
+            found = compiled(launch, capability)
+            assert found.spills == 0, found
+            assert found.shared <= SHARED[capability], found
+            print(found)

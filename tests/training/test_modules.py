@@ -154,6 +154,26 @@ def test_mammography_figures(mammograms, four_views):
 # --- what does not fit ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "task"),
+    [
+        ("unet", {"encoder": "resnet18", "pretrained": False}, "lesion"),
+        ("segresnet", {}, "lesion"),
+        ("csa_moe", {"pretrained": False}, "views"),
+        ("mammo_vssm", {}, "mammography"),
+    ],
+)
+def test_networks_and_tasks(name, options, task):
+    config = load_config("hybrid_vssm").change({"loss": {"class_weights": False}, "model": {"options": {}}})
+    for other in ("lesion", "views", "mammography"):
+        asked = config.change({"task": other, "model": {"name": name, "options": options}})
+        if other == task:
+            assert create_module(asked).config.task == task
+        else:
+            with pytest.raises(ValueError, match=f"model.name: {name} does not serve the task '{other}'"):
+                create_module(asked)
+
+
 def test_what_does_not_fit(ultrasound, mammograms, small, four_views):
     catalogue = open_dataset(ultrasound, classes=("benign", "malignant"))
     with pytest.raises(ValueError, match=r"model.options.num_classes: expected 2, as the data have classes, got 3"):

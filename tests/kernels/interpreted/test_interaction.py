@@ -207,7 +207,7 @@ def test_what_is_not_finite_propagates(value, place):
 @pytest.mark.parametrize("channels", [6, 70])
 @pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
 def test_operator_on_these_kernels(monkeypatch, channels, signals, attention):
-    monkeypatch.setattr(interaction_kernels, "_triton", lambda x: kernels)
+    monkeypatch.setattr(interaction_kernels, "triton_kernels", lambda x: kernels)
     level = InteractionShape(2, channels, 5, 6, 10, signals, attention).inputs(requires_grad=True)
 
     def run(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:

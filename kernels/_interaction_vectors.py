@@ -1,0 +1,101 @@
+"""What the vectors' kernels of task interaction share: pieces of a program, and how what is kept is laid out.
+
+BB is B, the images, padded to a power of two; matrices are (images, entries) and lie without gaps.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mtlkit.kernels._tables import power_of_two
+
+MAX_IMAGES = 64  # a program holds a tile of all; mtlkit.ops.interaction_vectors sends no more
+SIDE = 16  # rows or columns of a program
+DEPTH = 32  # columns that a product takes at once
+WARPS = 4
+SHORTEST = tl.constexpr(1e-12)  # below it, a squared length counts as this in the cosine
+
+# --- on the device ----------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def load_columns(x, b, n, B, N):
+    """Columns n of (B, N) -> [BB, BN]."""
+    return tl.load(x + b[:, None] * N + n[None, :], mask=(b < B)[:, None] & (n < N)[None, :], other=0.0)
+
+
+@triton.jit
+def store_columns(x, value, b, n, B, N):
+    """The way back."""
+    tl.store(x + b[:, None] * N + n[None, :], value, mask=(b < B)[:, None] & (n < N)[None, :])
+
+
+@triton.jit
+def linear(x, weight, bias, b, r, B, R, K, BB: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+    """Rows r of weight x + bias -> [BB, BR]; x (B, K), weight (R, K), bias may be None."""
+    y = tl.zeros([BB, BR], tl.float32)
+    for start in range(0, K, BK):
+        k = start + tl.arange(0, BK)
+        w = load_columns(weight, r, k, R, K)  # [BR, BK]
+        y = tl.dot(load_columns(x, b, k, B, K), tl.trans(w), y, input_precision="ieee")
+    if bias is not None:
+        y += tl.load(bias + r, mask=r < R, other=0.0)[None, :]
+    return y
+
+
+@triton.jit
+def pull_rows(dx, dy, x, weight, dweight, dbias, r, n, lead, R, N):
+    """Adds to the gradient dx of columns n what comes from rows r of a layer, and writes those of its parameters.
+
+    dy [BB, BR] and x [BB, BN] are 0 for images that there are not; `lead` is true in one program of all columns.
+    """
+    w = load_columns(weight, r, n, R, N)  # [BR, BN]
+    if dweight is not None:
+        store_columns(dweight, tl.dot(tl.trans(dy), x, input_precision="ieee"), r, n, R, N)
+    if dbias is not None:
+        tl.store(dbias + r, tl.sum(dy, 0), mask=(r < R) & lead)
+    return tl.dot(dy, w, dx, input_precision="ieee")
+
+
+@triton.jit
+def divisor_of(signal, normaliser, index, b, B):
+    """What a variance is divided by: its mean over the batch, or what is given."""
+    if normaliser is not None:
+        return tl.load(normaliser + index) + 1e-8
+    return tl.sum(tl.load(signal + b, mask=b < B, other=0.0), 0) / B + 1e-8
+
+
+@triton.jit
+def hidden_unit(first, second, third, weight, bias, h, H, S: tl.constexpr):
+    """UPA's hidden layer of normalised signals, each of any shape that broadcasts with h."""
+    z = tl.load(bias + h, mask=h < H, other=0.0) + tl.load(weight + h * S, mask=h < H, other=0.0) * first
+    z += tl.load(weight + h * S + 1, mask=h < H, other=0.0) * second
+    if S == 3:
+        z += tl.load(weight + h * S + 2, mask=h < H, other=0.0) * third
+    return tl.where(z < 0, 0.0, z)
+
+
+@triton.jit
+def inverse_length(query):
+    """One over the length of a query."""
+    square = tl.sum(query * query, 0)
+    return tl.rsqrt(tl.where(square < SHORTEST, SHORTEST, square))
+
+
+# --- on the host ------------------------------------------------------------------------------------------------------
+
+
+def kept_parts(kept: Tensor, B: int, C: int, F: int, Q: int) -> list[Tensor]:
+    """Context, gate of the vector; gain, gate of the map; the two queries; mean and slope of the normalisation."""
+    return list(kept.split((B * F, B * F, B * C, B * C, B * Q, B * Q, F, F)))
+
+
+def padded_images(B: int) -> int:
+    """BB."""
+    return max(16, power_of_two(B))

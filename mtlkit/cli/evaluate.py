@@ -1,0 +1,112 @@
+"""`mtlkit evaluate`: how good a trained network is, how sure that is, and where it fails."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mtlkit.cli._progress import progress_bar
+
+DESCRIPTION = """\
+Runs the network of a training run over a part of a data set, and writes a folder: every figure of the papers with a
+95 % bootstrap interval (IoU, Dice, sensitivity, precision; accuracy, F1, AUC), how well the gates foretell failure,
+what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report to read.
+
+Groups (patients, where the data set knows them) are drawn whole for the intervals. Images without lesion are left out
+of the figures of the masks, and counted.
+"""
+EPILOG = """\
+examples:
+  mtlkit evaluate runs/mbdi --out mbdi-test                      the test part of the run's own data set
+  mtlkit evaluate runs/mbdi --out mbdi-whu --data BUSI_WHU       another data set, all of it
+  mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one seed of --repeats; features in the plane
+  mtlkit evaluate runs/mbdi --out mbdi-test --force              once more, in place of the earlier one
+
+the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png
+
+another data set is matched by the names of its classes: those that the network does not know are left out.
+
+exit status: 0 evaluated, 2 not evaluated; one sentence on standard error says what and where. The folder is written
+whole or not at all.
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Adds `evaluate` to the command line."""
+    command = commands.add_parser(
+        "evaluate",
+        help="judge a trained network: figures with intervals, plots, a report",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = command.add_argument
+    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
+    add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the run, where it lay")
+    add(
+        "--part",
+        metavar="NAME",
+        help="test, val or train of the run's split, or all; default test, of another data set all",
+    )
+    add("--layout", metavar="NAME", help="of the data set, as in `mtlkit data check`; by default found by looking")
+    add("--samples", type=int, default=2000, metavar="N", help="bootstrap samples; 0 for no intervals; default 2000")
+    add("--seed", type=int, default=0, help="of the bootstrap and of t-SNE; default 0")
+    add("--examples", type=int, default=5, metavar="N", help="best and worst masks to show; default 5")
+    add("--tsne", action="store_true", help="also draw the features of the classifier in the plane")
+    add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
+    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """`mtlkit evaluate`."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtlkit.evaluation import Figure, evaluate
+    from mtlkit.evaluation.report import figure_rows
+
+    names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "skip_bad", "force")
+    settings = {name: getattr(options, name) for name in names}
+    with progress_bar("looking at images") as progress:
+        metrics = evaluate(
+            options.run_folder,
+            options.data,
+            options.out,
+            device=_device(options.device),
+            progress=progress,
+            **settings,
+        )
+    figures = {name: Figure(**_numbers(entry)) for name, entry in metrics["figures"].items()}
+    title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
+    table = Table("figure", "value", "95 % interval", title=title, title_justify="left")
+    for name, (value, low, high) in figure_rows(figures):
+        interval = "" if low != low else f"{low:.3f} to {high:.3f}"
+        table.add_row(name, "not defined" if value != value else f"{value:.3f}", interval)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for remark in metrics["remarks"]:
+        console.print(Text(remark))
+    console.print(Text(f"{options.out / 'report.html'}: the report"))
+    return 0
+
+
+def _numbers(entry: dict[str, float | None]) -> dict[str, float]:
+    """NaN again for what JSON has not."""
+    return {name: float("nan") if value is None else value for name, value in entry.items()}
+
+
+def _device(name: str | None) -> str:
+    """The device, if torch can use it."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: torch cannot use it ({str(error).splitlines()[0]})") from None
+    return name

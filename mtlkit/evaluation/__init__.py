@@ -1,0 +1,27 @@
+"""The papers' evaluation of a run: figures with intervals, a row for each image, plots, and a report to read.
+
+>>> from mtlkit.evaluation import evaluate
+>>> metrics = evaluate("runs/mbdi", None, "runs/mbdi-test")  # doctest: +SKIP
+>>> metrics["figures"]["dice"]  # doctest: +SKIP
+{'value': 0.852, 'low': 0.831, 'high': 0.871}
+
+Needs the extra `train`.
+"""
+
+from mtlkit.evaluation.evaluating import PARTS, evaluate
+from mtlkit.evaluation.figures import Figure, classification, intervals, ranking, score_means
+from mtlkit.evaluation.judging import judge
+from mtlkit.evaluation.predictions import Predictions, predict_records
+
+__all__ = [
+    "PARTS",
+    "Figure",
+    "Predictions",
+    "classification",
+    "evaluate",
+    "intervals",
+    "judge",
+    "predict_records",
+    "ranking",
+    "score_means",
+]

@@ -1,0 +1,221 @@
+"""An evaluation: from a run and a data set to a folder with everything that is to be said of them.
+
+metrics.json                     figures with intervals, by task and class; failure detection; gates; displacement
+images.csv                       a row for each image, or breast: what it is, what it was taken for, how well
+report.html                      all of it to read, in one file
+*.png                            the plots of the report
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtlkit
+from mtlkit.data import Catalogue, DataError, Exam, Record
+from mtlkit.data.catalogue import and_more
+from mtlkit.data.files import check_replaceable, folder_written_whole
+from mtlkit.evaluation.figures import PERCENTILES
+from mtlkit.evaluation.judging import epoch_gates, judge, plain, table_rows
+from mtlkit.evaluation.plots import draw_all
+from mtlkit.evaluation.predictions import Predictions, predict_records
+from mtlkit.evaluation.report import write_report
+from mtlkit.training import SavedRun, load_run
+
+__all__ = ["PARTS", "evaluate"]
+
+MARK = ".mtlkit-evaluation"  # only a folder with this file in it is ever replaced
+PARTS = ("test", "val", "train", "all")
+FEW = 100  # images, below which intervals are wide
+MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
+PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
+
+
+def evaluate(
+    run: SavedRun | str | Path,
+    data: str | Path | None,
+    out: str | Path,
+    *,
+    part: str | None = None,
+    layout: str | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    examples: int = 5,
+    tsne: bool = False,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Judges the network of a run, and writes a folder with figures, a table of the images, plots and a report.
+
+    Args:
+        run: what `load_run` opened, or the run's folder.
+        data: folder of the data set; None is that of the run.
+        out: the folder to write, whole or not at all.
+        part: "test", "val" or "train" of the run's own split, or "all" of the data set. By default "test" (where the
+            recipe left nothing to test on, "val") of the run's own data set, all of another.
+        layout: of the data set; by default found by looking.
+        samples: of the bootstrap behind the intervals; 0 leaves them out.
+        seed: of the bootstrap and of t-SNE.
+        examples: how many of the best and of the worst masks are shown.
+        tsne: also draws the features of the classifier in the plane.
+        batch_size: by default that which the run was judged with. MBDI as published depends on it.
+        device: where the network runs; of a run that is open already, None leaves it where it is.
+        skip_bad: leaves out what cannot be used in the data set, instead of raising.
+        force: replaces what an earlier evaluation wrote.
+        progress: told how many of how many images are done.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        DataError: the run, the data set or the folder is not as it must be.
+        ValueError: an option out of its range.
+        FloatingPointError: the network's answer is no number.
+
+    Example:
+        >>> from mtlkit.evaluation import evaluate
+        >>> evaluate("runs/mbdi", None, "runs/mbdi-test", part="text")
+        Traceback (most recent call last):
+        ValueError: part: expected one of test, val, train, all, got 'text'
+    """
+    if part is not None and part not in PARTS:
+        raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
+    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0)}
+    least |= {} if batch_size is None else {"batch_size": (batch_size, 1)}
+    for name, (value, low) in least.items():
+        if value < low:
+            raise ValueError(f"{name}: expected at least {low}, got {value}")
+    check_replaceable(out, MARK, force=force)
+    run = run if isinstance(run, SavedRun) else load_run(run, device=device)
+    if device is not None:
+        run.model.to(device)
+    catalogue = run.open_data(data, layout, skip_bad=skip_bad)
+    part, records, remarks = _choose(run, catalogue, part, skip_bad)
+    predictions = predict_records(run, records, batch_size=batch_size, features=tsne, progress=progress)
+    judgement = judge(predictions, samples, seed)
+    remarks += _remarks(run, catalogue, predictions)
+    about = _about(predictions, catalogue, part, samples, seed)
+    metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
+    plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
+    texts = {
+        "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False) + "\n",
+        "images.csv": _csv(predictions),
+        "report.html": write_report(predictions, judgement, about, remarks, plots),
+        MARK: "",
+    }
+    with folder_written_whole(out, MARK, force=force) as draft:
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
+        for name, (png, _, _) in plots.items():
+            (draft / f"{name}.png").write_bytes(png)
+    return metrics
+
+
+def _choose(
+    run: SavedRun, catalogue: Catalogue, part: str | None, skip_bad: bool
+) -> tuple[str, tuple[Record, ...] | tuple[Exam, ...], list[str]]:
+    """The part, its records, and what the reader must know about the choice."""
+    known, split = run.recognise(catalogue), run.split
+    parts = {} if split is None else split.parts()
+    own = split is not None and len(known) > sum(map(len, parts.values())) / 2
+    if part is None:
+        part = ("test" if split.test else "val") if own else "all"
+    if part == "all":
+        learnt = [key for name in ("train", "val") for key in parts.get(name, ()) if key in known]
+        if split is None and known:
+            return (
+                part,
+                catalogue.records,
+                ["The run has lost its split: the network may have learnt from these images."],
+            )
+        words = f"{len(learnt)} of these images were used to train the network or to choose its best epoch."
+        return part, catalogue.records, [words] if learnt else []
+    if split is None:
+        raise DataError(f"{run.folder}: has lost its split, split.json; the part all takes every image")
+    if not own:
+        words = f"is not the data set of {run.folder}, so that its split does not apply; the part all takes every image"
+        raise DataError(f"{catalogue.root}: {words}")
+    gone = [key for key in parts[part] if key not in known]
+    if gone and not skip_bad:
+        words = f"is not there as it was when {run.folder} was trained{and_more(gone)}; --skip-bad leaves it out"
+        raise DataError(f"{catalogue.root}: {gone[0]!r} of the part {part} {words}")
+    records = catalogue.subset(key for key in parts[part] if key in known).records
+    if not records:
+        raise DataError(f"{run.folder}: there is nothing in the part {part} of its split")
+    remarks = {
+        "train": ["The network was trained on these images: the figures say nothing about others."],
+        "val": ["The network's best epoch was chosen by these images: the figures are too good."],
+    }.get(part, [])
+    if gone:
+        remarks.append(f"{len(gone)} of the images of this part are missing or have changed, and are left out.")
+    return part, records, remarks
+
+
+def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> list[str]:
+    remarks = []
+    if (catalogue.root / PHANTOMS).is_file():
+        remarks.append("These are phantoms, not patients: nothing measured on them says anything about patients.")
+    if len(predictions) < FEW:
+        what = "breasts" if predictions.sides else "images"
+        remarks.append(f"There are only {len(predictions)} {what}: the intervals are wide, and not exact.")
+    for task, names in run.tasks.items():
+        missing = [name for k, name in enumerate(names) if not (predictions.labels[task] == k).any()]
+        if missing:
+            remarks.append(f"There is no image of the class {', '.join(missing)}.")
+    if run.config.task == "views" and (unknown := sum(not record.segmented for record in predictions.records)):
+        remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
+    if getattr(run.model.options, "normaliser", None) == "batch" and predictions.gates is not None:
+        remarks.append("As published, the gates of MBDI depend on which images share a batch.")
+    return remarks
+
+
+def _settings(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, Any]:
+    """What was judged, and how, for programs."""
+    return {
+        "mtlkit": mtlkit.__version__,
+        "run": str(run.folder.resolve()),
+        "model": run.config.model.name,
+        "task": run.config.task,
+        "data": str(catalogue.root.resolve()),
+        "layout": catalogue.layout,
+        "part": part,
+        "bootstrap": {"samples": samples, "seed": seed, "percentiles": PERCENTILES},
+    }
+
+
+def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, str]:
+    """Of run, data and method, for the reader."""
+    run, size = predictions.run, predictions.run.config.data.size
+    config, count = run.config, sum(parameter.numel() for parameter in run.model.parameters())
+    drawn = "images" if len(set(predictions.groups)) == len(predictions) else "patients or other groups"
+    interval = f"percentiles 2.5 and 97.5 of {samples} bootstrap samples of {drawn}, seed {seed}" if samples else "none"
+    return {
+        "title": f"Evaluation of {run.folder.resolve().name}",
+        "subtitle": f"{config.model.name}, {part} part of {catalogue.root.resolve().name}",
+        "run": str(run.folder.resolve()),
+        "network": f"{config.model.name}, {count:,} parameters",
+        "trained with seed": str(config.seed),
+        "data set": str(catalogue.root.resolve()),
+        "layout": catalogue.layout,
+        "part": part,
+        "resolution": f"{size} x {size} pixels",
+        **({"masks": MASKS} if predictions.scores else {}),
+        "intervals": interval,
+        "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. For research.",
+    }
+
+
+def _csv(predictions: Predictions) -> str:
+    rows, file = table_rows(predictions), io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()

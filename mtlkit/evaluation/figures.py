@@ -1,0 +1,218 @@
+"""Figures with intervals: how sure a mean, an accuracy or an area under a curve is, given so few patients.
+
+Each statistic is a function of weights: how often every image counts. With all of them 1 it is the figure itself, as
+mtlkit.metrics has it; a bootstrap draws groups (patients, where they are known, else images) with replacement, and all
+of its samples are rows of one matrix, so that thousands take seconds. The interval lies between the percentiles 2.5 and
+97.5; samples in which a figure cannot be computed are left out.
+
+Source: Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Figure", "classification", "intervals", "ranking", "score_means"]
+
+Array = NDArray[np.float64]
+Values = dict[Any, Array]
+Statistic = Callable[[Array], Values]
+
+PERCENTILES = (2.5, 97.5)
+BINS = 10  # of confidence, for the calibration error
+CELLS = 2_000_000  # of a matrix of weights that is made at once
+
+
+class Figure(NamedTuple):
+    """A figure and its interval; NaN where it cannot be computed.
+
+    Example:
+        >>> from mtlkit.evaluation import Figure
+        >>> str(Figure(0.75, 0.7, 0.8125))
+        '0.750 (0.700 to 0.812)'
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "not defined"
+        if np.isnan(self.low):
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------------------
+
+
+def resampled(groups: Sequence[str], samples: int, seed: int) -> Iterator[Array]:
+    """Weights (r, N), in portions: how often each image counts in each sample, its group being drawn so often."""
+    names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    step = max(1, CELLS // max(1, len(groups)))
+    for first in range(0, samples, step):
+        drawn = generator.integers(len(names), size=(min(step, samples - first), len(names)))
+        counts = np.stack([np.bincount(row, minlength=len(names)) for row in drawn])  # (r, groups)
+        yield counts[:, index].astype(np.float64)
+
+
+def intervals(statistic: Statistic, groups: Sequence[str], samples: int = 2000, seed: int = 0) -> dict[Any, Figure]:
+    """The figures of a statistic, with bootstrap intervals.
+
+    Args:
+        statistic: takes weights (r, N), and returns the figures by name, (r,) each.
+        groups: of the N images, what is drawn together.
+        samples: of the bootstrap; 0 leaves the intervals open, NaN.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: no image, or a number of samples below 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import intervals, score_means
+        >>> scores = {"iou": np.array([0.5, 0.9, np.nan, 0.7])}
+        >>> str(intervals(lambda weights: score_means(weights, scores), ["a", "b", "c", "d"])["iou"])
+        '0.700 (0.500 to 0.900)'
+    """
+    if not len(groups):
+        raise ValueError("groups: expected at least one image, got none")
+    if samples < 0:
+        raise ValueError(f"samples: expected at least 0, got {samples}")
+    values = {name: float(value[0]) for name, value in statistic(np.ones((1, len(groups)))).items()}
+    drawn = [statistic(weights) for weights in resampled(groups, samples, seed)]
+    found = {}
+    for name, value in values.items():
+        spread = np.concatenate([part[name] for part in drawn]) if drawn else np.empty(0)
+        spread = spread[~np.isnan(spread)]
+        low, high = np.percentile(spread, PERCENTILES) if len(spread) and not np.isnan(value) else (np.nan, np.nan)
+        found[name] = Figure(value, float(low), float(high))
+    return found
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def _divide(above: Array, below: Array) -> Array:
+    """NaN in place of 0 / 0."""
+    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below != 0)
+
+
+def score_means(weights: Array, scores: Mapping[str, Array]) -> Values:
+    """The mean of each score (N,) over the images where it is not NaN.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import score_means
+        >>> weights = np.array([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0]])
+        >>> score_means(weights, {"dice": np.array([0.5, 0.75, np.nan])})
+        {'dice': array([0.625, 0.5  ])}
+    """
+    found = {}
+    for name, values in scores.items():
+        known = ~np.isnan(values)
+        found[name] = _divide(weights[:, known] @ values[known], weights[:, known].sum(1))
+    return found
+
+
+def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple[Array, Array]:
+    """Area under the ROC curve and average precision of scores (N,), (r,) each; scores of NaN are left out.
+
+    Both are NaN in samples without positives or without negatives. Equal scores count half in the area.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import ranking
+        >>> ranking(np.ones((1, 4)), np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
+        (array([0.875]), array([0.83333333]))
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        return (np.full(len(weights), np.nan),) * 2
+    weights, scores, positive = weights[:, known], scores[known], positive[known]
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score
+    weights, positive = weights[:, order], positive[order]
+    above, below = weights * positive, weights * ~positive  # (r, N): weight of the positives, and of the negatives
+    if len(starts) < len(scores):
+        above, below = (np.add.reduceat(values, starts, axis=1) for values in (above, below))  # (r, distinct)
+    positives, negatives, lower = above.sum(1), below.sum(1), below.cumsum(1)
+    possible = (positives > 0) & (negatives > 0)
+    hits = positives[:, None] - above.cumsum(1) + above  # of at least this score
+    alarms = negatives[:, None] - lower + below
+    precision = np.nan_to_num(_divide(hits, hits + alarms))
+    area = _divide((above * (lower - below / 2)).sum(1), positives * negatives)
+    average = _divide((above * precision).sum(1), positives)
+    return np.where(possible, area, np.nan), np.where(possible, average, np.nan)
+
+
+def classification(weights: Array, probabilities: Array, labels: NDArray[np.int64]) -> Values:
+    """The figures of a classification; labels of -1 are left out.
+
+    Args:
+        weights: (r, N).
+        probabilities: (N, K).
+        labels: (N,).
+
+    Returns:
+        "accuracy", "f1_macro", "f1_weighted" and "auc" as mtlkit.metrics.ClassificationMetrics has them,
+        "calibration_error" (the mean distance of confidence and accuracy, over ten bins of confidence), and for each
+        class k (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc"), the class against
+        the rest.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import classification
+        >>> probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+        >>> found = classification(np.ones((1, 4)), probabilities, np.array([0, 0, 1, 1]))
+        >>> found["accuracy"], found[1, "sensitivity"], found["auc"]
+        (array([0.75]), array([0.5]), array([0.75]))
+    """
+    known = labels >= 0
+    weights, probabilities, labels = weights[:, known], probabilities[known], labels[known]
+    classes = probabilities.shape[1]
+    predicted = probabilities.argmax(1) if len(labels) else labels
+    total = weights.sum(1)
+    right = (predicted == labels).astype(np.float64)
+    is_true = (labels[:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
+    is_predicted = (predicted[:, None] == np.arange(classes)).astype(np.float64)
+    hits, true, called = weights @ (is_true * is_predicted), weights @ is_true, weights @ is_predicted  # (r, K)
+    f1 = _divide(2 * hits, true + called)
+    occurs = true + called > 0
+    figures: Values = {
+        "accuracy": _divide(weights @ right, total),
+        "f1_macro": _divide(np.where(occurs, f1, 0).sum(1), occurs.sum(1)),
+        "f1_weighted": _divide((np.nan_to_num(f1) * true).sum(1), total),
+    }
+    areas = [ranking(weights, probabilities[:, k], labels == k)[0] for k in range(classes)]
+    judged = ~np.isnan(areas)
+    figures["auc"] = areas[1] if classes == 2 else _divide(np.nansum(areas, 0), judged.sum(0))
+    figures["calibration_error"] = _calibration_error(weights, probabilities, right)
+    rest = total[:, None]
+    of_each = {
+        "sensitivity": _divide(hits, true),
+        "specificity": _divide(rest - true - called + hits, rest - true),
+        "precision": _divide(hits, called),
+        "f1": np.where(true > 0, f1, np.nan),
+        "auc": np.stack(areas, 1),
+    }
+    figures |= {(k, name): value[:, k] for name, value in of_each.items() for k in range(classes)}
+    return figures
+
+
+def confidence_bins(confidence: Array) -> NDArray[np.int64]:
+    """The bin, 0 to 9, of each confidence."""
+    return np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+
+
+def _calibration_error(weights: Array, probabilities: Array, right: Array) -> Array:
+    if not len(right):
+        return np.full(len(weights), np.nan)
+    confidence = probabilities.max(1)
+    member = (confidence_bins(confidence)[:, None] == np.arange(BINS)).astype(np.float64)  # (N, bins)
+    gaps = weights @ (member * (right - confidence)[:, None])  # (r, bins)
+    return _divide(np.abs(gaps).sum(1), weights.sum(1))

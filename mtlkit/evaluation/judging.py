@@ -1,0 +1,274 @@
+"""From predictions to everything that is reported: figures by task and class, failure detection, gates, displacement.
+
+A mask has failed where its IoU is below 0.5, a class where it is another than the true one; images without lesion have
+no mask that could fail. A good failure score is high where the network fails. Judged are the gates w_seg of each level
+for masks and w_clf for classes, and for both what needs no gate, 1 less the probability of the likeliest class.
+
+Source: the published evaluation of BTI-Net (arXiv 2606.29102).
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtlkit.evaluation.figures import Array, Figure, Values, classification, intervals, ranking, score_means
+from mtlkit.evaluation.predictions import Predictions
+
+__all__ = ["epoch_gates", "judge", "table_rows"]
+
+FAILED_IOU = 0.5
+BASELINE = "1 - confidence"
+BRANCHES = {"mask": "seg", "class": "clf"}  # what failed, and the gate that is to foretell it
+DIRECTIONS = ("seg_to_clf", "clf_to_seg")
+
+
+def failures(predictions: Predictions) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """By what can fail, "mask" and each task: which rows did, and of which rows it is known."""
+    found = {}
+    if predictions.scores:
+        iou = predictions.scores["iou"]
+        found["mask"] = (iou < FAILED_IOU, ~np.isnan(iou))
+    for task, labels in predictions.labels.items():
+        found[task] = (predictions.wrong(task), labels >= 0)
+    return found
+
+
+def _failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
+    """What may foretell the failure of a mask or a task, (N,) each, by name."""
+    scores = {}
+    for i, name in enumerate(predictions.gate_names):
+        branch, _, level = name.partition("_level")
+        if level and branch == BRANCHES.get(what):
+            scores[f"level {level}"] = predictions.gates[:, i]
+    task = "class" if what == "mask" else what
+    return scores | {BASELINE: 1 - predictions.confidence(task)}
+
+
+# --- all figures ------------------------------------------------------------------------------------------------------
+
+
+def _statistic(predictions: Predictions, weights: Array) -> Values:
+    """All figures that have an interval, by (section, ...)."""
+    found: Values = {}
+    for name, value in score_means(weights, predictions.scores).items():
+        found["figures", name] = value
+    for task, labels in predictions.labels.items():
+        for name, value in classification(weights, predictions.probabilities[task], labels).items():
+            if isinstance(name, str):
+                found["figures", name if task == "class" else f"{task}_{name}"] = value
+            else:
+                found[("classes", task, *name)] = value
+    for what, (failed, known) in failures(predictions).items():
+        for name, score in _failure_scores(predictions, what).items():
+            auroc, average = ranking(weights, np.where(known, score, np.nan), failed)
+            found |= {
+                ("failure", what, name, "auroc"): auroc,
+                ("failure", what, name, "average_precision"): average,
+            }
+    return found
+
+
+def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Everything that is to be said about predictions.
+
+    Args:
+        predictions: of some part of a data set.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        "counts" of images and masks; "figures" by name, as training names them; "classes" by task and class;
+        "confusion", a matrix for each task, rows being the true classes; "failure_detection"; and of networks that have
+        them "gates" and "displacement", mean and standard deviation over the images.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from mtlkit.data import Record
+        >>> from mtlkit.evaluation import Predictions, judge
+        >>> from mtlkit.training import Config, SavedRun
+        >>> run = SavedRun(Path("."), Config("views"), None, ("benign", "malignant"), (), None, {}, Path("."), {})
+        >>> images = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in "abc")
+        >>> shares = np.array([[0.9, 0.1], [0.3, 0.7], [0.4, 0.6]])
+        >>> found = judge(Predictions(run, images, (), {"class": np.array([0, 1, 0])}, {"class": shares}))
+        >>> found["confusion"], round(found["figures"]["accuracy"].value, 3)
+        ({'class': [[1, 1], [0, 1]]}, 0.667)
+    """
+    found = intervals(lambda weights: _statistic(predictions, weights), predictions.groups, samples, seed)
+    names = predictions.run.tasks
+    classes: dict[str, Any] = {task: {} for task in names}
+    for task, labels in predictions.labels.items():
+        for k, name in enumerate(names[task]):
+            of_class = {key[3]: value for key, value in found.items() if key[:3] == ("classes", task, k)}
+            classes[task][name] = {"images": int((labels == k).sum())} | of_class
+    failure: dict[str, Any] = {}
+    for what, (failed, known) in failures(predictions).items():
+        scores: dict[str, dict[str, Figure]] = {}
+        for key, value in found.items():
+            if key[:2] == ("failure", what):
+                scores.setdefault(key[2], {})[key[3]] = value
+        failure[what] = {"images": int(known.sum()), "failures": int(failed[known].sum()), "scores": scores}
+    return {
+        "counts": _counts(predictions),
+        "figures": {key[1]: value for key, value in found.items() if key[0] == "figures"},
+        "classes": classes,
+        "confusion": {task: confusion(predictions, task).tolist() for task in names},
+        "failure_detection": failure,
+        "gates": _gates(predictions),
+        "displacement": _displacement(predictions),
+    }
+
+
+def _counts(predictions: Predictions) -> dict[str, int]:
+    counts = {"images": len(predictions), "groups": len(set(predictions.groups))}
+    if predictions.sides:
+        exams = {"exams": len(predictions.first_rows), "breasts": len(predictions)}
+        return exams | {"groups": counts["groups"]}
+    if predictions.scores:
+        empty, drawn = predictions.empty, predictions.predicted_lesion > 0
+        counts |= {
+            "with_lesion": int((predictions.lesion > 0).sum()),
+            "lesion_not_found": int(((predictions.lesion > 0) & ~drawn).sum()),
+            "empty": int(empty.sum()),
+            "empty_with_prediction": int((empty & drawn).sum()),
+            "mask_not_known": int(np.isnan(predictions.lesion).sum()),
+        }
+    return counts
+
+
+def confusion(predictions: Predictions, task: str) -> NDArray[np.int64]:
+    """(K, K): how many rows of each true class (row) were given each class (column)."""
+    labels, count = predictions.labels[task], len(predictions.run.tasks[task])
+    known = labels >= 0
+    pairs = labels[known] * count + predictions.predicted(task)[known]
+    return np.bincount(pairs, minlength=count * count).reshape(count, count)
+
+
+def _mean_sd(values: Array) -> dict[str, float]:
+    """NaN where there is nothing to average."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {"mean": math.nan, "sd": math.nan}
+    return {"mean": float(values.mean()), "sd": float(values.std())}
+
+
+def _strata(predictions: Predictions) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The class by which images and exams are told apart, and the names: of an exam that of the worse breast."""
+    task, names = next(iter(predictions.run.tasks.items()))
+    if not predictions.sides:
+        return predictions.labels[task], names
+    return np.array([max(r.labels if task == "label" else r.birads) for r in predictions.records]), names
+
+
+def _gates(predictions: Predictions) -> dict[str, Any]:
+    """Mean and standard deviation of each gate over the images, or exams, and over those of each class."""
+    if predictions.gates is None:
+        return {}
+    rows, (labels, names) = predictions.first_rows, _strata(predictions)
+    gates, labels = predictions.gates[rows], labels[rows]
+    return {
+        name: _mean_sd(values)
+        | {"classes": {label: _mean_sd(values[labels == k]) for k, label in enumerate(names) if (labels == k).any()}}
+        for name, values in zip(predictions.gate_names, gates.T, strict=True)
+    }
+
+
+def _displacement(predictions: Predictions) -> dict[str, Any]:
+    if predictions.displacement is None:
+        return {}
+    return {
+        direction: {
+            f"level{level}": _mean_sd(predictions.displacement[:, j, i]) for j, level in enumerate(predictions.levels)
+        }
+        for i, direction in enumerate(DIRECTIONS)
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table_rows(predictions: Predictions) -> list[dict[str, Any]]:
+    """A row for images.csv of each image or breast."""
+    columns: dict[str, Sequence[Any]] = {"key": [record.key for record in predictions.records]}
+    if predictions.sides:
+        views = [r.views[:2] if side == "left" else r.views[2:] for r, side in _pairs(predictions)]
+        columns["side"] = predictions.sides
+        columns |= {name: [str(pair[i] or "") for pair in views] for i, name in enumerate(("cc", "mlo"))}
+    else:
+        columns["image"] = [str(record.image) for record in predictions.records]
+    columns["group"] = predictions.groups
+    for task, names in predictions.run.tasks.items():
+        called = (*names, "")  # of label -1
+        columns[f"{task}_true"] = [called[label] for label in predictions.labels[task]]
+        columns[f"{task}_predicted"] = [names[label] for label in predictions.predicted(task)]
+        for name, values in zip(names, predictions.probabilities[task].T, strict=True):
+            columns[f"{task}_p_{name}"] = values
+    columns |= predictions.scores
+    if predictions.scores:
+        columns |= {"lesion_share": predictions.lesion, "predicted_share": predictions.predicted_lesion}
+    for what, (failed, known) in failures(predictions).items():
+        columns[f"{what}_failed"] = [int(wrong) if sure else "" for wrong, sure in zip(failed, known, strict=True)]
+    if predictions.gates is not None:
+        columns |= {f"gate_{name}": v for name, v in zip(predictions.gate_names, predictions.gates.T, strict=True)}
+    if predictions.displacement is not None:
+        for i, direction in enumerate(DIRECTIONS):
+            for j, level in enumerate(predictions.levels):
+                columns[f"displacement_{direction}_level{level}"] = predictions.displacement[:, j, i]
+    cells = [[_cell(value) for value in column] for column in columns.values()]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _pairs(predictions: Predictions) -> Any:
+    return zip(predictions.records, predictions.sides, strict=True)
+
+
+def _cell(value: Any) -> Any:
+    """Six digits, and nothing for NaN."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return value
+
+
+def worst_rows(predictions: Predictions, count: int) -> list[int]:
+    """The rows to look at first: the lowest IoU, or where no mask is drawn, the least probability of the true class."""
+    if predictions.scores and not np.isnan(predictions.scores["iou"]).all():
+        badness = predictions.scores["iou"]
+    else:
+        task = next(iter(predictions.run.tasks))
+        labels = predictions.labels[task]
+        of_true = predictions.probabilities[task][np.arange(len(labels)), labels.clip(0)]
+        badness = np.where(labels >= 0, of_true, np.nan)
+    order = np.argsort(badness, kind="stable")  # NaN last
+    return [int(row) for row in order[:count] if not np.isnan(badness[row])]
+
+
+def epoch_gates(folder: Path) -> list[dict[str, list[float]]]:
+    """The mean gates of each validation epoch, by name, for each stage of a run that logged them."""
+    stages = []
+    for path in sorted(folder.glob("stage*/metrics.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        names = [name for name in (rows[0] if rows else ()) if name.startswith("val/gate_")]
+        try:
+            columns = {name.removeprefix("val/gate_"): [float(row[name]) for row in rows] for name in names}
+        except (TypeError, ValueError):
+            columns = {}  # a table that somebody has changed has no curve
+        if columns:
+            stages.append(columns)
+    return stages
+
+
+def plain(value: Any) -> Any:
+    """For JSON, which knows no NaN."""
+    if isinstance(value, Figure):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,423 @@
+"""The plots of an evaluation, as PNG. Colours are those of Okabe and Ito, which colour-blind people tell apart."""
+
+import io
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+from mtlkit.data import LesionDataset
+from mtlkit.evaluation.figures import Figure, confidence_bins
+from mtlkit.evaluation.judging import BASELINE, FAILED_IOU
+from mtlkit.evaluation.predictions import Predictions
+
+__all__ = ["draw_all"]
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#F0E442",
+)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, YELLOW)
+INK, FAINT = "#222222", "#8A8A8A"
+# what DejaVu Sans lacks: the letters of China, Japan and Korea, by the fonts of Linux, Windows and macOS
+SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")
+DPI, PAGE = 144, 10.4  # inches
+TITLES = {"class": "class", "label": "label", "birads": "BI-RADS"}
+
+
+# --- paper and pencil -------------------------------------------------------------------------------------------------
+
+
+def _canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
+    """A figure, without pyplot and its state, and its axes; with several it is as wide as the page, else half of it."""
+    canvas = Canvas((PAGE if columns > 1 else PAGE / 2, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(canvas)
+    axes = list(np.ravel(canvas.subplots(1, columns, **options)))
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(colors=INK, labelsize=9)
+        ax.set_axisbelow(True)
+    return canvas, axes
+
+
+def _label(ax: Axes, x: str, y: str, title: str = "") -> None:
+    ax.set_xlabel(x, fontsize=10, color=INK)
+    ax.set_ylabel(y, fontsize=10, color=INK)
+    if title:
+        ax.set_title(title, fontsize=11, color=INK, loc="left")
+
+
+def _legend(ax: Axes, **options: Any) -> None:
+    ax.legend(**({"frameon": False, "fontsize": 8.5, "labelcolor": INK} | options))
+
+
+def _grid(ax: Axes, axis: str = "both") -> None:
+    ax.grid(axis=axis, color="#E3E3E3", linewidth=0.7)
+
+
+def _unit(ax: Axes) -> None:
+    """Both axes from 0 to 1, square."""
+    ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    _grid(ax)
+
+
+def _png(canvas: Canvas) -> bytes:
+    file = io.BytesIO()
+    canvas.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
+    return file.getvalue()
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str) -> bytes:
+    """Counts, coloured by the share of the true class."""
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    canvas, (ax,) = _canvas(4.2)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (i, j), count in np.ndenumerate(counts):
+        colour = "white" if shares[i, j] > 0.55 else INK
+        words = f"{count}\n{shares[i, j]:.0%}" if counts[i].sum() else "0"
+        ax.text(j, i, words, ha="center", va="center", fontsize=10, color=colour)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
+    ax.set_yticks(range(len(names)), names)
+    _label(ax, "predicted", "true", title)
+    return _png(canvas)
+
+
+def _staircase(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives at each distinct score, from the highest down, beginning with none."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
+    hits, alarms = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
+    return np.r_[0, hits], np.r_[0, alarms]
+
+
+def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], areas: Sequence[Figure]) -> bytes:
+    """ROC and precision-recall curves, a class against the rest; with two classes those of the second alone."""
+    canvas, (roc, pr) = _canvas(4.9, 2)
+    known = labels >= 0
+    for k in range(len(names)) if len(names) > 2 else (1,):
+        positive, scores = labels[known] == k, probabilities[known, k]
+        if not 0 < positive.sum() < len(positive):
+            continue
+        hits, alarms = _staircase(scores, positive)
+        colour = COLOURS[k % len(COLOURS)]
+        roc.plot(alarms / alarms[-1], hits / hits[-1], color=colour, lw=2, label=f"{names[k]}: {areas[k]}")
+        precision = hits[1:] / (hits[1:] + alarms[1:])
+        recall = hits[1:] / hits[-1]
+        pr.step(np.r_[0, recall], np.r_[precision[0], precision], where="pre", color=colour, lw=2, label=names[k])
+        pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
+    roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
+    _label(roc, "1 - specificity", "sensitivity", "ROC, with its area")
+    _label(pr, "recall (sensitivity)", "precision", "Precision-recall; dotted: by chance")
+    for ax, place in ((roc, "lower right"), (pr, "lower left")):
+        _unit(ax)
+        if ax.get_legend_handles_labels()[0]:
+            _legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
+    return _png(canvas)
+
+
+def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -> bytes:
+    """How often the network is right when it is so sure, by tenths, and how often it is so sure."""
+    bins = confidence_bins(confidence)
+    canvas, (ax,) = _canvas(4.2)
+    counts = np.bincount(bins, minlength=10)
+    middle = (np.arange(10) + 0.5) / 10
+    share = np.bincount(bins, right, minlength=10)[counts > 0] / counts[counts > 0]
+    sure = np.bincount(bins, confidence, minlength=10)[counts > 0] / counts[counts > 0]
+    ax.bar(middle, counts / counts.sum(), width=0.09, color="#DDE6EE", label="share of the images")
+    ax.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
+    ax.plot(sure, share, "o-", color=BLUE, lw=2, ms=6, label="share that is right")
+    _unit(ax)
+    _label(ax, "probability of the likeliest class", "share", f"Calibration error {error}")
+    _legend(ax, loc="upper left")
+    return _png(canvas)
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def draw_scores(predictions: Predictions) -> bytes:
+    """How the images' IoU is spread, by class."""
+    iou, labels = predictions.scores["iou"], predictions.labels["class"]
+    names = (*predictions.run.classes, "class not known")
+    labels = np.where(labels < 0, len(names) - 1, labels)
+    shown = [k for k in range(len(names)) if (~np.isnan(iou[labels == k])).any()]
+    canvas, (ax,) = _canvas(3.6)
+    values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
+    colours = [COLOURS[k % len(COLOURS)] for k in shown]
+    words = [f"{names[k]} ({len(v)})" for k, v in zip(shown, values, strict=True)]
+    ax.hist(values, bins=np.linspace(0, 1, 21), stacked=True, color=colours, label=words, edgecolor="white", lw=0.6)
+    ax.axvline(FAILED_IOU, color=INK, lw=1, ls="--")
+    ax.set_xlim(0, 1)
+    ax.text(FAILED_IOU - 0.01, ax.get_ylim()[1], "failed ", ha="right", va="top", fontsize=8.5, color=INK)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _grid(ax, "y")
+    _label(ax, "IoU of the image", "images")
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown))
+    return _png(canvas)
+
+
+def _outlined(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
+    """An image with both outlines."""
+    ax.imshow(image, interpolation="bilinear")
+    for mask, colour in ((true, GREEN), (predicted, ORANGE)):
+        if mask.any():
+            ax.contour(mask, levels=[0.5], colors="black", linewidths=2.6)
+            ax.contour(mask, levels=[0.5], colors=colour, linewidths=1.4)
+
+
+def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
+    """Images with the true and the predicted outline."""
+    run = predictions.run
+    data = LesionDataset([predictions.records[row] for row in rows], run.config.data.size, normalize=False)
+    names = run.classes
+    columns = min(len(rows), 5)
+    lines = -(-len(rows) // columns)
+    canvas = Canvas((PAGE, 2.75 * lines), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(canvas)
+    axes = np.ravel(canvas.subplots(lines, columns))
+    for ax in axes[len(rows) :]:
+        ax.set_axis_off()
+    for i, (ax, row) in enumerate(zip(axes, rows, strict=False)):
+        item = data[i]
+        image = item["image"].permute(1, 2, 0).numpy().clip(0, 1)
+        _outlined(ax, image, item["mask"][0].numpy() > 0.5, predictions.mask(row))
+        label = predictions.labels["class"][row]
+        told = names[predictions.predicted("class")[row]]
+        told = told if label < 0 or names[label] == told else f"{told}, not {names[label]}"
+        ax.set_title(f"IoU {predictions.scores['iou'][row]:.2f}\n{told}", fontsize=9, color=INK)
+        ax.set_xlabel(_short(predictions.records[row].key), fontsize=7.5, color=FAINT)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[:].set_visible(False)
+    return _png(canvas)
+
+
+def _short(words: str, most: int = 28) -> str:
+    return words if len(words) <= most else f"...{words[3 - most :]}"
+
+
+# --- the inside -------------------------------------------------------------------------------------------------------
+
+
+def _gate_label(name: str) -> str:
+    """What a gate is called: level 1 for seg_level1, L-CC for l_cc."""
+    _, _, level = name.partition("_level")
+    return f"level {level}" if level else name.replace("_", "-").upper() if "_" in name else name
+
+
+def _panels(gates: Iterable[str]) -> dict[str, list[str]]:
+    """The gates by their panel: those of levels by branch, all others in one."""
+    gates, branches = list(gates), {"seg": "w_seg, of the mask", "clf": "w_clf, of the class"}
+    panels = {words: [n for n in gates if n.startswith(f"{branch}_level")] for branch, words in branches.items()}
+    return {words: names for words, names in panels.items() if names} or {"": gates}
+
+
+def draw_gates(gates: Mapping[str, Any]) -> bytes:
+    """Mean and spread of each gate, over all images and over those of each class."""
+    panels = _panels(gates)
+    canvas, axes = _canvas(3.6, len(panels), sharey=True)
+    for ax, (title, names) in zip(axes, panels.items(), strict=True):
+        classes = list(gates[names[0]]["classes"])
+        place = np.arange(len(names))
+        for i, name in enumerate(["all", *classes]):
+            found = [gates[gate] if name == "all" else gates[gate]["classes"][name] for gate in names]
+            shift = 0.8 * ((i + 0.5) / (1 + len(classes)) - 0.5)
+            colour, mark = (INK, "D") if name == "all" else (COLOURS[(i - 1) % len(COLOURS)], "o")
+            means, spreads = ([entry[key] for entry in found] for key in ("mean", "sd"))
+            ax.errorbar(place + shift, means, spreads, fmt=mark, color=colour, ms=5.5, lw=1.6, capsize=2.5, label=name)
+        for edge in place[1:] - 0.5:
+            ax.axvline(edge, color="#E3E3E3", lw=0.8)
+        ax.set_xticks(place, [_gate_label(name) for name in names])
+        ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.02, 1.02))
+        _grid(ax, "y")
+        _label(ax, "", "weight" if ax is axes[0] else "", title)
+    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _png(canvas)
+
+
+def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence[str]) -> bytes:
+    """The mean gates on the validation part, epoch by epoch; a line stands where the second stage begins."""
+    panels = _panels(order)
+    canvas, axes = _canvas(3.6, len(panels), sharey=True)
+    for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
+        first = 1
+        for number, stage in enumerate(stages):
+            length = len(next(iter(stage.values())))
+            if number:
+                ax.axvline(first - 0.5, color=INK, lw=1, ls="--")
+                ax.text(first - 0.5, 1.0, " gates alone", fontsize=8.5, color=INK, va="top")
+            for i, name in enumerate(chosen):
+                words = _gate_label(name) if number == 0 else None
+                epochs = range(first, first + length)
+                ax.plot(epochs, stage[name], "o-", ms=3.5, lw=1.8, color=COLOURS[i % len(COLOURS)], label=words)
+            first += length
+        ax.set_ylim(-0.02, 1.02)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _grid(ax)
+        _label(ax, "epoch", "mean weight, validation" if ax is axes[0] else "", title)
+    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _png(canvas)
+
+
+def draw_displacement(found: Mapping[str, Any]) -> bytes:
+    """How far TIM moves the vector and the map, by level."""
+    canvas, (ax,) = _canvas(3.6)
+    words = {"seg_to_clf": "mask to class", "clf_to_seg": "class to mask"}
+    for i, (direction, levels) in enumerate(found.items()):
+        place = np.arange(len(levels)) + 0.38 * (i - 0.5)
+        means, spreads = ([entry[key] for entry in levels.values()] for key in ("mean", "sd"))
+        style = {"width": 0.34, "color": (BLUE, ORANGE)[i], "error_kw": {"ecolor": INK, "lw": 1.2, "capsize": 2.5}}
+        ax.bar(place, means, yerr=spreads, label=words[direction], **style)
+        for x, mean, spread in zip(place, means, spreads, strict=True):
+            ax.annotate(f"{mean:.2f}", (x, mean + spread), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+    ax.set_xticks(range(len(levels)), [name.replace("level", "level ") for name in levels])
+    ax.set_ylim(bottom=0)
+    _grid(ax, "y")
+    _label(ax, "", "displacement, relative")
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return _png(canvas)
+
+
+def draw_failure(found: Mapping[str, Any]) -> bytes:
+    """The AUROC of each score that may foretell failure, with intervals."""
+    shown = {what: entry for what, entry in found.items() if 0 < entry["failures"] < entry["images"]}
+    most = max(len(entry["scores"]) for entry in shown.values())
+    canvas, axes = _canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
+    for ax, (what, entry) in zip(axes, shown.items(), strict=True):
+        names = list(entry["scores"])[::-1]
+        for y, name in enumerate(names):
+            value, low, high = entry["scores"][name]["auroc"]
+            colour = FAINT if name == BASELINE else BLUE
+            ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
+            ax.plot(value, y, "o", color=colour, ms=7)
+        ax.axvline(0.5, color=INK, lw=1, ls=":")
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4))
+        _grid(ax, "x")
+        title = f"{TITLES.get(what, what)}: {entry['failures']} of {entry['images']} failed"
+        _label(ax, "AUROC, dotted: by chance", "", title)
+    return _png(canvas)
+
+
+def draw_tsne(predictions: Predictions, seed: int) -> bytes:
+    """The features of the classifier in the plane, by true class; crosses are wrong."""
+    from sklearn.manifold import TSNE
+
+    task = next(iter(predictions.run.tasks))
+    rows = predictions.first_rows
+    features = np.nan_to_num(predictions.features[rows])
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+    labels, wrong = predictions.labels[task][rows], predictions.wrong(task)[rows]
+    canvas, (ax,) = _canvas(4.2)
+    names = predictions.run.tasks[task]
+    for k, name in enumerate((*names, "not known")):
+        here = labels == (k if k < len(names) else -1)
+        if not here.any():
+            continue
+        colour = COLOURS[k % len(COLOURS)] if (labels[here] >= 0).all() else FAINT
+        right = here & ~wrong
+        ax.scatter(*place[right].T, s=26, color=colour, edgecolor="white", lw=0.5, label=name)
+        ax.scatter(*place[here & wrong].T, s=38, color=colour, marker="X", edgecolor=INK, lw=0.7)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) + 1)
+    return _png(canvas)
+
+
+# --- all --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Names are taken as they are, in whichever script, as far as the machine has letters for it."""
+    fonts = ["DejaVu Sans", *(name for name in SCRIPTS if name in font_manager.get_font_names())]
+    with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@_style()
+def draw_all(
+    predictions: Predictions,
+    judgement: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Sequence[float]]],
+    *,
+    examples: int = 5,
+    seed: int = 0,
+) -> dict[str, tuple[bytes, str, str]]:
+    """The plots that there is something to draw for: PNG, title and caption, by file name without ending.
+
+    Args:
+        predictions: what was judged.
+        judgement: what `judge` says of them.
+        stages: the gates of each epoch, as `epoch_gates` gives them.
+        examples: how many of the best and of the worst masks are shown.
+        seed: of t-SNE.
+    """
+    plots: dict[str, tuple[bytes, str, str]] = {}
+    if predictions.scores and (~np.isnan(predictions.scores["iou"])).any():
+        order = np.argsort(predictions.scores["iou"], kind="stable")
+        order = order[~np.isnan(predictions.scores["iou"][order])]
+        words = f"Dashed: below {FAILED_IOU}, a mask has failed. Images without lesion are left out."
+        plots["iou"] = draw_scores(predictions), "IoU of each image", words
+        both = "Green: the true outline. Orange: the predicted one. Above: what the image was taken for."
+        if examples:
+            plots["worst"] = draw_examples(predictions, order[:examples].tolist()), "The worst masks", both
+            plots["best"] = draw_examples(predictions, order[::-1][:examples].tolist()), "The best masks", both
+    for task, names in predictions.run.tasks.items():
+        labels, probabilities = predictions.labels[task], predictions.probabilities[task]
+        if not (labels >= 0).any():
+            continue
+        tail, title = ("", "") if task == "class" else (f"_{task}", f", {TITLES[task]}")
+        confusion = draw_confusion(judgement["confusion"][task], names, "")
+        words = "Counts, and shares of the true class."
+        plots[f"confusion{tail}"] = confusion, f"Confusion matrix{title}", words
+        areas = [judgement["classes"][task][name]["auc"] for name in names]
+        curves = draw_curves(probabilities, labels, names, areas)
+        words = "Each class against the rest." if len(names) > 2 else f"Of {names[1]}."
+        plots[f"curves{tail}"] = curves, f"ROC and precision-recall{title}", words
+        known = labels >= 0
+        right = predictions.predicted(task)[known] == labels[known]
+        error = judgement["figures"]["calibration_error" if task == "class" else f"{task}_calibration_error"]
+        words = "On the dotted line, the network is right as often as it says. Points of few images scatter."
+        picture = draw_calibration(predictions.confidence(task)[known], right, error)
+        plots[f"calibration{tail}"] = picture, f"Calibration{title}", words
+    failure = judgement["failure_detection"].values()
+    if any(len(entry["scores"]) > 1 and 0 < entry["failures"] < entry["images"] for entry in failure):
+        words = "How well a score foretells failure, with its interval: 1 is perfect, 0.5 is chance."
+        plots["failure"] = draw_failure(judgement["failure_detection"]), "Failure detection", words
+    if judgement["gates"]:
+        words = "Mean and standard deviation over the images, and over those of each class."
+        plots["gates"] = draw_gates(judgement["gates"]), "Gates", words
+    if stages and all(name in stage for stage in stages for name in predictions.gate_names):
+        words = "Means over the validation part."
+        plots["gates_by_epoch"] = draw_epochs(stages, predictions.gate_names), "Gates by epoch", words
+    if judgement["displacement"]:
+        words = "How far TIM moves the vector (mask to class) and the map (class to mask), relative to their length."
+        plots["displacement"] = draw_displacement(judgement["displacement"]), "Displacement by TIM", words
+    if predictions.features is not None and len(predictions.first_rows) >= 4:
+        words = "What the classifier's last layer is given, by t-SNE; crosses are wrong. Distances mean little."
+        plots["tsne"] = draw_tsne(predictions, seed), "Features of the classifier", words
+    return plots

@@ -1,0 +1,281 @@
+"""What a network says of each image, with what is needed to judge it and to look inside.
+
+TIM's displacement at a decoder level, of the vector by the map and of the map by the vector, is
+
+    seg->clf  ||f~ - f|| / ||f||        clf->seg  ||D~ - D|| / ||D||
+
+Source: the published code of MBDI (arXiv 2603.01295).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mtlkit.data import Exam, Record
+from mtlkit.metrics import segmentation_scores
+from mtlkit.nn import InteractionLevel, TaskInteraction
+from mtlkit.training import SavedRun
+from mtlkit.training.modules import gate_names
+
+__all__ = ["Predictions", "predict_records"]
+
+SIDES = ("left", "right")
+SCORES = ("iou", "dice", "sensitivity", "precision")
+HEADS = ("cls_head", "head", "heads")  # what the networks call their classifiers
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a network says, row by row: an image is a row, and so is each breast of an exam.
+
+    Args:
+        run: the network's.
+        records: of each row, its image or exam.
+        sides: of each row, "left" or "right"; empty for images.
+        labels: of each task, (N,), -1 where the class is not known.
+        probabilities: of each task, (N, K).
+        scores: IoU and so on, (N,) each, NaN where there is no lesion or its mask is not known; empty where the network
+            draws no mask.
+        lesion: share of the pixels that are lesion, (N,), NaN where the mask is not known; and of those so predicted.
+        masks: those predicted, packed, for `mask`.
+        gates: (N, gates), and their names.
+        displacement: of TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the numbers of the levels.
+        features: what the classifier's last layer is given, (N, D), where asked for.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Record
+        >>> from mtlkit.evaluation import Predictions
+        >>> images = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in ("a", "b"))
+        >>> shares = np.array([[0.9, 0.1], [0.3, 0.7]])
+        >>> found = Predictions(None, images, (), {"class": np.array([0, 0])}, {"class": shares})
+        >>> found.predicted("class"), found.wrong("class")
+        (array([0, 1]), array([False,  True]))
+    """
+
+    run: SavedRun
+    records: tuple[Record | Exam, ...]
+    sides: tuple[str, ...]
+    labels: dict[str, NDArray[np.int64]]
+    probabilities: dict[str, NDArray[np.float64]]
+    scores: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    lesion: NDArray[np.float64] | None = None
+    predicted_lesion: NDArray[np.float64] | None = None
+    masks: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
+    gates: NDArray[np.float64] | None = None
+    gate_names: tuple[str, ...] = ()
+    displacement: NDArray[np.float64] | None = None
+    levels: tuple[int, ...] = ()
+    features: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def groups(self) -> list[str]:
+        """Of each row, what belongs together: its patient, where known."""
+        return [record.group for record in self.records]
+
+    @property
+    def first_rows(self) -> NDArray[np.int64]:
+        """The first row of each image or exam; of exams, features and gates are the same in both rows."""
+        return np.sort(np.unique([record.key for record in self.records], return_index=True)[1])
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """Which rows have a mask that is known and without lesion."""
+        return self.lesion == 0
+
+    def predicted(self, task: str) -> NDArray[np.int64]:
+        """The likeliest class of each row."""
+        return self.probabilities[task].argmax(1)
+
+    def confidence(self, task: str) -> NDArray[np.float64]:
+        """The probability of that class."""
+        return self.probabilities[task].max(1)
+
+    def wrong(self, task: str) -> NDArray[np.bool_]:
+        """Where that is another class than the true one."""
+        return (self.labels[task] >= 0) & (self.predicted(task) != self.labels[task])
+
+    def mask(self, row: int) -> NDArray[np.bool_]:
+        """The predicted mask of a row, (size, size)."""
+        size = self.run.config.data.size
+        return np.unpackbits(self.masks[row], count=size * size).reshape(size, size).astype(bool)
+
+
+# --- looking inside ---------------------------------------------------------------------------------------------------
+
+
+def displacement(before: Tensor, after: Tensor) -> Tensor:
+    """How far each of a batch was moved, relative to its length, (B,); NaN for one of length 0."""
+    length = before.float().flatten(1).norm(dim=1)
+    moved = (after.float() - before.float()).flatten(1).norm(dim=1)
+    return torch.where(length > 0, moved / length, float("nan"))
+
+
+class _Watch:
+    """Keeps what TIM moves and what the classifier is given, batch by batch."""
+
+    def __init__(self) -> None:
+        self.levels: list[Tensor] = []  # of a batch, (B, 2) each
+        self.features: Tensor | None = None
+
+    def see_interaction(self, module: TaskInteraction, given: tuple[Tensor, Tensor], found: Any) -> None:
+        """Forward hook of TIM."""
+        (seg, clf), values = given, found
+        self.levels.append(torch.stack([displacement(clf, values.clf), displacement(seg, values.seg)], 1))
+
+    def see_features(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Forward hook of the last linear layer, before it."""
+        self.features = given[0].float()
+
+    def take(self) -> tuple[Tensor | None, Tensor | None]:
+        """Displacements (B, levels, 2) and features (B, D) of the batch that has just gone through."""
+        levels = torch.stack(self.levels, 1).cpu() if self.levels else None
+        features = None if self.features is None else self.features.cpu()
+        self.levels, self.features = [], None
+        return levels, features
+
+
+def _unfused(level: InteractionLevel, given: tuple[Tensor, ...], _: Any) -> None:
+    """Forward hook: a level fuses TIM with UPA, so TIM is run by itself too, for its own hook to see."""
+    level.tim(*given[:2])
+
+
+def last_layer(model: nn.Module) -> nn.Linear | None:
+    """The classifier's last linear layer, where it is known."""
+    parts = [getattr(model, name) for name in HEADS if hasattr(model, name)]
+    layers = [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
+    return layers[-1] if layers else None
+
+
+@contextmanager
+def watched(model: nn.Module, *, features: bool = False) -> Iterator[_Watch]:
+    """Inside, forward passes of the network leave in the watch what was asked for."""
+    watch = _Watch()
+    handles = []
+    for module in model.modules():
+        if isinstance(module, InteractionLevel):
+            handles.append(module.register_forward_hook(_unfused))
+        elif isinstance(module, TaskInteraction):
+            handles.append(module.register_forward_hook(watch.see_interaction))
+    if features and (layer := last_layer(model)) is not None:
+        handles.append(layer.register_forward_pre_hook(watch.see_features))
+    try:
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def predict_records(
+    run: SavedRun,
+    records: Sequence[Record] | Sequence[Exam],
+    *,
+    batch_size: int | None = None,
+    features: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Runs the network over records.
+
+    Args:
+        run: what `mtlkit.training.load_run` opened.
+        records: of a catalogue.
+        batch_size: by default that which the run was judged with.
+        features: whether to keep what the classifier's last layer is given.
+        progress: told how many of how many records are done.
+
+    Raises:
+        ValueError: no record.
+        DataError: an image cannot be read.
+        FloatingPointError: the network's answer is no number.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mtlkit.data import open_dataset, synthesize_ultrasound
+        >>> from mtlkit.evaluation import predict_records
+        >>> from mtlkit.models import create_model
+        >>> from mtlkit.training import SavedRun, load_config
+        >>> model = create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8)).eval()
+        >>> config = load_config("demo").change({"data": {"size": 32}})
+        >>> classes = ("benign", "malignant", "normal")
+        >>> run = SavedRun(Path("."), config, model, classes, (), None, {}, Path("."), {})  # as load_run gives it
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synthesize_ultrasound(f"{folder}/busi", cases=6, size=64)
+        ...     found = predict_records(run, open_dataset(f"{folder}/busi").records)
+        >>> found.probabilities["class"].shape, found.mask(0).shape
+        ((6, 3), (32, 32))
+    """
+    parts: dict[str, list[Tensor]] = {}
+    done = 0
+    with watched(run.model, features=features) as watch:
+        for batch in run.loader(records, batch_size):
+            found = run.predict(batch)
+            for task in run.tasks:
+                if not found[task].isfinite().all():
+                    keys = ", ".join(batch["key"][:3])
+                    raise FloatingPointError(f"{run.folder}: the network's answer to the images {keys} is no number")
+            values = {task: found[task] for task in run.tasks}
+            values |= {f"label {task}": batch["label" if task == "class" else task] for task in run.tasks}
+            levels, seen = watch.take()
+            values |= {"displacement": levels, "features": seen, "gates": found.get("gates")}
+            if "mask" in found:
+                values |= _judge_masks(found["mask"], batch["mask"], batch["segmented"])
+            for name, value in values.items():
+                if value is not None:
+                    parts.setdefault(name, []).append(value)
+            done += len(batch["key"])
+            if progress is not None:
+                progress(done, len(records))
+    whole = {name: torch.cat(values).numpy() for name, values in parts.items()}
+    return _as_rows(run, tuple(records), whole)
+
+
+def _judge_masks(probabilities: Tensor, masks: Tensor, known: Tensor) -> dict[str, Tensor]:
+    """Scores and shares of the lesion, (B,) each, and the predicted masks, packed, (B, bytes)."""
+    nan = torch.tensor(float("nan"))
+    predicted = (probabilities >= 0.5).flatten(1)  # (B, H W)
+    scores = segmentation_scores(probabilities, masks)
+    values = {name: torch.where(known, scores[name], nan) for name in SCORES}
+    values["lesion"] = torch.where(known, masks.flatten(1).mean(1), nan)
+    values["predicted_lesion"] = predicted.float().mean(1)
+    values["masks"] = torch.from_numpy(np.packbits(predicted.numpy(), axis=1))
+    return values
+
+
+def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[Any]]) -> Predictions:
+    """One row an image; of exams, one row for each breast of which there is a view."""
+    index, side = np.arange(len(records)), None
+    if run.config.task == "mammography":
+        seen = np.array([[any(r.views[:2]), any(r.views[2:])] for r in records])  # (exams, 2)
+        index, side = seen.nonzero()
+    pick = index if side is None else (index, side)
+    wide = {name: value[index].astype(np.float64) for name, value in whole.items() if name != "masks"}
+    return Predictions(
+        run=run,
+        records=tuple(records[i] for i in index),
+        sides=() if side is None else tuple(SIDES[i] for i in side),
+        labels={task: whole[f"label {task}"][pick] for task in run.tasks},
+        probabilities={task: whole[task][pick].astype(np.float64) for task in run.tasks},
+        scores={name: wide[name] for name in SCORES if name in wide},
+        lesion=wide.get("lesion"),
+        predicted_lesion=wide.get("predicted_lesion"),
+        masks=tuple(whole.get("masks", ())),
+        gates=None if "gates" not in wide else wide["gates"].reshape(len(index), -1),
+        gate_names=() if "gates" not in wide else tuple(gate_names(run.model, wide["gates"][0].size)),
+        displacement=wide.get("displacement"),
+        levels=tuple(run.model.options.levels) if "displacement" in wide else (),
+        features=wide.get("features"),
+    )

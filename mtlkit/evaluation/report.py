@@ -1,0 +1,112 @@
+"""report.html: all of an evaluation in one file that needs no other, on paper, on a light screen and on a dark one."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+
+from mtlkit.evaluation.figures import Figure
+from mtlkit.evaluation.judging import worst_rows
+from mtlkit.evaluation.plots import DPI
+from mtlkit.evaluation.predictions import Predictions
+
+__all__ = ["FIGURES", "figure_rows", "write_report"]
+
+# by name in metrics.json: what people call it
+FIGURES = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "sensitivity": "sensitivity of the mask",
+    "precision": "precision of the mask",
+    "accuracy": "accuracy",
+    "f1_macro": "F1, macro",
+    "f1_weighted": "F1, weighted",
+    "auc": "AUC",
+    "calibration_error": "calibration error",
+}
+TASKS = {"class": "Class", "label": "Label", "birads": "BI-RADS"}
+WHAT = {"mask": "Masks (IoU below 0.5)", "class": "Classes", "label": "Labels", "birads": "BI-RADS categories"}
+COUNTS = {
+    "images": "images",
+    "exams": "exams",
+    "breasts": "breasts",
+    "groups": "patients or other groups",
+    "with_lesion": "images with a lesion",
+    "lesion_not_found": "of these, with nothing drawn",
+    "empty": "images without lesion",
+    "empty_with_prediction": "of these, with something drawn",
+    "mask_not_known": "images whose mask is not known",
+}
+
+
+def figure_rows(figures: Mapping[str, Figure]) -> list[tuple[str, Figure]]:
+    """The figures by the names that people call them."""
+    rows = []
+    for name, figure in figures.items():
+        task, _, rest = name.partition("_")
+        words = f"{TASKS[task]}: {FIGURES[rest]}" if task in ("label", "birads") else FIGURES[name]
+        rows.append((words, figure))
+    return rows
+
+
+def _worst(predictions: Predictions, count: int) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the table of what to look at first."""
+    task, names = next(iter(predictions.run.tasks.items()))
+    head = ["image" if not predictions.sides else "exam", *(["side"] if predictions.sides else [])]
+    head += ["true", "predicted", "probability"]
+    head += ["IoU"] if predictions.scores else []
+    rows = []
+    for row in worst_rows(predictions, count):
+        label, told = predictions.labels[task][row], predictions.predicted(task)[row]
+        cells = [predictions.records[row].key, *(predictions.sides[row : row + 1])]
+        cells += [names[label] if label >= 0 else "", names[told], f"{predictions.probabilities[task][row, told]:.2f}"]
+        cells += [f"{predictions.scores['iou'][row]:.3f}"] if predictions.scores else []
+        rows.append(cells)
+    return head, rows
+
+
+def _width(png: bytes) -> int:
+    """At which its letters are as large as the page's: 96 pixels an inch."""
+    return round(int.from_bytes(png[16:20], "big") * 96 / DPI)
+
+
+def write_report(
+    predictions: Predictions,
+    judgement: Mapping[str, Any],
+    about: Mapping[str, str],
+    remarks: Sequence[str],
+    plots: Mapping[str, tuple[bytes, str, str]],
+    *,
+    worst: int = 20,
+) -> str:
+    """The report as HTML.
+
+    Args:
+        predictions: what was judged.
+        judgement: what `judge` says of them.
+        about: of the run, the data and how they were judged, by name; "title" is the heading.
+        remarks: what the reader must know.
+        plots: of `draw_all`.
+        worst: how many rows the table of the worst images has.
+    """
+    source = (files("mtlkit.evaluation") / "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    head, rows = _worst(predictions, worst)
+    pictures = [
+        {"name": name, "data": base64.b64encode(png).decode(), "width": _width(png), "title": title, "caption": caption}
+        for name, (png, title, caption) in plots.items()
+    ]
+    return environment.from_string(source).render(
+        about=about,
+        remarks=remarks,
+        figures=figure_rows(judgement["figures"]),
+        counts=[(COUNTS[name], count) for name, count in judgement["counts"].items()],
+        classes={TASKS[task]: classes for task, classes in judgement["classes"].items()},
+        failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
+        unit="breasts" if predictions.sides else "images",
+        worst_head=head,
+        worst_rows=rows,
+        plots=pictures,
+    )

@@ -1,0 +1,267 @@
+"""Runs that have ended, opened again: the network, what it calls its classes, and the data as it saw them.
+
+A run keeps in data.json where its data set lay, its layout, classes and BI-RADS categories, and a print of each record
+of its split, by which the records are recognised wherever they lie.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mtlkit.data import Catalogue, DataError, Exam, LesionDataset, MammographyDataset, Record, Split
+from mtlkit.data.files import check_folder, write_json
+from mtlkit.data.layouts import cmmd
+from mtlkit.data.opening import find_layout, scan, usable
+from mtlkit.data.splits import read_split
+from mtlkit.models import from_pretrained
+from mtlkit.training.config import Config, load_config
+
+__all__ = ["SavedRun", "load_run"]
+
+MARK = ".mtlkit-run"  # only a folder with this file in it is ever begun anew
+SAMPLE = 4096  # bytes of a file that its print is of
+DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run that has ended; `load_run` opens it.
+
+    Args:
+        folder: the run's.
+        config: its recipe.
+        model: the best network, in eval mode.
+        classes: names by label; of mammograms, those of a breast.
+        birads: of mammograms, the BI-RADS categories by label; else empty.
+        split: what it trained, validated and tested on; None where the folder has lost it.
+        figures: of its validation and test parts, by names as "test/accuracy".
+        data: where its data set lay.
+        prints: of the records of its split, by key; see `recognise`.
+
+    Example:
+        >>> from mtlkit.training import load_run
+        >>> load_run("/no/such/run")
+        Traceback (most recent call last):
+        mtlkit.data.catalogue.DataError: /no/such/run: there is no such folder
+    """
+
+    folder: Path
+    config: Config
+    model: nn.Module = field(repr=False)
+    classes: tuple[str, ...]
+    birads: tuple[int, ...]
+    split: Split | None
+    figures: Mapping[str, float]
+    data: Path
+    prints: Mapping[str, str] = field(repr=False)
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """The names of the classes by task: "class", or "label" and "birads" as far as the network tells them."""
+        if self.config.task != "mammography":
+            return {"class": self.classes}
+        names = {"label": self.classes, "birads": tuple(f"BI-RADS {category}" for category in self.birads)}
+        return {task: names[task] for task in self.model.options.tasks}
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def dataset(self, records: Sequence[Record] | Sequence[Exam]) -> LesionDataset | MammographyDataset:
+        """Records as the network takes them: resized, brought to the same range, not augmented.
+
+        An image of which nothing is known is `Record(key, path, -1, (), key, segmented=False)`.
+        """
+        kind = MammographyDataset if self.config.task == "mammography" else LesionDataset
+        return kind(records, self.config.data.size, normalize=self.config.data.normalize)
+
+    def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader:
+        """Batches of `dataset`, in order, by default as large as those that the run was judged by."""
+        d = self.config.data
+        batch_size = batch_size or d.eval_batch_size or d.batch_size
+        return DataLoader(self.dataset(records), batch_size=batch_size, num_workers=d.workers)
+
+    def open_data(
+        self, folder: str | Path | None = None, layout: str | None = None, *, skip_bad: bool = False
+    ) -> Catalogue:
+        """A data set with the run's classes in the run's order.
+
+        Args:
+            folder: of the data set; by default where that of the run lay. Another one may lack classes, and those that
+                it has besides are left out.
+            layout: of the data set; by default as the recipe says, or found by looking.
+            skip_bad: as for `mtlkit.data.open_dataset`.
+
+        Raises:
+            DataError: there is no such folder, something in it is missing, or it has none of the classes.
+        """
+        if folder is None and not self.data.exists():
+            raise DataError(f"{self.data}: the data set of {self.folder} is no longer there; name where it lies now")
+        root = check_folder(self.data if folder is None else folder)
+        layout = layout or (self.config.data.layout if folder is None else "auto")
+        layout = find_layout(root) if layout == "auto" else layout
+        if (layout == cmmd.NAME) != (self.config.task == "mammography"):
+            kind = "four-view mammograms" if layout == cmmd.NAME else "single images"
+            raise DataError(f"{root}: holds {kind}, which the network of {self.folder} does not take")
+        if layout == cmmd.NAME:
+            catalogue = scan(root, layout, birads=self.birads)
+        else:
+            catalogue = self._with_own_labels(root, layout)
+        # a class of which there is no image is no error here
+        kept = tuple(finding for finding in catalogue.findings if finding.kind != "missing class")
+        return usable(replace(catalogue, findings=kept), skip_bad=skip_bad)
+
+    def _with_own_labels(self, root: Path, layout: str) -> Catalogue:
+        """The records of the classes that the network knows, and those of no class, with the network's labels."""
+        theirs = scan(root, layout).classes
+        common = [name for name in self.classes if name in theirs]
+        if not common:
+            knows = ", ".join(self.classes)
+            raise DataError(f"{root}: has the classes {', '.join(theirs)}, and the network knows only {knows}")
+        catalogue = scan(root, layout, classes=common)
+        labels = {-1: -1} | {label: self.classes.index(name) for label, name in enumerate(common)}
+        records = tuple(replace(record, label=labels[record.label]) for record in catalogue.records)
+        return replace(catalogue, classes=self.classes, records=records)
+
+    def recognise(self, catalogue: Catalogue) -> set[str]:
+        """The keys of those records of a data set that are the very ones of the run's split, by their files."""
+        known = (record for record in catalogue.records if record.key in self.prints)
+        return {record.key for record in known if file_print(record) == self.prints[record.key]}
+
+    # --- prediction ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the network says of a batch of `loader`, in float32 on the CPU.
+
+        Returns:
+            Probabilities of the classes of each of `tasks`, (B, K), or (B, 2, K) for the left and the right breast;
+            where the network has them, "mask" (B, 1, H, W), probabilities, and "gates", of networks with decoder levels
+            (B, levels, 2), else (B, experts) or (B, views).
+        """
+        device = next(self.model.parameters()).device
+        names = {"lesion": ("image",), "views": ("image", "mask"), "mammography": ("views", "present")}
+        output = self.model(*(batch[name].to(device) for name in names[self.config.task]))
+        logits = {"class": "cls_logits", "label": "label_logits", "birads": "birads_logits"}
+        found = {task: getattr(output, logits[task]).float().softmax(-1) for task in self.tasks}
+        if hasattr(output, "seg_logits"):
+            found["mask"] = output.seg_logits.float().sigmoid()
+        if getattr(output, "gates", None) is not None:
+            found["gates"] = output.gates.float()
+        return {name: value.cpu() for name, value in found.items()}
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def file_print(record: Record | Exam) -> str:
+    """Tells a record's files from others without reading them whole: of their sizes, and the bytes in their middle.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    value = 0
+    for path in record.files:
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(max(0, (size - SAMPLE) // 2))
+                value = zlib.crc32(file.read(SAMPLE), zlib.crc32(str(size).encode(), value))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return f"{value:08x}"
+
+
+def write_data(folder: Path, catalogue: Catalogue, split: Split) -> None:
+    """Writes data.json into a run's folder."""
+    records = catalogue.subset(key for keys in split.parts().values() for key in keys).records
+    values = {
+        "root": str(catalogue.root.resolve()),
+        "layout": catalogue.layout,
+        "classes": list(catalogue.classes),
+        "birads": list(catalogue.birads),
+        "prints": {record.key: file_print(record) for record in records},
+    }
+    write_json(folder / DATA, values, force=True)
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def load_run(folder: str | Path, *, device: torch.device | str | None = None) -> SavedRun:
+    """Opens a run that has ended.
+
+    Args:
+        folder: what `mtlkit train` made.
+        device: where the network is to be.
+
+    Raises:
+        DataError: there is no such folder, it is not that of a run, the run has not ended, or a file of it is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from mtlkit.data import synthesize_ultrasound
+        >>> from mtlkit.training import load_config, load_run, train
+        >>> net = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "clf_dim": 16, "num_classes": 3}
+        >>> small = {"model": {"options": net}, "data": {"size": 32, "batch_size": 4}, "stopping": {"epochs": 1}}
+        >>> config = load_config("demo").change(small | {"second_stage": None})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     synthesize_ultrasound(f"{folder}/busi", cases=24, size=64)
+        ...     _ = train(config, f"{folder}/busi", f"{folder}/run", progress=False)
+        ...     run = load_run(f"{folder}/run")
+        ...     batch = next(iter(run.loader(run.open_data().subset(run.split.test).records)))
+        >>> run.classes, run.predict(batch)["class"].shape
+        (('benign', 'malignant', 'normal'), torch.Size([4, 3]))
+    """
+    folder = check_folder(folder)
+    _check_ended(folder)
+    try:
+        config = load_config(folder / "config.yaml")
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    data, figures = _read(folder / DATA), _read(folder / RESULT)
+    try:
+        known = {
+            "classes": tuple(map(str, data["classes"])),
+            "birads": tuple(map(int, data["birads"])),
+            "data": Path(data["root"]),
+            "prints": {str(key): str(value) for key, value in data["prints"].items()},
+            "figures": {name: math.nan if value is None else float(value) for name, value in figures.items()},
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{folder / DATA}: is not as a run writes it") from None
+    split = read_split(folder / SPLIT) if (folder / SPLIT).exists() else None
+    try:
+        model = from_pretrained(folder / "model", device=device).eval()
+    except (ValueError, TypeError, OSError, SafetensorError) as error:
+        raise DataError(f"{folder / 'model'}: the network cannot be loaded ({error})") from None
+    return SavedRun(folder, config, model, split=split, **known)
+
+
+def _check_ended(folder: Path) -> None:
+    """Raises unless it is the folder of a run with a network in it."""
+    if not (folder / MARK).is_file():
+        seeds = sorted(path.parent.name for path in folder.glob(f"*/{MARK}"))
+        if seeds:
+            raise DataError(f"{folder}: holds several runs, of which one is to be named: {', '.join(seeds)}")
+        raise DataError(f"{folder}: is not the folder of a run; `mtlkit train` makes one")
+    if not (folder / RESULT).is_file():
+        raise DataError(f"{folder}: this run has not ended; `mtlkit train` with --resume goes on with it")
+    if not (folder / "model").is_dir():
+        raise DataError(f"{folder}: there is no network in it, the folder model is missing")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise DataError(f"{path}: is no JSON") from None

@@ -1,0 +1,92 @@
+"""What the plots are drawn from."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from mtlkit.evaluation import Figure
+from mtlkit.evaluation.judging import epoch_gates
+from mtlkit.evaluation.plots import COLOURS, _panels, _staircase, draw_confusion, draw_curves, draw_displacement
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def colours(png: bytes) -> set[tuple[int, ...]]:
+    return {tuple(int(v) for v in colour) for colour in pixels(png).reshape(-1, 3)}
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour.removeprefix("#")))
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_curves_are_those_of_scikit_learn(digits):
+    generator = np.random.default_rng(0)
+    positive = generator.random(60) < 0.4
+    scores = (generator.random(60) + 0.3 * positive).round(digits)
+    hits, alarms = _staircase(scores, positive)
+    wrong, right, _ = roc_curve(positive, scores, drop_intermediate=False)
+    assert np.allclose(hits / hits[-1], right)
+    assert np.allclose(alarms / alarms[-1], wrong)
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    assert np.allclose((hits[1:] / (hits[1:] + alarms[1:]))[::-1], precision[:-1])
+    assert np.allclose((hits[1:] / hits[-1])[::-1], recall[:-1])
+
+
+def test_curves_of_classes_that_occur():
+    """Three classes, of which the third has no example: two colours."""
+    labels = np.array([0, 1, 0, 1, -1])
+    probabilities = np.array([[0.6, 0.2, 0.2], [0.3, 0.5, 0.2], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [1.0, 0, 0]])
+    seen = colours(draw_curves(probabilities, labels, ("a", "b", "c"), [Figure(0.5, 0.4, 0.6)] * 3))
+    assert {rgb(colour) for colour in COLOURS[:2]} <= seen
+    assert rgb(COLOURS[2]) not in seen
+
+
+def test_confusion_is_darker_where_there_is_more():
+    picture = pixels(draw_confusion([[9, 1], [0, 10]], ("a", "b"), "")).mean(2)
+    top, bottom = np.array_split(picture, 2)
+    dark = [[(side < 120).mean() for side in np.array_split(half, 2, axis=1)] for half in (top, bottom)]
+    assert min(dark[0][0], dark[1][1]) > 3 * max(dark[0][1], dark[1][0])
+
+
+def test_panels():
+    names = ["seg_level1", "clf_level1", "seg_level3", "clf_level3"]
+    assert list(_panels(names).values()) == [["seg_level1", "seg_level3"], ["clf_level1", "clf_level3"]]
+    assert _panels(["image", "tumor"]) == {"": ["image", "tumor"]}
+
+
+def test_displacement_of_one_level():
+    entry = {"level2": {"mean": 0.4, "sd": 0.1}}
+    seen = colours(draw_displacement({"seg_to_clf": entry, "clf_to_seg": entry}))
+    assert {rgb(colour) for colour in COLOURS[:2]} <= seen
+
+
+def test_nothing_is_left_to_pyplot():
+    draw_confusion([[1, 0], [0, 1]], ("a", "b"), "")
+    assert plt.get_fignums() == []
+
+
+# --- gates by epoch ---------------------------------------------------------------------------------------------------
+
+
+def test_gates_of_the_epochs(tmp_path):
+    for number, rows in ((1, ["0,0.5,0.1", "1,0.25,0.2"]), (2, ["0,0.75,0.3"])):
+        (tmp_path / f"stage{number}").mkdir()
+        text = "\n".join(["epoch,val/gate_image,val/iou", *rows]) + "\n"
+        (tmp_path / f"stage{number}/metrics.csv").write_text(text)
+    assert epoch_gates(tmp_path) == [{"image": [0.5, 0.25]}, {"image": [0.75]}]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,val/iou\n0,0.5\n", "epoch,val/gate_image\n0,x\n", "epoch,val/gate_image\n0\n"]
+)
+def test_tables_without_gates(tmp_path, text):
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1/metrics.csv").write_text(text)
+    assert epoch_gates(tmp_path) == []

@@ -1,0 +1,173 @@
+"""What is kept of a network's answers: probabilities, masks, gates, displacement, features; by image and by breast."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mtlkit.data import Exam
+from mtlkit.evaluation import predict_records
+from mtlkit.evaluation.predictions import displacement, last_layer, watched
+from mtlkit.metrics import SegmentationMetrics
+from mtlkit.models import create_model
+from mtlkit.nn import InteractionLevel
+
+SMALL = {"encoder": "resnet18", "decoder_dims": (16, 16, 12, 8), "clf_dim": 16, "hmsf": False}
+
+
+@pytest.fixture(scope="module")
+def records(lesion):
+    return lesion.open_data().subset(lesion.split.test).records
+
+
+def test_rows_are_the_answers_in_order(lesion, records):
+    found = predict_records(lesion, records, batch_size=5)
+    assert [record.key for record in found.records] == list(lesion.split.test)
+    metrics = SegmentationMetrics()
+    answers = []
+    for batch in lesion.loader(records, 5):
+        answer = lesion.predict(batch)
+        metrics.update(answer["mask"], batch["mask"])
+        answers.append(answer)
+    for name, value in metrics.scores().items():
+        assert np.array_equal(found.scores[name], value.double().numpy(), equal_nan=True)
+    whole = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+    assert np.array_equal(found.probabilities["class"], whole["class"].double().numpy())
+    assert np.array_equal(found.gates, whole["gates"].flatten(1).double().numpy())
+    assert found.gate_names == ("seg_level1", "clf_level1", "seg_level4", "clf_level4")
+    for row in (0, len(records) - 1):
+        assert np.array_equal(found.mask(row), (whole["mask"][row, 0] >= 0.5).numpy())
+    assert found.empty.tolist() == [record.label == 2 for record in records]
+    assert np.isnan(found.scores["iou"][found.empty]).all()
+    assert found.labels["class"].tolist() == [record.label for record in records]
+
+
+def test_progress_is_told(lesion, records):
+    told = []
+    predict_records(lesion, records[:7], batch_size=3, progress=lambda done, total: told.append((done, total)))
+    assert told == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_an_answer_that_is_no_number_is_named(lesion, records, monkeypatch):
+    broken = {"class": torch.full((2, 3), float("nan"))}
+    monkeypatch.setattr(type(lesion), "predict", lambda self, batch: broken)
+    keys = re.escape(f"{records[0].key}, {records[1].key}")
+    with pytest.raises(FloatingPointError, match=f"answer to the images {keys} is no number"):
+        predict_records(lesion, records[:2])
+
+
+# --- displacement -----------------------------------------------------------------------------------------------------
+
+
+def test_displacement_by_hand():
+    before = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    after = torch.tensor([[3.0, 5.0], [1.0, 0.0]])
+    found = displacement(before, after)
+    assert found[0] == pytest.approx(0.2)
+    assert found[1].isnan()
+
+
+@pytest.mark.parametrize("name", ["mbdi", "btinet"])
+def test_displacement_is_that_of_the_enhanced_features(name):
+    """The fused level makes D~ and f~ itself on request: the same lengths."""
+    torch.manual_seed(0)
+    model = create_model(name, **SMALL, levels=(2, 3)).eval()
+    images, expected = torch.rand(3, 3, 64, 64), []
+
+    def keep(level, given, _):
+        out = level(*given, return_enhanced=True)
+        pairs = ((given[1], out.enhanced_clf), (given[0], out.enhanced_seg))
+        lengths = [(b - a).flatten(1).norm(dim=1) / a.flatten(1).norm(dim=1) for a, b in pairs]
+        expected.append(torch.stack(lengths, 1))
+
+    busy = []
+
+    def once(level, given, out):
+        if not busy:  # the level is run again in here
+            busy.append(True)
+            keep(level, given, out)
+            busy.clear()
+
+    levels = [module for module in model.modules() if isinstance(module, InteractionLevel)]
+    handles = [level.register_forward_hook(once) for level in levels]
+    with torch.no_grad():
+        model(images)
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad(), watched(model) as watch:
+        model(images)
+    found, _ = watch.take()
+    assert found.shape == (3, 2, 2)
+    torch.testing.assert_close(found, torch.stack(expected, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_displacement_without_upa_and_without_tim():
+    images = torch.rand(2, 3, 64, 64)
+    model = create_model("mbdi", **SMALL, upa=False).eval()
+    with torch.no_grad(), watched(model) as watch:
+        model(images)
+    found, _ = watch.take()
+    assert found.shape == (2, 4, 2)
+    assert (found > 0).all()
+    model = create_model("mbdi", **SMALL, upa=False, tim=False).eval()
+    with torch.no_grad(), watched(model) as watch:
+        model(images)
+    assert watch.take() == (None, None)
+
+
+def test_watching_leaves_the_network_as_it_was(lesion):
+    before = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lesion.model.modules()]
+    with watched(lesion.model, features=True):
+        pass
+    after = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lesion.model.modules()]
+    assert before == after
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_what_the_last_layer_takes(lesion, plain, views, mammography, records):
+    for run in (lesion, plain, views):
+        rows = [record for record in records if record.label < 2][:3]
+        found = predict_records(run, rows, features=True)
+        layer = last_layer(run.model)
+        logits = found.features @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        assert np.allclose(shares, found.probabilities["class"], atol=1e-5)
+    exams = mammography.open_data().records[:3]
+    found = predict_records(mammography, exams, features=True)
+    assert found.features.shape[1] == last_layer(mammography.model).in_features
+    assert predict_records(lesion, records[:2]).features is None
+
+
+# --- breasts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_for_each_breast_of_which_there_is_a_view(mammography):
+    exams = mammography.open_data().records[:3]
+    only_left = Exam("only left", (*exams[0].views[:2], None, None), (0, -1), (1, -1), "only left")
+    one_view = Exam("one view", (None, None, None, exams[1].views[3]), (-1, 1), (-1, 4), "one view")
+    both = exams[2]
+    found = predict_records(mammography, [only_left, one_view, both])
+    assert [(r.key, side) for r, side in zip(found.records, found.sides, strict=True)] == [
+        ("only left", "left"),
+        ("one view", "right"),
+        (both.key, "left"),
+        (both.key, "right"),
+    ]
+    assert found.labels["label"].tolist() == [0, 1, *both.labels]
+    assert found.labels["birads"].tolist() == [1, 4, *both.birads]
+    (batch,) = mammography.loader([only_left, one_view, both])
+    answer = mammography.predict(batch)
+    expected = answer["birads"][[0, 1, 2, 2], [0, 1, 0, 1]]
+    assert np.allclose(found.probabilities["birads"], expected, atol=1e-6)
+    assert np.allclose(found.gates, answer["gates"][[0, 1, 2, 2]], atol=1e-6)
+    assert found.gate_names == ("l_cc", "l_mlo", "r_cc", "r_mlo")
+    assert found.first_rows.tolist() == [0, 1, 2]
+
+
+def test_paths_are_those_of_the_data(lesion, records, ultrasound):
+    assert all(Path(record.image).is_relative_to(ultrasound) for record in predict_records(lesion, records[:2]).records)

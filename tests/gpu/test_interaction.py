@@ -1,0 +1,60 @@
+"""Task interaction on a GPU: levels against the reference in float64, the vectors between its passes, repeatability."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_calls import CHANNELS_LAST, CONTIGUOUS, DTYPES, assert_same, level_call
+
+import mtlkit
+from mtlkit.ops import interaction_vectors
+from mtlkit.testing import InteractionShape
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vector_cases import VECTOR_CASES, VectorCall
+from vector_cases import assert_same as assert_same_numbers
+
+pytestmark = pytest.mark.gpu
+
+FORMS = [("variance", False), ("three", False), ("three", True)]
+# one pixel, one row, one column, a single channel, ragged tiles, and levels of the networks
+SHAPES = [(2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 150, 14, 14), (2, 48, 56, 56)]
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with mtlkit.use_backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("signals", "attention"), FORMS)
+def test_accurate(signals, attention, dtype, layout, device):
+    for sizes in SHAPES:
+        shape = InteractionShape(*sizes, F=12, signals=signals, attention=attention)
+        level_call(shape, dtype, layout).check(device, outputs=3)
+
+
+@pytest.mark.parametrize("signals", ["variance", "three"])
+def test_in_training(signals, device):
+    level_call(InteractionShape(5, 48, 9, 7, 40, signals), training=True).check(device, outputs=3)
+
+
+@pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
+def test_vectors(case, device, monkeypatch):
+    call = VectorCall(case)
+    exact = call.run("torch", torch.float64)
+    monkeypatch.setattr(interaction_vectors, "vectors_torch", None)  # the kernels run, or the test fails
+    got = call.run("triton", torch.float32, device=device)
+    assert_same_numbers({name: value.cpu() for name, value in got.items()}, exact)
+
+
+def test_repeats_bit_by_bit(device):
+    call = level_call(InteractionShape(8, 96, 56, 56, signals="three", attention=True))
+    leaves = call.leaves(device)
+    first = call.results(leaves)
+    for _ in range(20):
+        assert_same(call.results(leaves), first)

@@ -1,0 +1,48 @@
+"""What task interaction does between its passes, by the Triton kernels, interpreted."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtlkit.kernels import interaction as kernels
+from mtlkit.ops import interaction_kernels, interaction_vectors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from vector_cases import VECTOR_CASES, VectorCall, VectorCase, assert_same
+
+
+@pytest.fixture(autouse=True)
+def _on_these_kernels(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("PyTorch was asked")
+
+    monkeypatch.setattr(interaction_kernels, "triton_kernels", lambda x: kernels)
+    monkeypatch.setattr(interaction_vectors, "vectors_torch", refuse)
+
+
+@pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
+def test_accurate(case):
+    call = VectorCall(case)
+    assert_same(call.run("triton", torch.float32), call.run("torch", torch.float64))
+
+
+@pytest.mark.parametrize("frozen", [("mean", "f"), ("context_weight", "norm_weight", "seg_proj"), ("fc1_weight",)])
+def test_what_needs_no_gradient(frozen):
+    call = VectorCall(VectorCase(3, 20, 18, "three"))
+    whole, part = (call.run("triton", torch.float32, names) for names in ((), frozen))
+    assert not any(f"d{name}" in part for name in frozen)
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+
+
+def test_repeats_bit_by_bit():
+    first, second = (VectorCall(VECTOR_CASES[3]).run("triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_more_images_than_a_program_holds_go_to_pytorch():
+    most = interaction_vectors.MOST_IMAGES["triton"]
+    with pytest.raises(AssertionError, match="PyTorch was asked"):
+        VectorCall(VectorCase(most + 1, 4, 4)).run("triton", torch.float32)

@@ -1,0 +1,74 @@
+"""What task interaction does between its passes, by the CPU kernel."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtlkit import _native
+from mtlkit.ops import interaction_vectors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from vector_cases import VECTOR_CASES, VectorCall, VectorCase, assert_same
+
+pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
+def test_accurate(case, dtype):
+    call = VectorCall(case)
+    assert_same(call.run("cpu", dtype), call.run("torch", torch.float64))
+
+
+@pytest.mark.parametrize("case", VECTOR_CASES[2:6], ids=str)
+def test_every_instruction_set(isa, case):
+    call = VectorCall(case)
+    assert_same(call.run("cpu", torch.float32), call.run("torch", torch.float64))
+
+
+def test_thread_counts_agree_bit_by_bit(threads):
+    found = []
+    for count in (1, 2, 3, 16):
+        threads(count)
+        found.append(VectorCall(VectorCase(5, 48, 33, "three", training=True)).run("cpu", torch.float32))
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+@pytest.mark.parametrize("signals", ["variance", "three"])
+@pytest.mark.parametrize("frozen", [("mean", "f"), ("context_weight", "norm_weight", "seg_proj"), ("fc1_weight",)])
+def test_what_needs_no_gradient(frozen, signals):
+    call = VectorCall(VectorCase(3, 20, 18, signals))
+    whole, part = (call.run("cpu", torch.float32, names) for names in ((), frozen))
+    assert not any(f"d{name}" in part for name in frozen)
+    assert all(torch.equal(part[name], whole[name]) for name in part)
+
+
+def test_writes_every_element(poisoned, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *args, **options: torch.empty(*args, **options))
+    for case in VECTOR_CASES:
+        assert not any(value.isnan().any() for value in VectorCall(case).run("cpu", torch.float32).values())
+
+
+def test_short_queries_have_the_gradient_of_pytorch():
+    call = VectorCall(VectorCase(3, 20, 18, "three"))
+    call.upa = call.upa._replace(seg_proj=call.upa.seg_proj * 1e-8)
+    assert_same(call.run("cpu", torch.float64), call.run("torch", torch.float64))
+
+
+def test_the_kernel_runs(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("PyTorch was asked")
+
+    monkeypatch.setattr(interaction_vectors, "vectors_torch", refuse)
+    VectorCall(VectorCase(2, 8, 8)).run("cpu", torch.float32)
+    with pytest.raises(AssertionError, match="PyTorch was asked"):
+        VectorCall(VectorCase(2, 8, 8)).run("triton-of-a-machine-without", torch.float32)
+
+
+def test_training_with_one_image_raises_as_pytorch_does():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        VectorCall(VectorCase(1, 8, 8, training=True)).run("cpu", torch.float32)

@@ -1,0 +1,102 @@
+"""Calls of what task interaction does between its passes, for the tests of the kernels that do it."""
+
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlkit.ops import TIMParameters, UPAParameters
+from mtlkit.ops.interaction_vectors import Normalisation, Sums, vectors, vectors_torch
+from mtlkit.testing import InteractionShape, assert_accurate
+
+
+class VectorCase(NamedTuple):
+    """Sizes and options of a call."""
+
+    B: int
+    C: int
+    F: int
+    signals: str = "variance"
+    training: bool = False
+    normaliser: bool = False
+
+    def __str__(self) -> str:
+        words = [f"{self.B}x{self.C}x{self.F}", self.signals]
+        return "-".join(words + [name for name in ("training", "normaliser") if getattr(self, name)])
+
+
+# one image and one entry, sizes at and beside whole vectors and blocks, more images than a block
+VECTOR_CASES = (
+    VectorCase(1, 1, 1),
+    VectorCase(1, 2, 3, "three"),
+    VectorCase(2, 37, 19),
+    VectorCase(5, 48, 33, "three", training=True),
+    VectorCase(4, 16, 64, training=True, normaliser=True),
+    VectorCase(19, 70, 24, training=True),
+    VectorCase(18, 33, 40, "three", normaliser=False),
+    VectorCase(3, 96, 17, normaliser=True),
+)
+FIELDS = ("x", "f", *TIMParameters._fields, *UPAParameters._fields)
+
+
+class VectorCall:
+    """A call with its tensors; `run` gives its results and the gradients of all that has one, by name."""
+
+    def __init__(self, case: VectorCase, seed: int = 0) -> None:
+        self.case = case
+        shape = InteractionShape(case.B, case.C, 1, 1, F=case.F, signals=case.signals)
+        inputs = shape.inputs(torch.float64, seed=seed)
+        self.tim, self.upa, self.f = inputs.tim, inputs.upa, inputs.f
+        generator = torch.Generator().manual_seed(seed)
+        positive = torch.rand(case.B, case.C, generator=generator, dtype=torch.float64) + 0.1
+        energy = torch.rand(case.B, generator=generator, dtype=torch.float64)
+        pooled = torch.rand(case.B, shape.projected, generator=generator, dtype=torch.float64)
+        three = case.signals == "three"
+        self.sums = Sums(inputs.x[..., 0, 0], positive, energy if three else None, pooled)
+        self.normaliser = torch.tensor([0.8, 1.3], dtype=torch.float64) if case.normaliser else None
+
+    def run(
+        self, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = (), device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """By `vectors_torch` where the backend is "torch"; what is frozen needs no gradient."""
+
+        def leaf(name: str, t: Tensor | None) -> Tensor | None:
+            if t is None:
+                return None
+            return (
+                t.detach().to(device, dtype, copy=True).requires_grad_(name not in (*frozen, "norm_mean", "norm_var"))
+            )
+
+        def leaves(given: NamedTuple) -> NamedTuple:
+            return type(given)(**{name: leaf(name, t) for name, t in given._asdict().items()})
+
+        sums, tim, upa, f = leaves(self.sums), leaves(self.tim), leaves(self.upa), leaf("f", self.f)
+        norm = Normalisation(self.case.training, 0.2, 1e-3)
+        normaliser = None if self.normaliser is None else self.normaliser.to(device, dtype)
+        arguments = (sums, f, tim, upa, 0.7, normaliser, norm)
+        found = vectors_torch(*arguments) if backend == "torch" else vectors(backend, *arguments)
+        results = found._asdict()
+        results |= {f"stats_{name}": value for name, value in results.pop("signals")._asdict().items()}
+        running = {"norm_mean": tim.norm_mean, "norm_var": tim.norm_var}
+        seeds = count()
+        loss = 0
+        for value in results.values():
+            noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(next(seeds)), dtype=torch.float64)
+            # of noise alone, the sums behind the gates would leave next to nothing
+            loss = loss + (value * noise.to(value)).sum() + value.square().sum() / 2
+        tensors = {**sums._asdict(), "f": f, **tim._asdict(), **upa._asdict()}
+        wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
+        gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        given = {f"d{name}": g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+        return {name: value.detach() for name, value in (results | running | given).items()}
+
+
+def assert_same(got: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
+    """Each result and gradient by name; of what PyTorch finds no gradient, a kernel may give zeros."""
+    assert exact.keys() <= got.keys()
+    for name, value in got.items():
+        if name in exact:
+            assert_accurate(name, value, exact[name], gradient=True)
+        else:
+            assert not value.any(), name
