@@ -34,8 +34,8 @@ inline NormGate norm_gate_arguments(int64_t rows, int64_t channels, const pybind
 }
 
 inline int norm_gate_forward(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps,
-                             uintptr_t stream, const pybind11::object& out) {
-  const NormGateForward params{norm_gate_arguments(rows, channels, inputs, eps), tensor<2>(out)};
+                             uintptr_t stream, const pybind11::object& addend, const pybind11::object& out) {
+  const NormGateForward params{norm_gate_arguments(rows, channels, inputs, eps), tensor<2>(addend), tensor<2>(out)};
   pybind11::gil_scoped_release release;
   return launch_norm_gate_fwd(params, address(stream));
 }

@@ -15,6 +15,7 @@ namespace mtlkit::cuda {
 
 using Sizes = std::array<int64_t, 6>;
 using Plan = std::array<int64_t, 6>;
+using SS2DPlanNumbers = std::array<int64_t, 9>;
 using Buffers = std::array<uintptr_t, 7>;
 
 inline float* floats(uintptr_t value) { return reinterpret_cast<float*>(value); }
@@ -27,17 +28,18 @@ inline std::pair<int64_t, int64_t> ss2d_tiling(int64_t states, int64_t rank, std
   return {tiling.states, tiling.tokens};
 }
 
-inline Plan ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
+inline SS2DPlanNumbers ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
   const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), Gpu{gpu.first, gpu.second}, backward);
-  return {plan.layout, plan.padded_states, plan.tiles, plan.channel_blocks, plan.chunk_tiles, plan.chunks};
+  return {plan.layout, plan.padded_states, plan.tiles,        plan.channel_blocks, plan.chunk_tiles,
+          plan.chunks, plan.images,        plan.window_tiles, plan.pixels};
 }
 
 // `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
-inline SS2DCuda ss2d_arguments(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs,
+inline SS2DCuda ss2d_arguments(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
                                const Buffers& buffers) {
   SS2DCuda p{};
   p.shape = ss2d_shape(sizes);
-  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
+  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]};
   p.u = tensor<4>(inputs[0]);
   p.x_dbl = tensor<5>(inputs[1]);
   p.dt_weight = floats(buffers[0]);
@@ -50,18 +52,24 @@ inline SS2DCuda ss2d_arguments(const Sizes& sizes, const Plan& plan, const pybin
   return p;
 }
 
-inline int ss2d_forward(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs, const Buffers& buffers,
-                        uintptr_t maps, uintptr_t stream) {
-  const SS2DCudaForward params{ss2d_arguments(sizes, plan, inputs, buffers), floats(maps)};
+inline int ss2d_forward(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
+                        const Buffers& buffers, const std::array<uintptr_t, 2>& maps, uintptr_t stream) {
+  const SS2DCudaForward params{ss2d_arguments(sizes, plan, inputs, buffers), {floats(maps[0]), floats(maps[1])}};
   pybind11::gil_scoped_release release;
   return launch_ss2d_fwd(params, address(stream));
 }
 
-inline int ss2d_backward(const Sizes& sizes, const Plan& plan, const pybind11::tuple& inputs, const Buffers& buffers,
-                         const pybind11::object& dy, uintptr_t maps, uintptr_t drows, uintptr_t dparameters,
+// `outputs`: addresses of the gradient of x_dbl, the two maps, carries, parts and dparameters.
+inline int ss2d_backward(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
+                         const Buffers& buffers, const pybind11::object& dy, const std::array<uintptr_t, 6>& outputs,
                          uintptr_t stream) {
-  const SS2DCudaBackward params{ss2d_arguments(sizes, plan, inputs, buffers), tensor<4>(dy), floats(maps),
-                                floats(drows), floats(dparameters)};
+  const SS2DCudaBackward params{ss2d_arguments(sizes, plan, inputs, buffers),
+                                tensor<4>(dy),
+                                address(outputs[0]),
+                                {floats(outputs[1]), floats(outputs[2])},
+                                floats(outputs[3]),
+                                floats(outputs[4]),
+                                floats(outputs[5])};
   pybind11::gil_scoped_release release;
   return launch_ss2d_bwd(params, address(stream));
 }
@@ -135,7 +143,8 @@ inline void bind_scans(pybind11::module_& m) {
   m.def("cuda_ss2d_tiling", pybind11::overload_cast<int64_t, int64_t, std::pair<int64_t, int64_t>>(&ss2d_tiling),
         "Padded states and tokens per tile, 0 where no kernel serves.");
   m.def("cuda_ss2d_plan", &ss2d_plan,
-        "Layout, padded states, tiles, channel blocks, tiles per chunk and chunks; a layout of -1 for none.");
+        "Layout, padded states, tiles, channel blocks, tiles per chunk, chunks, images and tiles of a chunk per launch "
+        "and an image's pixels in one; a layout of -1 for none.");
   m.def("cuda_ss2d_forward", &ss2d_forward);
   m.def("cuda_ss2d_backward", &ss2d_backward);
   m.def("cuda_selective_scan_plan", &selective_scan_plan,

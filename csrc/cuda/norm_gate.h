@@ -19,7 +19,8 @@ struct NormGate {
 
 struct NormGateForward {
   NormGate norm;
-  Tensor<2> out;  // (rows, D)
+  Tensor<2> addend;  // (rows, D) in the dtype of x: added to it first; may be absent
+  Tensor<2> out;     // (rows, D)
 };
 
 struct NormGateBackward {

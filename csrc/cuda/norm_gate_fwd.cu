@@ -26,6 +26,12 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_kernel(const N
     float x[kPacks][kVector];
     Pack<Y, kVector> z[kPacks];
     load_row<X>(p, row, share, x);
+    if (params.addend.data) {
+      share.each([&](int j, int c) {
+        const Pack addend = load<kVector>(row_of<const X>(params.addend, row) + c);
+        for (int i = 0; i < kVector; ++i) x[j][i] += to_float(addend.values[i]);
+      });
+    }
     if (p.z.data) share.each([&](int j, int c) { z[j] = load<kVector>(row_of<const Y>(p.z, row) + c); });
     normalise(p, share, x);
     share.each([&](int j, int c) {
@@ -57,6 +63,10 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_any_kernel(con
         float x[kCount];
         const Pack p_x = load<kCount>(row_of<const X>(p.x, row) + c);
         for (int i = 0; i < kCount; ++i) x[i] = to_float(p_x.values[i]);
+        if (params.addend.data) {
+          const Pack addend = load<kCount>(row_of<const X>(params.addend, row) + c);
+          for (int i = 0; i < kCount; ++i) x[i] += to_float(addend.values[i]);
+        }
         f(c, x);
       }
     };
@@ -94,7 +104,7 @@ int launch(const NormGateForward& params, void* stream) {
   constexpr Kernel kKernels[] = {norm_gate_fwd_kernel<X, Y, kNormGateLayouts[0].lanes, kNormGateLayouts[0].packs>,
                                  norm_gate_fwd_kernel<X, Y, kNormGateLayouts[1].lanes, kNormGateLayouts[1].packs>,
                                  norm_gate_fwd_kernel<X, Y, kNormGateLayouts[2].lanes, kNormGateLayouts[2].packs>};
-  const bool vector = aligned(params.norm) && aligned(params.out);
+  const bool vector = aligned(params.norm) && aligned(params.addend) && aligned(params.out);
   const int layout = vector ? norm_gate_layout(params.norm.channels) : kNormGateLayoutCount;
   const bool held = layout < kNormGateLayoutCount;
   const int64_t abreast = kNormGateThreads / (held ? kNormGateLayouts[layout].lanes : kWarp);

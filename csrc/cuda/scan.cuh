@@ -383,23 +383,26 @@ struct ChannelSums {
     return parts + token * kTokenPitch + channel * L::kPadded + state;
   }
 
-  // use(token, state, sum) for each token of the group and each state, on one thread each.
+  static constexpr int kSums = kGroupTokens * L::kPadded;
+  static constexpr int kPieces = L::kThreads > kSums ? L::kThreads / kSums : 1;  // neighbouring threads share a sum
+  static constexpr int kRounds = kSums * kPieces / L::kThreads;
+  static_assert(kPieces <= kWarp && L::kChannels % kPieces == 0 && kRounds * L::kThreads == kSums * kPieces);
+
+  // use(round, token, state, sum) for each token of the group and each state, on one thread each.
   template <typename Use>
   __device__ static void sum(const float* parts, int thread, Use use) {
-    constexpr int kSums = kGroupTokens * L::kPadded;
-    constexpr int kPieces = L::kThreads > kSums ? L::kThreads / kSums : 1;  // neighbouring threads that share a sum
-    static_assert(kPieces <= kWarp && L::kChannels % kPieces == 0 && kSums % (L::kThreads / kPieces) == 0);
     const int piece = thread % kPieces;
 #pragma unroll
-    for (int first = 0; first < kSums; first += L::kThreads / kPieces) {
-      const int index = first + thread / kPieces, token = index / L::kPadded, state = index % L::kPadded;
+    for (int round = 0; round < kRounds; ++round) {
+      const int index = (round * L::kThreads + thread) / kPieces, token = index / L::kPadded,
+                state = index % L::kPadded;
       const float* part = place(const_cast<float*>(parts), token, piece, state);
-      float sum = 0.0f;
+      float sum = *part;
 #pragma unroll
-      for (int i = 0; i < L::kChannels / kPieces; ++i) sum += part[i * kPieces * L::kPadded];
+      for (int i = 1; i < L::kChannels / kPieces; ++i) sum += part[i * kPieces * L::kPadded];
 #pragma unroll
       for (int mask = 1; mask < kPieces; mask *= 2) sum += shuffle_xor(sum, mask);
-      if (piece == 0) use(token, state, sum);
+      if (piece == 0) use(round, token, state, sum);
     }
   }
 };

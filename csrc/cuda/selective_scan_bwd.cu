@@ -107,7 +107,7 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward
   const int64_t image = (work.group_block * p.shape.batch + work.batch) * p.shape.groups + work.group;
   float* rows = params.drows + (image * p.shape.tokens + tile.first) * 2 * states;
   const auto sum_parts = [&](int group, int offset) {
-    ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int, int j, int n, float sum) {
       const int token = group * kGroupTokens + j;
       if (n < states && token < tile.tokens) rows[token * 2 * states + offset + n] = sum;
     });

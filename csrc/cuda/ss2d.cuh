@@ -44,7 +44,7 @@ struct Work {
   int batch, channel_block, chunk, first_channel;
   int first_tile, tiles;  // of the chunk
 
-  __device__ explicit Work(const SS2DCuda& p) {
+  __device__ explicit Work(const SS2DCuda& p, int first_image = 0) {
     const int channel_blocks = static_cast<int>(p.plan.channel_blocks), chunks = static_cast<int>(p.plan.chunks);
     int block = static_cast<int>(blockIdx.x);
     channel_block = block % channel_blocks;
@@ -52,7 +52,7 @@ struct Work {
     pair = block % 2;
     block /= 2;
     chunk = block % chunks;
-    batch = block / chunks;
+    batch = first_image + block / chunks;
     group = threadIdx.x / L::kThreads;
     thread = threadIdx.x % L::kThreads;
     direction = pair + 2 * group;
@@ -69,7 +69,9 @@ struct Work {
   }
 };
 
-inline int64_t blocks_of(const SS2DCuda& p) { return p.shape.batch * p.plan.chunks * 2 * p.plan.channel_blocks; }
+inline int64_t blocks_of(const SS2DCuda& p, int64_t images) {
+  return images * p.plan.chunks * 2 * p.plan.channel_blocks;
+}
 
 // One tile of one direction.
 template <typename L>
@@ -190,8 +192,9 @@ unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
 // Elements between the start of a staged row and the row. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work) {
-  constexpr int64_t kSize = sizeof(T);
-  return static_cast<int>(work.direction * p.shape.row() * kSize % geometry.row_vector / kSize);
+  const auto per_vector = static_cast<uint32_t>(geometry.row_vector / sizeof(T));  // a power of two
+  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) &
+                          (per_vector - 1));
 }
 
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.
@@ -317,10 +320,10 @@ __device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const St
 // Adds a tile of both directions into the pair's map, whoever comes first writing, in `iteration` of `tiles`; value(
 // place, channel) is read from shared memory. All threads of the block take part.
 template <typename L, typename Value>
-__device__ void merge_tile(float* maps, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
-                           const Tile<L>& tile, int iteration, Value value) {
+__device__ void merge_tile(float* const (&maps)[2], const SS2DCuda& p, const SS2DGeometry& geometry,
+                           const Work<L>& work, const Tile<L>& tile, int iteration, Value value) {
   const auto write = [&](bool add) {
-    float* map = maps + (work.pair * p.shape.batch + work.batch) * p.shape.tokens() * p.shape.channels;
+    float* map = maps[work.pair] + work.batch * p.shape.tokens() * p.shape.channels;
     const int width = geometry.map_vectors ? 4 : 1, per_row = L::kChannels / width;
 #pragma unroll 2
     for (int i = work.thread; i < tile.tokens * per_row; i += L::kThreads) {

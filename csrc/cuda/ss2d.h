@@ -8,6 +8,11 @@
 // Where the blocks of a call do not fill the GPU, L is also cut into chunks of whole tiles. A first kernel finds the
 // state that each chunk leaves behind, starting from zero, and the sum of its time steps; the main kernel then starts
 // every chunk from what those before it leave together.
+//
+// Backward, each block of channels leaves its part of the gradient of x_dbl. So that these parts stay small beside u,
+// the main kernel is launched for some images after others (slices), and for some tiles of every scan's way after
+// others (windows); after each launch the parts are added up. What a launch leaves to the next are the gradients of the
+// states, and the sums over tokens, to which it adds.
 #pragma once
 
 #include "common/ss2d.h"
@@ -53,12 +58,16 @@ struct SS2DPlan {
   int64_t channel_blocks;  // blocks along D
   int64_t chunk_tiles;     // tiles per chunk
   int64_t chunks;
+  int64_t images;        // per launch
+  int64_t window_tiles;  // of each chunk, per launch
+  int64_t pixels;        // of an image in a launch, at most
 };
 
 // The backward layout that comes first of those that hold N and fit a block's shared memory.
 SS2DTiling ss2d_tiling(int64_t states, int64_t rank, const Gpu& gpu);
 
-// Of the layouts with this tiling, the first that fills the GPU, else the last; chunks as `split` has them.
+// Of the layouts with this tiling, the first that fills the GPU, else the last; chunks as `split` has them; windows and
+// slices backward alone.
 SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward);
 
 // Shared memory of a block of a layout. N and R are read of the shape.
@@ -81,15 +90,17 @@ struct SS2DCuda {
 
 struct SS2DCudaForward {
   SS2DCuda scan;
-  float* maps;  // (2, B, L, D)
+  float* maps[2];  // of a pair of directions each: (B, L, D)
 };
 
 struct SS2DCudaBackward {
   SS2DCuda scan;
   Tensor<4> dy;        // (B, D, H, W)
-  float* maps;         // (2, B, L, D), of du
-  float* drows;        // (channel blocks, B, L, 4, M)
-  float* dparameters;  // (B chunks, 4, D, N + R + 2): of A = -exp(A_logs), dt_weight, dt_bias and Ds
+  void* dx_dbl;        // like x_dbl
+  float* maps[2];      // (B, L, D), of du
+  float* carries;      // (images, 4, chunks, D, padded states), of a launch; null with one window
+  float* parts;        // (channel blocks, images, 4, pixels, M), of a launch: chunk by chunk
+  float* dparameters;  // (images, chunks, 4, D, N + R + 2): of A = -exp(A_logs), dt_weight, dt_bias and Ds
 };
 
 }  // namespace mtlkit::cuda

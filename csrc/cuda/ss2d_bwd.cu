@@ -2,16 +2,27 @@
 //
 // Each half of a block passes its tiles against the direction of its scan, rebuilding the states from the checkpoint of
 // the tile. Sums over channels (dB, dC, the gradient of the time step's row) leave the block as one part per block of
-// channels, sums over tokens (dA, dD, the time step's weights) as one part per image and chunk; the caller adds the
-// parts in a fixed order.
+// channels, which a small kernel adds up after each launch; sums over tokens (dA, dD, the time step's weights) as one
+// part per image of a launch and chunk, which the caller adds up. Both in a fixed order.
 #include "cuda/launchers.h"
 #include "cuda/ss2d.cuh"
 
 namespace mtlkit::cuda {
 namespace {
 
-// The shared memory of one half of a block. Parts whose size depends on R come last, so that the others lie at fixed
-// distances.
+// Whether tiles are copied 16 bytes at a time.
+struct Vectors {
+  bool u, dy;
+};
+
+// What one half of a block does. It lies in shared memory while a tile is scanned, which needs every register.
+template <typename L>
+struct Task {
+  Work<L> work;
+  Vectors vectors;
+};
+
+// The shared memory of one half of a block. Most parts lie at distances that do not depend on R.
 template <typename L>
 struct Shared {
   Token* tokens;  // (tokens, kPitch)
@@ -20,14 +31,15 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
-  int64_t* rows;  // (tokens): where the token's part of the gradient of x_dbl begins; negative for none
-  float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char* raw_u;    // these three, as the asynchronous copies of the next tile write them
+  float** rows;   // (tokens): where the block's part of the gradient of the token's B begins; null beyond the end
+  Task<L>* task;
+  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
+  float* weight;   // (padded R + 1, kChannels), zero beyond R
+  float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
+  float* starts;   // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
+  char* raw_u;     // these three, as the asynchronous copies of the next tile write them
   char* raw_dy;
   char* raw_rows;
-  float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
-  float* weight;   // (padded R + 1, kChannels), zero beyond R
-  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
   char* end;
 
   __host__ __device__ Shared(char* memory, int row_bytes, int64_t rank) {
@@ -40,16 +52,17 @@ struct Shared {
     parts = arena.take<float>(ChannelSums<L>::kFloats);
     bias = arena.take<float>(L::kChannels);
     skip = arena.take<float>(L::kChannels);
-    rows = arena.take<int64_t>(L::kTokens);
+    rows = arena.take<float*>(L::kTokens);
+    task = arena.take<Task<L>>(1);
+    dweight = arena.take<float>(padded * L::kChannels);
+    weight = arena.take<float>(padded * L::kChannels);
+    steps = arena.take<float>(L::kTokens * padded);
     Arena states = arena;
     starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
     raw_u = arena.take<char>(L::kTokens * L::kChannels * 4);
     raw_dy = arena.take<char>(L::kTokens * L::kChannels * 4);
     raw_rows = arena.take<char>(L::kTokens * row_bytes);
     if (states.end() > arena.end()) arena = states;
-    steps = arena.take<float>(L::kTokens * padded);
-    weight = arena.take<float>(padded * L::kChannels);
-    dweight = arena.take<float>(padded * L::kChannels);
     end = arena.end();
   }
 
@@ -57,9 +70,35 @@ struct Shared {
   __host__ __device__ static int padded_rank(int64_t rank) { return static_cast<int>(rank / 4 * 4 + 4); }
 };
 
-struct Vectors {
-  bool u, dy;
+// What one launch of the main kernel does: some images, and some iterations of every chunk's way through its tiles.
+struct Portion {
+  int first_image, images;
+  int begin, end;  // of the iterations; a chunk may have fewer
+  bool first;      // of the call: finds no sums over tokens to add to
 };
+
+// The pixels of one chunk and direction whose rows a portion leaves parts of: so many, from one on in the order of the
+// pair. Who scans upwards comes to the tiles downwards.
+struct Window {
+  int64_t first;
+  int pixels;
+
+  __device__ Window(const SS2DCuda& p, const Portion& portion, int tile_tokens, int chunk, bool upwards) {
+    const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), first_tile = chunk * chunk_tiles;
+    const int left = static_cast<int>(p.plan.tiles) - first_tile, tiles = left < chunk_tiles ? left : chunk_tiles;
+    const int end = portion.end < tiles ? portion.end : tiles;
+    first = int64_t{first_tile + (upwards ? tiles - end : portion.begin)} * tile_tokens;
+    const int64_t whole = int64_t{end - portion.begin} * tile_tokens, room = p.shape.tokens() - first;
+    pixels = static_cast<int>(whole < 0 ? 0 : whole < room ? whole : room);
+  }
+};
+
+// How far into `parts` the rows of a block of channels, an image of the portion, a direction and a chunk begin.
+__device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, int direction, int chunk,
+                               int tile_tokens) {
+  const int64_t group = (channel_block * p.plan.images + image) * kDirections + direction;
+  return (group * p.plan.pixels + chunk * p.plan.window_tiles * tile_tokens) * p.shape.row();
+}
 
 template <typename L>
 __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
@@ -78,7 +117,7 @@ __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2
 // From the raw parts to those of the tile at work. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile<L>& tile) {
+                       const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
   const int skew = row_skew<L, T>(p, geometry, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
@@ -97,25 +136,27 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
     const T* row = reinterpret_cast<const T*>(shared.raw_rows + place * geometry.row_bytes) + skew;
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
+  const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
+  const int64_t before =
+      rows_before(p, work.channel_block, work.batch - portion.first_image, work.direction, work.chunk, L::kTokens);
+  float* rows = params.parts + before + (int64_t{tile.index} * L::kTokens - window.first) * p.shape.row() + rank;
 #pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
-    const int64_t image = (work.channel_block * p.shape.batch + work.batch) * p.shape.tokens();
-    const int64_t pixel = image + index_at(geometry, work.pair, tile, tile.place(token));
-    const bool real = tile.place(token) < tile.tokens;
-    shared.rows[token] = real ? (pixel * kDirections + work.direction) * p.shape.row() : -1;
+    const int place = tile.place(token);
+    shared.rows[token] = place < tile.tokens ? rows + place * p.shape.row() : nullptr;
   }
 }
 
 template <typename L>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
-                       const Work<L>& work, const Tile<L>& tile) {
+                       const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   switch (params.scan.x_dbl.dtype) {
     case DType::kBFloat16:
-      return unpack<L, bf16>(shared, params, geometry, work, tile);
+      return unpack<L, bf16>(shared, params, geometry, portion, work, tile);
     case DType::kFloat16:
-      return unpack<L, f16>(shared, params, geometry, work, tile);
+      return unpack<L, f16>(shared, params, geometry, portion, work, tile);
     default:
-      return unpack<L, float>(shared, params, geometry, work, tile);
+      return unpack<L, float>(shared, params, geometry, portion, work, tile);
   }
 }
 
@@ -128,19 +169,12 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
   const SS2DCuda& p = params.scan;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes, state = lane * L::kStates;
-  const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
+  const int states = static_cast<int>(p.shape.states);
   const int last = tile.padded / kGroupTokens - 1;
   const float skip = shared.skip[channel];
   Token* tokens = shared.tokens + channel;
   const SharedRows<L> B{shared.B + state}, C{shared.C + state};
   float* starts = shared.starts + channel * L::kPadded;
-  const auto sum_parts = [&](int group, int offset) {
-    ChannelSums<L>::sum(shared.parts, work.thread, [&](int j, int n, float sum) {
-      const int64_t row = shared.rows[group * kGroupTokens + j];
-      if (n < states && row >= 0) params.drows[row + offset + n] = sum;
-    });
-  };
-
   States<L> h = zero_states<L>();
   if (work.first_channel + channel < p.shape.channels) {
     const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
@@ -178,7 +212,11 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
         at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
       }
     }
-    sum_parts(group, rank + states);
+    float* rows[ChannelSums<L>::kRounds];
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int round, int j, int n, float sum) {
+      rows[round] = n < states ? shared.rows[group * kGroupTokens + j] : nullptr;
+      if (rows[round]) rows[round][states + n] = sum;
+    });
     block_sync();
 #pragma unroll
     for (int j = 0; j < kGroupTokens; ++j) {
@@ -191,7 +229,9 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
       }
     }
     block_sync();
-    sum_parts(group, rank);
+    ChannelSums<L>::sum(shared.parts, work.thread, [&](int round, int, int n, float sum) {
+      if (rows[round]) rows[round][n] = sum;
+    });
     block_sync();
   }
 }
@@ -204,8 +244,8 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
   const int rank = static_cast<int>(params.scan.shape.rank), padded = Shared<L>::padded_rank(rank);
 
   const int token = work.thread % L::kTokens;
-  if (token < tile.padded && shared.rows[token] >= 0) {
-    float* row = params.drows + shared.rows[token];
+  if (token < tile.padded && shared.rows[token]) {
+    float* row = shared.rows[token] - rank;
     for (int first = work.thread / L::kTokens * kAtOnce; first < rank; first += L::kThreads / L::kTokens * kAtOnce) {
       float sum[kAtOnce] = {};
 #pragma unroll 2
@@ -238,13 +278,15 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
 
 // The block's part of the gradients of the parameters.
 template <typename L>
-__device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Work<L>& work,
-                                 const States<L>& dA, float dskip) {
+__device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Portion& portion,
+                                 const Work<L>& work, const States<L>& dA, float dskip) {
   const SS2DCuda& p = params.scan;
   const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
-  const int64_t part = (work.batch * p.plan.chunks + work.chunk) * kDirections + work.direction;
-  const auto row = [&](int channel) {
-    return params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
+  const int64_t image = work.batch - portion.first_image;
+  const int64_t part = (image * p.plan.chunks + work.chunk) * kDirections + work.direction;
+  const auto add = [&](int channel, int i, float value) {
+    float* row = params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
+    row[i] = portion.first ? value : row[i] + value;
   };
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 #pragma unroll
@@ -252,15 +294,26 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward
   if (work.first_channel + channel < p.shape.channels) {
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
-      if (lane * L::kStates + i < states) row(channel)[lane * L::kStates + i] = dA.values[i];
+      if (lane * L::kStates + i < states) add(channel, lane * L::kStates + i, dA.values[i]);
     }
-    if (lane == 0) row(channel)[states + rank + 1] = dskip;
+    if (lane == 0) add(channel, states + rank + 1, dskip);
   }
   block_sync();
+#pragma unroll 1
   for (int i = work.thread; i < (rank + 1) * L::kChannels; i += L::kThreads) {
     const int r = i / L::kChannels, c = i % L::kChannels;
-    if (work.first_channel + c < p.shape.channels) row(c)[states + r] = shared.dweight[i];
+    if (work.first_channel + c < p.shape.channels) add(c, states + r, shared.dweight[i]);
   }
+}
+
+// Where the carries of the thread's channel wait between two launches; null beyond D.
+template <typename L>
+__device__ float* waiting(const SS2DCudaBackward& params, const Portion& portion, const Work<L>& work) {
+  const SS2DCuda& p = params.scan;
+  const int channel = work.first_channel + work.thread / L::kLanes;
+  const int64_t image = work.batch - portion.first_image;
+  const int64_t row = (image * kDirections + work.direction) * p.plan.chunks + work.chunk;
+  return channel < p.shape.channels ? params.carries + (row * p.shape.channels + channel) * L::kPadded : nullptr;
 }
 
 // Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill.
@@ -270,12 +323,15 @@ constexpr int kLeastBlocks = kEndsOnly            ? 512 / (2 * L::kThreads)
                              : L::kThreads == 128 ? 2
                                                   : 3;
 
-// kEndsOnly: finds the carry that each chunk leaves instead of the gradients.
+// kEndsOnly: finds the carry that each chunk leaves instead of the gradients, from all of its tiles.
 template <typename L, bool kEndsOnly>
 __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
-    ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors) {
+    ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors,
+                    const Portion portion) {
   const SS2DCuda& p = params.scan;
-  const Work<L> work(p);
+  Task<L> task{Work<L>(p, portion.first_image), vectors};
+  const Work<L>& work = task.work;
+  if (portion.begin >= work.tiles) return;
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 
@@ -283,34 +339,45 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
   load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
+#pragma unroll 1
   for (int i = work.thread; i < padded * L::kChannels; i += L::kThreads) {
     shared.dweight[i] = 0.0f;
     if (i >= rank * L::kChannels) shared.weight[i] = 0.0f;
   }
   const States<L> A = load_A<L>(p, work);
-  States<L> carry = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, true);
+  States<L> carry = zero_states<L>();
+  if (portion.begin > 0) {
+    if (const float* from = waiting(params, portion, work)) carry = load_states<L>(from, lane);
+  } else if (!kEndsOnly) {
+    carry = chunk_start<L>(p, work, A, true);
+  }
   States<L> dA = zero_states<L>();
   float dskip = 0.0f, steps = 0.0f;
+
+  if (!kEndsOnly && work.thread == 0) *shared.task = task;
+  const auto end = [&] { return portion.end < work.tiles ? portion.end : work.tiles; };
 
   // Both halves meet in every group, and so must have equally many.
   const auto tile_at = [&](int iteration) {
     const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
     return upwards ? Tile<L>(p.shape, down, up, true) : Tile<L>(p.shape, up, down, false);
   };
-  stage(shared, vectors, params, geometry, work, tile_at(0));
-  for (int iteration = 0; iteration < work.tiles; ++iteration) {
+  stage(shared, task.vectors, params, geometry, work, tile_at(portion.begin));
+  for (int iteration = portion.begin; iteration < end(); ++iteration) {
     const Tile<L> tile = tile_at(iteration);
     copy_async_wait();
     block_sync();
-    unpack(shared, params, geometry, work, tile);
+    unpack(shared, params, geometry, portion, work, tile);
     block_sync();
     if constexpr (kEndsOnly) {
-      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       descend_tile<L>(shared.tokens + channel, SharedRows<L>{shared.C + lane * L::kStates}, tile.padded, A, carry,
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
-      if (iteration + 1 < work.tiles) stage(shared, vectors, params, geometry, work, tile_at(iteration + 1));
+      task = *shared.task;
+      task.work.thread = threadIdx.x % L::kThreads;
+      if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       project_back<L>(shared, params, work, tile);
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
         const int token = upwards ? place : tile.padded - 1 - place;
@@ -321,7 +388,83 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
-    store_parameters<L>(shared, params, work, dA, dskip);
+    if (end() < work.tiles) {
+      if (float* to = waiting(params, portion, work)) store_states<L>(to, work.thread % L::kLanes, carry);
+    }
+    store_parameters<L>(shared, params, portion, work, dA, dskip);
+  }
+}
+
+constexpr int kSumThreads = 256, kSumsAtOnce = 4;  // values of a row for each thread
+
+// Adds up the parts of the rows that a portion has left, over the blocks of channels. T: the type of x_dbl.
+template <typename T>
+__global__ void __launch_bounds__(kSumThreads)
+    ss2d_sum_rows_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Divisor row,
+                         const Portion portion, const int tile_tokens, const int pieces) {
+  const SS2DCuda& p = params.scan;
+  int block = static_cast<int>(blockIdx.x);
+  const int piece = block % pieces;
+  block /= pieces;
+  const int direction = block % kDirections;
+  block /= kDirections;
+  const int chunks = static_cast<int>(p.plan.chunks), chunk = block % chunks, image = block / chunks;
+  const Window window(p, portion, tile_tokens, chunk, direction < 2);
+  const int64_t first = int64_t{piece} * kSumThreads * kSumsAtOnce, left = window.pixels * p.shape.row() - first;
+  if (left <= 0) return;
+  const int count = left < kSumThreads * kSumsAtOnce ? static_cast<int>(left) : kSumThreads * kSumsAtOnce;
+  const int thread = static_cast<int>(threadIdx.x);
+
+  const float* part = params.parts + rows_before(p, 0, image, direction, chunk, tile_tokens) + first;
+  const int64_t stride = rows_before(p, 1, 0, 0, 0, 0);
+  float sum[kSumsAtOnce] = {};
+#pragma unroll 4
+  for (int i = 0; i < static_cast<int>(p.plan.channel_blocks); ++i, part += stride) {
+#pragma unroll
+    for (int j = 0; j < kSumsAtOnce; ++j) {
+      const int at = thread + j * kSumThreads;
+      sum[j] += part[at < count ? at : 0];
+    }
+  }
+
+  const int64_t pixel = first / p.shape.row();
+  const auto skipped = static_cast<uint32_t>(first - pixel * p.shape.row());
+#pragma unroll
+  for (int j = 0; j < kSumsAtOnce; ++j) {
+    const int at = thread + j * kSumThreads;
+    if (at >= count) break;
+    const uint32_t further = row.divide(skipped + at), value = skipped + at - further * row.value;
+    const int64_t index = window.first + pixel + further;
+    int64_t place = index;
+    if (direction % 2 == 1) {
+      const uint32_t x = geometry.height.divide(static_cast<uint32_t>(index));
+      place = (index - int64_t{x} * p.shape.height) * p.shape.width + x;
+    }
+    const int64_t pixel_of_all = (portion.first_image + image) * p.shape.tokens() + place;
+    static_cast<T*>(params.dx_dbl)[(pixel_of_all * kDirections + direction) * p.shape.row() + value] =
+        from_float<T>(sum[j]);
+  }
+}
+
+int launch_sum_rows(const SS2DCudaBackward& params, const SS2DGeometry& geometry, const Portion& portion,
+                    int tile_tokens, void* stream) {
+  const SS2DCuda& p = params.scan;
+  const int64_t pixels = std::min(p.plan.window_tiles * tile_tokens, p.plan.pixels);  // of a chunk
+  const int64_t pieces = ceil_div(pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
+  const int64_t blocks = portion.images * p.plan.chunks * kDirections * pieces;
+  if (blocks > INT32_MAX) return kInvalidValue;
+  const Divisor row(static_cast<uint32_t>(p.shape.row()));
+  const auto launch = [&](auto kernel) {
+    return launch_kernel(blocks, kSumThreads, 0, stream, kernel, params, geometry, row, portion, tile_tokens,
+                         static_cast<int>(pieces));
+  };
+  switch (p.x_dbl.dtype) {
+    case DType::kBFloat16:
+      return launch(ss2d_sum_rows_kernel<bf16>);
+    case DType::kFloat16:
+      return launch(ss2d_sum_rows_kernel<f16>);
+    default:
+      return launch(ss2d_sum_rows_kernel<float>);
   }
 }
 
@@ -329,17 +472,31 @@ template <typename L>
 int launch(const SS2DCudaBackward& params, void* stream) {
   const SS2DCuda& p = params.scan;
   const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
-  const int64_t blocks = blocks_of(p);
   const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
   const Vectors vectors{copies_vectors<L>(p.u, p.shape.channels), copies_vectors<L>(params.dy, p.shape.channels)};
-  if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
-  if (p.plan.chunks > 1) {
-    const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, true>, params,
-                                    geometry, vectors);
+  if (blocks_of(p, p.plan.images) > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
+
+  const auto launch_one = [&](auto kernel, const Portion& portion) {
+    return launch_kernel(blocks_of(p, portion.images), 2 * L::kThreads, shared_bytes, stream, kernel, params, geometry,
+                         vectors, portion);
+  };
+  const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), window = static_cast<int>(p.plan.window_tiles);
+  for (int64_t image = 0; image < p.shape.batch; image += p.plan.images) {
+    Portion portion{};
+    portion.first_image = static_cast<int>(image);
+    portion.images = static_cast<int>(std::min(p.plan.images, p.shape.batch - image));
+    portion.end = chunk_tiles;
+    int error = p.plan.chunks > 1 ? launch_one(ss2d_bwd_kernel<L, true>, portion) : kSuccess;
+    for (int begin = 0; begin < chunk_tiles && error == kSuccess; begin += window) {
+      portion.begin = begin;
+      portion.end = std::min(begin + window, chunk_tiles);
+      portion.first = image == 0 && begin == 0;
+      error = launch_one(ss2d_bwd_kernel<L, false>, portion);
+      if (error == kSuccess) error = launch_sum_rows(params, geometry, portion, L::kTokens, stream);
+    }
     if (error != kSuccess) return error;
   }
-  return launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_bwd_kernel<L, false>, params, geometry,
-                       vectors);
+  return kSuccess;
 }
 
 // Calls `use` with the layout of an index; -1 where there is none.

@@ -128,7 +128,7 @@ int launch(const SS2DCudaForward& params, void* stream) {
   const SS2DGeometry geometry(p.shape, p.x_dbl.dtype);
   const unsigned shared_bytes = 2 * shared_size<Shared<L>>(geometry, p.shape.rank);
   const bool vectors = copies_vectors<L>(p.u, p.shape.channels);
-  const int64_t blocks = blocks_of(p);
+  const int64_t blocks = blocks_of(p, p.shape.batch);
   if (blocks > INT32_MAX || p.shape.tokens() > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, 2 * L::kThreads, shared_bytes, stream, ss2d_fwd_kernel<L, true>, params,

@@ -22,6 +22,24 @@ bool fits(const Row& row, const SS2DShape& shape, const Gpu& gpu, bool backward)
   return row.padded_states() >= shape.states && shared(row.index, shape) <= gpu.shared_bytes;
 }
 
+// Cuts a backward pass into launches whose parts, of the gradient of x_dbl and of the sums over tokens, take no more
+// than kPartsPerElement floats per element of u: into windows, which all have as many blocks as the whole; and where
+// windows cannot be short enough, into slices of images, as long as each of them fills the GPU.
+void cut_launches(SS2DPlan& plan, const SS2DShape& shape, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
+  constexpr int64_t kPartsPerElement = 4, kLeastTiles = 2;
+  const int64_t most = kPartsPerElement * shape.batch * shape.channels * shape.tokens();
+  const auto launches = [&](int64_t floats) { return most > 0 ? std::max<int64_t>(1, ceil_div(floats, most)) : 1; };
+  const auto rows = [&] { return plan.channel_blocks * shape.batch * plan.pixels * kDirections * shape.row(); };
+  const int64_t windows = launches(rows());
+  plan.window_tiles = std::min(plan.chunk_tiles, std::max(kLeastTiles, ceil_div(plan.chunk_tiles, windows)));
+  plan.pixels = std::min(plan.chunks * plan.window_tiles * tile_tokens, shape.tokens());
+  if (plan.window_tiles > kLeastTiles) return;
+
+  const int64_t sums = shape.batch * plan.chunks * kDirections * shape.channels * (shape.states + shape.rank + 2);
+  const int64_t slices = std::min(launches(rows() + sums), warps / gpu.full_warps());
+  if (slices > 1) plan.images = ceil_div(shape.batch, slices);
+}
+
 }  // namespace
 
 SS2DTiling ss2d_tiling(int64_t states, int64_t rank, const Gpu& gpu) {
@@ -48,11 +66,15 @@ SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward) {
     return chosen;
   };
   const Row* row = backward ? choose(kBackward) : choose(kForward);
-  if (row == nullptr) return {-1, 0, 0, 0, 0, 0};
+  if (row == nullptr) return {-1, 0, 0, 0, 0, 0, 0, 0, 0};
 
   const int64_t tiles = ceil_div(shape.tokens(), row->tokens);
+  const int64_t channel_blocks = ceil_div(shape.channels, row->channels);
   const Chunks chunks = split(tiles, row->tokens, warps(*row), gpu);
-  return {row->index, row->padded_states(), tiles, ceil_div(shape.channels, row->channels), chunks.tiles, chunks.count};
+  SS2DPlan plan{row->index,   row->padded_states(), tiles,        channel_blocks, chunks.tiles,
+                chunks.count, shape.batch,          chunks.tiles, shape.tokens()};
+  if (backward) cut_launches(plan, shape, row->tokens, warps(*row), gpu);
+  return plan;
 }
 
 }  // namespace mtlkit::cuda

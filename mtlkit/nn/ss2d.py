@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit.nn._check import check_channels_last, check_choice, check_positive, check_probability
 from mtlkit.nn._pixel_linear import PixelLinear, pixel_linear
+from mtlkit.ops._ss2d_norm_gate import ss2d_norm_gate
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
@@ -153,17 +154,16 @@ class SS2D(nn.Module):
         x, z = (xz, None) if self.gate is None else xz.chunk(2, -1)  # (B, H, W, D) each, views
         u = self._conv_silu(x.permute(0, 3, 1, 2))  # (B, D, H, W)
         rows = pixel_linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4 M)
-        y = ops.ss2d(
+        y = self._scan_norm(
+            z,
             u,
             rows.unflatten(-1, self.x_proj_weight.shape[:2]).permute(0, 3, 4, 1, 2),  # (B, 4, M, H, W)
             self.dt_projs_weight,
             self.dt_projs_bias,
             self.A_logs,
             self.Ds,
-            out_dtype=torch.float32 if u.dtype == torch.float16 else None,  # the sum of four may pass float16's range
-        )  # (B, D, H, W)
-        y = self._norm_gate(y.permute(0, 2, 3, 1), z).to(u.dtype)  # (B, H, W, D)
-        return self.dropout(self.out_proj(y))  # (B, H, W, C)
+        )  # (B, H, W, D)
+        return self.dropout(self.out_proj(y.to(u.dtype)))  # (B, H, W, C)
 
     def _conv_silu(self, x: Tensor) -> Tensor:
         """(B, D, H, W) in and out."""
@@ -171,13 +171,17 @@ class SS2D(nn.Module):
             return ops.dwconv_silu(x, self.conv2d.weight, self.conv2d.bias)
         return F.silu(self.conv2d(x) if self.d_conv > 1 else x)
 
-    def _norm_gate(self, y: Tensor, z: Tensor | None) -> Tensor:
-        """(B, H, W, D) in and out."""
+    def _scan_norm(self, z: Tensor | None, u: Tensor, *others: Tensor) -> Tensor:
+        """From the arguments of ss2d, and the gate (B, H, W, D), to what is projected, (B, H, W, D)."""
+        wide = torch.float32 if u.dtype == torch.float16 else None  # the sum of four may pass float16's range
         if isinstance(self.out_norm, nn.LayerNorm):
             fused = z if self.gate == "silu" and not self.out_act else None
-            y = ops.norm_gate(y, self.out_norm.weight, self.out_norm.bias, fused, self.out_norm.eps)
+            norm = self.out_norm
+            y = ss2d_norm_gate(u, *others, norm.weight, norm.bias, fused, norm.eps, wide)
             if fused is not None:
                 return y
+        else:
+            y = ops.ss2d(u, *others, out_dtype=wide).permute(0, 2, 3, 1)
         if self.out_act:
             y = F.gelu(y)
         if self.gate is None:

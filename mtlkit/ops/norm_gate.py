@@ -141,12 +141,17 @@ def _cuda_arguments(x, weight, bias, z, eps, stream) -> tuple:
 
 
 def _cuda_forward(x, weight, bias, z, eps) -> Tensor:
-    out = _new_output(x)
+    return cuda_norm_gate_of_sum(x, None, weight, bias, z, eps, x.dtype)
+
+
+def cuda_norm_gate_of_sum(x, addend, weight, bias, z, eps, out_dtype: torch.dtype) -> Tensor:
+    """That of x + addend, which is not written; without an addend that of x."""
+    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     with launching(x) as stream:
         weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
-        x, z = _rows(x), None if z is None else _rows(z.to(x.dtype))
+        x, addend, z = _rows(x), _rows(addend), None if z is None else _rows(z.to(out_dtype))
         arguments = _cuda_arguments(x, weight, bias, z, eps, stream)
-        check_cuda(_native.C.cuda_norm_gate_forward(*arguments, argument(_rows(out))))
+        check_cuda(_native.C.cuda_norm_gate_forward(*arguments, argument(addend), argument(_rows(out))))
     return out
 
 
@@ -197,6 +202,15 @@ def _backward(backend, dout, x, weight, bias, z, eps) -> list[Tensor | None]:
         return [None if t is None else torch.zeros_like(t) for t in inputs]
     gradients = _BACKWARD[backend](dout, *inputs, eps)
     return [None if t is None else g.to(t.dtype) for g, t in zip(gradients, inputs, strict=True)]
+
+
+def backend_of_norm_gate(x, weight, bias, z, eps) -> str:
+    """The backend that serves a call; raises where its arguments do not fit together."""
+    _check(x, weight, bias, z, eps)
+    limits = single_precision_only(x, weight, bias, z) or {}
+    if x.shape[-1] > MAX_ROW_CHANNELS:
+        limits.setdefault("triton", f"it takes at most {MAX_ROW_CHANNELS} channels, got {x.shape[-1]}")
+    return choose("norm_gate", SERVED, x.device, limits)
 
 
 class _NormGate(torch.autograd.Function):
@@ -294,11 +308,7 @@ def norm_gate(
         >>> mtlkit.ops.norm_gate(x, torch.ones(8), torch.zeros(8), z).shape
         torch.Size([1, 7, 5, 8])
     """
-    _check(x, weight, bias, z, eps)
-    limits = single_precision_only(x, weight, bias, z) or {}
-    if x.shape[-1] > MAX_ROW_CHANNELS:
-        limits.setdefault("triton", f"it takes at most {MAX_ROW_CHANNELS} channels, got {x.shape[-1]}")
-    backend = choose("norm_gate", SERVED, x.device, limits)
+    backend = backend_of_norm_gate(x, weight, bias, z, eps)
     if backend == "reference":
         return norm_gate_reference(x, weight, bias, z, eps)
     if backend == "torch":

@@ -183,13 +183,15 @@ def _cpu_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torc
     return (u.shape[0], DIRECTIONS, chunks, A_logs.shape[1], u.shape[1]), compute_dtype(u, x_dbl)
 
 
-def _cpu_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
+def _cpu_forward(out_dtype, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> Tensor:
     dtype = compute_dtype(u, x_dbl)
+    y = torch.empty_like(u, dtype=out_dtype)
     rows = _rows(x_dbl.to(dtype))
     for new in (y, checkpoints):
         fresh(new)
     arguments = _cpu_arguments(u, dt_weight, dt_bias, A_logs, Ds, rows, checkpoints, dtype)
     check(_native.C.ss2d_forward(*arguments, argument(y)))
+    return y
 
 
 def _cpu_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
@@ -217,14 +219,14 @@ def _cuda_tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> tuple[int, 
 
 
 def _cuda_plan(u: Tensor, dt_weight: Tensor, A_logs: Tensor, backward: bool) -> tuple[int, ...]:
-    """Layout, padded states, tiles, channel blocks, tiles per chunk and chunks: see csrc/cuda/ss2d.h."""
+    """Layout, padded states, tiles, channel blocks, tiles per chunk, chunks, and how launches are cut: see ss2d.h."""
     return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), gpu(u.device), backward)
 
 
 def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan) -> tuple[tuple, list[Tensor]]:
     """What the kernels of both directions take first, and the tensors that must live until they are launched."""
     batch, channels = u.shape[:2]
-    _, padded, _, _, _, chunks = plan
+    padded, chunks = plan[1], plan[5]
     rows = aligned(_rows(x_dbl))
     many = batch * DIRECTIONS * chunks * channels if chunks > 1 else 0
     ends = torch.empty(many, padded, dtype=torch.float32, device=u.device)
@@ -245,37 +247,51 @@ def _cuda_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], tor
     return (u.shape[0], DIRECTIONS, tiles, u.shape[1], padded), torch.float32
 
 
-def _cuda_maps(u: Tensor) -> Tensor:
-    """Where the pairs of opposite directions leave their sums, (2, B, H, W, D)."""
-    batch, channels, height, width = u.shape
-    return torch.empty(2, batch, height, width, channels, dtype=torch.float32, device=u.device)
+def _cuda_maps(u: Tensor) -> list[Tensor]:
+    """Where the two pairs of opposite directions leave their sums, (B, D, H, W), channels-last."""
+    options = {"dtype": torch.float32, "memory_format": torch.channels_last}
+    return [torch.empty_like(u, **options) for _ in range(2)]
 
 
-def _cuda_forward(y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> None:
+def _sum_of_maps(maps: list[Tensor], u: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the memory format of u; where that and the dtype are the maps', in place of the first."""
+    in_place = dtype == maps[0].dtype and u.stride() == maps[0].stride()
+    return torch.add(*maps, out=maps[0] if in_place else torch.empty_like(u, dtype=dtype))
+
+
+def cuda_ss2d_maps(checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> list[Tensor]:
+    """Two maps whose sum is the output, (B, D, H, W) in float32, channels-last."""
     plan = _cuda_plan(u, dt_weight, A_logs, False)
     maps = _cuda_maps(u)
     with launching(u) as stream:
         arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
-        check_cuda(_native.C.cuda_ss2d_forward(*arguments, address(maps), stream))
-    torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
+        check_cuda(_native.C.cuda_ss2d_forward(*arguments, [address(t) for t in maps], stream))
+    return maps
+
+
+def _cuda_forward(out_dtype, checkpoints, u, *others) -> Tensor:
+    return _sum_of_maps(cuda_ss2d_maps(checkpoints, u, *others), u, out_dtype)
 
 
 def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
     plan = _cuda_plan(u, dt_weight, A_logs, True)
     batch, channels, height, width = u.shape
     states, rank = A_logs.shape[1], dt_weight.shape[2]
-    _, _, _, blocks, _, chunks = plan
+    _, padded, _, blocks, chunk_tiles, chunks, images, window_tiles, pixels = plan
     maps = _cuda_maps(u)
-    drows = maps.new_empty(blocks, batch, height, width, DIRECTIONS, rank + 2 * states)
-    dparameters = maps.new_empty(batch * chunks, DIRECTIONS, channels, states + rank + 2)
+    drows = torch.empty(batch, height, width, *x_dbl.shape[1:3], dtype=x_dbl.dtype, device=u.device)
+    carries = maps[0].new_empty(images if window_tiles < chunk_tiles else 0, DIRECTIONS, chunks, channels, padded)
+    parts = maps[0].new_empty(blocks, images, DIRECTIONS, pixels, rank + 2 * states)
+    dparameters = maps[0].new_empty(images * chunks, DIRECTIONS, channels, states + rank + 2)
     with launching(u) as stream:
         arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
-        buffers = (address(t) for t in (maps, drows, dparameters))
-        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(dy), *buffers, stream))
-    du = torch.empty_like(u)
-    torch.add(maps[0], maps[1], out=du.permute(0, 2, 3, 1))
-    drows = drows[0] if blocks == 1 else drows.sum(0)  # in a fixed order, as all of torch's sums over a dimension
-    dA, dweight, dbias, dskip = dparameters.sum(0).split((states, rank, 1, 1), -1)
+        outputs = [address(t) for t in (drows, *maps, carries, parts, dparameters)]
+        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(dy), outputs, stream))
+    del carries, parts
+    du = _sum_of_maps(maps, u, u.dtype)
+    # in a fixed order, as all of torch's sums over a dimension
+    dparameters = dparameters[0] if images * chunks == 1 else dparameters.sum(0)
+    dA, dweight, dbias, dskip = dparameters.split((states, rank, 1, 1), -1)
     dA_logs = dA.reshape(A_logs.shape) * -torch.exp(A_logs.float())
     return [du, drows.permute(0, 3, 4, 1, 2), dweight, dbias[..., 0], dA_logs, dskip.flatten()]
 
@@ -302,11 +318,9 @@ _FORWARD = {"cpu": _cpu_forward, "cuda": _cuda_forward}
 _BACKWARD = {"cpu": _cpu_backward, "cuda": _cuda_backward, "triton": _triton_backward}
 
 
-def _new_outputs(backend: str, u, x_dbl, dt_weight, A_logs, out_dtype: torch.dtype, save: bool):
+def _new_checkpoints(backend: str, u, x_dbl, dt_weight, A_logs, save: bool) -> Tensor:
     shape, dtype = _CHECKPOINTS[backend](u, x_dbl, dt_weight, A_logs)
-    shape = shape if save else (*shape[:2], 0, *shape[3:])
-    checkpoints = torch.empty(shape, dtype=dtype, device=u.device)
-    return torch.empty_like(u, dtype=out_dtype), checkpoints
+    return torch.empty(shape if save else (*shape[:2], 0, *shape[3:]), dtype=dtype, device=u.device)
 
 
 def _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save) -> tuple[Tensor, Tensor]:
@@ -315,10 +329,10 @@ def _forward(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
         from mtlkit.kernels import ss2d as kernels
 
         return kernels.forward(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save)
-    y, checkpoints = _new_outputs(backend, u, x_dbl, dt_weight, A_logs, out_dtype, save)
-    if u.shape[0] > 0:
-        _FORWARD[backend](y, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
-    return y, checkpoints
+    checkpoints = _new_checkpoints(backend, u, x_dbl, dt_weight, A_logs, save)
+    if u.shape[0] == 0:
+        return torch.empty_like(u, dtype=out_dtype), checkpoints
+    return _FORWARD[backend](out_dtype, checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds), checkpoints
 
 
 def _backward(backend, dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) -> list[Tensor]:
@@ -357,6 +371,12 @@ def _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> dict[str, str] | None:
     return limits
 
 
+def backend_of_ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype) -> str:
+    """The backend that serves a call; raises where its arguments do not fit together."""
+    _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
+    return choose("ss2d", SERVED, u.device, _limits(u, x_dbl, dt_weight, dt_bias, A_logs, Ds))
+
+
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
@@ -377,7 +397,7 @@ def _op(
 
 @_op.register_fake
 def _(backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
-    return _new_outputs(backend, u, x_dbl, dt_weight, A_logs, out_dtype, save)
+    return torch.empty_like(u, dtype=out_dtype), _new_checkpoints(backend, u, x_dbl, dt_weight, A_logs, save)
 
 
 @torch.library.custom_op("mtlkit::ss2d_backward", mutates_args=())
@@ -461,10 +481,9 @@ def ss2d(
         >>> mtlkit.ops.ss2d(u, x_dbl, dt_weight, dt_bias, torch.zeros(4 * D, N), torch.ones(4 * D)).shape
         torch.Size([1, 8, 7, 5])
     """
-    _check(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
     inputs = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+    backend = backend_of_ss2d(*inputs, out_dtype)
     out_dtype = out_dtype or u.dtype
-    backend = choose("ss2d", SERVED, u.device, _limits(*inputs))
     if backend == "reference":
         return ss2d_reference(*inputs, out_dtype)
     if backend == "torch":

@@ -54,7 +54,7 @@ def run(kernels, inputs, dout, pitch=0, multiprocessors=2) -> dict[str, Tensor]:
     out, dx = guarded(rows, channels, dout.dtype, pitch), guarded(rows, channels, inputs[0].dtype, pitch)
     dz = None if z is None else guarded(rows, channels, z.dtype)
     arguments = tuple(argument(t) for t in inputs)
-    assert kernels.cuda_norm_gate_forward(rows, channels, arguments, 1e-5, 0, argument(out)) == 0
+    assert kernels.cuda_norm_gate_forward(rows, channels, arguments, 1e-5, 0, None, argument(out)) == 0
     blocks = kernels.cuda_norm_gate_blocks(rows, channels, multiprocessors)
     partials = guarded(blocks, 2 * channels, torch.float32)
     status = kernels.cuda_norm_gate_backward(
@@ -97,6 +97,25 @@ def test_accurate(kernels, shape, dtypes):
 def test_without_what_is_optional(kernels, shape, absent):
     for dtypes in (DTYPES[0], DTYPES[3]):
         check(kernels, make(shape, dtypes, absent), torch.randn(shape).to(dtypes[1]))
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_adds_first(kernels, shape, dtypes):
+    """As if the sum had come, which is exact: multiples of 1/8 are, in every dtype."""
+    (rows, channels), (x_dtype, out_dtype) = shape, dtypes
+    _, *others = make(shape, dtypes)
+    first, second = (torch.randint(-8, 8, shape).to(x_dtype) / 8 for _ in range(2))
+    apart = torch.empty(rows, channels + 3, dtype=x_dtype)[:, :channels].copy_(second)
+    results = []
+    for x, addend in ((first + second, None), (first, second), (first, apart)):
+        out = guarded(rows, channels, out_dtype)
+        arguments = tuple(argument(t) for t in (x, *others))
+        assert kernels.cuda_norm_gate_forward(*shape, arguments, 1e-5, 0, argument(addend), argument(out)) == 0
+        assert_written(out)
+        results.append(out)
+    assert torch.equal(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])  # rows that are not aligned are summed in another order
 
 
 @pytest.mark.parametrize("pitch", [4, 3])
@@ -144,5 +163,5 @@ def test_rows_beyond_32_bit_offsets(kernels, far_apart, channels):
 
 def test_unknown_dtypes_are_refused(kernels):
     x, out = torch.ones(2, 4, dtype=torch.float16), torch.ones(2, 4, dtype=torch.bfloat16)
-    status = kernels.cuda_norm_gate_forward(2, 4, (argument(x), None, None, None, None), 1e-5, 0, argument(out))
+    status = kernels.cuda_norm_gate_forward(2, 4, (argument(x), None, None, None, None), 1e-5, 0, None, argument(out))
     assert kernels.cuda_error_string(status) == "invalid argument"

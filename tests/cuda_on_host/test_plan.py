@@ -25,7 +25,7 @@ ROWS = {
 
 def plan(kernels, sizes: tuple[int, ...], multiprocessors: int, backward: bool = False) -> tuple[int, int]:
     """The layout's index and the chunks of B, D, H, W, N, R."""
-    layout, *_, chunks = kernels.cuda_ss2d_plan(sizes, (multiprocessors, SHARED), backward)
+    layout, _, _, _, _, chunks, *_ = kernels.cuda_ss2d_plan(sizes, (multiprocessors, SHARED), backward)
     return layout, chunks
 
 
@@ -44,7 +44,7 @@ def test_as_documented(kernels, direction):
         s = SS2D_SHAPES[name]
         for batch, cell in zip((1, 8, 32, 64), documented[row], strict=True):
             sizes = (batch, s.D, s.H, s.W, s.N, s.R)
-            layout, _, _, blocks, _, chunks = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
+            layout, _, _, blocks, _, chunks, *_ = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
             wanted = f"{'·'.join(map(str, layouts(direction)[layout]))}, {chunks} × {batch * 2 * blocks}"
             assert cell == wanted, f"{name}, batch {batch}"
 
@@ -68,7 +68,33 @@ def test_chunks_below_8_warps_a_multiprocessor(kernels):
 
 @pytest.mark.parametrize(("tokens", "chunks"), [(256, 1), (257, 3), (384, 3), (385, 4)])
 def test_chunks_of_128_tokens_at_least_and_three_of_them(kernels, tokens, chunks):
-    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 132) == (5, chunks)
+    """From a warp for each of a multiprocessor's four schedulers on."""
+    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 8) == (5, chunks)
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(128, 1), (129, 3), (256, 4), (257, 3), (384, 3), (385, 4)])
+def test_chunks_of_64_tokens_where_warps_are_fewer_than_schedulers(kernels, tokens, chunks):
+    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 9) == (5, chunks)
+
+
+def launches(kernels, *sizes: int, backward: bool = True) -> tuple[int, int]:
+    """Images and tiles of a chunk in each launch of B, D, H, W, N, R."""
+    *_, images, tiles, _ = kernels.cuda_ss2d_plan(sizes, H200, backward)
+    return images, tiles
+
+
+def test_windows_keep_the_parts_at_4_floats_an_element(kernels):
+    """At 56 x 56 the parts are 4 x 35 / 16 = 8.75 floats for each element of u, at 28 x 28 they are 4 x 38 / 32."""
+    assert launches(kernels, 32, 96, 56, 56, 16, 3) == (32, 33)  # 98 tiles in 3
+    assert launches(kernels, 32, 192, 28, 28, 16, 6) == (32, 13)  # 25 in 2
+    assert launches(kernels, 32, 96, 56, 56, 16, 3, backward=False) == (32, 98)
+    assert launches(kernels, 1, 96, 56, 56, 16, 3) == (1, 2)  # of the 4 of a chunk, and no fewer
+
+
+@pytest.mark.parametrize(("batch", "images"), [(8, 8), (16, 8), (32, 11), (64, 22)])
+def test_slices_where_windows_cannot_be_shorter_and_each_slice_fills_the_gpu(kernels, batch, images):
+    """7 x 7 pixels are two tiles; an image has 48 blocks of 8 warps, and 132 multiprocessors want 2112 warps."""
+    assert launches(kernels, batch, 768, 7, 7, 16, 24) == (images, 2)
 
 
 def test_fewer_channels_a_block_where_shared_memory_is_small(kernels):

@@ -66,6 +66,15 @@ def test_layer(name, backend, device):
     check(smooth(make()), torch.randn(size), device=device)
 
 
+@pytest.mark.parametrize("name", ["SS2D", "SS2D of VMamba"])
+def test_without_gradients_to_the_same_bits(name, backend, device):
+    make, size = LAYERS[name]
+    model, x = make().to(device), torch.randn(size, device=device)
+    with torch.no_grad():
+        got = model(x)
+    assert_same({"y": got}, {"y": model(x).detach()})
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_under_autocast(name, dtype, backend, device):

@@ -1,0 +1,208 @@
+"""Memory of an SS2D in training on a GPU, counted where there is none: `python benchmarks/gpu_memory.py`.
+
+The same code as on a GPU runs on tensors without memory, planned for an H200, and launches nothing; what torch is asked
+for is added up. The command writes the table of docs/gpu_kernels.md; the test that holds the page to it, and mtlkit to
+its bound, is tests/cuda_on_host/test_memory.py. What counts is what gpu.peak_bytes measures on a GPU: all that is alive
+at the peak beside the inputs and the gradient of the output, results included.
+"""
+
+import dataclasses
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from gpu_providers import medmamba_scan, mtlkit_scan
+from gpu_workloads import run
+from providers import BOTH
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mtlkit
+from mtlkit import _native
+from mtlkit.ops import _backend
+from mtlkit.testing import SS2D_SHAPES, SS2DShape
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_kernels.md"
+TABLE = r"\| shape \| batch \| mtlkit float32.*\n(?:\|.*\n)+"
+H200 = (132, 232_448)  # multiprocessors, and bytes of shared memory that a block may have
+DTYPES = (torch.float32, torch.bfloat16)
+BLOCK = 512  # bytes, of which torch's allocator on a GPU gives whole ones
+ROWS = {
+    ("56² × 96", 1): "medmamba_t_stage1",
+    ("56² × 96", 32): "medmamba_t_stage1",
+    ("28² × 192", 32): "medmamba_t_stage2",
+    ("14² × 384", 1): "medmamba_t_stage3",
+    ("14² × 384", 32): "medmamba_t_stage3",
+    ("7² × 768", 1): "medmamba_t_stage4",
+    ("7² × 768", 32): "medmamba_t_stage4",
+    ("128² × 96", 8): "mammo_4view_128",
+    ("64² × 192", 8): "mammo_4view_64",
+}
+
+
+class Allocations(TorchDispatchMode):
+    """Adds up the storages that operators make, for as long as they live."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes = {id(t.untyped_storage()): 0 for t in given}
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        results = operator(*args, **(kwargs or {}))
+        for t in tree_leaves(results):
+            if isinstance(t, Tensor):
+                self._add(t.untyped_storage())
+        return results
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key = id(storage)
+        if key in self.sizes:
+            return
+        self.sizes[key] = -(-storage.nbytes() // BLOCK) * BLOCK
+        self.now += self.sizes[key]
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+class _MambaScan(torch.autograd.Function):
+    """What mamba-ssm's selective_scan_fn allocates and keeps, with variable B and C and no gate, without computing."""
+
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, D, delta_bias):
+        chunks = -(-u.shape[-1] // 2048)
+        states = u.new_empty(*u.shape[:2], chunks, 2 * A.shape[1], dtype=torch.float32)
+        u, delta, B, C = (t if t.stride(-1) == 1 else t.contiguous() for t in (u, delta, B, C))
+        ctx.save_for_backward(u, delta, A, B, C, D, delta_bias, states)
+        return torch.empty_like(delta)
+
+    @staticmethod
+    def backward(ctx, dout):
+        u, delta, A, B, C, D, delta_bias, _ = ctx.saved_tensors
+        _kept = dout if dout.stride(-1) == 1 else dout.contiguous()
+        sums = [torch.zeros_like(t, dtype=torch.float32) for t in (A, B, C, D, delta_bias)]
+        dA, dB, dC, dD, ddelta_bias = (s.to(t.dtype) for s, t in zip(sums, (A, B, C, D, delta_bias), strict=True))
+        return torch.empty_like(u), torch.empty_like(delta), dA, dB, dC, dD, ddelta_bias
+
+
+def _mamba_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
+    return _MambaScan.apply(u, delta, A, B, C, D, delta_bias)
+
+
+@contextmanager
+def _imported(name: str, module: SimpleNamespace) -> Iterator[None]:
+    """Has `import name` find a stand-in."""
+    before = sys.modules.pop(name, None)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+@contextmanager
+def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
+    """CUDA kernels that are planned for an H200 and not launched, and mamba-ssm's scan, for tensors without memory."""
+    silent = dict.fromkeys(("cuda_ss2d_forward", "cuda_ss2d_backward"), lambda *arguments: 0)
+    mamba = SimpleNamespace(selective_scan_fn=_mamba_scan)
+    with (
+        mock.patch.object(_native, "C", SimpleNamespace(**vars(native) | silent | {"cuda": True})),
+        mock.patch.object(_backend, "_cuda_obstacle", return_value=None),
+        mock.patch.object(import_module("mtlkit.ops.ss2d"), "gpu", return_value=H200),
+        mtlkit.use_backend("cuda"),
+        ExitStack() as modules,
+    ):
+        for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+            modules.enter_context(_imported(name, mamba))
+        yield
+
+
+def peak_bytes(
+    scan: Callable[..., Tensor], shape: SS2DShape, dtype: torch.dtype, memory_format: torch.memory_format
+) -> int:
+    """Of a forward and a backward pass; `_stand_ins` must hold."""
+    s, options = shape, {"device": "meta"}
+    tensors: dict[str, Any] = {
+        "u": torch.empty(s.B, s.D, s.H, s.W, dtype=dtype, memory_format=memory_format, **options),
+        "x_proj_weight": torch.empty(4, s.R + 2 * s.N, s.D, dtype=dtype, **options),
+        "dt_weight": torch.empty(4, s.D, s.R, **options),
+        "dt_bias": torch.empty(4, s.D, **options),
+        "A_logs": torch.empty(4 * s.D, s.N, **options),
+        "Ds": torch.empty(4 * s.D, **options),
+    }
+    dy = torch.empty_like(tensors["u"])
+    with Allocations([*(t.requires_grad_() for t in tensors.values()), dy]) as allocations:
+        run(scan, tensors, dy, BOTH)
+    return allocations.peak
+
+
+class Peak(NamedTuple):
+    mtlkit: int
+    medmamba: int
+
+    @property
+    def ratio(self) -> float:
+        return self.mtlkit / self.medmamba
+
+
+def peaks(native: ModuleType | SimpleNamespace) -> dict[tuple[str, int], list[Peak]]:
+    """By shape and batch, for each dtype: bytes at the peak with the plans of a module that has the CUDA kernels."""
+    with _stand_ins(native):
+        return {
+            row: [
+                Peak(
+                    peak_bytes(mtlkit_scan, shape, dtype, torch.channels_last),
+                    peak_bytes(medmamba_scan, shape, dtype, torch.contiguous_format),
+                )
+                for dtype in DTYPES
+            ]
+            for row, name in ROWS.items()
+            for shape in [dataclasses.replace(SS2D_SHAPES[name], B=row[1])]
+        }
+
+
+def table(found: dict[tuple[str, int], list[Peak]]) -> str:
+    """In MiB, as docs/gpu_kernels.md has it."""
+
+    def mebibytes(count: int) -> str:
+        return f"{count / 2**20:.{1 if count < 100 * 2**20 else 0}f}"
+
+    lines = [
+        "| shape | batch | mtlkit float32 | MedMamba | ratio | mtlkit bfloat16 | MedMamba | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (shape, batch), row in found.items():
+        cells = [cell for p in row for cell in (mebibytes(p.mtlkit), mebibytes(p.medmamba), f"{p.ratio:.2f}")]
+        lines.append(f"| {' | '.join([shape, str(batch), *cells])} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    if _native.C is None or not _native.C.cuda:
+        sys.exit(
+            "gpu_memory: mtlkit is built without CUDA kernels, whose plans are needed: install with MTLKIT_CUDA=on"
+        )
+    text = table(peaks(_native.C))
+    page, count = re.subn(TABLE, lambda _: text, PAGE.read_text())
+    if count != 1:
+        sys.exit(f"gpu_memory: {PAGE} has no table of memory to replace")
+    PAGE.write_text(page)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

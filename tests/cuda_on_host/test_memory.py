@@ -1,0 +1,34 @@
+"""The memory that an SS2D takes in training: at most 0.4 of MedMamba's from 8 images on, and as the page has it."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = 0.4
+MOST_OF_ONE_IMAGE = 0.9  # whose plan is for speed: blocks of few channels, short chunks, few launches
+OTHER_TORCH = 0.02  # what the page may differ by where another torch allocates otherwise
+
+
+def numbers(table: str) -> list[float]:
+    return [float(cell) for cell in re.findall(r"(?<=\| )[\d.]+(?= \|)", table)]
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    return importlib.import_module("gpu_memory")
+
+
+def test_peak(kernels, gpu_memory):
+    found = gpu_memory.peaks(kernels)
+    print(gpu_memory.table(found))
+    for (shape, batch), row in found.items():
+        for dtype, peak in zip(gpu_memory.DTYPES, row, strict=True):
+            assert peak.ratio <= (MOST if batch > 1 else MOST_OF_ONE_IMAGE), f"{shape}, batch {batch}, {dtype}"
+    page = re.search(gpu_memory.TABLE, gpu_memory.PAGE.read_text())[0]
+    written = pytest.approx(numbers(gpu_memory.table(found)), rel=OTHER_TORCH, abs=0.05)
+    assert numbers(page) == written, "python benchmarks/gpu_memory.py writes the table"
