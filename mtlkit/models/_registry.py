@@ -104,12 +104,20 @@ def create_model(
         >>> model(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 2])
     """
-    entry = _entry(name)
-    known = [field.name for field in fields(entry.options)]
+    entry, known = _entry(name), option_names(name)
     for option in options:
         if option not in known:
             raise ValueError(f"{option}: {name} has no such option{_guess(option, known)}; it has: {', '.join(known)}")
     return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
+
+
+def option_names(name: str) -> list[str]:
+    """The options that the network of that name has.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    return [field.name for field in fields(_entry(name).options)]
 
 
 def network_named(name: str) -> type[nn.Module]:

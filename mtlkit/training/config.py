@@ -9,6 +9,8 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from mtlkit.models._registry import option_names
+
 __all__ = ["Config", "list_configs", "load_config"]
 
 TASKS = ("lesion", "views", "mammography")
@@ -176,12 +178,17 @@ class Config:
         return _merge(self, changes, "")
 
     def adjust(self, changes: Mapping[str, Any]) -> "Config":
-        """As `change`, but options of the network are added to those that there are, in place of replacing them all."""
+        """As `change`, but options of the network are added to those that there are, in place of replacing them all.
+
+        Where another network is named, of the options that there are those stay that it has too.
+        """
         model = changes.get("model") if isinstance(changes, Mapping) else None
-        options = model.get("options") if isinstance(model, Mapping) else None
-        if isinstance(options, Mapping):
-            changes = {**changes, "model": {**model, "options": {**self.model.options, **options}}}
-        return self.change(changes)
+        if not isinstance(model, Mapping) or not isinstance(model.get("options", {}), Mapping):
+            return self.change(changes)
+        options, name = self.model.options, model.get("name", self.model.name)
+        if name != self.model.name:
+            options = {option: value for option, value in options.items() if option in option_names(name)}
+        return self.change({**changes, "model": {**model, "options": {**options, **model.get("options", {})}}})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries and lists, as in a file."""

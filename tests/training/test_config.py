@@ -118,3 +118,14 @@ def test_wrong_files(tmp_path):
     assert load_config(tmp_path / "empty.yaml") == Config()
     with pytest.raises(ValueError, match="second_stage: this configuration has none"):
         Config().stage(2)
+
+
+def test_another_network_keeps_the_options_that_it_has():
+    config = load_config("demo").adjust({"model": {"name": "unet", "options": {"num_classes": 2}}})
+    options = load_config("demo").model.options
+    assert "clf_dim" in options
+    assert "clf_dim" not in config.model.options
+    assert config.model.options["encoder"] == options["encoder"]
+    assert config.model.options["num_classes"] == 2
+    with pytest.raises(ValueError, match="no model 'unett'"):
+        load_config("demo").adjust({"model": {"name": "unett"}})
