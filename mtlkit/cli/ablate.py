@@ -73,7 +73,9 @@ def run(options: argparse.Namespace) -> int:
     settings = training_options(options, progress=console.is_terminal)
     found = ablate(table, options.data, options.out, repeats=options.repeats, on_row=on_row, **settings)
     headings, cells = show(table, found)
-    drawn = Table(*headings, title=table.name, title_justify="left")
+    drawn = Table(title=table.name, title_justify="left")
+    for number, heading in enumerate(headings):
+        drawn.add_column(heading, no_wrap=number == 0)
     for row in cells:
         drawn.add_row(*(f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in row))
     console.print(drawn)
