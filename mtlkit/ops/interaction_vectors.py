@@ -220,11 +220,11 @@ def vectors(
     batch, dtype, three = f.shape[0], f.dtype, upa.seg_proj is not None
     learnt = (*tim[2:12], *upa)
     if (
-        backend not in MOST_IMAGES
+        traced(*sums, f, *learnt, normaliser)  # asked first: of a batch of any size nothing may be asked
+        or backend not in MOST_IMAGES
         or not 0 < batch <= MOST_IMAGES[backend]
         or (norm.training and batch == 1)  # PyTorch raises, in the words that users know
         or (normaliser is not None and normaliser.requires_grad)
-        or traced(*sums, f, *learnt, normaliser)
     ):
         return vectors_torch(sums, f, tim, upa, tau, normaliser, norm)
     weights = [None if t is None else computed(t, dtype) for t in learnt]
