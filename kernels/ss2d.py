@@ -23,96 +23,20 @@ from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_dev
 from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
     LN_2,
-    LOG2_E,
     add_up,
     chain_kernel,
     over_channels,
     over_lanes,
     put,
     settled,
-    softplus,
     softplus_slope,
     take,
     walk,
 )
+from mtlkit.kernels._ss2d_tiles import decays, fetch, positions, projection, share, time_steps
 from mtlkit.kernels._tables import CHECKPOINT_TOKENS, rank_tile, scan_tiles, split
 
 DIRECTIONS = 4
-
-# --- tiles that forward and backward load -----------------------------------------------------------------------------
-
-
-@triton.jit
-def _share(D, chunks, BC: tl.constexpr, BD: tl.constexpr):
-    """This program's image, chunk, pair of directions and channels."""
-    pid = tl.program_id(0)
-    blocks = tl.cdiv(D, BC * BD)
-    d = (pid % blocks) * (BC * BD) + tl.arange(0, BC)[:, None] * BD + tl.arange(0, BD)[None, :]  # [BC, BD]
-    pair = pid // blocks % 2
-    chunk = pid // (blocks * 2) % chunks
-    image = (pid // (blocks * 2) // chunks).to(tl.int64)
-    return image, chunk, pair, d
-
-
-@triton.jit
-def _decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
-    """A log2(e), [S, 2, BC, G, BD]; n, and which states are there."""
-    k = (pair + 2 * tl.arange(0, 2))[None, :, None, None, None]
-    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, None, :, None]
-    d5 = d[None, None, :, None, :]
-    row = k.to(tl.int64) * D + d5  # [1, 2, BC, 1, BD]
-    inside = (n < N) & (d5 < D)  # [S, 1, BC, G, BD]
-    logs = tl.load(A_logs + row * N + n, mask=inside, other=0.0).to(tl.float32)
-    return settled(-tl.exp(logs) * LOG2_E), n, inside
-
-
-@triton.jit
-def _positions(j, first, count, L, T: tl.constexpr):
-    """Positions of step j in the order of the pair, and which are there: [T, 2]."""
-    kk = tl.arange(0, 2)
-    i = tl.arange(0, T)[:, None]
-    block = tl.where(kk == 0, first + j, first + count - 1 - j)[None, :]
-    position = block * T + tl.where(kk[None, :] == 0, i, T - 1 - i)
-    return position, position < tl.where(j < count, L, -T)
-
-
-@triton.jit
-def _time_steps(dts, weight, bias, inside, R: tl.constexpr, RP: tl.constexpr):
-    """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
-
-    1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
-    """
-    raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], R, RP)
-    return raw, tl.where(inside[:, :, None, None], softplus(raw), 1.0)
-
-
-@triton.jit
-def _projection(dt_weight, dt_bias, k, d, D, R: tl.constexpr, RP: tl.constexpr):
-    """Weight [RP, 2, BC, BD] and bias [2, BC, BD] of the time steps."""
-    row = k.to(tl.int64)[:, None, None] * D + d[None]
-    r = tl.arange(0, RP)[:, None, None, None]
-    there = (d < D)[None]
-    weight = tl.load(dt_weight + row[None] * R + r, mask=(r < R) & there[None], other=0.0).to(tl.float32)
-    bias = tl.load(dt_bias + row, mask=there, other=0.0).to(tl.float32)
-    return weight, bias
-
-
-@triton.jit
-def _fetch(
-    u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n,
-    R: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Tiles of a step as they are stored: u [T, 2, BC, BD], the time step's rows [RP, T, 2], B and C [T, S, 2, G]."""
-    pu = u + walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None]
-    px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
-    uu = tl.load(pu, mask=inside[:, :, None, None] & there, other=0.0)
-    dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0)
-    pn = px[:, None, :, None] + (R + n) * sx_m
-    mask = (n < N) & inside[:, None, :, None]
-    b = tl.load(pn, mask=mask, other=0.0)
-    c = tl.load(pn + N * sx_m, mask=mask, other=0.0)
-    return uu, dts, b, c
-
 
 # --- the states alone, for split scans --------------------------------------------------------------------------------
 
@@ -131,11 +55,11 @@ def ss2d_states_kernel(
 
     The state is h with v = u; if ADJOINT, what the later tokens hand to the chunk's first, with v = dy.
     """
-    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
-    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
     shift = tl.where(pair == 0, shift_0, shift_1)
     sv_bend = tl.where(pair == 0, sv_bend_0, sv_bend_1)
@@ -153,14 +77,14 @@ def ss2d_states_kernel(
     total = tl.zeros([T, 2, BC, BD], tl.float32)
     for j in range(count):
         step = count - 1 - j if ADJOINT else j
-        position, inside = _positions(step, first, count, L, T)
+        position, inside = positions(step, first, count, L, T)
         pv = v + walk(position, sv_bend, sv_step, multiplier, shift, WIDE)[:, :, None, None]
         px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
         vv = tl.load(pv, mask=inside[:, :, None, None] & there, other=0.0).to(tl.float32)
         dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
         row_of_n = (R + n + (N if ADJOINT else 0)) * sx_m
         m = tl.load(px[:, None, :, None] + row_of_n, mask=(n < N) & inside[:, None, :, None], other=0.0)
-        _, dt = _time_steps(dts, weight, bias, inside, R, RP)
+        _, dt = time_steps(dts, weight, bias, inside, R, RP)
         total += dt
         driven = vv if ADJOINT else dt * vv
         decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
@@ -202,11 +126,11 @@ def ss2d_fwd_kernel(
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The output of both directions of a pair, summed, into maps (2, B, L, D); KEEP = tokens between kept states."""
-    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
-    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
     shift = tl.where(pair == 0, shift_0, shift_1)
@@ -233,8 +157,8 @@ def ss2d_fwd_kernel(
     else:
         h = tl.zeros([S, 2, BC, G, BD], tl.float32)
 
-    position, inside = _positions(0, first, steps, L, T)
-    u_, dts_, b_, c_ = _fetch(
+    position, inside = positions(0, first, steps, L, T)
+    u_, dts_, b_, c_ = fetch(
         u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n, R, N, WIDE
     )
     for group in range(groups):
@@ -244,14 +168,14 @@ def ss2d_fwd_kernel(
             tl.store(kept, h, mask=inside5)
         for s in tl.static_range(EVERY):
             j = group * EVERY + s
-            position, inside = _positions(j, first, steps, L, T)
+            position, inside = positions(j, first, steps, L, T)
             uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
-            ahead, inside_ahead = _positions(j + 1, first, steps, L, T)
-            u_, dts_, b_, c_ = _fetch(
+            ahead, inside_ahead = positions(j + 1, first, steps, L, T)
+            u_, dts_, b_, c_ = fetch(
                 u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
                 n, R, N, WIDE,
             )  # fmt: skip
-            _, dt = _time_steps(dts, weight, bias, inside, R, RP)
+            _, dt = time_steps(dts, weight, bias, inside, R, RP)
             x6 = (dt * settled(uu))[:, None, :, :, None, :]
             decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
             fed = x6 * b[:, :, :, None, :, None]
@@ -300,11 +224,11 @@ def ss2d_bwd_kernel(
     M), dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
     """
     EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
-    image, chunk, pair, d = _share(D, chunks, BC, BD)
+    image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = _decays(A_logs, pair, d, D, N, S, G, BC, BD)
-    weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
     multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
     shift = tl.where(pair == 0, shift_0, shift_1)
@@ -350,14 +274,14 @@ def ss2d_bwd_kernel(
         begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
-            position, inside = _positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
-            uu, dts, b, _ = _fetch(
+            position, inside = positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
+            uu, dts, b, _ = fetch(
                 u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
                 n, R, N, WIDE,
             )  # fmt: skip
             if MANY:
-                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
-            _, dt = _time_steps(dts.to(tl.float32), weight, bias, inside, R, RP)
+                weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
+            _, dt = time_steps(dts.to(tl.float32), weight, bias, inside, R, RP)
             decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
             fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
             for i in tl.static_range(T):
@@ -367,9 +291,9 @@ def ss2d_bwd_kernel(
         for s in range(EVERY):
             h = take(begins, EVERY - 1 - s, EVERY)
             j = group * EVERY + s
-            position, inside = _positions(steps - 1 - j, first, steps, L, T)
+            position, inside = positions(steps - 1 - j, first, steps, L, T)
             mask = inside[:, :, None, None] & there
-            uu, dts, b, c = _fetch(
+            uu, dts, b, c = fetch(
                 u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
                 n, R, N, WIDE,
             )  # fmt: skip
@@ -377,8 +301,8 @@ def ss2d_bwd_kernel(
             pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
             gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
             if MANY:
-                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
-            raw, dt = _time_steps(dts, weight, bias, inside, R, RP)
+                weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
+            raw, dt = time_steps(dts, weight, bias, inside, R, RP)
             px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
             pn = px[:, None, :, None] + R + n
             there_n = (n < N) & inside[:, None, :, None]
@@ -423,7 +347,7 @@ def ss2d_bwd_kernel(
             sum_raw += draw
             sum_skip += gg * uu
             if MANY:
-                weight, bias = _projection(dt_weight, dt_bias, k, d, D, R, RP)
+                weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
                 rows = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
                 dts = tl.load(rows[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
             if not MANY:
