@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mtlkit.kernels._tables import power_of_two
 
-MAX_IMAGES = 64  # a program holds a tile of all; mtlkit.ops.interaction_vectors sends no more
 SIDE = 16  # rows or columns of a program
 DEPTH = 32  # columns that a product takes at once
 WARPS = 4

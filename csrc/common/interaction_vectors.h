@@ -51,14 +51,10 @@ struct InteractionVectors {
   void* enhanced;                // (B, F)
   void* gates;                   // (B, 2)
   std::array<void*, 3> signals;  // (B) each
-  void* kept;                    // for the backward pass, interaction_vectors_kept elements
+  void* kept;                    // for the backward pass, 2 B (F + C + Q) + 2 F elements
   bool use_double;               // the type of computation: double or float
   int threads;
 };
-
-inline int64_t interaction_vectors_kept(const InteractionVectors& p) {
-  return p.batch * 2 * (p.features + p.channels + p.queries) + 2 * p.features;
-}
 
 struct InteractionVectorsBackward {
   InteractionVectors forward;     // as it was; all but factors, clf and the running statistics are read
