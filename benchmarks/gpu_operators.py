@@ -9,7 +9,19 @@ from typing import NamedTuple
 import gpu
 import torch
 from gpu_providers import why_no_backend
-from gpu_workloads import BATCHES, DTYPES, REFERENCE_PIXELS, Problem, Tensors, compare, other_maps, run, spread
+from gpu_workloads import (
+    BATCHES,
+    DTYPES,
+    REFERENCE_PIXELS,
+    Problem,
+    Tensors,
+    checked_images,
+    compare,
+    group_of,
+    other_maps,
+    run,
+    spread,
+)
 from providers import BOTH, FORWARD, missing, selective_scan
 from torch import Tensor
 
@@ -172,13 +184,12 @@ class OperatorCase(NamedTuple):
 
     @property
     def group(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.op}-{self.shape_name}-batch{self.batch}-{dtype}-{self.direction}"
+        return group_of(self)
 
     @property
     def checked(self) -> list[int]:
         """The images whose results are compared with exact ones."""
-        return [0] if self.batch == 1 else [0, self.batch - 1]
+        return checked_images(self.batch)
 
     @property
     def bytes(self) -> int:

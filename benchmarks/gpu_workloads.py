@@ -10,6 +10,7 @@ import torch
 from gpu_providers import GPU_PROVIDERS, GpuProvider, mtlkit_scan
 from providers import BOTH, FORWARD
 from torch import Tensor
+from workloads import dtype_name
 
 import mtlkit
 from mtlkit.testing import ROUNDING, SS2D_SHAPES, SS2DShape, assert_accurate, relative_error
@@ -46,8 +47,7 @@ class GpuCase(NamedTuple):
 
     @property
     def group(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.op}-{self.shape_name}-batch{self.batch}-{dtype}-{self.direction}"
+        return group_of(self)
 
     @property
     def shape(self) -> SS2DShape:
@@ -56,7 +56,7 @@ class GpuCase(NamedTuple):
     @property
     def checked(self) -> list[int]:
         """The images whose results are compared with exact ones."""
-        return [0] if self.batch == 1 else [0, self.batch - 1]
+        return checked_images(self.batch)
 
     @property
     def unit(self) -> tuple[str, int]:
@@ -95,6 +95,16 @@ class GpuCase(NamedTuple):
         key = (self.op, self.shape_name, len(self.checked), self.dtype)
         plain = plain_results(*key) if self.provider.own else {}
         return compare(results, exact_results(*key), plain, ("u", "x_dbl"), self.checked, self.dtype, self.provider.own)
+
+
+def group_of(case: NamedTuple) -> str:
+    """The rows beside which a row stands: all but its provider."""
+    return f"{case.op}-{case.shape_name}-batch{case.batch}-{dtype_name(case.dtype)}-{case.direction}"
+
+
+def checked_images(batch: int) -> list[int]:
+    """The first and the last."""
+    return [0] if batch == 1 else [0, batch - 1]
 
 
 def spread(few: Tensors, by_image: tuple[str, ...], batch: int, checked: list[int]) -> Tensors:
