@@ -58,7 +58,7 @@ class _BatchUPA(UncertaintyProxyAttention):
         super().__init__(*arguments, **options)
         self._buffers.clear()
 
-    def track(self, _signals: object) -> None:
+    def track(self, _signals: object, _group: object = None) -> None:
         pass
 
 

@@ -17,6 +17,10 @@ examples:
   mtlkit train mbdi --data BUSI --out runs/mbdi --set data.batch_size=8 --set model.options.pretrained=false
   mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
+  mtlkit train mbdi --data BUSI --out runs/mbdi --devices 4 --set data.batch_size=6 --set sync_batch_norm=true
+
+with --devices the batch size is that of each process; BatchNorm takes its statistics, and MBDI the signals of its
+gates, from each process's own batch, unless sync_batch_norm=true, which needs GPUs
 
 the folder of a run: config.yaml, split.json, data.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/,
 result.json

@@ -18,7 +18,8 @@ class InteractionLevel(nn.Module):
         (D^, f^) = UPA(D, D~, f, f~)
 
     It computes what TaskInteraction and UncertaintyProxyAttention compute one after the other, with their parameters,
-    named tim and upa. The enhanced map D~ is made only if it is asked for.
+    named tim and upa. The enhanced map D~ is made only if it is asked for. Where TIM's batch normalisation is
+    synchronised between processes (see there), so are in training the means that UPA's two signals are divided by.
 
     Args:
         dim: channels of the map, C; at least 2.
@@ -79,6 +80,7 @@ class InteractionLevel(nn.Module):
         """
         check_channels_first("seg", seg, self.dim)
         check_vectors("clf", clf, self.clf_dim, seg.shape[0])
+        step = self.tim.step()
         out = ops.task_interaction(
             seg,
             clf,
@@ -88,7 +90,7 @@ class InteractionLevel(nn.Module):
             tau=self.tim.tau,
             normaliser=self.upa.means(),
             return_enhanced=return_enhanced,
-            **self.tim.step(),
+            **step,
         )
-        self.upa.track(out.stats)
+        self.upa.track(out.stats, step["group"])
         return out

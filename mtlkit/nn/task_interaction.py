@@ -1,6 +1,6 @@
 """TIM, the task interaction module."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit.nn._check import check_channels_first, check_choice, check_positive, check_vectors
 from mtlkit.nn._keras import BATCH_NORM, init_as_keras
+from mtlkit.ops._processes import group_of
 
 
 class TaskInteraction(nn.Module):
@@ -25,7 +26,8 @@ class TaskInteraction(nn.Module):
     Parameters, with the letters above: s2c_conv (the 1 x 1 convolution), s2c_dense (W_c), s2c_bn, clf_gate (W_g),
     seg_gate (W_d), c2s_dense (W_s), s2c_attn (a, only with attention). At the start Glorot-uniform with biases 0; the
     batch normalisation has eps 1e-3 and momentum 0.01, all as in Keras. Its running variance is PyTorch's, B / (B - 1)
-    times that of Keras, and training needs at least two images.
+    times that of Keras, and training needs at least two images. Once torch.nn.SyncBatchNorm.convert_sync_batchnorm has
+    made s2c_bn its own, statistics are those of all processes, on GPUs and CPUs.
 
     Args:
         dim: channels of the map, C; at least 2.
@@ -89,11 +91,13 @@ class TaskInteraction(nn.Module):
         attention = self.s2c_attn.weight if self.pooling == "attention" else None
         return ops.TIMParameters(*pairs, self.s2c_bn.running_mean, self.s2c_bn.running_var, attention)
 
-    def step(self) -> dict[str, float | bool]:
+    def step(self) -> dict[str, Any]:
         """How the batch normalisation runs, as mtlkit.ops takes it; counts the batch in training."""
+        norm, group = self.s2c_bn, None
         if self.training:
-            self.s2c_bn.num_batches_tracked.add_(1)
-        return {"training": self.training, "momentum": self.s2c_bn.momentum, "eps": self.s2c_bn.eps}
+            norm.num_batches_tracked.add_(1)
+            group = group_of(norm)
+        return {"training": self.training, "momentum": norm.momentum, "eps": norm.eps, "group": group}
 
     def forward(self, seg: Tensor, clf: Tensor) -> ops.TIMOutput:
         """Enhances both: (B, C, H, W) and (B, clf_dim) to the same shapes."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit.nn._check import check_channels_first, check_choice, check_positive, check_probability, check_vectors
 from mtlkit.nn._keras import init_as_keras
+from mtlkit.ops._processes import Group, mean_over
 
 HIDDEN = 32
 PROJECTED = 64
@@ -112,14 +113,15 @@ class UncertaintyProxyAttention(nn.Module):
         return self.running_signals if running else None
 
     @torch.no_grad()
-    def track(self, signals: ops.VarianceSignals | ops.ThreeSignals) -> None:
-        """Takes a batch into `running_signals`, in training."""
-        if not self.training or self.signals != "variance" or signals.seg.shape[0] == 0:
+    def track(self, signals: ops.VarianceSignals | ops.ThreeSignals, group: Group | None = None) -> None:
+        """Takes a batch into `running_signals`, in training; with a group that of all its processes."""
+        if not self.training or self.signals != "variance" or (group is None and signals.seg.shape[0] == 0):
             return
         self.num_batches_tracked.add_(1)
         share = self.num_batches_tracked.to(self.running_signals.dtype).reciprocal().clamp(min=self.momentum)
-        means = torch.stack((signals.seg.mean(), signals.clf.mean())).to(self.running_signals.dtype)
-        self.running_signals.lerp_(means, share)
+        rows = torch.stack((signals.seg, signals.clf), 1)  # (B, 2)
+        means = rows.mean(0) if group is None else mean_over(group, rows)[0]  # (2,)
+        self.running_signals.lerp_(means.to(self.running_signals.dtype), share)
 
     def forward(self, seg: Tensor, seg_enhanced: Tensor, clf: Tensor, clf_enhanced: Tensor) -> ops.InteractionOutput:
         """Mixes base and enhanced: maps (B, C, H, W), vectors (B, clf_dim)."""

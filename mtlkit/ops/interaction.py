@@ -41,6 +41,7 @@ from mtlkit.ops import interaction_kernels
 from mtlkit.ops._backend import choose
 from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import compute_dtype, single_precision_only
+from mtlkit.ops._processes import Group
 from mtlkit.ops.interaction_kernels import Map, Reduced
 from mtlkit.ops.interaction_types import (
     InteractionOutput,
@@ -170,9 +171,9 @@ def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) ->
     return ThreeSignals(alignment, base.energy, torch.log1p(spread))
 
 
-def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser) -> InteractionOutput:
+def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None) -> InteractionOutput:
     signals = _signals(backend, x, x_enhanced, f, f_enhanced, kind, upa.seg_proj, upa.clf_proj)
-    gates = gates_of(signals, upa, normaliser)
+    gates = gates_of(signals, upa, normaliser, group)
     seg, clf = mix(x, x_enhanced, gates[:, 0]), mix(f, f_enhanced, gates[:, 1])
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
 
@@ -349,6 +350,7 @@ def tim(
     training: bool = False,
     momentum: float = 0.01,
     eps: float = 1e-3,
+    group: Group | None = None,
 ) -> TIMOutput:
     """The whole Task Interaction Module: pooling, gates, modulation. Arguments as `task_interaction` has them.
 
@@ -371,7 +373,7 @@ def tim(
     check_tim(x, f, tim, tau)
     backend = choose("tim", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
     with _full_precision(x):
-        return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps))
+        return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps, group if training else None))
 
 
 def upa(
@@ -423,6 +425,7 @@ def task_interaction(
     momentum: float = 0.01,
     eps: float = 1e-3,
     return_enhanced: bool = False,
+    group: Group | None = None,
 ) -> InteractionOutput:
     """A level of bidirectional task interaction: TIM, then UPA, on one reading and one writing pass over the map.
 
@@ -447,6 +450,8 @@ def task_interaction(
         momentum: weight of the batch in that update.
         eps: added to the variance in the batch normalisation.
         return_enhanced: whether to return the enhanced map too, which costs another pass.
+        group: processes of torch.distributed whose batches count as one in training, as for torch.nn.SyncBatchNorm: in
+            TIM's batch normalisation, and in the means of the variances. PyTorch computes the vectors then.
 
     Returns:
         InteractionOutput: final map and vector in the shapes, dtypes and memory format of x and f; gates, signals, the
@@ -470,10 +475,10 @@ def task_interaction(
     check_tim(x, f, tim, tau)
     check_upa(x, f, upa, signals, normaliser)
     backend = choose("task_interaction", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
-    norm = Normalisation(training, momentum, eps)
+    norm = Normalisation(training, momentum, eps, group if training else None)
     with _full_precision(x):
         if backend != "reference":
             return _fused(backend, x, f, tim, upa, tau, normaliser, norm, return_enhanced)
         enhanced = _enhance(backend, x, f, tim, tau, norm)
-        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser)
+        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group)
         return out if return_enhanced else out._replace(enhanced_seg=None)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtlkit import _native
 from mtlkit.ops import interaction_kernels
 from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
+from mtlkit.ops._processes import Group, batch_norm_over, mean_over
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them
@@ -36,6 +37,7 @@ class Normalisation(NamedTuple):
     training: bool
     momentum: float
     eps: float
+    group: Group | None = None  # processes whose batches count as one, in training
 
 
 class Vectors(NamedTuple):
@@ -58,8 +60,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _batch_norm(x: Tensor, p: TIMParameters, norm: Normalisation) -> Tensor:
     """Batch normalisation in the dtype of x, whatever that of the running statistics is."""
+    if norm.group is not None:
+        return batch_norm_over(
+            norm.group, x, p.norm_mean, p.norm_var, p.norm_weight, p.norm_bias, norm.momentum, norm.eps
+        )
     running = p.norm_mean.to(x.dtype), p.norm_var.to(x.dtype)
-    y = F.batch_norm(x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), *norm)
+    y = F.batch_norm(x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), *norm[:3])
     if norm.training and p.norm_mean.dtype != x.dtype:
         p.norm_mean.copy_(running[0])
         p.norm_var.copy_(running[1])
@@ -91,11 +97,13 @@ def alignment_of(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Ten
     return (seg * clf).sum(1)  # (B,)
 
 
-def gates_of(signals: Signals, p: UPAParameters, normaliser: Tensor | None) -> Tensor:
+def gates_of(signals: Signals, p: UPAParameters, normaliser: Tensor | None, group: Group | None = None) -> Tensor:
     """The gates, (B, 2)."""
     u = torch.stack(tuple(signals), 1)  # (B, 2 or 3)
     if len(signals) == 2:
-        u = u / ((u.mean(0) if normaliser is None else normaliser.to(u.dtype)) + 1e-8)
+        if normaliser is None:
+            normaliser = u.mean(0) if group is None else mean_over(group, u)[0]
+        u = u / (normaliser.to(u.dtype) + 1e-8)
     logits = _linear(F.relu(_linear(u, p.fc1_weight, p.fc1_bias)), p.fc2_weight, p.fc2_bias)  # (B, 2)
     return torch.softmax(logits, 1) if len(signals) == 2 else torch.sigmoid(logits)
 
@@ -123,7 +131,7 @@ def vectors_torch(
     else:
         alignment = alignment_of((mu - 1) * sums.mean, enhanced - f, upa.seg_proj, upa.clf_proj)
         signals = ThreeSignals(alignment, sums.energy, torch.log1p(spread))
-    gates = gates_of(signals, upa, normaliser)
+    gates = gates_of(signals, upa, normaliser, norm.group)
     return Vectors(1 + gates[:, :1] * (mu - 1), mu, mix(f, enhanced, gates[:, 1]), enhanced, gates, signals)
 
 
@@ -225,6 +233,7 @@ def vectors(
         or not 0 < batch <= MOST_IMAGES[backend]
         or (norm.training and batch == 1)  # PyTorch raises, in the words that users know
         or (normaliser is not None and normaliser.requires_grad)
+        or norm.group is not None
     ):
         return vectors_torch(sums, f, tim, upa, tau, normaliser, norm)
     weights = [None if t is None else computed(t, dtype) for t in learnt]

@@ -124,6 +124,8 @@ class Config:
             has no such stage.
         seed: of weights, order and augmentations.
         precision: as Lightning names it: "32-true", "bf16-mixed", "16-mixed".
+        sync_batch_norm: BatchNorm takes the statistics of all processes of a run, in place of each its own batch's. Of
+            no effect with one process; several need GPUs for it.
 
     Raises:
         ValueError: a value out of range.
@@ -145,6 +147,7 @@ class Config:
     second_stage: Mapping[str, Any] | None = None
     seed: int = 42
     precision: str = "32-true"
+    sync_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         _choice("task", self.task, TASKS)

@@ -112,7 +112,7 @@ class TrainingModule(lightning.LightningModule):
         """The loss of a batch."""
         values, _ = self.compute_losses(batch)
         for name, value in values.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=self._size(batch))
+            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
         if not values["loss"].isfinite():
             keys = ", ".join(batch["key"][:3])
             raise FloatingPointError(

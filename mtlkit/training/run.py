@@ -24,6 +24,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch import nn
 
 from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import write_json, written_whole
@@ -67,7 +68,7 @@ def train(
 
     Raises:
         DataError: the data set or the run's folder is not as it must be.
-        ValueError: the recipe does not fit the data.
+        ValueError: the recipe does not fit the data, or not the processes.
 
     Example:
         >>> import tempfile
@@ -81,6 +82,9 @@ def train(
         True
     """
     config = load_config(config) if isinstance(config, str) else config
+    if (trainer or {}).get("sync_batchnorm"):
+        words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
+        raise ValueError(f"trainer['sync_batchnorm']: {words}")
     out = Path(out)
     if is_main():
         _prepare(out, config, resume=resume, force=force)
@@ -299,6 +303,9 @@ def _run_stage(
         # few workers and small last batches are chosen, and a class may lack in a small validation part
         warnings.filterwarnings("ignore", module="lightning")
         trainer = lightning.Trainer(**options | arguments)
+        if config.sync_batch_norm and trainer.world_size > 1:
+            _check_sync_batch_norm(trainer)
+            module.model = synchronise(module.model)
         if not (folder / "done.json").is_file():
             module.train()
             path = folder / "last.ckpt"
@@ -309,6 +316,23 @@ def _run_stage(
                 write_json(folder / "done.json", {"epochs": trainer.current_epoch}, force=True)
         _load(module, folder / "best.ckpt")
         return module, _judge(trainer, module, data)
+
+
+def _check_sync_batch_norm(trainer: lightning.Trainer) -> None:
+    """Raises where torch's SyncBatchNorm does not run."""
+    if trainer.strategy.root_device.type == "cpu":
+        words = "expected false on a CPU, where torch has no SyncBatchNorm"
+        raise ValueError(f"sync_batch_norm: {words}, got true for {trainer.world_size} processes")
+
+
+def synchronise(model: nn.Module) -> nn.Module:
+    """The network with SyncBatchNorm for every BatchNorm, Parameters and statistics staying the same.
+
+    torch's own conversion, which is Lightning's, loses the activations that timm's BatchNormAct2d has within.
+    """
+    from timm.layers import convert_sync_batchnorm  # not before it is needed: it takes a second to load
+
+    return convert_sync_batchnorm(model)
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import torch
 from mtlkit.cli import main
 from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
-from mtlkit.models import from_pretrained
+from mtlkit.models import create_model, from_pretrained
 from mtlkit.training import load_config, repeat, train
+from mtlkit.training.run import synchronise
 
 
 def weights(run, name="last", stage=1):
@@ -78,9 +79,10 @@ def test_figures_are_those_of_the_best_epoch(finished):
 
 
 def test_same_seed_same_weights(tmp_path, ultrasound, small):
+    """And of no effect with one process: to synchronise BatchNorm."""
     config = small.change({"stopping": {"epochs": 1}})
     for name in ("a", "b"):
-        train(config, ultrasound, tmp_path / name, progress=False)
+        train(config.change({"sync_batch_norm": name == "b"}), ultrasound, tmp_path / name, progress=False)
     assert_same(weights(tmp_path / "b"), weights(tmp_path / "a"))
 
 
@@ -127,18 +129,30 @@ def test_a_finished_run_is_left_as_it_is(finished, tmp_path, ultrasound):
 
 
 STEPS = """
-import json, os, sys
+import os, sys
 import torch
 from lightning.pytorch.callbacks import Callback
-from mtlkit.training import load_config, train
+from torch.nn import SyncBatchNorm
+from mtlkit.ops._processes import batch_norm_over, group_of
+from mtlkit.training import load_config, run, train
+
+def normalise(self, x):
+    # stands in for torch's kernel, which there is for GPUs alone
+    if not self.training:
+        return torch.nn.BatchNorm2d.forward(self, x)
+    self.num_batches_tracked.add_(1)
+    rows = x.transpose(1, -1)
+    stats = self.running_mean, self.running_var, self.weight, self.bias, self.momentum, self.eps
+    return batch_norm_over(group_of(self), rows.reshape(-1, x.shape[1]), *stats).view(rows.shape).transpose(1, -1)
+
+SyncBatchNorm.forward = normalise
+torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # refuses CPUs
+run._check_sync_batch_norm = lambda trainer: None
 
 class Watch(Callback):
-    # the network in inference mode, for BatchNorm would take the statistics of each process; keeps every gradient
+    # keeps every gradient
     def __init__(self):
         self.gradients = []
-
-    def on_train_batch_start(self, trainer, module, batch, index):
-        module.model.eval()
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         named = module.model.named_parameters()
@@ -155,10 +169,11 @@ torch.save(watch.gradients, f"{out}/gradients-{os.environ.get('LOCAL_RANK', 0)}.
 
 def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monkeypatch):
     """Gradients of every step and parameter, weights and figures, in float64, of the same batches in halves."""
-    options = dict(small.model.options) | {"dropout": 0.0}
+    options = dict(small.model.options) | {"dropout": 0.0, "freeze_until": "layer1"}
     data = {"augment": "none", "fractions": [0.5, 0.25, 0.25]}  # 12 images, 3 batches of 4
     # a part of the Tversky loss of the demo is over the batch, not over its images
     changes = {"model": {"options": options}, "data": data, "loss": {"tversky": "mbdi"}, "precision": "64-true"}
+    changes |= {"sync_batch_norm": True}
     small.change(changes | {"stopping": {"epochs": 1}}).save(tmp_path / "config.yaml")
     script = tmp_path / "steps.py"
     script.write_text(STEPS)
@@ -185,6 +200,31 @@ def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monke
         torch.testing.assert_close(two[key], value, rtol=1e-7, atol=1e-9)
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert second == pytest.approx(first, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_b4", "resnet18"])
+def test_synchronised_batch_norm_keeps_all_else(name):
+    """The activations within timm's BatchNorm, the Parameters, the names of the checkpoint, what is frozen."""
+    model = create_model("mbdi", encoder=name, freeze_until="bn1", decoder_dims=(16, 16, 12, 8), clf_dim=16).eval()
+    before, images = model.state_dict(keep_vars=True), torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    model = synchronise(model)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) for norm in norms)
+    assert all(value is before[key] for key, value in model.state_dict(keep_vars=True).items())
+    assert torch.equal(model(images).seg_logits, expected.seg_logits)
+    assert torch.equal(model(images).cls_logits, expected.cls_logits)
+    assert [norm.training for norm in model.train().modules() if norm in norms].count(False) == 1
+
+
+def test_batch_norm_is_synchronised_on_gpus_alone(tmp_path, ultrasound, small):
+    trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+    words = "sync_batch_norm: expected false on a CPU, where torch has no SyncBatchNorm, got true for 2 processes"
+    with pytest.raises(ValueError, match=words):
+        train(small.change({"sync_batch_norm": True}), ultrasound, tmp_path / "run", progress=False, trainer=trainer)
+    with pytest.raises(ValueError, match="the recipe's sync_batch_norm keeps them"):
+        train(small, ultrasound, tmp_path / "run", trainer={"sync_batchnorm": True})
 
 
 def test_early_stopping(tmp_path, ultrasound, small):

@@ -1,0 +1,92 @@
+"""Layers of task interaction on two processes, each with a part of a batch, beside one process with the whole."""
+
+import pytest
+import torch
+
+import mtlkit
+
+# Two processes with 3 and 2 images of the same batch: the gradients of both summed, what each gave, its buffers.
+PROCESSES = """
+import sys
+import torch
+from torch import distributed, multiprocessing, nn
+import mtlkit
+
+def work(rank, folder, backend):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {}
+    for name, (layer, inputs) in torch.load(f"{folder}/given.pt", weights_only=False).items():
+        layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+        seg, clf = (t[3 * rank : 3 + 2 * rank].requires_grad_() for t in inputs)
+        with mtlkit.use_backend(backend):
+            for _ in range(2):
+                out = layer(seg, clf)
+        (out.seg.square().sum() + out.clf.sin().sum()).backward()
+        for p in layer.parameters():
+            distributed.all_reduce(p.grad)
+        found[name] = {
+            "output": (out.seg.detach(), out.clf.detach()),
+            "inputs": (seg.grad, clf.grad),
+            "parameters": {key: p.grad for key, p in layer.named_parameters()},
+            "buffers": dict(layer.named_buffers()),
+        }
+    torch.save(found, f"{folder}/found-{rank}.pt")
+    distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    multiprocessing.start_processes(work, sys.argv[1:], nprocs=2, start_method="fork")
+"""
+
+
+def layers():
+    """Every form that takes statistics over the batch, in float64 and in training."""
+    options = {"dim": 6, "clf_dim": 5, "dtype": torch.float64}
+    return {
+        "tim": mtlkit.nn.TaskInteraction(**options),
+        "attention": mtlkit.nn.TaskInteraction(**options, pooling="attention"),
+        "variance": mtlkit.nn.InteractionLevel(**options, signals="variance"),
+        "running": mtlkit.nn.InteractionLevel(**options, signals="variance", normaliser="running"),
+        "three": mtlkit.nn.InteractionLevel(**options, signals="three"),
+    }
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_two_processes_are_as_one(tmp_path, run_python, backend):
+    """Outputs, gradients of inputs and parameters, and running statistics after two steps, once BN is SyncBatchNorm."""
+    given = {
+        name: (layer, (torch.randn(5, 6, 7, 4, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)))
+        for name, layer in layers().items()
+    }
+    torch.save(given, tmp_path / "given.pt")
+    (tmp_path / "script.py").write_text(PROCESSES)
+    process = run_python(tmp_path / "script.py", str(tmp_path), backend)
+    assert process.returncode == 0, process.stderr
+    both = [torch.load(tmp_path / f"found-{rank}.pt") for rank in (0, 1)]
+    for name, (layer, (seg, clf)) in given.items():
+        for tensor in (seg, clf):
+            tensor.requires_grad_()
+        for _ in range(2):
+            out = layer(seg, clf)
+        (out.seg.square().sum() + out.clf.sin().sum()).backward()
+        for key, expected in (("output", (out.seg, out.clf)), ("inputs", (seg.grad, clf.grad))):
+            for i, value in enumerate(expected):
+                got = torch.cat([found[name][key][i] for found in both])
+                torch.testing.assert_close(got, value.detach(), msg=lambda m, n=name, k=key: f"{n}, {k}: {m}")
+        for found in both:
+            for key, parameter in layer.named_parameters():
+                got = found[name]["parameters"][key]
+                torch.testing.assert_close(got, parameter.grad, msg=lambda m, n=name, k=key: f"{n}, {k}: {m}")
+            for key, buffer in layer.named_buffers():
+                got = found[name]["buffers"][key]
+                torch.testing.assert_close(got, buffer, msg=lambda m, n=name, k=key: f"{n}, {k}: {m}")
+
+
+def test_one_process_needs_no_others():
+    """A converted layer outside torch.distributed gives the very bits of the one that it was."""
+    for name, layer in layers().items():
+        seg, clf = torch.randn(3, 6, 7, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+        expected = layer(seg, clf)
+        got = torch.nn.SyncBatchNorm.convert_sync_batchnorm(layer)(seg, clf)
+        assert torch.equal(got.seg, expected.seg), name
+        assert torch.equal(got.clf, expected.clf), name
