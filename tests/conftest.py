@@ -63,3 +63,36 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpro
         return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
 
     return run
+
+
+# Runs `work(rank, given)` of the code before it in two processes that torch.distributed joins.
+TWO_PROCESSES = """
+
+def process(rank, folder):
+    import torch
+    from torch import distributed
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = work(rank, torch.load(f"{folder}/given.pt", weights_only=False))
+    torch.save(found, f"{folder}/found-{rank}.pt")
+    distributed.destroy_process_group()
+
+if __name__ == "__main__":
+    import sys
+    from torch import multiprocessing
+    multiprocessing.start_processes(process, sys.argv[1:], nprocs=2, start_method="fork")
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess]) -> Callable[..., list]:
+    """What a function returns in two processes: of `work(rank, given)`, defined in code, given what torch can save."""
+
+    def run(code: str, given: object) -> list:
+        torch.save(given, tmp_path / "given.pt")
+        (tmp_path / "script.py").write_text(code + TWO_PROCESSES)
+        process = run_python(tmp_path / "script.py", str(tmp_path))
+        assert process.returncode == 0, process.stderr
+        return [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2)]
+
+    return run

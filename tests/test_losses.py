@@ -253,6 +253,69 @@ def test_nan_shows(case):
     assert SegmentationLoss()(logits, case[1]).isnan()
 
 
+# --- several processes ------------------------------------------------------------------------------------------------
+
+# The loss of 3 and of 2 images of a batch, and the gradients that DDP would make of them.
+WORK = """
+import torch
+from mtlkit import losses
+from mtlkit.ops._processes import all_processes
+
+def work(rank, given):
+    part = slice(3 * rank, 3 + 2 * rank)
+    found = {}
+    for name, (call, grouped) in given["calls"].items():
+        tensors = {key: value[part].clone() for key, value in given["tensors"].items()}
+        for key in ("masks", "classes"):
+            tensors[key].requires_grad_()
+        among = {"group": all_processes()} if grouped else {}
+        loss = eval(call, {"losses": losses, "weight": given["weight"], "among": among} | tensors)
+        loss.backward()
+        found[name] = loss.detach(), [tensors[key].grad for key in ("masks", "classes")]
+    return found
+"""
+CALLS = {
+    "mbdi": "losses.SegmentationLoss()(masks, target, **among)",
+    "some masks": "losses.SegmentationLoss()(masks, target, known=known, **among)",
+    "masks in one process": "losses.SegmentationLoss()(masks, target, known=half, **among)",
+    "abraham": "losses.focal_tversky_loss(masks, target, 'abraham', **among)",
+    "abraham, some masks": "losses.focal_tversky_loss(masks, target, 'abraham', known=known, **among)",
+    "focal cross-entropy": "losses.focal_cross_entropy(classes, labels, **among)",
+    "weighted cross-entropy": "losses.weighted_cross_entropy(classes, labels, weight, **among)",
+    "hard masks": "(masks.mean((1, 2, 3)) * losses.segmentation_difficulty(masks, target, **among)).sum()",
+    "hard classes": "(classes.mean(1) * losses.classification_difficulty(classes, **among)).sum()",
+}
+SUMS = ("hard masks", "hard classes")
+
+
+def test_two_processes_are_as_one(two_processes):
+    """Losses and gradients of a batch in two unequal parts: those of the whole with a group, others without one."""
+    tensors = {
+        "masks": torch.randn(5, 1, 8, 8, dtype=torch.float64),
+        "target": (torch.rand(5, 1, 8, 8) > 0.7).double(),
+        "classes": torch.randn(5, 3, dtype=torch.float64),
+        "labels": torch.tensor([-1, -1, 2, 1, 0]),
+        "known": torch.tensor([True, False, True, False, True]),
+        "half": torch.tensor([True, True, False, False, False]),
+    }
+    weight = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+    calls = {f"{name}, {grouped}": (call, grouped) for name, call in CALLS.items() for grouped in (True, False)}
+    both = two_processes(WORK, {"calls": calls, "tensors": tensors, "weight": weight})
+    for name, call in CALLS.items():
+        whole = {key: value.clone().requires_grad_(key in ("masks", "classes")) for key, value in tensors.items()}
+        expected = eval(call, {"losses": losses, "weight": weight, "among": {}} | whole)
+        gradients = torch.autograd.grad(expected, [whole["masks"], whole["classes"]], allow_unused=True)
+        for grouped in (True, False):
+            (a, first), (b, second) = (found[f"{name}, {grouped}"] for found in both)
+            got = a + b if name in SUMS else (a + b) / 2  # a difficulty is no loss: the test adds them up
+            same = [bool(torch.isclose(got, expected, rtol=1e-12))]
+            for gradient, mine, other in zip(gradients, first, second, strict=True):
+                if gradient is not None:
+                    total = torch.cat([mine, other]) / (1 if name in SUMS else 2)
+                    same.append(torch.allclose(total, gradient, rtol=1e-9, atol=1e-15))
+            assert all(same) == grouped, (name, grouped, same)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 Z, G, K, Y = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
@@ -266,6 +329,12 @@ Z, G, K, Y = torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), torch.zeros(2, 3)
         (lambda: losses.tversky_index(Z[:0], G[:0]), ValueError, "at least one pixel"),
         (lambda: losses.boundary_loss(Z, G[:1]), ValueError, r"target: expected shape .* \(2, 1, 4, 4\), got \(1,"),
         (lambda: losses.texture_loss(Z.int(), G), TypeError, "logits: expected a floating-point tensor, got torch.int"),
+        (lambda: losses.texture_loss(Z, G, known=Y), TypeError, "known: expected a bool tensor, got torch.int64"),
+        (
+            lambda: losses.boundary_loss(Z, G, known=Y[:1] > 0),
+            ValueError,
+            r"known: expected shape \(B,\) = \(2,\)",
+        ),
         (lambda: losses.texture_loss(Z, None), TypeError, "target: expected a tensor.*got NoneType"),
         (lambda: losses.focal_tversky_loss(Z, G, "paper"), ValueError, "tversky: .*mbdi_code, abraham, got 'paper'"),
         (lambda: losses.focal_tversky_loss(Z, G, "abraham", size_boost=True), ValueError, "size_boost"),

@@ -20,7 +20,7 @@ examples:
   mtlkit train mbdi --data BUSI --out runs/mbdi --devices 4 --set data.batch_size=6 --set sync_batch_norm=true
 
 with --devices the batch size is that of each process; BatchNorm takes its statistics, and MBDI the signals of its
-gates, from each process's own batch, unless sync_batch_norm=true, which needs GPUs
+gates, from each process's own batch, unless sync_batch_norm=true, which needs GPUs; so do losses unless loss.sync=true
 
 the folder of a run: config.yaml, split.json, data.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/,
 result.json

@@ -1,6 +1,6 @@
-"""Statistics over the batches of several processes: what torch.nn.SyncBatchNorm asks for, on any device.
+"""Sums over the batches of several processes, whose gradients are as if the batches were one, on any device.
 
-torch's own layer runs on GPUs alone and knows no layer but itself; here the same sums are taken with torch.distributed.
+With losses that are taken over these sums, the gradients that DDP averages are those of one process with all images.
 """
 
 from typing import Any
@@ -11,9 +11,16 @@ from torch import Tensor, distributed, nn
 Group = Any  # torch.distributed.ProcessGroup, which builds of torch without distributed lack
 
 
+def all_processes() -> Group | None:
+    """The group of all processes; None where there is one alone."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return None
+    return distributed.group.WORLD
+
+
 def group_of(norm: nn.Module) -> Group | None:
     """The processes over whose batches a layer normalises: those of a SyncBatchNorm; None where it is one alone."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not (distributed.is_available() and distributed.is_initialized()):
+    if not isinstance(norm, nn.SyncBatchNorm) or all_processes() is None:
         return None
     group = norm.process_group or distributed.group.WORLD
     return group if distributed.get_world_size(group) > 1 else None
@@ -34,10 +41,23 @@ class _Sum(torch.autograd.Function):
         return None, _Sum.apply(ctx.group, dy)
 
 
+def sum_over(group: Group, x: Tensor) -> Tensor:
+    """The sum over the processes."""
+    return _Sum.apply(group, x)
+
+
+@torch.no_grad()
+def extremes_over(group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest entry of all processes; no gradient."""
+    pair = torch.stack([-x.min(), x.max()])
+    distributed.all_reduce(pair, distributed.ReduceOp.MAX, group=group)
+    return -pair[0], pair[1]
+
+
 def mean_over(group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mean over the rows (B, ...) of all processes, and how many there are."""
     count = x.new_tensor([x.shape[0]])
-    total = _Sum.apply(group, torch.cat([x.sum(0).flatten(), count]))
+    total = sum_over(group, torch.cat([x.sum(0).flatten(), count]))
     return (total[:-1] / total[-1]).view(x.shape[1:]), total[-1].detach()
 
 

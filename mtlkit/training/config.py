@@ -53,7 +53,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Losses of the tasks, and how they are weighed; which of them count depends on the task."""
+    """Losses of the tasks, and how they are weighed; which of them count depends on the task.
+
+    With `sync`, what a loss takes over a batch is taken over the batches of all processes, so that several learn as one
+    with a batch as large as theirs together; see `mtlkit.losses`. Of no effect with one process.
+    """
 
     tversky: str = "mbdi"
     boundary: float = 0.25
@@ -69,6 +73,7 @@ class LossConfig:
     ramp_epochs: int = 15
     class_weights: bool = False
     gates: float = 0.0
+    sync: bool = False
 
 
 @dataclass(frozen=True)

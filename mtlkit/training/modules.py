@@ -12,6 +12,7 @@ from mtlkit.data import Catalogue, Split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import create_model
 from mtlkit.models.hybrid_vssm import VIEWS
+from mtlkit.ops._processes import Group, all_processes
 from mtlkit.training.config import Config
 from mtlkit.training.schedule import Schedule, task_weights
 
@@ -54,6 +55,10 @@ class TrainingModule(lightning.LightningModule):
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """The losses by name, "loss" being what is minimised, and the model's output."""
         raise NotImplementedError
+
+    def _group(self) -> Group | None:
+        """The processes over whose batches losses are taken; None for this one alone."""
+        return all_processes() if self.config.loss.sync else None
 
     def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -179,21 +184,17 @@ class LesionModule(TrainingModule):
 
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """The "loss", of "segmentation", "classification" and, where they count, "gates"."""
-        c, output = self.config.loss, self.model(batch["image"])
-        known = batch["segmented"]
-        if known.all():
-            segmentation = self.segmentation(output.seg_logits, batch["mask"])
-        elif known.any():
-            segmentation = self.segmentation(output.seg_logits[known], batch["mask"][known])
-        else:
-            segmentation = 0 * output.seg_logits.float().sum()
-        classification = losses.focal_cross_entropy(output.cls_logits, batch["label"], gamma=c.focal_gamma)
+        c, output, group = self.config.loss, self.model(batch["image"]), self._group()
+        known = None if batch["segmented"].all() else batch["segmented"]
+        segmentation = self.segmentation(output.seg_logits, batch["mask"], known=known, group=group)
+        labels = batch["label"]
+        classification = losses.focal_cross_entropy(output.cls_logits, labels, gamma=c.focal_gamma, group=group)
         first, second = task_weights(c, self.current_epoch)
         values = {"segmentation": segmentation, "classification": classification}
         values["loss"] = first * segmentation + second * classification
         if c.gates > 0:
-            hard = losses.segmentation_difficulty(output.seg_logits, batch["mask"])
-            unsure = losses.classification_difficulty(output.cls_logits)
+            hard = losses.segmentation_difficulty(output.seg_logits, batch["mask"], group=group)
+            unsure = losses.classification_difficulty(output.cls_logits, group=group)
             gates = losses.gate_loss(output.gates[:, :, 0].T, hard) + losses.gate_loss(output.gates[:, :, 1].T, unsure)
             values |= {"gates": gates, "loss": values["loss"] + c.gates * gates}
         return values, output
@@ -229,7 +230,8 @@ class ViewsModule(TrainingModule):
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """The "loss": cross-entropy."""
         output = self.model(batch["image"], batch["mask"])
-        return {"loss": losses.weighted_cross_entropy(output.cls_logits, batch["label"])}, output
+        loss = losses.weighted_cross_entropy(output.cls_logits, batch["label"], group=self._group())
+        return {"loss": loss}, output
 
     def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
         metrics["class"].update(output.cls_logits.float().softmax(1), batch["label"])
@@ -272,10 +274,11 @@ class MammographyModule(TrainingModule):
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """The "loss", and one for each task, the mean over left and right."""
         output = self.model(batch["views"], batch["present"])
-        values = {}
+        values, group = {}, self._group()
         for task, logits in self._logits(output).items():
             weight = getattr(self, f"{task}_weights")
-            sides = [losses.weighted_cross_entropy(logits[:, i], batch[task][:, i], weight) for i in range(2)]
+            pairs = [(logits[:, i], batch[task][:, i]) for i in range(2)]
+            sides = [losses.weighted_cross_entropy(*pair, weight, group=group) for pair in pairs]
             values[task] = (sides[0] + sides[1]) / 2
         if len(values) == 1:
             values["loss"] = next(iter(values.values()))

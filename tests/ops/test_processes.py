@@ -6,17 +6,15 @@ import torch
 import mtlkit
 
 # Two processes with 3 and 2 images of the same batch: the gradients of both summed, what each gave, its buffers.
-PROCESSES = """
-import sys
+WORK = """
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 import mtlkit
 
-def work(rank, folder, backend):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def work(rank, given):
+    backend, given = given
     found = {}
-    for name, (layer, inputs) in torch.load(f"{folder}/given.pt", weights_only=False).items():
+    for name, (layer, inputs) in given.items():
         layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
         seg, clf = (t[3 * rank : 3 + 2 * rank].requires_grad_() for t in inputs)
         with mtlkit.use_backend(backend):
@@ -31,11 +29,7 @@ def work(rank, folder, backend):
             "parameters": {key: p.grad for key, p in layer.named_parameters()},
             "buffers": dict(layer.named_buffers()),
         }
-    torch.save(found, f"{folder}/found-{rank}.pt")
-    distributed.destroy_process_group()
-
-if __name__ == "__main__":
-    multiprocessing.start_processes(work, sys.argv[1:], nprocs=2, start_method="fork")
+    return found
 """
 
 
@@ -52,17 +46,13 @@ def layers():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_two_processes_are_as_one(tmp_path, run_python, backend):
+def test_two_processes_are_as_one(two_processes, backend):
     """Outputs, gradients of inputs and parameters, and running statistics after two steps, once BN is SyncBatchNorm."""
     given = {
         name: (layer, (torch.randn(5, 6, 7, 4, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)))
         for name, layer in layers().items()
     }
-    torch.save(given, tmp_path / "given.pt")
-    (tmp_path / "script.py").write_text(PROCESSES)
-    process = run_python(tmp_path / "script.py", str(tmp_path), backend)
-    assert process.returncode == 0, process.stderr
-    both = [torch.load(tmp_path / f"found-{rank}.pt") for rank in (0, 1)]
+    both = two_processes(WORK, (backend, given))
     for name, (layer, (seg, clf)) in given.items():
         for tensor in (seg, clf):
             tensor.requires_grad_()

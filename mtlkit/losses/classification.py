@@ -1,0 +1,121 @@
+"""Losses of classes: focal and weighted cross-entropy, and the weights."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtlkit.losses._common import EPS, check_labels, full_precision, weighted_mean
+from mtlkit.ops._check import check_shape, check_tensor
+from mtlkit.ops._processes import Group
+
+__all__ = ["class_weights", "focal_cross_entropy", "weighted_cross_entropy"]
+
+
+@full_precision
+def focal_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    gamma: float = 2.0,
+    ignore_index: int = -1,
+    max_loss: float | None = 10.0,
+    group: Group | None = None,
+) -> Tensor:
+    """Cross-entropy that attends to what is hard, mean over the labelled images.
+
+    Args:
+        logits: (B, K), floating point.
+        labels: (B,), int64: the class, or `ignore_index` where it is not known.
+        gamma: exponent of 1 - p_y; 0 is plain cross-entropy.
+        ignore_index: what marks an image without label. A batch with nothing labelled gives 0 and gradients of zero.
+        max_loss: an image's loss is cut here, as in the published code; None cuts nothing.
+        group: processes of torch.distributed that share a batch.
+
+    Raises:
+        TypeError, ValueError: another dtype or shape, a negative exponent.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.losses import focal_cross_entropy
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> labels = torch.tensor([0, -1])
+        >>> focal_cross_entropy(logits, labels, gamma=0.0) == torch.nn.functional.cross_entropy(logits[:1], labels[:1])
+        tensor(True)
+    """
+    check_labels(logits, labels)
+    if not gamma >= 0:
+        raise ValueError(f"gamma: expected a number that is at least 0, got {gamma!r}")
+    known = labels != ignore_index
+    log_p = -F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B,)
+    loss = (-torch.expm1(log_p)).clamp_min(EPS) ** gamma * -log_p
+    loss = loss if max_loss is None else loss.clamp_max(max_loss)
+    return weighted_mean(loss, known.to(loss.dtype), group)
+
+
+@full_precision
+def weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -1,
+    group: Group | None = None,
+) -> Tensor:
+    """Cross-entropy weighted by class, mean over the labelled images.
+
+    What torch computes, except that a batch with nothing labelled gives 0, and gradients of zero, in place of NaN.
+
+    Args:
+        logits: (B, K), floating point.
+        labels: (B,), int64: the class, or `ignore_index` where it is not known.
+        weight: (K,), of each class; by default 1.
+        ignore_index: what marks an image without label.
+        group: processes of torch.distributed that share a batch.
+
+    Raises:
+        TypeError, ValueError: another dtype or shape.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.losses import weighted_cross_entropy
+        >>> weighted_cross_entropy(torch.rand(2, 3), torch.tensor([-1, -1]))
+        tensor(0.)
+    """
+    check_labels(logits, labels)
+    if weight is None:
+        weight = logits.new_ones(logits.shape[1])
+    check_tensor("weight", weight, 1)
+    check_shape("weight", weight, "(K,)", logits.shape[1])
+    known = labels != ignore_index
+    of_image = weight.to(logits)[labels.where(known, torch.zeros_like(labels))] * known  # (B,)
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B,)
+    return weighted_mean(loss, of_image, group)
+
+
+def class_weights(labels: Tensor, num_classes: int, *, ignore_index: int = -1) -> Tensor:
+    """Inverse frequencies N / (K n_c): 1 for every class where all are as frequent.
+
+    Args:
+        labels: any shape, integers.
+        num_classes: K.
+        ignore_index: what marks an image without label.
+
+    Returns:
+        (K,), float32.
+
+    Raises:
+        ValueError: a label that is no class, or a class without example, which has no frequency.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.losses import class_weights
+        >>> class_weights(torch.tensor([0, 0, 0, 1, -1]), 2)
+        tensor([0.6667, 2.0000])
+    """
+    known = labels[labels != ignore_index]
+    if known.numel() and (int(known.min()) < 0 or int(known.max()) >= num_classes):
+        raise ValueError(f"labels: expected 0 to {num_classes - 1}, got {int(known.min())} to {int(known.max())}")
+    counts = torch.bincount(known.flatten(), minlength=num_classes)
+    if (missing := (counts == 0).nonzero().flatten().tolist()) != []:
+        raise ValueError(f"labels: there is no example of class {', '.join(map(str, missing))}")
+    return known.numel() / (num_classes * counts.float())
