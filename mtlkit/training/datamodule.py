@@ -9,6 +9,7 @@ import torch.distributed
 from torch.utils.data import DataLoader, Sampler
 
 from mtlkit.data import Catalogue, LesionDataset, MammographyDataset, Split
+from mtlkit.ops._processes import all_processes
 from mtlkit.training.config import Config
 
 __all__ = ["DataModule", "EpochSampler"]
@@ -18,13 +19,14 @@ class EpochSampler(Sampler[int]):
     """Indices in an order that the seed and the epoch decide, divided among the processes of a run.
 
     Process r of n takes indices r, r + n, r + 2n, ... of the order, which is filled up from its beginning so that all
-    have as many.
+    have as many: of a part that n does not divide, up to n - 1 images count twice.
 
     Args:
         dataset: what is indexed; it is told the epoch.
         seed: of the order.
         shuffle: False keeps the order of the data set.
         limit: at most so many indices in all.
+        divided: False gives every process all indices.
 
     Example:
         >>> from mtlkit.training import EpochSampler
@@ -37,10 +39,12 @@ class EpochSampler(Sampler[int]):
         ([0, 1, 2, 3], True)
     """
 
-    def __init__(self, dataset: Any, seed: int, *, shuffle: bool = True, limit: int | None = None) -> None:
+    def __init__(
+        self, dataset: Any, seed: int, *, shuffle: bool = True, limit: int | None = None, divided: bool = True
+    ) -> None:
         self.dataset, self.seed, self.shuffle, self.limit, self.epoch = dataset, seed, shuffle, limit, 0
         self.rank, self.world = 0, 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if divided and all_processes() is not None:
             self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def set_epoch(self, epoch: int) -> None:
@@ -73,6 +77,9 @@ class DataModule(lightning.LightningDataModule):
         split: which records train, validate and test.
         config: sizes, augmentation and batches.
 
+    Attributes:
+        divided: whether the processes of a run divide the images among them; False gives each all images.
+
     Raises:
         ValueError: the split leaves nothing to train on or to validate by.
         DataError: the split lists a record that is not there.
@@ -95,7 +102,7 @@ class DataModule(lightning.LightningDataModule):
         for part, keys in (("train", split.train), ("val", split.val)):
             if not keys:
                 raise ValueError(f"split: expected records in the part {part!r}, got none")
-        self.catalogue, self.split, self.config = catalogue, split, config
+        self.catalogue, self.split, self.config, self.divided = catalogue, split, config, True
         self._datasets: dict[str, Any] = {}
 
     def dataset(self, part: str) -> LesionDataset | MammographyDataset:
@@ -118,7 +125,9 @@ class DataModule(lightning.LightningDataModule):
 
     def _loader(self, part: str, batch_size: int, limit: int | None = None) -> DataLoader:
         d, training = self.config.data, part == "train"
-        sampler = EpochSampler(self.dataset(part), self.config.seed, shuffle=training, limit=limit)
+        sampler = EpochSampler(
+            self.dataset(part), self.config.seed, shuffle=training, limit=limit, divided=self.divided
+        )
         return DataLoader(
             self.dataset(part),
             batch_size=batch_size,

@@ -42,6 +42,7 @@ class TrainingModule(lightning.LightningModule):
         self.model, self.config, self.gates_only = model, config, gates_only
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
         self.metrics = nn.ModuleDict({part: self._new_metrics() for part in ("valid", "test")})
+        self._alone = False
         if gates_only:
             model.requires_grad_(False)
             for parameter in model.stage2_parameters():
@@ -58,7 +59,14 @@ class TrainingModule(lightning.LightningModule):
 
     def _group(self) -> Group | None:
         """The processes over whose batches losses are taken; None for this one alone."""
-        return all_processes() if self.config.loss.sync else None
+        return all_processes() if self.config.loss.sync and not self._alone else None
+
+    def judge_alone(self) -> None:
+        """From here on figures are those of this process's images, which are to be all that there are."""
+        self._alone = True
+        for metrics in self.metrics.values():
+            for metric in metrics.values():
+                metric.distributed_available_fn = lambda: False
 
     def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
         raise NotImplementedError

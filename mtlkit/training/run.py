@@ -6,7 +6,8 @@
     model/                           the best network, for `mtlkit.models.from_pretrained`
     result.json                      figures of the validation and test parts; written last
 
-A run that was killed goes on from the last whole epoch, and ends with the weights it would have had.
+A run that was killed goes on from the last whole epoch, and ends with the weights it would have had. Several processes
+save what the first of them has; BatchNorm's statistics are the first's from each validation on.
 """
 
 import csv
@@ -358,7 +359,12 @@ def _load(module: TrainingModule, path: Path) -> None:
 
 
 def _judge(trainer: lightning.Trainer, module: TrainingModule, data: DataModule) -> dict[str, float]:
-    """The figures of the validation part and, where there is one, of the test part."""
+    """The figures of the validation part and, where there is one, of the test part.
+
+    Each process judges all images: divided among them, some would count twice, to fill the last share.
+    """
+    data.divided = False
+    module.judge_alone()
     (found,) = trainer.validate(module, data, verbose=False)
     if data.split.test:
         found = found | trainer.test(module, data, verbose=False)[0]

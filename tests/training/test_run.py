@@ -14,6 +14,7 @@ import torch
 from mtlkit.cli import main
 from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
+from mtlkit.data.splits import read_split
 from mtlkit.models import create_model, from_pretrained
 from mtlkit.training import load_config, repeat, train
 from mtlkit.training.run import synchronise
@@ -226,6 +227,68 @@ def test_batch_norm_is_synchronised_on_gpus_alone(tmp_path, ultrasound, small):
         train(small.change({"sync_batch_norm": True}), ultrasound, tmp_path / "run", progress=False, trainer=trainer)
     with pytest.raises(ValueError, match="the recipe's sync_batch_norm keeps them"):
         train(small, ultrasound, tmp_path / "run", trainer={"sync_batchnorm": True})
+
+
+TWO_STAGES = """
+import os, sys
+import torch
+from lightning.pytorch.callbacks import Callback
+from mtlkit.training import load_config, train
+
+rank = os.environ.get("LOCAL_RANK", 0)
+config, data, out = load_config(sys.argv[1]), *sys.argv[2:]
+trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
+
+class Keep(Callback):
+    # what each process has when an epoch ends, and how far it has come
+    def on_train_epoch_end(self, trainer, module):
+        stage = 1 + module.gates_only
+        kept = {"steps": trainer.global_step, "state": module.model.state_dict()}
+        torch.save(kept, f"{out}-{stage}-{trainer.current_epoch}-{rank}.pt")
+
+class Fail(Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, index):
+        if (module.gates_only, trainer.current_epoch, index) == (True, 1, 0):
+            raise ArithmeticError
+
+train(config, data, out, progress=False, trainer=trainer, callbacks=[Keep()])
+try:
+    train(config, data, f"{out}-again", progress=False, trainer=trainer, callbacks=[Fail()])
+except ArithmeticError:
+    train(config, data, f"{out}-again", progress=False, trainer=trainer, resume=True)
+"""
+
+
+def test_two_stages_on_two_processes(tmp_path, ultrasound, two_stages, run_python):
+    """Both go through both stages with the same weights; one that fails in the second goes on as if it had not."""
+    config = two_stages.change({"data": {"fractions": [0.5, 0.3, 0.2]}, "stopping": {"epochs": 2}})
+    config.save(tmp_path / "config.yaml")
+    (tmp_path / "script.py").write_text(TWO_STAGES)
+    out, again = tmp_path / "run", tmp_path / "run-again"
+    process = run_python(tmp_path / "script.py", tmp_path / "config.yaml", ultrasound, out)
+    assert process.returncode == 0, process.stderr
+    split = read_split(out / "split.json")
+    assert (len(split.train), len(split.val), len(split.test)) == (11, 8, 5)
+    for stage in (1, 2):
+        for epoch in (0, 1):
+            first, second = (torch.load(f"{out}-{stage}-{epoch}-{rank}.pt") for rank in (0, 1))
+            assert first["steps"] == second["steps"] == 2 * (epoch + 1)  # of 6 images each, in batches of 4
+            assert_same(second["state"], first["state"])
+        kept = {f"model.{name}": value for name, value in first["state"].items()}
+        assert_same(weights(out, "last", stage), kept)
+        assert_same(weights(again, "last", stage), kept)
+        assert_same(weights(again, "best", stage), weights(out, "best", stage))
+        assert (again / f"stage{stage}/metrics.csv").read_text() == (out / f"stage{stage}/metrics.csv").read_text()
+    moved = {key for key, value in weights(out, "best", 1).items() if not torch.equal(value, kept[key])}
+    assert moved
+    assert all(".upa." in key for key in moved)
+    assert (again / "result.json").read_text() == (out / "result.json").read_text()
+    # of all images once, as one process judges them
+    one = shutil.copytree(out, tmp_path / "one")
+    (one / "result.json").unlink()
+    figures = json.loads((out / "result.json").read_text())
+    judged = train(config, ultrasound, one, resume=True, progress=False)
+    assert {name: None if math.isnan(value) else value for name, value in judged.items()} == pytest.approx(figures)
 
 
 def test_early_stopping(tmp_path, ultrasound, small):
