@@ -1,6 +1,7 @@
 """`mtlkit evaluate`: how good a trained network is, how sure that is, and where it fails."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ EPILOG = """\
 examples:
   mtlkit evaluate runs/mbdi --out mbdi-test                      the test part of the run's own data set
   mtlkit evaluate runs/mbdi --out mbdi-whu --data BUSI_WHU       another data set, all of it
-  mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one seed of --repeats; features in the plane
+  mtlkit evaluate runs/csa --out csa                             all seeds of --repeats: mean ± standard deviation
+  mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; features in the plane
   mtlkit evaluate runs/mbdi --out mbdi-test --force              once more, in place of the earlier one
 
-the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png
+the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png; of several
+seeds a folder for each, and metrics.json, metrics.csv and report.html over them
 
 another data set is matched by the names of its classes: those that the network does not know are left out.
 
@@ -40,7 +43,7 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or of several seeds")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
     add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the run, where it lay")
     add(
@@ -66,13 +69,15 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from mtlkit.evaluation import Figure, evaluate
-    from mtlkit.evaluation.report import figure_rows
+    from mtlkit.evaluation import evaluate, evaluate_repeats
+    from mtlkit.training.saved import runs_within
 
     names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
+    several = bool(runs_within(options.run_folder))
+    judge = evaluate_repeats if several else evaluate
     with progress_bar("looking at images") as progress:
-        metrics = evaluate(
+        metrics = judge(
             options.run_folder,
             options.data,
             options.out,
@@ -80,12 +85,12 @@ def run(options: argparse.Namespace) -> int:
             progress=progress,
             **settings,
         )
-    figures = {name: Figure(**_numbers(entry)) for name, entry in metrics["figures"].items()}
     title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
-    table = Table("figure", "value", "95 % interval", title=title, title_justify="left")
-    for name, (value, low, high) in figure_rows(figures):
-        interval = "" if low != low else f"{low:.3f} to {high:.3f}"
-        table.add_row(name, "not defined" if value != value else f"{value:.3f}", interval)
+    title += f", {len(metrics['runs'])} runs" if several else ""
+    headings = ("figure", "mean ± sd", "lowest to highest") if several else ("figure", "value", "95 % interval")
+    table = Table(*headings, title=title, title_justify="left")
+    for row in (_repeated if several else _single)(metrics["figures"]):
+        table.add_row(*row)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for remark in metrics["remarks"]:
@@ -94,9 +99,25 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _numbers(entry: dict[str, float | None]) -> dict[str, float]:
-    """NaN again for what JSON has not."""
-    return {name: float("nan") if value is None else value for name, value in entry.items()}
+def _single(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The rows of one run: value and interval."""
+    from mtlkit.evaluation.report import figure_rows
+
+    for name, entry in figure_rows(figures):
+        value, low, high = (entry[key] for key in ("value", "low", "high"))
+        interval = "" if low is None else f"{low:.3f} to {high:.3f}"
+        yield name, "not defined" if value is None else f"{value:.3f}", interval
+
+
+def _repeated(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The rows of several: mean, standard deviation and range."""
+    from mtlkit.evaluation.report import figure_rows
+    from mtlkit.training.summary import in_words
+
+    for name, entry in figure_rows(figures):
+        values = [value for value in entry["runs"].values() if value is not None]
+        span = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
+        yield name, in_words(entry, 3), span
 
 
 def usable_device(name: str | None) -> str:

@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mtlkit.training import load_config, repeat, train
+    from mtlkit.training.summary import in_words
 
     config = load_config(options.recipe).adjust(parse_changes(options.set))
     console = Console(highlight=False)
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
         cells = {name: f"{value:.4f}" for name, value in train(config, options.data, options.out, **settings).items()}
     else:
         found = repeat(config, options.data, options.out, options.repeats, **settings)
-        cells = {name: f"{value['mean']:.4f} ± {value['sd']:.4f}" for name, value in found.items()}
+        cells = {name: in_words(pair) for name, pair in found.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
     for name in shown:
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))

@@ -1,11 +1,13 @@
 """Reading pictures, and writing files whole or not at all."""
 
 import csv
+import io
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -214,10 +216,35 @@ def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def plain(value: Any) -> Any:
+    """For JSON: dictionaries and lists, and None for what is no finite number, of which JSON knows none."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON."""
+    return json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
     """Writes `value` as JSON, whole or not at all."""
     with written_whole(path, force=force) as draft:
-        draft.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.write_text(json_text(value), encoding="utf-8")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as comma-separated text: a column for each name that any row has, empty where it is missing or None."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def check_replaceable(path: str | Path, mark: str, *, force: bool = False) -> None:

@@ -12,6 +12,7 @@ from mtlkit.evaluation.evaluating import PARTS, evaluate
 from mtlkit.evaluation.figures import Figure, classification, intervals, ranking, score_means
 from mtlkit.evaluation.judging import judge
 from mtlkit.evaluation.predictions import Predictions, predict_records
+from mtlkit.evaluation.repeats import evaluate_repeats
 
 __all__ = [
     "PARTS",
@@ -19,6 +20,7 @@ __all__ = [
     "Predictions",
     "classification",
     "evaluate",
+    "evaluate_repeats",
     "intervals",
     "judge",
     "predict_records",

@@ -6,9 +6,6 @@ report.html                      all of it to read, in one file
 *.png                            the plots of the report
 """
 
-import csv
-import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +16,9 @@ import torch
 import mtlkit
 from mtlkit.data import Catalogue, DataError, Exam, Record
 from mtlkit.data.catalogue import and_more
-from mtlkit.data.files import check_replaceable, folder_written_whole
+from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
 from mtlkit.evaluation.figures import PERCENTILES
-from mtlkit.evaluation.judging import epoch_gates, judge, plain, table_rows
+from mtlkit.evaluation.judging import epoch_gates, judge, table_rows
 from mtlkit.evaluation.plots import draw_all
 from mtlkit.evaluation.predictions import Predictions, predict_records
 from mtlkit.evaluation.report import write_report
@@ -106,8 +103,8 @@ def evaluate(
     metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
     plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
     texts = {
-        "metrics.json": json.dumps(metrics, indent=1, ensure_ascii=False) + "\n",
-        "images.csv": _csv(predictions),
+        "metrics.json": json_text(metrics),
+        "images.csv": csv_text(table_rows(predictions)),
         "report.html": write_report(predictions, judgement, about, remarks, plots),
         MARK: "",
     }
@@ -211,11 +208,3 @@ def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: i
         "intervals": interval,
         "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. For research.",
     }
-
-
-def _csv(predictions: Predictions) -> str:
-    rows, file = table_rows(predictions), io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()

@@ -9,7 +9,7 @@ Source: the published evaluation of BTI-Net (arXiv 2606.29102).
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -261,14 +261,3 @@ def epoch_gates(folder: Path) -> list[dict[str, list[float]]]:
         if columns:
             stages.append(columns)
     return stages
-
-
-def plain(value: Any) -> Any:
-    """For JSON, which knows no NaN."""
-    if isinstance(value, Figure):
-        value = value._asdict()
-    if isinstance(value, Mapping):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,16 +3,18 @@
 import base64
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
-from mtlkit.evaluation.figures import Figure
 from mtlkit.evaluation.judging import worst_rows
 from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.training.summary import in_words
 
-__all__ = ["FIGURES", "figure_rows", "write_report"]
+__all__ = ["FIGURES", "figure_rows", "write_report", "write_summary"]
+
+T = TypeVar("T")
 
 # by name in metrics.json: what people call it
 FIGURES = {
@@ -41,7 +43,7 @@ COUNTS = {
 }
 
 
-def figure_rows(figures: Mapping[str, Figure]) -> list[tuple[str, Figure]]:
+def figure_rows(figures: Mapping[str, T]) -> list[tuple[str, T]]:
     """The figures by the names that people call them."""
     rows = []
     for name, figure in figures.items():
@@ -91,22 +93,42 @@ def write_report(
         plots: of `draw_all`.
         worst: how many rows the table of the worst images has.
     """
-    source = (files("mtlkit.evaluation") / "report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     head, rows = _worst(predictions, worst)
     pictures = [
         {"name": name, "data": base64.b64encode(png).decode(), "width": _width(png), "title": title, "caption": caption}
         for name, (png, title, caption) in plots.items()
     ]
+    rest = {"worst_head": head, "worst_rows": rows, "plots": pictures}
+    return _render(judgement, about, remarks, heading="value (95 % interval)", **rest)
+
+
+def write_summary(
+    summary: Mapping[str, Any], about: Mapping[str, str], remarks: Sequence[str], runs: Sequence[str]
+) -> str:
+    """The report of several runs as HTML.
+
+    Args:
+        summary: as `judge` gives it for one, with the mean and the standard deviation in place of each figure.
+        about: of the runs, the data and how they were judged, by name; "title" is the heading.
+        remarks: what the reader must know.
+        runs: their names, and those of the folders with their reports.
+    """
+    heading = f"mean ± standard deviation, {len(runs)} runs"
+    return _render(summary, about, remarks, heading=heading, runs=runs, gates=summary["gates"])
+
+
+def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Sequence[str], **rest: Any) -> str:
+    source = (files("mtlkit.evaluation") / "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    without = {"worst_head": (), "worst_rows": (), "plots": (), "runs": (), "gates": {}}
     return environment.from_string(source).render(
+        **without | rest,
         about=about,
         remarks=remarks,
         figures=figure_rows(judgement["figures"]),
         counts=[(COUNTS[name], count) for name, count in judgement["counts"].items()],
         classes={TASKS[task]: classes for task, classes in judgement["classes"].items()},
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
-        unit="breasts" if predictions.sides else "images",
-        worst_head=head,
-        worst_rows=rows,
-        plots=pictures,
+        unit="breasts" if "breasts" in judgement["counts"] else "images",
+        in_words=lambda pair: in_words(pair, 3),
     )

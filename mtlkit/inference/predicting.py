@@ -7,7 +7,6 @@
 The folder is written whole or not at all.
 """
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 import mtlkit
 from mtlkit.data import VIEWS, DataError, Exam, Record, read_image, read_mask, read_pixel_spacing
 from mtlkit.data.dicom import is_dicom
-from mtlkit.data.files import folder_written_whole, write_json
+from mtlkit.data.files import csv_text, folder_written_whole, write_json
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
 from mtlkit.training import SavedRun, load_run
@@ -122,10 +121,8 @@ def predict(
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
-        with (draft / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        (draft / "predictions.csv").write_text(csv_text(cells), encoding="utf-8")
         about = {
             "mtlkit": mtlkit.__version__,
             "run": str(run.folder.resolve()),

@@ -17,7 +17,6 @@ A table is a file; mtlkit/configs/ablations/ holds those of the papers:
 All rows are trained on the same split and with the same seeds.
 """
 
-import csv
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from mtlkit.data import DataError
-from mtlkit.data.files import write_json, written_whole
+from mtlkit.data.files import csv_text, plain, write_json, written_whole
 from mtlkit.models import create_model
 from mtlkit.training.config import Config, load_config, read_yaml
 from mtlkit.training.run import is_main, prepare_folder, repeat
+from mtlkit.training.summary import in_words
 
 __all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
 
@@ -240,8 +240,7 @@ def show(table: Ablation, found: Mapping[str, Mapping[str, Mapping[str, float]]]
     for column in columns:
         means = [pair["mean"] for pair in column if pair is not None and not math.isnan(pair["mean"])]
         for cell, pair in zip(cells, column, strict=True):
-            text = "" if pair is None else f"{pair['mean']:.4f}"
-            text += f" ± {pair['sd']:.4f}" if pair is not None and not math.isnan(pair["sd"]) else ""
+            text = "" if pair is None else in_words(pair)
             best = len(means) > 1 and pair is not None and pair["mean"] == max(means)
             cell.append(f"**{text}**" if best else text)
     return ["", *names], cells
@@ -253,16 +252,13 @@ def part_of(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _write(out: Path, table: Ablation, found: Mapping[str, Any], parameters: Sequence[int], repeats: int) -> None:
-    """The three files; JSON knows no NaN."""
+    """The three files."""
     rows = [
         {
             "name": row.name,
             "folder": row.folder,
             "parameters": count,
-            "figures": {
-                name: {key: value if math.isfinite(value) else None for key, value in pair.items()}
-                for name, pair in found[row.name].items()
-            },
+            "figures": found[row.name],
         }
         for row, count in zip(table.rows, parameters, strict=True)
         if row.name in found
@@ -270,14 +266,13 @@ def _write(out: Path, table: Ablation, found: Mapping[str, Any], parameters: Seq
     values = {"name": table.name, "seeds": [table.rows[0].config.seed + i for i in range(repeats)], "rows": rows}
     write_json(out / "table.json", values, force=True)
 
-    names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
-    with written_whole(out / "table.csv", force=True) as draft, draft.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "parameters", *(f"{name} {what}" for name in names for what in ("mean", "sd"))])
-        for row in rows:
-            pairs = [row["figures"].get(name, {}) for name in names]
-            figures = [pair.get(what) for pair in pairs for what in ("mean", "sd")]
-            writer.writerow([row["name"], row["parameters"], *("" if v is None else v for v in figures)])
+    table_rows = [
+        {"row": row["name"], "parameters": row["parameters"]}
+        | {f"{name} {what}": plain(value) for name, pair in row["figures"].items() for what, value in pair.items()}
+        for row in rows
+    ]
+    with written_whole(out / "table.csv", force=True) as draft:
+        draft.write_text(csv_text(table_rows), encoding="utf-8")
 
     headings, cells = show(table, found)
     part = {"test": "Test", "val": "Validation"}[part_of(found)]

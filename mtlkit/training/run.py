@@ -10,7 +10,6 @@ A run that was killed goes on from the last whole epoch, and ends with the weigh
 save what the first of them has; BatchNorm's statistics are the first's from each validation on.
 """
 
-import csv
 import json
 import logging
 import math
@@ -28,11 +27,12 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
-from mtlkit.data.files import write_json, written_whole
+from mtlkit.data.files import csv_text, write_json, written_whole
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.modules import TrainingModule, create_module
 from mtlkit.training.saved import DATA, MARK, RESULT, SPLIT, write_data
+from mtlkit.training.summary import summarise
 
 __all__ = ["repeat", "train"]
 
@@ -112,7 +112,7 @@ def train(
     if is_main():
         if hasattr(module.model, "save_pretrained"):
             module.model.save_pretrained(out / "model")
-        write_json(out / RESULT, _plain(figures), force=True)
+        write_json(out / RESULT, figures, force=True)
     return figures
 
 
@@ -148,23 +148,13 @@ def repeat(
     runs = []
     for seed in range(config.seed, config.seed + times):
         runs.append(train(config.change({"seed": seed}), data, Path(out) / f"seed-{seed}", resume=resume, **options))
-    table = torch.tensor([[run[name] for name in runs[0]] for run in runs], dtype=torch.float64)  # (runs, figures)
-    spread = table.std(0) if times > 1 else torch.full_like(table[0], float("nan"))
-    summary = {
-        name: {"mean": mean, "sd": sd}
-        for name, mean, sd in zip(runs[0], table.mean(0).tolist(), spread.tolist(), strict=True)
-    }
+    summary = summarise(runs)
     if is_main():
-        write_json(Path(out) / "summary.json", {name: _plain(pair) for name, pair in summary.items()}, force=True)
+        write_json(Path(out) / "summary.json", summary, force=True)
     return summary
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
-
-
-def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """For JSON, which knows no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def is_main() -> bool:
@@ -252,10 +242,8 @@ class _Table(Callback):
         figures = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append(row | figures)
         if trainer.is_global_zero:
-            with written_whole(self.path, force=True) as draft, draft.open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(self.rows[0]))
-                writer.writeheader()
-                writer.writerows(self.rows)
+            with written_whole(self.path, force=True) as draft:
+                draft.write_text(csv_text(self.rows), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mtlkit.data import Catalogue, DataError, Exam, LesionDataset, MammographyDataset, Record, Split
-from mtlkit.data.files import check_folder, write_json
+from mtlkit.data.files import check_folder, natural, write_json
 from mtlkit.data.layouts import cmmd
 from mtlkit.data.opening import find_layout, scan, usable
 from mtlkit.data.splits import read_split
@@ -221,11 +221,7 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
         (('benign', 'malignant', 'normal'), torch.Size([4, 3]))
     """
     folder = check_folder(folder)
-    _check_ended(folder)
-    try:
-        config = load_config(folder / "config.yaml")
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    config = read_recipe(folder)
     data, figures = _read(folder / DATA), _read(folder / RESULT)
     try:
         known = {
@@ -245,17 +241,33 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
     return SavedRun(folder, config, model, split=split, **known)
 
 
-def _check_ended(folder: Path) -> None:
-    """Raises unless it is the folder of a run with a network in it."""
+def runs_within(folder: str | Path) -> list[Path]:
+    """The folders of runs that lie in one, as those of `repeat` do; none in that of a run."""
+    folder = check_folder(folder)
+    if (folder / MARK).is_file():
+        return []
+    return sorted((path.parent for path in folder.glob(f"*/{MARK}")), key=natural)
+
+
+def read_recipe(folder: Path) -> Config:
+    """The recipe of a run that has ended.
+
+    Raises:
+        DataError: it is not the folder of a run, the run has not ended, or its recipe is damaged.
+    """
     if not (folder / MARK).is_file():
-        seeds = sorted(path.parent.name for path in folder.glob(f"*/{MARK}"))
-        if seeds:
-            raise DataError(f"{folder}: holds several runs, of which one is to be named: {', '.join(seeds)}")
+        if runs := runs_within(folder):
+            names = ", ".join(path.name for path in runs)
+            raise DataError(f"{folder}: holds several runs, of which one is to be named: {names}")
         raise DataError(f"{folder}: is not the folder of a run; `mtlkit train` makes one")
     if not (folder / RESULT).is_file():
         raise DataError(f"{folder}: this run has not ended; `mtlkit train` with --resume goes on with it")
     if not (folder / "model").is_dir():
         raise DataError(f"{folder}: there is no network in it, the folder model is missing")
+    try:
+        return load_config(folder / "config.yaml")
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def _read(path: Path) -> Any:

@@ -104,3 +104,9 @@ def mammography(tmp_path_factory, mammograms) -> SavedRun:
     }
     config = load_config("hybrid_vssm").change(changes)
     return load_run(make_run(tmp_path_factory.mktemp("mammography") / "run", config, mammograms))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without plots, which take most of the time."""
+    monkeypatch.setattr("mtlkit.evaluation.evaluating.draw_all", lambda *_, **__: {})

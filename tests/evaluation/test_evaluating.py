@@ -40,12 +40,6 @@ def trained(tmp_path_factory, lesion_config, ultrasound):
     return load_run(folder / "run"), folder / "out", metrics
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Without plots, which take most of the time."""
-    monkeypatch.setattr("mtlkit.evaluation.evaluating.draw_all", lambda *_, **__: {})
-
-
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,138 @@
+"""An evaluation of repeats: the runs of one recipe with several seeds, and their figures' mean and standard deviation.
+
+metrics.json                     mean and standard deviation of each figure, and what it is in each run
+metrics.csv                      the same, a row for each figure
+report.html                      the same to read, with a link to the report of each run
+seed-42/ ...                     the evaluation of each run, as `evaluate` writes it
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mtlkit
+from mtlkit.data import DataError
+from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
+from mtlkit.evaluation.evaluating import MARK, evaluate
+from mtlkit.evaluation.report import write_summary
+from mtlkit.training.saved import read_recipe, runs_within
+from mtlkit.training.summary import summarise
+
+__all__ = ["evaluate_repeats"]
+
+SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "bootstrap")  # what all runs have in common
+Key = tuple[str, ...]
+
+
+def evaluate_repeats(
+    folder: str | Path,
+    data: str | Path | None,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Judges the networks of several runs that differ in their seeds alone.
+
+    Args:
+        folder: of the runs, as `mtlkit train --repeats` makes it.
+        data: folder of the data set; None is that of the runs.
+        out: the folder to write, whole or not at all.
+        force: replaces what an earlier evaluation wrote.
+        progress: told how many of how many images are done.
+        **options: as for `evaluate`.
+
+    Returns:
+        What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "gates" and
+        "displacement" as `evaluate` returns them, with "mean", "sd" (with one degree of freedom less) and "runs", by
+        name, in the place of each figure. Of gates and displacement it is the mean over the images that is averaged.
+
+    Raises:
+        DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.
+        ValueError, FloatingPointError: as for `evaluate`.
+
+    Example:
+        >>> from mtlkit.evaluation import evaluate_repeats
+        >>> evaluate_repeats("/no/such/folder", None, "runs-test")
+        Traceback (most recent call last):
+        mtlkit.data.catalogue.DataError: /no/such/folder: there is no such folder
+    """
+    runs = {path.name: path for path in runs_within(folder)}
+    if not runs:
+        raise DataError(f"{folder}: holds no runs; `mtlkit train` with --repeats makes such folders")
+    recipes = {name: read_recipe(path).change({"seed": 0}) for name, path in runs.items()}
+    first = next(iter(runs))
+    for name, recipe in recipes.items():
+        if recipe != recipes[first]:
+            raise DataError(f"{folder}: expected runs of one recipe, and {first} and {name} have two")
+    check_replaceable(out, MARK, force=force)
+    found: dict[str, dict[str, Any]] = {}
+    with folder_written_whole(out, MARK, force=force) as draft:
+        for number, (name, path) in enumerate(runs.items()):
+            told = None if progress is None else _shifted(progress, number, len(runs))
+            found[name] = evaluate(path, data, draft / name, progress=told, **options)
+        metrics, rows = _summary(Path(folder), found)
+        about = {
+            "title": f"Evaluation of {Path(folder).resolve().name}",
+            "subtitle": f"{metrics['model']}, {metrics['part']} part of {Path(metrics['data']).name}, {len(runs)} runs",
+            **{name: str(metrics[name]) for name in ("folder", "model", "data", "layout", "part")},
+            "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. "
+            "For research.",
+        }
+        texts = {
+            "metrics.json": json_text(metrics),
+            "metrics.csv": csv_text(rows),
+            "report.html": write_summary(metrics, about, metrics["remarks"], list(runs)),
+            MARK: "",
+        }
+        for name, text in texts.items():
+            (draft / name).write_text(text, encoding="utf-8")
+    return metrics
+
+
+def _shifted(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
+    """Tells of the images of all runs, those of a run being as many as those of the others."""
+    return lambda done, total: progress(number * total + done, count * total)
+
+
+def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What metrics.json holds, and the rows of metrics.csv."""
+    of_runs = {name: dict(_values(metrics)) for name, metrics in found.items()}
+    first = next(iter(found.values()))
+    metrics = {name: first[name] for name in SHARED} | {
+        "folder": str(folder.resolve()),
+        "runs": list(found),
+        "remarks": list(dict.fromkeys(remark for one in found.values() for remark in one["remarks"])),
+        "counts": first["counts"],
+        **{name: {} for name in ("figures", "classes", "failure_detection", "gates", "displacement")},
+    }
+    rows = []
+    for key, pair in summarise(list(of_runs.values())).items():
+        values = {name: values[key] for name, values in of_runs.items()}
+        place: dict[str, Any] = metrics
+        for part in key[:-1]:
+            place = place.setdefault(part, {})
+        place[key[-1]] = plain(pair) | {"runs": values}
+        rows.append({"figure": "/".join(key), **plain(pair), **values})
+    for task, classes in metrics["classes"].items():
+        for name, entry in classes.items():
+            entry["images"] = first["classes"][task][name]["images"]
+    return metrics, rows
+
+
+def _values(metrics: Mapping[str, Any]) -> list[tuple[Key, float | None]]:
+    """Every figure of an evaluation by where it stands, without its interval."""
+    found = [(("figures", name), entry["value"]) for name, entry in metrics["figures"].items()]
+    for section, key in (("classes", None), ("failure_detection", "scores")):
+        for what, entries in metrics[section].items():
+            for name, figures in (entries if key is None else entries[key]).items():
+                path = (section, what, *(() if key is None else (key,)), name)
+                found += [((*path, figure), v["value"]) for figure, v in figures.items() if isinstance(v, Mapping)]
+    found += [(("gates", name), entry["mean"]) for name, entry in metrics["gates"].items()]
+    for direction, levels in metrics["displacement"].items():
+        found += [(("displacement", direction, level), entry["mean"]) for level, entry in levels.items()]
+    return found

@@ -1,0 +1,42 @@
+"""Figures over repeated runs: mean and standard deviation."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["in_words", "summarise"]
+
+
+def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation of each figure over runs.
+
+    Args:
+        runs: the figures of each run, by the same names; None and NaN are what could not be computed.
+
+    Returns:
+        "mean" and "sd" of each figure: with one degree of freedom less, NaN for a single run. A figure that a run lacks
+        has neither.
+
+    Example:
+        >>> from mtlkit.training.summary import summarise
+        >>> summarise([{"iou": 0.5}, {"iou": 1.0}])["iou"]["mean"]
+        0.75
+    """
+    table = np.array([[run[name] for name in runs[0]] for run in runs], dtype=np.float64)  # (runs, figures)
+    spread = table.std(0, ddof=1) if len(runs) > 1 else np.full(table.shape[1], np.nan)
+    pairs = zip(runs[0], table.mean(0).tolist(), spread.tolist(), strict=True)
+    return {name: {"mean": mean, "sd": sd} for name, mean, sd in pairs}
+
+
+def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
+    """Mean ± standard deviation, of which the second is left out where there is none.
+
+    Example:
+        >>> from mtlkit.training.summary import in_words
+        >>> in_words({"mean": 0.75, "sd": 0.125}, 3), in_words({"mean": 0.75, "sd": None})
+        ('0.750 ± 0.125', '0.7500')
+    """
+    mean, sd = (float("nan") if pair[name] is None else pair[name] for name in ("mean", "sd"))
+    if np.isnan(mean):
+        return "not defined"
+    return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
