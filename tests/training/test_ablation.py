@@ -125,6 +125,24 @@ def test_what_is_written(done):
         assert line.startswith(f"| {name} | {cell} |")
 
 
+def test_the_demo_has_all_its_rows(ultrasound, small, tmp_path):
+    """Each is trained to the end, judged and counted; only the last has gates."""
+    stage = {"loss": {"gates": 1.0}, "stopping": {"epochs": 1, "monitor": "val/loss", "mode": "min"}}
+    table = load_ablation("demo", small.change({"stopping": {"epochs": 1}, "second_stage": stage}).to_dict())
+    found = ablate(table, ultrasound, tmp_path / "out", progress=False)
+    assert list(found) == ["no interaction", "fixed interaction", "adaptive gates"]
+    for name, figures in found.items():
+        for figure in table.figures:
+            assert 0 <= figures[f"test/{figure}"]["mean"] <= 1, (name, figure)
+        assert any("gate_" in figure for figure in figures) == (name == "adaptive gates")
+        folder = tmp_path / "out" / name.replace(" ", "-") / "seed-42"
+        assert (folder / "stage2").is_dir() == (name == "adaptive gates")
+    losses = [figures["val/loss"]["mean"] for figures in found.values()]
+    assert len(set(losses)) == 3
+    counts = [row["parameters"] for row in json.loads((tmp_path / "out/table.json").read_text())["rows"]]
+    assert counts[0] < counts[1] < counts[2]
+
+
 def test_resuming_leaves_what_has_ended_and_trains_what_is_new(done, file, ultrasound, tmp_path):
     out = shutil.copytree(done[0], tmp_path / "out")
     shutil.rmtree(out / "gates-all/seed-43")
