@@ -189,7 +189,8 @@ def forward(sizes, numbers, three, training, sums, f, normaliser, running, weigh
     """Writes results, factors and clf, and in training the running statistics; names and orders as the C++ kernel's.
 
     Args:
-        sizes: B (at most 64: a program holds a tile of all images), C, P, F, H and Q.
+        sizes: B (at most mtlkit.ops.interaction_vectors.MOST_IMAGES: a program holds a tile of all images), C, P, F, H
+            and Q.
         numbers: tau, momentum and eps.
         three: whether there are three signals.
         training: whether the batch normalises.

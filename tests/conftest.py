@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -31,6 +32,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fills whatever is allocated unset with NaN, so that an element that a kernel forgets shows."""
+
+    def poison(allocate):
+        def poisoned_allocate(*args, **options):
+            tensor = allocate(*args, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return poisoned_allocate
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+
+
+@pytest.fixture(scope="session")
+def draw_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a small data set, drawn once: draw_phantoms("ultrasound", 24). It is to be left as it is."""
+
+    @functools.cache
+    def draw(kind: str, cases: int, seed: int = 0) -> Path:
+        from mtlkit.data import synthesize_mammography, synthesize_ultrasound
+
+        name, write = {"ultrasound": ("busi", synthesize_ultrasound), "mammography": ("cmmd", synthesize_mammography)}[
+            kind
+        ]
+        folder = tmp_path_factory.mktemp(kind) / name
+        write(folder, cases=cases, size=64, seed=seed)
+        return folder
+
+    return draw
 
 
 @pytest.fixture(scope="session")

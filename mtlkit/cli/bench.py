@@ -51,12 +51,11 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit.cli._timing import Row, measure_network, measure_operators
     from mtlkit.cli.evaluate import usable_device
-    from mtlkit.data import DataError
-    from mtlkit.data.files import write_json
+    from mtlkit.data.files import check_new, write_json
     from mtlkit.models import list_models
 
-    if options.json is not None and options.json.exists() and not options.force:
-        raise DataError(f"{options.json}: the file exists already; --force overwrites it")
+    if options.json is not None:
+        check_new(options.json, force=options.force)
     if options.model not in list_models():
         raise ValueError(f"--model {options.model}: there is no such model; there are: {', '.join(list_models())}")
     device = usable_device(options.device)

@@ -94,12 +94,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run_check(options: argparse.Namespace) -> int:
     """`mtlkit data check`."""
-    from mtlkit.data.catalogue import DataError
     from mtlkit.data.checking import check_dataset
-    from mtlkit.data.files import write_json
+    from mtlkit.data.files import check_new, write_json
 
-    if options.json is not None and options.json.exists() and not options.force:
-        raise DataError(f"{options.json}: the file exists already; --force overwrites it")
+    if options.json is not None:
+        check_new(options.json, force=options.force)
     chosen = {"classes": options.classes, "birads": options.birads}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     with progress_bar("reading") as progress:

@@ -193,6 +193,15 @@ def column(header: Sequence[str], path: Path, *names: str) -> int:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+def check_new(path: str | Path, *, force: bool = False) -> None:
+    """Raises a DataError where `written_whole` would, for one who works long before writing."""
+    path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path}: expected a file, found a folder")
+    if path.exists() and not force:
+        raise DataError(f"{path}: the file exists already; --force overwrites it")
+
+
 @contextmanager
 def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """Gives a path to write to, which becomes `path` when all has gone well, and vanishes when not.
@@ -201,10 +210,7 @@ def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
         DataError: `path` exists already and `force` was not given, or it cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: expected a file, found a folder")
-    if path.exists() and not force:
-        raise DataError(f"{path}: the file exists already; --force overwrites it")
+    check_new(path, force=force)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlkit.data import make_split, open_dataset, synthesize_mammography, synthesize_ultrasound
+from mtlkit.data import make_split, open_dataset
 from mtlkit.data.files import write_json
 from mtlkit.training import Config, SavedRun, create_module, load_config, load_run
 from mtlkit.training.saved import MARK, RESULT, SPLIT, write_data
@@ -48,17 +48,13 @@ def tables():
 
 
 @pytest.fixture(scope="session")
-def ultrasound(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ultrasound") / "busi"
-    synthesize_ultrasound(folder, cases=40, size=64)
-    return folder
+def ultrasound(draw_phantoms) -> Path:
+    return draw_phantoms("ultrasound", 40)
 
 
 @pytest.fixture(scope="session")
-def mammograms(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mammograms") / "cmmd"
-    synthesize_mammography(folder, cases=20, size=64)
-    return folder
+def mammograms(draw_phantoms) -> Path:
+    return draw_phantoms("mammography", 20)
 
 
 @pytest.fixture(scope="session")

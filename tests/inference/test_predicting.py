@@ -15,7 +15,7 @@ from pydicom.data import get_testdata_file
 from torchvision.transforms.v2 import functional as TF
 
 from mtlkit.cli import main
-from mtlkit.data import DataError, Record, open_dataset, read_image, synthesize_mammography, synthesize_ultrasound
+from mtlkit.data import DataError, Record, open_dataset, read_image
 from mtlkit.inference import draw_overlay, predict
 from mtlkit.models import create_model
 from mtlkit.training import SavedRun, load_run, train
@@ -34,10 +34,8 @@ def pixels(path):
 
 
 @pytest.fixture(scope="module")
-def phantoms(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms") / "busi"
-    synthesize_ultrasound(folder, cases=9, size=64)
-    return folder
+def phantoms(draw_phantoms):
+    return draw_phantoms("ultrasound", 9)
 
 
 # --- as in the evaluation ---------------------------------------------------------------------------------------------
@@ -181,10 +179,8 @@ def test_a_network_that_is_given_masks(views, lesion, image, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def exams(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exams") / "cmmd"
-    synthesize_mammography(folder, cases=5, size=64)
-    return folder
+def exams(draw_phantoms):
+    return draw_phantoms("mammography", 5)
 
 
 def test_exams_are_as_in_the_evaluation(mammography, exams, tmp_path):
@@ -292,10 +288,9 @@ def test_full_disk(lesion, image, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def run_folder(lesion, tmp_path_factory):
+def run_folder(lesion, draw_phantoms, tmp_path_factory):
     """A run of one epoch."""
-    data, out = tmp_path_factory.mktemp("run") / "busi", tmp_path_factory.mktemp("run") / "run"
-    synthesize_ultrasound(data, cases=24, size=64)
+    data, out = draw_phantoms("ultrasound", 24), tmp_path_factory.mktemp("run") / "run"
     train(lesion.config.change({"stopping": {"epochs": 1}, "second_stage": None}), data, out, progress=False)
     return out
 

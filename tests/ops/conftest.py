@@ -1,9 +1,14 @@
 """Fixtures that every operator's tests use."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from mtlkit import _native
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for cpu_calls; pytest's importlib mode adds no folder
 
 
 @pytest.fixture(params=_native.C.cpu_isa_levels() if _native.C else [])
@@ -21,18 +26,3 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills whatever is allocated unset with NaN, so that an element that a kernel forgets shows."""
-
-    def poison(allocate):
-        def poisoned_allocate(*args, **options):
-            tensor = allocate(*args, **options)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return poisoned_allocate
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))

@@ -1,3 +1,6 @@
+from functools import partial
+
+import cpu_calls
 import pytest
 import torch
 from torch import Tensor
@@ -36,25 +39,7 @@ def make(shape, dtype=torch.float32, layout="channels_last", bias=True) -> list[
     return [in_layout(x.to(dtype), layout), weight.to(dtype), torch.randn(channels).to(dtype) if bias else None]
 
 
-def run(backend: str, inputs: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
-    """Output and gradients by name."""
-    inputs = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    with mtlkit.use_backend(backend):
-        y = dwconv_silu(*inputs)
-    given = {name: t for name, t in zip(NAMES, inputs, strict=True) if t is not None}
-    gradients = torch.autograd.grad(y, list(given.values()), dy)
-    return {"y": y, **{f"d{name}": g for name, g in zip(given, gradients, strict=True)}}
-
-
-def check(inputs: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
-    got = run("cpu", inputs, dy)
-    exact = run("reference", [None if t is None else t.double() for t in inputs], dy.double())
-    plain = run("torch", inputs, dy) if inputs[0].dtype in (torch.bfloat16, torch.float16) else exact
-    assert got.keys() == exact.keys()
-    for name, value in got.items():
-        assert value.dtype == inputs[0].dtype
-        assert_accurate(name, value, exact[name], plain[name], gradient=name != "y")
-    return got
+run, check = partial(cpu_calls.run, dwconv_silu, NAMES), partial(cpu_calls.check, dwconv_silu, NAMES)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

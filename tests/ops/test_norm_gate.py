@@ -1,3 +1,6 @@
+from functools import partial
+
+import cpu_calls
 import pytest
 import torch
 from torch import Tensor
@@ -39,24 +42,11 @@ def make(shape, dtype=torch.float32, layout="contiguous", absent: str = "") -> l
     return [None if name in absent.split() else generous[name] for name in NAMES]
 
 
-def run(backend: str, inputs: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
-    """Output and gradients by name."""
-    inputs = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    with mtlkit.use_backend(backend):
-        y = norm_gate(*inputs)
-    given = {name: t for name, t in zip(NAMES, inputs, strict=True) if t is not None}
-    gradients = torch.autograd.grad(y, list(given.values()), dy)
-    return {"y": y, **{f"d{name}": g for name, g in zip(given, gradients, strict=True)}}
+run = partial(cpu_calls.run, norm_gate, NAMES)
 
 
 def check(inputs: list[Tensor | None], dy: Tensor) -> dict[str, Tensor]:
-    got = run("cpu", inputs, dy)
-    exact = run("reference", [None if t is None else t.double() for t in inputs], dy.double())
-    plain = run("torch", inputs, dy) if inputs[0].dtype in (torch.bfloat16, torch.float16) else exact
-    assert got.keys() == exact.keys()
-    for name, value in got.items():
-        assert value.dtype == inputs[0].dtype
-        assert_accurate(name, value, exact[name], plain[name], gradient=name != "y")
+    got = cpu_calls.check(norm_gate, NAMES, inputs, dy)
     assert got["y"].is_contiguous()
     return got
 

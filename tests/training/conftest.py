@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from mtlkit.data import synthesize_mammography, synthesize_ultrasound
 from mtlkit.training import Config, load_config
 
 # Frozen, the encoder needs neither gradients nor places in a checkpoint for the optimiser's moments.
@@ -19,17 +18,13 @@ NET = {
 
 
 @pytest.fixture(scope="session")
-def ultrasound(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ultrasound") / "busi"
-    synthesize_ultrasound(folder, cases=24, size=64)
-    return folder
+def ultrasound(draw_phantoms) -> Path:
+    return draw_phantoms("ultrasound", 24)
 
 
 @pytest.fixture(scope="session")
-def mammograms(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("mammograms") / "cmmd"
-    synthesize_mammography(folder, cases=15, size=64)
-    return folder
+def mammograms(draw_phantoms) -> Path:
+    return draw_phantoms("mammography", 15)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtlkit.data import DataError, Record, synthesize_mammography, synthesize_ultrasound
+from mtlkit.data import DataError, Record
 from mtlkit.data.splits import read_split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import from_pretrained
@@ -117,11 +117,10 @@ def test_own_records_are_known_wherever_they_lie(run, ultrasound, tmp_path):
     assert run.recognise(run.open_data(moved)) == whole - {"normal/normal (1)", "benign/benign (2)"}
 
 
-def test_other_records_of_the_same_names_are_not(run, mammo, tmp_path):
-    synthesize_ultrasound(tmp_path / "busi", cases=24, size=64, seed=5)
-    assert run.recognise(run.open_data(tmp_path / "busi")) == set()
-    synthesize_mammography(tmp_path / "cmmd", cases=15, size=64, seed=5)  # files of the very same sizes
-    assert mammo.recognise(mammo.open_data(tmp_path / "cmmd")) == set()
+def test_other_records_of_the_same_names_are_not(run, mammo, draw_phantoms):
+    assert run.recognise(run.open_data(draw_phantoms("ultrasound", 24, seed=5))) == set()
+    # files of the very same sizes
+    assert mammo.recognise(mammo.open_data(draw_phantoms("mammography", 15, seed=5))) == set()
 
 
 def test_other_data_take_the_labels_of_the_run(run, ultrasound, tmp_path):

@@ -7,7 +7,6 @@ tests/kernels/test_interpreted.py starts it. Elsewhere nothing here is collected
 import os
 
 import pytest
-import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
@@ -34,15 +33,5 @@ def _patch_once():
 
 
 @pytest.fixture(autouse=True)
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills whatever is allocated unset with NaN, so that an element that a kernel forgets shows."""
-
-    def poison(allocate):
-        def poisoned_allocate(*args, **options):
-            tensor = allocate(*args, **options)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return poisoned_allocate
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+def _poisoned(poisoned: None) -> None:
+    """In every test."""
