@@ -87,6 +87,8 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
 
 def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str, Any]:
     """The arguments of `mtlkit.training.train` that the command line has under the same names, and the trainer's."""
+    if options.devices < 1:
+        raise ValueError(f"--devices: expected at least 1, got {options.devices}")
     settings = {name: getattr(options, name) for name in ("split", "resume", "force", "skip_bad")}
     if options.devices != 1:
         settings["trainer"] = {"devices": options.devices, "strategy": "ddp"}
@@ -99,17 +101,20 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mtlkit.training import load_config, repeat, train
-    from mtlkit.training.summary import in_words
+    from mtlkit.training.summary import digits_of, in_words
 
+    if options.repeats is not None and options.repeats < 1:
+        raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
     config = load_config(options.recipe).adjust(parse_changes(options.set))
     console = Console(highlight=False)
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     if options.repeats is None:
-        cells = {name: f"{value:.4f}" for name, value in train(config, options.data, options.out, **settings).items()}
+        found = train(config, options.data, options.out, **settings)
+        pairs = {name: {"mean": value, "sd": None} for name, value in found.items()}
     else:
-        found = repeat(config, options.data, options.out, options.repeats, **settings)
-        cells = {name: in_words(pair) for name, pair in found.items()}
+        pairs = repeat(config, options.data, options.out, options.repeats, **settings)
+    cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
     for name in shown:
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))

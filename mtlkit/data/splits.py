@@ -52,7 +52,8 @@ class Split:
         write_json(path, asdict(self), force=force)
 
 
-def _check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
+    """The fractions; raises a ValueError unless they are three of sum 1 that leave something to train on."""
     if len(fractions) != 3 or not all(0 <= f < 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions: expected three numbers in [0, 1) of sum 1, got {tuple(fractions)}")
     if not fractions[0] > 0:
@@ -108,7 +109,7 @@ def make_split(
         >>> len(split.train), len(split.val), len(split.test)
         (28, 6, 6)
     """
-    train_share, val_share, test_share = _check_fractions(fractions)
+    train_share, val_share, test_share = check_fractions(fractions)
     strata: dict[str, int] = {}
     fixed: dict[str, str] = {}
     for record in catalogue.records:

@@ -28,8 +28,8 @@ from mtlkit.data import DataError
 from mtlkit.data.files import csv_text, plain, write_json, written_whole
 from mtlkit.models import create_model
 from mtlkit.training.config import Config, load_config, read_yaml
-from mtlkit.training.run import is_main, prepare_folder, repeat
-from mtlkit.training.summary import in_words
+from mtlkit.training.run import check_place, is_main, make_place, repeat
+from mtlkit.training.summary import digits_of, in_words
 
 __all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
 
@@ -194,8 +194,8 @@ def ablate(
     table = table if isinstance(table, Ablation) else load_ablation(table)
     parameters = [_parameters(row) for row in table.rows]
     out = Path(out)
-    if is_main():
-        prepare_folder(out, MARK, "an ablation", resume=resume, force=force)
+    if is_main() and not check_place(out, MARK, "an ablation", resume=resume, force=force):
+        make_place(out, MARK, force=force)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for number, row in enumerate(table.rows):
         if on_row is not None:
@@ -237,10 +237,10 @@ def show(table: Ablation, found: Mapping[str, Mapping[str, Mapping[str, float]]]
     names = table.figures or [name for name in own if not name.startswith("gate_")]
     columns = [[figures.get(f"{part}/{name}") for figures in found.values()] for name in names]
     cells = [[row] for row in found]
-    for column in columns:
+    for name, column in zip(names, columns, strict=True):
         means = [pair["mean"] for pair in column if pair is not None and not math.isnan(pair["mean"])]
         for cell, pair in zip(cells, column, strict=True):
-            text = "" if pair is None else in_words(pair)
+            text = "" if pair is None else in_words(pair, digits_of(name))
             best = len(means) > 1 and pair is not None and pair["mean"] == max(means)
             cell.append(f"**{text}**" if best else text)
     return ["", *names], cells

@@ -1,6 +1,7 @@
 """What a training run is made of, as one file: model, data, loss, optimiser, schedule, stopping, stages."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -9,11 +10,15 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from mtlkit.data.splits import check_fractions
+from mtlkit.data.transforms import AUGMENTATIONS
+from mtlkit.losses import TVERSKY_PRESETS
 from mtlkit.models._registry import option_names
 
 __all__ = ["Config", "list_configs", "load_config"]
 
 TASKS = ("lesion", "views", "mammography")
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,20 @@ class StoppingConfig:
     min_delta: float = 0.0
 
 
+# the lowest value, and the settings that it is of; None is as good
+LEAST = {
+    0: (
+        *(f"data.{name}" for name in ("split_seed", "copies", "workers", "warmup_epochs")),
+        *(f"loss.{name}" for name in ("boundary", "texture", "focal_gamma", "first", "second", "gates")),
+        *(f"optimizer.{name}" for name in ("eps", "weight_decay")),
+        *(f"schedule.{name}" for name in ("factor", "patience", "cooldown", "min_lr")),
+        "stopping.patience",
+        "seed",
+    ),
+    1: (*(f"data.{name}" for name in ("size", "batch_size", "eval_batch_size", "warmup_batches")), "stopping.epochs"),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """A training run.
@@ -128,7 +147,7 @@ class Config:
         second_stage: sections to change in a second stage, which trains the gates alone from the best epoch on; None
             has no such stage.
         seed: of weights, order and augmentations.
-        precision: as Lightning names it: "32-true", "bf16-mixed", "16-mixed".
+        precision: as Lightning names it: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or "bf16-true".
         sync_batch_norm: BatchNorm takes the statistics of all processes of a run, in place of each its own batch's. Of
             no effect with one process; several need GPUs for it.
 
@@ -156,22 +175,34 @@ class Config:
 
     def __post_init__(self) -> None:
         _choice("task", self.task, TASKS)
+        _choice("data.augment", self.data.augment, tuple(AUGMENTATIONS))
+        _choice("loss.tversky", self.loss.tversky, tuple(TVERSKY_PRESETS))
         _choice("optimizer.name", self.optimizer.name, ("adam", "adamw"))
+        _choice("precision", self.precision, PRECISIONS)
         for section in ("schedule", "stopping"):
             _choice(f"{section}.mode", getattr(self, section).mode, ("max", "min"))
-        least = {
-            "data.batch_size": (self.data.batch_size, 1),
-            "data.workers": (self.data.workers, 0),
-            "stopping.epochs": (self.stopping.epochs, 1),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, low) in least.items():
-            if value < low:
-                raise ValueError(f"{name}: expected at least {low}, got {value}")
-        if not self.optimizer.lr > 0:
-            raise ValueError(f"optimizer.lr: expected a number above 0, got {self.optimizer.lr}")
+        for low, names in LEAST.items():
+            for name in names:
+                value = self._setting(name)
+                if value is not None and not value >= low:
+                    raise ValueError(f"{name}: expected at least {low}, got {value}")
+        for name in ("optimizer.lr", "optimizer.clip"):
+            value = self._setting(name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {value}")
+        try:
+            check_fractions(self.data.fractions)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from None
+        betas = self.optimizer.betas
+        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"optimizer.betas: expected two numbers from 0 to below 1, got {tuple(betas)}")
         if self.second_stage is not None:
             self.stage(2)  # raises where it changes what is not there
+
+    def _setting(self, name: str) -> Any:
+        section, _, key = name.rpartition(".")
+        return getattr(getattr(self, section) if section else self, key)
 
     def stage(self, number: int) -> "Config":
         """The configuration of a stage: itself for the first, with the changes of `second_stage` for the second."""
@@ -257,8 +288,9 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return value
         kind = "true or false"
     elif "float" in words:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with suppress(ValueError):  # YAML takes 1e-4 for text
+                return float(value)
         kind = "a number"
     elif "int" in words:
         if isinstance(value, int) and not isinstance(value, bool):

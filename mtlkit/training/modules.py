@@ -1,5 +1,6 @@
 """The three kinds of training as LightningModules: lesion (mask and class), views (class), mammography (four views)."""
 
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import lightning
@@ -384,11 +385,28 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def check_kind(root: Path, task: str, *, mammography: bool) -> None:
+    """Raises unless a data set, of mammography or not, is of the kind that the task takes."""
+    if mammography != (task == "mammography"):
+        kind = "four-view mammograms" if mammography else "single images"
+        raise ValueError(f"{root}: holds {kind}, which the task {task!r} does not take")
+
+
+def check_recipe(module: TrainingModule, config: Config) -> None:
+    """Raises where a recipe asks of its network what it cannot do."""
+    model = module.model
+    if config.second_stage is not None:
+        if not hasattr(model, "stage2_parameters"):
+            raise ValueError(f"second_stage: expected none, as {config.model.name} has no gates that learn alone")
+        model.stage2_parameters()  # raises without UPA
+    vectors = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
+    if vectors and config.data.batch_size == 1 and not config.sync_batch_norm:
+        raise ValueError(f"data.batch_size: expected at least 2, for the BatchNorm of {config.model.name}, got 1")
+
+
 def _check_classes(model: nn.Module, config: Config, catalogue: Catalogue) -> None:
     """Raises unless the network has a logit for each class of the data, and the data are of the task's kind."""
-    if catalogue.mammography != (config.task == "mammography"):
-        kind = "four-view mammograms" if catalogue.mammography else "single images"
-        raise ValueError(f"{catalogue.root}: holds {kind}, which the task {config.task!r} does not take")
+    check_kind(catalogue.root, config.task, mammography=catalogue.mammography)
     if catalogue.mammography:
         name, have, need = "birads_classes", model.options.birads_classes, len(catalogue.birads)
     else:

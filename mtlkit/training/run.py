@@ -10,9 +10,8 @@ A run that was killed goes on from the last whole epoch, and ends with the weigh
 save what the first of them has; BatchNorm's statistics are the first's from each validation on.
 """
 
-import json
 import logging
-import math
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,16 +21,19 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
 from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
-from mtlkit.data.files import csv_text, write_json, written_whole
+from mtlkit.data.files import check_folder, csv_text, write_json, written_whole
+from mtlkit.data.layouts import cmmd
+from mtlkit.data.opening import find_layout
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule
-from mtlkit.training.modules import TrainingModule, create_module
-from mtlkit.training.saved import DATA, MARK, RESULT, SPLIT, write_data
+from mtlkit.training.modules import TrainingModule, check_kind, check_recipe, create_module
+from mtlkit.training.saved import DATA, MARK, RESULT, SPLIT, read_figures, write_data
 from mtlkit.training.summary import summarise
 
 __all__ = ["repeat", "train"]
@@ -87,32 +89,35 @@ def train(
         words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
         raise ValueError(f"trainer['sync_batchnorm']: {words}")
     out = Path(out)
-    if is_main():
-        _prepare(out, config, resume=resume, force=force)
-    if (out / RESULT).is_file():
-        found = json.loads((out / RESULT).read_text())
-        return {name: math.nan if value is None else value for name, value in found.items()}
+    again = is_main() and check_place(out, MARK, "a run", resume=resume, force=force)
+    if again:
+        _check_same_recipe(out / "config.yaml", config)
+    if resume and (out / RESULT).is_file():
+        return read_figures(out / RESULT)
     catalogue = _open(config, data, skip_bad)
-    parts = _split(catalogue, config, split, out / SPLIT)
-    if is_main() and not (out / SPLIT).is_file():
-        parts.save(out / SPLIT)
-    if is_main() and not (out / DATA).is_file():
-        write_data(out, catalogue, parts)
-    module, stages = None, 1 if config.second_stage is None else 2
-    for number in range(1, stages + 1):
-        module, figures = _run_stage(
-            config.stage(number),
-            catalogue,
-            parts,
-            out,
-            number,
-            callbacks,
-            {"enable_progress_bar": progress} | dict(trainer or {}),
-        )
-    if is_main():
-        if hasattr(module.model, "save_pretrained"):
-            module.model.save_pretrained(out / "model")
-        write_json(out / RESULT, figures, force=True)
+    parts = _split(catalogue, config, split, out / SPLIT if resume else None)
+    module = _create(config.stage(1), catalogue, parts)
+    check_recipe(module, config)
+    if is_main() and not again:
+        make_place(out, MARK, force=force)
+    try:
+        if is_main():
+            _write_plan(out, config, catalogue, parts)
+        arguments = {"enable_progress_bar": progress} | dict(trainer or {})
+        figures = _run_stage(config.stage(1), module, catalogue, parts, out / "stage1", callbacks, arguments)
+        if config.second_stage is not None:
+            stage = config.stage(2)
+            module = _create(stage, catalogue, parts, gates_only=True)
+            _load(module, out / "stage1" / "best.ckpt")
+            figures = _run_stage(stage, module, catalogue, parts, out / "stage2", callbacks, arguments)
+        if is_main():
+            if hasattr(module.model, "save_pretrained"):
+                module.model.save_pretrained(out / "model")
+            write_json(out / RESULT, figures, force=True)
+    except BaseException:
+        if is_main() and not again and not any((out / "stage1").glob("*")):
+            shutil.rmtree(out, ignore_errors=True)  # nothing is lost, and nothing is in the way of another attempt
+        raise
     return figures
 
 
@@ -162,53 +167,66 @@ def is_main() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def _prepare(out: Path, config: Config, *, resume: bool, force: bool) -> None:
-    """Makes the run's folder, or raises where it may not be used."""
-    saved = out / "config.yaml"
-    if prepare_folder(out, MARK, "a run", resume=resume, force=force) and saved.exists():
-        if load_config(saved).to_dict() != config.to_dict():
-            raise DataError(f"{saved}: is another recipe than the one to go on with")
-        return
-    try:
-        config.save(saved)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror})") from None
-
-
-def prepare_folder(out: Path, mark: str, what: str, *, resume: bool, force: bool) -> bool:
-    """Makes a folder with the file `mark` in it; whether it is one to go on in.
+def check_place(out: Path, mark: str, what: str, *, resume: bool, force: bool) -> bool:
+    """Whether a folder is one to go on in.
 
     Raises:
-        DataError: it may not be used, or cannot be made.
+        DataError: it may not be used: it is a file, holds other things, or what it holds is not to be replaced.
     """
     if out.is_file():
         raise DataError(f"{out}: expected a folder, found a file")
-    occupied = out.is_dir() and next(out.iterdir(), None) is not None
+    occupied = any(path.name != mark for path in out.rglob("*") if not path.is_dir())
     if occupied and not (out / mark).is_file():
         raise DataError(f"{out}: holds other things than {what}; a new folder is needed")
-    if occupied and resume:
-        return True
-    if occupied and not force:
+    if occupied and not resume and not force:
         raise DataError(f"{out}: there is {what} already; --resume goes on with it, --force begins anew")
+    return occupied and resume
+
+
+def make_place(out: Path, mark: str, *, force: bool) -> None:
+    """Makes a folder anew that `check_place` let pass, with the file `mark` in it.
+
+    Raises:
+        DataError: it cannot be made.
+    """
     try:
-        if occupied:
+        if force and (out / mark).is_file():
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         (out / mark).touch()
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror})") from None
-    return False
+
+
+def _check_same_recipe(saved: Path, config: Config) -> None:
+    if saved.exists() and load_config(saved).to_dict() != config.to_dict():
+        raise DataError(f"{saved}: is another recipe than the one to go on with")
+
+
+def _write_plan(out: Path, config: Config, catalogue: Catalogue, parts: Split) -> None:
+    """What is to be trained, and on what, as far as it is not written yet."""
+    try:
+        if not (out / "config.yaml").is_file():
+            config.save(out / "config.yaml")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror})") from None
+    if not (out / SPLIT).is_file():
+        parts.save(out / SPLIT)
+    if not (out / DATA).is_file():
+        write_data(out, catalogue, parts)
 
 
 def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
     d = config.data
     options = {"birads": d.birads} if config.task == "mammography" else {"classes": d.classes}
     options = {name: tuple(value) for name, value in options.items() if value is not None}
-    return open_dataset(data, d.layout, skip_bad=skip_bad, **options)
+    layout = find_layout(check_folder(data)) if d.layout == "auto" else d.layout
+    check_kind(Path(data), config.task, mammography=layout == cmmd.NAME)
+    return open_dataset(data, layout, skip_bad=skip_bad, **options)
 
 
-def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved: Path) -> Split:
-    if path is None and saved.is_file():
+def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved: Path | None) -> Split:
+    if path is None and saved is not None and saved.is_file():
         path = saved
     if path is not None:
         return load_split(path, catalogue)
@@ -219,16 +237,17 @@ def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved:
 # --- a stage ----------------------------------------------------------------------------------------------------------
 
 
-class _KnownFigure(Callback):
-    """Says which figures there are when the one to judge by is none of them."""
+class _KnownFigures(Callback):
+    """Says which figures there are when one to judge by is none of them."""
 
-    def __init__(self, monitor: str) -> None:
-        self.monitor = monitor
+    def __init__(self, config: Config) -> None:
+        self.monitors = {"stopping": config.stopping.monitor, "schedule": config.schedule.monitor}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-            raise ValueError(f"stopping.monitor: there is no figure {self.monitor!r}; there are: {known}")
+        for section, monitor in self.monitors.items():
+            if monitor is not None and monitor not in trainer.callback_metrics:
+                known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
+                raise ValueError(f"{section}.monitor: there is no figure {monitor!r}; there are: {known}")
 
 
 class _Table(Callback):
@@ -252,27 +271,28 @@ class _Table(Callback):
         self.rows = state["rows"]
 
 
+def _create(config: Config, catalogue: Catalogue, split: Split, *, gates_only: bool = False) -> TrainingModule:
+    """The module of a stage, as its seed makes it."""
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    return create_module(config, catalogue, split, gates_only=gates_only)
+
+
 def _run_stage(
     config: Config,
+    module: TrainingModule,
     catalogue: Catalogue,
     split: Split,
-    out: Path,
-    number: int,
+    folder: Path,
     more_callbacks: Sequence[Callback],
     arguments: Mapping[str, Any],
-) -> tuple[TrainingModule, dict[str, float]]:
-    """Trains one stage, or takes the one that is done, and judges its best epoch."""
-    folder = out / f"stage{number}"
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-    module = create_module(config, catalogue, split, gates_only=number == 2)
-    if number == 2:
-        _load(module, out / "stage1" / "best.ckpt")
+) -> dict[str, float]:
+    """Trains one stage, or takes the one that is done, and judges its best epoch, whose weights the module has then."""
     data = DataModule(catalogue, split, config)
     s = config.stopping
     saved = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=s.monitor, mode=s.mode, **saved)
     last = ModelCheckpoint(filename="last", monitor=None, **saved)  # after the best, whose state it carries
-    callbacks: list[Callback] = [*more_callbacks, _KnownFigure(s.monitor), _Table(folder / "metrics.csv"), best, last]
+    callbacks: list[Callback] = [*more_callbacks, _KnownFigures(config), _Table(folder / "metrics.csv"), best, last]
     if s.patience is not None:
         stop = EarlyStopping(s.monitor, s.min_delta, s.patience, mode=s.mode, check_on_train_epoch_end=True)
         callbacks.append(stop)
@@ -291,20 +311,25 @@ def _run_stage(
     with warnings.catch_warnings(), _quiet():
         # few workers and small last batches are chosen, and a class may lack in a small validation part
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(**options | arguments)
+        try:
+            trainer = lightning.Trainer(**options | arguments)
+        except (MisconfigurationException, TypeError) as error:
+            raise ValueError(f"trainer: {error}") from None
         if config.sync_batch_norm and trainer.world_size > 1:
             _check_sync_batch_norm(trainer)
             module.model = synchronise(module.model)
         if not (folder / "done.json").is_file():
             module.train()
             path = folder / "last.ckpt"
+            if path.is_file():
+                _read_checkpoint(path)  # raises in words what Lightning would in a traceback
             trainer.fit(module, data, ckpt_path=path if path.is_file() else None, weights_only=False)
             if trainer.interrupted:
                 raise KeyboardInterrupt
             if is_main():
                 write_json(folder / "done.json", {"epochs": trainer.current_epoch}, force=True)
         _load(module, folder / "best.ckpt")
-        return module, _judge(trainer, module, data)
+        return _judge(trainer, module, data)
 
 
 def _check_sync_batch_norm(trainer: lightning.Trainer) -> None:
@@ -338,9 +363,23 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: the checkpoint is missing; --force begins the run anew")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        raise DataError(f"{path}: the checkpoint is damaged; --force begins the run anew") from None
+
+
 def _load(module: TrainingModule, path: Path) -> None:
     """Takes the network's weights of a checkpoint."""
-    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    state = _read_checkpoint(path)["state_dict"]
     module.model.load_state_dict(
         {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     )

@@ -222,14 +222,14 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
     """
     folder = check_folder(folder)
     config = read_recipe(folder)
-    data, figures = _read(folder / DATA), _read(folder / RESULT)
+    data, figures = _read(folder / DATA), read_figures(folder / RESULT)
     try:
         known = {
             "classes": tuple(map(str, data["classes"])),
             "birads": tuple(map(int, data["birads"])),
             "data": Path(data["root"]),
             "prints": {str(key): str(value) for key, value in data["prints"].items()},
-            "figures": {name: math.nan if value is None else float(value) for name, value in figures.items()},
+            "figures": figures,
         }
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"{folder / DATA}: is not as a run writes it") from None
@@ -268,6 +268,19 @@ def read_recipe(folder: Path) -> Config:
         return load_config(folder / "config.yaml")
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def read_figures(path: Path) -> dict[str, float]:
+    """The figures of result.json.
+
+    Raises:
+        DataError: it cannot be read, or is not as a run writes it.
+    """
+    figures = _read(path)
+    try:
+        return {name: math.nan if value is None else float(value) for name, value in figures.items()}
+    except (TypeError, ValueError, AttributeError):
+        raise DataError(f"{path}: is not as a run writes it") from None
 
 
 def _read(path: Path) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["in_words", "summarise"]
+__all__ = ["digits_of", "in_words", "summarise"]
 
 
 def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -26,6 +26,17 @@ def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]
     spread = table.std(0, ddof=1) if len(runs) > 1 else np.full(table.shape[1], np.nan)
     pairs = zip(runs[0], table.mean(0).tolist(), spread.tolist(), strict=True)
     return {name: {"mean": mean, "sd": sd} for name, mean, sd in pairs}
+
+
+def digits_of(name: str) -> int:
+    """How many digits of a figure are worth showing: of counts of images none, else four.
+
+    Example:
+        >>> from mtlkit.training.summary import digits_of
+        >>> digits_of("label_images"), digits_of("iou")
+        (0, 4)
+    """
+    return 0 if name.endswith(("images", "empty")) else 4
 
 
 def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:

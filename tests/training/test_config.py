@@ -86,7 +86,16 @@ def test_changes_reach_the_depths():
         ({"data": {"batch_size": 0}}, "data.batch_size: expected at least 1, got 0"),
         ({"data": {"classes": "benign"}}, "data.classes: expected a list, got 'benign'"),
         ({"data": {"cache": 1}}, "data.cache: expected true or false, got 1"),
-        ({"optimizer": {"lr": "3e-4"}}, "optimizer.lr: expected a number, got '3e-4'"),
+        ({"optimizer": {"lr": "fast"}}, "optimizer.lr: expected a number, got 'fast'"),
+        ({"optimizer": {"betas": [0.9]}}, r"optimizer.betas: expected two numbers from 0 to below 1, got \(0.9,\)"),
+        ({"optimizer": {"clip": 0}}, "optimizer.clip: expected a number above 0, got 0"),
+        ({"data": {"size": 0}}, "data.size: expected at least 1, got 0"),
+        ({"data": {"augment": "x"}}, "data.augment: expected one of 'none', 'mbdi', .*, got 'x'"),
+        ({"data": {"fractions": [0.5, 0.6]}}, "data.fractions: expected three numbers .* of sum 1"),
+        ({"loss": {"tversky": "x"}}, "loss.tversky: expected one of 'mbdi', 'mbdi_code', 'abraham', got 'x'"),
+        ({"loss": {"gates": -1}}, "loss.gates: expected at least 0, got -1"),
+        ({"stopping": {"patience": -1}}, "stopping.patience: expected at least 0, got -1"),
+        ({"precision": "8"}, "precision: expected one of '32-true', .*, got '8'"),
         ({"optimizer": {"lr": 0}}, "optimizer.lr: expected a number above 0, got 0"),
         ({"optimizer": {"name": "sgd"}}, "optimizer.name: expected one of 'adam', 'adamw', got 'sgd'"),
         ({"model": {"options": [1]}}, r"model.options: expected names and values, got \[1\]"),
@@ -103,6 +112,14 @@ def test_wrong_settings(tmp_path, changes, message):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(changes))
     with pytest.raises(ValueError, match=f"a.yaml: {message}"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_numbers_that_yaml_takes_for_text(tmp_path):
+    (tmp_path / "a.yaml").write_text("optimizer: {lr: 1e-4, eps: 1e-07}")
+    assert (
+        load_config(tmp_path / "a.yaml").optimizer
+        == Config().change({"optimizer": {"lr": 1e-4, "eps": 1e-7}}).optimizer
+    )
 
 
 def test_wrong_files(tmp_path):

@@ -355,6 +355,72 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small):
         ValueError, match=r"stopping.monitor: there is no figure 'val/iuo'; there are: val/accuracy, val/"
     ):
         train(config, ultrasound, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    config = small.change({"schedule": {"monitor": "val/iuo"}})
+    with pytest.raises(ValueError, match=r"schedule.monitor: there is no figure 'val/iuo'; there are: val/accuracy"):
+        train(config, ultrasound, tmp_path / "run", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"batch_size": 1}}, "data.batch_size: expected at least 2, for the BatchNorm of btinet, got 1"),
+        ({"data": {"size": 20}}, "images: expected shape .* H and W at least 32"),
+        (
+            {"model": {"name": "mbdi"}, "second_stage": {}},
+            "second_stage: expected none, as mbdi has no gates",
+        ),
+        ({"model": {"options": {"num_classes": 2}}}, "model.options.num_classes: expected 3"),
+        ({"task": "mammography"}, r"busi: holds single images, which the task 'mammography' does not take"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_leaves_no_folder(tmp_path, ultrasound, small, changes, words):
+    """So that the next attempt needs no --force, and one with --force loses no run that there is."""
+    with pytest.raises(ValueError, match=words):
+        train(small.adjust(changes), ultrasound, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_force_loses_no_run_to_a_recipe_that_does_not_fit(finished, tmp_path, ultrasound, small):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"data.batch_size: expected at least 2"):
+        train(small.change({"data": {"batch_size": 1}}), ultrasound, out, force=True, progress=False)
+    with pytest.raises(DataError, match="there is no such folder"):
+        train(small, tmp_path / "nowhere", out, force=True, progress=False)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    train(small.change({"stopping": {"epochs": 1}}), ultrasound, out, force=True, progress=False)
+    assert not (out / "stage2").exists()
+
+
+@pytest.mark.parametrize("name", ["stage2/last.ckpt", "stage2/best.ckpt", "stage1/best.ckpt"])
+def test_damaged_and_missing_checkpoints_are_named(finished, tmp_path, ultrasound, name):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    (out / "result.json").unlink()
+    if name == "stage2/last.ckpt":
+        (out / "stage2/done.json").unlink()
+    config, path = load_config(out / "config.yaml"), out / name
+    path.write_bytes(path.read_bytes()[:10_000])
+    for words in ("damaged", "missing"):
+        with pytest.raises(DataError, match=rf"{name}: the checkpoint is {words}; --force begins the run anew"):
+            train(config, ultrasound, out, resume=True, progress=False)
+        path.unlink(missing_ok=True)
+        if name == "stage2/last.ckpt":
+            break  # without it the stage begins anew
+
+
+def test_damaged_figures_are_named(finished, tmp_path, ultrasound):
+    out = shutil.copytree(finished[0], tmp_path / "run")
+    (out / "result.json").write_text("{")
+    with pytest.raises(DataError, match=r"result.json: is no JSON"):
+        train(load_config(out / "config.yaml"), ultrasound, out, resume=True, progress=False)
+
+
+def test_wrong_arguments_of_the_trainer(tmp_path, ultrasound, small):
+    for trainer, words in (({"devics": 2}, "devics"), ({"accelerator": "abacus"}, "abacus")):
+        with pytest.raises(ValueError, match=f"trainer: .*{words}"):
+            train(small, ultrasound, tmp_path / "run", progress=False, trainer=trainer)
+        assert not (tmp_path / "run").exists()
 
 
 def test_broken_image_is_named_or_skipped(tmp_path, ultrasound, small):
@@ -388,7 +454,8 @@ def test_command(finished, tmp_path, ultrasound, capsys):
         (["demo", "--set", "x"], "--set x: expected NAME=VALUE"),
         (["demo", "--set", "data.size=["], "--set data.size=[: the value is no YAML"),
         (["demo", "--set", "data.sise=3"], "data.sise: there is no such setting (did you mean 'size'?)"),
-        (["demo", "--repeats", "0"], "times: expected at least 1, got 0"),
+        (["demo", "--repeats", "0"], "--repeats: expected at least 1, got 0"),
+        (["demo", "--devices", "0"], "--devices: expected at least 1, got 0"),
         (["demo"], "nowhere: there is no such folder"),
     ],
 )
