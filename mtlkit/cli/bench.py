@@ -74,7 +74,13 @@ def run(options: argparse.Namespace) -> int:
                 status.update(f"measured {row.what}, {row.direction}")
     except AssertionError as error:
         raise ValueError(f"a result is wrong, and nothing was measured further: {error}") from None
-    table = Table(box=SIMPLE, title=f"{about['processor']}, {about['threads']} threads", title_justify="left")
+    table = Table(
+        box=SIMPLE,
+        title=f"{about['processor']}, {about['threads']} threads",
+        title_justify="left",
+        collapse_padding=True,
+        pad_edge=False,
+    )
     for name in ("what", "size", "pass", "mtlkit", "torch", "ratio"):
         table.add_column(name, justify="right" if name in ("mtlkit", "torch", "ratio") else "left", no_wrap=True)
     for row in rows:

@@ -7,6 +7,7 @@ block of stages 2, 3, 4 and 6, still at the resolution before that block's strid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from difflib import get_close_matches
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -99,6 +100,7 @@ class Encoder(nn.Module):
 
     Raises:
         ImportError: timm is not installed.
+        OSError: the pretrained weights cannot be downloaded or read.
         ValueError: no such encoder or module; images of another shape.
         TypeError: images that are no floating-point tensor.
 
@@ -130,7 +132,7 @@ class Encoder(nn.Module):
         self.name, self.in_chans, self.freeze_until = name, in_chans, freeze_until
         self._taps = taps or plan.taps
         with nullcontext() if device is None else torch.device(device):
-            net = _timm().create_model(name, pretrained=pretrained, in_chans=in_chans)
+            net = _network(name, pretrained, in_chans)
         self.mean, self.std = (tuple(net.pretrained_cfg[key]) for key in ("mean", "std"))
         self._order = self._adopt(net, list(plan.order(net)))
         self.to(dtype=dtype)
@@ -198,6 +200,20 @@ class Encoder(nn.Module):
     def extra_repr(self) -> str:
         """The options, for repr."""
         return f"{self.name!r}, in_chans={self.in_chans}, freeze_until={self.freeze_until!r}, channels={self.channels}"
+
+
+def _network(name: str, pretrained: bool, in_chans: int) -> nn.Module:
+    """A network of timm; says what to do where its weights are out of reach."""
+    make = partial(_timm().create_model, name, in_chans=in_chans)
+    if not pretrained:
+        return make(pretrained=False)
+    try:
+        return make(pretrained=True)
+    except (OSError, RuntimeError) as error:  # of the network, the Hub, or a file of weights
+        words = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
+        raise OSError(
+            f"pretrained: the weights of {name} cannot be had ({words}); pretrained=False begins without them"
+        ) from error
 
 
 def _timm() -> Any:

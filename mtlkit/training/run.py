@@ -313,8 +313,8 @@ def _run_stage(
         warnings.filterwarnings("ignore", module="lightning")
         try:
             trainer = lightning.Trainer(**options | arguments)
-        except (MisconfigurationException, TypeError) as error:
-            raise ValueError(f"trainer: {error}") from None
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ValueError(f"trainer: {' '.join(str(error).split())}") from None
         if config.sync_batch_norm and trainer.world_size > 1:
             _check_sync_batch_norm(trainer)
             module.model = synchronise(module.model)

@@ -62,6 +62,7 @@ def test_command(fast, capsys, tmp_path):
     assert main(["bench", "--quick", "--model", "small", "--json", str(path)]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*OPERATORS, "small", "500 ms", "1.0"))
+    assert "…" not in text  # all of it fits in 80 columns
     saved = json.loads(path.read_text())
     assert (saved["mtlkit"], saved["device"]) == (mtlkit.__version__, "cpu")
     rows = saved["rows"]

@@ -95,6 +95,18 @@ def test_pretrained_weights(in_chans, tmp_path):
     assert encoder.mean == (0.485, 0.456, 0.406)
 
 
+def test_weights_out_of_reach():
+    """One sentence that names them, whatever the Hub says, and the way on."""
+
+    def offline(*_, **__):
+        raise FileNotFoundError("Cannot find the requested files in the local cache.\nPlease check your connection.")
+
+    words = r"^pretrained: the weights of resnet18 cannot be had \(Cannot find .* cache\); pretrained=False begins"
+    with patch("timm.create_model", offline), pytest.raises(OSError, match=words) as error:
+        Encoder("resnet18", pretrained=True)
+    assert "\n" not in str(error.value)
+
+
 def test_names_may_carry_the_tag_of_the_weights():
     with patch("timm.create_model", wraps=timm.create_model) as make:
         Encoder("resnet18.tv_in1k", device="meta")
