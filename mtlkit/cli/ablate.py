@@ -63,8 +63,9 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli.train import parse_changes, training_options
     from mtlkit.training import ablate, load_ablation
     from mtlkit.training.ablation import show
+    from mtlkit.training.run import is_main
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=not is_main())  # of several processes one tells
     table = load_ablation(options.table, parse_changes(options.set))
 
     def on_row(number: int, row: "AblationRow") -> None:

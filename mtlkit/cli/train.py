@@ -101,12 +101,13 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mtlkit.training import load_config, repeat, train
+    from mtlkit.training.run import is_main
     from mtlkit.training.summary import digits_of, in_words
 
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
     config = load_config(options.recipe).adjust(parse_changes(options.set))
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not is_main())  # of several processes one tells
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     if options.repeats is None:

@@ -259,6 +259,8 @@ def read_recipe(folder: Path) -> Config:
         if runs := runs_within(folder):
             names = ", ".join(path.name for path in runs)
             raise DataError(f"{folder}: holds several runs, of which one is to be named: {names}")
+        if rows := sorted({path.parent.parent.name for path in folder.glob(f"*/*/{MARK}")}):
+            raise DataError(f"{folder}: holds runs in folders, of which one is to be named: {', '.join(rows)}")
         raise DataError(f"{folder}: is not the folder of a run; `mtlkit train` makes one")
     if not (folder / RESULT).is_file():
         raise DataError(f"{folder}: this run has not ended; `mtlkit train` with --resume goes on with it")

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mtlkit.cli import main
 from mtlkit.cli.train import parse_changes
@@ -445,6 +446,14 @@ def test_command(finished, tmp_path, ultrasound, capsys):
     assert (config.stopping.epochs, config.second_stage) == (1, None)
     assert config.model.options["dropout"] == 0.2
     assert config.model.options["encoder"] == "resnet18"
+
+
+def test_one_of_several_processes_tells(finished, ultrasound, capsys, monkeypatch):
+    arguments = ["train", str(finished[0] / "config.yaml"), "--data", str(ultrasound), "--out", str(finished[0])]
+    for rank in (1, 0):
+        monkeypatch.setattr(rank_zero_only, "rank", rank)
+        assert main([*arguments, "--resume"]) == 0
+        assert ("combined" in capsys.readouterr().out) == (rank == 0)
 
 
 @pytest.mark.parametrize(

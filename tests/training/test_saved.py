@@ -172,6 +172,11 @@ def test_wrong_folders(tmp_path, folder):
         shutil.copytree(folder, tmp_path / f"runs/seed-{seed}")
     with pytest.raises(DataError, match="holds several runs, of which one is to be named: seed-42, seed-43"):
         load_run(tmp_path / "runs")
+    (tmp_path / "runs").rename(tmp_path / "row")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "row").rename(tmp_path / "table/row")
+    with pytest.raises(DataError, match="holds runs in folders, of which one is to be named: row"):
+        load_run(tmp_path / "table")
 
 
 @pytest.mark.parametrize(
