@@ -23,6 +23,7 @@ from mtlkit.training.summary import summarise
 
 __all__ = ["evaluate_repeats"]
 
+DRAWN = ("lesion_not_found", "empty_with_prediction")  # counts that depend on the run
 SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "bootstrap")  # what all runs have in common
 Key = tuple[str, ...]
 
@@ -49,7 +50,8 @@ def evaluate_repeats(
     Returns:
         What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "gates" and
         "displacement" as `evaluate` returns them, with "mean", "sd" (with one degree of freedom less) and "runs", by
-        name, in the place of each figure. Of gates and displacement it is the mean over the images that is averaged.
+        name, in the place of each figure; "counts", likewise where the runs decide. Of gates and displacement it is the
+        mean over the images that is averaged.
 
     Raises:
         DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.
@@ -107,7 +109,7 @@ def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict
         "folder": str(folder.resolve()),
         "runs": list(found),
         "remarks": list(dict.fromkeys(remark for one in found.values() for remark in one["remarks"])),
-        "counts": first["counts"],
+        "counts": dict(first["counts"]),
         **{name: {} for name in ("figures", "classes", "failure_detection", "gates", "displacement")},
     }
     rows = []
@@ -127,6 +129,7 @@ def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict
 def _values(metrics: Mapping[str, Any]) -> list[tuple[Key, float | None]]:
     """Every figure of an evaluation by where it stands, without its interval."""
     found = [(("figures", name), entry["value"]) for name, entry in metrics["figures"].items()]
+    found += [(("counts", name), float(count)) for name, count in metrics["counts"].items() if name in DRAWN]
     for section, key in (("classes", None), ("failure_detection", "scores")):
         for what, entries in metrics[section].items():
             for name, figures in (entries if key is None else entries[key]).items():

@@ -58,6 +58,12 @@ def test_every_figure_is_the_mean_over_the_runs(done):
         close(pair, [one["gates"][name]["mean"] for one in single])
     for level, pair in metrics["displacement"]["seg_to_clf"].items():
         close(pair, [one["displacement"]["seg_to_clf"][level]["mean"] for one in single])
+    for name, count in metrics["counts"].items():
+        counts = [one["counts"][name] for one in single]
+        if name in ("lesion_not_found", "empty_with_prediction"):
+            close(count, counts)
+        else:
+            assert {count} == set(counts)
     assert metrics == json.loads((out / "metrics.json").read_text())
 
 
