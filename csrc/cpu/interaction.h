@@ -17,8 +17,9 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Bytes of a band that the second-level cache holds beside what is read and written of other panels.
-inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 96 << 10;
+// Bytes of a band: forward what the second-level cache holds beside the weights; backward more, since each band passes
+// the gradient of the weights once, and otherwise a slab of a panel is at work at a time.
+inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 320 << 10;
 inline constexpr int64_t kMostPixels = 512;
 
 template <typename T>
