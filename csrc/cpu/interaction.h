@@ -19,7 +19,7 @@ namespace MTLKIT_ISA {
 
 // Bytes of a band: forward what the second-level cache holds beside the weights; backward more, since each band passes
 // the gradient of the weights once, and otherwise a slab of a panel is at work at a time.
-inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 320 << 10;
+inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 176 << 10;
 inline constexpr int64_t kMostPixels = 512;
 
 template <typename T>
