@@ -6,24 +6,23 @@
 
 namespace mtlkit::cuda {
 
+inline constexpr int kRowVector = 4;  // values of x_dbl that one copy moves at least; a pixel has a multiple of them
+
 // What the kernels take beside SS2DCuda, worked out once before the launch.
 struct SS2DGeometry {
   Divisor height, width;
-  int row_bytes;   // the part of a pixel's values that holds one direction's row, in whole vectors of row_vector bytes
-  int row_vector;  // 16, or 8 for 16-bit values: pixels are a multiple of this apart
+  int row_bytes;     // the part of a pixel's values that holds one direction's row, in whole vectors
   bool map_vectors;  // whether rows of the maps can be moved four floats at a time
 
   SS2DGeometry(const SS2DShape& shape, DType dtype)
       : height(static_cast<uint32_t>(shape.height)),
         width(static_cast<uint32_t>(shape.width)),
-        row_vector(dtype == DType::kFloat32 ? 16 : 8),
         map_vectors(shape.channels % 4 == 0) {
-    const int64_t row = shape.row() * size_of(dtype);
-    row_bytes = 0;
+    int64_t vectors = 0;
     for (int64_t k = 0; k < kDirections; ++k) {
-      const int64_t bytes = ceil_div(k * row % row_vector + row, row_vector) * row_vector;
-      row_bytes = std::max(row_bytes, static_cast<int>(bytes));
+      vectors = std::max(vectors, ceil_div(k * shape.row() % kRowVector + shape.row(), kRowVector));
     }
+    row_bytes = static_cast<int>(vectors * kRowVector * size_of(dtype));
   }
 };
 
@@ -189,12 +188,10 @@ unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
   return static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared(nullptr, geometry.row_bytes, rank).end));
 }
 
-// Elements between the start of a staged row and the row. T: the type of x_dbl.
-template <typename L, typename T>
-__device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work) {
-  const auto per_vector = static_cast<uint32_t>(geometry.row_vector / sizeof(T));  // a power of two
-  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) &
-                          (per_vector - 1));
+// Elements between the start of a staged row and the row.
+template <typename L>
+__device__ int row_skew(const SS2DCuda& p, const Work<L>& work) {
+  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) % kRowVector);
 }
 
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.

@@ -104,7 +104,7 @@ template <typename L>
 __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
                       const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
-  if (geometry.row_vector == 16) {
+  if (p.x_dbl.dtype == DType::kFloat32) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
   } else {
     stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
@@ -119,7 +119,7 @@ template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
                        const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
-  const int skew = row_skew<L, T>(p, geometry, work);
+  const int skew = row_skew(p, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
                       [&](int token, int channel, int place, bool real, float dt, float slope) {
@@ -335,8 +335,11 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 
-  const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
-  const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  const auto shared_of = [&](int group) {
+    const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
+    return Shared<L>(group == 0 ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  };
+  Shared<L> shared = shared_of(work.group);
   load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
 #pragma unroll 1
@@ -375,8 +378,10 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
+      const int thread = reread_thread();  // what depends on it need not lie in registers during the scan
+      shared = shared_of(thread / L::kThreads);
       task = *shared.task;
-      task.work.thread = threadIdx.x % L::kThreads;
+      task.work.thread = thread % L::kThreads;
       if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       project_back<L>(shared, params, work, tile);
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {

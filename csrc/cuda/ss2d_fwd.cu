@@ -38,7 +38,7 @@ struct Shared {
 template <typename L>
 __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, const SS2DGeometry& geometry,
                       const Work<L>& work, const Tile<L>& tile) {
-  if (geometry.row_vector == 16) {
+  if (p.x_dbl.dtype == DType::kFloat32) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
   } else {
     stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
@@ -51,7 +51,7 @@ __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, 
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
                        const Tile<L>& tile) {
-  const int skew = row_skew<L, T>(p, geometry, work);
+  const int skew = row_skew(p, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
                       [&](int token, int channel, int place, bool real, float dt, float) {
