@@ -50,27 +50,41 @@ ROWS = {
 
 
 class Allocations(TorchDispatchMode):
-    """Adds up the storages that operators make, for as long as they live."""
+    """Adds up the storages that operators make, for as long as they live.
+
+    Where a tensor is used twice, autograd adds the second gradient to the first in place, if nobody else holds that; but
+    never under a mode such as this. So a sum that autograd makes counts from the next operator on: by then the first
+    gradient is gone, if nobody else holds it, and the sum stands for it.
+    """
 
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.sizes = {id(t.untyped_storage()): 0 for t in given}
+        self.sums: list[int] = []  # of gradients, in bytes, that do not count yet
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.count_sums()
         results = operator(*args, **(kwargs or {}))
+        of_autograd = operator is torch.ops.aten.add.Tensor and torch._C._current_graph_task_id() >= 0
         for t in tree_leaves(results):
             if isinstance(t, Tensor):
-                self._add(t.untyped_storage())
+                self._add(t.untyped_storage(), of_autograd)
         return results
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
+    def count_sums(self) -> None:
+        self.now += sum(self.sums)
+        self.sums.clear()
+        self.peak = max(self.peak, self.now)
+
+    def _add(self, storage: torch.UntypedStorage, of_autograd: bool) -> None:
         key = id(storage)
         if key in self.sizes:
             return
         self.sizes[key] = -(-storage.nbytes() // BLOCK) * BLOCK
-        self.now += self.sizes[key]
-        self.peak = max(self.peak, self.now)
+        self.sums.append(self.sizes[key])
+        if not of_autograd:
+            self.count_sums()
         weakref.finalize(storage, self._drop, key)
 
     def _drop(self, key: int) -> None:
@@ -147,6 +161,7 @@ def peak_bytes(
     dy = torch.empty_like(tensors["u"])
     with Allocations([*(t.requires_grad_() for t in tensors.values()), dy]) as allocations:
         run(scan, tensors, dy, BOTH)
+        allocations.count_sums()
     return allocations.peak
 
 

@@ -45,8 +45,7 @@ struct Work {
     const int left_channels = group_channels - group_block * L::kChannels;
     channels = left_channels < L::kChannels ? left_channels : L::kChannels;
     first_tile = chunk * chunk_tiles;
-    const int left = static_cast<int>(p.tiles) - first_tile;
-    tiles = left < chunk_tiles ? left : chunk_tiles;
+    tiles = chunk == chunks - 1 ? static_cast<int>(p.tiles) - first_tile : chunk_tiles;
   }
 };
 

@@ -106,10 +106,8 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
     if constexpr (kEndsOnly) {
       advance_tile<L>(shared.x + channel, B, tile.padded, A, h, steps);
     } else {
-      if (p.checkpoints && work.first_channel + channel < p.shape.channels) {
-        const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
-        float* states = p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded;
-        store_states<L>(states, lane, h);
+      if (p.checkpoints) {
+        if (float* states = checkpoint(p, work, tile)) store_states<L>(states, lane, h);
       }
       scan_tile<L>(shared.x + channel, B, C, shared.sums + channel, tile.padded, lane, A, h);
       block_sync();
@@ -119,7 +117,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
       });
     }
   }
-  if constexpr (kEndsOnly) store_chunk_end<L>(p, work, h, steps);
+  if constexpr (kEndsOnly) store_chunk_end<L>(p, work, h, steps, false);
 }
 
 template <typename L>
