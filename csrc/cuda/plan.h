@@ -25,18 +25,19 @@ struct Chunks {
   int64_t count;
 };
 
-// One chunk where the warps of a launch are enough; else as many as make 16 warps per multiprocessor, of at least 128
-// tokens each, or 8 warps of at least 64 tokens, whichever is more; half a tile at the end makes no chunk of its own.
-// Only if that makes three or more: two would cost more than they bring, since the states are found twice.
+// One chunk where the warps of a launch are enough; else as many as 16 warps per multiprocessor have room for, but
+// three at least, of 128 tokens or more, or as many as 8 have room for, of 64 tokens or more, whichever is more. Half a
+// tile at the end makes no chunk of its own. Fewer than three would cost more than they bring: the states are found
+// twice.
 inline Chunks split(int64_t tokens, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
   constexpr int64_t kLeastChunks = 3;
-  const int64_t tiles = ceil_div(tokens, tile_tokens);
+  const int64_t tiles = ceil_div(tokens, tile_tokens), given = std::max<int64_t>(warps, 1);
   if (gpu.has_enough(warps)) return {tiles, 1};
-  const auto length = [&](int64_t warps_wanted, int64_t least_tokens) {
-    const int64_t wanted = ceil_div(warps_wanted, std::max<int64_t>(warps, 1));
-    return std::max(least_tokens / tile_tokens, ceil_div(tiles, wanted));
+  const auto length = [&](int64_t chunks, int64_t least_tokens) {
+    return std::max(least_tokens / tile_tokens, ceil_div(tiles, chunks));
   };
-  const int64_t chunk_tiles = std::min(length(gpu.full_warps(), 128), length(gpu.enough_warps(), 64));
+  const int64_t chunk_tiles =
+      std::min(length(std::max(kLeastChunks, gpu.full_warps() / given), 128), length(gpu.enough_warps() / given, 64));
   const int64_t chunks = ceil_div(tokens - tile_tokens / 2, chunk_tiles * tile_tokens);
   return chunks < kLeastChunks ? Chunks{tiles, 1} : Chunks{chunk_tiles, chunks};
 }
