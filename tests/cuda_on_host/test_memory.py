@@ -1,4 +1,4 @@
-"""The memory that an SS2D takes in training: at most 0.4 of MedMamba's or the least possible, and as the page has it."""
+"""The memory that an SS2D takes in training: at most 0.4 of MedMamba's, or the least possible, and as on the page."""
 
 import importlib
 import re
