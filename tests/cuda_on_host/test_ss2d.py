@@ -88,6 +88,17 @@ def test_cut_into_launches(on_host, kernels, shape, multiprocessors, cut, dtype)
     check(inputs, torch.randn(inputs["u"].shape).to(dtype))
 
 
+@pytest.mark.parametrize(("height", "launches"), [(3, 4), (10, 8)])
+def test_few_launches_of_the_backward_pass_of_one_image(on_host, kernels, height, launches):
+    """For each pair of directions the scan and the sums of its parts; in chunks also these and the sums of theirs."""
+    on_host(40)
+    inputs = SS2DShape(1, 48, height, 20, 16, 4).inputs()
+    y = ss2d(**{name: t.requires_grad_() for name, t in inputs.items()})
+    before = kernels.launches()
+    y.sum().backward()
+    assert kernels.launches() - before == launches
+
+
 @pytest.mark.parametrize("channels", [40, 20])
 def test_repeats_bit_by_bit_in_any_order(on_host, kernels, channels):
     inputs = SS2DShape(2, channels, 17, 15, 16, 3).inputs()
