@@ -170,9 +170,13 @@ torch.save(watch.gradients, f"{out}/gradients-{os.environ.get('LOCAL_RANK', 0)}.
 
 
 def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monkeypatch):
-    """Gradients of every step and parameter, weights and figures, in float64, of the same batches in halves."""
+    """Gradients of every step and parameter, weights and figures, in float64, of the same batches in halves.
+
+    The bounds are wide for float64: where a gradient is all but zero, Adam makes of its rounding a step of its own.
+    """
     options = dict(small.model.options) | {"dropout": 0.0, "freeze_until": "layer1"}
-    data = {"augment": "none", "fractions": [0.5, 0.25, 0.25]}  # 12 images, 3 batches of 4
+    # 12 images, 3 batches of 4; in the end each process judges all images, in batches of this size
+    data = {"augment": "none", "fractions": [0.5, 0.25, 0.25], "eval_batch_size": 4}
     # the Tversky loss of the demo is over the batch, not over its images, and so is what the gates are to learn
     loss = {"sync": True, "gates": 1.0}
     changes = {"model": {"options": options}, "data": data, "loss": loss, "precision": "64-true"}
@@ -197,10 +201,10 @@ def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monke
             assert {value.dtype for value in expected.values()} == {torch.float64}
             assert any(".upa." in name for name in expected)
             for name, value in expected.items():
-                torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-7)
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("one", "two"))
     assert second == pytest.approx(first, abs=1e-6)
 
