@@ -94,9 +94,12 @@ def _matrix(
 @triton.jit
 def _off_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
     """[T, BC, G, BD] summed over the lanes of a channel: [T, BC, BD]."""
-    V: tl.constexpr = 2 if G == 4 else 1  # tokens of a thread side by side: what takes the fewest instructions
-    v = tl.permute(tl.reshape(v, [T // V, V, BC, G, BD]), (3, 1, 2, 4, 0))
-    return tl.reshape(tl.permute(over_lanes(v), (3, 0, 1, 2)), [T, BC, BD])
+    if G == 4:  # two tokens of a thread side by side, as wide loads of 16 states have them
+        v = tl.permute(tl.reshape(v, [T // 2, 2, BC, G, BD]), (3, 1, 2, 4, 0))
+        total = tl.reshape(tl.permute(over_lanes(v), (3, 0, 1, 2)), [T, BC, BD])
+    else:
+        total = over_lanes(tl.permute(v, (2, 0, 1, 3)))
+    return total
 
 
 # --- the states alone, for split scans --------------------------------------------------------------------------------
@@ -185,18 +188,16 @@ def selective_scan_fwd_kernel(
         h = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     else:
         h = tl.zeros([S, BC, G, BD], tl.float32)
-    ahead = first * T + tl.arange(0, T)
-    mask_ahead = (ahead < L)[:, None, None] & there[None]
-    u_ = tl.load(u + along(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-    delta_ = tl.load(delta + along(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+    token = first * T + tl.arange(0, T)
+    mask = (token < L)[:, None, None] & there[None]
+    u_ = tl.load(u + along(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0)
+    delta_ = tl.load(delta + along(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
     kept = checkpoints + ((sequence * tl.cdiv(L, KEEP) + first // EVERY) * N + n5) * D + d5
-    for r in range(rounds):
-        start = first + r * EVERY
+    for _ in range(rounds):
         if SAVE:
             tl.store(kept, h, mask=there5)
             kept += N * D
-        for s in tl.static_range(EVERY):
-            token = (start + s) * T + tl.arange(0, T)
+        for _ in tl.static_range(EVERY):
             inside = token < L
             mask = inside[:, None, None] & there[None]
             uu = u_.to(tl.float32)
@@ -225,6 +226,7 @@ def selective_scan_fwd_kernel(
                 gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
                 y *= gate * sigmoid(gate)
             tl.store(out + along(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
+            token = ahead
     if last is not None:
         tl.store(last + (sequence * D + d5) * N + n5, h, mask=there5)
 
