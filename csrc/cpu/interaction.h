@@ -17,8 +17,9 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Bytes of a band that the second-level cache holds beside what is read and written of other panels.
-inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 64 << 10;
+// Bytes of a band: forward what the second-level cache holds beside the weights; backward more, since each band passes
+// the gradient of the weights once, and otherwise a slab of a panel is at work at a time.
+inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 176 << 10;
 inline constexpr int64_t kMostPixels = 512;
 
 template <typename T>
@@ -78,12 +79,13 @@ struct Cut {
     const int64_t fitting = bytes / static_cast<int64_t>(channels * sizeof(T)) / step * step;
     band = min(max(min(max(fitting, 4 * kLanes<T>), kMostPixels), round_up(3 * halo, step)), round_up(pixels, step));
     start = round_up(halo, kLanes<T>);
-    pitch = pitch_of<T>(start + round_up(band, kLanes<T>) + halo + kLanes<T>);
     splits = split(p.shape.batch, int64_t{1} << 30, p.threads);
     splits = min(splits, ceil_div(pixels, step));
     chunk = round_up(ceil_div(pixels, splits), step);
     splits = ceil_div(pixels, chunk);
     items = p.shape.batch * splits;
+    band = round_up(ceil_div(chunk, ceil_div(chunk, band)), kLanes<T>);
+    pitch = pitch_of<T>(start + round_up(band, kLanes<T>) + halo + kLanes<T>);
     threads = static_cast<int>(max(1, min(p.threads, items)));
   }
 
@@ -94,6 +96,10 @@ struct Cut {
       if (++item == items) return Ahead();
       first = this->first(item);
     }
+    return band_of(map, item, first);
+  }
+
+  Ahead band_of(const Tensor<3>& map, int64_t item, int64_t first) const {
     return Ahead(at(map, image(item) * map.stride[0] + first * map.stride[2]), map.dtype, map.stride[1], map.stride[2],
                  channels, min(band, last(item) - first));
   }
@@ -102,9 +108,10 @@ struct Cut {
   int64_t first(int64_t item) const { return item % splits * chunk; }
   int64_t last(int64_t item) const { return min(pixels, first(item) + chunk); }
 
-  // Fills a panel with pixels [first, first + count) of all channels, and with the halo on both sides. Where that lies
-  // outside the image, the nearest row stands in.
-  void pack_band(const Tensor<3>& map, int64_t b, int64_t first, int64_t count, T* panel, bool ahead) const {
+  // Calls f(pixel, place, count) for the runs of pixels that stand for [first - halo, first + count + halo), whose
+  // places are counted from `first`. Where the halo lies outside the image, the nearest row stands in.
+  template <typename F>
+  void each_run(int64_t first, int64_t count, F f) const {
     for (int64_t l = first - halo; l < first + count + halo;) {
       const int64_t inside = l < 0 ? l + width : l >= pixels ? l - width : l;
       const int64_t end = l < 0               ? 0
@@ -113,10 +120,17 @@ struct Cut {
                           : l < pixels        ? pixels
                                               : l + width;
       const int64_t some = min(end, first + count + halo) - l;
-      pack<T>(at(map, b * map.stride[0] + inside * map.stride[2]), map.dtype, map.stride[1], map.stride[2], channels,
-              some, panel + start + l - first, pitch, ahead);
+      f(inside, l - first, some);
       l += some;
     }
+  }
+
+  // Fills a panel of (C, pixels) with a band and its halo.
+  void pack_band(const Tensor<3>& map, int64_t b, int64_t first, int64_t count, T* panel, bool ahead) const {
+    each_run(first, count, [&](int64_t pixel, int64_t place, int64_t some) {
+      pack<T>(at(map, b * map.stride[0] + pixel * map.stride[2]), map.dtype, map.stride[1], map.stride[2], channels,
+              some, panel + start + place, pitch, ahead);
+    });
   }
 };
 

@@ -1,41 +1,34 @@
 // Task interaction: the gradient of the gathering pass, and with it that of the scaling pass.
+#include "choice.h"
 #include "interaction.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// With M_pl = dpooled_p share_l where z_pl > 0, else 0:
+// With S_pl = share_l where z_pl > 0, else 0:
 //
-//   dweight = sum_l M x^T      dbias = sum_l M      dx = weight^T M
+//   dweight = dpooled S x^T      dbias = dpooled sum_l S      dx = (dpooled weight)^T S
 //
-// and under attention, with t_l = share_l (sum_p dpooled_p (z_pl - pooled_p)): dattn = sum_l t x^T and dx += attn t, so
-// that t is one more row of M, and attn one more row of the weight.
+// Without attention all shares are 1 / L, which go to dpooled and leave zeros and ones. With attention and
+// t_l = share_l (sum_p dpooled_p (z_pl - pooled_p)): dattn = t x^T and dx += attn t, so that t is one more row of S,
+// attn one more row of the weight, and 1 the number before both.
+//
+// Here a panel is a row of channels for each pixel, so that both products run along channels.
 template <typename T>
 struct Pulled {
-  T *x, *x_pixels, *y, *m, *share, *dshare, *dpooled, *dweight;
-  T *mean, *slope, *level, *factor;
+  // zeros at first
+  T* s;                       // S, a row of pixels for each projected channel
+  Place<T>*weights, *pixels;  // the same, looked up: places of rows of weight, and of x
+  T* dweight;                 // and dattn
   Vec<T>* dbias;
-  Mask<T>*up, *down, *left, *right;
-
-  Pulled(Arena<T>& arena, const Cut<T>& cut, int64_t rows, int64_t wide, bool weights)
-      : x(arena.take(cut.channels * cut.pitch)),
-        x_pixels(arena.take(weights ? (cut.band + kLanes<T>)*wide : 0)),
-        y(arena.take(cut.channels * cut.pitch)),
-        m(arena.take(rows * cut.pitch)),
-        share(arena.take(cut.band + kLanes<T>)),
-        dshare(arena.take(cut.band + kLanes<T>)),
-        dpooled(arena.take(rows)),
-        dweight(arena.take(weights ? rows * wide : 0)),
-        mean(arena.take(cut.channels)),
-        slope(arena.take(cut.channels)),
-        level(arena.take(cut.channels)),
-        factor(arena.take(cut.channels)),
-        dbias(arena.take_vectors(rows)) {
-    for (Mask<T>** mask : {&up, &down, &left, &right}) {
-      *mask = reinterpret_cast<Mask<T>*>(arena.take_vectors(ceil_div(cut.band, kLanes<T>)));
-    }
-  }
+  T* zeros;                          // a row
+  T *mean, *slope, *level, *factor;  // of the channels of an image
+  // anything at first
+  T *number, *weight;              // what stands before the rows of S, and the rows of weight and attn times that
+  T *x, *y;                        // of a band: x with its halo, and the gradients of y and x
+  T *x_channels, *share, *dshare;  // for the projection worked out anew: a row of pixels for each channel
+  Place<T>* place;                 // of the pixels of a band in x
 };
 
 template <typename T>
@@ -44,33 +37,45 @@ struct Backward {
   const InteractionReduceForward& p;
   Cut<T> cut;
   Projection<T> projection;
-  int64_t rows, depth, wide, weight_pitch;
-  bool pooled, weights;
-  Scratch<T> transposed;  // (C, P), and attn in one more column
+  int64_t depth, rows, wide, length, pitch;
+  bool pooled, weights, by_signs, looked_up;
 
   explicit Backward(const InteractionReduceBackward& params)
       : q(params),
         p(params.forward),
         cut(p, q.denergy != nullptr, kBackwardBand),
         projection(p),
-        rows(round_up(projection.projected + (p.attn ? 1 : 0), kRows)),
         depth(projection.projected + (p.attn ? 1 : 0)),
+        rows(max(round_up(depth, kChoiceRows), projection.rows)),
         wide(pitch_of<T>(cut.channels)),
-        weight_pitch(pitch_of<T>(depth)),
+        length(round_up(cut.band + kChoiceRows, kLanes<T>)),
         pooled(q.dpooled != nullptr),
         weights(pooled && (q.dweight || q.dbias || q.dattn)),
-        transposed(pooled ? round_up(cut.channels, kRows) * weight_pitch : 0) {
-    if (!ok() || !pooled) return;
-    std::fill(transposed.get(), transposed.get() + round_up(cut.channels, kRows) * weight_pitch, T{0});
-    pack<T>(projection.weight, dtype_of<T>, 1, projection.pitch, cut.channels, projection.projected, transposed.get(),
-            weight_pitch);
-    if (!p.attn) return;
-    for (int64_t c = 0; c < cut.channels; ++c) {
-      transposed.get()[c * weight_pitch + projection.projected] = projection.attn[c];
-    }
+        by_signs(pooled && p.signs),
+        looked_up(by_signs && kLooksUp) {
+    pitch = looked_up ? 3 * length : length;  // numbers and places lie side by side
   }
 
-  bool ok() const { return projection.ok() && transposed.ok(); }
+  // `zeros` becomes the count of what must be zero at first.
+  Pulled<T> take(Arena<T>& arena, int64_t* zeros = nullptr) const {
+    Pulled<T> g;
+    g.s = arena.take(pooled ? rows * pitch : 0);
+    g.weights = looked_up ? reinterpret_cast<Place<T>*>(g.s) + length : nullptr;
+    g.pixels = looked_up ? g.weights + length : nullptr;
+    g.dweight = arena.take(weights ? rows * wide : 0);
+    g.dbias = arena.take_vectors(rows);
+    for (T** row : {&g.zeros, &g.mean, &g.slope, &g.level, &g.factor}) *row = arena.take(wide);
+    if (zeros) *zeros = arena.used();
+    g.number = arena.take(rows);
+    g.weight = arena.take(pooled ? depth * wide : 0);
+    g.x = arena.take((2 * cut.halo + cut.band) * wide) + cut.halo * wide;
+    g.y = arena.take(round_up(cut.band, kChoiceRows) * wide);
+    g.x_channels = arena.take(pooled && !by_signs ? cut.channels * cut.pitch : 0);
+    g.share = arena.take(cut.band + kLanes<T>);
+    g.dshare = arena.take(cut.band + kLanes<T>);
+    g.place = reinterpret_cast<Place<T>*>(arena.take(looked_up ? length : 0));
+    return g;
+  }
 
   // What is the same for all pixels of an image.
   void load_image(int64_t b, const Pulled<T>& g) const {
@@ -83,8 +88,42 @@ struct Backward {
       g.level[c] = given(q.dmean) / pixels;
       g.factor[c] = given(q.factors);
     }
-    std::fill(g.dpooled, g.dpooled + rows, T{0});
-    if (pooled) std::copy_n(static_cast<const T*>(q.dpooled) + b * P, P, g.dpooled);
+    if (!pooled) return;
+    const T* dpooled = static_cast<const T*>(q.dpooled) + b * P;
+    for (int64_t r = 0; r < depth; ++r) {
+      const T number = r == P ? 1 : by_signs ? dpooled[r] / pixels : dpooled[r];
+      const T* row = r == P ? projection.attn : projection.weight + r * projection.pitch;
+      for (int64_t c = 0; c < C; c += kLanes<T>) store(g.weight + r * wide + c, number * load(row + c));
+      g.number[r] = number;
+    }
+    std::fill(g.number + depth, g.number + rows, T{0});
+  }
+
+  // S from the signs that the forward pass has left; adds to dbias.
+  void choose_by_signs(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
+    constexpr int lanes = kLanes<T>;
+    const int64_t signs_pitch = ceil_div(cut.pixels, lanes);
+    const uint16_t* signs = p.signs + signs_at<T>(cut, projection, b, first);
+    const int64_t whole = count / lanes * lanes;
+    const uint16_t rest = static_cast<uint16_t>((1u << (count - whole)) - 1);
+    for (int64_t r = 0; r < projection.projected; ++r) {
+      const Place<T> weight = static_cast<Place<T>>(g.weight - g.zeros + r * wide);
+      const uint16_t* row = signs + r * signs_pitch;
+      T* s = g.s + r * pitch;
+      Place<T>*pixels = g.pixels + r * pitch, *weights = g.weights + r * pitch;
+      Vec<T> sum{};
+      const auto choose = [&](int64_t l, uint16_t bits) {
+        const Mask<T> mask = mask_of<T>(bits);
+        const Vec<T> ones = keep<T>(splat(T{1}), mask);
+        store(s + l, ones);
+        if (kLooksUp) store_mask<T>(weights + l, mask & weight);
+        if (kLooksUp && is_third(r)) store_mask<T>(pixels + l, mask & load_mask<T>(g.place + l));
+        sum += ones;
+      };
+      for (int64_t l = 0; l < whole; l += lanes) choose(l, row[l / lanes]);
+      if (whole < count) choose(whole, row[whole / lanes] & rest);
+      g.dbias[r] += g.number[r] * sum;
+    }
   }
 
   // The share of each pixel of a band in the pooled values, 0 behind its last.
@@ -97,35 +136,21 @@ struct Backward {
     }
     const T* softmax = static_cast<const T*>(p.softmax) + 2 * b;
     const T about = std::isinf(softmax[0]) && softmax[0] < 0 ? 0 : softmax[0];
-    attention<T>(projection.attn, g.x + cut.start, cut.pitch, cut.channels, vectors, g.share);
+    attention<T>(projection.attn, g.x_channels, cut.pitch, cut.channels, vectors, g.share);
     for (int64_t j = 0; j < vectors; ++j) {
       const Vec<T> e = exp2((load(g.share + j * lanes) - about) * kLog2E<T>) / softmax[1];
       store(g.share + j * lanes, keep<T>(e, lanes_within<T>(j * lanes, 0, count)));
     }
   }
 
-  // Fills M from the signs that the forward pass has left, and adds to dbias.
-  void pull_signs(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
-    constexpr int lanes = kLanes<T>;
-    const int64_t vectors = ceil_div(count, lanes), signs_pitch = ceil_div(cut.pixels, lanes);
-    const uint16_t* signs = p.signs + signs_at<T>(cut, projection, b, first);
-    for (int64_t r = 0; r < projection.rows; ++r) {
-      const T dpooled = g.dpooled[r];
-      Vec<T> sum{};
-      for (int64_t j = 0; j < vectors; ++j) {
-        const Vec<T> m = keep<T>(dpooled * load(g.share + j * lanes), mask_of<T>(signs[r * signs_pitch + j]));
-        store(g.m + r * cut.pitch + j * lanes, m);
-        sum += m;
-      }
-      g.dbias[r] += sum;
-    }
-  }
-
-  // The same, with the projection worked out anew.
-  void pull_projection(int64_t b, int64_t count, const Pulled<T>& g) const {
+  // S with the projection worked out anew; adds to dbias.
+  void choose_by_projection(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
     constexpr int lanes = kLanes<T>;
     const int64_t vectors = ceil_div(count, lanes), P = projection.projected;
-    const T* x = g.x + cut.start;
+    const T* x = g.x_channels;
+    pack<T>(at(p.x, b * p.x.stride[0] + first * p.x.stride[2]), p.x.dtype, p.x.stride[1], p.x.stride[2], cut.channels,
+            count, g.x_channels, cut.pitch);
+    find_share(b, count, g);
     std::fill(g.dshare, g.dshare + vectors * lanes, T{0});
     for (int64_t r = 0; r < projection.rows; r += kRows) {
       by_columns(vectors, [&](auto columns, int64_t j) {
@@ -140,7 +165,7 @@ struct Backward {
           for (int k = 0; k < columns(); ++k) {
             Vec<T> sum{};
 #pragma GCC unroll 12
-            for (int i = 0; i < kRows; ++i) sum += relu<T>(z[i][k]) * g.dpooled[r + i];
+            for (int i = 0; i < kRows; ++i) sum += relu<T>(z[i][k]) * g.number[r + i];
             store(g.dshare + (j + k) * lanes, load(g.dshare + (j + k) * lanes) + sum);
           }
         }
@@ -148,103 +173,90 @@ struct Backward {
         for (int i = 0; i < kRows; ++i) {
           Vec<T> sum{};
           for (int k = 0; k < columns(); ++k) {
-            const Vec<T> pulled = g.dpooled[r + i] * load(g.share + (j + k) * lanes);
-            const Vec<T> m = z[i][k] <= 0 ? Vec<T>{} : pulled;
-            store(g.m + (r + i) * cut.pitch + (j + k) * lanes, m);
-            sum += m;
+            const Vec<T> s = z[i][k] <= 0 ? Vec<T>{} : load(g.share + (j + k) * lanes);
+            store(g.s + (r + i) * pitch + (j + k) * lanes, s);
+            sum += s;
           }
-          g.dbias[r + i] += sum;
+          g.dbias[r + i] += g.number[r + i] * sum;
         }
       });
     }
     if (!p.attn) return;
     T mean = 0;
-    for (int64_t r = 0; r < P; ++r) mean += g.dpooled[r] * static_cast<const T*>(p.pooled)[b * P + r];
+    for (int64_t r = 0; r < P; ++r) mean += g.number[r] * static_cast<const T*>(p.pooled)[b * P + r];
     for (int64_t j = 0; j < vectors; ++j) {
       const int64_t l = j * lanes;
-      store(g.m + P * cut.pitch + l, load(g.share + l) * (load(g.dshare + l) - mean));
+      store(g.s + P * pitch + l, load(g.share + l) * (load(g.dshare + l) - mean));
     }
   }
 
-  void pull_weights(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
-    constexpr int lanes = kLanes<T>;
-    pack<T>(at(p.x, b * p.x.stride[0] + first * p.x.stride[2]), p.x.dtype, p.x.stride[2], p.x.stride[1], count,
-            cut.channels, g.x_pixels, wide);
-    for (int64_t r = 0; r < rows; r += kRows) {
-      by_columns(ceil_div(cut.channels, lanes), [&](auto columns, int64_t j) {
-        T* target = g.dweight + r * wide + j * lanes;
-        Vec<T> sum[kRows][columns()] = {};
-        multiply<T, columns()>(g.m + r * cut.pitch, cut.pitch, g.x_pixels + j * lanes, wide, count, sum);
-#pragma GCC unroll 12
-        for (int i = 0; i < kRows; ++i) {
-          for (int k = 0; k < columns(); ++k) {
-            T* here = target + i * wide + k * lanes;
-            store(here, load(here) + sum[i][k]);
-          }
-        }
-      });
-    }
+  void pull_weights(int64_t count, Ahead ahead, const Pulled<T>& g) const {
+    const Choice<T, true> by_row{g.s, g.pixels, pitch};
+    const Rows<T> x{g.x, g.zeros, wide, ceil_div(cut.channels, kLanes<T>)};
+    sum_chosen(by_row, depth, count, x, ahead, [&](int64_t r, int64_t j, Vec<T> sum) {
+      T* here = g.dweight + r * wide + j * kLanes<T>;
+      store(here, load(here) + sum * g.number[r]);
+    });
   }
 
-  // The derivative of the absolute differences of a pixel from its four neighbours: a count of signs.
-  MTLKIT_INLINE Vec<T> pull_energy(const T* x, int64_t j, const Pulled<T>& g) const {
+  // The derivative of the absolute differences of pixel (h, w) from its neighbours: a count of signs.
+  MTLKIT_INLINE Vec<T> pull_energy(const T* x, int64_t pitch, int64_t h, int64_t w) const {
     const Vec<T> v = load(x);
-    const auto sign = [&](int64_t step, Mask<T> mask) {
+    Mask<T> signs{};
+    const auto add = [&](bool inside, int64_t step) {
       const Vec<T> other = load(x + step);
-      return ((v < other) - (v > other)) & mask;
+      if (inside) signs += (v < other) - (v > other);
     };
-    const Mask<T> signs =
-        sign(-cut.width, g.up[j]) + sign(cut.width, g.down[j]) + sign(-1, g.left[j]) + sign(1, g.right[j]);
+    add(h > 0, -cut.width * pitch);
+    add(h + 1 < p.shape.height, cut.width * pitch);
+    add(w > 0, -pitch);
+    add(w + 1 < cut.width, pitch);
     return __builtin_convertvector(signs, Vec<T>);
   }
 
-  void find_neighbours(int64_t first, int64_t count, const Pulled<T>& g) const {
-    constexpr int lanes = kLanes<T>;
-    for (int64_t j = 0; j < ceil_div(count, lanes); ++j) {
-      const int64_t l = first + j * lanes;
-      g.up[j] = lanes_within<T>(l, cut.width, cut.pixels);
-      g.down[j] = lanes_within<T>(l, 0, cut.pixels - cut.width);
-      for (int i = 0; i < lanes; ++i) {
-        g.left[j][i] = (l + i) % cut.width ? -1 : 0;
-        g.right[j][i] = (l + i + 1) % cut.width ? -1 : 0;
+  // The gradient of a band of x but for what comes through the projection. It takes the place of dy in its panel.
+  template <bool with_dy, bool with_energy>
+  void pull_moments(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
+    const int64_t C = cut.channels, width = cut.width, pitch = wide;
+    const T energy = with_energy ? static_cast<const T*>(q.denergy)[b] / static_cast<T>(C * cut.pixels) : 0;
+    for (int64_t c = 0; c < C; c += kLanes<T>) {
+      const Vec<T> mean = load(g.mean + c), slope = load(g.slope + c), level = load(g.level + c);
+      const Vec<T> factor = load(g.factor + c);
+      const T* x = g.x + c;
+      T* y = g.y + c;
+      int64_t h = first / width, w = first % width;
+      for (int64_t l = 0; l < count; ++l, x += pitch, y += pitch) {
+        Vec<T> dx = (load(x) - mean) * slope + level;
+        if (with_energy) {
+          dx += pull_energy(x, pitch, h, w) * energy;
+          if (++w == width) ++h, w = 0;
+        }
+        if (with_dy) dx += load(y) * factor;
+        store(y, dx);
       }
     }
   }
 
-  // Writes the gradient of a band of x. It takes the place of dy in its panel.
-  void pull_map(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
-    constexpr int lanes = kLanes<T>;
+  // Writes the gradient of a band of x.
+  void pull_map(int64_t b, int64_t first, int64_t count, Ahead ahead, const Pulled<T>& g) const {
     const int64_t C = cut.channels;
-    const T* x = g.x + cut.start;
-    const T energy = q.denergy ? static_cast<const T*>(q.denergy)[b] / static_cast<T>(C * cut.pixels) : 0;
-    if (q.denergy) find_neighbours(first, count, g);
     if (q.dy) {
-      pack<T>(at(q.dy, b * q.dy.stride[0] + first * q.dy.stride[2]), q.dy.dtype, q.dy.stride[1], q.dy.stride[2], C,
-              count, g.y, cut.pitch, true);
+      pack<T>(at(q.dy, b * q.dy.stride[0] + first * q.dy.stride[2]), q.dy.dtype, q.dy.stride[2], q.dy.stride[1], count,
+              C, g.y, wide, !pooled);
+      q.denergy ? pull_moments<true, true>(b, first, count, g) : pull_moments<true, false>(b, first, count, g);
+    } else {
+      q.denergy ? pull_moments<false, true>(b, first, count, g) : pull_moments<false, false>(b, first, count, g);
     }
-    for (int64_t c = 0; c < C; c += kRows) {
-      by_columns(ceil_div(count, lanes), [&](auto columns, int64_t j) {
-        Vec<T> sum[kRows][columns()] = {};
-        if (pooled) {
-          multiply<T, columns()>(transposed.get() + c * weight_pitch, weight_pitch, g.m + j * lanes, cut.pitch, depth,
-                                 sum);
-        }
-#pragma GCC unroll 12
-        for (int i = 0; i < kRows; ++i) {
-          if (c + i >= C) continue;
-          for (int k = 0; k < columns(); ++k) {
-            const T* here = x + (c + i) * cut.pitch + (j + k) * lanes;
-            T* out = g.y + (c + i) * cut.pitch + (j + k) * lanes;
-            Vec<T> dx = sum[i][k] + ((load(here) - g.mean[c + i]) * g.slope[c + i] + g.level[c + i]);
-            if (q.denergy) dx += pull_energy(here, j + k, g) * energy;
-            if (q.dy) dx += load(out) * g.factor[c + i];
-            store(out, dx);
-          }
-        }
+    if (pooled) {
+      const Choice<T, false> by_column{g.s, g.weights, pitch};
+      const Rows<T> weight{g.weight, g.zeros, wide, ceil_div(C, kLanes<T>)};
+      sum_chosen(by_column, count, depth, weight, ahead, [&](int64_t l, int64_t j, Vec<T> sum) {
+        T* here = g.y + l * wide + j * kLanes<T>;
+        store(here, load(here) + sum);
       });
     }
-    unpack<T>(at(q.dx, b * q.dx.stride[0] + first * q.dx.stride[2]), q.dx.dtype, q.dx.stride[1], q.dx.stride[2], C,
-              count, g.y, cut.pitch);
+    unpack<T>(at(q.dx, b * q.dx.stride[0] + first * q.dx.stride[2]), q.dx.dtype, q.dx.stride[2], q.dx.stride[1], count,
+              C, g.y, wide);
   }
 
   void pull(int64_t item, const Pulled<T>& g) const {
@@ -252,29 +264,36 @@ struct Backward {
     load_image(b, g);
     for (int64_t first = cut.first(item); first < cut.last(item); first += cut.band) {
       const int64_t count = min(cut.band, cut.last(item) - first);
-      cut.pack_band(p.x, b, first, count, g.x, true);
+      cut.each_run(first, count, [&](int64_t pixel, int64_t place, int64_t some) {
+        pack<T>(at(p.x, b * p.x.stride[0] + pixel * p.x.stride[2]), p.x.dtype, p.x.stride[2], p.x.stride[1], some,
+                cut.channels, g.x + place * wide, wide, !pooled);
+      });
       if (pooled) {
-        find_share(b, count, g);
-        p.signs ? pull_signs(b, first, count, g) : pull_projection(b, count, g);
-        if (weights) pull_weights(b, first, count, g);
+        by_signs ? choose_by_signs(b, first, count, g) : choose_by_projection(b, first, count, g);
+        if (weights) pull_weights(count, q.dy ? cut.band_of(q.dy, item, first) : Ahead(), g);
       }
-      if (q.dx) pull_map(b, first, count, g);
+      if (q.dx) pull_map(b, first, count, cut.behind(p.x, item, first), g);
     }
   }
 
   int run() const {
-    Arena<T> count;
-    Pulled<T>(count, cut, rows, wide, weights);
-    Scratch<T> scratch(cut.threads * count.used());
-    if (!ok() || !scratch.ok()) return kOutOfMemory;
-    std::memset(scratch.get(), 0, cut.threads * count.used() * sizeof(T));
+    Arena<T> counted;
+    int64_t zeros;
+    take(counted, &zeros);
+    const int64_t size = counted.used();
+    Scratch<T> scratch(cut.threads * size);
+    if (!projection.ok() || !scratch.ok()) return kOutOfMemory;
     on_threads(cut.threads, [&](int thread, int team) {
-      Arena<T> arena(scratch.get() + thread * count.used());
-      const Pulled<T> g(arena, cut, rows, wide, weights);
+      for (int t = thread; t < cut.threads; t += team) std::memset(scratch.get() + t * size, 0, zeros * sizeof(T));
+      Arena<T> arena(scratch.get() + thread * size);
+      const Pulled<T> g = take(arena);
+      for (int64_t l = 0; looked_up && l < cut.band; ++l) {
+        g.place[l] = static_cast<Place<T>>(g.x - g.zeros + l * wide);
+      }
       const Share work = share(cut.items, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) pull(item, g);
     });
-    if (weights) write_weights(scratch.get(), count.used());
+    if (weights) write_weights(scratch.get(), size);
     return kOk;
   }
 
@@ -282,12 +301,12 @@ struct Backward {
   void write_weights(T* memory, int64_t size) const {
     const int64_t C = cut.channels, P = projection.projected;
     Arena<T> arena(memory);
-    const Pulled<T> all(arena, cut, rows, wide, weights);
+    const Pulled<T> all = take(arena);
     for (int thread = 1; thread < cut.threads; ++thread) {
       Arena<T> other_arena(memory + thread * size);
-      const Pulled<T> other(other_arena, cut, rows, wide, weights);
-      for (int64_t i = 0; i < rows * wide; ++i) all.dweight[i] += other.dweight[i];
-      for (int64_t r = 0; r < rows; ++r) all.dbias[r] += other.dbias[r];
+      const Pulled<T> other = take(other_arena);
+      for (int64_t i = 0; i < depth * wide; ++i) all.dweight[i] += other.dweight[i];
+      for (int64_t r = 0; r < P; ++r) all.dbias[r] += other.dbias[r];
     }
     for (int64_t r = 0; r < P; ++r) {
       if (q.dweight) std::copy_n(all.dweight + r * wide, C, static_cast<T*>(q.dweight) + r * C);

@@ -91,7 +91,7 @@ MTLKIT_INLINE void by_columns(int64_t count, F f) {
 }
 
 // panel[row][column] <- element at data + row * row_stride + column * column_stride, in whole vectors; what lies behind
-// the last column is 0. `ahead` asks for as many columns again behind them, where columns lie side by side.
+// the last column is 0. `ahead` asks for as many again behind them of what lies side by side, columns or rows.
 template <typename T>
 void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
           T* panel, int64_t pitch, bool ahead = false) {
@@ -119,7 +119,10 @@ void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stri
         const auto* from = source + r * row_stride + c * column_stride;
         Vec<T> block[lanes];
         if (row_stride == 1 && some_rows == lanes && some_columns == lanes) {
-          for (int64_t i = 0; i < lanes; ++i) block[i] = E::read(from + i * column_stride, T{});
+          for (int64_t i = 0; i < lanes; ++i) {
+            block[i] = E::read(from + i * column_stride, T{});
+            if (ahead) __builtin_prefetch(from + i * column_stride + rows, 0, 2);
+          }
           transpose<T>(block);
           for (int64_t i = 0; i < lanes; ++i) store(panel + (r + i) * pitch + c, block[i]);
         } else {
@@ -185,7 +188,7 @@ class Ahead {
 
   MTLKIT_INLINE void step(int64_t lines) {
     for (int64_t some = min(lines, left_); some > 0; --some, --left_) {
-      __builtin_prefetch(data_ + line_ * kLine, 0, 2);
+      __builtin_prefetch(data_ + line_ * kLine, 0, 3);
       if (++line_ == lines_) line_ = 0, data_ += stride_;
     }
   }

@@ -15,7 +15,7 @@ namespace mtlkit::cuda {
 
 using Sizes = std::array<int64_t, 6>;
 using Plan = std::array<int64_t, 6>;
-using SS2DPlanNumbers = std::array<int64_t, 9>;
+using SS2DPlanNumbers = std::array<int64_t, 10>;
 using Buffers = std::array<uintptr_t, 7>;
 
 inline float* floats(uintptr_t value) { return reinterpret_cast<float*>(value); }
@@ -31,7 +31,7 @@ inline std::pair<int64_t, int64_t> ss2d_tiling(int64_t states, int64_t rank, std
 inline SS2DPlanNumbers ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
   const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), Gpu{gpu.first, gpu.second}, backward);
   return {plan.layout, plan.padded_states, plan.tiles,        plan.channel_blocks, plan.chunk_tiles,
-          plan.chunks, plan.images,        plan.window_tiles, plan.pixels};
+          plan.chunks, plan.images,        plan.window_tiles, plan.pixels,         plan.pairs};
 }
 
 // `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
@@ -39,7 +39,7 @@ inline SS2DCuda ss2d_arguments(const Sizes& sizes, const SS2DPlanNumbers& plan, 
                                const Buffers& buffers) {
   SS2DCuda p{};
   p.shape = ss2d_shape(sizes);
-  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]};
+  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9]};
   p.u = tensor<4>(inputs[0]);
   p.x_dbl = tensor<5>(inputs[1]);
   p.dt_weight = floats(buffers[0]);
@@ -59,9 +59,10 @@ inline int ss2d_forward(const Sizes& sizes, const SS2DPlanNumbers& plan, const p
   return launch_ss2d_fwd(params, address(stream));
 }
 
-// `outputs`: addresses of the gradient of x_dbl, the two maps, carries, parts and dparameters.
+// `outputs`: addresses of the gradient of x_dbl, the two maps, carries, parts, sums, and the gradients of A_logs,
+// dt_weight, dt_bias and Ds.
 inline int ss2d_backward(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
-                         const Buffers& buffers, const pybind11::object& dy, const std::array<uintptr_t, 6>& outputs,
+                         const Buffers& buffers, const pybind11::object& dy, const std::array<uintptr_t, 10>& outputs,
                          uintptr_t stream) {
   const SS2DCudaBackward params{ss2d_arguments(sizes, plan, inputs, buffers),
                                 tensor<4>(dy),
@@ -69,7 +70,11 @@ inline int ss2d_backward(const Sizes& sizes, const SS2DPlanNumbers& plan, const 
                                 {floats(outputs[1]), floats(outputs[2])},
                                 floats(outputs[3]),
                                 floats(outputs[4]),
-                                floats(outputs[5])};
+                                floats(outputs[5]),
+                                floats(outputs[6]),
+                                floats(outputs[7]),
+                                floats(outputs[8]),
+                                floats(outputs[9])};
   pybind11::gil_scoped_release release;
   return launch_ss2d_bwd(params, address(stream));
 }

@@ -92,6 +92,7 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
+inline int reread_thread() { return static_cast<int>(threadIdx.x); }
 inline float shuffle_xor(float value, int lane_mask, int line = __builtin_LINE()) {
   return cuda_on_host::shuffle_xor(value, lane_mask, line);
 }
@@ -156,6 +157,12 @@ __device__ inline float rsqrt_approx(float x) {
   float result;
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
+}
+// threadIdx.x, read anew: the compiler keeps nothing that it worked out from an earlier reading.
+__device__ inline int reread_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
 }
 __device__ inline float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);

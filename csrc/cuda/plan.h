@@ -15,27 +15,31 @@ struct Gpu {
   // So many warps hide each other's waiting.
   int64_t full_warps() const { return 16 * multiprocessors; }
   bool is_full(int64_t warps) const { return warps >= full_warps(); }
+  // With fewer, to spread the work over more warps is worth more of it.
+  int64_t enough_warps() const { return 8 * multiprocessors; }
+  bool has_enough(int64_t warps) const { return warps >= enough_warps(); }
 };
 
 struct Chunks {
-  int64_t tiles;  // per chunk, the last may have fewer
+  int64_t tiles;  // per chunk; the last has what is left
   int64_t count;
 };
 
-// One chunk where the warps of a call give every multiprocessor 8; else as many as make 16, of at least 128 tokens
-// each, or 64 where the call has not even a warp for each of the four schedulers of a multiprocessor. Only if that
-// makes three or more: two would cost more than they bring, since the states are found twice.
-inline Chunks split(int64_t tiles, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
-  constexpr int64_t kEnoughWarps = 8, kFewWarps = 4, kLeastTokens = 128, kFewestTokens = 64, kLeastChunks = 3;
-  if (warps >= kEnoughWarps * gpu.multiprocessors) return {tiles, 1};
-  const int64_t wanted = ceil_div(gpu.full_warps(), std::max<int64_t>(warps, 1));
-  const auto cut = [&](int64_t least_tokens) {
-    const int64_t chunk_tiles = std::max(least_tokens / tile_tokens, ceil_div(tiles, wanted));
-    const int64_t chunks = ceil_div(tiles, chunk_tiles);
-    return chunks < kLeastChunks ? Chunks{tiles, 1} : Chunks{chunk_tiles, chunks};
+// One chunk where the warps of a launch are enough; else as many as 16 warps per multiprocessor have room for, but
+// three at least, of 128 tokens or more, or as many as 8 have room for, of 64 tokens or more, whichever is more. Half a
+// tile at the end makes no chunk of its own. Fewer than three would cost more than they bring: the states are found
+// twice.
+inline Chunks split(int64_t tokens, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
+  constexpr int64_t kLeastChunks = 3;
+  const int64_t tiles = ceil_div(tokens, tile_tokens), given = std::max<int64_t>(warps, 1);
+  if (gpu.has_enough(warps)) return {tiles, 1};
+  const auto length = [&](int64_t chunks, int64_t least_tokens) {
+    return std::max(least_tokens / tile_tokens, ceil_div(tiles, chunks));
   };
-  const Chunks chunks = cut(kLeastTokens);
-  return chunks.count > 1 || warps >= kFewWarps * gpu.multiprocessors ? chunks : cut(kFewestTokens);
+  const int64_t chunk_tiles =
+      std::min(length(std::max(kLeastChunks, gpu.full_warps() / given), 128), length(gpu.enough_warps() / given, 64));
+  const int64_t chunks = ceil_div(tokens - tile_tokens / 2, chunk_tiles * tile_tokens);
+  return chunks < kLeastChunks ? Chunks{tiles, 1} : Chunks{chunk_tiles, chunks};
 }
 
 }  // namespace mtlkit::cuda

@@ -193,25 +193,24 @@ struct SharedRows {
   __device__ SharedRows from(int token) const { return {first + token * L::kPadded}; }
 };
 
-// Rows that may differ from channel to channel: the tile's, times the channel's own.
+// The same at every token of a channel.
 template <typename L>
-struct ScaledRows {
-  SharedRows<L> rows;
+struct OwnRows {
   States<L> own;
 
-  __device__ Pack<float, L::kQuad> quad(int token, int state) const {
-    auto quad = rows.quad(token, state);
+  __device__ Pack<float, L::kQuad> quad(int, int state) const {
+    Pack<float, L::kQuad> quad;
 #pragma unroll
-    for (int q = 0; q < L::kQuad; ++q) quad.values[q] *= own.values[state + q];
+    for (int q = 0; q < L::kQuad; ++q) quad.values[q] = own.values[state + q];
     return quad;
   }
-  __device__ ScaledRows from(int token) const { return {rows.from(token), own}; }
+  __device__ const OwnRows& from(int) const { return *this; }
 };
 
 // Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
 // the D skip already. `x` and `sums` point at the thread's channel.
-template <typename L, typename Rows>
-__device__ inline void scan_tile(const Step* x, Rows B, Rows C, float* sums, int tokens, int lane, const States<L>& A,
+template <typename L, typename RowsB, typename RowsC>
+__device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, int tokens, int lane, const States<L>& A,
                                  States<L>& h) {
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
   for (int token = 0; token < tokens; token += kGroupTokens) {
@@ -324,8 +323,8 @@ __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const S
 
 // Down through a group: leaves the channel's part of dB in group.product, adds to dA, and gives for each token, summed
 // over the thread's states, the gradients of dt u and (over A log2(e) instead of A) of dt.
-template <typename L, typename Rows>
-__device__ inline void descend_group(const Token* tokens, const Rows& B, const Rows& C, const States<L>& A,
+template <typename L, typename RowsB, typename RowsC>
+__device__ inline void descend_group(const Token* tokens, const RowsB& B, const RowsC& C, const States<L>& A,
                                      Group<L>& group, States<L>& carry, States<L>& dA, float (&ddtu)[kGroupTokens],
                                      float (&ddt)[kGroupTokens]) {
 #pragma unroll

@@ -45,8 +45,7 @@ struct Work {
     const int left_channels = group_channels - group_block * L::kChannels;
     channels = left_channels < L::kChannels ? left_channels : L::kChannels;
     first_tile = chunk * chunk_tiles;
-    const int left = static_cast<int>(p.tiles) - first_tile;
-    tiles = left < chunk_tiles ? left : chunk_tiles;
+    tiles = chunk == chunks - 1 ? static_cast<int>(p.tiles) - first_tile : chunk_tiles;
   }
 };
 
@@ -147,10 +146,9 @@ __device__ inline void write(const Tensor<3>& tensor, int64_t offset, float valu
 // --- in shared memory
 // -----------------------------------------------------------------------------------------------------
 
-// Rows of B or C from staged lines, as floats, zero beyond N and the tile's end; ones where they are constant.
+// Rows of B or C from staged lines, as floats, zero beyond N and the tile's end.
 template <typename L>
-__device__ void unpack_rows(float* rows, const char* lines, DType dtype, bool variable, int states, const Tile<L>& tile,
-                            int thread) {
+__device__ void unpack_rows(float* rows, const char* lines, DType dtype, int states, const Tile<L>& tile, int thread) {
   constexpr int kPerRow = L::kPadded / L::kQuad;
 #pragma unroll 2
   for (int i = thread; i < tile.padded * kPerRow; i += L::kThreads) {
@@ -159,7 +157,7 @@ __device__ void unpack_rows(float* rows, const char* lines, DType dtype, bool va
 #pragma unroll
     for (int q = 0; q < L::kQuad; ++q) {
       const bool real = token < tile.tokens && first + q < states;
-      quad.values[q] = !real ? 0.0f : variable ? element(lines + (first + q) * kLinePitch<L>, dtype, token) : 1.0f;
+      quad.values[q] = real ? element(lines + (first + q) * kLinePitch<L>, dtype, token) : 0.0f;
     }
     store(rows + token * L::kPadded + first, quad);
   }
@@ -186,34 +184,24 @@ __device__ States<L> load_A(const SelectiveScanCuda& p, const Work<L>& work) {
   return A;
 }
 
-// The rows of a tile as the scan takes them: with kConstant times the channel's own values of what is constant.
-template <typename L, bool kConstant>
-struct RowsOf {
-  using Type = SharedRows<L>;
-
-  __device__ static Type make(const SelectiveScanCuda&, const Work<L>&, const float* rows, const Tensor<4>&, bool) {
-    return {rows + threadIdx.x % L::kLanes * L::kStates};
-  }
-};
-
-template <typename L>
-struct RowsOf<L, true> {
-  using Type = ScaledRows<L>;
-
-  __device__ static Type make(const SelectiveScanCuda& p, const Work<L>& work, const float* rows,
-                              const Tensor<4>& tensor, bool variable) {
-    const int channel = work.thread / L::kLanes, first = work.thread % L::kLanes * L::kStates;
-    Type result{{rows + first}, zero_states<L>()};
+// B or C as the scan takes it: the tile's rows or, where it is constant, the channel's own values.
+template <bool kConstant, typename L>
+__device__ auto rows_of(const SelectiveScanCuda& p, const Work<L>& work, const float* rows, const Tensor<4>& tensor) {
+  const int channel = work.thread / L::kLanes, first = work.thread % L::kLanes * L::kStates;
+  if constexpr (kConstant) {
+    OwnRows<L> result{zero_states<L>()};
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
       if (channel < work.channels && first + i < p.shape.states) {
         const int64_t at = (work.first_channel + channel) * tensor.stride[0] + (first + i) * tensor.stride[1];
-        result.own.values[i] = variable ? 1.0f : element(static_cast<const char*>(tensor.data), tensor.dtype, at);
+        result.own.values[i] = element(static_cast<const char*>(tensor.data), tensor.dtype, at);
       }
     }
     return result;
+  } else {
+    return SharedRows<L>{rows + first};
   }
-};
+}
 
 // The states, or gradients of states, with which this chunk starts; `initial`: those before the first chunk passed.
 template <typename L>
@@ -247,18 +235,23 @@ __device__ float* checkpoint(const SelectiveScanCuda& p, const Work<L>& work, co
   return p.checkpoints + (row + work.thread / L::kLanes) * L::kPadded;
 }
 
-// Calls `use` with the layout of an index and whether it serves constant B or C.
+// Calls `use` with the layout of the plan, whether B is constant, and whether C is.
 template <typename Use>
-int with_layout(int64_t index, Use use) {
-  switch (index) {
+int with_layout(const SelectiveScanCuda& p, Use use) {
+  using Varies = std::false_type;
+  using IsConstant = std::true_type;
+  switch (p.plan.layout) {
 #define MTLKIT_CASE(index, ...) \
   case index:                   \
-    return use(Layout<__VA_ARGS__>{}, std::false_type{});
+    return use(Layout<__VA_ARGS__>{}, Varies{}, Varies{});
     MTLKIT_SELECTIVE_SCAN_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE
-#define MTLKIT_CASE(index, ...) \
-  case index:                   \
-    return use(Layout<__VA_ARGS__>{}, std::true_type{});
+#define MTLKIT_CASE(index, ...)                                                                          \
+  case index: {                                                                                          \
+    const Layout<__VA_ARGS__> layout;                                                                    \
+    if (p.variable_B) return use(layout, Varies{}, IsConstant{});                                        \
+    return p.variable_C ? use(layout, IsConstant{}, Varies{}) : use(layout, IsConstant{}, IsConstant{}); \
+  }
     MTLKIT_SELECTIVE_SCAN_CONSTANT_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE
     default:

@@ -31,7 +31,7 @@ struct SelectiveScanPlan {
   int64_t padded_states;  // N, rounded up to what the layout keeps
   int64_t tile_tokens;
   int64_t group_blocks;  // blocks along the channels of a group
-  int64_t chunk_tiles;   // tiles per chunk
+  int64_t chunk_tiles;   // tiles per chunk; the last has what is left
   int64_t chunks;
 };
 

@@ -12,6 +12,8 @@ struct Shared {
   float* slope;   // (tokens, kPitch): of the time step by delta; then the gradient of delta
   float *B, *C;   // (tokens, kPadded)
   float* parts;   // ChannelSums
+  float** rows;   // (tokens): the block's part of the gradients of the token's B and C; null beyond the end
+  Work<L>* work;  // while a tile is scanned, which needs every register
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
   char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staged lines of the next tile
   char* end;
@@ -23,6 +25,8 @@ struct Shared {
     B = arena.take<float>(L::kTokens * L::kPadded);
     C = arena.take<float>(L::kTokens * L::kPadded);
     parts = arena.take<float>(ChannelSums<L>::kFloats);
+    rows = arena.take<float*>(L::kTokens);
+    work = arena.take<Work<L>>(1);
     Arena states = arena;
     starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
     raw_u = arena.take<char>(L::kChannels * kLinePitch<L>);
@@ -34,7 +38,7 @@ struct Shared {
   }
 };
 
-template <typename L>
+template <bool kConstantB, bool kConstantC, typename L>
 __device__ void stage(const Shared<L>& shared, const SelectiveScanCudaBackward& params, const Units& units,
                       const Work<L>& work, const Tile<L>& tile) {
   const SelectiveScanCuda& p = params.scan;
@@ -42,19 +46,19 @@ __device__ void stage(const Shared<L>& shared, const SelectiveScanCudaBackward& 
   stage_channels<L>(shared.raw_u, p.u, work, tile, units.u);
   stage_channels<L>(shared.raw_delta, p.delta, work, tile, units.delta);
   stage_channels<L>(shared.raw_dout, params.dout, work, tile, units.dout);
-  if (p.variable_B) stage_states<L>(shared.raw_B, p.B, states, work, tile, units.B);
-  if (p.variable_C) stage_states<L>(shared.raw_C, p.C, states, work, tile, units.C);
+  if constexpr (!kConstantB) stage_states<L>(shared.raw_B, p.B, states, work, tile, units.B);
+  if constexpr (!kConstantC) stage_states<L>(shared.raw_C, p.C, states, work, tile, units.C);
   copy_async_commit();
 }
 
 // From the staged lines to the tile at work. With a gate, the gradients of the ungated output and of z.
-template <typename L, bool kEndsOnly>
+template <bool kConstantB, bool kConstantC, bool kEndsOnly, typename L>
 __device__ void unpack(const Shared<L>& shared, const SelectiveScanCudaBackward& params, const Work<L>& work,
                        const Tile<L>& tile) {
   const SelectiveScanCuda& p = params.scan;
   const int states = static_cast<int>(p.shape.states);
-  unpack_rows<L>(shared.B, shared.raw_B, p.B.dtype, p.variable_B, states, tile, work.thread);
-  unpack_rows<L>(shared.C, shared.raw_C, p.C.dtype, p.variable_C, states, tile, work.thread);
+  if constexpr (!kConstantB) unpack_rows(shared.B, shared.raw_B, p.B.dtype, states, tile, work.thread);
+  if constexpr (!kConstantC) unpack_rows(shared.C, shared.raw_C, p.C.dtype, states, tile, work.thread);
 #pragma unroll 1
   for (int i = work.thread; i < L::kChannels * L::kTokens; i += L::kThreads) {
     const int channel = i / L::kTokens, token = i % L::kTokens, d = work.first_channel + channel;
@@ -82,6 +86,12 @@ __device__ void unpack(const Shared<L>& shared, const SelectiveScanCudaBackward&
     shared.tokens[token * L::kPitch + channel] = values;
     shared.slope[token * L::kPitch + channel] = slope;
   }
+  if constexpr (kEndsOnly || (kConstantB && kConstantC)) return;
+  const int64_t image = (work.group_block * p.shape.batch + work.batch) * p.shape.groups + work.group;
+  float* rows = params.drows + (image * p.shape.tokens + tile.first) * 2 * states;
+  for (int token = work.thread; token < tile.padded; token += L::kThreads) {
+    shared.rows[token] = token < tile.tokens ? rows + token * 2 * states : nullptr;
+  }
 }
 
 // What a thread collects over all tokens.
@@ -92,9 +102,9 @@ struct Collected {
 };
 
 // The scan of one tile: dB and dC to global memory; the gradients of u and delta stay in `tokens` and `slope`.
-template <typename L, bool kConstant, typename Rows>
+template <bool kConstantB, bool kConstantC, typename L, typename RowsB, typename RowsC>
 __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward& params, const Work<L>& work,
-                        const Tile<L>& tile, const Rows& B, const Rows& C, const States<L>& A, States<L>& carry,
+                        const Tile<L>& tile, const RowsB& B, const RowsC& C, const States<L>& A, States<L>& carry,
                         Collected<L>& collected) {
   constexpr float kLn2 = 0.693147180559945309417f;
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
@@ -104,12 +114,11 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward
   const float skip = p.D && channel < work.channels ? p.D[work.first_channel + channel] : 0.0f;
   Token* tokens = shared.tokens + channel;
   float* starts = shared.starts + channel * L::kPadded;
-  const int64_t image = (work.group_block * p.shape.batch + work.batch) * p.shape.groups + work.group;
-  float* rows = params.drows + (image * p.shape.tokens + tile.first) * 2 * states;
+  // The sums of the parts, to the rows of the group's tokens from `offset` on.
   const auto sum_parts = [&](int group, int offset) {
     ChannelSums<L>::sum(shared.parts, work.thread, [&](int, int j, int n, float sum) {
-      const int token = group * kGroupTokens + j;
-      if (n < states && token < tile.tokens) rows[token * 2 * states + offset + n] = sum;
+      float* row = shared.rows[group * kGroupTokens + j];
+      if (n < states && row) row[offset + n] = sum;
     });
   };
 
@@ -124,18 +133,20 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward
 #pragma unroll 1
   for (int group = last; group >= 0; --group) {
     Token* at = tokens + group * kGroupTokens * L::kPitch;
-    const Rows b = B.from(group * kGroupTokens), c = C.from(group * kGroupTokens);
+    const RowsB b = B.from(group * kGroupTokens);
+    const RowsC c = C.from(group * kGroupTokens);
     if (group < last) h = load_states<L>(starts + group * L::kChannels * L::kPadded, lane);
 
     Group<L> kept;
     rebuild_group<L>(at, b, A, h, kept, [&](int j, int i, const Pack<float, L::kQuad>& part) {
-      store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
-      if constexpr (kConstant) {
+      if constexpr (kConstantC) {
 #pragma unroll
         for (int q = 0; q < L::kQuad; ++q) collected.C.values[i + q] += part.values[q];
+      } else {
+        store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
       }
     });
-    block_sync();
+    if constexpr (!kConstantC) block_sync();
     float ddtu[kGroupTokens], ddt[kGroupTokens];
     descend_group<L>(at, b, c, A, kept, carry, collected.A, ddtu, ddt);
     sum_over_lanes<L::kLanes>(ddtu, lane);
@@ -152,8 +163,10 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward
         at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
       }
     }
-    if (p.variable_C) sum_parts(group, states);
-    block_sync();
+    if constexpr (!kConstantC) {
+      sum_parts(group, states);
+      block_sync();
+    }
 #pragma unroll
     for (int j = 0; j < kGroupTokens; ++j) {
 #pragma unroll
@@ -162,15 +175,18 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanCudaBackward
 #pragma unroll
         for (int q = 0; q < L::kQuad; ++q) {
           part.values[q] = kept.product[j][i + q];
-          if constexpr (kConstant) collected.B.values[i + q] += part.values[q];
+          if constexpr (kConstantB) collected.B.values[i + q] += part.values[q];
         }
-        store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
+        if constexpr (!kConstantB) store(ChannelSums<L>::place(shared.parts, j, channel, state + i), part);
       }
     }
-    block_sync();
-    if (p.variable_B) sum_parts(group, 0);
-    block_sync();
+    if constexpr (!kConstantB) {
+      block_sync();
+      sum_parts(group, 0);
+      block_sync();
+    }
   }
+  if constexpr (kConstantB && kConstantC) block_sync();
 }
 
 template <typename L>
@@ -187,7 +203,7 @@ __device__ void store_gradients(const Shared<L>& shared, const SelectiveScanCuda
 }
 
 // The block's part of the gradients of the parameters.
-template <typename L, bool kConstant>
+template <bool kConstantB, bool kConstantC, typename L>
 __device__ void store_parameters(const SelectiveScanCudaBackward& params, const Work<L>& work,
                                  Collected<L>& collected) {
   const SelectiveScanCuda& p = params.scan;
@@ -206,8 +222,8 @@ __device__ void store_parameters(const SelectiveScanCudaBackward& params, const 
     const int n = lane * L::kStates + i;
     if (n >= states) break;
     row[n] = collected.A.values[i];
-    row[states + n] = kConstant ? collected.B.values[i] : 0.0f;
-    row[2 * states + n] = kConstant ? collected.C.values[i] : 0.0f;
+    row[states + n] = kConstantB ? collected.B.values[i] : 0.0f;
+    row[2 * states + n] = kConstantC ? collected.C.values[i] : 0.0f;
   }
   if (lane == 0) {
     row[3 * states] = collected.skip;
@@ -230,46 +246,50 @@ __device__ States<L> last_gradient(const SelectiveScanCudaBackward& params, cons
   return result;
 }
 
-// kEndsOnly: finds the carry that each chunk leaves instead of the gradients.
-template <typename L, bool kConstant, bool kEndsOnly>
-__global__ void __launch_bounds__(L::kThreads, (L::kLanes > 4 || kConstant ? 256 : 512) / L::kThreads)
+// kEndsOnly: finds the carry that each chunk leaves instead of the gradients. B is not read then, as if it were
+// constant.
+template <typename L, bool kConstantB, bool kConstantC, bool kEndsOnly>
+__global__ void __launch_bounds__(L::kThreads, (L::kLanes > 4 || kConstantB || kConstantC ? 256 : 512) / L::kThreads)
     selective_scan_bwd_kernel(const SelectiveScanCudaBackward params, const Units units) {
   const SelectiveScanCuda& p = params.scan;
-  const Work<L> work(p);
+  Work<L> work(p);
   const Shared<L> shared(dynamic_shared());
   const int channel = work.thread / L::kLanes;
-  const auto B = RowsOf<L, kConstant>::make(p, work, shared.B, p.B, p.variable_B);
-  const auto C = RowsOf<L, kConstant>::make(p, work, shared.C, p.C, p.variable_C);
+  const auto B = rows_of < kConstantB && !kEndsOnly > (p, work, shared.B, p.B);
+  const auto C = rows_of<kConstantC>(p, work, shared.C, p.C);
   const States<L> A = load_A<L>(p, work);
   States<L> carry = zero_states<L>();
   if constexpr (!kEndsOnly) carry = chunk_start<L>(p, work, A, last_gradient<L>(params, work), true);
   Collected<L> collected = {};
   float steps = 0.0f;
 
-  stage<L>(shared, params, units, work, Tile<L>(p, work.first_tile + work.tiles - 1));
+  if (!kEndsOnly && work.thread == 0) *shared.work = work;
+  stage<kConstantB, kConstantC>(shared, params, units, work, Tile<L>(p, work.first_tile + work.tiles - 1));
   for (int iteration = work.tiles - 1; iteration >= 0; --iteration) {
     const Tile<L> tile(p, work.first_tile + iteration);
     copy_async_wait();
     block_sync();
-    unpack<L, kEndsOnly>(shared, params, work, tile);
+    unpack<kConstantB, kConstantC, kEndsOnly>(shared, params, work, tile);
     block_sync();
     if constexpr (kEndsOnly) {
-      if (iteration > 0) stage<L>(shared, params, units, work, Tile<L>(p, tile.index - 1));
+      if (iteration > 0) stage<kConstantB, kConstantC>(shared, params, units, work, Tile<L>(p, tile.index - 1));
       descend_tile<L>(shared.tokens + channel, C, tile.padded, A, carry, steps);
     } else {
-      descend<L, kConstant>(shared, params, work, tile, B, C, A, carry, collected);
-      if (iteration > 0) stage<L>(shared, params, units, work, Tile<L>(p, tile.index - 1));
+      descend<kConstantB, kConstantC>(shared, params, work, tile, B, C, A, carry, collected);
+      work = *shared.work;
+      work.thread = static_cast<int>(threadIdx.x);
+      if (iteration > 0) stage<kConstantB, kConstantC>(shared, params, units, work, Tile<L>(p, tile.index - 1));
       store_gradients<L>(shared, params, work, tile);
     }
   }
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
-    store_parameters<L, kConstant>(params, work, collected);
+    store_parameters<kConstantB, kConstantC>(params, work, collected);
   }
 }
 
-template <typename L, bool kConstant>
+template <typename L, bool kConstantB, bool kConstantC>
 int launch(const SelectiveScanCudaBackward& params, void* stream) {
   const SelectiveScanCuda& p = params.scan;
   const int64_t blocks = blocks_of(p), tokens = p.shape.tokens;
@@ -279,18 +299,18 @@ int launch(const SelectiveScanCudaBackward& params, void* stream) {
   if (blocks > INT32_MAX || p.tiles > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, L::kThreads, shared_bytes, stream,
-                                    selective_scan_bwd_kernel<L, kConstant, true>, params, units);
+                                    selective_scan_bwd_kernel<L, true, kConstantC, true>, params, units);
     if (error != kSuccess) return error;
   }
-  return launch_kernel(blocks, L::kThreads, shared_bytes, stream, selective_scan_bwd_kernel<L, kConstant, false>,
-                       params, units);
+  return launch_kernel(blocks, L::kThreads, shared_bytes, stream,
+                       selective_scan_bwd_kernel<L, kConstantB, kConstantC, false>, params, units);
 }
 
 }  // namespace
 
 int launch_selective_scan_bwd(const SelectiveScanCudaBackward& params, void* stream) {
-  return with_layout(params.scan.plan.layout, [&](auto layout, auto constant) {
-    return launch<decltype(layout), decltype(constant)::value>(params, stream);
+  return with_layout(params.scan, [&](auto layout, auto constant_B, auto constant_C) {
+    return launch<decltype(layout), constant_B.value, constant_C.value>(params, stream);
   });
 }
 

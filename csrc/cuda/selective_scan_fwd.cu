@@ -27,22 +27,22 @@ struct Shared {
   }
 };
 
-template <typename L>
+template <bool kConstantB, bool kConstantC, typename L>
 __device__ void stage(const Shared<L>& shared, const SelectiveScanCuda& p, const Units& units, const Work<L>& work,
                       const Tile<L>& tile) {
   const int states = static_cast<int>(p.shape.states);
   stage_channels<L>(shared.raw_u, p.u, work, tile, units.u);
   stage_channels<L>(shared.raw_delta, p.delta, work, tile, units.delta);
-  if (p.variable_B) stage_states<L>(shared.raw_B, p.B, states, work, tile, units.B);
-  if (p.variable_C) stage_states<L>(shared.raw_C, p.C, states, work, tile, units.C);
+  if constexpr (!kConstantB) stage_states<L>(shared.raw_B, p.B, states, work, tile, units.B);
+  if constexpr (!kConstantC) stage_states<L>(shared.raw_C, p.C, states, work, tile, units.C);
   copy_async_commit();
 }
 
-template <typename L>
+template <bool kConstantB, bool kConstantC, typename L>
 __device__ void unpack(const Shared<L>& shared, const SelectiveScanCuda& p, const Work<L>& work, const Tile<L>& tile) {
   const int states = static_cast<int>(p.shape.states);
-  unpack_rows<L>(shared.B, shared.raw_B, p.B.dtype, p.variable_B, states, tile, work.thread);
-  unpack_rows<L>(shared.C, shared.raw_C, p.C.dtype, p.variable_C, states, tile, work.thread);
+  if constexpr (!kConstantB) unpack_rows(shared.B, shared.raw_B, p.B.dtype, states, tile, work.thread);
+  if constexpr (!kConstantC) unpack_rows(shared.C, shared.raw_C, p.C.dtype, states, tile, work.thread);
 #pragma unroll 2
   for (int i = work.thread; i < L::kChannels * L::kTokens; i += L::kThreads) {
     const int channel = i / L::kTokens, token = i % L::kTokens;
@@ -74,28 +74,30 @@ __device__ void store_outputs(const Shared<L>& shared, const SelectiveScanCudaFo
   }
 }
 
-// kEndsOnly: finds what each chunk leaves instead of the outputs.
-template <typename L, bool kConstant, bool kEndsOnly>
+// kEndsOnly: finds what each chunk leaves instead of the outputs. C is not read then, as if it were constant.
+template <typename L, bool kConstantB, bool kConstantC, bool kEndsOnly>
 __global__ void __launch_bounds__(L::kThreads, 512 / L::kThreads)
     selective_scan_fwd_kernel(const SelectiveScanCudaForward params, const Units units) {
   const SelectiveScanCuda& p = params.scan;
   const Work<L> work(p);
   const Shared<L> shared(dynamic_shared());
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
-  const auto B = RowsOf<L, kConstant>::make(p, work, shared.B, p.B, p.variable_B);
-  const auto C = RowsOf<L, kConstant>::make(p, work, shared.C, p.C, p.variable_C);
+  const auto B = rows_of<kConstantB>(p, work, shared.B, p.B);
+  const auto C = rows_of < kConstantC && !kEndsOnly > (p, work, shared.C, p.C);
   const States<L> A = load_A<L>(p, work);
   States<L> h = kEndsOnly ? zero_states<L>() : chunk_start<L>(p, work, A, zero_states<L>(), false);
   float steps = 0.0f;
 
-  stage<L>(shared, p, units, work, Tile<L>(p, work.first_tile));
+  stage<kConstantB, kConstantC>(shared, p, units, work, Tile<L>(p, work.first_tile));
   for (int iteration = 0; iteration < work.tiles; ++iteration) {
     const Tile<L> tile(p, work.first_tile + iteration);
     copy_async_wait();
     block_sync();
-    unpack<L>(shared, p, work, tile);
+    unpack<kConstantB, kConstantC>(shared, p, work, tile);
     block_sync();
-    if (iteration + 1 < work.tiles) stage<L>(shared, p, units, work, Tile<L>(p, tile.index + 1));
+    if (iteration + 1 < work.tiles) {
+      stage<kConstantB, kConstantC>(shared, p, units, work, Tile<L>(p, tile.index + 1));
+    }
 
     if constexpr (kEndsOnly) {
       advance_tile<L>(shared.x + channel, B, tile.padded, A, h, steps);
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(L::kThreads, 512 / L::kThreads)
   }
 }
 
-template <typename L, bool kConstant>
+template <typename L, bool kConstantB, bool kConstantC>
 int launch(const SelectiveScanCudaForward& params, void* stream) {
   const SelectiveScanCuda& p = params.scan;
   const int64_t blocks = blocks_of(p), tokens = p.shape.tokens;
@@ -126,18 +128,18 @@ int launch(const SelectiveScanCudaForward& params, void* stream) {
   if (blocks > INT32_MAX || p.tiles > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, L::kThreads, shared_bytes, stream,
-                                    selective_scan_fwd_kernel<L, kConstant, true>, params, units);
+                                    selective_scan_fwd_kernel<L, kConstantB, true, true>, params, units);
     if (error != kSuccess) return error;
   }
-  return launch_kernel(blocks, L::kThreads, shared_bytes, stream, selective_scan_fwd_kernel<L, kConstant, false>,
-                       params, units);
+  return launch_kernel(blocks, L::kThreads, shared_bytes, stream,
+                       selective_scan_fwd_kernel<L, kConstantB, kConstantC, false>, params, units);
 }
 
 }  // namespace
 
 int launch_selective_scan_fwd(const SelectiveScanCudaForward& params, void* stream) {
-  return with_layout(params.scan.plan.layout, [&](auto layout, auto constant) {
-    return launch<decltype(layout), decltype(constant)::value>(params, stream);
+  return with_layout(params.scan, [&](auto layout, auto constant_B, auto constant_C) {
+    return launch<decltype(layout), constant_B.value, constant_C.value>(params, stream);
   });
 }
 

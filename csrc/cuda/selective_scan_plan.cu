@@ -35,7 +35,7 @@ SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool cons
   const Row* row = constant ? choose(kConstant) : choose(kVariable);
   if (row == nullptr) return {-1, 0, 0, 0, 0, 0};
 
-  const Chunks chunks = split(ceil_div(shape.tokens, row->tokens), row->tokens, warps(*row), gpu);
+  const Chunks chunks = split(shape.tokens, row->tokens, warps(*row), gpu);
   return {row->index,  row->states * row->lanes, row->tokens, ceil_div(group, row->channels), chunks.tiles,
           chunks.count};
 }

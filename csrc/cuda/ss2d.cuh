@@ -6,24 +6,23 @@
 
 namespace mtlkit::cuda {
 
+inline constexpr int kRowVector = 4;  // values of x_dbl that one copy moves at least; a pixel has a multiple of them
+
 // What the kernels take beside SS2DCuda, worked out once before the launch.
 struct SS2DGeometry {
   Divisor height, width;
-  int row_bytes;   // the part of a pixel's values that holds one direction's row, in whole vectors of row_vector bytes
-  int row_vector;  // 16, or 8 for 16-bit values: pixels are a multiple of this apart
+  int row_bytes;     // the part of a pixel's values that holds one direction's row, in whole vectors
   bool map_vectors;  // whether rows of the maps can be moved four floats at a time
 
   SS2DGeometry(const SS2DShape& shape, DType dtype)
       : height(static_cast<uint32_t>(shape.height)),
         width(static_cast<uint32_t>(shape.width)),
-        row_vector(dtype == DType::kFloat32 ? 16 : 8),
         map_vectors(shape.channels % 4 == 0) {
-    const int64_t row = shape.row() * size_of(dtype);
-    row_bytes = 0;
+    int64_t vectors = 0;
     for (int64_t k = 0; k < kDirections; ++k) {
-      const int64_t bytes = ceil_div(k * row % row_vector + row, row_vector) * row_vector;
-      row_bytes = std::max(row_bytes, static_cast<int>(bytes));
+      vectors = std::max(vectors, ceil_div(k * shape.row() % kRowVector + shape.row(), kRowVector));
     }
+    row_bytes = static_cast<int>(vectors * kRowVector * size_of(dtype));
   }
 };
 
@@ -40,27 +39,29 @@ bool copies_vectors(const Tensor<4>& tensor, int64_t channels) {
 template <typename L>
 struct Work {
   int pair, group, direction;  // group 0 scans upwards, 1 downwards
+  int scan;                    // the direction's place among those of the launch
   int thread;                  // in the group
   int batch, channel_block, chunk, first_channel;
   int first_tile, tiles;  // of the chunk
 
-  __device__ explicit Work(const SS2DCuda& p, int first_image = 0) {
+  __device__ explicit Work(const SS2DCuda& p, int first_image = 0, int first_pair = 0) {
     const int channel_blocks = static_cast<int>(p.plan.channel_blocks), chunks = static_cast<int>(p.plan.chunks);
+    const int pairs = static_cast<int>(p.plan.pairs);
     int block = static_cast<int>(blockIdx.x);
     channel_block = block % channel_blocks;
     block /= channel_blocks;
-    pair = block % 2;
-    block /= 2;
+    const int pair_of_launch = block % pairs;
+    pair = first_pair + pair_of_launch;
+    block /= pairs;
     chunk = block % chunks;
     batch = first_image + block / chunks;
     group = threadIdx.x / L::kThreads;
     thread = threadIdx.x % L::kThreads;
     direction = pair + 2 * group;
+    scan = pair_of_launch + pairs * group;
     first_channel = channel_block * L::kChannels;
-    const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles);
-    first_tile = chunk * chunk_tiles;
-    const int left = static_cast<int>(p.plan.tiles) - first_tile;
-    tiles = left < chunk_tiles ? left : chunk_tiles;
+    first_tile = chunk * static_cast<int>(p.plan.chunk_tiles);
+    tiles = static_cast<int>(p.plan.tiles_of(chunk));
   }
 
   // How many chunks a scan in this direction, or against it, has passed before this one.
@@ -70,7 +71,7 @@ struct Work {
 };
 
 inline int64_t blocks_of(const SS2DCuda& p, int64_t images) {
-  return images * p.plan.chunks * 2 * p.plan.channel_blocks;
+  return images * p.plan.chunks * p.plan.pairs * p.plan.channel_blocks;
 }
 
 // One tile of one direction.
@@ -189,12 +190,10 @@ unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
   return static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared(nullptr, geometry.row_bytes, rank).end));
 }
 
-// Elements between the start of a staged row and the row. T: the type of x_dbl.
-template <typename L, typename T>
-__device__ int row_skew(const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work) {
-  const auto per_vector = static_cast<uint32_t>(geometry.row_vector / sizeof(T));  // a power of two
-  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) &
-                          (per_vector - 1));
+// Elements between the start of a staged row and the row.
+template <typename L>
+__device__ int row_skew(const SS2DCuda& p, const Work<L>& work) {
+  return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) % kRowVector);
 }
 
 // The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.
@@ -291,38 +290,57 @@ __device__ States<L> load_A(const SS2DCuda& p, const Work<L>& work) {
   return A;
 }
 
+// The row of `ends` and `steps` of the block's first channel, for the chunk that the scan comes to as number `place`.
+template <typename L>
+__device__ int64_t end_row(const SS2DCuda& p, const Work<L>& work, int place) {
+  const int64_t scan = work.batch * p.plan.scans() + work.scan;
+  return (scan * (p.plan.chunks - 1) + place) * p.shape.channels;
+}
+
 // The states, or gradients of states, with which this chunk starts: none, or what the chunks before it leave.
 template <typename L>
 __device__ States<L> chunk_start(const SS2DCuda& p, const Work<L>& work, const States<L>& A, bool reverse) {
   const int channel = work.first_channel + work.thread / L::kLanes;
   const int before = work.chunks_before(p, reverse);
   if (before == 0 || channel >= p.shape.channels) return zero_states<L>();
-  const bool from_first = (work.group == 0) == !reverse;
-  const int64_t steps = (work.batch * kDirections + work.direction) * p.plan.chunks * p.shape.channels +
-                        (from_first ? 0 : p.plan.chunks - 1) * p.shape.channels + channel;
-  const int64_t stride = from_first ? p.shape.channels : -p.shape.channels;
-  return carry_in<L>(zero_states<L>(), A, work.thread % L::kLanes, before, p.ends + steps * p.plan.padded_states,
-                     stride * p.plan.padded_states, p.steps + steps, stride);
+  const int64_t row = end_row(p, work, 0) + channel;
+  return carry_in<L>(zero_states<L>(), A, work.thread % L::kLanes, before, p.ends + row * L::kPadded,
+                     p.shape.channels * L::kPadded, p.steps + row, p.shape.channels);
 }
 
 // What a chunk leaves: for the chunk_start of others.
 template <typename L>
-__device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const States<L>& end, float steps) {
+__device__ void store_chunk_end(const SS2DCuda& p, const Work<L>& work, const States<L>& end, float steps,
+                                bool reverse) {
   const int channel = work.first_channel + work.thread / L::kLanes;
-  if (channel >= p.shape.channels) return;
-  const int64_t row =
-      ((work.batch * kDirections + work.direction) * p.plan.chunks + work.chunk) * p.shape.channels + channel;
+  const int before = work.chunks_before(p, reverse);
+  if (channel >= p.shape.channels || before == p.plan.chunks - 1) return;
+  const int64_t row = end_row(p, work, before) + channel;
   const int lane = work.thread % L::kLanes;
-  store_states<L>(p.ends + row * p.plan.padded_states, lane, end);
+  store_states<L>(p.ends + row * L::kPadded, lane, end);
   if (lane == 0) p.steps[row] = steps;
 }
 
-// Adds a tile of both directions into the pair's map, whoever comes first writing, in `iteration` of `tiles`; value(
-// place, channel) is read from shared memory. All threads of the block take part.
+// Where the state of the thread's channel before a tile is kept; null before the first on the scan's way, which is
+// zero, and beyond D.
+template <typename L>
+__device__ float* checkpoint(const SS2DCuda& p, const Work<L>& work, const Tile<L>& tile) {
+  const int channel = work.first_channel + work.thread / L::kLanes, kept = static_cast<int>(p.plan.tiles) - 1;
+  const int place = tile.index - (tile.upwards ? 1 : 0);
+  if (channel >= p.shape.channels || place < 0 || place == kept) return nullptr;
+  const int64_t row = (int64_t{work.batch} * kDirections + work.direction) * kept + place;
+  return p.checkpoints + (row * p.shape.channels + channel) * L::kPadded;
+}
+
+// Adds a tile of both directions into the pair's map, whoever comes first writing, in `iteration` of `tiles`; into the
+// map of the first pair, where they share one, the second adds. value(place, channel) is read from shared memory. All
+// threads of the block take part.
 template <typename L, typename Value>
 __device__ void merge_tile(float* const (&maps)[2], const SS2DCuda& p, const SS2DGeometry& geometry,
                            const Work<L>& work, const Tile<L>& tile, int iteration, Value value) {
-  const auto write = [&](bool add) {
+  const bool written = work.pair == 1 && maps[0] == maps[1];
+  const auto write = [&](bool again) {
+    const bool add = again || written;
     float* map = maps[work.pair] + work.batch * p.shape.tokens() * p.shape.channels;
     const int width = geometry.map_vectors ? 4 : 1, per_row = L::kChannels / width;
 #pragma unroll 2

@@ -10,9 +10,9 @@
 // every chunk from what those before it leave together.
 //
 // Backward, each block of channels leaves its part of the gradient of x_dbl. So that these parts stay small beside u,
-// the main kernel is launched for some images after others (slices), and for some tiles of every scan's way after
-// others (windows); after each launch the parts are added up. What a launch leaves to the next are the gradients of the
-// states, and the sums over tokens, to which it adds.
+// the main kernel is launched for one pair after the other, which then share a map, for some images after others
+// (slices), and for some tiles of every scan's way after others (windows); after each launch the parts are added up.
+// What a window leaves to the next are the gradients of the states, and the sums over tokens, to which it adds.
 #pragma once
 
 #include "common/ss2d.h"
@@ -56,11 +56,18 @@ struct SS2DPlan {
   int64_t padded_states;  // N, rounded up to what the layout keeps
   int64_t tiles;
   int64_t channel_blocks;  // blocks along D
-  int64_t chunk_tiles;     // tiles per chunk
+  int64_t chunk_tiles;     // tiles per chunk; the last has what is left
   int64_t chunks;
   int64_t images;        // per launch
   int64_t window_tiles;  // of each chunk, per launch
   int64_t pixels;        // of an image in a launch, at most
+  int64_t pairs;         // of opposite directions, per launch: 1 or 2
+
+  constexpr int64_t scans() const { return 2 * pairs; }  // of an image in a launch
+  constexpr int64_t tiles_of(int64_t chunk) const {
+    return chunk == chunks - 1 ? tiles - chunk * chunk_tiles : chunk_tiles;
+  }
+  constexpr int64_t longest_chunk() const { return std::max(chunk_tiles, tiles_of(chunks - 1)); }
 };
 
 // The backward layout that comes first of those that hold N and fit a block's shared memory.
@@ -83,9 +90,10 @@ struct SS2DCuda {
   const float* dt_bias;    // (4, D)
   const float* A_logs;     // (4 D, N)
   const float* Ds;         // (4 D)
-  float* checkpoints;      // (B, 4, tiles, D, padded states): the state before each tile; null if not wanted
-  float* ends;             // (B, 4, chunks, D, padded states), null with one chunk
-  float* steps;            // (B, 4, chunks, D), null with one chunk
+  float* checkpoints;      // (B, 4, tiles - 1, D, padded states): the state before each tile but the first on the
+                           // scan's way; null if not wanted
+  float* ends;             // (B, scans, chunks - 1, D, padded states), in the order of the scan's way; null with one
+  float* steps;            // (B, scans, chunks - 1, D)
 };
 
 struct SS2DCudaForward {
@@ -95,12 +103,21 @@ struct SS2DCudaForward {
 
 struct SS2DCudaBackward {
   SS2DCuda scan;
-  Tensor<4> dy;        // (B, D, H, W)
-  void* dx_dbl;        // like x_dbl
-  float* maps[2];      // (B, L, D), of du
-  float* carries;      // (images, 4, chunks, D, padded states), of a launch; null with one window
-  float* parts;        // (channel blocks, images, 4, pixels, M), of a launch: chunk by chunk
-  float* dparameters;  // (images, chunks, 4, D, N + R + 2): of A = -exp(A_logs), dt_weight, dt_bias and Ds
+  Tensor<4> dy;       // (B, D, H, W)
+  void* dx_dbl;       // like x_dbl
+  float* maps[2];     // (B, L, D), of du; the same for both where a launch serves one pair
+  float* carries;     // (images, scans, chunks, D, padded states), of a launch; null with one window
+  float* parts;       // (stored_parts, images, scans, pixels, M), of a launch: chunk by chunk
+  float* sums;        // (images * chunks - 1, scans, D, N + R + 2): see SumsOverTokens
+  float* dA_logs;     // (4 D, N), as are all below: like the parameters, but float
+  float* ddt_weight;  // (4, D, R)
+  float* ddt_bias;    // (4, D)
+  float* dDs;         // (4 D)
 };
+
+// Parts of the gradient of x_dbl for the blocks of channels from this one on; in float32 the first block's part lies in
+// dx_dbl itself.
+constexpr int64_t first_stored_part(const SS2DCuda& p) { return p.x_dbl.dtype == DType::kFloat32 ? 1 : 0; }
+constexpr int64_t stored_parts(const SS2DCuda& p) { return p.plan.channel_blocks - first_stored_part(p); }
 
 }  // namespace mtlkit::cuda

@@ -3,9 +3,9 @@
 // Each half of a block passes its tiles against the direction of its scan, rebuilding the states from the checkpoint of
 // the tile. Sums over channels (dB, dC, the gradient of the time step's row) leave the block as one part per block of
 // channels, which a small kernel adds up after each launch; sums over tokens (dA, dD, the time step's weights) as one
-// part per image of a launch and chunk, which the caller adds up. Both in a fixed order.
+// part per image of a launch and chunk, which another adds up at the end. Both in a fixed order.
 #include "cuda/launchers.h"
-#include "cuda/ss2d.cuh"
+#include "cuda/ss2d_bwd.cuh"
 
 namespace mtlkit::cuda {
 namespace {
@@ -70,41 +70,11 @@ struct Shared {
   __host__ __device__ static int padded_rank(int64_t rank) { return static_cast<int>(rank / 4 * 4 + 4); }
 };
 
-// What one launch of the main kernel does: some images, and some iterations of every chunk's way through its tiles.
-struct Portion {
-  int first_image, images;
-  int begin, end;  // of the iterations; a chunk may have fewer
-  bool first;      // of the call: finds no sums over tokens to add to
-};
-
-// The pixels of one chunk and direction whose rows a portion leaves parts of: so many, from one on in the order of the
-// pair. Who scans upwards comes to the tiles downwards.
-struct Window {
-  int64_t first;
-  int pixels;
-
-  __device__ Window(const SS2DCuda& p, const Portion& portion, int tile_tokens, int chunk, bool upwards) {
-    const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), first_tile = chunk * chunk_tiles;
-    const int left = static_cast<int>(p.plan.tiles) - first_tile, tiles = left < chunk_tiles ? left : chunk_tiles;
-    const int end = portion.end < tiles ? portion.end : tiles;
-    first = int64_t{first_tile + (upwards ? tiles - end : portion.begin)} * tile_tokens;
-    const int64_t whole = int64_t{end - portion.begin} * tile_tokens, room = p.shape.tokens() - first;
-    pixels = static_cast<int>(whole < 0 ? 0 : whole < room ? whole : room);
-  }
-};
-
-// How far into `parts` the rows of a block of channels, an image of the portion, a direction and a chunk begin.
-__device__ int64_t rows_before(const SS2DCuda& p, int channel_block, int image, int direction, int chunk,
-                               int tile_tokens) {
-  const int64_t group = (channel_block * p.plan.images + image) * kDirections + direction;
-  return (group * p.plan.pixels + chunk * p.plan.window_tiles * tile_tokens) * p.shape.row();
-}
-
 template <typename L>
 __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2DCudaBackward& params,
                       const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
-  if (geometry.row_vector == 16) {
+  if (p.x_dbl.dtype == DType::kFloat32) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
   } else {
     stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
@@ -119,7 +89,7 @@ template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, const SS2DGeometry& geometry,
                        const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
   const SS2DCuda& p = params.scan;
-  const int skew = row_skew<L, T>(p, geometry, work);
+  const int skew = row_skew(p, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
                       [&](int token, int channel, int place, bool real, float dt, float slope) {
@@ -136,14 +106,20 @@ __device__ void unpack(const Shared<L>& shared, const SS2DCudaBackward& params, 
     const T* row = reinterpret_cast<const T*>(shared.raw_rows + place * geometry.row_bytes) + skew;
     shared.steps[i] = place >= tile.tokens ? 0.0f : r < rank ? to_float(row[r]) : r == rank ? 1.0f : 0.0f;
   }
-  const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
-  const int64_t before =
-      rows_before(p, work.channel_block, work.batch - portion.first_image, work.direction, work.chunk, L::kTokens);
-  float* rows = params.parts + before + (int64_t{tile.index} * L::kTokens - window.first) * p.shape.row() + rank;
+  const int part = work.channel_block - static_cast<int>(first_stored_part(p)),
+            image = work.batch - portion.first_image;
+  float* rows = static_cast<float*>(params.dx_dbl) +
+                (work.batch * p.shape.tokens() * kDirections + work.direction) * p.shape.row() + rank;
+  if (part >= 0) {
+    const Window window(p, portion, L::kTokens, work.chunk, work.group == 0);
+    rows = params.parts + rows_before(p, part, image, work.scan, work.chunk, L::kTokens) +
+           (int64_t{tile.index} * L::kTokens - window.first) * p.shape.row() + rank;
+  }
 #pragma unroll 1
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
     const int place = tile.place(token);
-    shared.rows[token] = place < tile.tokens ? rows + place * p.shape.row() : nullptr;
+    const int64_t row = part >= 0 ? place : index_at(geometry, work.pair, tile, place) * kDirections;
+    shared.rows[token] = place < tile.tokens ? rows + row * p.shape.row() : nullptr;
   }
 }
 
@@ -176,10 +152,7 @@ __device__ void descend(const Shared<L>& shared, const SS2DCudaBackward& params,
   const SharedRows<L> B{shared.B + state}, C{shared.C + state};
   float* starts = shared.starts + channel * L::kPadded;
   States<L> h = zero_states<L>();
-  if (work.first_channel + channel < p.shape.channels) {
-    const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
-    h = load_states<L>(p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded, lane);
-  }
+  if (const float* before = checkpoint(p, work, tile)) h = load_states<L>(before, lane);
 #pragma unroll 1
   for (int group = 0; group < last; ++group) {
     store_states<L>(starts + group * L::kChannels * L::kPadded, lane, h);
@@ -279,30 +252,30 @@ __device__ void project_back(const Shared<L>& shared, const SS2DCudaBackward& pa
 // The block's part of the gradients of the parameters.
 template <typename L>
 __device__ void store_parameters(const Shared<L>& shared, const SS2DCudaBackward& params, const Portion& portion,
-                                 const Work<L>& work, const States<L>& dA, float dskip) {
+                                 const Work<L>& work, const States<L>& A, const States<L>& dA, float dskip) {
+  constexpr float kLn2 = 0.693147180559945309417f;
   const SS2DCuda& p = params.scan;
   const int states = static_cast<int>(p.shape.states), rank = static_cast<int>(p.shape.rank);
-  const int64_t image = work.batch - portion.first_image;
-  const int64_t part = (image * p.plan.chunks + work.chunk) * kDirections + work.direction;
-  const auto add = [&](int channel, int i, float value) {
-    float* row = params.dparameters + (part * p.shape.channels + work.first_channel + channel) * (states + rank + 2);
-    row[i] = portion.first ? value : row[i] + value;
-  };
+  const int part = (work.batch - portion.first_image) * static_cast<int>(p.plan.chunks) + work.chunk;
+  const SumsOverTokens sums(params, part, work.scan, work.direction);
+  const auto add = [&](float* to, float value) { *to = portion.first ? value : *to + value; };
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 #pragma unroll
   for (int mask = 1; mask < L::kLanes; mask *= 2) dskip += shuffle_xor(dskip, mask);
   if (work.first_channel + channel < p.shape.channels) {
+    const int first = lane * L::kStates;
+    float* row = sums.A_logs + int64_t{work.first_channel + channel} * states;
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
-      if (lane * L::kStates + i < states) add(channel, lane * L::kStates + i, dA.values[i]);
+      if (first + i < states) add(row + first + i, kLn2 * A.values[i] * dA.values[i]);
     }
-    if (lane == 0) add(channel, states + rank + 1, dskip);
+    if (lane == 0) add(sums.skip + work.first_channel + channel, dskip);
   }
   block_sync();
 #pragma unroll 1
   for (int i = work.thread; i < (rank + 1) * L::kChannels; i += L::kThreads) {
-    const int r = i / L::kChannels, c = i % L::kChannels;
-    if (work.first_channel + c < p.shape.channels) add(c, states + r, shared.dweight[i]);
+    const int r = i / L::kChannels, c = work.first_channel + i % L::kChannels;
+    if (c < p.shape.channels) add(r < rank ? sums.weight + int64_t{c} * rank + r : sums.bias + c, shared.dweight[i]);
   }
 }
 
@@ -312,7 +285,7 @@ __device__ float* waiting(const SS2DCudaBackward& params, const Portion& portion
   const SS2DCuda& p = params.scan;
   const int channel = work.first_channel + work.thread / L::kLanes;
   const int64_t image = work.batch - portion.first_image;
-  const int64_t row = (image * kDirections + work.direction) * p.plan.chunks + work.chunk;
+  const int64_t row = (image * p.plan.scans() + work.scan) * p.plan.chunks + work.chunk;
   return channel < p.shape.channels ? params.carries + (row * p.shape.channels + channel) * L::kPadded : nullptr;
 }
 
@@ -329,14 +302,17 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     ss2d_bwd_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Vectors vectors,
                     const Portion portion) {
   const SS2DCuda& p = params.scan;
-  Task<L> task{Work<L>(p, portion.first_image), vectors};
+  Task<L> task{Work<L>(p, portion.first_image, portion.first_pair), vectors};
   const Work<L>& work = task.work;
   if (portion.begin >= work.tiles) return;
   const bool upwards = work.group == 0;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
 
-  const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
-  const Shared<L> shared(upwards ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  const auto shared_of = [&](int group) {
+    const Shared<L> first_half(dynamic_shared(), geometry.row_bytes, p.shape.rank);
+    return Shared<L>(group == 0 ? dynamic_shared() : first_half.end, geometry.row_bytes, p.shape.rank);
+  };
+  Shared<L> shared = shared_of(work.group);
   load_weights<L>(shared.weight, shared.bias, shared.skip, p, work);
   const int rank = static_cast<int>(p.shape.rank), padded = Shared<L>::padded_rank(rank);
 #pragma unroll 1
@@ -375,8 +351,10 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
+      const int thread = reread_thread();  // what depends on it need not lie in registers during the scan
+      shared = shared_of(thread / L::kThreads);
       task = *shared.task;
-      task.work.thread = threadIdx.x % L::kThreads;
+      task.work.thread = thread % L::kThreads;
       if (iteration + 1 < end()) stage(shared, task.vectors, params, geometry, work, tile_at(iteration + 1));
       project_back<L>(shared, params, work, tile);
       merge_tile<L>(params.maps, p, geometry, work, tile, iteration, [&](int place, int c) {
@@ -386,85 +364,12 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     }
   }
   if constexpr (kEndsOnly) {
-    store_chunk_end<L>(p, work, carry, steps);
+    store_chunk_end<L>(p, work, carry, steps, true);
   } else {
     if (end() < work.tiles) {
       if (float* to = waiting(params, portion, work)) store_states<L>(to, work.thread % L::kLanes, carry);
     }
-    store_parameters<L>(shared, params, portion, work, dA, dskip);
-  }
-}
-
-constexpr int kSumThreads = 256, kSumsAtOnce = 4;  // values of a row for each thread
-
-// Adds up the parts of the rows that a portion has left, over the blocks of channels. T: the type of x_dbl.
-template <typename T>
-__global__ void __launch_bounds__(kSumThreads)
-    ss2d_sum_rows_kernel(const SS2DCudaBackward params, const SS2DGeometry geometry, const Divisor row,
-                         const Portion portion, const int tile_tokens, const int pieces) {
-  const SS2DCuda& p = params.scan;
-  int block = static_cast<int>(blockIdx.x);
-  const int piece = block % pieces;
-  block /= pieces;
-  const int direction = block % kDirections;
-  block /= kDirections;
-  const int chunks = static_cast<int>(p.plan.chunks), chunk = block % chunks, image = block / chunks;
-  const Window window(p, portion, tile_tokens, chunk, direction < 2);
-  const int64_t first = int64_t{piece} * kSumThreads * kSumsAtOnce, left = window.pixels * p.shape.row() - first;
-  if (left <= 0) return;
-  const int count = left < kSumThreads * kSumsAtOnce ? static_cast<int>(left) : kSumThreads * kSumsAtOnce;
-  const int thread = static_cast<int>(threadIdx.x);
-
-  const float* part = params.parts + rows_before(p, 0, image, direction, chunk, tile_tokens) + first;
-  const int64_t stride = rows_before(p, 1, 0, 0, 0, 0);
-  float sum[kSumsAtOnce] = {};
-#pragma unroll 4
-  for (int i = 0; i < static_cast<int>(p.plan.channel_blocks); ++i, part += stride) {
-#pragma unroll
-    for (int j = 0; j < kSumsAtOnce; ++j) {
-      const int at = thread + j * kSumThreads;
-      sum[j] += part[at < count ? at : 0];
-    }
-  }
-
-  const int64_t pixel = first / p.shape.row();
-  const auto skipped = static_cast<uint32_t>(first - pixel * p.shape.row());
-#pragma unroll
-  for (int j = 0; j < kSumsAtOnce; ++j) {
-    const int at = thread + j * kSumThreads;
-    if (at >= count) break;
-    const uint32_t further = row.divide(skipped + at), value = skipped + at - further * row.value;
-    const int64_t index = window.first + pixel + further;
-    int64_t place = index;
-    if (direction % 2 == 1) {
-      const uint32_t x = geometry.height.divide(static_cast<uint32_t>(index));
-      place = (index - int64_t{x} * p.shape.height) * p.shape.width + x;
-    }
-    const int64_t pixel_of_all = (portion.first_image + image) * p.shape.tokens() + place;
-    static_cast<T*>(params.dx_dbl)[(pixel_of_all * kDirections + direction) * p.shape.row() + value] =
-        from_float<T>(sum[j]);
-  }
-}
-
-int launch_sum_rows(const SS2DCudaBackward& params, const SS2DGeometry& geometry, const Portion& portion,
-                    int tile_tokens, void* stream) {
-  const SS2DCuda& p = params.scan;
-  const int64_t pixels = std::min(p.plan.window_tiles * tile_tokens, p.plan.pixels);  // of a chunk
-  const int64_t pieces = ceil_div(pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
-  const int64_t blocks = portion.images * p.plan.chunks * kDirections * pieces;
-  if (blocks > INT32_MAX) return kInvalidValue;
-  const Divisor row(static_cast<uint32_t>(p.shape.row()));
-  const auto launch = [&](auto kernel) {
-    return launch_kernel(blocks, kSumThreads, 0, stream, kernel, params, geometry, row, portion, tile_tokens,
-                         static_cast<int>(pieces));
-  };
-  switch (p.x_dbl.dtype) {
-    case DType::kBFloat16:
-      return launch(ss2d_sum_rows_kernel<bf16>);
-    case DType::kFloat16:
-      return launch(ss2d_sum_rows_kernel<f16>);
-    default:
-      return launch(ss2d_sum_rows_kernel<float>);
+    store_parameters<L>(shared, params, portion, work, A, dA, dskip);
   }
 }
 
@@ -480,23 +385,31 @@ int launch(const SS2DCudaBackward& params, void* stream) {
     return launch_kernel(blocks_of(p, portion.images), 2 * L::kThreads, shared_bytes, stream, kernel, params, geometry,
                          vectors, portion);
   };
-  const int chunk_tiles = static_cast<int>(p.plan.chunk_tiles), window = static_cast<int>(p.plan.window_tiles);
-  for (int64_t image = 0; image < p.shape.batch; image += p.plan.images) {
-    Portion portion{};
-    portion.first_image = static_cast<int>(image);
-    portion.images = static_cast<int>(std::min(p.plan.images, p.shape.batch - image));
-    portion.end = chunk_tiles;
+  const int tiles = static_cast<int>(p.plan.longest_chunk()), window = static_cast<int>(p.plan.window_tiles);
+  const auto launch_images = [&](Portion portion) {
+    portion.end = tiles;
     int error = p.plan.chunks > 1 ? launch_one(ss2d_bwd_kernel<L, true>, portion) : kSuccess;
-    for (int begin = 0; begin < chunk_tiles && error == kSuccess; begin += window) {
+    for (int begin = 0; begin < tiles && error == kSuccess; begin += window) {
       portion.begin = begin;
-      portion.end = std::min(begin + window, chunk_tiles);
-      portion.first = image == 0 && begin == 0;
+      portion.end = std::min(begin + window, tiles);
+      portion.first = portion.first_image == 0 && begin == 0;
       error = launch_one(ss2d_bwd_kernel<L, false>, portion);
       if (error == kSuccess) error = launch_sum_rows(params, geometry, portion, L::kTokens, stream);
     }
-    if (error != kSuccess) return error;
+    return error;
+  };
+  int error = kSuccess;
+  for (int pair = 0; pair < 2 && error == kSuccess; pair += static_cast<int>(p.plan.pairs)) {
+    Portion portion{};
+    portion.first_pair = pair;
+    for (int64_t image = 0; image < p.shape.batch && error == kSuccess; image += p.plan.images) {
+      portion.first_image = static_cast<int>(image);
+      portion.images = static_cast<int>(std::min(p.plan.images, p.shape.batch - image));
+      error = launch_images(portion);
+    }
+    if (error == kSuccess) error = launch_sum_over_tokens(params, portion, stream);
   }
-  return kSuccess;
+  return error;
 }
 
 // Calls `use` with the layout of an index; -1 where there is none.

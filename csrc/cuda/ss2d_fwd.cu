@@ -38,7 +38,7 @@ struct Shared {
 template <typename L>
 __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, const SS2DGeometry& geometry,
                       const Work<L>& work, const Tile<L>& tile) {
-  if (geometry.row_vector == 16) {
+  if (p.x_dbl.dtype == DType::kFloat32) {
     stage_rows<L, 16>(shared.raw_rows, p, geometry, work, tile);
   } else {
     stage_rows<L, 8>(shared.raw_rows, p, geometry, work, tile);
@@ -51,7 +51,7 @@ __device__ void stage(const Shared<L>& shared, bool vectors, const SS2DCuda& p, 
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DCuda& p, const SS2DGeometry& geometry, const Work<L>& work,
                        const Tile<L>& tile) {
-  const int skew = row_skew<L, T>(p, geometry, work);
+  const int skew = row_skew(p, work);
   unpack_states<L, T>(shared.B, shared.C, shared.raw_rows, p, geometry, work, tile, skew);
   project_steps<L, T>(shared.raw_rows, shared.weight, shared.bias, p, geometry, work, tile, skew,
                       [&](int token, int channel, int place, bool real, float dt, float) {
@@ -106,10 +106,8 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
     if constexpr (kEndsOnly) {
       advance_tile<L>(shared.x + channel, B, tile.padded, A, h, steps);
     } else {
-      if (p.checkpoints && work.first_channel + channel < p.shape.channels) {
-        const int64_t row = (work.batch * kDirections + work.direction) * p.plan.tiles + tile.index;
-        float* states = p.checkpoints + (row * p.shape.channels + work.first_channel + channel) * L::kPadded;
-        store_states<L>(states, lane, h);
+      if (p.checkpoints) {
+        if (float* states = checkpoint(p, work, tile)) store_states<L>(states, lane, h);
       }
       scan_tile<L>(shared.x + channel, B, C, shared.sums + channel, tile.padded, lane, A, h);
       block_sync();
@@ -119,7 +117,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
       });
     }
   }
-  if constexpr (kEndsOnly) store_chunk_end<L>(p, work, h, steps);
+  if constexpr (kEndsOnly) store_chunk_end<L>(p, work, h, steps, false);
 }
 
 template <typename L>

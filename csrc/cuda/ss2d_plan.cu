@@ -22,20 +22,25 @@ bool fits(const Row& row, const SS2DShape& shape, const Gpu& gpu, bool backward)
   return row.padded_states() >= shape.states && shared(row.index, shape) <= gpu.shared_bytes;
 }
 
+constexpr int64_t kPartsPerElement = 4;  // of u: floats
+
 // Cuts a backward pass into launches whose parts, of the gradient of x_dbl and of the sums over tokens, take no more
 // than kPartsPerElement floats per element of u: into windows, which all have as many blocks as the whole; and where
 // windows cannot be short enough, into slices of images, as long as each of them fills the GPU.
 void cut_launches(SS2DPlan& plan, const SS2DShape& shape, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
-  constexpr int64_t kPartsPerElement = 4, kLeastTiles = 2;
+  constexpr int64_t kLeastTiles = 2;
   const int64_t most = kPartsPerElement * shape.batch * shape.channels * shape.tokens();
   const auto launches = [&](int64_t floats) { return most > 0 ? std::max<int64_t>(1, ceil_div(floats, most)) : 1; };
-  const auto rows = [&] { return plan.channel_blocks * shape.batch * plan.pixels * kDirections * shape.row(); };
+  const auto rows = [&] { return plan.channel_blocks * shape.batch * plan.pixels * plan.scans() * shape.row(); };
   const int64_t windows = launches(rows());
-  plan.window_tiles = std::min(plan.chunk_tiles, std::max(kLeastTiles, ceil_div(plan.chunk_tiles, windows)));
-  plan.pixels = std::min(plan.chunks * plan.window_tiles * tile_tokens, shape.tokens());
+  const int64_t longest = plan.longest_chunk();
+  plan.window_tiles = std::min(longest, std::max(kLeastTiles, ceil_div(longest, windows)));
+  if (plan.window_tiles < longest) {
+    plan.pixels = std::min(plan.chunks * plan.window_tiles * tile_tokens, shape.tokens());
+  }
   if (plan.window_tiles > kLeastTiles) return;
 
-  const int64_t sums = shape.batch * plan.chunks * kDirections * shape.channels * (shape.states + shape.rank + 2);
+  const int64_t sums = shape.batch * plan.chunks * plan.scans() * shape.channels * (shape.states + shape.rank + 2);
   const int64_t slices = std::min(launches(rows() + sums), warps / gpu.full_warps());
   if (slices > 1) plan.images = ceil_div(shape.batch, slices);
 }
@@ -55,25 +60,37 @@ SS2DPlan plan_ss2d(const SS2DShape& shape, const Gpu& gpu, bool backward) {
   const auto warps = [&](const Row& row) {
     return shape.batch * 2 * ceil_div(shape.channels, row.channels) * row.warps();
   };
-  const auto choose = [&](const auto& rows) {
+  const auto choose = [&](const auto& rows, const auto& suffices) {
     const Row* chosen = nullptr;
     for (const Row& row : rows) {
       const bool serves = row.padded_states() == tiling.states && row.tokens == tiling.tokens;
       if (!serves || !fits(row, shape, gpu, backward)) continue;
       chosen = &row;
-      if (gpu.is_full(warps(row))) break;
+      if (suffices(row)) break;
     }
     return chosen;
   };
-  const Row* row = backward ? choose(kBackward) : choose(kForward);
-  if (row == nullptr) return {-1, 0, 0, 0, 0, 0, 0, 0, 0};
+  const auto fills = [&](const Row& row) { return gpu.is_full(warps(row)); };
+  const Row* row = backward ? choose(kBackward, fills) : choose(kForward, fills);
+  if (row == nullptr) return {-1, 0, 0, 0, 0, 0, 0, 0, 0, 0};
 
-  const int64_t tiles = ceil_div(shape.tokens(), row->tokens);
-  const int64_t channel_blocks = ceil_div(shape.channels, row->channels);
-  const Chunks chunks = split(tiles, row->tokens, warps(*row), gpu);
-  SS2DPlan plan{row->index,   row->padded_states(), tiles,        channel_blocks, chunks.tiles,
-                chunks.count, shape.batch,          chunks.tiles, shape.tokens()};
-  if (backward) cut_launches(plan, shape, row->tokens, warps(*row), gpu);
+  int64_t pairs = 2;
+  if (backward && !gpu.has_enough(warps(*row))) {
+    const Row* widest = choose(kBackward, [](const Row&) { return true; });
+    const int64_t parts = ceil_div(shape.channels, widest->channels) * kDirections * shape.row();
+    if (parts > kPartsPerElement * shape.channels) {
+      row = widest;
+      pairs = 1;
+    }
+  }
+  const int64_t tiles = ceil_div(shape.tokens(), row->tokens), launch_warps = warps(*row) * pairs / 2;
+  const Chunks chunks = split(shape.tokens(), row->tokens, launch_warps, gpu);
+  SS2DPlan plan{row->index,     row->padded_states(),
+                tiles,          ceil_div(shape.channels, row->channels),
+                chunks.tiles,   chunks.count,
+                shape.batch,    chunks.tiles,
+                shape.tokens(), pairs};
+  if (backward) cut_launches(plan, shape, row->tokens, launch_warps, gpu);
   return plan;
 }
 

@@ -219,16 +219,16 @@ def _cuda_tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> tuple[int, 
 
 
 def _cuda_plan(u: Tensor, dt_weight: Tensor, A_logs: Tensor, backward: bool) -> tuple[int, ...]:
-    """Layout, padded states, tiles, channel blocks, tiles per chunk, chunks, and how launches are cut: see ss2d.h."""
+    """SS2DPlan of ss2d.h."""
     return _native.C.cuda_ss2d_plan(_sizes(u, dt_weight, A_logs), gpu(u.device), backward)
 
 
 def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan) -> tuple[tuple, list[Tensor]]:
     """What the kernels of both directions take first, and the tensors that must live until they are launched."""
     batch, channels = u.shape[:2]
-    padded, chunks = plan[1], plan[5]
+    padded, chunks, pairs = plan[1], plan[5], plan[-1]
     rows = aligned(_rows(x_dbl))
-    many = batch * DIRECTIONS * chunks * channels if chunks > 1 else 0
+    many = batch * 2 * pairs * (chunks - 1) * channels
     ends = torch.empty(many, padded, dtype=torch.float32, device=u.device)
     steps = torch.empty(many, dtype=torch.float32, device=u.device)
     buffers = [*(as_float(t) for t in (dt_weight, dt_bias, A_logs, Ds)), checkpoints, ends, steps]
@@ -244,25 +244,28 @@ def _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
 def _cuda_checkpoints(u, x_dbl, dt_weight, A_logs) -> tuple[tuple[int, ...], torch.dtype]:
     padded, tokens = _cuda_tiling(int(A_logs.shape[1]), int(dt_weight.shape[2]), gpu(u.device))
     tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens
-    return (u.shape[0], DIRECTIONS, tiles, u.shape[1], padded), torch.float32
+    return (u.shape[0], DIRECTIONS, tiles - 1, u.shape[1], padded), torch.float32
 
 
-def _cuda_maps(u: Tensor) -> list[Tensor]:
-    """Where the two pairs of opposite directions leave their sums, (B, D, H, W), channels-last."""
+def _cuda_maps(u: Tensor, count: int) -> list[Tensor]:
+    """Where the two pairs of opposite directions, or both together, leave their sums, (B, D, H, W), channels-last."""
     options = {"dtype": torch.float32, "memory_format": torch.channels_last}
-    return [torch.empty_like(u, **options) for _ in range(2)]
+    return [torch.empty_like(u, **options) for _ in range(count)]
 
 
 def _sum_of_maps(maps: list[Tensor], u: Tensor, dtype: torch.dtype) -> Tensor:
     """In the memory format of u; where that and the dtype are the maps', in place of the first."""
     in_place = dtype == maps[0].dtype and u.stride() == maps[0].stride()
-    return torch.add(*maps, out=maps[0] if in_place else torch.empty_like(u, dtype=dtype))
+    total = maps[0] if in_place else torch.empty_like(u, dtype=dtype)
+    if len(maps) == 2:
+        return torch.add(*maps, out=total)
+    return total if in_place else total.copy_(maps[0])
 
 
 def cuda_ss2d_maps(checkpoints, u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> list[Tensor]:
     """Two maps whose sum is the output, (B, D, H, W) in float32, channels-last."""
     plan = _cuda_plan(u, dt_weight, A_logs, False)
-    maps = _cuda_maps(u)
+    maps = _cuda_maps(u, 2)
     with launching(u) as stream:
         arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
         check_cuda(_native.C.cuda_ss2d_forward(*arguments, [address(t) for t in maps], stream))
@@ -277,23 +280,21 @@ def _cuda_backward(dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints) ->
     plan = _cuda_plan(u, dt_weight, A_logs, True)
     batch, channels, height, width = u.shape
     states, rank = A_logs.shape[1], dt_weight.shape[2]
-    _, padded, _, blocks, chunk_tiles, chunks, images, window_tiles, pixels = plan
-    maps = _cuda_maps(u)
+    _, padded, tiles, blocks, chunk_tiles, chunks, images, window_tiles, pixels, pairs = plan
+    maps = _cuda_maps(u, pairs)
     drows = torch.empty(batch, height, width, *x_dbl.shape[1:3], dtype=x_dbl.dtype, device=u.device)
-    carries = maps[0].new_empty(images if window_tiles < chunk_tiles else 0, DIRECTIONS, chunks, channels, padded)
-    parts = maps[0].new_empty(blocks, images, DIRECTIONS, pixels, rank + 2 * states)
-    dparameters = maps[0].new_empty(images * chunks, DIRECTIONS, channels, states + rank + 2)
+    stored = blocks - 1 if x_dbl.dtype == torch.float32 else blocks  # drows is the first part
+    one_window = window_tiles >= max(chunk_tiles, tiles - (chunks - 1) * chunk_tiles)
+    carries = maps[0].new_empty(0 if one_window else images, 2 * pairs, chunks, channels, padded)
+    parts = maps[0].new_empty(stored, images, 2 * pairs, pixels, rank + 2 * states)
+    sums = maps[0].new_empty(images * chunks - 1, 2 * pairs, channels, states + rank + 2)
+    dweight, dbias, dA_logs, dDs = (maps[0].new_empty(t.shape) for t in (dt_weight, dt_bias, A_logs, Ds))
     with launching(u) as stream:
-        arguments, _kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
-        outputs = [address(t) for t in (drows, *maps, carries, parts, dparameters)]
-        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(dy), outputs, stream))
-    del carries, parts
-    du = _sum_of_maps(maps, u, u.dtype)
-    # in a fixed order, as all of torch's sums over a dimension
-    dparameters = dparameters[0] if images * chunks == 1 else dparameters.sum(0)
-    dA, dweight, dbias, dskip = dparameters.split((states, rank, 1, 1), -1)
-    dA_logs = dA.reshape(A_logs.shape) * -torch.exp(A_logs.float())
-    return [du, drows.permute(0, 3, 4, 1, 2), dweight, dbias[..., 0], dA_logs, dskip.flatten()]
+        arguments, kept = _cuda_arguments(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, plan)
+        outputs = (drows, maps[0], maps[-1], carries, parts, sums, dA_logs, dweight, dbias, dDs)
+        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(dy), [address(t) for t in outputs], stream))
+    del carries, parts, sums, kept, outputs
+    return [_sum_of_maps(maps, u, u.dtype), drows.permute(0, 3, 4, 1, 2), dweight, dbias, dA_logs, dDs]
 
 
 # --- launch: triton ---------------------------------------------------------------------------------------------------

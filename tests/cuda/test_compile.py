@@ -24,8 +24,8 @@ BUILT = _native.C is not None and _native.C.cuda
 
 # Instructions for each state update in the loops over tokens, with so many states. Backward passes a tile twice: first
 # all of its groups of tokens but the last of eight, to find states, then all of them.
-PER_UPDATE = {"ss2d_fwd": 8.5, "ss2d_bwd": 28, "selective_scan_fwd": 8.5, "selective_scan_bwd": 28.5}
-PER_UPDATE_WITH_CONSTANT_B_AND_C = {"selective_scan_fwd": 9.5, "selective_scan_bwd": 34.5}
+PER_UPDATE = {"ss2d_fwd": 7.75, "ss2d_bwd": 28, "selective_scan_fwd": 7.5, "selective_scan_bwd": 28}
+PER_UPDATE_WITH_CONSTANT_B_OR_C = {"selective_scan_fwd": 7.25, "selective_scan_bwd": 26}
 ALL_GROUPS_BUT_ONE = 7 / 8
 STATES = 16
 
@@ -105,14 +105,7 @@ def test_registers_suffice(kernels):
     for source in SOURCES:
         assert names.issuperset(re.findall(r"\b(\w+_kernel)\(const", source.read_text())), source
     assert set(ARCHS) <= {k.arch for k in kernels}
-    assert not [k for k in kernels if k.stack > most_stack(k)]
-
-
-def most_stack(kernel: Kernel) -> int:
-    """A few values put aside while a tile is moved; the test of the loops sees that none is in them."""
-    if kernel.name.startswith("selective_scan_bwd_kernel<Layout"):
-        return 32
-    return 16 if kernel.name.startswith("ss2d_bwd_kernel<Layout") and kernel.arch not in ARCHS else 0
+    assert not [k for k in kernels if k.stack]
 
 
 # --- the scans' inner loops -------------------------------------------------------------------------------------------
@@ -137,7 +130,6 @@ class Loop(NamedTuple):
     last: int
     exponentials: int
     reads: int  # of shared memory
-    spilled: int  # reads and writes of registers put aside
 
 
 def loops(listing: list[str]) -> list[Loop]:
@@ -151,7 +143,7 @@ def loops(listing: list[str]) -> list[Loop]:
         target = re.match(r"BRA.*`\((\.L_x_\d+)\)", line)
         if target and target[1] in labels:
             body = code[labels[target[1]] :]
-            counts = (sum(i.startswith(names) for i in body) for names in ("MUFU.EX2", "LDS", ("LDL", "STL")))
+            counts = (sum(i.startswith(name) for i in body) for name in ("MUFU.EX2", "LDS"))
             found.append(Loop(labels[target[1]], len(code), *counts))
     return found
 
@@ -175,17 +167,17 @@ def layout(kernel: Kernel) -> tuple[int, int]:
     return int(states), int(lanes)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("scan", PER_UPDATE)
-def test_loops_over_tokens_are_short(kernels, scan, arch):
-    served = [k for k in kernels if k.name.startswith(f"{scan}_kernel<Layout") and k.arch == arch]
+def test_loops_over_tokens_are_short(kernels, scan):
+    served = [k for k in kernels if k.name.startswith(f"{scan}_kernel<Layout")]
     served = [k for k in served if layout(k)[0] * layout(k)[1] == STATES]
-    assert served
+    assert {k.arch for k in served} == {k.arch for k in kernels}
     for kernel in served:
         found = loops_over_tokens(instructions(kernel.cubin)[kernel.symbol], layout(kernel)[0])
-        assert not any(loop.spilled for loop in found)
         *shorter, longest = sorted((loop.last - loop.first) / loop.exponentials for loop in found)
         total = ALL_GROUPS_BUT_ONE * sum(shorter) + longest
-        print(f"{arch} {kernel.name}: {total:.2f} instructions per state update, {longest:.2f} in the longest loop")
-        constant = re.match(r"selective_scan_\w+<Layout<[^>]*>, true", kernel.name)
-        assert total <= (PER_UPDATE_WITH_CONSTANT_B_AND_C if constant else PER_UPDATE)[scan]
+        print(
+            f"{kernel.arch} {kernel.name}: {total:.2f} instructions per state update, {longest:.2f} in the longest loop"
+        )
+        constant = re.match(r"selective_scan_\w+<Layout<[^>]*>, (true|\w+, true)", kernel.name)
+        assert total <= (PER_UPDATE_WITH_CONSTANT_B_OR_C if constant else PER_UPDATE)[scan]

@@ -40,6 +40,9 @@ int launch(unsigned grid, unsigned block, unsigned shared_bytes, void (*kernel)(
 // What the last launch that failed died of.
 const char* last_error();
 
+// How many kernels have been launched.
+int64_t launches();
+
 // Fixes the orders of all launches to come.
 void seed(uint64_t value);
 

@@ -54,6 +54,7 @@ unsigned current;
 const std::function<void()>* body;
 std::string error;
 int left_out = 0;
+int64_t launched = 0;
 std::mt19937_64 random_bits(0);
 alignas(128) char shared_memory[kGuard + kMaxShared + kGuard + 128];
 char* const shared_start = shared_memory + kGuard + 16;  // a multiple of 16 and of no more, as on a GPU
@@ -231,6 +232,7 @@ int run(unsigned grid, unsigned block, unsigned shared_bytes, const std::functio
   }
   if (!threads || !error.empty()) renew_fibers();
   error.clear();
+  ++launched;
   body = &thread;
   shared_size = shared_bytes;
   gridDim = {grid, 1, 1};
@@ -248,6 +250,8 @@ int run(unsigned grid, unsigned block, unsigned shared_bytes, const std::functio
 }
 
 const char* last_error() { return error.c_str(); }
+
+int64_t launches() { return launched; }
 
 void seed(uint64_t value) { random_bits.seed(value); }
 

@@ -1,6 +1,7 @@
 """Which kernel serves ss2d and how its tokens are cut: the rule at its borders, and as docs/gpu_kernels.md has it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,18 +36,30 @@ def layouts(direction: str) -> dict[int, tuple[int, int, int]]:
     return {int(i): tuple(map(int, row)) for i, *row in re.findall(r"X\((\d+), (\d+), (\d+), (\d+), \d+\)", table)}
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_as_documented(kernels, direction):
-    table = re.search(rf"\| {direction} \| batch 1 \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE)[1]
+def assert_documented(title: str, cell: Callable[[tuple[int, ...]], str]) -> None:
+    """That the page's table of this title has in each cell what `cell` makes of B, D, H, W, N, R."""
+    table = re.search(rf"\| {title} \| batch 1 \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE)[1]
     documented = {row[0]: row[1:] for row in (line.strip("| ").split(" | ") for line in table.splitlines())}
     assert set(documented) == set(ROWS.values())
     for name, row in ROWS.items():
         s = SS2D_SHAPES[name]
-        for batch, cell in zip((1, 8, 32, 64), documented[row], strict=True):
-            sizes = (batch, s.D, s.H, s.W, s.N, s.R)
-            layout, _, _, blocks, _, chunks, *_ = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
-            wanted = f"{'·'.join(map(str, layouts(direction)[layout]))}, {chunks} × {batch * 2 * blocks}"
-            assert cell == wanted, f"{name}, batch {batch}"
+        for batch, found in zip((1, 8, 32, 64), documented[row], strict=True):
+            assert found == cell((batch, s.D, s.H, s.W, s.N, s.R)), f"{name}, batch {batch}"
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_blocks_as_documented(kernels, direction):
+    def cell(sizes):
+        layout, _, _, blocks, _, chunks, *_, pairs = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
+        return f"{'·'.join(map(str, layouts(direction)[layout]))}, {chunks} × {sizes[0] * pairs * blocks}"
+
+    assert_documented(direction, cell)
+
+
+def test_launches_as_documented(kernels):
+    assert_documented(
+        "pairs × slices × windows", lambda sizes: " × ".join(map(str, launches_of(sizes, kernels, backward=True)))
+    )
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -66,35 +79,45 @@ def test_chunks_below_8_warps_a_multiprocessor(kernels):
     assert plan(kernels, sizes, 5) == (5, 3)
 
 
-@pytest.mark.parametrize(("tokens", "chunks"), [(256, 1), (257, 3), (384, 3), (385, 4)])
+@pytest.mark.parametrize(("tokens", "chunks"), [(272, 1), (273, 3), (400, 3), (401, 4)])
 def test_chunks_of_128_tokens_at_least_and_three_of_them(kernels, tokens, chunks):
-    """From a warp for each of a multiprocessor's four schedulers on."""
+    """Half a tile more than 256 tokens, or than 384, makes no further chunk."""
     assert plan(kernels, (1, 64, 1, tokens, 16, 3), 8) == (5, chunks)
 
 
-@pytest.mark.parametrize(("tokens", "chunks"), [(128, 1), (129, 3), (256, 4), (257, 3), (384, 3), (385, 4)])
-def test_chunks_of_64_tokens_where_warps_are_fewer_than_schedulers(kernels, tokens, chunks):
-    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 9) == (5, chunks)
+@pytest.mark.parametrize(("tokens", "chunks"), [(144, 1), (145, 3), (192, 3), (384, 3), (401, 4)])
+def test_chunks_of_64_tokens_for_8_warps_a_multiprocessor(kernels, tokens, chunks):
+    """32 warps, and 12 multiprocessors: room for three chunks, or, from 128 tokens each on, for six."""
+    assert plan(kernels, (1, 64, 1, tokens, 16, 3), 12) == (5, chunks)
 
 
-def launches(kernels, *sizes: int, backward: bool = True) -> tuple[int, int]:
-    """Images and tiles of a chunk in each launch of B, D, H, W, N, R."""
-    *_, images, tiles, _ = kernels.cuda_ss2d_plan(sizes, H200, backward)
-    return images, tiles
+def launches_of(sizes: tuple[int, ...], kernels, backward: bool) -> tuple[int, int, int]:
+    """Into how many pairs of directions, slices and windows a call with B, D, H, W, N, R is cut."""
+    _, _, tiles, _, chunk_tiles, chunks, images, window, _, pairs = kernels.cuda_ss2d_plan(sizes, H200, backward)
+    longest = max(chunk_tiles, tiles - (chunks - 1) * chunk_tiles)
+    return 2 // pairs, -(-sizes[0] // images), -(-longest // window)
 
 
 def test_windows_keep_the_parts_at_4_floats_an_element(kernels):
     """At 56 x 56 the parts are 4 x 35 / 16 = 8.75 floats for each element of u, at 28 x 28 they are 4 x 38 / 32."""
-    assert launches(kernels, 32, 96, 56, 56, 16, 3) == (32, 33)  # 98 tiles in 3
-    assert launches(kernels, 32, 192, 28, 28, 16, 6) == (32, 13)  # 25 in 2
-    assert launches(kernels, 32, 96, 56, 56, 16, 3, backward=False) == (32, 98)
-    assert launches(kernels, 1, 96, 56, 56, 16, 3) == (1, 2)  # of the 4 of a chunk, and no fewer
+    assert launches_of((32, 96, 56, 56, 16, 3), kernels, backward=True) == (1, 1, 3)
+    assert launches_of((32, 192, 28, 28, 16, 6), kernels, backward=True) == (1, 1, 2)
+    assert launches_of((32, 96, 56, 56, 16, 3), kernels, backward=False) == (1, 1, 1)
 
 
-@pytest.mark.parametrize(("batch", "images"), [(8, 8), (16, 8), (32, 11), (64, 22)])
-def test_slices_where_windows_cannot_be_shorter_and_each_slice_fills_the_gpu(kernels, batch, images):
+def test_one_pair_a_launch_of_few_warps_and_many_parts(kernels):
+    """In wide blocks the parts of 32 channels are 4 x 35 / 32 floats for each element of u; in narrow ones they have 16
+    warps."""
+    wide, narrow = 4, 5
+    for states, multiprocessors, expected in ((16, 2, (narrow, 2)), (16, 3, (wide, 1)), (9, 3, (narrow, 2))):
+        layout, *_, pairs = kernels.cuda_ss2d_plan((1, 32, 4, 4, states, 3), (multiprocessors, SHARED), True)
+        assert (layout, pairs) == expected
+
+
+@pytest.mark.parametrize(("batch", "slices"), [(8, 1), (16, 2), (32, 3), (64, 3)])
+def test_slices_where_windows_cannot_be_shorter_and_each_slice_fills_the_gpu(kernels, batch, slices):
     """7 x 7 pixels are two tiles; an image has 48 blocks of 8 warps, and 132 multiprocessors want 2112 warps."""
-    assert launches(kernels, batch, 768, 7, 7, 16, 24) == (images, 2)
+    assert launches_of((batch, 768, 7, 7, 16, 24), kernels, backward=True) == (1, slices, 1)
 
 
 def test_fewer_channels_a_block_where_shared_memory_is_small(kernels):

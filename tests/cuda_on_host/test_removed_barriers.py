@@ -87,9 +87,17 @@ def test_ss2d(on_host, kernels, line):
     "line", calls("scan.cuh", "selective_scan.cuh", "selective_scan_fwd.cu", "selective_scan_bwd.cu")
 )
 def test_selective_scan(on_host, kernels, line):
-    inputs = {name: t.requires_grad_() for name, t in SelectiveScanShape(1, 20, 399, 16).inputs().items()}
     scan = partial(selective_scan, delta_softplus=True)
-    assert_missed(kernels, line, lambda: forward_and_backward(on_host, scan, inputs))
+    calls = [
+        {name: t.requires_grad_() for name, t in SelectiveScanShape(1, 20, 399, 16, G=groups).inputs().items()}
+        for groups in (1, 0)  # B and C vary, and are constant
+    ]
+
+    def run():
+        errors, results = zip(*(forward_and_backward(on_host, scan, inputs) for inputs in calls), strict=True)
+        return "".join(errors), [t for some in results for t in some]
+
+    assert_missed(kernels, line, run)
 
 
 def forward_and_backward(on_host, op, inputs: dict[str, Tensor]) -> tuple[str, list[Tensor]]:

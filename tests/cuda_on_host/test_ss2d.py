@@ -60,15 +60,18 @@ def test_split_into_chunks(on_host, N, multiprocessors):
     check(inputs, torch.randn(inputs["u"].shape))
 
 
-# Multiprocessors, and into how many chunks, windows and slices of images backward is cut. Lengths leave the last tile,
-# window, chunk and slice of a shape with less than the others.
+# Multiprocessors, and into how many launches of pairs, chunks, windows and slices of images backward is cut. Lengths
+# leave the last tile, window, chunk and slice of a shape with less than the others, or the last chunk with more.
 CUTS = [
-    (SS2DShape(2, 17, 9, 15, 16, 4), 1, (1, 3, 2)),
-    (SS2DShape(1, 20, 17, 16, 16, 3), 40, (3, 2, 1)),
-    (SS2DShape(5, 33, 5, 7, 16, 4), 1, (1, 1, 3)),
-    (SS2DShape(3, 17, 7, 10, 16, 4), 1, (1, 2, 3)),
-    (SS2DShape(2, 3, 13, 5, 1, 3), 1, (1, 2, 1)),
-    (SS2DShape(1, 5, 13, 12, 33, 2), 40, (3, 2, 1)),
+    (SS2DShape(2, 17, 9, 15, 16, 4), 1, (1, 1, 3, 2)),
+    (SS2DShape(1, 7, 17, 23, 16, 3), 2, (2, 3, 3, 1)),
+    (SS2DShape(5, 33, 5, 7, 16, 4), 1, (1, 1, 1, 3)),
+    (SS2DShape(3, 17, 7, 10, 16, 4), 1, (1, 1, 2, 3)),
+    (SS2DShape(2, 3, 13, 5, 1, 3), 1, (1, 1, 2, 1)),
+    (SS2DShape(1, 5, 13, 12, 33, 2), 40, (2, 3, 2, 1)),
+    (SS2DShape(1, 70, 9, 7, 16, 3), 40, (2, 1, 1, 1)),
+    (SS2DShape(1, 48, 10, 20, 16, 4), 40, (2, 3, 1, 1)),
+    (SS2DShape(1, 5, 10, 20, 16, 4), 40, (2, 3, 2, 1)),
 ]
 
 
@@ -77,10 +80,23 @@ CUTS = [
 def test_cut_into_launches(on_host, kernels, shape, multiprocessors, cut, dtype):
     on_host(multiprocessors)
     sizes = (shape.B, shape.D, shape.H, shape.W, shape.N, shape.R)
-    *_, chunk_tiles, chunks, images, window_tiles, _ = kernels.cuda_ss2d_plan(sizes, (multiprocessors, 227 << 10), True)
-    assert (chunks, -(-chunk_tiles // window_tiles), -(-shape.B // images)) == cut
+    plan = kernels.cuda_ss2d_plan(sizes, (multiprocessors, 227 << 10), True)
+    _, _, tiles, _, chunk_tiles, chunks, images, window_tiles, _, pairs = plan
+    longest = max(chunk_tiles, tiles - (chunks - 1) * chunk_tiles)
+    assert (2 // pairs, chunks, -(-longest // window_tiles), -(-shape.B // images)) == cut
     inputs = shape.inputs(dtype)
     check(inputs, torch.randn(inputs["u"].shape).to(dtype))
+
+
+@pytest.mark.parametrize(("height", "launches"), [(3, 4), (10, 8)])
+def test_few_launches_of_the_backward_pass_of_one_image(on_host, kernels, height, launches):
+    """For each pair of directions the scan and the sums of its parts; in chunks also these and the sums of theirs."""
+    on_host(40)
+    inputs = SS2DShape(1, 48, height, 20, 16, 4).inputs()
+    y = ss2d(**{name: t.requires_grad_() for name, t in inputs.items()})
+    before = kernels.launches()
+    y.sum().backward()
+    assert kernels.launches() - before == launches
 
 
 @pytest.mark.parametrize("channels", [40, 20])

@@ -75,9 +75,13 @@ def test_ss2d_split_into_chunks(N, backend, device):
     ss2d_call(SS2DShape(1, 9, 33, 61, N, 2)).check(device)
 
 
-@pytest.mark.parametrize("shape", [SS2DShape(16, 96, 28, 28, 16, 6), SS2DShape(16, 768, 7, 7, 16, 24)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [SS2DShape(2, 96, 29, 28, 16, 6), SS2DShape(32, 96, 28, 28, 16, 6), SS2DShape(16, 768, 7, 7, 16, 24)],
+    ids=str,
+)
 def test_ss2d_cut_into_launches(shape, backend, device):
-    """Backward over windows of tokens, and over slices of images."""
+    """Backward over pairs of directions in chunks, over windows of tokens, and over slices of images."""
     ss2d_call(shape).check(device, "auto")
 
 

@@ -182,7 +182,7 @@ def test_a_launch_that_fails_says_what_cuda_says(gpu, monkeypatch, direction):
     for name, status in answers.items():
         monkeypatch.setattr(_native.C, name, lambda *arguments, status=status: status, raising=False)
     monkeypatch.setattr(_native.C, "cuda_error_string", {701: text}.get, raising=False)
-    monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda *arguments: (0, 2, *[1] * 7), raising=False)
+    monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda *arguments: (0, 2, *[1] * 8), raising=False)
     monkeypatch.setattr(_native.C, "cuda_ss2d_tiling", lambda *arguments: (2, 16), raising=False)
     monkeypatch.setattr(_backend, "_cuda_obstacle", lambda device: None)
     monkeypatch.setattr(sys.modules["mtlkit.ops.ss2d"], "gpu", lambda device: (132, 227 << 10))
