@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from mtlkit.kernels._scan import LOG2_E, add_up, settled, softplus, walk
+from mtlkit.kernels._scan import LOG2_E, along, over_lanes, settled, softplus, take, walk
 
 
 @triton.jit
@@ -31,13 +31,18 @@ def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr
 
 
 @triton.jit
-def positions(j, first, count, L, T: tl.constexpr):
-    """Positions of step j in the order of the pair, and which are there: [T, 2]."""
-    kk = tl.arange(0, 2)
+def positions(j, first, count, T: tl.constexpr):
+    """Positions of step j in the order of the pair, [T, 2]; there is no token where they are not `within` L."""
+    up = tl.arange(0, 2)[None, :] == 0
     i = tl.arange(0, T)[:, None]
-    block = tl.where(kk == 0, first + j, first + count - 1 - j)[None, :]
-    position = block * T + tl.where(kk[None, :] == 0, i, T - 1 - i)
-    return position, position < tl.where(j < count, L, -T)
+    start = tl.where(up, first * T + i, (first + count) * T - 1 - i)
+    return start + tl.where(up, T, -T) * j
+
+
+@triton.jit
+def within(position, end):
+    """Whether 0 <= position < end, in one comparison."""
+    return position.to(tl.uint32) < end
 
 
 @triton.jit
@@ -46,7 +51,10 @@ def time_steps(dts, weight, bias, inside, R: tl.constexpr, RP: tl.constexpr):
 
     1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
     """
-    raw = bias[None] + add_up(dts[:, :, :, None, None] * weight[:, None], R, RP)
+    raw = bias[None]
+    products = dts[:, :, :, None, None] * weight[:, None]
+    for r in tl.static_range(R):
+        raw += take(products, r, RP)
     return raw, tl.where(inside[:, :, None, None], softplus(raw), 1.0)
 
 
@@ -62,17 +70,79 @@ def projection(dt_weight, dt_bias, k, d, D, R: tl.constexpr, RP: tl.constexpr):
 
 
 @triton.jit
+def rows(px, inside, sx_m, R: tl.constexpr, RP: tl.constexpr, WIDE: tl.constexpr):
+    """The time step's rows of x_dbl at a step's tokens, [RP, T, 2]."""
+    r = tl.arange(0, RP)[:, None, None]
+    return tl.load(px[None] + along(r, sx_m, WIDE), mask=(r < R) & inside[None], other=0.0)
+
+
+@triton.jit
+def matrix(px, row, inside, sx_m, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr, WIDE: tl.constexpr):
+    """B or C, the rows of x_dbl from `row` on, at a step's tokens: [G, T, 2, S], so that a thread's are one token's."""
+    n = (tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None])[:, None, None, :]
+    there = (n < N) & inside[None, :, :, None]
+    return tl.load(px[None, :, :, None] + along(row + n, sx_m, WIDE), mask=there, other=0.0)
+
+
+@triton.jit
+def on_lanes(m, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """A matrix as the states have it, [T, S, 2, BC, G, BD]."""
+    m = tl.permute(m.to(tl.float32), (1, 3, 2, 0))
+    return tl.broadcast_to(m[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+
+
+@triton.jit
+def steps_on_lanes(x, y, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """Two tiles [T, 2, BC, BD] as the states have them, [T, S, 2, BC, G, BD] each.
+
+    Joined, so that one change of layout carries both: else Triton computes the time steps once more beyond it.
+    """
+    both = tl.permute(tl.join(x, y), (4, 0, 1, 2, 3))[:, :, None, :, :, None, :]
+    both = tl.broadcast_to(both, [2, T, S, 2, BC, G, BD])
+    return take(both, 0, 2), take(both, 1, 2)
+
+
+@triton.jit
+def off_lanes(v, HELD: tl.constexpr, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, 2, BC, G, BD] summed over the lanes of a channel: [T, 2, BC, BD], laid out as `values`."""
+    V: tl.constexpr = T * BD // 32 if HELD and T * BD > 32 else 1
+    v = tl.permute(tl.reshape(v, [T, 2, BC, G, BD // V, V]), (3, 5, 0, 1, 2, 4))
+    return tl.reshape(tl.permute(over_lanes(v), (1, 2, 3, 4, 0)), [T, 2, BC, BD])
+
+
+@triton.jit
+def channels(p, mask, HELD: tl.constexpr):
+    """u, or a gradient, at a step's tokens: [1, T, 2, BC, BD] if HELD, else [T, 2, BC, BD]; `values` makes it one.
+
+    The axis in front is that of the time step's rows, and hands this layout, of wide loads, on to the time steps.
+    """
+    if HELD:
+        v = tl.load(p[None], mask=mask[None], other=0.0)
+    else:
+        v = tl.load(p, mask=mask, other=0.0)
+    return v
+
+
+@triton.jit
+def values(v, HELD: tl.constexpr):
+    """[T, 2, BC, BD] in float32 of what `channels` loaded."""
+    return take(v.to(tl.float32), 0, 1) if HELD else settled(v.to(tl.float32))
+
+
+@triton.jit
 def fetch(
-    u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n,
-    R: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
+    u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+    R: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Tiles of a step as they are stored: u [T, 2, BC, BD], the time step's rows [RP, T, 2], B and C [T, S, 2, G]."""
-    pu = u + walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None]
-    px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
-    uu = tl.load(pu, mask=inside[:, :, None, None] & there, other=0.0)
-    dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0)
-    pn = px[:, None, :, None] + (R + n) * sx_m
-    mask = (n < N) & inside[:, None, :, None]
-    b = tl.load(pn, mask=mask, other=0.0)
-    c = tl.load(pn + N * sx_m, mask=mask, other=0.0)
-    return uu, dts, b, c
+    """Tiles of a step as they are stored: u as `channels`, the time step's rows [RP, T, 2], B and C [G, T, 2, S].
+
+    of_d and of_k are where channels and directions lie, [1, 1, BC, BD] and [1, 2].
+    """
+    inside = within(position, L)
+    at = walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None] + of_d
+    uu = channels(u + at, within(position[:, :, None, None], reach), HELD)
+    px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+    b = matrix(px, R, inside, sx_m, N, S, G, WIDE)
+    c = matrix(px, R + N, inside, sx_m, N, S, G, WIDE)
+    return uu, rows(px, inside, sx_m, R, RP, WIDE), b, c

@@ -64,15 +64,25 @@ def scan_tiles(kind: str, states: int, channels: int, scans: int, directions: in
     return tiles
 
 
+# Weights of the time steps in a thread's registers, at most: those of R values for all its channels.
+HELD_WEIGHTS = {"forward": 48, "backward": 8}
+
+
+def held(kind: str, rank: int, tiles: Tiles) -> bool:
+    """Whether a thread works out the time steps of all channels that it loads side by side, rather than of one."""
+    channels = max(1, 2 * tiles.T * tiles.channels // (32 * tiles.num_warps))
+    return rank * channels <= HELD_WEIGHTS[kind]
+
+
 def rank_tile(kind: str, rank: int, tiles: Tiles) -> int:
     """Rows of a tile for the R values of the time step, at a step's tokens in both directions.
 
-    Forward as many values as threads or more: then Triton has each loaded once and passed on through shared memory,
-    else by every thread that needs it. Likewise in the backward pass of programs of 32 channels, from five rows on, so
-    that there are as many columns as threads to add up their gradients.
+    In the backward pass of programs of up to 32 channels, where the weights are not held, as many values as threads or
+    more: then there are as many columns as threads to add up their gradients, and Triton has each loaded once and
+    passed on through shared memory, else by every thread that needs it.
     """
     padded = power_of_two(rank)
-    if kind == "backward" and (tiles.channels > 32 or padded <= 4):
+    if kind == "forward" or tiles.channels > 32 or held(kind, rank, tiles):
         return padded
     return max(32 * tiles.num_warps // (2 * tiles.T), padded)
 

@@ -92,7 +92,6 @@ def dwconv_silu_bwd_kernel(
         g = tl.load(dy + at[:, None] + d.to(tl.int64)[None] * sg_d, mask=inside, other=0.0).to(tl.float32)
         opened = sigmoid(a)
         g *= opened * (1.0 + a * (1.0 - opened))
-        tl.store(da + pixel[:, None] * D + d[None], g, mask=inside)
         s0 += g * _neighbour(x, image, h, w, d, inside, H, W, 0, 0, s_b, s_d, s_h, s_w)
         s1 += g * _neighbour(x, image, h, w, d, inside, H, W, 0, 1, s_b, s_d, s_h, s_w)
         s2 += g * _neighbour(x, image, h, w, d, inside, H, W, 0, 2, s_b, s_d, s_h, s_w)
@@ -103,6 +102,7 @@ def dwconv_silu_bwd_kernel(
         s7 += g * _neighbour(x, image, h, w, d, inside, H, W, 2, 1, s_b, s_d, s_h, s_w)
         s8 += g * _neighbour(x, image, h, w, d, inside, H, W, 2, 2, s_b, s_d, s_h, s_w)
         s9 += g
+        tl.store(da + pixel[:, None] * D + d[None], g, mask=inside)
     at = partial + part * 10 * D + d
     tl.store(at, tl.sum(s0, 0), mask=d < D)
     tl.store(at + D, tl.sum(s1, 0), mask=d < D)

@@ -15,6 +15,7 @@ from mtlkit.kernels._scan import (
     LN_2,
     LOG2_E,
     add_up,
+    along,
     chain_kernel,
     over_channels,
     over_lanes,
@@ -52,8 +53,9 @@ def _states(d, there, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
 
 
 @triton.jit
-def _offset(index, stride, WIDE: tl.constexpr):
-    return index.to(tl.int64) * stride if WIDE else index * stride
+def _place(token, d, stride_d, stride_l, WIDE: tl.constexpr):
+    """Where channels lie at their tokens, [T, BC, BD], from the start of the sequence."""
+    return along(token, stride_l, WIDE)[:, None, None] + along(d, stride_d, WIDE)[None]
 
 
 @triton.jit
@@ -82,7 +84,7 @@ def _matrix(
     """B or C at T tokens, [T, S, BC, G, BD]; constant ones are (D, N) with the strides sm_b and sm_n."""
     if VARIES:
         n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]
-        pm = m + sequence * sm_b + group.to(tl.int64) * sm_g + n * sm_n + _offset(token, sm_l, WIDE)[:, None, None]
+        pm = m + sequence * sm_b + group.to(tl.int64) * sm_g + n * sm_n + along(token, sm_l, WIDE)[:, None, None]
         value = tl.load(pm, mask=(n < N) & inside[:, None, None], other=0.0).to(tl.float32)[:, :, None, :, None]
     else:
         value = tl.load(m + d5 * sm_b + n5 * sm_n, mask=there5, other=0.0).to(tl.float32)[None]
@@ -90,12 +92,13 @@ def _matrix(
 
 
 @triton.jit
-def _over_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, BC, G, BD] to [T, BC, BD]."""
-    if G == 1:
-        total = tl.sum(v, 2)
+def _off_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+    """[T, BC, G, BD] summed over the lanes of a channel: [T, BC, BD]."""
+    if G == 4:  # two tokens of a thread side by side, as wide loads of 16 states have them
+        v = tl.permute(tl.reshape(v, [T // 2, 2, BC, G, BD]), (3, 1, 2, 4, 0))
+        total = tl.reshape(tl.permute(over_lanes(v), (3, 0, 1, 2)), [T, BC, BD])
     else:
-        total = tl.reshape(over_lanes(tl.permute(v, (2, 0, 1, 3)), T * BC * BD, G), [T, BC, BD])
+        total = over_lanes(tl.permute(v, (2, 0, 1, 3)))
     return total
 
 
@@ -128,14 +131,14 @@ def selective_scan_states_kernel(
         token = (first + (count - 1 - j if ADJOINT else j)) * T + tl.arange(0, T)
         inside = token < L
         mask = inside[:, None, None] & there[None]
-        pv = v + sequence * sv_b + wide * sv_d + _offset(token, sv_l, WIDE)[:, None, None]
-        pt = delta + sequence * st_b + wide * st_d + _offset(token, st_l, WIDE)[:, None, None]
+        pv = v + sequence * sv_b + wide * sv_d + along(token, sv_l, WIDE)[:, None, None]
+        pt = delta + sequence * st_b + wide * st_d + along(token, st_l, WIDE)[:, None, None]
         driven = tl.load(pv, mask=mask, other=0.0).to(tl.float32)
         _, dt = _time_steps(tl.load(pt, mask=mask, other=0.0), bias, inside, SOFTPLUS)
         total += dt
         if ADJOINT:
             if z is not None:
-                pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
+                pz = z + sequence * sz_b + wide * sz_d + along(token, sz_l, WIDE)[:, None, None]
                 gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
                 driven *= gate * sigmoid(gate)
         else:
@@ -185,25 +188,24 @@ def selective_scan_fwd_kernel(
         h = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     else:
         h = tl.zeros([S, BC, G, BD], tl.float32)
-    ahead = first * T + tl.arange(0, T)
-    mask_ahead = (ahead < L)[:, None, None] & there[None]
-    u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-    delta_ = tl.load(delta + _offset(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-    for r in range(rounds):
-        start = first + r * EVERY
+    token = first * T + tl.arange(0, T)
+    mask = (token < L)[:, None, None] & there[None]
+    u_ = tl.load(u + along(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0)
+    delta_ = tl.load(delta + along(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
+    kept = checkpoints + ((sequence * tl.cdiv(L, KEEP) + first // EVERY) * N + n5) * D + d5
+    for _ in range(rounds):
         if SAVE:
-            index = sequence * tl.cdiv(L, KEEP) + start // EVERY
-            tl.store(checkpoints + (index * N + n5) * D + d5, h, mask=there5)
-        for s in tl.static_range(EVERY):
-            token = (start + s) * T + tl.arange(0, T)
+            tl.store(kept, h, mask=there5)
+            kept += N * D
+        for _ in tl.static_range(EVERY):
             inside = token < L
             mask = inside[:, None, None] & there[None]
             uu = u_.to(tl.float32)
             _, dt = _time_steps(delta_, bias, inside, SOFTPLUS)
             ahead = token + T
             mask_ahead = (ahead < L)[:, None, None] & there[None]
-            u_ = tl.load(u + _offset(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-            delta_ = tl.load(delta + _offset(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+            u_ = tl.load(u + along(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
+            delta_ = tl.load(delta + along(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
             b6 = _matrix(
                 B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S, BC,
                 G, BD, WIDE,
@@ -218,12 +220,13 @@ def selective_scan_fwd_kernel(
             for i in tl.static_range(T):
                 h = take(decay, i, T) * h + take(fed, i, T)
                 y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
-            y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
+            y = _off_lanes(y6, T, BC, G, BD) + skip[None] * uu
             if z is not None:
-                pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
+                pz = z + sequence * sz_b + wide * sz_d + along(token, sz_l, WIDE)[:, None, None]
                 gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
                 y *= gate * sigmoid(gate)
-            tl.store(out + _offset(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
+            tl.store(out + along(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
+            token = ahead
     if last is not None:
         tl.store(last + (sequence * D + d5) * N + n5, h, mask=there5)
 
@@ -253,17 +256,16 @@ def selective_scan_bwd_kernel(
     a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
-    wide = d.to(tl.int64)[None]
-    dout += sequence * sg_b + wide * sg_d
-    u += sequence * su_b + wide * su_d
-    delta += sequence * st_b + wide * st_d
-    du += sequence * sdu_b + wide * sdu_d
-    ddelta += sequence * sdt_b + wide * sdt_d
+    dout += sequence * sg_b
+    u += sequence * su_b
+    delta += sequence * st_b
+    du += sequence * sdu_b
+    ddelta += sequence * sdt_b
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     rounds = tl.cdiv(count, EVERY)
     rows = ((block.to(tl.int64) * batch + sequence) * groups + group) * L
-    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]  # [1, S, G]
+    n = (tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None])[None]  # [1, G, S]
     if starts is not None:
         carry = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
     elif dlast is not None:
@@ -286,8 +288,8 @@ def selective_scan_bwd_kernel(
             token = (start + s) * T + tl.arange(0, T)
             inside = token < L
             mask = inside[:, None, None] & there[None]
-            uu = tl.load(u + _offset(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0).to(tl.float32)
-            steps = tl.load(delta + _offset(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
+            uu = tl.load(u + _place(token, d, su_d, su_l, WIDE), mask=mask, other=0.0).to(tl.float32)
+            steps = tl.load(delta + _place(token, d, st_d, st_l, WIDE), mask=mask, other=0.0)
             _, dt = _time_steps(steps, bias, inside, SOFTPLUS)
             b6 = _matrix(
                 B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
@@ -304,12 +306,12 @@ def selective_scan_bwd_kernel(
             token = (start + EVERY - 1 - s) * T + tl.arange(0, T)
             inside = token < L
             mask = inside[:, None, None] & there[None]
-            uu = tl.load(u + _offset(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0).to(tl.float32)
-            steps = tl.load(delta + _offset(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
-            gg = tl.load(dout + _offset(token, sg_l, WIDE)[:, None, None], mask=mask, other=0.0).to(tl.float32)
+            uu = tl.load(u + _place(token, d, su_d, su_l, WIDE), mask=mask, other=0.0).to(tl.float32)
+            steps = tl.load(delta + _place(token, d, st_d, st_l, WIDE), mask=mask, other=0.0)
+            gg = tl.load(dout + _place(token, d, sg_d, sg_l, WIDE), mask=mask, other=0.0).to(tl.float32)
             raw, dt = _time_steps(steps, bias, inside, SOFTPLUS)
             if z is not None:
-                pz = z + sequence * sz_b + wide * sz_d + _offset(token, sz_l, WIDE)[:, None, None]
+                pz = z + sequence * sz_b + _place(token, d, sz_d, sz_l, WIDE)
                 gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
                 opened = sigmoid(gate)
                 dgate = gg * opened * (1.0 + gate * (1.0 - opened))
@@ -344,8 +346,8 @@ def selective_scan_bwd_kernel(
             if C_VARIES:
                 tl.store(dC + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
             if z is not None:
-                pdz = dz + sequence * sdz_b + wide * sdz_d + _offset(token, sdz_l, WIDE)[:, None, None]
-                y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
+                pdz = dz + sequence * sdz_b + _place(token, d, sdz_d, sdz_l, WIDE)
+                y = _off_lanes(y6, T, BC, G, BD) + skip[None] * uu
                 tl.store(pdz, (dgate * y).to(dz.dtype.element_ty), mask=mask)
 
             # Read again, from L1: registers are short, and the pass back over the tokens is the only use.
@@ -371,15 +373,15 @@ def selective_scan_bwd_kernel(
             if B_VARIES:
                 tl.store(dB + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            dfed = _over_lanes(dfed, T, BC, G, BD)  # [T, BC, BD]
-            draw = _over_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed
+            dfed = _off_lanes(dfed, T, BC, G, BD)  # [T, BC, BD]
+            draw = _off_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed
             if SOFTPLUS:
                 draw *= softplus_slope(raw, dt)
             sum_raw += tl.where(inside[:, None, None], draw, 0.0)  # past the end, the state and its gradient live on
             sum_D += gg * uu
-            pdu = du + _offset(token, sdu_l, WIDE)[:, None, None]
+            pdu = du + _place(token, d, sdu_d, sdu_l, WIDE)
             tl.store(pdu, (dt * dfed + skip[None] * gg).to(du.dtype.element_ty), mask=mask)
-            pdt = ddelta + _offset(token, sdt_l, WIDE)[:, None, None]
+            pdt = ddelta + _place(token, d, sdt_d, sdt_l, WIDE)
             tl.store(pdt, draw.to(ddelta.dtype.element_ty), mask=mask)
     part = sequence * chunks + chunk
     state = (part * N + n5) * D + d5
@@ -396,8 +398,8 @@ def selective_scan_bwd_kernel(
 
 @triton.jit
 def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, S, BC, G, BD] to [T, S, G]."""
-    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 1, 3)), T * S * G, BC, BD), [T, S, G])
+    """[T, S, BC, G, BD] to [T, G, S], so that neighbouring threads have neighbouring states."""
+    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 3, 1)), T * S * G, BC, BD), [T, G, S])
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------

@@ -24,17 +24,32 @@ from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
     LN_2,
     add_up,
+    along,
     chain_kernel,
     over_channels,
-    over_lanes,
     put,
     settled,
     softplus_slope,
     take,
     walk,
 )
-from mtlkit.kernels._ss2d_tiles import decays, fetch, positions, projection, share, time_steps
-from mtlkit.kernels._tables import CHECKPOINT_TOKENS, rank_tile, scan_tiles, split
+from mtlkit.kernels._ss2d_tiles import (
+    channels,
+    decays,
+    fetch,
+    matrix,
+    off_lanes,
+    on_lanes,
+    positions,
+    projection,
+    rows,
+    share,
+    steps_on_lanes,
+    time_steps,
+    values,
+    within,
+)
+from mtlkit.kernels._tables import CHECKPOINT_TOKENS, held, rank_tile, scan_tiles, split
 
 DIRECTIONS = 4
 
@@ -48,7 +63,7 @@ def ss2d_states_kernel(
     multiplier_0, shift_0, multiplier_1, shift_1,
     sv_b, sv_d, sv_bend_0, sv_step_0, sv_bend_1, sv_step_1,
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
-    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A chunk's last state from a zero start, and the sum of its time steps.
@@ -66,29 +81,28 @@ def ss2d_states_kernel(
     sv_step = tl.where(pair == 0, sv_step_0, sv_step_1)
     sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
     sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
-    r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
-    there = (d < D)[None, None]
-    v += image * sv_b + (d[None, None] * sv_d).to(tl.int64)
-    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
+    reach = tl.where(d < D, L, 0)[None, None]
+    v += image * sv_b
+    x += image * sx_b
+    of_d, of_k = along(d, sv_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     h = tl.zeros([S, 2, BC, G, BD], tl.float32)
     total = tl.zeros([T, 2, BC, BD], tl.float32)
     for j in range(count):
         step = count - 1 - j if ADJOINT else j
-        position, inside = positions(step, first, count, L, T)
-        pv = v + walk(position, sv_bend, sv_step, multiplier, shift, WIDE)[:, :, None, None]
-        px = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
-        vv = tl.load(pv, mask=inside[:, :, None, None] & there, other=0.0).to(tl.float32)
-        dts = tl.load(px[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
-        row_of_n = (R + n + (N if ADJOINT else 0)) * sx_m
-        m = tl.load(px[:, None, :, None] + row_of_n, mask=(n < N) & inside[:, None, :, None], other=0.0)
+        position = positions(step, first, count, T)
+        inside = within(position, L)
+        at = walk(position, sv_bend, sv_step, multiplier, shift, WIDE)[:, :, None, None] + of_d
+        vv = values(channels(v + at, within(position[:, :, None, None], reach), HELD), HELD)
+        px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+        dts = rows(px, inside, sx_m, R, RP, WIDE).to(tl.float32)
+        m = matrix(px, R + N if ADJOINT else R, inside, sx_m, N, S, G, WIDE)
         _, dt = time_steps(dts, weight, bias, inside, R, RP)
         total += dt
-        driven = vv if ADJOINT else dt * vv
-        decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
-        fed = driven[:, None, :, :, None, :] * m.to(tl.float32)[:, :, :, None, :, None]
+        dt6, driven = steps_on_lanes(dt, vv if ADJOINT else dt * vv, T, S, BC, G, BD)
+        decay = tl.exp2(dt6 * a[None])  # [T, S, 2, BC, G, BD]
+        fed = driven * on_lanes(m, T, S, BC, G, BD)
         for i in tl.static_range(T):
             if ADJOINT:
                 h = take(decay, T - 1 - i, T) * (h + take(fed, T - 1 - i, T))
@@ -98,16 +112,6 @@ def ss2d_states_kernel(
     tl.store(ends + (walked[None, :, None, None, None] * N + n5) * D + d[None, None, :, None, :], h, mask=inside5)
     sums += walked[:, None, None] * D + d[None]
     tl.store(sums, tl.sum(total, 0), mask=(d < D)[None])
-
-
-@triton.jit
-def _over_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, 2, BC, G, BD] to [T, 2, BC, BD]."""
-    if G == 1:
-        total = tl.sum(v, 3)
-    else:
-        total = tl.reshape(over_lanes(tl.permute(v, (3, 0, 1, 2, 4)), T * 2 * BC * BD, G), [T, 2, BC, BD])
-    return total
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -121,7 +125,7 @@ def ss2d_fwd_kernel(
     su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
     sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
-    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
     SPLIT: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -140,12 +144,11 @@ def ss2d_fwd_kernel(
     sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
     sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
     sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
-    r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
     there = (d < D)[None, None]
-    u += image * su_b + (d[None, None] * su_d).to(tl.int64)
-    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
-    maps += (pair * B + image) * L * D + d[None, None]
+    u += image * su_b
+    x += image * sx_b
+    maps += (pair * B + image) * L * D
+    of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
     EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
     groups = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
@@ -157,40 +160,43 @@ def ss2d_fwd_kernel(
     else:
         h = tl.zeros([S, 2, BC, G, BD], tl.float32)
 
-    position, inside = positions(0, first, steps, L, T)
+    reach = tl.where(there, L, 0)
+    position = positions(0, first, steps, T)
     u_, dts_, b_, c_ = fetch(
-        u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r, n, R, N, WIDE
-    )
+        u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+        R, RP, HELD, N, S, G, WIDE,
+    )  # fmt: skip
+    index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, 0, groups - 1) + first // EVERY
+    kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
+    next_kept = tl.where(kk == 0, N * D, -N * D)[None, :, None, None, None]
     for group in range(groups):
         if SAVE:
-            index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, group, groups - 1 - group) + first // EVERY
-            kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
             tl.store(kept, h, mask=inside5)
+            kept += next_kept
         for s in tl.static_range(EVERY):
             j = group * EVERY + s
-            position, inside = positions(j, first, steps, L, T)
-            uu, dts, b, c = u_.to(tl.float32), dts_.to(tl.float32), b_.to(tl.float32), c_.to(tl.float32)
-            ahead, inside_ahead = positions(j + 1, first, steps, L, T)
+            uu, dts, b, c, inside = values(u_, HELD), dts_.to(tl.float32), b_, c_, within(position, L)
+            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE)[:, :, None, None] + d[None, None])
+            mask = within(position[:, :, None, None], reach)
+            position = positions(j + 1, first, steps, T)
             u_, dts_, b_, c_ = fetch(
-                u, x, ahead, inside_ahead, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
-                n, R, N, WIDE,
+                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
             _, dt = time_steps(dts, weight, bias, inside, R, RP)
-            x6 = (dt * settled(uu))[:, None, :, :, None, :]
-            decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])  # [T, S, 2, BC, G, BD]
-            fed = x6 * b[:, :, :, None, :, None]
-            cc = tl.broadcast_to(c[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+            dt6, x6 = steps_on_lanes(dt, dt * uu, T, S, BC, G, BD)
+            decay = tl.exp2(dt6 * a[None])
+            fed = x6 * on_lanes(b, T, S, BC, G, BD)
+            c6 = on_lanes(c, T, S, BC, G, BD)
             y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
             for i in tl.static_range(T):
                 h = take(decay, i, T) * h + take(fed, i, T)
-                y6 = put(y6, i, add_up(h * take(cc, i, T), S, S), T)
-            y = _over_lanes(y6, T, BC, G, BD) + skip[None] * uu
+                y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
+            y = off_lanes(y6, HELD, T, BC, G, BD) + skip[None] * uu
 
-            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
             tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
-            seen = position < tl.where(steps - 1 - j < j, L, 0)
-            y += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
-            tl.store(py, y, mask=inside[:, :, None, None] & there)
+            y += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
+            tl.store(py, y, mask=mask)
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -198,8 +204,8 @@ def ss2d_fwd_kernel(
 
 @triton.jit
 def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """[T, S, 2, BC, G, BD] to [T, S, 2, G]."""
-    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 1, 2, 4)), T * S * 2 * G, BC, BD), [T, S, 2, G])
+    """[T, S, 2, BC, G, BD] to [T, 2, G, S], so that neighbouring threads have neighbouring states."""
+    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 2, 4, 1)), T * S * 2 * G, BC, BD), [T, 2, G, S])
 
 
 @triton.jit
@@ -210,8 +216,9 @@ def ss2d_bwd_kernel(
     sg_b, sg_d, sg_bend_0, sg_step_0, sg_bend_1, sg_step_1,
     su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
-    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
-    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, SPLIT: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1, sr_bend_0, sr_step_0, sr_bend_1, sr_step_1,
+    R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
+    SPLIT: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """All gradients. With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, for each direction.
@@ -240,18 +247,18 @@ def ss2d_bwd_kernel(
     sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
     sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
     sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
-    r = tl.arange(0, RP)[:, None, None]
-    n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None, :, None, :]
+    sr_bend = tl.where(pair == 0, sr_bend_0, sr_bend_1)
+    sr_step = tl.where(pair == 0, sr_step_0, sr_step_1)
+    n = tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None]
     there = (d < D)[None, None]
     lane = d[None, None, :, None, :]
     M: tl.constexpr = R + 2 * N
-    # Rows of the time step that would not fit the registers beside the states: they are read again where they are used.
-    MANY: tl.constexpr = RP >= 16 and BC * BD <= 32
-    dy += image * sg_b + (d[None, None] * sg_d).to(tl.int64)
-    u += image * su_b + (d[None, None] * su_d).to(tl.int64)
-    x += image * sx_b + (k * sx_k).to(tl.int64)[None, :]
-    maps += (pair * B + image) * L * D + d[None, None]
-    dx += ((tl.program_id(0) % tl.cdiv(D, BC * BD)).to(tl.int64) * B + image) * L * 4 * M + (k * M)[None, :]
+    dy += image * sg_b
+    u += image * su_b
+    x += image * sx_b
+    maps += (pair * B + image) * L * D
+    of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
+    dx += ((tl.program_id(0) % tl.cdiv(D, BC * BD)).to(tl.int64) * B + image) * L * 4 * M
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     groups = tl.cdiv(count, EVERY)
@@ -265,7 +272,13 @@ def ss2d_bwd_kernel(
     dA = tl.zeros([S, 2, BC, G, BD], tl.float32)
     sum_raw = tl.zeros([T, 2, BC, BD], tl.float32)
     sum_skip = tl.zeros([T, 2, BC, BD], tl.float32)
-    sum_weight = tl.zeros([RP, 2, BC, BD], tl.float32)
+    # Weights that would not fit the registers beside the states: they are read again, from L1, where they are used.
+    MANY: tl.constexpr = not HELD and BC * BD <= 32
+    if HELD:
+        sum_weight = tl.zeros([RP, T, 2, BC, BD], tl.float32)
+    else:
+        sum_weight = tl.zeros([RP, 2, BC, BD], tl.float32)
+    reach = tl.where(there, L, 0)
     for group in range(groups):
         # The states at the start of each step of the group, in the order of the scan.
         index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
@@ -274,16 +287,17 @@ def ss2d_bwd_kernel(
         begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
             begins = put(begins, s, h, EVERY)
-            position, inside = positions(steps - (group + 1) * EVERY + s, first, steps, L, T)
-            uu, dts, b, _ = fetch(
-                u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
-                n, R, N, WIDE,
+            position = positions(steps - (group + 1) * EVERY + s, first, steps, T)
+            u_, dts, b, _ = fetch(
+                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
-            _, dt = time_steps(dts.to(tl.float32), weight, bias, inside, R, RP)
-            decay = tl.exp2(dt[:, None, :, :, None, :] * a[None])
-            fed = (dt * uu.to(tl.float32))[:, None, :, :, None, :] * b.to(tl.float32)[:, :, :, None, :, None]
+            _, dt = time_steps(dts.to(tl.float32), weight, bias, within(position, L), R, RP)
+            dt6, x6 = steps_on_lanes(dt, dt * values(u_, HELD), T, S, BC, G, BD)
+            decay = tl.exp2(dt6 * a[None])
+            fed = x6 * on_lanes(b, T, S, BC, G, BD)
             for i in tl.static_range(T):
                 h = take(decay, i, T) * h + take(fed, i, T)
         begins = put(begins, EVERY - 1, h, EVERY)
@@ -291,25 +305,25 @@ def ss2d_bwd_kernel(
         for s in range(EVERY):
             h = take(begins, EVERY - 1 - s, EVERY)
             j = group * EVERY + s
-            position, inside = positions(steps - 1 - j, first, steps, L, T)
-            mask = inside[:, :, None, None] & there
-            uu, dts, b, c = fetch(
-                u, x, position, inside, there, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift, r,
-                n, R, N, WIDE,
+            position = positions(steps - 1 - j, first, steps, T)
+            inside = within(position, L)
+            mask = within(position[:, :, None, None], reach)
+            u_, dts, b, c = fetch(
+                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
-            uu, dts = uu.to(tl.float32), dts.to(tl.float32)
-            pg = dy + walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
-            gg = tl.load(pg, mask=mask, other=0.0).to(tl.float32)
+            at = walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
+            gg = values(channels(dy + (at + along(d, sg_d, WIDE)[None, None]), mask, HELD), HELD)
+            uu, dts = values(u_, HELD), dts.to(tl.float32)
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
             raw, dt = time_steps(dts, weight, bias, inside, R, RP)
-            px = dx + walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * (4 * M)
-            pn = px[:, None, :, None] + R + n
-            there_n = (n < N) & inside[:, None, :, None]
-            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
-            dt6 = tl.broadcast_to(dt[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
-            x6 = tl.broadcast_to((dt * uu)[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
+            pr = dx + (walk(position, sr_bend, sr_step, multiplier, shift, WIDE) + (k * M)[None])
+            pn = pr[:, :, None, None] + R + n
+            there_n = (n < N) & inside[:, :, None, None]
+            dt6, x6 = steps_on_lanes(dt, dt * uu, T, S, BC, G, BD)
             g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
+            b6 = on_lanes(b, T, S, BC, G, BD)
             decay = tl.exp2(dt6 * a[None])
             before = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # P
             gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of C, channel by channel
@@ -320,13 +334,10 @@ def ss2d_bwd_kernel(
                 gradient = put(gradient, i, h * take(g6, i, T), T)
             tl.store(pn + N, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            b = tl.load(
-                (x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE))[:, None, :, None] + (R + n) * sx_m,
-                mask=there_n,
-                other=0.0,
-            )
-            b6 = tl.broadcast_to(b.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
-            c6 = tl.broadcast_to(c.to(tl.float32)[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+            # B again, from L1: registers are short, and the pass back over the tokens is the only use.
+            px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+            b6 = on_lanes(matrix(px, R, inside, sx_m, N, S, G, WIDE), T, S, BC, G, BD)
+            c6 = on_lanes(c, T, S, BC, G, BD)
             gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, 2, BC, G, BD], tl.float32)
@@ -341,36 +352,36 @@ def ss2d_bwd_kernel(
                 carry = g * take(decay, t, T)
             tl.store(pn, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
 
-            dfed = _over_lanes(dfed, T, BC, G, BD)  # [T, 2, BC, BD]
-            draw = (_over_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
+            dfed = off_lanes(dfed, HELD, T, BC, G, BD)  # [T, 2, BC, BD]
+            draw = (off_lanes(ddt, HELD, T, BC, G, BD) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
             du = dt * dfed + skip[None] * gg
             sum_raw += draw
             sum_skip += gg * uu
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
-                rows = x + walk(position, sx_bend, sx_step, multiplier, shift, WIDE)
-                dts = tl.load(rows[None] + r * sx_m, mask=(r < R) & inside[None], other=0.0).to(tl.float32)
-            if not MANY:
-                sum_weight += tl.sum(draw[None] * dts[:, :, :, None, None], 1)
-                drow = tl.sum(tl.sum(draw[None] * weight[:, None], 4), 3)  # [RP, T, 2]
-            else:
+                dts = rows(px, inside, sx_m, R, RP, WIDE).to(tl.float32)
                 sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None], T, T)
-                drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 0, 1, 2)), RP * T * 2, BC, BD)
-                drow = tl.reshape(drow, [RP, T, 2])
-            tl.store(px[None] + r, drow, mask=(r < R) & inside[None])
-            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE) * D)[:, :, None, None]
+                drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 1, 2, 0)), T * 2 * RP, BC, BD)
+                r = tl.arange(0, RP)
+                tl.store(pr[:, :, None] + r, tl.reshape(drow, [T, 2, RP]), mask=(r < R) & inside[:, :, None])
+            else:
+                of_weight, of_rows = draw[None] * dts[:, :, :, None, None], draw[None] * weight[:, None]
+                sum_weight += of_weight if HELD else tl.sum(of_weight, 1)
+                for r in tl.static_range(R):
+                    tl.store(pr + r, tl.sum(tl.sum(take(of_rows, r, RP), 3), 2), mask=inside)
+            py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE)[:, :, None, None] + d[None, None])
             tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
-            seen = position < tl.where(steps - 1 - j < j, L, 0)
-            du += tl.load(py, mask=seen[:, :, None, None] & there, other=0.0)
+            du += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
             tl.store(py, du, mask=mask)
     part = image * chunks + chunk
     tl.store(dA_logs + ((part * 4 + k)[None, :, None, None, None] * N + n5) * D + lane, dA * a * LN_2, mask=inside5)
     channel = (part * 4 + k)[:, None, None] * D + d[None]
     tl.store(dbias + channel, tl.sum(sum_raw, 0), mask=(d < D)[None])
     tl.store(dDs + channel, tl.sum(sum_skip, 0), mask=(d < D)[None])
-    rank = tl.arange(0, RP)[:, None, None, None]
-    pw = dweight + ((part * 4 + k)[None, :, None, None] * R + rank) * D + d[None, None]
-    tl.store(pw, sum_weight, mask=(rank < R) & there)
+    dweight += (part * 4 + k)[:, None, None] * R * D + d[None]
+    for r in tl.static_range(R):
+        total = take(sum_weight, r, RP)
+        tl.store(dweight + r * D, tl.sum(total, 0) if HELD else total, mask=(d < D)[None])
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------
@@ -379,12 +390,13 @@ def ss2d_bwd_kernel(
 class _Plan:
     """Sizes, strides and tiles of a call, in the order of the kernels' arguments."""
 
-    def __init__(self, kind: str, u: Tensor, x_dbl: Tensor, dt_weight: Tensor, A_logs: Tensor) -> None:
+    def __init__(self, kind: str, u: Tensor, x_dbl: Tensor, dt_weight: Tensor, A_logs: Tensor, *others: Tensor) -> None:
         self.B, self.D, self.H, self.W = u.shape
         self.N, self.R = A_logs.shape[1], dt_weight.shape[2]
         self.L = self.H * self.W
         self.tiles = scan_tiles(kind, self.N, self.D, 2 * self.B, 2, processors(u))
         self.RP = rank_tile(kind, self.R, self.tiles)
+        self.held = held(kind, self.R, self.tiles)
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
         blocks = triton.cdiv(self.L, self.tiles.T)
         every = CHECKPOINT_TOKENS // self.tiles.T
@@ -393,7 +405,7 @@ class _Plan:
         self.chunks = triton.cdiv(blocks, self.chunk_blocks)
         self.grid = (programs * self.chunks,)
         self.divisions = (*division(self.W), *division(self.H))
-        self.wide = is_wide(u, x_dbl) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31
+        self.wide = is_wide(u, x_dbl, *others) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31
         self.x_strides = (x_dbl.stride(0), x_dbl.stride(1), x_dbl.stride(2), *self.walks(*x_dbl.stride()[3:]))
         self.kept = triton.cdiv(self.L, CHECKPOINT_TOKENS)
 
@@ -403,14 +415,16 @@ class _Plan:
     def image_strides(self, t: Tensor) -> tuple[int, ...]:
         return (t.stride(0), t.stride(1), *self.walks(*t.stride()[2:]))
 
-    def pixel_strides(self) -> tuple[int, ...]:
-        return self.walks(self.W, 1)
+    def pixel_strides(self, size: int) -> tuple[int, ...]:
+        """Of a dense (H, W, size)."""
+        return self.walks(self.W * size, size)
 
     def constants(self) -> dict:
         return {
             "R": self.R,
             "N": self.N,
             "RP": self.RP,
+            "HELD": self.held,
             "WIDE": self.wide,
             **self.tiles._asdict(),
             "num_stages": 1,
@@ -478,7 +492,7 @@ def forward(
         ss2d_fwd_kernel[plan.grid](
             u, *inputs, maps, starts, checkpoints,
             plan.B, plan.D, plan.L, plan.chunks, plan.chunk_blocks,
-            *plan.divisions, *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(),
+            *plan.divisions, *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(plan.D),
             SPLIT=starts is not None, SAVE=save, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
         )  # fmt: skip
         torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
@@ -505,7 +519,7 @@ def backward(
     if u.shape[0] == 0:
         return tuple(torch.zeros_like(t) for t in tensors)
     with on_device(u):
-        plan = _Plan("backward", u, x_dbl, dt_weight, A_logs)
+        plan = _Plan("backward", u, x_dbl, dt_weight, A_logs, dy)
         inputs = _kernel_arguments(x_dbl, dt_weight, dt_bias, A_logs, Ds)
         starts = plan.starts(dy, *inputs[:4], adjoint=True)
         B, D, N, R = plan.B, plan.D, plan.N, plan.R
@@ -522,7 +536,8 @@ def backward(
         ss2d_bwd_kernel[plan.grid](
             dy, u, *inputs, checkpoints, starts, maps, drows, dweight, dbias, dA_logs, dDs,
             B, D, plan.L, plan.chunks, plan.chunk_blocks,
-            *plan.divisions, *plan.image_strides(dy), *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(),
+            *plan.divisions, *plan.image_strides(dy), *plan.image_strides(u), *plan.x_strides,
+            *plan.pixel_strides(D), *plan.pixel_strides(DIRECTIONS * (R + 2 * N)),
             SPLIT=starts is not None, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
         )  # fmt: skip
         du = torch.empty_like(u)

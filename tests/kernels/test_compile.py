@@ -66,24 +66,22 @@ def dwconv_silu_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
 CASES = {
     "ss2d N=16 float32": (
         lambda: ss2d_calls(64, 16, 3, torch.float32),
-        {80: (9.3, 31.4), 90: (9.2, 28), 100: (8.8, 26)},
+        {80: (8.5, 25.2), 90: (8.3, 25.2), 100: (7.3, 23.2)},
     ),
-    "ss2d N=16 bfloat16, one image": (lambda: ss2d_calls(1, 16, 3, torch.bfloat16), {90: (11.5, 28.8)}),
-    "ss2d N=16 float32, R=12": (lambda: ss2d_calls(64, 16, 12, torch.float32), {80: (10.2, 32.2), 90: (10.2, 29.2)}),
-    "ss2d N=16 float32, R=24": (lambda: ss2d_calls(64, 16, 24, torch.float32), {90: (11.6, 33.8)}),
+    "ss2d N=16 bfloat16, one image": (lambda: ss2d_calls(1, 16, 3, torch.bfloat16), {90: (10.7, 25.8)}),
+    "ss2d N=16 float32, R=12": (lambda: ss2d_calls(64, 16, 12, torch.float32), {80: (9.5, 28.5), 90: (9.3, 28)}),
+    "ss2d N=16 float32, R=24": (lambda: ss2d_calls(64, 16, 24, torch.float32), {90: (11.2, 32.4)}),
     "ss2d N=1 bfloat16": (lambda: ss2d_calls(64, 1, 6, torch.bfloat16), {90: None}),
     "selective_scan N=16 float32": (
         lambda: selective_scan_calls(8, 16, torch.float32),
-        {80: (9.9, 28), 90: (9.9, 25), 100: (9.9, 24.6)},
+        {80: (9, 24.3), 90: (9.2, 24.8), 100: (8.9, 24)},
+    ),
+    "selective_scan N=16 float32, 64 sequences": (
+        lambda: selective_scan_calls(64, 16, torch.float32),
+        {80: (8.6, 24.3), 90: (8.6, 24.8), 100: (7.9, 24)},
     ),
     "norm_gate bfloat16": (lambda: norm_gate_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
     "dwconv_silu bfloat16": (lambda: dwconv_silu_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
-}
-# Where registers are missing, by case and capability: instructions that load or store local memory, all backward.
-SPILLS = {
-    ("ss2d N=16 float32, R=12", 80): 40,
-    ("ss2d N=16 float32, R=24", 90): 16,
-    ("dwconv_silu bfloat16", 90): 2,  # the assembler's choice, for a fourth program on a multiprocessor
 }
 
 
@@ -103,7 +101,7 @@ def test_compiles_lean_and_without_spills(case, record, compiled):
             for capability, bounds in targets.items():
                 resources = compiled(launch, capability)
                 line = str(resources)
-                assert resources.spills <= SPILLS.get((case, capability), 0), line
+                assert resources.spills == 0, line
                 assert resources.atomics == 0, line
                 assert resources.registers <= 255, line
                 assert resources.shared <= SHARED_BYTES, line

@@ -12,6 +12,7 @@ from mtlkit.kernels._tables import (
     FILL_WARPS,
     FULL_WARPS,
     Tiles,
+    held,
     pixel_tiles,
     rank_tile,
     row_tiles,
@@ -95,11 +96,20 @@ def test_rows_of_the_time_step_hold_the_rank(rank):
         for scans in (1, 4096):
             forward, backward = (scan_tiles(kind, states, 96, scans, 2, SMS) for kind in ("forward", "backward"))
             rows = rank_tile("forward", rank, forward)
-            assert rows >= rank
-            assert rows * forward.T * 2 >= 32 * forward.num_warps
+            assert rank <= rows < 2 * rank
             assert rank_tile("backward", rank, backward) >= rank
     assert rank_tile("backward", 4, Tiles(8, 4, 4, 4, 8, 8)) == 4
     assert rank_tile("backward", 5, Tiles(8, 4, 4, 4, 8, 8)) == 16
+
+
+def test_weights_are_held_while_they_fit_the_registers():
+    """A thread loads four channels forward and two backward; with 64 states fewer channels than threads there are."""
+    forward, backward = Tiles(8, 8, 2, 2, 16, 4), Tiles(8, 4, 4, 4, 8, 8)
+    assert held("forward", 12, forward)
+    assert not held("forward", 13, forward)
+    assert held("backward", 4, backward)
+    assert not held("backward", 5, backward)
+    assert held("backward", 8, Tiles(8, 4, 16, 4, 2, 8))
 
 
 def test_split_begins_where_the_processors_are_not_full():

@@ -11,15 +11,15 @@ from mtlkit.ops.ss2d import ss2d_reference, ss2d_torch
 from mtlkit.testing import SS2DShape, assert_accurate
 
 NAMES = ("y", "u", "x_dbl", "dt_weight", "dt_bias", "A_logs", "Ds")
-# Odd and tiny: ragged D, one pixel, one row, one column, an odd and an even count of blocks, every kind of N.
+# Odd and tiny: ragged D, one pixel, one row, one column, an odd and an even count of blocks, every kind of N and of R.
 SHAPES = [
-    SS2DShape(2, 5, 3, 4, 1, 1),
+    SS2DShape(2, 5, 3, 4, 1, 2),
     SS2DShape(1, 3, 1, 1, 2, 1),
     SS2DShape(1, 19, 3, 5, 16, 6),
     SS2DShape(1, 4, 1, 9, 4, 2),
     SS2DShape(1, 4, 17, 1, 5, 1),
     SS2DShape(1, 2, 3, 3, 8, 3),
-    SS2DShape(1, 2, 2, 4, 17, 1),
+    SS2DShape(1, 2, 2, 4, 17, 5),
 ]
 SMALL = SS2DShape(1, 3, 3, 7, 2, 2)
 
