@@ -22,7 +22,7 @@ from gpu_workloads import (
     run,
     spread,
 )
-from providers import BOTH, FORWARD, missing, selective_scan
+from providers import BOTH, FORWARD, compiled, missing, selective_scan
 from torch import Tensor
 
 import mtlkit
@@ -82,11 +82,6 @@ def mamba_ssm_scan(u, delta, A, B, C, D, delta_bias, z=None) -> Tensor:
 
 def eager_norm_gate(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
     return norm_gate_torch(x, weight, bias, z, 1e-5)
-
-
-@functools.cache
-def compiled(call: Call) -> Call:
-    return torch.compile(call, dynamic=False)
 
 
 class Operator(NamedTuple):

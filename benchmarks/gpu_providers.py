@@ -13,7 +13,7 @@ from importlib import import_module
 
 import torch
 import torch.nn.functional as F
-from providers import missing
+from providers import compiled, missing
 from torch import Tensor
 
 import mtlkit
@@ -55,11 +55,6 @@ def mtlkit_scan(u: Tensor, x_proj_weight: Tensor, *parameters: Tensor) -> Tensor
 def chunked_scan(u: Tensor, x_proj_weight: Tensor, *parameters: Tensor) -> Tensor:
     """In chunks of the sequence, in PyTorch."""
     return ss2d_torch(u, projections(u, x_proj_weight), *parameters, u.dtype)
-
-
-@functools.cache
-def compiled() -> Scan:
-    return torch.compile(chunked_scan, dynamic=False)
 
 
 # --- MedMamba ---------------------------------------------------------------------------------------------------------
@@ -178,7 +173,7 @@ GPU_PROVIDERS = (
     GpuProvider(
         name="torch-compile",
         label="torch.compile, chunked",
-        scan=lambda *tensors: compiled()(*tensors),
+        scan=lambda *tensors: compiled(chunked_scan)(*tensors),
         why_absent=lambda: None,
         memory_format=torch.channels_last,
         one_size=True,

@@ -133,18 +133,21 @@ def eager_interaction(
 
 
 @functools.cache
-def compiled_interaction() -> Callable[..., tuple[Tensor, Tensor]]:
-    return torch.compile(eager_interaction, dynamic=False)
+def compiled(call: Callable) -> Callable:
+    """torch.compile of a call, anew for every shape.
+
+    Behind a few shapes PyTorch would go over to eager without a word; of `fullgraph` it is an error.
+    """
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
+    return torch.compile(call, dynamic=False, fullgraph=True)
 
 
-@functools.cache
-def compiled_ss2d() -> Callable[..., Tensor]:
-    return torch.compile(lambda **inputs: ss2d_torch(**inputs, out_dtype=inputs["u"].dtype), dynamic=False)
+def chunked_ss2d(**inputs: Tensor) -> Tensor:
+    return ss2d_torch(**inputs, out_dtype=inputs["u"].dtype)
 
 
-@functools.cache
-def compiled_selective_scan() -> Callable[..., Tensor]:
-    return torch.compile(lambda **inputs: selective_scan_torch(**inputs, delta_softplus=True)[0], dynamic=False)
+def chunked_selective_scan(**inputs: Tensor) -> Tensor:
+    return selective_scan_torch(**inputs, delta_softplus=True)[0]
 
 
 # --- who is absent ----------------------------------------------------------------------------------------------------
@@ -267,9 +270,9 @@ PROVIDERS = (
     Provider(
         name="torch-compile",
         label="torch.compile",
-        ss2d=lambda **inputs: compiled_ss2d()(**inputs),
-        selective_scan=lambda **inputs: compiled_selective_scan()(**inputs),
-        task_interaction=lambda *inputs, signals: compiled_interaction()(*inputs, signals=signals),
+        ss2d=lambda **inputs: compiled(chunked_ss2d)(**inputs),
+        selective_scan=lambda **inputs: compiled(chunked_selective_scan)(**inputs),
+        task_interaction=lambda *inputs, signals: compiled(eager_interaction)(*inputs, signals=signals),
         why_absent=why_no_compiler,
         serves=lambda workload: _compile_serves(workload) or _compile_serves_level(workload),
         left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only: a minute of compiling a shape; of "
