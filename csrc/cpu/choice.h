@@ -68,7 +68,7 @@ template <typename T, int columns, bool looked_up, bool by_rows>
 #pragma GCC unroll 2
   for (int q = 0; q < kChoiceRows / kThird; ++q) {
     number[q] = choice.numbers + (row + kThird * q) * across + first * along;
-    if (looked_up) place[q] = choice.places + (row + kThird * q + 2) * across + first * along;
+    if (looked_up) place[q] = choice.places + (row + kThird * (q + 1) - 1) * across + first * along;
   }
   const T *here = panel.rows + first * pitch + vector * lanes, *const zeros = panel.zeros + vector * lanes;
   Vec<T> sum[kChoiceRows][columns] = {};

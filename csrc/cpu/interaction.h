@@ -77,14 +77,15 @@ struct Cut {
       : channels(p.shape.channels), pixels(p.shape.pixels()), width(p.shape.width), halo(energy ? width : 0) {
     constexpr int64_t step = kColumns * kLanes<T>;
     const int64_t fitting = bytes / static_cast<int64_t>(channels * sizeof(T)) / step * step;
-    band = min(max(min(max(fitting, 4 * kLanes<T>), kMostPixels), round_up(3 * halo, step)), round_up(pixels, step));
+    const int64_t longest =
+        min(max(min(max(fitting, 4 * kLanes<T>), kMostPixels), round_up(3 * halo, step)), round_up(pixels, step));
     start = round_up(halo, kLanes<T>);
     splits = split(p.shape.batch, int64_t{1} << 30, p.threads);
     splits = min(splits, ceil_div(pixels, step));
     chunk = round_up(ceil_div(pixels, splits), step);
     splits = ceil_div(pixels, chunk);
     items = p.shape.batch * splits;
-    band = round_up(ceil_div(chunk, ceil_div(chunk, band)), kLanes<T>);
+    band = round_up(ceil_div(chunk, ceil_div(chunk, longest)), kLanes<T>);  // of even lengths
     pitch = pitch_of<T>(start + round_up(band, kLanes<T>) + halo + kLanes<T>);
     threads = static_cast<int>(max(1, min(p.threads, items)));
   }

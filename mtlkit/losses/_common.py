@@ -27,8 +27,8 @@ def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def check_masks(logits: Tensor, target: Tensor) -> Tensor:
-    """Raises unless both are (B, 1, H, W); `target` in the dtype of the logits."""
+def check_masks(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Raises unless both are (B, 1, H, W) and `known`, if given, (B,) of bool; `target` in the dtype of the logits."""
     check_tensor("logits", logits, 4)
     if logits.shape[1] != 1 or logits.numel() == 0:
         raise ValueError(f"logits: expected shape (B, 1, H, W) with at least one pixel, got {tuple(logits.shape)}")
@@ -37,6 +37,12 @@ def check_masks(logits: Tensor, target: Tensor) -> Tensor:
         raise TypeError(f"target: expected a tensor of numbers or bool, got {kind}")
     check_shape("target", target, "(B, 1, H, W), that of logits,", *logits.shape)
     check_device(logits=logits, target=target)
+    if known is not None:
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
+            raise TypeError(f"known: expected a bool tensor, got {kind}")
+        check_shape("known", known, "(B,)", len(logits))
+        check_device(logits=logits, known=known)
     return target.to(logits.dtype)
 
 
@@ -49,16 +55,6 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
         raise TypeError(f"labels: expected an int64 tensor, got {kind}")
     check_shape("labels", labels, "(B,)", len(logits))
     check_device(logits=logits, labels=labels)
-
-
-def check_known(known: Tensor | None, logits: Tensor) -> None:
-    if known is None:
-        return
-    if not isinstance(known, Tensor) or known.dtype != torch.bool:
-        kind = known.dtype if isinstance(known, Tensor) else type(known).__name__
-        raise TypeError(f"known: expected a bool tensor, got {kind}")
-    check_shape("known", known, "(B,)", len(logits))
-    check_device(logits=logits, known=known)
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, group: Group | None) -> Tensor:

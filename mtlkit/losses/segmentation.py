@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.losses._common import EPS, check_known, check_masks, full_precision, mean_over_images, probability
+from mtlkit.losses._common import EPS, check_masks, full_precision, mean_over_images, probability
 from mtlkit.ops._processes import Group, sum_over
 
 __all__ = [
@@ -102,8 +102,7 @@ def tversky_index(
         tensor([1.])
     """
     options = _options(tversky)
-    target = check_masks(logits, target)
-    check_known(known, logits)
+    target = check_masks(logits, target, known)
     p, g = probability(logits).flatten(1), target.flatten(1)  # (B, H W)
     if not options.per_image:
         counted = slice(None) if known is None else known
@@ -223,8 +222,7 @@ def boundary_loss(
         >>> boundary_loss(100 * mask - 50, mask, soft=False)
         tensor(0.)
     """
-    target = check_masks(logits, target)
-    check_known(known, logits)
+    target = check_masks(logits, target, known)
     p, g = probability(logits), target
     if not soft:
         p, g = (p > 0.5).to(p) + 0 * p, (g > 0.5).to(g)  # + 0 p: a gradient, of zeros, and NaN for NaN
@@ -253,8 +251,7 @@ def texture_loss(logits: Tensor, target: Tensor, *, known: Tensor | None = None,
         >>> texture_loss(torch.full((1, 1, 8, 8), -20.0), mask) > texture_loss(40 * mask - 20, mask)
         tensor(True)
     """
-    target = check_masks(logits, target)
-    check_known(known, logits)
+    target = check_masks(logits, target, known)
     sobel = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
 
     def spread(image: Tensor) -> Tensor:
