@@ -22,7 +22,7 @@ import gpu  # noqa: E402
 import gpu_report  # noqa: E402
 import machine  # noqa: E402
 import report  # noqa: E402
-from results import Results  # noqa: E402
+from run_results import Results  # noqa: E402
 
 SECONDS_A_ROW = 0.5
 MOST_ROUNDS = 300

@@ -10,7 +10,7 @@ import gpu
 import torch
 from gpu_providers import why_no_backend
 from gpu_workloads import DTYPES
-from levels import BEHIND_RELU, JUMP, PASSES, VARIANTS, exact_results, level_problem, level_shape
+from interaction_workloads import BEHIND_RELU, JUMP, PASSES, VARIANTS, exact_results, level_problem, level_shape
 from providers import BOTH, BY_NAME, FORWARD
 from torch import Tensor
 

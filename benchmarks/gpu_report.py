@@ -10,11 +10,11 @@ from typing import Any
 
 import gpu
 import torch
+from comparisons import megabytes, rate, seconds
 from gpu_levels import LEVEL_PROVIDERS, LevelCase
 from gpu_operators import OPERATOR_PROVIDERS, OperatorCase
 from gpu_providers import GPU_PROVIDERS
 from gpu_workloads import OPS, SHAPES, GpuCase
-from headline import megabytes, rate, seconds
 from providers import BOTH, FORWARD
 from report import replace
 from rich.console import Console

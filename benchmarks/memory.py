@@ -30,7 +30,7 @@ def give_back() -> None:
 def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
     """Bytes at the peak of a first call at full size, after one at a small shape that loads libraries and threads."""
     import torch
-    from levels import level_problem
+    from interaction_workloads import level_problem
     from providers import BY_NAME
     from workloads import problem
 

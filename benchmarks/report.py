@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from headline import Line, headline, megabytes, rate, seconds
+from comparisons import Line, headline, megabytes, rate, seconds
 from providers import PROVIDERS
-from results import UNDISTURBED, Results, Row
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from run_results import UNDISTURBED, Results, Row
 
 
 def one_line(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from levels import cases, yardsticks
+from interaction_workloads import cases, yardsticks
 from memory import peak_memory
 from workloads import dtype_name
 

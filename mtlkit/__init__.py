@@ -13,7 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import data, losses, metrics, models, nn, ops, training
+    from mtlkit import compat, data, evaluation, inference, info, losses, metrics, models, nn, ops, testing, training
+    from mtlkit._accelerate import accelerate, restore
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
 
@@ -24,6 +25,9 @@ __all__ = [
     "accelerate",
     "compat",
     "data",
+    "evaluation",
+    "inference",
+    "info",
     "losses",
     "metrics",
     "models",
@@ -31,35 +35,45 @@ __all__ = [
     "ops",
     "restore",
     "selective_scan_fn",
+    "testing",
     "training",
     "use_backend",
 ]
 
-# public name -> (module, attribute); without an attribute the module itself
-_LAZY: dict[str, tuple[str, str | None]] = {
+# public subpackages and modules
+_MODULES = (
+    "compat",
+    "data",
+    "evaluation",
+    "inference",
+    "info",
+    "losses",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "testing",
+    "training",
+)
+
+# public name -> module that defines it, and its name there
+_NAMES = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
-    "compat": ("mtlkit.compat", None),
-    "data": ("mtlkit.data", None),
-    "losses": ("mtlkit.losses", None),
-    "metrics": ("mtlkit.metrics", None),
-    "models": ("mtlkit.models", None),
-    "nn": ("mtlkit.nn", None),
-    "ops": ("mtlkit.ops", None),
     "restore": ("mtlkit._accelerate", "restore"),
     "selective_scan_fn": ("mtlkit.ops.selective_scan", "selective_scan"),
-    "training": ("mtlkit.training", None),
     "use_backend": ("mtlkit.ops._backend", "use_backend"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _MODULES:
+        return import_module(f"mtlkit.{name}")
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module_name, attribute = _LAZY[name]
-    module = import_module(module_name)
-    value = globals()[name] = module if attribute is None else getattr(module, attribute)
+    module, attribute = _NAMES[name]
+    value = globals()[name] = getattr(import_module(module), attribute)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _LAZY.keys())
+    return sorted(globals().keys() | _NAMES.keys() | set(_MODULES))

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlkit.ops._check import check_shape, check_tensor
+from mtlkit._check import check_shape, check_tensor
 from mtlkit.ops.selective_scan import selective_scan, selective_scan_reference
 
 __all__ = [

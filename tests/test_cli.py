@@ -222,7 +222,7 @@ def test_interrupted(capsys, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtlkit.data.checking.check_dataset", stop)
+    monkeypatch.setattr("mtlkit.data.validate.check_dataset", stop)
     assert main(["data", "check", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "mtlkit: interrupted\n"
 

@@ -259,7 +259,7 @@ def test_nan_shows(case):
 WORK = """
 import torch
 from mtlkit import losses
-from mtlkit.ops._processes import all_processes
+from mtlkit._distributed import all_processes
 
 def work(rank, given):
     part = slice(3 * rank, 3 + 2 * rank)

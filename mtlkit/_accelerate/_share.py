@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mtlkit.ops._check import FLOATS
+from mtlkit._check import FLOATS
 
 HOOKS = (
     "_backward_pre_hooks",

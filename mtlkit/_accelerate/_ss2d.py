@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._accelerate._share import Plan, Shared, check_parameters, check_part, kind, require
-from mtlkit.nn._pixel_linear import PixelLinear, pixel_linear
+from mtlkit._check import check_tensor
+from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.ss2d import DIRECTIONS, SS2D
-from mtlkit.ops._check import check_tensor
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps

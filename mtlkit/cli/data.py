@@ -94,8 +94,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run_check(options: argparse.Namespace) -> int:
     """`mtlkit data check`."""
-    from mtlkit.data.checking import check_dataset
     from mtlkit.data.files import check_new, write_json
+    from mtlkit.data.validate import check_dataset
 
     if options.json is not None:
         check_new(options.json, force=options.force)

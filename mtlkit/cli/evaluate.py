@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from rich.text import Text
 
     from mtlkit.evaluation import evaluate, evaluate_repeats
-    from mtlkit.training.saved import runs_within
+    from mtlkit.training.saved_run import runs_within
 
     names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
@@ -112,7 +112,7 @@ def _single(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _repeated(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """The rows of several: mean, standard deviation and range."""
     from mtlkit.evaluation.report import figure_rows
-    from mtlkit.training.summary import in_words
+    from mtlkit.training.aggregate import in_words
 
     for name, entry in figure_rows(figures):
         values = [value for value in entry["runs"].values() if value is not None]

@@ -101,8 +101,8 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from mtlkit.training import load_config, repeat, train
+    from mtlkit.training.aggregate import digits_of, in_words
     from mtlkit.training.run import is_main
-    from mtlkit.training.summary import digits_of, in_words
 
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")

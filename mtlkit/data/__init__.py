@@ -18,15 +18,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit.data.catalogue import VIEWS, Catalogue, DataError, Exam, Finding, Record
-    from mtlkit.data.checking import Report, check_dataset
     from mtlkit.data.datasets import LesionDataset, MammographyDataset
     from mtlkit.data.dicom import DicomTags, count_frames, read_dicom, read_dicom_tags, read_pixel_spacing
     from mtlkit.data.files import read_image, read_mask
-    from mtlkit.data.opening import LAYOUTS, open_dataset
+    from mtlkit.data.open import LAYOUTS, open_dataset
+    from mtlkit.data.records import VIEWS, Catalogue, DataError, Exam, Finding, Record
     from mtlkit.data.splits import Split, load_split, make_split
     from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
     from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
+    from mtlkit.data.validate import Report, check_dataset
 
 __all__ = [
     "AUGMENTATIONS",
@@ -61,24 +61,24 @@ __all__ = [
 # public name -> module
 _LAZY = {
     "AUGMENTATIONS": "mtlkit.data.transforms",
-    "Catalogue": "mtlkit.data.catalogue",
-    "DataError": "mtlkit.data.catalogue",
+    "Catalogue": "mtlkit.data.records",
+    "DataError": "mtlkit.data.records",
     "DicomTags": "mtlkit.data.dicom",
-    "Exam": "mtlkit.data.catalogue",
-    "Finding": "mtlkit.data.catalogue",
-    "LAYOUTS": "mtlkit.data.opening",
+    "Exam": "mtlkit.data.records",
+    "Finding": "mtlkit.data.records",
+    "LAYOUTS": "mtlkit.data.open",
     "LesionDataset": "mtlkit.data.datasets",
     "MammographyDataset": "mtlkit.data.datasets",
-    "Record": "mtlkit.data.catalogue",
-    "Report": "mtlkit.data.checking",
+    "Record": "mtlkit.data.records",
+    "Report": "mtlkit.data.validate",
     "Split": "mtlkit.data.splits",
-    "VIEWS": "mtlkit.data.catalogue",
+    "VIEWS": "mtlkit.data.records",
     "augmentation": "mtlkit.data.transforms",
-    "check_dataset": "mtlkit.data.checking",
+    "check_dataset": "mtlkit.data.validate",
     "count_frames": "mtlkit.data.dicom",
     "load_split": "mtlkit.data.splits",
     "make_split": "mtlkit.data.splits",
-    "open_dataset": "mtlkit.data.opening",
+    "open_dataset": "mtlkit.data.open",
     "preparation": "mtlkit.data.transforms",
     "read_dicom": "mtlkit.data.dicom",
     "read_dicom_tags": "mtlkit.data.dicom",

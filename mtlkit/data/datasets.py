@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from mtlkit.data.catalogue import VIEWS, Exam, Record
 from mtlkit.data.files import read_image, read_mask
+from mtlkit.data.records import VIEWS, Exam, Record
 from mtlkit.data.transforms import augmentation, preparation
 
 __all__ = ["LesionDataset", "MammographyDataset"]

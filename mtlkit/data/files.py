@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mtlkit.data.catalogue import DataError
 from mtlkit.data.dicom import is_dicom, read_dicom
+from mtlkit.data.records import DataError
 
 __all__ = ["read_image", "read_mask"]
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, DataError
 from mtlkit.data.files import write_json
+from mtlkit.data.records import Catalogue, DataError
 
 __all__ = ["Split", "load_split", "make_split"]
 

@@ -8,11 +8,11 @@
 Needs the extra `train`.
 """
 
-from mtlkit.evaluation.evaluating import PARTS, evaluate
-from mtlkit.evaluation.figures import Figure, classification, intervals, ranking, score_means
-from mtlkit.evaluation.judging import judge
+from mtlkit.evaluation.analysis import judge
+from mtlkit.evaluation.bootstrap import Figure, classification, intervals, ranking, score_means
 from mtlkit.evaluation.predictions import Predictions, predict_records
-from mtlkit.evaluation.repeats import evaluate_repeats
+from mtlkit.evaluation.runner import PARTS, evaluate
+from mtlkit.evaluation.seeds import evaluate_repeats
 
 __all__ = [
     "PARTS",

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from mtlkit.data import LesionDataset
-from mtlkit.evaluation.figures import Figure, confidence_bins
-from mtlkit.evaluation.judging import BASELINE, FAILED_IOU
+from mtlkit.evaluation.analysis import BASELINE, FAILED_IOU
+from mtlkit.evaluation.bootstrap import Figure, confidence_bins
 from mtlkit.evaluation.predictions import Predictions
 
 __all__ = ["draw_all"]

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import jinja2
 
-from mtlkit.evaluation.judging import worst_rows
+from mtlkit.evaluation.analysis import worst_rows
 from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
-from mtlkit.training.summary import in_words
+from mtlkit.training.aggregate import in_words
 
 __all__ = ["FIGURES", "figure_rows", "write_report", "write_summary"]
 

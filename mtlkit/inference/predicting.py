@@ -106,7 +106,7 @@ def predict(
         >>> from mtlkit.inference import predict
         >>> predict("/no/such/run", "scans", "found")
         Traceback (most recent call last):
-        mtlkit.data.catalogue.DataError: /no/such/run: there is no such folder
+        mtlkit.data.records.DataError: /no/such/run: there is no such folder
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")

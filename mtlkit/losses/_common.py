@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtlkit.ops._check import check_device, check_shape, check_tensor
-from mtlkit.ops._processes import Group, sum_over
+from mtlkit._check import check_device, check_shape, check_tensor
+from mtlkit._distributed import Group, sum_over
 
 EPS = 1e-7
 

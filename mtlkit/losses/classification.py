@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtlkit._check import check_shape, check_tensor
+from mtlkit._distributed import Group
 from mtlkit.losses._common import EPS, check_labels, full_precision, weighted_mean
-from mtlkit.ops._check import check_shape, check_tensor
-from mtlkit.ops._processes import Group
 
 __all__ = ["class_weights", "focal_cross_entropy", "weighted_cross_entropy"]
 

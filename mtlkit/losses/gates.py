@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mtlkit._check import check_tensor
+from mtlkit._distributed import Group, extremes_over
 from mtlkit.losses._common import EPS, check_masks, full_precision, probability
-from mtlkit.ops._check import check_tensor
-from mtlkit.ops._processes import Group, extremes_over
 
 __all__ = ["classification_difficulty", "gate_loss", "segmentation_difficulty"]
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlkit._distributed import Group, sum_over
 from mtlkit.losses._common import EPS, check_masks, full_precision, mean_over_images, probability
-from mtlkit.ops._processes import Group, sum_over
 
 __all__ = [
     "TVERSKY_PRESETS",

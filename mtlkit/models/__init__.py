@@ -1,7 +1,5 @@
 """Networks by name: `create_model("medmamba_t", num_classes=2)`."""
 
-from mtlkit.models._pretrained import from_pretrained
-from mtlkit.models._registry import create_model, list_models, register, unregister
 from mtlkit.models.baselines import UNet, UNetOptions, UNetOutput
 from mtlkit.models.btinet import BTINet, BTINetOptions
 from mtlkit.models.csa_moe import CSAMoE, CSAMoEOptions, CSAMoEOutput
@@ -11,6 +9,8 @@ from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.monai_baselines import MonaiBaseline, MonaiBaselineOptions, MonaiBaselineOutput
+from mtlkit.models.pretrained import from_pretrained
+from mtlkit.models.registry import create_model, list_models, register, unregister
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
 __all__ = [

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlkit._check import check_tensor
 from mtlkit.nn import PatchMerging, SSConvSSM
-from mtlkit.ops._check import check_tensor
 
 
 def check_images(images: Tensor, in_chans: int, smallest: int) -> None:

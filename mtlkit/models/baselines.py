@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
-from mtlkit.nn._check import check_probability
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)

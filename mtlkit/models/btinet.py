@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mtlkit.models._registry import register
 from mtlkit.models.mbdi import MBDI, InteractionOptions
+from mtlkit.models.registry import register
 from mtlkit.nn import InteractionLevel
 
 

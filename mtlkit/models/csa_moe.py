@@ -14,12 +14,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtlkit._check import check_choice, check_probability
 from mtlkit.models._common import check_at_least_one, check_images
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 from mtlkit.nn import AdaptiveGate, CrossStageAttention, LesionViews
-from mtlkit.nn._check import check_choice, check_probability
 
 EXPERTS = ("image", "tumor", "boundary")
 # The publication's count for VGG-16 asks for stages of 1024 channels in all; which they are, it does not say.

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtlkit._check import check_choice, check_probability, check_tensor
 from mtlkit.models._common import (
     check_at_least_one,
     check_images,
@@ -29,13 +30,11 @@ from mtlkit.models._common import (
     init_ss_conv_ssm,
     ss_conv_ssm_stages,
 )
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
 from mtlkit.models.encoders import Encoder
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 from mtlkit.nn import GatedViewFusion, PatchEmbed
-from mtlkit.nn._check import check_choice, check_probability
 from mtlkit.nn.gated_view_fusion import check_present
-from mtlkit.ops._check import check_tensor
 
 VIEWS = ("l_cc", "l_mlo", "r_cc", "r_mlo")
 SIDES = ("left", "right")

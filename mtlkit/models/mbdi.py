@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtlkit._check import check_choice, check_probability
+from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 from mtlkit.nn import AttentionGate, ConvUpsample, InteractionLevel, ResidualBlock, TaskInteraction
-from mtlkit.nn._check import check_choice, check_probability
-from mtlkit.nn._keras import BATCH_NORM, init_as_keras
 
 LEVELS = 4
 

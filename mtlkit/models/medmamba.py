@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit.models._common import check_images, check_stages, init_ss_conv_ssm, ss_conv_ssm_stages
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 from mtlkit.nn import PatchEmbed
 
 

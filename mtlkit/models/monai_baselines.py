@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, install_hint, pad_to_multiple
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
-from mtlkit.nn._check import check_probability
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mtlkit._check import check_choice
 from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
-from mtlkit.models._pretrained import Pretrained
-from mtlkit.models._registry import register
+from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.registry import register
 from mtlkit.nn import ConvDownsample, ConvStem, PatchMerging, Permute, VSSBlock
-from mtlkit.nn._check import check_choice
 
 
 @dataclass(frozen=True)

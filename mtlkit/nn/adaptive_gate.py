@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_positive, check_probability
-from mtlkit.ops._check import check_tensor
+from mtlkit._check import check_positive, check_probability, check_tensor
 
 
 class AdaptiveGate(nn.Module):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_channels_first, check_positive
-from mtlkit.nn._keras import init_as_keras
+from mtlkit._check import check_channels_first, check_positive
+from mtlkit._keras import init_as_keras
 from mtlkit.nn.separable_conv import SeparableConv
 
 

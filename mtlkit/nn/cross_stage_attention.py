@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_positive
-from mtlkit.ops._check import check_tensor
+from mtlkit._check import check_positive, check_tensor
 
 
 class CrossStageAttention(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_probability
+from mtlkit._check import check_probability
 
 
 class DropPath(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit import ops
-from mtlkit.nn._check import check_channels_first, check_vectors
+from mtlkit._check import check_channels_first, check_vectors
 from mtlkit.nn.task_interaction import TaskInteraction
 from mtlkit.nn.uncertainty_proxy_attention import UncertaintyProxyAttention
 

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_positive
-from mtlkit.ops._check import check_tensor
+from mtlkit._check import check_positive, check_tensor
 
 
 class Views(NamedTuple):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_channels_last, check_choice
-from mtlkit.nn._pixel_linear import PixelLinear
+from mtlkit._check import check_channels_last, check_choice
+from mtlkit._pixel_linear import PixelLinear
 
 
 class PatchMerging(nn.Module):

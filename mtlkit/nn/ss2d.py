@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit import ops
-from mtlkit.nn._check import check_channels_last, check_choice, check_positive, check_probability
-from mtlkit.nn._pixel_linear import PixelLinear, pixel_linear
+from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
+from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.ops._ss2d_norm_gate import ss2d_norm_gate
 
 DIRECTIONS = 4

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit import ops
-from mtlkit.nn._check import check_channels_first, check_choice, check_positive, check_vectors
-from mtlkit.nn._keras import BATCH_NORM, init_as_keras
-from mtlkit.ops._processes import group_of
+from mtlkit._check import check_channels_first, check_choice, check_positive, check_vectors
+from mtlkit._distributed import group_of
+from mtlkit._keras import BATCH_NORM, init_as_keras
 
 
 class TaskInteraction(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit import ops
-from mtlkit.nn._check import check_channels_first, check_choice, check_positive, check_probability, check_vectors
-from mtlkit.nn._keras import init_as_keras
-from mtlkit.ops._processes import Group, mean_over
+from mtlkit._check import check_channels_first, check_choice, check_positive, check_probability, check_vectors
+from mtlkit._distributed import Group, mean_over
+from mtlkit._keras import init_as_keras
 
 HIDDEN = 32
 PROJECTED = 64

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtlkit.nn._check import check_channels_last
+from mtlkit._check import check_channels_last
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.mlp import Mlp
 from mtlkit.nn.ss2d import SS2D

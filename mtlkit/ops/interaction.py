@@ -37,11 +37,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtlkit._check import check_device, check_shape, check_tensor
+from mtlkit._distributed import Group
 from mtlkit.ops import interaction_kernels
 from mtlkit.ops._backend import choose
-from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import compute_dtype, single_precision_only
-from mtlkit.ops._processes import Group
 from mtlkit.ops.interaction_kernels import Map, Reduced
 from mtlkit.ops.interaction_types import (
     InteractionOutput,

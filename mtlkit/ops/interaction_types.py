@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from mtlkit.ops._check import check_device, check_shape, check_tensor
+from mtlkit._check import check_device, check_shape, check_tensor
 
 SIGNALS = {"variance": 2, "three": 3}
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
+from mtlkit._distributed import Group, batch_norm_over, mean_over
 from mtlkit.ops import interaction_kernels
 from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
-from mtlkit.ops._processes import Group, batch_norm_over, mean_over
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them

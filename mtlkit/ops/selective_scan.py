@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit import _native
+from mtlkit._check import check_device, check_shape, check_tensor
 from mtlkit.ops._backend import choose
-from mtlkit.ops._check import check_device, check_shape, check_tensor
 from mtlkit.ops._native_call import (
     CHECKPOINT_TOKENS,
     MAX_STATES,

@@ -13,7 +13,7 @@ from mtlkit.training.config import Config, list_configs, load_config
 from mtlkit.training.datamodule import DataModule, EpochSampler
 from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
 from mtlkit.training.run import repeat, train
-from mtlkit.training.saved import SavedRun, load_run
+from mtlkit.training.saved_run import SavedRun, load_run
 from mtlkit.training.schedule import Schedule, task_weights
 
 __all__ = [

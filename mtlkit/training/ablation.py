@@ -27,9 +27,9 @@ from typing import Any
 from mtlkit.data import DataError
 from mtlkit.data.files import csv_text, plain, write_json, written_whole
 from mtlkit.models import create_model
+from mtlkit.training.aggregate import digits_of, in_words
 from mtlkit.training.config import Config, load_config, read_yaml
 from mtlkit.training.run import check_place, is_main, make_place, repeat
-from mtlkit.training.summary import digits_of, in_words
 
 __all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
 

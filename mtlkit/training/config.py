@@ -13,7 +13,7 @@ import yaml
 from mtlkit.data.splits import check_fractions
 from mtlkit.data.transforms import AUGMENTATIONS
 from mtlkit.losses import TVERSKY_PRESETS
-from mtlkit.models._registry import option_names
+from mtlkit.models.registry import option_names
 
 __all__ = ["Config", "list_configs", "load_config"]
 

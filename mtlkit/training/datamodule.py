@@ -8,8 +8,8 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Sampler
 
+from mtlkit._distributed import all_processes
 from mtlkit.data import Catalogue, LesionDataset, MammographyDataset, Split
-from mtlkit.ops._processes import all_processes
 from mtlkit.training.config import Config
 
 __all__ = ["DataModule", "EpochSampler"]

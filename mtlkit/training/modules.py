@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit import losses
+from mtlkit._distributed import Group, all_processes
 from mtlkit.data import Catalogue, Split
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import create_model
 from mtlkit.models.hybrid_vssm import VIEWS
-from mtlkit.ops._processes import Group, all_processes
 from mtlkit.training.config import Config
 from mtlkit.training.schedule import Schedule, task_weights
 

@@ -29,12 +29,12 @@ from torch import nn
 from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import check_folder, csv_text, write_json, written_whole
 from mtlkit.data.layouts import cmmd
-from mtlkit.data.opening import find_layout
+from mtlkit.data.open import find_layout
+from mtlkit.training.aggregate import summarise
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.modules import TrainingModule, check_kind, check_recipe, create_module
-from mtlkit.training.saved import DATA, MARK, RESULT, SPLIT, read_figures, write_data
-from mtlkit.training.summary import summarise
+from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, read_figures, write_data
 
 __all__ = ["repeat", "train"]
 

@@ -24,7 +24,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch):
     import gpu_operators
     import gpu_report
     import gpu_workloads
-    import levels
+    import interaction_workloads
 
     monkeypatch.setitem(SS2D_SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
     monkeypatch.setitem(gpu_workloads.SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
@@ -36,8 +36,8 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch):
         gpu_operators.plain_results,
         gpu_workloads.plain_results,
         gpu_levels._plain_results,
-        levels.inputs_of,
-        levels.exact_results,
+        interaction_workloads.inputs_of,
+        interaction_workloads.exact_results,
     ]
     for cache in caches:
         cache.cache_clear()

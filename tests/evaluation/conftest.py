@@ -8,7 +8,7 @@ import pytest
 from mtlkit.data import make_split, open_dataset
 from mtlkit.data.files import write_json
 from mtlkit.training import Config, SavedRun, create_module, load_config, load_run
-from mtlkit.training.saved import MARK, RESULT, SPLIT, write_data
+from mtlkit.training.saved_run import MARK, RESULT, SPLIT, write_data
 
 NET = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "num_classes": 3}
 INTERACTING = NET | {"clf_dim": 16, "hmsf": False}
@@ -105,4 +105,4 @@ def mammography(tmp_path_factory, mammograms) -> SavedRun:
 @pytest.fixture
 def undrawn(monkeypatch):
     """Without plots, which take most of the time."""
-    monkeypatch.setattr("mtlkit.evaluation.evaluating.draw_all", lambda *_, **__: {})
+    monkeypatch.setattr("mtlkit.evaluation.runner.draw_all", lambda *_, **__: {})

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mtlkit.evaluation import Figure
-from mtlkit.evaluation.judging import epoch_gates
+from mtlkit.evaluation.analysis import epoch_gates
 from mtlkit.evaluation.plots import COLOURS, _panels, _staircase, draw_confusion, draw_curves, draw_displacement
 
 

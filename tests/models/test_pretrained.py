@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtlkit.models import MedMamba, VMamba, _pretrained, create_model, from_pretrained
+from mtlkit.models import MedMamba, VMamba, create_model, from_pretrained, pretrained
 
 TINY = {"depths": (1, 1), "dims": (16, 32), "num_classes": 3}
 
@@ -24,7 +24,7 @@ def folder(tmp_path):
 @pytest.fixture
 def fresh():
     """Forgets what was imported from huggingface_hub: now, after the test, and when called."""
-    forget = _pretrained._checkpoint_class.cache_clear
+    forget = pretrained._checkpoint_class.cache_clear
     forget()
     yield forget
     forget()

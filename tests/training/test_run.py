@@ -135,7 +135,7 @@ import os, sys
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn import SyncBatchNorm
-from mtlkit.ops._processes import batch_norm_over, group_of
+from mtlkit._distributed import batch_norm_over, group_of
 from mtlkit.training import load_config, run, train
 
 def normalise(self, x):

@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import DataError, Finding
 from mtlkit.data.files import PICTURES, natural
+from mtlkit.data.records import DataError, Finding
 
 SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 

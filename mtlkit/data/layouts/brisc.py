@@ -11,7 +11,6 @@ Slices without tumour have no mask: theirs is empty. There are no patients in it
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, DataError, Finding, Record
 from mtlkit.data.files import pictures
 from mtlkit.data.layouts._folders import (
     choose_classes,
@@ -22,6 +21,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.records import Catalogue, DataError, Finding, Record
 
 NAME = "brisc"
 CLASSES = ("glioma", "meningioma", "pituitary", "no_tumor")

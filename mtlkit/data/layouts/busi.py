@@ -12,7 +12,6 @@ group of its own.
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, Finding, Record
 from mtlkit.data.files import pictures
 from mtlkit.data.layouts._folders import (
     choose_classes,
@@ -23,6 +22,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.records import Catalogue, Finding, Record
 
 NAME = "busi"
 CLASSES = ("benign", "malignant", "normal")

@@ -14,7 +14,6 @@ it: each image is a group of its own.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, Finding, Record
 from mtlkit.data.files import pictures
 from mtlkit.data.layouts._folders import (
     choose_classes,
@@ -25,6 +24,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.records import Catalogue, Finding, Record
 
 NAME = "busi_whu"
 CLASSES = ("benign", "malignant")

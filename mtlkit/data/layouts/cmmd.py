@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtlkit.data.catalogue import VIEWS, Catalogue, DataError, Exam, Finding
 from mtlkit.data.dicom import is_dicom, read_dicom_tags
 from mtlkit.data.files import column, natural, read_table
+from mtlkit.data.records import VIEWS, Catalogue, DataError, Exam, Finding
 
 NAME = "cmmd"
 CLASSES = ("benign or normal", "malignant")

@@ -11,7 +11,6 @@ classes only.
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, DataError, Finding, Record
 from mtlkit.data.files import column, natural, pictures, read_table
 from mtlkit.data.layouts._folders import (
     choose_classes,
@@ -21,6 +20,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.records import Catalogue, DataError, Finding, Record
 
 NAME = "folder"
 WITHOUT_LESION = ("normal", "no_tumor", "healthy")

@@ -11,9 +11,9 @@ Source: Tschandl et al., "The HAM10000 dataset" (2018). The lesion is the group 
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkit.data.catalogue import Catalogue, DataError, Finding, Record
 from mtlkit.data.files import column, pictures, read_table
 from mtlkit.data.layouts._folders import choose_classes, class_findings, mask_findings, match_masks, orphan_findings
+from mtlkit.data.records import Catalogue, DataError, Finding, Record
 
 NAME = "ham10000"
 CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
-from mtlkit.data.catalogue import VIEWS
 from mtlkit.data.dicom import VIEW_CODES
 from mtlkit.data.files import folder_written_whole, write_json
+from mtlkit.data.records import VIEWS
 from mtlkit.data.synthetic._fields import check_options, curve, grid, inside, outline, power_law, smooth_step
 
 __all__ = ["Breast", "draw_mammogram", "synthesize_mammography"]

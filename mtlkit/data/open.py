@@ -4,9 +4,9 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from mtlkit.data.catalogue import Catalogue, DataError
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import brisc, busi, busi_whu, cmmd, folder, ham10000
+from mtlkit.data.records import Catalogue, DataError
 
 __all__ = ["LAYOUTS", "open_dataset"]
 
@@ -82,7 +82,7 @@ def usable(catalogue: Catalogue, *, skip_bad: bool) -> Catalogue:
         more = f"; {len(errors) - 1} more: `mtlkit data check` lists them" if len(errors) > 1 else ""
         raise DataError(f"{errors[0]}{more}")
     if skip_bad:
-        from mtlkit.data.checking import read_findings
+        from mtlkit.data.validate import read_findings
 
         catalogue = catalogue.without(read_findings(catalogue))
     if not catalogue.records:

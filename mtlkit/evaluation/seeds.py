@@ -16,10 +16,10 @@ import torch
 import mtlkit
 from mtlkit.data import DataError
 from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
-from mtlkit.evaluation.evaluating import MARK, evaluate
 from mtlkit.evaluation.report import write_summary
-from mtlkit.training.saved import read_recipe, runs_within
-from mtlkit.training.summary import summarise
+from mtlkit.evaluation.runner import MARK, evaluate
+from mtlkit.training.aggregate import summarise
+from mtlkit.training.saved_run import read_recipe, runs_within
 
 __all__ = ["evaluate_repeats"]
 
@@ -61,7 +61,7 @@ def evaluate_repeats(
         >>> from mtlkit.evaluation import evaluate_repeats
         >>> evaluate_repeats("/no/such/folder", None, "runs-test")
         Traceback (most recent call last):
-        mtlkit.data.catalogue.DataError: /no/such/folder: there is no such folder
+        mtlkit.data.records.DataError: /no/such/folder: there is no such folder
     """
     runs = {path.name: path for path in runs_within(folder)}
     if not runs:

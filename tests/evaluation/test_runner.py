@@ -421,7 +421,7 @@ def test_nothing_is_overwritten_without_force(lesion, tmp_path):
 def test_refusals_come_before_any_work(lesion, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/x").write_text("x")
-    monkeypatch.setattr("mtlkit.evaluation.evaluating.predict_records", lambda *_, **__: pytest.fail("has worked"))
+    monkeypatch.setattr("mtlkit.evaluation.runner.predict_records", lambda *_, **__: pytest.fail("has worked"))
     with pytest.raises(DataError, match="exists already"):
         evaluate(lesion, None, tmp_path / "out")
 

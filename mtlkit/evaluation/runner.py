@@ -15,10 +15,10 @@ import torch
 
 import mtlkit
 from mtlkit.data import Catalogue, DataError, Exam, Record
-from mtlkit.data.catalogue import and_more
 from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
-from mtlkit.evaluation.figures import PERCENTILES
-from mtlkit.evaluation.judging import epoch_gates, judge, table_rows
+from mtlkit.data.records import and_more
+from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
+from mtlkit.evaluation.bootstrap import PERCENTILES
 from mtlkit.evaluation.plots import draw_all
 from mtlkit.evaluation.predictions import Predictions, predict_records
 from mtlkit.evaluation.report import write_report

@@ -15,7 +15,7 @@ from sklearn.metrics import (
 )
 
 from mtlkit.evaluation import Figure, classification, intervals, ranking, score_means
-from mtlkit.evaluation.figures import resampled
+from mtlkit.evaluation.bootstrap import resampled
 from mtlkit.metrics import ClassificationMetrics, failure_detection
 
 
@@ -163,7 +163,7 @@ def test_intervals_are_those_of_a_plain_loop():
 def test_portions_do_not_change_the_draws(monkeypatch):
     groups = [str(i) for i in range(30)]
     whole = np.concatenate(list(resampled(groups, 25, 1)))
-    monkeypatch.setattr("mtlkit.evaluation.figures.CELLS", 100)
+    monkeypatch.setattr("mtlkit.evaluation.bootstrap.CELLS", 100)
     assert np.array_equal(np.concatenate(list(resampled(groups, 25, 1))), whole)
     assert (whole.sum(1) == 30).all()
 

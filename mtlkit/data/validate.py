@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mtlkit.data.catalogue import Catalogue, DataError, Exam, Finding, Record
 from mtlkit.data.dicom import read_dicom
 from mtlkit.data.files import read_image, read_mask
-from mtlkit.data.opening import scan
+from mtlkit.data.open import scan
+from mtlkit.data.records import Catalogue, DataError, Exam, Finding, Record
 
 __all__ = ["Report", "check_dataset"]
 

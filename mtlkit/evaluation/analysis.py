@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlkit.evaluation.figures import Array, Figure, Values, classification, intervals, ranking, score_means
+from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, ranking, score_means
 from mtlkit.evaluation.predictions import Predictions
 
 __all__ = ["epoch_gates", "judge", "table_rows"]

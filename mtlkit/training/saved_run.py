@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from mtlkit.data import Catalogue, DataError, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural, write_json
 from mtlkit.data.layouts import cmmd
-from mtlkit.data.opening import find_layout, scan, usable
+from mtlkit.data.open import find_layout, scan, usable
 from mtlkit.data.splits import read_split
 from mtlkit.models import from_pretrained
 from mtlkit.training.config import Config, load_config
@@ -51,7 +51,7 @@ class SavedRun:
         >>> from mtlkit.training import load_run
         >>> load_run("/no/such/run")
         Traceback (most recent call last):
-        mtlkit.data.catalogue.DataError: /no/such/run: there is no such folder
+        mtlkit.data.records.DataError: /no/such/run: there is no such folder
     """
 
     folder: Path

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from memory import RESET
 from providers import BOTH, BY_NAME, FORWARD, ISA, MEDMAMBA_56
-from results import Results, Row
+from run_results import Results, Row
 
 FRAME = "busi_224"
 

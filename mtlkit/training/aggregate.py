@@ -18,7 +18,7 @@ def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]
         has neither.
 
     Example:
-        >>> from mtlkit.training.summary import summarise
+        >>> from mtlkit.training.aggregate import summarise
         >>> summarise([{"iou": 0.5}, {"iou": 1.0}])["iou"]["mean"]
         0.75
     """
@@ -32,7 +32,7 @@ def digits_of(name: str) -> int:
     """How many digits of a figure are worth showing: of counts of images none, else four.
 
     Example:
-        >>> from mtlkit.training.summary import digits_of
+        >>> from mtlkit.training.aggregate import digits_of
         >>> digits_of("label_images"), digits_of("iou")
         (0, 4)
     """
@@ -43,7 +43,7 @@ def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
     """Mean ± standard deviation, of which the second is left out where there is none.
 
     Example:
-        >>> from mtlkit.training.summary import in_words
+        >>> from mtlkit.training.aggregate import in_words
         >>> in_words({"mean": 0.75, "sd": 0.125}, 3), in_words({"mean": 0.75, "sd": None})
         ('0.750 ± 0.125', '0.7500')
     """

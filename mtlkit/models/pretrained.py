@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mtlkit
 from mtlkit.models._common import install_hint
-from mtlkit.models._registry import network_named, options_type
+from mtlkit.models.registry import network_named, options_type
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
