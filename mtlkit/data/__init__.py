@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from mtlkit.data.datasets import LesionDataset, MammographyDataset
     from mtlkit.data.dicom import DicomTags, count_frames, read_dicom, read_dicom_tags, read_pixel_spacing
     from mtlkit.data.files import read_image, read_mask
-    from mtlkit.data.open import LAYOUTS, open_dataset
+    from mtlkit.data.layouts import LAYOUTS
+    from mtlkit.data.open import open_dataset
     from mtlkit.data.records import VIEWS, Catalogue, DataError, Exam, Finding, Record
     from mtlkit.data.splits import Split, load_split, make_split
     from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
@@ -66,7 +67,7 @@ _LAZY = {
     "DicomTags": "mtlkit.data.dicom",
     "Exam": "mtlkit.data.records",
     "Finding": "mtlkit.data.records",
-    "LAYOUTS": "mtlkit.data.open",
+    "LAYOUTS": "mtlkit.data.layouts",
     "LesionDataset": "mtlkit.data.datasets",
     "MammographyDataset": "mtlkit.data.datasets",
     "Record": "mtlkit.data.records",

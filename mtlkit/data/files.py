@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from mtlkit.data.records import DataError
 __all__ = ["read_image", "read_mask"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MASK_SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
@@ -129,6 +131,11 @@ def pictures(folder: Path) -> list[Path]:
         return []
     found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
     return sorted(found, key=natural)
+
+
+def image_stem(mask: str) -> str:
+    """The stem of the image that a mask of this stem belongs to: "a" for "a_mask", "a_1" and "a_gt_2"."""
+    return MASK_SUFFIX.sub("", mask)
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtlkit.data.dicom import read_dicom
 from mtlkit.data.files import read_image, read_mask
-from mtlkit.data.open import scan
+from mtlkit.data.layouts import scan
 from mtlkit.data.records import Catalogue, DataError, Exam, Finding, Record
 
 __all__ = ["Report", "check_dataset"]

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from mtlkit.data import VIEWS, DataError, Exam, Record, count_frames, read_dicom_tags
 from mtlkit.data.dicom import is_dicom
-from mtlkit.data.files import PICTURES, check_folder, natural
-from mtlkit.data.layouts._folders import SUFFIX
+from mtlkit.data.files import PICTURES, check_folder, image_stem, natural
 
 MARK = "predictions.json"  # a folder with this file in it is one of predictions
 
@@ -153,7 +152,7 @@ def _with_masks(records: Sequence[Record], folder: Path, problems: Problems, *, 
     matched: dict[str, list[Path]] = {}
     for path in images_below(folder):
         key = path.relative_to(folder).with_suffix("").as_posix()
-        matched.setdefault(key if key in names else SUFFIX.sub("", key), []).append(path)
+        matched.setdefault(key if key in names else image_stem(key), []).append(path)
     for record in records:
         masks = tuple(matched.get(record.key, ()))
         if needed and not masks:

@@ -28,8 +28,7 @@ from torch import nn
 
 from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import check_folder, csv_text, write_json, written_whole
-from mtlkit.data.layouts import cmmd
-from mtlkit.data.open import find_layout
+from mtlkit.data.layouts import cmmd, find_layout
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule

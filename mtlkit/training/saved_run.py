@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from mtlkit.data import Catalogue, DataError, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural, write_json
-from mtlkit.data.layouts import cmmd
-from mtlkit.data.open import find_layout, scan, usable
+from mtlkit.data.layouts import cmmd, find_layout, scan
+from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
 from mtlkit.models import from_pretrained
 from mtlkit.training.config import Config, load_config

@@ -1,13 +1,10 @@
 """What the layouts share: matching masks to images, and the findings that follow."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mtlkit.data.files import PICTURES, natural
+from mtlkit.data.files import PICTURES, image_stem, natural
 from mtlkit.data.records import DataError, Finding
-
-SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 
 
 def inner(root: Path, names: Iterable[str], *parts: str) -> Path:
@@ -27,7 +24,7 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[str
     found: dict[str, list[Path]] = {stem: [] for stem in stems}
     orphans = []
     for mask in masks:
-        stem = mask.stem if mask.stem in stems else SUFFIX.sub("", mask.stem)
+        stem = mask.stem if mask.stem in stems else image_stem(mask.stem)
         (found[stem] if stem in stems else orphans).append(mask)
     return found, orphans
 
