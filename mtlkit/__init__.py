@@ -13,7 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtlkit import compat, data, evaluation, inference, info, losses, metrics, models, nn, ops, testing, training
+    from mtlkit import (
+        compat,
+        data,
+        errors,
+        evaluation,
+        inference,
+        info,
+        losses,
+        metrics,
+        models,
+        nn,
+        ops,
+        testing,
+        training,
+    )
     from mtlkit._accelerate import accelerate, restore
     from mtlkit.ops._backend import use_backend
     from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
@@ -25,6 +39,7 @@ __all__ = [
     "accelerate",
     "compat",
     "data",
+    "errors",
     "evaluation",
     "inference",
     "info",
@@ -44,6 +59,7 @@ __all__ = [
 _MODULES = (
     "compat",
     "data",
+    "errors",
     "evaluation",
     "inference",
     "info",

@@ -23,6 +23,7 @@ PACKAGES = [
     "mtlkit.metrics",
     "mtlkit.data",
     "mtlkit.data.synthetic",
+    "mtlkit.errors",
     "mtlkit.inference",
     "mtlkit.evaluation",
 ]

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from mtlkit.data.files import read_image, read_mask
     from mtlkit.data.layouts import LAYOUTS
     from mtlkit.data.open import open_dataset
-    from mtlkit.data.records import VIEWS, Catalogue, DataError, Exam, Finding, Record
+    from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding, Record
     from mtlkit.data.splits import Split, load_split, make_split
     from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
     from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
     from mtlkit.data.validate import Report, check_dataset
+    from mtlkit.errors import DataError
 
 __all__ = [
     "AUGMENTATIONS",
@@ -63,7 +64,7 @@ __all__ = [
 _LAZY = {
     "AUGMENTATIONS": "mtlkit.data.transforms",
     "Catalogue": "mtlkit.data.records",
-    "DataError": "mtlkit.data.records",
+    "DataError": "mtlkit.errors",
     "DicomTags": "mtlkit.data.dicom",
     "Exam": "mtlkit.data.records",
     "Finding": "mtlkit.data.records",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtlkit.data.records import DataError
+from mtlkit.errors import DataError
 
 __all__ = ["DicomTags", "count_frames", "read_dicom", "read_dicom_tags", "read_pixel_spacing"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mtlkit.data.dicom import is_dicom, read_dicom
-from mtlkit.data.records import DataError
+from mtlkit.errors import DataError
 
 __all__ = ["read_image", "read_mask"]
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mtlkit.data.layouts import scan
-from mtlkit.data.records import Catalogue, DataError
+from mtlkit.data.records import Catalogue
 from mtlkit.data.validate import read_findings
+from mtlkit.errors import DataError
 
 __all__ = ["open_dataset"]
 

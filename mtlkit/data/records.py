@@ -6,22 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["VIEWS", "Catalogue", "DataError", "Exam", "Finding", "Record"]
+from mtlkit.errors import DataError
+
+__all__ = ["VIEWS", "Catalogue", "Exam", "Finding", "Record"]
 
 VIEWS = ("L-CC", "L-MLO", "R-CC", "R-MLO")
-
-
-class DataError(ValueError):
-    """Something on disk is not as it must be; the message is one sentence that says what and where.
-
-    Example:
-        >>> from mtlkit.data import DataError, open_dataset
-        >>> try:
-        ...     open_dataset("/no/such/folder")
-        ... except DataError as error:
-        ...     print(error)
-        /no/such/folder: there is no such folder
-    """
 
 
 @dataclass(frozen=True)

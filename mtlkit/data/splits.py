@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mtlkit.data.files import write_json
-from mtlkit.data.records import Catalogue, DataError
+from mtlkit.data.records import Catalogue
+from mtlkit.errors import DataError
 
 __all__ = ["Split", "load_split", "make_split"]
 

@@ -11,7 +11,8 @@ import numpy as np
 from mtlkit.data.dicom import read_dicom
 from mtlkit.data.files import read_image, read_mask
 from mtlkit.data.layouts import scan
-from mtlkit.data.records import Catalogue, DataError, Exam, Finding, Record
+from mtlkit.data.records import Catalogue, Exam, Finding, Record
+from mtlkit.errors import DataError
 
 __all__ = ["Report", "check_dataset"]
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 import mtlkit
-from mtlkit.data import Catalogue, DataError, Exam, Record
+from mtlkit.data import Catalogue, Exam, Record
 from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
 from mtlkit.data.records import and_more
+from mtlkit.errors import DataError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
 from mtlkit.evaluation.bootstrap import PERCENTILES
 from mtlkit.evaluation.plots import draw_all

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import mtlkit
-from mtlkit.data import DataError
 from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
+from mtlkit.errors import DataError
 from mtlkit.evaluation.report import write_summary
 from mtlkit.evaluation.runner import MARK, evaluate
 from mtlkit.training.aggregate import summarise
@@ -61,7 +61,7 @@ def evaluate_repeats(
         >>> from mtlkit.evaluation import evaluate_repeats
         >>> evaluate_repeats("/no/such/folder", None, "runs-test")
         Traceback (most recent call last):
-        mtlkit.data.records.DataError: /no/such/folder: there is no such folder
+        mtlkit.errors.DataError: /no/such/folder: there is no such folder
     """
     runs = {path.name: path for path in runs_within(folder)}
     if not runs:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from mtlkit.data import VIEWS, DataError, Exam, Record, count_frames, read_dicom_tags
+from mtlkit.data import VIEWS, Exam, Record, count_frames, read_dicom_tags
 from mtlkit.data.dicom import is_dicom
 from mtlkit.data.files import PICTURES, check_folder, image_stem, natural
+from mtlkit.errors import DataError
 
 MARK = "predictions.json"  # a folder with this file in it is one of predictions
 

@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
-from mtlkit.data import VIEWS, DataError, Exam, Record, read_image, read_mask, read_pixel_spacing
+from mtlkit.data import VIEWS, Exam, Record, read_image, read_mask, read_pixel_spacing
 from mtlkit.data.dicom import is_dicom
 from mtlkit.data.files import csv_text, folder_written_whole, write_json
+from mtlkit.errors import DataError
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
 from mtlkit.training import SavedRun, load_run
@@ -106,7 +107,7 @@ def predict(
         >>> from mtlkit.inference import predict
         >>> predict("/no/such/run", "scans", "found")
         Traceback (most recent call last):
-        mtlkit.data.records.DataError: /no/such/run: there is no such folder
+        mtlkit.errors.DataError: /no/such/run: there is no such folder
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlkit.data import DataError
 from mtlkit.data.files import csv_text, plain, write_json, written_whole
+from mtlkit.errors import DataError
 from mtlkit.models import create_model
 from mtlkit.training.aggregate import digits_of, in_words
 from mtlkit.training.config import Config, load_config, read_yaml

@@ -26,9 +26,10 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
-from mtlkit.data import Catalogue, DataError, Split, load_split, make_split, open_dataset
+from mtlkit.data import Catalogue, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import check_folder, csv_text, write_json, written_whole
 from mtlkit.data.layouts import cmmd, find_layout
+from mtlkit.errors import DataError
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule

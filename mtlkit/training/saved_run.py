@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mtlkit.data import Catalogue, DataError, Exam, LesionDataset, MammographyDataset, Record, Split
+from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural, write_json
 from mtlkit.data.layouts import cmmd, find_layout, scan
 from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
+from mtlkit.errors import DataError
 from mtlkit.models import from_pretrained
 from mtlkit.training.config import Config, load_config
 
@@ -51,7 +52,7 @@ class SavedRun:
         >>> from mtlkit.training import load_run
         >>> load_run("/no/such/run")
         Traceback (most recent call last):
-        mtlkit.data.records.DataError: /no/such/run: there is no such folder
+        mtlkit.errors.DataError: /no/such/run: there is no such folder
     """
 
     folder: Path

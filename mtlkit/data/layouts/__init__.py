@@ -6,7 +6,8 @@ from typing import Any
 
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import brisc, busi, busi_whu, cmmd, folder, ham10000
-from mtlkit.data.records import Catalogue, DataError
+from mtlkit.data.records import Catalogue
+from mtlkit.errors import DataError
 
 # in the order in which they are tried on a folder
 LAYOUTS = {layout.NAME: layout for layout in (busi, busi_whu, ham10000, brisc, cmmd, folder)}

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mtlkit.data.files import PICTURES, image_stem, natural
-from mtlkit.data.records import DataError, Finding
+from mtlkit.data.records import Finding
+from mtlkit.errors import DataError
 
 
 def inner(root: Path, names: Iterable[str], *parts: str) -> Path:

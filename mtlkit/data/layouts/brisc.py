@@ -21,7 +21,8 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
-from mtlkit.data.records import Catalogue, DataError, Finding, Record
+from mtlkit.data.records import Catalogue, Finding, Record
+from mtlkit.errors import DataError
 
 NAME = "brisc"
 CLASSES = ("glioma", "meningioma", "pituitary", "no_tumor")

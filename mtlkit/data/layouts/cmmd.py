@@ -21,7 +21,8 @@ from pathlib import Path
 
 from mtlkit.data.dicom import is_dicom, read_dicom_tags
 from mtlkit.data.files import column, natural, read_table
-from mtlkit.data.records import VIEWS, Catalogue, DataError, Exam, Finding
+from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding
+from mtlkit.errors import DataError
 
 NAME = "cmmd"
 CLASSES = ("benign or normal", "malignant")

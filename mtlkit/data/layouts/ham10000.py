@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mtlkit.data.files import column, pictures, read_table
 from mtlkit.data.layouts._folders import choose_classes, class_findings, mask_findings, match_masks, orphan_findings
-from mtlkit.data.records import Catalogue, DataError, Finding, Record
+from mtlkit.data.records import Catalogue, Finding, Record
+from mtlkit.errors import DataError
 
 NAME = "ham10000"
 CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")

@@ -1,0 +1,114 @@
+"""The kinds of error that data, files and runs raise; each message is one sentence that says what and where."""
+
+__all__ = [
+    "ChangedError",
+    "CheckpointError",
+    "DataError",
+    "ExistsError",
+    "InUseError",
+    "MasksNeededError",
+    "OccupiedError",
+    "UnfinishedError",
+    "UnusableError",
+]
+
+
+class DataError(ValueError):
+    """Something on disk is not as it must be; its subclasses are the kinds that a caller can do something about.
+
+    Example:
+        >>> from mtlkit.data import DataError, open_dataset
+        >>> try:
+        ...     open_dataset("/no/such/folder")
+        ... except DataError as error:
+        ...     print(error)
+        /no/such/folder: there is no such folder
+    """
+
+
+class ExistsError(DataError):
+    """A file or folder exists already, and `force`, which replaces what mtlkit wrote there, is not given.
+
+    Args:
+        message: the sentence.
+        resumable: whether `resume` continues what is there.
+
+    Example:
+        >>> from mtlkit.errors import ExistsError
+        >>> ExistsError("runs/mbdi: there is a run already", resumable=True).resumable
+        True
+    """
+
+    def __init__(self, message: str, *, resumable: bool = False) -> None:
+        super().__init__(message)
+        self.resumable = resumable
+
+
+class OccupiedError(DataError):
+    """A folder holds what mtlkit does not own, or what is still needed; it is never replaced.
+
+    Example:
+        >>> from mtlkit.errors import DataError, OccupiedError
+        >>> issubclass(OccupiedError, DataError)
+        True
+    """
+
+
+class ChangedError(OccupiedError):
+    """A file that mtlkit wrote has been changed since, and would be replaced or removed.
+
+    Example:
+        >>> from mtlkit.errors import ChangedError, OccupiedError
+        >>> issubclass(ChangedError, OccupiedError)
+        True
+    """
+
+
+class InUseError(DataError):
+    """Another process writes to the folder.
+
+    Example:
+        >>> from mtlkit.errors import DataError, InUseError
+        >>> issubclass(InUseError, DataError)
+        True
+    """
+
+
+class UnfinishedError(DataError):
+    """A run has not ended; `resume` continues it.
+
+    Example:
+        >>> from mtlkit.errors import DataError, UnfinishedError
+        >>> issubclass(UnfinishedError, DataError)
+        True
+    """
+
+
+class CheckpointError(DataError):
+    """A checkpoint is missing or cannot be read; only training again, with `force`, replaces it.
+
+    Example:
+        >>> from mtlkit.errors import CheckpointError, DataError
+        >>> issubclass(CheckpointError, DataError)
+        True
+    """
+
+
+class UnusableError(DataError):
+    """A part of the data cannot be used; `skip_bad` leaves it out.
+
+    Example:
+        >>> from mtlkit.errors import DataError, UnusableError
+        >>> issubclass(UnusableError, DataError)
+        True
+    """
+
+
+class MasksNeededError(DataError):
+    """A network looks at known lesions, and `masks` is not given.
+
+    Example:
+        >>> from mtlkit.errors import DataError, MasksNeededError
+        >>> issubclass(MasksNeededError, DataError)
+        True
+    """
