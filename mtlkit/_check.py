@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from mtlkit._text import shown
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -46,7 +48,7 @@ def check_device(**tensors: Tensor | None) -> None:
 def check_float_dtype(name: str, dtype: object) -> None:
     """Raises a TypeError unless `dtype` is one that operators write."""
     if dtype not in FLOATS:
-        raise TypeError(f"{name}: expected torch.float32, float64, bfloat16 or float16, got {dtype!r}")
+        raise TypeError(f"{name}: expected torch.float32, float64, bfloat16 or float16, got {shown(dtype)}")
 
 
 def check_channels_last(name: str, value: Tensor, channels: int) -> None:
@@ -97,17 +99,17 @@ def check_positive(**values: float) -> None:
     """Raises a ValueError unless every value is above 0."""
     for name, value in values.items():
         if not value > 0:
-            raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+            raise ValueError(f"{name}: expected a number above 0, got {shown(value)}")
 
 
 def check_probability(**values: float) -> None:
     """Raises a ValueError unless every value is in [0, 1)."""
     for name, value in values.items():
         if not 0 <= value < 1:
-            raise ValueError(f"{name}: expected a probability in [0, 1), got {value!r}")
+            raise ValueError(f"{name}: expected a probability in [0, 1), got {shown(value)}")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raises a ValueError unless `value` is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {shown(value)}")

@@ -1,5 +1,7 @@
 """The kinds of error that data, files and runs raise; each message is one sentence that says what and where."""
 
+from pathlib import Path
+
 __all__ = [
     "ChangedError",
     "CheckpointError",
@@ -7,7 +9,9 @@ __all__ = [
     "ExistsError",
     "InUseError",
     "MasksNeededError",
+    "MismatchError",
     "OccupiedError",
+    "TooLargeError",
     "UnfinishedError",
     "UnusableError",
 ]
@@ -15,6 +19,10 @@ __all__ = [
 
 class DataError(ValueError):
     """Something on disk is not as it must be; its subclasses are the kinds that a caller can do something about.
+
+    Args:
+        message: the sentence; without the path, where that is given.
+        path: the file or folder that it concerns.
 
     Example:
         >>> from mtlkit.data import DataError, open_dataset
@@ -24,6 +32,10 @@ class DataError(ValueError):
         ...     print(error)
         /no/such/folder: there is no such folder
     """
+
+    def __init__(self, message: str, *, path: str | Path | None = None) -> None:
+        super().__init__(message if path is None else f"{path}: {message}")
+        self.path, self.text = None if path is None else Path(path), message
 
 
 class ExistsError(DataError):
@@ -110,5 +122,25 @@ class MasksNeededError(DataError):
     Example:
         >>> from mtlkit.errors import DataError, MasksNeededError
         >>> issubclass(MasksNeededError, DataError)
+        True
+    """
+
+
+class MismatchError(DataError):
+    """A mask has another size than its image.
+
+    Example:
+        >>> from mtlkit.errors import DataError, MismatchError
+        >>> issubclass(MismatchError, DataError)
+        True
+    """
+
+
+class TooLargeError(DataError):
+    """An image has more pixels than are read; `max_pixels` raises the limit.
+
+    Example:
+        >>> from mtlkit.errors import DataError, TooLargeError
+        >>> issubclass(TooLargeError, DataError)
         True
     """

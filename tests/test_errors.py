@@ -1,6 +1,7 @@
 """The kinds of error."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +25,8 @@ def test_the_public_name():
 def test_what_can_be_resumed_is_remembered():
     assert not errors.ExistsError("x").resumable
     assert pickle.loads(pickle.dumps(errors.ExistsError("x", resumable=True))).resumable
+
+
+def test_the_path_is_kept_apart_from_the_words():
+    error = pickle.loads(pickle.dumps(errors.MismatchError("has another size", path="a.png")))
+    assert (str(error), error.path, error.text) == ("a.png: has another size", Path("a.png"), "has another size")

@@ -1,0 +1,53 @@
+"""Values in messages are short, however large they are, and cost no time."""
+
+import time
+
+import pytest
+import yaml
+
+from mtlkit._check import check_choice
+from mtlkit._text import shown
+
+
+def test_short_values_are_shown_whole():
+    for value in ("benign", 3, 2.5, None, True, [1, 2], {"a": (1, "b")}, b"1A"):
+        assert shown(value) == repr(value)
+
+
+def anchors(levels: int = 40) -> object:
+    """Ten times ten times ten ... in a few hundred bytes."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return yaml.safe_load("\n".join(lines))
+
+
+DEEP: list = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "x" * 10**6,
+        b"x" * 10**6,
+        [0] * 10**6,
+        dict.fromkeys(range(10**5)),
+        {("y" * 1000, i) for i in range(1000)},
+        [["z" * 500] * 500] * 500,
+        anchors(),
+        10**5000,
+        -(2**100_000),
+        DEEP,
+    ],
+    ids=["text", "bytes", "list", "dict", "set", "nested", "anchors", "integer", "negative", "deep"],
+)
+def test_large_values_are_short_and_quick(value):
+    start = time.perf_counter()
+    words = shown(value)
+    assert time.perf_counter() - start < 0.5
+    assert len(words) <= 200
+    assert "\n" not in words
+    with pytest.raises(ValueError, match="name: expected one of 1, 2, got ") as error:
+        check_choice("name", value, (1, 2))
+    assert len(str(error.value)) < 300
