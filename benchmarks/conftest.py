@@ -6,23 +6,20 @@ benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gpu
+import gpu_report
+import machine
 import pytest
+import report
 import torch
+from run_results import Results
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # pytest's importlib mode adds no folder, and these files import each other
-
-import gpu  # noqa: E402
-import gpu_report  # noqa: E402
-import machine  # noqa: E402
-import report  # noqa: E402
-from run_results import Results  # noqa: E402
 
 SECONDS_A_ROW = 0.5
 MOST_ROUNDS = 300

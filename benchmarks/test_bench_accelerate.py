@@ -1,9 +1,7 @@
 """Models of other codebases before and after `mtlkit.accelerate`: one image of 224 x 224, inference and training."""
 
 import functools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +9,7 @@ from test_bench_models import LOGITS_BOUND, assert_agrees, frame, gradients, inf
 from torch import Tensor, nn
 
 import mtlkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-from layouts import MedMamba, VMUNet, vmamba
+from harness.third_party_models import MedMamba, VMUNet, vmamba
 
 # Restated with the published names, in plain PyTorch with one step of the scan a token, and the bound of their
 # gradients: a ReLU whose argument rounds to the other side of 0 moves MedMamba's by up to 1e-2.

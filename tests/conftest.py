@@ -1,9 +1,7 @@
 """What all tests share."""
 
 import functools
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import pytest
 import torch
 
 import mtlkit
+from harness import processes
+from harness.poison import poison
 from mtlkit import _native
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,17 +36,8 @@ def _seed() -> None:
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fills whatever is allocated unset with NaN, so that an element that a kernel forgets shows."""
-
-    def poison(allocate):
-        def poisoned_allocate(*args, **options):
-            tensor = allocate(*args, **options)
-            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-        return poisoned_allocate
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    """Memory that is allocated unset holds NaN."""
+    poison(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -73,60 +64,18 @@ def root() -> Path:
     return ROOT
 
 
-# Takes an editable install of mtlkit out of a process that is to see another copy: its finder serves mtlkit._C from the
-# sources even to that copy.
-WITHOUT_EDITABLE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-
-
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a fresh Python away from the sources, as run_python("-c", "...", MTLKIT_BACKEND="torch").
-
-    `path` lists folders to import from first; `copy` is one that holds a copy of mtlkit, to be used in place of the
-    installed one.
-    """
+    """Runs a fresh Python away from the sources, as run_python("-c", "...", MTLKIT_BACKEND="torch")."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    without_editable = tmp_path_factory.mktemp("without_editable")
-    (without_editable / "sitecustomize.py").write_text(WITHOUT_EDITABLE)
 
-    def run(*arguments: str, path: Sequence[Path] = (), copy: Path | None = None, **variables: str):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MTLKIT_", "PYTHON"))}
-        folders = [*path, *([copy, without_editable] if copy else [])]
-        environment |= {"PYTHONPATH": os.pathsep.join(map(str, folders))} | variables
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+    def run(*arguments: object, path: Sequence[Path] = (), copy: Path | None = None, **variables: str):
+        return processes.run_python(arguments, elsewhere, path=path, copy=copy, variables=variables)
 
     return run
-
-
-# Runs `work(rank, given)` of the code before it in two processes that torch.distributed joins.
-TWO_PROCESSES = """
-
-def process(rank, folder):
-    import torch
-    from torch import distributed
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = work(rank, torch.load(f"{folder}/given.pt", weights_only=False))
-    torch.save(found, f"{folder}/found-{rank}.pt")
-    distributed.destroy_process_group()
-
-if __name__ == "__main__":
-    import sys
-    from torch import multiprocessing
-    multiprocessing.start_processes(process, sys.argv[1:], nprocs=2, start_method="fork")
-"""
 
 
 @pytest.fixture
-def two_processes(tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess]) -> Callable[..., list]:
-    """What a function returns in two processes: of `work(rank, given)`, defined in code, given what torch can save."""
-
-    def run(code: str, given: object) -> list:
-        torch.save(given, tmp_path / "given.pt")
-        (tmp_path / "script.py").write_text(code + TWO_PROCESSES)
-        process = run_python(tmp_path / "script.py", str(tmp_path))
-        assert process.returncode == 0, process.stderr
-        return [torch.load(tmp_path / f"found-{rank}.pt") for rank in range(2)]
-
-    return run
+def two_processes(tmp_path: Path) -> Callable[[str, object], list]:
+    """What a function returns in two processes: two_processes("def work(rank, given): ...", given); see the harness."""
+    return lambda code, given: processes.two_processes(code, given, tmp_path)

@@ -1,19 +1,14 @@
 """accelerate: layers of other codebases before and after the swap: results, Parameters, and what else survives."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mtlkit
+from harness.third_party_models import LAYERS, NETWORKS, MedMamba, accelerated, perturbed, plain_medmamba, wrapped
 from mtlkit.testing import assert_accurate
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from layouts import LAYERS, NETWORKS, MedMamba, accelerated, perturbed, plain_medmamba, wrapped
 
 
 def image(model: nn.Module, batch: int = 2) -> Tensor:

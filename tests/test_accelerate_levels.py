@@ -1,18 +1,13 @@
 """accelerate: decoder levels of task interaction, restated in plain PyTorch with the published names of their parts."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mtlkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from layouts import accelerated, perturbed
+from harness.third_party_models import accelerated, perturbed
 
 DIM, CLF_DIM = 6, 16
 

@@ -1,18 +1,13 @@
 """accelerate: what is left alone and why, the report, and bad input."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import mtlkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from layouts import NETWORKS, VMambaSS2D, accelerated, perturbed, plain_medmamba, wrapped
+from harness.third_party_models import NETWORKS, VMambaSS2D, accelerated, perturbed, plain_medmamba, wrapped
 
 # --- what is left alone -----------------------------------------------------------------------------------------------
 

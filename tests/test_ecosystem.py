@@ -2,11 +2,7 @@
 
 import copy
 import io
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 import mtlkit
+from harness.third_party_models import MedMamba, VMUNet, accelerated, perturbed
 from mtlkit.models import create_model, list_models
 from mtlkit.testing import assert_accurate
-
-TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS))
-
-from layouts import MedMamba, VMUNet, accelerated, perturbed  # noqa: E402
 
 SMALL = {"num_classes": 3, "depths": (1, 1), "dims": (8, 16)}
 MODELS = {
@@ -211,21 +203,16 @@ def _plain_layer() -> nn.Module:
 
 # --- two processes ----------------------------------------------------------------------------------------------------
 
-WORKER = """
-import copy, sys
+WORK = """
+import copy
 import torch
-import torch.distributed as dist
-from layouts import VMUNet, accelerated
+from harness.third_party_models import VMUNet, accelerated
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 import mtlkit
 from mtlkit.models import create_model
 
-rank, store = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-mesh = init_device_mesh("cpu", (2,))
 small = {"num_classes": 3, "depths": (1, 1), "dims": (8, 16), "drop_path_rate": 0.0}
 makers = {
     "vmamba": lambda: create_model("vmamba_t_s1l8", **small),
@@ -242,54 +229,41 @@ def train(model, images):
 def full(value):
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
-for name, make in makers.items():
-    torch.manual_seed(0)
-    alone = make().double()
-    images = torch.rand(4, 3, 32, 24, dtype=torch.float64)
-    mine = images.chunk(2)[rank]
-    replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
-    train(alone, images)
-    train(DistributedDataParallel(replicated), mine)
-    for module in list(sharded.modules()):
-        if isinstance(module, mtlkit.nn.SS2D):
-            fully_shard(module, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    train(sharded, mine)
-    exact = dict(alone.named_parameters())
-    for kind, model in (("ddp", replicated), ("fsdp", sharded)):
-        found = {key: full(value.detach()) for key, value in model.named_parameters()}
-        assert found.keys() == exact.keys(), (name, kind)
-        for key, value in found.items():
-            torch.testing.assert_close(value, exact[key], rtol=1e-7, atol=1e-9)
-    local = sharded.state_dict()
-    assert sum(v.to_local().numel() for v in local.values()) < 0.7 * sum(v.numel() for v in local.values())
-    print(name, "agrees")
+def work(rank, _given):
+    mesh = init_device_mesh("cpu", (2,))
+    agree = []
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        alone = make().double()
+        images = torch.rand(4, 3, 32, 24, dtype=torch.float64)
+        mine = images.chunk(2)[rank]
+        replicated, sharded = copy.deepcopy(alone), copy.deepcopy(alone)
+        train(alone, images)
+        train(DistributedDataParallel(replicated), mine)
+        for module in list(sharded.modules()):
+            if isinstance(module, mtlkit.nn.SS2D):
+                fully_shard(module, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        train(sharded, mine)
+        exact = dict(alone.named_parameters())
+        for kind, model in (("ddp", replicated), ("fsdp", sharded)):
+            found = {key: full(value.detach()) for key, value in model.named_parameters()}
+            assert found.keys() == exact.keys(), (name, kind)
+            for key, value in found.items():
+                torch.testing.assert_close(value, exact[key], rtol=1e-7, atol=1e-9)
+        local = sharded.state_dict()
+        assert sum(v.to_local().numel() for v in local.values()) < 0.7 * sum(v.numel() for v in local.values())
+        agree.append(name)
 
-late = VMUNet()
-fully_shard(late, mesh=mesh)
-report = mtlkit.accelerate(late)
-assert not report.replaced
-assert len(report.left) == 4
-assert {entry.reason for entry in report.left} == {"it is sharded; accelerate the model before sharding it"}
-dist.destroy_process_group()
+    late = VMUNet()
+    fully_shard(late, mesh=mesh)
+    report = mtlkit.accelerate(late)
+    assert not report.replaced
+    assert len(report.left) == 4
+    assert {entry.reason for entry in report.left} == {"it is sharded; accelerate the model before sharding it"}
+    return agree
 """
 
 
-def test_two_processes_train_as_one(tmp_path):
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(tmp_path / "store")],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    outputs = [worker.communicate() for worker in workers]
-    for worker, (stdout, stderr) in zip(workers, outputs, strict=True):
-        assert worker.returncode == 0, stderr
-        assert stdout == "vmamba agrees\naccelerated agrees\n"
+def test_two_processes_train_as_one(two_processes):
+    assert two_processes(WORK, None) == [["vmamba", "accelerated"]] * 2

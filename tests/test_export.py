@@ -1,6 +1,5 @@
 """Ways out of eager PyTorch: torch.compile and torch.export with dynamic sizes, ONNX, AOTInductor, and their limits."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,8 @@ from torch.export import Dim
 from torch.fx import GraphModule, Interpreter
 
 import mtlkit
+from harness.third_party_models import MedMamba, accelerated
 from mtlkit.models import create_model, list_models
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from layouts import MedMamba, accelerated
 
 TINY = {"num_classes": 3, "depths": (1, 1), "dims": (8, 16)}
 PAIR = {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8), "clf_dim": 16}

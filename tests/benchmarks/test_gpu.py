@@ -2,14 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mtlkit.testing import INTERACTION_SHAPES, SS2D_SHAPES, InteractionShape, SS2DShape
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 OPERATORS = ("selective_scan", "norm_gate", "dwconv_silu")
 STAGE, LEVEL = "medmamba_t_stage1", "busi_224_level4_batch8"
 
@@ -18,7 +16,6 @@ STAGE, LEVEL = "medmamba_t_stage1", "busi_224_level4_batch8"
 def benchmarks(monkeypatch: pytest.MonkeyPatch):
     """The modules of benchmarks/, as if the CPU were a GPU."""
     pytest.importorskip("pytest_benchmark")
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     import gpu
     import gpu_levels
     import gpu_operators

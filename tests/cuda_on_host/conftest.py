@@ -1,122 +1,27 @@
-"""Builds the CUDA kernels for the host (see cuda_on_host.h) and puts them where mtlkit looks for mtlkit._C."""
+"""Puts the CUDA kernels, compiled for the host (see cuda_on_host.h), where mtlkit looks for mtlkit._C."""
 
-import hashlib
-import importlib.util
-import mmap
-import os
-import re
-import shlex
-import subprocess
 import sys
-import sysconfig
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import pybind11
 import pytest
-import torch
 
 import mtlkit
+from harness.cuda_on_host import build_executor_checks, build_kernels
 from mtlkit import _native
 from mtlkit.ops import _backend
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-FOLDER = ROOT / "build" / "cuda_on_host"
-COMPILER = shlex.split(os.environ.get("CXX", "c++"))
-INCLUDES = [HERE, pybind11.get_include(), sysconfig.get_path("include")]
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-DMTLKIT_CUDA_ON_HOST", "-x", "c++"]
-LINK = ["-shared", "-undefined", "dynamic_lookup"] if os.uname().sysname == "Darwin" else ["-shared"]
-KEPT = 7 * 24 * 3600  # seconds that what was built stays
-
-
-def _run(command: list) -> None:
-    process = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert process.returncode == 0, f"{' '.join(map(str, command))}\n{process.stderr}"
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
-
-
-def _once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Makes `target` unless it is there; whole or not at all, so that two test runs may build at a time."""
-    if not target.exists():
-        unfinished = target.with_suffix(f".{os.getpid()}{target.suffix}")
-        make(unfinished)
-        unfinished.replace(target)
-    return target
-
-
-def _with_includes(source: Path, folders: list[Path]) -> dict[Path, str]:
-    """The texts of a source and of all that it includes from `folders`, by path."""
-    texts, todo = {}, [source]
-    while todo:
-        path = todo.pop()
-        texts[path] = path.read_text()
-        names = re.findall(r'^#include "(.+)"', texts[path], re.MULTILINE)
-        found = (folder / name for name in names for folder in (path.parent, *folders) if (folder / name).exists())
-        todo += [p for p in found if p not in texts]
-    return texts
-
-
-def build(name: str, sources: list[Path], csrc: Path = ROOT / "csrc") -> ModuleType:
-    """Compiles and loads the module `name`. What is built is kept under build/ by the contents of all that went in."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    for old in FOLDER.iterdir():
-        if old.stat().st_mtime < time.time() - KEPT:
-            old.unlink(missing_ok=True)
-    command = [*COMPILER, *FLAGS, f"-I{csrc}", *(f"-I{folder}" for folder in INCLUDES)]
-    version = subprocess.run([*COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
-
-    def compiled(source: Path) -> Path:
-        texts = _with_includes(source, [csrc, HERE])
-        target = FOLDER / f"{source.stem}-{_key(version, *FLAGS, *INCLUDES, *texts.values())}.o"
-        return _once(target, lambda out: _run([*command, "-c", source, "-o", out]))
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compiled, sources))
-    target = FOLDER / f"{name}-{_key(*objects)}.so"
-    _once(target, lambda out: _run([*COMPILER, *LINK, "-o", out, *objects]))
-    spec = importlib.util.spec_from_file_location(name, target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def build_kernels(csrc: Path = ROOT / "csrc") -> ModuleType:
-    """The kernels of `csrc`, this project's or an altered copy's."""
-    sources = sorted(p for p in (csrc / "cuda").glob("*.cu") if p.name != "runtime.cu")  # that one asks CUDA itself
-    return build("mtlkit_cuda_on_host", [*sources, HERE / "executor.cpp", HERE / "module.cpp"], csrc)
 
 
 @pytest.fixture(scope="session")
 def executor_checks() -> ModuleType:
     """The small kernels of executor_checks.cpp."""
-    return build("executor_checks", [HERE / "executor_checks.cpp", HERE / "executor.cpp"])
+    return build_executor_checks()
 
 
 @pytest.fixture(scope="session")
 def kernels() -> ModuleType:
     """The module of all CUDA kernels, run on the host; their orders differ from call to call, the same in each run."""
     return build_kernels()
-
-
-@pytest.fixture
-def far_apart() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Lays a tensor's first dimension out in steps of more than 2^31 elements, in memory that is never filled."""
-
-    def spread(t: torch.Tensor) -> torch.Tensor:
-        offset = 2**31 + 64
-        size = (offset * (t.shape[0] - 1) + t[0].numel()) * t.element_size()
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-        strides = (offset, *torch.empty(t.shape[1:], device="meta").stride())
-        return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)
-
-    return spread
 
 
 def as_native(kernels: ModuleType) -> SimpleNamespace:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.cuda_on_host import far_apart
 from mtlkit.ops._native_call import address, argument
 from mtlkit.ops.dwconv_silu import dwconv_silu_reference, dwconv_silu_torch
 from mtlkit.testing import assert_accurate
@@ -126,7 +127,7 @@ def test_part_counts_agree(kernels):
 
 
 @pytest.mark.parametrize("channels", [16, 13])
-def test_images_beyond_32_bit_offsets(kernels, far_apart, channels):
+def test_images_beyond_32_bit_offsets(kernels, channels):
     x, weight, bias = make((2, channels, 3, 4), torch.float16)
     dy = in_layout(torch.randn(2, channels, 3, 4).half(), "channels_last")
     near = run(kernels, [x, weight, bias], dy)

@@ -1,13 +1,10 @@
 """The memory that an SS2D takes in training: at most 0.4 of MedMamba's, or the least possible, and as on the page."""
 
-import importlib
 import re
-import sys
-from pathlib import Path
 
+import gpu_memory
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST = 0.4
 OTHER_TORCH = 0.02  # what the page may differ by where another torch allocates otherwise
 
@@ -16,13 +13,7 @@ def numbers(table: str) -> list[float]:
     return [float(cell) for cell in re.findall(r"(?<=\| )[\d.]+(?= \|)", table)]
 
 
-@pytest.fixture
-def gpu_memory(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
-    return importlib.import_module("gpu_memory")
-
-
-def test_peak(kernels, gpu_memory):
+def test_peak(kernels):
     found = gpu_memory.peaks(kernels)
     print(gpu_memory.table(found))
     for (shape, batch), row in found.items():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.cuda_on_host import far_apart
 from mtlkit.ops._native_call import address, argument
 from mtlkit.ops.norm_gate import norm_gate_reference, norm_gate_torch
 from mtlkit.testing import assert_accurate
@@ -153,7 +154,7 @@ def test_block_counts_agree(kernels):
 
 
 @pytest.mark.parametrize("channels", [16, 13])
-def test_rows_beyond_32_bit_offsets(kernels, far_apart, channels):
+def test_rows_beyond_32_bit_offsets(kernels, channels):
     inputs = make((2, channels), DTYPES[4])
     dout = torch.randn(2, channels).half()
     near = run(kernels, inputs, dout)

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 import mtlkit
+from harness.cuda_on_host import far_apart
 from mtlkit.ops import selective_scan
 from mtlkit.testing import SelectiveScanShape, assert_accurate
 
@@ -86,7 +87,7 @@ def test_repeats_bit_by_bit_in_any_order(on_host, kernels, groups):
         assert all(torch.equal(results[0][name], other[name]) for name in other)
 
 
-def test_sequences_beyond_32_bit_offsets(on_host, far_apart):
+def test_sequences_beyond_32_bit_offsets(on_host):
     inputs = SelectiveScanShape(2, 20, 36, 16).inputs(torch.float16)
     near, far = (
         run(inputs),

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 import mtlkit
+from harness.cuda_on_host import far_apart
 from mtlkit.ops import ss2d
 from mtlkit.testing import SS2DShape, assert_accurate
 
@@ -121,7 +122,7 @@ def test_wide_output_of_narrow_input(on_host, dtype):
     assert_accurate("y", got["y"], exact["y"])
 
 
-def test_images_beyond_32_bit_offsets(on_host, far_apart):
+def test_images_beyond_32_bit_offsets(on_host):
     inputs = SS2DShape(2, 20, 3, 12, 16, 2).inputs(torch.float16)
     dy = torch.randn(2, 3, 12, 20).half()
     far = inputs | {"u": far_apart(inputs["u"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}

@@ -1,15 +1,11 @@
 """What the tests on a GPU share. Without one, tests/conftest.py skips them; `make gpu` fails there."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 import mtlkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for gpu_calls; pytest's importlib mode adds no folder
 
 
 @pytest.fixture

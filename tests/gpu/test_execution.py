@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from gpu_calls import DTYPES, NAMES, assert_same, one_of_each, scan_call, ss2d_call
 
 import mtlkit
+from harness.calls import DTYPES, NAMES, assert_same, one_of_each, scan_call, ss2d_call
 from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape, assert_accurate
 
 pytestmark = pytest.mark.gpu

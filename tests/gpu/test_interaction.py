@@ -1,20 +1,14 @@
 """Task interaction on a GPU: levels against the reference in float64, the vectors between its passes, repeatability."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from gpu_calls import CHANNELS_LAST, CONTIGUOUS, DTYPES, assert_same, level_call
 
 import mtlkit
+from harness.calls import CHANNELS_LAST, CONTIGUOUS, DTYPES, assert_same, level_call
+from harness.gating import VECTOR_CASES, VectorCall
+from harness.gating import assert_same as assert_same_numbers
 from mtlkit.ops import interaction_vectors
 from mtlkit.testing import InteractionShape
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from vector_cases import VECTOR_CASES, VectorCall
-from vector_cases import assert_same as assert_same_numbers
 
 pytestmark = pytest.mark.gpu
 

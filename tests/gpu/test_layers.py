@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from gpu_calls import assert_same
 from torch import Tensor, nn
 
 import mtlkit
+from harness.calls import assert_same
 from mtlkit.testing import relative_error
 
 pytestmark = pytest.mark.gpu

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from gpu_calls import (
+
+import mtlkit
+from harness.calls import (
     CHANNELS_LAST,
     CONTIGUOUS,
     DTYPES,
@@ -14,8 +16,6 @@ from gpu_calls import (
     scan_call,
     ss2d_call,
 )
-
-import mtlkit
 from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("_poisoned")]

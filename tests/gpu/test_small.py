@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from gpu_calls import DTYPES, NAMES, level_call, one_of_each
 
 import mtlkit
+from harness.calls import DTYPES, NAMES, level_call, one_of_each
 from mtlkit.testing import InteractionShape
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("_poisoned")]

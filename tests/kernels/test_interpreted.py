@@ -1,11 +1,10 @@
 """Starts the tests of the interpreted kernels, each file in a process of its own: see interpreted/conftest.py."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from harness.interpreter import run_tests
 
 pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
@@ -14,8 +13,6 @@ FOLDER = Path(__file__).parent / "interpreted"
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda file: file.stem)
 def test_interpreted(file):
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    process = run_tests(file)
     print(process.stdout[-4000:], process.stderr[-2000:])
     assert process.returncode == 0

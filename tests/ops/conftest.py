@@ -1,14 +1,9 @@
 """Fixtures that every operator's tests use."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from mtlkit import _native
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # for cpu_calls; pytest's importlib mode adds no folder
 
 
 @pytest.fixture(params=_native.C.cpu_isa_levels() if _native.C else [])

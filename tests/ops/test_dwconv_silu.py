@@ -1,11 +1,11 @@
 from functools import partial
 
-import cpu_calls
 import pytest
 import torch
 from torch import Tensor
 
 import mtlkit
+from harness import cpu_calls
 from mtlkit import _native
 from mtlkit.ops import dwconv_silu
 from mtlkit.testing import assert_accurate

@@ -1,17 +1,11 @@
 """What task interaction does between its passes, by the CPU kernel."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit import _native
 from mtlkit.ops import interaction_vectors
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from vector_cases import VECTOR_CASES, VectorCall, VectorCase, assert_same
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 

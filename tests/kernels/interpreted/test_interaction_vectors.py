@@ -1,17 +1,11 @@
 """What task interaction does between its passes, by the Triton kernels, interpreted."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit.kernels import interaction as kernels
 from mtlkit.ops import interaction_kernels, interaction_vectors
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from vector_cases import VECTOR_CASES, VectorCall, VectorCase, assert_same
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,14 @@
 
 import functools
 import math
-import sys
-from pathlib import Path
 
+import plain_medmamba
 import torch
 import torch.nn.functional as F
+from plain_medmamba import MedMamba, scan_token_by_token
 from torch import Tensor, nn
 
 import mtlkit
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
-import plain_medmamba
-from plain_medmamba import MedMamba, scan_token_by_token
 
 # --- VMamba's second version ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,13 @@
+"""What tests and benchmarks share; pyproject.toml puts tests/ on pytest's path.
+
+calls: the inputs of every operator by shape, dtype and layout, their runs, and the policy that results are held to.
+gating: the same for what task interaction computes between its passes.
+cuda_on_host, interpreter: kernels for a GPU, run on the CPU.
+poison: memory that is allocated unset holds NaN.
+processes: fresh Python processes, alone or two that torch.distributed joins.
+third_party_models: networks of other codebases, restated.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite(*(f"{__name__}.{name}" for name in ("calls", "cpu_calls", "gating", "processes")))
