@@ -1,6 +1,7 @@
 """`mtlkit train`: a network from a recipe and a folder of data."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ Trains a network as a recipe says: reads the data set, splits it, trains with ch
 judges it on the test part.
 
 recipes: mbdi, btinet, csa_moe and hybrid_vssm are the papers'; demo is small; a path ending in .yaml is one of yours.
+Editors check it by the schema that --schema prints: # yaml-language-server: $schema=recipe.json
 """
 EPILOG = """\
 examples:
@@ -55,6 +57,7 @@ def add_command(commands: Any) -> None:
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
     add("--resume", action="store_true", help="go on with a run that was interrupted")
     add("--force", action="store_true", help="begin anew where there is a run already")
+    add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
     command.set_defaults(run=run)
 
 
@@ -79,10 +82,24 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {setting}: the value is no YAML") from None
         *sections, last = name.split(".")
         place = changes
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise ValueError(f"--set {setting}: {'.'.join(sections[:depth])} has a value by another --set")
+        if isinstance(place.get(last), dict) and not isinstance(value, dict):
+            raise ValueError(f"--set {setting}: {name} has settings of its own by another --set")
         place[last] = value
     return changes
+
+
+class _PrintSchema(argparse.Action):
+    """Prints the JSON schema of recipes and leaves, as --version does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from mtlkit.training import recipe_schema
+
+        print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - what was asked for
+        parser.exit()
 
 
 def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str, Any]:
@@ -102,6 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit.training import load_config, repeat, train
     from mtlkit.training.aggregate import digits_of, in_words
+    from mtlkit.training.config import named_recipe
     from mtlkit.training.run import is_main
 
     if options.repeats is not None and options.repeats < 1:
@@ -110,11 +128,12 @@ def run(options: argparse.Namespace) -> int:
     console = Console(highlight=False, quiet=not is_main())  # of several processes one tells
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
-    if options.repeats is None:
-        found = train(config, options.data, options.out, **settings)
-        pairs = {name: {"mean": value, "sd": None} for name, value in found.items()}
-    else:
-        pairs = repeat(config, options.data, options.out, options.repeats, **settings)
+    with named_recipe(options.recipe):
+        if options.repeats is None:
+            found = train(config, options.data, options.out, **settings)
+            pairs = {name: {"mean": value, "sd": None} for name, value in found.items()}
+        else:
+            pairs = repeat(config, options.data, options.out, options.repeats, **settings)
     cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
     for name in shown:

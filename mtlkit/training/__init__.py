@@ -9,7 +9,7 @@
 """
 
 from mtlkit.training.ablation import Ablation, AblationRow, ablate, load_ablation
-from mtlkit.training.config import Config, list_configs, load_config
+from mtlkit.training.config import Config, RecipeError, list_configs, load_config, recipe_schema
 from mtlkit.training.datamodule import DataModule, EpochSampler
 from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
 from mtlkit.training.run import repeat, train
@@ -24,6 +24,7 @@ __all__ = [
     "EpochSampler",
     "LesionModule",
     "MammographyModule",
+    "RecipeError",
     "SavedRun",
     "Schedule",
     "TrainingModule",
@@ -34,6 +35,7 @@ __all__ = [
     "load_ablation",
     "load_config",
     "load_run",
+    "recipe_schema",
     "repeat",
     "task_weights",
     "train",

@@ -1,27 +1,105 @@
-"""What a training run is made of, as one file: model, data, loss, optimiser, schedule, stopping, stages."""
+"""Recipes: what a training run is made of, as one file: model, data, loss, optimiser, schedule, stopping, stages.
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+The sections are pydantic dataclasses: their types and bounds are what a recipe is checked against, and what
+`recipe_schema` tells an editor.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, TypeAdapter
+from pydantic import ValidationError as PydanticError
+from pydantic.dataclasses import dataclass as section
+from pydantic_core import ErrorDetails, core_schema
 
+from mtlkit._text import shown
+from mtlkit.data.layouts import LAYOUTS
 from mtlkit.data.splits import check_fractions
 from mtlkit.data.transforms import AUGMENTATIONS
 from mtlkit.losses import TVERSKY_PRESETS
 from mtlkit.models.registry import option_names
 
-__all__ = ["Config", "list_configs", "load_config"]
+__all__ = ["Config", "RecipeError", "list_configs", "load_config", "recipe_schema"]
 
 TASKS = ("lesion", "views", "mammography")
-PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
+
+
+class RecipeError(ValueError):
+    """A setting of a recipe is wrong, or does not fit the network or the data; the message names it.
+
+    Example:
+        >>> from mtlkit.training import RecipeError, load_config
+        >>> try:
+        ...     load_config("demo").change({"seed": -1})
+        ... except RecipeError as error:
+        ...     print(error)
+        seed: expected at least 0, got -1
+    """
+
+
+# --- kinds of values --------------------------------------------------------------------------------------------------
+
+
+def _parsed(value: Any) -> Any:
+    """A number as a number, as YAML takes 1e-4 for text; what is not one is refused after this."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 @dataclass(frozen=True)
+class _OneOf:
+    """Text that is one of these."""
+
+    choices: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(list(self.choices))
+
+
+def _pair_below_1(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 2 or not all(0 <= value < 1 for value in values):
+        raise ValueError(f"expected two numbers from 0 to below 1, got {values}")
+    return values
+
+
+def _fractions(values: tuple[float, ...]) -> tuple[float, ...]:
+    try:
+        return check_fractions(values)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("fractions: ")) from None
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"expected at least one, each once, got {values}")
+    return values
+
+
+Number = Annotated[float, Field(strict=True), BeforeValidator(_parsed)]
+Weight = Annotated[float, Field(strict=True, ge=0), BeforeValidator(_parsed)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1), BeforeValidator(_parsed)]
+Above0 = Annotated[float, Field(strict=True, gt=0), BeforeValidator(_parsed)]
+Count = Annotated[StrictInt, Field(ge=0)]
+AtLeast1 = Annotated[StrictInt, Field(ge=1)]
+Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]  # what NumPy and Lightning take
+Category = Annotated[StrictInt, Field(ge=1, le=5)]
+Better = Literal["max", "min"]
+Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+@section(frozen=True, config=STRICT)
 class ModelConfig:
     """A network of `mtlkit.models` by its name, and the options that differ from its defaults.
 
@@ -29,110 +107,98 @@ class ModelConfig:
     statistics follow too slowly where an epoch has few batches.
     """
 
-    name: str = "mbdi"
-    options: Mapping[str, Any] = field(default_factory=dict)
-    batch_norm_momentum: float | None = None
+    name: StrictStr = "mbdi"
+    options: dict[StrictStr, Any] = Field(default_factory=dict)
+    batch_norm_momentum: Share | None = None
 
 
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class DataConfig:
     """How the data are read, split, augmented and batched; see `mtlkit.data`."""
 
-    layout: str = "auto"
-    classes: Sequence[str] | None = None
-    birads: Sequence[int] | None = None
-    fractions: Sequence[float] = (0.7, 0.15, 0.15)
-    split_seed: int = 42
-    published_split: bool = True
-    size: int = 224
-    augment: str = "mbdi"
-    copies: int = 0
-    normalize: bool = True
-    batch_size: int = 24
-    eval_batch_size: int | None = None
-    workers: int = 0
-    cache: bool = False
-    warmup_epochs: int = 0
-    warmup_batches: int = 100
+    layout: Annotated[str, _OneOf(("auto", *LAYOUTS))] = "auto"
+    classes: Annotated[tuple[StrictStr, ...], AfterValidator(_distinct)] | None = None
+    birads: Annotated[tuple[Category, ...], AfterValidator(_distinct)] | None = None
+    fractions: Annotated[tuple[Number, ...], AfterValidator(_fractions)] = (0.7, 0.15, 0.15)
+    split_seed: Seed = 42
+    published_split: StrictBool = True
+    size: AtLeast1 = 224
+    augment: Annotated[str, _OneOf(tuple(AUGMENTATIONS))] = "mbdi"
+    copies: Count = 0
+    normalize: StrictBool = True
+    batch_size: AtLeast1 = 24
+    eval_batch_size: AtLeast1 | None = None
+    workers: Count = 0
+    cache: StrictBool = False
+    warmup_epochs: Count = 0
+    warmup_batches: AtLeast1 = 100
 
 
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class LossConfig:
     """Losses of the tasks, and how they are weighed; which of them count depends on the task.
 
     With `sync`, what a loss takes over a batch is taken over the batches of all processes, so that several learn as one
     with a batch as large as theirs together; see `mtlkit.losses`. Of no effect with one process.
+
+    With `class_weights`, each class of a classifier weighs the inverse of its frequency in the training part.
     """
 
-    tversky: str = "mbdi"
-    boundary: float = 0.25
-    texture: float = 0.15
-    size_boost: bool = True
-    soft_boundary: bool = True
-    focal_gamma: float = 2.0
-    first: float = 0.8
-    second: float = 0.2
-    ramp_start: float | None = None
-    ramp_step: float = 0.007
-    ramp_top: float = 0.92
-    ramp_epochs: int = 15
-    class_weights: bool = False
-    gates: float = 0.0
-    sync: bool = False
+    tversky: Annotated[str, _OneOf(tuple(TVERSKY_PRESETS))] = "mbdi"
+    boundary: Weight = 0.25
+    texture: Weight = 0.15
+    size_boost: StrictBool = True
+    soft_boundary: StrictBool = True
+    focal_gamma: Weight = 2.0
+    first: Weight = 0.8
+    second: Weight = 0.2
+    ramp_start: Share | None = None
+    ramp_step: Weight = 0.007
+    ramp_top: Share = 0.92
+    ramp_epochs: Count = 15
+    class_weights: StrictBool = False
+    gates: Weight = 0.0
+    sync: StrictBool = False
 
 
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class OptimizerConfig:
     """Adam or AdamW, and the largest norm of the gradient."""
 
-    name: str = "adam"
-    lr: float = 3e-4
-    betas: Sequence[float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
+    name: Literal["adam", "adamw"] = "adam"
+    lr: Above0 = 3e-4
+    betas: Annotated[tuple[Number, ...], AfterValidator(_pair_below_1)] = (0.9, 0.999)
+    eps: Weight = 1e-8
+    weight_decay: Weight = 0.0
+    clip: Above0 | None = 1.0
 
 
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class ScheduleConfig:
     """The learning rate by epoch; see `mtlkit.training.Schedule`."""
 
-    cosine_floor: float | None = None
-    monitor: str | None = None
-    mode: str = "max"
-    factor: float = 0.5
-    patience: int = 10
-    cooldown: int = 0
-    min_delta: float = 0.0
-    min_lr: float = 0.0
+    cosine_floor: Share | None = None
+    monitor: StrictStr | None = None
+    mode: Better = "max"
+    factor: Share = 0.5
+    patience: Count = 10
+    cooldown: Count = 0
+    min_delta: Weight = 0.0
+    min_lr: Weight = 0.0
 
 
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class StoppingConfig:
     """How long to train, what to judge by, and how long to wait for it to get better."""
 
-    epochs: int = 100
-    monitor: str = "val/combined"
-    mode: str = "max"
-    patience: int | None = None
-    min_delta: float = 0.0
+    epochs: AtLeast1 = 100
+    monitor: StrictStr = "val/combined"
+    mode: Better = "max"
+    patience: Count | None = None
+    min_delta: Weight = 0.0
 
 
-# the lowest value, and the settings that it is of; None is as good
-LEAST = {
-    0: (
-        *(f"data.{name}" for name in ("split_seed", "copies", "workers", "warmup_epochs")),
-        *(f"loss.{name}" for name in ("boundary", "texture", "focal_gamma", "first", "second", "gates")),
-        *(f"optimizer.{name}" for name in ("eps", "weight_decay")),
-        *(f"schedule.{name}" for name in ("factor", "patience", "cooldown", "min_lr")),
-        "stopping.patience",
-        "seed",
-    ),
-    1: (*(f"data.{name}" for name in ("size", "batch_size", "eval_batch_size", "warmup_batches")), "stopping.epochs"),
-}
-
-
-@dataclass(frozen=True)
+@section(frozen=True, config=STRICT)
 class Config:
     """A training run.
 
@@ -161,60 +227,38 @@ class Config:
         ((0.91, 0.999), 15)
     """
 
-    task: str = "lesion"
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    stopping: StoppingConfig = field(default_factory=StoppingConfig)
-    second_stage: Mapping[str, Any] | None = None
-    seed: int = 42
-    precision: str = "32-true"
-    sync_batch_norm: bool = False
+    task: Annotated[str, _OneOf(TASKS)] = "lesion"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    stopping: StoppingConfig = Field(default_factory=StoppingConfig)
+    second_stage: dict[StrictStr, Any] | None = None
+    seed: Seed = 42
+    precision: Precision = "32-true"
+    sync_batch_norm: StrictBool = False
 
     def __post_init__(self) -> None:
-        _choice("task", self.task, TASKS)
-        _choice("data.augment", self.data.augment, tuple(AUGMENTATIONS))
-        _choice("loss.tversky", self.loss.tversky, tuple(TVERSKY_PRESETS))
-        _choice("optimizer.name", self.optimizer.name, ("adam", "adamw"))
-        _choice("precision", self.precision, PRECISIONS)
-        for section in ("schedule", "stopping"):
-            _choice(f"{section}.mode", getattr(self, section).mode, ("max", "min"))
-        for low, names in LEAST.items():
-            for name in names:
-                value = self._setting(name)
-                if value is not None and not value >= low:
-                    raise ValueError(f"{name}: expected at least {low}, got {value}")
-        for name in ("optimizer.lr", "optimizer.clip"):
-            value = self._setting(name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a number above 0, got {value}")
-        try:
-            check_fractions(self.data.fractions)
-        except ValueError as error:
-            raise ValueError(f"data.{error}") from None
-        betas = self.optimizer.betas
-        if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
-            raise ValueError(f"optimizer.betas: expected two numbers from 0 to below 1, got {tuple(betas)}")
         if self.second_stage is not None:
             self.stage(2)  # raises where it changes what is not there
 
-    def _setting(self, name: str) -> Any:
-        section, _, key = name.rpartition(".")
-        return getattr(getattr(self, section) if section else self, key)
-
     def stage(self, number: int) -> "Config":
         """The configuration of a stage: itself for the first, with the changes of `second_stage` for the second."""
+        first = replace(self, second_stage=None)
         if number == 1:
-            return replace(self, second_stage=None)
+            return first
         if self.second_stage is None:
-            raise ValueError("second_stage: this configuration has none")
-        return _merge(replace(self, second_stage=None), self.second_stage, "second_stage.")
+            raise RecipeError("second_stage: this configuration has none")
+        return _changed(first, self.second_stage, "second_stage.")
 
     def change(self, changes: Mapping[str, Any]) -> "Config":
-        """A copy with other values, given by section: {"data": {"batch_size": 8}, "seed": 1}."""
-        return _merge(self, changes, "")
+        """A copy with other values, given by section: {"data": {"batch_size": 8}, "seed": 1}.
+
+        Raises:
+            RecipeError: settings that there are not, or values out of range; the message names all of them.
+        """
+        return _changed(self, changes, "")
 
     def adjust(self, changes: Mapping[str, Any]) -> "Config":
         """As `change`, but options of the network are added to those that there are, in place of replacing them all.
@@ -238,69 +282,100 @@ class Config:
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
-def _choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _merge(section: Any, changes: Any, where: str) -> Any:
-    """A dataclass with the values of a mapping; raises where there is no such field, or another kind of value."""
+# --- changes ----------------------------------------------------------------------------------------------------------
+
+
+def _changed(config: Config, changes: Any, where: str) -> Config:
+    """The configuration with the values of a mapping; raises with what is wrong in them, all of it."""
     if not isinstance(changes, Mapping):
-        raise ValueError(f"{where.rstrip('.') or 'configuration'}: expected names and values, got {changes!r}")
-    hints = get_type_hints(type(section))
-    known = [f.name for f in fields(section)]
-    values = {}
+        raise RecipeError(f"{where.rstrip('.') or 'configuration'}: expected names and values, got {shown(changes)}")
+    try:
+        return TypeAdapter(Config).validate_python(_merged(config, changes))
+    except PydanticError as error:
+        words = [f"{where}{_in_words(one)}" for one in error.errors()]
+    raise RecipeError(words[0] if len(words) == 1 else "\n  ".join([f"{len(words)} settings are wrong:", *words]))
+
+
+def _merged(current: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a section, sections within it among them, with changes."""
+    values = {f.name: getattr(current, f.name) for f in fields(current)}
     for name, value in changes.items():
-        if name not in known:
-            close = get_close_matches(str(name), known, 1)
-            guess = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{where}{name}: there is no such setting{guess}; there are: {', '.join(known)}")
-        current = getattr(section, name)
-        values[name] = (
-            _merge(current, value, f"{where}{name}.")
-            if is_dataclass(current)
-            else _typed(where + name, value, hints[name])
-        )
-    return replace(section, **values)
+        inner = values.get(name)
+        values[name] = _merged(inner, value) if is_dataclass(inner) and isinstance(value, Mapping) else value
+    return values
 
 
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value as what the field takes: lists become tuples, integers become floats."""
-    words = str(hint)
-    if value is None and "None" in words:
-        return None
-    if "Mapping" in words:
-        if isinstance(value, Mapping):
-            return dict(value)
-        kind = "names and values"
-    elif "Sequence" in words:
-        if isinstance(value, list | tuple):
-            return tuple(value)
-        kind = "a list"
-    elif "bool" in words:
-        if isinstance(value, bool):
-            return value
-        kind = "true or false"
-    elif "float" in words:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            with suppress(ValueError):  # YAML takes 1e-4 for text
-                return float(value)
-        kind = "a number"
-    elif "int" in words:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-        kind = "an integer"
-    else:
-        if isinstance(value, str):
-            return value
-        kind = "text"
-    raise ValueError(f"{name}: expected {kind}, got {value!r}")
+EXPECTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "names and values",
+    "dataclass_type": "names and values",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "a number above {gt:g}",
+    "less_than_equal": "at most {le:.10g}",
+}
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """What pydantic found wrong, as "name: expected ..., got ..."."""
+    place, value, context, kind = error["loc"], error["input"], error.get("ctx", {}), error["type"]
+    if kind in ("unexpected_keyword_argument", "invalid_key"):
+        known = [f.name for f in fields(_section_at(place[:-1]))]
+        more = did_you_mean(str(place[-1]), known)
+        return f"{'.'.join(map(str, place))}: there is no such setting{more}; there are: {', '.join(known)}"
+    if place[-1:] == ("[key]",):
+        return f"{'.'.join(map(str, place[:-2]))}: expected text for a name, got {shown(value)}"
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    if kind == "value_error":
+        return f"{name}: {context['error']}".removeprefix(": ")
+    if kind == "literal_error":
+        choices = context["expected"].replace(" or ", ", ")
+        return f"{name}: expected {f'one of {choices}' if isinstance(value, str) else 'text'}, got {shown(value)}"
+    return f"{name}: expected {EXPECTED[kind].format(**context)}, got {shown(value)}"
+
+
+def _section_at(place: tuple[int | str, ...]) -> type:
+    """The class of the section at a place, () being the whole."""
+    return Config if not place else {f.name: f.type for f in fields(Config)}[place[0]]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Words in brackets, with a space before, that offer the nearest of what is known; nothing where none is near."""
+    close = get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON schema of recipes, by which an editor completes and checks them; `mtlkit train --schema` prints it.
+
+    Example:
+        >>> from mtlkit.training import recipe_schema
+        >>> recipe_schema()["$defs"]["DataConfig"]["properties"]["batch_size"]["minimum"]
+        1
+    """
+    return TypeAdapter(Config).json_schema()
+
+
+@contextmanager
+def named_recipe(name: str | Path | None) -> Iterator[None]:
+    """Inside, a recipe that does not fit is named; None leaves the errors as they are."""
+    try:
+        yield
+    except RecipeError as error:
+        raise RecipeError(str(error) if name is None else f"{name}: {error}") from None
 
 
 def list_configs() -> list[str]:
@@ -323,7 +398,7 @@ def load_config(name: str | Path) -> Config:
         name: the name, or a path that ends with .yaml or .yml.
 
     Raises:
-        ValueError: there is no such configuration or file, or something in it is not as it must be.
+        ValueError: there is no such configuration or file; a RecipeError where a setting in it is wrong.
 
     Example:
         >>> from mtlkit.training import load_config
@@ -331,10 +406,8 @@ def load_config(name: str | Path) -> Config:
         5e-05
     """
     values, path = read_yaml(name, "mtlkit.configs", "configuration")
-    try:
+    with named_recipe(path):
         return Config().change(values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:

@@ -150,9 +150,8 @@ def repeat(
     if times < 1:
         raise ValueError(f"times: expected at least 1, got {times}")
     config = load_config(config) if isinstance(config, str) else config
-    runs = []
-    for seed in range(config.seed, config.seed + times):
-        runs.append(train(config.change({"seed": seed}), data, Path(out) / f"seed-{seed}", resume=resume, **options))
+    configs = [config.change({"seed": seed}) for seed in range(config.seed, config.seed + times)]
+    runs = [train(one, data, Path(out) / f"seed-{one.seed}", resume=resume, **options) for one in configs]
     summary = summarise(runs)
     if is_main():
         write_json(Path(out) / "summary.json", summary, force=True)

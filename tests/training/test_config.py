@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from mtlkit.training import Config, list_configs, load_config
+from mtlkit.training import Config, RecipeError, list_configs, load_config, recipe_schema
 
 
 def test_all_load_and_are_read_back(tmp_path):
@@ -104,6 +104,18 @@ def test_changes_reach_the_depths():
         ({"stopping": {"mode": "up"}}, "stopping.mode: expected one of 'max', 'min', got 'up'"),
         ({"second_stage": {"los": {}}}, "second_stage.los: there is no such setting"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": 10**14}, "seed: expected at most 4294967295, got 100000000000000"),
+        ({"data": {"fractions": [0.7, None, 0.3]}}, r"data.fractions\[1\]: expected a number, got None"),
+        ({"data": {"birads": ["x"]}}, r"data.birads\[0\]: expected an integer, got 'x'"),
+        ({"data": {"birads": [0]}}, r"data.birads\[0\]: expected at least 1, got 0"),
+        ({"data": {"birads": [5, 5]}}, r"data.birads: expected at least one, each once, got \(5, 5\)"),
+        ({"data": {"classes": [0]}}, r"data.classes\[0\]: expected text, got 0"),
+        ({"data": {"layout": "bus"}}, "data.layout: expected one of 'auto', 'busi', .*, got 'bus'"),
+        ({"data": {3: 4}}, "data.3: there is no such setting; there are: layout"),
+        ({"optimizer": {"lr": float("inf")}}, "optimizer.lr: expected a finite number, got inf"),
+        ({"optimizer": {"lr": True}}, "optimizer.lr: expected a number, got True"),
+        ({"loss": {"ramp_top": -3}}, "loss.ramp_top: expected at least 0, got -3"),
+        ({"model": {"options": {3: 4}}}, "model.options: expected text for a name, got 3"),
     ],
 )
 def test_wrong_settings(tmp_path, changes, message):
@@ -112,6 +124,40 @@ def test_wrong_settings(tmp_path, changes, message):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(changes))
     with pytest.raises(ValueError, match=f"a.yaml: {message}"):
         load_config(tmp_path / "a.yaml")
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path):
+    text = "data: {classes: [0, 1, 2], sise: 3}\nsecond_stage: {}\noptimizer: {lr: .inf}\nseed: -1"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_config(tmp_path / "a.yaml")
+    title, *lines = str(error.value).splitlines()
+    assert title == f"{tmp_path / 'a.yaml'}: 6 settings are wrong:"
+    assert [line.partition(": ")[0].strip() for line in lines] == [
+        *(f"data.classes[{i}]" for i in range(3)),
+        "data.sise",
+        "optimizer.lr",
+        "seed",
+    ]
+    with pytest.raises(RecipeError, match=r"(?s)2 settings.*second_stage.seed: expected at least.*second_stage.los:"):
+        Config().change({"second_stage": {"los": {}, "seed": -1}})
+
+
+def test_schema_is_what_recipes_fit():
+    schema = recipe_schema()
+    defs = schema["$defs"]
+    assert set(schema["properties"]) == set(Config().to_dict())
+    assert schema["additionalProperties"] is defs["DataConfig"]["additionalProperties"] is False
+    assert defs["DataConfig"]["properties"]["size"] == {
+        "default": 224,
+        "minimum": 1,
+        "title": "Size",
+        "type": "integer",
+    }
+    assert defs["OptimizerConfig"]["properties"]["name"]["enum"] == ["adam", "adamw"]
+    assert defs["OptimizerConfig"]["properties"]["lr"]["exclusiveMinimum"] == 0
+    assert "csa_moe" in defs["DataConfig"]["properties"]["augment"]["enum"]
+    assert schema["properties"]["task"]["enum"] == ["lesion", "views", "mammography"]
 
 
 def test_numbers_that_yaml_takes_for_text(tmp_path):

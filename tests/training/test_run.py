@@ -17,7 +17,7 @@ from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
 from mtlkit.data.splits import read_split
 from mtlkit.models import create_model, from_pretrained
-from mtlkit.training import load_config, repeat, train
+from mtlkit.training import load_config, recipe_schema, repeat, train
 from mtlkit.training.run import synchronise
 
 
@@ -467,6 +467,12 @@ def test_one_of_several_processes_tells(finished, ultrasound, capsys, monkeypatc
         (["demo", "--set", "x"], "--set x: expected NAME=VALUE"),
         (["demo", "--set", "data.size=["], "--set data.size=[: the value is no YAML"),
         (["demo", "--set", "data.sise=3"], "data.sise: there is no such setting (did you mean 'size'?)"),
+        (["demo", "--set", "seed=1", "--set", "seed.x=2"], "--set seed.x=2: seed has a value by another --set"),
+        (
+            ["demo", "--set", "seed.x=2", "--set", "seed=1"],
+            "--set seed=1: seed has settings of its own by another --set",
+        ),
+        (["demo", "--set", "seed=100000000000000"], "seed: expected at most 4294967295, got 100000000000000"),
         (["demo", "--repeats", "0"], "--repeats: expected at least 1, got 0"),
         (["demo", "--devices", "0"], "--devices: expected at least 1, got 0"),
         (["demo"], "nowhere: there is no such folder"),
@@ -479,6 +485,13 @@ def test_command_with_bad_input(tmp_path, capsys, arguments, words):
     text = capsys.readouterr().err
     assert words in text
     assert text.count("\n") == 1
+
+
+def test_schema_is_printed(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--schema"])
+    assert end.value.code == 0
+    assert json.loads(capsys.readouterr().out) == recipe_schema()
 
 
 def test_changes_by_name():
