@@ -24,7 +24,7 @@ def yardstick(runs: int = 9, seconds: float = 0.05) -> float | None:
 
     def run(tokens: int) -> tuple[float, float]:
         start = time.perf_counter()
-        updates = _native.C.yardstick(tokens, torch.get_num_threads())
+        updates = _native.C.peak_rate(tokens, torch.get_num_threads())
         elapsed = time.perf_counter() - start
         return updates / elapsed, elapsed
 

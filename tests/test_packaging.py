@@ -84,7 +84,7 @@ def pure_wheel(tree) -> Path:
 
 def test_source_archive_is_complete(source_archive, files):
     needed = [name for name in files if name.startswith(("csrc/", "kernels/", "mtlkit/"))]
-    assert "csrc/bindings.cpp" in needed
+    assert "csrc/bindings/module.cpp" in needed
     missing = [name for name in [*needed, "CMakeLists.txt", "LICENSE"] if not (source_archive / name).is_file()]
     assert not missing
 

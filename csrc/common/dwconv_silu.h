@@ -1,30 +1,16 @@
-// Arguments of the depthwise 3 x 3 convolution with padding 1, plus bias, then SiLU.
+// Depthwise 3 x 3 convolution with padding 1, plus bias, then SiLU: sizes.
 //
 // B images, D channels, H x W pixels.
 #pragma once
 
-#include "tensor.h"
+#include <cstdint>
 
 namespace mtlkit {
 
 inline constexpr int kTaps = 9;
 
-struct DwconvSiluForward {
+struct DwconvSiluShape {
   int64_t batch, channels, height, width;
-  Tensor<4> x;       // (B, D, H, W)
-  Tensor<3> weight;  // (D, 3, 3)
-  Tensor<1> bias;    // (D), may be absent
-  Tensor<4> y;       // (B, D, H, W)
-  bool use_double;   // the type of computation: double or float
-  int threads;
-};
-
-struct DwconvSiluBackward {
-  DwconvSiluForward forward;  // as it was; y is not read
-  Tensor<4> dy;               // (B, D, H, W)
-  Tensor<4> dx;               // (B, D, H, W)
-  void* dweight;              // (D, 3, 3), as is dbias: contiguous, in the type of computation
-  void* dbias;                // (D), null with bias
 };
 
 }  // namespace mtlkit

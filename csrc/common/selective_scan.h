@@ -1,9 +1,9 @@
-// Arguments of the 1-D selective scan with the semantics of mamba-ssm's selective_scan_fn.
+// The 1-D selective scan, with the semantics of mamba-ssm's selective_scan_fn: sizes.
 //
 // B sequences, D channels, L tokens, N states, G groups of channels that share B and C.
 #pragma once
 
-#include "ss2d.h"
+#include "common/ss2d.h"
 
 namespace mtlkit {
 
@@ -11,37 +11,6 @@ struct SelectiveScanShape {
   int64_t batch, channels, tokens, states, groups;
 
   constexpr int64_t checkpoints() const { return (tokens + kCheckpointTokens - 1) / kCheckpointTokens; }
-};
-
-struct SelectiveScanForward {
-  SelectiveScanShape shape;
-  Tensor<3> u;      // (B, D, L)
-  Tensor<3> delta;  // (B, D, L)
-  Tensor<2> A;      // (D, N)
-  Tensor<4> B, C;   // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
-  bool variable_B, variable_C;
-  Tensor<1> D;           // (D), may be absent
-  Tensor<3> z;           // (B, D, L), may be absent
-  Tensor<1> delta_bias;  // (D), may be absent
-  bool delta_softplus;
-  Tensor<3> out;      // (B, D, L)
-  void* last_state;   // (B, D, N), contiguous, in the type of computation; null if not wanted
-  void* checkpoints;  // (B, checkpoints, N, D), contiguous, in the type of computation; null if not wanted
-  bool use_double;
-  int threads;
-};
-
-struct SelectiveScanBackward {
-  SelectiveScanForward forward;  // as it was; out is not read
-  Tensor<3> dout;                // (B, D, L)
-  Tensor<3> dlast_state;         // (B, D, N), may be absent
-  Tensor<3> du, ddelta;          // (B, D, L)
-  Tensor<3> dz;                  // (B, D, L), absent with z
-  void* dA;                      // (D, N), as are all below: contiguous, in the type of computation
-  void* dB;                      // (B, G, L, N) where it varies, else (D, N)
-  void* dC;                      // likewise
-  void* dD;                      // (D), null with D
-  void* ddelta_bias;             // (D), null with delta_bias
 };
 
 }  // namespace mtlkit

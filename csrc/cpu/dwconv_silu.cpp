@@ -4,11 +4,13 @@
 // three, packed into contiguous vectors with a zero pixel at each end: packing settles layout, dtype, ragged channel
 // counts and the border in one place, and every element is read from memory once. The backward pass rebuilds the
 // convolution and sends its gradient through a second ring.
-#include "../common/dwconv_silu.h"
+#include "cpu/dwconv_silu.h"
 
-#include "kernels.h"
-#include "silu.h"
-#include "threads.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/silu.h"
+#include "cpu/threads.h"
+#include "cpu/tile_io.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -51,16 +53,16 @@ struct Plan {
   int threads;
 
   explicit Plan(const DwconvSiluForward& p)
-      : blocks(ceil_div(p.channels, kLanes<T>)),
-        runs(min(p.height, split(p.batch * blocks, 64, p.threads))),
-        items(p.batch * runs * blocks),
-        pitch(padded(p.width)),
+      : blocks(ceil_div(p.shape.channels, kLanes<T>)),
+        runs(min(p.shape.height, split(p.shape.batch * blocks, 64, p.threads))),
+        items(p.shape.batch * runs * blocks),
+        pitch(padded(p.shape.width)),
         threads(static_cast<int>(min(p.threads, items))) {}
 
   Item item(const DwconvSiluForward& p, int64_t index) const {
     const int64_t block = index % blocks, run = index / blocks % runs, d = block * kLanes<T>;
-    const Share rows = share(p.height, runs, run);
-    return {index / blocks / runs, block, d, min(kLanes<T>, p.channels - d), rows.first, rows.last};
+    const Share rows = share(p.shape.height, runs, run);
+    return {index / blocks / runs, block, d, min(kLanes<T>, p.shape.channels - d), rows.first, rows.last};
   }
 };
 
@@ -80,9 +82,9 @@ void store_row(const Tensor<4>& image, const Item& item, int64_t h, int64_t widt
 // Row h of x into the ring; a row of zeros where the image has none.
 template <typename T>
 void enter(const DwconvSiluForward& p, const Item& item, int64_t h, const Ring<T>& ring) {
-  if (h < 0 || h >= p.height) return ring.clear(h);
-  ring.clear_around(h, p.width);
-  load_row<T>(p.x, item, h, p.width, ring.row(h) + 1);
+  if (h < 0 || h >= p.shape.height) return ring.clear(h);
+  ring.clear_around(h, p.shape.width);
+  load_row<T>(p.x, item, h, p.shape.width, ring.row(h) + 1);
 }
 
 // The filter of one block of channels and its bias, as vectors over the channels.
@@ -154,8 +156,8 @@ int forward(const DwconvSiluForward& p) {
       enter<T>(p, item, item.first_row, ring);
       for (int64_t h = item.first_row; h < item.last_row; ++h) {
         enter<T>(p, item, h + 1, ring);
-        convolve<T>(ring, h, p.width, filter, [&](int64_t w, Vec<T> a) { out[w] = silu(a); });
-        store_row<T>(p.y, item, h, p.width, out);
+        convolve<T>(ring, h, p.shape.width, filter, [&](int64_t w, Vec<T> a) { out[w] = silu(a); });
+        store_row<T>(p.y, item, h, p.shape.width, out);
       }
     }
   });
@@ -226,19 +228,19 @@ int backward(const DwconvSiluBackward& q) {
       // to another item.
       for (int64_t h = item.first_row - 1; h <= item.last_row; ++h) {
         enter<T>(p, item, h + 1, x);
-        if (h < 0 || h >= p.height) {
+        if (h < 0 || h >= p.shape.height) {
           da.clear(h);
         } else {
-          load_row<T>(q.dy, item, h, p.width, row);
+          load_row<T>(q.dy, item, h, p.shape.width, row);
           Vec<T>* da_row = da.row(h) + 1;
-          convolve<T>(x, h, p.width, filter,
+          convolve<T>(x, h, p.shape.width, filter,
                       [&](int64_t w, Vec<T> a) { da_row[w] = row[w] * silu_and_slope(a).slope; });
-          da.clear_around(h, p.width);
-          if (h >= item.first_row && h < item.last_row) sum.add_row(x, h, p.width, da_row);
+          da.clear_around(h, p.shape.width);
+          if (h >= item.first_row && h < item.last_row) sum.add_row(x, h, p.shape.width, da_row);
         }
         if (h <= item.first_row) continue;
-        convolve<T>(da, h - 1, p.width, turned, [&](int64_t w, Vec<T> dx) { row[w] = dx; });
-        store_row<T>(q.dx, item, h - 1, p.width, row);
+        convolve<T>(da, h - 1, p.shape.width, turned, [&](int64_t w, Vec<T> dx) { row[w] = dx; });
+        store_row<T>(q.dx, item, h - 1, p.shape.width, row);
       }
       totals.get()[thread * plan.blocks + item.block].add(sum);
     }
@@ -249,7 +251,7 @@ int backward(const DwconvSiluBackward& q) {
   for (int64_t block = 0; block < plan.blocks; ++block) {
     FilterGradients<T>& sum = totals.get()[block];
     for (int64_t thread = 1; thread < plan.threads; ++thread) sum.add(totals.get()[thread * plan.blocks + block]);
-    const int64_t d = block * kLanes<T>, channels = min(kLanes<T>, p.channels - d);
+    const int64_t d = block * kLanes<T>, channels = min(kLanes<T>, p.shape.channels - d);
     store_tile<T>(dweight + d * kTaps, dtype_of<T>, kTaps, 1, channels, kTaps, sum.taps);
     if (dbias) store_tile<T>(dbias + d, dtype_of<T>, 1, 0, channels, 1, &sum.bias);
   }

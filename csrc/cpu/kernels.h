@@ -1,15 +1,17 @@
-// The table of kernels that each instruction-set level fills in, and the choice between the levels.
+// The table of kernels that each instruction-set level fills in.
 #pragma once
 
-#include "../common/dwconv_silu.h"
-#include "../common/interaction.h"
-#include "../common/interaction_vectors.h"
-#include "../common/norm_gate.h"
-#include "../common/selective_scan.h"
-#include "../common/ss2d.h"
-#include "../common/status.h"
+#include "cpu/dwconv_silu.h"
+#include "cpu/interaction/gating.h"
+#include "cpu/interaction/interaction.h"
+#include "cpu/norm_gate.h"
+#include "cpu/selective_scan.h"
+#include "cpu/ss2d.h"
 
 namespace mtlkit {
+
+// What a launcher returns.
+enum Status : int { kOk = 0, kOutOfMemory = 1 };
 
 struct CpuKernels {
   const char* isa;
@@ -19,16 +21,16 @@ struct CpuKernels {
   int (*selective_scan_backward)(const SelectiveScanBackward&);
   int (*dwconv_silu_forward)(const DwconvSiluForward&);
   int (*dwconv_silu_backward)(const DwconvSiluBackward&);
-  int (*norm_gate_forward)(const NormGateCpuForward&);
-  int (*norm_gate_backward)(const NormGateCpuBackward&);
+  int (*norm_gate_forward)(const NormGateForward&);
+  int (*norm_gate_backward)(const NormGateBackward&);
   int (*interaction_reduce_forward)(const InteractionReduceForward&);
   int (*interaction_reduce_backward)(const InteractionReduceBackward&);
   int interaction_rows, interaction_bytes;  // a block of rows, and a vector: what the layout of signs depends on
   int (*interaction_scale_forward)(const InteractionScaleForward&);
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
-  int (*interaction_vectors_forward)(const InteractionVectors&);
-  int (*interaction_vectors_backward)(const InteractionVectorsBackward&);
-  int64_t (*yardstick)(int64_t tokens, int threads);
+  int (*interaction_gating_forward)(const InteractionGatingForward&);
+  int (*interaction_gating_backward)(const InteractionGatingBackward&);
+  int64_t (*peak_rate)(int64_t tokens, int threads);
 };
 
 }  // namespace mtlkit

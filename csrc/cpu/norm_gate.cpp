@@ -4,11 +4,13 @@
 // serve them all. A row is read once into a buffer of whole vectors, which settles dtype and ragged channel counts; its
 // lanes behind the last channel are 0. Mean, then variance about the mean, then the result come from the buffer. The
 // backward pass finds mean and variance again: that costs two passes over a row in the cache, and saves keeping them.
-#include "../common/norm_gate.h"
+#include "cpu/norm_gate.h"
 
-#include "kernels.h"
-#include "silu.h"
-#include "threads.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/silu.h"
+#include "cpu/threads.h"
+#include "cpu/tile_io.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -65,28 +67,28 @@ MTLKIT_INLINE Vec<T> sum_of(int64_t count, F f) {
 // What a call needs, worked out once, and the buffers of one thread.
 template <typename T>
 struct Norm {
-  const NormGateCpuForward& p;
+  const NormGateForward& p;
   int64_t vectors, tile_rows, tiles;
   int threads;
 
-  explicit Norm(const NormGateCpuForward& params)
+  explicit Norm(const NormGateForward& params)
       : p(params),
-        vectors(ceil_div(p.channels, kLanes<T>)),
-        tile_rows(max(1, min(kLanes<T>, ceil_div(p.rows, p.threads)))),
-        tiles(ceil_div(p.rows, tile_rows)),
+        vectors(ceil_div(p.shape.channels, kLanes<T>)),
+        tile_rows(max(1, min(kLanes<T>, ceil_div(p.shape.rows, p.threads)))),
+        tiles(ceil_div(p.shape.rows, tile_rows)),
         threads(static_cast<int>(max(1, min(p.threads, tiles)))) {}
 
   // Fills x with the normalised rows from `first` on, before weight and bias, and returns 1 / sqrt(variance + eps) of
   // each row in its lane.
   Vec<T> normalise(int64_t first, int64_t rows, Vec<T>* x) const {
-    const T share = 1 / static_cast<T>(p.channels);
-    const int64_t rest = p.channels % kLanes<T>;
+    const T share = 1 / static_cast<T>(p.shape.channels);
+    const int64_t rest = p.shape.channels % kLanes<T>;
     Vec<T> live{};
     for (int64_t c = 0; c < rest; ++c) live[c] = 1;
     Vec<T> sums[kLanes<T>] = {}, squares[kLanes<T>] = {}, drifts[kLanes<T>] = {};
     for (int64_t r = 0; r < rows; ++r) {
       Vec<T>* row = x + r * vectors;
-      load_row<T>(p.x, first + r, p.channels, row);
+      load_row<T>(p.x, first + r, p.shape.channels, row);
       sums[r] = sum_of<T>(vectors, [&](int64_t i) { return row[i]; });
     }
     const Vec<T> mean = sum_lanes<T>(sums) * share;
@@ -110,30 +112,30 @@ struct Norm {
 };
 
 template <typename T>
-int forward(const NormGateCpuForward& p) {
+int forward(const NormGateForward& p) {
   const Norm<T> norm(p);
   const int64_t vectors = norm.vectors, size = (norm.tile_rows + 1) * vectors;
   Scratch<Vec<T>> parameters(2 * vectors), scratch(norm.threads * size);
   if (!parameters.ok() || !scratch.ok()) return kOutOfMemory;
   Vec<T>*const weight = parameters.get(), *const bias = weight + vectors;
-  load_parameter<T>(p.weight, 1, p.channels, weight);
-  load_parameter<T>(p.bias, 0, p.channels, bias);
+  load_parameter<T>(p.weight, 1, p.shape.channels, weight);
+  load_parameter<T>(p.bias, 0, p.shape.channels, bias);
 
   on_threads(norm.threads, [&](int thread, int team) {
     Vec<T>*const z = scratch.get() + thread * size, *const x = z + vectors;
     const Share work = share(norm.tiles, team, thread);
     for (int64_t tile = work.first; tile < work.last; ++tile) {
-      const int64_t first = tile * norm.tile_rows, rows = min(norm.tile_rows, p.rows - first);
+      const int64_t first = tile * norm.tile_rows, rows = min(norm.tile_rows, p.shape.rows - first);
       norm.normalise(first, rows, x);
       for (int64_t r = 0; r < rows; ++r) {
         Vec<T>* row = x + r * vectors;
         if (p.z) {
-          load_row<T>(p.z, first + r, p.channels, z);
+          load_row<T>(p.z, first + r, p.shape.channels, z);
           for (int64_t i = 0; i < vectors; ++i) row[i] = (row[i] * weight[i] + bias[i]) * silu(z[i]);
         } else {
           for (int64_t i = 0; i < vectors; ++i) row[i] = row[i] * weight[i] + bias[i];
         }
-        store_row<T>(p.out, first + r, p.channels, row);
+        store_row<T>(p.out, first + r, p.shape.channels, row);
       }
     }
   });
@@ -145,17 +147,17 @@ int forward(const NormGateCpuForward& p) {
 //   dz = dout n SiLU'(z)       dn = dout SiLU(z)       dweight += dn x       dbias += dn, with x the normalised row
 //   g = dn weight              dx = rstd (g - mean(g) - x mean(g x))
 template <typename T>
-int backward(const NormGateCpuBackward& q) {
-  const NormGateCpuForward& p = q.forward;
+int backward(const NormGateBackward& q) {
+  const NormGateForward& p = q.forward;
   const Norm<T> norm(p);
   const int64_t vectors = norm.vectors, size = (2 * norm.tile_rows + 2) * vectors;
   Scratch<Vec<T>> parameters(2 * vectors), scratch(norm.threads * size), totals(norm.threads * 2 * vectors);
   if (!parameters.ok() || !scratch.ok() || !totals.ok()) return kOutOfMemory;
   Vec<T>*const weight = parameters.get(), *const bias = weight + vectors;
-  load_parameter<T>(p.weight, 1, p.channels, weight);
-  load_parameter<T>(p.bias, 0, p.channels, bias);
+  load_parameter<T>(p.weight, 1, p.shape.channels, weight);
+  load_parameter<T>(p.bias, 0, p.shape.channels, bias);
   std::memset(totals.get(), 0, norm.threads * 2 * vectors * sizeof(Vec<T>));
-  const T per_channel = 1 / static_cast<T>(p.channels);
+  const T per_channel = 1 / static_cast<T>(p.shape.channels);
 
   on_threads(norm.threads, [&](int thread, int team) {
     Vec<T>*const z = scratch.get() + thread * size, *const out = z + vectors;
@@ -163,20 +165,20 @@ int backward(const NormGateCpuBackward& q) {
     Vec<T>*const dweight = totals.get() + thread * 2 * vectors, *const dbias = dweight + vectors;
     const Share work = share(norm.tiles, team, thread);
     for (int64_t tile = work.first; tile < work.last; ++tile) {
-      const int64_t first = tile * norm.tile_rows, rows = min(norm.tile_rows, p.rows - first);
+      const int64_t first = tile * norm.tile_rows, rows = min(norm.tile_rows, p.shape.rows - first);
       const Vec<T> rstd = norm.normalise(first, rows, x);
       Vec<T> sums[kLanes<T>] = {}, products[kLanes<T>] = {};
       for (int64_t r = 0; r < rows; ++r) {
         Vec<T>*const x_row = x + r * vectors, *const dn_row = dn + r * vectors;
-        load_row<T>(q.dout, first + r, p.channels, dn_row);
+        load_row<T>(q.dout, first + r, p.shape.channels, dn_row);
         if (p.z) {
-          load_row<T>(p.z, first + r, p.channels, z);
+          load_row<T>(p.z, first + r, p.shape.channels, z);
           for (int64_t i = 0; i < vectors; ++i) {
             const Silu<Vec<T>> gate = silu_and_slope(z[i]);
             out[i] = dn_row[i] * (x_row[i] * weight[i] + bias[i]) * gate.slope;
             dn_row[i] *= gate.value;
           }
-          store_row<T>(q.dz, first + r, p.channels, out);
+          store_row<T>(q.dz, first + r, p.shape.channels, out);
         }
         sums[r] = sum_of<T>(vectors, [&](int64_t i) { return dn_row[i] * weight[i]; });
         products[r] = sum_of<T>(vectors, [&](int64_t i) { return dn_row[i] * weight[i] * x_row[i]; });
@@ -196,7 +198,7 @@ int backward(const NormGateCpuBackward& q) {
         for (int64_t i = 0; i < vectors; ++i) {
           out[i] = (dn_row[i] * weight[i] - mean[r] - x_row[i] * slope[r]) * rstd[r];
         }
-        store_row<T>(q.dx, first + r, p.channels, out);
+        store_row<T>(q.dx, first + r, p.shape.channels, out);
       }
     }
   });
@@ -204,16 +206,16 @@ int backward(const NormGateCpuBackward& q) {
   for (int64_t thread = 1; thread < norm.threads; ++thread) {
     for (int64_t i = 0; i < 2 * vectors; ++i) totals.get()[i] += totals.get()[thread * 2 * vectors + i];
   }
-  if (q.dweight) std::memcpy(q.dweight, totals.get(), p.channels * sizeof(T));
-  if (q.dbias) std::memcpy(q.dbias, totals.get() + vectors, p.channels * sizeof(T));
+  if (q.dweight) std::memcpy(q.dweight, totals.get(), p.shape.channels * sizeof(T));
+  if (q.dbias) std::memcpy(q.dbias, totals.get() + vectors, p.shape.channels * sizeof(T));
   return kOk;
 }
 
 }  // namespace
 
-int norm_gate_forward(const NormGateCpuForward& p) { return p.use_double ? forward<double>(p) : forward<float>(p); }
+int norm_gate_forward(const NormGateForward& p) { return p.use_double ? forward<double>(p) : forward<float>(p); }
 
-int norm_gate_backward(const NormGateCpuBackward& p) {
+int norm_gate_backward(const NormGateBackward& p) {
   return p.forward.use_double ? backward<double>(p) : backward<float>(p);
 }
 

@@ -7,8 +7,8 @@
 // share; where they do not vary with the input (LaneB, LaneC) they are vectors, one per state.
 #pragma once
 
-#include "../common/ss2d.h"
-#include "tile.h"
+#include "common/ss2d.h"
+#include "cpu/tile_io.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {

@@ -4,10 +4,13 @@
 // tile by tile, B and C are gathered once, and each block's u, delta and z are gathered with tokens outside and
 // channels in the lanes, scanned, gated and scattered back. The layout of the tensors costs two transpositions of
 // registers and no copy.
-#include "kernels.h"
-#include "scan.h"
-#include "silu.h"
-#include "threads.h"
+#include "cpu/selective_scan.h"
+
+#include "cpu/kernels.h"
+#include "cpu/scan.h"
+#include "cpu/scratch.h"
+#include "cpu/silu.h"
+#include "cpu/threads.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {

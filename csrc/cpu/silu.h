@@ -1,7 +1,7 @@
 // SiLU(x) = x / (1 + exp(-x)) and its derivative, for kernels that have it at their end.
 #pragma once
 
-#include "simd.h"
+#include "cpu/simd.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {

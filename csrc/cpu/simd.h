@@ -14,7 +14,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../common/tensor.h"
+#include "common/tensor.h"
 
 #define MTLKIT_INLINE inline __attribute__((always_inline))
 
@@ -199,6 +199,42 @@ MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
   } else {
     return v[0];
   }
+}
+
+// ---- masks -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+template <typename T>
+MTLKIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(v) & mask);
+}
+
+// Bit i of the result is that of lane i.
+template <typename T>
+MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(reinterpret_cast<__m256d>(mask));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
+  if constexpr (sizeof(T) == 8) return _mm_movemask_pd(reinterpret_cast<__m128d>(mask));
+#else
+  uint16_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= mask[i] ? 1 << i : 0;
+  return bits;
+#endif
+}
+
+template <typename T>
+MTLKIT_INLINE Mask<T> mask_of(uint16_t bits) {
+  Mask<T> lane{};
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = 1 << i;
+  return (lane & bits) != 0;
 }
 
 // ---- 16-bit formats, kept as bits --------------------------------------------------------------------------------

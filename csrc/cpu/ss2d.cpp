@@ -3,9 +3,12 @@
 // A block of channels is one vector. Where it lies in a channels-last tensor of the type of computation it is read and
 // written in place; else its plane is packed once into contiguous vectors, which settles layout, dtype and ragged
 // channel counts in one place. Each direction walks the plane by index arithmetic.
-#include "kernels.h"
-#include "scan.h"
-#include "threads.h"
+#include "cpu/ss2d.h"
+
+#include "cpu/kernels.h"
+#include "cpu/scan.h"
+#include "cpu/scratch.h"
+#include "cpu/threads.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {

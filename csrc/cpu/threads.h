@@ -5,7 +5,7 @@
 #include <omp.h>
 #endif
 
-#include "tile.h"
+#include "cpu/integer_math.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {

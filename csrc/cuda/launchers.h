@@ -5,10 +5,10 @@
 // tensors' device the current one.
 #pragma once
 
-#include "cuda/dwconv_silu.h"
-#include "cuda/norm_gate.h"
-#include "cuda/selective_scan.h"
-#include "cuda/ss2d.h"
+#include "cuda/dwconv_silu/dwconv_silu.h"
+#include "cuda/norm_gate/norm_gate.h"
+#include "cuda/selective_scan/selective_scan.h"
+#include "cuda/ss2d/ss2d.h"
 
 namespace mtlkit::cuda {
 
@@ -18,11 +18,11 @@ int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
 int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream);
 int launch_dwconv_silu_bwd(const DwconvSiluBackward& params, void* stream);
 
-int launch_selective_scan_fwd(const SelectiveScanCudaForward& params, void* stream);
-int launch_selective_scan_bwd(const SelectiveScanCudaBackward& params, void* stream);
+int launch_selective_scan_fwd(const SelectiveScanForward& params, void* stream);
+int launch_selective_scan_bwd(const SelectiveScanBackward& params, void* stream);
 
-int launch_ss2d_fwd(const SS2DCudaForward& params, void* stream);
-int launch_ss2d_bwd(const SS2DCudaBackward& params, void* stream);
+int launch_ss2d_fwd(const SS2DForward& params, void* stream);
+int launch_ss2d_bwd(const SS2DBackward& params, void* stream);
 
 const char* error_string(int code);
 

@@ -18,7 +18,7 @@ from mtlkit.ops import interaction_kernels
 from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
 from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
-WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/common/interaction_vectors.h orders them
+WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/cpu/interaction/gating.h orders them
 MOST_IMAGES = {"cpu": 1 << 40, "triton": 64}  # that the kernels hold
 
 
@@ -175,7 +175,7 @@ def _forward(call: _Call, normaliser, running, mean, variance, energy, pooled, f
         kernels.forward(*call[:4], sums, f, normaliser, running, weights, results, factors, clf)
     else:
         arguments = call.arguments(sums, f, normaliser, running, weights, results)
-        check(_native.C.interaction_vectors_forward(*arguments, address(factors), address(clf)))
+        check(_native.C.interaction_gating_forward(*arguments, address(factors), address(clf)))
     return (factors, mu, clf, enhanced, gates, *signals), results
 
 
@@ -205,7 +205,7 @@ class _Vectors(torch.autograd.Function):
         else:
             arguments = call.arguments(sums, f, normaliser, (None, None), weights, results)
             addresses = (tuple(map(address, tensors)) for tensors in gradients)
-            check(_native.C.interaction_vectors_backward(*arguments, *addresses))
+            check(_native.C.interaction_gating_backward(*arguments, *addresses))
         given = (*douts, *inputs)
         return None, None, None, *first_order_only("task_interaction", wanted, given)
 

@@ -17,7 +17,7 @@ import pytest
 from mtlkit import _native
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-SOURCES = sorted((CSRC / "cuda").glob("*.cu"))
+SOURCES = sorted((CSRC / "cuda").rglob("*.cu"))
 ARCHS = ("sm_80", "sm_90")
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 BUILT = _native.C is not None and _native.C.cuda
@@ -71,7 +71,7 @@ def cubins(tmp_path_factory) -> list[Path]:
     def compiled(job: tuple[Path, str]) -> None:
         source, arch = job
         flags = ["-cubin", f"-arch={arch}", "-std=c++17", "--expt-relaxed-constexpr", f"-I{CSRC}"]
-        run(NVCC, *flags, "-o", folder / f"{source.stem}.{arch}.cubin", source)
+        run(NVCC, *flags, "-o", folder / f"{source.parent.name}_{source.stem}.{arch}.cubin", source)
 
     if BUILT:
         run(tool("cuobjdump"), "-xelf", "all", _native.C.__file__, cwd=folder)

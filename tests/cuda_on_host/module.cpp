@@ -1,8 +1,8 @@
 // The Python module of the CUDA kernels as they run on the host: what mtlkit._C has of them, by the same names.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include "cuda/bindings_cuda.h"
+#include "bindings/bindings.h"
+#include "cuda/launchers.h"
 #include "cuda_on_host.h"
 
 namespace mtlkit::cuda {

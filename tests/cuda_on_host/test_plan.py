@@ -10,7 +10,7 @@ from mtlkit.testing import SS2D_SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "gpu_kernels.md").read_text()
-HEADER = (ROOT / "csrc" / "cuda" / "ss2d.h").read_text()
+HEADER = (ROOT / "csrc" / "cuda" / "ss2d" / "ss2d.h").read_text()
 SHARED = 232_448  # bytes that a block may have on an H200
 H200 = (132, SHARED)
 ROWS = {

@@ -44,7 +44,7 @@ def assert_missed(kernels, line: int, run) -> None:
     raise AssertionError(f"nothing changes without line {line}")
 
 
-@pytest.mark.parametrize("line", calls("norm_gate_bwd.cu"))
+@pytest.mark.parametrize("line", calls("norm_gate/bwd.cu"))
 def test_norm_gate_backward(kernels, line):
     shapes = [(100, 96), (7, 301)]  # a kernel that holds rows in registers, and the one for any number of channels
     inputs = [(torch.randn(shape), torch.rand(shape[1]), torch.randn(shape)) for shape in shapes]
@@ -62,7 +62,7 @@ def test_norm_gate_backward(kernels, line):
     assert_missed(kernels, line, run)
 
 
-@pytest.mark.parametrize("line", calls("dwconv_silu_bwd.cu"))
+@pytest.mark.parametrize("line", calls("dwconv_silu/bwd.cu"))
 def test_dwconv_silu_backward(kernels, line):
     x, dy = (torch.randn(2, 5, 40, 16).permute(0, 3, 1, 2) for _ in range(2))
     weight = torch.randn(16, 3, 3)
@@ -76,7 +76,7 @@ def test_dwconv_silu_backward(kernels, line):
     assert_missed(kernels, line, run)
 
 
-@pytest.mark.parametrize("line", calls("scan.cuh", "ss2d.cuh", "ss2d_fwd.cu", "ss2d_bwd.cu"))
+@pytest.mark.parametrize("line", calls("scan.cuh", "ss2d/ss2d.cuh", "ss2d/fwd.cu", "ss2d/bwd.cu"))
 def test_ss2d(on_host, kernels, line):
     shape = SS2DShape(1, 20, 17, 23, 16, 2)  # an odd number of tiles: in the middle one, opposite directions meet
     inputs = {name: t.requires_grad_() for name, t in shape.inputs().items()}
@@ -84,7 +84,7 @@ def test_ss2d(on_host, kernels, line):
 
 
 @pytest.mark.parametrize(
-    "line", calls("scan.cuh", "selective_scan.cuh", "selective_scan_fwd.cu", "selective_scan_bwd.cu")
+    "line", calls("scan.cuh", "selective_scan/selective_scan.cuh", "selective_scan/fwd.cu", "selective_scan/bwd.cu")
 )
 def test_selective_scan(on_host, kernels, line):
     scan = partial(selective_scan, delta_softplus=True)

@@ -84,8 +84,9 @@ def build(name: str, sources: list[Path], csrc: Path = ROOT / "csrc") -> ModuleT
 
 def build_kernels(csrc: Path = ROOT / "csrc") -> ModuleType:
     """The kernels of `csrc`, this project's or an altered copy's."""
-    sources = sorted(p for p in (csrc / "cuda").glob("*.cu") if p.name != "runtime.cu")  # that one asks CUDA itself
-    return build("mtlkit_cuda_on_host", [*sources, EXECUTOR / "executor.cpp", EXECUTOR / "module.cpp"], csrc)
+    sources = sorted(p for p in (csrc / "cuda").rglob("*.cu") if p.name != "runtime.cu")  # that one asks CUDA itself
+    module = [csrc / "bindings" / "cuda.cpp", EXECUTOR / "module.cpp", EXECUTOR / "executor.cpp"]
+    return build("mtlkit_cuda_on_host", [*sources, *module], csrc)
 
 
 def build_executor_checks() -> ModuleType:

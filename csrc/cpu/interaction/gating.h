@@ -1,0 +1,75 @@
+// Arguments of task interaction between its two passes over the map: from sums to factors (formulas:
+// mtlkit/ops/interaction.py).
+//
+// B images, C channels, P projected channels, F entries of the vector, H hidden units and Q projected entries of UPA.
+// All tensors are contiguous and in the type of computation.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace mtlkit {
+
+enum GatingWeight {
+  kContextWeight,  // (F, P)
+  kContextBias,    // (F)
+  kClfGateWeight,  // (F, F)
+  kClfGateBias,    // (F)
+  kGainWeight,     // (C, F)
+  kGainBias,       // (C)
+  kSegGateWeight,  // (C, C)
+  kSegGateBias,    // (C)
+  kNormWeight,     // (F)
+  kNormBias,       // (F)
+  kFc1Weight,      // (H, S), of S signals
+  kFc1Bias,        // (H)
+  kFc2Weight,      // (2, H)
+  kFc2Bias,        // (2)
+  kSegProj,        // (Q, C), null for two signals, as the next
+  kClfProj,        // (Q, F)
+  kGatingWeights,
+};
+using GatingWeights = std::array<void*, kGatingWeights>;
+
+struct InteractionGatingForward {
+  int64_t batch, channels, projected, features, hidden, queries;
+  double tau, momentum, eps;
+  bool three;              // signals: alignment, energy, spread; else the two variances
+  bool training;           // the batch's statistics normalise, and the running ones follow
+  const void* mean;        // (B, C)
+  const void* variance;    // (B, C), read for two signals
+  const void* energy;      // (B), read for three
+  const void* pooled;      // (B, P)
+  const void* f;           // (B, F)
+  const void* normaliser;  // (2), null for the mean over the batch
+  GatingWeights weights;
+  void* norm_mean;               // (F)
+  void* norm_var;                // (F)
+  void* mu;                      // (B, C)
+  void* factors;                 // (B, C), 1 + w_seg (mu - 1)
+  void* clf;                     // (B, F)
+  void* enhanced;                // (B, F)
+  void* gates;                   // (B, 2)
+  std::array<void*, 3> signals;  // (B) each
+  void* kept;                    // for the backward pass, 2 B (F + C + Q) + 2 F elements
+  bool use_double;               // the type of computation: double or float
+  int threads;
+};
+
+struct InteractionGatingBackward {
+  InteractionGatingForward forward;  // as it was; all but factors, clf and the running statistics are read
+  const void* dfactors;              // (B, C), null for zeros, as the next five
+  const void* dmu;                   // (B, C)
+  const void* dclf;                  // (B, F)
+  const void* denhanced;             // (B, F)
+  const void* dgates;                // (B, 2)
+  std::array<void*, 3> dsignals;     // (B) each
+  void* dmean;                       // (B, C), null if not wanted, as all that follow
+  void* dvariance;                   // (B, C)
+  void* denergy;                     // (B)
+  void* dpooled;                     // (B, P)
+  void* df;                          // (B, F)
+  GatingWeights dweights;
+};
+
+}  // namespace mtlkit

@@ -1,0 +1,51 @@
+// This level's entry in the dispatch.
+#include "cpu/interaction/packed_matrix.h"
+#include "cpu/kernels.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+int ss2d_forward(const SS2DForward&);
+int ss2d_backward(const SS2DBackward&);
+int selective_scan_forward(const SelectiveScanForward&);
+int selective_scan_backward(const SelectiveScanBackward&);
+int dwconv_silu_forward(const DwconvSiluForward&);
+int dwconv_silu_backward(const DwconvSiluBackward&);
+int norm_gate_forward(const NormGateForward&);
+int norm_gate_backward(const NormGateBackward&);
+int interaction_reduce_forward(const InteractionReduceForward&);
+int interaction_reduce_backward(const InteractionReduceBackward&);
+int interaction_scale_forward(const InteractionScaleForward&);
+int interaction_scale_backward(const InteractionScaleBackward&);
+int interaction_gating_forward(const InteractionGatingForward&);
+int interaction_gating_backward(const InteractionGatingBackward&);
+int64_t peak_rate(int64_t tokens, int threads);
+
+extern const CpuKernels kernels;
+
+#define MTLKIT_NAME_OF(level) #level
+#define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
+
+const CpuKernels kernels = {
+    MTLKIT_NAME(MTLKIT_ISA),
+    ss2d_forward,
+    ss2d_backward,
+    selective_scan_forward,
+    selective_scan_backward,
+    dwconv_silu_forward,
+    dwconv_silu_backward,
+    norm_gate_forward,
+    norm_gate_backward,
+    interaction_reduce_forward,
+    interaction_reduce_backward,
+    kRows,
+    kVectorBytes,
+    interaction_scale_forward,
+    interaction_scale_backward,
+    interaction_gating_forward,
+    interaction_gating_backward,
+    peak_rate,
+};
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit

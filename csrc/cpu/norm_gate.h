@@ -1,0 +1,30 @@
+// Arguments of norm_gate on the CPU (formula: common/norm_gate.h).
+#pragma once
+
+#include "common/norm_gate.h"
+#include "common/tensor.h"
+
+namespace mtlkit {
+
+struct NormGateForward {
+  NormGateShape shape;
+  Tensor<2> x;       // (rows, D); stride[1] is 1, here and below
+  Tensor<2> z;       // (rows, D), may be absent
+  Tensor<1> weight;  // (D), absent for ones
+  Tensor<1> bias;    // (D), absent for zeros
+  Tensor<2> out;     // (rows, D)
+  double eps;
+  bool use_double;  // the type of computation: double or float
+  int threads;
+};
+
+struct NormGateBackward {
+  NormGateForward forward;  // as it was; out is not read
+  Tensor<2> dout;           // (rows, D)
+  Tensor<2> dx;             // (rows, D)
+  Tensor<2> dz;             // (rows, D), absent with z
+  void* dweight;            // (D), as is dbias: contiguous, in the type of computation; null with weight
+  void* dbias;              // (D), null with bias
+};
+
+}  // namespace mtlkit

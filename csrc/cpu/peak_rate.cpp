@@ -1,0 +1,43 @@
+// The rate that no scan of this form can pass on this machine: state updates alone, on operands that are at hand.
+#include "cpu/kernels.h"
+#include "cpu/scan.h"
+#include "cpu/threads.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+// Runs `tokens` tokens of 16 states and one vector of channels on each thread, and returns the count of state updates:
+// one exp2 and its argument, and the multiplications and additions of h <- a h + x B, y <- y + h C. What a real scan
+// adds is left out: the time step, the softplus, the skip, and all that comes from beyond the first-level cache.
+int64_t peak_rate(int64_t tokens, int threads) {
+  constexpr int kStates = 16;
+  on_threads(threads, [&](int thread, int) {
+    FloatVec A[kStates], h[kStates], y{};
+    float B[kStates], C[kStates];
+    for (int n = 0; n < kStates; ++n) {
+      A[n] = splat(-0.01f * static_cast<float>(n + 1));
+      B[n] = 0.25f + 0.01f * static_cast<float>(n + thread);
+      C[n] = 0.5f - B[n];
+      h[n] = FloatVec{};
+    }
+    FloatVec dt = splat(0.01f);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const FloatVec x = dt * 0.5f;  // new for each token, as in a scan, so that x B is not worked out once and for all
+      FloatVec even{}, odd{};
+#pragma GCC unroll 16
+      for (int n = 0; n < kStates; ++n) {
+        h[n] = h[n] * exp2(dt * A[n]) + x * B[n];
+        (n & 1 ? odd : even) += h[n] * C[n];
+      }
+      y += even + odd;
+      dt += 1e-9f;
+    }
+    // The result must look wanted, or the compiler would drop the work.
+    volatile float sink = y[0];
+    (void)sink;
+  });
+  return tokens * kStates * kLanes<float> * threads;
+}
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit

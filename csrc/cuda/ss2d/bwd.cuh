@@ -1,0 +1,71 @@
+// What the main kernel of ss2d's backward pass and the kernels that add up its parts share: what a launch covers, and
+// where its sums over channels and over tokens lie.
+#pragma once
+
+#include "cuda/ss2d/ss2d.cuh"
+
+namespace mtlkit::cuda {
+
+// What one launch of the main kernel does: some images, and some iterations of every chunk's way through its tiles.
+struct Portion {
+  int first_pair, first_image, images;
+  int begin, end;  // of the iterations; a chunk may have fewer
+  bool first;      // of its pairs: finds no sums over tokens to add to
+};
+
+// The pixels of one chunk and direction whose rows a portion leaves parts of: so many, from one on in the order of the
+// pair. Who scans upwards comes to the tiles downwards.
+struct Window {
+  int64_t first;
+  int pixels;
+
+  __device__ Window(const SS2D& p, const Portion& portion, int tile_tokens, int chunk, bool upwards) {
+    const int first_tile = chunk * static_cast<int>(p.plan.chunk_tiles);
+    const int tiles = static_cast<int>(p.plan.tiles_of(chunk));
+    const int end = portion.end < tiles ? portion.end : tiles;
+    first = int64_t{first_tile + (upwards ? tiles - end : portion.begin)} * tile_tokens;
+    const int64_t whole = int64_t{end - portion.begin} * tile_tokens, room = p.shape.tokens() - first;
+    pixels = static_cast<int>(whole < 0 ? 0 : whole < room ? whole : room);
+  }
+};
+
+// How far into `parts` the rows of a part, an image of the portion, a scan and a chunk begin.
+__device__ inline int64_t rows_before(const SS2D& p, int part, int image, int scan, int chunk, int tile_tokens) {
+  const int64_t group = (part * p.plan.images + image) * p.plan.scans() + scan;
+  const int64_t tiles = chunk * (p.plan.window_tiles < p.plan.chunk_tiles ? p.plan.window_tiles : p.plan.chunk_tiles);
+  return (group * p.plan.pixels + tiles * tile_tokens) * p.shape.row();
+}
+
+// Where the sums over tokens of one scan go: those of an image and chunk, its part, or the gradients themselves, which
+// are the first part. A row for each channel, N, R, 1 and 1 floats long.
+struct SumsOverTokens {
+  float *A_logs, *weight, *bias, *skip;
+
+  __device__ SumsOverTokens(const SS2DBackward& params, int part, int scan, int direction) {
+    const SS2DShape& shape = params.scan.shape;
+    int64_t row = direction * shape.channels;
+    A_logs = params.dA_logs;
+    weight = params.ddt_weight;
+    bias = params.ddt_bias;
+    skip = params.dDs;
+    if (part > 0) {
+      const int64_t rows = params.scan.plan.scans() * shape.channels;
+      row = scan * shape.channels;
+      A_logs = params.sums + (part - 1) * rows * (shape.states + shape.rank + 2);
+      weight = A_logs + rows * shape.states;
+      bias = weight + rows * shape.rank;
+      skip = bias + rows;
+    }
+    A_logs += row * shape.states;
+    weight += row * shape.rank;
+    bias += row;
+    skip += row;
+  }
+};
+
+// Queue the kernels of ss2d_sums.cu.
+int launch_sum_rows(const SS2DBackward& params, const SS2DGeometry& geometry, const Portion& portion, int tile_tokens,
+                    void* stream);
+int launch_sum_over_tokens(const SS2DBackward& params, const Portion& portion, void* stream);
+
+}  // namespace mtlkit::cuda
