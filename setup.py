@@ -70,7 +70,10 @@ CUDA = choice("MTLKIT_CUDA", "auto", "on", "off")
 
 setup(
     # `kernels` is another package's import name: the folder is installed as mtlkit.kernels only.
-    packages=[*find_packages(include=["mtlkit", "mtlkit.*"]), "mtlkit.kernels"],
+    packages=[
+        *find_packages(include=["mtlkit", "mtlkit.*"]),
+        *(f"mtlkit.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
+    ],
     package_dir={"mtlkit": "mtlkit", "mtlkit.kernels": "kernels"},
     ext_modules=[Extension("mtlkit._C", sources=[])] if NATIVE == "on" else [],
     cmdclass={"build_ext": CMakeBuild},

@@ -156,9 +156,9 @@ def _triton(sum_: Tensor) -> ModuleType | None:
     """The Triton kernels, which serve what lies on a GPU."""
     if interaction_kernels.triton_kernels(sum_) is None:
         return None
-    from mtlkit.kernels import interaction_vectors  # not before it is needed: it loads Triton
+    from mtlkit.kernels.interaction import gating  # not before it is needed: it loads Triton
 
-    return interaction_vectors
+    return gating
 
 
 def _forward(call: _Call, normaliser, running, mean, variance, energy, pooled, f, *weights) -> tuple[tuple, tuple]:

@@ -74,8 +74,8 @@ def test_other_forms_compile(record, compiled):
     ("batch", "channels", "three", "training", "capabilities"),
     [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
 )
-def test_vectors_compile(record, compiled, batch, channels, three, training, capabilities):
-    from mtlkit.kernels import interaction_vectors as kernels
+def test_gating_compiles(record, compiled, batch, channels, three, training, capabilities):
+    from mtlkit.kernels.interaction import gating
     from mtlkit.testing import InteractionShape
 
     B, C, P, N, H, Q = batch, channels, channels // 2, 256, 32, 64 if three else 0
@@ -95,9 +95,9 @@ def test_vectors_compile(record, compiled, batch, channels, three, training, cap
     call = ((B, C, P, N, H, Q), (0.7, 0.01, 1e-3), three, training, sums, meta(B, N))
 
     def level() -> None:
-        kernels.forward(*call, None, like(inputs.tim[12:14]), weights, results, meta(B, C), meta(B, N))
+        gating.forward(*call, None, like(inputs.tim[12:14]), weights, results, meta(B, C), meta(B, N))
         outputs = [meta(B, C), meta(B, C), meta(B, N), meta(B, N), meta(B, 2), *signals]
-        kernels.backward(*call, None, weights, results, outputs, like((*sums, meta(B, N))), like(weights))
+        gating.backward(*call, None, weights, results, outputs, like((*sums, meta(B, N))), like(weights))
 
     launches = record(level)
     assert len(launches) == (11 if three else 9)

@@ -9,9 +9,10 @@ from harness.interpreter import run_tests
 pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
 FOLDER = Path(__file__).parent / "interpreted"
+FILES = sorted(FOLDER.rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("test_*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
 def test_interpreted(file):
     process = run_tests(file)
     print(process.stdout[-4000:], process.stderr[-2000:])

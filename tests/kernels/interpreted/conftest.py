@@ -7,7 +7,7 @@ import pytest
 
 from harness.interpreter import INTERPRETED, patch_once
 
-collect_ignore_glob = [] if INTERPRETED else ["test_*.py"]
+collect_ignore_glob = [] if INTERPRETED else ["*test_*.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

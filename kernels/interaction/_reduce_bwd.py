@@ -1,4 +1,4 @@
-"""Backward of the pass of task interaction that gathers sums: see interaction.py."""
+"""Backward of the reducing pass of task interaction: its kernels, and what launches each of them."""
 
 import torch
 import triton
@@ -6,7 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from mtlkit.kernels._launch import processors
-from mtlkit.kernels._maps import (
+from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.interaction._maps import (
+    FULL,
     along,
     block_of,
     is_wide,
@@ -19,11 +21,8 @@ from mtlkit.kernels._maps import (
     store_signs,
     strides_of,
 )
-from mtlkit.kernels._tables import power_of_two
 
-FULL = 4  # programs of a processor that a launch of many tiles aims at
-
-# --- reduce, backward -------------------------------------------------------------------------------------------------
+# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit

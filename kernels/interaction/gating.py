@@ -14,7 +14,9 @@ BB, a power of two.
 import triton
 import triton.language as tl
 
-from mtlkit.kernels._interaction_vectors import (
+from mtlkit.kernels._launch import on_device
+from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.interaction._gating import (
     DEPTH,
     SIDE,
     WARPS,
@@ -28,9 +30,7 @@ from mtlkit.kernels._interaction_vectors import (
     sigmoid,
     store_columns,
 )
-from mtlkit.kernels._interaction_vectors_bwd import backward
-from mtlkit.kernels._launch import on_device
-from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.interaction._gating_bwd import backward
 
 __all__ = ["backward", "forward"]
 

@@ -64,6 +64,8 @@ def load_signs(signs, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr)
 
 # --- on the host ------------------------------------------------------------------------------------------------------
 
+FULL = 4  # programs of a processor that a launch of many tiles aims at
+
 
 def precision_of(x: Tensor) -> str:
     """Three products in tf32 come to float32's own rounding; 16-bit maps have nothing to be split."""

@@ -1,9 +1,11 @@
-"""The backward half of interaction_vectors.py: its kernels, and what launches them."""
+"""The backward half of gating.py: its kernels, and what launches them."""
 
 import triton
 import triton.language as tl
 
-from mtlkit.kernels._interaction_vectors import (
+from mtlkit.kernels._launch import on_device
+from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.interaction._gating import (
     DEPTH,
     SHORTEST,
     SIDE,
@@ -17,8 +19,6 @@ from mtlkit.kernels._interaction_vectors import (
     pull_rows,
     store_columns,
 )
-from mtlkit.kernels._launch import on_device
-from mtlkit.kernels._tables import power_of_two
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The Triton kernels of task interaction, interpreted, against the reference in float64."""
+"""The Triton kernels of the two passes of task interaction, interpreted, against the reference in float64."""
 
 import numpy
 import pytest
@@ -7,6 +7,7 @@ from torch import Tensor
 
 import mtlkit
 from mtlkit.kernels import interaction as kernels
+from mtlkit.kernels.interaction import _reduce_bwd, reduce, scale
 from mtlkit.ops import TIMParameters, UPAParameters, interaction_kernels
 from mtlkit.ops.interaction import reduce_reference, reduce_torch
 from mtlkit.testing import InteractionShape, assert_accurate
@@ -131,9 +132,10 @@ def test_against_the_reference(shape, dtype, attention, energy):
 @pytest.mark.parametrize(("dtype", "energy"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
 def test_tiles_decide_the_speed_alone(monkeypatch, processors, pixels, dtype, energy):
     """On a GPU of one processor and of many, with a pixel beyond a tile's last, and a projection of a 256-row block."""
-    monkeypatch.setattr(kernels, "processors", lambda tensor: processors)
+    monkeypatch.setattr(reduce, "processors", lambda tensor: processors)
+    monkeypatch.setattr(scale, "processors", lambda tensor: processors)
     arguments = inputs((2, 20, 5, 13, 130), dtype, False)
-    assert kernels.pixels_of(arguments[0]["x"]) == pixels
+    assert reduce.pixels_of(arguments[0]["x"]) == pixels
     assert_right(*arguments, energy)
 
 
@@ -178,9 +180,7 @@ def test_gradients_that_are_not_wanted(channels):
 
 
 def test_chunks_and_shares_of_many_tiles(monkeypatch):
-    from mtlkit.kernels import _interaction_bwd
-
-    for module in (kernels, _interaction_bwd):
+    for module in (reduce, _reduce_bwd, scale):
         monkeypatch.setattr(module, "processors", lambda x: 1)
     for shape in ((2, 7, 13, 15, 5), (2, 130, 9, 8, 65)):
         assert_right(*inputs(shape, torch.float32, False), True)

@@ -1,4 +1,4 @@
-"""What the vectors' kernels of task interaction share: pieces of a program, and how what is kept is laid out.
+"""What the gating kernels share: pieces of a program, and how what is kept is laid out.
 
 BB is B, the images, padded to a power of two; matrices are (images, entries) and lie without gaps.
 """
