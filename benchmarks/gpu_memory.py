@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlkit
 from mtlkit import _native
-from mtlkit.ops import _backend
+from mtlkit.operators import _backends, _launch
 from mtlkit.testing import SS2D_SHAPES, SS2DShape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_kernels.md"
@@ -139,8 +138,8 @@ def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
     mamba = SimpleNamespace(selective_scan_fn=_mamba_scan)
     with (
         mock.patch.object(_native, "C", SimpleNamespace(**vars(native) | silent | {"cuda": True})),
-        mock.patch.object(_backend, "_cuda_obstacle", return_value=None),
-        mock.patch.object(import_module("mtlkit.ops.ss2d"), "gpu", return_value=H200),
+        mock.patch.object(_backends, "_cuda_obstacle", return_value=None),
+        mock.patch.object(_launch, "gpu", return_value=H200),
         mtlkit.use_backend("cuda"),
         ExitStack() as modules,
     ):

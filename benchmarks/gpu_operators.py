@@ -26,8 +26,8 @@ from providers import BOTH, FORWARD, compiled, missing, selective_scan
 from torch import Tensor
 
 import mtlkit
-from mtlkit.ops.dwconv_silu import dwconv_silu_torch
-from mtlkit.ops.norm_gate import norm_gate_torch
+from mtlkit.operators.dwconv_silu import dwconv_silu_torch
+from mtlkit.operators.norm_gate import norm_gate_torch
 from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape
 
 Call = Callable[..., Tensor]

@@ -17,8 +17,8 @@ from providers import compiled, missing
 from torch import Tensor
 
 import mtlkit
-from mtlkit.ops import _backend
-from mtlkit.ops.ss2d import ss2d_torch
+from mtlkit import operators
+from mtlkit.operators.ss2d import ss2d_torch
 
 Scan = Callable[..., Tensor]
 
@@ -135,7 +135,7 @@ def vmamba_scan(
 
 def why_no_backend(name: str, op: str = "ss2d") -> str | None:
     """Why a backend of mtlkit cannot serve the current GPU."""
-    return _backend._obstacle(op, name, (name,), torch.device("cuda", torch.cuda.current_device()), None)
+    return operators.obstacle(name, torch.device("cuda", torch.cuda.current_device()))
 
 
 def why_no_vmamba() -> str | None:

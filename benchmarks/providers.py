@@ -13,9 +13,9 @@ from torch import Tensor
 
 import mtlkit
 from mtlkit import _native
+from mtlkit.operators.selective_scan import selective_scan_torch
+from mtlkit.operators.ss2d import cross_merge, cross_scan, ss2d_torch
 from mtlkit.ops import TIMParameters, UPAParameters
-from mtlkit.ops.selective_scan import selective_scan_torch
-from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d_torch
 
 FORWARD, BOTH = "forward", "forward_backward"
 ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}

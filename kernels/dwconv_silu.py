@@ -1,4 +1,4 @@
-r"""dwconv_silu in Triton, forward and backward: formula and letters as in mtlkit/ops/dwconv_silu.py.
+r"""dwconv_silu in Triton, forward and backward: formula and letters as in mtlkit/operators/dwconv_silu.
 
 A program owns a tile of BP pixels, counted through all images, times BD channels; the nine neighbours of a pixel are
 read again and again, from the caches. With da = dy SiLU'(a):

@@ -1,4 +1,4 @@
-r"""norm_gate in Triton, forward and backward: formula and letters as in mtlkit/ops/norm_gate.py.
+r"""norm_gate in Triton, forward and backward: formula and letters as in mtlkit/operators/norm_gate.
 
 A program holds whole rows: mean and variance, in two passes over registers, then the output. With e = (x - mean) r,
 r = 1 / sqrt(var + eps), n = e weight + bias and dn = dout SiLU(z), all over the D channels of a row:

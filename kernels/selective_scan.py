@@ -1,4 +1,4 @@
-r"""The 1-D selective scan in Triton, forward and backward: formula and letters as in mtlkit/ops/selective_scan.py.
+r"""The 1-D selective scan in Triton, forward and backward: formula and letters as in mtlkit/operators/selective_scan.
 
 A program owns a block of channels of one sequence and one group, or of a chunk of its tokens. Splits, kept states,
 partial sums and their fixed orders are those of ss2d.py.

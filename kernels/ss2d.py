@@ -1,4 +1,4 @@
-r"""SS2D in Triton, forward and backward: formula and letters as in mtlkit/ops/ss2d.py.
+r"""SS2D in Triton, forward and backward: formula and letters as in mtlkit/operators/ss2d.
 
 A program owns a pair of opposite directions (0 and 2 walk rows, 1 and 3 columns) of a block of channels of one image,
 or of a chunk of its positions. Both directions advance together through the same positions from opposite ends, T tokens

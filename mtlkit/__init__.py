@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         training,
     )
     from mtlkit._accelerate import accelerate, restore
-    from mtlkit.ops._backend import use_backend
-    from mtlkit.ops.selective_scan import selective_scan as selective_scan_fn
+    from mtlkit.ops import selective_scan as selective_scan_fn
+    from mtlkit.ops import use_backend
 
 __version__ = "0.1.0"
 
@@ -76,8 +76,8 @@ _MODULES = (
 _NAMES = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
     "restore": ("mtlkit._accelerate", "restore"),
-    "selective_scan_fn": ("mtlkit.ops.selective_scan", "selective_scan"),
-    "use_backend": ("mtlkit.ops._backend", "use_backend"),
+    "selective_scan_fn": ("mtlkit.ops", "selective_scan"),
+    "use_backend": ("mtlkit.ops", "use_backend"),
 }
 
 

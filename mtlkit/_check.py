@@ -15,10 +15,12 @@ def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
 
     Raises:
         TypeError: no tensor, or of a dtype that no backend computes in.
-        ValueError: another count of dimensions, or a sparse layout.
+        ValueError: another count of dimensions, or a sparse or nested layout.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise ValueError(f"{name}: expected a dense tensor, got a nested one")
     if value.dtype not in FLOATS:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {value.dtype}")
     if value.layout != torch.strided:
@@ -39,10 +41,14 @@ def check_shape(name: str, value: Tensor, letters: str, *sizes: int) -> None:
 
 def check_device(**tensors: Tensor | None) -> None:
     """Raises a ValueError unless all tensors are on the device of the first."""
-    (first_name, first), *others = [(name, t) for name, t in tensors.items() if t is not None]
-    for name, tensor in others:
-        if tensor.device != first.device:
-            raise ValueError(f"{name}: expected device {first.device}, where {first_name} is, got {tensor.device}")
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first_name, first = name, tensor.device
+        elif tensor.device != first:
+            raise ValueError(f"{name}: expected device {first}, where {first_name} is, got {tensor.device}")
 
 
 def check_float_dtype(name: str, dtype: object) -> None:

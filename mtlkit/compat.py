@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit._check import check_shape, check_tensor
-from mtlkit.ops.selective_scan import selective_scan, selective_scan_reference
+from mtlkit.operators.selective_scan import selective_scan, selective_scan_reference
 
 __all__ = [
     "bimamba_inner_fn",

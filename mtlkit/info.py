@@ -65,7 +65,7 @@ def backends(torch_error: str) -> Iterator[tuple[str, bool, str, str]]:
             yield name, False, "needs torch, which does not import", "pip install torch"
         return
     try:
-        from mtlkit.ops._backend import describe
+        from mtlkit.operators import describe
 
         yield from describe()
     except Exception as error:

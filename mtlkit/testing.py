@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtlkit.ops.interaction_types import TIMParameters, UPAParameters
+from mtlkit.ops import TIMParameters, UPAParameters
 
 FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
 GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}

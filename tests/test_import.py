@@ -53,8 +53,8 @@ def test_import_alone_needs_no_torch(run_python):
 
 def test_public_names():
     assert set(mtlkit.__all__) <= set(dir(mtlkit))
-    assert mtlkit.use_backend is importlib.import_module("mtlkit.ops._backend").use_backend
-    assert mtlkit.selective_scan_fn is importlib.import_module("mtlkit.ops.selective_scan").selective_scan
+    assert mtlkit.use_backend is importlib.import_module("mtlkit.operators._backends").use_backend
+    assert mtlkit.selective_scan_fn is importlib.import_module("mtlkit.operators.selective_scan").selective_scan
 
 
 def test_unknown_name_is_named():

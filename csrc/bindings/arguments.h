@@ -1,4 +1,4 @@
-// How the bindings read what Python passes: see mtlkit/ops/_native_call.py.
+// How the bindings read what Python passes: see mtlkit/operators/_launch.py.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-r"""Task interaction in Triton, forward and backward: formulas and letters as in mtlkit/ops/interaction.py.
+r"""Task interaction in Triton, forward and backward: formulas and letters as in mtlkit/operators/interaction.
 
 `reduce_forward` gathers what one reading pass over a map can: moments, gradient energy and the pooled projection. A
 program takes a tile of pixels of one image through all channels; the projected map is an accumulator that is summed

@@ -1,4 +1,4 @@
-r"""Task interaction between its passes, in Triton, forward and backward: formulas as in mtlkit/ops/interaction.py.
+r"""Task interaction between its passes, in Triton, forward and backward: formulas as in mtlkit/operators/interaction.
 
 A level has five small layers of two dozen rows; in PyTorch they are some thirty launches forward and sixty backward,
 each of which takes longer to start than to run. Here a launch takes whatever does not wait for other programs: forward
@@ -189,7 +189,7 @@ def forward(sizes, numbers, three, training, sums, f, normaliser, running, weigh
     """Writes results, factors and clf, and in training the running statistics; names and orders as the C++ kernel's.
 
     Args:
-        sizes: B (at most mtlkit.ops.interaction_vectors.MOST_IMAGES: a program holds a tile of all images), C, P, F, H
+        sizes: B (at most 64: a program holds a tile of all images), C, P, F, H
             and Q.
         numbers: tau, momentum and eps.
         three: whether there are three signals.

@@ -99,7 +99,7 @@ def _machine(device: str) -> dict[str, Any]:
 
     import mtlkit
     from mtlkit.info import attempt, cpu_name
-    from mtlkit.ops._backend import describe
+    from mtlkit.operators import describe
 
     kind = torch.device(device).type
     kernels = [state for state in describe() if state.name in {"cpu": ("cpu",)}.get(kind, ("cuda", "triton"))]

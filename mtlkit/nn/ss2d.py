@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
-from mtlkit.ops._ss2d_norm_gate import ss2d_norm_gate
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
@@ -177,7 +176,7 @@ class SS2D(nn.Module):
         if isinstance(self.out_norm, nn.LayerNorm):
             fused = z if self.gate == "silu" and not self.out_act else None
             norm = self.out_norm
-            y = ss2d_norm_gate(u, *others, norm.weight, norm.bias, fused, norm.eps, wide)
+            y = ops.ss2d_norm_gate(u, *others, norm.weight, norm.bias, fused, norm.eps, out_dtype=wide)
             if fused is not None:
                 return y
         else:

@@ -1,6 +1,5 @@
 """Puts the CUDA kernels, compiled for the host (see cuda_on_host.h), where mtlkit looks for mtlkit._C."""
 
-import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 
@@ -9,7 +8,7 @@ import pytest
 import mtlkit
 from harness.cuda_on_host import build_executor_checks, build_kernels
 from mtlkit import _native
-from mtlkit.ops import _backend
+from mtlkit.operators import _backends, _launch
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +33,11 @@ def on_host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     """Has backend "cuda" serve tensors on the CPU. A call of it sets the GPU's size that launches are planned for."""
 
     def plan_for(multiprocessors: int, shared_bytes: int = 227 << 10) -> None:
-        for name, module in list(sys.modules.items()):
-            if name.startswith("mtlkit.ops.") and hasattr(module, "gpu"):
-                monkeypatch.setattr(module, "gpu", lambda device: (multiprocessors, shared_bytes))
+        monkeypatch.setattr(_launch, "gpu", lambda device: (multiprocessors, shared_bytes))
 
     kernels.seed(0)
     monkeypatch.setattr(_native, "C", as_native(kernels))
-    monkeypatch.setattr(_backend, "_cuda_obstacle", lambda device: None)
+    monkeypatch.setattr(_backends, "_cuda_obstacle", lambda device: None)
     plan_for(1)
     with mtlkit.use_backend("cuda"):
         yield plan_for

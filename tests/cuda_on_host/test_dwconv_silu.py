@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from harness.cuda_on_host import far_apart
-from mtlkit.ops._native_call import address, argument
-from mtlkit.ops.dwconv_silu import dwconv_silu_reference, dwconv_silu_torch
+from mtlkit.operators._launch import address, argument
+from mtlkit.operators.dwconv_silu import dwconv_silu_reference, dwconv_silu_torch
 from mtlkit.testing import assert_accurate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -3,8 +3,8 @@ import torch
 from torch import Tensor
 
 from harness.cuda_on_host import far_apart
-from mtlkit.ops._native_call import address, argument
-from mtlkit.ops.norm_gate import norm_gate_reference, norm_gate_torch
+from mtlkit.operators._launch import address, argument
+from mtlkit.operators.norm_gate import norm_gate_reference, norm_gate_torch
 from mtlkit.testing import assert_accurate
 
 # x, and z and out

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtlkit.operators._launch import address, argument
 from mtlkit.ops import selective_scan, ss2d
-from mtlkit.ops._native_call import address, argument
 from mtlkit.testing import SelectiveScanShape, SS2DShape
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"

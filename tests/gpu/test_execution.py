@@ -1,12 +1,11 @@
 """How kernels are launched: repeatable, on the current stream and GPU, inside CUDA graphs, beyond 2^31 elements."""
 
-import sys
-
 import pytest
 import torch
 
 import mtlkit
 from harness.calls import DTYPES, NAMES, assert_same, one_of_each, scan_call, ss2d_call
+from mtlkit.operators import _launch
 from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape, assert_accurate
 
 pytestmark = pytest.mark.gpu
@@ -141,7 +140,7 @@ def test_tensors_on_two_gpus(backend):
 @pytest.mark.skipif(torch.version.hip is not None, reason="the CUDA kernels are for NVIDIA GPUs")
 def test_a_launch_that_fails_says_why_and_leaves_the_gpu_fit(device, monkeypatch):
     """A plan for a block with more shared memory than there is."""
-    monkeypatch.setattr(sys.modules["mtlkit.ops.ss2d"], "gpu", lambda device: (132, GIB))
+    monkeypatch.setattr(_launch, "gpu", lambda device: (132, GIB))
     with mtlkit.use_backend("cuda"):
         with pytest.raises(RuntimeError, match=r"mtlkit: CUDA error \d+: \w+"):
             ss2d_call(SS2DShape(1, 64, 4, 4, 16, 6000)).run(device)

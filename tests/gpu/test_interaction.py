@@ -7,7 +7,7 @@ import mtlkit
 from harness.calls import CHANNELS_LAST, CONTIGUOUS, DTYPES, assert_same, level_call
 from harness.gating import VECTOR_CASES, VectorCall
 from harness.gating import assert_same as assert_same_numbers
-from mtlkit.ops import interaction_vectors
+from mtlkit.operators.interaction import gating as interaction_vectors
 from mtlkit.testing import InteractionShape
 
 pytestmark = pytest.mark.gpu

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtlkit.operators.interaction.gating import Normalisation, Sums, vectors, vectors_torch
 from mtlkit.ops import TIMParameters, UPAParameters
-from mtlkit.ops.interaction_vectors import Normalisation, Sums, vectors, vectors_torch
 from mtlkit.testing import InteractionShape, assert_accurate
 
 

@@ -1,5 +1,5 @@
 // Arguments of task interaction between its two passes over the map: from sums to factors (formulas:
-// mtlkit/ops/interaction.py).
+// mtlkit/operators/interaction).
 //
 // B images, C channels, P projected channels, F entries of the vector, H hidden units and Q projected entries of UPA.
 // All tensors are contiguous and in the type of computation.

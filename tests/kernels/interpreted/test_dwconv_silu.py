@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtlkit.kernels import dwconv_silu
-from mtlkit.ops.dwconv_silu import dwconv_silu_reference, dwconv_silu_torch
+from mtlkit.operators.dwconv_silu import dwconv_silu_reference, dwconv_silu_torch
 from mtlkit.testing import assert_accurate
 
 SHAPES = [(2, 5, 4, 7), (1, 33, 1, 6), (1, 1, 1, 1), (1, 3, 9, 2)]

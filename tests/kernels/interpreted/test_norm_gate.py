@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtlkit.kernels import norm_gate
-from mtlkit.ops.norm_gate import norm_gate_reference, norm_gate_torch
+from mtlkit.operators.norm_gate import norm_gate_reference, norm_gate_torch
 from mtlkit.testing import assert_accurate, relative_error
 
 EPS = 1e-5

@@ -7,7 +7,7 @@ import torch
 
 from mtlkit.kernels import selective_scan
 from mtlkit.kernels._tables import Tiles
-from mtlkit.ops.selective_scan import selective_scan_reference, selective_scan_torch
+from mtlkit.operators.selective_scan import selective_scan_reference, selective_scan_torch
 from mtlkit.testing import SelectiveScanShape, assert_accurate
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")

@@ -7,7 +7,7 @@ import torch
 
 from mtlkit.kernels import ss2d
 from mtlkit.kernels._tables import Tiles
-from mtlkit.ops.ss2d import ss2d_reference, ss2d_torch
+from mtlkit.operators.ss2d import ss2d_reference, ss2d_torch
 from mtlkit.testing import SS2DShape, assert_accurate
 
 NAMES = ("y", "u", "x_dbl", "dt_weight", "dt_bias", "A_logs", "Ds")

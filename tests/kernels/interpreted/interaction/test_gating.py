@@ -5,7 +5,8 @@ import torch
 
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit.kernels import interaction as kernels
-from mtlkit.ops import interaction_kernels, interaction_vectors
+from mtlkit.operators.interaction import interaction_vectors
+from mtlkit.operators.interaction import kernels as interaction_kernels
 
 
 @pytest.fixture(autouse=True)

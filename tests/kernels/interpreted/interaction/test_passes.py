@@ -8,8 +8,9 @@ from torch import Tensor
 import mtlkit
 from mtlkit.kernels import interaction as kernels
 from mtlkit.kernels.interaction import _reduce_bwd, reduce, scale
-from mtlkit.ops import TIMParameters, UPAParameters, interaction_kernels
-from mtlkit.ops.interaction import reduce_reference, reduce_torch
+from mtlkit.operators.interaction import kernels as interaction_kernels
+from mtlkit.operators.interaction import reduce_reference, reduce_torch
+from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape, assert_accurate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,10 +1,11 @@
 """Which implementation serves a call.
 
 `auto` takes the fastest backend that serves the tensors' device; `use_backend` and `MTLKIT_BACKEND` ask for one by
-name, and one that is asked for and cannot serve raises, naming the reason and the mend.
+name, and one that is asked for and cannot serve raises, naming the reason and the fix.
 """
 
 import os
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from types import TracebackType
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class use_backend:  # noqa: N801 - reads as a verb, as torch.no_grad does
         name: "reference", "torch", "cpu", "triton", "cuda", or "auto" for the fastest that serves.
 
     Raises:
-        ValueError: `name` is no backend.
+        ValueError: `name` is not a backend.
 
     Example:
         >>> import torch, mtlkit
@@ -63,42 +64,42 @@ def _check_name(name: str, argument: str) -> None:
         raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
 
 
-def choose(op: str, served: tuple[str, ...], device: torch.device, limits: dict[str, str] | None = None) -> str:
+def choose(op: str, served: Collection[str], device: torch.device, limit: Callable[[str], str | None]) -> str:
     """The backend that serves a call.
 
     Args:
         op: name of the operator, for messages.
         served: the backends that implement it, fastest first.
         device: where the tensors are.
-        limits: what keeps a backend from serving this very call, in a sentence each.
+        limit: what keeps a backend from serving this very call, in a sentence; None if nothing does.
 
     Raises:
         ValueError: the backend that was asked for cannot serve.
         RuntimeError: the call is made under a transform of torch.func, such as vmap.
     """
-    _check_name(_requested, "MTLKIT_BACKEND")
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(f"{op} does not run under torch.vmap and its like; it takes a batch as it is")
     if _requested == "auto":
-        return next(name for name in served if not _obstacle(op, name, served, device, limits))
-    obstacle = _obstacle(op, _requested, served, device, limits)
-    if obstacle:
-        raise ValueError(f"backend {_requested!r} was asked for and cannot serve {op}: {obstacle}")
+        for name in served:
+            if obstacle(name, device) is None and limit(name) is None:
+                return name
+    _check_name(_requested, "MTLKIT_BACKEND")
+    if _requested in served:
+        reason = limit(_requested) or obstacle(_requested, device)
+    else:
+        reason = f"it has no {op}; those that have: {', '.join(served)}"
+    if reason:
+        raise ValueError(f"backend {_requested!r} was asked for and cannot serve {op}: {reason}")
     return _requested
 
 
-def _obstacle(
-    op: str, name: str, served: tuple[str, ...], device: torch.device, limits: dict[str, str] | None
-) -> str | None:
-    if name not in served:
-        return f"it has no {op}; those that have: {', '.join(served)}"
-    if limits and name in limits:
-        return limits[name]
+def obstacle(name: str, device: torch.device) -> str | None:
+    """What keeps a backend from serving tensors on a device, and the fix, in a sentence; None if nothing does."""
     if name == "cpu":
         if device.type != "cpu":
             return f"it serves tensors on the CPU, and these are on {device}"
         if _native.C is None:
-            return f"{_native.why_not}; install with a C++ compiler at hand: pip install -e ."
+            return f"{_native.why_not}; install where there is a C++ compiler: pip install -e ."
     if name == "cuda":
         return _cuda_obstacle(device)
     if name == "triton":
@@ -110,7 +111,7 @@ def _cuda_obstacle(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
         return f"it serves tensors on an NVIDIA GPU, and these are on {device}"
     if _native.C is None or not _native.C.cuda:
-        return "mtlkit was built without CUDA; install beside nvcc: MTLKIT_CUDA=on pip install -e ."
+        return "mtlkit was built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e ."
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         least, have = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
@@ -133,7 +134,7 @@ class BackendState(NamedTuple):
     name: str
     active: bool
     detail: str
-    mend: str
+    fix: str
 
 
 def describe() -> list[BackendState]:
@@ -143,7 +144,9 @@ def describe() -> list[BackendState]:
         detail = f"{BACKENDS['cpu']}, {_native.C.cpu_isa()}, {torch.get_num_threads()} threads"
         states.append(BackendState("cpu", True, detail, ""))
     else:
-        states.append(BackendState("cpu", False, f"{_native.why_not}", "pip install -e . with a C++ compiler at hand"))
+        states.append(
+            BackendState("cpu", False, f"{_native.why_not}", "pip install -e . where there is a C++ compiler")
+        )
     gpu = torch.cuda.is_available()
     if find_spec("triton") is None:
         states.append(BackendState("triton", False, "the package triton is not installed", "pip install triton"))
@@ -152,7 +155,9 @@ def describe() -> list[BackendState]:
     else:
         states.append(BackendState("triton", True, BACKENDS["triton"], ""))
     if _native.C is None or not _native.C.cuda:
-        states.append(BackendState("cuda", False, "built without CUDA", "MTLKIT_CUDA=on pip install -e . beside nvcc"))
+        states.append(
+            BackendState("cuda", False, "built without CUDA", "MTLKIT_CUDA=on pip install -e . where nvcc is")
+        )
     elif not gpu:
         detail = f"built for {_native.C.cuda_archs}, but torch finds no GPU"
         states.append(BackendState("cuda", False, detail, "check the driver, and that torch has CUDA"))

@@ -5,7 +5,7 @@ import torch
 
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit import _native
-from mtlkit.ops import interaction_vectors
+from mtlkit.operators.interaction import gating as interaction_vectors
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 

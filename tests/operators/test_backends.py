@@ -1,6 +1,5 @@
 """The choice of a backend: what is asked for, what serves, and what is said where it cannot."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 import mtlkit
 from mtlkit import _native
-from mtlkit.ops import _backend
+from mtlkit.operators import _backends, _launch
 from mtlkit.testing import SS2DShape
 
 SHAPE = SS2DShape(1, 4, 3, 3, 2, 1)
@@ -17,7 +16,7 @@ SERVED = ("cpu", "torch", "reference")
 
 
 def choice(served=SERVED, device=CPU, **limits: str) -> str:
-    return _backend.choose("op", served, device, limits)
+    return _backends.choose("op", served, device, limits.get)
 
 
 def test_auto_takes_the_fastest_that_serves(monkeypatch):
@@ -57,7 +56,7 @@ def test_a_request_that_cannot_be_met_says_why(backend, device, reason):
         choice(device=device)
 
 
-def test_a_request_for_kernels_that_are_not_built_names_the_mend(monkeypatch):
+def test_a_request_for_kernels_that_are_not_built_names_the_fix(monkeypatch):
     monkeypatch.setattr(_native, "C", None)
     monkeypatch.setattr(_native, "why_not", "mtlkit._C is not built")
     with mtlkit.use_backend("cpu"), pytest.raises(ValueError, match=r"_C is not built; .*pip install -e"):
@@ -89,10 +88,10 @@ def test_environment_can_lower_the_instruction_set(run_python):
 
 
 def test_every_backend_has_a_state():
-    states = _backend.describe()
-    assert [state.name for state in states] == list(_backend.BACKENDS)
+    states = _backends.describe()
+    assert [state.name for state in states] == list(_backends.BACKENDS)
     assert all(state.detail for state in states)
-    assert all(state.active or state.mend or "no operator" in state.detail for state in states)
+    assert all(state.active or state.fix or "no operator" in state.detail for state in states)
 
 
 # --- GPU backends where they cannot serve -----------------------------------------------------------------------------
@@ -133,14 +132,14 @@ def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
             call()
 
 
-def test_a_build_without_cuda_names_the_mend(gpu, monkeypatch):
+def test_a_build_without_cuda_names_the_fix(gpu, monkeypatch):
     monkeypatch.setattr(_native.C, "cuda", False)
-    mend = r"built without CUDA; install beside nvcc: MTLKIT_CUDA=on pip install -e \."
-    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=mend):
+    fix = r"built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e \."
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=fix):
         choice(served=ALL, device=GPU)
     assert choice(served=ALL, device=GPU) == "triton"
     monkeypatch.setattr(_native, "C", None)
-    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=mend):
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=fix):
         choice(served=ALL, device=GPU)
 
 
@@ -166,8 +165,8 @@ def test_gpus_of_other_vendors_get_triton(gpu, monkeypatch):
         choice(served=ALL, device=GPU)
 
 
-def test_without_triton_the_mend_is_named(gpu, monkeypatch):
-    monkeypatch.setattr(_backend, "find_spec", lambda name: None)
+def test_without_triton_the_fix_is_named(gpu, monkeypatch):
+    monkeypatch.setattr(_backends, "find_spec", lambda name: None)
     with mtlkit.use_backend("triton"), pytest.raises(ValueError, match="not installed; pip install triton"):
         choice(served=ALL, device=GPU)
     monkeypatch.setattr(_native.C, "cuda", False)
@@ -184,8 +183,8 @@ def test_a_launch_that_fails_says_what_cuda_says(gpu, monkeypatch, direction):
     monkeypatch.setattr(_native.C, "cuda_error_string", {701: text}.get, raising=False)
     monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda *arguments: (0, 2, *[1] * 8), raising=False)
     monkeypatch.setattr(_native.C, "cuda_ss2d_tiling", lambda *arguments: (2, 16), raising=False)
-    monkeypatch.setattr(_backend, "_cuda_obstacle", lambda device: None)
-    monkeypatch.setattr(sys.modules["mtlkit.ops.ss2d"], "gpu", lambda device: (132, 227 << 10))
+    monkeypatch.setattr(_backends, "_cuda_obstacle", lambda device: None)
+    monkeypatch.setattr(_launch, "gpu", lambda device: (132, 227 << 10))
     with mtlkit.use_backend("cuda"), pytest.raises(RuntimeError, match=f"mtlkit: CUDA error 701: {text}"):
         mtlkit.ops.ss2d(**SHAPE.inputs(requires_grad=True)).sum().backward()
 
@@ -194,7 +193,7 @@ def test_the_state_of_a_gpu_that_is_too_old(gpu, monkeypatch):
     gpu(7, 5)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    states = {state.name: state for state in _backend.describe()}
+    states = {state.name: state for state in _backends.describe()}
     assert not states["cuda"].active
     assert "NVIDIA Example has 7.5" in states["cuda"].detail
     assert states["triton"].active

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.ops._native_call import address, argument, check, first_order_only, fresh, like, traced, wants_grad
+from mtlkit.operators._launch import address, argument, check, fresh
+from mtlkit.operators._operator import first_order_only, like, traced, wants_grad
 
 
 class Map(NamedTuple):
@@ -338,8 +339,8 @@ def reduce(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
     """One pass over the map: weight is (P, C), attn (C,)."""
-    save = wants_grad(x, weight, bias, attn)
-    if traced(x, weight, bias, attn):
+    save = wants_grad((x, weight, bias, attn))
+    if traced((x, weight, bias, attn)):
         mean, variance, energies, pooled, *_ = _op_reduce(x, weight, bias, attn, energy, dtype, save)
         passed_on = Map(x)
     elif not save:  # a Function costs as much as a small kernel
@@ -355,8 +356,8 @@ def reduce(
 
 def scale(x: Map, factors: Tensor) -> Tensor:
     """The map times a factor (B, C) for each channel, in the dtype of the map. At most once for each `reduce`."""
-    if traced(x.x, factors):
+    if traced((x.x, factors)):
         return _op_scale(x.x, factors)
-    if not wants_grad(x.x, factors):
+    if not wants_grad((x.x, factors)):
         return _scale_forward(x.x, factors)
     return _Scale.apply(x.left, x.x, factors)

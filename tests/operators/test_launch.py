@@ -3,7 +3,7 @@ import torch
 
 import mtlkit
 from mtlkit import _native
-from mtlkit.ops import _native_call
+from mtlkit.operators import _launch
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -31,11 +31,11 @@ def test_only_large_blocks_ask_for_large_pages(monkeypatch):
     x, weight = torch.randn(1, 4, 8, 8), torch.randn(4, 1, 3, 3)
     small = mtlkit.ops.dwconv_silu(x, weight)
     assert not asked
-    monkeypatch.setattr(_native_call, "LARGE_BLOCK", x.nbytes)
+    monkeypatch.setattr(_launch, "LARGE_BLOCK", x.nbytes)
     assert torch.equal(mtlkit.ops.dwconv_silu(x, weight), small)
     assert asked == [x.nbytes]
 
 
 def test_an_empty_tensor_has_no_address():
-    assert _native_call.address(torch.empty(0, 3)) == 0
-    assert _native_call.address(None) == 0
+    assert _launch.address(torch.empty(0, 3)) == 0
+    assert _launch.address(None) == 0

@@ -1,6 +1,6 @@
-"""How operators call `mtlkit._C`: tensors as addresses and strides, statuses as exceptions."""
+"""How backends call `mtlkit._C`: tensors as addresses and strides, statuses as exceptions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -84,11 +84,16 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def single_precision_only(*tensors: Tensor | None) -> dict[str, str] | None:
-    """The limits of the GPU kernels, for `choose`: none unless a tensor is float64."""
-    if not any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return None
-    return dict.fromkeys(("cuda", "triton"), "it computes in float32, and float64 came")
+def single_precision_only(tensors: Iterable[Tensor | None]) -> str | None:
+    """Why the GPU kernels cannot serve the tensors: none of them may be float64."""
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        return "it computes in float32, and float64 came"
+    return None
+
+
+def few_states(states: int) -> str | None:
+    """Why the kernels of the scans cannot serve so many states."""
+    return None if states <= MAX_STATES else f"it keeps at most {MAX_STATES} states, got {states}"
 
 
 def fresh(tensor: Tensor) -> Tensor:
@@ -106,45 +111,3 @@ def computed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor contiguous and in the type of computation; itself where it is so."""
     plain = tensor.dtype == dtype and tensor.is_contiguous()
     return tensor if plain else tensor.to(dtype).contiguous()
-
-
-def like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
-    if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
-        return gradient
-    return torch.empty_like(tensor).copy_(gradient)
-
-
-def wants_grad(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass through a call with these tensors can follow."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def traced(*tensors: Tensor | None) -> bool:
-    """Whether the call is being traced, so that it must go through the dispatcher instead of running at once."""
-    return torch.compiler.is_compiling() or any(
-        t is not None and type(t) is not Tensor and not isinstance(t, torch.nn.Parameter) for t in tensors
-    )
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """Hands a gradient on; differentiating it again raises."""
-
-    @staticmethod
-    def forward(ctx, op, gradient, *_inputs):
-        ctx.op = op
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, _gradient):
-        raise RuntimeError(
-            f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones"
-        )
-
-
-def first_order_only(op: str, gradients: list[Tensor | None], inputs: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """Makes a second differentiation through the gradients raise, where one is prepared by create_graph=True."""
-    if not torch.is_grad_enabled():
-        return gradients
-    depends = [t for t in inputs if t is not None and t.requires_grad]
-    return [None if g is None else _FirstOrderOnly.apply(op, g, *depends) for g in gradients]

@@ -1,9 +1,9 @@
 """Operators: plain functions on tensors, each with a reference, a vectorised PyTorch form and compiled kernels."""
 
-from mtlkit.ops._backend import BACKENDS, use_backend
-from mtlkit.ops.dwconv_silu import dwconv_silu
-from mtlkit.ops.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
-from mtlkit.ops.interaction_types import (
+from mtlkit.operators import BACKENDS, use_backend
+from mtlkit.operators.dwconv_silu import dwconv_silu
+from mtlkit.operators.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
+from mtlkit.operators.interaction.types import (
     InteractionOutput,
     ThreeSignals,
     TIMOutput,
@@ -11,9 +11,10 @@ from mtlkit.ops.interaction_types import (
     UPAParameters,
     VarianceSignals,
 )
-from mtlkit.ops.norm_gate import norm_gate
-from mtlkit.ops.selective_scan import selective_scan
-from mtlkit.ops.ss2d import cross_merge, cross_scan, ss2d
+from mtlkit.operators.norm_gate import norm_gate
+from mtlkit.operators.selective_scan import selective_scan
+from mtlkit.operators.ss2d import cross_merge, cross_scan, ss2d
+from mtlkit.operators.ss2d_norm_gate import ss2d_norm_gate
 
 __all__ = [
     "BACKENDS",
@@ -29,6 +30,7 @@ __all__ = [
     "norm_gate",
     "selective_scan",
     "ss2d",
+    "ss2d_norm_gate",
     "task_interaction",
     "tim",
     "tim_modulate",

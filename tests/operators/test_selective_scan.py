@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import mtlkit
+from mtlkit.operators._launch import MAX_STATES
 from mtlkit.ops import selective_scan
-from mtlkit.ops._native_call import MAX_STATES
 from mtlkit.testing import SelectiveScanShape, assert_accurate
 
 OP = torch.ops.mtlkit.selective_scan.default

@@ -1,6 +1,6 @@
 """Task interaction between its two passes over the map: from sums to the factors of its channels.
 
-The formulas stand in mtlkit/ops/interaction.py. The vectors are small and the layers many, so that most of the
+The formulas are in the docstring of the package. The vectors are small and the layers many, so that most of the
 time of PyTorch's operations would go into calling them. Kernels take many at once; where calls are traced, PyTorch
 computes.
 """
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mtlkit import _native
 from mtlkit._distributed import Group, batch_norm_over, mean_over
-from mtlkit.ops import interaction_kernels
-from mtlkit.ops._native_call import address, check, computed, first_order_only, traced, wants_grad
-from mtlkit.ops.interaction_types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
+from mtlkit.operators._launch import address, check, computed
+from mtlkit.operators._operator import first_order_only, traced, wants_grad
+from mtlkit.operators.interaction import kernels as interaction_kernels
+from mtlkit.operators.interaction.types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
 
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)  # as csrc/cpu/interaction/gating.h orders them
 MOST_IMAGES = {"cpu": 1 << 40, "triton": 64}  # that the kernels hold
@@ -228,7 +229,7 @@ def vectors(
     batch, dtype, three = f.shape[0], f.dtype, upa.seg_proj is not None
     learnt = (*tim[2:12], *upa)
     if (
-        traced(*sums, f, *learnt, normaliser)  # asked first: of a batch of any size nothing may be asked
+        traced((*sums, f, *learnt, normaliser))  # asked first: of a batch of any size nothing may be asked
         or backend not in MOST_IMAGES
         or not 0 < batch <= MOST_IMAGES[backend]
         or (norm.training and batch == 1)  # PyTorch raises, in the words that users know
@@ -245,7 +246,7 @@ def vectors(
     call = _Call((*sizes, queries), numbers, three, norm.training, dtype == torch.float64)
     used = (sums.mean, None if three else sums.variance, sums.energy, sums.pooled)
     given = (call, normaliser, running, *used, computed(f, dtype), *weights)
-    found = _Vectors.apply(*given) if wants_grad(*given[3:]) else _forward(*given)[0]
+    found = _Vectors.apply(*given) if wants_grad(given[3:]) else _forward(*given)[0]
     if norm.training:
         for mine, theirs in zip(running, (tim.norm_mean, tim.norm_var), strict=True):
             if mine is not theirs:

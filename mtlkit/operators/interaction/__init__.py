@@ -39,11 +39,21 @@ from torch import Tensor
 
 from mtlkit._check import check_device, check_shape, check_tensor
 from mtlkit._distributed import Group
-from mtlkit.ops import interaction_kernels
-from mtlkit.ops._backend import choose
-from mtlkit.ops._native_call import compute_dtype, single_precision_only
-from mtlkit.ops.interaction_kernels import Map, Reduced
-from mtlkit.ops.interaction_types import (
+from mtlkit.operators._backends import choose
+from mtlkit.operators._launch import compute_dtype, single_precision_only
+from mtlkit.operators.interaction import kernels as interaction_kernels
+from mtlkit.operators.interaction.gating import (
+    Normalisation,
+    Sums,
+    alignment_of,
+    gates_of,
+    mix,
+    tim_vectors,
+    variance_of,
+    vectors,
+)
+from mtlkit.operators.interaction.kernels import Map, Reduced
+from mtlkit.operators.interaction.types import (
     InteractionOutput,
     Signals,
     ThreeSignals,
@@ -59,16 +69,6 @@ from mtlkit.ops.interaction_types import (
     check_tim,
     check_upa,
     check_vector,
-)
-from mtlkit.ops.interaction_vectors import (
-    Normalisation,
-    Sums,
-    alignment_of,
-    gates_of,
-    mix,
-    tim_vectors,
-    variance_of,
-    vectors,
 )
 
 SERVED = ("cpu", "triton", "torch", "reference")
@@ -151,6 +151,13 @@ def _scale(backend: str, x: Map, factors: Tensor) -> Tensor:
     return (x.x * factors[:, :, None, None]).to(x.x.dtype)
 
 
+def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
+    def limit(name: str) -> str | None:
+        return single_precision_only((x, *others)) if name == "triton" else None
+
+    return choose(op, SERVED, x.device, limit)
+
+
 # --- the modules ------------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +234,7 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
     """
     check_map("x", x)
     check_projection(x, weight, bias, attn_weight)
-    backend = choose("tim_pool", SERVED, x.device, single_precision_only(x, weight, bias, attn_weight))
+    backend = _choose("tim_pool", x, weight, bias, attn_weight)
     with _full_precision(x):
         return _reduce(backend, x, _Projection(weight, bias, attn_weight), False, compute_dtype(x)).pooled
 
@@ -261,7 +268,7 @@ def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Ten
     check_device(x=x, gate=gate, gain=gain)
     check_tau(tau)
     dtype = compute_dtype(x, gate, gain)
-    backend = choose("tim_modulate", SERVED, x.device, single_precision_only(x, gate, gain))
+    backend = _choose("tim_modulate", x, gate, gain)
     return _scale(backend, Map(x), 1 + tau * gate.to(dtype) * gain.to(dtype))
 
 
@@ -304,7 +311,7 @@ def upa_stats(
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
     check_signals(x, f, signals, seg_proj, clf_proj)
-    backend = choose("upa_stats", SERVED, x.device, single_precision_only(x, x_enhanced, f))
+    backend = _choose("upa_stats", x, x_enhanced, f)
     with _full_precision(x):
         return _signals(backend, x, x_enhanced, f, f_enhanced, signals, seg_proj, clf_proj)
 
@@ -371,7 +378,7 @@ def tim(
     check_map("x", x)
     check_vector(f, x)
     check_tim(x, f, tim, tau)
-    backend = choose("tim", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
+    backend = _choose("tim", x, f, *_Projection.of(tim))
     with _full_precision(x):
         return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps, group if training else None))
 
@@ -407,7 +414,7 @@ def upa(
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
     check_upa(x, f, upa, signals, normaliser)
-    backend = choose("upa", SERVED, x.device, single_precision_only(x, x_enhanced, f))
+    backend = _choose("upa", x, x_enhanced, f)
     with _full_precision(x):
         return _gate(backend, x, x_enhanced, f, f_enhanced, upa, signals, normaliser)
 
@@ -474,7 +481,7 @@ def task_interaction(
     check_vector(f, x)
     check_tim(x, f, tim, tau)
     check_upa(x, f, upa, signals, normaliser)
-    backend = choose("task_interaction", SERVED, x.device, single_precision_only(x, f, *_Projection.of(tim)))
+    backend = _choose("task_interaction", x, f, *_Projection.of(tim))
     norm = Normalisation(training, momentum, eps, group if training else None)
     with _full_precision(x):
         if backend != "reference":

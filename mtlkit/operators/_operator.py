@@ -1,0 +1,331 @@
+"""The machinery of operators: one check, one choice of a backend, and one way through autograd and torch.library.
+
+An operator is declared once, as `Operator(...)`, and is handed one module for each compiled backend, with
+
+    supports(inputs, options) -> str | None          why the backend cannot serve the call, in a sentence
+    room(inputs, options) -> tuple                   unset tensors for what forward keeps for backward, if it does
+    forward(inputs, options, save) -> tuple          the outputs, then, if `save`, what is kept
+    backward(inputs, options, kept, grads, wanted)   the gradient of each input, None where it is not wanted
+        -> sequence
+
+`inputs` and `options` are the operator's named tuples of tensors and of settings. `kept` is what forward kept, `grads`
+are the gradients of the outputs (that of the first is always there), and `wanted` says which inputs need a gradient.
+Empty batches do not reach a backend, nor do tensors whose memory is not what their strides say.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+from torch import Tensor
+
+from mtlkit.operators._backends import choose
+
+_OF_TORCH = {Tensor, torch.nn.Parameter}  # any other class of tensor watches what is done with it
+
+_SCHEMA = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    float: "float",
+    torch.dtype: "ScalarType",
+}
+
+
+class NoOptions(NamedTuple):
+    """The options of an operator that has none."""
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def wants_grad(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a backward pass through a call with these tensors can follow."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def traced(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a call is being traced, so that it must go through the dispatcher instead of running at once."""
+    if torch.compiler.is_compiling():
+        return True
+    for t in tensors:  # noqa: SIM110 - a generator takes twice the time
+        if t is not None and type(t) not in _OF_TORCH:
+            return True
+    return False
+
+
+def in_memory(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether the numbers of all tensors are in memory as their strides say."""
+    for t in tensors:  # noqa: SIM110 - as above
+        if t is not None and (t.is_neg() or t._is_zerotensor()):
+            return False
+    return True
+
+
+def plain(tensor: Tensor | None) -> Tensor | None:
+    """The tensor with its numbers in memory as its strides say: a view that negates, or stands for zeros, is copied."""
+    if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
+        return tensor
+    return tensor.resolve_neg() if tensor.is_neg() else torch.zeros_like(tensor)
+
+
+def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the dtype of its tensor, dense; no copy where it is so."""
+    if gradient.dtype == tensor.dtype and (gradient.stride() == tensor.stride() or gradient.is_contiguous()):
+        return gradient
+    return like(gradient, tensor)
+
+
+def like(gradient: Tensor, tensor: Tensor) -> Tensor:
+    """The gradient in the dtype and layout of `torch.empty_like` of its tensor; no copy where it has them."""
+    wanted = torch.empty_like(tensor, device="meta").stride()
+    if gradient.dtype == tensor.dtype and gradient.stride() == wanted:
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """Hands a gradient on; differentiating it again raises."""
+
+    @staticmethod
+    def forward(ctx, op, gradient, *_inputs):
+        ctx.op = op
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, _gradient):
+        raise RuntimeError(
+            f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones"
+        )
+
+
+def first_order_only(
+    op: str, gradients: Sequence[Tensor | None], depends: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Makes a second differentiation through the gradients raise, where create_graph=True prepares one."""
+    if not torch.is_grad_enabled():
+        return gradients
+    depends = [t for t in depends if t is not None and t.requires_grad]
+    return [None if g is None else _FirstOrderOnly.apply(op, g, *depends) for g in gradients]
+
+
+# --- the operator -----------------------------------------------------------------------------------------------------
+
+
+class Operator:
+    """An operator: its tensors and options, its shape rule, its plain PyTorch forms, and its compiled backends.
+
+    Calling it with the two named tuples gives the tuple of its outputs.
+
+    Args:
+        name: of the function in `mtlkit.ops`, and of the node in `torch.ops.mtlkit`.
+        inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
+            on the backend, and a call with no element in it launches nothing.
+        options: named tuple of the settings, annotated as bool, float or torch.dtype.
+        check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
+        new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.
+        outputs: how many there are.
+        kept: how many tensors forward keeps for backward at most, beyond the inputs.
+        reference: the formula in plain PyTorch, (*inputs, *options) -> output or tuple of outputs.
+        torch_form: the same, vectorised.
+        backends: name -> backend as the module's docstring describes it, fastest first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        inputs: type[tuple],
+        options: type[tuple] = NoOptions,
+        check: Callable[[Any, Any], None],
+        new_outputs: Callable[[Any, Any], tuple[Tensor, ...]],
+        outputs: int = 1,
+        kept: int = 0,
+        reference: Callable[..., Any],
+        torch_form: Callable[..., Any],
+        backends: Mapping[str, Any],
+    ) -> None:
+        self.name, self.inputs, self.options = name, inputs, options
+        self.check, self.new_outputs, self.outputs, self.kept = check, new_outputs, outputs, kept
+        self.backends = dict(backends)
+        self.plain_forms = {"torch": torch_form, "reference": reference}
+        self.served = (*self.backends, *self.plain_forms)
+        self.node, self.backward_node = _nodes(self)
+
+    def __call__(self, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - it has no state
+        """The outputs.
+
+        Raises:
+            TypeError, ValueError: as `check` has it, or the backend that was asked for cannot serve.
+            RuntimeError: the call is made under a transform of torch.func, such as vmap.
+        """
+        self.check(inputs, options)
+        device = inputs[0].device
+        backend = choose(self.name, self.served, device, lambda name: self.limit(name, inputs, options))
+        if backend in self.plain_forms and device.type != "meta":
+            outputs = self.plain_forms[backend](*inputs, *options)
+            return outputs if isinstance(outputs, tuple) else (outputs,)
+        grad = wants_grad(inputs)
+        if backend in self.plain_forms or traced(inputs):  # on "meta" the shape rule is all there is to compute
+            backend = next(iter(self.backends)) if backend in self.plain_forms else backend
+            found = self.node(backend, *inputs, *options, *([grad] if self.kept else []))
+            return found[: self.outputs] if isinstance(found, tuple) else (found,)
+        if not in_memory(inputs):
+            inputs = inputs._make(map(plain, inputs))
+        if not grad:  # an autograd.Function costs as much as a small kernel
+            return self.forward(backend, inputs, options, False)
+        found = _Call.apply((self, backend, options), *inputs)
+        return found if isinstance(found, tuple) else (found,)
+
+    def limit(self, backend: str, inputs: Any, options: Any) -> str | None:
+        """What keeps a backend from serving a call, whatever the device; None if nothing does."""
+        return self.backends[backend].supports(inputs, options) if backend in self.backends else None
+
+    def unset(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
+        """What `forward` returns, unset."""
+        kept = self.backends[backend].room(inputs, options) if save and self.kept else ()
+        return *self.new_outputs(inputs, options), *kept
+
+    def forward(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
+        """The kernel: the outputs, then, if `save`, what backward needs beyond the inputs."""
+        if inputs[0].numel() == 0:
+            return self.unset(backend, inputs, options, save)
+        return self.backends[backend].forward(inputs, options, save)
+
+    def backward(
+        self,
+        backend: str,
+        inputs: Any,
+        options: Any,
+        kept: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        wanted: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """The kernel: the gradient of each input, None where there is no input or none is wanted."""
+        if inputs[0].numel() == 0:
+            gradients = [None] * len(inputs)
+        else:
+            if grads[0] is None:
+                grads = torch.zeros_like(self.new_outputs(inputs, options)[0]), *grads[1:]
+            if not in_memory(grads):
+                grads = tuple(map(plain, grads))
+            gradients = self.backends[backend].backward(inputs, options, kept, grads, wanted)
+        found = []
+        for g, t, want in zip(gradients, inputs, wanted, strict=True):
+            if t is None or not want:
+                found.append(None)
+            else:
+                found.append(torch.zeros_like(t) if g is None else fitting(g, t))
+        return found
+
+
+class _Call(torch.autograd.Function):
+    """A call in eager mode."""
+
+    @staticmethod
+    def forward(ctx, call, *tensors):
+        operator, backend, options = ctx.call = call
+        found = operator.forward(backend, operator.inputs._make(tensors), options, True)
+        ctx.save_for_backward(*tensors, *found[operator.outputs :])
+        if operator.outputs == 1:
+            return found[0]
+        ctx.set_materialize_grads(False)
+        return found[: operator.outputs]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (operator, backend, options), saved = ctx.call, ctx.saved_tensors
+        count = len(operator.inputs._fields)
+        inputs = operator.inputs._make(saved[:count])
+        gradients = operator.backward(backend, inputs, options, saved[count:], grads, ctx.needs_input_grad[1:])
+        return None, *first_order_only(operator.name, gradients, (*grads, *inputs))
+
+
+# --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
+
+
+def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Registers mtlkit::<name> and mtlkit::<name>_backward with schema, fake kernels and gradient."""
+    kinds = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.inputs).items()}
+    settings = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.options).items()}
+    count, many = len(kinds), operator.outputs + operator.kept
+    stop = count + len(settings)
+
+    def declared(*parts: str) -> str:
+        return ", ".join(["str backend", *parts])
+
+    tensors = [f"{kind} {field}" for field, kind in kinds.items()]
+    options = [f"{kind} {field}" for field, kind in settings.items()]
+    saves = ["bool save"] if operator.kept else []
+    returns = "Tensor" if many == 1 else f"({', '.join(['Tensor'] * many)})"
+    grads = [f"Tensor? grad{i}" for i in range(operator.outputs)]
+    kept = [f"Tensor kept{i}" for i in range(operator.kept)]
+
+    def split(arguments: tuple) -> tuple[Any, Any, bool]:
+        inputs, chosen = operator.inputs._make(arguments[:count]), operator.options._make(arguments[count:stop])
+        return inputs, chosen, arguments[stop] if operator.kept else True
+
+    def returned(found: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """As many tensors as the schema has: a backend may keep fewer than another."""
+        if many == 1:
+            return found[0]
+        return *found, *(found[0].new_empty(0, dtype=torch.float32) for _ in range(many - len(found)))
+
+    def forward(backend, *arguments):
+        return returned(operator.forward(backend, *split(arguments)))
+
+    def fake_forward(backend, *arguments):
+        return returned(operator.unset(backend, *split(arguments)))
+
+    def split_backward(arguments: tuple) -> tuple[Any, Any, tuple, tuple]:
+        grads, rest = arguments[: operator.outputs], arguments[operator.outputs :]
+        kept_end = count + operator.kept
+        return (
+            operator.inputs._make(rest[:count]),
+            operator.options._make(rest[kept_end:]),
+            rest[count:kept_end],
+            grads,
+        )
+
+    def backward(backend, *arguments):
+        inputs, chosen, kept, grads = split_backward(arguments)
+        found = operator.backward(backend, inputs, chosen, kept, grads, [t is not None for t in inputs])
+        return [like(g, t) for g, t in zip(found, inputs, strict=True) if g is not None]
+
+    def fake_backward(backend, *arguments):
+        return [torch.empty_like(t) for t in split_backward(arguments)[0] if t is not None]
+
+    def setup(ctx, inputs, output):
+        ctx.backend, *tensors = inputs[: 1 + count]
+        ctx.options = inputs[1 + count : 1 + stop]
+        if operator.kept and not inputs[-1]:
+            raise RuntimeError(f"mtlkit::{operator.name}: save=False was passed for a call that needs gradients")
+        ctx.save_for_backward(*tensors, *(output[operator.outputs :] if operator.kept else ()))
+
+    def gradient(ctx, *grads):
+        saved = ctx.saved_tensors
+        present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *saved, *ctx.options))
+        return (
+            None,
+            *(None if t is None else next(present) for t in saved[:count]),
+            *[None] * (len(options) + len(saves)),
+        )
+
+    def node(name: str, run: Callable[..., Any], schema: str, fake: Callable[..., Any]) -> Any:
+        found = torch.library.custom_op(f"mtlkit::{name}", run, mutates_args=(), schema=schema)
+        found.register_fake(fake)
+        return found
+
+    forward_node = node(operator.name, forward, f"({declared(*tensors, *options, *saves)}) -> {returns}", fake_forward)
+    backward_node = node(
+        f"{operator.name}_backward",
+        backward,
+        f"({declared(*grads, *tensors, *kept, *options)}) -> Tensor[]",
+        fake_backward,
+    )
+    forward_node.register_autograd(gradient, setup_context=setup)
+    return forward_node, backward_node

@@ -1,0 +1,49 @@
+"""norm_gate by the C++ kernels."""
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+from mtlkit.operators._launch import address, argument, check, compute_dtype, fresh
+from mtlkit.operators.norm_gate.signature import Inputs, Options, new_output, rows
+
+
+def supports(_inputs: Inputs, _options: Options) -> None:
+    """Every call."""
+
+
+def _arguments(x, weight, bias, z, eps) -> tuple:
+    """What the kernels of both directions take first."""
+    return (
+        *x.shape,
+        (argument(x), argument(weight), argument(bias), argument(z)),
+        eps,
+        compute_dtype(x, z) == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
+    """Y."""
+    x, weight, bias, z = inputs
+    out = fresh(new_output(x))
+    x, z = rows(x), rows(z)
+    check(_native.C.norm_gate_forward(*_arguments(x, weight, bias, z, options.eps), argument(rows(out))))
+    return (out,)
+
+
+def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and z."""
+    x, weight, bias, z = inputs
+    dx, dz = (None if t is None else fresh(new_output(t)) for t in (x, z))
+    dtype = compute_dtype(x, z)
+    dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
+    dout, x, z = rows(grads[0]), rows(x), rows(z)
+    status = _native.C.norm_gate_backward(
+        *_arguments(x, weight, bias, z, options.eps),
+        *(argument(t) for t in (dout, rows(dx), rows(dz))),
+        address(dweight),
+        address(dbias),
+    )
+    check(status)
+    return dx, dweight, dbias, dz

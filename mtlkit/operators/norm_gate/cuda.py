@@ -1,0 +1,52 @@
+"""norm_gate by the CUDA kernels."""
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+from mtlkit.operators import _launch
+from mtlkit.operators._launch import address, argument, as_float, check_cuda, launching, single_precision_only
+from mtlkit.operators.norm_gate.signature import Inputs, Options, new_output, rows
+
+
+def supports(inputs: Inputs, _options: Options) -> str | None:
+    """Calls without float64."""
+    return single_precision_only(inputs)
+
+
+def _arguments(x, weight, bias, z, eps, stream) -> tuple:
+    """What the kernels of both directions take first: rows, and parameters in float32."""
+    return *x.shape, (argument(x), argument(weight), argument(bias), argument(z)), eps, stream
+
+
+def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
+    """Y."""
+    return (forward_of_sum(inputs, None, options, inputs.x.dtype),)
+
+
+def forward_of_sum(inputs: Inputs, addend: Tensor | None, options: Options, out_dtype: torch.dtype) -> Tensor:
+    """That of x + addend, which is not written; without an addend that of x."""
+    x, weight, bias, z = inputs
+    out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
+    with launching(x) as stream:
+        weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
+        x, addend, z = rows(x), rows(addend), None if z is None else rows(z.to(out_dtype))
+        arguments = _arguments(x, weight, bias, z, options.eps, stream)
+        check_cuda(_native.C.cuda_norm_gate_forward(*arguments, argument(addend), argument(rows(out))))
+    return out
+
+
+def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and z."""
+    x, weight, bias, z = inputs
+    dx, dz = new_output(x), None if z is None else torch.empty(z.shape, dtype=x.dtype, device=x.device)
+    with launching(x) as stream:
+        weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
+        dout, x, z = rows(grads[0]), rows(x), None if z is None else rows(z.to(x.dtype))
+        blocks = _native.C.cuda_norm_gate_blocks(*x.shape, _launch.gpu(x.device)[0])
+        partials = torch.empty(blocks, 2, x.shape[1], dtype=torch.float32, device=x.device)
+        arguments = _arguments(x, weight, bias, z, options.eps, stream)
+        outputs = (argument(dout), argument(rows(dx)), argument(rows(dz)), address(partials), blocks)
+        check_cuda(_native.C.cuda_norm_gate_backward(*arguments, *outputs))
+    dweight, dbias = (part.clone() for part in partials.sum(0))  # no two results of an operator share memory
+    return dx, dweight, dbias, dz

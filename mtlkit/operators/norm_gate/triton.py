@@ -1,0 +1,29 @@
+"""norm_gate by the Triton kernels, which are loaded at the first call."""
+
+from torch import Tensor
+
+from mtlkit.operators._launch import single_precision_only
+from mtlkit.operators.norm_gate.signature import Inputs, Options
+
+MAX_ROW_CHANNELS = 16384  # as kernels/_tables.py has it
+
+
+def supports(inputs: Inputs, _options: Options) -> str | None:
+    """Calls without float64, of rows that a program can hold."""
+    channels = inputs.x.shape[-1]
+    most = f"it takes at most {MAX_ROW_CHANNELS} channels, got {channels}" if channels > MAX_ROW_CHANNELS else None
+    return single_precision_only(inputs) or most
+
+
+def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
+    """Y."""
+    from mtlkit.kernels import norm_gate as kernels
+
+    return (kernels.forward(*inputs, *options),)
+
+
+def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of x, weight, bias and z."""
+    from mtlkit.kernels import norm_gate as kernels
+
+    return kernels.backward(grads[0], *inputs, *options)

@@ -1,0 +1,144 @@
+"""ss2d by the CUDA kernels."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+from mtlkit.operators import _launch
+from mtlkit.operators._launch import (
+    address,
+    aligned,
+    argument,
+    as_float,
+    check_cuda,
+    few_states,
+    launching,
+    single_precision_only,
+)
+from mtlkit.operators.ss2d.orders import DIRECTIONS
+from mtlkit.operators.ss2d.signature import Inputs, Options, from_rows, rows, sizes_of
+
+
+class _Plan(NamedTuple):
+    """SS2DPlan of csrc/cuda/ss2d.h."""
+
+    layout: int
+    padded_states: int
+    tiles: int
+    channel_blocks: int
+    chunk_tiles: int
+    chunks: int
+    images: int
+    window_tiles: int
+    pixels: int
+    pairs: int
+
+
+@cache
+def _tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> tuple[int, int]:
+    """Padded states and tokens per tile: (0, 0) where no kernel fits the GPU's shared memory."""
+    return _native.C.cuda_ss2d_tiling(states, rank, of_gpu)
+
+
+def _tiling_of(inputs: Inputs) -> tuple[int, int]:
+    return _tiling(int(inputs.A_logs.shape[1]), int(inputs.dt_weight.shape[2]), _launch.gpu(inputs.u.device))
+
+
+def _plan(inputs: Inputs, backward: bool) -> _Plan:
+    return _Plan(*_native.C.cuda_ss2d_plan(sizes_of(inputs), _launch.gpu(inputs.u.device), backward))
+
+
+def supports(inputs: Inputs, _options: Options) -> str | None:
+    """Calls of few states, without float64, that fit the GPU's shared memory."""
+    states, rank = inputs.A_logs.shape[1], inputs.dt_weight.shape[2]
+    if limit := few_states(states) or single_precision_only(inputs):
+        return limit
+    on_gpu = inputs.u.device.type == "cuda" and _native.C is not None and _native.C.cuda
+    if on_gpu and _tiling_of(inputs) == (0, 0):
+        return f"{states} states with a time step of rank {rank} do not fit the GPU's shared memory"
+    return None
+
+
+def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
+    """The state before each tile of tokens but the first, (B, 4, tiles - 1, D, padded states)."""
+    u = inputs.u
+    padded, tokens = _tiling_of(inputs)
+    tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens - 1
+    return (torch.empty(u.shape[0], DIRECTIONS, tiles, u.shape[1], padded, dtype=torch.float32, device=u.device),)
+
+
+def _arguments(inputs: Inputs, checkpoints: Tensor | None, plan: _Plan) -> tuple[tuple, list[Tensor]]:
+    """What the kernels of both directions take first, and the tensors that must live until they are launched."""
+    u, x_dbl, *parameters = inputs
+    batch, channels = u.shape[:2]
+    x_rows = aligned(rows(x_dbl))
+    many = batch * 2 * plan.pairs * (plan.chunks - 1) * channels
+    ends = torch.empty(many, plan.padded_states, dtype=torch.float32, device=u.device)
+    steps = torch.empty(many, dtype=torch.float32, device=u.device)
+    buffers = [*(as_float(t) for t in parameters), checkpoints, ends, steps]
+    arguments = (
+        sizes_of(inputs),
+        plan,
+        (argument(u), argument(x_rows)),
+        [address(t) for t in buffers],
+    )
+    return arguments, [x_rows, *buffers]
+
+
+def _maps(u: Tensor, count: int) -> list[Tensor]:
+    """Where the two pairs of opposite directions, or both together, leave their sums, (B, D, H, W), channels-last."""
+    options = {"dtype": torch.float32, "memory_format": torch.channels_last}
+    return [torch.empty_like(u, **options) for _ in range(count)]
+
+
+def _sum_of_maps(maps: list[Tensor], u: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the memory format of u; where that and the dtype are the maps', in place of the first."""
+    in_place = dtype == maps[0].dtype and u.stride() == maps[0].stride()
+    total = maps[0] if in_place else torch.empty_like(u, dtype=dtype)
+    if len(maps) == 2:
+        return torch.add(*maps, out=total)
+    return total if in_place else total.copy_(maps[0])
+
+
+def forward_maps(inputs: Inputs, checkpoints: Tensor | None = None) -> list[Tensor]:
+    """Two maps whose sum is the output, (B, D, H, W) in float32, channels-last."""
+    plan = _plan(inputs, False)
+    maps = _maps(inputs.u, 2)
+    with launching(inputs.u) as stream:
+        arguments, _alive = _arguments(inputs, checkpoints, plan)
+        check_cuda(_native.C.cuda_ss2d_forward(*arguments, [address(t) for t in maps], stream))
+    return maps
+
+
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
+    """y, and the states kept for the backward pass."""
+    kept = room(inputs, options) if save else ()
+    maps = forward_maps(inputs, *kept)
+    return _sum_of_maps(maps, inputs.u, options.out_dtype), *kept
+
+
+def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[Tensor, ...]:
+    """The gradients of the inputs in their order."""
+    u, x_dbl, dt_weight, dt_bias, A_logs, Ds = inputs
+    plan = _plan(inputs, True)
+    batch, channels, height, width, states, rank = sizes_of(inputs)
+    maps = _maps(u, plan.pairs)
+    drows = torch.empty(batch, height, width, *x_dbl.shape[1:3], dtype=x_dbl.dtype, device=u.device)
+    stored = plan.channel_blocks - 1 if x_dbl.dtype == torch.float32 else plan.channel_blocks  # drows is the first part
+    one_window = plan.window_tiles >= max(plan.chunk_tiles, plan.tiles - (plan.chunks - 1) * plan.chunk_tiles)
+    carries = maps[0].new_empty(
+        0 if one_window else plan.images, 2 * plan.pairs, plan.chunks, channels, plan.padded_states
+    )
+    parts = maps[0].new_empty(stored, plan.images, 2 * plan.pairs, plan.pixels, rank + 2 * states)
+    sums = maps[0].new_empty(plan.images * plan.chunks - 1, 2 * plan.pairs, channels, states + rank + 2)
+    dweight, dbias, dA_logs, dDs = (maps[0].new_empty(t.shape) for t in (dt_weight, dt_bias, A_logs, Ds))
+    with launching(u) as stream:
+        arguments, alive = _arguments(inputs, kept[0], plan)
+        outputs = (drows, maps[0], maps[-1], carries, parts, sums, dA_logs, dweight, dbias, dDs)
+        addresses = [address(t) for t in outputs]
+        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(grads[0]), addresses, stream))
+    del carries, parts, sums, alive, outputs
+    return _sum_of_maps(maps, u, u.dtype), from_rows(drows), dweight, dbias, dA_logs, dDs

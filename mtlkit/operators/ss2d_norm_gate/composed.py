@@ -1,0 +1,51 @@
+"""The two parts of ss2d_norm_gate, one after the other: in plain PyTorch, and by any backend that has both."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mtlkit.operators import norm_gate, ss2d
+from mtlkit.operators.ss2d_norm_gate.signature import Inputs, Options, norm_part, scan_part
+
+
+def ss2d_norm_gate_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype) -> Tensor:
+    """The two formulas."""
+    y = ss2d.ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)  # (B, D, H, W)
+    return norm_gate.norm_gate_reference(y.permute(0, 2, 3, 1), weight, bias, z, eps)
+
+
+def ss2d_norm_gate_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype) -> Tensor:
+    """As the reference, of the vectorised forms."""
+    y = ss2d.ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)  # (B, D, H, W)
+    return norm_gate.norm_gate_torch(y.permute(0, 2, 3, 1), weight, bias, z, eps)
+
+
+class Composed:
+    """A backend of ss2d_norm_gate, made of one of ss2d and one of norm_gate."""
+
+    def __init__(self, scan: Any, norm: Any) -> None:
+        self.scan, self.norm = scan, norm
+
+    def supports(self, inputs: Inputs, options: Options) -> str | None:
+        """Calls that both parts serve."""
+        return self.scan.supports(*scan_part(inputs, options)) or self.norm.supports(
+            *norm_part(inputs.u, inputs, options)
+        )
+
+    def room(self, inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
+        """The scan's output, and what the scan keeps."""
+        part = scan_part(inputs, options)
+        return *ss2d.new_outputs(*part), *self.scan.room(*part)
+
+    def forward(self, inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
+        """The output, the scan's output, and what the scan keeps."""
+        kept = self.scan.forward(*scan_part(inputs, options), save)
+        (out,) = self.norm.forward(*norm_part(kept[0], inputs, options), save)
+        return (out, *kept) if save else (out,)
+
+    def backward(self, inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+        """The gradients of the inputs in their order."""
+        y, *kept = kept
+        rows, *others = self.norm.backward(*norm_part(y, inputs, options), (), grads, (True, *wanted[6:]))
+        dy = rows.to(y.dtype).permute(0, 3, 1, 2)  # (B, D, H, W)
+        return *self.scan.backward(*scan_part(inputs, options), kept, (dy,), wanted[:6]), *others

@@ -1,0 +1,52 @@
+"""What ss2d_norm_gate is given, as the inputs of its two parts, and the layout of what it returns."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlkit.operators import norm_gate, ss2d
+
+
+class Inputs(NamedTuple):
+    """As `mtlkit.ops.ss2d_norm_gate` has them."""
+
+    u: Tensor
+    x_dbl: Tensor
+    dt_weight: Tensor
+    dt_bias: Tensor
+    A_logs: Tensor
+    Ds: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    z: Tensor | None
+
+
+class Options(NamedTuple):
+    """As `mtlkit.ops.ss2d_norm_gate` has them."""
+
+    eps: float
+    out_dtype: torch.dtype
+
+
+def scan_part(inputs: Inputs, options: Options) -> tuple[ss2d.Inputs, ss2d.Options]:
+    """What ss2d is given."""
+    return ss2d.Inputs._make(inputs[:6]), ss2d.Options(options.out_dtype)
+
+
+def norm_part(y: Tensor, inputs: Inputs, options: Options) -> tuple[norm_gate.Inputs, norm_gate.Options]:
+    """What norm_gate is given: the scan's output y, (B, D, H, W), with the channels last."""
+    rest = inputs.weight, inputs.bias, inputs.z
+    return norm_gate.Inputs(y.permute(0, 2, 3, 1), *rest), norm_gate.Options(options.eps)
+
+
+def check(inputs: Inputs, options: Options) -> None:
+    """The shape rules of both parts."""
+    ss2d.check(*scan_part(inputs, options))
+    norm_gate.check(*norm_part(inputs.u, inputs, options))
+
+
+def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor]:
+    """Contiguous, (B, H, W, D)."""
+    batch, channels, height, width = inputs.u.shape
+    return (torch.empty(batch, height, width, channels, dtype=options.out_dtype, device=inputs.u.device),)
