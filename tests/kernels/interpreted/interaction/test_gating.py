@@ -5,7 +5,7 @@ import torch
 
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit.kernels import interaction as kernels
-from mtlkit.operators.interaction import interaction_vectors
+from mtlkit.operators.interaction import gating as interaction_vectors
 from mtlkit.operators.interaction import kernels as interaction_kernels
 
 
