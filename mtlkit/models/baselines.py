@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
-from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 
@@ -26,7 +26,7 @@ class UNetOptions:
     Attributes:
         num_classes: logits of the classifier.
         in_chans: channels of the images, 1 or 3.
-        encoder: one of `list_encoders()`.
+        encoder: one of `list_encoders()`, or a network of timm whose features have strides 2, 4, 8, 16 and 32.
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen.
         decoder_dims: channels of the four decoder levels, coarsest first.
@@ -110,6 +110,7 @@ class UNet(Pretrained):
         self.options = o = options or UNetOptions()
         factory = {"device": device, "dtype": dtype}
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, **factory)
+        check_strides(self.encoder)
         *skips, below = self.encoder.channels
         self.cls_head = nn.Sequential(nn.Dropout(o.dropout), nn.Linear(below, o.num_classes, **factory))
         self.decoder = nn.ModuleList()

@@ -33,7 +33,7 @@ class CSAMoEOptions:
     Attributes:
         num_classes: logits.
         in_chans: channels of the images, 1 or 3.
-        encoder: of each expert, one of `list_encoders()`; published are resnet18, vgg16 and densenet121.
+        encoder: of each expert, any network of timm; published are resnet18, vgg16 and densenet121.
         pretrained: whether the encoders start from ImageNet weights.
         freeze_until: last module of each encoder that is frozen.
         experts: some of "image", "tumor" and "boundary", in this order. One alone needs no gate: with `csa=False`,

@@ -1,90 +1,77 @@
-"""Encoders with ImageNet weights: timm's networks, cut where the features of five scales can be tapped.
+"""Encoders with ImageNet weights: networks of timm that return the features of several scales.
 
-The EfficientNets are tapped as MBDI and BTI-Net do: at the expanded, normalised and activated features of the first
-block of stages 2, 3, 4 and 6, still at the resolution before that block's stride, and after the last convolution.
+Any network of timm is an encoder by its name, and returns what timm lists as its features. The encoders of the
+publications keep timm's names of parameters, and return the features that the publications use: of the EfficientNets,
+as MBDI and BTI-Net do, the expanded, normalised and activated features of the first block of stages 2, 3, 4 and 6,
+still at the resolution before that block's stride, and those after the last convolution.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtlkit.models._common import check_images, install_hint
 
-STRIDE = 32  # of the last tap
+STRIDES = (2, 4, 8, 16, 32)
+STRIDE = STRIDES[-1]
 
-
-class _Plan(NamedTuple):
-    order: Callable[[nn.Module], Iterable[str]]  # names of the modules that make the features, one after the other
-    taps: tuple[str, ...]  # those whose outputs have strides 2, 4, 8, 16 and 32
-
-
-def _efficientnet(net: nn.Module) -> Iterator[str]:
-    yield from ("conv_stem", "bn1")
-    for i, stage in enumerate(net.blocks):
-        for j, block in enumerate(stage):
-            if j == 0 and i in (1, 2, 3, 5):  # a stride and no shortcut: its parts are a plain sequence
-                yield from (f"blocks.{i}.0.{part}" for part, _ in block.named_children() if part != "drop_path")
-            else:
-                yield f"blocks.{i}.{j}"
-    yield from ("conv_head", "bn2")
-
-
-def _resnet(net: nn.Module) -> Iterable[str]:
-    return ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-
-
-def _features(net: nn.Module) -> Iterator[str]:
-    return (f"features.{part}" for part, _ in net.features.named_children())
-
-
+# Names of the modules whose outputs have these strides; None: those that timm lists. timm's `features_only` returns
+# neither the expansions of an EfficientNet before their stride nor the poolings of a VGG, and it renames the modules of
+# VGG and DenseNet. torch.fx (timm's FeatureGraphNet) returns them, but replaces blocks by modules without a type. Each
+# of these networks is a sequence of modules, so calling one after the other is enough.
 _EFFICIENTNET_TAPS = (*(f"blocks.{i}.0.bn1" for i in (1, 2, 3, 5)), "bn2")
-_RESNET_TAPS = ("act1", "layer1", "layer2", "layer3", "layer4")
-_DENSENET_TAPS = tuple(f"features.{part}" for part in ("norm0", "denseblock1", "denseblock2", "denseblock3", "norm5"))
-_PLANS = {f"tf_efficientnet_b{i}": _Plan(_efficientnet, _EFFICIENTNET_TAPS) for i in range(8)} | {
-    "resnet18": _Plan(_resnet, _RESNET_TAPS),
-    "resnet50": _Plan(_resnet, _RESNET_TAPS),
-    "vgg16": _Plan(_features, tuple(f"features.{i}" for i in (4, 9, 16, 23, 30))),
-    "densenet121": _Plan(_features, _DENSENET_TAPS),
+_TAPS: dict[str, tuple[str, ...] | None] = {f"tf_efficientnet_b{i}": _EFFICIENTNET_TAPS for i in range(8)} | {
+    "resnet18": None,
+    "resnet50": None,
+    "vgg16": tuple(f"features.{i}" for i in (4, 9, 16, 23, 30)),
+    "densenet121": None,
 }
 
 
 def list_encoders() -> list[str]:
-    """The names that `Encoder` knows, sorted.
+    """The encoders of the publications, sorted; `Encoder` takes every other network of timm as well.
 
     Example:
         >>> import mtlkit
         >>> "tf_efficientnet_b4" in mtlkit.models.list_encoders()
         True
     """
-    return sorted(_PLANS)
+    return sorted(_TAPS)
 
 
 def check_encoder(name: str) -> None:
-    """Raises a ValueError that lists the known encoders unless `name` is one of them."""
-    if name.partition(".")[0] not in _PLANS:
-        close = get_close_matches(name, _PLANS, 1)
+    """Raises a ValueError that lists the encoders of the publications unless timm has a network `name`."""
+    if name.partition(".")[0] in _TAPS:  # without loading timm, which takes a second
+        return
+    timm = _timm()
+    if not timm.is_model(name):
+        close = get_close_matches(name, _TAPS, 1) or get_close_matches(name, timm.list_models(), 1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"encoder: there is no encoder {name!r}{guess}; there are: {', '.join(list_encoders())}")
+        known = f"{', '.join(list_encoders())}, and all of timm.list_models()"
+        raise ValueError(f"encoder: there is no encoder {name!r}{guess}; there are: {known}")
 
 
 class Encoder(nn.Module):
     """Images to features of several scales, from a network of timm.
 
-    The modules keep timm's names, and those behind the last tap are left out. Pretrained weights expect images of
-    `mean` and `std`, per channel of images in [0, 1].
+    The modules of the encoders in `list_encoders()` keep timm's names, and those behind the last tap are left out; of
+    any other network of timm they lie within `net`. Pretrained weights expect images of `mean` and `std`, per channel
+    of images in [0, 1].
 
     Args:
-        name: one of `list_encoders()`, or one with timm's tag of its weights, as "tf_efficientnet_b4.aa_in1k".
+        name: one of `list_encoders()`, or any network of timm; with or without the tag of its weights, as
+            "tf_efficientnet_b4.aa_in1k".
         pretrained: whether timm loads ImageNet weights, which it downloads once.
         in_chans: channels of the images, 1 or 3; with 1, pretrained weights are summed over the three.
-        freeze_until: name of a module; it and all before it get no gradient, and their BatchNorm stays in inference
-            mode. None freezes nothing.
-        taps: names of the modules whose outputs are returned, in order; default: five, of strides 2, 4, 8, 16 and 32.
+        freeze_until: timm's name of a module; it and all before it get no gradient, and their BatchNorm stays in
+            inference mode. None freezes nothing.
+        taps: names of the modules whose outputs are returned, in order, for one of `list_encoders()`; default: five, of
+            strides 2, 4, 8, 16 and 32. Other networks return the features that timm lists, the last five at most.
         device: where the parameters are made.
         dtype: of the parameters.
 
@@ -96,12 +83,13 @@ class Encoder(nn.Module):
 
     Shape:
         Channels-first: (B, in_chans, H, W) with H and W at least 32, to a tuple of (B, channels[i], H / strides[i],
-        W / strides[i]), rounded as the network does: up, but down in vgg16.
+        W / strides[i]), rounded as the network does: up, but down in vgg16. Some transformers take one size only.
 
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: no such encoder or module; images of another shape.
+        ValueError: no such encoder or module; taps of an encoder that is not in `list_encoders()`; images of another
+            shape.
         TypeError: images that are no floating-point tensor.
 
     Source: the taps of EfficientNet: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast
@@ -128,42 +116,59 @@ class Encoder(nn.Module):
         check_encoder(name)
         if in_chans not in (1, 3):
             raise ValueError(f"in_chans: expected 1 or 3, got {in_chans!r}")
-        plan = _PLANS[name.partition(".")[0]]
+        published = name.partition(".")[0] in _TAPS
+        if taps and not published:
+            raise ValueError(
+                f"taps: expected None for {name}, for it is none of {', '.join(list_encoders())}; got {taps}"
+            )
         self.name, self.in_chans, self.freeze_until = name, in_chans, freeze_until
-        self._taps = taps or plan.taps
+        options = {} if published else {"features_only": True, "feature_cls": "getter"}
         with nullcontext() if device is None else torch.device(device):
-            net = _network(name, pretrained, in_chans)
+            net = _network(name, pretrained, in_chans=in_chans, **options)
         self.mean, self.std = (tuple(net.pretrained_cfg[key]) for key in ("mean", "std"))
-        self._order = self._adopt(net, list(plan.order(net)))
+        if published:
+            self._adopt(net, taps)
+        else:
+            self.net, self._order = net, []
         self.to(dtype=dtype)
-        self._frozen = self._freeze()
-        sizes = self._sizes()
-        self.channels = tuple(size[0] for size in sizes)
-        self.strides = tuple(STRIDE // size[1] for size in sizes)
+        self._frozen = self._freeze("" if published else "net.model.")
+        if published:
+            sizes = self._sizes()
+            self.channels = tuple(size[0] for size in sizes)
+            self.strides = tuple(STRIDE // size[1] for size in sizes)
+        else:
+            self.channels = tuple(net.feature_info.channels()[-len(STRIDES) :])
+            self.strides = tuple(net.feature_info.reduction()[-len(STRIDES) :])
+        self.train()
 
-    def _adopt(self, net: nn.Module, order: list[str]) -> list[str]:
-        """Takes what leads to the last tap over from `net`, under its names; returns these in order."""
+    def _adopt(self, net: nn.Module, taps: tuple[str, ...] | None) -> None:
+        """Takes what leads to the last tap over from `net`, under its names."""
+        default = _TAPS[self.name.partition(".")[0]] or tuple(entry["module"] for entry in net.feature_info)
+        self._taps = taps or default
+        sequence = list(_sequence(net, default))
+        order = sequence[: 1 + sequence.index(default[-1])]
         for tap in self._taps:
             if tap not in order:
                 raise ValueError(f"taps: {self.name} has no {tap!r}; it has: {', '.join(order)}")
         end = 1 + max(order.index(tap) for tap in self._taps)
-        for path in order[end:]:
+        self._order = order[:end]
+        for path in sequence[end:]:
             parent, _, child = path.rpartition(".")
             delattr(net.get_submodule(parent), child)
-        used = {path.partition(".")[0] for path in order[:end]}
+        used = {path.partition(".")[0] for path in self._order}
         for child, module in net.named_children():
             if child in used:
                 self.add_module(child, module)
-        return order[:end]
 
-    def _freeze(self) -> list[str]:
-        """Stops the gradients; returns the names of the frozen modules."""
+    def _freeze(self, prefix: str) -> list[str]:
+        """Stops the gradients; returns the names of the frozen modules, which begin with `prefix`."""
         if self.freeze_until is None:
             return []
-        names = [name for name, _ in self.named_modules() if name]
-        within = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{self.freeze_until}.")]
+        names = [name for name, _ in self.named_modules() if name.startswith(prefix) and name]
+        within = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{prefix}{self.freeze_until}.")]
         if not within:
-            raise ValueError(f"freeze_until: {self.name} has no module {self.freeze_until!r}; it has: {names[0]}, ...")
+            first = names[0].removeprefix(prefix)
+            raise ValueError(f"freeze_until: {self.name} has no module {self.freeze_until!r}; it has: {first}, ...")
         ahead = names[: within[-1] + 1]
         # an outer module that reaches beyond the last one is not frozen itself
         frozen = [name for name in ahead if not any(other.startswith(f"{name}.") for other in names[len(ahead) :])]
@@ -177,7 +182,6 @@ class Encoder(nn.Module):
         first = next(self.parameters())
         self.eval()
         maps = self(torch.zeros(1, self.in_chans, STRIDE, STRIDE, device=first.device, dtype=first.dtype))
-        self.train()
         return [tuple(features.shape[1:3]) for features in maps]
 
     def train(self, mode: bool = True) -> "Encoder":
@@ -190,6 +194,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """One feature map for each tap: (B, in_chans, H, W) to (B, C, H / stride, W / stride) each."""
         check_images(images, self.in_chans, STRIDE)
+        if not self._order:
+            return tuple(self.net(images)[-len(STRIDES) :])
         x, found = images, {}
         for name in self._order:
             x = self.get_submodule(name)(x)  # (B, C, H / stride, W / stride)
@@ -202,9 +208,26 @@ class Encoder(nn.Module):
         return f"{self.name!r}, in_chans={self.in_chans}, freeze_until={self.freeze_until!r}, channels={self.channels}"
 
 
-def _network(name: str, pretrained: bool, in_chans: int) -> nn.Module:
+def check_strides(encoder: Encoder) -> None:
+    """Raises a ValueError unless there is a feature map of each of STRIDES, as decoders with skip connections need."""
+    if encoder.strides != STRIDES:
+        expected = ", ".join(map(str, STRIDES))
+        raise ValueError(f"encoder: expected strides of {expected}, got those of {encoder.name}: {encoder.strides}")
+
+
+def _sequence(module: nn.Module, taps: tuple[str, ...], prefix: str = "") -> Iterator[str]:
+    """Names of the modules within `module`, in order: the parts of one that holds a tap, any other as a whole."""
+    for child, part in module.named_children():
+        path = f"{prefix}{child}"
+        if any(tap.startswith(f"{path}.") for tap in taps):
+            yield from _sequence(part, taps, f"{path}.")
+        else:
+            yield path
+
+
+def _network(name: str, pretrained: bool, **options: Any) -> nn.Module:
     """A network of timm; says what to do where its weights are out of reach."""
-    make = partial(_timm().create_model, name, in_chans=in_chans)
+    make = partial(_timm().create_model, name, **options)
     if not pretrained:
         return make(pretrained=False)
     try:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mtlkit._check import check_choice, check_probability
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
-from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import AttentionGate, ConvUpsample, InteractionLevel, ResidualBlock, TaskInteraction
@@ -39,7 +39,7 @@ class InteractionOptions:
     Attributes:
         num_classes: logits of the classifier.
         in_chans: channels of the images, 1 or 3.
-        encoder: one of `list_encoders()`, or one with timm's tag of its weights, as "tf_efficientnet_b4.aa_in1k".
+        encoder: one of `list_encoders()`, or a network of timm whose features have strides 2, 4, 8, 16 and 32.
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen; the publication's is "blocks.1.1.bn2".
         decoder_dims: channels of the four decoder levels; the mask's head has 1/2 and 1/3 of the last.
@@ -161,6 +161,7 @@ class MBDI(Pretrained):
         self.options = o = options or MBDIOptions()
         factory = {"device": device, "dtype": dtype}
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, **factory)
+        check_strides(self.encoder)
         dims = self.encoder.channels  # of E_0 .. E_4
         self.refine = nn.ModuleList(ResidualBlock(dim, dim, True, o.hmsf, **factory) for dim in dims)
         self.vectors = nn.ModuleList(nn.Linear(dim, o.clf_dim, **factory) for dim in dims[:0:-1])

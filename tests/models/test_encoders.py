@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from mtlkit.models import Encoder, list_encoders
+from mtlkit.models import Encoder, create_model, list_encoders
 
 CHANNELS = {
     "densenet121": (64, 256, 512, 1024, 1024),
@@ -37,6 +37,50 @@ def test_channels_and_strides(name):
     assert encoder.strides == (2, 4, 8, 16, 32)
     shapes = [tuple(f.shape) for f in encoder(torch.rand(2, 3, 96, 64, device="meta"))]
     assert shapes == [(2, c, 96 // s, 64 // s) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
+
+
+OTHERS = {
+    "resnet34": ((64, 64, 128, 256, 512), (2, 4, 8, 16, 32)),
+    "efficientnet_b0": ((16, 24, 40, 112, 320), (2, 4, 8, 16, 32)),
+    "vgg11": ((128, 256, 512, 512, 512), (2, 4, 8, 16, 32)),
+    "swin_tiny_patch4_window7_224": ((96, 192, 384, 768), (4, 8, 16, 32)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_any_network_of_timm(name):
+    """Its features, channels first whatever its own layout is."""
+    encoder = Encoder(name, in_chans=1, device="meta")
+    assert (encoder.channels, encoder.strides) == OTHERS[name]
+    shapes = [tuple(f.shape) for f in encoder(torch.rand(2, 1, 224, 224, device="meta"))]
+    assert shapes == [(2, c, 224 // s, 224 // s) for c, s in zip(*OTHERS[name], strict=True)]
+
+
+def test_features_of_any_network_are_those_of_timm():
+    encoder = Encoder("resnet34", freeze_until="layer1")
+    assert {n for n, p in encoder.net.model.named_parameters() if not p.requires_grad} == {
+        n for n, _ in encoder.net.model.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))
+    }
+    assert not encoder.net.model.layer1[0].bn1.training
+    assert encoder.net.model.layer2.training
+    net = timm.create_model("resnet34")
+    net.load_state_dict(encoder.net.model.state_dict(), strict=False)
+    images = torch.rand(2, 3, 70, 64)
+    expected = net.eval().forward_intermediates(images, intermediates_only=True)
+    got = encoder.eval()(images)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images)[-1], got[-1])
+    exported = torch.export.export(encoder, (images,)).module()
+    torch.testing.assert_close(exported(images)[-1], got[-1])
+
+
+def test_decoders_say_which_strides_they_need():
+    words = r"encoder: expected strides of 2, 4, 8, 16, 32, got those of pvt_v2_b0: \(4, 8, 16, 32\)"
+    for name in ("mbdi", "unet"):
+        with pytest.raises(ValueError, match=words):
+            create_model(name, encoder="pvt_v2_b0")
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b0", "resnet18", "densenet121"])
@@ -149,6 +193,10 @@ def test_bad_names_and_images():
         Encoder("resnet18", freeze_until="layer9", device="meta")
     with pytest.raises(ValueError, match="taps: resnet18 has no 'layer9'; it has: conv1"):
         Encoder("resnet18", taps=("layer9",), device="meta")
+    with pytest.raises(ValueError, match="taps: expected None for resnet34, for it is none of densenet121"):
+        Encoder("resnet34", taps=("layer1",), device="meta")
+    with pytest.raises(ValueError, match="freeze_until: resnet34 has no module 'layer9'; it has: conv1"):
+        Encoder("resnet34", freeze_until="layer9", device="meta")
     encoder = Encoder("resnet18", device="meta")
     with pytest.raises(ValueError, match=r"images: expected shape \(B, 3, H, W\) with H and W at least 32"):
         encoder(torch.rand(1, 3, 31, 64))
