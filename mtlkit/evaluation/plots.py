@@ -102,28 +102,22 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
     return _png(canvas)
 
 
-def _staircase(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each distinct score, from the highest down, beginning with none."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=np.nan) != 0)
-    hits, alarms = np.cumsum(positive[order])[last], np.cumsum(~positive[order])[last]
-    return np.r_[0, hits], np.r_[0, alarms]
-
-
 def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], areas: Sequence[Figure]) -> bytes:
     """ROC and precision-recall curves, a class against the rest; with two classes those of the second alone."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
     canvas, (roc, pr) = _canvas(4.9, 2)
     known = labels >= 0
     for k in range(len(names)) if len(names) > 2 else (1,):
         positive, scores = labels[known] == k, probabilities[known, k]
         if not 0 < positive.sum() < len(positive):
             continue
-        hits, alarms = _staircase(scores, positive)
         colour = COLOURS[k % len(COLOURS)]
-        roc.plot(alarms / alarms[-1], hits / hits[-1], color=colour, lw=2, label=f"{names[k]}: {areas[k]}")
-        precision = hits[1:] / (hits[1:] + alarms[1:])
-        recall = hits[1:] / hits[-1]
-        pr.step(np.r_[0, recall], np.r_[precision[0], precision], where="pre", color=colour, lw=2, label=names[k])
+        alarms, hits, _ = roc_curve(positive, scores, drop_intermediate=False)
+        roc.plot(alarms, hits, color=colour, lw=2, label=f"{names[k]}: {areas[k]}")
+        precision, recall, _ = precision_recall_curve(positive, scores)
+        precision[-1] = precision[-2]  # where nothing is recalled: that of the highest score, not 1
+        pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=names[k])
         pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
     roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
     _label(roc, "1 - specificity", "sensitivity", "ROC, with its area")
