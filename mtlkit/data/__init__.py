@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtlkit.data.datasets import LesionDataset, MammographyDataset
-    from mtlkit.data.dicom import DicomTags, count_frames, read_dicom, read_dicom_tags, read_pixel_spacing
-    from mtlkit.data.files import read_image, read_mask
+    from mtlkit.data.dicom import DicomTags, read_dicom, read_dicom_tags, read_pixel_spacing
+    from mtlkit.data.images import count_frames, read_image
     from mtlkit.data.layouts import LAYOUTS
+    from mtlkit.data.masks import read_mask
     from mtlkit.data.open import open_dataset
     from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding, Record
     from mtlkit.data.splits import Split, load_split, make_split
@@ -77,15 +78,15 @@ _LAZY = {
     "VIEWS": "mtlkit.data.records",
     "augmentation": "mtlkit.data.transforms",
     "check_dataset": "mtlkit.data.validate",
-    "count_frames": "mtlkit.data.dicom",
+    "count_frames": "mtlkit.data.images",
     "load_split": "mtlkit.data.splits",
     "make_split": "mtlkit.data.splits",
     "open_dataset": "mtlkit.data.open",
     "preparation": "mtlkit.data.transforms",
     "read_dicom": "mtlkit.data.dicom",
     "read_dicom_tags": "mtlkit.data.dicom",
-    "read_image": "mtlkit.data.files",
-    "read_mask": "mtlkit.data.files",
+    "read_image": "mtlkit.data.images",
+    "read_mask": "mtlkit.data.masks",
     "read_pixel_spacing": "mtlkit.data.dicom",
     "synthesize_mammography": "mtlkit.data.synthetic",
     "synthesize_ultrasound": "mtlkit.data.synthetic",

@@ -16,7 +16,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from mtlkit.data.files import read_image, read_mask
+from mtlkit.data.images import read_image
+from mtlkit.data.masks import read_mask
+from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import VIEWS, Exam, Record
 from mtlkit.data.transforms import augmentation, preparation
 
@@ -26,12 +28,21 @@ __all__ = ["LesionDataset", "MammographyDataset"]
 class _Augmented(Dataset):
     """What both share: the seed, the epoch and the transforms."""
 
-    def __init__(self, records: Sequence[Any], size: int, augment: str, seed: int, normalize: bool, cache: bool):
+    def __init__(
+        self,
+        records: Sequence[Any],
+        size: int,
+        augment: str,
+        seed: int,
+        normalize: bool,
+        cache: bool,
+        max_pixels: int,
+    ) -> None:
         if not records:
             raise ValueError("records: expected at least one, got none")
         if size < 1:
             raise ValueError(f"size: expected at least 1 pixel, got {size!r}")
-        self.records, self.size, self.seed = tuple(records), size, seed
+        self.records, self.size, self.seed, self.max_pixels = tuple(records), size, seed, max_pixels
         self._augment, self._prepare = augmentation(augment), preparation(normalize=normalize)
         self._cache: dict[int, Any] | None = {} if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that already run
@@ -71,6 +82,7 @@ class LesionDataset(_Augmented):
         seed: of the augmentations.
         normalize: to ImageNet's mean and spread; see `preparation`.
         cache: keeps the resized images, 4 bytes a pixel, in the memory of each worker.
+        max_pixels: the most that a frame may have.
 
     An item has "image" (3, size, size) float32, "mask" (1, size, size) float32 of 0 and 1, "label" int64 (-1 where it
     is not known), "segmented" bool (whether the mask is known) and "key".
@@ -99,8 +111,9 @@ class LesionDataset(_Augmented):
         *,
         normalize: bool = True,
         cache: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(records, size, augment, seed, normalize, cache)
+        super().__init__(records, size, augment, seed, normalize, cache, max_pixels)
         if copies < 0:
             raise ValueError(f"copies: expected at least 0, got {copies!r}")
         self.copies = copies
@@ -111,8 +124,8 @@ class LesionDataset(_Augmented):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """Image (3, size, size) and mask (1, size, size), uint8."""
         record = self.records[index]
-        pixels = read_image(record.image, record.frame)
-        mask = read_mask(record.masks, pixels.shape[:2])
+        pixels = read_image(record.image, record.frame, max_pixels=self.max_pixels)
+        mask = read_mask(record.masks, pixels.shape[:2], max_pixels=self.max_pixels)
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
         size = [self.size, self.size]
         outline = TF.resize(torch.from_numpy(mask)[None], size, v2.InterpolationMode.NEAREST)
@@ -147,6 +160,7 @@ class MammographyDataset(_Augmented):
         seed: of the augmentations.
         normalize: to ImageNet's mean and spread; see `preparation`.
         cache: keeps the resized views, a byte a pixel, in the memory of each worker.
+        max_pixels: the most that a frame may have.
 
     An item has "views" (4, 3, size, size) float32, all zeros where a view is missing, "present" (4,) bool, "label"
     (2,) and "birads" (2,) int64 of the left and the right breast (-1 where not known), and "key".
@@ -174,8 +188,9 @@ class MammographyDataset(_Augmented):
         *,
         normalize: bool = True,
         cache: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(records, size, augment, seed, normalize, cache)
+        super().__init__(records, size, augment, seed, normalize, cache, max_pixels)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -187,7 +202,7 @@ class MammographyDataset(_Augmented):
             if path is None:
                 views.append(None)
                 continue
-            pixels = torch.from_numpy(np.ascontiguousarray(read_image(path)[..., 0]))[None]
+            pixels = torch.from_numpy(np.ascontiguousarray(read_image(path, max_pixels=self.max_pixels)[..., 0]))[None]
             pixels = TF.resize(pixels, [self.size, self.size], antialias=True)
             views.append(pixels.flip(2) if name.startswith("R") else pixels)
         return views

@@ -1,4 +1,4 @@
-"""Reading pictures, and writing files whole or not at all."""
+"""Folders and tables, and writing files whole or not at all."""
 
 import csv
 import io
@@ -13,98 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from mtlkit.data.dicom import is_dicom, read_dicom
 from mtlkit.errors import DataError
-
-__all__ = ["read_image", "read_mask"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        words = getattr(error, "strerror", None) or str(error)
-        reason = words.removesuffix(f" {str(path)!r}")  # Pillow's own words name the file again
-        raise DataError(f"{path}: cannot be read as an image ({reason})") from None
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 or more bits with its values brought to 0 to 255."""
-    if image.mode not in ("I", "I;16", "I;16B", "I;16L"):
-        return image
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535 if values.max(initial=0) > 255 else 255
-    return Image.fromarray((values * (255 / top)).clip(0, 255).round().astype(np.uint8))
-
-
-def read_image(path: str | Path, frame: int | None = None) -> np.ndarray:
-    """An image as colours.
-
-    Args:
-        path: PNG, JPEG, BMP, TIFF of 8 or 16 bits, or DICOM.
-        frame: which frame of a DICOM file, from 0; needed where it holds several.
-
-    Returns:
-        (H, W, 3), uint8.
-
-    Raises:
-        DataError: there is no such file, or it cannot be read.
-
-    Example:
-        >>> from pydicom.data import get_testdata_file
-        >>> from mtlkit.data import read_image
-        >>> read_image(get_testdata_file("CT_small.dcm")).shape
-        (128, 128, 3)
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: expected an image file, found a folder")
-    if path.is_file() and is_dicom(path):
-        pixels = (read_dicom(path, frame) * 255).round().astype(np.uint8)
-        return np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
-    return np.asarray(_eight_bits(_open(path)).convert("RGB"))
-
-
-def read_mask(paths: Sequence[str | Path], size: tuple[int, int]) -> np.ndarray:
-    """The lesion, merged from any number of masks.
-
-    Args:
-        paths: masks with values above 127 (or 1, in masks of 0 and 1) in the lesion; none gives an empty mask.
-        size: (H, W) that they must have.
-
-    Returns:
-        (H, W), uint8, 0 or 1.
-
-    Raises:
-        DataError: a mask cannot be read, or has another size.
-
-    Example:
-        >>> from mtlkit.data import read_mask
-        >>> read_mask([], (2, 3)).any()
-        np.False_
-    """
-    merged = np.zeros(size, dtype=np.uint8)
-    for path in paths:
-        values = np.asarray(_eight_bits(_open(Path(path))).convert("L"))
-        if values.shape != tuple(size):
-            raise DataError(
-                f"{path}: the mask has {values.shape[1]} x {values.shape[0]} pixels, its image {size[1]} x {size[0]}"
-            )
-        merged |= values > (127 if values.max(initial=0) > 1 else 0)
-    return merged
-
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mtlkit.data.layouts import scan
+from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Catalogue
 from mtlkit.data.validate import read_findings
 from mtlkit.errors import DataError
@@ -11,7 +12,9 @@ from mtlkit.errors import DataError
 __all__ = ["open_dataset"]
 
 
-def open_dataset(root: str | Path, layout: str = "auto", *, skip_bad: bool = False, **options: Any) -> Catalogue:
+def open_dataset(
+    root: str | Path, layout: str = "auto", *, skip_bad: bool = False, max_pixels: int = MAX_PIXELS, **options: Any
+) -> Catalogue:
     """The records of a data set on disk.
 
     Args:
@@ -19,6 +22,7 @@ def open_dataset(root: str | Path, layout: str = "auto", *, skip_bad: bool = Fal
         layout: "busi", "busi_whu", "ham10000", "brisc", "cmmd" (also for TOMPEI-CMMD) or "folder"; "auto" looks.
         skip_bad: leaves out what cannot be used, unreadable files among it, which costs reading every file once;
             otherwise the first thing that is missing raises, and an unreadable file raises when it is read.
+        max_pixels: the most that a frame may have, for `skip_bad`.
         **options: `classes` (names in the order of their labels, for all layouts but "cmmd"), or `birads` (the BI-RADS
             categories in use, for "cmmd": (1, 5), (1, 3, 5) or all five).
 
@@ -36,10 +40,10 @@ def open_dataset(root: str | Path, layout: str = "auto", *, skip_bad: bool = Fal
         (5, ('benign', 'malignant'), 'benign/benign (1)')
     """
     catalogue = scan(root, layout, **options)
-    return usable(catalogue, skip_bad=skip_bad)
+    return usable(catalogue, skip_bad=skip_bad, max_pixels=max_pixels)
 
 
-def usable(catalogue: Catalogue, *, skip_bad: bool) -> Catalogue:
+def usable(catalogue: Catalogue, *, skip_bad: bool, max_pixels: int = MAX_PIXELS) -> Catalogue:
     """A catalogue without errors: raises the first, or leaves out what they concern.
 
     Raises:
@@ -50,7 +54,7 @@ def usable(catalogue: Catalogue, *, skip_bad: bool) -> Catalogue:
         more = f"; {len(errors) - 1} more: `mtlkit data check` lists them" if len(errors) > 1 else ""
         raise DataError(f"{errors[0]}{more}")
     if skip_bad:
-        catalogue = catalogue.without(read_findings(catalogue))
+        catalogue = catalogue.without(read_findings(catalogue, max_pixels=max_pixels))
     if not catalogue.records:
         raise DataError(f"{catalogue.root}: there is not a single image in it that can be used")
     return catalogue

@@ -1,18 +1,19 @@
 """Checking a data set before any training: every file is read once, and what is missing or odd is told."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtlkit.data.dicom import read_dicom
-from mtlkit.data.files import read_image, read_mask
+from mtlkit.data.images import load_image
 from mtlkit.data.layouts import scan
+from mtlkit.data.masks import read_mask
+from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Catalogue, Exam, Finding, Record
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, MismatchError, TooLargeError
 
 __all__ = ["Report", "check_dataset"]
 
@@ -68,17 +69,23 @@ class Report:
         }
 
 
-def _error(kind: str, error: DataError, path: Path, key: str) -> Finding:
-    path = next((p for p in (path, *path.parents) if str(error).startswith(f"{p}: ")), path)
-    return Finding("error", kind, path, str(error).removeprefix(f"{path}: "), key)
+KINDS = {MismatchError: "wrong size", TooLargeError: "too large"}
 
 
-def _check_record(record: Record, seen: dict[bytes, Record]) -> list[Finding]:
+def _error(error: DataError, path: Path, key: str) -> Finding:
+    return Finding("error", KINDS.get(type(error), "unreadable"), error.path or path, error.text, key)
+
+
+def _remarks(path: Path, remarks: Sequence[str]) -> list[Finding]:
+    return [Finding("note", "reading", path, text) for text in remarks]
+
+
+def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int) -> list[Finding]:
     try:
-        image = read_image(record.image)
+        image, _, remarks = load_image(record.image, record.frame, max_pixels)
     except DataError as error:
-        return [_error("unreadable", error, record.image, record.key)]
-    findings = []
+        return [_error(error, record.image, record.key)]
+    findings = _remarks(record.image, remarks)
     height, width, _ = image.shape
     if min(height, width) < SMALLEST:
         text = f"has only {width} x {height} pixels"
@@ -97,10 +104,9 @@ def _check_record(record: Record, seen: dict[bytes, Record]) -> list[Finding]:
     share = 0.0
     for mask in record.masks:
         try:
-            share += read_mask([mask], (height, width)).mean()
+            share += read_mask([mask], (height, width), max_pixels=max_pixels).mean()
         except DataError as error:
-            kind = "wrong size" if "the mask has" in str(error) else "unreadable"
-            findings.append(_error(kind, error, mask, record.key))
+            findings.append(_error(error, mask, record.key))
             return findings
     if record.masks and share == 0 and Path(record.key).parent.name not in ("normal", "no_tumor", "healthy"):
         findings.append(Finding("warning", "empty mask", record.image, "there is nothing in its mask"))
@@ -111,15 +117,17 @@ def _check_record(record: Record, seen: dict[bytes, Record]) -> list[Finding]:
     return findings
 
 
-def _check_exam(exam: Exam, seen: dict[bytes, Path]) -> list[Finding]:
+def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int) -> list[Finding]:
     findings = []
     for path in exam.files:
         try:
-            pixels = read_dicom(path)
+            image, _, remarks = load_image(path, None, max_pixels)
         except DataError as error:
-            findings.append(_error("unreadable", error, path, exam.key))
+            findings.append(_error(error, path, exam.key))
             continue
-        if pixels.ndim != 2:
+        findings += _remarks(path, remarks)
+        pixels = image[..., 0]
+        if (image != pixels[..., None]).any():
             findings.append(Finding("error", "colours", path, "has colours where a mammogram is grey", exam.key))
             continue
         if min(pixels.shape) < SMALLEST:
@@ -134,31 +142,40 @@ def _check_exam(exam: Exam, seen: dict[bytes, Path]) -> list[Finding]:
     return findings
 
 
-def read_findings(catalogue: Catalogue, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+def read_findings(
+    catalogue: Catalogue, progress: Callable[[int, int], None] | None = None, max_pixels: int = MAX_PIXELS
+) -> list[Finding]:
     """Reads every file of the records once; `progress` is told how many of how many records are done."""
     findings: list[Finding] = []
     seen: dict[bytes, Any] = {}
     check = _check_exam if catalogue.mammography else _check_record
     for done, record in enumerate(catalogue.records, start=1):
-        findings += check(record, seen)
+        findings += check(record, seen, max_pixels)
         if progress is not None:
             progress(done, len(catalogue))
     return findings
 
 
 def check_dataset(
-    root: str | Path, layout: str = "auto", *, progress: Callable[[int, int], None] | None = None, **options: Any
+    root: str | Path,
+    layout: str = "auto",
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
 ) -> Report:
     """Reads every file of a data set and tells what is missing or odd.
 
     Errors concern what cannot be used: missing masks, rows, tags and classes, unreadable files, masks of another size
     than their image, the same image in two classes. Warnings concern what can be used and should be looked at:
-    duplicates, empty masks, masks without image, missing views. Notes are for information, as on merged masks.
+    duplicates, empty masks, masks without image, missing views. Notes are for information, as on merged masks and on
+    how numbers of more than 8 bits were read.
 
     Args:
         root: its folder.
         layout: as for `open_dataset`.
         progress: called with the number of records done and that of all.
+        max_pixels: the most that a frame may have.
         **options: as for `open_dataset`.
 
     Raises:
@@ -176,5 +193,5 @@ def check_dataset(
         ['missing mask']
     """
     catalogue = scan(root, layout, **options)
-    catalogue = catalogue.without(read_findings(catalogue, progress))
+    catalogue = catalogue.without(read_findings(catalogue, progress, max_pixels))
     return Report(catalogue, catalogue.findings)

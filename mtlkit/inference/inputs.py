@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from mtlkit.data import VIEWS, Exam, Record, count_frames, read_dicom_tags
-from mtlkit.data.dicom import is_dicom
+from mtlkit.data.dicom_file import is_dicom
 from mtlkit.data.files import PICTURES, check_folder, image_stem, natural
 from mtlkit.errors import DataError
 
@@ -133,7 +133,7 @@ def _records(found: Sequence[_Found], problems: Problems) -> Iterator[Record]:
             raise DataError(f"{path}: has the same name as {seen[key]}; predict them into folders of their own")
         seen[key] = path
         try:
-            frames = count_frames(path) if is_dicom(path) else 1
+            frames = count_frames(path) if is_dicom(path) or path.suffix.lower() in (".tif", ".tiff") else 1
         except DataError as error:
             problems.add(error)
             continue

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
 from mtlkit.data import VIEWS, Exam, Record, read_image, read_mask, read_pixel_spacing
-from mtlkit.data.dicom import is_dicom
+from mtlkit.data.dicom_file import is_dicom
 from mtlkit.data.files import csv_text, folder_written_whole, write_json
 from mtlkit.errors import DataError
 from mtlkit.inference.drawing import draw_overlay

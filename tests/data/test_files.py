@@ -1,82 +1,18 @@
-"""Pictures of every kind are read alike; files and folders are written whole or not at all."""
+"""Tables and names are read in one way; files and folders are written whole or not at all."""
 
 import errno
 import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from mtlkit.data import DataError, read_image, read_mask
+from mtlkit.data import DataError
 from mtlkit.data.files import folder_written_whole, natural, read_table, write_json, written_whole
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-GREY = np.arange(40, dtype=np.uint8).reshape(5, 8) * 6
-
-
-@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tiff"])
-def test_kinds_of_files(tmp_path, suffix):
-    Image.fromarray(GREY).save(tmp_path / f"a.{suffix}")
-    assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), np.repeat(GREY[..., None], 3, 2))
-
-
-def test_jpeg(tmp_path):
-    Image.fromarray(np.full((16, 16), 90, np.uint8)).save(tmp_path / "a.jpg")
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - 90).max() <= 1
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA"])
-def test_kinds_of_pixels(tmp_path, mode):
-    Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
-    assert np.abs(read_image(tmp_path / "a.png").astype(int) - GREY[..., None]).max() <= (3 if mode == "P" else 0)
-
-
-def test_sixteen_bits(tmp_path):
-    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "a.png")
-    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], GREY)
-
-
-def test_masks_are_merged_and_cut_above_127(tmp_path):
-    for name, values in (("a", [0, 127, 128, 255]), ("b", [255, 0, 0, 0]), ("c", [0, 0, 1, 0])):
-        Image.fromarray(np.array([values], np.uint8)).save(tmp_path / f"{name}.png")
-    paths = [tmp_path / f"{name}.png" for name in "abc"]
-    assert read_mask(paths[:1], (1, 4)).tolist() == [[0, 0, 1, 1]]
-    assert read_mask(paths[:2], (1, 4)).tolist() == [[1, 0, 1, 1]]
-    assert read_mask(paths[2:], (1, 4)).tolist() == [[0, 0, 1, 0]]  # a mask of 0 and 1
-    with pytest.raises(DataError, match=r"a.png: the mask has 4 x 1 pixels, its image 2 x 3"):
-        read_mask(paths, (3, 2))
-
-
-def broken(folder: Path) -> dict[str, bytes]:
-    Image.fromarray(np.tile(GREY, (20, 20))).save(folder / "whole.png")
-    whole = (folder / "whole.png").read_bytes()
-    return {"text": b"hello", "empty": b"", "cut": whole[: len(whole) // 2], "head": whole[:20]}
-
-
-@pytest.mark.parametrize("kind", ["text", "empty", "cut", "head"])
-@pytest.mark.parametrize("suffix", ["png", "jpg", "dcm"])
-def test_broken_image_is_one_sentence(tmp_path, kind, suffix):
-    path = tmp_path / f"a.{suffix}"
-    path.write_bytes(broken(tmp_path)[kind])
-    with pytest.raises(DataError) as error:
-        read_image(path)
-    text = str(error.value)
-    assert text.startswith(f"{path}: cannot be read as ")
-    assert "\n" not in text
-    assert text.count(str(path)) == 1
-
-
-def test_not_a_file(tmp_path):
-    with pytest.raises(DataError, match=r"a.png: there is no such file"):
-        read_image(tmp_path / "a.png")
-    with pytest.raises(DataError, match="expected an image file, found a folder"):
-        read_image(tmp_path)
 
 
 def test_natural_order():

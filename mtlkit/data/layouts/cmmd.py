@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtlkit.data.dicom import is_dicom, read_dicom_tags
+from mtlkit.data.dicom import read_dicom_tags
+from mtlkit.data.dicom_file import is_dicom
 from mtlkit.data.files import column, natural, read_table
 from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding
 from mtlkit.errors import DataError
@@ -50,7 +51,8 @@ def _patients(root: Path) -> list[Path]:
 
 
 def _dicoms(folder: Path):
-    return (path for path in folder.rglob("*") if path.is_file() and is_dicom(path))
+    paths = (path for path in folder.rglob("*") if not path.name.startswith("."))  # as a Mac's ._1-1.dcm
+    return (path for path in paths if path.is_file() and is_dicom(path))
 
 
 def recognise(root: Path) -> bool:
@@ -103,8 +105,7 @@ def _views(folder: Path, findings: list[Finding]) -> tuple[Path | None, ...]:
         try:
             tags = read_dicom_tags(path)
         except DataError as error:
-            text = str(error).removeprefix(f"{path}: ")
-            findings.append(Finding("error", "unreadable", path, text))
+            findings.append(Finding("error", "unreadable", path, error.text))
             continue
         if tags.patient and tags.patient != folder.name:
             text = f"says that it is of patient {tags.patient}, and lies in the folder of {folder.name}"

@@ -1,7 +1,8 @@
 """A layout for data of one's own.
 
     images/<class>/scan 1.png       PNG, JPEG, BMP, TIFF or DICOM
-    masks/<class>/scan 1.png        of the same name; further ones scan 1_1.png, scan 1_2.png ... are merged
+    masks/<class>/scan 1.png        of the same name, in any of these formats; scan 1_1.png, scan 1_2.png ...
+                                    are merged with it
     groups.csv                      optional, columns image and group: which images belong together, as of one patient
 
 The images of the classes normal, no_tumor and healthy need no mask. Without a folder masks/ at all, the images have
@@ -24,6 +25,7 @@ from mtlkit.data.records import Catalogue, Finding, Record
 from mtlkit.errors import DataError
 
 NAME = "folder"
+DICOM = (".dcm", ".dicom")
 WITHOUT_LESION = ("normal", "no_tumor", "healthy")
 
 
@@ -33,8 +35,8 @@ def recognise(root: Path) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    dicom = [path for path in folder.iterdir() if path.suffix.lower() in (".dcm", ".dicom")] if folder.is_dir() else []
-    return sorted([*pictures(folder), *dicom], key=natural)
+    files = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
+    return sorted([*pictures(folder), *(path for path in files if path.suffix.lower() in DICOM)], key=natural)
 
 
 def _groups(root: Path) -> dict[str, str]:
@@ -62,7 +64,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
     stray = set(groups)
     for label, name in enumerate(chosen):
         images = _images(root / "images" / name)
-        masks, orphans = match_masks(images, pictures(root / "masks" / name))
+        masks, orphans = match_masks(images, _images(root / "masks" / name))
         findings += [
             *orphan_findings(orphans),
             *stray_findings(root / "images" / name, {p.name.lower() for p in images}),

@@ -1,0 +1,316 @@
+"""The pixels of a DICOM file as they are meant to be seen: decoded and rendered by pydicom, of tags that can be used.
+
+Sources: DICOM PS3.3, C.7.6.3.1.2 (photometric interpretation), C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.11.2
+(VOI LUT and window), C.7.6.16.2 (functional groups of frames).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mtlkit.data.dicom_file import Tags, first_line, open_dicom
+from mtlkit.data.pixels import MAX_PIXELS, Scale, check_pixels, choose_scale, extent, joint, render
+from mtlkit.errors import DataError
+
+DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+DEPTHS = (8, 10, 11, 12, 13, 14, 15, 16)  # of the entries of a LUT
+# what adds a decoder, by the beginning of the name of a transfer syntax
+DECODERS = {
+    "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
+    "High-Throughput JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
+    "JPEG": "pylibjpeg pylibjpeg-libjpeg",
+}
+
+
+class Window(NamedTuple):
+    """A window that can be used."""
+
+    center: float
+    width: float
+    function: str
+
+
+class Rendered(NamedTuple):
+    """A frame as it is meant to be seen."""
+
+    unit: np.ndarray  # (H, W) or (H, W, 3), float32 in [0, 1]
+    tags: Tags
+
+
+def render_dicom(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXELS) -> Rendered:
+    """Decodes and renders a frame.
+
+    Raises:
+        DataError: the file cannot be read or decoded, or has several frames and none is named.
+        TooLargeError: its frames have more pixels than are read.
+    """
+    tags = open_dicom(path, pixels=True, max_pixels=max_pixels)
+    index = choose_frame(tags, frame)
+    stored = decode(tags, index, max_pixels)
+    with rendering(path):
+        colours = stored.ndim == 3 or _is_palette(tags)
+        return Rendered(_colours(stored, tags) if colours else _grey(stored, tags, index), tags)
+
+
+def choose_frame(tags: Tags, frame: int | None) -> int:
+    """The index of the frame that is wanted.
+
+    Raises:
+        DataError: there is no image, no such frame, or there are several and none is named.
+    """
+    path, frames = tags.path, tags.frames
+    if not any(name in tags.dataset for name in DATA) or 0 in tags.shape:
+        raise DataError("this DICOM file holds no image", path=path)
+    if frame is None and frames > 1:
+        raise DataError(f"holds {frames} frames where one image is expected", path=path)
+    if frame is not None and not 0 <= frame < frames:
+        raise DataError(f"there is no frame {frame}, only 0 to {frames - 1}", path=path)
+    return frame or 0
+
+
+def decode(tags: Tags, index: int, max_pixels: int) -> np.ndarray:
+    """The stored numbers of a frame, (H, W), or (H, W, C) with colours as RGB.
+
+    Raises:
+        DataError: there is no decoder, or the data are damaged.
+        TooLargeError: the compressed frame has more pixels than are read, whatever the tags say.
+    """
+    from pydicom.pixels import get_decoder, pixel_array
+
+    with rendering(tags.path):
+        if tags.compressed:
+            if not get_decoder(tags.dataset.file_meta.TransferSyntaxUID).is_available:
+                packages = next((p for name, p in DECODERS.items() if tags.syntax.startswith(name)), "python-gdcm")
+                text = f"its pixels cannot be decoded ({tags.syntax} needs a decoder: pip install {packages})"
+                raise DataError(text, path=tags.path)
+            _check_compressed(tags, index, max_pixels)
+        return pixel_array(tags.dataset, index=index)  # decodes no other frame
+
+
+@contextmanager
+def rendering(path: Path) -> Iterator[None]:
+    """Whatever is raised inside, for truncated data or contradicting tags, becomes a DataError."""
+    try:
+        with np.errstate(all="ignore"):  # floats that are no numbers become black
+            yield
+    except DataError:
+        raise
+    except MemoryError:
+        raise DataError("there is not enough memory to decode its pixels", path=path) from None
+    except Exception as error:
+        raise DataError(f"its pixels cannot be decoded ({first_line(error)})", path=path) from None
+
+
+def _check_compressed(tags: Tags, index: int, max_pixels: int) -> None:
+    """Raises where a compressed frame says itself that it has too many pixels."""
+    from PIL import Image, UnidentifiedImageError
+    from pydicom.encaps import get_frame
+
+    data = get_frame(tags.dataset.PixelData, index, number_of_frames=tags.frames)
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "JPEG2000")) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        width = height = 65535
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        return  # RLE, JPEG-LS and damaged frames: their decoders go by Rows and Columns
+    check_pixels(tags.path, width, height, max_pixels)
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def _is_palette(tags: Tags) -> bool:
+    return tags.text("PhotometricInterpretation") == "PALETTE COLOR"
+
+
+def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
+    """Colours of all depths, and indices of a palette, whose entries may use fewer bits than they have."""
+    from pydicom.pixels import apply_color_lut
+
+    if _is_palette(tags):
+        count, first = (int(n) for n in tags.dataset.RedPaletteColorLookupTableDescriptor[:2])
+        every = np.arange(first, first + (count or 2**16))
+        palette = apply_color_lut(every, tags.dataset)[..., :3]
+        scale = choose_scale(extent(palette), palette.dtype, palette.dtype.itemsize * 8)
+        return render(palette, scale)[(stored.astype(np.int64) - first).clip(0, len(every) - 1)]
+    if stored.shape[2] < 3:
+        raise DataError(f"its pixels cannot be decoded ({stored.shape[2]} samples a pixel)", path=tags.path)
+    return render(stored[..., :3], Scale(0, 2.0 ** tags.count("BitsStored", 8, 64) - 1))
+
+
+# --- grey -------------------------------------------------------------------------------------------------------------
+
+
+def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
+    """Grey through modality LUT, VOI LUT or window, without padding."""
+    inverted = tags.text("PhotometricInterpretation") == "MONOCHROME1"
+    hidden = _padding(stored, tags)
+    values = _modality(stored, tags, index)
+    span = extent(values, hidden)
+    if (lut := _lut(tags, "VOILUTSequence", index)) is not None:
+        return render(_apply_lut(values, lut, tags), _scale(tags, index, stored), hidden, inverted=inverted)
+    for window in _windows(tags, index):
+        unit = _apply_window(values, window)
+        shown = extent(unit, hidden)
+        if shown is None or shown[0] < shown[1] or span[0] == span[1] or _shows_other_frames(window, tags):
+            return render(unit, Scale(0, 1), hidden, inverted=inverted)
+        tags.remarks.append(
+            f"its window of center {window.center:g} and width {window.width:g} shows nothing of its values "
+            f"{span[0]:g} to {span[1]:g}, and counts as absent"
+        )
+    return render(values, _scale(tags, index, stored), hidden, inverted=inverted)
+
+
+def _scale(tags: Tags, index: int, stored: np.ndarray) -> Scale:
+    """Black and white where no window says them: one scale for all frames."""
+    bits = tags.count("BitsStored", stored.dtype.itemsize * 8, 64)
+    plain = _rescale(tags, index) == (1, 0) and all(
+        _lut(tags, name, index) is None for name in ("ModalityLUTSequence", "VOILUTSequence")
+    )
+    if plain and bits <= 8 and stored.dtype.kind in "ub":
+        return Scale(0, 2.0**bits - 1)
+    low, high = _film_extent(tags) or (0.0, 0.0)
+    return Scale(low, high)
+
+
+def _film_extent(tags: Tags) -> tuple[float, float] | None:
+    """The least and the greatest value of all frames, behind modality and VOI LUT, without padding."""
+    if tags.frames == 1:
+        return joint(list(_extents(tags)))
+    stat = tags.path.stat()
+    return _cached_extent(tags.path, (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=8)
+def _cached_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] | None:
+    return joint(list(_extents(open_dicom(path, pixels=True, max_pixels=2**32))))  # checked when it was opened first
+
+
+def _extents(tags: Tags) -> Iterator[tuple[float, float] | None]:
+    from pydicom.pixels import iter_pixels
+
+    for index, stored in enumerate(iter_pixels(tags.dataset)):
+        values = _modality(stored, tags, index)
+        if (lut := _lut(tags, "VOILUTSequence", index)) is not None:
+            values = _apply_lut(values, lut, tags)
+        yield extent(values, _padding(stored, tags))
+
+
+def _padding(stored: np.ndarray, tags: Tags) -> np.ndarray | None:
+    """Which pixels are padding around the image; None where none is."""
+    first = tags.number("PixelPaddingValue")
+    if first is None:
+        return None
+    last = tags.number("PixelPaddingRangeLimit", first)
+    low, high = min(first, last), max(first, last)
+    kind = stored.dtype
+    if kind.kind == "i" and low > np.iinfo(kind).max:  # written as unsigned
+        low, high = low - 2.0 ** (8 * kind.itemsize), high - 2.0 ** (8 * kind.itemsize)
+    if kind.kind == "u" and high < 0:  # written as signed
+        low, high = low + 2.0 ** (8 * kind.itemsize), high + 2.0 ** (8 * kind.itemsize)
+    hidden = (stored >= low) & (stored <= high)
+    return hidden if hidden.any() else None
+
+
+def _rescale(tags: Tags, index: int) -> tuple[float, float]:
+    """Slope and intercept."""
+    group = functional_group(tags, "PixelValueTransformationSequence", index)
+    slope, intercept = tags.number("RescaleSlope", 1.0, group), tags.number("RescaleIntercept", 0.0, group)
+    if slope == 0:
+        tags.drop("RescaleSlope", slope)
+        slope = 1.0
+    return slope, intercept
+
+
+def _modality(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
+    """Stored numbers as values: by the modality LUT, else by slope and intercept."""
+    if (lut := _lut(tags, "ModalityLUTSequence", index)) is not None:
+        return _apply_lut(stored, lut, tags)
+    slope, intercept = _rescale(tags, index)
+    return stored if (slope, intercept) == (1, 0) else stored.astype(np.float64) * slope + intercept
+
+
+def _lut(tags: Tags, name: str, index: int) -> Any:
+    """The first item of a sequence of LUTs that can be used."""
+    group = functional_group(tags, "FrameVOILUTSequence", index) if name.startswith("VOI") else None
+    for item in tags.items(name, group):
+        descriptor, data = tags.numbers("LUTDescriptor", item), tags.get("LUTData", item)
+        if len(descriptor) == 3 and descriptor[2] in DEPTHS and data is not None:
+            count = int(descriptor[0]) or 2**16
+            have = len(data) // 2 if isinstance(data, bytes) else len(np.atleast_1d(data))
+            if have >= count:
+                return item
+        tags.drop(name, "without a table")
+    return None
+
+
+def _apply_lut(values: np.ndarray, item: Any, tags: Tags) -> np.ndarray:
+    """Values through a table: those outside of it take its first or last entry."""
+    from pydicom import Dataset
+    from pydicom.pixels import apply_voi
+
+    count, first, _ = (int(n) for n in tags.numbers("LUTDescriptor", item))
+    dataset = Dataset()
+    dataset.VOILUTSequence = [item]
+    dataset.file_meta = tags.dataset.file_meta
+    return apply_voi(np.rint(values).clip(first, first + (count or 2**16) - 1).astype(np.int64), dataset)
+
+
+def _windows(tags: Tags, index: int) -> list[Window]:
+    """The windows that can be used: of width at least 1, or above 0 where the function is not LINEAR."""
+    group = functional_group(tags, "FrameVOILUTSequence", index)
+    centers, widths = tags.numbers("WindowCenter", group), tags.numbers("WindowWidth", group)
+    function = tags.text("VOILUTFunction", group).upper() or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        tags.drop("VOILUTFunction", function)
+        function = "LINEAR"
+    if bool(centers) != bool(widths):
+        tags.drop("WindowCenter" if centers else "WindowWidth", (centers or widths)[0])
+    found = []
+    for center, width in zip(centers, widths, strict=False):
+        if width <= 0:
+            tags.drop("WindowWidth", width)
+            continue
+        exact = function == "LINEAR" and width < 1
+        if exact:
+            remark = f"WindowWidth {width:g} is below 1, and is read as of LINEAR_EXACT"
+            if remark not in tags.remarks:
+                tags.remarks.append(remark)
+        found.append(Window(center, width, "LINEAR_EXACT" if exact else function))
+    return found
+
+
+def _apply_window(values: np.ndarray, window: Window) -> np.ndarray:
+    """Values through a window, in [0, 1]."""
+    from pydicom import Dataset
+    from pydicom.pixels import apply_windowing
+
+    dataset = Dataset()
+    dataset.PhotometricInterpretation, dataset.BitsStored, dataset.PixelRepresentation = "MONOCHROME2", 1, 0
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = window
+    return apply_windowing(values, dataset)  # one bit: from 0 to 1
+
+
+def _shows_other_frames(window: Window, tags: Tags) -> bool:
+    """Whether a window that is of no use for a frame is of use for others of the film."""
+    if tags.frames == 1:
+        return False
+    low, high = _film_extent(tags) or (0.0, 0.0)
+    ends = _apply_window(np.array([low, high]), window)
+    return bool(ends[0] < ends[1])
+
+
+def functional_group(tags: Tags, name: str, index: int) -> Any:
+    """The item of a functional group of a frame, of its own or shared; None where the file's own tags count."""
+    frames = tags.items("PerFrameFunctionalGroupsSequence")
+    shared = tags.items("SharedFunctionalGroupsSequence")
+    for group in (*frames[index : index + 1], *shared[:1]):
+        if found := tags.items(name, group):
+            return found[0]
+    return None

@@ -1,0 +1,191 @@
+"""Reading masks: which pixels are lesion is decided once, by what kind of file it is.
+
+    index       a palette: index 0 is background, all others are lesion; a palette of black and another grey is as grey
+    alpha       where transparency varies, and of the opaque pixels all or none are black: what is opaque is lesion
+    colour      black is background, every colour is lesion
+    grey        two values, of any size and in any depth: the greater is lesion; between them a soft edge, or JPEG's
+                noise, is cut in the middle; one value alone: lesion unless it is 0
+
+Anything else, as several labels in grey, raises and lists the values: no guess is made.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtlkit.data.dicom_file import is_dicom, open_dicom
+from mtlkit.data.dicom_pixels import choose_frame, decode
+from mtlkit.data.images import WIDE, opened, seek, upright
+from mtlkit.data.pixels import MAX_PIXELS
+from mtlkit.errors import DataError, MismatchError
+
+__all__ = ["read_mask"]
+
+LOSSY = ("JPEG", "MPO", "WEBP")
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # DICOM's class of segmentations: a frame for each segment
+VOID = 255  # the index of what labelling tools leave out
+LABELS = 16  # more values than this are no labels
+FAINT = 16  # the least difference of two values that JPEG does not make by itself
+INTERIOR = 0.02  # of the pixels above background: so many of a third value are no edge
+EDGE = 0.25  # of all pixels: so many between the two values are no edge, ...
+TINY = 256  # ... unless there are fewer than these
+
+
+def read_mask(paths: Sequence[str | Path], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The lesion, merged from any number of masks.
+
+    Args:
+        paths: masks, see `mtlkit.data.masks`: PNG, JPEG, BMP, TIFF or DICOM; none gives an empty mask.
+        size: (H, W) that they must have.
+        max_pixels: the most that each may have.
+
+    Returns:
+        (H, W), uint8, 0 or 1.
+
+    Raises:
+        DataError: a mask cannot be read, has another size, or does not say which pixels are lesion.
+
+    Example:
+        >>> from mtlkit.data import read_mask
+        >>> read_mask([], (2, 3)).any()
+        np.False_
+    """
+    merged = np.zeros(size, dtype=np.uint8)
+    for path in map(Path, paths):
+        lesion = _dicom(path, max_pixels) if is_dicom(path) else _picture(path, max_pixels)
+        if lesion.shape != tuple(size):
+            height, width = lesion.shape
+            text = f"the mask has {width} x {height} pixels, its image {size[1]} x {size[0]}"
+            raise MismatchError(text, path=path)
+        merged |= lesion
+    return merged
+
+
+def _dicom(path: Path, max_pixels: int) -> np.ndarray:
+    tags = open_dicom(path, pixels=True, max_pixels=max_pixels)
+    frames: Sequence[int] = (choose_frame(tags, 0 if tags.text("SOPClassUID") == SEGMENTATION else None),)
+    if tags.text("SOPClassUID") == SEGMENTATION:
+        frames = range(tags.frames)
+    lossy = tags.compressed and not any(word in tags.syntax for word in ("Lossless", "RLE"))
+    lesion = np.zeros(tags.shape, bool)
+    for index in frames:
+        stored = decode(tags, index, max_pixels)
+        if stored.ndim == 3:
+            lesion |= _colours(stored[..., :3], path, lossy=lossy)
+        elif tags.text("PhotometricInterpretation") == "MONOCHROME1":
+            lesion |= _two_values(stored.max(initial=0) - stored, path, lossy=lossy)
+        else:
+            lesion |= _two_values(stored, path, lossy=lossy)
+    return lesion
+
+
+def _picture(path: Path, max_pixels: int) -> np.ndarray:
+    with opened(path, max_pixels) as image:
+        seek(image, path, None, max_pixels)
+        image.load()
+        lossy = image.format in LOSSY
+        whole = upright(image, [])
+        if whole.mode == "P":
+            return _index(whole, path)
+        if whole.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
+            return _alpha(np.asarray(whole.convert("RGBA")), path, lossy=lossy)
+        if whole.mode in ("1", "L", *WIDE):
+            return _two_values(np.asarray(whole.convert("L") if whole.mode == "1" else whole), path, lossy=lossy)
+        return _colours(np.asarray(whole.convert("RGB")), path, lossy=lossy)
+
+
+def _index(image: Image.Image, path: Path) -> np.ndarray:
+    """Of a palette: its indices count, unless its colours are black and another grey, or many greys."""
+    indices, colours = np.asarray(image), np.asarray(image.convert("RGB"))
+    used, where = np.unique(indices, return_index=True)
+    shown = colours.reshape(-1, 3)[where]  # (N, 3)
+    grey = bool((shown == shown[:, :1]).all())
+    if grey and ((len(used) == 2 and shown.min() == 0) or len(used) > LABELS):
+        return _two_values(colours[..., 0], path, lossy=False)
+    if VOID in used and len(used) > 2:
+        raise DataError(f"expected background and lesion, got the indices {_listed(indices)}: is 255 one?", path=path)
+    return indices != 0
+
+
+def _alpha(pixels: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
+    """Of transparency where it varies; else of the colours."""
+    colours, alpha = pixels[..., :3], pixels[..., 3]
+    if (alpha == alpha.flat[0]).all():
+        return _colours(colours, path, lossy=lossy)
+    opaque = _two_values(alpha, path, lossy=lossy)
+    black = (colours.max(-1) == 0)[opaque]
+    if black.any() and not black.all():
+        text = f"expected opaque pixels that are all lesion, got {black.sum():,} of {black.size:,} that are black"
+        raise DataError(text, path=path)
+    return opaque
+
+
+def _colours(pixels: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
+    """Of colours (H, W, 3): what is not black, or the greater of two greys."""
+    brightest = pixels.max(-1)
+    if (pixels == pixels[..., :1]).all():
+        return _two_values(brightest, path, lossy=lossy)
+    if brightest.min() > (FAINT if lossy else 0):
+        codes = (pixels.astype(np.int64) * (65536, 256, 1)).sum(-1)
+        found = ", ".join(f"#{int(code):06x}" for code in np.unique(codes)[:8])
+        raise DataError(f"expected a mask with black for background, got the colours {found}", path=path)
+    if not lossy and len(np.unique(brightest)) <= LABELS:
+        return brightest > 0
+    return _two_values(brightest, path, lossy=lossy)
+
+
+def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
+    """The lesion of numbers (H, W): see the head of this file.
+
+    Raises:
+        DataError: there are more than two values, or JPEG's noise cannot be told from them.
+    """
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError("expected a mask of two values, got some that are no numbers", path=path)
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.full(values.shape, low != 0)
+    if lossy and high - low < FAINT and low > 255 - FAINT:
+        return np.ones(values.shape, bool)
+    if lossy and high - low < FAINT:
+        text = f"expected a mask of two values, got {low:g} to {high:g}, which may be noise of JPEG: save it as PNG"
+        raise DataError(text, path=path)
+    if not _is_two_values(values, low, high, lossy=lossy):
+        raise DataError(f"expected a mask of two values, got {_listed(values)}: which are lesion?", path=path)
+    return values > (low + high) / 2
+
+
+def _is_two_values(values: np.ndarray, low: float, high: float, *, lossy: bool) -> bool:
+    """Whether what lies between the two values is their edge, or noise, and fills no area of its own."""
+    span = high - low
+    count = len(np.unique(values))
+    if count == 2:
+        return True
+    if values.dtype.kind in "iu" and high < 2 * LABELS:
+        return False
+    if lossy or count > LABELS:
+        middle, noise = (values >= low + span / 4) & (values <= high - span / 4), span / 16
+        if values.size >= TINY and middle.mean() > EDGE:
+            return False
+    else:
+        middle, noise = (values != low) & (values < high - span / 8), 0.0
+    flat = middle & (_local_range(values) <= noise)
+    return bool(flat.sum() <= INTERIOR * (values > low + noise).sum())
+
+
+def _local_range(values: np.ndarray) -> np.ndarray:
+    """The difference of the greatest and the least number among a pixel and its eight neighbours."""
+    padded = np.pad(values.astype(np.float32), 1, mode="edge")
+    height, width = values.shape
+    shifted = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.maximum.reduce(shifted) - np.minimum.reduce(shifted)
+
+
+def _listed(values: np.ndarray) -> str:
+    """The values that occur, the most frequent ones of many."""
+    found, counts = np.unique(values, return_counts=True)
+    frequent = np.sort(found[np.argsort(-counts, kind="stable")[:8]])
+    more = f" and {len(found) - len(frequent)} more" if len(found) > len(frequent) else ""
+    return ", ".join(f"{value:g}" for value in frequent.tolist()) + more
