@@ -1,6 +1,8 @@
-"""Values of users in messages: short, however large or deep they are."""
+"""Values of users: short in messages, however large or deep they are, and read from text without tracebacks."""
 
+import json
 import reprlib
+from typing import Any
 
 LENGTH = 80  # characters of a value
 
@@ -30,3 +32,35 @@ def shown(value: object) -> str:
     """
     words = _Short().repr(value)
     return words if len(words) <= 2 * LENGTH else f"{words[:LENGTH]}...{words[-LENGTH // 4 :]}"
+
+
+def parse_json(text: str) -> Any:
+    """The value of JSON; raises a ValueError, and nothing else, where the text is none.
+
+    Example:
+        >>> from mtlkit._text import parse_json
+        >>> parse_json('{"a": [1, 2]}')
+        {'a': [1, 2]}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of YAML; raises a `yaml.YAMLError`, and nothing else, where the text is none.
+
+    Example:
+        >>> from mtlkit._text import parse_yaml
+        >>> parse_yaml("a: [1, 2]")
+        {'a': [1, 2]}
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("its brackets are nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # a date or a number that there is not
+        raise yaml.YAMLError(str(error)) from None

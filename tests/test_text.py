@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mtlkit._check import check_choice
-from mtlkit._text import shown
+from mtlkit._text import parse_json, parse_yaml, shown
 
 
 def test_short_values_are_shown_whole():
@@ -51,3 +51,23 @@ def test_large_values_are_short_and_quick(value):
     with pytest.raises(ValueError, match="name: expected one of 1, 2, got ") as error:
         check_choice("name", value, (1, 2))
     assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[", "1" * 5000 + "x", ""])
+def test_json_that_is_none_is_a_value_error(text):
+    with pytest.raises(ValueError, match=r"\w") as error:
+        parse_json(text)
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 10_000, "{a: " * 10_000, "- " * 10_000, "[", "a: 2020-13-45", "1" * 5000, "? [a]\n: 1", "!!python/x 1"],
+)
+def test_yaml_that_is_none_is_a_yaml_error(text):
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(text)
+
+
+def test_values_are_read():
+    assert parse_json('{"a": [1, null]}') == parse_yaml("a: [1, null]") == {"a": [1, None]}

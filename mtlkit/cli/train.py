@@ -71,13 +71,15 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
     """
     import yaml
 
+    from mtlkit._text import parse_yaml
+
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"--set {setting}: expected NAME=VALUE")
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError:
             raise ValueError(f"--set {setting}: the value is no YAML") from None
         *sections, last = name.split(".")

@@ -4,12 +4,12 @@ A group (patient, lesion, or an image by itself) falls whole into one part. Grou
 stratified `train_test_split`: first the test part, rounded up, then the validation part of what is left.
 """
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mtlkit._text import parse_json, shown
 from mtlkit.data.files import write_json
 from mtlkit.data.records import Catalogue
 from mtlkit.errors import DataError
@@ -140,7 +140,7 @@ def read_split(path: str | Path) -> Split:
         DataError: the file cannot be read, or is no split.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_json(Path(path).read_text(encoding="utf-8"))
         return Split(*(tuple(map(str, values[part])) for part in PARTS), seed=values.get("seed"))
     except OSError as error:
         raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
@@ -176,10 +176,12 @@ def load_split(path: str | Path, catalogue: Catalogue) -> Split:
     for part, keys in split.parts().items():
         for key in keys:
             if key not in groups:
-                raise DataError(f"{path}: lists {key!r}, which is not in {catalogue.root}")
+                raise DataError(f"{path}: lists {shown(key)}, which is not in {catalogue.root}")
             if key in place:
-                raise DataError(f"{path}: lists {key!r} twice, in {place[key]} and {part}")
+                raise DataError(f"{path}: lists {shown(key)} twice, in {place[key]} and {part}")
             place[key] = part
             if home.setdefault(groups[key], part) != part:
-                raise DataError(f"{path}: divides the group {groups[key]!r} between {home[groups[key]]} and {part}")
+                raise DataError(
+                    f"{path}: divides the group {shown(groups[key])} between {home[groups[key]]} and {part}"
+                )
     return split

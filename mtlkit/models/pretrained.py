@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlkit
+from mtlkit._text import parse_json
 from mtlkit.models._common import install_hint
 from mtlkit.models.registry import network_named, options_type
 
@@ -131,7 +132,7 @@ def _checkpoint_class() -> type:
                     raise ValueError(f"source: expected a folder with {CONFIG} and {WEIGHTS}, got {model_id!r}")
                 return path
 
-            config, state = json.loads(find(CONFIG).read_text()), load_file(find(WEIGHTS))
+            config, state = parse_json(find(CONFIG).read_text()), load_file(find(WEIGHTS))
             if not {"model", "options"} <= set(config):
                 raise ValueError(f"source: expected a {CONFIG} of mtlkit, with model and options, got {list(config)}")
             name = config["model"]

@@ -18,7 +18,7 @@ from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as section
 from pydantic_core import ErrorDetails, core_schema
 
-from mtlkit._text import shown
+from mtlkit._text import parse_yaml, shown
 from mtlkit.data.layouts import LAYOUTS
 from mtlkit.data.splits import check_fractions
 from mtlkit.data.transforms import AUGMENTATIONS
@@ -425,7 +425,7 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ValueError(f"there is no {what} {str(name)!r}; there are: {known}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

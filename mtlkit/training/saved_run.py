@@ -4,7 +4,6 @@ A run keeps in data.json where its data set lay, its layout, classes and BI-RADS
 of its split, by which the records are recognised wherever they lie.
 """
 
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from mtlkit._text import parse_json
 from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural, write_json
 from mtlkit.data.layouts import cmmd, find_layout, scan
@@ -288,7 +288,7 @@ def read_figures(path: Path) -> dict[str, float]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:

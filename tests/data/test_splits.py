@@ -160,9 +160,10 @@ def test_saved_split_is_held_against_the_data(tmp_path, change, message):
 def test_split_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"no.json: the split cannot be read"):
         load_split(tmp_path / "no.json", catalogue([4, 4]))
-    (tmp_path / "a.json").write_text("[")
-    with pytest.raises(DataError, match="is no list of the parts"):
-        load_split(tmp_path / "a.json", catalogue([4, 4]))
+    for text in ("[", "[" * 100_000, '{"train": [' + "9" * 5000 + "]}"):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(DataError, match="is no list of the parts"):
+            load_split(tmp_path / "a.json", catalogue([4, 4]))
 
 
 def test_subset_names_what_is_missing():

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtlkit._text import shown
 from mtlkit.data.dicom import read_dicom_tags
 from mtlkit.data.dicom_file import is_dicom
 from mtlkit.data.files import column, natural, read_table
@@ -77,19 +78,19 @@ def _breasts(path: Path) -> tuple[dict[tuple[str, str], _Breast], bool, list[Fin
             continue  # a second row of headings, or an empty one
         name, which = f"{row[patient]} {row[side]}", row[side].upper()[:1]
         if which not in ("L", "R"):
-            text = f"row {number} has the side {row[side]!r} where L or R is expected"
+            text = f"row {number} has the side {shown(row[side])} where L or R is expected"
             findings.append(Finding("error", "unknown side", path, text))
             continue
         label = LABELS.get(row[kind].lower(), -1)
         if row[kind].lower() not in LABELS:
-            text = f"row {number} has the unknown classification {row[kind]!r}"
+            text = f"row {number} has the unknown classification {shown(row[kind])}"
             findings.append(Finding("warning", "unknown class", path, text))
         category = None
         if birads is not None and birads < len(row) and row[birads]:
             digit = re.match(r"[1-5](?!\d)", row[birads])
             category = int(digit.group()) if digit else None
             if category is None:
-                text = f"row {number} has the BI-RADS category {row[birads]!r} where 1 to 5 is expected"
+                text = f"row {number} has the BI-RADS category {shown(row[birads])} where 1 to 5 is expected"
                 findings.append(Finding("warning", "unknown BI-RADS", path, text))
         if (row[patient], which) in table:
             findings.append(Finding("error", "listed twice", path, f"{name} is listed again in row {number}"))

@@ -12,6 +12,7 @@ classes only.
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtlkit._text import shown
 from mtlkit.data.files import column, natural, pictures, read_table
 from mtlkit.data.layouts._folders import (
     choose_classes,
@@ -82,7 +83,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
                 records.append(Record(key, image, label, tuple(found), group, None, segmented))
     if classes is None:
         for key in sorted(stray):
-            text = f"lists {key!r}, of which there is no image"
+            text = f"lists {shown(key)}, of which there is no image"
             findings.append(Finding("warning", "missing image", root / "groups.csv", text))
     findings += class_findings(root / "images", chosen, (record.label for record in records))
     return Catalogue(NAME, root, chosen, tuple(records), tuple(findings))

@@ -11,6 +11,7 @@ Source: Tschandl et al., "The HAM10000 dataset" (2018). The lesion is the group 
 from collections.abc import Sequence
 from pathlib import Path
 
+from mtlkit._text import shown
 from mtlkit.data.files import column, pictures, read_table
 from mtlkit.data.layouts._folders import choose_classes, class_findings, mask_findings, match_masks, orphan_findings
 from mtlkit.data.records import Catalogue, Finding, Record
@@ -66,7 +67,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
             findings.append(Finding("error", "missing image", path, f"there is no image {key} of row {number}", key))
         elif kind not in CLASSES:
             findings.append(
-                Finding("error", "unknown class", path, f"row {number} has the unknown class {kind!r}", key)
+                Finding("error", "unknown class", path, f"row {number} has the unknown class {shown(kind)}", key)
             )
         elif kind in chosen:
             found = masks[key]
