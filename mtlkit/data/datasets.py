@@ -4,6 +4,7 @@ An item is a dictionary of tensors and of its key. What is random in it depends 
 alone, and not on the number of workers or on what was drawn before: a run that goes on after a kill sees the same data.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from mtlkit.data.images import read_image
-from mtlkit.data.masks import read_mask
+from mtlkit.data.masks import odd_mask, read_mask
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import VIEWS, Exam, Record
 from mtlkit.data.transforms import augmentation, preparation
@@ -91,6 +92,10 @@ class LesionDataset(_Augmented):
         ValueError: no record, or an unknown option.
         DataError: when an item is read: its file is missing, broken, or of another size than its mask.
 
+    Warns:
+        UserWarning: when an item is read in the first epoch: its mask is empty or full, or is not empty although its
+            class has no lesion.
+
     Example:
         >>> import tempfile
         >>> from mtlkit.data import LesionDataset, open_dataset, synthesize_ultrasound
@@ -126,6 +131,9 @@ class LesionDataset(_Augmented):
         record = self.records[index]
         pixels = read_image(record.image, record.frame, max_pixels=self.max_pixels)
         mask = read_mask(record.masks, pixels.shape[:2], max_pixels=self.max_pixels)
+        if not self._epoch:  # not again in the epochs that follow
+            for finding in odd_mask(record, mask):
+                warnings.warn(str(finding), stacklevel=2)
         image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
         size = [self.size, self.size]
         outline = TF.resize(torch.from_numpy(mask)[None], size, v2.InterpolationMode.NEAREST)

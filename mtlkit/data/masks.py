@@ -9,7 +9,7 @@
 Anything else, as several labels in grey, raises and lists the values: no guess is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ from mtlkit.data.dicom_file import is_dicom, open_dicom
 from mtlkit.data.dicom_pixels import choose_frame, decode
 from mtlkit.data.images import WIDE, opened, seek, upright
 from mtlkit.data.pixels import MAX_PIXELS
+from mtlkit.data.records import Finding, Record
 from mtlkit.errors import DataError, MismatchError
 
 __all__ = ["read_mask"]
 
+FULL = 0.95  # of the pixels
 LOSSY = ("JPEG", "MPO", "WEBP")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # DICOM's class of segmentations: a frame for each segment
 VOID = 255  # the index of what labelling tools leave out
@@ -61,6 +63,19 @@ def read_mask(paths: Sequence[str | Path], size: tuple[int, int], *, max_pixels:
             raise MismatchError(text, path=path)
         merged |= lesion
     return merged
+
+
+def odd_mask(record: Record, mask: np.ndarray) -> Iterator[Finding]:
+    """What is to be told of the merged mask of a record: that it is empty or full, or not empty where it should be."""
+    if not record.masks:
+        return
+    share = mask.mean()
+    if share == 0 and not record.without_lesion:
+        yield Finding("warning", "empty mask", record.image, "there is nothing in its mask")
+    if share > 0 and record.without_lesion:
+        yield Finding("warning", "lesion in a normal image", record.image, "there is something in its mask")
+    if share > FULL:
+        yield Finding("warning", "full mask", record.image, "nearly all of it lies in its mask")
 
 
 def _dicom(path: Path, max_pixels: int) -> np.ndarray:
@@ -160,9 +175,9 @@ def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
 def _is_two_values(values: np.ndarray, low: float, high: float, *, lossy: bool) -> bool:
     """Whether what lies between the two values is their edge, or noise, and fills no area of its own."""
     span = high - low
-    count = len(np.unique(values))
-    if count == 2:
+    if ((values == low) | (values == high)).all():
         return True
+    count = len(np.unique(values))
     if values.dtype.kind in "iu" and high < 2 * LABELS:
         return False
     if lossy or count > LABELS:

@@ -11,6 +11,7 @@ from mtlkit.errors import DataError
 __all__ = ["VIEWS", "Catalogue", "Exam", "Finding", "Record"]
 
 VIEWS = ("L-CC", "L-MLO", "R-CC", "R-MLO")
+WITHOUT_LESION = ("normal", "no_tumor", "healthy")  # classes
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Record:
     def stratum(self) -> int:
         """What splits balance."""
         return self.label
+
+    @property
+    def without_lesion(self) -> bool:
+        """Whether it is of a class that has no lesion, by the folder in its key."""
+        return Path(self.key).parent.name in WITHOUT_LESION
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtlkit.data.images import load_image
 from mtlkit.data.layouts import scan
-from mtlkit.data.masks import read_mask
+from mtlkit.data.masks import odd_mask, read_mask
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Catalogue, Exam, Finding, Record
 from mtlkit.errors import DataError, MismatchError, TooLargeError
@@ -101,20 +101,11 @@ def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int) ->
         else:
             findings.append(Finding("warning", "duplicate", record.image, text))
     seen.setdefault(digest, record)
-    share = 0.0
-    for mask in record.masks:
-        try:
-            share += read_mask([mask], (height, width), max_pixels=max_pixels).mean()
-        except DataError as error:
-            findings.append(_error(error, mask, record.key))
-            return findings
-    if record.masks and share == 0 and Path(record.key).parent.name not in ("normal", "no_tumor", "healthy"):
-        findings.append(Finding("warning", "empty mask", record.image, "there is nothing in its mask"))
-    if share > 0 and Path(record.key).parent.name in ("normal", "no_tumor", "healthy"):
-        findings.append(Finding("warning", "lesion in a normal image", record.image, "there is something in its mask"))
-    if share > 0.95:
-        findings.append(Finding("warning", "full mask", record.image, "nearly all of it lies in its mask"))
-    return findings
+    try:
+        mask = read_mask(record.masks, (height, width), max_pixels=max_pixels)
+    except DataError as error:
+        return [*findings, _error(error, record.image, record.key)]
+    return [*findings, *odd_mask(record, mask)]
 
 
 def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int) -> list[Finding]:

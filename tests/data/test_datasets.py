@@ -1,5 +1,7 @@
 """torch data sets: what an item holds, augmentation of image and mask together, and repeatability."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -237,3 +239,24 @@ def test_preparation():
     torch.testing.assert_close(
         preparation(normalize=False)(image).as_subclass(torch.Tensor)[0, 0], torch.tensor([0, 0.2, 1.0])
     )
+
+
+def test_an_odd_mask_is_told_in_the_first_epoch(busi, write):
+    folder = busi / "Dataset_BUSI_with_GT"
+    write(folder / "benign/benign (1)_mask.png", lesion=False)
+    write(folder / "normal/normal (1)_mask.png", lesion=True)
+    Image.new("L", (48, 40), 255).save(folder / "malignant/malignant (1)_mask.png")
+    data = LesionDataset(open_dataset(busi).records, size=16)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for i in range(len(data)):
+            data[i]
+        told = [str(one.message) for one in found]
+        assert told == [
+            f"{folder}/benign/benign (1).png: there is nothing in its mask",
+            f"{folder}/malignant/malignant (1).png: nearly all of it lies in its mask",
+            f"{folder}/normal/normal (1).png: there is something in its mask",
+        ]
+        data.set_epoch(1)
+        data[0]
+        assert len(found) == 3

@@ -22,12 +22,11 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
-from mtlkit.data.records import Catalogue, Finding, Record
+from mtlkit.data.records import WITHOUT_LESION, Catalogue, Finding, Record
 from mtlkit.errors import DataError
 
 NAME = "folder"
 DICOM = (".dcm", ".dicom")
-WITHOUT_LESION = ("normal", "no_tumor", "healthy")
 
 
 def recognise(root: Path) -> bool:
