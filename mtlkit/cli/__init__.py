@@ -4,17 +4,28 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import mtlkit
 from mtlkit import info
 from mtlkit.cli import ablate, bench, data, evaluate, predict, train
+from mtlkit.cli._outcomes import READER_GONE, reader_gone, sentence, stopped, terminable
 
 EPILOG = """\
 exit status:
   0  done
   1  the data have errors (data check)
   2  it could not be done; one sentence on standard error says what and where
+  130, 143  interrupted (SIGINT), terminated (SIGTERM)
+  141  the reader of standard output has gone, as in `mtlkit info | head -1`
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes options by their whole names alone: `--f` is not `--force`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
         >>> parser().parse_args(["data", "check", "busi"]).folder
         PosixPath('busi')
     """
-    whole = argparse.ArgumentParser(
+    whole = Parser(
         prog="mtlkit",
         description=mtlkit.__doc__.splitlines()[0],
         epilog=EPILOG,
@@ -59,22 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> status = main(["info"])  # doctest: +ELLIPSIS
         mtlkit ...
     """
-    options = parser().parse_args(arguments)
     try:
-        return options.run(options)
-    except (KeyboardInterrupt, ImportError, ValueError, OSError, FloatingPointError) as error:
-        if options.debug:
-            traceback.print_exception(error)
-        words, status = _sentence(error), 2
-        if isinstance(error, KeyboardInterrupt):
-            words, status = "interrupted", 130
-        elif isinstance(error, ModuleNotFoundError):
-            words = f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
+        options = parser().parse_args(arguments)
+    except SystemExit:
+        if reader_gone():
+            return READER_GONE
+        raise
+    try:
+        with terminable():
+            status = options.run(options)
+        return READER_GONE if reader_gone() else status
+    except (ImportError, ValueError, OSError, FloatingPointError) as error:
+        if isinstance(error, BrokenPipeError) and reader_gone():
+            return READER_GONE
+        raised, words, status = error, sentence(error), 2
+    except (KeyboardInterrupt, SystemExit) as error:
+        raised, (words, status) = error, stopped(error)
+    if options.debug:
+        traceback.print_exception(raised)
     print(f"mtlkit: {words}", file=sys.stderr)  # noqa: T201 - the command's own voice
     return status
-
-
-def _sentence(error: BaseException) -> str:
-    """The words of an error; what a process that loads data hands on is a traceback, with the words at its end."""
-    words = str(error).strip()
-    return words.splitlines()[-1].partition(": ")[2] if "Original Traceback" in words else words

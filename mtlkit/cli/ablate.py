@@ -50,22 +50,28 @@ def add_command(commands: Any) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
-    add("--resume", action="store_true", help="go on with a table that was interrupted")
-    add("--force", action="store_true", help="begin anew where there is a table already")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on with a table that was interrupted")
+    either.add_argument(
+        "--force", action="store_true", help="begin again; an earlier table stays until the new one is complete"
+    )
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit ablate`."""
-    from rich.console import Console
     from rich.table import Table
 
+    from mtlkit._output import check_outside
+    from mtlkit.cli._console import open_console
     from mtlkit.cli.train import parse_changes, training_options
     from mtlkit.training import ablate, load_ablation
     from mtlkit.training.ablation import show
     from mtlkit.training.run import is_main
 
-    console = Console(highlight=False, soft_wrap=True, quiet=not is_main())  # of several processes one tells
+    console = open_console(soft_wrap=True, quiet=not is_main())  # of several processes one tells
+    if options.force:
+        check_outside(options.out, options.table)
     table = load_ablation(options.table, parse_changes(options.set))
 
     def on_row(number: int, row: "AblationRow") -> None:

@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
+    from mtlkit._files import check_new, write_json
     from mtlkit.cli._timing import Row, measure_network, measure_operators
     from mtlkit.cli.evaluate import usable_device
-    from mtlkit.data.files import check_new, write_json
     from mtlkit.models import list_models
 
     if options.json is not None:

@@ -94,7 +94,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run_check(options: argparse.Namespace) -> int:
     """`mtlkit data check`."""
-    from mtlkit.data.files import check_new, write_json
+    from mtlkit._files import check_new, write_json
     from mtlkit.data.validate import check_dataset
 
     if options.json is not None:
@@ -111,10 +111,11 @@ def run_check(options: argparse.Namespace) -> int:
 
 def _show(report: "Report", *, whole: bool) -> None:
     """Prints what was found, a paragraph for each kind."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    from mtlkit.cli._console import open_console
+
+    console = open_console(soft_wrap=True)
     catalogue = report.catalogue
     groups = len({record.group for record in catalogue.records})
     what = "patients" if catalogue.mammography else "images"
@@ -140,8 +141,7 @@ def _show(report: "Report", *, whole: bool) -> None:
 
 def run_synthesize(options: argparse.Namespace) -> int:
     """`mtlkit data synthesize`."""
-    from rich.console import Console
-
+    from mtlkit.cli._console import open_console
     from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
 
     write = {"ultrasound": synthesize_ultrasound, "mammography": synthesize_mammography}[options.kind]
@@ -150,5 +150,5 @@ def run_synthesize(options: argparse.Namespace) -> int:
     size = size if options.size is None else options.size
     with progress_bar("drawing") as progress:
         write(options.folder, cases, size, options.seed, force=options.force, progress=progress)
-    Console(highlight=False, soft_wrap=True).print(f"{options.folder}: {cases} cases of {options.kind} phantoms")
+    open_console(soft_wrap=True).print(f"{options.folder}: {cases} cases of {options.kind} phantoms")
     return 0

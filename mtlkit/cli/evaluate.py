@@ -65,10 +65,10 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit evaluate`."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtlkit.cli._console import open_console
     from mtlkit.evaluation import evaluate, evaluate_repeats
     from mtlkit.training.saved_run import runs_within
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
     table = Table(*headings, title=title, title_justify="left")
     for row in (_repeated if several else _single)(metrics["figures"]):
         table.add_row(*row)
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     console.print(table)
     for remark in metrics["remarks"]:
         console.print(Text(remark))

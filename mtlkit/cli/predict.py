@@ -59,9 +59,9 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit predict`."""
-    from rich.console import Console
     from rich.text import Text
 
+    from mtlkit.cli._console import open_console
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.inference import predict
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in names} | {"device": usable_device(options.device)}
     with progress_bar("predicting") as progress:
         found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = open_console(soft_wrap=True)
     console.print(_table(found.rows[:SHOWN]))
     if len(found.rows) > SHOWN:
         console.print(f"... and {len(found.rows) - SHOWN} more")

@@ -55,8 +55,11 @@ def add_command(commands: Any) -> None:
     add("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
-    add("--resume", action="store_true", help="go on with a run that was interrupted")
-    add("--force", action="store_true", help="begin anew where there is a run already")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    either.add_argument(
+        "--force", action="store_true", help="begin again; an earlier run stays until the new one has ended"
+    )
     add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
     command.set_defaults(run=run)
 
@@ -116,9 +119,10 @@ def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit train`."""
-    from rich.console import Console
     from rich.table import Table
 
+    from mtlkit._output import check_outside
+    from mtlkit.cli._console import open_console
     from mtlkit.training import load_config, repeat, train
     from mtlkit.training.aggregate import digits_of, in_words
     from mtlkit.training.config import named_recipe
@@ -126,8 +130,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
+    if options.force:
+        check_outside(options.out, options.recipe)
     config = load_config(options.recipe).adjust(parse_changes(options.set))
-    console = Console(highlight=False, quiet=not is_main())  # of several processes one tells
+    console = open_console(quiet=not is_main())  # of several processes one tells
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     with named_recipe(options.recipe):

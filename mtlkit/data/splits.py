@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mtlkit._files import write_json
 from mtlkit._text import parse_json, shown
-from mtlkit.data.files import write_json
 from mtlkit.data.records import Catalogue
 from mtlkit.errors import DataError
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 import mtlkit
+from mtlkit._files import csv_text, plain
+from mtlkit._output import new_folder
 from mtlkit.data import Catalogue, Exam, Record
-from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
 from mtlkit.data.records import and_more
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, UnusableError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
 from mtlkit.evaluation.bootstrap import PERCENTILES
 from mtlkit.evaluation.plots import draw_all
@@ -27,7 +28,7 @@ from mtlkit.training import SavedRun, load_run
 
 __all__ = ["PARTS", "evaluate"]
 
-MARK = ".mtlkit-evaluation"  # only a folder with this file in it is ever replaced
+KIND = "an evaluation"  # of its folders
 PARTS = ("test", "val", "train", "all")
 FEW = 100  # images, below which intervals are wide
 MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
@@ -91,29 +92,25 @@ def evaluate(
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
-    check_replaceable(out, MARK, force=force)
-    run = run if isinstance(run, SavedRun) else load_run(run, device=device)
-    if device is not None:
-        run.model.to(device)
-    catalogue = run.open_data(data, layout, skip_bad=skip_bad)
-    part, records, remarks = _choose(run, catalogue, part, skip_bad)
-    predictions = predict_records(run, records, batch_size=batch_size, features=tsne, progress=progress)
-    judgement = judge(predictions, samples, seed)
-    remarks += _remarks(run, catalogue, predictions)
-    about = _about(predictions, catalogue, part, samples, seed)
-    metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
-    plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
-    texts = {
-        "metrics.json": json_text(metrics),
-        "images.csv": csv_text(table_rows(predictions)),
-        "report.html": write_report(predictions, judgement, about, remarks, plots),
-        MARK: "",
-    }
-    with folder_written_whole(out, MARK, force=force) as draft:
-        for name, text in texts.items():
-            (draft / name).write_text(text, encoding="utf-8")
+    with new_folder(out, KIND, force=force) as draft:
+        run = run if isinstance(run, SavedRun) else load_run(run, device=device)
+        draft.check_inputs(run.folder, run.data if data is None else data)
+        if device is not None:
+            run.model.to(device)
+        catalogue = run.open_data(data, layout, skip_bad=skip_bad)
+        part, records, remarks = _choose(run, catalogue, part, skip_bad)
+        predictions = predict_records(run, records, batch_size=batch_size, features=tsne, progress=progress)
+        judgement = judge(predictions, samples, seed)
+        remarks += _remarks(run, catalogue, predictions)
+        about = _about(predictions, catalogue, part, samples, seed)
+        metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
+        plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
+        draft.write_text("images.csv", csv_text(table_rows(predictions)))
         for name, (png, _, _) in plots.items():
-            (draft / f"{name}.png").write_bytes(png)
+            with draft.file(f"{name}.png") as file:
+                file.write_bytes(png)
+        draft.write_text("report.html", write_report(predictions, judgement, about, remarks, plots))
+        draft.write_json("metrics.json", metrics)
     return metrics
 
 
@@ -143,8 +140,8 @@ def _choose(
         raise DataError(f"{catalogue.root}: {words}")
     gone = [key for key in parts[part] if key not in known]
     if gone and not skip_bad:
-        words = f"is not there as it was when {run.folder} was trained{and_more(gone)}; --skip-bad leaves it out"
-        raise DataError(f"{catalogue.root}: {gone[0]!r} of the part {part} {words}")
+        words = f"is not there as it was when {run.folder} was trained{and_more(gone)}"
+        raise UnusableError(f"{catalogue.root}: {gone[0]!r} of the part {part} {words}")
     records = catalogue.subset(key for key in parts[part] if key in known).records
     if not records:
         raise DataError(f"{run.folder}: there is nothing in the part {part} of its split")

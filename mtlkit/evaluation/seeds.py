@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 import mtlkit
-from mtlkit.data.files import check_replaceable, csv_text, folder_written_whole, json_text, plain
+from mtlkit._files import csv_text, plain
+from mtlkit._output import new_folder
 from mtlkit.errors import DataError
 from mtlkit.evaluation.report import write_summary
-from mtlkit.evaluation.runner import MARK, evaluate
+from mtlkit.evaluation.runner import KIND, evaluate
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.saved_run import read_recipe, runs_within
 
@@ -40,7 +41,7 @@ def evaluate_repeats(
     """Judges the networks of several runs that differ in their seeds alone.
 
     Args:
-        folder: of the runs, as `mtlkit train --repeats` makes it.
+        folder: of the runs, as `mtlkit.training.repeat` makes it.
         data: folder of the data set; None is that of the runs.
         out: the folder to write, whole or not at all.
         force: replaces what an earlier evaluation wrote.
@@ -65,18 +66,18 @@ def evaluate_repeats(
     """
     runs = {path.name: path for path in runs_within(folder)}
     if not runs:
-        raise DataError(f"{folder}: holds no runs; `mtlkit train` with --repeats makes such folders")
+        raise DataError(f"{folder}: holds no runs; `mtlkit.training.repeat` makes such folders")
     recipes = {name: read_recipe(path).change({"seed": 0}) for name, path in runs.items()}
     first = next(iter(runs))
     for name, recipe in recipes.items():
         if recipe != recipes[first]:
             raise DataError(f"{folder}: expected runs of one recipe, and {first} and {name} have two")
-    check_replaceable(out, MARK, force=force)
     found: dict[str, dict[str, Any]] = {}
-    with folder_written_whole(out, MARK, force=force) as draft:
+    with new_folder(out, KIND, force=force) as draft:
+        draft.check_inputs(folder, data)
         for number, (name, path) in enumerate(runs.items()):
             told = None if progress is None else _shifted(progress, number, len(runs))
-            found[name] = evaluate(path, data, draft / name, progress=told, **options)
+            found[name] = evaluate(path, data, draft.nested(name), progress=told, **options)
         metrics, rows = _summary(Path(folder), found)
         about = {
             "title": f"Evaluation of {Path(folder).resolve().name}",
@@ -85,14 +86,9 @@ def evaluate_repeats(
             "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. "
             "For research.",
         }
-        texts = {
-            "metrics.json": json_text(metrics),
-            "metrics.csv": csv_text(rows),
-            "report.html": write_summary(metrics, about, metrics["remarks"], list(runs)),
-            MARK: "",
-        }
-        for name, text in texts.items():
-            (draft / name).write_text(text, encoding="utf-8")
+        draft.write_text("metrics.csv", csv_text(rows))
+        draft.write_text("report.html", write_summary(metrics, about, metrics["remarks"], list(runs)))
+        draft.write_json("metrics.json", metrics)
     return metrics
 
 

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
+from mtlkit._files import csv_text
+from mtlkit._output import OutputFolder, new_folder
 from mtlkit.data import VIEWS, Exam, Record, read_image, read_mask, read_pixel_spacing
 from mtlkit.data.dicom_file import is_dicom
-from mtlkit.data.files import csv_text, folder_written_whole, write_json
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, MasksNeededError
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
 from mtlkit.training import SavedRun, load_run
@@ -111,19 +112,20 @@ def predict(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    run = run if isinstance(run, SavedRun) else load_run(run)
-    if device is not None:
-        run.model.to(device)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     problems = Problems(skip=skip_bad)
-    records, remarks = _find(run, paths, None if masks is None else Path(masks), problems)
-    with folder_written_whole(out, MARK, force=force) as draft:
+    with new_folder(out, "predictions", force=force) as draft:
+        run = run if isinstance(run, SavedRun) else load_run(run)
+        draft.check_inputs(run.folder, masks, *paths)
+        if device is not None:
+            run.model.to(device)
+        records, remarks = _find(run, paths, None if masks is None else Path(masks), problems)
         rows = list(_run(run, records, batch_size, draft, problems, progress)) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        (draft / "predictions.csv").write_text(csv_text(cells), encoding="utf-8")
+        draft.write_text("predictions.csv", csv_text(cells))
         about = {
             "mtlkit": mtlkit.__version__,
             "run": str(run.folder.resolve()),
@@ -135,7 +137,7 @@ def predict(
             "skipped": problems.found,
             "remarks": remarks,
         }
-        write_json(draft / MARK, about)
+        draft.write_json(MARK, about)
     return Predicted(rows, problems.found, remarks)
 
 
@@ -152,7 +154,7 @@ def _find(
         return find_exams(paths, problems)
     needed = task == "views" and set(run.model.options.experts) != {"image"}
     if needed and masks is None:
-        raise DataError(f"{run.folder}: this network looks at a known lesion: a folder of masks is needed (--masks)")
+        raise MasksNeededError(f"{run.folder}: this network looks at a known lesion: a folder of masks is needed")
     return find_images(paths, masks, problems, masks_needed=needed)
 
 
@@ -160,7 +162,7 @@ def _run(
     run: SavedRun,
     records: Sequence[Record] | Sequence[Exam],
     batch_size: int | None,
-    draft: Path,
+    draft: OutputFolder,
     problems: Problems,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[dict[str, Any]]:
@@ -190,7 +192,7 @@ def _run(
 
 
 def _row(
-    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], pixels: np.ndarray | None, draft: Path
+    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], pixels: np.ndarray | None, draft: OutputFolder
 ) -> dict[str, Any]:
     """The row of an image or exam; its mask and overlay are written."""
     row: dict[str, Any] = {"key": record.key}
@@ -219,7 +221,7 @@ def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bo
     }
 
 
-def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: Path) -> dict[str, Any]:
+def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: OutputFolder) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
     height, width = pixels.shape[:2]
     if found is not None:
@@ -236,8 +238,8 @@ def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: Pat
         drawings = {"mask": mask.astype(np.uint8) * 255} | drawings
     for what, drawn in drawings.items():
         name = f"{what}s/{record.key}.png"
-        (draft / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn).save(draft / name)
+        with draft.file(name) as file:
+            Image.fromarray(drawn).save(file)
         row[what] = name
     return row
 

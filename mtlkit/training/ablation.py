@@ -1,6 +1,6 @@
 """Tables of ablations: one recipe with a part more or less in each row, trained, judged and set side by side.
 
-    table.json table.csv table.md    the figures of all rows, written anew after each
+    table.json table.csv table.md    the figures of all rows, written again after each
     <row>/seed-42/ ...               a run for each seed, as `mtlkit.training.train` makes it
 
 A table is a file; mtlkit/configs/ablations/ holds those of the papers:
@@ -24,16 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtlkit.data.files import csv_text, plain, write_json, written_whole
+from mtlkit._files import csv_text, plain
+from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.errors import DataError
 from mtlkit.models import create_model
 from mtlkit.training.aggregate import digits_of, in_words
 from mtlkit.training.config import Config, load_config, read_yaml
-from mtlkit.training.run import check_place, is_main, make_place, repeat
+from mtlkit.training.run import is_main, repeat
 
 __all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
-
-MARK = ".mtlkit-ablation"  # only a folder with this file in it is ever begun anew
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def ablate(
         out: folder of the runs.
         repeats: how many seeds each row is trained with.
         resume: goes on where an earlier call was interrupted: rows that ended are left as they are.
-        force: begins anew where there is an ablation already.
+        force: begins again where there is an ablation already, whose files stay until the new one has ended.
         on_row: is told the number, from 0, and the row that is trained next.
         **options: as for `train`: split, skip_bad, progress, callbacks, trainer.
 
@@ -191,24 +190,25 @@ def ablate(
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    source = None if isinstance(table, Ablation) else table
     table = table if isinstance(table, Ablation) else load_ablation(table)
     parameters = [_parameters(row) for row in table.rows]
-    out = Path(out)
-    if is_main() and not check_place(out, MARK, "an ablation", resume=resume, force=force):
-        make_place(out, MARK, force=force)
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for number, row in enumerate(table.rows):
-        if on_row is not None:
-            on_row(number, row)
-        try:
-            found[row.name] = repeat(row.config, data, out / row.folder, repeats, resume=resume, **options)
-        except DataError:
-            raise
-        except (ValueError, FloatingPointError) as error:
-            kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
-            raise kind(f"row {row.name!r}: {error}") from None
-        if is_main():
-            _write(out, table, found, parameters, repeats)
+    with resumable_folder(out, "an ablation", resume=resume, force=force, main=is_main()) as place:
+        place.check_inputs(data, options.get("split"), source)
+        for number, row in enumerate(table.rows):
+            if on_row is not None:
+                on_row(number, row)
+            try:
+                folder = place.nested(row.folder)
+                found[row.name] = repeat(row.config, data, folder, repeats, resume=resume, **options)
+            except DataError:
+                raise
+            except (ValueError, FloatingPointError) as error:
+                kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+                raise kind(f"row {row.name!r}: {error}") from None
+            if is_main():
+                _write(place, table, found, parameters, repeats)
     return found
 
 
@@ -251,7 +251,9 @@ def part_of(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "test" if any(name.startswith("test/") for figures in found.values() for name in figures) else "val"
 
 
-def _write(out: Path, table: Ablation, found: Mapping[str, Any], parameters: Sequence[int], repeats: int) -> None:
+def _write(
+    place: OutputFolder, table: Ablation, found: Mapping[str, Any], parameters: Sequence[int], repeats: int
+) -> None:
     """The three files."""
     rows = [
         {
@@ -264,15 +266,14 @@ def _write(out: Path, table: Ablation, found: Mapping[str, Any], parameters: Seq
         if row.name in found
     ]
     values = {"name": table.name, "seeds": [table.rows[0].config.seed + i for i in range(repeats)], "rows": rows}
-    write_json(out / "table.json", values, force=True)
+    place.write_json("table.json", values)
 
     table_rows = [
         {"row": row["name"], "parameters": row["parameters"]}
         | {f"{name} {what}": plain(value) for name, pair in row["figures"].items() for what, value in pair.items()}
         for row in rows
     ]
-    with written_whole(out / "table.csv", force=True) as draft:
-        draft.write_text(csv_text(table_rows), encoding="utf-8")
+    place.write_text("table.csv", csv_text(table_rows))
 
     headings, cells = show(table, found)
     part = {"test": "Test", "val": "Validation"}[part_of(found)]
@@ -280,5 +281,4 @@ def _write(out: Path, table: Ablation, found: Mapping[str, Any], parameters: Seq
     lines = [f"# {table.name}", "", f"{part} part, {seeds}; the best of each column in bold.", ""]
     for line in (headings, ["---"] * len(headings), *cells):
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
-    with written_whole(out / "table.md", force=True) as draft:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    place.write_text("table.md", "\n".join(lines) + "\n")

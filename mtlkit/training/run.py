@@ -11,8 +11,7 @@ save what the first of them has; BatchNorm's statistics are the first's from eac
 """
 
 import logging
-import pickle
-import shutil
+import signal
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from mtlkit._files import csv_text, write_json
+from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import Catalogue, Split, load_split, make_split, open_dataset
-from mtlkit.data.files import check_folder, csv_text, write_json, written_whole
+from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import cmmd, find_layout
-from mtlkit.errors import DataError
+from mtlkit.errors import CheckpointError, DataError
 from mtlkit.training.aggregate import summarise
+from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.modules import TrainingModule, check_kind, check_recipe, create_module
-from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, read_figures, write_data
+from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
 
 __all__ = ["repeat", "train"]
 
@@ -60,7 +62,7 @@ def train(
         out: folder of the run.
         split: a saved split; by default one is drawn as the recipe says.
         resume: goes on with a run that was interrupted; one that has ended is left as it is.
-        force: begins anew where there is a run already.
+        force: begins again where there is a run already, whose files stay until the new run has ended.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         progress: shows a bar.
         callbacks: Lightning's, besides those that stop, save and log.
@@ -71,7 +73,7 @@ def train(
 
     Raises:
         DataError: the data set or the run's folder is not as it must be.
-        ValueError: the recipe does not fit the data, or not the processes.
+        ValueError: the recipe does not fit the data, or not the processes; or `resume` and `force` are both given.
 
     Example:
         >>> import tempfile
@@ -84,45 +86,47 @@ def train(
         >>> 0 <= figures["test/accuracy"] <= 1
         True
     """
+    recipe = config if isinstance(config, str) else None
     config = load_config(config) if isinstance(config, str) else config
     if (trainer or {}).get("sync_batchnorm"):
         words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
         raise ValueError(f"trainer['sync_batchnorm']: {words}")
-    out = Path(out)
-    again = is_main() and check_place(out, MARK, "a run", resume=resume, force=force)
-    if again:
-        _check_same_recipe(out / "config.yaml", config)
-    if resume and (out / RESULT).is_file():
-        return read_figures(out / RESULT)
-    catalogue = _open(config, data, skip_bad)
-    parts = _split(catalogue, config, split, out / SPLIT if resume else None)
-    module = _create(config.stage(1), catalogue, parts)
-    check_recipe(module, config)
-    if is_main() and not again:
-        make_place(out, MARK, force=force)
-    try:
+    with resumable_folder(out, "a run", resume=resume, force=force, main=is_main()) as place:
+        place.check_inputs(data, split, recipe)
+        if resume:
+            _check_same_recipe(place.path / "config.yaml", config)
+        if resume and (place.path / RESULT).is_file():
+            return read_figures(place.path / RESULT)
+        catalogue = _open(config, data, skip_bad)
+        parts = _split(catalogue, config, split, place.path / SPLIT if resume else None)
+        module = _create(config.stage(1), catalogue, parts)
+        check_recipe(module, config)
         if is_main():
-            _write_plan(out, config, catalogue, parts)
+            _write_plan(place, config, catalogue, parts)
         arguments = {"enable_progress_bar": progress} | dict(trainer or {})
-        figures = _run_stage(config.stage(1), module, catalogue, parts, out / "stage1", callbacks, arguments)
+        figures = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments)
         if config.second_stage is not None:
             stage = config.stage(2)
             module = _create(stage, catalogue, parts, gates_only=True)
-            _load(module, out / "stage1" / "best.ckpt")
-            figures = _run_stage(stage, module, catalogue, parts, out / "stage2", callbacks, arguments)
+            _load(module, place.path / "stage1" / "best.ckpt")
+            figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments)
         if is_main():
             if hasattr(module.model, "save_pretrained"):
-                module.model.save_pretrained(out / "model")
-            write_json(out / RESULT, figures, force=True)
-    except BaseException:
-        if is_main() and not again and not any((out / "stage1").glob("*")):
-            shutil.rmtree(out, ignore_errors=True)  # nothing is lost, and nothing is in the way of another attempt
-        raise
+                with place.files("model") as draft:
+                    module.model.save_pretrained(draft)
+            place.write_json(RESULT, figures)
     return figures
 
 
 def repeat(
-    config: Config | str, data: str | Path, out: str | Path, times: int, *, resume: bool = False, **options: Any
+    config: Config | str,
+    data: str | Path,
+    out: str | Path,
+    times: int,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    **options: Any,
 ) -> dict[str, dict[str, float]]:
     """Trains with `times` seeds, each in a folder of its own, the split staying the same.
 
@@ -132,6 +136,7 @@ def repeat(
         out: folder of the runs; `summary.json` in it holds what is returned.
         times: how often.
         resume: goes on with the runs that were interrupted, and leaves those that ended.
+        force: begins again where there are such runs already, whose files stay until all new runs have ended.
         **options: as for `train`.
 
     Returns:
@@ -151,10 +156,12 @@ def repeat(
         raise ValueError(f"times: expected at least 1, got {times}")
     config = load_config(config) if isinstance(config, str) else config
     configs = [config.change({"seed": seed}) for seed in range(config.seed, config.seed + times)]
-    runs = [train(one, data, Path(out) / f"seed-{one.seed}", resume=resume, **options) for one in configs]
-    summary = summarise(runs)
-    if is_main():
-        write_json(Path(out) / "summary.json", summary, force=True)
+    with resumable_folder(out, "a series of runs", resume=resume, force=force, main=is_main()) as place:
+        place.check_inputs(data, options.get("split"))
+        runs = [train(one, data, place.nested(f"seed-{one.seed}"), resume=resume, **options) for one in configs]
+        summary = summarise(runs)
+        if is_main():
+            place.write_json("summary.json", summary)
     return summary
 
 
@@ -166,53 +173,23 @@ def is_main() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def check_place(out: Path, mark: str, what: str, *, resume: bool, force: bool) -> bool:
-    """Whether a folder is one to go on in.
-
-    Raises:
-        DataError: it may not be used: it is a file, holds other things, or what it holds is not to be replaced.
-    """
-    if out.is_file():
-        raise DataError(f"{out}: expected a folder, found a file")
-    occupied = any(path.name != mark for path in out.rglob("*") if not path.is_dir())
-    if occupied and not (out / mark).is_file():
-        raise DataError(f"{out}: holds other things than {what}; a new folder is needed")
-    if occupied and not resume and not force:
-        raise DataError(f"{out}: there is {what} already; --resume goes on with it, --force begins anew")
-    return occupied and resume
-
-
-def make_place(out: Path, mark: str, *, force: bool) -> None:
-    """Makes a folder anew that `check_place` let pass, with the file `mark` in it.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        if force and (out / mark).is_file():
-            shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / mark).touch()
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror})") from None
-
-
 def _check_same_recipe(saved: Path, config: Config) -> None:
     if saved.exists() and load_config(saved).to_dict() != config.to_dict():
         raise DataError(f"{saved}: is another recipe than the one to go on with")
 
 
-def _write_plan(out: Path, config: Config, catalogue: Catalogue, parts: Split) -> None:
+def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts: Split) -> None:
     """What is to be trained, and on what, as far as it is not written yet."""
-    try:
-        if not (out / "config.yaml").is_file():
-            config.save(out / "config.yaml")
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror})") from None
-    if not (out / SPLIT).is_file():
-        parts.save(out / SPLIT)
-    if not (out / DATA).is_file():
-        write_data(out, catalogue, parts)
+    writers = {
+        MARK: Path.touch,
+        "config.yaml": config.save,
+        SPLIT: parts.save,
+        DATA: lambda draft: write_json(draft, data_values(catalogue, parts)),
+    }
+    for name, write in writers.items():
+        if not (place.path / name).is_file():
+            with place.file(name) as draft:
+                write(draft)
 
 
 def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
@@ -252,16 +229,15 @@ class _KnownFigures(Callback):
 class _Table(Callback):
     """Writes the figures of each epoch as a row; what was written before a kill stays."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.rows = path, []
+    def __init__(self, place: OutputFolder, name: str) -> None:
+        self.place, self.name, self.rows = place, name, []
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
         row = {"epoch": trainer.current_epoch, "lr": module.schedule.lr(trainer.current_epoch)}
         figures = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
         self.rows.append(row | figures)
         if trainer.is_global_zero:
-            with written_whole(self.path, force=True) as draft:
-                draft.write_text(csv_text(self.rows), encoding="utf-8")
+            self.place.write_text(self.name, csv_text(self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -281,17 +257,25 @@ def _run_stage(
     module: TrainingModule,
     catalogue: Catalogue,
     split: Split,
-    folder: Path,
+    place: OutputFolder,
+    name: str,
     more_callbacks: Sequence[Callback],
     arguments: Mapping[str, Any],
 ) -> dict[str, float]:
     """Trains one stage, or takes the one that is done, and judges its best epoch, whose weights the module has then."""
     data = DataModule(catalogue, split, config)
+    folder = place.path / name
     s = config.stopping
     saved = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=s.monitor, mode=s.mode, **saved)
     last = ModelCheckpoint(filename="last", monitor=None, **saved)  # after the best, whose state it carries
-    callbacks: list[Callback] = [*more_callbacks, _KnownFigures(config), _Table(folder / "metrics.csv"), best, last]
+    callbacks: list[Callback] = [
+        *more_callbacks,
+        _KnownFigures(config),
+        _Table(place, f"{name}/metrics.csv"),
+        best,
+        last,
+    ]
     if s.patience is not None:
         stop = EarlyStopping(s.monitor, s.min_delta, s.patience, mode=s.mode, check_on_train_epoch_end=True)
         callbacks.append(stop)
@@ -311,7 +295,9 @@ def _run_stage(
         # few workers and small last batches are chosen, and a class may lack in a small validation part
         warnings.filterwarnings("ignore", module="lightning")
         try:
-            trainer = lightning.Trainer(**options | arguments)
+            plugins = arguments.get("plugins") or ()
+            plugins = [*(plugins if isinstance(plugins, list | tuple) else (plugins,)), RunCheckpoints(place)]
+            trainer = lightning.Trainer(**options | arguments | {"plugins": plugins})
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())}") from None
         if config.sync_batch_norm and trainer.world_size > 1:
@@ -321,12 +307,10 @@ def _run_stage(
             module.train()
             path = folder / "last.ckpt"
             if path.is_file():
-                _read_checkpoint(path)  # raises in words what Lightning would in a traceback
-            trainer.fit(module, data, ckpt_path=path if path.is_file() else None, weights_only=False)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+                read_checkpoint(path)  # raises in words what Lightning would in a traceback
+            _fit(trainer, module, data, path if path.is_file() else None)
             if is_main():
-                write_json(folder / "done.json", {"epochs": trainer.current_epoch}, force=True)
+                place.write_json(f"{name}/done.json", {"epochs": trainer.current_epoch})
         _load(module, folder / "best.ckpt")
         return _judge(trainer, module, data)
 
@@ -362,26 +346,34 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds.
+def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, checkpoint: Path | None) -> None:
+    """Trains, from a checkpoint on if there is one.
 
     Raises:
-        DataError: it is missing or damaged.
+        KeyboardInterrupt: it was interrupted, where Lightning ends the process.
+        SystemExit: it was terminated; the exit status is that of the signal, where Lightning's is 0.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: the checkpoint is missing; --force begins the run anew")
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        raise DataError(f"{path}: the checkpoint is damaged; --force begins the run anew") from None
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if error.code == 1 and trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def _load(module: TrainingModule, path: Path) -> None:
     """Takes the network's weights of a checkpoint."""
-    state = _read_checkpoint(path)["state_dict"]
-    module.model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    )
+    state = read_checkpoint(path)["state_dict"]
+    try:
+        module.model.load_state_dict(
+            {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+        )
+    except (RuntimeError, AttributeError, TypeError):
+        raise CheckpointError(f"{path}: the checkpoint is not one of this network") from None
 
 
 def _judge(trainer: lightning.Trainer, module: TrainingModule, data: DataModule) -> dict[str, float]:

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader
 
 from mtlkit._text import parse_json
 from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
-from mtlkit.data.files import check_folder, natural, write_json
+from mtlkit.data.files import check_folder, natural
 from mtlkit.data.layouts import cmmd, find_layout, scan
 from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
 from mtlkit.training.config import Config, load_config
 
 __all__ = ["SavedRun", "load_run"]
 
-MARK = ".mtlkit-run"  # only a folder with this file in it is ever begun anew
+MARK = ".mtlkit-run"  # in the folder of a run
 SAMPLE = 4096  # bytes of a file that its print is of
 DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
 
@@ -180,17 +180,16 @@ def file_print(record: Record | Exam) -> str:
     return f"{value:08x}"
 
 
-def write_data(folder: Path, catalogue: Catalogue, split: Split) -> None:
-    """Writes data.json into a run's folder."""
+def data_values(catalogue: Catalogue, split: Split) -> dict[str, Any]:
+    """What data.json of a run's folder holds."""
     records = catalogue.subset(key for keys in split.parts().values() for key in keys).records
-    values = {
+    return {
         "root": str(catalogue.root.resolve()),
         "layout": catalogue.layout,
         "classes": list(catalogue.classes),
         "birads": list(catalogue.birads),
         "prints": {record.key: file_print(record) for record in records},
     }
-    write_json(folder / DATA, values, force=True)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
@@ -247,7 +246,8 @@ def runs_within(folder: str | Path) -> list[Path]:
     folder = check_folder(folder)
     if (folder / MARK).is_file():
         return []
-    return sorted((path.parent for path in folder.glob(f"*/{MARK}")), key=natural)
+    runs = (path.parent for path in folder.glob(f"*/{MARK}"))
+    return sorted((run for run in runs if not run.name.startswith(".")), key=natural)
 
 
 def read_recipe(folder: Path) -> Config:
@@ -264,7 +264,7 @@ def read_recipe(folder: Path) -> Config:
             raise DataError(f"{folder}: holds runs in folders, of which one is to be named: {', '.join(rows)}")
         raise DataError(f"{folder}: is not the folder of a run; `mtlkit train` makes one")
     if not (folder / RESULT).is_file():
-        raise DataError(f"{folder}: this run has not ended; `mtlkit train` with --resume goes on with it")
+        raise UnfinishedError(f"{folder}: this run has not ended")
     if not (folder / "model").is_dir():
         raise DataError(f"{folder}: there is no network in it, the folder model is missing")
     try:

@@ -166,7 +166,7 @@ def test_nothing_is_overwritten_without_force(tmp_path):
         synthesize_ultrasound(tmp_path / "us", cases=3, size=64, seed=1)
     assert digest(tmp_path / "us") == before
     synthesize_ultrasound(tmp_path / "us", cases=4, size=64, seed=1, force=True)
-    assert len(digest(tmp_path / "us")) == 9
+    assert len(digest(tmp_path / "us")) == 10
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mtlkit._files import write_json
 from mtlkit.data import make_split, open_dataset
-from mtlkit.data.files import write_json
 from mtlkit.training import Config, SavedRun, create_module, load_config, load_run
-from mtlkit.training.saved_run import MARK, RESULT, SPLIT, write_data
+from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values
 
 NET = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "num_classes": 3}
 INTERACTING = NET | {"clf_dim": 16, "hmsf": False}
@@ -23,7 +23,7 @@ def make_run(folder: Path, config: Config, data: Path) -> Path:
     folder.mkdir(parents=True)
     config.save(folder / "config.yaml")
     split.save(folder / SPLIT)
-    write_data(folder, catalogue, split)
+    write_json(folder / DATA, data_values(catalogue, split))
     create_module(config, catalogue, split).model.save_pretrained(folder / "model")
     write_json(folder / RESULT, {"test/accuracy": 0.5})
     (folder / MARK).touch()

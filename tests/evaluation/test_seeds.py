@@ -133,7 +133,7 @@ def test_other_folders(runs, lesion_config, ultrasound, write_run, tmp_path):
     with pytest.raises(DataError, match="seed-10: this run has not ended"):
         evaluate_repeats(mixed, None, tmp_path / "out")
     for folder in (ultrasound, runs / "seed-9"):
-        with pytest.raises(DataError, match="holds no runs; `mtlkit train` with --repeats makes such folders"):
+        with pytest.raises(DataError, match=r"holds no runs; `mtlkit.training.repeat` makes such folders"):
             evaluate_repeats(folder, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -220,7 +220,7 @@ def test_a_wrong_option_in_the_last_row_costs_no_training(tmp_path, ultrasound):
 def test_folders_that_may_not_be_used(tmp_path, file, ultrasound):
     (tmp_path / "thesis.tex").write_text("x")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds other things than an ablation; a new folder is needed"):
+        with pytest.raises(DataError, match="no list says that mtlkit wrote what is in it"):
             ablate(file, ultrasound, tmp_path, force=force)
     assert (tmp_path / "thesis.tex").read_text() == "x"
 

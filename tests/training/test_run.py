@@ -339,7 +339,7 @@ def test_mammograms_train(tmp_path, mammograms):
 
 def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
     out = shutil.copytree(finished[0], tmp_path / "run")
-    with pytest.raises(DataError, match="there is a run already; --resume goes on with it, --force begins anew"):
+    with pytest.raises(DataError, match=r"there is a run already$"):
         train(small, ultrasound, out)
     with pytest.raises(DataError, match="is another recipe than the one to go on with"):
         train(small.change({"seed": 7}), ultrasound, out, resume=True)
@@ -347,7 +347,7 @@ def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
     (tmp_path / "other/thesis.tex").write_text("x")
     (tmp_path / "other/config.yaml").write_text("mine: true")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds other things than a run; a new folder is needed"):
+        with pytest.raises(DataError, match="no list says that mtlkit wrote what is in it"):
             train(small, ultrasound, tmp_path / "other", force=force)
     with pytest.raises(DataError, match="expected a folder, found a file"):
         train(small, ultrasound, tmp_path / "other/thesis.tex")
@@ -407,7 +407,7 @@ def test_damaged_and_missing_checkpoints_are_named(finished, tmp_path, ultrasoun
     config, path = load_config(out / "config.yaml"), out / name
     path.write_bytes(path.read_bytes()[:10_000])
     for words in ("damaged", "missing"):
-        with pytest.raises(DataError, match=rf"{name}: the checkpoint is {words}; --force begins the run anew"):
+        with pytest.raises(DataError, match=rf"{name}: the checkpoint is {words}$"):
             train(config, ultrasound, out, resume=True, progress=False)
         path.unlink(missing_ok=True)
         if name == "stage2/last.ckpt":

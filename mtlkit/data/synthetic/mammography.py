@@ -7,6 +7,7 @@ one the right edge.
 """
 
 import csv
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
+from mtlkit._output import new_folder
 from mtlkit.data.dicom import VIEW_CODES
-from mtlkit.data.files import folder_written_whole, write_json
 from mtlkit.data.records import VIEWS
 from mtlkit.data.synthetic._fields import check_options, curve, grid, inside, outline, power_law, smooth_step
 
@@ -313,26 +314,26 @@ def synthesize_mammography(
         5
     """
     check_options(cases, size, seed, least_cases=5)
-    with folder_written_whole(path, MARK, force=force) as folder:
+    with new_folder(path, "phantoms", force=force) as folder:
         rows = []
         for i in range(cases):
             rng = np.random.default_rng([seed, i])
             patient, category = f"D1-{i + 1:04d}", 1 + i % 5
             day = date(2012, 7, 1) + timedelta(days=int(rng.integers(0, 1200)))
-            study = folder / "CMMD" / patient / f"{day:%m-%d-%Y}-NA-NA-{rng.integers(10000, 99999)}"
-            series = study / f"1.000000-NA-{rng.integers(10000, 99999)}"
-            series.mkdir(parents=True)
+            study = f"CMMD/{patient}/{day:%m-%d-%Y}-NA-NA-{rng.integers(10000, 99999)}"
+            series = f"{study}/1.000000-NA-{rng.integers(10000, 99999)}"
             age, breasts = int(rng.integers(28, 80)), _breasts(rng, category)
             views = [view for view in VIEWS if view[0] in breasts]
             for number, view in enumerate(views, start=1):
                 image = draw_mammogram(view, breasts[view[0]], size, (seed, i))
-                name = series / f"1-{number}.dcm"
-                _write_dicom(name, image, patient, view, (seed, i), inverted=i % 5 == 4)
+                with folder.file(f"{series}/1-{number}.dcm") as file:
+                    _write_dicom(file, image, patient, view, (seed, i), inverted=i % 5 == 4)
             for side, breast in sorted(breasts.items()):
                 letter = "ABCD"[min(int(4 * breast.density), 3)]
                 rows.append((patient, side, age, breast.classification, "", letter, breast.birads))
             if progress is not None:
                 progress(i + 1, cases)
-        with (folder / "TOMPEI-CMMD_clinical_data_phantoms.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([HEADER, *rows])
-        write_json(folder / MARK, {"phantoms": "mammography", "cases": cases, "size": size, "seed": seed})
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([HEADER, *rows])
+        folder.write_text("TOMPEI-CMMD_clinical_data_phantoms.csv", table.getvalue())
+        folder.write_json(MARK, {"phantoms": "mammography", "cases": cases, "size": size, "seed": seed})

@@ -12,7 +12,7 @@ from numpy.random import Generator
 from PIL import Image
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from mtlkit.data.files import folder_written_whole, write_json
+from mtlkit._output import new_folder
 from mtlkit.data.synthetic._fields import check_options, curve, grid, inside, outline, power_law, smooth_step
 
 __all__ = ["draw_ultrasound", "synthesize_ultrasound"]
@@ -240,15 +240,15 @@ def synthesize_ultrasound(
     """
     check_options(cases, size, seed, least_cases=3)
     done = 0
-    with folder_written_whole(path, MARK, force=force) as folder:
+    with new_folder(path, "phantoms", force=force) as folder:
         for number, (kind, count) in enumerate(class_counts(cases).items()):
-            (folder / kind).mkdir()
             for i in range(1, count + 1):
                 rng = np.random.default_rng([seed, number, i])
                 image, mask = draw_ultrasound(kind, (size, round(size * rng.uniform(1, 1.35))), rng)
-                Image.fromarray(image).save(folder / kind / f"{kind} ({i}).png")
-                Image.fromarray(mask).save(folder / kind / f"{kind} ({i})_mask.png")
+                for name, pixels in ((f"{kind} ({i}).png", image), (f"{kind} ({i})_mask.png", mask)):
+                    with folder.file(f"{kind}/{name}") as file:
+                        Image.fromarray(pixels).save(file)
                 done += 1
                 if progress is not None:
                     progress(done, cases)
-        write_json(folder / MARK, {"phantoms": "ultrasound", "cases": cases, "size": size, "seed": seed})
+        folder.write_json(MARK, {"phantoms": "ultrasound", "cases": cases, "size": size, "seed": seed})

@@ -1,0 +1,184 @@
+"""The list of the files that mtlkit wrote into a folder, with their sizes and hashes.
+
+A file is owned if the list names it with the contents that it has. A file is listed before it gets its name, and lines
+are only appended, so that the list is right wherever a process was killed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from mtlkit.errors import ChangedError, OccupiedError
+
+LIST = ".mtlkit-files"
+DRAFT = ".mtlkit-draft"  # begin of the names of what is not complete
+
+
+class Contents(NamedTuple):
+    """What tells the contents of a file from others."""
+
+    size: int
+    sha256: str
+
+
+def contents(path: Path) -> Contents:
+    """Size and hash of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return Contents(size, digest.hexdigest())
+
+
+class FileList:
+    """The list in a folder: its kind, its files with the contents that each may have, and folders with own lists.
+
+    A file with no contents is a draft, which may hold anything.
+    """
+
+    def __init__(self, folder: Path, kind: str = "") -> None:
+        self.folder, self.kind = folder, kind
+        self.complete = self.appended = False
+        self.files: dict[str, set[Contents]] = {}
+        self.nested: dict[str, None] = {}
+        self._end = 0  # of the whole lines of the file
+        self._written: dict[str, tuple[tuple[int, ...], Contents]] = {}  # by this process
+
+    @classmethod
+    def read(cls, folder: Path) -> "FileList | None":
+        """The list of a folder; None where there is none.
+
+        Raises:
+            OccupiedError: it is damaged.
+        """
+        try:
+            text = (folder / LIST).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        found = cls(folder)
+        found._end = text.rfind(b"\n") + 1
+        for number, line in enumerate(text.split(b"\n")[:-1], 1):  # a last line without an end was not written whole
+            try:
+                found._take(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                words = f"line {number} is damaged, so that nothing here is replaced; name a new folder"
+                raise OccupiedError(f"{folder / LIST}: {words}") from None
+        return found
+
+    @classmethod
+    def create(cls, folder: Path, kind: str) -> "FileList":
+        """A new list, in a folder that is made where it does not exist."""
+        folder.mkdir(parents=True, exist_ok=True)
+        created = cls(folder, kind)
+        created.rewrite()
+        return created
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        if "kind" in line:
+            self.kind = str(line["kind"])
+        elif "complete" in line:
+            self.complete = bool(line["complete"])
+        elif "folder" in line:
+            self.nested[_checked(line["folder"])] = None
+        else:
+            known = self.files.setdefault(_checked(line["file"]), set())
+            if "sha256" in line:
+                known.add(Contents(int(line["size"]), str(line["sha256"])))
+
+    def _append(self, **line: Any) -> None:
+        text = json.dumps(line).encode() + b"\n"
+        with (self.folder / LIST).open("r+b") as file:
+            file.seek(self._end)
+            file.truncate()  # what a killed process or a full disk left of a line
+            file.write(text)
+        self._end += len(text)
+        self._take(line)
+        self.appended = True
+
+    def add(self, name: str, found: Contents) -> None:
+        """Lists a file before it gets its name."""
+        self._append(file=name, **found._asdict())
+
+    def add_draft(self, name: str) -> None:
+        """Lists a draft before it is written."""
+        if name not in self.files:
+            self._append(file=name)
+
+    def add_nested(self, name: str) -> None:
+        """Lists a folder that has a list of its own, before it is made."""
+        if name not in self.nested:
+            self._append(folder=name)
+
+    def mark_complete(self) -> None:
+        """From here on the folder is to take the place of the one that it lies in."""
+        self._append(complete=True)
+
+    def rewrite(self) -> None:
+        """Writes the list without drafts and lost files, and with the present contents of each file alone."""
+        lines: list[dict[str, Any]] = [{"kind": self.kind}, *({"folder": name} for name in self.nested)]
+        kept: dict[str, set[Contents]] = {}
+        for name, known in self.files.items():
+            if known and os.path.lexists(self.folder / name):
+                present = self.present(name)
+                kept[name] = known if present is None else {present}
+                lines += [{"file": name, **found._asdict()} for found in sorted(kept[name])]
+        self.files = kept
+        draft = self.folder / f"{LIST}{DRAFT}"
+        text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        draft.write_bytes(text)
+        draft.replace(self.folder / LIST)
+        self._end = len(text)
+
+    def wrote(self, name: str, found: Contents) -> None:
+        """Remembers a file that this process has just written, which spares reading it again."""
+        self._written[name] = _identity(self.folder / name), found
+
+    def moved_from(self, other: "FileList", name: str) -> None:
+        """Remembers a file that has come from another folder."""
+        if name in other._written:
+            self._written[name] = other._written[name]
+
+    def present(self, name: str) -> Contents | None:
+        """The contents of a file that is owned: not changed since it was listed, and not there by way of a link."""
+        path = self.folder / name
+        if path.is_symlink() or not path.is_file() or os.path.realpath(path.parent) != str(path.parent):
+            return None
+        if name in self._written and self._written[name][0] == _identity(path):
+            return self._written[name][1]
+        known = self.files.get(name, set())
+        if path.stat().st_size not in {entry.size for entry in known}:
+            return None
+        found = contents(path)
+        return found if found in known else None
+
+    def check_owned(self, name: str, shown: Path) -> None:
+        """Raises where a file is there that is not owned, or something else is in its way."""
+        path = self.folder / name
+        for parent in path.parents:
+            if parent == self.folder:
+                break
+            if parent.is_symlink() or (parent.exists() and not parent.is_dir()):
+                where = shown / parent.relative_to(self.folder)
+                raise OccupiedError(f"{where}: is not a folder that mtlkit made; move it away")
+        if not os.path.lexists(path) or self.present(name) is not None:
+            return
+        if name in self.files:
+            raise ChangedError(f"{shown / name}: has been changed since mtlkit wrote it; move or delete it")
+        raise OccupiedError(f"{shown / name}: was not written by mtlkit; move it away")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    stat = path.lstat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _checked(name: Any) -> str:
+    """A name that stays within its folder."""
+    path = PurePosixPath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(name)
+    return name

@@ -1,0 +1,84 @@
+"""How a command ends: one sentence with the option that helps, and the exit status."""
+
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mtlkit.errors import CheckpointError, ExistsError, MasksNeededError, UnfinishedError, UnusableError
+
+HINTS = {
+    ExistsError: "--force overwrites it",
+    UnfinishedError: "`mtlkit train --resume` goes on with it",
+    CheckpointError: "--force begins the run again",
+    UnusableError: "--skip-bad leaves it out",
+    MasksNeededError: "--masks names it",
+}
+STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
+READER_GONE = 128 + signal.SIGPIPE
+
+
+def sentence(error: BaseException) -> str:
+    """The words of an error, and the option that helps."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
+    words = str(error).strip()
+    if "Original Traceback" in words:  # from a process that loads data: a traceback, with the words at its end
+        words = words.splitlines()[-1].partition(": ")[2]
+    if isinstance(error, ExistsError) and error.resumable:
+        return f"{words}; --resume goes on with it, --force begins again"
+    hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
+    return words if hint is None else f"{words}; {hint}"
+
+
+def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
+    """What to say when a signal ended the work, and the exit status.
+
+    Raises:
+        SystemExit: another reason ended it.
+    """
+    status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.code
+    if status not in STOPPED:
+        raise error
+    resumable = getattr(error, "resumable", False)
+    return STOPPED[status] + ("; --resume goes on from the last whole epoch" if resumable else ""), status
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM raise SystemExit, so that what is half done is removed."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def reader_gone() -> bool:
+    """Whether nobody reads standard output any more; what is left to be written goes nowhere then."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    try:
+        sys.stdout.flush()
+        state = select.poll()
+        state.register(output, 0)
+        gone = any(event & select.POLLERR for _, event in state.poll(0))
+    except BrokenPipeError:
+        gone = True
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output)
+        os.close(nowhere)
+    return gone

@@ -1,0 +1,92 @@
+"""Checkpoints of a run: tensors and plain values, which no reader has to run code for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch import Tensor
+
+from mtlkit._output import OutputFolder
+from mtlkit.errors import CheckpointError
+
+__all__ = ["RunCheckpoints", "plain_state", "read_checkpoint"]
+
+PARTS = ("state_dict", "loops", "callbacks", "optimizer_states", "epoch", "global_step")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds; nothing in it is run.
+
+    Raises:
+        CheckpointError: it is missing, is damaged, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the checkpoint is missing")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        raise CheckpointError(f"{path}: the checkpoint is damaged") from None
+    if not isinstance(found, dict) or any(part not in found for part in PARTS):
+        raise CheckpointError(f"{path}: the checkpoint is damaged")
+    return found
+
+
+def plain_state(value: Any, where: str = "checkpoint") -> Any:
+    """The state as `read_checkpoint` can return it: dictionaries, lists, tuples, tensors, strings and numbers.
+
+    Raises:
+        TypeError: something in it is of another type.
+
+    Example:
+        >>> from mtlkit.training.checkpoints import plain_state
+        >>> plain_state({"rows": [{"loss": 0.5}], "size": (2, 3)})
+        {'rows': [{'loss': 0.5}], 'size': (2, 3)}
+    """
+    if value is None or type(value) in (bool, int, float, str, Tensor):
+        return value
+    if isinstance(value, Tensor):
+        return value.detach().as_subclass(Tensor)
+    if isinstance(value, Mapping):
+        return {plain_state(key, where): plain_state(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [plain_state(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return tuple(items) if isinstance(value, tuple) else items
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):  # a subclass of it, as an enumeration's members
+            return kind(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{where}: expected tensors and plain values, got {type(value).__name__}")
+
+
+class RunCheckpoints(CheckpointIO):
+    """Lightning's reading and writing of checkpoints, in the folder of a run."""
+
+    def __init__(self, place: OutputFolder) -> None:
+        self.place = place
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Writes a checkpoint, whole or not at all."""
+        with self.place.file(self._name(path)) as draft:
+            torch.save(plain_state(checkpoint), draft)
+        self.place.resumable = True
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads a checkpoint, whatever is asked for, without running anything in it."""
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint that the run wrote."""
+        self.place.remove(self._name(path))
+
+    def _name(self, path: str | Path) -> str:
+        return Path(path).relative_to(self.place.path).as_posix()

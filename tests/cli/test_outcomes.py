@@ -1,0 +1,136 @@
+"""How commands end: the option that helps, signals, and readers that have gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtlkit import errors
+from mtlkit.cli import main
+from mtlkit.cli._outcomes import sentence
+
+MTLKIT = Path(sys.executable).with_name("mtlkit")
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("outcomes") / "busi"
+    assert main(["data", "synthesize", "ultrasound", str(folder), "--cases", "24", "--size", "64"]) == 0
+    return folder
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (errors.ExistsError("out: exists already"), "out: exists already; --force overwrites it"),
+        (
+            errors.ExistsError("out: there is a run already", resumable=True),
+            "out: there is a run already; --resume goes on with it, --force begins again",
+        ),
+        (errors.UnfinishedError("out: has not ended"), "out: has not ended; `mtlkit train --resume` goes on with it"),
+        (errors.CheckpointError("a.ckpt: is missing"), "a.ckpt: is missing; --force begins the run again"),
+        (errors.UnusableError("a.png: is gone"), "a.png: is gone; --skip-bad leaves it out"),
+        (errors.MasksNeededError("masks are needed"), "masks are needed; --masks names it"),
+        (errors.DataError("out: is odd"), "out: is odd"),
+    ],
+)
+def test_the_option_that_helps(error, words):
+    assert sentence(error) == words
+
+
+def test_the_library_names_no_option(root):
+    """Only the command line knows options; descriptions in the recipes' comments aside."""
+    for path in (root / "mtlkit").rglob("*.py"):
+        text = path.read_text()
+        if path.parent.name != "cli":
+            assert not any(f"--{name}" in text for name in ("force", "resume", "skip-bad", "masks", "repeats")), path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "synthesize", "ultrasound", "out", "--f"], "unrecognized arguments: --f"),
+        (["train", "demo", "--data", "x", "--out", "out", "--f"], "unrecognized arguments: --f"),
+        (["train", "demo", "--data", "x", "--out", "out", "--res"], "unrecognized arguments: --res"),
+        (["--deb", "info"], "unrecognized arguments: --deb"),
+        (["train", "demo", "--data", "x", "--out", "out", "--resume", "--force"], "not allowed with argument --resume"),
+        (["ablate", "demo", "--data", "x", "--out", "out", "--force", "--resume"], "not allowed with argument --force"),
+    ],
+)
+def test_options_are_written_out_and_fit_together(capsys, arguments, words):
+    with pytest.raises(SystemExit) as status:
+        main(arguments)
+    assert status.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_a_recipe_within_the_folder_is_refused(tmp_path, capsys, command, phantoms):
+    recipe = tmp_path / "out/recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text("task: lesion")
+    assert main([command, str(recipe), "--data", str(phantoms), "--out", str(tmp_path / "out"), "--force"]) == 2
+    assert f"cannot be replaced, as {recipe}, which is read, lies in it" in capsys.readouterr().err
+    assert recipe.read_text() == "task: lesion"
+
+
+# --- signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_signals_end_a_command_with_one_sentence(tmp_path, number, word):
+    command = [MTLKIT, "data", "synthesize", "mammography", tmp_path / "out", "--cases", "500", "--size", "512"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.dcm")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"mtlkit: {word}\n"
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_training_that_was_stopped_can_be_resumed(tmp_path, phantoms, number, word):
+    small = {"data.size": 32, "data.batch_size": 4, "data.workers": 0, "stopping.epochs": 500, "second_stage": "null"}
+    small["model.options"] = "{encoder: resnet18, decoder_dims: [16, 16, 12, 8], clf_dim: 16, num_classes: 3}"
+    command = [MTLKIT, "train", "demo", "--data", phantoms, "--out", tmp_path / "run"]
+    command += [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    for arguments in ([], ["--resume"]):
+        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        started, checkpoint = time.time(), tmp_path / "run/stage1/last.ckpt"
+        while not (checkpoint.is_file() and checkpoint.stat().st_mtime > started):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        sentence = process.communicate(timeout=60)[1]
+        assert sentence == f"mtlkit: {word}; --resume goes on from the last whole epoch\n"
+        assert process.returncode == 128 + number
+
+
+# --- readers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["--help"], ["train", "--help"], ["data", "check", "BUSI", "--all"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_command_quietly(arguments, unbuffered, phantoms):
+    arguments = [phantoms if argument == "BUSI" else argument for argument in arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [MTLKIT, *arguments],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (141, "")
