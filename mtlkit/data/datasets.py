@@ -17,9 +17,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from mtlkit.data.images import read_image
+from mtlkit.data.images import load_image, read_image
 from mtlkit.data.masks import odd_mask, read_mask
-from mtlkit.data.pixels import MAX_PIXELS
+from mtlkit.data.pixels import MAX_PIXELS, Loaded
 from mtlkit.data.records import VIEWS, Exam, Record
 from mtlkit.data.transforms import augmentation, preparation
 
@@ -127,9 +127,15 @@ class LesionDataset(_Augmented):
         return len(self.records) * (1 + self.copies)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image (3, size, size) and mask (1, size, size), uint8."""
+        return self._resized(index, self._load(index))
+
+    def _load(self, index: int) -> Loaded:
         record = self.records[index]
-        pixels = read_image(record.image, record.frame, max_pixels=self.max_pixels)
+        return load_image(record.image, record.frame, self.max_pixels)
+
+    def _resized(self, index: int, loaded: Loaded) -> tuple[Tensor, Tensor]:
+        """Image (3, size, size) and mask (1, size, size), uint8."""
+        record, pixels = self.records[index], loaded.pixels
         mask = read_mask(record.masks, pixels.shape[:2], max_pixels=self.max_pixels)
         if not self._epoch:  # not again in the epochs that follow
             for finding in odd_mask(record, mask):
@@ -142,9 +148,17 @@ class LesionDataset(_Augmented):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        return self._item(index, *self._decoded(index // (1 + self.copies)))
+
+    def with_image(self, index: int) -> tuple[dict[str, Any], Loaded]:
+        """An item and the image, in its own size, that it is made of; the file is read once."""
+        number = index // (1 + self.copies)
+        loaded = self._load(number)
+        return self._item(index, *self._resized(number, loaded)), loaded
+
+    def _item(self, index: int, pixels: Tensor, outline: Tensor) -> dict[str, Any]:
         number, copy = divmod(index, 1 + self.copies)
         record = self.records[number]
-        pixels, outline = self._decoded(number)
         image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(outline)
         if copy > 0 or self.copies == 0:
             with self._draw(index):

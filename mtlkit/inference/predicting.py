@@ -21,8 +21,8 @@ from torchvision.transforms.v2 import functional as TF
 import mtlkit
 from mtlkit._files import csv_text
 from mtlkit._output import OutputFolder, new_folder
-from mtlkit.data import VIEWS, Exam, Record, read_image, read_mask, read_pixel_spacing
-from mtlkit.data.dicom_file import is_dicom
+from mtlkit.data import VIEWS, Exam, LesionDataset, Record, read_mask
+from mtlkit.data.pixels import Loaded
 from mtlkit.errors import DataError, MasksNeededError
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
@@ -58,14 +58,13 @@ class _Readable(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], np.ndarray | None] | DataError:
-        record = self.records[index]
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], Loaded | None] | DataError:
         try:
-            item = self.items[index]
-            pixels = read_image(record.image, record.frame) if isinstance(record, Record) else None
+            if isinstance(self.items, LesionDataset):
+                return index, *self.items.with_image(index)
+            return index, self.items[index], None
         except DataError as error:
             return error
-        return index, item, pixels
 
 
 def predict(
@@ -179,11 +178,11 @@ def _run(
         good = [entry for entry in batch if not isinstance(entry, DataError)]
         if good:
             found = run.predict(default_collate([item for _, item, _ in good]))
-            for i, (index, _, pixels) in enumerate(good):
+            for i, (index, _, image) in enumerate(good):
                 one = {name: value[i] for name, value in found.items()}
                 if not all(value.isfinite().all() for value in one.values()):
                     raise FloatingPointError(f"{run.folder}: the network's answer to {records[index].key} is no number")
-                yield _row(run, records[index], one, pixels, draft)
+                yield _row(run, records[index], one, image, draft)
         if progress is not None:
             progress(done, len(records))
 
@@ -192,7 +191,7 @@ def _run(
 
 
 def _row(
-    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], pixels: np.ndarray | None, draft: OutputFolder
+    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], image: Loaded | None, draft: OutputFolder
 ) -> dict[str, Any]:
     """The row of an image or exam; its mask and overlay are written."""
     row: dict[str, Any] = {"key": record.key}
@@ -205,7 +204,7 @@ def _row(
     else:
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
         row |= _classes("class", run.tasks["class"], found["class"])
-        row |= _lesion(record, found.get("mask"), pixels, draft)
+        row |= _lesion(record, found.get("mask"), image, draft)
     if "gates" in found:
         gates = found["gates"].flatten().tolist()
         row |= {f"gate_{name}": gate for name, gate in zip(gate_names(run.model, len(gates)), gates, strict=True)}
@@ -221,9 +220,9 @@ def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bo
     }
 
 
-def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: OutputFolder) -> dict[str, Any]:
+def _lesion(record: Record, found: Tensor | None, image: Loaded, draft: OutputFolder) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
-    height, width = pixels.shape[:2]
+    height, width = image.pixels.shape[:2]
     if found is not None:
         mask = TF.resize(found, [height, width], antialias=True)[0].numpy() >= THRESHOLD  # (H, W)
     elif record.masks:
@@ -231,9 +230,9 @@ def _lesion(record: Record, found: Tensor | None, pixels: np.ndarray, draft: Out
     else:
         return {}
     row = {"area_pixels": int(mask.sum()), "area_mm2": ""}
-    if is_dicom(record.image) and (spacing := read_pixel_spacing(record.image)):
-        row["area_mm2"] = row["area_pixels"] * spacing[0] * spacing[1]
-    drawings = {"overlay": draw_overlay(pixels, mask)}
+    if image.spacing is not None:
+        row["area_mm2"] = row["area_pixels"] * image.spacing[0] * image.spacing[1]
+    drawings = {"overlay": draw_overlay(image.pixels, mask)}
     if found is not None:
         drawings = {"mask": mask.astype(np.uint8) * 255} | drawings
     for what, drawn in drawings.items():

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 
-from mtlkit.data import DataError
+from mtlkit.data import DataError, read_image
 from mtlkit.inference.inputs import Problems, find_exams, find_images, view_of
 
 
@@ -52,6 +55,27 @@ def test_frames(image, tmp_path):
     assert [(r.key, r.frame, r.image) for r in records] == [
         (f"SC_rgb_rle_2frame_frame{i + 1}", i, path) for i in (0, 1)
     ]
+
+
+def test_pages(tmp_path):
+    first, second = (Image.fromarray(np.full((40, 40), value, np.uint8)) for value in (9, 99))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "b.tif")
+    records, _ = find_images([tmp_path], None, Problems(skip=False), masks_needed=False)
+    assert [(r.key, r.frame) for r in records] == [("a_frame1", 0), ("a_frame2", 1), ("b", None)]
+    assert [read_image(r.image, r.frame).max() for r in records] == [9, 99, 9]
+
+
+@pytest.mark.parametrize("count", [2_147_483_647, -3])
+def test_more_frames_than_there_are_bytes(tmp_path, count):
+    file = pydicom.dcmread(get_testdata_file("CT_small.dcm", download=False))
+    file.NumberOfFrames = count
+    file.save_as(tmp_path / "a.dcm")
+    with pytest.raises(DataError, match=rf"a.dcm: NumberOfFrames: expected .*, got '?{count}"):
+        keys(tmp_path)
+    problems = Problems(skip=True)
+    assert find_images([tmp_path], None, problems, masks_needed=False)[0] == []
+    assert len(problems.found) == 1
 
 
 def test_dicom_without_suffix(tmp_path):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -15,7 +16,7 @@ from pydicom.data import get_testdata_file
 from torchvision.transforms.v2 import functional as TF
 
 from mtlkit.cli import main
-from mtlkit.data import DataError, Record, open_dataset, read_image
+from mtlkit.data import DataError, Record, dicom_pixels, open_dataset, read_image
 from mtlkit.inference import draw_overlay, predict
 from mtlkit.models import create_model
 from mtlkit.training import SavedRun, load_run, train
@@ -124,6 +125,16 @@ def test_area_in_square_millimetres(lesion, tmp_path):
     (row,) = predict(lesion, tmp_path / "a.dcm", tmp_path / "out").rows
     assert row["area_pixels"] > 0
     assert row["area_mm2"] == pytest.approx(row["area_pixels"] / 8)
+
+
+def test_the_pixels_of_a_file_are_read_once(lesion, tmp_path, monkeypatch):
+    (tmp_path / "a.dcm").write_bytes(Path(get_testdata_file("examples_rgb_color.dcm", download=False)).read_bytes())
+    reads, whole = [], dicom_pixels.open_dicom
+    monkeypatch.setattr(
+        dicom_pixels, "open_dicom", lambda path, **options: reads.append(options["pixels"]) or whole(path, **options)
+    )
+    predict(lesion, tmp_path / "a.dcm", tmp_path / "out")
+    assert reads == [True]
 
 
 def test_no_lesion_is_no_outline(lesion, image, tmp_path):
