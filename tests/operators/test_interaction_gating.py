@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import mtlkit
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit import _native
-from mtlkit.operators.interaction import gating as interaction_vectors
+from mtlkit.operators.interaction import gating
+from mtlkit.testing import InteractionShape
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -53,16 +55,19 @@ def test_short_queries_have_the_gradient_of_pytorch():
     assert_same(call.run("cpu", torch.float64), call.run("torch", torch.float64))
 
 
-def test_the_kernel_runs(monkeypatch):
+def test_the_kernels_run(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("PyTorch was asked")
 
-    monkeypatch.setattr(interaction_vectors, "vectors_torch", refuse)
-    VectorCall(VectorCase(2, 8, 8)).run("cpu", torch.float32)
-    with pytest.raises(AssertionError, match="PyTorch was asked"):
-        VectorCall(VectorCase(2, 8, 8)).run("triton-of-a-machine-without", torch.float32)
+    monkeypatch.setattr(gating, "gating_torch", refuse)
+    inputs = InteractionShape(2, 8, 3, 3, 8).inputs(requires_grad=True)
+    with mtlkit.use_backend("cpu"):
+        mtlkit.ops.task_interaction(*inputs).seg.sum().backward()
+    with mtlkit.use_backend("torch"), pytest.raises(AssertionError, match="PyTorch was asked"):
+        mtlkit.ops.task_interaction(*inputs)
 
 
 def test_training_with_one_image_raises_as_pytorch_does():
-    with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
-        VectorCall(VectorCase(1, 8, 8, training=True)).run("cpu", torch.float32)
+    inputs = InteractionShape(1, 8, 3, 3, 8).inputs()
+    with mtlkit.use_backend("cpu"), pytest.raises(ValueError, match="Expected more than 1 value per channel"):
+        mtlkit.ops.task_interaction(*inputs, training=True)

@@ -31,28 +31,17 @@ level of its network has; here the formula holds at every size.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit._check import check_device, check_shape, check_tensor
 from mtlkit._distributed import Group
 from mtlkit.operators._backends import choose
 from mtlkit.operators._launch import compute_dtype, single_precision_only
-from mtlkit.operators.interaction import kernels as interaction_kernels
-from mtlkit.operators.interaction.gating import (
-    Normalisation,
-    Sums,
-    alignment_of,
-    gates_of,
-    mix,
-    tim_vectors,
-    variance_of,
-    vectors,
-)
-from mtlkit.operators.interaction.kernels import Map, Reduced
+from mtlkit.operators.interaction import reduce
+from mtlkit.operators.interaction.gating import Normalisation, alignment_of, gates_of, mix, tim_vectors, variance_of
+from mtlkit.operators.interaction.level import gather, level, multiply, projection_of
 from mtlkit.operators.interaction.types import (
     InteractionOutput,
     Signals,
@@ -71,84 +60,7 @@ from mtlkit.operators.interaction.types import (
     check_vector,
 )
 
-SERVED = ("cpu", "triton", "torch", "reference")
-
-
-# --- reference, and vectorised PyTorch --------------------------------------------------------------------------------
-
-
-def reduce_reference(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
-) -> Reduced:
-    """The formulas, one after the other."""
-    given, x = x, x.to(dtype)  # (B, C, H, W)
-    mean = x.mean((2, 3))  # (B, C)
-    variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # (B, C)
-    pooled = None
-    if weight is not None:
-        z = torch.einsum("pc,bchw->bphw", weight.to(dtype), x) + bias.to(dtype)[:, None, None]  # (B, P, H, W)
-        if attn is None:
-            pooled = F.relu(z).mean((2, 3))  # (B, P)
-        else:
-            logits = torch.einsum("c,bchw->bhw", attn.to(dtype), x)  # (B, H, W)
-            share = torch.softmax(logits.flatten(1), 1)  # (B, L)
-            pooled = (F.relu(z).flatten(2) * share[:, None]).sum(2)  # (B, P)
-    return Reduced(mean, variance, gradient_energy(x) if energy else None, pooled, Map(given))
-
-
-def gradient_energy(x: Tensor) -> Tensor:
-    """The sum of absolute differences of neighbours over C H W, (B,)."""
-    down = (x[:, :, 1:] - x[:, :, :-1]).abs().sum((1, 2, 3))  # (B,)
-    across = (x[..., 1:] - x[..., :-1]).abs().sum((1, 2, 3))  # (B,)
-    return (down + across) / (x.shape[1] * x.shape[2] * x.shape[3])
-
-
-def reduce_torch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
-) -> Reduced:
-    """PyTorch's own convolution and moments."""
-    if x.shape[0] == 0:  # whose moments PyTorch gives with a warning
-        return reduce_reference(x, weight, bias, attn, energy, dtype)
-    wide = x.to(dtype)  # (B, C, H, W)
-    variance, mean = torch.var_mean(wide, (2, 3), correction=0)  # (B, C)
-    pooled = None
-    if weight is not None:
-        z = F.relu(F.conv2d(wide, weight.to(dtype)[:, :, None, None], bias.to(dtype)))  # (B, P, H, W)
-        if attn is None:
-            pooled = z.mean((2, 3))  # (B, P)
-        else:
-            logits = F.conv2d(wide, attn.to(dtype)[None, :, None, None])  # (B, 1, H, W)
-            pooled = torch.einsum("bpl,bl->bp", z.flatten(2), torch.softmax(logits.flatten(1), 1))  # (B, P)
-    return Reduced(mean, variance, gradient_energy(wide) if energy else None, pooled, Map(x))
-
-
-class _Projection(NamedTuple):
-    """What pools a map."""
-
-    weight: Tensor  # (P, C) or (P, C, 1, 1)
-    bias: Tensor  # (P,)
-    attn: Tensor | None  # (C,) or (1, C, 1, 1)
-
-    @classmethod
-    def of(cls, tim: TIMParameters) -> "_Projection":
-        """TIM's own."""
-        return cls(tim.proj_weight, tim.proj_bias, tim.attn_weight)
-
-
-def _reduce(backend: str, x: Tensor, projection: _Projection | None, energy: bool, dtype: torch.dtype) -> Reduced:
-    weight = bias = attn = None
-    if projection is not None:
-        weight, bias = projection.weight.flatten(1), projection.bias  # (P, C), (P,)
-        attn = None if projection.attn is None else projection.attn.flatten()  # (C,)
-    reduce = {"reference": reduce_reference, "torch": reduce_torch}.get(backend, interaction_kernels.reduce)
-    return reduce(x, weight, bias, attn, energy, dtype)
-
-
-def _scale(backend: str, x: Map, factors: Tensor) -> Tensor:
-    """The map times a factor (B, C) for each channel, in the dtype of the map."""
-    if backend in ("cpu", "triton"):
-        return interaction_kernels.scale(x, factors)
-    return (x.x * factors[:, :, None, None]).to(x.x.dtype)
+SERVED = reduce.OPERATOR.served
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
@@ -162,18 +74,22 @@ def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
 
 
 def _enhance(backend, x, f, tim, tau, norm) -> TIMOutput:
-    reduced = _reduce(backend, x, _Projection.of(tim), False, compute_dtype(x, f))
-    mu, clf = tim_vectors(reduced.mean, reduced.pooled, f, tim, tau, norm)
-    return TIMOutput(_scale(backend, reduced.map, mu), clf.to(f.dtype), mu)
+    sums = gather(backend, projection_of(x, tim), reduce.Options(False, compute_dtype(x, f)))
+    mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
+    return TIMOutput(multiply(backend, x, mu), clf.to(f.dtype), mu)
 
 
 def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
     dtype = compute_dtype(x, f)
+
+    def sums_of(t: Tensor, energy: bool) -> reduce.Reduced:
+        return gather(backend, reduce.Inputs(t, None, None, None), reduce.Options(energy, dtype))
+
     spread = variance_of(f_enhanced.to(dtype))
     if kind == "variance":
-        return VarianceSignals(_reduce(backend, x_enhanced, None, False, dtype).variance.mean(1), spread)
-    base = _reduce(backend, x, None, True, dtype)
-    shift = _reduce(backend, x_enhanced, None, False, dtype).mean - base.mean  # (B, C)
+        return VarianceSignals(sums_of(x_enhanced, False).variance.mean(1), spread)
+    base = sums_of(x, True)
+    shift = sums_of(x_enhanced, False).mean - base.mean  # (B, C)
     alignment = alignment_of(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
     return ThreeSignals(alignment, base.energy, torch.log1p(spread))
 
@@ -183,18 +99,6 @@ def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=No
     gates = gates_of(signals, upa, normaliser, group)
     seg, clf = mix(x, x_enhanced, gates[:, 0]), mix(f, f_enhanced, gates[:, 1])
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
-
-
-def _fused(backend, x, f, tim, upa, tau, normaliser, norm, return_enhanced) -> InteractionOutput:
-    """Both modules on one reading and one writing pass over the map."""
-    dtype = compute_dtype(x, f)
-    reduced = _reduce(backend, x, _Projection.of(tim), upa.seg_proj is not None, dtype)
-    sums = Sums(reduced.mean, reduced.variance, reduced.energy, reduced.pooled)
-    found = vectors(backend, sums, f.to(dtype), tim, upa, tau, normaliser, norm)
-    seg = _scale(backend, reduced.map, found.factors)
-    enhanced_seg = _scale(backend, Map(x), found.mu) if return_enhanced else None
-    clf, enhanced = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
-    return InteractionOutput(seg, clf, found.gates, found.signals, enhanced, enhanced_seg)
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -236,7 +140,10 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
     check_projection(x, weight, bias, attn_weight)
     backend = _choose("tim_pool", x, weight, bias, attn_weight)
     with _full_precision(x):
-        return _reduce(backend, x, _Projection(weight, bias, attn_weight), False, compute_dtype(x)).pooled
+        attn = None if attn_weight is None else attn_weight.flatten()
+        return gather(
+            backend, reduce.Inputs(x, weight.flatten(1), bias, attn), reduce.Options(False, compute_dtype(x))
+        ).pooled
 
 
 def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Tensor:
@@ -269,7 +176,7 @@ def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Ten
     check_tau(tau)
     dtype = compute_dtype(x, gate, gain)
     backend = _choose("tim_modulate", x, gate, gain)
-    return _scale(backend, Map(x), 1 + tau * gate.to(dtype) * gain.to(dtype))
+    return multiply(backend, x, 1 + tau * gate.to(dtype) * gain.to(dtype))
 
 
 def upa_stats(
@@ -378,7 +285,7 @@ def tim(
     check_map("x", x)
     check_vector(f, x)
     check_tim(x, f, tim, tau)
-    backend = _choose("tim", x, f, *_Projection.of(tim))
+    backend = _choose("tim", f, *projection_of(x, tim))
     with _full_precision(x):
         return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps, group if training else None))
 
@@ -481,11 +388,15 @@ def task_interaction(
     check_vector(f, x)
     check_tim(x, f, tim, tau)
     check_upa(x, f, upa, signals, normaliser)
-    backend = _choose("task_interaction", x, f, *_Projection.of(tim))
+    backend = _choose("task_interaction", f, *projection_of(x, tim))
     norm = Normalisation(training, momentum, eps, group if training else None)
     with _full_precision(x):
         if backend != "reference":
-            return _fused(backend, x, f, tim, upa, tau, normaliser, norm, return_enhanced)
+            options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
+            found = level(backend, x, f, tim, upa, tau, normaliser, norm, options)
+            enhanced_seg = multiply(backend, x, found.mu) if return_enhanced else None
+            clf, enhanced_clf = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
+            return InteractionOutput(found.seg, clf, found.gates, found.signals, enhanced_clf, enhanced_seg)
         enhanced = _enhance(backend, x, f, tim, tau, norm)
         out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group)
         return out if return_enhanced else out._replace(enhanced_seg=None)

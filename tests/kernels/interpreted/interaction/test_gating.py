@@ -3,19 +3,10 @@
 import pytest
 import torch
 
+import mtlkit
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
-from mtlkit.kernels import interaction as kernels
-from mtlkit.operators.interaction import gating as interaction_vectors
-from mtlkit.operators.interaction import kernels as interaction_kernels
-
-
-@pytest.fixture(autouse=True)
-def _on_these_kernels(monkeypatch):
-    def refuse(*arguments):
-        raise AssertionError("PyTorch was asked")
-
-    monkeypatch.setattr(interaction_kernels, "triton_kernels", lambda x: kernels)
-    monkeypatch.setattr(interaction_vectors, "vectors_torch", refuse)
+from mtlkit.operators.interaction import gating
+from mtlkit.testing import InteractionShape
 
 
 @pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
@@ -37,7 +28,13 @@ def test_repeats_bit_by_bit():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_more_images_than_a_program_holds_go_to_pytorch():
-    most = interaction_vectors.MOST_IMAGES["triton"]
-    with pytest.raises(AssertionError, match="PyTorch was asked"):
-        VectorCall(VectorCase(most + 1, 4, 4)).run("triton", torch.float32)
+def test_more_images_than_a_program_holds_go_to_pytorch(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("PyTorch was asked")
+
+    monkeypatch.setattr(gating, "gating_torch", refuse)
+    most = gating.BACKENDS["triton"].MOST_IMAGES
+    with mtlkit.use_backend("triton"):
+        mtlkit.ops.task_interaction(*InteractionShape(most, 2, 2, 2, 3).inputs())
+        with pytest.raises(AssertionError, match="PyTorch was asked"):
+            mtlkit.ops.task_interaction(*InteractionShape(most + 1, 2, 2, 2, 3).inputs())

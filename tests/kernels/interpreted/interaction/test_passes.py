@@ -8,8 +8,7 @@ from torch import Tensor
 import mtlkit
 from mtlkit.kernels import interaction as kernels
 from mtlkit.kernels.interaction import _reduce_bwd, reduce, scale
-from mtlkit.operators.interaction import kernels as interaction_kernels
-from mtlkit.operators.interaction import reduce_reference, reduce_torch
+from mtlkit.operators.interaction.reduce import reduce_reference, reduce_torch
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape, assert_accurate
 
@@ -217,8 +216,7 @@ def test_what_is_not_finite_propagates(value, place):
 
 @pytest.mark.parametrize("channels", [6, 70])
 @pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
-def test_operator_on_these_kernels(monkeypatch, channels, signals, attention):
-    monkeypatch.setattr(interaction_kernels, "triton_kernels", lambda x: kernels)
+def test_operator_on_these_kernels(channels, signals, attention):
     level = InteractionShape(2, channels, 5, 6, 10, signals, attention).inputs(requires_grad=True)
 
     def run(backend: str, dtype: torch.dtype) -> dict[str, Tensor]:

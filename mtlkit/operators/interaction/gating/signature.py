@@ -1,0 +1,87 @@
+"""What gating is given and gives, and how its kernels are called."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mtlkit._distributed import Group
+from mtlkit.operators.interaction.types import Signals, TIMParameters, UPAParameters
+
+# what gating learns, as csrc/common/interaction/gating.h orders it
+WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)
+
+
+class Normalisation(NamedTuple):
+    """How TIM normalises over the batch."""
+
+    training: bool
+    momentum: float
+    eps: float
+    group: Group | None = None  # processes whose batches count as one, in training
+
+
+class Gated(NamedTuple):
+    """What becomes of the sums, in the type of computation."""
+
+    factors: Tensor  # (B, C), 1 + w_seg (mu - 1)
+    mu: Tensor  # (B, C)
+    clf: Tensor  # (B, F)
+    enhanced: Tensor  # (B, F)
+    gates: Tensor  # (B, 2)
+    signals: Signals
+
+
+class Sizes(NamedTuple):
+    """Of a call of the kernels."""
+
+    batch: int
+    channels: int
+    projected: int
+    features: int
+    hidden: int
+    queries: int
+
+
+class Numbers(NamedTuple):
+    """Of a call of the kernels."""
+
+    tau: float
+    momentum: float
+    eps: float
+
+
+class Call(NamedTuple):
+    """What a call of the kernels is made with, but for its tensors."""
+
+    sizes: Sizes
+    numbers: Numbers
+    alignment: bool  # whether there are three signals
+    training: bool
+    use_double: bool
+
+
+class Results(NamedTuple):
+    """What the forward kernels write and the backward kernels read, beside the factors and the final vector."""
+
+    mu: Tensor
+    enhanced: Tensor
+    gates: Tensor
+    first: Tensor  # signals, (B,) each
+    second: Tensor
+    third: Tensor | None
+    kept: Tensor
+
+
+def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
+    """Factors, final vector and results, unset."""
+    B, C, _, F, _, Q = call.sizes
+    signals = [like.new_empty(B) for _ in range(3 if call.alignment else 2)]
+    results = Results(
+        like.new_empty(B, C),
+        like.new_empty(B, F),
+        like.new_empty(B, 2),
+        *signals,
+        *[None] * (3 - len(signals)),
+        like.new_empty(2 * B * (F + C + Q) + 2 * F),
+    )
+    return like.new_empty(B, C), like.new_empty(B, F), results

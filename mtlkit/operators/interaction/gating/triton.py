@@ -1,0 +1,27 @@
+"""gating by the Triton kernels, which are loaded at the first call."""
+
+from torch import Tensor
+
+from mtlkit.operators.interaction.gating.signature import Call, Results, new_results
+from mtlkit.operators.interaction.reduce import Reduced
+
+MOST_IMAGES = 64  # a program holds a tile of all of them
+
+
+def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple[Tensor, Tensor, Results]:
+    """Factors, final vector and results; in training also writes the running statistics."""
+    from mtlkit.kernels.interaction import gating as kernels
+
+    factors, clf, results = new_results(call, f)
+    kernels.forward(*call[:4], sums, f, normaliser, running, weights, results, factors, clf)
+    return factors, clf, results
+
+
+def backward(call: Call, sums: Reduced, f, normaliser, weights, results: Results, grads, dinputs, dweights) -> None:
+    """Writes the gradients of sums and f, and of the weights, where there is room for them.
+
+    `grads` are those of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
+    """
+    from mtlkit.kernels.interaction import gating as kernels
+
+    kernels.backward(*call[:4], sums, f, normaliser, weights, results, grads, dinputs, dweights)

@@ -1,0 +1,90 @@
+"""reduce by the C++ kernels."""
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+from mtlkit.operators._launch import address, argument, check, fresh
+from mtlkit.operators.interaction.maps import new_map
+from mtlkit.operators.interaction.reduce.signature import Inputs, Options, new_outputs
+
+
+def supports(_inputs: Inputs, _options: Options) -> None:
+    """Every call."""
+
+
+def _signs_shape(inputs: Inputs, dtype: torch.dtype) -> tuple[int, int, int]:
+    """How many words of 16 bits the signs of the projection take, in the layout of the instruction set in use."""
+    x, weight, _, attn = inputs
+    if weight is None or attn is not None or _native.C is None:
+        return 0, 0, 0
+    rows, vector_bytes = _native.C.interaction_block()
+    lanes = vector_bytes // dtype.itemsize
+    return x.shape[0], -(-weight.shape[0] // rows) * rows, -(-(x.shape[2] * x.shape[3]) // lanes)
+
+
+def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
+    x = inputs.x
+    softmax = torch.empty(x.shape[0], 2 * (inputs.attn is not None), dtype=options.dtype, device=x.device)
+    return softmax, torch.empty(_signs_shape(inputs, options.dtype), dtype=torch.int16, device=x.device)
+
+
+def _arguments(
+    inputs: Inputs, rows: Tensor, mean: Tensor, pooled: Tensor, softmax: Tensor, signs: Tensor | None
+) -> tuple:
+    """What the kernels of both directions take first; rows are those of the map, (B, C, L)."""
+    x, weight, bias, attn = inputs
+    return (
+        (*x.shape, 0 if weight is None else weight.shape[0]),
+        (argument(rows), argument(weight), argument(bias), argument(attn)),
+        *(address(t) for t in (mean, pooled, softmax, signs)),
+        mean.dtype == torch.float64,
+        torch.get_num_threads(),
+    )
+
+
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
+    """Mean, variance, energy and pooled projection, and what is kept."""
+    mean, variance, energy, pooled = sums = new_outputs(inputs, options)
+    softmax, signs = room(inputs, options)
+    rows = inputs.x.flatten(2)
+    arguments = _arguments(inputs, rows, mean, pooled, softmax, signs if save else None)
+    check(_native.C.interaction_reduce_forward(*arguments, address(variance), address(energy)))
+    return (*sums, softmax, signs) if save else sums
+
+
+def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of map and projection."""
+    return backward_with(inputs, options, kept, grads, None, None, wanted)
+
+
+def backward_with(
+    inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
+) -> tuple[Tensor | None, ...]:
+    """As `backward`, with dy times the factors (B, C) added to the gradient of the map in the same pass."""
+    mean, pooled, softmax, signs = kept
+    dmean, dvariance, denergy, dpooled = (None if g is None else g.to(options.dtype).contiguous() for g in grads)
+    denergy = denergy if options.energy else None
+    dpooled = dpooled if inputs.weight is not None else None
+    if dpooled is None and not wanted[0]:
+        return (None,) * len(inputs)
+    dx = fresh(new_map(inputs.x)) if wanted[0] else None
+    new = torch.empty if dpooled is not None else torch.zeros
+    dparameters = [
+        new(t.shape, dtype=options.dtype) if t is not None and want else None
+        for t, want in zip(inputs[1:], wanted[1:], strict=True)
+    ]
+    if signs.shape != _signs_shape(inputs, options.dtype):
+        signs = None  # the forward pass ran on another instruction set
+    rows, dy, dx_rows = (None if t is None else t.flatten(2) for t in (inputs.x, dy, dx))
+    factors = None if dy is None else factors.contiguous()
+    status = _native.C.interaction_reduce_backward(
+        *_arguments(inputs, rows, mean, pooled, softmax, signs),
+        argument(dy),
+        *(address(t) for t in (factors, dmean, dvariance, denergy, dpooled)),
+        argument(dx_rows),
+        *(address(t) for t in dparameters),
+    )
+    check(status)
+    return dx, *dparameters

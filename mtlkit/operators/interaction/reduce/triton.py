@@ -1,0 +1,48 @@
+"""reduce by the Triton kernels, which are loaded at the first call."""
+
+import torch
+from torch import Tensor
+
+from mtlkit.operators._launch import single_precision_only
+from mtlkit.operators.interaction.reduce.signature import Inputs, Options
+
+
+def supports(inputs: Inputs, _options: Options) -> str | None:
+    """Calls without float64."""
+    return single_precision_only(inputs)
+
+
+def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
+    """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
+    from mtlkit.kernels import interaction as kernels
+
+    x, weight, _, attn = inputs
+    softmax = torch.empty(x.shape[0], 2 * (attn is not None), dtype=torch.float32, device=x.device)
+    return softmax, kernels.room_for_signs(x, weight, attn, True)
+
+
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
+    """Mean, variance, energy and pooled projection, and what is kept."""
+    from mtlkit.kernels import interaction as kernels
+
+    found = kernels.reduce_forward(*inputs, options.energy, save)
+    return found if save else found[:4]
+
+
+def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of map and projection."""
+    return backward_with(inputs, options, kept, grads, None, None, wanted)
+
+
+def backward_with(
+    inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
+) -> tuple[Tensor | None, ...]:
+    """As `backward`, with dy times the factors (B, C) added to the gradient of the map in the same pass."""
+    from mtlkit.kernels import interaction as kernels
+
+    dmean, dvariance, denergy, dpooled = (None if g is None else g.to(torch.float32) for g in grads)
+    denergy = denergy if options.energy else None
+    dpooled = dpooled if inputs.weight is not None else None
+    if dpooled is None and not wanted[0]:
+        return (None,) * len(inputs)
+    return kernels.reduce_backward(*inputs, *kept, dmean, dvariance, denergy, dpooled, dy, factors, wanted[0])

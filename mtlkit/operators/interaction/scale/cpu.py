@@ -1,0 +1,43 @@
+"""scale by the C++ kernels."""
+
+import torch
+from torch import Tensor
+
+from mtlkit import _native
+from mtlkit.operators._launch import address, argument, check, fresh
+from mtlkit.operators.interaction.maps import new_map, rows_like, rows_of
+
+
+def supports(_inputs, _options) -> None:
+    """Every call."""
+
+
+def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> tuple:
+    """What the kernels of both directions take first."""
+    return tuple(x.shape), argument(rows), factors.dtype == torch.float64, torch.get_num_threads()
+
+
+def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
+    """Y."""
+    x, factors = inputs
+    y, rows, factors = fresh(new_map(x)), rows_of(x), factors.contiguous()
+    arguments = _arguments(x, rows, factors)
+    check(_native.C.interaction_scale_forward(*arguments, address(factors), argument(y.flatten(2))))
+    return (y,)
+
+
+def gradient_of_factors(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
+    """The sum of dy x over the pixels, (B, C)."""
+    dfactors = torch.empty(factors.shape, dtype=factors.dtype)
+    rows = rows_of(x)
+    dy_rows = rows_like(dy.to(x.dtype), rows)
+    arguments = _arguments(x, rows, factors)
+    check(_native.C.interaction_scale_backward(*arguments, argument(dy_rows), address(dfactors)))
+    return dfactors
+
+
+def backward(inputs, options, _kept, grads, wanted) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of map and factors."""
+    (x, factors), (dy,) = inputs, grads
+    dx = forward((dy, factors), options, False)[0] if wanted[0] else None
+    return dx, gradient_of_factors(dy, x, factors) if wanted[1] else None

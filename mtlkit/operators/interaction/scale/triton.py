@@ -1,0 +1,31 @@
+"""scale by the Triton kernels, which are loaded at the first call."""
+
+from torch import Tensor
+
+from mtlkit.operators._launch import single_precision_only
+
+
+def supports(inputs, _options) -> str | None:
+    """Calls without float64."""
+    return single_precision_only(inputs)
+
+
+def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
+    """Y."""
+    from mtlkit.kernels import interaction as kernels
+
+    return (kernels.scale_forward(*inputs),)
+
+
+def gradient_of_factors(dy: Tensor, x: Tensor, _factors: Tensor) -> Tensor:
+    """The sum of dy x over the pixels, (B, C)."""
+    from mtlkit.kernels import interaction as kernels
+
+    return kernels.scale_backward(dy.to(x.dtype), x)
+
+
+def backward(inputs, options, _kept, grads, wanted) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of map and factors."""
+    (x, factors), (dy,) = inputs, grads
+    dx = forward((dy, factors), options, False)[0] if wanted[0] else None
+    return dx, gradient_of_factors(dy, x, factors) if wanted[1] else None
