@@ -69,7 +69,7 @@ def test_unknown_names():
 
 
 def test_environment(run_python):
-    script = "import mtlkit; from mtlkit.testing import InteractionShape, SS2DShape as S; mtlkit.ops.ss2d(**S(1, 4, 3, 3, 2, 1).inputs())"
+    script = "import mtlkit; from mtlkit.testing import SS2DShape as S; mtlkit.ops.ss2d(**S(1, 4, 3, 3, 2, 1).inputs())"
     assert run_python("-c", script, MTLKIT_BACKEND="reference").returncode == 0
     assert run_python("-c", script, MTLKIT_BACKEND="").returncode == 0
     wrong = run_python("-c", script, MTLKIT_BACKEND="fast")
