@@ -15,10 +15,10 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test bench demo gpu lint format clean
+.PHONY: help install test test-minimum bench demo gpu lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 	@echo
 	@echo '  VENV=$(VENV)  environment to create or to share'
 	@echo '  TORCH=$(TORCH)  what pip installs as torch, e.g. TORCH="torch==2.13.0"'
@@ -30,6 +30,15 @@ install: $(STAMP) ## build and install mtlkit into VENV
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest tests
+
+# The oldest dependencies, e.g. torch==2.6 numpy==1.26. The module that VENV has compiled serves every torch, so this
+# environment takes the checkout as pure Python.
+OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | sed 's/>=/==/g')
+
+test-minimum: $(STAMP) ## test the operators with the oldest torch and numpy, in .venv-minimum
+	[ -x .venv-minimum/bin/python ] || $(PY) -m venv .venv-minimum
+	MTLKIT_NATIVE=off .venv-minimum/bin/python -m pip install --disable-pip-version-check $(OLDEST) pytest hypothesis -e .
+	.venv-minimum/bin/python -m pytest tests/operators tests/test_import.py
 
 bench: $(STAMP) ## measure every operator and print the speed table
 	$(PY) -m pytest benchmarks --benchmark-only
@@ -71,7 +80,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 clean: ## remove what was built here; VENV itself stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -f mtlkit/_C.*.so $(VENV)/.mtlkit-*
-	find . -path ./.git -prune -o -path ./.venv -prune -o -name __pycache__ -print | xargs rm -rf
+	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -print | xargs rm -rf
 
 $(STAMP): $(SOURCES) | $(PY)
 	$(PY) -m pip install --disable-pip-version-check "$(TORCH)" -e ".[$(EXTRAS)]"

@@ -1,6 +1,7 @@
 """What a user gets: the source archive, the wheel built from it, and the words when a build cannot be had."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -170,3 +171,19 @@ def test_architectures(tree, tmp_path, archs, expected):
     process = configure(tree, tmp_path, "auto", f'exec {NVCC} "$@"', archs)
     assert (process.returncode == 0) == ("know" not in expected)
     assert expected in process.stdout + process.stderr
+
+
+def test_tools_are_pinned_alike(root):
+    """`make lint` and pre-commit run the same ruff and clang-format."""
+    project, hooks = ((root / name).read_text() for name in ("pyproject.toml", ".pre-commit-config.yaml"))
+    for tool in ("ruff", "clang-format"):
+        (pinned,) = re.findall(rf'"{tool}==([\d.]+)"', project)
+        assert re.search(rf"/(mirrors-)?{tool}(-pre-commit)?\n    rev: v{re.escape(pinned)}\n", hooks), tool
+
+
+def test_every_dependency_has_a_floor(root):
+    """But for parts of mtlkit itself, and ninja, of which any release builds."""
+    text = (root / "pyproject.toml").read_text()
+    block = text[text.index("\ndependencies = ") : text.index("[project.scripts]")]
+    names = [name for name in re.findall(r'"([^"]+)"', block) if not name.startswith("mtlkit[")]
+    assert {name for name in names if not re.search(r"[>=]=", name)} == {"ninja", "version"}
