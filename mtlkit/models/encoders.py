@@ -60,16 +60,16 @@ class Encoder(nn.Module):
     """Images to features of several scales, from a network of timm.
 
     The modules of the encoders in `list_encoders()` keep timm's names, and those behind the last tap are left out; of
-    any other network of timm they lie within `net`. Pretrained weights expect images of `mean` and `std`, per channel
-    of images in [0, 1].
+    any other network of timm they are those of timm's `features_only`, within `net`. Pretrained weights expect images
+    of `mean` and `std`, per channel of images in [0, 1].
 
     Args:
         name: one of `list_encoders()`, or any network of timm; with or without the tag of its weights, as
             "tf_efficientnet_b4.aa_in1k".
         pretrained: whether timm loads ImageNet weights, which it downloads once.
         in_chans: channels of the images, 1 or 3; with 1, pretrained weights are summed over the three.
-        freeze_until: timm's name of a module; it and all before it get no gradient, and their BatchNorm stays in
-            inference mode. None freezes nothing.
+        freeze_until: name of a module, without `net`; it and all before it get no gradient, and their BatchNorm stays
+            in inference mode. None freezes nothing.
         taps: names of the modules whose outputs are returned, in order, for one of `list_encoders()`; default: five, of
             strides 2, 4, 8, 16 and 32. Other networks return the features that timm lists, the last five at most.
         device: where the parameters are made.
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
                 f"taps: expected None for {name}, for it is none of {', '.join(list_encoders())}; got {taps}"
             )
         self.name, self.in_chans, self.freeze_until = name, in_chans, freeze_until
-        options = {} if published else {"features_only": True, "feature_cls": "getter"}
+        options = {} if published else {"features_only": True}
         with nullcontext() if device is None else torch.device(device):
             net = _network(name, pretrained, in_chans=in_chans, **options)
         self.mean, self.std = (tuple(net.pretrained_cfg[key]) for key in ("mean", "std"))
@@ -131,7 +131,7 @@ class Encoder(nn.Module):
         else:
             self.net, self._order = net, []
         self.to(dtype=dtype)
-        self._frozen = self._freeze("" if published else "net.model.")
+        self._frozen = self._freeze("" if published else "net.")
         if published:
             sizes = self._sizes()
             self.channels = tuple(size[0] for size in sizes)
@@ -195,7 +195,9 @@ class Encoder(nn.Module):
         """One feature map for each tap: (B, in_chans, H, W) to (B, C, H / stride, W / stride) each."""
         check_images(images, self.in_chans, STRIDE)
         if not self._order:
-            return tuple(self.net(images)[-len(STRIDES) :])
+            channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+            maps = self.net(images)[-len(STRIDES) :]
+            return tuple(features.permute(0, 3, 1, 2) if channels_last else features for features in maps)
         x, found = images, {}
         for name in self._order:
             x = self.get_submodule(name)(x)  # (B, C, H / stride, W / stride)

@@ -50,21 +50,21 @@ OTHERS = {
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_any_network_of_timm(name):
     """Its features, channels first whatever its own layout is."""
-    encoder = Encoder(name, in_chans=1, device="meta")
+    encoder = Encoder(name, in_chans=1)
     assert (encoder.channels, encoder.strides) == OTHERS[name]
-    shapes = [tuple(f.shape) for f in encoder(torch.rand(2, 1, 224, 224, device="meta"))]
-    assert shapes == [(2, c, 224 // s, 224 // s) for c, s in zip(*OTHERS[name], strict=True)]
+    shapes = [tuple(f.shape) for f in encoder(torch.rand(1, 1, 224, 224))]
+    assert shapes == [(1, c, 224 // s, 224 // s) for c, s in zip(*OTHERS[name], strict=True)]
 
 
 def test_features_of_any_network_are_those_of_timm():
     encoder = Encoder("resnet34", freeze_until="layer1")
-    assert {n for n, p in encoder.net.model.named_parameters() if not p.requires_grad} == {
-        n for n, _ in encoder.net.model.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))
+    assert {n for n, p in encoder.net.named_parameters() if not p.requires_grad} == {
+        n for n, _ in encoder.net.named_parameters() if n.startswith(("conv1", "bn1", "layer1"))
     }
-    assert not encoder.net.model.layer1[0].bn1.training
-    assert encoder.net.model.layer2.training
+    assert not encoder.net.layer1[0].bn1.training
+    assert encoder.net.layer2.training
     net = timm.create_model("resnet34")
-    net.load_state_dict(encoder.net.model.state_dict(), strict=False)
+    net.load_state_dict(encoder.net.state_dict(), strict=False)
     images = torch.rand(2, 3, 70, 64)
     expected = net.eval().forward_intermediates(images, intermediates_only=True)
     got = encoder.eval()(images)
