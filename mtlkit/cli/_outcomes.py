@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mtlkit.errors import CheckpointError, ExistsError, MasksNeededError, UnfinishedError, UnusableError
+from mtlkit.errors import CheckpointError, ExistsError, MasksNeededError, TooLargeError, UnfinishedError, UnusableError
 
 HINTS = {
     ExistsError: "--force overwrites it",
@@ -16,6 +16,7 @@ HINTS = {
     CheckpointError: "--force begins the run again",
     UnusableError: "--skip-bad leaves it out",
     MasksNeededError: "--masks names it",
+    TooLargeError: "--max-pixels raises the limit",
 }
 STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
 READER_GONE = 128 + signal.SIGPIPE

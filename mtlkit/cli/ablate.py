@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit.cli._limits import add_max_pixels
+
 if TYPE_CHECKING:
     from mtlkit.training import AblationRow
 
@@ -50,6 +52,7 @@ def add_command(commands: Any) -> None:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on with a table that was interrupted")
     either.add_argument(
@@ -64,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit._output import check_outside
     from mtlkit.cli._console import open_console
-    from mtlkit.cli.train import parse_changes, training_options
+    from mtlkit.cli.train import changes_of, training_options
     from mtlkit.training import ablate, load_ablation
     from mtlkit.training.ablation import show
     from mtlkit.training.run import is_main
@@ -72,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     console = open_console(soft_wrap=True, quiet=not is_main())  # of several processes one tells
     if options.force:
         check_outside(options.out, options.table)
-    table = load_ablation(options.table, parse_changes(options.set))
+    table = load_ablation(options.table, changes_of(options))
 
     def on_row(number: int, row: "AblationRow") -> None:
         console.print(f"{number + 1} of {len(table.rows)}: {row.name}", markup=False)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit.cli._limits import add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def add_commands(commands: Any) -> None:
     )
     check.add_argument("--classes", type=_names, metavar="A,B", help="the classes to use, in the order of their labels")
     check.add_argument("--birads", type=_numbers, metavar="1,5", help="the BI-RADS categories to use (cmmd)")
+    add_max_pixels(check)
     check.add_argument("--all", action="store_true", help="list every finding, not only the first of each kind")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file, too")
     check.add_argument("--force", action="store_true", help="overwrite that file")
@@ -99,7 +101,7 @@ def run_check(options: argparse.Namespace) -> int:
 
     if options.json is not None:
         check_new(options.json, force=options.force)
-    chosen = {"classes": options.classes, "birads": options.birads}
+    chosen = {"classes": options.classes, "birads": options.birads, "max_pixels": options.max_pixels}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     with progress_bar("reading") as progress:
         report = check_dataset(options.folder, options.layout, progress=progress, **chosen)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mtlkit.cli._limits import add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
@@ -59,6 +60,7 @@ def add_command(commands: Any) -> None:
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
     add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add_max_pixels(command)
     add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
     command.set_defaults(run=run)
 
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.evaluation import evaluate, evaluate_repeats
     from mtlkit.training.saved_run import runs_within
 
-    names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "skip_bad", "force")
+    names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "max_pixels", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     several = bool(runs_within(options.run_folder))
     judge = evaluate_repeats if several else evaluate

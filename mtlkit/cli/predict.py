@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit.cli._limits import add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def add_command(commands: Any) -> None:
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
     add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
+    add_max_pixels(command)
     add("--force", action="store_true", help="overwrite what an earlier prediction wrote there")
     command.set_defaults(run=run)
 
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.inference import predict
 
-    names = ("masks", "batch_size", "force", "skip_bad")
+    names = ("masks", "batch_size", "force", "skip_bad", "max_pixels")
     settings = {name: getattr(options, name) for name in names} | {"device": usable_device(options.device)}
     with progress_bar("predicting") as progress:
         found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)

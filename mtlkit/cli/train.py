@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mtlkit.cli._limits import add_max_pixels
+
 DESCRIPTION = """\
 Trains a network as a recipe says: reads the data set, splits it, trains with checkpoints, keeps the best epoch, and
 judges it on the test part.
@@ -55,6 +57,7 @@ def add_command(commands: Any) -> None:
     add("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
     either.add_argument(
@@ -97,6 +100,12 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
     return changes
 
 
+def changes_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The changes to the recipe: of --set, and of options that are settings."""
+    limit = [] if options.max_pixels is None else [f"data.max_pixels={options.max_pixels}"]
+    return parse_changes([*options.set, *limit])
+
+
 class _PrintSchema(argparse.Action):
     """Prints the JSON schema of recipes and leaves, as --version does."""
 
@@ -132,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
     if options.force:
         check_outside(options.out, options.recipe)
-    config = load_config(options.recipe).adjust(parse_changes(options.set))
+    config = load_config(options.recipe).adjust(changes_of(options))
     console = open_console(quiet=not is_main())  # of several processes one tells
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")

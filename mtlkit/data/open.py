@@ -7,7 +7,7 @@ from mtlkit.data.layouts import scan
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Catalogue
 from mtlkit.data.validate import read_findings
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, UnusableError
 
 __all__ = ["open_dataset"]
 
@@ -47,12 +47,13 @@ def usable(catalogue: Catalogue, *, skip_bad: bool, max_pixels: int = MAX_PIXELS
     """A catalogue without errors: raises the first, or leaves out what they concern.
 
     Raises:
-        DataError: there is an error, or nothing is left.
+        UnusableError: there is an error.
+        DataError: nothing is left.
     """
     errors = [finding for finding in catalogue.findings if finding.level == "error"]
     if errors and not skip_bad:
         more = f"; {len(errors) - 1} more: `mtlkit data check` lists them" if len(errors) > 1 else ""
-        raise DataError(f"{errors[0]}{more}")
+        raise UnusableError(f"{errors[0].text}{more}", path=errors[0].path)
     if skip_bad:
         catalogue = catalogue.without(read_findings(catalogue, max_pixels=max_pixels))
     if not catalogue.records:

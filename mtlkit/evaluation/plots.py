@@ -182,7 +182,8 @@ def _outlined(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarr
 def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
     """Images with the true and the predicted outline."""
     run = predictions.run
-    data = LesionDataset([predictions.records[row] for row in rows], run.config.data.size, normalize=False)
+    d = run.config.data
+    data = LesionDataset([predictions.records[row] for row in rows], d.size, normalize=False, max_pixels=d.max_pixels)
     names = run.classes
     columns = min(len(rows), 5)
     lines = -(-len(rows) // columns)

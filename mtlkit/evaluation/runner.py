@@ -47,6 +47,7 @@ def evaluate(
     examples: int = 5,
     tsne: bool = False,
     batch_size: int | None = None,
+    max_pixels: int | None = None,
     device: torch.device | str | None = None,
     skip_bad: bool = False,
     force: bool = False,
@@ -66,6 +67,7 @@ def evaluate(
         examples: how many of the best and of the worst masks are shown.
         tsne: also draws the features of the classifier in the plane.
         batch_size: by default that which the run was judged with. MBDI as published depends on it.
+        max_pixels: the most that a frame may have; by default as in the recipe.
         device: where the network runs; of a run that is open already, None leaves it where it is.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         force: replaces what an earlier evaluation wrote.
@@ -95,6 +97,7 @@ def evaluate(
     with new_folder(out, KIND, force=force) as draft:
         run = run if isinstance(run, SavedRun) else load_run(run, device=device)
         draft.check_inputs(run.folder, run.data if data is None else data)
+        run = run.adjusted(max_pixels)
         if device is not None:
             run.model.to(device)
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)

@@ -77,6 +77,7 @@ def predict(
     device: torch.device | str | None = None,
     force: bool = False,
     skip_bad: bool = False,
+    max_pixels: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Runs a trained network over images, and writes what it says.
@@ -95,6 +96,7 @@ def predict(
         device: where the network runs; by default where it is, on the CPU if it was not loaded yet.
         force: replaces what an earlier prediction wrote.
         skip_bad: leaves out what cannot be used, instead of raising.
+        max_pixels: the most that a frame may have; by default as in the run's recipe.
         progress: told how many of how many images are done.
 
     Raises:
@@ -114,7 +116,7 @@ def predict(
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     problems = Problems(skip=skip_bad)
     with new_folder(out, "predictions", force=force) as draft:
-        run = run if isinstance(run, SavedRun) else load_run(run)
+        run = (run if isinstance(run, SavedRun) else load_run(run)).adjusted(max_pixels)
         draft.check_inputs(run.folder, masks, *paths)
         if device is not None:
             run.model.to(device)
@@ -204,7 +206,7 @@ def _row(
     else:
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
         row |= _classes("class", run.tasks["class"], found["class"])
-        row |= _lesion(record, found.get("mask"), image, draft)
+        row |= _lesion(record, found.get("mask"), image, draft, run.config.data.max_pixels)
     if "gates" in found:
         gates = found["gates"].flatten().tolist()
         row |= {f"gate_{name}": gate for name, gate in zip(gate_names(run.model, len(gates)), gates, strict=True)}
@@ -220,13 +222,15 @@ def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bo
     }
 
 
-def _lesion(record: Record, found: Tensor | None, image: Loaded, draft: OutputFolder) -> dict[str, Any]:
+def _lesion(
+    record: Record, found: Tensor | None, image: Loaded, draft: OutputFolder, max_pixels: int
+) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
     height, width = image.pixels.shape[:2]
     if found is not None:
         mask = TF.resize(found, [height, width], antialias=True)[0].numpy() >= THRESHOLD  # (H, W)
     elif record.masks:
-        mask = read_mask(record.masks, (height, width)).astype(bool)
+        mask = read_mask(record.masks, (height, width), max_pixels=max_pixels).astype(bool)
     else:
         return {}
     row = {"area_pixels": int(mask.sum()), "area_mm2": ""}

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails, core_schema
 
 from mtlkit._text import parse_yaml, shown
 from mtlkit.data.layouts import LAYOUTS
+from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.splits import check_fractions
 from mtlkit.data.transforms import AUGMENTATIONS
 from mtlkit.losses import TVERSKY_PRESETS
@@ -126,6 +127,7 @@ class DataConfig:
     augment: Annotated[str, _OneOf(tuple(AUGMENTATIONS))] = "mbdi"
     copies: Count = 0
     normalize: StrictBool = True
+    max_pixels: AtLeast1 = MAX_PIXELS
     batch_size: AtLeast1 = 24
     eval_batch_size: AtLeast1 | None = None
     workers: Count = 0

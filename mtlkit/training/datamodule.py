@@ -116,6 +116,7 @@ class DataModule(lightning.LightningDataModule):
                 "seed": self.config.seed,
                 "normalize": d.normalize,
                 "cache": d.cache,
+                "max_pixels": d.max_pixels,
             }
             if self.catalogue.mammography:
                 self._datasets[part] = MammographyDataset(records, **options)

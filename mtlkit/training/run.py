@@ -198,7 +198,7 @@ def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
     options = {name: tuple(value) for name, value in options.items() if value is not None}
     layout = find_layout(check_folder(data)) if d.layout == "auto" else d.layout
     check_kind(Path(data), config.task, mammography=layout == cmmd.NAME)
-    return open_dataset(data, layout, skip_bad=skip_bad, **options)
+    return open_dataset(data, layout, skip_bad=skip_bad, max_pixels=d.max_pixels, **options)
 
 
 def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved: Path | None) -> Split:

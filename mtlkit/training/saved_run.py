@@ -73,6 +73,12 @@ class SavedRun:
         names = {"label": self.classes, "birads": tuple(f"BI-RADS {category}" for category in self.birads)}
         return {task: names[task] for task in self.model.options.tasks}
 
+    def adjusted(self, max_pixels: int | None) -> "SavedRun":
+        """The run with another limit on the pixels of an image; None leaves that of its recipe."""
+        if max_pixels is None:
+            return self
+        return replace(self, config=self.config.change({"data": {"max_pixels": max_pixels}}))
+
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def dataset(self, records: Sequence[Record] | Sequence[Exam]) -> LesionDataset | MammographyDataset:
@@ -81,7 +87,8 @@ class SavedRun:
         An image of which nothing is known is `Record(key, path, -1, (), key, segmented=False)`.
         """
         kind = MammographyDataset if self.config.task == "mammography" else LesionDataset
-        return kind(records, self.config.data.size, normalize=self.config.data.normalize)
+        d = self.config.data
+        return kind(records, d.size, normalize=d.normalize, max_pixels=d.max_pixels)
 
     def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader:
         """Batches of `dataset`, in order, by default as large as those that the run was judged by."""
@@ -117,7 +124,7 @@ class SavedRun:
             catalogue = self._with_own_labels(root, layout)
         # a class of which there is no image is no error here
         kept = tuple(finding for finding in catalogue.findings if finding.kind != "missing class")
-        return usable(replace(catalogue, findings=kept), skip_bad=skip_bad)
+        return usable(replace(catalogue, findings=kept), skip_bad=skip_bad, max_pixels=self.config.data.max_pixels)
 
     def _with_own_labels(self, root: Path, layout: str) -> Catalogue:
         """The records of the classes that the network knows, and those of no class, with the network's labels."""
