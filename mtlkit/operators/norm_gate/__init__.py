@@ -15,7 +15,17 @@ from torch import Tensor
 from mtlkit.operators._operator import Operator
 from mtlkit.operators.norm_gate import cpu, cuda, triton
 from mtlkit.operators.norm_gate.reference import norm_gate_reference, norm_gate_torch
-from mtlkit.operators.norm_gate.signature import Inputs, Options, check, new_output
+from mtlkit.operators.norm_gate.signature import Inputs, Options, check, check_parameters, new_output
+
+__all__ = [
+    "OPERATOR",
+    "Inputs",
+    "Options",
+    "check_parameters",
+    "norm_gate",
+    "norm_gate_reference",
+    "norm_gate_torch",
+]
 
 OPERATOR = Operator(
     "norm_gate",

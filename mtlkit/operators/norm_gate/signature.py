@@ -1,5 +1,6 @@
 """What norm_gate is given, and the layout of what it returns."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,16 +31,21 @@ def check(inputs: Inputs, options: Options) -> None:
     channels = x.shape[-1]
     if channels < 1:
         raise ValueError(f"x: expected shape (..., D) with D at least 1, got {tuple(x.shape)}")
+    check_parameters(x.shape, weight, bias, z, options.eps)
+    check_device(x=x, weight=weight, bias=bias, z=z)
+
+
+def check_parameters(shape: Sequence[int], weight, bias, z, eps: object) -> None:
+    """The shape rule of all but x, which has this shape."""
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None:
             check_tensor(name, vector, 1)
-            check_shape(name, vector, "(D,)", channels)
+            check_shape(name, vector, "(D,)", shape[-1])
     if z is not None:
-        check_tensor("z", z, x.dim())
-        check_shape("z", z, "(..., D), that of x,", *x.shape)
-    check_device(x=x, weight=weight, bias=bias, z=z)
-    if not isinstance(options.eps, int | float) or not options.eps >= 0:
-        raise ValueError(f"eps: expected a number that is at least 0, got {options.eps!r}")
+        check_tensor("z", z, len(shape))
+        check_shape("z", z, "(..., D), that of x,", *shape)
+    if not isinstance(eps, int | float) or not eps >= 0:
+        raise ValueError(f"eps: expected a number that is at least 0, got {eps!r}")
 
 
 def new_output(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mtlkit._check import check_device
 from mtlkit.operators import norm_gate, ss2d
 
 
@@ -42,8 +43,11 @@ def norm_part(y: Tensor, inputs: Inputs, options: Options) -> tuple[norm_gate.In
 
 def check(inputs: Inputs, options: Options) -> None:
     """The shape rules of both parts."""
-    ss2d.check(*scan_part(inputs, options))
-    norm_gate.check(*norm_part(inputs.u, inputs, options))
+    ss2d.check(inputs, options)  # which reads the tensors by their places, and those of the scan come first
+    batch, channels, height, width = inputs.u.shape
+    shape = batch, height, width, channels
+    norm_gate.check_parameters(shape, inputs.weight, inputs.bias, inputs.z, options.eps)
+    check_device(u=inputs.u, weight=inputs.weight, bias=inputs.bias, z=inputs.z)
 
 
 def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor]:
