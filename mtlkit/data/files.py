@@ -1,6 +1,7 @@
 """Folders and tables."""
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,17 +76,33 @@ def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
             cells = [["" if cell is None else str(cell).strip() for cell in row] for row in rows]
             book.close()
             return cells
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            head = file.readline()
-            file.seek(0)
-            delimiter = max(",;\t", key=head.count)
-            return [[cell.strip() for cell in row] for row in csv.reader(file, delimiter=delimiter)]
+        text = _decoded(path)
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        return [[cell.strip() for cell in row] for row in rows]
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: the table cannot be read ({error})") from None
     except Exception as error:  # a damaged archive raises whatever zipfile, xml or openpyxl choose
         if path.suffix.lower() == ".xlsx" and not isinstance(error, ImportError):
             raise DataError(f"{path}: the table cannot be read ({error})") from None
         raise
+
+
+def _decoded(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 as Windows programs mark it.
+
+    Raises:
+        DataError: it is neither.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        text = f"expected text in UTF-8 or UTF-16, got other bytes in line {line}; save it as CSV UTF-8"
+        raise DataError(text, path=path) from None
 
 
 def column(header: Sequence[str], path: Path, *names: str) -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mtlkit.data import DataError
 from mtlkit.data.files import natural, read_table
 
 
@@ -16,3 +17,18 @@ def test_natural_order():
 def test_tables_of_text(tmp_path, delimiter):
     (tmp_path / "a.csv").write_text(f"\ufeffid{delimiter}name\n1{delimiter} x \n", encoding="utf-8")
     assert read_table(tmp_path / "a.csv") == [["id", "name"], ["1", "x"]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_windows(tmp_path, encoding):
+    (tmp_path / "a.csv").write_bytes("id;name\r\n1;Müller\r\n".encode(encoding))
+    assert read_table(tmp_path / "a.csv") == [["id", "name"], ["1", "Müller"]]
+
+
+@pytest.mark.parametrize("content", ["id;name\n1;Müller\n".encode("latin-1"), b"\xff\xfei\0d\0\n", b"id\n\x80"])
+def test_tables_in_another_code(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"a.csv: expected text in UTF-8 or UTF-16, got other bytes in line \d; save it"
+    ):
+        read_table(tmp_path / "a.csv")

@@ -253,6 +253,33 @@ def test_own(own):
     assert all(record.segmented for record in catalogue.records)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("/", "\\"),
+        lambda text: text.replace("cyst/", "images/cyst/").replace("normal/", "images\\normal\\"),
+        lambda text: text.replace(".png", ""),
+        lambda text: f"{text},\n\n , \n",
+    ],
+)
+def test_groups_as_other_programs_write_them(own, change):
+    groups = [record.group for record in open_dataset(own).records]
+    table = own / "groups.csv"
+    table.write_text(change(table.read_text()))
+    assert [record.group for record in open_dataset(own).records] == groups
+    assert not check_dataset(own).findings
+
+
+def test_own_names_in_any_case_and_form(own):
+    composed, decomposed = "Z\u00fcst", "Zu\u0308st"
+    for part in ("images", "masks"):
+        (own / part / "cyst").rename(own / part / decomposed)
+    table = own / "groups.csv"
+    table.write_text(table.read_text().replace("cyst", composed), encoding="utf-8")
+    assert len({record.group for record in open_dataset(own).records}) == 6
+    assert not check_dataset(own).findings
+
+
 def test_own_without_masks(own):
     shutil.rmtree(own / "masks")
     assert not any(record.segmented for record in open_dataset(own).records)

@@ -9,8 +9,9 @@ The images of the classes normal, no_tumor and healthy need no mask. Without a f
 classes only.
 """
 
+import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mtlkit._text import shown
 from mtlkit.data.files import column, natural, pictures, read_table
@@ -46,8 +47,14 @@ def _groups(root: Path) -> dict[str, str]:
         return {}
     header, *rows = read_table(path) or [[]]
     image, group = column(header, path, "image"), column(header, path, "group")
-    rows = [row for row in rows if len(row) > max(image, group)]
-    return {str(Path(row[image]).with_suffix("")): row[group] for row in rows}
+    rows = [row for row in rows if len(row) > max(image, group) and row[image]]
+    return {_key(row[image]): row[group] for row in rows}
+
+
+def _key(name: str) -> str:
+    """The key of the image that a table names: with separators of Windows, below images/ or not, in any normal form."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
+    return str(PurePosixPath(*path.parts[path.parts[:1] == ("images",) :])).removesuffix(path.suffix)
 
 
 def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
@@ -60,7 +67,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
     chosen = choose_classes(root, names, classes)
     segmented, groups = (root / "masks").is_dir(), _groups(root)
     records: list[Record] = []
-    findings: list[Finding] = list(stray_findings(root / "images", names))
+    findings: list[Finding] = list(stray_findings(root / "images", {name.lower() for name in names}))
     stray = set(groups)
     for label, name in enumerate(chosen):
         images = _images(root / "images" / name)
@@ -73,12 +80,13 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
             key, found = f"{name}/{image.stem}", masks[image.stem]
             lesion = segmented and name not in WITHOUT_LESION
             findings += mask_findings(key, image, found, lesion=lesion)
-            if groups and key not in groups:
+            listed = unicodedata.normalize("NFC", key)
+            if groups and listed not in groups:
                 text = "is not listed in groups.csv, and counts as a group of its own"
                 findings.append(Finding("warning", "missing group", image, text))
-            stray.discard(key)
+            stray.discard(listed)
             if found or not lesion:
-                group = groups.get(key, key)
+                group = groups.get(listed, key)
                 records.append(Record(key, image, label, tuple(found), group, None, segmented))
     if classes is None:
         for key in sorted(stray):
