@@ -12,8 +12,11 @@ the other, so that each product fuses with its sum.
 import triton
 import triton.language as tl
 
+from mtlkit.kernels.tables import STATE_INTERVAL
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+INTERVAL = tl.constexpr(STATE_INTERVAL)
 CHAIN_BLOCK = 256  # states of a program of chain_kernel
 
 

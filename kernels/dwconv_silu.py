@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtlkit.kernels._launch import check_dtypes, on_device, processors
 from mtlkit.kernels._scan import sigmoid
-from mtlkit.kernels._tables import pixel_tiles
+from mtlkit.kernels.tables import pixel_tiles
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtlkit.kernels._launch import check_dtypes, on_device, processors
 from mtlkit.kernels._scan import sigmoid
-from mtlkit.kernels._tables import MAX_ROW_CHANNELS, power_of_two, row_tiles
+from mtlkit.kernels.tables import MAX_ROW_CHANNELS, power_of_two, row_tiles
 
 
 @triton.jit

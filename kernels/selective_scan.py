@@ -12,6 +12,7 @@ from torch import Tensor
 from mtlkit.kernels._launch import check_dtypes, is_wide, like, on_device, processors
 from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
+    INTERVAL,
     LN_2,
     LOG2_E,
     add_up,
@@ -26,7 +27,7 @@ from mtlkit.kernels._scan import (
     softplus_slope,
     take,
 )
-from mtlkit.kernels._tables import CHECKPOINT_TOKENS, scan_tiles, split
+from mtlkit.kernels.tables import STATE_INTERVAL, scan_tiles, split
 
 # --- tiles that forward and backward load -----------------------------------------------------------------------------
 
@@ -168,10 +169,10 @@ def selective_scan_fwd_kernel(
     su_b, su_d, su_l, st_b, st_d, st_l, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l, sz_b, sz_d, sz_l,
     so_b, so_d, so_l,
     N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
-    KEEP: tl.constexpr, WIDE: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Writes out, and the last state unless a split has it from its chain; KEEP = tokens between kept states."""
+    """Writes out, and the last state unless a split has it from its chain."""
     _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
     a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
@@ -182,7 +183,7 @@ def selective_scan_fwd_kernel(
     delta += sequence * st_b + wide * st_d
     out += sequence * so_b + wide * so_d
     first = chunk * chunk_blocks
-    EVERY: tl.constexpr = KEEP // T
+    EVERY: tl.constexpr = INTERVAL // T
     rounds = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
     if starts is not None:
         h = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
@@ -192,7 +193,7 @@ def selective_scan_fwd_kernel(
     mask = (token < L)[:, None, None] & there[None]
     u_ = tl.load(u + along(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0)
     delta_ = tl.load(delta + along(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
-    kept = checkpoints + ((sequence * tl.cdiv(L, KEEP) + first // EVERY) * N + n5) * D + d5
+    kept = checkpoints + ((sequence * tl.cdiv(L, INTERVAL) + first // EVERY) * N + n5) * D + d5
     for _ in range(rounds):
         if SAVE:
             tl.store(kept, h, mask=there5)
@@ -241,8 +242,7 @@ def selective_scan_bwd_kernel(
     batch, D, groups, L, chunks, chunk_blocks,
     sg_b, sg_d, sg_l, su_b, su_d, su_l, st_b, st_d, st_l, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l,
     sz_b, sz_d, sz_l, sdu_b, sdu_d, sdu_l, sdt_b, sdt_d, sdt_l, sdz_b, sdz_d, sdz_l,
-    N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, KEEP: tl.constexpr,
-    WIDE: tl.constexpr,
+    N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """Formulas as those of ss2d_bwd_kernel, with dy = dout SiLU(z) and dz = dout y SiLU'(z).
@@ -250,7 +250,7 @@ def selective_scan_bwd_kernel(
     Writes du, ddelta and dz, and one partial sum a program of the others: dA (B chunks, N, D), dD and dbias
     (B chunks, D); dB and dC (blocks of a group, B, groups, L, N) where they vary, else as dA.
     """
-    EVERY: tl.constexpr = KEEP // T
+    EVERY: tl.constexpr = INTERVAL // T
     block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
     a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
@@ -280,7 +280,7 @@ def selective_scan_bwd_kernel(
     for r in range(rounds):
         # The states at the start of each step of the round, in the order of the scan.
         start = first + (rounds - 1 - r) * EVERY
-        index = sequence * tl.cdiv(L, KEEP) + start // EVERY
+        index = sequence * tl.cdiv(L, INTERVAL) + start // EVERY
         h = settled(tl.load(checkpoints + (index * N + n5) * D + d5, mask=there5, other=0.0))
         begins = tl.zeros([EVERY, S, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
@@ -416,7 +416,7 @@ class _Plan:
         self.blocks = triton.cdiv(self.D // self.groups, self.tiles.channels)
         programs = self.B * self.groups * self.blocks
         blocks = triton.cdiv(self.L, self.tiles.T)
-        every = CHECKPOINT_TOKENS // self.tiles.T
+        every = STATE_INTERVAL // self.tiles.T
         chunks = split(programs * self.tiles.num_warps, self.L, processors(u))
         self.chunk_blocks = triton.cdiv(triton.cdiv(blocks, chunks), every) * every
         self.chunks = triton.cdiv(blocks, self.chunk_blocks)
@@ -464,7 +464,7 @@ def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def checkpoint_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     """The shape of the states, float32, that `forward` keeps for `backward`: (B, ceil(L / 16), N, D)."""
     batch, channels, length = u.shape
-    return batch, triton.cdiv(length, CHECKPOINT_TOKENS), A.shape[1], channels
+    return batch, triton.cdiv(length, STATE_INTERVAL), A.shape[1], channels
 
 
 def forward(
@@ -502,7 +502,7 @@ def forward(
             u, delta, A, B, C, D, z, delta_bias, out, last if starts is None else None, starts, checkpoints,
             *plan.sizes(), *u.stride(), *delta.stride(), *_matrix_strides(B), *_matrix_strides(C), *_strides(z),
             *out.stride(),
-            B_VARIES=B.dim() > 2, C_VARIES=C.dim() > 2, SOFTPLUS=delta_softplus, SAVE=save, KEEP=CHECKPOINT_TOKENS,
+            B_VARIES=B.dim() > 2, C_VARIES=C.dim() > 2, SOFTPLUS=delta_softplus, SAVE=save,
             **plan.constants(),
         )  # fmt: skip
     return out, last, checkpoints
@@ -556,7 +556,7 @@ def backward(
             du, ddelta, dz, dA, dB, dC, dD, dbias,
             plan.B, *plan.sizes(), *dout.stride(), *u.stride(), *delta.stride(),
             *_matrix_strides(B), *_matrix_strides(C), *_strides(z), *du.stride(), *ddelta.stride(), *_strides(dz),
-            B_VARIES=B.dim() > 2, C_VARIES=C.dim() > 2, SOFTPLUS=delta_softplus, KEEP=CHECKPOINT_TOKENS,
+            B_VARIES=B.dim() > 2, C_VARIES=C.dim() > 2, SOFTPLUS=delta_softplus,
             **plan.constants(),
         )  # fmt: skip
 

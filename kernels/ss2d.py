@@ -5,7 +5,7 @@ or of a chunk of its positions. Both directions advance together through the sam
 a step. The first to come to a block of positions writes its output, the other adds to it: one fixed order, no atomics.
 So each pair leaves one float32 map, and y is the sum of two.
 
-A launch of too few programs (`split` in _tables.py) cuts the positions in chunks: a pass over the states alone gives
+A launch of too few programs (`split` in tables.py) cuts the positions in chunks: a pass over the states alone gives
 each chunk's last state from a zero start and the sum of its time steps, `chain_kernel` turns these into the chunks'
 starts, and the full pass runs every chunk at once. Backward does the same with the adjoint state.
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors, walks
 from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
+    INTERVAL,
     LN_2,
     add_up,
     along,
@@ -49,7 +50,7 @@ from mtlkit.kernels._ss2d_tiles import (
     values,
     within,
 )
-from mtlkit.kernels._tables import CHECKPOINT_TOKENS, held, rank_tile, scan_tiles, split
+from mtlkit.kernels.tables import STATE_INTERVAL, held, rank_tile, scan_tiles, split
 
 DIRECTIONS = 4
 
@@ -126,10 +127,10 @@ def ss2d_fwd_kernel(
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
     sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
-    SPLIT: tl.constexpr, SAVE: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    SPLIT: tl.constexpr, SAVE: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The output of both directions of a pair, summed, into maps (2, B, L, D); KEEP = tokens between kept states."""
+    """The output of both directions of a pair, summed, into maps (2, B, L, D)."""
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
@@ -150,7 +151,7 @@ def ss2d_fwd_kernel(
     maps += (pair * B + image) * L * D
     of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
-    EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
+    EVERY: tl.constexpr = INTERVAL // T  # even, so that no block is met by both directions at the same step
     groups = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
     steps = groups * EVERY
     lane = d[None, None, :, None, :]
@@ -166,7 +167,7 @@ def ss2d_fwd_kernel(
         u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
         R, RP, HELD, N, S, G, WIDE,
     )  # fmt: skip
-    index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, 0, groups - 1) + first // EVERY
+    index = (image * 4 + k) * tl.cdiv(L, INTERVAL) + tl.where(kk == 0, 0, groups - 1) + first // EVERY
     kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
     next_kept = tl.where(kk == 0, N * D, -N * D)[None, :, None, None, None]
     for group in range(groups):
@@ -218,7 +219,7 @@ def ss2d_bwd_kernel(
     sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
     sp_bend_0, sp_step_0, sp_bend_1, sp_step_1, sr_bend_0, sr_step_0, sr_bend_1, sr_step_1,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
-    SPLIT: tl.constexpr, KEEP: tl.constexpr, WIDE: tl.constexpr,
+    SPLIT: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """All gradients. With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, for each direction.
@@ -230,7 +231,7 @@ def ss2d_bwd_kernel(
     Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx (blocks of D, B, L, 4,
     M), dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
     """
-    EVERY: tl.constexpr = KEEP // T  # even, so that no block is met by both directions at the same step
+    EVERY: tl.constexpr = INTERVAL // T  # even, so that no block is met by both directions at the same step
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
@@ -281,7 +282,7 @@ def ss2d_bwd_kernel(
     reach = tl.where(there, L, 0)
     for group in range(groups):
         # The states at the start of each step of the group, in the order of the scan.
-        index = (image * 4 + k) * tl.cdiv(L, KEEP) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
+        index = (image * 4 + k) * tl.cdiv(L, INTERVAL) + tl.where(kk == 0, groups - 1 - group, group) + first // EVERY
         kept = checkpoints + (index[None, :, None, None, None] * N + n5) * D + lane
         h = settled(tl.load(kept, mask=inside5, other=0.0))
         begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
@@ -399,7 +400,7 @@ class _Plan:
         self.held = held(kind, self.R, self.tiles)
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
         blocks = triton.cdiv(self.L, self.tiles.T)
-        every = CHECKPOINT_TOKENS // self.tiles.T
+        every = STATE_INTERVAL // self.tiles.T
         chunks = split(programs * self.tiles.num_warps, self.L, processors(u))
         self.chunk_blocks = triton.cdiv(triton.cdiv(blocks, chunks), every) * every
         self.chunks = triton.cdiv(blocks, self.chunk_blocks)
@@ -407,7 +408,6 @@ class _Plan:
         self.divisions = (*division(self.W), *division(self.H))
         self.wide = is_wide(u, x_dbl, *others) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31
         self.x_strides = (x_dbl.stride(0), x_dbl.stride(1), x_dbl.stride(2), *self.walks(*x_dbl.stride()[3:]))
-        self.kept = triton.cdiv(self.L, CHECKPOINT_TOKENS)
 
     def walks(self, stride_h: int, stride_w: int) -> tuple[int, ...]:
         return walks(self.H, self.W, stride_h, stride_w)
@@ -454,7 +454,7 @@ class _Plan:
 def checkpoint_shape(u: Tensor, A_logs: Tensor) -> tuple[int, ...]:
     """The shape of the states, float32, that `forward` keeps for `backward`: (B, 4, ceil(L / 16), N, D)."""
     batch, channels, height, width = u.shape
-    return batch, DIRECTIONS, triton.cdiv(height * width, CHECKPOINT_TOKENS), A_logs.shape[1], channels
+    return batch, DIRECTIONS, triton.cdiv(height * width, STATE_INTERVAL), A_logs.shape[1], channels
 
 
 def _kernel_arguments(x_dbl, dt_weight, dt_bias, A_logs, Ds) -> tuple[Tensor, ...]:
@@ -493,7 +493,7 @@ def forward(
             u, *inputs, maps, starts, checkpoints,
             plan.B, plan.D, plan.L, plan.chunks, plan.chunk_blocks,
             *plan.divisions, *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(plan.D),
-            SPLIT=starts is not None, SAVE=save, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
+            SPLIT=starts is not None, SAVE=save, **plan.constants(),
         )  # fmt: skip
         torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
     return y, checkpoints
@@ -538,7 +538,7 @@ def backward(
             B, D, plan.L, plan.chunks, plan.chunk_blocks,
             *plan.divisions, *plan.image_strides(dy), *plan.image_strides(u), *plan.x_strides,
             *plan.pixel_strides(D), *plan.pixel_strides(DIRECTIONS * (R + 2 * N)),
-            SPLIT=starts is not None, KEEP=CHECKPOINT_TOKENS, **plan.constants(),
+            SPLIT=starts is not None, **plan.constants(),
         )  # fmt: skip
         du = torch.empty_like(u)
         torch.add(maps[0], maps[1], out=du.permute(0, 2, 3, 1))

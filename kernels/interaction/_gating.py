@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.tables import power_of_two
 
 SIDE = 16  # rows or columns of a program
 DEPTH = 32  # columns that a product takes at once

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from mtlkit.kernels._launch import on_device
-from mtlkit.kernels._tables import power_of_two
 from mtlkit.kernels.interaction._gating import (
     DEPTH,
     SHORTEST,
@@ -19,6 +18,7 @@ from mtlkit.kernels.interaction._gating import (
     pull_rows,
     store_columns,
 )
+from mtlkit.kernels.tables import power_of_two
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 

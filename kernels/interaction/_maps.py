@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtlkit.kernels._tables import power_of_two
+from mtlkit.kernels.tables import power_of_two
 
 # --- on the device ----------------------------------------------------------------------------------------------------
 

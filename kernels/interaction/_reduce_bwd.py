@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from mtlkit.kernels._launch import processors
-from mtlkit.kernels._tables import power_of_two
 from mtlkit.kernels.interaction._maps import (
     FULL,
     along,
@@ -21,6 +20,7 @@ from mtlkit.kernels.interaction._maps import (
     store_signs,
     strides_of,
 )
+from mtlkit.kernels.tables import power_of_two
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
 

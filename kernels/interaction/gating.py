@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 
 from mtlkit.kernels._launch import on_device
-from mtlkit.kernels._tables import power_of_two
 from mtlkit.kernels.interaction._gating import (
     DEPTH,
     SIDE,
@@ -31,6 +30,7 @@ from mtlkit.kernels.interaction._gating import (
     store_columns,
 )
 from mtlkit.kernels.interaction._gating_bwd import backward
+from mtlkit.kernels.tables import power_of_two
 
 __all__ = ["backward", "forward"]
 

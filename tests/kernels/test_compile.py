@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from mtlkit.kernels.tables import STATE_INTERVAL
+
 pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
 CAPABILITIES = (80, 90, 100)
@@ -89,7 +91,7 @@ def updates(launch) -> float:
     """State updates of a lane in the body of a scan's loop: a step, forward as many as lie between kept states."""
     a = launch.arguments
     directions = 2 if launch.kernel.__name__.startswith("ss2d") else 1
-    steps = a["KEEP"] // a["T"] if launch.kernel.__name__.endswith("fwd_kernel") else 1
+    steps = STATE_INTERVAL // a["T"] if launch.kernel.__name__.endswith("fwd_kernel") else 1
     return steps * directions * a["T"] * a["S"] * a["G"] * a["BC"] * a["BD"] / (32 * launch.options["num_warps"])
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mtlkit.kernels._launch import division, is_wide, walks
-from mtlkit.kernels._tables import (
-    CHECKPOINT_TOKENS,
+from mtlkit.kernels.tables import (
     CHUNK_TOKENS,
     FILL_WARPS,
     FULL_WARPS,
+    STATE_INTERVAL,
     Tiles,
     held,
     pixel_tiles,
@@ -24,7 +24,7 @@ SMS = 132
 
 
 def test_import_loads_no_triton(run_python):
-    code = "import sys, mtlkit.kernels, mtlkit.kernels._tables, mtlkit.kernels._launch; print('triton' in sys.modules)"
+    code = "import sys, mtlkit.kernels, mtlkit.kernels.tables, mtlkit.kernels._launch; print('triton' in sys.modules)"
     assert run_python("-c", code).stdout == "False\n"
 
 
@@ -71,8 +71,8 @@ def test_tiles_of_every_state_count(kind, directions):
             assert states <= tiles.S * tiles.G < 2 * states
             assert tiles.G * tiles.BD == 32
             assert tiles.num_warps == tiles.BC * directions
-            assert CHECKPOINT_TOKENS % tiles.T == 0
-            assert CHECKPOINT_TOKENS // tiles.T % 2 == 0
+            assert STATE_INTERVAL % tiles.T == 0
+            assert STATE_INTERVAL // tiles.T % 2 == 0
 
 
 def test_tiles_are_as_lean_as_the_fill_allows():

@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
+from mtlkit.kernels.tables import MAX_ROW_CHANNELS
 from mtlkit.operators._launch import single_precision_only
 from mtlkit.operators.norm_gate.signature import Inputs, Options
-
-MAX_ROW_CHANNELS = 16384  # as kernels/_tables.py has it
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtlkit.kernels import selective_scan
-from mtlkit.kernels._tables import Tiles
+from mtlkit.kernels.tables import Tiles
 from mtlkit.operators.selective_scan import selective_scan_reference, selective_scan_torch
 from mtlkit.testing import SelectiveScanShape, assert_accurate
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mtlkit.kernels import ss2d
-from mtlkit.kernels._tables import Tiles
+from mtlkit.kernels.tables import Tiles
 from mtlkit.operators.ss2d import ss2d_reference, ss2d_torch
 from mtlkit.testing import SS2DShape, assert_accurate
 

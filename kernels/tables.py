@@ -5,9 +5,10 @@ Nothing is tuned at run time. Any entry gives the same result within the policy'
 
 from typing import NamedTuple
 
-# The tokens between two states that are kept for the backward pass. 32 would halve their memory and cost the backward
-# pass, which rebuilds the states between them, three more instructions a state update.
-CHECKPOINT_TOKENS = 16
+# The tokens between two states that these kernels keep for the backward pass, which rebuilds those between them: 32
+# would halve their memory and take three more instructions a state update. The C++ and CUDA kernels have their own
+# interval, CHECKPOINT_TOKENS.
+STATE_INTERVAL = 16
 
 
 def power_of_two(n: int) -> int:
@@ -18,7 +19,7 @@ def power_of_two(n: int) -> int:
 class Tiles(NamedTuple):
     """A program's share of a scan; the G * BD lanes of a warp hold a group of channels with all their states."""
 
-    T: int  # tokens of a step, a divisor of CHECKPOINT_TOKENS, in the backward pass at most half of it
+    T: int  # tokens of a step, a divisor of STATE_INTERVAL, in the backward pass at most half of it
     S: int  # states of a channel in a thread's registers
     G: int  # lanes that share a channel's states
     BC: int  # groups of channels
@@ -99,7 +100,7 @@ def split(warps: int, tokens: int, processors: int) -> int:
     return max(1, min(FULL_WARPS * processors // warps, tokens // CHUNK_TOKENS))
 
 
-MAX_ROW_CHANNELS = 16384  # a row of norm_gate lies in the registers of one program
+MAX_ROW_CHANNELS = 16384  # of norm_gate: a row lies in the registers of one program
 
 
 def row_tiles(channels: int) -> tuple[int, int]:
