@@ -1,4 +1,4 @@
-"""What the launchers share: what they serve, the guard of the device, the strides of a walk. Knows no Triton."""
+"""What the launchers share: what they serve, the guard of the device, exact division. Knows no Triton."""
 
 from contextlib import nullcontext
 
@@ -37,7 +37,7 @@ def processors(tensor: Tensor) -> int:
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count
 
 
-# --- walks over an image ----------------------------------------------------------------------------------------------
+# --- offsets ----------------------------------------------------------------------------------------------------------
 
 
 def division(divisor: int) -> tuple[int, int]:
@@ -45,20 +45,14 @@ def division(divisor: int) -> tuple[int, int]:
 
     With k = floor(log2(divisor - 1)) and multiplier = ceil(2^(32 + k) / divisor) < 2^32, the excess of
     multiplier * divisor over 2^(32 + k) is below divisor <= 2^(k + 1), hence p times it below 2^(32 + k). The
-    multiplier comes as the int32 of the same bits. For divisor 1, (0, 0): the quotient is 0, as `walks` wants it.
+    multiplier comes as the int32 of the same bits. For divisor 1, (0, 0): the quotient is 0, as `lines` in
+    _ss2d_tiles.py wants it.
     """
     if divisor == 1:
         return 0, 0
     shift = (divisor - 1).bit_length() - 1
     multiplier = -(-(1 << (32 + shift)) // divisor)
     return multiplier - (1 << 32) if multiplier >= 1 << 31 else multiplier, shift
-
-
-def walks(height: int, width: int, stride_h: int, stride_w: int) -> tuple[int, int, int, int]:
-    """(bend, step) row by row, then column by column, for `walk` in _scan.py."""
-    rows = (0, stride_h) if width == 1 else (stride_h - width * stride_w, stride_w)
-    columns = (0, stride_w) if height == 1 else (stride_w - height * stride_h, stride_h)
-    return *rows, *columns
 
 
 def is_wide(*tensors: Tensor) -> bool:

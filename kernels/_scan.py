@@ -29,33 +29,34 @@ def _along_first(T: tl.constexpr, RANK: tl.constexpr):
 
 
 @triton.jit
-def take(x, t, T: tl.constexpr):
-    """x[t] along the first axis, of size T. An exact copy of the bits, NaN included."""
-    i = _along_first(T, len(x.shape))
+def take(x, t):
+    """x[t] along the first axis. An exact copy of the bits, NaN included."""
+    i = _along_first(x.shape[0], len(x.shape))
     return tl.sum(tl.where(i == t, x.to(tl.int32, bitcast=True), 0), 0).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def put(x, t, value, T: tl.constexpr):
-    """Puts a value at x[t] along the first axis, of size T."""
-    return tl.where(_along_first(T, len(x.shape)) == t, value[None], x)
+def put(x, t, value):
+    """Puts a value at x[t] along the first axis."""
+    return tl.where(_along_first(x.shape[0], len(x.shape)) == t, value[None], x)
 
 
 @triton.jit
 def settled(x):
     """What was loaded, unchanged, for a loop to carry: its layout is no longer the load's."""
-    return take(x[None], 0, 1)
+    return take(x[None], 0)
 
 
 @triton.jit
-def add_up(x, COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """The sum of the first COUNT along the first axis, of size SIZE, in their order."""
+def add_up(x):
+    """The sum along the first axis, in its order."""
+    COUNT: tl.constexpr = x.shape[0]
     if COUNT > 64:
         total = tl.sum(x, 0)
     else:
-        total = take(x, 0, SIZE)
+        total = take(x, 0)
         for i in tl.static_range(1, COUNT):
-            total += take(x, i, SIZE)
+            total += take(x, i)
     return total
 
 
@@ -116,15 +117,15 @@ def walk(position, bend, step, multiplier, shift, WIDE: tl.constexpr):
 
 @triton.jit
 def chain_kernel(
-    states, sums, A, initial, last, D, chunks,
+    states, steps, A, initial, last_state, D, chunks,
     DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr, ADJOINT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Turns each chunk's last state from a zero start into its true start, in place.
 
-    states (B, K, chunks, N, D), sums of the time steps (B, K, chunks, D), A (K D, N), or log(-A) if LOGS. The first
-    chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last`, of the same
-    shape; both are for one direction. Directions 2 and 3 come to the last chunk first; so does the adjoint state of the
-    others.
+    states (B, K, chunks, N, D), steps (B, K, chunks, D), the sums of the time steps, A (K D, N), or log(-A) if LOGS.
+    The first chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last_state`,
+    of the same shape; both are for one direction. Directions 2 and 3 come to the last chunk first; so does the adjoint
+    state of the others.
     """
     blocks = tl.cdiv(N * D, BLOCK)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -144,20 +145,20 @@ def chain_kernel(
     for i in range(chunks):
         chunk = walk_index * chunks + tl.where(backwards, chunks - 1 - i, i)
         end = tl.load(states + chunk * N * D + e, mask=inside, other=0.0)
-        total = tl.load(sums + chunk * D + d, mask=inside, other=0.0)
+        total = tl.load(steps + chunk * D + d, mask=inside, other=0.0)
         tl.store(states + chunk * N * D + e, h, mask=inside)
         h = tl.exp2(a * total) * h + end
-    if last is not None:
-        tl.store(last + end_index, h, mask=inside)
+    if last_state is not None:
+        tl.store(last_state + end_index, h, mask=inside)
 
 
 @triton.jit
-def over_channels(v, COLUMNS: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
-    """[BC, BD, ...] summed over the channels, flat: through shared memory into columns, one a thread, added there.
+def over_channels(v, COLUMNS: tl.constexpr):
+    """[BC, BD, ...] summed over the channels, flat: through shared memory into COLUMNS, one a thread, added there.
 
     That takes a third of the instructions of a sum by shuffles.
     """
-    return add_up(tl.reshape(v, [BC * BD, COLUMNS]), BC * BD, BC * BD)
+    return add_up(tl.reshape(v, [v.shape[0] * v.shape[1], COLUMNS]))
 
 
 @triton.jit

@@ -19,7 +19,7 @@ def share(D, chunks, BC: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr):
+def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
     """A log2(e), [S, 2, BC, G, BD]; n, and which states are there."""
     k = (pair + 2 * tl.arange(0, 2))[None, :, None, None, None]
     n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, None, :, None]
@@ -28,6 +28,18 @@ def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr
     inside = (n < N) & (d5 < D)  # [S, 1, BC, G, BD]
     logs = tl.load(A_logs + row * N + n, mask=inside, other=0.0).to(tl.float32)
     return settled(-tl.exp(logs) * LOG2_E), n, inside
+
+
+@triton.jit
+def lines(pair, H, W, stride_h, stride_w, WIDE: tl.constexpr):
+    """(bend, step) for `walk` over an image in the order of the pair: row by row for 0, column by column for 1."""
+    pixels = tl.where(pair == 0, W, H)  # of a line
+    to_next_line = tl.where(pair == 0, stride_h, stride_w)
+    step = tl.where(pair == 0, stride_w, stride_h)
+    if WIDE:
+        to_next_line, step = to_next_line.to(tl.int64), step.to(tl.int64)
+    # Lines of one pixel: `walk` takes all for one line, for `division` has no quotient by 1.
+    return to_next_line - pixels * step, tl.where(pixels == 1, to_next_line, step)
 
 
 @triton.jit
@@ -46,7 +58,7 @@ def within(position, end):
 
 
 @triton.jit
-def time_steps(dts, weight, bias, inside, R: tl.constexpr, RP: tl.constexpr):
+def time_steps(dts, weight, bias, inside, R: tl.constexpr):
     """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
 
     1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
@@ -54,7 +66,7 @@ def time_steps(dts, weight, bias, inside, R: tl.constexpr, RP: tl.constexpr):
     raw = bias[None]
     products = dts[:, :, :, None, None] * weight[:, None]
     for r in tl.static_range(R):
-        raw += take(products, r, RP)
+        raw += take(products, r)
     return raw, tl.where(inside[:, :, None, None], softplus(raw), 1.0)
 
 
@@ -85,26 +97,30 @@ def matrix(px, row, inside, sx_m, N: tl.constexpr, S: tl.constexpr, G: tl.conste
 
 
 @triton.jit
-def on_lanes(m, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """A matrix as the states have it, [T, S, 2, BC, G, BD]."""
+def on_lanes(m, BC: tl.constexpr, BD: tl.constexpr):
+    """A matrix [G, T, 2, S] as the states have it, [T, S, 2, BC, G, BD]."""
     m = tl.permute(m.to(tl.float32), (1, 3, 2, 0))
-    return tl.broadcast_to(m[:, :, :, None, :, None], [T, S, 2, BC, G, BD])
+    return tl.broadcast_to(m[:, :, :, None, :, None], [m.shape[0], m.shape[1], 2, BC, m.shape[3], BD])
 
 
 @triton.jit
-def steps_on_lanes(x, y, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+def steps_on_lanes(x, y, S: tl.constexpr, G: tl.constexpr):
     """Two tiles [T, 2, BC, BD] as the states have them, [T, S, 2, BC, G, BD] each.
 
     Joined, so that one change of layout carries both: else Triton computes the time steps once more beyond it.
     """
     both = tl.permute(tl.join(x, y), (4, 0, 1, 2, 3))[:, :, None, :, :, None, :]
-    both = tl.broadcast_to(both, [2, T, S, 2, BC, G, BD])
-    return take(both, 0, 2), take(both, 1, 2)
+    both = tl.broadcast_to(both, [2, x.shape[0], S, 2, x.shape[2], G, x.shape[3]])
+    return take(both, 0), take(both, 1)
 
 
 @triton.jit
-def off_lanes(v, HELD: tl.constexpr, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+def off_lanes(v, HELD: tl.constexpr):
     """[T, 2, BC, G, BD] summed over the lanes of a channel: [T, 2, BC, BD], laid out as `values`."""
+    T: tl.constexpr = v.shape[0]
+    BC: tl.constexpr = v.shape[2]
+    G: tl.constexpr = v.shape[3]
+    BD: tl.constexpr = v.shape[4]
     V: tl.constexpr = T * BD // 32 if HELD and T * BD > 32 else 1
     v = tl.permute(tl.reshape(v, [T, 2, BC, G, BD // V, V]), (3, 5, 0, 1, 2, 4))
     return tl.reshape(tl.permute(over_lanes(v), (1, 2, 3, 4, 0)), [T, 2, BC, BD])
@@ -126,12 +142,12 @@ def channels(p, mask, HELD: tl.constexpr):
 @triton.jit
 def values(v, HELD: tl.constexpr):
     """[T, 2, BC, BD] in float32 of what `channels` loaded."""
-    return take(v.to(tl.float32), 0, 1) if HELD else settled(v.to(tl.float32))
+    return take(v.to(tl.float32), 0) if HELD else settled(v.to(tl.float32))
 
 
 @triton.jit
 def fetch(
-    u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+    u, x_dbl, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
     R: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -142,7 +158,7 @@ def fetch(
     inside = within(position, L)
     at = walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None] + of_d
     uu = channels(u + at, within(position[:, :, None, None], reach), HELD)
-    px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+    px = x_dbl + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
     b = matrix(px, R, inside, sx_m, N, S, G, WIDE)
     c = matrix(px, R + N, inside, sx_m, N, S, G, WIDE)
     return uu, rows(px, inside, sx_m, R, RP, WIDE), b, c

@@ -79,22 +79,27 @@ def _time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
 @triton.jit
 def _matrix(
     m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l,
-    VARIES: tl.constexpr, N: tl.constexpr, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr,
-    BD: tl.constexpr, WIDE: tl.constexpr,
+    VARIES: tl.constexpr, N: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """B or C at T tokens, [T, S, BC, G, BD]; constant ones are (D, N) with the strides sm_b and sm_n."""
+    S: tl.constexpr = n5.shape[0]
+    G: tl.constexpr = n5.shape[2]
     if VARIES:
         n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[None]
         pm = m + sequence * sm_b + group.to(tl.int64) * sm_g + n * sm_n + along(token, sm_l, WIDE)[:, None, None]
         value = tl.load(pm, mask=(n < N) & inside[:, None, None], other=0.0).to(tl.float32)[:, :, None, :, None]
     else:
         value = tl.load(m + d5 * sm_b + n5 * sm_n, mask=there5, other=0.0).to(tl.float32)[None]
-    return tl.broadcast_to(value, [T, S, BC, G, BD])
+    return tl.broadcast_to(value, [token.shape[0], S, d5.shape[1], G, d5.shape[3]])
 
 
 @triton.jit
-def _off_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+def _off_lanes(v):
     """[T, BC, G, BD] summed over the lanes of a channel: [T, BC, BD]."""
+    T: tl.constexpr = v.shape[0]
+    BC: tl.constexpr = v.shape[1]
+    G: tl.constexpr = v.shape[2]
+    BD: tl.constexpr = v.shape[3]
     if G == 4:  # two tokens of a thread side by side, as wide loads of 16 states have them
         v = tl.permute(tl.reshape(v, [T // 2, 2, BC, G, BD]), (3, 1, 2, 4, 0))
         total = tl.reshape(tl.permute(over_lanes(v), (3, 0, 1, 2)), [T, BC, BD])
@@ -108,7 +113,7 @@ def _off_lanes(v, T: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.con
 
 @triton.jit
 def selective_scan_states_kernel(
-    v, delta, A, m, z, delta_bias, ends, sums,
+    v, delta, A, m, z, delta_bias, ends, steps,
     D, groups, L, chunks, chunk_blocks,
     sv_b, sv_d, sv_l, st_b, st_d, st_l, sm_b, sm_g, sm_n, sm_l, sz_b, sz_d, sz_l,
     N: tl.constexpr, VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
@@ -144,19 +149,17 @@ def selective_scan_states_kernel(
                 driven *= gate * sigmoid(gate)
         else:
             driven *= dt
-        matrix = _matrix(
-            m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l, VARIES, N, T, S, BC, G, BD, WIDE
-        )
+        matrix = _matrix(m, sequence, group, token, inside, d5, n5, there5, sm_b, sm_g, sm_n, sm_l, VARIES, N, WIDE)
         decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
         fed = driven[:, None, :, None, :] * matrix
         for i in tl.static_range(T):
             if ADJOINT:
-                h = take(decay, T - 1 - i, T) * (h + take(fed, T - 1 - i, T))
+                h = take(decay, T - 1 - i) * (h + take(fed, T - 1 - i))
             else:
-                h = take(decay, i, T) * h + take(fed, i, T)
+                h = take(decay, i) * h + take(fed, i)
     slot = sequence * chunks + chunk
     tl.store(ends + (slot * N + n5) * D + d5, h, mask=there5)
-    tl.store(sums + slot * D + d, tl.sum(total, 0), mask=there)
+    tl.store(steps + slot * D + d, tl.sum(total, 0), mask=there)
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -164,7 +167,7 @@ def selective_scan_states_kernel(
 
 @triton.jit
 def selective_scan_fwd_kernel(
-    u, delta, A, B, C, Dskip, z, delta_bias, out, last, starts, checkpoints,
+    u, delta, A, B, C, Dskip, z, delta_bias, out, last_state, starts, checkpoints,
     D, groups, L, chunks, chunk_blocks,
     su_b, su_d, su_l, st_b, st_d, st_l, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l, sz_b, sz_d, sz_l,
     so_b, so_d, so_l,
@@ -207,29 +210,23 @@ def selective_scan_fwd_kernel(
             mask_ahead = (ahead < L)[:, None, None] & there[None]
             u_ = tl.load(u + along(ahead, su_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
             delta_ = tl.load(delta + along(ahead, st_l, WIDE)[:, None, None], mask=mask_ahead, other=0.0)
-            b6 = _matrix(
-                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S, BC,
-                G, BD, WIDE,
-            )  # fmt: skip
-            c6 = _matrix(
-                C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S, BC,
-                G, BD, WIDE,
-            )  # fmt: skip
+            b6 = _matrix(B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, WIDE)
+            c6 = _matrix(C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, WIDE)
             decay = tl.exp2(dt[:, None, :, None, :] * a[None])  # [T, S, BC, G, BD]
             fed = (dt * uu)[:, None, :, None, :] * b6
             y6 = tl.zeros([T, BC, G, BD], tl.float32)
             for i in tl.static_range(T):
-                h = take(decay, i, T) * h + take(fed, i, T)
-                y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
-            y = _off_lanes(y6, T, BC, G, BD) + skip[None] * uu
+                h = take(decay, i) * h + take(fed, i)
+                y6 = put(y6, i, add_up(h * take(c6, i)))
+            y = _off_lanes(y6) + skip[None] * uu
             if z is not None:
                 pz = z + sequence * sz_b + wide * sz_d + along(token, sz_l, WIDE)[:, None, None]
                 gate = tl.load(pz, mask=mask, other=0.0).to(tl.float32)
                 y *= gate * sigmoid(gate)
             tl.store(out + along(token, so_l, WIDE)[:, None, None], y.to(out.dtype.element_ty), mask=mask)
             token = ahead
-    if last is not None:
-        tl.store(last + (sequence * D + d5) * N + n5, h, mask=there5)
+    if last_state is not None:
+        tl.store(last_state + (sequence * D + d5) * N + n5, h, mask=there5)
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -237,8 +234,8 @@ def selective_scan_fwd_kernel(
 
 @triton.jit
 def selective_scan_bwd_kernel(
-    dout, dlast, u, delta, A, B, C, Dskip, z, delta_bias, checkpoints, starts,
-    du, ddelta, dz, dA, dB, dC, dD, dbias,
+    dout, dlast_state, u, delta, A, B, C, Dskip, z, delta_bias, checkpoints, starts,
+    du, ddelta, dz, dA, dB, dC, dD, ddelta_bias,
     batch, D, groups, L, chunks, chunk_blocks,
     sg_b, sg_d, sg_l, su_b, su_d, su_l, st_b, st_d, st_l, sB_b, sB_g, sB_n, sB_l, sC_b, sC_g, sC_n, sC_l,
     sz_b, sz_d, sz_l, sdu_b, sdu_d, sdu_l, sdt_b, sdt_d, sdt_l, sdz_b, sdz_d, sdz_l,
@@ -247,7 +244,7 @@ def selective_scan_bwd_kernel(
 ):  # fmt: skip
     """Formulas as those of ss2d_bwd_kernel, with dy = dout SiLU(z) and dz = dout y SiLU'(z).
 
-    Writes du, ddelta and dz, and one partial sum a program of the others: dA (B chunks, N, D), dD and dbias
+    Writes du, ddelta and dz, and one partial sum a program of the others: dA (B chunks, N, D), dD and ddelta_bias
     (B chunks, D); dB and dC (blocks of a group, B, groups, L, N) where they vary, else as dA.
     """
     EVERY: tl.constexpr = INTERVAL // T
@@ -268,8 +265,8 @@ def selective_scan_bwd_kernel(
     n = (tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None])[None]  # [1, G, S]
     if starts is not None:
         carry = settled(tl.load(starts + ((sequence * chunks + chunk) * N + n5) * D + d5, mask=there5, other=0.0))
-    elif dlast is not None:
-        carry = settled(tl.load(dlast + (sequence * D + d5) * N + n5, mask=there5, other=0.0).to(tl.float32))
+    elif dlast_state is not None:
+        carry = settled(tl.load(dlast_state + (sequence * D + d5) * N + n5, mask=there5, other=0.0).to(tl.float32))
     else:
         carry = tl.zeros([S, BC, G, BD], tl.float32)
     sum_A = tl.zeros([S, BC, G, BD], tl.float32)
@@ -284,25 +281,22 @@ def selective_scan_bwd_kernel(
         h = settled(tl.load(checkpoints + (index * N + n5) * D + d5, mask=there5, other=0.0))
         begins = tl.zeros([EVERY, S, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
-            begins = put(begins, s, h, EVERY)
+            begins = put(begins, s, h)
             token = (start + s) * T + tl.arange(0, T)
             inside = token < L
             mask = inside[:, None, None] & there[None]
             uu = tl.load(u + _place(token, d, su_d, su_l, WIDE), mask=mask, other=0.0).to(tl.float32)
             steps = tl.load(delta + _place(token, d, st_d, st_l, WIDE), mask=mask, other=0.0)
             _, dt = _time_steps(steps, bias, inside, SOFTPLUS)
-            b6 = _matrix(
-                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
-                BC, G, BD, WIDE,
-            )  # fmt: skip
+            b6 = _matrix(B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, WIDE)
             decay = tl.exp2(dt[:, None, :, None, :] * a[None])
             fed = (dt * uu)[:, None, :, None, :] * b6
             for i in tl.static_range(T):
-                h = take(decay, i, T) * h + take(fed, i, T)
-        begins = put(begins, EVERY - 1, h, EVERY)
+                h = take(decay, i) * h + take(fed, i)
+        begins = put(begins, EVERY - 1, h)
 
         for s in range(EVERY):
-            h = take(begins, EVERY - 1 - s, EVERY)
+            h = take(begins, EVERY - 1 - s)
             token = (start + EVERY - 1 - s) * T + tl.arange(0, T)
             inside = token < L
             mask = inside[:, None, None] & there[None]
@@ -316,14 +310,8 @@ def selective_scan_bwd_kernel(
                 opened = sigmoid(gate)
                 dgate = gg * opened * (1.0 + gate * (1.0 - opened))
                 gg *= gate * opened
-            b6 = _matrix(
-                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
-                BC, G, BD, WIDE,
-            )  # fmt: skip
-            c6 = _matrix(
-                C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, T, S,
-                BC, G, BD, WIDE,
-            )  # fmt: skip
+            b6 = _matrix(B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, WIDE)
+            c6 = _matrix(C, sequence, group, token, inside, d5, n5, there5, sC_b, sC_g, sC_n, sC_l, C_VARIES, N, WIDE)
             dt6 = tl.broadcast_to(dt[:, None, :, None, :], [T, S, BC, G, BD])
             x6 = tl.broadcast_to((dt * uu)[:, None, :, None, :], [T, S, BC, G, BD])
             g6 = tl.broadcast_to(gg[:, None, :, None, :], [T, S, BC, G, BD])
@@ -332,49 +320,46 @@ def selective_scan_bwd_kernel(
             gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of C, channel by channel
             y6 = tl.zeros([T, BC, G, BD], tl.float32)
             for i in tl.static_range(T):
-                decayed = take(decay, i, T) * h
-                h = decayed + take(x6, i, T) * take(b6, i, T)
-                before = put(before, i, decayed, T)
+                decayed = take(decay, i) * h
+                h = decayed + take(x6, i) * take(b6, i)
+                before = put(before, i, decayed)
                 if C_VARIES:
-                    gradient = put(gradient, i, h * take(g6, i, T), T)
+                    gradient = put(gradient, i, h * take(g6, i))
                 else:
-                    sum_C += h * take(g6, i, T)
+                    sum_C += h * take(g6, i)
                 if z is not None:
-                    y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
+                    y6 = put(y6, i, add_up(h * take(c6, i)))
             there_n = (n < N) & inside[:, None, None]
             row = (rows + token.to(tl.int64))[:, None, None] * N + n
             if C_VARIES:
-                tl.store(dC + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
+                tl.store(dC + row, _over_channels(gradient), mask=there_n)
             if z is not None:
                 pdz = dz + sequence * sdz_b + _place(token, d, sdz_d, sdz_l, WIDE)
-                y = _off_lanes(y6, T, BC, G, BD) + skip[None] * uu
+                y = _off_lanes(y6) + skip[None] * uu
                 tl.store(pdz, (dgate * y).to(dz.dtype.element_ty), mask=mask)
 
             # Read again, from L1: registers are short, and the pass back over the tokens is the only use.
-            b6 = _matrix(
-                B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, T, S,
-                BC, G, BD, WIDE,
-            )  # fmt: skip
+            b6 = _matrix(B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, WIDE)
             gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, BC, G, BD], tl.float32)
             for back in tl.static_range(T):
                 t = T - 1 - back
-                g = take(g6, t, T) * take(c6, t, T) + carry
-                w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, S, S), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), S, S), T)
-                sum_A += w * take(dt6, t, T)
+                g = take(g6, t) * take(c6, t) + carry
+                w = g * take(before, t)
+                ddt = put(ddt, t, add_up(w * a))
+                dfed = put(dfed, t, add_up(g * take(b6, t)))
+                sum_A += w * take(dt6, t)
                 if B_VARIES:
-                    gradient = put(gradient, t, g * take(x6, t, T), T)
+                    gradient = put(gradient, t, g * take(x6, t))
                 else:
-                    sum_B += g * take(x6, t, T)
-                carry = g * take(decay, t, T)
+                    sum_B += g * take(x6, t)
+                carry = g * take(decay, t)
             if B_VARIES:
-                tl.store(dB + row, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
+                tl.store(dB + row, _over_channels(gradient), mask=there_n)
 
-            dfed = _off_lanes(dfed, T, BC, G, BD)  # [T, BC, BD]
-            draw = _off_lanes(ddt, T, BC, G, BD) * LN_2 + uu * dfed
+            dfed = _off_lanes(dfed)  # [T, BC, BD]
+            draw = _off_lanes(ddt) * LN_2 + uu * dfed
             if SOFTPLUS:
                 draw *= softplus_slope(raw, dt)
             sum_raw += tl.where(inside[:, None, None], draw, 0.0)  # past the end, the state and its gradient live on
@@ -393,13 +378,16 @@ def selective_scan_bwd_kernel(
     if Dskip is not None:
         tl.store(dD + part * D + d, tl.sum(sum_D, 0), mask=there)
     if delta_bias is not None:
-        tl.store(dbias + part * D + d, tl.sum(sum_raw, 0), mask=there)
+        tl.store(ddelta_bias + part * D + d, tl.sum(sum_raw, 0), mask=there)
 
 
 @triton.jit
-def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+def _over_channels(v):
     """[T, S, BC, G, BD] to [T, G, S], so that neighbouring threads have neighbouring states."""
-    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 3, 1)), T * S * G, BC, BD), [T, G, S])
+    T: tl.constexpr = v.shape[0]
+    S: tl.constexpr = v.shape[1]
+    G: tl.constexpr = v.shape[3]
+    return tl.reshape(over_channels(tl.permute(v, (2, 4, 0, 3, 1)), T * S * G), [T, G, S])
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------
@@ -434,14 +422,14 @@ class _Plan:
         if self.chunks == 1:
             return None
         states = torch.empty(self.B, 1, self.chunks, self.N, self.D, dtype=torch.float32, device=v.device)
-        sums = torch.empty(self.B, 1, self.chunks, self.D, dtype=torch.float32, device=v.device)
+        steps = torch.empty(self.B, 1, self.chunks, self.D, dtype=torch.float32, device=v.device)
         selective_scan_states_kernel[self.grid](
-            v, delta, A, m, z, delta_bias, states, sums, *self.sizes(),
+            v, delta, A, m, z, delta_bias, states, steps, *self.sizes(),
             *v.stride(), *delta.stride(), *_matrix_strides(m), *_strides(z),
             VARIES=m.dim() > 2, SOFTPLUS=delta_softplus, ADJOINT=adjoint, **self.constants(),
         )  # fmt: skip
         chain_kernel[(self.B * triton.cdiv(self.N * self.D, CHAIN_BLOCK),)](
-            states, sums, A, initial, last, self.D, self.chunks, 1, self.N, False, adjoint, CHAIN_BLOCK, num_warps=4
+            states, steps, A, initial, last, self.D, self.chunks, 1, self.N, False, adjoint, CHAIN_BLOCK, num_warps=4
         )
         return states
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors, walks
+from mtlkit.kernels._launch import check_dtypes, division, is_wide, like, on_device, processors
 from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
     INTERVAL,
@@ -38,6 +38,7 @@ from mtlkit.kernels._ss2d_tiles import (
     channels,
     decays,
     fetch,
+    lines,
     matrix,
     off_lanes,
     on_lanes,
@@ -59,11 +60,11 @@ DIRECTIONS = 4
 
 @triton.jit
 def ss2d_states_kernel(
-    v, x, dt_weight, dt_bias, A_logs, ends, sums,
-    D, L, chunks, chunk_blocks,
-    multiplier_0, shift_0, multiplier_1, shift_1,
-    sv_b, sv_d, sv_bend_0, sv_step_0, sv_bend_1, sv_step_1,
-    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
+    v, x_dbl, dt_weight, dt_bias, A_logs, ends, steps,
+    D, H, W, L, chunks, chunk_blocks,
+    multiplier_w, shift_w, multiplier_h, shift_h,
+    sv_b, sv_d, sv_h, sv_w,
+    sx_b, sx_k, sx_m, sx_h, sx_w,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr, ADJOINT: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -74,17 +75,15 @@ def ss2d_states_kernel(
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G)
     weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
-    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
-    shift = tl.where(pair == 0, shift_0, shift_1)
-    sv_bend = tl.where(pair == 0, sv_bend_0, sv_bend_1)
-    sv_step = tl.where(pair == 0, sv_step_0, sv_step_1)
-    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
-    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
+    multiplier = tl.where(pair == 0, multiplier_w, multiplier_h)
+    shift = tl.where(pair == 0, shift_w, shift_h)
+    sv_bend, sv_step = lines(pair, H, W, sv_h, sv_w, WIDE)
+    sx_bend, sx_step = lines(pair, H, W, sx_h, sx_w, WIDE)
     reach = tl.where(d < D, L, 0)[None, None]
     v += image * sv_b
-    x += image * sx_b
+    x_dbl += image * sx_b
     of_d, of_k = along(d, sv_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
@@ -96,23 +95,23 @@ def ss2d_states_kernel(
         inside = within(position, L)
         at = walk(position, sv_bend, sv_step, multiplier, shift, WIDE)[:, :, None, None] + of_d
         vv = values(channels(v + at, within(position[:, :, None, None], reach), HELD), HELD)
-        px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+        px = x_dbl + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
         dts = rows(px, inside, sx_m, R, RP, WIDE).to(tl.float32)
         m = matrix(px, R + N if ADJOINT else R, inside, sx_m, N, S, G, WIDE)
-        _, dt = time_steps(dts, weight, bias, inside, R, RP)
+        _, dt = time_steps(dts, weight, bias, inside, R)
         total += dt
-        dt6, driven = steps_on_lanes(dt, vv if ADJOINT else dt * vv, T, S, BC, G, BD)
+        dt6, driven = steps_on_lanes(dt, vv if ADJOINT else dt * vv, S, G)
         decay = tl.exp2(dt6 * a[None])  # [T, S, 2, BC, G, BD]
-        fed = driven * on_lanes(m, T, S, BC, G, BD)
+        fed = driven * on_lanes(m, BC, BD)
         for i in tl.static_range(T):
             if ADJOINT:
-                h = take(decay, T - 1 - i, T) * (h + take(fed, T - 1 - i, T))
+                h = take(decay, T - 1 - i) * (h + take(fed, T - 1 - i))
             else:
-                h = take(decay, i, T) * h + take(fed, i, T)
+                h = take(decay, i) * h + take(fed, i)
     walked = (image * 4 + k) * chunks + chunk  # [2]
     tl.store(ends + (walked[None, :, None, None, None] * N + n5) * D + d[None, None, :, None, :], h, mask=inside5)
-    sums += walked[:, None, None] * D + d[None]
-    tl.store(sums, tl.sum(total, 0), mask=(d < D)[None])
+    steps += walked[:, None, None] * D + d[None]
+    tl.store(steps, tl.sum(total, 0), mask=(d < D)[None])
 
 
 # --- forward ----------------------------------------------------------------------------------------------------------
@@ -120,34 +119,30 @@ def ss2d_states_kernel(
 
 @triton.jit
 def ss2d_fwd_kernel(
-    u, x, dt_weight, dt_bias, A_logs, Ds, maps, starts, checkpoints,
-    B, D, L, chunks, chunk_blocks,
-    multiplier_0, shift_0, multiplier_1, shift_1,
-    su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
-    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
-    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1,
+    u, x_dbl, dt_weight, dt_bias, A_logs, Ds, maps, starts, checkpoints,
+    B, D, H, W, L, chunks, chunk_blocks,
+    multiplier_w, shift_w, multiplier_h, shift_h,
+    su_b, su_d, su_h, su_w,
+    sx_b, sx_k, sx_m, sx_h, sx_w,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
-    SPLIT: tl.constexpr, SAVE: tl.constexpr, WIDE: tl.constexpr,
+    SAVE: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """The output of both directions of a pair, summed, into maps (2, B, L, D)."""
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G)
     weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
-    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
-    shift = tl.where(pair == 0, shift_0, shift_1)
-    su_bend = tl.where(pair == 0, su_bend_0, su_bend_1)
-    su_step = tl.where(pair == 0, su_step_0, su_step_1)
-    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
-    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
-    sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
-    sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
+    multiplier = tl.where(pair == 0, multiplier_w, multiplier_h)
+    shift = tl.where(pair == 0, shift_w, shift_h)
+    su_bend, su_step = lines(pair, H, W, su_h, su_w, WIDE)
+    sx_bend, sx_step = lines(pair, H, W, sx_h, sx_w, WIDE)
+    sp_bend, sp_step = lines(pair, H, W, W * D, D, WIDE)
     there = (d < D)[None, None]
     u += image * su_b
-    x += image * sx_b
+    x_dbl += image * sx_b
     maps += (pair * B + image) * L * D
     of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
@@ -155,7 +150,7 @@ def ss2d_fwd_kernel(
     groups = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
     steps = groups * EVERY
     lane = d[None, None, :, None, :]
-    if SPLIT:
+    if starts is not None:
         walked = ((image * 4 + k) * chunks + chunk)[None, :, None, None, None]
         h = settled(tl.load(starts + (walked * N + n5) * D + lane, mask=inside5, other=0.0))
     else:
@@ -164,7 +159,7 @@ def ss2d_fwd_kernel(
     reach = tl.where(there, L, 0)
     position = positions(0, first, steps, T)
     u_, dts_, b_, c_ = fetch(
-        u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+        u, x_dbl, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
         R, RP, HELD, N, S, G, WIDE,
     )  # fmt: skip
     index = (image * 4 + k) * tl.cdiv(L, INTERVAL) + tl.where(kk == 0, 0, groups - 1) + first // EVERY
@@ -181,19 +176,19 @@ def ss2d_fwd_kernel(
             mask = within(position[:, :, None, None], reach)
             position = positions(j + 1, first, steps, T)
             u_, dts_, b_, c_ = fetch(
-                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                u, x_dbl, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
                 R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
-            _, dt = time_steps(dts, weight, bias, inside, R, RP)
-            dt6, x6 = steps_on_lanes(dt, dt * uu, T, S, BC, G, BD)
+            _, dt = time_steps(dts, weight, bias, inside, R)
+            dt6, x6 = steps_on_lanes(dt, dt * uu, S, G)
             decay = tl.exp2(dt6 * a[None])
-            fed = x6 * on_lanes(b, T, S, BC, G, BD)
-            c6 = on_lanes(c, T, S, BC, G, BD)
+            fed = x6 * on_lanes(b, BC, BD)
+            c6 = on_lanes(c, BC, BD)
             y6 = tl.zeros([T, 2, BC, G, BD], tl.float32)
             for i in tl.static_range(T):
-                h = take(decay, i, T) * h + take(fed, i, T)
-                y6 = put(y6, i, add_up(h * take(c6, i, T), S, S), T)
-            y = off_lanes(y6, HELD, T, BC, G, BD) + skip[None] * uu
+                h = take(decay, i) * h + take(fed, i)
+                y6 = put(y6, i, add_up(h * take(c6, i)))
+            y = off_lanes(y6, HELD) + skip[None] * uu
 
             tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
             y += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
@@ -204,22 +199,24 @@ def ss2d_fwd_kernel(
 
 
 @triton.jit
-def _over_channels(v, T: tl.constexpr, S: tl.constexpr, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
+def _over_channels(v):
     """[T, S, 2, BC, G, BD] to [T, 2, G, S], so that neighbouring threads have neighbouring states."""
-    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 2, 4, 1)), T * S * 2 * G, BC, BD), [T, 2, G, S])
+    T: tl.constexpr = v.shape[0]
+    S: tl.constexpr = v.shape[1]
+    G: tl.constexpr = v.shape[4]
+    return tl.reshape(over_channels(tl.permute(v, (3, 5, 0, 2, 4, 1)), T * S * 2 * G), [T, 2, G, S])
 
 
 @triton.jit
 def ss2d_bwd_kernel(
-    dy, u, x, dt_weight, dt_bias, A_logs, Ds, checkpoints, starts, maps, dx, dweight, dbias, dA_logs, dDs,
-    B, D, L, chunks, chunk_blocks,
-    multiplier_0, shift_0, multiplier_1, shift_1,
-    sg_b, sg_d, sg_bend_0, sg_step_0, sg_bend_1, sg_step_1,
-    su_b, su_d, su_bend_0, su_step_0, su_bend_1, su_step_1,
-    sx_b, sx_k, sx_m, sx_bend_0, sx_step_0, sx_bend_1, sx_step_1,
-    sp_bend_0, sp_step_0, sp_bend_1, sp_step_1, sr_bend_0, sr_step_0, sr_bend_1, sr_step_1,
+    dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, checkpoints, starts, maps, dx_dbl, ddt_weight, ddt_bias, dA_logs, dDs,
+    B, D, H, W, L, chunks, chunk_blocks,
+    multiplier_w, shift_w, multiplier_h, shift_h,
+    sg_b, sg_d, sg_h, sg_w,
+    su_b, su_d, su_h, su_w,
+    sx_b, sx_k, sx_m, sx_h, sx_w,
     R: tl.constexpr, N: tl.constexpr, RP: tl.constexpr, HELD: tl.constexpr,
-    SPLIT: tl.constexpr, WIDE: tl.constexpr,
+    WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """All gradients. With g_t = dy_t C_t + exp(dt_{t+1} A) g_{t+1} and P_t = exp(dt_t A) h_{t-1}, for each direction.
@@ -228,44 +225,39 @@ def ss2d_bwd_kernel(
     du_t = dt_t sum_n g_t B_t + Ds dy_t
     ddt_t = sum_n g_t P_t A + u_t sum_n g_t B_t, and from there through softplus to W, b and the time step's rows.
 
-    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx (blocks of D, B, L, 4,
-    M), dweight (B chunks, 4, R, D), dbias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
+    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx_dbl (blocks of D, B, L,
+    4, M), ddt_weight (B chunks, 4, R, D), ddt_bias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
     """
     EVERY: tl.constexpr = INTERVAL // T  # even, so that no block is met by both directions at the same step
+    M: tl.constexpr = R + 2 * N
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
     k = pair + 2 * kk
-    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G, BC, BD)
+    a, n5, inside5 = decays(A_logs, pair, d, D, N, S, G)
     weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
     skip = tl.load(Ds + k[:, None, None] * D + d[None], mask=(d < D)[None], other=0.0).to(tl.float32)
-    multiplier = tl.where(pair == 0, multiplier_0, multiplier_1)
-    shift = tl.where(pair == 0, shift_0, shift_1)
-    sg_bend = tl.where(pair == 0, sg_bend_0, sg_bend_1)
-    sg_step = tl.where(pair == 0, sg_step_0, sg_step_1)
-    su_bend = tl.where(pair == 0, su_bend_0, su_bend_1)
-    su_step = tl.where(pair == 0, su_step_0, su_step_1)
-    sx_bend = tl.where(pair == 0, sx_bend_0, sx_bend_1)
-    sx_step = tl.where(pair == 0, sx_step_0, sx_step_1)
-    sp_bend = tl.where(pair == 0, sp_bend_0, sp_bend_1)
-    sp_step = tl.where(pair == 0, sp_step_0, sp_step_1)
-    sr_bend = tl.where(pair == 0, sr_bend_0, sr_bend_1)
-    sr_step = tl.where(pair == 0, sr_step_0, sr_step_1)
+    multiplier = tl.where(pair == 0, multiplier_w, multiplier_h)
+    shift = tl.where(pair == 0, shift_w, shift_h)
+    sg_bend, sg_step = lines(pair, H, W, sg_h, sg_w, WIDE)
+    su_bend, su_step = lines(pair, H, W, su_h, su_w, WIDE)
+    sx_bend, sx_step = lines(pair, H, W, sx_h, sx_w, WIDE)
+    sp_bend, sp_step = lines(pair, H, W, W * D, D, WIDE)
+    sr_bend, sr_step = lines(pair, H, W, W * 4 * M, 4 * M, WIDE)
     n = tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None]
     there = (d < D)[None, None]
     lane = d[None, None, :, None, :]
-    M: tl.constexpr = R + 2 * N
     dy += image * sg_b
     u += image * su_b
-    x += image * sx_b
+    x_dbl += image * sx_b
     maps += (pair * B + image) * L * D
     of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
-    dx += ((tl.program_id(0) % tl.cdiv(D, BC * BD)).to(tl.int64) * B + image) * L * 4 * M
+    dx_dbl += ((tl.program_id(0) % tl.cdiv(D, BC * BD)).to(tl.int64) * B + image) * L * 4 * M
     first = chunk * chunk_blocks
     count = tl.minimum(chunk_blocks, tl.cdiv(L, T) - first)
     groups = tl.cdiv(count, EVERY)
     steps = groups * EVERY
     walked = (image * 4 + k) * chunks + chunk
-    if SPLIT:
+    if starts is not None:
         slot = starts + (walked[None, :, None, None, None] * N + n5) * D + lane
         carry = settled(tl.load(slot, mask=inside5, other=0.0))
     else:
@@ -287,30 +279,30 @@ def ss2d_bwd_kernel(
         h = settled(tl.load(kept, mask=inside5, other=0.0))
         begins = tl.zeros([EVERY, S, 2, BC, G, BD], tl.float32)
         for s in range(EVERY - 1):
-            begins = put(begins, s, h, EVERY)
+            begins = put(begins, s, h)
             position = positions(steps - (group + 1) * EVERY + s, first, steps, T)
             u_, dts, b, _ = fetch(
-                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                u, x_dbl, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
                 R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
-            _, dt = time_steps(dts.to(tl.float32), weight, bias, within(position, L), R, RP)
-            dt6, x6 = steps_on_lanes(dt, dt * values(u_, HELD), T, S, BC, G, BD)
+            _, dt = time_steps(dts.to(tl.float32), weight, bias, within(position, L), R)
+            dt6, x6 = steps_on_lanes(dt, dt * values(u_, HELD), S, G)
             decay = tl.exp2(dt6 * a[None])
-            fed = x6 * on_lanes(b, T, S, BC, G, BD)
+            fed = x6 * on_lanes(b, BC, BD)
             for i in tl.static_range(T):
-                h = take(decay, i, T) * h + take(fed, i, T)
-        begins = put(begins, EVERY - 1, h, EVERY)
+                h = take(decay, i) * h + take(fed, i)
+        begins = put(begins, EVERY - 1, h)
 
         for s in range(EVERY):
-            h = take(begins, EVERY - 1 - s, EVERY)
+            h = take(begins, EVERY - 1 - s)
             j = group * EVERY + s
             position = positions(steps - 1 - j, first, steps, T)
             inside = within(position, L)
             mask = within(position[:, :, None, None], reach)
             u_, dts, b, c = fetch(
-                u, x, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
+                u, x_dbl, of_d, of_k, position, L, reach, su_bend, su_step, sx_bend, sx_step, sx_m, multiplier, shift,
                 R, RP, HELD, N, S, G, WIDE,
             )  # fmt: skip
             at = walk(position, sg_bend, sg_step, multiplier, shift, WIDE)[:, :, None, None]
@@ -318,58 +310,58 @@ def ss2d_bwd_kernel(
             uu, dts = values(u_, HELD), dts.to(tl.float32)
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
-            raw, dt = time_steps(dts, weight, bias, inside, R, RP)
-            pr = dx + (walk(position, sr_bend, sr_step, multiplier, shift, WIDE) + (k * M)[None])
+            raw, dt = time_steps(dts, weight, bias, inside, R)
+            pr = dx_dbl + (walk(position, sr_bend, sr_step, multiplier, shift, WIDE) + (k * M)[None])
             pn = pr[:, :, None, None] + R + n
             there_n = (n < N) & inside[:, :, None, None]
-            dt6, x6 = steps_on_lanes(dt, dt * uu, T, S, BC, G, BD)
+            dt6, x6 = steps_on_lanes(dt, dt * uu, S, G)
             g6 = tl.broadcast_to(gg[:, None, :, :, None, :], [T, S, 2, BC, G, BD])
-            b6 = on_lanes(b, T, S, BC, G, BD)
+            b6 = on_lanes(b, BC, BD)
             decay = tl.exp2(dt6 * a[None])
             before = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # P
             gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of C, channel by channel
             for i in tl.static_range(T):
-                decayed = take(decay, i, T) * h
-                h = decayed + take(x6, i, T) * take(b6, i, T)
-                before = put(before, i, decayed, T)
-                gradient = put(gradient, i, h * take(g6, i, T), T)
-            tl.store(pn + N, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
+                decayed = take(decay, i) * h
+                h = decayed + take(x6, i) * take(b6, i)
+                before = put(before, i, decayed)
+                gradient = put(gradient, i, h * take(g6, i))
+            tl.store(pn + N, _over_channels(gradient), mask=there_n)
 
             # B again, from L1: registers are short, and the pass back over the tokens is the only use.
-            px = x + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
-            b6 = on_lanes(matrix(px, R, inside, sx_m, N, S, G, WIDE), T, S, BC, G, BD)
-            c6 = on_lanes(c, T, S, BC, G, BD)
+            px = x_dbl + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
+            b6 = on_lanes(matrix(px, R, inside, sx_m, N, S, G, WIDE), BC, BD)
+            c6 = on_lanes(c, BC, BD)
             gradient = tl.zeros([T, S, 2, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, 2, BC, G, BD], tl.float32)
             dfed = tl.zeros([T, 2, BC, G, BD], tl.float32)
             for back in tl.static_range(T):
                 t = T - 1 - back
-                g = take(g6, t, T) * take(c6, t, T) + carry
-                w = g * take(before, t, T)
-                ddt = put(ddt, t, add_up(w * a, S, S), T)
-                dfed = put(dfed, t, add_up(g * take(b6, t, T), S, S), T)
-                dA += w * take(dt6, t, T)
-                gradient = put(gradient, t, g * take(x6, t, T), T)
-                carry = g * take(decay, t, T)
-            tl.store(pn, _over_channels(gradient, T, S, BC, G, BD), mask=there_n)
+                g = take(g6, t) * take(c6, t) + carry
+                w = g * take(before, t)
+                ddt = put(ddt, t, add_up(w * a))
+                dfed = put(dfed, t, add_up(g * take(b6, t)))
+                dA += w * take(dt6, t)
+                gradient = put(gradient, t, g * take(x6, t))
+                carry = g * take(decay, t)
+            tl.store(pn, _over_channels(gradient), mask=there_n)
 
-            dfed = off_lanes(dfed, HELD, T, BC, G, BD)  # [T, 2, BC, BD]
-            draw = (off_lanes(ddt, HELD, T, BC, G, BD) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
+            dfed = off_lanes(dfed, HELD)  # [T, 2, BC, BD]
+            draw = (off_lanes(ddt, HELD) * LN_2 + uu * dfed) * softplus_slope(raw, dt)
             du = dt * dfed + skip[None] * gg
             sum_raw += draw
             sum_skip += gg * uu
             if MANY:
                 weight, bias = projection(dt_weight, dt_bias, k, d, D, R, RP)
                 dts = rows(px, inside, sx_m, R, RP, WIDE).to(tl.float32)
-                sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None], T, T)
-                drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 1, 2, 0)), T * 2 * RP, BC, BD)
+                sum_weight += add_up(draw[:, None] * tl.permute(dts, (1, 0, 2))[:, :, :, None, None])
+                drow = over_channels(tl.permute(draw[None] * weight[:, None], (3, 4, 1, 2, 0)), T * 2 * RP)
                 r = tl.arange(0, RP)
                 tl.store(pr[:, :, None] + r, tl.reshape(drow, [T, 2, RP]), mask=(r < R) & inside[:, :, None])
             else:
                 of_weight, of_rows = draw[None] * dts[:, :, :, None, None], draw[None] * weight[:, None]
                 sum_weight += of_weight if HELD else tl.sum(of_weight, 1)
                 for r in tl.static_range(R):
-                    tl.store(pr + r, tl.sum(tl.sum(take(of_rows, r, RP), 3), 2), mask=inside)
+                    tl.store(pr + r, tl.sum(tl.sum(take(of_rows, r), 3), 2), mask=inside)
             py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE)[:, :, None, None] + d[None, None])
             tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
             du += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
@@ -377,19 +369,19 @@ def ss2d_bwd_kernel(
     part = image * chunks + chunk
     tl.store(dA_logs + ((part * 4 + k)[None, :, None, None, None] * N + n5) * D + lane, dA * a * LN_2, mask=inside5)
     channel = (part * 4 + k)[:, None, None] * D + d[None]
-    tl.store(dbias + channel, tl.sum(sum_raw, 0), mask=(d < D)[None])
+    tl.store(ddt_bias + channel, tl.sum(sum_raw, 0), mask=(d < D)[None])
     tl.store(dDs + channel, tl.sum(sum_skip, 0), mask=(d < D)[None])
-    dweight += (part * 4 + k)[:, None, None] * R * D + d[None]
+    ddt_weight += (part * 4 + k)[:, None, None] * R * D + d[None]
     for r in tl.static_range(R):
-        total = take(sum_weight, r, RP)
-        tl.store(dweight + r * D, tl.sum(total, 0) if HELD else total, mask=(d < D)[None])
+        total = take(sum_weight, r)
+        tl.store(ddt_weight + r * D, tl.sum(total, 0) if HELD else total, mask=(d < D)[None])
 
 
 # --- launch -----------------------------------------------------------------------------------------------------------
 
 
 class _Plan:
-    """Sizes, strides and tiles of a call, in the order of the kernels' arguments."""
+    """Sizes and tiles of a call."""
 
     def __init__(self, kind: str, u: Tensor, x_dbl: Tensor, dt_weight: Tensor, A_logs: Tensor, *others: Tensor) -> None:
         self.B, self.D, self.H, self.W = u.shape
@@ -407,17 +399,6 @@ class _Plan:
         self.grid = (programs * self.chunks,)
         self.divisions = (*division(self.W), *division(self.H))
         self.wide = is_wide(u, x_dbl, *others) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31
-        self.x_strides = (x_dbl.stride(0), x_dbl.stride(1), x_dbl.stride(2), *self.walks(*x_dbl.stride()[3:]))
-
-    def walks(self, stride_h: int, stride_w: int) -> tuple[int, ...]:
-        return walks(self.H, self.W, stride_h, stride_w)
-
-    def image_strides(self, t: Tensor) -> tuple[int, ...]:
-        return (t.stride(0), t.stride(1), *self.walks(*t.stride()[2:]))
-
-    def pixel_strides(self, size: int) -> tuple[int, ...]:
-        """Of a dense (H, W, size)."""
-        return self.walks(self.W * size, size)
 
     def constants(self) -> dict:
         return {
@@ -436,16 +417,16 @@ class _Plan:
         if self.chunks == 1:
             return None
         states = torch.empty(self.B, DIRECTIONS, self.chunks, self.N, self.D, dtype=torch.float32, device=v.device)
-        sums = torch.empty(self.B, DIRECTIONS, self.chunks, self.D, dtype=torch.float32, device=v.device)
+        steps = torch.empty(self.B, DIRECTIONS, self.chunks, self.D, dtype=torch.float32, device=v.device)
         ss2d_states_kernel[self.grid](
-            v, x_dbl, dt_weight, dt_bias, A_logs, states, sums,
-            self.D, self.L, self.chunks, self.chunk_blocks,
-            *self.divisions, *self.image_strides(v), *self.x_strides,
+            v, x_dbl, dt_weight, dt_bias, A_logs, states, steps,
+            self.D, self.H, self.W, self.L, self.chunks, self.chunk_blocks,
+            *self.divisions, *v.stride(), *x_dbl.stride(),
             ADJOINT=adjoint, **self.constants(),
         )  # fmt: skip
         grid = (self.B * DIRECTIONS * triton.cdiv(self.N * self.D, CHAIN_BLOCK),)
         chain_kernel[grid](
-            states, sums, A_logs, None, None, self.D, self.chunks,
+            states, steps, A_logs, None, None, self.D, self.chunks,
             DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4,
         )  # fmt: skip
         return states
@@ -491,9 +472,9 @@ def forward(
         maps = torch.empty(2, plan.B, plan.H, plan.W, plan.D, dtype=torch.float32, device=u.device)
         ss2d_fwd_kernel[plan.grid](
             u, *inputs, maps, starts, checkpoints,
-            plan.B, plan.D, plan.L, plan.chunks, plan.chunk_blocks,
-            *plan.divisions, *plan.image_strides(u), *plan.x_strides, *plan.pixel_strides(plan.D),
-            SPLIT=starts is not None, SAVE=save, **plan.constants(),
+            plan.B, plan.D, plan.H, plan.W, plan.L, plan.chunks, plan.chunk_blocks,
+            *plan.divisions, *u.stride(), *x_dbl.stride(),
+            SAVE=save, **plan.constants(),
         )  # fmt: skip
         torch.add(maps[0], maps[1], out=y.permute(0, 2, 3, 1))
     return y, checkpoints
@@ -529,24 +510,23 @@ def backward(
 
         maps = new(2, B, plan.H, plan.W, D)
         blocks = triton.cdiv(D, plan.tiles.channels)
-        drows = new(blocks, B, plan.H, plan.W, DIRECTIONS, R + 2 * N)
+        dx_dbl = new(blocks, B, plan.H, plan.W, DIRECTIONS, R + 2 * N)
         parts = B * plan.chunks
-        dweight, dA_logs = new(parts, DIRECTIONS, R, D), new(parts, DIRECTIONS, N, D)
-        dbias, dDs = new(parts, DIRECTIONS, D), new(parts, DIRECTIONS, D)
+        ddt_weight, dA_logs = new(parts, DIRECTIONS, R, D), new(parts, DIRECTIONS, N, D)
+        ddt_bias, dDs = new(parts, DIRECTIONS, D), new(parts, DIRECTIONS, D)
         ss2d_bwd_kernel[plan.grid](
-            dy, u, *inputs, checkpoints, starts, maps, drows, dweight, dbias, dA_logs, dDs,
-            B, D, plan.L, plan.chunks, plan.chunk_blocks,
-            *plan.divisions, *plan.image_strides(dy), *plan.image_strides(u), *plan.x_strides,
-            *plan.pixel_strides(D), *plan.pixel_strides(DIRECTIONS * (R + 2 * N)),
-            SPLIT=starts is not None, **plan.constants(),
+            dy, u, *inputs, checkpoints, starts, maps, dx_dbl, ddt_weight, ddt_bias, dA_logs, dDs,
+            B, D, plan.H, plan.W, plan.L, plan.chunks, plan.chunk_blocks,
+            *plan.divisions, *dy.stride(), *u.stride(), *x_dbl.stride(),
+            **plan.constants(),
         )  # fmt: skip
         du = torch.empty_like(u)
         torch.add(maps[0], maps[1], out=du.permute(0, 2, 3, 1))
         return (
             du,
-            like(drows.sum(0).permute(0, 3, 4, 1, 2), x_dbl),
-            like(dweight.sum(0).transpose(1, 2), dt_weight),
-            like(dbias.sum(0), dt_bias),
+            like(dx_dbl.sum(0).permute(0, 3, 4, 1, 2), x_dbl),
+            like(ddt_weight.sum(0).transpose(1, 2), dt_weight),
+            like(ddt_bias.sum(0), dt_bias),
             like(dA_logs.sum(0).transpose(1, 2).flatten(0, 1), A_logs),
             like(dDs.sum(0).flatten(), Ds),
         )

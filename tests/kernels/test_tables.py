@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from mtlkit.kernels._launch import division, is_wide, walks
+from mtlkit.kernels._launch import division, is_wide
 from mtlkit.kernels.tables import (
     CHUNK_TOKENS,
     FILL_WARPS,
@@ -38,19 +38,6 @@ def test_division_is_exact(divisor):
     borders = [divisor * generator.randrange(last // divisor + 1) for _ in range(200)]
     positions = [0, last, *borders, *(b - 1 for b in borders), *(generator.randrange(1 << 31) for _ in range(200))]
     assert all((p * multiplier >> 32) >> shift == p // divisor for p in positions if 0 <= p <= last)
-
-
-@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 6), (6, 1), (1, 1)])
-def test_walks_lead_through_the_image(height, width):
-    stride_h, stride_w = 1000, 7
-    pixels = [[h * stride_h + w * stride_w for w in range(width)] for h in range(height)]
-    rows = [p for row in pixels for p in row]
-    columns = [p for column in zip(*pixels, strict=True) for p in column]
-    walked = walks(height, width, stride_h, stride_w)
-    for wanted, (bend, step), inner in ((rows, walked[:2], width), (columns, walked[2:], height)):
-        multiplier, shift = division(inner)
-        lines = [(p * (multiplier % (1 << 32)) >> 32) >> shift for p in range(height * width)]
-        assert [line * bend + p * step for p, line in enumerate(lines)] == wanted
 
 
 def test_wide_offsets_begin_at_31_bits():

@@ -4,8 +4,13 @@ from functools import cache
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from mtlkit.kernels import ss2d
+from mtlkit.kernels._launch import division
+from mtlkit.kernels._scan import walk
+from mtlkit.kernels._ss2d_tiles import lines
 from mtlkit.kernels.tables import Tiles
 from mtlkit.operators.ss2d import ss2d_reference, ss2d_torch
 from mtlkit.testing import SS2DShape, assert_accurate
@@ -53,6 +58,33 @@ def check(got: dict, shape: SS2DShape, dtype: torch.dtype = torch.float32) -> No
     for name, value in got.items():
         assert value.dtype == dtype
         assert_accurate(name, value, exact(shape, dtype)[name], plain[name], gradient=name != "y")
+
+
+@triton.jit
+def _walk_kernel(
+    offsets, H, W, stride_h, stride_w, multiplier_w, shift_w, multiplier_h, shift_h,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Where the positions of each pair lie, (2, BLOCK)."""
+    pair, position = tl.program_id(0), tl.arange(0, BLOCK)
+    bend, step = lines(pair, H, W, stride_h, stride_w, WIDE)
+    multiplier = tl.where(pair == 0, multiplier_w, multiplier_h)
+    shift = tl.where(pair == 0, shift_w, shift_h)
+    tl.store(offsets + pair * BLOCK + position, walk(position, bend, step, multiplier, shift, WIDE))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 6), (6, 1), (1, 1)])
+def test_walks_lead_through_the_image(height, width, wide):
+    stride_h, stride_w = 1000, 7
+    pixels = [[h * stride_h + w * stride_w for w in range(width)] for h in range(height)]
+    rows = [p for row in pixels for p in row]
+    columns = [p for column in zip(*pixels, strict=True) for p in column]
+    offsets = torch.full((2, 16), -1, dtype=torch.int64)
+    _walk_kernel[(2,)](
+        offsets, height, width, stride_h, stride_w, *division(width), *division(height), WIDE=wide, BLOCK=16
+    )
+    assert offsets[:, : height * width].tolist() == [rows, columns]
 
 
 def cut(monkeypatch, chunks: int) -> None:
