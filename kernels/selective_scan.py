@@ -197,11 +197,11 @@ def selective_scan_fwd_kernel(
     u_ = tl.load(u + along(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0)
     delta_ = tl.load(delta + along(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
     kept = checkpoints + ((sequence * tl.cdiv(L, INTERVAL) + first // EVERY) * N + n5) * D + d5
-    for _ in range(rounds):
+    for _round in range(rounds):  # a name of its own: Triton 3.2 carries `_` through the loop
         if SAVE:
             tl.store(kept, h, mask=there5)
             kept += N * D
-        for _ in tl.static_range(EVERY):
+        for _step in tl.static_range(EVERY):
             inside = token < L
             mask = inside[:, None, None] & there[None]
             uu = u_.to(tl.float32)
