@@ -16,7 +16,6 @@ from mtlkit.data import (
     MammographyDataset,
     augmentation,
     open_dataset,
-    preparation,
 )
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -232,13 +231,6 @@ def test_broken_file_is_named_when_it_is_read(records):
     data = LesionDataset(records)
     with pytest.raises(DataError, match=r"benign \(3\).png: cannot be read as an image"):
         data[2]
-
-
-def test_preparation():
-    image = tv_tensors.Image(torch.tensor([0, 51, 255], dtype=torch.uint8).expand(3, 1, 3))
-    torch.testing.assert_close(
-        preparation(normalize=False)(image).as_subclass(torch.Tensor)[0, 0], torch.tensor([0, 0.2, 1.0])
-    )
 
 
 def test_an_odd_mask_is_told_in_the_first_epoch(busi, write):

@@ -10,7 +10,6 @@ from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from mtlkit.evaluation import Figure as Interval
-from mtlkit.evaluation.analysis import epoch_gates
 from mtlkit.evaluation.plots import COLOURS, draw_confusion, draw_curves, draw_displacement, draw_gates
 
 
@@ -92,23 +91,3 @@ def test_displacement_of_one_level():
 def test_nothing_is_left_to_pyplot():
     draw_confusion([[1, 0], [0, 1]], ("a", "b"), "")
     assert plt.get_fignums() == []
-
-
-# --- gates by epoch ---------------------------------------------------------------------------------------------------
-
-
-def test_gates_of_the_epochs(tmp_path):
-    for number, rows in ((1, ["0,0.5,0.1", "1,0.25,0.2"]), (2, ["0,0.75,0.3"])):
-        (tmp_path / f"stage{number}").mkdir()
-        text = "\n".join(["epoch,val/gate_image,val/iou", *rows]) + "\n"
-        (tmp_path / f"stage{number}/metrics.csv").write_text(text)
-    assert epoch_gates(tmp_path) == [{"image": [0.5, 0.25]}, {"image": [0.75]}]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "epoch,val/iou\n0,0.5\n", "epoch,val/gate_image\n0,x\n", "epoch,val/gate_image\n0\n"]
-)
-def test_tables_without_gates(tmp_path, text):
-    (tmp_path / "stage1").mkdir()
-    (tmp_path / "stage1/metrics.csv").write_text(text)
-    assert epoch_gates(tmp_path) == []

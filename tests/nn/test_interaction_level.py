@@ -45,43 +45,6 @@ def count(layer: nn.Module) -> int:
 # --- golden values ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-def test_golden_tim(keras_golden, backend, dtype, memory_format):
-    tim, given, wanted = keras_golden("tim", TaskInteraction(4, 6), dtype)
-    out = tim(given["seg"].contiguous(memory_format=memory_format), given["clf"])
-    assert (out.seg - wanted["seg_enh"]).abs().max() <= TOLERANCE
-    assert (out.clf - wanted["clf_enh"]).abs().max() <= TOLERANCE
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize(
-    ("name", "signals", "stats"),
-    [("upa_v1", "variance", ("u_seg", "u_clf")), ("upa_v2", "three", ("align", "seg_energy", "clf_energy"))],
-)
-def test_golden_upa(keras_golden, backend, dtype, name, signals, stats, memory_format):
-    upa, given, wanted = keras_golden(name, UncertaintyProxyAttention(4, 6, signals), dtype)
-    maps = (given[key].contiguous(memory_format=memory_format) for key in ("seg", "seg_enh"))
-    out = upa(*maps, given["clf"], given["clf_enh"])
-    assert (out.seg - wanted["seg_final"]).abs().max() <= TOLERANCE
-    assert (out.clf - wanted["clf_final"]).abs().max() <= TOLERANCE
-    for got, key in zip(out.stats, stats, strict=True):
-        assert (got - wanted[key][:, 0]).abs().max() <= TOLERANCE
-    if signals == "three":
-        assert (out.gates - torch.stack((wanted["w_seg"], wanted["w_clf"]), 1)).abs().max() <= TOLERANCE
-
-
-@pytest.mark.parametrize(("dim", "expected"), [(384, 436_672), (192, 196_576), (96, 118_000), (48, 89_080)])
-def test_parameter_counts_of_tim(dim, expected):
-    assert count(TaskInteraction(dim, device="meta")) == expected
-    assert count(TaskInteraction(dim, pooling="attention", device="meta")) == expected + dim
-
-
-@pytest.mark.parametrize(("dim", "expected"), [(384, 41_154), (192, 28_866), (96, 22_722), (48, 19_650)])
-def test_parameter_counts_of_upa(dim, expected):
-    assert count(UncertaintyProxyAttention(dim, signals="three", device="meta")) == expected
-    assert count(UncertaintyProxyAttention(dim, device="meta")) == 162
-
-
 # --- the level -------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from mtlkit.nn import (
@@ -45,15 +44,6 @@ def test_golden(keras_golden, dtype, name):
         assert (y - wanted["y"]).abs().max() <= TOLERANCE
 
 
-def test_golden_conv_transpose(mtl_golden, dtype):
-    entry = {
-        key: torch.tensor(value, dtype=dtype) for key, value in mtl_golden["conv_transpose"].items() if key != "note"
-    }
-    layer = ConvUpsample(2, 3, dtype=dtype)
-    layer.load_state_dict({"weight": entry["kernel"], "bias": entry["bias"]})
-    assert (layer(entry["x"]) - entry["y"]).abs().max() <= TOLERANCE
-
-
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -82,45 +72,6 @@ def test_parameter_counts(make, expected):
 # --- formulas --------------------------------------------------------------------------------------------------------
 
 
-def test_fusion_is_a_sum_over_three_dilations():
-    layer = MultiScaleFusion(8, dtype=torch.float64)
-    x = torch.randn(2, 8, 9, 7, dtype=torch.float64)
-    alpha = torch.softmax(layer.att_fc2(layer.att_fc1(x.mean((2, 3))).relu()), 1)  # (B, 3)
-    total = 0
-    for i, (r, sep) in enumerate(zip((1, 2, 4), (layer.sep_d1, layer.sep_d2, layer.sep_d4), strict=True)):
-        taps = F.pad(x, (r, r, r, r)).unfold(2, 2 * r + 1, 1).unfold(3, 2 * r + 1, 1)[..., ::r, ::r]
-        scale = torch.einsum("bchwij,cij,oc->bohw", taps, sep.depthwise.weight[:, 0], sep.pointwise.weight[..., 0, 0])
-        total = total + alpha[:, i, None, None, None] * (scale + sep.pointwise.bias[:, None, None])
-    torch.testing.assert_close(layer(x), layer.fuse(total))
-
-
-def test_attention_gates_are_in_parallel():
-    layer = DualPathAttention(8, dtype=torch.float64)
-    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
-    channels = torch.sigmoid(layer.ch_fc2(layer.ch_fc1(x.mean((2, 3))).relu()))
-    pixels = torch.sigmoid(layer.spatial(torch.stack((x.max(1).values, x.mean(1)), 1)))
-    torch.testing.assert_close(layer(x), x * channels[..., None, None] * pixels)
-
-
-def test_gate_resizes_its_term_at_half_pixels():
-    gate = AttentionGate(4, 3, 2, dtype=torch.float64)
-    skip, small = torch.randn(1, 4, 4, 6, dtype=torch.float64), torch.randn(1, 3, 2, 3, dtype=torch.float64)
-    large = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(gate(skip, small), gate(skip, large))
-    assert not torch.allclose(gate(skip, small), gate(skip, F.interpolate(small, scale_factor=2)))
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (4, 3)])
-def test_upsampling_puts_each_pixel_at_twice_its_place(height, width):
-    layer = ConvUpsample(2, 3, dtype=torch.float64)
-    x = torch.randn(1, 2, height, width, dtype=torch.float64)
-    y = layer.bias.view(1, 3, 1, 1).repeat(1, 1, 2 * height + 1, 2 * width + 1)
-    for i in range(height):
-        for j in range(width):
-            y[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3] += torch.einsum("bi,iohw->bohw", x[:, :, i, j], layer.weight)
-    torch.testing.assert_close(layer(x), y[:, :, :-1, :-1])
-
-
 def test_residual_block_without_fusion_and_attention():
     block = ResidualBlock(8, 8, attention=False, multi_scale=False, dtype=torch.float64).eval()
     with torch.no_grad():
@@ -138,15 +89,6 @@ def test_normalisation_has_the_momentum_of_keras():
     h = block.conv1(x := torch.randn(4, 8, 6, 5)).relu()
     block(x)
     torch.testing.assert_close(block.bn1.running_mean, 0.01 * h.mean((0, 2, 3)))
-
-
-def test_initial_values_are_those_of_keras():
-    layer = SeparableConv(64, 128)
-    bound = (6 / (9 * 64 + 9)) ** 0.5  # Keras: 9 C taps go into a channel, 9 come out of it
-    assert 0.95 * bound < layer.depthwise.weight.abs().max() <= bound
-    bound = (6 / (64 + 128)) ** 0.5
-    assert 0.95 * bound < layer.pointwise.weight.abs().max() <= bound
-    assert not layer.pointwise.bias.any()
 
 
 # --- habits ----------------------------------------------------------------------------------------------------------
@@ -235,13 +177,3 @@ def test_bad_input(layer):
         layer(torch.randn(8, 4, 4))
     with pytest.raises(TypeError, match="x: expected float32"):
         layer(torch.ones(1, 8, 4, 4, dtype=torch.int64))
-
-
-def test_bad_input_of_the_gate():
-    gate = AttentionGate(8, 3, 5)
-    with pytest.raises(ValueError, match=r"skip: expected shape \(B, 8, H, W\)"):
-        gate(torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"g: expected shape \(B, 3, H, W\)"):
-        gate(torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))
-    with pytest.raises(ValueError, match="g: expected a batch of 2, that of skip, got 1"):
-        gate(torch.randn(2, 8, 4, 4), torch.randn(1, 3, 4, 4))
