@@ -3,12 +3,14 @@
 import csv
 import io
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from mtlkit.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MAX_TABLE = 256 * 2**20  # bytes that an .xlsx file may unpack to
 MASK_SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -70,6 +72,10 @@ def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
         if path.suffix.lower() == ".xlsx":
             import openpyxl
 
+            with zipfile.ZipFile(path) as archive:
+                size = sum(part.file_size for part in archive.infolist())
+            if size > MAX_TABLE:
+                raise DataError(f"expected at most {MAX_TABLE:,} bytes of table, got {size:,}", path=path)
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
             names = [name for name in book.sheetnames if sheet is not None and name.strip() == sheet]
             rows = book[names[0] if names else book.sheetnames[0]].iter_rows(values_only=True)

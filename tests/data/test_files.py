@@ -1,7 +1,9 @@
 """Tables and names are read in one way."""
 
+import zipfile
 from pathlib import Path
 
+import openpyxl
 import pytest
 
 from mtlkit.data import DataError
@@ -32,3 +34,16 @@ def test_tables_in_another_code(tmp_path, content):
         DataError, match=r"a.csv: expected text in UTF-8 or UTF-16, got other bytes in line \d; save it"
     ):
         read_table(tmp_path / "a.csv")
+
+
+def test_a_workbook_that_unpacks_to_too_much(tmp_path):
+    path, book = tmp_path / "a.xlsx", openpyxl.Workbook()
+    book.active.append(["id", "name"])
+    book.save(path)
+    assert read_table(path) == [["id", "name"]]
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("xl/more.xml", "w") as part:
+        for _ in range(300):
+            part.write(bytes(2**20))
+    assert path.stat().st_size < 500_000
+    with pytest.raises(DataError, match=r"a.xlsx: expected at most 268,435,456 bytes of table, got 314,"):
+        read_table(path)
