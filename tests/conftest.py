@@ -35,6 +35,12 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def device() -> torch.device:
+    """Where the kernels under test run."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is allocated unset holds NaN."""
     poison(monkeypatch)

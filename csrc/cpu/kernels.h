@@ -10,12 +10,6 @@
 
 namespace mtlkit {
 
-// What the layout of the projection's signs depends on.
-struct InteractionBlock {
-  int rows;   // of a block
-  int bytes;  // of a vector
-};
-
 // What a launcher returns.
 enum Status : int { kOk = 0, kOutOfMemory = 1 };
 
@@ -31,7 +25,7 @@ struct CpuKernels {
   int (*norm_gate_backward)(const NormGateBackward&);
   int (*interaction_reduce_forward)(const InteractionReduceForward&);
   int (*interaction_reduce_backward)(const InteractionReduceBackward&);
-  InteractionBlock interaction_block;
+  int interaction_rows, interaction_bytes;  // a block of rows, and a vector: what the layout of signs depends on
   int (*interaction_scale_forward)(const InteractionScaleForward&);
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int (*interaction_gating_forward)(const InteractionGatingForward&);

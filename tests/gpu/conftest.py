@@ -30,7 +30,7 @@ def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def _poisoned() -> Iterator[None]:
+def poisoned() -> Iterator[None]:
     """Fills whatever is allocated unset with NaN: in its deterministic mode torch does so itself."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

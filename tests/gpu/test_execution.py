@@ -85,15 +85,12 @@ def test_graph_of_forward_and_backward(name, dtype, backend, device):
         for _ in range(3):
             call.results(leaves)
     torch.cuda.current_stream(device).wait_stream(side)
-    weights = call.weights(tuple(t for n, t in call.results(leaves).items() if n.startswith("out")))
+    weights = call.weights(call.function(**leaves))
 
     def step() -> dict[str, torch.Tensor]:
         outputs = call.function(**leaves)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), weights)
-        return {f"out{i}": t for i, t in enumerate(outputs)} | dict(
-            zip((f"d{n}" for n in leaves), gradients, strict=True)
-        )
+        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), weights)
+        return outputs | dict(zip((f"d{n}" for n in leaves), gradients, strict=True))
 
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

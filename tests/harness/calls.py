@@ -1,69 +1,93 @@
-"""Calls of the operators that have GPU kernels, and the comparison of their results with the CPU's in float64."""
+"""Calls of the operators, their inputs by shape and dtype, and the comparison of their results with the reference."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import mtlkit
+from harness.layouts import NCHW, NHWC, Place
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+NARROW = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *NARROW)
+FORWARD = ("y", "out", "last", "seg", "clf", "enhanced_seg")  # outputs that the bounds of outputs hold for
 
 
 class Call(NamedTuple):
-    """A function of tensors, and its arguments by name, on the CPU."""
+    """A function of tensors that returns tensors by name, its arguments by name, on the CPU, and their layouts."""
 
-    function: Callable[..., Tensor | tuple[Tensor, ...]]
+    function: Callable[..., dict[str, Tensor]]
     inputs: dict[str, Tensor]
+    places: Mapping[str, Place] = MappingProxyType({})
+
+    def placed(self, **places: Place) -> "Call":
+        """With the numbers of some arguments elsewhere in memory."""
+        return self._replace(places={**self.places, **places})
 
     def leaves(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The arguments elsewhere, each wanting its gradient."""
-        return {
-            n: t.detach().to(device=device, dtype=dtype or t.dtype).requires_grad_() for n, t in self.inputs.items()
-        }
+        """The arguments on a device, in their layouts, each wanting its gradient."""
+        found = {name: t.detach().to(device=device, dtype=dtype or t.dtype) for name, t in self.inputs.items()}
+        found |= {name: place(found[name]) for name, place in self.places.items()}
+        return {name: t.requires_grad_() for name, t in found.items()}
 
-    def results(self, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weights(self, outputs: dict[str, Tensor], place: Place | None = None) -> list[Tensor]:
+        """Random weights of the outputs, of numbers that the first argument's dtype has; `place` puts the first's."""
+        dtype, generator = next(iter(self.inputs.values())).dtype, torch.Generator().manual_seed(7)
+        found = [torch.randn(t.shape, generator=generator).to(dtype).to(t) for t in outputs.values()]
+        return found if place is None else [place(found[0]), *found[1:]]
+
+    def results(self, leaves: dict[str, Tensor], place: Place | None = None) -> dict[str, Tensor]:
         """Outputs and every gradient by name, of a loss whose weights are the same numbers everywhere."""
         outputs = self.function(**leaves)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), self.weights(outputs))
-        named = {f"out{i}": t.detach() for i, t in enumerate(outputs)}
-        return named | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
+        wanted = {name: t for name, t in leaves.items() if t.requires_grad}
+        weights = self.weights(outputs, place)
+        gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), weights)
+        named = {name: t.detach() for name, t in outputs.items()}
+        return named | {f"d{name}": g for name, g in zip(wanted, gradients, strict=True)}
 
-    def weights(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Random weights of the outputs, of numbers that the first argument's dtype has."""
-        dtype, generator = next(iter(self.inputs.values())).dtype, torch.Generator().manual_seed(7)
-        return [torch.randn(t.shape, generator=generator).to(dtype).to(t) for t in outputs]
-
-    def run(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def run(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, place: Place | None = None
+    ) -> dict[str, Tensor]:
         """`results`, on a device."""
-        return self.results(self.leaves(device, dtype))
+        return self.results(self.leaves(device, dtype), place)
+
+    def expected(self, backend: str = "reference", place: Place | None = None) -> tuple[dict[str, Tensor], ...]:
+        """What `results` are held to: those of a backend in float64, and of 16-bit arguments plain PyTorch's."""
+        with mtlkit.use_backend(backend):
+            exact = self.run(dtype=torch.float64, place=place)
+        if all(t.dtype not in NARROW for t in self.inputs.values()):
+            return exact, exact
+        with mtlkit.use_backend("torch"):
+            return exact, self.run(place=place)
 
     def check(
-        self, device: torch.device, exact_backend: str = "reference", outputs: int | None = None
+        self, device: torch.device | str = "cpu", exact_backend: str = "reference", place: Place | None = None
     ) -> dict[str, Tensor]:
         """Asserts that results on the device meet the policy of mtlkit.testing, and gives them.
 
         Args:
             device: where the results under test are made, by the backend that is asked for now.
             exact_backend: what gives the exact results in float64: "auto" where the reference takes too long.
-            outputs: how many outputs are held to the bounds of outputs, the others to those of gradients; None is all.
+            place: of the gradient of the first output.
         """
-        got = self.run(device)
-        with mtlkit.use_backend(exact_backend):
-            exact = self.run(dtype=torch.float64)
-        narrow = any(t.dtype in DTYPES[1:] for t in got.values())
-        with mtlkit.use_backend("torch"):
-            plain = self.run() if narrow else exact
-        for name, value in got.items():
-            assert value.device == device, f"{name}: expected it on {device}, got {value.device}"
-            late = outputs is not None and name in [f"out{i}" for i in range(outputs, len(got))]
-            assert_accurate(name, value.cpu(), exact[name], plain[name], gradient=late or name.startswith("d"))
+        got = self.run(device, place=place)
+        assert_meets(got, self.expected(exact_backend, place), device)
         return got
+
+
+def assert_meets(
+    got: dict[str, Tensor], expected: tuple[dict[str, Tensor], ...], device: torch.device | str = "cpu"
+) -> None:
+    """Each result by name, within the bounds of mtlkit.testing, on the device."""
+    exact, plain = expected
+    assert got.keys() == exact.keys()
+    for name, value in got.items():
+        assert value.device == torch.device(device), f"{name}: expected it on {device}, got {value.device}"
+        assert_accurate(name, value.cpu(), exact[name], plain[name], gradient=name not in FORWARD)
 
 
 def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -75,13 +99,8 @@ def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 # --- the operators ----------------------------------------------------------------------------------------------------
 
 
-def ss2d_call(
-    shape: SS2DShape,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = CHANNELS_LAST,
-    seed: int = 0,
-) -> Call:
-    return Call(mtlkit.ops.ss2d, shape.inputs(dtype, memory_format=memory_format, seed=seed))
+def ss2d_call(shape: SS2DShape, dtype: torch.dtype = torch.float32, place: Place = NHWC, seed: int = 0) -> Call:
+    return Call(lambda **tensors: {"y": mtlkit.ops.ss2d(**tensors)}, shape.inputs(dtype, seed=seed)).placed(u=place)
 
 
 def scan_call(
@@ -101,92 +120,106 @@ def scan_call(
         inputs["delta"] = 0.1 * inputs["delta"].abs()
         inputs |= {name: 0.01 * inputs[name].abs() for name in ("delta_bias",) if name in inputs}
 
-    def function(**tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return mtlkit.ops.selective_scan(**tensors, delta_softplus=softplus, return_last_state=True)
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        out, last = mtlkit.ops.selective_scan(**tensors, delta_softplus=softplus, return_last_state=True)
+        return {"out": out, "last": last}
 
     return Call(function, inputs)
 
 
 def norm_call(
-    rows: int,
-    channels: int,
+    size: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
     *,
-    gate_dtype: torch.dtype | None = None,
+    parameters: torch.dtype | None = None,
+    gate: torch.dtype | None = None,
     without: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Call:
+    """`parameters` and `gate` are dtypes, by default that of x."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
+        return torch.randn(size, generator=generator, dtype=torch.float64)
 
     inputs = {
-        "x": (3 * normal(rows, channels) + 1).to(dtype),
-        "weight": normal(channels),
-        "bias": normal(channels),
-        "z": normal(rows, channels).to(gate_dtype or dtype),
+        "x": (3 * normal(*size) + 1).to(dtype),
+        "weight": normal(size[-1]).to(parameters or dtype),
+        "bias": normal(size[-1]).to(parameters or dtype),
+        "z": normal(*size).to(gate or dtype),
     }
-    return Call(mtlkit.ops.norm_gate, {name: t for name, t in inputs.items() if name not in without})
+    inputs = {name: t for name, t in inputs.items() if name not in without}
+    return Call(lambda **tensors: {"y": mtlkit.ops.norm_gate(**tensors)}, inputs)
 
 
 def conv_call(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = CHANNELS_LAST,
+    place: Place = NHWC,
     *,
+    parameters: torch.dtype | None = None,
     bias: bool = True,
     seed: int = 0,
 ) -> Call:
+    """`parameters` is a dtype, by default that of x."""
     generator = torch.Generator().manual_seed(seed)
 
-    def function(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return mtlkit.ops.dwconv_silu(x, weight, bias)
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
 
     inputs = {
-        "x": torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=memory_format),
-        "weight": torch.randn(shape[1], 1, 3, 3, generator=generator) / 2,
+        "x": normal(*shape).to(dtype),
+        "weight": normal(shape[1], 1, 3, 3).to(parameters or dtype) / 2,
+        "bias": normal(shape[1]).to(parameters or dtype),
     }
-    return Call(function, inputs | ({"bias": torch.randn(shape[1], generator=generator)} if bias else {}))
+    inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
+    return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None} | tensors)}, inputs).placed(x=place)
 
 
 def level_call(
     shape: InteractionShape,
     dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = CONTIGUOUS,
+    place: Place = NCHW,
     *,
     training: bool = False,
+    enhanced: bool = True,
     seed: int = 7,
 ) -> Call:
-    """A level of task interaction: map, vector, gates, signals and enhanced map."""
-    inputs = shape.inputs(dtype, memory_format=memory_format, seed=seed)
+    """A level of task interaction: map, vector, enhanced map if asked for, gates and signals.
 
-    def function(x: Tensor, f: Tensor, **learnt: Tensor) -> tuple[Tensor, ...]:
+    Of a pixel or a channel, a draw may leave next to nothing of a sum; that of seed 7 does not.
+    """
+    inputs = shape.inputs(dtype, seed=seed)
+
+    def function(x: Tensor, f: Tensor, **learnt: Tensor) -> dict[str, Tensor]:
         running = {name: getattr(inputs.tim, name).to(x, copy=True) for name in ("norm_mean", "norm_var")}
         tim, upa = (
             kind(**{name: t for name, t in (learnt | running).items() if name in kind._fields})
             for kind in (TIMParameters, UPAParameters)
         )
-        options = {"signals": shape.signals, "training": training, "return_enhanced": True}
+        options = {"signals": shape.signals, "training": training, "return_enhanced": enhanced}
         out = mtlkit.ops.task_interaction(x, f, tim, upa, **options)
-        return out.seg, out.clf, out.enhanced_seg, out.gates, *out.stats
+        named = {"seg": out.seg, "clf": out.clf, "gates": out.gates}
+        named |= {"enhanced_seg": out.enhanced_seg} if enhanced else {}
+        return named | {f"stats_{name}": t for name, t in out.stats._asdict().items()}
 
-    return Call(function, inputs.named_tensors())
+    return Call(function, inputs.named_tensors()).placed(x=place)
 
 
 def one_of_each(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
     """A small call of every operator, and of each scan one that is split into chunks of its sequence."""
+    wide = {"parameters": torch.float32, "seed": seed}
     return {
         "ss2d": ss2d_call(SS2DShape(2, 33, 5, 7, 16, 4), dtype, seed=seed),
-        "ss2d, channels first": ss2d_call(SS2DShape(1, 10, 6, 11, 17, 24), dtype, CONTIGUOUS, seed=seed),
+        "ss2d, channels first": ss2d_call(SS2DShape(1, 10, 6, 11, 17, 24), dtype, NCHW, seed=seed),
         "ss2d, split": ss2d_call(SS2DShape(1, 9, 33, 37, 4, 2), dtype, seed=seed),
         "selective_scan": scan_call(SelectiveScanShape(2, 34, 35, 16, G=2), dtype, seed=seed),
         "selective_scan, constant": scan_call(SelectiveScanShape(1, 5, 10, 20, G=0), dtype, seed=seed),
         "selective_scan, split": scan_call(SelectiveScanShape(1, 9, 1221, 4), dtype, seed=seed),
-        "norm_gate": norm_call(35, 132, dtype, seed=seed),
-        "norm_gate, ragged": norm_call(9, 37, dtype, seed=seed),
-        "dwconv_silu": conv_call((2, 36, 9, 13), dtype, seed=seed),
-        "dwconv_silu, channels first": conv_call((1, 5, 6, 11), dtype, CONTIGUOUS, seed=seed),
+        "norm_gate": norm_call((35, 132), dtype, **wide),
+        "norm_gate, ragged": norm_call((9, 37), dtype, **wide),
+        "dwconv_silu": conv_call((2, 36, 9, 13), dtype, **wide),
+        "dwconv_silu, channels first": conv_call((1, 5, 6, 11), dtype, NCHW, **wide),
     }
 
 

@@ -1,4 +1,5 @@
-import itertools
+"""What task interaction has of its own; what it shares with every operator is in test_matrix.py."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,6 @@ BACKENDS = ["reference", "torch", "cpu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 SIGNALS = ["variance", "three"]
-# one pixel, one row, one column; channels below, at and beside whole vectors; several bands of pixels; a single channel
-SIZES = [(2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 48, 14, 14), (2, 20, 41, 37)]
 
 needs_cpu_backend = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -149,20 +148,6 @@ class TestGolden:
 # --- fused, composed, reference ---------------------------------------------------------------------------------------
 
 
-@needs_cpu_backend
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("signals", SIGNALS)
-def test_accurate(signals, dtype, memory_format):
-    # of a pixel or a channel, a draw may leave next to nothing of a sum; this one does not
-    for sizes, attention in zip(SIZES, itertools.cycle((False, True))):
-        inputs = shape_of(sizes, signals, attention).inputs(dtype, memory_format=FORMATS[memory_format], seed=7)
-        got = check(inputs, signals=signals)
-        for name in ("seg", "dx"):
-            assert got[name].dtype == dtype
-            assert got[name].is_contiguous(memory_format=FORMATS[memory_format])
-
-
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("signals", SIGNALS)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -198,65 +183,9 @@ def test_batch_normalisation_in_training(backend, dtype):
 
 
 @needs_cpu_backend
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("attention", [False, True])
-def test_every_instruction_set(isa, dtype, attention):
-    for signals, sizes in (("variance", (2, 37, 7, 11)), ("three", (2, 24, 10, 13))):
-        check(shape_of(sizes, signals, attention).inputs(dtype), signals=signals)
-
-
-@needs_cpu_backend
 @pytest.mark.parametrize("signals", SIGNALS)
 def test_the_level_of_a_network(signals):
     check(InteractionShape(2, 96, 56, 56, signals=signals).inputs(memory_format=torch.channels_last), signals=signals)
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("attention", [False, True])
-def test_thread_counts_agree(threads, attention):
-    inputs = shape_of((3, 20, 23, 19), "three", attention).inputs()
-    for count in (1, 2, 3, 16):
-        threads(count)
-        check(inputs, signals="three")
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("attention", [False, True])
-def test_repeats_bit_by_bit(attention, memory_format):
-    inputs = shape_of((3, 40, 25, 17), "three", attention).inputs(memory_format=FORMATS[memory_format])
-    first, again = (run("cpu", inputs, signals="three") for _ in range(2))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("signals", SIGNALS)
-def test_writes_every_element(poisoned, monkeypatch, signals):
-    monkeypatch.setattr(Tensor, "new_empty", lambda t, *args, **options: torch.empty(*args, **options))
-    check(shape_of((2, 19, 7, 21), signals, attention=True).inputs(), signals=signals)
-
-
-def strided(x: Tensor, kind: str) -> Tensor:
-    """The same numbers: some channels of more, every second column, rows and columns swapped, or one image expanded."""
-    B, C, H, W = x.shape
-    nan = float("nan")
-    if kind == "channels":
-        return x.new_full((B, 2 * C, H, W), nan)[:, C:].copy_(x)
-    if kind == "channels_of_channels_last":
-        return x.new_full((B, H, W, 2 * C), nan).permute(0, 3, 1, 2)[:, C:].copy_(x)
-    if kind == "columns":
-        return x.new_full((B, C, H, 2 * W), nan)[..., ::2].copy_(x)
-    if kind == "swapped":
-        return x.new_full((B, C, W, H), nan).transpose(2, 3).copy_(x)
-    return x[:1].expand(B, C, H, W)
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("signals", SIGNALS)
-@pytest.mark.parametrize("kind", ["channels", "channels_of_channels_last", "columns", "swapped", "expanded"])
-def test_strides(kind, signals):
-    inputs = shape_of((2, 18, 6, 5), signals).inputs()
-    check(inputs._replace(x=strided(inputs.x, kind)), signals=signals)
 
 
 @needs_cpu_backend
@@ -502,46 +431,8 @@ class TestProperties:
         assert out.seg[others].isnan().all() == (signals == "variance")  # which the batch's mean couples
         assert out.seg[others].isfinite().all() == (signals == "three")
 
-    def test_empty_batch(self, backend):
-        for signals in SIGNALS:
-            inputs = shape_of((0, 6, 4, 5), signals).inputs()
-            got = run(backend, inputs, signals=signals, return_enhanced=True)
-            assert got["seg"].shape == got["dx"].shape == (0, 6, 4, 5)
-            assert got["clf"].shape == (0, 12)
-            assert got["gates"].shape == (0, 2)
-            assert not got["dproj_weight"].any()
-            assert not got["dfc1_weight"].any()
-
 
 # --- torch's machinery ------------------------------------------------------------------------------------------------
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("signals", SIGNALS)
-def test_gradcheck(signals, attention):
-    inputs = shape_of((2, 5, 3, 4), signals, attention).inputs(torch.float64, requires_grad=True)
-    names = list(inputs.named_tensors())
-
-    def call(*tensors: Tensor):
-        given = dict(zip(names, tensors, strict=True))
-        tim = inputs.tim._replace(**{n: t for n, t in given.items() if n in TIMParameters._fields})
-        upa = UPAParameters(**{n: t for n, t in given.items() if n in UPAParameters._fields})
-        return tuple(level(InteractionInputs(given["x"], given["f"], tim, upa), signals, return_enhanced=True).values())
-
-    with mtlkit.use_backend("cpu"):
-        assert torch.autograd.gradcheck(call, tuple(inputs.named_tensors().values()), fast_mode=True)
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("target", ["seg", "gates"])
-def test_second_backward_raises(target):
-    inputs = shape_of((2, 6, 4, 5)).inputs(requires_grad=True)
-    with mtlkit.use_backend("cpu"):
-        out = getattr(ops.task_interaction(*inputs), target)
-    (dx,) = torch.autograd.grad(out.square().sum(), inputs.x, create_graph=True)
-    with pytest.raises(RuntimeError, match="task_interaction has first-order gradients only"):
-        dx.sum().backward()
 
 
 @needs_cpu_backend
@@ -558,30 +449,6 @@ def test_opcheck(weight, attention, energy, memory_format):
     torch.library.opcheck(
         torch.ops.mtlkit.interaction_scale.default, ("cpu", inputs.x, torch.rand(2, 6, requires_grad=True))
     )
-
-
-@needs_cpu_backend
-@pytest.mark.parametrize("signals", SIGNALS)
-def test_compiles_once_for_all_batch_sizes(signals):
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-
-    def call(x: Tensor, f: Tensor, tim: TIMParameters, upa: UPAParameters):
-        out = ops.task_interaction(x + 1, f, tim, upa, signals=signals)
-        return 2 * out.seg, out.clf, out.gates
-
-    compiled = torch.compile(call, backend=counter, fullgraph=True)
-    with mtlkit.use_backend("cpu"):
-        for batch in (2, 3, 5):
-            inputs = shape_of((batch, 6, 4, 5), signals).inputs(requires_grad=True)
-            for t in inputs[:2]:
-                torch._dynamo.mark_dynamic(t, 0)
-            got, want = compiled(*inputs), call(*inputs)
-            torch.testing.assert_close(got, want)
-            tensors = list(inputs.named_tensors().values())
-            gradients = (torch.autograd.grad(sum(t.square().sum() for t in y), tensors) for y in (got, want))
-            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

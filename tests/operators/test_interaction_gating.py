@@ -43,8 +43,7 @@ def test_what_needs_no_gradient(frozen, signals):
     assert all(torch.equal(part[name], whole[name]) for name in part)
 
 
-def test_writes_every_element(poisoned, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, *args, **options: torch.empty(*args, **options))
+def test_writes_every_element(poisoned):
     for case in VECTOR_CASES:
         assert not any(value.isnan().any() for value in VectorCall(case).run("cpu", torch.float32).values())
 

@@ -13,23 +13,17 @@ def supports(_inputs: Inputs, _options: NoOptions) -> None:
     """Every call."""
 
 
-def _arguments(inputs: Inputs) -> dict[str, object]:
-    """What the kernels of both directions take."""
+def _arguments(inputs: Inputs) -> tuple:
+    """What the kernels of both directions take first."""
     x, weight, bias = inputs
-    return {
-        "sizes": x.shape,
-        "x": argument(x),
-        "weight": argument(weight[:, 0]),
-        "bias": argument(bias),
-        "use_double": x.dtype == torch.float64,
-        "threads": torch.get_num_threads(),
-    }
+    tensors = (argument(x), argument(weight[:, 0]), argument(bias))
+    return tuple(x.shape), tensors, x.dtype == torch.float64, torch.get_num_threads()
 
 
 def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
     """Y."""
     y = fresh(new_output(inputs.x))
-    check(_native.C.dwconv_silu_forward(**_arguments(inputs), y=argument(y)))
+    check(_native.C.dwconv_silu_forward(*_arguments(inputs), argument(y)))
     return (y,)
 
 
@@ -38,8 +32,6 @@ def backward(inputs: Inputs, _options: NoOptions, _kept, grads, _wanted) -> tupl
     x, weight, bias = inputs
     dx, dtype = fresh(new_output(x)), compute_dtype(x)
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
-    status = _native.C.dwconv_silu_backward(
-        **_arguments(inputs), dy=argument(grads[0]), dx=argument(dx), dweight=address(dweight), dbias=address(dbias)
-    )
-    check(status)
+    outputs = (argument(grads[0]), argument(dx), address(dweight), address(dbias))
+    check(_native.C.dwconv_silu_backward(*_arguments(inputs), *outputs))
     return dx, dweight, dbias

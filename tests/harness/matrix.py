@@ -1,0 +1,342 @@
+"""The tests that every operator passes on every backend that has it, written once.
+
+A folder's test_matrix.py derives a class for its backends: from OperatorMatrix for compiled kernels, with OnCPU for
+those of the CPU; from Results or EmptyBatch for plain PyTorch.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import mtlkit
+from harness.calls import NARROW, Call, assert_meets, assert_same
+from harness.layouts import dense, ones, spread
+from harness.operators import Operator
+from mtlkit import _native
+from mtlkit.testing import assert_accurate
+
+DTYPES = (torch.float64, torch.float32, *NARROW)
+ROUGH = 2e-2  # of results in bfloat16, whose rounding differs from that of plain PyTorch under autocast
+
+
+def over(*axes: str) -> Callable[[Callable], Callable]:
+    """Runs a test for every combination of an operator's attributes: over("shapes", "dense") gives (case, layout)."""
+
+    def mark(test: Callable) -> Callable:
+        test.axes = axes
+        return test
+
+    return mark
+
+
+def _id(choice: Any) -> str:
+    return " ".join(map(str, choice)) if type(choice) is tuple else str(choice)
+
+
+def spoil(call: Call, name: str, value: float) -> Call:
+    """With a value in the middle of an argument."""
+    flat = call.inputs[name].flatten().clone()
+    flat[len(flat) // 2] = value
+    return call._replace(inputs=call.inputs | {name: flat.view(call.inputs[name].shape)})
+
+
+class _Matrix:
+    """Runs each test for the operators and backends of a derived class; `dtypes` are what these backends compute in."""
+
+    operators: tuple[Operator, ...] = ()
+    backends: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = DTYPES
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        axes = getattr(metafunc.function, "axes", None)
+        if axes is None:
+            return
+        names, rows = [name for name in metafunc.fixturenames if name in ("case", "layout", "dtype", "spoilt")], []
+        for backend, operator in itertools.product(self.backends, self.operators):
+            values = {
+                "dtypes": self.dtypes,
+                "spoilt": [(name, value) for name, many in operator.spoilt.items() for value in many],
+            }
+            choices = [values[axis] if axis in values else tuple(getattr(operator, axis)) for axis in axes]
+            for choice in itertools.product(*choices):
+                rows.append(
+                    pytest.param(backend, operator, *choice, id="-".join(map(_id, (backend, operator, *choice))))
+                )
+        assert len(names) == len(axes), f"{metafunc.function.__name__}: expected one argument an axis of {axes}"
+        metafunc.parametrize(["backend", "operator", *names], rows, indirect=["backend"])
+
+    @pytest.fixture
+    def backend(self, request: pytest.FixtureRequest) -> Iterator[str]:
+        """The backend, asked for, so that a call that it cannot serve fails."""
+        if request.param == "cpu" and _native.C is None:
+            pytest.skip(f"no compiled kernels: {_native.why_not}")
+        with mtlkit.use_backend(request.param):
+            yield request.param
+
+
+class EmptyBatch(_Matrix):
+    """Results without an element, and gradients of zeros."""
+
+    @over("empty")
+    def test_empty_batch(self, operator, backend, case, device):
+        call = operator.call(case, torch.float32)
+        with mtlkit.use_backend("reference"):
+            wanted = call.run()
+        got = call.run(device)
+        assert {name: t.shape for name, t in got.items()} == {name: t.shape for name, t in wanted.items()}
+        for name, t in call.inputs.items():
+            assert got[f"d{name}"].shape == t.shape
+            assert not got[f"d{name}"].any(), name
+
+
+class Results(EmptyBatch):
+    """The right numbers."""
+
+    @over("shapes", "dense", "dtypes")
+    def test_output_and_gradients(self, operator, backend, case, layout, dtype, device, poisoned):
+        """With the gradient of the output in another of the layouts."""
+        call = operator.call(case, dtype).placed(**self._present(operator, case, operator.dense[layout]))
+        others = list(operator.dense)
+        place = next(iter(operator.dense[others[others.index(layout) - 1]].values()), None)
+        got = call.run(device, place=place)
+        assert next(iter(got.values())).dtype == dtype
+        for name, t in call.inputs.items():
+            assert got[f"d{name}"].dtype == t.dtype, name
+        for name in operator.wide.intersection(got):
+            assert got[name].dtype == torch.promote_types(dtype, torch.float32), name
+        if backend != "torch":
+            operator.result_layout(call.leaves(device), got)
+        assert_meets(got, operator.expected(case, dtype), device)
+
+    @over("options")
+    def test_options(self, operator, backend, case, device):
+        assert_meets(operator.call(case, torch.float32).run(device), operator.expected(case, torch.float32), device)
+
+    @staticmethod
+    def _present(operator: Operator, case: Any, layout: dict) -> dict:
+        """The places of those arguments that the case has."""
+        return {name: place for name, place in layout.items() if name in operator.call(case, torch.float32).inputs}
+
+
+class OperatorMatrix(Results):
+    """All that compiled kernels promise."""
+
+    @over("small", "layouts")
+    def test_layouts(self, operator, backend, case, layout, device):
+        call = operator.call(case, torch.float32)
+        placed = call.placed(**operator.layouts[layout])
+        if layout in operator.other_numbers:
+            same = call._replace(inputs={name: dense(t.detach()) for name, t in placed.leaves().items()})
+            expected = same.expected()
+        else:
+            assert_same(placed.leaves(), call.inputs)
+            same, expected = call, operator.expected(case, torch.float32)
+        got = placed.run(device)
+        assert_meets(got, expected, device)
+        if operator.exact_layouts:
+            assert_same(got, same.run(device))
+
+    @over()
+    def test_layouts_of_the_gradient(self, operator, backend, device):
+        """The bits do not depend on where the gradient of the output lies: strided, or one number expanded."""
+        call = operator.call(operator.small[0], torch.float32)
+        assert_same(call.run(device, place=spread(-1)), call.run(device))
+        call.check(device, place=ones)
+        assert_same(call.run(device, place=ones), call.run(device, place=lambda t: ones(t).contiguous()))
+
+    @over()
+    def test_mixed_dtypes(self, operator, backend, device):
+        """Activations in 16 bits and parameters in 32, as autocast leaves them, or any other mixture."""
+        if not operator.mixed:
+            return
+        call = operator.call(operator.small[0], torch.float32)
+        call = call._replace(inputs={name: t.to(operator.mixed.get(name, t.dtype)) for name, t in call.inputs.items()})
+        got, expected = call.run(device), call.expected()
+        assert next(iter(got.values())).dtype == next(iter(call.inputs.values())).dtype
+        for name, t in call.inputs.items():
+            assert got[f"d{name}"].dtype == t.dtype, name
+        computed = {name: t.float() if t.dtype == torch.float64 else t for name, t in got.items()}
+        assert_meets(computed, expected, device)
+
+    @over("spoilt")
+    def test_what_is_not_finite_spreads_as_in_the_reference(self, operator, backend, spoilt, device):
+        name, value = spoilt
+        call = spoil(operator.call(operator.small[0], torch.float32), name, value)
+        got = {n: t.cpu() for n, t in call.run(device).items()}
+        with mtlkit.use_backend("reference"):
+            wanted = call.run()
+        assert not operator.spoilt_gradients or not next(iter(got.values())).isfinite().all()
+        for key, exact in wanted.items():
+            if key.startswith("d") and not operator.spoilt_gradients:
+                continue
+            finite = exact.isfinite()
+            assert torch.equal(got[key].isfinite(), finite), key
+            if not key.startswith("d"):
+                assert torch.equal(got[key].isnan(), exact.isnan()), key
+                assert_accurate(f"finite part of {key}", got[key][finite], exact[finite].double())
+            if key.startswith("d") and operator.spoilt_gradients == "finite":
+                torch.testing.assert_close(got[key][finite], exact[finite], rtol=1e-4, atol=1e-5, msg=key)
+            else:
+                torch.testing.assert_close(got[key], exact, rtol=1e-4, atol=1e-5, equal_nan=True, msg=key)
+
+    # --- the same bits ------------------------------------------------------------------------------------------------
+
+    @over("repeated", "dense")
+    def test_repeats_bit_by_bit(self, operator, backend, case, layout, device):
+        call = operator.call(case, torch.float32).placed(**operator.dense[layout])
+        assert_same(call.run(device), call.run(device))
+
+    @over()
+    def test_what_needs_no_gradient(self, operator, backend, device):
+        """Each gradient is the same bit by bit where no other is wanted."""
+        call = operator.call(operator.small[0], torch.float32)
+        whole = call.run(device)
+        for name in call.inputs:
+            leaves = {n: t.requires_grad_(n == name) for n, t in call.leaves(device).items()}
+            got = call.results(leaves)
+            assert got.keys() == {*(n for n in whole if not n.startswith("d")), f"d{name}"}
+            assert_same({f"d{name}": got[f"d{name}"]}, {f"d{name}": whole[f"d{name}"]})
+
+    # --- torch's machinery --------------------------------------------------------------------------------------------
+
+    @over("gradcheck", "dense")
+    def test_gradcheck(self, operator, backend, case, layout, device):
+        if torch.float64 not in self.dtypes:
+            return
+        places = self._present(operator, case, operator.dense[layout])
+        call = operator.call(case, torch.float64).placed(**places)
+        leaves = call.leaves(device)
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple(call.function(**dict(zip(leaves, tensors, strict=True))).values())
+
+        assert torch.autograd.gradcheck(function, tuple(leaves.values()), fast_mode=operator.fast_gradcheck)
+
+    @over("opcheck", "dense")
+    def test_opcheck(self, operator, backend, case, layout, device):
+        places = self._present(operator, case, operator.dense[layout])
+        leaves = operator.call(case, torch.float32).placed(**places).leaves(device)
+        forward, backward = (
+            getattr(torch.ops.mtlkit, f"{operator.name}{suffix}").default for suffix in ("", "_backward")
+        )
+        _, *names = (argument.name for argument in forward._schema.arguments)
+        tensors = [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
+        torch.library.opcheck(forward, (backend, *tensors, *operator.node_options))
+        tensors = [None if t is None else t.detach() for t in tensors]
+        found = forward(backend, *tensors, *operator.node_options)
+        found = found if isinstance(found, tuple) else (found,)
+        outputs = sum(argument.name.startswith("grad") for argument in backward._schema.arguments)
+        options = operator.node_options[:-1] if names[-1] == "save" else operator.node_options
+        torch.library.opcheck(backward, (backend, *found[:outputs], *tensors, *found[outputs:], *options))
+
+    @over("compiled")
+    def test_compiles_once_for_every_size(self, operator, backend, case, device):
+        """Whole, output and gradients, between other operations."""
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounterWithBackend(operator.compiler)
+        first = next(iter(operator.call(operator.small[0], torch.float32).inputs))
+        function = operator.call(case[0], torch.float32).function
+
+        def between(**tensors: Tensor) -> dict[str, Tensor]:
+            return {n: 2 * t for n, t in function(**tensors | {first: tensors[first] + 1}).items()}
+
+        compiled = torch.compile(between, backend=counter, fullgraph=True, dynamic=True if operator.dynamic else None)
+        for one in case:
+            call = operator.call(one, torch.float32)
+            leaves = call.leaves(device)
+            if not operator.dynamic:
+                for name in operator.batched:
+                    torch._dynamo.mark_dynamic(leaves[name], 0)
+            got, want = (call._replace(function=f).results(leaves) for f in (compiled, between))
+            assert got.keys() == want.keys()
+            for name, value in got.items():
+                torch.testing.assert_close(value, want[name], rtol=1e-4, atol=1e-5, msg=name)
+            if operator.exact_compiled:
+                assert_same(got, want)
+        assert counter.frame_count == 1
+
+    @over()
+    def test_second_derivative_raises(self, operator, backend, device):
+        """Also where another term of the loss has second derivatives, so that none is silently left out."""
+        call = operator.call(operator.small[0], torch.float32)
+        for power in (1, 2):
+            leaves = call.leaves(device)
+            first = next(iter(leaves.values()))
+            for output in call.function(**leaves).values():
+                (gradient,) = torch.autograd.grad(output.pow(power).sum(), first, create_graph=True)
+                for loss in (gradient.sum(), gradient.square().sum() + first.square().sum()):
+                    with pytest.raises(RuntimeError, match=f"{operator.name} has first-order gradients only"):
+                        loss.backward(retain_graph=True)
+
+    @over()
+    def test_vmap_raises(self, operator, backend, device):
+        call = operator.call(operator.small[0], torch.float32)
+        tensors = {name: t.to(device) for name, t in call.inputs.items()}
+        first = next(iter(tensors))
+        with pytest.raises(RuntimeError, match="vmap"):
+            torch.vmap(lambda t: next(iter(call.function(**tensors | {first: t}).values())))(tensors[first][None])
+
+    @over()
+    def test_autocast_changes_nothing(self, operator, backend, device):
+        """What autocast makes of other operations, the operator computes in the dtypes of its arguments."""
+        call = operator.call(operator.small[0], torch.float32)
+        tensors = {name: t.to(device) for name, t in call.inputs.items()}
+        plain = call.function(**tensors)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            assert_same(call.function(**tensors), plain)
+            narrow = tensors | {name: tensors[name].bfloat16() for name in operator.batched}
+            got = next(iter(call.function(**narrow).values()))
+        assert got.dtype == torch.bfloat16
+        with mtlkit.use_backend("reference"):
+            exact = next(iter(call.function(**{name: t.double() for name, t in narrow.items()}).values()))
+        assert (got - exact).norm() < ROUGH * exact.norm()
+
+
+class OnCPU:
+    """What the CPU's kernels have beyond the others: instruction sets and threads."""
+
+    @over("by_level", "dense", "dtypes")
+    def test_every_instruction_set(self, operator, backend, case, layout, dtype):
+        call = operator.call(case, dtype).placed(**operator.dense[layout])
+        for level in _native.C.cpu_isa_levels():
+            with at_level(level):
+                assert_meets(call.run(), operator.expected(case, dtype))
+
+    @over("threaded")
+    def test_threads_share_the_work(self, operator, backend, case):
+        """More threads than items split directions and channels; each count is right and repeats bit by bit."""
+        call, first = operator.call(case, torch.float32), None
+        for count in operator.counts:
+            with threads(count):
+                got = call.run()
+                assert_meets(got, operator.expected(case, torch.float32))
+                for _ in range(3):
+                    assert_same(call.run(), got)
+            first = first or {name: got[name] for name in operator.same_by_count}
+            assert_same(got, first)
+
+
+@contextlib.contextmanager
+def at_level(level: str) -> Iterator[None]:
+    """The CPU's kernels for an instruction set."""
+    before = _native.C.cpu_isa()
+    _native.C.set_cpu_isa(level)
+    try:
+        yield
+    finally:
+        _native.C.set_cpu_isa(before)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,466 @@
+"""The operators as their test matrix meets them: shapes, layouts, and what is told apart between them.
+
+The numbers of a case are the same in every dtype and layout, so that one run of the reference serves them all.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from harness.calls import Call, conv_call, level_call, norm_call, scan_call, ss2d_call
+from harness.layouts import NCHW, NHWC, Place, dense, inside, part, repeated, spread, swapped
+from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape
+
+NAN, INF = float("nan"), float("inf")
+Layout = Mapping[str, Place]  # by the name of the argument that it puts elsewhere
+
+
+class ScanCase(NamedTuple):
+    """A call of selective_scan: `without` names arguments that are None, `constant` those of B and C without tokens."""
+
+    shape: SelectiveScanShape
+    without: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+    softplus: bool = True
+
+    def __str__(self) -> str:
+        words = [f"without {name}" for name in self.without] + [f"constant {name}" for name in self.constant]
+        return " ".join([str(self.shape), *words, *([] if self.softplus else ["plain"])])
+
+
+class NormCase(NamedTuple):
+    """A call of norm_gate: `without` names arguments that are None."""
+
+    size: tuple[int, ...]
+    without: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([str(self.size), *(f"without {name}" for name in self.without)])
+
+
+class ConvCase(NamedTuple):
+    """A call of dwconv_silu."""
+
+    size: tuple[int, int, int, int]
+    bias: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.size}" + ("" if self.bias else " without bias")
+
+
+class LevelCase(NamedTuple):
+    """A call of task_interaction, with the enhanced map or without."""
+
+    shape: InteractionShape
+    enhanced: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.shape}" + (" enhanced" if self.enhanced else "")
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """What the matrix knows of an operator; a case is what `call` makes a Call of, with a dtype.
+
+    Args:
+        name: of the function in mtlkit.ops.
+        call: (case, dtype) -> Call.
+        node_options: what its node in torch.ops.mtlkit takes behind the tensors; None where that takes other tensors.
+        shapes: cases, odd and tiny, for every dtype and every layout in `dense`.
+        small: cases with every argument, of which the first stands for all where one is enough.
+        dense: layouts that every shape is tested in.
+        layouts: further ones, for the small cases; of these, those in `other_numbers` change the numbers.
+        exact_layouts: whether the results of every layout are those of dense tensors bit by bit.
+        by_level: cases for every instruction set.
+        threaded, counts: cases and thread counts; `same_by_count` names the results that no count changes.
+        repeated: cases that give the same bits twice, in every layout in `dense`.
+        options: cases for float32 alone.
+        wide: outputs that are in float32 at least.
+        empty: cases without an image.
+        gradcheck: cases, tiny; `fast_gradcheck` compares random directions alone.
+        opcheck: cases, tiny.
+        compiled: groups of cases that one compilation with `compiler` serves, in `exact_compiled` to the same bits as
+            without; `batched` names the arguments with a batch.
+        dynamic: whether every size may change, or that of the batch alone.
+        mixed: dtypes of arguments that differ from float32.
+        spoilt: what is put into the middle of which argument of a small case.
+        spoilt_gradients: whether gradients that are not finite are compared too: "all" of them with their NaN and inf,
+            or "finite", where they are finite.
+        result_layout: (inputs, results) -> None, raises where results lie in another layout than is promised.
+    """
+
+    name: str
+    call: Callable[[Any, torch.dtype], Call]
+    node_options: tuple | None
+    shapes: tuple
+    small: tuple
+    dense: Mapping[str, Layout]
+    batched: tuple[str, ...]
+    by_level: tuple
+    threaded: tuple
+    counts: tuple[int, ...]
+    empty: tuple
+    gradcheck: tuple
+    compiled: tuple
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+    other_numbers: tuple[str, ...] = ()
+    exact_layouts: bool = False
+    same_by_count: tuple[str, ...] = ()
+    repeated: tuple = ()
+    options: tuple = ()
+    wide: frozenset[str] = frozenset()
+    opcheck: tuple = ()
+    fast_gradcheck: bool = False
+    compiler: str = "aot_eager"
+    exact_compiled: bool = False
+    dynamic: bool = True
+    mixed: Mapping[str, torch.dtype] = field(default_factory=dict)
+    spoilt: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    spoilt_gradients: str = ""
+    result_layout: Callable[[dict[str, Tensor], dict[str, Tensor]], None] = lambda inputs, results: None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @functools.cache  # noqa: B019 - the operators below live as long as the process
+    def expected(self, case: Any, dtype: torch.dtype) -> tuple[dict[str, Tensor], ...]:
+        """The results of a case in any layout of the same numbers."""
+        return self.call(case, dtype).expected()
+
+
+def _same_format(name: str) -> Callable[[dict[str, Tensor], dict[str, Tensor]], None]:
+    """The first result, and the gradient of the argument, in the memory format of the argument."""
+
+    def check(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
+        x = inputs[name]
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            if x.is_contiguous(memory_format=memory_format):
+                for t in (next(iter(results.values())), results[f"d{name}"]):
+                    assert t.is_contiguous(memory_format=memory_format)
+
+    return check
+
+
+# --- ss2d -------------------------------------------------------------------------------------------------------------
+
+# Odd and tiny: D ragged, one pixel, one row, one column, lengths around the tiles, every kind of N and R.
+_SS2D = (
+    SS2DShape(2, 24, 7, 5, 16, 3),
+    SS2DShape(1, 5, 3, 4, 1, 1),
+    SS2DShape(1, 1, 1, 1, 16, 1),
+    SS2DShape(3, 17, 9, 6, 3, 2),
+    SS2DShape(1, 33, 1, 7, 16, 2),
+    SS2DShape(1, 8, 33, 1, 64, 1),
+    SS2DShape(1, 20, 8, 13, 40, 5),
+    SS2DShape(2, 16, 4, 8, 1, 4),
+    SS2DShape(1, 19, 5, 13, 4, 24),
+    SS2DShape(1, 3, 8, 8, 2, 1),
+)
+
+SS2D = Operator(
+    name="ss2d",
+    call=ss2d_call,
+    node_options=(torch.float32, True),
+    shapes=_SS2D,
+    small=(_SS2D[0],),
+    dense={"channels last": {}},
+    layouts={
+        "channels first": {"u": NCHW},
+        "slice of a wider pixel": {"u": inside(1, part(-1, 1, 26))},
+        "every other column": {"u": spread(-1)},
+        "transposed image": {"u": swapped},
+        "x_dbl as a convolution leaves it": {"x_dbl": dense},
+        "transposed parameters": {"dt_weight": swapped, "A_logs": swapped},
+    },
+    batched=("u", "x_dbl"),
+    by_level=_SS2D,
+    threaded=_SS2D[:4],
+    counts=(1, 2, 3, 4, 5, 8, 13),
+    empty=(SS2DShape(0, 8, 5, 4, 16, 2),),
+    gradcheck=(SS2DShape(1, 3, 3, 4, 2, 2),),
+    opcheck=(_SS2D[1],),
+    compiled=(tuple(SS2DShape(B, 8, H, W, 16, 3) for B, H, W in ((2, 5, 7), (3, 5, 7), (4, 6, 9))),),
+    exact_compiled=True,
+    mixed={"u": torch.bfloat16, "x_dbl": torch.bfloat16},
+    spoilt=dict.fromkeys(("u", "x_dbl", "dt_weight", "dt_bias", "A_logs", "Ds"), (NAN, INF, -INF)),
+    result_layout=_same_format("u"),
+)
+
+# --- selective_scan ---------------------------------------------------------------------------------------------------
+
+_SCAN = (
+    SelectiveScanShape(2, 24, 35, 16),
+    SelectiveScanShape(1, 5, 1, 1),
+    SelectiveScanShape(1, 1, 33, 16),
+    SelectiveScanShape(3, 18, 64, 3, G=3),
+    SelectiveScanShape(1, 33, 31, 40),
+    SelectiveScanShape(2, 16, 97, 1, G=2),
+    SelectiveScanShape(1, 12, 70, 4, G=12),
+    SelectiveScanShape(2, 17, 40, 8, G=0),
+    SelectiveScanShape(1, 7, 513, 2),
+)
+
+
+def scan_options(shape: SelectiveScanShape) -> tuple[ScanCase, ...]:
+    """Every combination of the arguments that mamba-ssm has."""
+    return tuple(
+        ScanCase(shape, without, constant, softplus)
+        for without in ((), ("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias"))
+        for constant in ((), ("B",), ("C",), ("B", "C"))
+        for softplus in (True, False)
+    )
+
+
+def _scan_call(case: ScanCase, dtype: torch.dtype) -> Call:
+    return scan_call(case.shape, dtype, without=case.without, constant=case.constant, softplus=case.softplus)
+
+
+SELECTIVE_SCAN = Operator(
+    name="selective_scan",
+    call=_scan_call,
+    node_options=(True, True),
+    shapes=tuple(map(ScanCase, _SCAN)),
+    small=(ScanCase(_SCAN[0]),),
+    dense={"tokens inside": {}},
+    layouts={
+        f"{layout} {name}": {name: place}
+        for layout, place in {"channels inside": swapped, "every other token": spread(-1), "one": repeated(0)}.items()
+        for name in ("u", "delta", "z", "B", "C")
+    },
+    other_numbers=tuple(f"one {name}" for name in ("u", "delta", "z", "B", "C")),
+    exact_layouts=True,
+    batched=("u", "delta", "B", "C", "z"),
+    by_level=tuple(map(ScanCase, _SCAN)),
+    threaded=tuple(map(ScanCase, _SCAN[:4])),
+    counts=(1, 2, 3, 5, 8),
+    options=scan_options(SelectiveScanShape(2, 18, 40, 4)),
+    wide=frozenset({"last"}),
+    empty=(ScanCase(SelectiveScanShape(0, 6, 9, 4)),),
+    gradcheck=tuple(ScanCase(SelectiveScanShape(1, 4, 5, 2, G=groups)) for groups in (0, 1, 2)),
+    opcheck=(ScanCase(_SCAN[0]), ScanCase(_SCAN[0], without=("D", "z", "delta_bias"))),
+    compiled=(tuple(ScanCase(SelectiveScanShape(B, 24, L, 16)) for B, L in ((2, 35), (3, 35), (4, 60))),),
+    exact_compiled=True,
+    mixed=dict.fromkeys(("u", "delta", "B", "C", "z"), torch.bfloat16),
+    spoilt=dict.fromkeys(("u", "delta", "B", "C", "D", "z"), (NAN, INF)) | {"A": (NAN, -INF)},
+)
+
+# --- norm_gate --------------------------------------------------------------------------------------------------------
+
+# One row, one channel; channels below, at and beside whole vectors; more and fewer rows than a vector has lanes.
+_ROWS = ((1,), (5,), (4, 1), (2, 3, 3, 7), (1, 33, 16), (2, 5, 37), (3, 1, 2, 100), (1, 7, 11, 96), (2, 768))
+_ABSENT = (("z",), ("weight",), ("bias",), ("weight", "bias"), ("weight", "bias", "z"))
+
+
+def _is_contiguous(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
+    assert results["y"].is_contiguous()
+
+
+NORM_GATE = Operator(
+    name="norm_gate",
+    call=lambda case, dtype: norm_call(case.size, dtype, without=case.without),
+    node_options=(1e-5,),
+    shapes=(
+        *map(NormCase, _ROWS),
+        *(NormCase((3, 5, 41), absent) for absent in _ABSENT),
+        NormCase((21, 19)),
+        NormCase((21, 19), ("weight", "z")),
+    ),
+    small=(NormCase((20, 18)),),
+    dense={
+        "contiguous": dict.fromkeys("xz", dense),
+        "half": dict.fromkeys("xz", part(-1, before=-1)),
+        "channels first": dict.fromkeys("xz", inside(0)),
+        "odd rows": dict.fromkeys("xz", spread(0)),
+    },
+    layouts={"repeated": {"x": repeated(0), "bias": repeated(0), "z": repeated(1)}},
+    other_numbers=("repeated",),
+    batched=("x", "z"),
+    by_level=(NormCase((2, 9, 37)), NormCase((5, 64))),
+    threaded=(NormCase((45, 20)),),
+    counts=(1, 2, 3, 16, 64),
+    same_by_count=("y", "dx", "dz"),
+    repeated=(NormCase((300, 50)),),
+    empty=(NormCase((0, 5)), NormCase((2, 0, 3, 7))),
+    gradcheck=tuple(NormCase((3, 2, 5), absent) for absent in ((), ("z",), ("weight",), ("bias",))),
+    opcheck=tuple(NormCase((2, 3, 5), absent) for absent in ((), ("bias",), ("weight", "z"))),
+    compiled=(tuple(NormCase((B, 4, 6)) for B in (2, 3, 5)),),
+    compiler="inductor",
+    dynamic=False,
+    mixed={"weight": torch.float16, "bias": torch.float64, "z": torch.bfloat16},
+    spoilt=dict.fromkeys(("x", "weight", "bias", "z"), (NAN, INF, -INF)),
+    spoilt_gradients="finite",  # which of inf and NaN a gradient is depends on how its formula is written
+    result_layout=_is_contiguous,
+)
+
+# --- dwconv_silu ------------------------------------------------------------------------------------------------------
+
+# One pixel, one row, one column, one channel; channels below, at and beside whole vectors; H != W.
+_MAPS = ((1, 1, 1, 1), (2, 3, 1, 5), (1, 33, 6, 1), (2, 1, 4, 9), (3, 20, 2, 4), (1, 16, 5, 8), (1, 100, 13, 11))
+
+
+def _channels_stay_inside(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
+    x = inputs["x"]
+    last = x.shape[1] > 1 and x.stride(1) == 1
+    assert results["y"].is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+DWCONV_SILU = Operator(
+    name="dwconv_silu",
+    call=lambda case, dtype: conv_call(case.size, dtype, bias=case.bias),
+    node_options=(),
+    shapes=(*(ConvCase(size, bias=size[1] != 20) for size in _MAPS), ConvCase((2, 19, 5, 6))),
+    small=(ConvCase((1, 18, 4, 5)),),
+    dense={
+        "contiguous": {"x": NCHW},
+        "channels last": {"x": NHWC},
+        "half": {"x": inside(1, part(-1, after=-1))},
+        "sparse": {"x": spread(2, 3)},
+    },
+    batched=("x",),
+    by_level=(ConvCase((2, 37, 6, 9)),),
+    threaded=(ConvCase((1, 20, 9, 5)),),
+    counts=(1, 2, 3, 16),
+    same_by_count=("y", "dx"),
+    repeated=(ConvCase((3, 50, 14, 9)),),
+    empty=(ConvCase((0, 5, 3, 4)),),
+    gradcheck=(ConvCase((2, 3, 4, 3)),),
+    opcheck=(ConvCase((2, 5, 4, 3)), ConvCase((2, 5, 4, 3), bias=False)),
+    compiled=(tuple(ConvCase((B, 6, 4, 5)) for B in (2, 3, 5)),),
+    compiler="inductor",
+    dynamic=False,
+    mixed={"x": torch.bfloat16, "bias": torch.float64},
+    spoilt=dict.fromkeys(("x", "weight", "bias"), (NAN, INF, -INF)),
+    spoilt_gradients="all",
+    result_layout=_channels_stay_inside,
+)
+
+# --- task_interaction -------------------------------------------------------------------------------------------------
+
+# One pixel, one row, one column; channels below, at and beside whole vectors; several bands of pixels; one channel.
+_LEVELS = ((2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 48, 14, 14), (2, 20, 41, 37))
+SIGNALS = ("variance", "three")
+
+
+def _level(size: tuple[int, ...], signals: str, attention: bool = False, enhanced: bool = False) -> LevelCase:
+    return LevelCase(InteractionShape(*size, F=12, signals=signals, attention=attention), enhanced)
+
+
+TASK_INTERACTION = Operator(
+    name="task_interaction",
+    call=lambda case, dtype: level_call(case.shape, dtype, enhanced=case.enhanced),
+    node_options=None,
+    shapes=tuple(
+        _level(size, signals, bool(i % 2))
+        for signals in SIGNALS
+        for i, size in enumerate((*_LEVELS, (2, 19, 7, 21), (2, 19, 7, 21)))
+    ),
+    small=(_level((2, 18, 6, 5), "three"), _level((2, 18, 6, 5), "variance")),
+    dense={"nchw": {"x": NCHW}, "channels last": {"x": NHWC}},
+    layouts={
+        "channels": {"x": part(1, before=-1)},
+        "channels of channels last": {"x": inside(1, part(-1, before=-1))},
+        "columns": {"x": spread(-1)},
+        "swapped": {"x": swapped},
+        "repeated": {"x": repeated(0)},
+    },
+    other_numbers=("repeated",),
+    batched=("x", "f"),
+    by_level=tuple(
+        _level(size, signals, attention)
+        for signals, size in (("variance", (2, 37, 7, 11)), ("three", (2, 24, 10, 13)))
+        for attention in (False, True)
+    ),
+    threaded=tuple(_level((3, 20, 23, 19), "three", attention) for attention in (False, True)),
+    counts=(1, 2, 3, 16),
+    repeated=tuple(_level((3, 40, 25, 17), "three", attention) for attention in (False, True)),
+    empty=tuple(_level((0, 6, 4, 5), signals, enhanced=True) for signals in SIGNALS),
+    gradcheck=tuple(
+        _level((2, 5, 3, 4), signals, attention, True) for signals in SIGNALS for attention in (False, True)
+    ),
+    fast_gradcheck=True,
+    wide=frozenset({"gates"}),
+    compiled=tuple(tuple(_level((B, 6, 4, 5), signals) for B in (2, 3, 5)) for signals in SIGNALS),
+    dynamic=False,
+    result_layout=_same_format("x"),
+)
+
+OPERATORS = (SS2D, SELECTIVE_SCAN, NORM_GATE, DWCONV_SILU, TASK_INTERACTION)
+
+# --- as kernels for a GPU meet them -----------------------------------------------------------------------------------
+
+_FORMATS = {"nhwc": NHWC, "nchw": NCHW}
+
+# Every N with a kernel of its own, some between, and the most; one pixel, one row, one column, one channel; channels at
+# and next to a block's; pixels, or tokens, at and next to a tile's; B and C constant.
+GPU_SS2D = replace(
+    SS2D,
+    shapes=(
+        SS2DShape(1, 1, 1, 1, 16, 1),
+        SS2DShape(2, 65, 1, 17, 1, 2),
+        SS2DShape(1, 64, 16, 1, 2, 3),
+        SS2DShape(1, 7, 3, 5, 3, 1),
+        SS2DShape(1, 66, 4, 5, 4, 6),
+        SS2DShape(1, 33, 4, 8, 8, 5),
+        SS2DShape(1, 5, 3, 3, 11, 2),
+        SS2DShape(2, 33, 5, 7, 16, 4),
+        SS2DShape(1, 10, 6, 11, 17, 24),
+        SS2DShape(1, 5, 3, 6, 64, 3),
+        SS2DShape(1, 5, 3, 6, 100, 1),
+        SS2DShape(1, 5, 2, 5, 256, 2),
+    ),
+    dense={name: {"u": place} for name, place in _FORMATS.items()},
+    spoilt=SS2D.spoilt | {"A_logs": (NAN, -INF)},  # a state that decays at once is NaN on a GPU: 0 times infinity
+)
+GPU_SELECTIVE_SCAN = replace(
+    SELECTIVE_SCAN,
+    shapes=tuple(
+        map(
+            ScanCase,
+            (
+                SelectiveScanShape(1, 1, 1, 16),
+                SelectiveScanShape(2, 65, 17, 1),
+                SelectiveScanShape(1, 64, 16, 2),
+                SelectiveScanShape(3, 18, 15, 3, G=3),
+                SelectiveScanShape(1, 66, 20, 4, G=2),
+                SelectiveScanShape(1, 33, 32, 8),
+                SelectiveScanShape(2, 33, 35, 16),
+                SelectiveScanShape(1, 12, 21, 16, G=12),
+                SelectiveScanShape(1, 10, 33, 17),
+                SelectiveScanShape(1, 5, 18, 64),
+                SelectiveScanShape(1, 5, 18, 100),
+                SelectiveScanShape(1, 5, 10, 256),
+                SelectiveScanShape(2, 17, 34, 16, G=0),
+                SelectiveScanShape(1, 5, 10, 200, G=0),
+            ),
+        )
+    ),
+    options=scan_options(SelectiveScanShape(2, 6, 19, 4)),
+    spoilt=SELECTIVE_SCAN.spoilt | {"A": (NAN,)},
+)
+# Every kernel at its borders: channels of 8 and of 32 lanes, and such that no pack divides.
+GPU_NORM_GATE = replace(
+    NORM_GATE,
+    call=lambda case, dtype: norm_call(case.size, dtype, parameters=torch.float32, without=case.without),
+    shapes=(
+        *(NormCase((rows, channels)) for rows, channels in ((1, 1), (3, 4), (35, 96), (33, 128), (9, 132), (8, 512))),
+        *(NormCase((rows, channels)) for rows, channels in ((11, 516), (5, 1024), (3, 1028), (4, 37))),
+        *(NormCase((10, 200), without) for without in (("z",), ("weight",), ("bias",), ("weight", "bias", "z"))),
+    ),
+    dense={"contiguous": {}},
+    mixed={"weight": torch.float16, "z": torch.bfloat16},
+)
+GPU_DWCONV_SILU = replace(
+    DWCONV_SILU,
+    call=lambda case, dtype: conv_call(case.size, dtype, parameters=torch.float32, bias=case.bias),
+    shapes=tuple(
+        ConvCase(size, bias=size[1] != 36)
+        for size in ((1, 1, 1, 1), (2, 3, 1, 5), (1, 34, 6, 1), (2, 1, 4, 9), (1, 32, 5, 33), (2, 36, 9, 13))
+    ),
+    dense={name: {"x": place} for name, place in _FORMATS.items()},
+    mixed={"x": torch.bfloat16},
+)
+GPU_OPERATORS = (GPU_SS2D, GPU_SELECTIVE_SCAN, GPU_NORM_GATE, GPU_DWCONV_SILU)

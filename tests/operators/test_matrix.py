@@ -1,0 +1,16 @@
+"""Every operator on the backends of a CPU, held to the reference in float64: see tests/harness/matrix.py."""
+
+from harness.matrix import EmptyBatch, OnCPU, OperatorMatrix, Results
+from harness.operators import OPERATORS, SELECTIVE_SCAN, SS2D
+
+
+class TestCompiled(OnCPU, OperatorMatrix):
+    operators, backends = OPERATORS, ("cpu",)
+
+
+class TestPlain(Results):
+    operators, backends = (SS2D, SELECTIVE_SCAN), ("torch",)
+
+
+class TestEmptyBatch(EmptyBatch):
+    operators, backends = OPERATORS, ("torch", "reference")
