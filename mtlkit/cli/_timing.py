@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mtlkit
 from mtlkit import ops
+from mtlkit.models.network import takes
 from mtlkit.testing import (
     INTERACTION_SHAPES,
     SS2D_SHAPES,
@@ -131,10 +132,11 @@ def network(name: str, dtype: torch.dtype, device: str, quick: bool) -> tuple[nn
     model = mtlkit.models.create_model(name).to(device, dtype).eval()
     channels = getattr(model.options, "in_chans", 3)
     size = 64 if quick else 224
-    shape = (1, 4, channels, size, size) if hasattr(model, "fusion") else (1, channels, size, size)
+    taken = takes(model)
+    shape = (1, 4, channels, size, size) if "views" in taken else (1, channels, size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device, dtype)
-    words = f"{'4 views' if hasattr(model, 'fusion') else '1 image'}, {size} x {size}"
-    if not hasattr(model, "views"):
+    words = f"{'4 views' if 'views' in taken else '1 image'}, {size} x {size}"
+    if "masks" not in taken:
         return model, (images,), words
     masks = torch.zeros(1, 1, size, size, device=device)
     masks[..., size // 3 : 2 * size // 3, size // 4 : size // 2] = 1

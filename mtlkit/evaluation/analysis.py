@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, ranking, score_means
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.training.tasks import HEADS
 
 __all__ = ["epoch_gates", "judge", "table_rows"]
 
@@ -60,7 +61,7 @@ def _statistic(predictions: Predictions, weights: Array) -> Values:
     for task, labels in predictions.labels.items():
         for name, value in classification(weights, predictions.probabilities[task], labels).items():
             if isinstance(name, str):
-                found["figures", name if task == "class" else f"{task}_{name}"] = value
+                found["figures", HEADS[task].prefix + name] = value
             else:
                 found[("classes", task, *name)] = value
     for what, (failed, known) in failures(predictions).items():
@@ -162,7 +163,7 @@ def _strata(predictions: Predictions) -> tuple[NDArray[np.int64], tuple[str, ...
     task, names = next(iter(predictions.run.tasks.items()))
     if not predictions.sides:
         return predictions.labels[task], names
-    return np.array([max(r.labels if task == "label" else r.birads) for r in predictions.records]), names
+    return HEADS[task].labels(predictions.records).max(1).values.numpy(), names
 
 
 def _gates(predictions: Predictions) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mtlkit.data import LesionDataset
 from mtlkit.evaluation.analysis import BASELINE, FAILED_IOU
 from mtlkit.evaluation.bootstrap import Figure, confidence_bins
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.training.tasks import HEADS
 
 __all__ = ["draw_all"]
 
@@ -35,7 +36,6 @@ INK, FAINT = "#222222", "#8A8A8A"
 # what DejaVu Sans lacks: the letters of China, Japan and Korea, by the fonts of Linux, Windows and macOS
 SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")
 DPI, PAGE = 144, 10.4  # inches
-TITLES = {"class": "class", "label": "label", "birads": "BI-RADS"}
 
 
 # --- paper and pencil -------------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
         ax.set_yticks(range(len(names)), names)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4))
         _grid(ax, "x")
-        title = f"{TITLES.get(what, what)}: {entry['failures']} of {entry['images']} failed"
+        title = f"{HEADS[what].title if what in HEADS else what}: {entry['failures']} of {entry['images']} failed"
         _label(ax, "AUROC, dotted: by chance", "", title)
     return _png(canvas)
 
@@ -385,7 +385,8 @@ def draw_all(
         labels, probabilities = predictions.labels[task], predictions.probabilities[task]
         if not (labels >= 0).any():
             continue
-        tail, title = ("", "") if task == "class" else (f"_{task}", f", {TITLES[task]}")
+        head = HEADS[task]
+        tail, title = (f"_{task}", f", {head.title}") if head.prefix else ("", "")
         confusion = draw_confusion(judgement["confusion"][task], names, "")
         words = "Counts, and shares of the true class."
         plots[f"confusion{tail}"] = confusion, f"Confusion matrix{title}", words
@@ -395,7 +396,7 @@ def draw_all(
         plots[f"curves{tail}"] = curves, f"ROC and precision-recall{title}", words
         known = labels >= 0
         right = predictions.predicted(task)[known] == labels[known]
-        error = judgement["figures"]["calibration_error" if task == "class" else f"{task}_calibration_error"]
+        error = judgement["figures"][f"{head.prefix}calibration_error"]
         words = "On the dotted line, the network is right as often as it says. Points of few images scatter."
         picture = draw_calibration(predictions.confidence(task)[known], right, error)
         plots[f"calibration{tail}"] = picture, f"Calibration{title}", words

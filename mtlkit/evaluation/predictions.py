@@ -21,13 +21,12 @@ from mtlkit.data import Exam, Record
 from mtlkit.metrics import segmentation_scores
 from mtlkit.nn import InteractionLevel, TaskInteraction
 from mtlkit.training import SavedRun
-from mtlkit.training.modules import gate_names
+from mtlkit.training.tasks import HEADS
 
 __all__ = ["Predictions", "predict_records"]
 
 SIDES = ("left", "right")
 SCORES = ("iou", "dice", "sensitivity", "precision")
-HEADS = ("cls_head", "head", "heads")  # what the networks call their classifiers
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,6 @@ def _unfused(level: InteractionLevel, given: tuple[Tensor, ...], _: Any) -> None
     level.tim(*given[:2])
 
 
-def last_layer(model: nn.Module) -> nn.Linear | None:
-    """The classifier's last linear layer, where it is known."""
-    parts = [getattr(model, name) for name in HEADS if hasattr(model, name)]
-    layers = [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
-    return layers[-1] if layers else None
-
-
 @contextmanager
 def watched(model: nn.Module, *, features: bool = False) -> Iterator[_Watch]:
     """Inside, forward passes of the network leave in the watch what was asked for."""
@@ -167,7 +159,7 @@ def watched(model: nn.Module, *, features: bool = False) -> Iterator[_Watch]:
             handles.append(module.register_forward_hook(_unfused))
         elif isinstance(module, TaskInteraction):
             handles.append(module.register_forward_hook(watch.see_interaction))
-    if features and (layer := last_layer(model)) is not None:
+    if features and (layer := model.last_layer) is not None:
         handles.append(layer.register_forward_pre_hook(watch.see_features))
     try:
         yield watch
@@ -228,7 +220,7 @@ def predict_records(
                     keys = ", ".join(batch["key"][:3])
                     raise FloatingPointError(f"{run.folder}: the network's answer to the images {keys} is no number")
             values = {task: found[task] for task in run.tasks}
-            values |= {f"label {task}": batch["label" if task == "class" else task] for task in run.tasks}
+            values |= {f"label {task}": batch[HEADS[task].item] for task in run.tasks}
             levels, seen = watch.take()
             values |= {"displacement": levels, "features": seen, "gates": found.get("gates")}
             if "mask" in found:
@@ -258,7 +250,7 @@ def _judge_masks(probabilities: Tensor, masks: Tensor, known: Tensor) -> dict[st
 def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[Any]]) -> Predictions:
     """One row an image; of exams, one row for each breast of which there is a view."""
     index, side = np.arange(len(records)), None
-    if run.config.task == "mammography":
+    if run.task.record is Exam:
         seen = np.array([[any(r.views[:2]), any(r.views[2:])] for r in records])  # (exams, 2)
         index, side = seen.nonzero()
     pick = index if side is None else (index, side)
@@ -274,8 +266,8 @@ def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[A
         predicted_lesion=wide.get("predicted_lesion"),
         masks=tuple(whole.get("masks", ())),
         gates=None if "gates" not in wide else wide["gates"].reshape(len(index), -1),
-        gate_names=() if "gates" not in wide else tuple(gate_names(run.model, wide["gates"][0].size)),
+        gate_names=() if "gates" not in wide else run.model.gate_names,
         displacement=wide.get("displacement"),
-        levels=tuple(run.model.options.levels) if "displacement" in wide else (),
+        levels=run.model.interaction_levels if "displacement" in wide else (),
         features=wide.get("features"),
     )

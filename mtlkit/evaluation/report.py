@@ -11,10 +11,17 @@ from mtlkit.evaluation.analysis import worst_rows
 from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
 from mtlkit.training.aggregate import in_words
+from mtlkit.training.tasks import HEADS
 
 __all__ = ["FIGURES", "figure_rows", "write_report", "write_summary"]
 
 T = TypeVar("T")
+
+
+def capital(words: str) -> str:
+    """Words as they begin a heading."""
+    return words[:1].upper() + words[1:]
+
 
 # by name in metrics.json: what people call it
 FIGURES = {
@@ -28,8 +35,7 @@ FIGURES = {
     "auc": "AUC",
     "calibration_error": "calibration error",
 }
-TASKS = {"class": "Class", "label": "Label", "birads": "BI-RADS"}
-WHAT = {"mask": "Masks (IoU below 0.5)", "class": "Classes", "label": "Labels", "birads": "BI-RADS categories"}
+WHAT = {"mask": "Masks (IoU below 0.5)"} | {name: capital(head.titles) for name, head in HEADS.items()}
 COUNTS = {
     "images": "images",
     "exams": "exams",
@@ -47,8 +53,8 @@ def figure_rows(figures: Mapping[str, T]) -> list[tuple[str, T]]:
     """The figures by the names that people call them."""
     rows = []
     for name, figure in figures.items():
-        task, _, rest = name.partition("_")
-        words = f"{TASKS[task]}: {FIGURES[rest]}" if task in ("label", "birads") else FIGURES[name]
+        head = next((head for head in HEADS.values() if head.prefix and name.startswith(head.prefix)), None)
+        words = FIGURES[name] if head is None else f"{capital(head.title)}: {FIGURES[name.removeprefix(head.prefix)]}"
         rows.append((words, figure))
     return rows
 
@@ -127,7 +133,7 @@ def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Seq
         remarks=remarks,
         figures=figure_rows(judgement["figures"]),
         counts=[(COUNTS[name], count) for name, count in judgement["counts"].items()],
-        classes={TASKS[task]: classes for task, classes in judgement["classes"].items()},
+        classes={capital(HEADS[task].title): classes for task, classes in judgement["classes"].items()},
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
         unit="breasts" if "breasts" in judgement["counts"] else "images",
         in_words=lambda pair: in_words(pair, 3),

@@ -168,9 +168,9 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
         missing = [name for k, name in enumerate(names) if not (predictions.labels[task] == k).any()]
         if missing:
             remarks.append(f"There is no image of the class {', '.join(missing)}.")
-    if run.config.task == "views" and (unknown := sum(not record.segmented for record in predictions.records)):
+    if run.task.takes_masks and (unknown := sum(not record.segmented for record in predictions.records)):
         remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
-    if getattr(run.model.options, "normaliser", None) == "batch" and predictions.gates is not None:
+    if run.model.depends_on_batch:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")
     return remarks
 

@@ -27,7 +27,6 @@ from mtlkit.errors import DataError, MasksNeededError
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
 from mtlkit.training import SavedRun, load_run
-from mtlkit.training.modules import gate_names
 
 __all__ = ["Predicted", "predict"]
 
@@ -148,12 +147,12 @@ def _find(
     """The records of what is named, for the network's kind of input."""
     if not paths:
         raise DataError("inputs: expected at least one image or folder, got none")
-    task = run.config.task
-    if task != "views" and masks is not None:
+    task = run.task
+    if masks is not None and not task.takes_masks:
         raise DataError(f"{masks}: the network of {run.folder} takes no masks")
-    if task == "mammography":
+    if task.record is Exam:
         return find_exams(paths, problems)
-    needed = task == "views" and set(run.model.options.experts) != {"image"}
+    needed = task.takes_masks and run.model.needs_masks
     if needed and masks is None:
         raise MasksNeededError(f"{run.folder}: this network looks at a known lesion: a folder of masks is needed")
     return find_images(paths, masks, problems, masks_needed=needed)
@@ -205,11 +204,12 @@ def _row(
                 row |= _classes(f"{name}_{task}", classes, found[task][side], seen=seen)
     else:
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
-        row |= _classes("class", run.tasks["class"], found["class"])
+        for task, classes in run.tasks.items():
+            row |= _classes(task, classes, found[task])
         row |= _lesion(record, found.get("mask"), image, draft, run.config.data.max_pixels)
     if "gates" in found:
         gates = found["gates"].flatten().tolist()
-        row |= {f"gate_{name}": gate for name, gate in zip(gate_names(run.model, len(gates)), gates, strict=True)}
+        row |= {f"gate_{name}": gate for name, gate in zip(run.model.gate_names, gates, strict=True)}
     return row
 
 

@@ -15,6 +15,7 @@ __all__ = ["class_weights", "focal_cross_entropy", "weighted_cross_entropy"]
 def focal_cross_entropy(
     logits: Tensor,
     labels: Tensor,
+    weight: Tensor | None = None,
     *,
     gamma: float = 2.0,
     ignore_index: int = -1,
@@ -26,6 +27,7 @@ def focal_cross_entropy(
     Args:
         logits: (B, K), floating point.
         labels: (B,), int64: the class, or `ignore_index` where it is not known.
+        weight: (K,), of each class; by default 1.
         gamma: exponent of 1 - p_y; 0 is plain cross-entropy.
         ignore_index: what marks an image without label. A batch with nothing labelled gives 0 and gradients of zero.
         max_loss: an image's loss is cut here, as in the published code; None cuts nothing.
@@ -45,11 +47,11 @@ def focal_cross_entropy(
     check_labels(logits, labels)
     if not gamma >= 0:
         raise ValueError(f"gamma: expected a number that is at least 0, got {gamma!r}")
-    known = labels != ignore_index
+    of_image = _weight_of_images(logits, labels, weight, ignore_index)
     log_p = -F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B,)
     loss = (-torch.expm1(log_p)).clamp_min(EPS) ** gamma * -log_p
     loss = loss if max_loss is None else loss.clamp_max(max_loss)
-    return weighted_mean(loss, known.to(loss.dtype), group)
+    return weighted_mean(loss, of_image, group)
 
 
 @full_precision
@@ -82,14 +84,19 @@ def weighted_cross_entropy(
         tensor(0.)
     """
     check_labels(logits, labels)
-    if weight is None:
-        weight = logits.new_ones(logits.shape[1])
-    check_tensor("weight", weight, 1)
-    check_shape("weight", weight, "(K,)", logits.shape[1])
-    known = labels != ignore_index
-    of_image = weight.to(logits)[labels.where(known, torch.zeros_like(labels))] * known  # (B,)
+    of_image = _weight_of_images(logits, labels, weight, ignore_index)
     loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")  # (B,)
     return weighted_mean(loss, of_image, group)
+
+
+def _weight_of_images(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """(B,): the weight of each image's class, 0 where it is not known."""
+    known = labels != ignore_index
+    if weight is None:
+        return known.to(logits.dtype)
+    check_tensor("weight", weight, 1)
+    check_shape("weight", weight, "(K,)", logits.shape[1])
+    return weight.to(logits)[labels.where(known, torch.zeros_like(labels))] * known
 
 
 def class_weights(labels: Tensor, num_classes: int, *, ignore_index: int = -1) -> Tensor:

@@ -9,7 +9,7 @@ from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.monai_baselines import MonaiBaseline, MonaiBaselineOptions, MonaiBaselineOutput
-from mtlkit.models.pretrained import from_pretrained
+from mtlkit.models.pretrained import Pretrained, from_pretrained
 from mtlkit.models.registry import create_model, list_models, register, unregister
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
@@ -32,6 +32,7 @@ __all__ = [
     "MonaiBaseline",
     "MonaiBaselineOptions",
     "MonaiBaselineOutput",
+    "Pretrained",
     "UNet",
     "UNetOptions",
     "UNetOutput",

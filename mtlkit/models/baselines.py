@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
+from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 
@@ -121,6 +122,11 @@ class UNet(Pretrained):
             nn.ConvTranspose2d(below, below, 2, 2, **factory),  # (B, C, H, W)
             nn.Conv2d(below, 1, 1, **factory),
         )
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that classifies."""
+        return last_linear(self.cls_head)
 
     def forward(self, images: Tensor) -> UNetOutput:
         """Logits: (B, in_chans, H, W) to UNetOutput."""

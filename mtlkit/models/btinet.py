@@ -81,7 +81,7 @@ class BTINet(MBDI):
         Raises:
             ValueError: the network has no gates.
         """
-        if not (self.options.upa and self.options.levels):
+        if not self.gate_names:
             raise ValueError(f"stage2_parameters: there are no gates with {self.options}")
         levels = (level.interaction for level in self.decoder if level.interaction is not None)
         return [parameter for interaction in levels for parameter in interaction.upa.parameters()]

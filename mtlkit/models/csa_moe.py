@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtlkit._check import check_choice, check_probability
 from mtlkit.models._common import check_at_least_one, check_images
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
+from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import AdaptiveGate, CrossStageAttention, LesionViews
@@ -144,11 +145,26 @@ class CSAMoE(Pretrained):
                 nn.Linear(128, o.num_classes, **factory),
             )
 
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The experts."""
+        return tuple(self.options.experts)
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether one of the experts looks at the lesion."""
+        return set(self.options.experts) != {"image"}
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The last layer of the classifier."""
+        return last_linear(self.head)
+
     def forward(self, images: Tensor, masks: Tensor | None = None) -> CSAMoEOutput:
         """Logits and weights: (B, in_chans, H, W) and (B, 1, H, W) to CSAMoEOutput."""
         check_images(images, self.options.in_chans, STRIDE)
         experts = self.options.experts
-        if masks is None and set(experts) != {"image"}:
+        if masks is None and self.needs_masks:
             raise ValueError(f"masks: expected those of the lesions for the experts {', '.join(experts)}, got None")
         views = {"image": images} if masks is None else self.views(images, masks)._asdict()
         found = [self.experts[name](views[name]) for name in experts]

@@ -31,6 +31,7 @@ from mtlkit.models._common import (
     ss_conv_ssm_stages,
 )
 from mtlkit.models.encoders import Encoder
+from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import GatedViewFusion, PatchEmbed
@@ -174,6 +175,21 @@ class HybridVSSM(Pretrained):
         )
         for part in (self.fusion, self.heads):
             part.apply(init_linear_and_norm)
+
+    @property
+    def returns(self) -> tuple[str, ...]:
+        """The logits of the tasks that it has, and the gates."""
+        return (*(f"{task}_logits" for task in self.options.tasks), "gates")
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The views."""
+        return VIEWS
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that classifies the right breast."""
+        return last_linear(self.heads)
 
     def forward(self, views: Tensor | Mapping[str, Tensor], present: Tensor | None = None) -> HybridVSSMOutput:
         """Logits and gates: (B, 4, in_chans, H, W), or a dictionary of (B, in_chans, H, W), to HybridVSSMOutput."""

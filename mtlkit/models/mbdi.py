@@ -25,9 +25,17 @@ from mtlkit._check import check_choice, check_probability
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
+from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
-from mtlkit.nn import AttentionGate, ConvUpsample, InteractionLevel, ResidualBlock, TaskInteraction
+from mtlkit.nn import (
+    AttentionGate,
+    ConvUpsample,
+    InteractionLevel,
+    ResidualBlock,
+    TaskInteraction,
+    UncertaintyProxyAttention,
+)
 
 LEVELS = 4
 
@@ -192,6 +200,28 @@ class MBDI(Pretrained):
         if not o.upa:
             return TaskInteraction(dim, o.clf_dim, o.tau, o.pooling, **factory)
         return InteractionLevel(dim, o.clf_dim, "variance", o.normaliser, o.tau, o.pooling, **factory)
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The weights of the mask and of the class, level by level."""
+        levels = self.interaction_levels if self.options.upa else ()
+        return tuple(f"{branch}_level{level}" for level in levels for branch in ("seg", "clf"))
+
+    @property
+    def interaction_levels(self) -> tuple[int, ...]:
+        """The numbers of the decoder levels at which the tasks interact."""
+        return tuple(self.options.levels) if self.options.tim else ()
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether UPA divides its signals by their mean over the batch in eval mode too, as published."""
+        gates = (module for module in self.modules() if isinstance(module, UncertaintyProxyAttention))
+        return any(gate.signals == "variance" and gate.normaliser == "batch" for gate in gates)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The last layer of the classifier."""
+        return last_linear(self.cls_head)
 
     def forward(self, images: Tensor) -> InteractionNetOutput:
         """Logits and gates: (B, in_chans, H, W) to InteractionNetOutput."""

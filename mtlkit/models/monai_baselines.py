@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, install_hint, pad_to_multiple
+from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 
@@ -206,6 +207,11 @@ class MonaiBaseline(Pretrained):
             self.net = plan.make(_monai_nets(), o, dim)
             self.cls_head = nn.Sequential(nn.Dropout(o.dropout), nn.Linear(plan.width * dim, o.num_classes))
         self.to(target, dtype)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that classifies."""
+        return last_linear(self.cls_head)
 
     def forward(self, images: Tensor) -> MonaiBaselineOutput:
         """Logits: (B, in_chans, H, W) to MonaiBaselineOutput."""

@@ -12,18 +12,22 @@ from torch import Tensor, nn
 import mtlkit
 from mtlkit._text import parse_json
 from mtlkit.models._common import install_hint
+from mtlkit.models.network import Network
 from mtlkit.models.registry import network_named, options_type
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-class Pretrained(nn.Module):
-    """Base of the networks: `save_pretrained`, `from_pretrained` and `push_to_hub`, as huggingface_hub has them.
+class Pretrained(Network):
+    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`, as huggingface_hub has them.
 
-    A network's constructor takes its options, a device and a dtype, and keeps the options as `options`.
+    Its constructor takes its options, a device and a dtype.
+
+    Example:
+        >>> from mtlkit.models import MedMamba, Pretrained
+        >>> issubclass(MedMamba, Pretrained)
+        True
     """
-
-    options: Any
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> str | None:
         """Writes options and parameters into `folder`, which is made where it does not exist.

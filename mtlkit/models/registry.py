@@ -111,13 +111,22 @@ def create_model(
     return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
 
 
+def default_options(name: str) -> Any:
+    """The options that the network of that name has by default, a dataclass.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    return _entry(name).options
+
+
 def option_names(name: str) -> list[str]:
     """The options that the network of that name has.
 
     Raises:
         ValueError: there is no such model.
     """
-    return [field.name for field in fields(_entry(name).options)]
+    return [field.name for field in fields(default_options(name))]
 
 
 def network_named(name: str) -> type[nn.Module]:

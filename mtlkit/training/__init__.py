@@ -8,10 +8,13 @@
 `train(config, data="phantoms/busi", out="runs/mbdi")` does it. Needs the extras `train` and `models`.
 """
 
+import warnings
+from typing import Any
+
 from mtlkit.training.ablation import Ablation, AblationRow, ablate, load_ablation
 from mtlkit.training.config import Config, RecipeError, list_configs, load_config, recipe_schema
 from mtlkit.training.datamodule import DataModule, EpochSampler
-from mtlkit.training.modules import LesionModule, MammographyModule, TrainingModule, ViewsModule, create_module
+from mtlkit.training.modules import TrainingModule, create_module
 from mtlkit.training.run import repeat, train
 from mtlkit.training.saved_run import SavedRun, load_run
 from mtlkit.training.schedule import Schedule, task_weights
@@ -22,13 +25,10 @@ __all__ = [
     "Config",
     "DataModule",
     "EpochSampler",
-    "LesionModule",
-    "MammographyModule",
     "RecipeError",
     "SavedRun",
     "Schedule",
     "TrainingModule",
-    "ViewsModule",
     "ablate",
     "create_module",
     "list_configs",
@@ -40,3 +40,11 @@ __all__ = [
     "task_weights",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("LesionModule", "MammographyModule", "ViewsModule"):
+        words = f"mtlkit.training.{name} is TrainingModule now, whose recipe names the task; the old name goes next"
+        warnings.warn(words, DeprecationWarning, stacklevel=2)
+        return TrainingModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

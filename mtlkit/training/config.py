@@ -25,10 +25,9 @@ from mtlkit.data.splits import check_fractions
 from mtlkit.data.transforms import AUGMENTATIONS
 from mtlkit.losses import TVERSKY_PRESETS
 from mtlkit.models.registry import option_names
+from mtlkit.training.tasks import TASKS
 
 __all__ = ["Config", "RecipeError", "list_configs", "load_config", "recipe_schema"]
-
-TASKS = ("lesion", "views", "mammography")
 
 
 class RecipeError(ValueError):
@@ -229,7 +228,7 @@ class Config:
         ((0.91, 0.999), 15)
     """
 
-    task: Annotated[str, _OneOf(TASKS)] = "lesion"
+    task: Annotated[str, _OneOf(tuple(TASKS))] = "lesion"
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
@@ -300,8 +299,18 @@ def _changed(config: Config, changes: Any, where: str) -> Config:
     try:
         return TypeAdapter(Config).validate_python(_merged(config, changes))
     except PydanticError as error:
-        words = [f"{where}{_in_words(one)}" for one in error.errors()]
-    raise RecipeError(words[0] if len(words) == 1 else "\n  ".join([f"{len(words)} settings are wrong:", *words]))
+        found = error
+    raise RecipeError(all_of([f"{where}{line}" for line in lines_of(found)]))
+
+
+def all_of(lines: list[str]) -> str:
+    """What is wrong: a line, or several below a title."""
+    return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong:", *lines])
+
+
+def lines_of(error: PydanticError, name: str = "") -> list[str]:
+    """What pydantic found wrong in what is called `name`, a line each."""
+    return [_in_words(one, name) for one in error.errors()]
 
 
 def _merged(current: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -328,8 +337,8 @@ EXPECTED = {
 }
 
 
-def _in_words(error: ErrorDetails) -> str:
-    """What pydantic found wrong, as "name: expected ..., got ..."."""
+def _in_words(error: ErrorDetails, name: str) -> str:
+    """As "name: expected ..., got ..."."""
     place, value, context, kind = error["loc"], error["input"], error.get("ctx", {}), error["type"]
     if kind in ("unexpected_keyword_argument", "invalid_key"):
         known = [f.name for f in fields(_section_at(place[:-1]))]
@@ -337,13 +346,14 @@ def _in_words(error: ErrorDetails) -> str:
         return f"{'.'.join(map(str, place))}: there is no such setting{more}; there are: {', '.join(known)}"
     if place[-1:] == ("[key]",):
         return f"{'.'.join(map(str, place[:-2]))}: expected text for a name, got {shown(value)}"
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    name = (name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)).lstrip(".")
     if kind == "value_error":
         return f"{name}: {context['error']}".removeprefix(": ")
     if kind == "literal_error":
         choices = context["expected"].replace(" or ", ", ")
         return f"{name}: expected {f'one of {choices}' if isinstance(value, str) else 'text'}, got {shown(value)}"
-    return f"{name}: expected {EXPECTED[kind].format(**context)}, got {shown(value)}"
+    words = EXPECTED[kind].format(**context) if kind in EXPECTED else f"another value ({error['msg']})"
+    return f"{name}: expected {words}, got {shown(value)}"
 
 
 def _section_at(place: tuple[int | str, ...]) -> type:

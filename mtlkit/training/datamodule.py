@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from mtlkit._distributed import all_processes
 from mtlkit.data import Catalogue, LesionDataset, MammographyDataset, Split
 from mtlkit.training.config import Config
+from mtlkit.training.tasks import find_task
 
 __all__ = ["DataModule", "EpochSampler"]
 
@@ -110,18 +111,9 @@ class DataModule(lightning.LightningDataModule):
         if part not in self._datasets:
             d, training = self.config.data, part == "train"
             records = self.catalogue.subset(self.split.parts()[part]).records
-            options = {
-                "size": d.size,
-                "augment": d.augment if training else "none",
-                "seed": self.config.seed,
-                "normalize": d.normalize,
-                "cache": d.cache,
-                "max_pixels": d.max_pixels,
-            }
-            if self.catalogue.mammography:
-                self._datasets[part] = MammographyDataset(records, **options)
-            else:
-                self._datasets[part] = LesionDataset(records, copies=d.copies if training else 0, **options)
+            self._datasets[part] = find_task(self.config.task).items(
+                records, d, training=training, seed=self.config.seed, cache=d.cache
+            )
         return self._datasets[part]
 
     def _loader(self, part: str, batch_size: int, limit: int | None = None) -> DataLoader:

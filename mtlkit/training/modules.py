@@ -1,27 +1,29 @@
-"""The three kinds of training as LightningModules: lesion (mask and class), views (class), mammography (four views)."""
+"""Training as a LightningModule: optimiser, learning rate, random numbers, and the figures of each epoch."""
 
-from pathlib import Path
+import warnings
 from typing import Any, get_type_hints
 
 import lightning
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter
+from pydantic import ValidationError as PydanticError
 from torch import Tensor, nn
 
 from mtlkit import losses
 from mtlkit._distributed import Group, all_processes
 from mtlkit.data import Catalogue, Split
-from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import create_model
-from mtlkit.models.hybrid_vssm import VIEWS
-from mtlkit.training.config import Config
+from mtlkit.models.registry import default_options
+from mtlkit.training.config import Config, RecipeError, all_of, did_you_mean, lines_of
 from mtlkit.training.schedule import Schedule, task_weights
+from mtlkit.training.tasks import find_task, record_in
 
-__all__ = ["LesionModule", "MammographyModule", "TrainingModule", "ViewsModule", "create_module"]
+__all__ = ["TrainingModule", "create_module"]
 
 
 class TrainingModule(lightning.LightningModule):
-    """What all kinds share: optimiser, learning rate, random numbers, and the figures of each epoch.
+    """A network that is trained for the task of its recipe.
 
     The random numbers of a batch (dropout, stochastic depth) depend on the seed, the epoch, its place in the epoch and
     the process alone, so that a run that goes on after a kill ends with the same weights.
@@ -29,34 +31,46 @@ class TrainingModule(lightning.LightningModule):
     Args:
         model: the network.
         config: the recipe.
+        weights: of the classes of each classifier, by its name; none weighs all alike.
         gates_only: the second stage of BTI-Net: everything but the gates rests.
 
     Example:
         >>> from mtlkit.training import TrainingModule, create_module, load_config
         >>> module = create_module(load_config("demo"))
-        >>> isinstance(module, TrainingModule)
-        True
+        >>> isinstance(module, TrainingModule), module.task.name
+        (True, 'lesion')
     """
 
-    def __init__(self, model: nn.Module, config: Config, *, gates_only: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, config: Config, weights: dict[str, Tensor] | None = None, *, gates_only: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.config, self.gates_only = model, config, gates_only
+        self.task = find_task(config.task)
+        self.losses = self.task.losses(config.loss, self.task.heads_of(model), weights or {})
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
-        self.metrics = nn.ModuleDict({part: self._new_metrics() for part in ("valid", "test")})
+        self.metrics = nn.ModuleDict({part: self.task.metrics(model) for part in ("valid", "test")})
         self._alone = False
         if gates_only:
             model.requires_grad_(False)
             for parameter in model.stage2_parameters():
                 parameter.requires_grad_(True)
 
-    # --- what each kind says ------------------------------------------------------------------------------------------
-
-    def _new_metrics(self) -> nn.ModuleDict:
-        raise NotImplementedError
+    # --- the task -----------------------------------------------------------------------------------------------------
 
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """The losses by name, "loss" being what is minimised, and the model's output."""
-        raise NotImplementedError
+        output = self.task.run(self.model, batch)
+        weights = task_weights(self.config.loss, self.current_epoch)
+        return self.losses(output, batch, *weights, self._group()), output
+
+    def figure_names(self) -> list[str]:
+        """What is known of a part of the data after an epoch: losses, gates and figures, without the part's name."""
+        gates = [f"gate_{name}" for name in self.model.gate_names if "gates" in self.model.returns]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics' on figures of nothing, of which the names alone are used
+            figures = self._figures(self.task.metrics(self.model))
+        return [*self.losses.names, *gates, *figures]
 
     def _group(self) -> Group | None:
         """The processes over whose batches losses are taken; None for this one alone."""
@@ -70,10 +84,10 @@ class TrainingModule(lightning.LightningModule):
                 metric.distributed_available_fn = lambda: False
 
     def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
-        raise NotImplementedError
+        self.task.update(metrics, self.model, output, batch)
 
     def _figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return self.task.figures(metrics)
 
     # --- optimisation -------------------------------------------------------------------------------------------------
 
@@ -138,10 +152,9 @@ class TrainingModule(lightning.LightningModule):
         values, output = self.compute_losses(batch)
         for name, value in values.items():
             self.log(f"{part}/{name}", value, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
-        if getattr(output, "gates", None) is not None:
+        if "gates" in self.model.returns:
             means = output.gates.float().flatten(1).mean(0)
-            names = gate_names(self.model, len(means))
-            gates = {f"{part}/gate_{name}": mean for name, mean in zip(names, means, strict=True)}
+            gates = {f"{part}/gate_{name}": mean for name, mean in zip(self.model.gate_names, means, strict=True)}
             self.log_dict(gates, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
         self._update(self.metrics["valid" if part == "val" else part], output, batch)
 
@@ -168,146 +181,7 @@ class TrainingModule(lightning.LightningModule):
         self._tell("test")
 
 
-class LesionModule(TrainingModule):
-    """Mask and class at once: MBDI and BTI-Net, with the gates' losses where the recipe weighs them.
-
-    Figures: "iou", "dice", "sensitivity", "precision", "accuracy", "f1_macro", "f1_weighted", "auc", and "combined",
-    0.7 IoU + 0.3 accuracy.
-
-    Example:
-        >>> from mtlkit.training import create_module, load_config
-        >>> type(create_module(load_config("demo"))).__name__
-        'LesionModule'
-    """
-
-    def __init__(self, model: nn.Module, config: Config, *, gates_only: bool = False) -> None:
-        super().__init__(model, config, gates_only=gates_only)
-        c = config.loss
-        self.segmentation = losses.SegmentationLoss(
-            c.tversky, c.boundary, c.texture, size_boost=c.size_boost, soft_boundary=c.soft_boundary
-        )
-
-    def _new_metrics(self) -> nn.ModuleDict:
-        classes = self.model.options.num_classes
-        return nn.ModuleDict({"mask": SegmentationMetrics(), "class": ClassificationMetrics(classes)})
-
-    def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The "loss", of "segmentation", "classification" and, where they count, "gates"."""
-        c, output, group = self.config.loss, self.model(batch["image"]), self._group()
-        known = None if batch["segmented"].all() else batch["segmented"]
-        segmentation = self.segmentation(output.seg_logits, batch["mask"], known=known, group=group)
-        labels = batch["label"]
-        classification = losses.focal_cross_entropy(output.cls_logits, labels, gamma=c.focal_gamma, group=group)
-        first, second = task_weights(c, self.current_epoch)
-        values = {"segmentation": segmentation, "classification": classification}
-        values["loss"] = first * segmentation + second * classification
-        if c.gates > 0:
-            hard = losses.segmentation_difficulty(output.seg_logits, batch["mask"], group=group)
-            unsure = losses.classification_difficulty(output.cls_logits, group=group)
-            gates = losses.gate_loss(output.gates[:, :, 0].T, hard) + losses.gate_loss(output.gates[:, :, 1].T, unsure)
-            values |= {"gates": gates, "loss": values["loss"] + c.gates * gates}
-        return values, output
-
-    def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
-        known = batch["segmented"]
-        metrics["mask"].update(output.seg_logits[known].float().sigmoid(), batch["mask"][known])
-        metrics["class"].update(output.cls_logits.float().softmax(1), batch["label"])
-
-    def _figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
-        mask, labels = metrics["mask"].compute(), metrics["class"].compute()
-        mask.pop("images")
-        figures = {**mask, **labels}
-        figures["combined"] = 0.7 * mask["iou"].nan_to_num(0) + 0.3 * labels["accuracy"].nan_to_num(0)
-        return figures
-
-
-class ViewsModule(TrainingModule):
-    """The class from an image and the mask of its lesion: CSA-MoE-Net.
-
-    Figures: "accuracy", "f1_macro", "f1_weighted", "auc".
-
-    Example:
-        >>> from mtlkit.training import create_module, load_config
-        >>> config = load_config("csa_moe").change({"model": {"options": {"pretrained": False}}})
-        >>> type(create_module(config)).__name__
-        'ViewsModule'
-    """
-
-    def _new_metrics(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"class": ClassificationMetrics(self.model.options.num_classes)})
-
-    def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The "loss": cross-entropy."""
-        output = self.model(batch["image"], batch["mask"])
-        loss = losses.weighted_cross_entropy(output.cls_logits, batch["label"], group=self._group())
-        return {"loss": loss}, output
-
-    def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
-        metrics["class"].update(output.cls_logits.float().softmax(1), batch["label"])
-
-    def _figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
-        return metrics["class"].compute()
-
-
-class MammographyModule(TrainingModule):
-    """Label and BI-RADS category of both breasts from four views: the hybrid CNN-VSSM and its relatives.
-
-    Each task's loss is the mean of the two breasts'. Figures: those of ClassificationMetrics for each task, as
-    "label_auc", over all breasts, and "combined", the sum of the tasks' AUC.
-
-    Args:
-        model: the network.
-        config: the recipe.
-        weights: of the classes of each task, by its name; none weighs all alike.
-
-    Example:
-        >>> from mtlkit.training import create_module, load_config
-        >>> config = load_config("hybrid_vssm").change({"model": {"options": {}}, "loss": {"class_weights": False}})
-        >>> type(create_module(config)).__name__
-        'MammographyModule'
-    """
-
-    def __init__(self, model: nn.Module, config: Config, weights: dict[str, Tensor] | None = None) -> None:
-        super().__init__(model, config)
-        for task in model.options.tasks:
-            self.register_buffer(f"{task}_weights", (weights or {}).get(task))
-
-    def _new_metrics(self) -> nn.ModuleDict:
-        o = self.model.options
-        classes = {"label": o.label_classes, "birads": o.birads_classes}
-        return nn.ModuleDict({task: ClassificationMetrics(classes[task]) for task in o.tasks})
-
-    def _logits(self, output: Any) -> dict[str, Tensor]:
-        return {task: getattr(output, f"{task}_logits") for task in self.model.options.tasks}  # (B, 2, K) each
-
-    def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The "loss", and one for each task, the mean over left and right."""
-        output = self.model(batch["views"], batch["present"])
-        values, group = {}, self._group()
-        for task, logits in self._logits(output).items():
-            weight = getattr(self, f"{task}_weights")
-            pairs = [(logits[:, i], batch[task][:, i]) for i in range(2)]
-            sides = [losses.weighted_cross_entropy(*pair, weight, group=group) for pair in pairs]
-            values[task] = (sides[0] + sides[1]) / 2
-        if len(values) == 1:
-            values["loss"] = next(iter(values.values()))
-        else:
-            first, second = task_weights(self.config.loss, self.current_epoch)
-            values["loss"] = first * values["label"] + second * values["birads"]
-        return values, output
-
-    def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
-        for task, logits in self._logits(output).items():
-            metrics[task].update(logits.float().softmax(2).flatten(0, 1), batch[task].flatten())
-
-    def _figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
-        found = {task: metric.compute() for task, metric in metrics.items()}
-        figures = {f"{task}_{name}": value for task, values in found.items() for name, value in values.items()}
-        figures["combined"] = torch.stack([values["auc"].nan_to_num(0).cpu() for values in found.values()]).sum()
-        return figures
-
-
-KINDS = {"lesion": LesionModule, "views": ViewsModule, "mammography": MammographyModule}
+# --- from a recipe ----------------------------------------------------------------------------------------------------
 
 
 def create_module(
@@ -329,87 +203,101 @@ def create_module(
         >>> create_module(load_config("demo")).model.options.encoder
         'resnet18'
     """
-    model = create_model(config.model.name, **{name: _tuple(v) for name, v in config.model.options.items()})
+    model = create_network(config)
+    if catalogue is not None:
+        _check_classes(model, config, catalogue)
+    weights = _class_weights(model, config, catalogue, split) if config.loss.class_weights else None
+    return TrainingModule(model, config, weights, gates_only=gates_only)
+
+
+def create_network(config: Config, device: torch.device | str | None = None, **changes: Any) -> nn.Module:
+    """A new network as a recipe says, with other options where there are changes.
+
+    Raises:
+        ValueError: there is no such network or option, or a RecipeError where an option is wrong or the network does
+            not serve the task.
+    """
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.options.items()}
+    _check_options(config.model.name, options)
+    model = create_model(config.model.name, device=device, **options | changes)
     if (momentum := config.model.batch_norm_momentum) is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
-    if not _serves(model, config.task):
-        raise ValueError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
-    if catalogue is not None:
-        _check_classes(model, config, catalogue)
-    if config.task != "mammography":
-        return KINDS[config.task](model, config, gates_only=gates_only)
-    weights = None
-    if config.loss.class_weights:
-        if catalogue is None or split is None:
-            raise ValueError("catalogue, split: expected those that the class weights are counted in, got None")
-        exams = catalogue.subset(split.train).records
-        o = model.options
-        weights = {
-            "label": losses.class_weights(torch.tensor([exam.labels for exam in exams]), o.label_classes),
-            "birads": losses.class_weights(torch.tensor([exam.birads for exam in exams]), o.birads_classes),
-        }
-    return MammographyModule(model, config, weights)
+    if not find_task(config.task).serves(model):
+        raise RecipeError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
+    return model
 
 
-def _serves(model: nn.Module, task: str) -> bool:
-    """Whether the network takes what the task gives and tells what it asks, by the annotations of its forward pass."""
-    hints = get_type_hints(type(model).forward)
-    names = {*hints, *getattr(hints["return"], "_fields", ())}
-    return {"lesion": "seg_logits", "views": "masks", "mammography": "views"}[task] in names
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises unless the options that the network has are of their types."""
+    hints = get_type_hints(type(default_options(name)))
+    words = []
+    for option, value in options.items():
+        if option in hints:
+            try:
+                adapter = TypeAdapter(hints[option], config=ConfigDict(arbitrary_types_allowed=True))
+                adapter.validate_python(value, strict=True)
+            except PydanticError as error:
+                words += lines_of(error, f"model.options.{option}")
+    if words:
+        raise RecipeError(all_of(words))
 
 
-def gate_names(model: nn.Module, count: int) -> list[str]:
-    """The names of a network's gates, in the order of its output: of levels, of experts or of views.
-
-    Args:
-        model: the network.
-        count: how many gates it has; of a network that does not say what they are, they are numbered.
-
-    Example:
-        >>> from mtlkit.models import create_model
-        >>> from mtlkit.training.modules import gate_names
-        >>> gate_names(create_model("btinet", encoder="resnet18", levels=(2, 3)), 4)
-        ['seg_level2', 'clf_level2', 'seg_level3', 'clf_level3']
-    """
-    o = model.options
-    if hasattr(o, "levels"):
-        names = [f"{branch}_level{level}" for level in o.levels for branch in ("seg", "clf")]
-    else:
-        names = list(VIEWS if hasattr(model, "fusion") else getattr(o, "experts", ()))
-    return names if len(names) == count else [str(number) for number in range(1, count + 1)]
+def _class_weights(
+    model: nn.Module, config: Config, catalogue: Catalogue | None, split: Split | None
+) -> dict[str, Tensor]:
+    """Those of each of the network's classifiers, from the training part."""
+    if catalogue is None or split is None:
+        raise ValueError("catalogue, split: expected those that the class weights are counted in, got None")
+    records, weights = catalogue.subset(split.train).records, {}
+    for head in find_task(config.task).heads_of(model):
+        try:
+            weights[head.name] = losses.class_weights(head.labels(records), getattr(model.options, head.option))
+        except ValueError as error:
+            words = f"expected an example of each class in the training part, to weigh the {head.titles}"
+            raise RecipeError(f"loss.class_weights: {words}; {error}") from None
+    return weights
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def check_kind(root: Path, task: str, *, mammography: bool) -> None:
-    """Raises unless a data set, of mammography or not, is of the kind that the task takes."""
-    if mammography != (task == "mammography"):
-        kind = "four-view mammograms" if mammography else "single images"
-        raise ValueError(f"{root}: holds {kind}, which the task {task!r} does not take")
+def _check_classes(model: nn.Module, config: Config, catalogue: Catalogue) -> None:
+    """Raises unless the data are of the task's kind, and the network has a logit for each of their classes."""
+    task = find_task(config.task)
+    task.check_kind(catalogue.root, record_in(catalogue))
+    for head in task.heads_of(model):
+        have, need = getattr(model.options, head.option), len(getattr(catalogue, head.classes))
+        if have != need:
+            raise RecipeError(f"model.options.{head.option}: expected {need}, as the data have classes, got {have}")
+        if len(catalogue) and not (head.labels(catalogue.records) >= 0).any():
+            words = f"expected a network without the classifier {head.name!r}, of which nothing is known"
+            raise RecipeError(f"model.options: {words} in {catalogue.root}")
 
 
 def check_recipe(module: TrainingModule, config: Config) -> None:
     """Raises where a recipe asks of its network what it cannot do."""
-    model = module.model
+    model, name = module.model, config.model.name
+    stages = {"": config.stage(1)}
     if config.second_stage is not None:
-        if not hasattr(model, "stage2_parameters"):
-            raise ValueError(f"second_stage: expected none, as {config.model.name} has no gates that learn alone")
-        model.stage2_parameters()  # raises without UPA
+        try:
+            model.stage2_parameters()
+        except ValueError as error:
+            words = f"expected none, as {name} has no gates that learn alone ({error})"
+            raise RecipeError(f"second_stage: {words}") from None
+        stages["second_stage."] = config.stage(2)
     vectors = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())
     if vectors and config.data.batch_size == 1 and not config.sync_batch_norm:
-        raise ValueError(f"data.batch_size: expected at least 2, for the BatchNorm of {config.model.name}, got 1")
-
-
-def _check_classes(model: nn.Module, config: Config, catalogue: Catalogue) -> None:
-    """Raises unless the network has a logit for each class of the data, and the data are of the task's kind."""
-    check_kind(catalogue.root, config.task, mammography=catalogue.mammography)
-    if catalogue.mammography:
-        name, have, need = "birads_classes", model.options.birads_classes, len(catalogue.birads)
-    else:
-        name, have, need = "num_classes", model.options.num_classes, len(catalogue.classes)
-    if have != need:
-        raise ValueError(f"model.options.{name}: expected {need}, as the data have classes, got {have}")
+        raise RecipeError(f"data.batch_size: expected at least 2, for the BatchNorm of {name}, got 1")
+    for where, stage in stages.items():
+        if stage.loss.gates > 0:
+            if not module.losses.gates:
+                words = f"expected 0, as the task {config.task!r} has no loss of gates"
+                raise RecipeError(f"{where}loss.gates: {words}, got {stage.loss.gates:g}")
+            if "gates" not in model.returns:
+                words = f"expected 0, as {name} has no gates with these options (MBDI and BTI-Net have them with upa)"
+                raise RecipeError(f"{where}loss.gates: {words}, got {stage.loss.gates:g}")
+        known = [f"val/{figure}" for figure in TrainingModule(model, stage).figure_names()]
+        for section in ("stopping", "schedule"):
+            monitor = getattr(stage, section).monitor
+            if monitor is not None and monitor not in known:
+                words = f"there is no figure {monitor!r}; there are: {', '.join(sorted(known))}"
+                raise RecipeError(f"{where}{section}.monitor: {words}{did_you_mean(monitor, known)}")

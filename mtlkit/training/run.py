@@ -29,14 +29,15 @@ from mtlkit._files import csv_text, write_json
 from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import Catalogue, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import check_folder
-from mtlkit.data.layouts import cmmd, find_layout
+from mtlkit.data.layouts import find_layout
 from mtlkit.errors import CheckpointError, DataError
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint
-from mtlkit.training.config import Config, load_config
+from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
-from mtlkit.training.modules import TrainingModule, check_kind, check_recipe, create_module
+from mtlkit.training.modules import TrainingModule, check_recipe, create_module
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
+from mtlkit.training.tasks import find_task, record_of
 
 __all__ = ["repeat", "train"]
 
@@ -99,8 +100,9 @@ def train(
             return read_figures(place.path / RESULT)
         catalogue = _open(config, data, skip_bad)
         parts = _split(catalogue, config, split, place.path / SPLIT if resume else None)
-        module = _create(config.stage(1), catalogue, parts)
-        check_recipe(module, config)
+        with named_recipe(recipe):
+            module = _create(config.stage(1), catalogue, parts)
+            check_recipe(module, config)
         if is_main():
             _write_plan(place, config, catalogue, parts)
         arguments = {"enable_progress_bar": progress} | dict(trainer or {})
@@ -111,9 +113,8 @@ def train(
             _load(module, place.path / "stage1" / "best.ckpt")
             figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments)
         if is_main():
-            if hasattr(module.model, "save_pretrained"):
-                with place.files("model") as draft:
-                    module.model.save_pretrained(draft)
+            with place.files("model") as draft:
+                module.model.save_pretrained(draft)
             place.write_json(RESULT, figures)
     return figures
 
@@ -194,10 +195,10 @@ def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts
 
 def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
     d = config.data
-    options = {"birads": d.birads} if config.task == "mammography" else {"classes": d.classes}
-    options = {name: tuple(value) for name, value in options.items() if value is not None}
+    task = find_task(config.task)
     layout = find_layout(check_folder(data)) if d.layout == "auto" else d.layout
-    check_kind(Path(data), config.task, mammography=layout == cmmd.NAME)
+    task.check_kind(Path(data), record_of(layout))
+    options = task.open_options(d)
     return open_dataset(data, layout, skip_bad=skip_bad, max_pixels=d.max_pixels, **options)
 
 
@@ -211,19 +212,6 @@ def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved:
 
 
 # --- a stage ----------------------------------------------------------------------------------------------------------
-
-
-class _KnownFigures(Callback):
-    """Says which figures there are when one to judge by is none of them."""
-
-    def __init__(self, config: Config) -> None:
-        self.monitors = {"stopping": config.stopping.monitor, "schedule": config.schedule.monitor}
-
-    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        for section, monitor in self.monitors.items():
-            if monitor is not None and monitor not in trainer.callback_metrics:
-                known = ", ".join(sorted(name for name in trainer.callback_metrics if name.startswith("val/")))
-                raise ValueError(f"{section}.monitor: there is no figure {monitor!r}; there are: {known}")
 
 
 class _Table(Callback):
@@ -271,7 +259,6 @@ def _run_stage(
     last = ModelCheckpoint(filename="last", monitor=None, **saved)  # after the best, whose state it carries
     callbacks: list[Callback] = [
         *more_callbacks,
-        _KnownFigures(config),
         _Table(place, f"{name}/metrics.csv"),
         best,
         last,

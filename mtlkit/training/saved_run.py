@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader
 from mtlkit._text import parse_json
 from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural
-from mtlkit.data.layouts import cmmd, find_layout, scan
+from mtlkit.data.layouts import find_layout, scan
 from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
 from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
 from mtlkit.training.config import Config, load_config
+from mtlkit.training.tasks import Task, find_task, kind_of, record_of
 
 __all__ = ["SavedRun", "load_run"]
 
@@ -68,10 +69,12 @@ class SavedRun:
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
         """The names of the classes by task: "class", or "label" and "birads" as far as the network tells them."""
-        if self.config.task != "mammography":
-            return {"class": self.classes}
-        names = {"label": self.classes, "birads": tuple(f"BI-RADS {category}" for category in self.birads)}
-        return {task: names[task] for task in self.model.options.tasks}
+        return {head.name: head.names(getattr(self, head.classes)) for head in self.task.heads_of(self.model)}
+
+    @property
+    def task(self) -> Task:
+        """What the network was trained for."""
+        return find_task(self.config.task)
 
     def adjusted(self, max_pixels: int | None) -> "SavedRun":
         """The run with another limit on the pixels of an image; None leaves that of its recipe."""
@@ -86,9 +89,7 @@ class SavedRun:
 
         An image of which nothing is known is `Record(key, path, -1, (), key, segmented=False)`.
         """
-        kind = MammographyDataset if self.config.task == "mammography" else LesionDataset
-        d = self.config.data
-        return kind(records, d.size, normalize=d.normalize, max_pixels=d.max_pixels)
+        return self.task.items(records, self.config.data)
 
     def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader:
         """Batches of `dataset`, in order, by default as large as those that the run was judged by."""
@@ -115,10 +116,10 @@ class SavedRun:
         root = check_folder(self.data if folder is None else folder)
         layout = layout or (self.config.data.layout if folder is None else "auto")
         layout = find_layout(root) if layout == "auto" else layout
-        if (layout == cmmd.NAME) != (self.config.task == "mammography"):
-            kind = "four-view mammograms" if layout == cmmd.NAME else "single images"
-            raise DataError(f"{root}: holds {kind}, which the network of {self.folder} does not take")
-        if layout == cmmd.NAME:
+        record = record_of(layout)
+        if record is not self.task.record:
+            raise DataError(f"{root}: holds {kind_of(record)}, which the network of {self.folder} does not take")
+        if record is Exam:
             catalogue = scan(root, layout, birads=self.birads)
         else:
             catalogue = self._with_own_labels(root, layout)
@@ -155,13 +156,12 @@ class SavedRun:
             (B, levels, 2), else (B, experts) or (B, views).
         """
         device = next(self.model.parameters()).device
-        names = {"lesion": ("image",), "views": ("image", "mask"), "mammography": ("views", "present")}
-        output = self.model(*(batch[name].to(device) for name in names[self.config.task]))
-        logits = {"class": "cls_logits", "label": "label_logits", "birads": "birads_logits"}
-        found = {task: getattr(output, logits[task]).float().softmax(-1) for task in self.tasks}
-        if hasattr(output, "seg_logits"):
+        task, model = self.task, self.model
+        output = task.run(model, {item: batch[item].to(device) for item in task.inputs.values()})
+        found = {head.name: getattr(output, head.logits).float().softmax(-1) for head in task.heads_of(model)}
+        if task.draws_masks:
             found["mask"] = output.seg_logits.float().sigmoid()
-        if getattr(output, "gates", None) is not None:
+        if "gates" in model.returns:
             found["gates"] = output.gates.float()
         return {name: value.cpu() for name, value in found.items()}
 

@@ -9,7 +9,7 @@ import torch
 
 from mtlkit.data import Exam
 from mtlkit.evaluation import predict_records
-from mtlkit.evaluation.predictions import displacement, last_layer, watched
+from mtlkit.evaluation.predictions import displacement, watched
 from mtlkit.metrics import SegmentationMetrics
 from mtlkit.models import create_model
 from mtlkit.nn import InteractionLevel
@@ -132,14 +132,14 @@ def test_features_are_what_the_last_layer_takes(lesion, plain, views, mammograph
     for run in (lesion, plain, views):
         rows = [record for record in records if record.label < 2][:3]
         found = predict_records(run, rows, features=True)
-        layer = last_layer(run.model)
+        layer = run.model.last_layer
         logits = found.features @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
         shares = np.exp(logits - logits.max(1, keepdims=True))
         shares /= shares.sum(1, keepdims=True)
         assert np.allclose(shares, found.probabilities["class"], atol=1e-5)
     exams = mammography.open_data().records[:3]
     found = predict_records(mammography, exams, features=True)
-    assert found.features.shape[1] == last_layer(mammography.model).in_features
+    assert found.features.shape[1] == mammography.model.last_layer.in_features
     assert predict_records(lesion, records[:2]).features is None
 
 

@@ -19,6 +19,7 @@ from mtlkit.cli import main
 from mtlkit.data import DataError, Record, dicom_pixels, open_dataset, read_image
 from mtlkit.inference import draw_overlay, predict
 from mtlkit.models import create_model
+from mtlkit.models.network import Network
 from mtlkit.training import SavedRun, load_run, train
 
 CINE = get_testdata_file("examples_ybr_color.dcm", download=False)  # 30 frames of 240 x 320
@@ -145,12 +146,15 @@ def test_no_lesion_is_no_outline(lesion, image, tmp_path):
     assert (pixels(tmp_path / "out" / row["overlay"]) == read_image(path)).all()
 
 
-class _Silent(torch.nn.Module):
+class _Silent(Network):
     """A network that sees no lesion anywhere."""
 
     def __init__(self, model):
         super().__init__()
         self.model, self.options = model, model.options
+
+    returns = property(lambda self: self.model.returns)
+    gate_names = property(lambda self: self.model.gate_names)
 
     def forward(self, images):
         out = self.model(images)

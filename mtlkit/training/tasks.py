@@ -1,0 +1,385 @@
+"""The tasks that networks are trained for: one object each, which is all that training, evaluation and inference know.
+
+A task says what its data are, what of a batch its networks take, which classifiers and masks they tell, and what they
+learn by. Another one is a `Task` in this file and an entry of `TASKS`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mtlkit import losses
+from mtlkit._distributed import Group
+from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record
+from mtlkit.data.layouts import cmmd
+from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
+from mtlkit.models import Pretrained
+from mtlkit.models.network import takes
+
+if TYPE_CHECKING:
+    from mtlkit.training.config import DataConfig, LossConfig
+
+__all__ = ["HEADS", "TASKS", "Head", "Task", "find_task"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier of a network, and where its classes, labels and logits are found.
+
+    Args:
+        name: by which its predictions and figures go.
+        logits: field of the network's output, (..., K).
+        option: the network's, how many classes it has.
+        item: of a batch, its labels, (...), -1 where not known.
+        label: attribute of a record with its label, or those of both breasts.
+        classes: attribute of a catalogue with what its classes are.
+        title: what readers know it by.
+        titles: the plural.
+        class_name: of a class, with what the catalogue says in the place of {}.
+        prefix: of the names of its figures.
+
+    Example:
+        >>> from mtlkit.training.tasks import HEADS
+        >>> HEADS["birads"].names((1, 5)), HEADS["birads"].prefix
+        (('BI-RADS 1', 'BI-RADS 5'), 'birads_')
+    """
+
+    name: str
+    logits: str
+    option: str
+    item: str
+    label: str
+    classes: str
+    title: str
+    titles: str
+    class_name: str = "{}"
+    prefix: str = ""
+
+    def names(self, classes: Iterable[Any]) -> tuple[str, ...]:
+        """What its classes are called."""
+        return tuple(self.class_name.format(one) for one in classes)
+
+    def labels(self, records: Sequence[Any]) -> Tensor:
+        """Those of records, (N,) or (N, 2)."""
+        return torch.tensor([getattr(record, self.label) for record in records])
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+class TaskLosses(nn.Module):
+    """The losses of a task.
+
+    Args:
+        config: how they are weighed.
+        heads: the classifiers that learn.
+        weights: of the classes of each, by its name; none weighs all alike.
+
+    Attributes:
+        names: of the losses, "loss" being what is minimised.
+    """
+
+    gates = False  # whether there is a loss of the gates
+
+    def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.config, self.heads = config, tuple(heads)
+        for head in self.heads:
+            self.register_buffer(f"{head.name}_weights", weights.get(head.name), persistent=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    def weights(self, head: Head) -> Tensor | None:
+        """Of the classes, (K,)."""
+        return getattr(self, f"{head.name}_weights")
+
+    def forward(
+        self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
+    ) -> dict[str, Tensor]:
+        """The losses by name.
+
+        Args:
+            output: of the network.
+            batch: what it was given.
+            first: weight of the first of two losses in this epoch.
+            second: weight of the second.
+            group: the processes over whose batches losses are taken; None for this one alone.
+        """
+        raise NotImplementedError
+
+
+class LesionLosses(TaskLosses):
+    """Mask and class at once, and what the gates are to learn where the recipe weighs it."""
+
+    gates = True
+
+    def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
+        super().__init__(config, heads, weights)
+        self.segmentation = losses.SegmentationLoss(
+            config.tversky,
+            config.boundary,
+            config.texture,
+            size_boost=config.size_boost,
+            soft_boundary=config.soft_boundary,
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("segmentation", "classification", *(["gates"] if self.config.gates > 0 else []), "loss")
+
+    def forward(
+        self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
+    ) -> dict[str, Tensor]:
+        (head,), c = self.heads, self.config
+        known = None if batch["segmented"].all() else batch["segmented"]
+        segmentation = self.segmentation(output.seg_logits, batch["mask"], known=known, group=group)
+        classification = losses.focal_cross_entropy(
+            output.cls_logits, batch[head.item], self.weights(head), gamma=c.focal_gamma, group=group
+        )
+        values = {"segmentation": segmentation, "classification": classification}
+        values["loss"] = first * segmentation + second * classification
+        if c.gates > 0:
+            hard = losses.segmentation_difficulty(output.seg_logits, batch["mask"], group=group)
+            unsure = losses.classification_difficulty(output.cls_logits, group=group)
+            gates = losses.gate_loss(output.gates[:, :, 0].T, hard) + losses.gate_loss(output.gates[:, :, 1].T, unsure)
+            values |= {"gates": gates, "loss": values["loss"] + c.gates * gates}
+        return values
+
+
+class ViewsLosses(TaskLosses):
+    """Cross-entropy of the class."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("loss",)
+
+    def forward(
+        self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
+    ) -> dict[str, Tensor]:
+        (head,) = self.heads
+        logits, labels = output.cls_logits, batch[head.item]
+        return {"loss": losses.weighted_cross_entropy(logits, labels, self.weights(head), group=group)}
+
+
+class MammographyLosses(TaskLosses):
+    """Cross-entropy of each classifier, the mean of the two breasts'."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(head.name for head in self.heads), "loss")
+
+    def forward(
+        self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
+    ) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        for head in self.heads:
+            logits, labels = getattr(output, head.logits), batch[head.item]
+            pairs = [(logits[:, i], labels[:, i], self.weights(head)) for i in range(2)]
+            left, right = (losses.weighted_cross_entropy(*pair, group=group) for pair in pairs)
+            values[head.name] = (left + right) / 2
+        shares = (first, second) if len(values) == 2 else (1,)
+        return values | {"loss": sum(share * value for share, value in zip(shares, values.values(), strict=True))}
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """What networks are trained for.
+
+    Args:
+        name: as recipes have it.
+        record: what its data are records of: images or exams.
+        dataset: makes items of them.
+        inputs: by the argument of the network's forward, in order, what of a batch it is.
+        needs: fields that the network's output must have.
+        heads: the classifiers that its networks may have; those among `needs` they have.
+        losses: what they learn by.
+        combined: shares of figures in "combined", by name, of the classifiers that there are; none has no such figure.
+
+    Example:
+        >>> from mtlkit.models import create_model
+        >>> from mtlkit.training.tasks import TASKS
+        >>> network = create_model("mammo_resnet18", tasks=("label",))
+        >>> [name for name, task in TASKS.items() if task.serves(network)]
+        ['mammography']
+        >>> [head.name for head in TASKS["mammography"].heads_of(network)]
+        ['label']
+    """
+
+    name: str
+    record: type[Record] | type[Exam]
+    dataset: type[LesionDataset] | type[MammographyDataset]
+    inputs: Mapping[str, str]
+    needs: tuple[str, ...]
+    heads: tuple[Head, ...]
+    losses: type[TaskLosses]
+    combined: Mapping[str, float]
+
+    # --- networks -----------------------------------------------------------------------------------------------------
+
+    def serves(self, network: nn.Module) -> bool:
+        """Whether the network takes what the task gives and tells what it asks."""
+        if not isinstance(network, Pretrained) or not set(self.inputs) <= set(takes(network)):
+            return False
+        return set(self.needs) <= set(network.returns) and bool(self.heads_of(network))
+
+    def heads_of(self, network: Any) -> tuple[Head, ...]:
+        """The classifiers that the network has."""
+        return tuple(head for head in self.heads if head.logits in self.needs or head.logits in network.returns)
+
+    @property
+    def draws_masks(self) -> bool:
+        """Whether its networks tell where the lesion is."""
+        return "seg_logits" in self.needs
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether its networks are told where the lesion is."""
+        return "masks" in self.inputs
+
+    def run(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """The network's output for a batch."""
+        return network(*(batch[item] for item in self.inputs.values()))
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+
+    def check_kind(self, root: Path, record: type) -> None:
+        """Raises unless a data set is of records that the task takes."""
+        if record is not self.record:
+            raise ValueError(f"{root}: holds {kind_of(record)}, which the task {self.name!r} does not take")
+
+    def open_options(self, data: "DataConfig") -> dict[str, tuple[Any, ...]]:
+        """What the recipe says of the classes, for `open_dataset`."""
+        chosen = {"birads": data.birads} if self.record is Exam else {"classes": data.classes}
+        return {name: tuple(value) for name, value in chosen.items() if value is not None}
+
+    def items(
+        self, records: Sequence[Any], data: "DataConfig", *, training: bool = False, seed: int = 0, cache: bool = False
+    ) -> LesionDataset | MammographyDataset:
+        """The items of records, as the recipe prepares them; augmented in training alone."""
+        options: dict[str, Any] = {"augment": data.augment if training else "none", "seed": seed, "cache": cache}
+        if self.dataset is LesionDataset:
+            options["copies"] = data.copies if training else 0
+        limits = {"normalize": data.normalize, "max_pixels": data.max_pixels}
+        return self.dataset(records, data.size, **limits, **options)
+
+    # --- figures ------------------------------------------------------------------------------------------------------
+
+    def metrics(self, network: nn.Module) -> nn.ModuleDict:
+        """What gathers the figures of an epoch."""
+        found: dict[str, nn.Module] = {"mask": SegmentationMetrics()} if self.draws_masks else {}
+        for head in self.heads_of(network):
+            found[head.name] = ClassificationMetrics(getattr(network.options, head.option))
+        return nn.ModuleDict(found)
+
+    def update(self, metrics: nn.ModuleDict, network: nn.Module, output: Any, batch: Mapping[str, Any]) -> None:
+        """Takes a batch into the figures."""
+        if self.draws_masks:
+            known = batch["segmented"]
+            metrics["mask"].update(output.seg_logits[known].float().sigmoid(), batch["mask"][known])
+        for head in self.heads_of(network):
+            probabilities = getattr(output, head.logits).float().softmax(-1)
+            metrics[head.name].update(probabilities.flatten(0, -2), batch[head.item].flatten())
+
+    def figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
+        """The figures of what was taken in."""
+        figures = metrics["mask"].compute() if self.draws_masks else {}
+        figures.pop("images", None)  # as many as the labels are of
+        for head in self.heads:
+            if head.name in metrics:
+                figures |= {f"{head.prefix}{name}": value for name, value in metrics[head.name].compute().items()}
+        shares = {name: share for name, share in self.combined.items() if name in figures}
+        if shares:
+            parts = [share * figures[name].nan_to_num(0).cpu() for name, share in shares.items()]
+            figures["combined"] = torch.stack(parts).sum()
+        return figures
+
+
+CLASS = Head("class", "cls_logits", "num_classes", "label", "label", "classes", "class", "classes")
+LABEL = Head("label", "label_logits", "label_classes", "label", "labels", "classes", "label", "labels", prefix="label_")
+BIRADS = Head(
+    "birads",
+    "birads_logits",
+    "birads_classes",
+    "birads",
+    "birads",
+    "birads",
+    "BI-RADS",
+    "BI-RADS categories",
+    class_name="BI-RADS {}",
+    prefix="birads_",
+)
+
+TASKS = {
+    task.name: task
+    for task in (
+        # mask and class at once: MBDI and BTI-Net
+        Task(
+            "lesion",
+            Record,
+            LesionDataset,
+            {"images": "image"},
+            ("seg_logits", "cls_logits"),
+            (CLASS,),
+            LesionLosses,
+            {"iou": 0.7, "accuracy": 0.3},
+        ),
+        # the class from an image and the mask of its lesion: CSA-MoE-Net
+        Task(
+            "views",
+            Record,
+            LesionDataset,
+            {"images": "image", "masks": "mask"},
+            ("cls_logits",),
+            (CLASS,),
+            ViewsLosses,
+            {},
+        ),
+        # label and BI-RADS category of both breasts from four views: the hybrid CNN-VSSM and its relatives
+        Task(
+            "mammography",
+            Exam,
+            MammographyDataset,
+            {"views": "views", "present": "present"},
+            (),
+            (LABEL, BIRADS),
+            MammographyLosses,
+            {"label_auc": 1.0, "birads_auc": 1.0},
+        ),
+    )
+}
+HEADS = {head.name: head for task in TASKS.values() for head in task.heads}
+
+
+def find_task(name: str) -> Task:
+    """The task of a recipe.
+
+    Example:
+        >>> from mtlkit.training.tasks import find_task
+        >>> find_task("views").takes_masks
+        True
+    """
+    return TASKS[name]
+
+
+def kind_of(record: type[Record] | type[Exam]) -> str:
+    """What records are of, in words."""
+    return "four-view mammograms" if record is Exam else "single images"
+
+
+def record_of(layout: str) -> type[Record] | type[Exam]:
+    """What data sets of a layout are records of."""
+    return Exam if layout == cmmd.NAME else Record
+
+
+def record_in(catalogue: Catalogue) -> type[Record] | type[Exam]:
+    """What a data set holds records of."""
+    return Exam if catalogue.mammography else Record
