@@ -27,9 +27,9 @@ from typing import Any
 from mtlkit._files import csv_text, plain
 from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.errors import DataError
-from mtlkit.models import create_model
-from mtlkit.training.aggregate import digits_of, in_words
-from mtlkit.training.config import Config, load_config, read_yaml
+from mtlkit.training.aggregate import best_of, digits_of, in_words
+from mtlkit.training.config import Config, RecipeError, did_you_mean, load_config, read_yaml
+from mtlkit.training.modules import TrainingModule, check_recipe, create_network
 from mtlkit.training.run import is_main, repeat
 
 __all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
@@ -192,7 +192,9 @@ def ablate(
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     source = None if isinstance(table, Ablation) else table
     table = table if isinstance(table, Ablation) else load_ablation(table)
-    parameters = [_parameters(row) for row in table.rows]
+    modules = [_module(row) for row in table.rows]
+    _check_figures(table, modules)
+    parameters = [_count(module) for module in modules]
     found: dict[str, dict[str, dict[str, float]]] = {}
     with resumable_folder(out, "an ablation", resume=resume, force=force, main=is_main()) as place:
         place.check_inputs(data, options.get("split"), source)
@@ -205,23 +207,42 @@ def ablate(
             except DataError:
                 raise
             except (ValueError, FloatingPointError) as error:
-                kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+                kinds = (FloatingPointError, RecipeError, ValueError)
+                kind = next(kind for kind in kinds if isinstance(error, kind))
                 raise kind(f"row {row.name!r}: {error}") from None
             if is_main():
                 _write(place, table, found, parameters, repeats)
     return found
 
 
-def _parameters(row: AblationRow) -> int:
-    """How many parameters the network of a row has; raises where it cannot be made."""
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in row.config.model.options.items()}
-    if options.get("pretrained"):
-        options["pretrained"] = False
+def _module(row: AblationRow) -> TrainingModule:
+    """What a row trains, without memory for its network; raises where it cannot be made, or the recipe does not fit."""
+    changes = {"pretrained": False} if row.config.model.options.get("pretrained") else {}
     try:
-        network = create_model(row.config.model.name, device="meta", **options)
+        module = TrainingModule(create_network(row.config, "meta", **changes), row.config)
+        check_recipe(module, row.config)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"row {row.name!r}: {error}") from None
-    return sum(parameter.numel() for parameter in network.parameters())
+        kind = RecipeError if isinstance(error, RecipeError) else ValueError
+        raise kind(f"row {row.name!r}: {error}") from None
+    return module
+
+
+def _parameters(row: AblationRow) -> int:
+    """How many parameters the network of a row has."""
+    return _count(_module(row))
+
+
+def _count(module: TrainingModule) -> int:
+    return sum(parameter.numel() for parameter in module.model.parameters())
+
+
+def _check_figures(table: Ablation, modules: Sequence[TrainingModule]) -> None:
+    """Raises where a figure to be shown is that of no row."""
+    known = list(dict.fromkeys(name for module in modules for name in module.figure_names()))
+    for name in table.figures:
+        if name not in known:
+            words = f"there is no figure {name!r}{did_you_mean(name, known)}; there are: {', '.join(sorted(known))}"
+            raise ValueError(f"figures: {words}")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -233,15 +254,17 @@ def show(table: Ablation, found: Mapping[str, Mapping[str, Mapping[str, float]]]
     The figures are those of the test part, or where there is none of the validation part.
     """
     part = part_of(found)
-    own = (name.removeprefix(f"{part}/") for name in next(iter(found.values())) if name.startswith(f"{part}/"))
+    whole = dict.fromkeys(name for figures in found.values() for name in figures if name.startswith(f"{part}/"))
+    own = [name.removeprefix(f"{part}/") for name in whole]
     names = table.figures or [name for name in own if not name.startswith("gate_")]
     columns = [[figures.get(f"{part}/{name}") for figures in found.values()] for name in names]
     cells = [[row] for row in found]
     for name, column in zip(names, columns, strict=True):
         means = [pair["mean"] for pair in column if pair is not None and not math.isnan(pair["mean"])]
+        pick = best_of(name)
         for cell, pair in zip(cells, column, strict=True):
             text = "" if pair is None else in_words(pair, digits_of(name))
-            best = len(means) > 1 and pair is not None and pair["mean"] == max(means)
+            best = pick is not None and len(means) > 1 and pair is not None and pair["mean"] == pick(means)
             cell.append(f"**{text}**" if best else text)
     return ["", *names], cells
 

@@ -1,10 +1,12 @@
 """Figures over repeated runs: mean and standard deviation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["digits_of", "in_words", "summarise"]
+from mtlkit.training.tasks import LOSSES
+
+__all__ = ["best_of", "digits_of", "in_words", "summarise"]
 
 
 def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -37,6 +39,21 @@ def digits_of(name: str) -> int:
         (0, 4)
     """
     return 0 if name.endswith(("images", "empty")) else 4
+
+
+def best_of(name: str) -> Callable[[Iterable[float]], float] | None:
+    """What picks the best value of a figure.
+
+    `max` for scores, `min` for losses, errors, distances and times, None for counts and gates, of which none is best.
+
+    Example:
+        >>> from mtlkit.training.aggregate import best_of
+        >>> best_of("iou") is max, best_of("loss") is min, best_of("label_images")
+        (True, True, None)
+    """
+    if name.startswith("gate_") or digits_of(name) == 0:
+        return None
+    return min if name in LOSSES or name.endswith(("_error", "_distance", "_seconds")) else max
 
 
 def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:

@@ -289,7 +289,7 @@ def check_recipe(module: TrainingModule, config: Config) -> None:
         raise RecipeError(f"data.batch_size: expected at least 2, for the BatchNorm of {name}, got 1")
     for where, stage in stages.items():
         if stage.loss.gates > 0:
-            if not module.losses.gates:
+            if "gates" not in module.losses.kinds:
                 words = f"expected 0, as the task {config.task!r} has no loss of gates"
                 raise RecipeError(f"{where}loss.gates: {words}, got {stage.loss.gates:g}")
             if "gates" not in model.returns:

@@ -7,7 +7,7 @@ learn by. Another one is a `Task` in this file and an entry of `TASKS`.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from mtlkit.models.network import takes
 if TYPE_CHECKING:
     from mtlkit.training.config import DataConfig, LossConfig
 
-__all__ = ["HEADS", "TASKS", "Head", "Task", "find_task"]
+__all__ = ["HEADS", "LOSSES", "TASKS", "Head", "Task", "find_task"]
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class TaskLosses(nn.Module):
         weights: of the classes of each, by its name; none weighs all alike.
 
     Attributes:
-        names: of the losses, "loss" being what is minimised.
+        kinds: the losses that there may be besides "loss", which is minimised.
     """
 
-    gates = False  # whether there is a loss of the gates
+    kinds: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -93,7 +93,8 @@ class TaskLosses(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """What `forward` returns."""
+        return (*self.kinds, "loss")
 
     def weights(self, head: Head) -> Tensor | None:
         """Of the classes, (K,)."""
@@ -117,7 +118,7 @@ class TaskLosses(nn.Module):
 class LesionLosses(TaskLosses):
     """Mask and class at once, and what the gates are to learn where the recipe weighs it."""
 
-    gates = True
+    kinds = ("segmentation", "classification", "gates")
 
     def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
         super().__init__(config, heads, weights)
@@ -131,7 +132,7 @@ class LesionLosses(TaskLosses):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return ("segmentation", "classification", *(["gates"] if self.config.gates > 0 else []), "loss")
+        return tuple(name for name in super().names if name != "gates" or self.config.gates > 0)
 
     def forward(
         self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
@@ -155,10 +156,6 @@ class LesionLosses(TaskLosses):
 class ViewsLosses(TaskLosses):
     """Cross-entropy of the class."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("loss",)
-
     def forward(
         self, output: Any, batch: Mapping[str, Any], first: float, second: float, group: Group | None
     ) -> dict[str, Tensor]:
@@ -169,6 +166,8 @@ class ViewsLosses(TaskLosses):
 
 class MammographyLosses(TaskLosses):
     """Cross-entropy of each classifier, the mean of the two breasts'."""
+
+    kinds = ("label", "birads")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -357,6 +356,7 @@ TASKS = {
     )
 }
 HEADS = {head.name: head for task in TASKS.values() for head in task.heads}
+LOSSES = frozenset({"loss", *(kind for task in TASKS.values() for kind in task.losses.kinds)})
 
 
 def find_task(name: str) -> Task:

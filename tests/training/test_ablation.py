@@ -10,8 +10,8 @@ import yaml
 
 from mtlkit.cli import main
 from mtlkit.data import DataError
-from mtlkit.training import ablate, load_ablation, load_config
-from mtlkit.training.ablation import _parameters
+from mtlkit.training import Ablation, AblationRow, ablate, load_ablation, load_config
+from mtlkit.training.ablation import _parameters, show
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +206,48 @@ def test_tables_that_are_refused(tmp_path, text, words):
     with pytest.raises(ValueError, match=r"table\.yaml: ") as error:
         load_ablation(path)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"figures": ["iou", "acuracy"]},
+            r"figures: there is no figure 'acuracy' \(did you mean 'accuracy'\?\); there are",
+        ),
+        ({"changes": {"stopping": {"monitor": "val/los"}}}, "row 'b': stopping.monitor: there is no figure 'val/los'"),
+        ({"changes": {"model": {"options": {"upa": False}}}}, "row 'b': second_stage: expected none"),
+    ],
+)
+def test_what_no_row_has_costs_no_training(tmp_path, ultrasound, content, words):
+    path = tmp_path / "table.yaml"
+    rows = [{"name": "a"}, {"name": "b", "changes": content.get("changes", {})}]
+    path.write_text(yaml.safe_dump({"recipe": "demo", "figures": content.get("figures", []), "rows": rows}))
+    with pytest.raises(ValueError, match=words):
+        ablate(path, ultrasound, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_of_a_column_is_the_lowest_loss_and_the_highest_score():
+    rows = tuple(AblationRow(name, load_config("demo")) for name in ("a", "b"))
+    figures = ("loss", "classification", "calibration_error", "iou", "images", "gate_seg_level1")
+    found = {
+        name: {f"test/{figure}": {"mean": value, "sd": math.nan} for figure in figures}
+        for name, value in (("a", 0.25), ("b", 0.5))
+    }
+    headings, cells = show(Ablation("x", rows, figures), found)
+    assert headings == ["", *figures]
+    assert cells == [
+        ["a", *["**0.2500**"] * 3, "0.2500", "0", "0.2500"],
+        ["b", *["0.5000"] * 3, "**0.5000**", "0", "0.5000"],
+    ]
+
+
+def test_figures_that_only_later_rows_have_are_shown():
+    rows = tuple(AblationRow(name, load_config("demo")) for name in ("a", "b"))
+    pair = {"mean": 0.5, "sd": math.nan}
+    found = {"a": {"val/label_auc": pair}, "b": {"val/label_auc": pair, "val/birads_auc": pair}}
+    assert show(Ablation("x", rows, ()), found)[0] == ["", "label_auc", "birads_auc"]
 
 
 def test_a_wrong_option_in_the_last_row_costs_no_training(tmp_path, ultrasound):

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mtlkit import losses
+from mtlkit import losses, training
 from mtlkit.data import LesionDataset, MammographyDataset, Split, make_split, open_dataset
-from mtlkit.training import create_module, load_config
+from mtlkit.training import RecipeError, create_module, load_config
 
 
 @pytest.fixture
@@ -73,6 +73,23 @@ def test_second_stage_moves_the_gates_alone(small, lesions):
     torch.testing.assert_close(values["loss"], expected)
 
 
+def test_class_weights_of_lesions_are_those_of_the_training_part(small, ultrasound, lesions):
+    catalogue = open_dataset(ultrasound, classes=small.data.classes)
+    split = make_split(catalogue, small.data.fractions)
+    module = create_module(small.change({"loss": {"class_weights": True}}), catalogue, split).eval()
+    plain = create_module(small, catalogue, split).eval()
+    plain.load_state_dict(module.state_dict())
+    labels = torch.tensor([record.label for record in catalogue.subset(split.train).records])
+    weight = losses.class_weights(labels, 3)
+    assert len(set(weight.tolist())) > 1
+    values, output = module.compute_losses(lesions)
+    expected = losses.focal_cross_entropy(output.cls_logits, lesions["label"], weight)
+    torch.testing.assert_close(values["classification"], expected)
+    assert not torch.isclose(expected, plain.compute_losses(lesions)[0]["classification"])
+    with pytest.raises(ValueError, match="catalogue, split: expected those that the class weights are counted in"):
+        create_module(small.change({"loss": {"class_weights": True}}))
+
+
 def test_lesion_figures(small, lesions):
     module = create_module(small).eval()
     _, output = module.compute_losses(lesions)
@@ -95,6 +112,17 @@ def test_views(lesions):
     torch.testing.assert_close(values["loss"], F.cross_entropy(output.cls_logits, lesions["label"]))
     module._update(module.metrics["valid"], output, lesions)
     assert set(module._figures(module.metrics["valid"])) >= {"accuracy", "auc", "f1_macro"}
+    assert {"loss", "accuracy", "gate_image", "gate_boundary"} < set(module.figure_names())
+
+
+def test_class_weights_of_views(ultrasound, small, lesions):
+    config = load_config("csa_moe").change({"model": {"options": {"num_classes": 3}}, "loss": {"class_weights": True}})
+    catalogue = open_dataset(ultrasound, classes=small.data.classes)
+    split = make_split(catalogue, (0.6, 0.2, 0.2))
+    values, output = create_module(config, catalogue, split).eval().compute_losses(lesions)
+    labels = torch.tensor([record.label for record in catalogue.subset(split.train).records])
+    expected = F.cross_entropy(output.cls_logits, lesions["label"], losses.class_weights(labels, 3))
+    torch.testing.assert_close(values["loss"], expected)
 
 
 # --- mammography ------------------------------------------------------------------------------------------------------
@@ -192,6 +220,21 @@ def test_what_does_not_fit(ultrasound, mammograms, small, four_views):
         create_module(four_views, replace(data, records=healthy), Split(tuple(e.key for e in healthy), (), ()))
     with pytest.raises(ValueError, match="encodr: btinet has no such option"):
         create_module(small.change({"model": {"options": {"encodr": "resnet18"}}}))
+    options = {"num_classes": 3.5, "tim": 1, "levels": [1, "2"], "pooling": "max", "dropout": 0}
+    with pytest.raises(RecipeError) as error:
+        create_module(small.change({"model": {"options": options}}))
+    assert str(error.value).splitlines()[1:] == [
+        "  model.options.num_classes: expected an integer, got 3.5",
+        "  model.options.tim: expected true or false, got 1",
+        "  model.options.levels[1]: expected an integer, got '2'",
+        "  model.options.pooling: expected one of 'mean', 'attention', got 'max'",
+    ]
+
+
+def test_names_of_before_are_the_module_of_today(small):
+    with pytest.warns(DeprecationWarning, match=r"mtlkit.training.LesionModule is TrainingModule now"):
+        module = training.LesionModule(create_module(small).model, small)
+    assert isinstance(module, training.TrainingModule)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])

@@ -17,7 +17,7 @@ from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
 from mtlkit.data.splits import read_split
 from mtlkit.models import create_model, from_pretrained
-from mtlkit.training import load_config, recipe_schema, repeat, train
+from mtlkit.training import create_module, load_config, load_run, recipe_schema, repeat, train
 from mtlkit.training.run import synchronise
 
 
@@ -50,6 +50,8 @@ def test_folder(finished):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert {"lr", "train/loss", "val/iou", "val/combined"} <= set(rows[0])
+    known = create_module(load_config(out / "config.yaml")).figure_names()
+    assert {f"val/{name}" for name in known} == {name for name in rows[0] if name.startswith("val/")}
     saved = json.loads((out / "result.json").read_text())
     assert {name: math.nan if value is None else value for name, value in saved.items()} == pytest.approx(
         figures, nan_ok=True
@@ -332,6 +334,36 @@ def test_mammograms_train(tmp_path, mammograms):
     figures = train(load_config("hybrid_vssm").change(changes), mammograms, tmp_path / "run", progress=False)
     assert {"val/label_auc", "val/birads_f1_macro", "val/combined"} <= set(figures)
     assert not any(name.startswith("test/") for name in figures)
+    known = create_module(load_config(tmp_path / "run/config.yaml")).figure_names()
+    assert set(figures) == {f"val/{name}" for name in known}
+
+
+def test_labels_alone_train_where_no_birads_is_known(tmp_path, mammograms):
+    """As CMMD's own table has it; with class weights, as the recipe says."""
+    data = shutil.copytree(mammograms, tmp_path / "cmmd")
+    (table,) = data.glob("TOMPEI*.csv")
+    with table.open(newline="") as file:
+        rows = [[row["ID"], row["LeftRight"], row["classification"]] for row in csv.DictReader(file)]
+    table.unlink()
+    with (data / "CMMD_clinicaldata_revision.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["ID1", "LeftRight", "classification"], *rows])
+    options = {"backbone": "vssm", "depths": [1], "dims": [16], "d_state": 1}
+    changes = {
+        "data": {"size": 32, "batch_size": 4, "workers": 0, "fractions": [0.5, 0.25, 0.25]},
+        "stopping": {"epochs": 1, "monitor": "val/label_auc"},
+    }
+    config = load_config("hybrid_vssm").change(changes)
+    both, alone = ({"model": {"options": options | {"tasks": tasks}}} for tasks in (["label", "birads"], ["label"]))
+    with pytest.raises(ValueError, match=r"model.options: expected a network without the classifier 'birads'"):
+        train(config.change(both), data, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    figures = train(config.change(alone), data, tmp_path / "run", progress=False)
+    assert {"test/label", "test/label_auc", "test/combined"} <= set(figures)
+    assert not any("birads" in name for name in figures)
+    run = load_run(tmp_path / "run")
+    assert run.tasks == {"label": ("benign or normal", "malignant")}
+    found = run.predict(next(iter(run.loader(run.open_data().records))))
+    assert set(found) == {"label", "gates"}
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -354,13 +386,18 @@ def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
     assert (tmp_path / "other/thesis.tex").read_text() == "x"
 
 
-def test_unknown_figure_is_named(tmp_path, ultrasound, small):
+def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
     config = small.change({"stopping": {"monitor": "val/iuo"}})
     with pytest.raises(
         ValueError, match=r"stopping.monitor: there is no figure 'val/iuo'; there are: val/accuracy, val/"
     ):
         train(config, ultrasound, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    config.save(tmp_path / "a.yaml")
+    with pytest.raises(ValueError, match=r"a.yaml: stopping.monitor: .*\(did you mean 'val/iou'\?\)"):
+        train(str(tmp_path / "a.yaml"), ultrasound, tmp_path / "run", progress=False)
+    assert main(["train", str(tmp_path / "a.yaml"), "--data", str(ultrasound), "--out", str(tmp_path / "run")]) == 2
+    assert f"{tmp_path / 'a.yaml'}: stopping.monitor: there is no figure" in capsys.readouterr().err
     config = small.change({"schedule": {"monitor": "val/iuo"}})
     with pytest.raises(ValueError, match=r"schedule.monitor: there is no figure 'val/iuo'; there are: val/accuracy"):
         train(config, ultrasound, tmp_path / "run", progress=False)
@@ -376,6 +413,27 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small):
             "second_stage: expected none, as mbdi has no gates",
         ),
         ({"model": {"options": {"num_classes": 2}}}, "model.options.num_classes: expected 3"),
+        ({"model": {"options": {"num_classes": 3.5}}}, "model.options.num_classes: expected an integer, got 3.5"),
+        (
+            {"model": {"options": {"upa": False}}, "loss": {"gates": 1.0}},
+            r"loss.gates: expected 0, as btinet has no gates with these options .*, got 1",
+        ),
+        (
+            {"model": {"options": {"upa": False}}, "second_stage": {"loss": {"gates": 1.0}}},
+            r"second_stage: expected none, as btinet has no gates that learn alone",
+        ),
+        (
+            {"model": {"name": "mbdi"}, "second_stage": {"stopping": {"monitor": "val/los"}}},
+            "second_stage: expected none, as mbdi has no gates",
+        ),
+        (
+            {"second_stage": {"stopping": {"monitor": "val/los"}}},
+            r"second_stage.stopping.monitor: there is no figure 'val/los'; .*\(did you mean 'val/loss'\?\)",
+        ),
+        (
+            {"task": "views", "model": {"name": "csa_moe", "options": {"num_classes": 3}}, "loss": {"gates": 1.0}},
+            "loss.gates: expected 0, as the task 'views' has no loss of gates, got 1",
+        ),
         ({"task": "mammography"}, r"busi: holds single images, which the task 'mammography' does not take"),
     ],
 )
