@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli.train import changes_of, training_options
     from mtlkit.training import ablate, load_ablation
     from mtlkit.training.ablation import show
+    from mtlkit.training.config import named_recipe
     from mtlkit.training.run import is_main
 
     console = open_console(soft_wrap=True, quiet=not is_main())  # of several processes one tells
@@ -81,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
         console.print(f"{number + 1} of {len(table.rows)}: {row.name}", markup=False)
 
     settings = training_options(options, progress=console.is_terminal)
-    found = ablate(table, options.data, options.out, repeats=options.repeats, on_row=on_row, **settings)
+    with named_recipe(options.table):
+        found = ablate(table, options.data, options.out, repeats=options.repeats, on_row=on_row, **settings)
     headings, cells = show(table, found)
     drawn = Table(title=table.name, title_justify="left")
     for number, heading in enumerate(headings):

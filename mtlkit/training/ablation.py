@@ -221,9 +221,8 @@ def _module(row: AblationRow) -> TrainingModule:
     try:
         module = TrainingModule(create_network(row.config, "meta", **changes), row.config)
         check_recipe(module, row.config)
-    except (ValueError, TypeError) as error:
-        kind = RecipeError if isinstance(error, RecipeError) else ValueError
-        raise kind(f"row {row.name!r}: {error}") from None
+    except ValueError as error:
+        raise RecipeError(f"row {row.name!r}: {error}") from None
     return module
 
 
@@ -242,7 +241,7 @@ def _check_figures(table: Ablation, modules: Sequence[TrainingModule]) -> None:
     for name in table.figures:
         if name not in known:
             words = f"there is no figure {name!r}{did_you_mean(name, known)}; there are: {', '.join(sorted(known))}"
-            raise ValueError(f"figures: {words}")
+            raise RecipeError(f"figures: {words}")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

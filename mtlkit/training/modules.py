@@ -214,12 +214,14 @@ def create_network(config: Config, device: torch.device | str | None = None, **c
     """A new network as a recipe says, with other options where there are changes.
 
     Raises:
-        ValueError: there is no such network or option, or a RecipeError where an option is wrong or the network does
-            not serve the task.
+        RecipeError: there is no such network, an option of it is wrong, or it does not serve the task.
     """
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.options.items()}
-    _check_options(config.model.name, options)
-    model = create_model(config.model.name, device=device, **options | changes)
+    try:
+        _check_options(config.model.name, options)
+        model = create_model(config.model.name, device=device, **options | changes)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(str(error)) from None
     if (momentum := config.model.batch_norm_momentum) is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -288,16 +290,22 @@ def check_recipe(module: TrainingModule, config: Config) -> None:
     if vectors and config.data.batch_size == 1 and not config.sync_batch_norm:
         raise RecipeError(f"data.batch_size: expected at least 2, for the BatchNorm of {name}, got 1")
     for where, stage in stages.items():
-        if stage.loss.gates > 0:
-            if "gates" not in module.losses.kinds:
-                words = f"expected 0, as the task {config.task!r} has no loss of gates"
-                raise RecipeError(f"{where}loss.gates: {words}, got {stage.loss.gates:g}")
-            if "gates" not in model.returns:
-                words = f"expected 0, as {name} has no gates with these options (MBDI and BTI-Net have them with upa)"
-                raise RecipeError(f"{where}loss.gates: {words}, got {stage.loss.gates:g}")
-        known = [f"val/{figure}" for figure in TrainingModule(model, stage).figure_names()]
-        for section in ("stopping", "schedule"):
-            monitor = getattr(stage, section).monitor
-            if monitor is not None and monitor not in known:
-                words = f"there is no figure {monitor!r}; there are: {', '.join(sorted(known))}"
-                raise RecipeError(f"{where}{section}.monitor: {words}{did_you_mean(monitor, known)}")
+        _check_stage(where, TrainingModule(model, stage))
+
+
+def _check_stage(where: str, module: TrainingModule) -> None:
+    """Raises where a stage weighs gates that there are not, or watches a figure that there is not."""
+    config, name = module.config, module.config.model.name
+    if config.loss.gates > 0:
+        words = None
+        if "gates" not in module.losses.kinds:
+            words = f"the task {config.task!r} has no loss of gates"
+        elif "gates" not in module.model.returns:
+            words = f"{name} has no gates with these options (MBDI and BTI-Net have them with upa)"
+        if words is not None:
+            raise RecipeError(f"{where}loss.gates: expected 0, as {words}, got {config.loss.gates:g}")
+    known = [f"val/{figure}" for figure in module.figure_names()]
+    for section, monitor in (("stopping", config.stopping.monitor), ("schedule", config.schedule.monitor)):
+        if monitor is not None and monitor not in known:
+            words = f"there is no figure {monitor!r}; there are: {', '.join(sorted(known))}"
+            raise RecipeError(f"{where}{section}.monitor: {words}{did_you_mean(monitor, known)}")
