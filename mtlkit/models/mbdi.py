@@ -273,4 +273,4 @@ class _Level(nn.Module):
         if self.interaction is None:
             return seg, clf, None
         out = self.interaction(seg, clf)
-        return out.seg, out.clf, getattr(out, "gates", None)
+        return out.seg, out.clf, out.gates if isinstance(self.interaction, InteractionLevel) else None

@@ -302,8 +302,18 @@ class Task:
         return figures
 
 
-CLASS = Head("class", "cls_logits", "num_classes", "label", "label", "classes", "class", "classes")
-LABEL = Head("label", "label_logits", "label_classes", "label", "labels", "classes", "label", "labels", prefix="label_")
+CLASS = Head("class", "cls_logits", "num_classes", "label", "label", "classes", title="class", titles="classes")
+LABEL = Head(
+    "label",
+    "label_logits",
+    "label_classes",
+    "label",
+    "labels",
+    "classes",
+    title="label",
+    titles="labels",
+    prefix="label_",
+)
 BIRADS = Head(
     "birads",
     "birads_logits",
@@ -311,50 +321,47 @@ BIRADS = Head(
     "birads",
     "birads",
     "birads",
-    "BI-RADS",
-    "BI-RADS categories",
+    title="BI-RADS",
+    titles="BI-RADS categories",
     class_name="BI-RADS {}",
     prefix="birads_",
 )
 
-TASKS = {
-    task.name: task
-    for task in (
-        # mask and class at once: MBDI and BTI-Net
-        Task(
-            "lesion",
-            Record,
-            LesionDataset,
-            {"images": "image"},
-            ("seg_logits", "cls_logits"),
-            (CLASS,),
-            LesionLosses,
-            {"iou": 0.7, "accuracy": 0.3},
-        ),
-        # the class from an image and the mask of its lesion: CSA-MoE-Net
-        Task(
-            "views",
-            Record,
-            LesionDataset,
-            {"images": "image", "masks": "mask"},
-            ("cls_logits",),
-            (CLASS,),
-            ViewsLosses,
-            {},
-        ),
-        # label and BI-RADS category of both breasts from four views: the hybrid CNN-VSSM and its relatives
-        Task(
-            "mammography",
-            Exam,
-            MammographyDataset,
-            {"views": "views", "present": "present"},
-            (),
-            (LABEL, BIRADS),
-            MammographyLosses,
-            {"label_auc": 1.0, "birads_auc": 1.0},
-        ),
-    )
-}
+# mask and class at once: MBDI and BTI-Net
+LESION = Task(
+    name="lesion",
+    record=Record,
+    dataset=LesionDataset,
+    inputs={"images": "image"},
+    needs=("seg_logits", "cls_logits"),
+    heads=(CLASS,),
+    losses=LesionLosses,
+    combined={"iou": 0.7, "accuracy": 0.3},
+)
+# the class from an image and the mask of its lesion: CSA-MoE-Net
+VIEWS = Task(
+    name="views",
+    record=Record,
+    dataset=LesionDataset,
+    inputs={"images": "image", "masks": "mask"},
+    needs=("cls_logits",),
+    heads=(CLASS,),
+    losses=ViewsLosses,
+    combined={},
+)
+# label and BI-RADS category of both breasts from four views: the hybrid CNN-VSSM and its relatives
+MAMMOGRAPHY = Task(
+    name="mammography",
+    record=Exam,
+    dataset=MammographyDataset,
+    inputs={"views": "views", "present": "present"},
+    needs=(),
+    heads=(LABEL, BIRADS),
+    losses=MammographyLosses,
+    combined={"label_auc": 1.0, "birads_auc": 1.0},
+)
+
+TASKS = {task.name: task for task in (LESION, VIEWS, MAMMOGRAPHY)}
 HEADS = {head.name: head for task in TASKS.values() for head in task.heads}
 LOSSES = frozenset({"loss", *(kind for task in TASKS.values() for kind in task.losses.kinds)})
 
