@@ -37,7 +37,7 @@ VARIANTS = (
 
 def level_shape(name: str) -> InteractionShape:
     shape = INTERACTION_SHAPES[name.removesuffix(THREE)]
-    return replace(shape, signals="three") if name.endswith(THREE) else shape
+    return replace(shape, signals="alignment") if name.endswith(THREE) else shape
 
 
 class LevelProblem(NamedTuple):

@@ -1,11 +1,14 @@
 """Operators: plain functions on tensors, each with a reference, a vectorised PyTorch form and compiled kernels."""
 
+import warnings
+from typing import Any
+
 from mtlkit.operators import BACKENDS, use_backend
 from mtlkit.operators.dwconv_silu import dwconv_silu
 from mtlkit.operators.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
 from mtlkit.operators.interaction.types import (
+    AlignmentSignals,
     InteractionOutput,
-    ThreeSignals,
     TIMOutput,
     TIMParameters,
     UPAParameters,
@@ -18,10 +21,10 @@ from mtlkit.operators.ss2d_norm_gate import ss2d_norm_gate
 
 __all__ = [
     "BACKENDS",
+    "AlignmentSignals",
     "InteractionOutput",
     "TIMOutput",
     "TIMParameters",
-    "ThreeSignals",
     "UPAParameters",
     "VarianceSignals",
     "cross_merge",
@@ -40,3 +43,10 @@ __all__ = [
     "upa_stats",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ThreeSignals":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("mtlkit.ops.ThreeSignals is called AlignmentSignals now", DeprecationWarning, stacklevel=2)
+    return AlignmentSignals

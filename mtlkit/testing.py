@@ -202,7 +202,7 @@ class InteractionShape:
         def finish(t: Tensor | None, grad: bool = True) -> Tensor | None:
             return None if t is None else t.to(device, dtype).requires_grad_(requires_grad and grad)
 
-        B, C, F, P, three = self.B, self.C, self.F, self.projected, self.signals == "three"
+        B, C, F, P, three = self.B, self.C, self.F, self.projected, self.signals == "alignment"
         x = normal(B, C, self.H, self.W) * (0.5 + normal(B, C, 1, 1).abs()) + normal(B, C, 1, 1)
         pairs = [*linear(P, C), *linear(F, P), *linear(F, F), *linear(C, F), *linear(C, C)]
         norm = [1 + 0.1 * normal(F), 0.1 * normal(F), 0.1 * normal(F), 0.5 + normal(F).square()]

@@ -41,7 +41,7 @@ def layers():
         "attention": mtlkit.nn.TaskInteraction(**options, pooling="attention"),
         "variance": mtlkit.nn.InteractionLevel(**options, signals="variance"),
         "running": mtlkit.nn.InteractionLevel(**options, signals="variance", normaliser="running"),
-        "three": mtlkit.nn.InteractionLevel(**options, signals="three"),
+        "alignment": mtlkit.nn.InteractionLevel(**options, signals="alignment"),
     }
 
 

@@ -103,7 +103,7 @@ LAYERS = {
         lambda: mtlkit.nn.GatedViewFusion(16),
         lambda b, h, w: (torch.randn(b, 4, 16), torch.ones(b, 4, dtype=torch.bool)),
     ),
-    "InteractionLevel": (lambda: mtlkit.nn.InteractionLevel(8, 16, "three"), map_and_vector),
+    "InteractionLevel": (lambda: mtlkit.nn.InteractionLevel(8, 16, "alignment"), map_and_vector),
     "LesionViews": (lambda: mtlkit.nn.LesionViews(1), lambda b, h, w: (torch.rand(b, 3, h, w), torch.ones(b, 1, h, w))),
     "Mlp": (lambda: mtlkit.nn.Mlp(8, 16), last()),
     "MultiScaleFusion": (lambda: mtlkit.nn.MultiScaleFusion(16), first(16)),

@@ -75,12 +75,12 @@ class SharedInteractionLevel(Shared, InteractionLevel):
     def __init__(self, original: nn.Module) -> None:
         tim = original.tim
         dim, clf_dim = tim.c2s_dense.weight.shape
-        signals = "three" if _has(original.upa, "seg_proj") else "variance"
+        signals = "alignment" if _has(original.upa, "seg_proj") else "variance"
         pooling = "attention" if _has(tim, "s2c_attn") else "mean"
         super().__init__(dim, clf_dim, signals, tau=_tau(tim), pooling=pooling, device="meta")
         self.tim.s2c_bn = tim.s2c_bn
         self.upa = _BatchUPA(dim, clf_dim, signals, device="meta")
-        self.form = f"TIM and UPA with {'three' if signals == 'three' else 'two'} signals, C={dim}, F={clf_dim}"
+        self.form = f"TIM and UPA with {'three' if signals == 'alignment' else 'two'} signals, C={dim}, F={clf_dim}"
         self._stand_in_for(original)
 
     def forward(self, seg: Tensor, clf: Tensor) -> tuple[Tensor, Tensor]:

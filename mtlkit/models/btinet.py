@@ -2,7 +2,7 @@
 
 What differs from MBDI is UPA: the alignment of the two tasks, the gradient energy of the decoder's map and the spread
 of the vector go through a small perceptron to two independent sigmoids (mtlkit.nn.UncertaintyProxyAttention,
-`signals="three"`). After the whole network has been trained, a second stage trains these gates alone, towards the
+`signals="alignment"`). After the whole network has been trained, a second stage trains these gates alone, towards the
 difficulty of each image, so that they serve as failure scores.
 
 Source: "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating" (arXiv 2606.29102) and its published
@@ -73,7 +73,7 @@ class BTINet(MBDI):
         o = self.options
         if not o.upa:
             return super()._interaction(dim, factory)
-        return InteractionLevel(dim, o.clf_dim, "three", tau=o.tau, pooling=o.pooling, **factory)
+        return InteractionLevel(dim, o.clf_dim, "alignment", tau=o.tau, pooling=o.pooling, **factory)
 
     def stage2_parameters(self) -> list[nn.Parameter]:
         """The parameters of the gates, which the second stage trains; all else rests then.

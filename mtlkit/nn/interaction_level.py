@@ -24,7 +24,7 @@ class InteractionLevel(nn.Module):
     Args:
         dim: channels of the map, C; at least 2.
         clf_dim: entries of the vector.
-        signals: "variance" is UPA as in MBDI, "three" as in BTI-Net.
+        signals: "variance" is UPA as in MBDI, "alignment" as in BTI-Net.
         normaliser: of UPA's two signals in eval mode, "batch" or "running".
         tau: of TIM, the largest amplification, less 1.
         pooling: of TIM, "mean" or "attention".
@@ -46,7 +46,7 @@ class InteractionLevel(nn.Module):
 
     Example:
         >>> import torch, mtlkit
-        >>> level = mtlkit.nn.InteractionLevel(dim=48, signals="three").eval()
+        >>> level = mtlkit.nn.InteractionLevel(dim=48, signals="alignment").eval()
         >>> out = level(torch.randn(2, 48, 14, 14), torch.randn(2, 256))
         >>> out.seg.shape, out.clf.shape, out.gates.shape
         (torch.Size([2, 48, 14, 14]), torch.Size([2, 256]), torch.Size([2, 2]))
@@ -56,7 +56,7 @@ class InteractionLevel(nn.Module):
         self,
         dim: int,
         clf_dim: int = 256,
-        signals: Literal["variance", "three"] = "variance",
+        signals: Literal["variance", "alignment"] = "variance",
         normaliser: Literal["batch", "running"] = "batch",
         tau: float = 0.7,
         pooling: Literal["mean", "attention"] = "mean",

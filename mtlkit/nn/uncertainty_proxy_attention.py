@@ -9,6 +9,7 @@ from mtlkit import ops
 from mtlkit._check import check_channels_first, check_choice, check_positive, check_probability, check_vectors
 from mtlkit._distributed import Group, mean_over
 from mtlkit._keras import init_as_keras
+from mtlkit.operators.interaction.types import signals_named
 
 HIDDEN = 32
 PROJECTED = 64
@@ -30,7 +31,7 @@ class UncertaintyProxyAttention(nn.Module):
     kept in the buffer `running_signals`, so that an image's output depends on that image alone. Before the first batch
     in training the buffer is 1. The option may be changed at any time: `upa.normaliser = "running"`.
 
-    With `signals="three"`, the form of BTI-Net, no batch is involved:
+    With `signals="alignment"`, the form of BTI-Net, no batch is involved:
 
         a = cos(P_s mean_hw(D~ - D), P_c (f~ - f))             alignment of the tasks, in 64 dimensions
         e = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)
@@ -45,7 +46,7 @@ class UncertaintyProxyAttention(nn.Module):
     Args:
         dim: channels of the map, C.
         clf_dim: entries of the vector.
-        signals: "variance" or "three".
+        signals: "variance" or "alignment".
         normaliser: "batch" or "running"; of no effect with three signals.
         momentum: share of a new batch in `running_signals`; the first batches are averaged evenly.
         device: where the parameters are made.
@@ -75,7 +76,7 @@ class UncertaintyProxyAttention(nn.Module):
         self,
         dim: int,
         clf_dim: int = 256,
-        signals: Literal["variance", "three"] = "variance",
+        signals: Literal["variance", "alignment"] = "variance",
         normaliser: Literal["batch", "running"] = "batch",
         momentum: float = 0.01,
         device: torch.device | str | None = None,
@@ -83,26 +84,27 @@ class UncertaintyProxyAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(dim=dim, clf_dim=clf_dim)
-        check_choice("signals", signals, ("variance", "three"))
+        signals = signals_named(signals)
+        check_choice("signals", signals, ("variance", "alignment"))
         check_choice("normaliser", normaliser, ("batch", "running"))
         check_probability(momentum=momentum)
         factory = {"device": device, "dtype": dtype}
         self.dim, self.clf_dim, self.signals = dim, clf_dim, signals
         self.normaliser, self.momentum = normaliser, momentum
-        if signals == "three":
+        if signals == "alignment":
             self.seg_proj = nn.Linear(dim, PROJECTED, bias=False, **factory)
             self.clf_proj = nn.Linear(clf_dim, PROJECTED, bias=False, **factory)
         else:
             wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
             self.register_buffer("running_signals", torch.ones(2, device=device, dtype=wide))  # of map and vector
             self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
-        self.fc1 = nn.Linear(3 if signals == "three" else 2, HIDDEN, **factory)
+        self.fc1 = nn.Linear(3 if signals == "alignment" else 2, HIDDEN, **factory)
         self.fc2 = nn.Linear(HIDDEN, 2, **factory)
         self.apply(init_as_keras)
 
     def operands(self) -> ops.UPAParameters:
         """The parameters as mtlkit.ops takes them."""
-        three = self.signals == "three"
+        three = self.signals == "alignment"
         projections = (self.seg_proj.weight, self.clf_proj.weight) if three else (None, None)
         return ops.UPAParameters(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, *projections)
 
@@ -113,7 +115,7 @@ class UncertaintyProxyAttention(nn.Module):
         return self.running_signals if running else None
 
     @torch.no_grad()
-    def track(self, signals: ops.VarianceSignals | ops.ThreeSignals, group: Group | None = None) -> None:
+    def track(self, signals: ops.VarianceSignals | ops.AlignmentSignals, group: Group | None = None) -> None:
         """Takes a batch into `running_signals`, in training; with a group that of all its processes."""
         if not self.training or self.signals != "variance" or (group is None and signals.seg.shape[0] == 0):
             return
@@ -138,4 +140,4 @@ class UncertaintyProxyAttention(nn.Module):
     def extra_repr(self) -> str:
         """The options, for repr."""
         shown = f"dim={self.dim}, clf_dim={self.clf_dim}, signals={self.signals!r}"
-        return shown if self.signals == "three" else f"{shown}, normaliser={self.normaliser!r}"
+        return shown if self.signals == "alignment" else f"{shown}, normaliser={self.normaliser!r}"

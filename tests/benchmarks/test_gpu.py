@@ -184,6 +184,6 @@ def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
     found = levels.cases()
     assert {case.shape_name for case in found} > set(INTERACTION_SHAPES)
     assert {case.layout for case in found} == {"nchw", "channels_last"}
-    assert {case.shape.signals for case in found} == {"variance", "three"}
+    assert {case.shape.signals for case in found} == {"variance", "alignment"}
     assert len({str(case) for case in found}) == len(found)
     assert {case.dtype for case in found} == {torch.float32, torch.bfloat16}

@@ -12,7 +12,7 @@ from mtlkit.testing import InteractionShape
 
 pytestmark = pytest.mark.gpu
 
-FORMS = [("variance", False), ("three", False), ("three", True)]
+FORMS = [("variance", False), ("alignment", False), ("alignment", True)]
 # one pixel, one row, one column, a single channel, ragged tiles, and levels of the networks
 SHAPES = [(2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 150, 14, 14), (2, 48, 56, 56)]
 
@@ -32,7 +32,7 @@ def test_accurate(signals, attention, dtype, layout, device):
         level_call(shape, dtype, layout).check(device)
 
 
-@pytest.mark.parametrize("signals", ["variance", "three"])
+@pytest.mark.parametrize("signals", ["variance", "alignment"])
 def test_in_training(signals, device):
     level_call(InteractionShape(5, 48, 9, 7, 40, signals), training=True).check(device)
 
@@ -46,7 +46,7 @@ def test_gating(case, device):
 
 
 def test_repeats_bit_by_bit(device):
-    call = level_call(InteractionShape(8, 96, 56, 56, signals="three", attention=True))
+    call = level_call(InteractionShape(8, 96, 56, 56, signals="alignment", attention=True))
     leaves = call.leaves(device)
     first = call.results(leaves)
     for _ in range(20):

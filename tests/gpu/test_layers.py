@@ -91,7 +91,7 @@ def test_layer_under_autocast(name, dtype, backend, device):
     assert relative_error(got, exact) <= 1.5 * relative_error(plain, exact) + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("signals", ["variance", "three"])
+@pytest.mark.parametrize("signals", ["variance", "alignment"])
 def test_interaction_level(signals, device):
     level = mtlkit.nn.InteractionLevel(48, 32, signals=signals).eval()
     with mtlkit.use_backend("triton"):

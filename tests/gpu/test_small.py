@@ -18,7 +18,7 @@ def test_accurate(name, dtype, backend, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
+@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("alignment", False), ("alignment", True)])
 def test_interaction(signals, attention, dtype, device):
     with mtlkit.use_backend("triton"):
         level_call(InteractionShape(2, 20, 7, 9, 12, signals, attention), dtype).check(device)

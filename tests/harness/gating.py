@@ -9,7 +9,7 @@ from torch import Tensor
 from mtlkit.operators.interaction import gating
 from mtlkit.operators.interaction.gating import Call, Gated, Normalisation, Numbers, Results, Sizes
 from mtlkit.operators.interaction.reduce import Reduced
-from mtlkit.operators.interaction.types import ThreeSignals, VarianceSignals
+from mtlkit.operators.interaction.types import AlignmentSignals, VarianceSignals
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape, assert_accurate
 
@@ -32,12 +32,12 @@ class VectorCase(NamedTuple):
 # one image and one entry, sizes at and beside whole vectors and blocks, more images than a block
 VECTOR_CASES = (
     VectorCase(1, 1, 1),
-    VectorCase(1, 2, 3, "three"),
+    VectorCase(1, 2, 3, "alignment"),
     VectorCase(2, 37, 19),
-    VectorCase(5, 48, 33, "three", training=True),
+    VectorCase(5, 48, 33, "alignment", training=True),
     VectorCase(4, 16, 64, training=True, normaliser=True),
     VectorCase(19, 70, 24, training=True),
-    VectorCase(18, 33, 40, "three", normaliser=False),
+    VectorCase(18, 33, 40, "alignment", normaliser=False),
     VectorCase(3, 96, 17, normaliser=True),
 )
 FIELDS = ("x", "f", *TIMParameters._fields, *UPAParameters._fields)
@@ -90,7 +90,7 @@ def by_kernels(
     factors, clf, mu, enhanced, gates, *signals = _ByKernels.apply(
         gating.BACKENDS[backend], call, normaliser, running, *tensors
     )
-    return Gated(factors, mu, clf, enhanced, gates, (ThreeSignals if three else VarianceSignals)(*signals))
+    return Gated(factors, mu, clf, enhanced, gates, (AlignmentSignals if three else VarianceSignals)(*signals))
 
 
 class VectorCall:
@@ -105,7 +105,7 @@ class VectorCall:
         positive = torch.rand(case.B, case.C, generator=generator, dtype=torch.float64) + 0.1
         energy = torch.rand(case.B, generator=generator, dtype=torch.float64)
         pooled = torch.rand(case.B, shape.projected, generator=generator, dtype=torch.float64)
-        three = case.signals == "three"
+        three = case.signals == "alignment"
         self.sums = Reduced(inputs.x[..., 0, 0], positive, energy if three else None, pooled)
         self.normaliser = torch.tensor([0.8, 1.3], dtype=torch.float64) if case.normaliser else None
 

@@ -342,7 +342,7 @@ DWCONV_SILU = Operator(
 
 # One pixel, one row, one column; channels below, at and beside whole vectors; several bands of pixels; one channel.
 _LEVELS = ((2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 48, 14, 14), (2, 20, 41, 37))
-SIGNALS = ("variance", "three")
+SIGNALS = ("variance", "alignment")
 
 
 def _level(size: tuple[int, ...], signals: str, attention: bool = False, enhanced: bool = False) -> LevelCase:
@@ -358,7 +358,7 @@ TASK_INTERACTION = Operator(
         for signals in SIGNALS
         for i, size in enumerate((*_LEVELS, (2, 19, 7, 21), (2, 19, 7, 21)))
     ),
-    small=(_level((2, 18, 6, 5), "three"), _level((2, 18, 6, 5), "variance")),
+    small=(_level((2, 18, 6, 5), "alignment"), _level((2, 18, 6, 5), "variance")),
     dense={"nchw": {"x": NCHW}, "channels last": {"x": NHWC}},
     layouts={
         "channels": {"x": part(1, before=-1)},
@@ -371,12 +371,12 @@ TASK_INTERACTION = Operator(
     batched=("x", "f"),
     by_level=tuple(
         _level(size, signals, attention)
-        for signals, size in (("variance", (2, 37, 7, 11)), ("three", (2, 24, 10, 13)))
+        for signals, size in (("variance", (2, 37, 7, 11)), ("alignment", (2, 24, 10, 13)))
         for attention in (False, True)
     ),
-    threaded=tuple(_level((3, 20, 23, 19), "three", attention) for attention in (False, True)),
+    threaded=tuple(_level((3, 20, 23, 19), "alignment", attention) for attention in (False, True)),
     counts=(1, 2, 3, 16),
-    repeated=tuple(_level((3, 40, 25, 17), "three", attention) for attention in (False, True)),
+    repeated=tuple(_level((3, 40, 25, 17), "alignment", attention) for attention in (False, True)),
     empty=tuple(_level((0, 6, 4, 5), signals, enhanced=True) for signals in SIGNALS),
     gradcheck=tuple(
         _level((2, 5, 3, 4), signals, attention, True) for signals in SIGNALS for attention in (False, True)

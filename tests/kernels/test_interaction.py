@@ -71,7 +71,7 @@ def test_other_forms_compile(record, compiled):
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "three", "training", "capabilities"),
+    ("batch", "channels", "alignment", "training", "capabilities"),
     [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
 )
 def test_gating_compiles(record, compiled, batch, channels, three, training, capabilities):
@@ -79,7 +79,7 @@ def test_gating_compiles(record, compiled, batch, channels, three, training, cap
     from mtlkit.testing import InteractionShape
 
     B, C, P, N, H, Q = batch, channels, channels // 2, 256, 32, 64 if three else 0
-    inputs = InteractionShape(1, C, 1, 1, N, "three" if three else "variance").inputs()
+    inputs = InteractionShape(1, C, 1, 1, N, "alignment" if three else "variance").inputs()
 
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta")

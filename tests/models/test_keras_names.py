@@ -81,7 +81,7 @@ CASES = {
         {"fc1": "dense", "fc2": "dense_1"},
     ),
     "upa_v2": (
-        lambda: UncertaintyProxyAttention(4, 6, "three"),
+        lambda: UncertaintyProxyAttention(4, 6, "alignment"),
         "upa_d1",
         {"seg_proj": "upa_d1/upa_d1_sp", "clf_proj": "upa_d1/upa_d1_cp", "fc1": "dense", "fc2": "dense_1"},
     ),
@@ -174,7 +174,7 @@ def test_single_layers():
 
 
 def test_level_is_two_layers_of_keras():
-    for upa, signals in (("upa_v1", "variance"), ("upa_v2", "three")):
+    for upa, signals in (("upa_v1", "variance"), ("upa_v2", "alignment")):
         made = InteractionLevel(4, 6, signals).eval()
         made.load_state_dict(state_dict_from_keras(made, keras_weights("tim") | keras_weights(upa)))
         assert torch.equal(made.upa.fc2.bias, torch.tensor(GOLDEN[upa]["weights"][-1]["value"]))

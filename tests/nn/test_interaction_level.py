@@ -16,8 +16,8 @@ TOLERANCE = 1e-5
 FORMS = {
     "variance": {},
     "running": {"normaliser": "running"},
-    "three": {"signals": "three"},
-    "attention": {"signals": "three", "pooling": "attention", "tau": 0.3},
+    "alignment": {"signals": "alignment"},
+    "attention": {"signals": "alignment", "pooling": "attention", "tau": 0.3},
 }
 
 
@@ -105,7 +105,7 @@ def test_closed_gate_leaves_the_vector():
     assert torch.equal(tim(seg, clf).clf, clf)
 
 
-@pytest.mark.parametrize("signals", ["variance", "three"])
+@pytest.mark.parametrize("signals", ["variance", "alignment"])
 def test_gates_at_their_ends(backend, signals):
     upa = UncertaintyProxyAttention(6, 10, signals)
     nn.init.zeros_(upa.fc2.weight)
@@ -140,7 +140,7 @@ def test_batch_normaliser_makes_constants_of_a_batch_of_one(backend):
     torch.testing.assert_close(first.gates, made.upa.fc2(made.upa.fc1(u).relu()).softmax(1))
 
 
-@pytest.mark.parametrize("form", ["running", "three"])
+@pytest.mark.parametrize("form", ["running", "alignment"])
 def test_output_depends_on_its_image_alone(backend, form):
     made = level(form).eval()
     seg, clf = data()
@@ -211,7 +211,7 @@ def test_autocast(form):
     torch.testing.assert_close(got.gates.float(), wanted.gates, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("form", ["variance", "three"])
+@pytest.mark.parametrize("form", ["variance", "alignment"])
 def test_bfloat16_parameters(form):
     made = level(form, dtype=torch.bfloat16).eval()
     seg, clf = data(dtype=torch.bfloat16)
@@ -221,7 +221,7 @@ def test_bfloat16_parameters(form):
     torch.testing.assert_close(out.seg.float(), wanted.seg, atol=0.03, rtol=0.03)
 
 
-@pytest.mark.parametrize("form", ["variance", "three"])
+@pytest.mark.parametrize("form", ["variance", "alignment"])
 def test_compiles_whole_and_once(form):
     made = level(form, dtype=torch.float64)
     torch._dynamo.reset()
@@ -255,7 +255,7 @@ def test_copies_and_options():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_memory_format_is_kept(backend, memory_format):
-    made = level("three").eval()
+    made = level("alignment").eval()
     seg, clf = data()
     out = made(seg.contiguous(memory_format=memory_format), clf)
     assert out.seg.is_contiguous(memory_format=memory_format)
@@ -280,7 +280,7 @@ def test_single_pixel_and_odd_channels(backend, form):
     [
         ({"dim": 1}, "dim: expected at least 2 channels, got 1"),
         ({"clf_dim": 0}, "clf_dim: expected a number above 0, got 0"),
-        ({"signals": "two"}, "signals: expected one of 'variance', 'three', got 'two'"),
+        ({"signals": "two"}, "signals: expected one of 'variance', 'alignment', got 'two'"),
         ({"normaliser": "ema"}, "normaliser: expected one of 'batch', 'running', got 'ema'"),
         ({"pooling": "max"}, "pooling: expected one of 'mean', 'attention', got 'max'"),
         ({"tau": -0.1}, "tau: expected a number that is at least 0, got -0.1"),

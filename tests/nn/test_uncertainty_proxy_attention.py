@@ -18,7 +18,7 @@ def count(layer: nn.Module) -> int:
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(
     ("name", "signals", "stats"),
-    [("upa_v1", "variance", ("u_seg", "u_clf")), ("upa_v2", "three", ("align", "seg_energy", "clf_energy"))],
+    [("upa_v1", "variance", ("u_seg", "u_clf")), ("upa_v2", "alignment", ("align", "seg_energy", "clf_energy"))],
 )
 def test_golden_upa(keras_golden, backend, dtype, name, signals, stats, memory_format):
     upa, given, wanted = keras_golden(name, UncertaintyProxyAttention(4, 6, signals), dtype)
@@ -28,11 +28,11 @@ def test_golden_upa(keras_golden, backend, dtype, name, signals, stats, memory_f
     assert (out.clf - wanted["clf_final"]).abs().max() <= TOLERANCE
     for got, key in zip(out.stats, stats, strict=True):
         assert (got - wanted[key][:, 0]).abs().max() <= TOLERANCE
-    if signals == "three":
+    if signals == "alignment":
         assert (out.gates - torch.stack((wanted["w_seg"], wanted["w_clf"]), 1)).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(384, 41_154), (192, 28_866), (96, 22_722), (48, 19_650)])
 def test_parameter_counts_of_upa(dim, expected):
-    assert count(UncertaintyProxyAttention(dim, signals="three", device="meta")) == expected
+    assert count(UncertaintyProxyAttention(dim, signals="alignment", device="meta")) == expected
     assert count(UncertaintyProxyAttention(dim, device="meta")) == 162

@@ -17,7 +17,7 @@ GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_mt
 BACKENDS = ["reference", "torch", "cpu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-SIGNALS = ["variance", "three"]
+SIGNALS = ["variance", "alignment"]
 
 needs_cpu_backend = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -141,7 +141,7 @@ class TestGolden:
             stats = ("u_seg", "u_clf") if signals == "variance" else ("align", "seg_energy", "clf_energy")
             for value, key in zip(found.stats, stats, strict=True):
                 assert_golden(value, want[key])
-            if signals == "three":
+            if signals == "alignment":
                 assert_golden(found.gates, torch.stack((want["w_seg"], want["w_clf"]), 1))
 
 
@@ -204,10 +204,10 @@ def test_gradient_of_the_map_in_another_layout(memory_format):
 
 @needs_cpu_backend
 def test_mixed_dtypes():
-    inputs = shape_of((2, 18, 6, 5), "three").inputs(torch.bfloat16)
+    inputs = shape_of((2, 18, 6, 5), "alignment").inputs(torch.bfloat16)
     tim = TIMParameters(*(None if t is None else t.float() for t in inputs.tim))
-    got = run("cpu", inputs._replace(tim=tim, f=inputs.f.half()), signals="three")
-    exact = run("reference", leaves(inputs, torch.float64), signals="three")
+    got = run("cpu", inputs._replace(tim=tim, f=inputs.f.half()), signals="alignment")
+    exact = run("reference", leaves(inputs, torch.float64), signals="alignment")
     assert got["seg"].dtype == got["dx"].dtype == torch.bfloat16
     assert got["clf"].dtype == got["df"].dtype == torch.float16
     assert got["gates"].dtype == got["dproj_weight"].dtype == torch.float32
@@ -247,12 +247,12 @@ def test_what_needs_no_gradient_gets_none(frozen):
 @needs_cpu_backend
 @pytest.mark.parametrize("output", ["seg", "clf", "gates", "stats"])
 def test_gradient_from_one_output(output):
-    inputs = shape_of((2, 18, 6, 5), "three").inputs()
+    inputs = shape_of((2, 18, 6, 5), "alignment").inputs()
     found = []
     for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
         given = leaves(inputs, dtype)
         with mtlkit.use_backend(backend):
-            out = getattr(ops.task_interaction(*given, signals="three"), output)
+            out = getattr(ops.task_interaction(*given, signals="alignment"), output)
         out = torch.stack(tuple(out)) if output == "stats" else out
         found.append(torch.autograd.grad(out.square().sum(), given.x)[0])
     assert_accurate("dx", *found, gradient=True)
@@ -392,23 +392,23 @@ class TestProperties:
             assert torch.allclose(gates(louder, inputs.f)[0], alone[0]) != coupled
 
     def test_three_signals_do_not_depend_on_the_batch(self):
-        inputs = shape_of((4, 24, 6, 6), "three").inputs()
-        together = ops.task_interaction(*inputs, signals="three")
-        alone = ops.task_interaction(inputs.x[2:3], inputs.f[2:3], inputs.tim, inputs.upa, signals="three")
+        inputs = shape_of((4, 24, 6, 6), "alignment").inputs()
+        together = ops.task_interaction(*inputs, signals="alignment")
+        alone = ops.task_interaction(inputs.x[2:3], inputs.f[2:3], inputs.tim, inputs.upa, signals="alignment")
         torch.testing.assert_close(together.seg[2:3], alone.seg)
         assert together.stats.alignment.abs().max() <= 1 + 1e-6
 
     def test_a_constant_map_has_no_energy_and_no_variance(self):
         x, f = torch.full((2, 24, 9, 7), 3.7), torch.randn(2, 12)
-        inputs = shape_of((2, 24, 9, 7), "three").inputs()
-        out = ops.task_interaction(x, f, inputs.tim, inputs.upa, signals="three")
+        inputs = shape_of((2, 24, 9, 7), "alignment").inputs()
+        out = ops.task_interaction(x, f, inputs.tim, inputs.upa, signals="alignment")
         assert torch.equal(out.stats.energy, torch.zeros(2))
         assert ops.upa_stats(x, x, f, f).seg.abs().max() < 1e-12
 
     def test_energy_by_hand(self):
         x = torch.tensor([[0.0, 1.0, 3.0], [2.0, 2.0, -1.0]]).view(1, 1, 2, 3)  # across 1 2 0 3, down 2 1 4
         f, ones = torch.randn(1, 4), torch.ones(1, 4)
-        stats = ops.upa_stats(x, x, f, f, "three", ones[:, :1], ones)
+        stats = ops.upa_stats(x, x, f, f, "alignment", ones[:, :1], ones)
         torch.testing.assert_close(stats.energy, torch.tensor([13 / 6]))
 
     @pytest.mark.parametrize("memory_format", FORMATS)
@@ -429,7 +429,7 @@ class TestProperties:
         assert out.seg[1].isnan().all()
         others = torch.tensor([0, 2])
         assert out.seg[others].isnan().all() == (signals == "variance")  # which the batch's mean couples
-        assert out.seg[others].isfinite().all() == (signals == "three")
+        assert out.seg[others].isfinite().all() == (signals == "alignment")
 
 
 # --- torch's machinery ------------------------------------------------------------------------------------------------
@@ -455,10 +455,10 @@ def test_opcheck(weight, attention, energy, memory_format):
 def test_autocast_leaves_the_vectors_alone(backend):
     if backend == "cpu" and _native.C is None:
         pytest.skip(_native.why_not)
-    inputs = shape_of((3, 24, 6, 6), "three").inputs()
+    inputs = shape_of((3, 24, 6, 6), "alignment").inputs()
     with mtlkit.use_backend(backend):
-        plain = level(inputs, "three")
+        plain = level(inputs, "alignment")
         with torch.autocast("cpu", torch.bfloat16):
-            cast = level(inputs, "three")
+            cast = level(inputs, "alignment")
     for name, value in plain.items():
         assert torch.equal(value, cast[name]), name

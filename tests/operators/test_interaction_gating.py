@@ -29,12 +29,12 @@ def test_thread_counts_agree_bit_by_bit(threads):
     found = []
     for count in (1, 2, 3, 16):
         threads(count)
-        found.append(VectorCall(VectorCase(5, 48, 33, "three", training=True)).run("cpu", torch.float32))
+        found.append(VectorCall(VectorCase(5, 48, 33, "alignment", training=True)).run("cpu", torch.float32))
     for other in found[1:]:
         assert all(torch.equal(found[0][name], other[name]) for name in found[0])
 
 
-@pytest.mark.parametrize("signals", ["variance", "three"])
+@pytest.mark.parametrize("signals", ["variance", "alignment"])
 @pytest.mark.parametrize("frozen", [("mean", "f"), ("context_weight", "norm_weight", "seg_proj"), ("fc1_weight",)])
 def test_what_needs_no_gradient(frozen, signals):
     call = VectorCall(VectorCase(3, 20, 18, signals))
@@ -49,7 +49,7 @@ def test_writes_every_element(poisoned):
 
 
 def test_short_queries_have_the_gradient_of_pytorch():
-    call = VectorCall(VectorCase(3, 20, 18, "three"))
+    call = VectorCall(VectorCase(3, 20, 18, "alignment"))
     call.upa = call.upa._replace(seg_proj=call.upa.seg_proj * 1e-8)
     assert_same(call.run("cpu", torch.float64), call.run("torch", torch.float64))
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+import mtlkit
 from mtlkit import ops
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionShape
@@ -15,7 +16,9 @@ def bad(**change) -> Callable[[], object]:
 
     def call():
         signals = change.get("signals", "variance")
-        inputs = InteractionShape(2, 4, 3, 3, F=12, signals="three" if signals == "three" else "variance").inputs()
+        inputs = InteractionShape(
+            2, 4, 3, 3, F=12, signals="alignment" if signals == "alignment" else "variance"
+        ).inputs()
         tim = inputs.tim._replace(**{n: v for n, v in change.items() if n in TIMParameters._fields})
         upa = inputs.upa._replace(**{n: v for n, v in change.items() if n in UPAParameters._fields})
         known = (*TIMParameters._fields, *UPAParameters._fields)
@@ -39,18 +42,21 @@ BAD = {
     "tim: expected TIMParameters, got dict": (bad(tim={}), TypeError),
     "upa: expected UPAParameters, got tuple": (bad(upa=()), TypeError),
     "tau: expected a number, got str": (bad(tau="0.7"), TypeError),
-    "signals: expected one of 'variance', 'three', got 'both'": (bad(signals="both"), ValueError),
+    "signals: expected one of 'variance', 'alignment', got 'both'": (bad(signals="both"), ValueError),
     r"upa.fc1_weight: expected .*'variance' = \(32, 2\), got \(32, 3\)": (
         bad(fc1_weight=torch.ones(32, 3)),
         ValueError,
     ),
     "upa.seg_proj: expected None with signals='variance', got Tensor": (bad(seg_proj=torch.ones(5, 4)), ValueError),
     r"upa.clf_proj: expected shape \(Q, F\) = \(64, 12\), got \(5, 12\)": (
-        bad(signals="three", clf_proj=torch.ones(5, 12)),
+        bad(signals="alignment", clf_proj=torch.ones(5, 12)),
         ValueError,
     ),
     r"normaliser: expected shape \(2,\) = \(2,\), got \(3,\)": (bad(normaliser=torch.ones(3)), ValueError),
-    "normaliser: expected None with signals='three'": (bad(signals="three", normaliser=torch.ones(2)), ValueError),
+    "normaliser: expected None with signals='alignment'": (
+        bad(signals="alignment", normaliser=torch.ones(2)),
+        ValueError,
+    ),
     "upa.fc2_bias: expected device cpu, where x is, got meta": (
         bad(fc2_bias=torch.ones(2, device="meta")),
         ValueError,
@@ -79,3 +85,14 @@ def test_bad_input_is_named(message):
     call, error = BAD[message]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_earlier_name_of_the_signals_warns_and_works():
+    level = InteractionShape(2, 6, 4, 5, 8, "alignment").inputs()
+    with pytest.warns(DeprecationWarning, match="signals='three' is called 'alignment' now"):
+        got = mtlkit.ops.task_interaction(*level, signals="three")
+    assert torch.equal(got.gates, mtlkit.ops.task_interaction(*level, signals="alignment").gates)
+    with pytest.warns(DeprecationWarning, match="signals='three' is called 'alignment' now"):
+        assert mtlkit.nn.UncertaintyProxyAttention(6, signals="three").signals == "alignment"
+    with pytest.warns(DeprecationWarning, match="ThreeSignals is called AlignmentSignals now"):
+        assert mtlkit.ops.ThreeSignals is mtlkit.ops.AlignmentSignals

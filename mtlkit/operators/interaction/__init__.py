@@ -14,7 +14,7 @@ UPA, Uncertainty Proxy Attention, on three signals or two:
 
     "variance"   u_seg = mean_c Var_hw(D~_c),   u_clf = Var_j(f~_j),   each divided by (its normaliser + 1e-8)
                  [w_seg, w_clf] = softmax(W_2 relu(W_1 [u_seg, u_clf] + b_1) + b_2)
-    "three"      a = cos(P_s GAP(D~ - D), P_c (f~ - f)),   v = log(1 + Var_j(f~_j))
+    "alignment"      a = cos(P_s GAP(D~ - D), P_c (f~ - f)),   v = log(1 + Var_j(f~_j))
                  e = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)
                  [w_seg, w_clf] = sigma(W_2 relu(W_1 [a, e, v] + b_1) + b_2)
 
@@ -43,9 +43,9 @@ from mtlkit.operators.interaction import reduce
 from mtlkit.operators.interaction.gating import Normalisation, alignment_of, gates_of, mix, tim_vectors, variance_of
 from mtlkit.operators.interaction.level import gather, level, multiply, projection_of
 from mtlkit.operators.interaction.types import (
+    AlignmentSignals,
     InteractionOutput,
     Signals,
-    ThreeSignals,
     TIMOutput,
     TIMParameters,
     UPAParameters,
@@ -58,6 +58,7 @@ from mtlkit.operators.interaction.types import (
     check_tim,
     check_upa,
     check_vector,
+    signals_named,
 )
 
 SERVED = reduce.OPERATOR.served
@@ -91,7 +92,7 @@ def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) ->
     base = sums_of(x, True)
     shift = sums_of(x_enhanced, False).mean - base.mean  # (B, C)
     alignment = alignment_of(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
-    return ThreeSignals(alignment, base.energy, torch.log1p(spread))
+    return AlignmentSignals(alignment, base.energy, torch.log1p(spread))
 
 
 def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None) -> InteractionOutput:
@@ -195,13 +196,13 @@ def upa_stats(
         x_enhanced: enhanced map, likewise.
         f: base vector, (B, F).
         f_enhanced: enhanced vector, likewise.
-        signals: "variance" for the variances of enhanced map and vector, "three" for alignment of the tasks, gradient
-            energy of the base map, and spread of the enhanced vector.
-        seg_proj: P_s, (Q, C); only for "three".
-        clf_proj: P_c, (Q, F); only for "three".
+        signals: "variance" for the variances of enhanced map and vector, "alignment" for alignment of the tasks,
+            gradient energy of the base map, and spread of the enhanced vector.
+        seg_proj: P_s, (Q, C); only for "alignment".
+        clf_proj: P_c, (Q, F); only for "alignment".
 
     Returns:
-        VarianceSignals or ThreeSignals, (B,) each, in float32; float64 where x or f is.
+        VarianceSignals or AlignmentSignals, (B,) each, in float32; float64 where x or f is.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
@@ -214,6 +215,7 @@ def upa_stats(
         >>> mtlkit.ops.upa_stats(x, 1.5 * x, f, 2 * f).clf.shape
         torch.Size([2])
     """
+    signals = signals_named(signals)
     check_map("x", x)
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
@@ -320,6 +322,7 @@ def upa(
     check_map("x", x)
     check_vector(f, x)
     check_enhanced(x, x_enhanced, f, f_enhanced)
+    signals = signals_named(signals)
     check_upa(x, f, upa, signals, normaliser)
     backend = _choose("upa", x, x_enhanced, f)
     with _full_precision(x):
@@ -356,8 +359,8 @@ def task_interaction(
         f: vector of the classification branch, (B, F).
         tim: what TIM learns.
         upa: what UPA learns.
-        signals: UPA's signals, "variance" (two, softmax gates) or "three" (alignment, gradient energy, spread; sigmoid
-            gates).
+        signals: UPA's signals, "variance" (two, softmax gates) or "alignment" (three: alignment, gradient energy,
+            spread; sigmoid gates).
         tau: TIM's largest amplification of the map, less 1.
         normaliser: what the two variances are divided by, (2,), running means say; their means over the batch if None.
         training: whether TIM's batch normalisation takes the batch's statistics, and updates the running ones.
@@ -387,6 +390,7 @@ def task_interaction(
     check_map("x", x)
     check_vector(f, x)
     check_tim(x, f, tim, tau)
+    signals = signals_named(signals)
     check_upa(x, f, upa, signals, normaliser)
     backend = _choose("task_interaction", f, *projection_of(x, tim))
     norm = Normalisation(training, momentum, eps, group if training else None)

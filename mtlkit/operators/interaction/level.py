@@ -11,7 +11,7 @@ from mtlkit.operators._launch import computed
 from mtlkit.operators._operator import first_order_only, fitting, in_memory, plain, traced, wants_grad
 from mtlkit.operators.interaction import gating, reduce, scale
 from mtlkit.operators.interaction.gating import Call, Normalisation, Numbers, Results, Sizes
-from mtlkit.operators.interaction.types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
+from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
 
 
 class Level(NamedTuple):
@@ -95,7 +95,7 @@ def level(
             if mine is not theirs:
                 theirs.copy_(mine)
     seg, clf, mu, enhanced, gates, *signals = found
-    return Level(seg, clf, mu, enhanced, gates, (ThreeSignals if call.alignment else VarianceSignals)(*signals))
+    return Level(seg, clf, mu, enhanced, gates, (AlignmentSignals if call.alignment else VarianceSignals)(*signals))
 
 
 def _kernels_gate(backend: str, inputs: reduce.Inputs, f, tim, upa, normaliser: Tensor | None, norm) -> bool:

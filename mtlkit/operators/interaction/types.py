@@ -1,12 +1,22 @@
 """What a level of task interaction is given and gives, and the checks of what it is given."""
 
+import warnings
 from typing import NamedTuple
 
 from torch import Tensor
 
 from mtlkit._check import check_device, check_shape, check_tensor
 
-SIGNALS = {"variance": 2, "three": 3}
+SIGNALS = {"variance": 2, "alignment": 3}
+
+
+def signals_named(kind: object) -> object:
+    """The name of UPA's signals; that of an earlier release, with a warning."""
+    if kind != "three":
+        return kind
+    warnings.warn("signals='three' is called 'alignment' now", DeprecationWarning, stacklevel=3)
+    return "alignment"
+
 
 # --- parameters and results -------------------------------------------------------------------------------------------
 
@@ -91,13 +101,13 @@ class VarianceSignals(NamedTuple):
     clf: Tensor
 
 
-class ThreeSignals(NamedTuple):
+class AlignmentSignals(NamedTuple):
     """UPA's three signals, (B,) each: alignment of the tasks, gradient energy of the map, spread of the vector.
 
     Example:
         >>> import torch, mtlkit
         >>> x, f = torch.ones(1, 4, 3, 3), torch.ones(1, 6)
-        >>> mtlkit.ops.upa_stats(x, 2 * x, f, 2 * f, "three", torch.ones(5, 4), torch.ones(5, 6)).energy
+        >>> mtlkit.ops.upa_stats(x, 2 * x, f, 2 * f, "alignment", torch.ones(5, 4), torch.ones(5, 6)).energy
         tensor([0.])
     """
 
@@ -106,7 +116,7 @@ class ThreeSignals(NamedTuple):
     spread: Tensor
 
 
-Signals = VarianceSignals | ThreeSignals
+Signals = VarianceSignals | AlignmentSignals
 
 
 class TIMOutput(NamedTuple):
@@ -277,7 +287,7 @@ def check_upa(x: Tensor, f: Tensor, p: object, kind: object, normaliser: object)
     if normaliser is None:
         return
     if kind != "variance":
-        raise ValueError("normaliser: expected None with signals='three', which are not normalised, got a tensor")
+        raise ValueError("normaliser: expected None with signals='alignment', which are not normalised, got a tensor")
     check_tensor("normaliser", normaliser, 1)
     check_shape("normaliser", normaliser, "(2,)", 2)
     check_device(x=x, normaliser=normaliser)

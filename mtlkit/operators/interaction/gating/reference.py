@@ -7,7 +7,7 @@ from torch import Tensor
 from mtlkit._distributed import Group, batch_norm_over, mean_over
 from mtlkit.operators.interaction.gating.signature import Gated, Normalisation
 from mtlkit.operators.interaction.reduce import Reduced
-from mtlkit.operators.interaction.types import Signals, ThreeSignals, TIMParameters, UPAParameters, VarianceSignals
+from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -86,6 +86,6 @@ def gating_torch(
         signals = VarianceSignals((mu.square() * sums.variance).mean(1), spread)
     else:
         alignment = alignment_of((mu - 1) * sums.mean, enhanced - f, upa.seg_proj, upa.clf_proj)
-        signals = ThreeSignals(alignment, sums.energy, torch.log1p(spread))
+        signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))
     gates = gates_of(signals, upa, normaliser, norm.group)
     return Gated(1 + gates[:, :1] * (mu - 1), mu, mix(f, enhanced, gates[:, 1]), enhanced, gates, signals)

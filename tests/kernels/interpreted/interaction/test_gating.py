@@ -17,7 +17,7 @@ def test_accurate(case):
 
 @pytest.mark.parametrize("frozen", [("mean", "f"), ("context_weight", "norm_weight", "seg_proj"), ("fc1_weight",)])
 def test_what_needs_no_gradient(frozen):
-    call = VectorCall(VectorCase(3, 20, 18, "three"))
+    call = VectorCall(VectorCase(3, 20, 18, "alignment"))
     whole, part = (call.run("triton", torch.float32, names) for names in ((), frozen))
     assert not any(f"d{name}" in part for name in frozen)
     assert all(torch.equal(part[name], whole[name]) for name in part)

@@ -215,7 +215,7 @@ def test_what_is_not_finite_propagates(value, place):
 
 
 @pytest.mark.parametrize("channels", [6, 70])
-@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("three", False), ("three", True)])
+@pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("alignment", False), ("alignment", True)])
 def test_operator_on_these_kernels(channels, signals, attention):
     level = InteractionShape(2, channels, 5, 6, 10, signals, attention).inputs(requires_grad=True)
 
