@@ -71,7 +71,7 @@ def test_other_forms_compile(record, compiled):
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "alignment", "training", "capabilities"),
+    ("batch", "channels", "three", "training", "capabilities"),
     [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
 )
 def test_gating_compiles(record, compiled, batch, channels, three, training, capabilities):
