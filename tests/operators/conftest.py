@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing  # torch 2.6 does not load it by itself
 
 from mtlkit import _native
 
