@@ -61,9 +61,12 @@ class FileList:
             return None
         found = cls(folder)
         found._end = text.rfind(b"\n") + 1
-        for number, line in enumerate(text.split(b"\n")[:-1], 1):  # a last line without an end was not written whole
+        lines = text.split(b"\n")
+        for number, line in enumerate(lines[:-1] or lines, 1):  # a last line without an end was not written whole
             try:
                 found._take(json.loads(line))
+                if not found.kind:
+                    raise ValueError("the first line names the kind")
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 words = f"line {number} is damaged, so that nothing here is replaced; name a new folder"
                 raise OccupiedError(f"{folder / LIST}: {words}") from None

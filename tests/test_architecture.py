@@ -35,7 +35,6 @@ COVERED = {
     "data/validate.py": "data/test_masks.py",
     "evaluation/report.py": "evaluation/test_runner.py",  # the page that an evaluation writes
     "models/network.py": "models/test_smoke.py",  # what every network returns
-    "training/checkpoints.py": "training/test_run.py",  # of runs that stop and resume
     "training/tasks.py": "training/test_run.py",  # a run of each task
 }
 

@@ -118,6 +118,9 @@ def test_synthesize_says_what_it_wrote(tmp_path, capsys):
     assert main(["data", "synthesize", "mammography", str(tmp_path / "mg"), "--cases", "5", "--size", "64"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'mg'}: 5 cases of mammography phantoms\n"
     assert len(open_dataset(tmp_path / "mg")) == 5
+    odd = tmp_path / "[/red]us"
+    assert main(["data", "synthesize", "ultrasound", str(odd), "--cases", "3", "--size", "64"]) == 0
+    assert capsys.readouterr().out == f"{odd}: 3 cases of ultrasound phantoms\n"
     assert main(["data", "check", str(tmp_path / "mg"), "--birads", "1,5"]) == 0
     assert "patients in" in capsys.readouterr().out
 

@@ -246,6 +246,16 @@ def test_a_list_names_nothing_outside(out, tmp_path, name):
     assert (tmp_path / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"\x80\x04K\x01.", b"[]\n", b"{}\n", b'{"file": "a.txt"}\n', b"[" * 100_000 + b"\n"]
+)
+def test_a_damaged_list_is_named(out, text):
+    (out / LIST).write_bytes(text)
+    with pytest.raises(OccupiedError, match=r"out/\.mtlkit-files: line 1 is damaged, so that nothing here is replaced"):
+        write(out, {"a.txt": "new"}, force=True)
+    assert tree(out) == {"a.txt": "1", "deep/b.txt": "2"}
+
+
 # --- one process at a time --------------------------------------------------------------------------------------------
 
 HOLD = """

@@ -64,6 +64,7 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """`mtlkit ablate`."""
     from rich.table import Table
+    from rich.text import Text
 
     from mtlkit._output import check_outside
     from mtlkit.cli._console import open_console
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     table = load_ablation(options.table, changes_of(options))
 
     def on_row(number: int, row: "AblationRow") -> None:
-        console.print(f"{number + 1} of {len(table.rows)}: {row.name}", markup=False)
+        console.print(f"{number + 1} of {len(table.rows)}: {row.name}")
 
     settings = training_options(options, progress=console.is_terminal)
     with named_recipe(options.table):
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     for number, heading in enumerate(headings):
         drawn.add_column(heading, no_wrap=number == 0)
     for row in cells:
-        drawn.add_row(*(f"[bold]{cell.strip('*')}[/]" if cell.startswith("**") else cell for cell in row))
+        drawn.add_row(*(Text(cell.strip("*"), "bold") if cell.startswith("**") else cell for cell in row))
     console.print(drawn)
-    console.print(f"{options.out / 'table.md'}, .csv and .json hold it", markup=False)
+    console.print(f"{options.out / 'table.md'}, .csv and .json hold it")
     return 0

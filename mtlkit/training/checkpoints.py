@@ -58,9 +58,10 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):
         return value.item()
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):  # a subclass of it, as an enumeration's members
-            return kind(value)
+    if isinstance(value, str):  # a subclass, as the members of an enumeration are
+        return str.__str__(value)
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{where}: expected tensors and plain values, got {type(value).__name__}")
