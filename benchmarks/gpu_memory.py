@@ -134,7 +134,7 @@ def _imported(name: str, module: SimpleNamespace) -> Iterator[None]:
 @contextmanager
 def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
     """CUDA kernels that are planned for an H200 and not launched, and mamba-ssm's scan, for tensors without memory."""
-    silent = dict.fromkeys(("cuda_ss2d_forward", "cuda_ss2d_backward"), lambda *arguments: 0)
+    silent = dict.fromkeys(("cuda_ss2d_forward", "cuda_ss2d_backward"), lambda **arguments: 0)
     mamba = SimpleNamespace(selective_scan_fn=_mamba_scan)
     with (
         mock.patch.object(_native, "C", SimpleNamespace(**vars(native) | silent | {"cuda": True})),

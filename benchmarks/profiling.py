@@ -47,9 +47,9 @@ class _Recorded:
         if not callable(value):
             return value
 
-        def recorded(*arguments: Any) -> Any:
+        def recorded(*arguments: Any, **named: Any) -> Any:
             with record_function(f"mtlkit::{name}"):
-                return value(*arguments)
+                return value(*arguments, **named)
 
         return recorded
 

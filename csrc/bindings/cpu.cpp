@@ -1,13 +1,14 @@
-// What the Python module offers of the CPU kernels. A function returns 0 or a status whose text is error_string's.
+// What the Python module offers of the CPU kernels. A kernel returns 0 or a status whose text is error_string's.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
+#include <utility>
 
-#include "bindings/arguments.h"
 #include "bindings/bindings.h"
+#include "bindings/function.h"
+#include "bindings/operators.h"
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
 
@@ -15,325 +16,6 @@ namespace py = pybind11;
 
 namespace mtlkit {
 namespace {
-
-using Sizes6 = std::array<int64_t, 6>;
-using Sizes5 = std::array<int64_t, 5>;
-using Sizes4 = std::array<int64_t, 4>;
-
-SS2DForward ss2d_arguments(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints,
-                           bool use_double, int threads) {
-  SS2DForward p{};
-  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]};
-  p.u = tensor<4>(inputs[0]);
-  p.dt_weight = tensor<3>(inputs[1]);
-  p.dt_bias = tensor<2>(inputs[2]);
-  p.A_logs = tensor<2>(inputs[3]);
-  p.Ds = tensor<1>(inputs[4]);
-  p.x_dbl = address(x_dbl);
-  p.checkpoints = address(checkpoints);
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int ss2d_forward(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints, bool use_double,
-                 int threads, const py::object& y) {
-  SS2DForward p = ss2d_arguments(sizes, inputs, x_dbl, checkpoints, use_double, threads);
-  p.y = tensor<4>(y);
-  py::gil_scoped_release release;
-  return cpu_kernels().ss2d_forward(p);
-}
-
-int ss2d_backward(const Sizes6& sizes, const py::tuple& inputs, uintptr_t x_dbl, uintptr_t checkpoints, bool use_double,
-                  int threads, const py::object& dy, const py::object& du, uintptr_t dx_dbl, uintptr_t ddt_weight,
-                  uintptr_t ddt_bias, uintptr_t dA_logs, uintptr_t dDs) {
-  SS2DBackward p{};
-  p.forward = ss2d_arguments(sizes, inputs, x_dbl, checkpoints, use_double, threads);
-  p.dy = tensor<4>(dy);
-  p.du = tensor<4>(du);
-  p.dx_dbl = address(dx_dbl);
-  p.ddt_weight = address(ddt_weight);
-  p.ddt_bias = address(ddt_bias);
-  p.dA_logs = address(dA_logs);
-  p.dDs = address(dDs);
-  py::gil_scoped_release release;
-  return cpu_kernels().ss2d_backward(p);
-}
-
-SelectiveScanForward selective_scan_arguments(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus,
-                                              bool variable_B, bool variable_C, uintptr_t checkpoints, bool use_double,
-                                              int threads) {
-  SelectiveScanForward p{};
-  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  p.u = tensor<3>(inputs[0]);
-  p.delta = tensor<3>(inputs[1]);
-  p.A = tensor<2>(inputs[2]);
-  p.B = tensor<4>(inputs[3]);
-  p.C = tensor<4>(inputs[4]);
-  p.D = tensor<1>(inputs[5]);
-  p.z = tensor<3>(inputs[6]);
-  p.delta_bias = tensor<1>(inputs[7]);
-  p.variable_B = variable_B;
-  p.variable_C = variable_C;
-  p.delta_softplus = delta_softplus;
-  p.checkpoints = address(checkpoints);
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int selective_scan_forward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
-                           bool variable_C, uintptr_t checkpoints, bool use_double, int threads, const py::object& out,
-                           uintptr_t last_state) {
-  SelectiveScanForward p =
-      selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double, threads);
-  p.out = tensor<3>(out);
-  p.last_state = address(last_state);
-  py::gil_scoped_release release;
-  return cpu_kernels().selective_scan_forward(p);
-}
-
-int selective_scan_backward(const Sizes5& sizes, const py::tuple& inputs, bool delta_softplus, bool variable_B,
-                            bool variable_C, uintptr_t checkpoints, bool use_double, int threads,
-                            const py::object& dout, const py::object& dlast_state, const py::object& du,
-                            const py::object& ddelta, const py::object& dz, uintptr_t dA, uintptr_t dB, uintptr_t dC,
-                            uintptr_t dD, uintptr_t ddelta_bias) {
-  SelectiveScanBackward p{};
-  p.forward =
-      selective_scan_arguments(sizes, inputs, delta_softplus, variable_B, variable_C, checkpoints, use_double, threads);
-  p.dout = tensor<3>(dout);
-  p.dlast_state = tensor<3>(dlast_state);
-  p.du = tensor<3>(du);
-  p.ddelta = tensor<3>(ddelta);
-  p.dz = tensor<3>(dz);
-  p.dA = address(dA);
-  p.dB = address(dB);
-  p.dC = address(dC);
-  p.dD = address(dD);
-  p.ddelta_bias = address(ddelta_bias);
-  py::gil_scoped_release release;
-  return cpu_kernels().selective_scan_backward(p);
-}
-
-DwconvSiluForward dwconv_silu_arguments(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads) {
-  DwconvSiluForward p{};
-  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3]};
-  p.x = tensor<4>(inputs[0]);
-  p.weight = tensor<3>(inputs[1]);
-  p.bias = tensor<1>(inputs[2]);
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int dwconv_silu_forward(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads,
-                        const py::object& y) {
-  DwconvSiluForward p = dwconv_silu_arguments(sizes, inputs, use_double, threads);
-  p.y = tensor<4>(y);
-  py::gil_scoped_release release;
-  return cpu_kernels().dwconv_silu_forward(p);
-}
-
-int dwconv_silu_backward(const Sizes4& sizes, const py::tuple& inputs, bool use_double, int threads,
-                         const py::object& dy, const py::object& dx, uintptr_t dweight, uintptr_t dbias) {
-  DwconvSiluBackward p{};
-  p.forward = dwconv_silu_arguments(sizes, inputs, use_double, threads);
-  p.dy = tensor<4>(dy);
-  p.dx = tensor<4>(dx);
-  p.dweight = address(dweight);
-  p.dbias = address(dbias);
-  py::gil_scoped_release release;
-  return cpu_kernels().dwconv_silu_backward(p);
-}
-
-NormGateForward norm_gate_arguments(int64_t rows, int64_t channels, const py::tuple& inputs, double eps,
-                                    bool use_double, int threads) {
-  NormGateForward p{};
-  p.shape = {rows, channels};
-  p.x = tensor<2>(inputs[0]);
-  p.weight = tensor<1>(inputs[1]);
-  p.bias = tensor<1>(inputs[2]);
-  p.z = tensor<2>(inputs[3]);
-  p.eps = eps;
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int norm_gate_forward(int64_t rows, int64_t channels, const py::tuple& inputs, double eps, bool use_double, int threads,
-                      const py::object& out) {
-  NormGateForward p = norm_gate_arguments(rows, channels, inputs, eps, use_double, threads);
-  p.out = tensor<2>(out);
-  py::gil_scoped_release release;
-  return cpu_kernels().norm_gate_forward(p);
-}
-
-int norm_gate_backward(int64_t rows, int64_t channels, const py::tuple& inputs, double eps, bool use_double,
-                       int threads, const py::object& dout, const py::object& dx, const py::object& dz,
-                       uintptr_t dweight, uintptr_t dbias) {
-  NormGateBackward p{};
-  p.forward = norm_gate_arguments(rows, channels, inputs, eps, use_double, threads);
-  p.dout = tensor<2>(dout);
-  p.dx = tensor<2>(dx);
-  p.dz = tensor<2>(dz);
-  p.dweight = address(dweight);
-  p.dbias = address(dbias);
-  py::gil_scoped_release release;
-  return cpu_kernels().norm_gate_backward(p);
-}
-
-InteractionReduceForward interaction_arguments(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean,
-                                               uintptr_t pooled, uintptr_t softmax, uintptr_t signs, bool use_double,
-                                               int threads) {
-  InteractionReduceForward p{};
-  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
-  p.x = tensor<3>(inputs[0]);
-  p.weight = tensor<2>(inputs[1]);
-  p.bias = tensor<1>(inputs[2]);
-  p.attn = tensor<1>(inputs[3]);
-  p.mean = address(mean);
-  p.pooled = address(pooled);
-  p.softmax = address(softmax);
-  p.signs = static_cast<uint16_t*>(address(signs));
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int interaction_reduce_forward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
-                               uintptr_t softmax, uintptr_t signs, bool use_double, int threads, uintptr_t variance,
-                               uintptr_t energy) {
-  InteractionReduceForward p = interaction_arguments(sizes, inputs, mean, pooled, softmax, signs, use_double, threads);
-  p.variance = address(variance);
-  p.energy = address(energy);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_reduce_forward(p);
-}
-
-int interaction_reduce_backward(const Sizes5& sizes, const py::tuple& inputs, uintptr_t mean, uintptr_t pooled,
-                                uintptr_t softmax, uintptr_t signs, bool use_double, int threads, const py::object& dy,
-                                uintptr_t factors, uintptr_t dmean, uintptr_t dvariance, uintptr_t denergy,
-                                uintptr_t dpooled, const py::object& dx, uintptr_t dweight, uintptr_t dbias,
-                                uintptr_t dattn) {
-  InteractionReduceBackward p{};
-  p.forward = interaction_arguments(sizes, inputs, mean, pooled, softmax, signs, use_double, threads);
-  p.dy = tensor<3>(dy);
-  p.factors = address(factors);
-  p.dmean = address(dmean);
-  p.dvariance = address(dvariance);
-  p.denergy = address(denergy);
-  p.dpooled = address(dpooled);
-  p.dx = tensor<3>(dx);
-  p.dweight = address(dweight);
-  p.dbias = address(dbias);
-  p.dattn = address(dattn);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_reduce_backward(p);
-}
-
-InteractionScaleForward interaction_scale_arguments(const Sizes4& sizes, const py::object& x, bool use_double,
-                                                    int threads) {
-  InteractionScaleForward p{};
-  p.shape = {sizes[0], sizes[1], sizes[2], sizes[3], 0};
-  p.x = tensor<3>(x);
-  p.use_double = use_double;
-  p.threads = threads;
-  return p;
-}
-
-int interaction_scale_forward(const Sizes4& sizes, const py::object& x, bool use_double, int threads, uintptr_t factors,
-                              const py::object& y) {
-  InteractionScaleForward p = interaction_scale_arguments(sizes, x, use_double, threads);
-  p.factors = address(factors);
-  p.y = tensor<3>(y);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_scale_forward(p);
-}
-
-int interaction_scale_backward(const Sizes4& sizes, const py::object& x, bool use_double, int threads,
-                               const py::object& dy, uintptr_t dfactors) {
-  InteractionScaleBackward p{};
-  p.forward = interaction_scale_arguments(sizes, x, use_double, threads);
-  p.dy = tensor<3>(dy);
-  p.dfactors = address(dfactors);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_scale_backward(p);
-}
-
-template <size_t kCount>
-std::array<void*, kCount> addresses(const std::array<uintptr_t, kCount>& values) {
-  std::array<void*, kCount> found;
-  for (size_t i = 0; i < kCount; ++i) found[i] = address(values[i]);
-  return found;
-}
-
-using WeightAddresses = std::array<uintptr_t, kGatingWeights>;
-
-InteractionGatingForward interaction_gating_arguments(const Sizes6& sizes, const std::array<double, 3>& numbers,
-                                                      bool three, bool training, bool use_double, int threads,
-                                                      const std::array<uintptr_t, 8>& inputs,
-                                                      const WeightAddresses& weights,
-                                                      const std::array<uintptr_t, 7>& results) {
-  InteractionGatingForward p{};
-  p.batch = sizes[0], p.channels = sizes[1], p.projected = sizes[2];
-  p.features = sizes[3], p.hidden = sizes[4], p.queries = sizes[5];
-  p.tau = numbers[0], p.momentum = numbers[1], p.eps = numbers[2];
-  p.three = three;
-  p.training = training;
-  p.use_double = use_double;
-  p.threads = threads;
-  p.mean = address(inputs[0]);
-  p.variance = address(inputs[1]);
-  p.energy = address(inputs[2]);
-  p.pooled = address(inputs[3]);
-  p.f = address(inputs[4]);
-  p.normaliser = address(inputs[5]);
-  p.norm_mean = address(inputs[6]);
-  p.norm_var = address(inputs[7]);
-  p.weights = addresses(weights);
-  p.mu = address(results[0]);
-  p.enhanced = address(results[1]);
-  p.gates = address(results[2]);
-  for (int i = 0; i < 3; ++i) p.signals[i] = address(results[3 + i]);
-  p.kept = address(results[6]);
-  return p;
-}
-
-int interaction_gating_forward(const Sizes6& sizes, const std::array<double, 3>& numbers, bool three, bool training,
-                               bool use_double, int threads, const std::array<uintptr_t, 8>& inputs,
-                               const WeightAddresses& weights, const std::array<uintptr_t, 7>& results,
-                               uintptr_t factors, uintptr_t clf) {
-  InteractionGatingForward p =
-      interaction_gating_arguments(sizes, numbers, three, training, use_double, threads, inputs, weights, results);
-  p.factors = address(factors);
-  p.clf = address(clf);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_gating_forward(p);
-}
-
-int interaction_gating_backward(const Sizes6& sizes, const std::array<double, 3>& numbers, bool three, bool training,
-                                bool use_double, int threads, const std::array<uintptr_t, 8>& inputs,
-                                const WeightAddresses& weights, const std::array<uintptr_t, 7>& results,
-                                const std::array<uintptr_t, 8>& douts, const std::array<uintptr_t, 5>& dinputs,
-                                const WeightAddresses& dweights) {
-  InteractionGatingBackward q{};
-  q.forward =
-      interaction_gating_arguments(sizes, numbers, three, training, use_double, threads, inputs, weights, results);
-  q.dfactors = address(douts[0]);
-  q.dmu = address(douts[1]);
-  q.dclf = address(douts[2]);
-  q.denhanced = address(douts[3]);
-  q.dgates = address(douts[4]);
-  for (int i = 0; i < 3; ++i) q.dsignals[i] = address(douts[5 + i]);
-  q.dmean = address(dinputs[0]);
-  q.dvariance = address(dinputs[1]);
-  q.denergy = address(dinputs[2]);
-  q.dpooled = address(dinputs[3]);
-  q.df = address(dinputs[4]);
-  q.dweights = addresses(dweights);
-  py::gil_scoped_release release;
-  return cpu_kernels().interaction_gating_backward(q);
-}
 
 const char* error_string(int status) {
   switch (status) {
@@ -346,45 +28,304 @@ const char* error_string(int status) {
   }
 }
 
+// How a call computes, where `to` leads to the struct of a forward pass.
+template <typename Params, typename Forward, typename... Path>
+Arguments<Params> computation(Path... to) {
+  return {argument<Params>("use_double", "whether the type of computation is double, else float", to...,
+                           &Forward::use_double),
+          argument<Params>("threads", "how many to use at most", to..., &Forward::threads)};
+}
+
+// Adds a kernel of the table that serves when it is called.
+template <typename Params>
+void add_kernel(py::module_& m, const char* name, const char* summary, int (*CpuKernels::*kernel)(const Params&),
+                Arguments<Params> arguments) {
+  add_function(m, name, summary, std::move(arguments),
+               [kernel](const Params& params) { return (cpu_kernels().*kernel)(params); });
+}
+
+void bind_ss2d(py::module_& m) {
+  using Forward = SS2DForward;
+  using Backward = SS2DBackward;
+  add_kernel(m, "ss2d_forward", "The four-direction scan.", &CpuKernels::ss2d_forward,
+             ss2d_inputs<Forward, Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, H, W)", &Forward::y)});
+  add_kernel(m, "ss2d_backward", "The gradients of the four-direction scan.", &CpuKernels::ss2d_backward,
+             ss2d_inputs<Backward, Forward>(&Backward::forward) + computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(B, D, H, W)", &Backward::dy),
+                     argument<Backward>("du", "(B, D, H, W)", &Backward::du),
+                     argument<Backward>("dx_dbl", "like x_dbl", &Backward::dx_dbl),
+                     argument<Backward>("ddt_weight", "(4, D, R)", &Backward::ddt_weight),
+                     argument<Backward>("ddt_bias", "(4, D)", &Backward::ddt_bias),
+                     argument<Backward>("dA_logs", "(4 D, N)", &Backward::dA_logs),
+                     argument<Backward>("dDs", "(4 D)", &Backward::dDs),
+                 });
+}
+
+void bind_selective_scan(py::module_& m) {
+  using Forward = SelectiveScanForward;
+  using Backward = SelectiveScanBackward;
+  add_kernel(m, "selective_scan_forward", "The selective scan.", &CpuKernels::selective_scan_forward,
+             selective_scan_inputs<Forward, Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{
+                     argument<Forward>("z", "(B, D, L), may be absent", &Forward::z),
+                     argument<Forward>("out", "(B, D, L)", &Forward::out),
+                     argument<Forward>("last_state", "(B, D, N), 0 if not wanted", &Forward::last_state),
+                 });
+  add_kernel(m, "selective_scan_backward", "The gradients of the selective scan.", &CpuKernels::selective_scan_backward,
+             selective_scan_inputs<Backward, Forward>(&Backward::forward) +
+                 computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("z", "(B, D, L), may be absent", &Backward::forward, &Forward::z),
+                     argument<Backward>("dout", "(B, D, L)", &Backward::dout),
+                     argument<Backward>("dlast_state", "(B, D, N), may be absent", &Backward::dlast_state),
+                     argument<Backward>("du", "(B, D, L)", &Backward::du),
+                     argument<Backward>("ddelta", "(B, D, L)", &Backward::ddelta),
+                     argument<Backward>("dz", "(B, D, L), absent with z", &Backward::dz),
+                     argument<Backward>("dA", "(D, N)", &Backward::dA),
+                     argument<Backward>("dB", "(B, G, L, N), or (D, N) if B does not vary", &Backward::dB),
+                     argument<Backward>("dC", "like dB", &Backward::dC),
+                     argument<Backward>("dD", "(D), 0 without D", &Backward::dD),
+                     argument<Backward>("ddelta_bias", "(D), 0 without delta_bias", &Backward::ddelta_bias),
+                 });
+}
+
+void bind_dwconv_silu(py::module_& m) {
+  using Forward = DwconvSiluForward;
+  using Backward = DwconvSiluBackward;
+  add_kernel(m, "dwconv_silu_forward", "Depthwise convolution, bias and SiLU.", &CpuKernels::dwconv_silu_forward,
+             dwconv_silu_inputs<Forward, Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, H, W)", &Forward::y)});
+  add_kernel(m, "dwconv_silu_backward", "The gradients of dwconv_silu.", &CpuKernels::dwconv_silu_backward,
+             dwconv_silu_inputs<Backward, Forward>(&Backward::forward) +
+                 computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(B, D, H, W)", &Backward::dy),
+                     argument<Backward>("dx", "(B, D, H, W)", &Backward::dx),
+                     argument<Backward>("dweight", "(D, 3, 3)", &Backward::dweight),
+                     argument<Backward>("dbias", "(D), 0 without bias", &Backward::dbias),
+                 });
+}
+
+void bind_norm_gate(py::module_& m) {
+  using Forward = NormGateForward;
+  using Backward = NormGateBackward;
+  add_kernel(m, "norm_gate_forward", "LayerNorm, times SiLU(z).", &CpuKernels::norm_gate_forward,
+             norm_gate_inputs<Forward, Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{argument<Forward>("out", "(rows, D)", &Forward::out)});
+  add_kernel(m, "norm_gate_backward", "The gradients of norm_gate.", &CpuKernels::norm_gate_backward,
+             norm_gate_inputs<Backward, Forward>(&Backward::forward) +
+                 computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dout", "(rows, D)", &Backward::dout),
+                     argument<Backward>("dx", "(rows, D)", &Backward::dx),
+                     argument<Backward>("dz", "(rows, D), absent with z", &Backward::dz),
+                     argument<Backward>("dweight", "(D), 0 without weight", &Backward::dweight),
+                     argument<Backward>("dbias", "(D), 0 without bias", &Backward::dbias),
+                 });
+}
+
+template <typename Params, typename... Path>
+Argument<Params> interaction_sizes(Path... to) {
+  using Shape = InteractionShape;
+  return sizes<Params>("(B, C, H, W, P), P = 0 where nothing is projected", member_of<Params>(to...), &Shape::batch,
+                       &Shape::channels, &Shape::height, &Shape::width, &Shape::projected);
+}
+
+// `to` leads to InteractionReduceForward.
+template <typename Params, typename... Path>
+Arguments<Params> reduce_arguments(Path... to) {
+  using Forward = InteractionReduceForward;
+  return Arguments<Params>{
+             interaction_sizes<Params>(to..., &Forward::shape),
+             argument<Params>("x", "(B, C, L)", to..., &Forward::x),
+             argument<Params>("weight", "(P, C), absent where nothing is pooled", to..., &Forward::weight),
+             argument<Params>("bias", "(P), absent with weight", to..., &Forward::bias),
+             argument<Params>("attn", "(C), absent for the plain mean", to..., &Forward::attn),
+             argument<Params>("mean", "(B, C)", to..., &Forward::mean),
+             argument<Params>("pooled", "(B, P), 0 without weight", to..., &Forward::pooled),
+             argument<Params>("softmax", "(B, 2), largest logit and sum of exponentials, 0 without attn", to...,
+                              &Forward::softmax),
+             argument<Params>("signs", "those of the projection as interaction_block says, 0 if not wanted", to...,
+                              &Forward::signs),
+         } +
+         computation<Params, Forward>(to...);
+}
+
+void bind_interaction_reduce(py::module_& m) {
+  using Forward = InteractionReduceForward;
+  using Backward = InteractionReduceBackward;
+  add_kernel(m, "interaction_reduce_forward", "Mean, variance, gradient energy and pooled projection of a map.",
+             &CpuKernels::interaction_reduce_forward,
+             reduce_arguments<Forward>() + Arguments<Forward>{
+                                               argument<Forward>("variance", "(B, C)", &Forward::variance),
+                                               argument<Forward>("energy", "(B), 0 if not wanted", &Forward::energy),
+                                           });
+  add_kernel(m, "interaction_reduce_backward", "The gradients of what was gathered from a map, plus dy factors.",
+             &CpuKernels::interaction_reduce_backward,
+             reduce_arguments<Backward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(B, C, L), may be absent", &Backward::dy),
+                     argument<Backward>("factors", "(B, C), 0 without dy", &Backward::factors),
+                     argument<Backward>("dmean", "(B, C), 0 for zeros", &Backward::dmean),
+                     argument<Backward>("dvariance", "(B, C), 0 for zeros", &Backward::dvariance),
+                     argument<Backward>("denergy", "(B), 0 for zeros", &Backward::denergy),
+                     argument<Backward>("dpooled", "(B, P), 0 for zeros", &Backward::dpooled),
+                     argument<Backward>("dx", "(B, C, L), absent if not wanted", &Backward::dx),
+                     argument<Backward>("dweight", "(P, C), 0 if not wanted", &Backward::dweight),
+                     argument<Backward>("dbias", "(P), 0 if not wanted", &Backward::dbias),
+                     argument<Backward>("dattn", "(C), 0 if not wanted", &Backward::dattn),
+                 });
+}
+
+void bind_interaction_scale(py::module_& m) {
+  using Forward = InteractionScaleForward;
+  using Backward = InteractionScaleBackward;
+  add_kernel(m, "interaction_scale_forward", "A map times a factor for each channel.",
+             &CpuKernels::interaction_scale_forward,
+             computation<Forward, Forward>() + Arguments<Forward>{
+                                                   interaction_sizes<Forward>(&Forward::shape),
+                                                   argument<Forward>("x", "(B, C, L)", &Forward::x),
+                                                   argument<Forward>("factors", "(B, C)", &Forward::factors),
+                                                   argument<Forward>("y", "(B, C, L)", &Forward::y),
+                                               });
+  add_kernel(m, "interaction_scale_backward", "The gradient of the factors.", &CpuKernels::interaction_scale_backward,
+             computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     interaction_sizes<Backward>(&Backward::forward, &Forward::shape),
+                     argument<Backward>("x", "(B, C, L)", &Backward::forward, &Forward::x),
+                     argument<Backward>("dy", "(B, C, L)", &Backward::dy),
+                     argument<Backward>("dfactors", "(B, C)", &Backward::dfactors),
+                 });
+}
+
+// `to` leads to the weights of the small layers, or to their gradients, whose names have a prefix.
+template <typename Params, typename... Path>
+Arguments<Params> gating_weights(const std::string& prefix, Path... to) {
+  Arguments<Params> found;
+  const auto add = [&](GatingWeight weight, const char* name, const char* shape) {
+    found.push_back(argument<Params>(prefix + name, shape, to..., size_t{weight}));
+  };
+  add(kContextWeight, "context_weight", "(F, P)");
+  add(kContextBias, "context_bias", "(F)");
+  add(kClfGateWeight, "clf_gate_weight", "(F, F)");
+  add(kClfGateBias, "clf_gate_bias", "(F)");
+  add(kGainWeight, "gain_weight", "(C, F)");
+  add(kGainBias, "gain_bias", "(C)");
+  add(kSegGateWeight, "seg_gate_weight", "(C, C)");
+  add(kSegGateBias, "seg_gate_bias", "(C)");
+  add(kNormWeight, "norm_weight", "(F)");
+  add(kNormBias, "norm_bias", "(F)");
+  add(kFc1Weight, "fc1_weight", "(H, signals)");
+  add(kFc1Bias, "fc1_bias", "(H)");
+  add(kFc2Weight, "fc2_weight", "(2, H)");
+  add(kFc2Bias, "fc2_bias", "(2)");
+  add(kSegProj, "seg_proj", "(Q, C), 0 for two signals");
+  add(kClfProj, "clf_proj", "(Q, F), 0 for two signals");
+  return found;
+}
+
+// `to` leads to InteractionGatingForward.
+template <typename Params, typename... Path>
+Arguments<Params> gating_arguments(Path... to) {
+  using Forward = InteractionGatingForward;
+  return Arguments<Params>{
+             sizes<Params>("(B, C, P, F, H, Q)", member_of<Params>(to...), &Forward::batch, &Forward::channels,
+                           &Forward::projected, &Forward::features, &Forward::hidden, &Forward::queries),
+             argument<Params>("tau", "strength of the modulation", to..., &Forward::tau),
+             argument<Params>("momentum", "of the running statistics", to..., &Forward::momentum),
+             argument<Params>("eps", "of the normalisation", to..., &Forward::eps),
+             argument<Params>("three", "whether the signals are alignment, energy and spread, else two variances",
+                              to..., &Forward::three),
+             argument<Params>("training", "whether the batch's statistics normalise", to..., &Forward::training),
+         } +
+         computation<Params, Forward>(to...) +
+         Arguments<Params>{
+             argument<Params>("mean", "(B, C)", to..., &Forward::mean),
+             argument<Params>("variance", "(B, C), read for two signals", to..., &Forward::variance),
+             argument<Params>("energy", "(B), read for three signals", to..., &Forward::energy),
+             argument<Params>("pooled", "(B, P)", to..., &Forward::pooled),
+             argument<Params>("f", "(B, F)", to..., &Forward::f),
+             argument<Params>("normaliser", "(2), 0 for the mean over the batch", to..., &Forward::normaliser),
+             argument<Params>("norm_mean", "(F)", to..., &Forward::norm_mean),
+             argument<Params>("norm_var", "(F)", to..., &Forward::norm_var),
+         } +
+         gating_weights<Params>("", to..., &Forward::weights) +
+         Arguments<Params>{
+             argument<Params>("mu", "(B, C)", to..., &Forward::mu),
+             argument<Params>("enhanced", "(B, F)", to..., &Forward::enhanced),
+             argument<Params>("gates", "(B, 2)", to..., &Forward::gates),
+             argument<Params>("signals", "three, (B) each", to..., &Forward::signals),
+             argument<Params>("kept", "for the backward pass, 2 B (F + C + Q) + 2 F elements", to..., &Forward::kept),
+         };
+}
+
+void bind_interaction_gating(py::module_& m) {
+  using Forward = InteractionGatingForward;
+  using Backward = InteractionGatingBackward;
+  add_kernel(m, "interaction_gating_forward", "From the sums over a map to the gates and the factors of its channels.",
+             &CpuKernels::interaction_gating_forward,
+             gating_arguments<Forward>() + Arguments<Forward>{
+                                               argument<Forward>("factors", "(B, C)", &Forward::factors),
+                                               argument<Forward>("clf", "(B, F)", &Forward::clf),
+                                           });
+  add_kernel(m, "interaction_gating_backward", "The gradients of the gates and the factors.",
+             &CpuKernels::interaction_gating_backward,
+             gating_arguments<Backward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dfactors", "(B, C), 0 for zeros", &Backward::dfactors),
+                     argument<Backward>("dmu", "(B, C), 0 for zeros", &Backward::dmu),
+                     argument<Backward>("dclf", "(B, F), 0 for zeros", &Backward::dclf),
+                     argument<Backward>("denhanced", "(B, F), 0 for zeros", &Backward::denhanced),
+                     argument<Backward>("dgates", "(B, 2), 0 for zeros", &Backward::dgates),
+                     argument<Backward>("dsignals", "three, (B) each, 0 for zeros", &Backward::dsignals),
+                     argument<Backward>("dmean", "(B, C), 0 if not wanted", &Backward::dmean),
+                     argument<Backward>("dvariance", "(B, C), 0 if not wanted", &Backward::dvariance),
+                     argument<Backward>("denergy", "(B), 0 if not wanted", &Backward::denergy),
+                     argument<Backward>("dpooled", "(B, P), 0 if not wanted", &Backward::dpooled),
+                     argument<Backward>("df", "(B, F), 0 if not wanted", &Backward::df),
+                 } +
+                 gating_weights<Backward>("d", &Backward::dweights));
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& m) {
   m.attr("checkpoint_tokens") = kCheckpointTokens;
-  m.def("error_string", &error_string, "The text of a status that a CPU function returned.");
-
-  m.def("prefer_large_pages", &prefer_large_pages, "Asks for large pages behind a block that is still to be written.");
-
+  m.def("error_string", &error_string, py::arg("status"), "The text of a status that a CPU function returned.");
+  m.def("prefer_large_pages", &prefer_large_pages, py::arg("address"), py::arg("bytes"),
+        "Asks for large pages behind a block that is still to be written.");
   m.def("cpu_isa", [] { return std::string(cpu_kernels().isa); }, "The instruction-set level in use.");
   m.def("cpu_isa_levels", &cpu_levels, "The levels that this machine can run, lowest first.");
-  m.def("set_cpu_isa", [](const std::string& level) {
-    if (!set_cpu_level(level)) throw py::value_error("no instruction-set level '" + level + "' on this machine");
-  });
+  m.def(
+      "set_cpu_isa",
+      [](const std::string& level) {
+        if (!set_cpu_level(level)) throw py::value_error("no instruction-set level '" + level + "' on this machine");
+      },
+      py::arg("level"), "Asks for an instruction-set level.");
   m.def(
       "peak_rate",
       [](int64_t tokens, int threads) {
         py::gil_scoped_release release;
         return cpu_kernels().peak_rate(tokens, threads);
       },
-      "Runs state updates alone and returns how many they were.");
+      py::arg("tokens"), py::arg("threads"), "Runs state updates alone and returns how many they were.");
 
-  m.def("ss2d_forward", &ss2d_forward);
-  m.def("ss2d_backward", &ss2d_backward);
-  m.def("selective_scan_forward", &selective_scan_forward);
-  m.def("selective_scan_backward", &selective_scan_backward);
-  m.def("dwconv_silu_forward", &dwconv_silu_forward);
-  m.def("dwconv_silu_backward", &dwconv_silu_backward);
-  m.def("norm_gate_forward", &norm_gate_forward);
-  m.def("norm_gate_backward", &norm_gate_backward);
+  bind_ss2d(m);
+  bind_selective_scan(m);
+  bind_dwconv_silu(m);
+  bind_norm_gate(m);
+  py::class_<InteractionBlock>(m, "InteractionBlock", py::module_local(),
+                               "What the layout of the projection's signs depends on.")
+      .def_readonly("rows", &InteractionBlock::rows, "Rows of a block.")
+      .def_readonly("bytes", &InteractionBlock::bytes, "Bytes of a vector.");
   m.def(
-      "interaction_block",
-      [] { return py::make_tuple(cpu_kernels().interaction_rows, cpu_kernels().interaction_bytes); },
-      "Rows of a block and bytes of a vector, which the layout of the projection's signs depends on.");
-  m.def("interaction_reduce_forward", &interaction_reduce_forward);
-  m.def("interaction_reduce_backward", &interaction_reduce_backward);
-  m.def("interaction_scale_forward", &interaction_scale_forward);
-  m.def("interaction_scale_backward", &interaction_scale_backward);
-  m.def("interaction_gating_forward", &interaction_gating_forward);
-  m.def("interaction_gating_backward", &interaction_gating_backward);
+      "interaction_block", [] { return cpu_kernels().interaction_block; },
+      "The block and vector of the instruction-set level in use.");
+  bind_interaction_reduce(m);
+  bind_interaction_scale(m);
+  bind_interaction_gating(m);
 }
 
 }  // namespace mtlkit

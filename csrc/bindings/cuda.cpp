@@ -1,242 +1,244 @@
-// What the Python module offers of the CUDA kernels. A function returns a cudaError_t whose text is
-// cuda_error_string's.
+// What the Python module offers of the CUDA kernels. A launch returns a cudaError_t whose text is cuda_error_string's.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
 
-#include "bindings/arguments.h"
 #include "bindings/bindings.h"
+#include "bindings/function.h"
+#include "bindings/operators.h"
 #include "cuda/launchers.h"
+
+namespace py = pybind11;
 
 namespace mtlkit {
 namespace cuda {
 namespace {
 
-using Sizes = std::array<int64_t, 6>;
-using Plan = std::array<int64_t, 6>;
-using SS2DPlanNumbers = std::array<int64_t, 10>;
-using Buffers = std::array<uintptr_t, 7>;
+// A launch, and the stream that it goes to.
+template <typename Params>
+struct Launch {
+  Params params;
+  void* stream;
+};
 
-float* floats(uintptr_t value) { return reinterpret_cast<float*>(value); }
-
-SS2DShape ss2d_shape(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]}; }
-
-// `gpu`: multiprocessors, and bytes of shared memory that a block may have.
-std::pair<int64_t, int64_t> ss2d_tiling(int64_t states, int64_t rank, std::pair<int64_t, int64_t> gpu) {
-  const SS2DTiling tiling = ss2d_tiling(states, rank, Gpu{gpu.first, gpu.second});
-  return {tiling.states, tiling.tokens};
+template <typename Params>
+void add_launch(py::module_& m, const char* name, const char* summary, int (*launch)(const Params&, void*),
+                Arguments<Launch<Params>> arguments) {
+  arguments.push_back(
+      argument<Launch<Params>>("stream", "a cudaStream_t, 0 for the default stream", &Launch<Params>::stream));
+  add_function(m, name, summary, std::move(arguments),
+               [launch](const Launch<Params>& p) { return launch(p.params, p.stream); });
 }
 
-SS2DPlanNumbers ss2d_plan(const Sizes& sizes, std::pair<int64_t, int64_t> gpu, bool backward) {
-  const SS2DPlan plan = plan_ss2d(ss2d_shape(sizes), Gpu{gpu.first, gpu.second}, backward);
-  return {plan.layout, plan.padded_states, plan.tiles,        plan.channel_blocks, plan.chunk_tiles,
-          plan.chunks, plan.images,        plan.window_tiles, plan.pixels,         plan.pairs};
+// What a plan is made for: a shape and a GPU.
+template <typename Shape>
+struct Problem {
+  Shape shape;
+  Gpu gpu;
+  bool option;  // as the argument's name says
+};
+
+template <typename Params>
+Argument<Params> gpu_argument() {
+  return tuple_of<Params>("gpu", "(multiprocessors, bytes of shared memory that a block may have)",
+                          member_of<Params>(&Params::gpu), &Gpu::multiprocessors, &Gpu::shared_bytes);
 }
 
-// `inputs`: u and x_dbl. `buffers`: addresses of dt_weight, dt_bias, A_logs, Ds, checkpoints, ends and steps.
-SS2D ss2d_arguments(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
-                    const Buffers& buffers) {
-  SS2D p{};
-  p.shape = ss2d_shape(sizes);
-  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8], plan[9]};
-  p.u = tensor<4>(inputs[0]);
-  p.x_dbl = tensor<5>(inputs[1]);
-  p.dt_weight = floats(buffers[0]);
-  p.dt_bias = floats(buffers[1]);
-  p.A_logs = floats(buffers[2]);
-  p.Ds = floats(buffers[3]);
-  p.checkpoints = floats(buffers[4]);
-  p.ends = floats(buffers[5]);
-  p.steps = floats(buffers[6]);
-  return p;
+template <typename Params>
+Argument<Params> multiprocessors() {
+  return argument<Params>("multiprocessors", "of the GPU", &Params::gpu, &Gpu::multiprocessors);
 }
 
-int ss2d_forward(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs, const Buffers& buffers,
-                 const std::array<uintptr_t, 2>& maps, uintptr_t stream) {
-  const SS2DForward params{ss2d_arguments(sizes, plan, inputs, buffers), {floats(maps[0]), floats(maps[1])}};
-  pybind11::gil_scoped_release release;
-  return launch_ss2d_fwd(params, address(stream));
+void bind_ss2d(py::module_& m) {
+  using Planned = Problem<SS2DShape>;
+  py::class_<SS2DTiling>(m, "SS2DTiling", py::module_local(), "How ss2d keeps states between its passes.")
+      .def_readonly("states", &SS2DTiling::states, "N, rounded up; 0 where no kernel serves.")
+      .def_readonly("tokens", &SS2DTiling::tokens, "Of a tile.");
+  add_function(
+      m, "cuda_ss2d_tiling", "The tiling for these states and rank.",
+      Arguments<Planned>{argument<Planned>("states", "N", &Planned::shape, &SS2DShape::states),
+                         argument<Planned>("rank", "R", &Planned::shape, &SS2DShape::rank), gpu_argument<Planned>()},
+      [](const Planned& p) { return ss2d_tiling(p.shape.states, p.shape.rank, p.gpu); });
+
+  py::class_<SS2DPlan>(m, "SS2DPlan", py::module_local(),
+                       "Which kernel serves a call of ss2d, and how its work is cut.")
+      .def_readonly("layout", &SS2DPlan::layout, "Index in the table of the direction; -1 for none.")
+      .def_readonly("padded_states", &SS2DPlan::padded_states, "N, rounded up to what the layout keeps.")
+      .def_readonly("tiles", &SS2DPlan::tiles, "Of an image.")
+      .def_readonly("channel_blocks", &SS2DPlan::channel_blocks, "Blocks along D.")
+      .def_readonly("chunk_tiles", &SS2DPlan::chunk_tiles, "Tiles per chunk; the last has what is left.")
+      .def_readonly("chunks", &SS2DPlan::chunks, "Of an image.")
+      .def_readonly("images", &SS2DPlan::images, "Per launch.")
+      .def_readonly("window_tiles", &SS2DPlan::window_tiles, "Tiles of each chunk, per launch.")
+      .def_readonly("pixels", &SS2DPlan::pixels, "Of an image in a launch, at most.")
+      .def_readonly("pairs", &SS2DPlan::pairs, "Of opposite directions, per launch: 1 or 2.");
+  add_function(m, "cuda_ss2d_plan", "The plan of a call of ss2d.",
+               Arguments<Planned>{ss2d_sizes<Planned>(&Planned::shape), gpu_argument<Planned>(),
+                                  argument<Planned>("backward", "whether of the backward pass", &Planned::option)},
+               [](const Planned& p) { return plan_ss2d(p.shape, p.gpu, p.option); });
+
+  const auto inputs = [](auto launch, auto to) {
+    using Params = decltype(launch);
+    return ss2d_inputs<Params, SS2D>(&Params::params, to) +
+           Arguments<Params>{
+               argument<Params>("plan", "as cuda_ss2d_plan has it", &Params::params, to, &SS2D::plan),
+               argument<Params>("ends", "(B, scans, chunks - 1, D, padded states), 0 with one chunk", &Params::params,
+                                to, &SS2D::ends),
+               argument<Params>("steps", "(B, scans, chunks - 1, D)", &Params::params, to, &SS2D::steps),
+           };
+  };
+  using Forward = Launch<SS2DForward>;
+  add_launch(m, "cuda_ss2d_forward", "The four-direction scan.", launch_ss2d_fwd,
+             inputs(Forward{}, &SS2DForward::scan) +
+                 Arguments<Forward>{argument<Forward>("maps", "whose sum is y, (B, L, D) each", &Forward::params,
+                                                      &SS2DForward::maps)});
+  using Backward = Launch<SS2DBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(
+      m, "cuda_ss2d_backward", "The gradients of the four-direction scan.", launch_ss2d_bwd,
+      inputs(Backward{}, &SS2DBackward::scan) +
+          Arguments<Backward>{
+              argument<Backward>("dy", "(B, D, H, W)", to, &SS2DBackward::dy),
+              argument<Backward>("dx_dbl", "like x_dbl", to, &SS2DBackward::dx_dbl),
+              argument<Backward>("maps", "whose sum is du, (B, L, D) each; the same where a launch serves one pair", to,
+                                 &SS2DBackward::maps),
+              argument<Backward>("carries", "(images, scans, chunks, D, padded states), 0 with one window", to,
+                                 &SS2DBackward::carries),
+              argument<Backward>("parts", "(stored parts, images, scans, pixels, R + 2 N)", to, &SS2DBackward::parts),
+              argument<Backward>("sums", "(images * chunks - 1, scans, D, N + R + 2)", to, &SS2DBackward::sums),
+              argument<Backward>("ddt_weight", "(4, D, R)", to, &SS2DBackward::ddt_weight),
+              argument<Backward>("ddt_bias", "(4, D)", to, &SS2DBackward::ddt_bias),
+              argument<Backward>("dA_logs", "(4 D, N)", to, &SS2DBackward::dA_logs),
+              argument<Backward>("dDs", "(4 D)", to, &SS2DBackward::dDs),
+          });
 }
 
-// `outputs`: addresses of the gradient of x_dbl, the two maps, carries, parts, sums, and the gradients of A_logs,
-// dt_weight, dt_bias and Ds.
-int ss2d_backward(const Sizes& sizes, const SS2DPlanNumbers& plan, const pybind11::tuple& inputs,
-                  const Buffers& buffers, const pybind11::object& dy, const std::array<uintptr_t, 10>& outputs,
-                  uintptr_t stream) {
-  const SS2DBackward params{ss2d_arguments(sizes, plan, inputs, buffers),
-                            tensor<4>(dy),
-                            address(outputs[0]),
-                            {floats(outputs[1]), floats(outputs[2])},
-                            floats(outputs[3]),
-                            floats(outputs[4]),
-                            floats(outputs[5]),
-                            floats(outputs[6]),
-                            floats(outputs[7]),
-                            floats(outputs[8]),
-                            floats(outputs[9])};
-  pybind11::gil_scoped_release release;
-  return launch_ss2d_bwd(params, address(stream));
+void bind_selective_scan(py::module_& m) {
+  using Planned = Problem<SelectiveScanShape>;
+  py::class_<SelectiveScanPlan>(m, "SelectiveScanPlan", py::module_local(),
+                                "Which kernel serves a call of selective_scan, and how its work is cut.")
+      .def_readonly("layout", &SelectiveScanPlan::layout, "Index in the tables; -1 for none.")
+      .def_readonly("padded_states", &SelectiveScanPlan::padded_states, "N, rounded up to what the layout keeps.")
+      .def_readonly("tile_tokens", &SelectiveScanPlan::tile_tokens, "Tokens per tile.")
+      .def_readonly("group_blocks", &SelectiveScanPlan::group_blocks, "Blocks along the channels of a group.")
+      .def_readonly("chunk_tiles", &SelectiveScanPlan::chunk_tiles, "Tiles per chunk; the last has what is left.")
+      .def_readonly("chunks", &SelectiveScanPlan::chunks, "Of a sequence.")
+      .def_readonly("tiles", &SelectiveScanPlan::tiles, "Of a sequence.");
+  add_function(m, "cuda_selective_scan_plan", "The plan of a call of selective_scan.",
+               Arguments<Planned>{selective_scan_sizes<Planned>(&Planned::shape),
+                                  argument<Planned>("constant", "whether B or C does not vary", &Planned::option),
+                                  gpu_argument<Planned>()},
+               [](const Planned& p) { return plan_selective_scan(p.shape, p.option, p.gpu); });
+
+  const auto inputs = [](auto launch, auto to) {
+    using Params = decltype(launch);
+    return selective_scan_inputs<Params, SelectiveScan>(&Params::params, to) +
+           Arguments<Params>{
+               argument<Params>("plan", "as cuda_selective_scan_plan has it", &Params::params, to,
+                                &SelectiveScan::plan),
+               argument<Params>("ends", "(B, chunks, D, padded states), 0 with one chunk", &Params::params, to,
+                                &SelectiveScan::ends),
+               argument<Params>("steps", "(B, chunks, D)", &Params::params, to, &SelectiveScan::steps),
+           };
+  };
+  using Forward = Launch<SelectiveScanForward>;
+  constexpr auto forward = &Forward::params;
+  add_launch(m, "cuda_selective_scan_forward", "The selective scan.", launch_selective_scan_fwd,
+             inputs(Forward{}, &SelectiveScanForward::scan) +
+                 Arguments<Forward>{
+                     argument<Forward>("z", "(B, D, L), may be absent", forward, &SelectiveScanForward::z),
+                     argument<Forward>("out", "(B, D, L)", forward, &SelectiveScanForward::out),
+                     argument<Forward>("ungated", "(B, D, L), the output before the gate, 0 if not wanted", forward,
+                                       &SelectiveScanForward::ungated),
+                     argument<Forward>("last_state", "(B, D, N)", forward, &SelectiveScanForward::last_state),
+                 });
+  using Backward = Launch<SelectiveScanBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(
+      m, "cuda_selective_scan_backward", "The gradients of the selective scan.", launch_selective_scan_bwd,
+      inputs(Backward{}, &SelectiveScanBackward::scan) +
+          Arguments<Backward>{
+              argument<Backward>("z", "(B, D, L), may be absent", to, &SelectiveScanBackward::z),
+              argument<Backward>("ungated", "as the forward pass left it, 0 without z", to,
+                                 &SelectiveScanBackward::ungated),
+              argument<Backward>("dout", "(B, D, L)", to, &SelectiveScanBackward::dout),
+              argument<Backward>("dlast_state", "(B, D, N), may be absent", to, &SelectiveScanBackward::dlast_state),
+              argument<Backward>("du", "(B, D, L)", to, &SelectiveScanBackward::du),
+              argument<Backward>("ddelta", "(B, D, L)", to, &SelectiveScanBackward::ddelta),
+              argument<Backward>("dz", "(B, D, L), absent with z", to, &SelectiveScanBackward::dz),
+              argument<Backward>("drows", "(group blocks, B, G, L, 2 N), of B and C where they vary", to,
+                                 &SelectiveScanBackward::drows),
+              argument<Backward>("dparameters", "(B chunks, D, 3 N + 2), of A, constant B and C, D, delta_bias", to,
+                                 &SelectiveScanBackward::dparameters),
+          });
 }
 
-SelectiveScanShape selective_scan_shape(const std::array<int64_t, 5>& sizes) {
-  return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+void bind_dwconv_silu(py::module_& m) {
+  using Planned = Problem<DwconvSiluShape>;
+  add_function(m, "cuda_dwconv_silu_parts", "Rows of partial sums that a backward pass leaves.",
+               Arguments<Planned>{dwconv_silu_sizes<Planned>(&Planned::shape), multiprocessors<Planned>()},
+               [](const Planned& p) {
+                 const auto& [batch, channels, height, width] = p.shape;
+                 return dwconv_silu_parts(batch, channels, height, width, p.gpu.multiprocessors);
+               });
+  using Forward = Launch<DwconvSiluForward>;
+  add_launch(m, "cuda_dwconv_silu_forward", "Depthwise convolution, bias and SiLU.", launch_dwconv_silu_fwd,
+             dwconv_silu_inputs<Forward, DwconvSilu>(&Forward::params, &DwconvSiluForward::conv) +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, H, W)", &Forward::params, &DwconvSiluForward::y)});
+  using Backward = Launch<DwconvSiluBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(
+      m, "cuda_dwconv_silu_backward", "The gradients of dwconv_silu.", launch_dwconv_silu_bwd,
+      dwconv_silu_inputs<Backward, DwconvSilu>(to, &DwconvSiluBackward::conv) +
+          Arguments<Backward>{
+              argument<Backward>("dy", "(B, D, H, W)", to, &DwconvSiluBackward::dy),
+              argument<Backward>("dx", "(B, D, H, W)", to, &DwconvSiluBackward::dx),
+              argument<Backward>("partials", "(parts, D, 10), of weight and bias", to, &DwconvSiluBackward::partials),
+              argument<Backward>("parts", "as cuda_dwconv_silu_parts has it", to, &DwconvSiluBackward::parts),
+          });
 }
 
-Plan selective_scan_plan(const std::array<int64_t, 5>& sizes, bool constant, std::pair<int64_t, int64_t> gpu) {
-  const auto plan = plan_selective_scan(selective_scan_shape(sizes), constant, Gpu{gpu.first, gpu.second});
-  return {plan.layout, plan.padded_states, plan.tile_tokens, plan.group_blocks, plan.chunk_tiles, plan.chunks};
-}
-
-// `inputs`: u, delta, B and C. `flags`: whether B and C vary, and softplus. `buffers`: addresses of A, D, delta_bias,
-// checkpoints, ends and steps.
-SelectiveScan selective_scan_arguments(const std::array<int64_t, 5>& sizes, const Plan& plan,
-                                       const pybind11::tuple& inputs, const std::array<bool, 3>& flags,
-                                       const std::array<uintptr_t, 6>& buffers) {
-  SelectiveScan p{};
-  p.shape = selective_scan_shape(sizes);
-  p.plan = {plan[0], plan[1], plan[2], plan[3], plan[4], plan[5]};
-  p.tiles = plan[2] > 0 ? ceil_div(p.shape.tokens, plan[2]) : 0;
-  p.u = tensor<3>(inputs[0]);
-  p.delta = tensor<3>(inputs[1]);
-  p.B = tensor<4>(inputs[2]);
-  p.C = tensor<4>(inputs[3]);
-  p.variable_B = flags[0];
-  p.variable_C = flags[1];
-  p.delta_softplus = flags[2];
-  p.A = floats(buffers[0]);
-  p.D = floats(buffers[1]);
-  p.delta_bias = floats(buffers[2]);
-  p.checkpoints = floats(buffers[3]);
-  p.ends = floats(buffers[4]);
-  p.steps = floats(buffers[5]);
-  return p;
-}
-
-int selective_scan_forward(const std::array<int64_t, 5>& sizes, const Plan& plan, const pybind11::tuple& inputs,
-                           const std::array<bool, 3>& flags, const std::array<uintptr_t, 6>& buffers,
-                           const pybind11::object& z, const pybind11::object& out, uintptr_t ungated,
-                           uintptr_t last_state, uintptr_t stream) {
-  const SelectiveScanForward params{selective_scan_arguments(sizes, plan, inputs, flags, buffers), tensor<3>(z),
-                                    tensor<3>(out), floats(ungated), floats(last_state)};
-  pybind11::gil_scoped_release release;
-  return launch_selective_scan_fwd(params, address(stream));
-}
-
-// `gradients`: dout, z, the gradient of the last state, du, ddelta and dz. `outputs`: addresses of the ungated output,
-// drows and dparameters.
-int selective_scan_backward(const std::array<int64_t, 5>& sizes, const Plan& plan, const pybind11::tuple& inputs,
-                            const std::array<bool, 3>& flags, const std::array<uintptr_t, 6>& buffers,
-                            const pybind11::tuple& gradients, const std::array<uintptr_t, 3>& outputs,
-                            uintptr_t stream) {
-  SelectiveScanBackward params{};
-  params.scan = selective_scan_arguments(sizes, plan, inputs, flags, buffers);
-  params.dout = tensor<3>(gradients[0]);
-  params.z = tensor<3>(gradients[1]);
-  params.dlast_state = tensor<3>(gradients[2]);
-  params.du = tensor<3>(gradients[3]);
-  params.ddelta = tensor<3>(gradients[4]);
-  params.dz = tensor<3>(gradients[5]);
-  params.ungated = floats(outputs[0]);
-  params.drows = floats(outputs[1]);
-  params.dparameters = floats(outputs[2]);
-  pybind11::gil_scoped_release release;
-  return launch_selective_scan_bwd(params, address(stream));
-}
-
-// The address of float parameters that lie side by side, null for none.
-template <int kRank>
-const float* parameters(const pybind11::object& object) {
-  const Tensor<kRank> result = tensor<kRank>(object);
-  if (result && result.dtype != DType::kFloat32) throw pybind11::value_error("float32 parameters were expected");
-  return static_cast<const float*>(result.data);
-}
-
-// `inputs`: x, weight, bias and z.
-NormGate norm_gate_arguments(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps) {
-  NormGate p{};
-  p.shape = {rows, channels};
-  p.x = tensor<2>(inputs[0]);
-  p.weight = parameters<1>(inputs[1]);
-  p.bias = parameters<1>(inputs[2]);
-  p.z = tensor<2>(inputs[3]);
-  p.eps = static_cast<float>(eps);
-  return p;
-}
-
-int norm_gate_forward(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps, uintptr_t stream,
-                      const pybind11::object& addend, const pybind11::object& out) {
-  const NormGateForward params{norm_gate_arguments(rows, channels, inputs, eps), tensor<2>(addend), tensor<2>(out)};
-  pybind11::gil_scoped_release release;
-  return launch_norm_gate_fwd(params, address(stream));
-}
-
-int norm_gate_backward(int64_t rows, int64_t channels, const pybind11::tuple& inputs, double eps, uintptr_t stream,
-                       const pybind11::object& dout, const pybind11::object& dx, const pybind11::object& dz,
-                       uintptr_t partials, int64_t blocks) {
-  NormGateBackward params{};
-  params.norm = norm_gate_arguments(rows, channels, inputs, eps);
-  params.dout = tensor<2>(dout);
-  params.dx = tensor<2>(dx);
-  params.dz = tensor<2>(dz);
-  params.partials = static_cast<float*>(address(partials));
-  params.blocks = blocks;
-  pybind11::gil_scoped_release release;
-  return launch_norm_gate_bwd(params, address(stream));
-}
-
-// `sizes`: B, D, H, W. `inputs`: x, weight, bias.
-DwconvSilu dwconv_silu_arguments(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs) {
-  return {{sizes[0], sizes[1], sizes[2], sizes[3]},
-          tensor<4>(inputs[0]),
-          parameters<3>(inputs[1]),
-          parameters<1>(inputs[2])};
-}
-
-int dwconv_silu_forward(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs, uintptr_t stream,
-                        const pybind11::object& y) {
-  const DwconvSiluForward params{dwconv_silu_arguments(sizes, inputs), tensor<4>(y)};
-  pybind11::gil_scoped_release release;
-  return launch_dwconv_silu_fwd(params, address(stream));
-}
-
-int dwconv_silu_backward(const std::array<int64_t, 4>& sizes, const pybind11::tuple& inputs, uintptr_t stream,
-                         const pybind11::object& dy, const pybind11::object& dx, uintptr_t partials, int64_t parts) {
-  const DwconvSiluBackward params{dwconv_silu_arguments(sizes, inputs), tensor<4>(dy), tensor<4>(dx),
-                                  static_cast<float*>(address(partials)), parts};
-  pybind11::gil_scoped_release release;
-  return launch_dwconv_silu_bwd(params, address(stream));
+void bind_norm_gate(py::module_& m) {
+  using Planned = Problem<NormGateShape>;
+  add_function(
+      m, "cuda_norm_gate_blocks", "Rows of partial sums that a backward pass leaves.",
+      Arguments<Planned>{norm_gate_sizes<Planned>(&Planned::shape), multiprocessors<Planned>()},
+      [](const Planned& p) { return norm_gate_blocks(p.shape.rows, p.shape.channels, p.gpu.multiprocessors); });
+  using Forward = Launch<NormGateForward>;
+  constexpr auto forward = &Forward::params;
+  add_launch(m, "cuda_norm_gate_forward", "LayerNorm of x plus an addend, times SiLU(z).", launch_norm_gate_fwd,
+             norm_gate_inputs<Forward, NormGate>(forward, &NormGateForward::norm) +
+                 Arguments<Forward>{
+                     argument<Forward>("addend", "(rows, D), may be absent", forward, &NormGateForward::addend),
+                     argument<Forward>("out", "(rows, D)", forward, &NormGateForward::out),
+                 });
+  using Backward = Launch<NormGateBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(
+      m, "cuda_norm_gate_backward", "The gradients of norm_gate.", launch_norm_gate_bwd,
+      norm_gate_inputs<Backward, NormGate>(to, &NormGateBackward::norm) +
+          Arguments<Backward>{
+              argument<Backward>("dout", "(rows, D)", to, &NormGateBackward::dout),
+              argument<Backward>("dx", "(rows, D)", to, &NormGateBackward::dx),
+              argument<Backward>("dz", "(rows, D), absent with z", to, &NormGateBackward::dz),
+              argument<Backward>("partials", "(blocks, 2, D), of weight and bias", to, &NormGateBackward::partials),
+              argument<Backward>("blocks", "as cuda_norm_gate_blocks has it", to, &NormGateBackward::blocks),
+          });
 }
 
 }  // namespace
 }  // namespace cuda
 
-void bind_cuda(pybind11::module_& m) {
-  using namespace cuda;
-  m.attr("cuda_toolkit") =
-      std::to_string(toolkit_version() / 1000) + "." + std::to_string(toolkit_version() % 1000 / 10);
-  m.def("cuda_error_string", &cuda::error_string, "The text of a cudaError_t.");
-
-  m.def("cuda_ss2d_tiling", pybind11::overload_cast<int64_t, int64_t, std::pair<int64_t, int64_t>>(&ss2d_tiling),
-        "Padded states and tokens per tile, 0 where no kernel serves.");
-  m.def("cuda_ss2d_plan", &ss2d_plan,
-        "Layout, padded states, tiles, channel blocks, tiles per chunk, chunks, images and tiles of a chunk per launch "
-        "and an image's pixels in one; a layout of -1 for none.");
-  m.def("cuda_ss2d_forward", &ss2d_forward);
-  m.def("cuda_ss2d_backward", &ss2d_backward);
-  m.def("cuda_selective_scan_plan", &selective_scan_plan,
-        "Layout, padded states, tokens per tile, blocks along a group, tiles per chunk and chunks.");
-  m.def("cuda_selective_scan_forward", &selective_scan_forward);
-  m.def("cuda_selective_scan_backward", &selective_scan_backward);
-  m.def("cuda_norm_gate_blocks", &norm_gate_blocks, "Rows of partial sums that a backward pass leaves.");
-  m.def("cuda_norm_gate_forward", &norm_gate_forward);
-  m.def("cuda_norm_gate_backward", &norm_gate_backward);
-  m.def("cuda_dwconv_silu_parts", &dwconv_silu_parts, "Rows of partial sums that a backward pass leaves.");
-  m.def("cuda_dwconv_silu_forward", &dwconv_silu_forward);
-  m.def("cuda_dwconv_silu_backward", &dwconv_silu_backward);
+void bind_cuda(py::module_& m) {
+  const int version = cuda::toolkit_version();
+  m.attr("cuda_toolkit") = std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+  m.def("cuda_error_string", &cuda::error_string, py::arg("code"), "The text of a cudaError_t.");
+  cuda::bind_ss2d(m);
+  cuda::bind_selective_scan(m);
+  cuda::bind_dwconv_silu(m);
+  cuda::bind_norm_gate(m);
 }
 
 }  // namespace mtlkit

@@ -10,6 +10,12 @@
 
 namespace mtlkit {
 
+// What the layout of the projection's signs depends on.
+struct InteractionBlock {
+  int rows;   // of a block
+  int bytes;  // of a vector
+};
+
 // What a launcher returns.
 enum Status : int { kOk = 0, kOutOfMemory = 1 };
 
@@ -25,7 +31,7 @@ struct CpuKernels {
   int (*norm_gate_backward)(const NormGateBackward&);
   int (*interaction_reduce_forward)(const InteractionReduceForward&);
   int (*interaction_reduce_backward)(const InteractionReduceBackward&);
-  int interaction_rows, interaction_bytes;  // a block of rows, and a vector: what the layout of signs depends on
+  InteractionBlock interaction_block;
   int (*interaction_scale_forward)(const InteractionScaleForward&);
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int (*interaction_gating_forward)(const InteractionGatingForward&);

@@ -1,5 +1,6 @@
 // Task interaction: from the sums over a map to the factors of its channels, forward and backward (formulas:
-// mtlkit/operators/interaction). Threads divide the rows of the layers; what is left over takes a few thousand operations.
+// mtlkit/operators/interaction). Threads divide the rows of the layers; what is left over takes a few thousand
+// operations.
 #include "cpu/interaction/gating.h"
 
 #include "cpu/interaction/bands.h"

@@ -295,7 +295,7 @@ int launch(const SelectiveScanBackward& params, void* stream) {
   const auto shared_bytes = static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared<L>(nullptr).end));
   const Units units{copy_unit(p.u, tokens), copy_unit(p.delta, tokens), copy_unit(p.B, tokens), copy_unit(p.C, tokens),
                     copy_unit(params.dout, tokens)};
-  if (blocks > INT32_MAX || p.tiles > INT32_MAX) return kInvalidValue;
+  if (blocks > INT32_MAX || p.plan.tiles > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, L::kThreads, shared_bytes, stream,
                                     selective_scan_bwd_kernel<L, true, kConstantC, true>, params, units);

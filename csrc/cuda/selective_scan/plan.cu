@@ -33,11 +33,11 @@ SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool cons
     return chosen;
   };
   const Row* row = constant ? choose(kConstant) : choose(kVariable);
-  if (row == nullptr) return {-1, 0, 0, 0, 0, 0};
+  if (row == nullptr) return {-1, 0, 0, 0, 0, 0, 0};
 
   const Chunks chunks = split(shape.tokens, row->tokens, warps(*row), gpu);
-  return {row->index,  row->states * row->lanes, row->tokens, ceil_div(group, row->channels), chunks.tiles,
-          chunks.count};
+  return {row->index,   row->states * row->lanes,           row->tokens, ceil_div(group, row->channels), chunks.tiles,
+          chunks.count, ceil_div(shape.tokens, row->tokens)};
 }
 
 }  // namespace mtlkit::cuda

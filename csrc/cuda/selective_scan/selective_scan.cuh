@@ -45,7 +45,7 @@ struct Work {
     const int left_channels = group_channels - group_block * L::kChannels;
     channels = left_channels < L::kChannels ? left_channels : L::kChannels;
     first_tile = chunk * chunk_tiles;
-    tiles = chunk == chunks - 1 ? static_cast<int>(p.tiles) - first_tile : chunk_tiles;
+    tiles = chunk == chunks - 1 ? static_cast<int>(p.plan.tiles) - first_tile : chunk_tiles;
   }
 };
 
@@ -231,7 +231,7 @@ __device__ void store_chunk_end(const SelectiveScan& p, const Work<L>& work, con
 // Where the state of the thread's channel before a tile is kept.
 template <typename L>
 __device__ float* checkpoint(const SelectiveScan& p, const Work<L>& work, const Tile<L>& tile) {
-  const int64_t row = (work.batch * p.tiles + tile.index) * p.shape.channels + work.first_channel;
+  const int64_t row = (work.batch * p.plan.tiles + tile.index) * p.shape.channels + work.first_channel;
   return p.checkpoints + (row + work.thread / L::kLanes) * L::kPadded;
 }
 

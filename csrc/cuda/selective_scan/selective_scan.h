@@ -34,6 +34,7 @@ struct SelectiveScanPlan {
   int64_t group_blocks;  // blocks along the channels of a group
   int64_t chunk_tiles;   // tiles per chunk; the last has what is left
   int64_t chunks;
+  int64_t tiles;  // of a sequence
 };
 
 // The layout: of those that hold N in the fewest states, the first that fills the GPU, else the last; chunks as `split`
@@ -43,7 +44,6 @@ SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool cons
 struct SelectiveScan {
   SelectiveScanShape shape;
   SelectiveScanPlan plan;
-  int64_t tiles;
   Tensor<3> u;      // (B, D, L)
   Tensor<3> delta;  // (B, D, L)
   Tensor<4> B, C;   // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides

@@ -13,17 +13,23 @@ def supports(_inputs: Inputs, _options: NoOptions) -> None:
     """Every call."""
 
 
-def _arguments(inputs: Inputs) -> tuple:
-    """What the kernels of both directions take first."""
+def _arguments(inputs: Inputs) -> dict[str, object]:
+    """What the kernels of both directions take."""
     x, weight, bias = inputs
-    tensors = (argument(x), argument(weight[:, 0]), argument(bias))
-    return tuple(x.shape), tensors, x.dtype == torch.float64, torch.get_num_threads()
+    return {
+        "sizes": x.shape,
+        "x": argument(x),
+        "weight": argument(weight[:, 0]),
+        "bias": argument(bias),
+        "use_double": x.dtype == torch.float64,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
     """Y."""
     y = fresh(new_output(inputs.x))
-    check(_native.C.dwconv_silu_forward(*_arguments(inputs), argument(y)))
+    check(_native.C.dwconv_silu_forward(**_arguments(inputs), y=argument(y)))
     return (y,)
 
 
@@ -32,6 +38,8 @@ def backward(inputs: Inputs, _options: NoOptions, _kept, grads, _wanted) -> tupl
     x, weight, bias = inputs
     dx, dtype = fresh(new_output(x)), compute_dtype(x)
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
-    outputs = (argument(grads[0]), argument(dx), address(dweight), address(dbias))
-    check(_native.C.dwconv_silu_backward(*_arguments(inputs), *outputs))
+    status = _native.C.dwconv_silu_backward(
+        **_arguments(inputs), dy=argument(grads[0]), dx=argument(dx), dweight=address(dweight), dbias=address(dbias)
+    )
+    check(status)
     return dx, dweight, dbias

@@ -15,11 +15,12 @@ def supports(inputs: Inputs, _options: NoOptions) -> str | None:
     return single_precision_only(inputs)
 
 
-def _tensors(inputs: Inputs) -> tuple[tuple, list[Tensor]]:
+def _arguments(inputs: Inputs) -> tuple[dict[str, object], list]:
     """What the kernels of both directions take, and the tensors that must live until they are launched."""
     x, weight, bias = inputs
     weight, bias = as_float(weight[:, 0]), None if bias is None else as_float(bias)
-    return (argument(x), argument(weight), argument(bias)), [weight, bias]
+    arguments = {"sizes": x.shape, "x": argument(x), "weight": address(weight), "bias": address(bias)}
+    return arguments, [weight, bias]
 
 
 def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
@@ -27,8 +28,8 @@ def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
     x = inputs.x
     y = new_output(x)
     with launching(x) as stream:
-        tensors, _alive = _tensors(inputs)
-        check_cuda(_native.C.cuda_dwconv_silu_forward(tuple(x.shape), tensors, stream, argument(y)))
+        arguments, _alive = _arguments(inputs)
+        check_cuda(_native.C.cuda_dwconv_silu_forward(**arguments, y=argument(y), stream=stream))
     return (y,)
 
 
@@ -37,10 +38,17 @@ def backward(inputs: Inputs, _options: NoOptions, _kept, grads, _wanted) -> tupl
     x, weight = inputs.x, inputs.weight
     dx, taps = new_output(x), TAPS * TAPS
     with launching(x) as stream:
-        tensors, _alive = _tensors(inputs)
-        parts = _native.C.cuda_dwconv_silu_parts(*x.shape, _launch.gpu(x.device)[0])
+        arguments, _alive = _arguments(inputs)
+        parts = _native.C.cuda_dwconv_silu_parts(sizes=x.shape, multiprocessors=_launch.gpu(x.device)[0])
         partials = torch.empty(parts, x.shape[1], taps + 1, dtype=torch.float32, device=x.device)
-        outputs = (argument(grads[0]), argument(dx), address(partials), parts)
-        check_cuda(_native.C.cuda_dwconv_silu_backward(tuple(x.shape), tensors, stream, *outputs))
+        status = _native.C.cuda_dwconv_silu_backward(
+            **arguments,
+            dy=argument(grads[0]),
+            dx=argument(dx),
+            partials=address(partials),
+            parts=parts,
+            stream=stream,
+        )
+        check_cuda(status)
     dweight, dbias = partials.sum(0).split((taps, 1), -1)
     return dx, dweight.reshape(weight.shape), dbias[:, 0]

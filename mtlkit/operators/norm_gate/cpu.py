@@ -12,15 +12,18 @@ def supports(_inputs: Inputs, _options: Options) -> None:
     """Every call."""
 
 
-def _arguments(x, weight, bias, z, eps) -> tuple:
-    """What the kernels of both directions take first."""
-    return (
-        *x.shape,
-        (argument(x), argument(weight), argument(bias), argument(z)),
-        eps,
-        compute_dtype(x, z) == torch.float64,
-        torch.get_num_threads(),
-    )
+def _arguments(x, weight, bias, z, eps) -> dict[str, object]:
+    """What the kernels of both directions take."""
+    return {
+        "sizes": x.shape,
+        "x": argument(x),
+        "weight": argument(weight),
+        "bias": argument(bias),
+        "z": argument(z),
+        "eps": eps,
+        "use_double": compute_dtype(x, z) == torch.float64,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
@@ -28,7 +31,7 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
     x, weight, bias, z = inputs
     out = fresh(new_output(x))
     x, z = rows(x), rows(z)
-    check(_native.C.norm_gate_forward(*_arguments(x, weight, bias, z, options.eps), argument(rows(out))))
+    check(_native.C.norm_gate_forward(**_arguments(x, weight, bias, z, options.eps), out=argument(rows(out))))
     return (out,)
 
 
@@ -40,10 +43,12 @@ def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[T
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
     dout, x, z = rows(grads[0]), rows(x), rows(z)
     status = _native.C.norm_gate_backward(
-        *_arguments(x, weight, bias, z, options.eps),
-        *(argument(t) for t in (dout, rows(dx), rows(dz))),
-        address(dweight),
-        address(dbias),
+        **_arguments(x, weight, bias, z, options.eps),
+        dout=argument(dout),
+        dx=argument(rows(dx)),
+        dz=argument(rows(dz)),
+        dweight=address(dweight),
+        dbias=address(dbias),
     )
     check(status)
     return dx, dweight, dbias, dz

@@ -14,9 +14,17 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
     return single_precision_only(inputs)
 
 
-def _arguments(x, weight, bias, z, eps, stream) -> tuple:
-    """What the kernels of both directions take first: rows, and parameters in float32."""
-    return *x.shape, (argument(x), argument(weight), argument(bias), argument(z)), eps, stream
+def _arguments(x, weight, bias, z, eps, stream) -> dict[str, object]:
+    """What the kernels of both directions take: rows, and parameters in float32."""
+    return {
+        "sizes": x.shape,
+        "x": argument(x),
+        "weight": address(weight),
+        "bias": address(bias),
+        "z": argument(z),
+        "eps": eps,
+        "stream": stream,
+    }
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
@@ -32,7 +40,8 @@ def forward_of_sum(inputs: Inputs, addend: Tensor | None, options: Options, out_
         weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
         x, addend, z = rows(x), rows(addend), None if z is None else rows(z.to(out_dtype))
         arguments = _arguments(x, weight, bias, z, options.eps, stream)
-        check_cuda(_native.C.cuda_norm_gate_forward(*arguments, argument(addend), argument(rows(out))))
+        status = _native.C.cuda_norm_gate_forward(**arguments, addend=argument(addend), out=argument(rows(out)))
+        check_cuda(status)
     return out
 
 
@@ -43,10 +52,17 @@ def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[T
     with launching(x) as stream:
         weight, bias = (None if t is None else as_float(t) for t in (weight, bias))
         dout, x, z = rows(grads[0]), rows(x), None if z is None else rows(z.to(x.dtype))
-        blocks = _native.C.cuda_norm_gate_blocks(*x.shape, _launch.gpu(x.device)[0])
+        blocks = _native.C.cuda_norm_gate_blocks(sizes=x.shape, multiprocessors=_launch.gpu(x.device)[0])
         partials = torch.empty(blocks, 2, x.shape[1], dtype=torch.float32, device=x.device)
         arguments = _arguments(x, weight, bias, z, options.eps, stream)
-        outputs = (argument(dout), argument(rows(dx)), argument(rows(dz)), address(partials), blocks)
-        check_cuda(_native.C.cuda_norm_gate_backward(*arguments, *outputs))
+        status = _native.C.cuda_norm_gate_backward(
+            **arguments,
+            dout=argument(dout),
+            dx=argument(rows(dx)),
+            dz=argument(rows(dz)),
+            partials=address(partials),
+            blocks=blocks,
+        )
+        check_cuda(status)
     dweight, dbias = (part.clone() for part in partials.sum(0))  # no two results of an operator share memory
     return dx, dweight, dbias, dz

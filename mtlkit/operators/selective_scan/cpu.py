@@ -29,19 +29,26 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
     return (torch.empty(shape, dtype=dtype_of(inputs), device=inputs.u.device),)
 
 
-def _arguments(inputs: Inputs, options: Options, checkpoints: Tensor | None) -> tuple:
-    """What the kernels of both directions take first."""
+def _arguments(inputs: Inputs, options: Options, checkpoints: Tensor | None) -> dict[str, object]:
+    """What the kernels of both directions take."""
     u, delta, A, B, C, D, z, delta_bias = inputs
-    return (
-        sizes_of(inputs),
-        (argument(u), argument(delta), argument(A), rows(B), rows(C), argument(D), argument(z), argument(delta_bias)),
-        options.delta_softplus,
-        B.dim() > 2,
-        C.dim() > 2,
-        address(checkpoints),
-        dtype_of(inputs) == torch.float64,
-        torch.get_num_threads(),
-    )
+    return {
+        "sizes": sizes_of(inputs),
+        "u": argument(u),
+        "delta": argument(delta),
+        "A": argument(A),
+        "B": rows(B),
+        "C": rows(C),
+        "variable_B": B.dim() > 2,
+        "variable_C": C.dim() > 2,
+        "D": argument(D),
+        "delta_bias": argument(delta_bias),
+        "delta_softplus": options.delta_softplus,
+        "checkpoints": address(checkpoints),
+        "use_double": dtype_of(inputs) == torch.float64,
+        "threads": torch.get_num_threads(),
+        "z": argument(z),
+    }
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
@@ -51,7 +58,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     for new in (out, *kept):
         fresh(new)
     arguments = _arguments(inputs, options, *kept or (None,))
-    check(_native.C.selective_scan_forward(*arguments, argument(out), address(last)))
+    check(_native.C.selective_scan_forward(**arguments, out=argument(out), last_state=address(last)))
     return out, last, *kept
 
 
@@ -68,13 +75,17 @@ def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Te
     dA, dD, dbias = zeros(channels, states), zeros(channels), zeros(channels)
     dB, dC = (zeros(*((batch, groups, length, states) if v.dim() > 2 else (channels, states))) for v in (B, C))
     status = _native.C.selective_scan_backward(
-        *_arguments(inputs, options, checkpoints),
-        argument(dout),
-        argument(dlast),
-        argument(du),
-        argument(ddelta),
-        argument(dz),
-        *(address(t) for t in (dA, dB, dC, dD, dbias)),
+        **_arguments(inputs, options, checkpoints),
+        dout=argument(dout),
+        dlast_state=argument(dlast),
+        du=argument(du),
+        ddelta=argument(ddelta),
+        dz=argument(dz),
+        dA=address(dA),
+        dB=address(dB),
+        dC=address(dC),
+        dD=address(dD),
+        ddelta_bias=address(dbias),
     )
     check(status)
     return du, ddelta, dA, token_last(dB, B), token_last(dC, C), dD, dz, dbias

@@ -1,6 +1,6 @@
 """selective_scan by the CUDA kernels."""
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,20 +27,10 @@ from mtlkit.operators.selective_scan.signature import (
 )
 
 
-class _Plan(NamedTuple):
-    """SelectiveScanPlan of csrc/cuda/selective_scan.h."""
-
-    layout: int
-    padded_states: int
-    tile_tokens: int
-    group_blocks: int
-    chunk_tiles: int
-    chunks: int
-
-
-def _plan(sizes: Sizes, inputs: Inputs) -> _Plan:
+def _plan(sizes: Sizes, inputs: Inputs) -> Any:
+    """SelectiveScanPlan of csrc/cuda/selective_scan/selective_scan.h."""
     constant = inputs.B.dim() == 2 or inputs.C.dim() == 2
-    return _Plan(*_native.C.cuda_selective_scan_plan(sizes, constant, _launch.gpu(inputs.u.device)))
+    return _native.C.cuda_selective_scan_plan(sizes=sizes, constant=constant, gpu=_launch.gpu(inputs.u.device))
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
@@ -58,22 +48,34 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
     return torch.empty(batch, tiles, channels, plan.padded_states, **options), torch.empty(ungated, **options)
 
 
-def _arguments(inputs: Inputs, options: Options, checkpoints: Tensor | None, plan: _Plan) -> tuple[tuple, list]:
-    """What the kernels of both directions take first, and the tensors that must live until they are launched."""
-    u, delta, A, B, C, D, _, delta_bias = inputs
+def _arguments(
+    inputs: Inputs, options: Options, checkpoints: Tensor | None, plan: Any
+) -> tuple[dict[str, object], list]:
+    """What the kernels of both directions take, and the tensors that must live until they are launched."""
+    u, delta, A, B, C, D, z, delta_bias = inputs
     many = u.shape[0] * plan.chunks * u.shape[1] if plan.chunks > 1 else 0
     ends = torch.empty(many, plan.padded_states, dtype=torch.float32, device=u.device)
     steps = torch.empty(many, dtype=torch.float32, device=u.device)
-    parameters = [None if t is None else as_float(t) for t in (A, D, delta_bias)]
-    buffers = [*parameters, checkpoints, ends, steps]
-    arguments = (
-        sizes_of(inputs),
-        plan,
-        (argument(u), argument(delta), rows(B), rows(C)),
-        (B.dim() > 2, C.dim() > 2, options.delta_softplus),
-        [address(t) for t in buffers],
-    )
-    return arguments, buffers
+    A, D, delta_bias = (None if t is None else as_float(t) for t in (A, D, delta_bias))
+    arguments = {
+        "sizes": sizes_of(inputs),
+        "u": argument(u),
+        "delta": argument(delta),
+        "A": address(A),
+        "B": rows(B),
+        "C": rows(C),
+        "variable_B": B.dim() > 2,
+        "variable_C": C.dim() > 2,
+        "D": address(D),
+        "delta_bias": address(delta_bias),
+        "delta_softplus": options.delta_softplus,
+        "checkpoints": address(checkpoints),
+        "plan": plan,
+        "ends": address(ends),
+        "steps": address(steps),
+        "z": argument(z),
+    }
+    return arguments, [A, D, delta_bias, ends, steps]
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
@@ -84,8 +86,10 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     plan = _plan(sizes_of(inputs), inputs)
     with launching(inputs.u) as stream:
         arguments, _alive = _arguments(inputs, options, checkpoints, plan)
-        outputs = (argument(inputs.z), argument(out), address(ungated), address(last))
-        check_cuda(_native.C.cuda_selective_scan_forward(*arguments, *outputs, stream))
+        status = _native.C.cuda_selective_scan_forward(
+            **arguments, out=argument(out), ungated=address(ungated), last_state=address(last), stream=stream
+        )
+        check_cuda(status)
     return out, last, *kept
 
 
@@ -104,10 +108,16 @@ def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Te
     with launching(u) as stream:
         arguments, _alive = _arguments(inputs, options, checkpoints, plan)
         status = _native.C.cuda_selective_scan_backward(
-            *arguments,
-            (argument(dout), argument(z), argument(dlast), argument(du), argument(ddelta), argument(dz)),
-            [address(t) for t in (ungated, drows, dparameters)],
-            stream,
+            **arguments,
+            ungated=address(ungated),
+            dout=argument(dout),
+            dlast_state=argument(dlast),
+            du=argument(du),
+            ddelta=argument(ddelta),
+            dz=argument(dz),
+            drows=address(drows),
+            dparameters=address(dparameters),
+            stream=stream,
         )
         check_cuda(status)
     # in a fixed order, as all of torch's sums over a dimension

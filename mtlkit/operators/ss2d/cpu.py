@@ -30,17 +30,20 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
     return (torch.empty(shape, dtype=compute_dtype(u, inputs.x_dbl), device=u.device),)
 
 
-def _arguments(inputs: Inputs, x_rows: Tensor, checkpoints: Tensor | None) -> tuple:
-    """What the kernels of both directions take first."""
-    u, _, *parameters = inputs
-    return (
-        sizes_of(inputs),
-        tuple(argument(t) for t in (u, *parameters)),
-        address(x_rows),
-        address(checkpoints),
-        x_rows.dtype == torch.float64,
-        torch.get_num_threads(),
-    )
+def _arguments(inputs: Inputs, x_rows: Tensor, checkpoints: Tensor | None) -> dict[str, object]:
+    """What the kernels of both directions take."""
+    return {
+        "sizes": sizes_of(inputs),
+        "u": argument(inputs.u),
+        "x_dbl": address(x_rows),
+        "dt_weight": argument(inputs.dt_weight),
+        "dt_bias": argument(inputs.dt_bias),
+        "A_logs": argument(inputs.A_logs),
+        "Ds": argument(inputs.Ds),
+        "checkpoints": address(checkpoints),
+        "use_double": x_rows.dtype == torch.float64,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
@@ -50,7 +53,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     for new in (y, *kept):
         fresh(new)
     x_rows = rows(inputs.x_dbl.to(compute_dtype(inputs.u, inputs.x_dbl)))
-    check(_native.C.ss2d_forward(*_arguments(inputs, x_rows, *kept or (None,)), argument(y)))
+    check(_native.C.ss2d_forward(**_arguments(inputs, x_rows, *kept or (None,)), y=argument(y)))
     return y, *kept
 
 
@@ -60,12 +63,16 @@ def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[T
     (checkpoints,), (dy,) = kept, grads
     x_rows = rows(x_dbl.to(checkpoints.dtype))
     du, drows = (fresh(torch.empty_like(t)) for t in (u, x_rows))
-    dparameters = [torch.empty(t.shape, dtype=checkpoints.dtype) for t in parameters]
+    dweight, dbias, dA_logs, dDs = (torch.empty(t.shape, dtype=checkpoints.dtype) for t in parameters)
     status = _native.C.ss2d_backward(
-        *_arguments(inputs, x_rows, checkpoints),
-        argument(dy),
-        argument(du),
-        *(address(t) for t in (drows, *dparameters)),
+        **_arguments(inputs, x_rows, checkpoints),
+        dy=argument(dy),
+        du=argument(du),
+        dx_dbl=address(drows),
+        ddt_weight=address(dweight),
+        ddt_bias=address(dbias),
+        dA_logs=address(dA_logs),
+        dDs=address(dDs),
     )
     check(status)
-    return du, from_rows(drows), *dparameters
+    return du, from_rows(drows), dweight, dbias, dA_logs, dDs

@@ -1,7 +1,7 @@
 """ss2d by the CUDA kernels."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,33 +22,19 @@ from mtlkit.operators.ss2d.orders import DIRECTIONS
 from mtlkit.operators.ss2d.signature import Inputs, Options, from_rows, rows, sizes_of
 
 
-class _Plan(NamedTuple):
-    """SS2DPlan of csrc/cuda/ss2d.h."""
-
-    layout: int
-    padded_states: int
-    tiles: int
-    channel_blocks: int
-    chunk_tiles: int
-    chunks: int
-    images: int
-    window_tiles: int
-    pixels: int
-    pairs: int
-
-
 @cache
-def _tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> tuple[int, int]:
-    """Padded states and tokens per tile: (0, 0) where no kernel fits the GPU's shared memory."""
-    return _native.C.cuda_ss2d_tiling(states, rank, of_gpu)
+def _tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> Any:
+    """SS2DTiling of csrc/cuda/ss2d/ss2d.h: no states where no kernel fits the GPU's shared memory."""
+    return _native.C.cuda_ss2d_tiling(states=states, rank=rank, gpu=of_gpu)
 
 
-def _tiling_of(inputs: Inputs) -> tuple[int, int]:
+def _tiling_of(inputs: Inputs) -> Any:
     return _tiling(int(inputs.A_logs.shape[1]), int(inputs.dt_weight.shape[2]), _launch.gpu(inputs.u.device))
 
 
-def _plan(inputs: Inputs, backward: bool) -> _Plan:
-    return _Plan(*_native.C.cuda_ss2d_plan(sizes_of(inputs), _launch.gpu(inputs.u.device), backward))
+def _plan(inputs: Inputs, backward: bool) -> Any:
+    """SS2DPlan of csrc/cuda/ss2d/ss2d.h."""
+    return _native.C.cuda_ss2d_plan(sizes=sizes_of(inputs), gpu=_launch.gpu(inputs.u.device), backward=backward)
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
@@ -57,7 +43,7 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
     if limit := few_states(states) or single_precision_only(inputs):
         return limit
     on_gpu = inputs.u.device.type == "cuda" and _native.C is not None and _native.C.cuda
-    if on_gpu and _tiling_of(inputs) == (0, 0):
+    if on_gpu and _tiling_of(inputs).states == 0:
         return f"{states} states with a time step of rank {rank} do not fit the GPU's shared memory"
     return None
 
@@ -65,27 +51,35 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
     """The state before each tile of tokens but the first, (B, 4, tiles - 1, D, padded states)."""
     u = inputs.u
-    padded, tokens = _tiling_of(inputs)
-    tiles = (u.shape[2] * u.shape[3] + tokens - 1) // tokens - 1
-    return (torch.empty(u.shape[0], DIRECTIONS, tiles, u.shape[1], padded, dtype=torch.float32, device=u.device),)
+    tiling = _tiling_of(inputs)
+    tiles = (u.shape[2] * u.shape[3] + tiling.tokens - 1) // tiling.tokens
+    shape = (u.shape[0], DIRECTIONS, tiles - 1, u.shape[1], tiling.states)
+    return (torch.empty(shape, dtype=torch.float32, device=u.device),)
 
 
-def _arguments(inputs: Inputs, checkpoints: Tensor | None, plan: _Plan) -> tuple[tuple, list[Tensor]]:
-    """What the kernels of both directions take first, and the tensors that must live until they are launched."""
+def _arguments(inputs: Inputs, checkpoints: Tensor | None, plan: Any) -> tuple[dict[str, object], list[Tensor]]:
+    """What the kernels of both directions take, and the tensors that must live until they are launched."""
     u, x_dbl, *parameters = inputs
     batch, channels = u.shape[:2]
     x_rows = aligned(rows(x_dbl))
     many = batch * 2 * plan.pairs * (plan.chunks - 1) * channels
     ends = torch.empty(many, plan.padded_states, dtype=torch.float32, device=u.device)
     steps = torch.empty(many, dtype=torch.float32, device=u.device)
-    buffers = [*(as_float(t) for t in parameters), checkpoints, ends, steps]
-    arguments = (
-        sizes_of(inputs),
-        plan,
-        (argument(u), argument(x_rows)),
-        [address(t) for t in buffers],
-    )
-    return arguments, [x_rows, *buffers]
+    dt_weight, dt_bias, A_logs, Ds = parameters = [as_float(t) for t in parameters]
+    arguments = {
+        "sizes": sizes_of(inputs),
+        "u": argument(u),
+        "x_dbl": argument(x_rows),
+        "dt_weight": address(dt_weight),
+        "dt_bias": address(dt_bias),
+        "A_logs": address(A_logs),
+        "Ds": address(Ds),
+        "checkpoints": address(checkpoints),
+        "plan": plan,
+        "ends": address(ends),
+        "steps": address(steps),
+    }
+    return arguments, [x_rows, *parameters, ends, steps]
 
 
 def _maps(u: Tensor, count: int) -> list[Tensor]:
@@ -109,7 +103,7 @@ def forward_maps(inputs: Inputs, checkpoints: Tensor | None = None) -> list[Tens
     maps = _maps(inputs.u, 2)
     with launching(inputs.u) as stream:
         arguments, _alive = _arguments(inputs, checkpoints, plan)
-        check_cuda(_native.C.cuda_ss2d_forward(*arguments, [address(t) for t in maps], stream))
+        check_cuda(_native.C.cuda_ss2d_forward(**arguments, maps=tuple(map(address, maps)), stream=stream))
     return maps
 
 
@@ -137,8 +131,20 @@ def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[T
     dweight, dbias, dA_logs, dDs = (maps[0].new_empty(t.shape) for t in (dt_weight, dt_bias, A_logs, Ds))
     with launching(u) as stream:
         arguments, alive = _arguments(inputs, kept[0], plan)
-        outputs = (drows, maps[0], maps[-1], carries, parts, sums, dA_logs, dweight, dbias, dDs)
-        addresses = [address(t) for t in outputs]
-        check_cuda(_native.C.cuda_ss2d_backward(*arguments, argument(grads[0]), addresses, stream))
-    del carries, parts, sums, alive, outputs
+        status = _native.C.cuda_ss2d_backward(
+            **arguments,
+            dy=argument(grads[0]),
+            dx_dbl=address(drows),
+            maps=(address(maps[0]), address(maps[-1])),
+            carries=address(carries),
+            parts=address(parts),
+            sums=address(sums),
+            ddt_weight=address(dweight),
+            ddt_bias=address(dbias),
+            dA_logs=address(dA_logs),
+            dDs=address(dDs),
+            stream=stream,
+        )
+        check_cuda(status)
+    del carries, parts, sums, alive
     return _sum_of_maps(maps, u, u.dtype), from_rows(drows), dweight, dbias, dA_logs, dDs

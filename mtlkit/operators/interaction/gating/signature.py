@@ -7,7 +7,7 @@ from torch import Tensor
 from mtlkit._distributed import Group
 from mtlkit.operators.interaction.types import Signals, TIMParameters, UPAParameters
 
-# what gating learns, as csrc/common/interaction/gating.h orders it
+# what gating learns, by the names that mtlkit._C has for it
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)
 
 

@@ -18,9 +18,9 @@ def _signs_shape(inputs: Inputs, dtype: torch.dtype) -> tuple[int, int, int]:
     x, weight, _, attn = inputs
     if weight is None or attn is not None or _native.C is None:
         return 0, 0, 0
-    rows, vector_bytes = _native.C.interaction_block()
-    lanes = vector_bytes // dtype.itemsize
-    return x.shape[0], -(-weight.shape[0] // rows) * rows, -(-(x.shape[2] * x.shape[3]) // lanes)
+    block = _native.C.interaction_block()
+    lanes = block.bytes // dtype.itemsize
+    return x.shape[0], -(-weight.shape[0] // block.rows) * block.rows, -(-(x.shape[2] * x.shape[3]) // lanes)
 
 
 def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
@@ -32,16 +32,22 @@ def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 
 def _arguments(
     inputs: Inputs, rows: Tensor, mean: Tensor, pooled: Tensor, softmax: Tensor, signs: Tensor | None
-) -> tuple:
-    """What the kernels of both directions take first; rows are those of the map, (B, C, L)."""
+) -> dict[str, object]:
+    """What the kernels of both directions take; rows are those of the map, (B, C, L)."""
     x, weight, bias, attn = inputs
-    return (
-        (*x.shape, 0 if weight is None else weight.shape[0]),
-        (argument(rows), argument(weight), argument(bias), argument(attn)),
-        *(address(t) for t in (mean, pooled, softmax, signs)),
-        mean.dtype == torch.float64,
-        torch.get_num_threads(),
-    )
+    return {
+        "sizes": (*x.shape, 0 if weight is None else weight.shape[0]),
+        "x": argument(rows),
+        "weight": argument(weight),
+        "bias": argument(bias),
+        "attn": argument(attn),
+        "mean": address(mean),
+        "pooled": address(pooled),
+        "softmax": address(softmax),
+        "signs": address(signs),
+        "use_double": mean.dtype == torch.float64,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
@@ -50,7 +56,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     softmax, signs = room(inputs, options)
     rows = inputs.x.flatten(2)
     arguments = _arguments(inputs, rows, mean, pooled, softmax, signs if save else None)
-    check(_native.C.interaction_reduce_forward(*arguments, address(variance), address(energy)))
+    check(_native.C.interaction_reduce_forward(**arguments, variance=address(variance), energy=address(energy)))
     return (*sums, softmax, signs) if save else sums
 
 
@@ -71,20 +77,26 @@ def backward_with(
         return (None,) * len(inputs)
     dx = fresh(new_map(inputs.x)) if wanted[0] else None
     new = torch.empty if dpooled is not None else torch.zeros
-    dparameters = [
+    dweight, dbias, dattn = (
         new(t.shape, dtype=options.dtype) if t is not None and want else None
         for t, want in zip(inputs[1:], wanted[1:], strict=True)
-    ]
+    )
     if signs.shape != _signs_shape(inputs, options.dtype):
         signs = None  # the forward pass ran on another instruction set
     rows, dy, dx_rows = (None if t is None else t.flatten(2) for t in (inputs.x, dy, dx))
     factors = None if dy is None else factors.contiguous()
     status = _native.C.interaction_reduce_backward(
-        *_arguments(inputs, rows, mean, pooled, softmax, signs),
-        argument(dy),
-        *(address(t) for t in (factors, dmean, dvariance, denergy, dpooled)),
-        argument(dx_rows),
-        *(address(t) for t in dparameters),
+        **_arguments(inputs, rows, mean, pooled, softmax, signs),
+        dy=argument(dy),
+        factors=address(factors),
+        dmean=address(dmean),
+        dvariance=address(dvariance),
+        denergy=address(denergy),
+        dpooled=address(dpooled),
+        dx=argument(dx_rows),
+        dweight=address(dweight),
+        dbias=address(dbias),
+        dattn=address(dattn),
     )
     check(status)
-    return dx, *dparameters
+    return dx, dweight, dbias, dattn

@@ -12,9 +12,14 @@ def supports(_inputs, _options) -> None:
     """Every call."""
 
 
-def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> tuple:
-    """What the kernels of both directions take first."""
-    return tuple(x.shape), argument(rows), factors.dtype == torch.float64, torch.get_num_threads()
+def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> dict[str, object]:
+    """What the kernels of both directions take."""
+    return {
+        "use_double": factors.dtype == torch.float64,
+        "threads": torch.get_num_threads(),
+        "sizes": (*x.shape, 0),
+        "x": argument(rows),
+    }
 
 
 def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
@@ -22,7 +27,7 @@ def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
     x, factors = inputs
     y, rows, factors = fresh(new_map(x)), rows_of(x), factors.contiguous()
     arguments = _arguments(x, rows, factors)
-    check(_native.C.interaction_scale_forward(*arguments, address(factors), argument(y.flatten(2))))
+    check(_native.C.interaction_scale_forward(**arguments, factors=address(factors), y=argument(y.flatten(2))))
     return (y,)
 
 
@@ -32,7 +37,7 @@ def gradient_of_factors(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     rows = rows_of(x)
     dy_rows = rows_like(dy.to(x.dtype), rows)
     arguments = _arguments(x, rows, factors)
-    check(_native.C.interaction_scale_backward(*arguments, argument(dy_rows), address(dfactors)))
+    check(_native.C.interaction_scale_backward(**arguments, dy=argument(dy_rows), dfactors=address(dfactors)))
     return dfactors
 
 
