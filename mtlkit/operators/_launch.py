@@ -81,7 +81,10 @@ def aligned(tensor: Tensor, size: int = 16) -> Tensor:
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The type of computation: double where any tensor is double, else float."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def single_precision_only(tensors: Iterable[Tensor | None]) -> str | None:

@@ -81,7 +81,7 @@ def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
         or (gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last))
     ):
         return gradient
-    return like(gradient, tensor)
+    return torch.empty_like(tensor).copy_(gradient)
 
 
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:

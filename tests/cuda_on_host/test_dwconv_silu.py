@@ -40,17 +40,22 @@ def assert_written(t: Tensor) -> None:
     assert (t if t._base is None else t._base).isfinite().sum() == t.numel()
 
 
+def arguments_of(x, weight, bias) -> dict[str, object]:
+    """What the kernels of both directions take."""
+    return {"sizes": x.shape, "x": argument(x), "weight": address(weight), "bias": address(bias), "stream": 0}
+
+
 def run(kernels, inputs, dy, layout="channels_last", multiprocessors=1) -> dict[str, Tensor]:
     """The kernels' output and gradients by name."""
     x, weight, bias = inputs
     unset = torch.full_like(x, float("nan"))
     y, dx = in_layout(unset, layout), in_layout(unset, layout)
-    arguments = tuple(argument(t) for t in inputs)
-    assert kernels.cuda_dwconv_silu_forward(tuple(x.shape), arguments, 0, argument(y)) == 0
-    parts = kernels.cuda_dwconv_silu_parts(*x.shape, multiprocessors)
+    arguments = arguments_of(*inputs)
+    assert kernels.cuda_dwconv_silu_forward(**arguments, y=argument(y)) == 0
+    parts = kernels.cuda_dwconv_silu_parts(sizes=x.shape, multiprocessors=multiprocessors)
     partials = torch.full((parts, x.shape[1], 10), float("nan"))
     status = kernels.cuda_dwconv_silu_backward(
-        tuple(x.shape), arguments, 0, argument(dy), argument(dx), address(partials), parts
+        **arguments, dy=argument(dy), dx=argument(dx), partials=address(partials), parts=parts
     )
     assert status == 0, kernels.cuda_error_string(status)
     for t in (y, dx, partials):
@@ -119,8 +124,9 @@ def test_more_channels_than_a_grid_is_high(kernels):
 def test_part_counts_agree(kernels):
     inputs, dy = make((4, 16, 20, 12)), in_layout(torch.randn(4, 16, 20, 12), "channels_last")
     one, many = (run(kernels, inputs, dy, multiprocessors=count) for count in (1, 100))
-    assert [kernels.cuda_dwconv_silu_parts(4, 16, 20, 12, count) for count in (1, 100)] == [2, 8]
-    assert kernels.cuda_dwconv_silu_parts(4, 4000, 20, 12, 100) == 1
+    parts = kernels.cuda_dwconv_silu_parts
+    assert [parts(sizes=(4, 16, 20, 12), multiprocessors=count) for count in (1, 100)] == [2, 8]
+    assert parts(sizes=(4, 4000, 20, 12), multiprocessors=100) == 1
     for name in ("y", "dx"):
         assert torch.equal(one[name], many[name])
     torch.testing.assert_close(one["dweight"], many["dweight"])
@@ -138,6 +144,5 @@ def test_images_beyond_32_bit_offsets(kernels, channels):
 
 def test_unknown_dtypes_are_refused(kernels):
     x = torch.ones(1, 4, 3, 3, dtype=torch.float64)
-    weight = argument(torch.ones(4, 3, 3))
-    status = kernels.cuda_dwconv_silu_forward((1, 4, 3, 3), (argument(x), weight, None), 0, argument(x))
+    status = kernels.cuda_dwconv_silu_forward(**arguments_of(x, torch.ones(4, 3, 3), None), y=argument(x))
     assert kernels.cuda_error_string(status) == "invalid argument"

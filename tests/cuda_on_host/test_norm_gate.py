@@ -49,17 +49,35 @@ def make(shape, dtypes, absent="", pitch=0) -> list[Tensor | None]:
     return [None if name in absent.split() else inputs[name] for name in NAMES]
 
 
+def arguments_of(x, weight, bias, z) -> dict[str, object]:
+    """What the kernels of both directions take."""
+    return {
+        "sizes": x.shape,
+        "x": argument(x),
+        "weight": address(weight),
+        "bias": address(bias),
+        "z": argument(z),
+        "eps": 1e-5,
+        "stream": 0,
+    }
+
+
 def run(kernels, inputs, dout, pitch=0, multiprocessors=2) -> dict[str, Tensor]:
     """The kernels' output and gradients by name."""
     (rows, channels), z = inputs[0].shape, inputs[3]
     out, dx = guarded(rows, channels, dout.dtype, pitch), guarded(rows, channels, inputs[0].dtype, pitch)
     dz = None if z is None else guarded(rows, channels, z.dtype)
-    arguments = tuple(argument(t) for t in inputs)
-    assert kernels.cuda_norm_gate_forward(rows, channels, arguments, 1e-5, 0, None, argument(out)) == 0
-    blocks = kernels.cuda_norm_gate_blocks(rows, channels, multiprocessors)
+    arguments = arguments_of(*inputs)
+    assert kernels.cuda_norm_gate_forward(**arguments, addend=None, out=argument(out)) == 0
+    blocks = kernels.cuda_norm_gate_blocks(sizes=(rows, channels), multiprocessors=multiprocessors)
     partials = guarded(blocks, 2 * channels, torch.float32)
     status = kernels.cuda_norm_gate_backward(
-        rows, channels, arguments, 1e-5, 0, argument(dout), argument(dx), argument(dz), address(partials), blocks
+        **arguments,
+        dout=argument(dout),
+        dx=argument(dx),
+        dz=argument(dz),
+        partials=address(partials),
+        blocks=blocks,
     )
     assert status == 0, kernels.cuda_error_string(status)
     assert_written(out, dx, dz, partials)
@@ -111,8 +129,8 @@ def test_adds_first(kernels, shape, dtypes):
     results = []
     for x, addend in ((first + second, None), (first, second), (first, apart)):
         out = guarded(rows, channels, out_dtype)
-        arguments = tuple(argument(t) for t in (x, *others))
-        assert kernels.cuda_norm_gate_forward(*shape, arguments, 1e-5, 0, argument(addend), argument(out)) == 0
+        arguments = arguments_of(x, *others)
+        assert kernels.cuda_norm_gate_forward(**arguments, addend=argument(addend), out=argument(out)) == 0
         assert_written(out)
         results.append(out)
     assert torch.equal(results[0], results[1])
@@ -148,9 +166,10 @@ def test_block_counts_agree(kernels):
     for name in ("y", "dx", "dz"):
         assert torch.equal(one[name], many[name])
     torch.testing.assert_close(one["dweight"], many["dweight"])
-    assert [kernels.cuda_norm_gate_blocks(90, 96, count) for count in (1, 2, 100)] == [2, 3, 3]
-    assert kernels.cuda_norm_gate_blocks(90, 50, 100) == 3
-    assert kernels.cuda_norm_gate_blocks(90, 1028, 100) == 90
+    blocks = kernels.cuda_norm_gate_blocks
+    assert [blocks(sizes=(90, 96), multiprocessors=count) for count in (1, 2, 100)] == [2, 3, 3]
+    assert blocks(sizes=(90, 50), multiprocessors=100) == 3
+    assert blocks(sizes=(90, 1028), multiprocessors=100) == 90
 
 
 @pytest.mark.parametrize("channels", [16, 13])
@@ -164,5 +183,6 @@ def test_rows_beyond_32_bit_offsets(kernels, channels):
 
 def test_unknown_dtypes_are_refused(kernels):
     x, out = torch.ones(2, 4, dtype=torch.float16), torch.ones(2, 4, dtype=torch.bfloat16)
-    status = kernels.cuda_norm_gate_forward(2, 4, (argument(x), None, None, None, None), 1e-5, 0, None, argument(out))
+    arguments = arguments_of(x, None, None, None)
+    status = kernels.cuda_norm_gate_forward(**arguments, addend=None, out=argument(out))
     assert kernels.cuda_error_string(status) == "invalid argument"

@@ -26,8 +26,8 @@ ROWS = {
 
 def plan(kernels, sizes: tuple[int, ...], multiprocessors: int, backward: bool = False) -> tuple[int, int]:
     """The layout's index and the chunks of B, D, H, W, N, R."""
-    layout, _, _, _, _, chunks, *_ = kernels.cuda_ss2d_plan(sizes, (multiprocessors, SHARED), backward)
-    return layout, chunks
+    plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=(multiprocessors, SHARED), backward=backward)
+    return plan.layout, plan.chunks
 
 
 def layouts(direction: str) -> dict[int, tuple[int, int, int]]:
@@ -50,8 +50,9 @@ def assert_documented(title: str, cell: Callable[[tuple[int, ...]], str]) -> Non
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_blocks_as_documented(kernels, direction):
     def cell(sizes):
-        layout, _, _, blocks, _, chunks, *_, pairs = kernels.cuda_ss2d_plan(sizes, H200, direction == "backward")
-        return f"{'·'.join(map(str, layouts(direction)[layout]))}, {chunks} × {sizes[0] * pairs * blocks}"
+        plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=H200, backward=direction == "backward")
+        blocks = sizes[0] * plan.pairs * plan.channel_blocks
+        return f"{'·'.join(map(str, layouts(direction)[plan.layout]))}, {plan.chunks} × {blocks}"
 
     assert_documented(direction, cell)
 
@@ -93,9 +94,9 @@ def test_chunks_of_64_tokens_for_8_warps_a_multiprocessor(kernels, tokens, chunk
 
 def launches_of(sizes: tuple[int, ...], kernels, backward: bool) -> tuple[int, int, int]:
     """Into how many pairs of directions, slices and windows a call with B, D, H, W, N, R is cut."""
-    _, _, tiles, _, chunk_tiles, chunks, images, window, _, pairs = kernels.cuda_ss2d_plan(sizes, H200, backward)
-    longest = max(chunk_tiles, tiles - (chunks - 1) * chunk_tiles)
-    return 2 // pairs, -(-sizes[0] // images), -(-longest // window)
+    plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=H200, backward=backward)
+    longest = max(plan.chunk_tiles, plan.tiles - (plan.chunks - 1) * plan.chunk_tiles)
+    return 2 // plan.pairs, -(-sizes[0] // plan.images), -(-longest // plan.window_tiles)
 
 
 def test_windows_keep_the_parts_at_4_floats_an_element(kernels):
@@ -110,8 +111,9 @@ def test_one_pair_a_launch_of_few_warps_and_many_parts(kernels):
     warps."""
     wide, narrow = 4, 5
     for states, multiprocessors, expected in ((16, 2, (narrow, 2)), (16, 3, (wide, 1)), (9, 3, (narrow, 2))):
-        layout, *_, pairs = kernels.cuda_ss2d_plan((1, 32, 4, 4, states, 3), (multiprocessors, SHARED), True)
-        assert (layout, pairs) == expected
+        sizes = (1, 32, 4, 4, states, 3)
+        plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=(multiprocessors, SHARED), backward=True)
+        assert (plan.layout, plan.pairs) == expected
 
 
 @pytest.mark.parametrize(("batch", "slices"), [(8, 1), (16, 2), (32, 3), (64, 3)])
@@ -123,18 +125,18 @@ def test_slices_where_windows_cannot_be_shorter_and_each_slice_fills_the_gpu(ker
 def test_fewer_channels_a_block_where_shared_memory_is_small(kernels):
     found = []
     for shared in range(200_000, 40_000, -500):
-        layout, padded, *_ = kernels.cuda_ss2d_plan((64, 768, 14, 14, 16, 24), (1, shared), True)
-        assert layout == -1 or padded >= 16
-        found += [] if layout in found else [layout]
+        plan = kernels.cuda_ss2d_plan(sizes=(64, 768, 14, 14, 16, 24), gpu=(1, shared), backward=True)
+        assert plan.layout == -1 or plan.padded_states >= 16
+        found += [] if plan.layout in found else [plan.layout]
     assert found[:2] == [4, 5]
 
 
 def test_forward_and_backward_keep_the_same_states(kernels):
     for states in (1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256):
-        padded, tokens = kernels.cuda_ss2d_tiling(states, 3, H200)
-        assert padded >= states
+        tiling = kernels.cuda_ss2d_tiling(states=states, rank=3, gpu=H200)
+        assert tiling.states >= states
         for batch in (1, 64):
             sizes = (batch, 96, 56, 56, states, 3)
             for backward in (False, True):
-                _, kept, tiles, *_ = kernels.cuda_ss2d_plan(sizes, H200, backward)
-                assert (kept, tiles) == (padded, -(-56 * 56 // tokens))
+                plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=H200, backward=backward)
+                assert (plan.padded_states, plan.tiles) == (tiling.states, -(-56 * 56 // tiling.tokens))

@@ -53,9 +53,20 @@ def test_norm_gate_backward(kernels, line):
         status, results = 0, []
         for x, weight, dout in inputs:
             dx, partials = torch.full_like(x, float("nan")), torch.full((2, 2, x.shape[1]), float("nan"))
-            arguments = (argument(x), argument(weight), None, None, None)
-            outputs = (argument(dout), argument(dx), None, address(partials), 2)
-            status = status or kernels.cuda_norm_gate_backward(*x.shape, arguments, 1e-5, 0, *outputs)
+            status = status or kernels.cuda_norm_gate_backward(
+                sizes=x.shape,
+                x=argument(x),
+                weight=address(weight),
+                bias=0,
+                z=None,
+                eps=1e-5,
+                dout=argument(dout),
+                dx=argument(dx),
+                dz=None,
+                partials=address(partials),
+                blocks=2,
+                stream=0,
+            )
             results += [dx, partials]
         return status, results
 
@@ -69,9 +80,18 @@ def test_dwconv_silu_backward(kernels, line):
 
     def run():
         dx, partials = torch.full_like(x, float("nan")), torch.full((2, 16, 10), float("nan"))
-        outputs = (argument(dy), argument(dx), address(partials), 2)
-        inputs = (argument(x), argument(weight), None)
-        return kernels.cuda_dwconv_silu_backward(tuple(x.shape), inputs, 0, *outputs), [dx, partials]
+        status = kernels.cuda_dwconv_silu_backward(
+            sizes=x.shape,
+            x=argument(x),
+            weight=address(weight),
+            bias=0,
+            dy=argument(dy),
+            dx=argument(dx),
+            partials=address(partials),
+            parts=2,
+            stream=0,
+        )
+        return status, [dx, partials]
 
     assert_missed(kernels, line, run)
 

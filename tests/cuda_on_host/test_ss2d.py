@@ -36,10 +36,9 @@ CUTS = [
 def test_cut_into_launches(on_host, kernels, shape, multiprocessors, cut, dtype):
     on_host(multiprocessors)
     sizes = (shape.B, shape.D, shape.H, shape.W, shape.N, shape.R)
-    plan = kernels.cuda_ss2d_plan(sizes, (multiprocessors, 227 << 10), True)
-    _, _, tiles, _, chunk_tiles, chunks, images, window_tiles, _, pairs = plan
-    longest = max(chunk_tiles, tiles - (chunks - 1) * chunk_tiles)
-    assert (2 // pairs, chunks, -(-longest // window_tiles), -(-shape.B // images)) == cut
+    plan = kernels.cuda_ss2d_plan(sizes=sizes, gpu=(multiprocessors, 227 << 10), backward=True)
+    longest = max(plan.chunk_tiles, plan.tiles - (plan.chunks - 1) * plan.chunk_tiles)
+    assert (2 // plan.pairs, plan.chunks, -(-longest // plan.window_tiles), -(-shape.B // plan.images)) == cut
     ss2d_call(shape, dtype).check()
 
 

@@ -188,10 +188,13 @@ def test_a_launch_that_fails_says_what_cuda_says(gpu, monkeypatch, direction):
     text = "too many resources requested for launch"
     answers = {"cuda_ss2d_forward": 0, "cuda_ss2d_backward": 0} | {f"cuda_ss2d_{direction}": 701}
     for name, status in answers.items():
-        monkeypatch.setattr(_native.C, name, lambda *arguments, status=status: status, raising=False)
+        monkeypatch.setattr(_native.C, name, lambda status=status, **arguments: status, raising=False)
     monkeypatch.setattr(_native.C, "cuda_error_string", {701: text}.get, raising=False)
-    monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda *arguments: (0, 2, *[1] * 8), raising=False)
-    monkeypatch.setattr(_native.C, "cuda_ss2d_tiling", lambda *arguments: (2, 16), raising=False)
+    numbers = ("tiles", "channel_blocks", "chunk_tiles", "chunks", "images", "window_tiles", "pixels", "pairs")
+    plan = SimpleNamespace(layout=0, padded_states=2, **dict.fromkeys(numbers, 1))
+    monkeypatch.setattr(_native.C, "cuda_ss2d_plan", lambda **arguments: plan, raising=False)
+    tiling = SimpleNamespace(states=2, tokens=16)
+    monkeypatch.setattr(_native.C, "cuda_ss2d_tiling", lambda **arguments: tiling, raising=False)
     monkeypatch.setattr(_backends, "_cuda_obstacle", lambda device: None)
     monkeypatch.setattr(_launch, "gpu", lambda device: (132, 227 << 10))
     with mtlkit.use_backend("cuda"), pytest.raises(RuntimeError, match=f"mtlkit: CUDA error 701: {text}"):
