@@ -65,7 +65,7 @@ SERVED = reduce.OPERATOR.served
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
-    def limit(name: str) -> str | None:
+    def limit(name):  # without types: torch.compile of torch 2.6 does not evaluate `str | None`
         return single_precision_only((x, *others)) if name == "triton" else None
 
     return choose(op, SERVED, x.device, limit)
@@ -107,8 +107,8 @@ def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=No
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
     """Keeps autocast away from the vectors, which are computed in the type of computation."""
-    kind = x.device.type  # of which some, such as "meta", know no autocast
-    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    kind = x.device.type
+    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if enabled else nullcontext()
 
 

@@ -250,7 +250,7 @@ def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
 
 def check_tau(tau: object) -> None:
     """Raises unless `tau` is a number."""
-    if not isinstance(tau, int | float):
+    if not isinstance(tau, (int, float)):
         raise TypeError(f"tau: expected a number, got {type(tau).__name__}")
 
 

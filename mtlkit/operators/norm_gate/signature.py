@@ -44,7 +44,7 @@ def check_parameters(shape: Sequence[int], weight, bias, z, eps: object) -> None
     if z is not None:
         check_tensor("z", z, len(shape))
         check_shape("z", z, "(..., D), that of x,", *shape)
-    if not isinstance(eps, int | float) or not eps >= 0:
+    if not isinstance(eps, (int, float)) or not eps >= 0:
         raise ValueError(f"eps: expected a number that is at least 0, got {eps!r}")
 
 

@@ -44,7 +44,7 @@ def sizes_of(inputs: Inputs) -> Sizes:
 
 def check(inputs: Inputs, options: Options) -> None:
     """The shape rule."""
-    u, x_dbl, dt_weight, dt_bias, A_logs, Ds = inputs[:6]
+    u, x_dbl, dt_weight, dt_bias, A_logs, Ds, *_ = inputs
     check_tensor("u", u, 4)
     check_tensor("x_dbl", x_dbl, 5)
     check_tensor("dt_weight", dt_weight, 3)

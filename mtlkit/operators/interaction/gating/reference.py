@@ -21,7 +21,9 @@ def _batch_norm(x: Tensor, p: TIMParameters, norm: Normalisation) -> Tensor:
             norm.group, x, p.norm_mean, p.norm_var, p.norm_weight, p.norm_bias, norm.momentum, norm.eps
         )
     running = p.norm_mean.to(x.dtype), p.norm_var.to(x.dtype)
-    y = F.batch_norm(x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), *norm[:3])
+    y = F.batch_norm(
+        x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), norm.training, norm.momentum, norm.eps
+    )
     if norm.training and p.norm_mean.dtype != x.dtype:
         p.norm_mean.copy_(running[0])
         p.norm_var.copy_(running[1])

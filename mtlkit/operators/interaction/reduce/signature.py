@@ -45,5 +45,5 @@ def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
     x, weight, *_ = inputs
     batch, channels = x.shape[:2]
     projected = 0 if weight is None else weight.shape[0]
-    shapes = (batch, channels), (batch, channels), (batch * options.energy,), (batch, projected)
+    shapes = (batch, channels), (batch, channels), (batch if options.energy else 0,), (batch, projected)
     return tuple(torch.empty(shape, dtype=options.dtype, device=x.device) for shape in shapes)
