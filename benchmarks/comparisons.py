@@ -17,6 +17,8 @@ class Absent(Exception):  # noqa: N818 - no error: what is compared does not exi
 def seconds(value: float) -> str:
     if value >= 1:
         return f"{value:.2f} s"
+    if value < 1e-3:
+        return f"{1e6 * value:.3g} µs"
     value *= 1e3
     return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
@@ -87,6 +89,9 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
             what, *(find(op, direction, p, shape) for p in ("mtlkit", "torch")), "PyTorch backend", target
         )
 
+    def eager(what: str, op: str, direction: str):
+        return lambda: times(what, *(find(op, direction, p) for p in ("mtlkit", "eager")), "eager PyTorch")
+
     def accelerated(what: str, op: str, direction: str, target: float | None = None):
         return lambda: times(
             what, *(results.find(op, FRAME, direction, p) for p in ("accelerated", "plain")), "before", target
@@ -115,6 +120,9 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     yield backends("SS2D layer forward", "ss2d_layer", FORWARD)
     yield backends("SS2D layer forward + backward", "ss2d_layer", BOTH)
     yield lambda: memory(find("ss2d_layer", BOTH), find("ss2d_layer", BOTH, "torch"))
+    for op, label in (("dwconv_silu", "3 x 3 convolution and SiLU"), ("norm_gate", "LayerNorm and gate")):
+        for direction, words in ((FORWARD, "forward"), (BOTH, "forward + backward")):
+            yield eager(f"{label}, {words}", op, direction)
     for number in (3, 4, 2, 1):
         shape, large = f"busi_224_level{number}_batch8", number > 2
         side = 7 << number

@@ -52,6 +52,7 @@ class Measure:
         group: str,
         provider: str,
         unit: tuple[str, float],
+        iterations: int = 1,
         **extra: Any,
     ) -> dict[str, Any]:
         """Times `call` after `check` has passed its result.
@@ -62,6 +63,7 @@ class Measure:
             group: the rows that this one is compared with.
             provider: who does it.
             unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
+            iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
             **extra: further columns.
         """
         benchmark = self._benchmark
@@ -69,11 +71,11 @@ class Measure:
         elapsed = seconds_of(call)  # the first call compiled or warmed up
         if elapsed < SLOW:
             elapsed = min(elapsed, seconds_of(call))
-        rounds = math.ceil(SECONDS_A_ROW / elapsed)
+        rounds = math.ceil(SECONDS_A_ROW / (elapsed * iterations))
         rounds = min(MOST_ROUNDS, max(rounds, 1 if elapsed > SLOW else 3))
         before = machine.yardstick(3, 0.01)
         benchmark.group = group
-        benchmark.pedantic(call, rounds=rounds, iterations=1)
+        benchmark.pedantic(call, rounds=rounds, iterations=iterations)
         if benchmark.stats is None:  # --benchmark-disable
             return {}
         speeds = [speed for speed in (before, machine.yardstick(3, 0.01)) if speed]
@@ -111,7 +113,7 @@ def measure_case(measure: Measure):
     """Runs a case of workloads.py: asserts its results, then times it."""
     from memory import peak_memory
     from providers import BOTH, MEDMAMBA_56
-    from workloads import dtype_name
+    from workloads import MAPS, dtype_name, floor_of
 
     def run(case) -> None:
         w = case.workload
@@ -127,12 +129,13 @@ def measure_case(measure: Measure):
             extra |= {} if peak is None else {"peak_bytes": peak}
         with case.provider.context():
             problem = case.problem()
+            extra |= floor_of(case, problem) if w.op in MAPS else {}
             measure(
                 lambda: problem.run(w.direction),
                 case.check,
                 group=case.group,
                 provider=case.provider.name,
-                unit=("updates", case.updates),
+                unit=case.unit,
                 **extra,
             )
 

@@ -22,13 +22,13 @@ from gpu_workloads import (
     run,
     spread,
 )
-from providers import BOTH, FORWARD, compiled, missing, selective_scan
+from providers import BOTH, FORWARD, compiled, eager_norm_gate, missing, selective_scan
 from torch import Tensor
+from workloads import MAPS, conv_inputs, norm_inputs
 
 import mtlkit
 from mtlkit.operators.dwconv_silu import dwconv_silu_torch
-from mtlkit.operators.norm_gate import norm_gate_torch
-from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape
+from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape
 
 Call = Callable[..., Tensor]
 
@@ -51,37 +51,10 @@ def scan_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
     return {name: t if name in ("A", "D", "delta_bias") else t.to(dtype) for name, t in tensors.items()}
 
 
-def _map(shape: SS2DShape, images: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(images, shape.H, shape.W, shape.D, generator=generator)
-
-
-def norm_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """x and z (B, H, W, D) in `dtype`, weight and bias (D,) in float32."""
-    s, generator = SS2D_SHAPES[shape_name], torch.Generator().manual_seed(0)
-    x, z = (_map(s, images, generator).to(dtype) for _ in range(2))
-    weight, bias = (torch.randn(s.D, generator=generator) for _ in range(2))
-    return {"x": x, "weight": weight, "bias": bias, "z": z}
-
-
-def conv_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """x (B, D, H, W), channels last, in `dtype`; weight (D, 1, 3, 3) and bias (D,) in float32."""
-    s, generator = SS2D_SHAPES[shape_name], torch.Generator().manual_seed(0)
-    x = _map(s, images, generator).to(dtype).permute(0, 3, 1, 2)
-    return {
-        "x": x,
-        "weight": torch.randn(s.D, 1, 3, 3, generator=generator) / 3,
-        "bias": torch.randn(s.D, generator=generator),
-    }
-
-
 def mamba_ssm_scan(u, delta, A, B, C, D, delta_bias, z=None) -> Tensor:
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     return selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
-
-
-def eager_norm_gate(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
-    return norm_gate_torch(x, weight, bias, z, 1e-5)
 
 
 class Operator(NamedTuple):
@@ -107,14 +80,14 @@ OPERATORS = {
         mtlkit.ops.norm_gate,
         norm_inputs,
         ("x", "z"),
-        {FORWARD: 3, BOTH: 8},  # x, z and y; then x, z, dy, dx and dz
+        MAPS["norm_gate"],
         (*STAGES, "mammo_4view_128"),
     ),
     "dwconv_silu": Operator(
         mtlkit.ops.dwconv_silu,
         conv_inputs,
         ("x",),
-        {FORWARD: 2, BOTH: 5},  # x and y; then x, dy and dx
+        MAPS["dwconv_silu"],
         (*STAGES, "mammo_4view_128"),
     ),
 }

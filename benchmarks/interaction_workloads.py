@@ -1,7 +1,6 @@
 """Decoder levels of task interaction: the calls that are measured, their exact results, and the floor beneath them."""
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from providers import BOTH, BY_NAME, FORWARD, PROVIDERS, Provider, Workload
 from torch import Tensor
-from workloads import HALF, Case
+from workloads import HALF, Case, seconds_of_copy, shortest
 
 import mtlkit
 from mtlkit.ops import TIMParameters, UPAParameters
@@ -25,19 +24,24 @@ REFERENCE_ELEMENTS = 12_000_000  # of maps whose exact results the reference giv
 BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-THREE = "_three"  # at the end of a shape's name: three signals in place of two variances
+ALIGNMENT = "_alignment"  # at the end of a shape's name: three signals in place of two variances
 LEVELS = tuple(f"busi_224_level{level}_batch8" for level in (1, 2, 3, 4))
 # Beside every shape in float32 with two signals: shape, dtype and layout.
 VARIANTS = (
     *((name, HALF, "nchw") for name in LEVELS),
     *((name, torch.float32, "channels_last") for name in LEVELS),
-    *((name + THREE, torch.float32, "nchw") for name in LEVELS),
+    *((name + ALIGNMENT, torch.float32, "nchw") for name in LEVELS),
 )
+
+# Where the fixed cost of a call is measured.
+CALL_LEVELS = {f"{side}x{side}": InteractionShape(2, 8, side, side, 16) for side in (1, 7)}
 
 
 def level_shape(name: str) -> InteractionShape:
-    shape = INTERACTION_SHAPES[name.removesuffix(THREE)]
-    return replace(shape, signals="alignment") if name.endswith(THREE) else shape
+    if name in CALL_LEVELS:
+        return CALL_LEVELS[name]
+    shape = INTERACTION_SHAPES[name.removesuffix(ALIGNMENT)]
+    return replace(shape, signals="alignment") if name.endswith(ALIGNMENT) else shape
 
 
 class LevelProblem(NamedTuple):
@@ -139,20 +143,10 @@ class LevelCase(Case):
         return max(errors), (results["seg"].double() - exact["seg"]).abs().max().item()
 
 
-def shortest(call: Callable[[], object], rounds: int = 5) -> float:
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def yardsticks(case: LevelCase, problem: LevelProblem) -> dict[str, float]:
     """Seconds of a copy of the map, one reading and one writing pass; and forward, of the bare 1 x 1 convolution."""
     x, weight, bias = (problem.tensors[name].detach() for name in ("x", "proj_weight", "proj_bias"))
-    y = torch.empty_like(x)
-    found = {"copy_s": shortest(lambda: y.copy_(x))}
+    found = {"copy_s": seconds_of_copy(x)}
     if case.workload.direction == FORWARD:
         found["conv_s"] = shortest(lambda: F.conv2d(x, weight[:, :, None, None], bias))
     return found

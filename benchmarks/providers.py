@@ -1,4 +1,4 @@
-"""Who is measured: the implementations of the scans, mtlkit's and its peers', and what each is left out of."""
+"""Who is measured: the implementations of each operator, mtlkit's and its peers', and what each is left out of."""
 
 import functools
 import shutil
@@ -13,6 +13,8 @@ from torch import Tensor
 
 import mtlkit
 from mtlkit import _native
+from mtlkit.operators.dwconv_silu import dwconv_silu_torch
+from mtlkit.operators.norm_gate import norm_gate_torch
 from mtlkit.operators.selective_scan import selective_scan_torch
 from mtlkit.operators.ss2d import cross_merge, cross_scan, ss2d_torch
 from mtlkit.ops import TIMParameters, UPAParameters
@@ -46,6 +48,9 @@ class Provider:
     label: str
     ss2d: Callable[..., Tensor] | None = mtlkit.ops.ss2d
     selective_scan: Callable[..., Tensor] | None = selective_scan
+    dwconv_silu: Callable[..., Tensor] | None = None
+    norm_gate: Callable[..., Tensor] | None = None
+    ss2d_norm_gate: Callable[..., Tensor] | None = None
     task_interaction: Callable[..., tuple[Tensor, Tensor]] | None = None  # the final map and vector
     context: Callable[[], AbstractContextManager] = nullcontext  # held around the check and the timing
     why_absent: Callable[[], str | None] = lambda: None
@@ -130,6 +135,16 @@ def eager_interaction(
     logits = F.linear(F.relu(F.linear(u, upa.fc1_weight, upa.fc1_bias)), upa.fc2_weight, upa.fc2_bias)  # (B, 2)
     w = torch.softmax(logits, 1) if signals == "variance" else torch.sigmoid(logits)
     return x + w[:, 0, None, None, None] * (x_enhanced - x), f + w[:, 1:] * (f_enhanced - f)
+
+
+def eager_norm_gate(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tensor:
+    """F.layer_norm times F.silu."""
+    return norm_gate_torch(x, weight, bias, z, 1e-5)
+
+
+def ss2d_then_norm_gate(*, weight: Tensor, bias: Tensor, z: Tensor, **scan: Tensor) -> Tensor:
+    """The two operators that ss2d_norm_gate is made of, by two calls."""
+    return mtlkit.ops.norm_gate(mtlkit.ops.ss2d(**scan).permute(0, 2, 3, 1), weight, bias, z)
 
 
 @functools.cache
@@ -243,7 +258,7 @@ def _56_forward(workload: Workload) -> bool:
 
 
 def _compile_serves_level(workload: Workload) -> bool:
-    plain = _fp32(workload) and workload.layout == "nchw" and not workload.shape_name.endswith("_three")
+    plain = _fp32(workload) and workload.layout == "nchw" and not workload.shape_name.endswith("_alignment")
     return plain and workload.op == "task_interaction"
 
 
@@ -258,12 +273,29 @@ def _level(level: str) -> Provider:
 
 
 PROVIDERS = (
-    Provider("mtlkit", "mtlkit", task_interaction=interaction),
+    Provider(
+        name="mtlkit",
+        label="mtlkit",
+        dwconv_silu=mtlkit.ops.dwconv_silu,
+        norm_gate=mtlkit.ops.norm_gate,
+        ss2d_norm_gate=mtlkit.ops.ss2d_norm_gate,
+        task_interaction=interaction,
+    ),
+    Provider(
+        name="parts",
+        label="mtlkit, ss2d then norm_gate",
+        ss2d=None,
+        selective_scan=None,
+        ss2d_norm_gate=ss2d_then_norm_gate,
+    ),
     Provider(
         name="eager",
         label="eager PyTorch",
+        ss2d=None,
+        selective_scan=None,
+        dwconv_silu=dwconv_silu_torch,  # F.conv2d, F.silu
+        norm_gate=eager_norm_gate,
         task_interaction=eager_interaction,
-        serves=lambda workload: workload.op == "task_interaction",
     ),
     _level("avx2"),
     _level("baseline"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import Line, headline, megabytes, rate, seconds
-from providers import PROVIDERS
+from providers import BOTH, FORWARD, PROVIDERS
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +18,9 @@ from run_results import UNDISTURBED, Results, Row
 
 def one_line(row: Row) -> str:
     """A row on its line of the progress."""
-    if "updates_per_s" in row:
+    if "python_calls" in row:
+        speed = f"at least {seconds(row['min_s'])}, {row['python_calls']} Python calls"
+    elif "updates_per_s" in row:
         speed = f"{rate(row['updates_per_s'])} updates"
     elif "bytes_per_s" in row:
         speed = f"{row['bytes_per_s'] / 1e9:.3g} GB/s, {row['floor_s'] / row['median_s']:.0%} of the floor"
@@ -70,6 +72,25 @@ def profiles(results: Results) -> Table | None:
     return table
 
 
+def calls(results: Results) -> Table | None:
+    """What a call costs where there is next to nothing to compute; the least, which other programs disturb last."""
+    rows = {(row["op"], row["shape"], row["direction"]): row for row in results.rows if "python_calls" in row}
+    if not rows:
+        return None
+    table = Table(title="What a call costs, on one thread", title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("")
+    for direction in ("forward", "with backward"):
+        table.add_column(direction, justify="right")
+        table.add_column("Python calls", justify="right")
+    for op, shape in dict.fromkeys(key[:2] for key in rows):
+        cells = []
+        for direction in (FORWARD, BOTH):
+            row = rows.get((op, shape, direction))
+            cells += [seconds(row["min_s"]), str(row["python_calls"])] if row else ["", ""]
+        table.add_row(f"{op}, {shape.removeprefix('layer_')}", *cells)
+    return table
+
+
 def remarks(results: Results) -> Iterator[str]:
     """Who is absent or left out, and why."""
     for provider in PROVIDERS:
@@ -112,8 +133,7 @@ def finish(results: Results, description: dict[str, Any], folder: Path | None, *
     console.print()
     for remark in remarks(results):
         console.print(remark, style="dim")
-    table = profiles(results)
-    if table:
+    for table in filter(None, (profiles(results), calls(results))):
         console.print()
         console.print(table)
     if lines:

@@ -1,6 +1,7 @@
 """What is measured: operators at the shapes of mtlkit.testing, and the exact results they are held against."""
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,19 @@ HALF = torch.bfloat16
 # The 1-D scan is measured at fewer shapes: what it shows beside SS2D shows there.
 SCAN_SHAPES = (*(f"medmamba_t_stage{i}" for i in (1, 2, 3, 4)), "mammo_4view_64", "vmamba_t_stage1")
 HALF_ROWS = ((MEDMAMBA_56, FORWARD), (MEDMAMBA_56, BOTH), ("mammo_4view_64", FORWARD))
+# Of the operators around the scan: one map that the caches hold, one that they do not, and one of few pixels.
+AROUND_SHAPES = (MEDMAMBA_56, "mammo_4view_64", "medmamba_t_stage4")
+AROUND_HALF_ROWS = ((MEDMAMBA_56, BOTH),)
+# Where the fixed cost of a call is measured: the arithmetic hardly counts. The layer has 8 channels, its scan 16.
+CALL_SHAPES = {
+    **{f"{side}x{side}": SS2DShape(1, 8, side, side, 4, 2) for side in (1, 7)},
+    **{f"layer_{side}x{side}": SS2DShape(1, 16, side, side, 4, 1) for side in (7, 14)},
+}
+# Maps that an operator must read and write at least, forward and with backward.
+MAPS = {
+    "dwconv_silu": {FORWARD: 2, BOTH: 5},  # x and y; then x, dy and dx
+    "norm_gate": {FORWARD: 3, BOTH: 8},  # x, z and y; then x, z, dy, dx and dz
+}
 
 
 class Problem(NamedTuple):
@@ -53,8 +67,13 @@ class Case:
         return f"{w.op}-{w.shape_name}-{dtype_name(w.dtype)}{layout}-{w.direction}"
 
     @property
-    def updates(self) -> int:
-        return shape_of(self.workload.op, self.workload.shape_name).updates
+    def unit(self) -> tuple[str, int]:
+        """What a call does, and how many of them."""
+        w = self.workload
+        shape = shape_of(w.op, w.shape_name)
+        if w.op in MAPS:
+            return "bytes", MAPS[w.op][w.direction] * w.tokens * shape.D * w.dtype.itemsize
+        return "updates", shape.updates
 
     def problem(self) -> Problem:
         return problem(self.workload.op, self.workload.shape_name, self.workload.dtype, self.provider)
@@ -77,8 +96,12 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def shape_of(op: str, shape_name: str) -> Shape:
     """The named shape; for the 1-D operator the same work in mamba's layout, (B, 4 D, L) with a group a direction."""
-    s = SS2D_SHAPES[shape_name]
-    return s if op.startswith("ss2d") else SelectiveScanShape(s.B, 4 * s.D, s.H * s.W, s.N, G=4)
+    s = map_shape(shape_name)
+    return SelectiveScanShape(s.B, 4 * s.D, s.H * s.W, s.N, G=4) if op == "selective_scan" else s
+
+
+def map_shape(shape_name: str) -> SS2DShape:
+    return CALL_SHAPES[shape_name] if shape_name in CALL_SHAPES else SS2D_SHAPES[shape_name]
 
 
 def problem(
@@ -89,25 +112,63 @@ def problem(
     shape = shape_of(op, shape_name)
     if op == "ss2d_layer":
         torch.manual_seed(0)
-        layer = mtlkit.nn.SS2D(d_model=shape.D // 2).to(dtype).to(work)
+        layer = mtlkit.nn.SS2D(d_model=shape.D // 2, d_state=shape.N).to(dtype).to(work)
         x = torch.randn(shape.B, shape.H, shape.W, shape.D // 2).to(dtype).to(work).requires_grad_()
         tensors = {"x": x, **dict(layer.named_parameters())}
         forward = functools.partial(layer, x)
     else:
-        tensors = shape.inputs(dtype)
-        if op == "selective_scan":
-            del tensors["z"]  # SS2D has no gate inside
-        tensors = {name: t.to(work).requires_grad_() for name, t in tensors.items()}
+        tensors = {name: t.to(dtype).to(work).requires_grad_() for name, t in inputs_of(op, shape_name, dtype).items()}
         forward = functools.partial(getattr(provider, op), **tensors)
-    first = next(iter(tensors.values()))
-    dy = torch.randn(first.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(work)
+    like = tensors.get("z", next(iter(tensors.values())))  # a gate has the output's shape, and the input else
+    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(work)
+    if op == "dwconv_silu":
+        dy = dy.contiguous(memory_format=torch.channels_last)
     return Problem(tensors, forward, dy)
+
+
+def inputs_of(op: str, shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Arguments by name, in numbers of `dtype` but for the parameters of dwconv_silu and norm_gate."""
+    shape = shape_of(op, shape_name)
+    if op == "dwconv_silu":
+        return conv_inputs(shape_name, shape.B, dtype)
+    if op == "norm_gate":
+        return norm_inputs(shape_name, shape.B, dtype)
+    tensors = shape.inputs(dtype)
+    if op == "selective_scan":
+        del tensors["z"]  # SS2D has no gate inside
+    if op == "ss2d_norm_gate":
+        _, *norm = norm_inputs(shape_name, shape.B, dtype).items()
+        tensors |= dict(norm)
+    return tensors
+
+
+def _map(shape: SS2DShape, images: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(images, shape.H, shape.W, shape.D, generator=generator)
+
+
+def norm_inputs(shape_name: str, images: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """x and z (B, H, W, D) in `dtype`, weight and bias (D,) in float32."""
+    s, generator = map_shape(shape_name), torch.Generator().manual_seed(0)
+    x, z = (_map(s, images, generator).to(dtype) for _ in range(2))
+    weight, bias = (torch.randn(s.D, generator=generator) for _ in range(2))
+    return {"x": x, "weight": weight, "bias": bias, "z": z}
+
+
+def conv_inputs(shape_name: str, images: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """x (B, D, H, W), channels last, in `dtype`; weight (D, 1, 3, 3) and bias (D,) in float32."""
+    s, generator = map_shape(shape_name), torch.Generator().manual_seed(0)
+    x = _map(s, images, generator).to(dtype).permute(0, 3, 1, 2)
+    return {
+        "x": x,
+        "weight": torch.randn(s.D, 1, 3, 3, generator=generator) / 3,
+        "bias": torch.randn(s.D, generator=generator),
+    }
 
 
 @functools.lru_cache(maxsize=2)
 def exact_results(op: str, shape_name: str, dtype: torch.dtype, direction: str) -> dict[str, Tensor]:
     """Results in float64: from the reference where that takes seconds, else from one tested against it."""
-    shape = SS2D_SHAPES[shape_name]
+    shape = map_shape(shape_name)
     pixels = shape.B * shape.H * shape.W
     if pixels <= 784 or (pixels <= 3136 and direction == FORWARD):
         backend = "reference"
@@ -124,15 +185,45 @@ def plain_results(op: str, shape_name: str, direction: str) -> dict[str, Tensor]
         return problem(op, shape_name, HALF, BY_NAME["mtlkit"]).run(direction)
 
 
+def shortest(call: Callable[[], object], rounds: int = 5) -> float:
+    """Seconds of the fastest of a few calls."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def seconds_of_copy(x: Tensor) -> float:
+    """Of one reading and one writing pass over a map."""
+    y = torch.empty_like(x)
+    return shortest(lambda: y.copy_(x))
+
+
+def floor_of(case: Case, problem: Problem) -> dict[str, float]:
+    """Seconds of a copy of the map, and what the case must move at least at that rate."""
+    x = problem.tensors["x"].detach()
+    copy = seconds_of_copy(x)
+    return {"copy_s": copy, "floor_s": copy * case.unit[1] / (2 * x.nbytes)}
+
+
 def cases(op: str) -> list[Case]:
     """Every row of an operator whose provider is present."""
-    shapes = {"ss2d": SS2D_SHAPES, "selective_scan": SCAN_SHAPES, "ss2d_layer": (MEDMAMBA_56,)}[op]
+    shapes, half_rows = {
+        "ss2d": (SS2D_SHAPES, HALF_ROWS),
+        "selective_scan": (SCAN_SHAPES, HALF_ROWS),
+        "ss2d_layer": ((MEDMAMBA_56,), ()),
+        "dwconv_silu": (AROUND_SHAPES, AROUND_HALF_ROWS),
+        "norm_gate": (AROUND_SHAPES, AROUND_HALF_ROWS),
+        "ss2d_norm_gate": ((MEDMAMBA_56, "medmamba_t_stage4"), ()),
+    }[op]
     rows = [(name, torch.float32, direction) for name in shapes for direction in (FORWARD, BOTH)]
+    rows += [(name, HALF, direction) for name, direction in half_rows]
     if op == "ss2d_layer":
         providers = [BY_NAME["mtlkit"], BY_NAME["torch"]]
     else:
-        rows += [(name, HALF, direction) for name, direction in HALF_ROWS]
-        providers = [provider for provider in PROVIDERS if not provider.why_absent()]
+        providers = [provider for provider in PROVIDERS if getattr(provider, op) and not provider.why_absent()]
     found = []
     for shape_name, dtype, direction in rows:
         s = SS2D_SHAPES[shape_name]

@@ -74,7 +74,7 @@ def test_rows_are_right_before_they_are_timed(benchmarks, op, dtype):
             case.check(results | {name: 2 * value + 1})
 
 
-@pytest.mark.parametrize(("name", "layout"), [(LEVEL, "channels_last"), (f"{LEVEL}_three", "nchw")])
+@pytest.mark.parametrize(("name", "layout"), [(LEVEL, "channels_last"), (f"{LEVEL}_alignment", "nchw")])
 def test_other_levels(benchmarks, name, layout):
     """Channels-last maps stay so on their way to the GPU; three signals have their own parameters."""
     case = case_of(benchmarks, "task_interaction", torch.float32, "forward_backward", own=True)
@@ -83,7 +83,7 @@ def test_other_levels(benchmarks, name, layout):
     wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     assert given.inputs.x.is_contiguous(memory_format=wanted)
     assert case.another(given).inputs.x.stride() == given.inputs.x.stride()
-    assert (given.inputs.upa.seg_proj is not None) == name.endswith("_three")
+    assert (given.inputs.upa.seg_proj is not None) == name.endswith("_alignment")
     case.check(case.run(given))
 
 

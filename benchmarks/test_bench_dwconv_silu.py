@@ -1,0 +1,9 @@
+"""dwconv_silu, beside PyTorch's convolution and activation."""
+
+import pytest
+from workloads import cases
+
+
+@pytest.mark.parametrize("case", cases("dwconv_silu"), ids=str)
+def test_dwconv_silu(case, measure_case) -> None:
+    measure_case(case)
