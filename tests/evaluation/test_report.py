@@ -1,0 +1,36 @@
+"""The page of several runs: the words of the figures, and names as text, not as markup."""
+
+import pytest
+
+from mtlkit.evaluation.report import COUNTS, FIGURES, figure_rows, write_summary
+from mtlkit.training.tasks import HEADS
+
+SUMMARY = {
+    "figures": {"iou": {"mean": 0.75, "sd": 0.01}},
+    "counts": {"images": 50},
+    "classes": {},
+    "failure_detection": {},
+    "gates": {},
+}
+
+
+def test_figures_have_words():
+    assert figure_rows({"iou": 1, "auc": 2}) == [("IoU", 1), ("AUC", 2)]
+    head = next(head for head in HEADS.values() if head.prefix)
+    ((words, value),) = figure_rows({f"{head.prefix}accuracy": 3})
+    assert words.endswith(": accuracy")
+    assert value == 3
+    with pytest.raises(KeyError):
+        figure_rows({"unheard_of": 1})
+
+
+def test_the_page_of_several_runs():
+    about = {"title": "<script>alert(1)</script>", "subtitle": "two seeds", "footer": "for research", "data": "a & b"}
+    page = write_summary(SUMMARY, about, ["remark <b>"], ["seed-1", "seed-2"])
+    assert "mean ± standard deviation, 2 runs" in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script>alert" not in page
+    assert "a &amp; b" in page
+    assert "remark &lt;b&gt;" in page
+    assert FIGURES["iou"] in page
+    assert COUNTS["images"] in page
