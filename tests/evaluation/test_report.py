@@ -6,7 +6,7 @@ from mtlkit.evaluation.report import COUNTS, FIGURES, figure_rows, write_summary
 from mtlkit.training.tasks import HEADS
 
 SUMMARY = {
-    "figures": {"iou": {"mean": 0.75, "sd": 0.01}},
+    "figures": {"iou": {"mean": 0.75, "sd": 0.01, "runs": {"seed-1": 0.74, "seed-2": 0.76}}},
     "counts": {"images": 50},
     "classes": {},
     "failure_detection": {},
