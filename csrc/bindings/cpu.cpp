@@ -236,8 +236,8 @@ Arguments<Params> gating_arguments(Path... to) {
              argument<Params>("tau", "strength of the modulation", to..., &Forward::tau),
              argument<Params>("momentum", "of the running statistics", to..., &Forward::momentum),
              argument<Params>("eps", "of the normalisation", to..., &Forward::eps),
-             argument<Params>("three", "whether the signals are alignment, energy and spread, else two variances",
-                              to..., &Forward::three),
+             argument<Params>("alignment", "whether the signals are alignment, energy and spread, else two variances",
+                              to..., &Forward::alignment),
              argument<Params>("training", "whether the batch's statistics normalise", to..., &Forward::training),
          } +
          computation<Params, Forward>(to...) +

@@ -297,7 +297,7 @@ def interaction_rows_bwd_kernel(
 
 
 def backward(
-    sizes, numbers, three, training, sums, f, normaliser, weights, results, outputs, dinputs, dweights
+    sizes, numbers, alignment, training, sums, f, normaliser, weights, results, outputs, dinputs, dweights
 ) -> None:
     """Writes the gradients that are wanted.
 
@@ -315,7 +315,7 @@ def backward(
     dcontext_weight, dcontext_bias, dgate_weight, dgate_bias, *dothers = dlayers
     dfactors, dmu_given, dclf, denhanced_given, dgates, *dsignals_given = outputs
     dmean, dvariance, denergy, dpooled, df_wanted = dinputs
-    S, BB = 3 if three else 2, padded_images(B)
+    S, BB = 3 if alignment else 2, padded_images(B)
     dlogits, dsignals, dmu = f.new_empty(B, 2), f.new_empty(S, B), f.new_empty(B, C)
     denhanced, dcontext, dseg_query, dclf_query = (f.new_empty(B, n) for n in (F, F, Q, Q))
     df = f.new_empty(B, F) if df_wanted is None else df_wanted
@@ -339,7 +339,7 @@ def backward(
             dmu, denhanced, df, dvariance, denergy, dseg_query, dclf_query, B, C, F, Q,
             S=S, BQ=power_of_two(max(Q, 1)), **rows,
         )  # fmt: skip
-        if three:
+        if alignment:
             interaction_queries_bwd_kernel[(channels + blocks,)](
                 mean, f, mu, enhanced, seg_proj, clf_proj, dseg_query, dclf_query,
                 dmu, dmean, denhanced, df, dseg_proj, dclf_proj, B, C, F, Q, **shared,

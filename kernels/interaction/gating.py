@@ -185,14 +185,14 @@ def interaction_factors_fwd_kernel(
 # --- launch -----------------------------------------------------------------------------------------------------------
 
 
-def forward(sizes, numbers, three, training, sums, f, normaliser, running, weights, results, factors, clf) -> None:
+def forward(sizes, numbers, alignment, training, sums, f, normaliser, running, weights, results, factors, clf) -> None:
     """Writes results, factors and clf, and in training the running statistics; names and orders as the C++ kernel's.
 
     Args:
         sizes: B (at most 64: a program holds a tile of all images), C, P, F, H
             and Q.
         numbers: tau, momentum and eps.
-        three: whether there are three signals.
+        alignment: whether there are three signals.
         training: whether the batch normalises.
         sums: mean (B, C), variance (B, C), energy (B,), pooled (B, P).
         f: (B, F).
@@ -210,7 +210,7 @@ def forward(sizes, numbers, three, training, sums, f, normaliser, running, weigh
     context, clf_gate, gain, seg_gate, seg_query, clf_query, centre, slope = kept_parts(kept, B, C, F, Q)
     *layers, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seg_proj, clf_proj = weights
     context_weight, context_bias, gate_weight, gate_bias, *others = layers
-    normalised, S, BB = f.new_empty(B, F), 3 if three else 2, padded_images(B)
+    normalised, S, BB = f.new_empty(B, F), 3 if alignment else 2, padded_images(B)
     shared = {"BB": BB, "BR": SIDE, "BK": DEPTH, "num_warps": WARPS}
     rows = {"BC": power_of_two(C), "BF": power_of_two(F), "num_warps": WARPS}
     blocks, channels = triton.cdiv(F, SIDE), triton.cdiv(C, SIDE)
@@ -223,7 +223,7 @@ def forward(sizes, numbers, three, training, sums, f, normaliser, running, weigh
         interaction_gate_fwd_kernel[(blocks,)](
             f, normalised, gate_weight, gate_bias, clf_gate, enhanced, B, F, **shared
         )  # fmt: skip
-        if three:
+        if alignment:
             interaction_queries_fwd_kernel[(triton.cdiv(Q, SIDE),)](
                 mean, f, mu, enhanced, seg_proj, clf_proj, seg_query, clf_query, B, C, F, Q, **shared
             )

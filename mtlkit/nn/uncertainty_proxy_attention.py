@@ -104,8 +104,8 @@ class UncertaintyProxyAttention(nn.Module):
 
     def operands(self) -> ops.UPAParameters:
         """The parameters as mtlkit.ops takes them."""
-        three = self.signals == "alignment"
-        projections = (self.seg_proj.weight, self.clf_proj.weight) if three else (None, None)
+        alignment = self.signals == "alignment"
+        projections = (self.seg_proj.weight, self.clf_proj.weight) if alignment else (None, None)
         return ops.UPAParameters(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, *projections)
 
     def means(self) -> Tensor | None:

@@ -71,15 +71,15 @@ def test_other_forms_compile(record, compiled):
 
 
 @pytest.mark.parametrize(
-    ("batch", "channels", "three", "training", "capabilities"),
+    ("batch", "channels", "alignment", "training", "capabilities"),
     [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
 )
-def test_gating_compiles(record, compiled, batch, channels, three, training, capabilities):
+def test_gating_compiles(record, compiled, batch, channels, alignment, training, capabilities):
     from mtlkit.kernels.interaction import gating
     from mtlkit.testing import InteractionShape
 
-    B, C, P, N, H, Q = batch, channels, channels // 2, 256, 32, 64 if three else 0
-    inputs = InteractionShape(1, C, 1, 1, N, "alignment" if three else "variance").inputs()
+    B, C, P, N, H, Q = batch, channels, channels // 2, 256, 32, 64 if alignment else 0
+    inputs = InteractionShape(1, C, 1, 1, N, "alignment" if alignment else "variance").inputs()
 
     def meta(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta")
@@ -88,11 +88,11 @@ def test_gating_compiles(record, compiled, batch, channels, three, training, cap
         return [None if t is None else torch.empty_like(t, device="meta") for t in tensors]
 
     weights = like((*inputs.tim[2:12], *inputs.upa))
-    sums = [meta(B, C), None if three else meta(B, C), meta(B) if three else None, meta(B, P)]
-    signals = [meta(B), meta(B), meta(B) if three else None]
+    sums = [meta(B, C), None if alignment else meta(B, C), meta(B) if alignment else None, meta(B, P)]
+    signals = [meta(B), meta(B), meta(B) if alignment else None]
     kept = meta(2 * B * (N + C + Q) + 2 * N)
     results = [meta(B, C), meta(B, N), meta(B, 2), *signals, kept]
-    call = ((B, C, P, N, H, Q), (0.7, 0.01, 1e-3), three, training, sums, meta(B, N))
+    call = ((B, C, P, N, H, Q), (0.7, 0.01, 1e-3), alignment, training, sums, meta(B, N))
 
     def level() -> None:
         gating.forward(*call, None, like(inputs.tim[12:14]), weights, results, meta(B, C), meta(B, N))
@@ -100,7 +100,7 @@ def test_gating_compiles(record, compiled, batch, channels, three, training, cap
         gating.backward(*call, None, weights, results, outputs, like((*sums, meta(B, N))), like(weights))
 
     launches = record(level)
-    assert len(launches) == (11 if three else 9)
+    assert len(launches) == (11 if alignment else 9)
     for launch in launches:
         for capability in capabilities:
             found = compiled(launch, capability)

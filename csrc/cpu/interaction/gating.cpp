@@ -44,7 +44,7 @@ template <typename T>
 struct Level {
   const InteractionGatingForward& p;
   const int64_t B = p.batch, C = p.channels, P = p.projected, F = p.features, H = p.hidden, Q = p.queries;
-  const int count = p.three ? 3 : 2;  // of signals
+  const int count = p.alignment ? 3 : 2;  // of signals
   const T *mean = typed(p.mean), *variance = typed(p.variance), *energy = typed(p.energy), *pooled = typed(p.pooled),
           *f = typed(p.f);
   T *mu = typed(p.mu), *enhanced = typed(p.enhanced), *gates = typed(p.gates);
@@ -81,7 +81,7 @@ struct Level {
   void find_divisor(T* divisor) const {
     for (int i = 0; i < count; ++i) {
       divisor[i] = 1;
-      if (p.three) continue;
+      if (p.alignment) continue;
       const T given = p.normaliser ? typed(p.normaliser)[i] : sum_of<T>(signal(i), B) / static_cast<T>(B);
       divisor[i] = given + static_cast<T>(kNormaliserEps);
     }
@@ -137,7 +137,7 @@ struct Forward : Level<T> {
     T spread = 0;
     for (int64_t j = 0; j < F; ++j) spread += (e[j] - mean_e) * (e[j] - mean_e);
     spread /= static_cast<T>(F);
-    if (p.three) {
+    if (p.alignment) {
       const T *seg = seg_query + b * Q, *clf = clf_query + b * Q;
       signal(0)[b] = dot<T>(seg, clf, Q) * this->inverse_length(seg) * this->inverse_length(clf);
       signal(1)[b] = this->energy[b];
@@ -158,7 +158,7 @@ struct Forward : Level<T> {
       for (int i = 0; i < 2; ++i) z[i] += weight(kFc2Weight)[i * H + h] * unit;
     }
     T* w = gates + b * 2;
-    if (p.three) {
+    if (p.alignment) {
       for (int i = 0; i < 2; ++i) w[i] = logistic<T>(z[i]);
       return;
     }
@@ -167,7 +167,7 @@ struct Forward : Level<T> {
   }
 
   int run() const {
-    Scratch<T> scratch(B * (F + (p.three ? C + F : 0)));
+    Scratch<T> scratch(B * (F + (p.alignment ? C + F : 0)));
     if (!scratch.ok()) return kOutOfMemory;
     T *c = scratch.get(), *seg_shift = c + B * F, *clf_shift = seg_shift + B * C;
     const auto open = [](Vec<T> v) { return sigmoid(v); };
@@ -200,7 +200,7 @@ struct Forward : Level<T> {
         }
       }
     });
-    if (p.three) {
+    if (p.alignment) {
       for (int64_t b = 0; b < B; ++b) this->shifts(b, seg_shift, clf_shift);
       on_threads(p.threads, [&](int thread, int team) {
         const Share queries = share(Q, team, thread);
@@ -260,7 +260,7 @@ struct Backward : Level<T> {
       });
     }
     const T both = w[0] * dw[0] + w[1] * dw[1];
-    for (int i = 0; i < 2; ++i) dz[i] = w[i] * (p.three ? (1 - w[i]) * dw[i] : dw[i] - both);
+    for (int i = 0; i < 2; ++i) dz[i] = w[i] * (p.alignment ? (1 - w[i]) * dw[i] : dw[i] - both);
     T u[kSignals];
     this->normalised_signals(b, divisor, u);
     for (int i = 0; i < count; ++i) du[i] = 0;
@@ -290,7 +290,8 @@ struct Backward : Level<T> {
     for (int i = 0; i < count; ++i) {
       T* d = dsignals + i * B;
       T coupled = 0;
-      if (!p.three && !p.normaliser) coupled = dot<T>(d, signal(i), B) / (divisor[i] * divisor[i] * static_cast<T>(B));
+      if (!p.alignment && !p.normaliser)
+        coupled = dot<T>(d, signal(i), B) / (divisor[i] * divisor[i] * static_cast<T>(B));
       for (int64_t b = 0; b < B; ++b) d[b] = d[b] / divisor[i] - coupled + given(q.dsignals[i], b);
     }
   }
@@ -307,7 +308,7 @@ struct Backward : Level<T> {
     const T *w = gates + b * 2, *e = enhanced + b * F, mean_e = sum_of<T>(e, F) / static_cast<T>(F);
     const T dseg = dsignals[b], features = static_cast<T>(F), channels = static_cast<T>(C);
     T dspread = dsignals[(count - 1) * B + b];
-    if (p.three) {
+    if (p.alignment) {
       dspread *= std::exp(-signal(2)[b]);
       pull_cosine(seg_query + b * Q, clf_query + b * Q, dseg, dseg_query + b * Q);
       pull_cosine(clf_query + b * Q, seg_query + b * Q, dseg, dclf_query + b * Q);
@@ -320,7 +321,7 @@ struct Backward : Level<T> {
     }
     for (int64_t i = b * C; i < (b + 1) * C; ++i) {
       dmu[i] = given(q.dmu, i) + given(q.dfactors, i) * w[0];
-      if (p.three) continue;
+      if (p.alignment) continue;
       dmu[i] += dseg * 2 * mu[i] * this->variance[i] / channels;
       if (q.dvariance) typed(q.dvariance)[i] = dseg * mu[i] * mu[i] / channels;
     }
@@ -382,7 +383,7 @@ struct Backward : Level<T> {
     }
     pull_normaliser(divisor);
     for (int64_t b = 0; b < B; ++b) pull_signals(b);
-    if (p.three) pull_queries();
+    if (p.alignment) pull_queries();
     this->normalise(c);
     for (int64_t i = 0; i < B * F; ++i) {
       df[i] += denhanced[i];
@@ -404,7 +405,7 @@ struct Backward : Level<T> {
                      dweight(kContextWeight), dweight(kContextBias));
       pull_linear<T>(dgain, f, weight(kGainWeight), B, C, F, thread, team, true, q.df ? df : nullptr,
                      dweight(kGainWeight), dweight(kGainBias));
-      pull_linear<T>(dseg_gate, mean, weight(kSegGateWeight), B, C, C, thread, team, p.three, typed(q.dmean),
+      pull_linear<T>(dseg_gate, mean, weight(kSegGateWeight), B, C, C, thread, team, p.alignment, typed(q.dmean),
                      dweight(kSegGateWeight), dweight(kSegGateBias));
     });
     if (q.df) std::copy_n(df, B * F, typed(q.df));

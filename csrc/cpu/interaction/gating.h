@@ -34,7 +34,7 @@ using GatingWeights = std::array<void*, kGatingWeights>;
 struct InteractionGatingForward {
   int64_t batch, channels, projected, features, hidden, queries;
   double tau, momentum, eps;
-  bool three;              // signals: alignment, energy, spread; else the two variances
+  bool alignment;          // signals: alignment, energy, spread; else the two variances
   bool training;           // the batch's statistics normalise, and the running ones follow
   const void* mean;        // (B, C)
   const void* variance;    // (B, C), read for two signals

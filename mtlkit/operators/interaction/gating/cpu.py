@@ -23,7 +23,7 @@ def _arguments(call: Call, sums: Reduced, f, normaliser, running, weights, resul
         "tau": call.numbers.tau,
         "momentum": call.numbers.momentum,
         "eps": call.numbers.eps,
-        "three": call.alignment,
+        "alignment": call.alignment,
         "training": call.training,
         "use_double": call.use_double,
         "threads": torch.get_num_threads(),
