@@ -57,90 +57,36 @@ class ExistsError(DataError):
 
 
 class OccupiedError(DataError):
-    """A folder holds what mtlkit does not own, or what is still needed; it is never replaced.
-
-    Example:
-        >>> from mtlkit.errors import DataError, OccupiedError
-        >>> issubclass(OccupiedError, DataError)
-        True
-    """
+    """A folder holds what mtlkit does not own, or what is still needed; it is never replaced."""
 
 
 class ChangedError(OccupiedError):
-    """A file that mtlkit wrote has been changed since, and would be replaced or removed.
-
-    Example:
-        >>> from mtlkit.errors import ChangedError, OccupiedError
-        >>> issubclass(ChangedError, OccupiedError)
-        True
-    """
+    """A file that mtlkit wrote has been changed since, and would be replaced or removed."""
 
 
 class InUseError(DataError):
-    """Another process writes to the folder.
-
-    Example:
-        >>> from mtlkit.errors import DataError, InUseError
-        >>> issubclass(InUseError, DataError)
-        True
-    """
+    """Another process writes to the folder."""
 
 
 class UnfinishedError(DataError):
-    """A run has not ended; `resume` continues it.
-
-    Example:
-        >>> from mtlkit.errors import DataError, UnfinishedError
-        >>> issubclass(UnfinishedError, DataError)
-        True
-    """
+    """A run has not ended; `resume` continues it."""
 
 
 class CheckpointError(DataError):
-    """A checkpoint is missing or cannot be read; only training again, with `force`, replaces it.
-
-    Example:
-        >>> from mtlkit.errors import CheckpointError, DataError
-        >>> issubclass(CheckpointError, DataError)
-        True
-    """
+    """A checkpoint is missing or cannot be read; only training again, with `force`, replaces it."""
 
 
 class UnusableError(DataError):
-    """A part of the data cannot be used; `skip_bad` leaves it out.
-
-    Example:
-        >>> from mtlkit.errors import DataError, UnusableError
-        >>> issubclass(UnusableError, DataError)
-        True
-    """
+    """A part of the data cannot be used; `skip_bad` leaves it out."""
 
 
 class MasksNeededError(DataError):
-    """A network looks at known lesions, and `masks` is not given.
-
-    Example:
-        >>> from mtlkit.errors import DataError, MasksNeededError
-        >>> issubclass(MasksNeededError, DataError)
-        True
-    """
+    """A network looks at known lesions, and `masks` is not given."""
 
 
 class MismatchError(DataError):
-    """A mask has another size than its image.
-
-    Example:
-        >>> from mtlkit.errors import DataError, MismatchError
-        >>> issubclass(MismatchError, DataError)
-        True
-    """
+    """A mask has another size than its image."""
 
 
 class TooLargeError(DataError):
-    """An image has more pixels than are read; `max_pixels` raises the limit.
-
-    Example:
-        >>> from mtlkit.errors import DataError, TooLargeError
-        >>> issubclass(TooLargeError, DataError)
-        True
-    """
+    """An image has more pixels than are read; `max_pixels` raises the limit."""

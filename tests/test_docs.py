@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 
 import mtlkit
+from mtlkit.errors import DataError
 
 MODULES = ["mtlkit"] + [
     module.name
@@ -41,6 +42,10 @@ def test_examples_run(module):
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
 def test_every_symbol_has_an_example(symbol):
+    """That of a base serves an error that differs from it by its name alone."""
+    assert symbol.__doc__ or not callable(symbol)
+    while isinstance(symbol, type) and issubclass(symbol, DataError) and "__init__" not in vars(symbol):
+        symbol = symbol.__base__
     if callable(symbol):
         assert ">>> " in symbol.__doc__
 

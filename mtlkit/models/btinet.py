@@ -12,7 +12,6 @@ code.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from mtlkit.models.mbdi import MBDI, InteractionOptions
@@ -35,20 +34,7 @@ class BTINetOptions(InteractionOptions):
 class BTINet(MBDI):
     """BTI-Net: images to the logits of a mask and of a class, and the gates of each level.
 
-    Sizes that 32 does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped back.
-
-    Args:
-        options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
-
-    Shape:
-        Channels-first images (B, in_chans, H, W) in, H and W at least 32; InteractionNetOutput out.
-
-    Raises:
-        ImportError: timm is not installed.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+    Arguments, shapes and errors are those of MBDI, `options` by default BTINetOptions().
 
     Source: arXiv 2606.29102.
 
@@ -61,13 +47,7 @@ class BTINet(MBDI):
         >>> optimizer = torch.optim.Adam(model.stage2_parameters(), lr=3e-4)
     """
 
-    def __init__(
-        self,
-        options: BTINetOptions | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(options or BTINetOptions(), device, dtype)
+    defaults = BTINetOptions()
 
     def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
         o = self.options

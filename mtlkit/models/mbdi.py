@@ -15,7 +15,7 @@ Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Bre
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -159,6 +159,8 @@ class MBDI(Pretrained):
         (torch.Size([2, 1, 64, 70]), torch.Size([2, 3]), torch.Size([2, 4, 2]))
     """
 
+    defaults: ClassVar[InteractionOptions] = MBDIOptions()
+
     def __init__(
         self,
         options: InteractionOptions | None = None,
@@ -166,7 +168,7 @@ class MBDI(Pretrained):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.options = o = options or MBDIOptions()
+        self.options = o = options or self.defaults
         factory = {"device": device, "dtype": dtype}
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, **factory)
         check_strides(self.encoder)
