@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import mtlkit
+from mtlkit._streams import READER_GONE, reader_gone
 
 BACKENDS = ("reference", "torch", "cpu", "triton", "cuda")
 SETTINGS = ("MTLKIT_BACKEND", "MTLKIT_CPU_ISA", "MTLKIT_CUDA", "MTLKIT_CUDA_ARCHS", "MTLKIT_NATIVE")
@@ -59,7 +60,7 @@ def load_torch() -> tuple[ModuleType | None, str]:
 
 
 def backends(torch_error: str) -> Iterator[tuple[str, bool, str, str]]:
-    """Rows (name, active, detail, mend) of all backends."""
+    """Rows (name, active, detail, fix) of all backends."""
     if torch_error:
         for name in BACKENDS:
             yield name, False, "needs torch, which does not import", "pip install torch"
@@ -100,7 +101,7 @@ def native(module: ModuleType | None, why_not: str) -> Iterator[Row]:
     """Rows of the compiled module."""
     if module is None:
         yield "state", why_not
-        yield "to mend", REBUILD
+        yield "to fix", REBUILD
         return
     yield "file", str(module.__file__)
     yield "compiler", attempt(lambda: module.compiler)
@@ -169,10 +170,10 @@ def report() -> str:
     torch, torch_error = load_torch()  # first, as in use: the compiled module then shares torch's OpenMP
     module, why_not = load_native()
     lines = [f"mtlkit {mtlkit.__version__}, {Path(mtlkit.__file__).parent}", "", "Backends"]
-    for mend, group in groupby(backends(torch_error), key=lambda row: row[3]):
+    for fix, group in groupby(backends(torch_error), key=lambda row: row[3]):
         lines += [f"  {name:<10} {'active' if active else '-':<8} {detail}" for name, active, detail, _ in group]
-        if mend:
-            lines.append(f"{'':<21} to mend: {mend}")
+        if fix:
+            lines.append(f"{'':<21} to fix: {fix}")
     sections = {
         "Compiled module mtlkit._C": native(module, why_not),
         "Versions": versions(torch, torch_error),
@@ -191,4 +192,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        status = main()
+    except BrokenPipeError:
+        status = READER_GONE
+    sys.exit(READER_GONE if reader_gone() else status)

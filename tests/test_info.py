@@ -49,7 +49,7 @@ def test_without_torch(run_python, tmp_path):
     assert process.returncode == 0, process.stderr
     assert all("needs torch" in row for row in rows(process.stdout, "Backends").values())
     assert "No module named 'torch'" in rows(process.stdout, "Versions")["torch"]
-    assert "to mend: pip install torch" in process.stdout
+    assert "to fix: pip install torch" in process.stdout
 
 
 def test_without_triton(run_python, tmp_path):

@@ -8,8 +8,9 @@ from typing import Any
 
 import mtlkit
 from mtlkit import info
+from mtlkit._streams import READER_GONE, reader_gone
 from mtlkit.cli import ablate, bench, data, evaluate, predict, train
-from mtlkit.cli._outcomes import READER_GONE, reader_gone, sentence, stopped, terminable
+from mtlkit.cli._outcomes import sentence, stopped, terminable
 
 EPILOG = """\
 exit status:

@@ -1,9 +1,6 @@
 """How a command ends: one sentence with the option that helps, and the exit status."""
 
-import os
-import select
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +16,6 @@ HINTS = {
     TooLargeError: "--max-pixels raises the limit",
 }
 STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
-READER_GONE = 128 + signal.SIGPIPE
 
 
 def sentence(error: BaseException) -> str:
@@ -63,23 +59,3 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def reader_gone() -> bool:
-    """Whether nobody reads standard output any more; what is left to be written goes nowhere then."""
-    try:
-        output = sys.stdout.fileno()
-    except (OSError, ValueError):  # it is no file
-        return False
-    try:
-        sys.stdout.flush()
-        state = select.poll()
-        state.register(output, 0)
-        gone = any(event & select.POLLERR for _, event in state.poll(0))
-    except BrokenPipeError:
-        gone = True
-    if gone:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, output)
-        os.close(nowhere)
-    return gone

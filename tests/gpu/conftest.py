@@ -15,7 +15,7 @@ def device() -> torch.device:
 
 @pytest.fixture(params=["cuda", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend in turn, asked for, so that a call that it cannot serve fails and names the mend."""
+    """Each backend in turn, asked for, so that a call that it cannot serve fails and names the fix."""
     if request.param == "cuda" and torch.version.hip is not None:
         pytest.skip("the CUDA kernels are for NVIDIA GPUs")
     with mtlkit.use_backend(request.param):

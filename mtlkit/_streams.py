@@ -1,0 +1,28 @@
+"""Standard output, and what to do when its reader has gone."""
+
+import os
+import select
+import signal
+import sys
+
+READER_GONE = 128 + signal.SIGPIPE  # the exit status
+
+
+def reader_gone() -> bool:
+    """Whether nobody reads standard output any more; what is left to be written goes nowhere then."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    try:
+        sys.stdout.flush()
+        state = select.poll()
+        state.register(output, 0)
+        gone = any(event & select.POLLERR for _, event in state.poll(0))
+    except BrokenPipeError:
+        gone = True
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output)
+        os.close(nowhere)
+    return gone
