@@ -36,7 +36,8 @@ def plant(path: Path, mark: Path, *, archive: bool = False) -> None:
     """Puts a pickle that runs code in the place of a file, in torch's archive or by itself."""
     path.unlink()
     if archive:
-        torch.save({part: Planted(mark) for part in PARTS}, path)
+        with path.open("wb") as file:  # by name, torch refuses those that begin with a dot
+            torch.save({part: Planted(mark) for part in PARTS}, file)
     else:
         path.write_bytes(pickle.dumps(Planted(mark)))
 
