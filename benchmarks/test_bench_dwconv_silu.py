@@ -1,4 +1,4 @@
-"""dwconv_silu, beside PyTorch's convolution and activation."""
+"""dwconv_silu, compared with PyTorch's convolution and activation."""
 
 import pytest
 from workloads import cases

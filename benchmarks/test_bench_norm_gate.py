@@ -1,4 +1,4 @@
-"""norm_gate, beside PyTorch's normalisation and activation."""
+"""norm_gate, compared with PyTorch's normalisation and activation."""
 
 import pytest
 from workloads import cases

@@ -1,4 +1,4 @@
-"""ss2d_norm_gate, the core of an SS2D layer, beside its two parts called one after the other."""
+"""ss2d_norm_gate, the core of an SS2D layer, compared with its two parts called one after the other."""
 
 import pytest
 from workloads import cases

@@ -98,10 +98,12 @@ def test_readme_has_the_variables(root):
     assert tuple(sorted(re.findall(r"^\| `(MTLKIT_\w+)`", readme, flags=re.MULTILINE))) == info.SETTINGS
 
 
-@pytest.mark.parametrize("name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "interaction"])
+@pytest.mark.parametrize(
+    "name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "ss2d_norm_gate", "task_interaction"]
+)
 def test_readme_tells_which_operators_have_kernels(root, name):
-    operator = importlib.import_module(f"mtlkit.operators.{name}")
-    served = operator.SERVED if name == "interaction" else operator.OPERATOR.served
+    operator = importlib.import_module(f"mtlkit.operators.{name.removeprefix('task_')}")
+    served = operator.SERVED if name == "task_interaction" else operator.OPERATOR.served
     (row,) = re.findall(rf"^\| `ops\.{name}` \| (.*) \| (.*) \|$", (root / "README.md").read_text(), flags=re.MULTILINE)
     assert [not cell.startswith("none yet") for cell in row] == [
         "cpu" in served,
