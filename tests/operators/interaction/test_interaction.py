@@ -13,7 +13,7 @@ from mtlkit import _native, ops
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionInputs, InteractionShape, assert_accurate
 
-GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_mtl_bus.json").read_text())
+GOLDEN = json.loads((Path(__file__).resolve().parents[2] / "golden" / "golden_mtl_bus.json").read_text())
 BACKENDS = ["reference", "torch", "cpu"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 FORMATS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
