@@ -39,7 +39,8 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
         self.A_logs = nn.Parameter(torch.arange(1.0, N + 1).log().repeat(4 * D, 1))
         self.Ds = nn.Parameter(torch.ones(4 * D))
-        self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
+        for parameter in (self.A_logs, self.Ds):
+            parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] - read by training code
         self.forward_core = self.forward_corev0
         self.out_norm = nn.LayerNorm(D)
         self.out_proj = nn.Linear(D, d_model, bias=False)
@@ -63,15 +64,16 @@ class SS2D(nn.Module):
             self.dt_projs_bias.reshape(-1),
         ).view(batch, 4, D, -1)
         back = ys[:, 2:].flip(-1)  # (B, 2, D, L)
-        columns = (v.view(batch, D, W, H).transpose(2, 3).flatten(2) for v in (ys[:, 1], back[:, 1]))
-        return ys[:, 0], back[:, 0], *columns
+        down, up = (v.view(batch, D, W, H).transpose(2, 3).flatten(2) for v in (ys[:, 1], back[:, 1]))
+        return ys[:, 0], back[:, 0], down, up
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) in and out."""
         batch, H, W, _ = x.shape
         x, z = self.in_proj(x).chunk(2, -1)
         x = self.act(self.conv2d(x.permute(0, 3, 1, 2).contiguous()))  # (B, D, H, W)
-        y = sum(self.forward_core(x)).transpose(1, 2).reshape(batch, H, W, -1)
+        first, *others = self.forward_core(x)
+        y = sum(others, first).transpose(1, 2).reshape(batch, H, W, -1)
         y = self.out_proj(self.out_norm(y) * F.silu(z))
         return y if self.dropout is None else self.dropout(y)
 
@@ -118,6 +120,21 @@ class PatchMerging2D(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, -1)))
 
 
+class Stage(nn.Module):
+    """Blocks of one size, and the way to the next stage."""
+
+    def __init__(self, depth: int, dim: int, d_state: int, last: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(SSConvSSM(dim, d_state) for _ in range(depth))
+        self.downsample = None if last else PatchMerging2D(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same, or, but for the last stage, to (B, H / 2, W / 2, 2 C)."""
+        for block in self.blocks:
+            x = block(x)
+        return x if self.downsample is None else self.downsample(x)
+
+
 class MedMamba(nn.Module):
     """The network: patches of 4 x 4, four stages, the mean over pixels, a linear head."""
 
@@ -126,17 +143,12 @@ class MedMamba(nn.Module):
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dims[0], 4, 4), "norm": nn.LayerNorm(dims[0])})
         self.layers = nn.ModuleList()
         for depth, dim in zip(depths, dims, strict=True):
-            stage = nn.Module()
-            stage.blocks = nn.ModuleList(SSConvSSM(dim, d_state) for _ in range(depth))
-            stage.downsample = None if dim == dims[-1] else PatchMerging2D(dim)
-            self.layers.append(stage)
+            self.layers.append(Stage(depth, dim, d_state, last=dim == dims[-1]))
         self.head = nn.Linear(dims[-1], num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to logits (B, num_classes)."""
         x = self.patch_embed["norm"](self.patch_embed["proj"](images).permute(0, 2, 3, 1))  # (B, H/4, W/4, C)
         for stage in self.layers:
-            for block in stage.blocks:
-                x = block(x)
-            x = x if stage.downsample is None else stage.downsample(x)
+            x = stage(x)
         return self.head(x.mean((1, 2)))

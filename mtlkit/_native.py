@@ -4,9 +4,9 @@
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
-C: ModuleType | None = None
+C: Any = None  # what it holds is C++'s; backends use it after `choose` has found it
 why_not: str | None = None
 
 try:

@@ -16,10 +16,12 @@ Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State S
 """
 
 import sys
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -351,15 +353,19 @@ def _oflex_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows=1, out_fl
     """The output, and a tensor (B, D, 1, 2 N) that holds the last state in its odd places, as the extension's does."""
     with torch.no_grad():
         wide = torch.promote_types(u.dtype, torch.float32) if out_float else u.dtype
-        out, last = selective_scan(u.to(wide), delta, A, B, C, D, None, delta_bias, delta_softplus, True)
+        out, last = selective_scan(
+            u.to(wide), delta, A, B, C, D, None, delta_bias, delta_softplus, return_last_state=True
+        )
     return out, torch.stack((torch.zeros_like(last), last), -1).flatten(-2).unsqueeze(2)
 
 
 def _oflex_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows=1) -> tuple[Tensor | None, ...]:
     """The gradients of u, delta, A, B, C, D and delta_bias, None for what was not given; it scans forward again."""
+    given: list[Any]
     given = [None if t is None else t.detach().requires_grad_() for t in (u, delta, A, B, C, D, delta_bias)]
+    u, delta, A, B, C, D, delta_bias = given
     with torch.enable_grad():
-        out = selective_scan(given[0].to(dout.dtype), *given[1:6], None, given[6], delta_softplus)
+        out = selective_scan(u.to(dout.dtype), delta, A, B, C, D, None, delta_bias, delta_softplus)
     present = iter(torch.autograd.grad(out, [t for t in given if t is not None], dout))
     return tuple(None if t is None else next(present) for t in given)
 
@@ -464,7 +470,7 @@ def _installed(name: str) -> ModuleSpec | None:
     return find_spec(name)
 
 
-def _module(name: str, contents: dict[str, object], search: list[str] | None = None) -> ModuleType:
+def _module(name: str, contents: Mapping[str, object], search: list[str] | None = None) -> ModuleType:
     """A module made of `contents`; with `search` a package that finds the rest of its modules there."""
     module = ModuleType(name, f"{name} as mtlkit serves it; see mtlkit.compat.")
     module.__spec__ = ModuleSpec(name, None, is_package=search is not None)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import mtlkit
 from mtlkit._streams import READER_GONE, reader_gone
@@ -42,7 +43,7 @@ def load_native() -> tuple[ModuleType | None, str]:
     """
     trial = subprocess.run([sys.executable, "-c", "import mtlkit._C"], capture_output=True, check=False)
     if trial.returncode < 0:
-        sys.modules["mtlkit._C"] = None  # makes every later import of it fail instead of crash
+        sys.modules["mtlkit._C"] = cast(ModuleType, None)  # makes every later import of it fail instead of crash
     from mtlkit import _native
 
     if trial.returncode < 0:

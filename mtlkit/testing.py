@@ -199,8 +199,8 @@ class InteractionShape:
         def linear(rows: int, columns: int) -> tuple[Tensor, Tensor]:
             return normal(rows, columns) * columns**-0.5, 0.1 * normal(rows)
 
-        def finish(t: Tensor | None, grad: bool = True) -> Tensor | None:
-            return None if t is None else t.to(device, dtype).requires_grad_(requires_grad and grad)
+        def finish(t: Tensor, grad: bool = True) -> Tensor:
+            return t.to(device, dtype).requires_grad_(requires_grad and grad)
 
         B, C, F, P, three = self.B, self.C, self.F, self.projected, self.signals == "alignment"
         x = normal(B, C, self.H, self.W) * (0.5 + normal(B, C, 1, 1).abs()) + normal(B, C, 1, 1)
@@ -213,8 +213,8 @@ class InteractionShape:
         return InteractionInputs(
             finish(x.contiguous(memory_format=memory_format)),
             finish(normal(B, F)),
-            TIMParameters(*tim, finish(attn if self.attention else None)),
-            UPAParameters(*map(finish, [*upa, *(projections if three else (None, None))])),
+            TIMParameters._make([*tim, finish(attn) if self.attention else None]),
+            UPAParameters._make([*map(finish, upa), *(map(finish, projections) if three else (None, None))]),
         )
 
 
@@ -235,7 +235,9 @@ SS2D_SHAPES = {
 
 # The decoder levels of MBDI and BTI-Net, 1 the deepest, at inputs of 224 x 224 (an ultrasound frame) and 512 x 512.
 INTERACTION_SHAPES = {
-    f"busi_{size}_level{level}_batch{batch}": InteractionShape(batch, 768 >> level, *2 * [size >> (5 - level)])
+    f"busi_{size}_level{level}_batch{batch}": InteractionShape(
+        batch, 768 >> level, size >> (5 - level), size >> (5 - level)
+    )
     for size in (224, 512)
     for batch in (8, 24)
     for level in (1, 2, 3, 4)

@@ -1,6 +1,8 @@
 """`mtlkit.accelerate`: swaps the layers of any model for mtlkit's, which share their Parameters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeVar, overload
 
 from torch import nn
 
@@ -10,6 +12,8 @@ from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require
 from mtlkit.nn import SS2D, InteractionLevel, TaskInteraction
 
 MAMBA_1D = ("A_log", "D", "conv1d", "x_proj", "dt_proj")
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # --- report -----------------------------------------------------------------------------------------------------------
 
@@ -80,6 +84,14 @@ def _with_error(entry: Replaced) -> str:
 # --- public -----------------------------------------------------------------------------------------------------------
 
 
+@overload
+def accelerate(model: nn.Module, *, strict: bool = ..., report: Literal[True] = ..., check: bool = ...) -> Report: ...
+@overload
+def accelerate(model: _Model, *, strict: bool = ..., report: Literal[False], check: bool = ...) -> _Model: ...
+@overload
+def accelerate(
+    model: nn.Module, *, strict: bool = ..., report: bool = ..., check: bool = ...
+) -> Report | nn.Module: ...
 def accelerate(
     model: nn.Module, *, strict: bool = False, report: bool = True, check: bool = True
 ) -> Report | nn.Module:
@@ -189,9 +201,9 @@ def _check_model(model: object) -> None:
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
-def _swap(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+def _swap(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Puts each replacement wherever its module is registered."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if child in replacements:
+            if child is not None and child in replacements:
                 parent._modules[name] = replacements[child]

@@ -12,6 +12,7 @@ each taking a map (B, C, H, W) and a vector (B, F) and returning both, enhanced,
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class SharedTaskInteraction(Shared, TaskInteraction):
         Map (B, C, H, W) and vector (B, F) in and out, as a tuple.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: Any) -> None:
         dim, clf_dim = original.c2s_dense.weight.shape
         super().__init__(dim, clf_dim, _tau(original), "attention" if _has(original, "s2c_attn") else "mean", "meta")
         self.s2c_bn = original.s2c_bn  # with its statistics
@@ -72,7 +73,7 @@ class SharedInteractionLevel(Shared, InteractionLevel):
         Map (B, C, H, W) and vector (B, F) in and out, as a tuple.
     """
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: Any) -> None:
         tim = original.tim
         dim, clf_dim = tim.c2s_dense.weight.shape
         signals = "alignment" if _has(original.upa, "seg_proj") else "variance"
@@ -102,14 +103,14 @@ def _tau(module: nn.Module) -> float:
 # --- recognition ------------------------------------------------------------------------------------------------------
 
 
-def resembles(module: nn.Module) -> bool:
+def resembles(module: Any) -> bool:
     """Whether the parts have the names of TIM's, or are TIM and UPA."""
     if _has(module, "tim") and _has(module, "upa"):
         return resembles(module.tim)
     return all(_has(module, name) for name in TIM_PARTS)
 
 
-def plan(module: nn.Module) -> Plan:
+def plan(module: Any) -> Plan:
     """How the layer can be replaced.
 
     Raises:
@@ -134,7 +135,7 @@ def plan(module: nn.Module) -> Plan:
     return Plan(_random_values(module, generator), [((seg, clf), [make])], 2)
 
 
-def _check_tim(module: nn.Module) -> tuple[int, int]:
+def _check_tim(module: Any) -> tuple[int, int]:
     """C and F."""
     channels, half = (module.s2c_conv.weight.shape[i] if _has(module, "s2c_conv") else 0 for i in (1, 0))
     require(half == channels // 2, f"s2c_conv maps {channels} to {half} channels, not to {channels // 2}")
@@ -155,7 +156,7 @@ def _check_tim(module: nn.Module) -> tuple[int, int]:
     return channels, entries
 
 
-def _check_upa(module: nn.Module, channels: int, entries: int) -> None:
+def _check_upa(module: Any, channels: int, entries: int) -> None:
     three = _has(module, "seg_proj")
     expected = {"fc1": (nn.Linear, (HIDDEN, 3 if three else 2)), "fc2": (nn.Linear, (2, HIDDEN))}
     if three:

@@ -1,7 +1,8 @@
 """What every kind of replaced layer needs: why one is left alone, and how Parameters and hooks are shared."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Plan:
     """
 
     values: dict[str, Tensor]
-    attempts: list[tuple[tuple[Tensor, ...], list[Callable[[], "Shared"]]]]
+    attempts: Sequence[tuple[tuple[Tensor, ...], Sequence[Callable[[], "Shared"]]]]
     outputs: int = 1
 
 
@@ -58,6 +59,7 @@ class Shared(nn.Module):
     """A layer in the place of another one, whose Parameters it holds."""
 
     form: str  # what was recognised, in words
+    _original: nn.Module
 
     @property
     def original(self) -> nn.Module:
@@ -99,16 +101,20 @@ def check_part(name: str, part: nn.Module) -> None:
 def share(source: nn.Module, target: nn.Module) -> None:
     """Gives `target` and its children the Parameters of `source`."""
     for name, child in source.named_children():
-        if name in target._modules:
-            share(child, target._modules[name])
+        if (part := target._modules.get(name)) is not None:
+            share(child, part)
     target._parameters.update(source._parameters)
 
 
 def _order(source: nn.Module, target: nn.Module) -> None:
     """Puts parameters and parts of `target` in the order of `source`, in which optimizers count them."""
-    for held, by in ((target._parameters, source._parameters), (target._modules, source._modules)):
+
+    def reorder(held: dict[str, Any], by: dict[str, Any]) -> None:
         for name in [*(name for name in by if name in held), *(name for name in held if name not in by)]:
             held[name] = held.pop(name)
+
+    reorder(target._parameters, source._parameters)
+    reorder(target._modules, source._modules)
     for name, part in target.named_children():
-        if name in source._modules:
-            _order(source._modules[name], part)
+        if (twin := source._modules.get(name)) is not None:
+            _order(twin, part)

@@ -60,7 +60,7 @@ class SharedSS2D(Shared, SS2D):
 
     marked = False
 
-    def __init__(self, original: nn.Module, form: "Form") -> None:
+    def __init__(self, original: Any, form: "Form") -> None:
         super().__init__(
             form.d_model,
             form.d_state,
@@ -135,7 +135,7 @@ def resembles(module: nn.Module) -> bool:
     return sum(name in held for name in SCAN_PARAMETERS) >= 3
 
 
-def plan(module: nn.Module) -> Plan:
+def plan(module: Any) -> Plan:
     """How the layer can be replaced.
 
     Raises:
@@ -152,7 +152,7 @@ def plan(module: nn.Module) -> Plan:
     return Plan(_random_parameters(module, forms[0]), attempts)
 
 
-def _recognise(module: nn.Module) -> list[Form]:
+def _recognise(module: Any) -> list[Form]:
     """The forms that a layer may have by its parameters, likeliest first.
 
     Raises:
@@ -210,7 +210,7 @@ def _check_parts(module: nn.Module) -> None:
     check_parameters(module, needed | parts, needed, "SS2D")
 
 
-def _projection_sizes(name: str, layer: nn.Module) -> tuple[int, int]:
+def _projection_sizes(name: str, layer: Any) -> tuple[int, int]:
     """Channels out and in."""
     if isinstance(layer, nn.Conv2d):
         require(
@@ -219,10 +219,11 @@ def _projection_sizes(name: str, layer: nn.Module) -> tuple[int, int]:
         )
     else:
         require(isinstance(layer, nn.Linear), f"{name} is no linear layer ({kind(layer)})")
-    return tuple(layer.weight.shape[:2])
+    out, into = layer.weight.shape[:2]
+    return out, into
 
 
-def _conv_size(layer: nn.Module | None, inner: int) -> int:
+def _conv_size(layer: Any, inner: int) -> int:
     """Rows of the depthwise convolution; 1 for none."""
     if layer is None or isinstance(layer, nn.Identity):
         return 1
@@ -240,7 +241,7 @@ def _conv_size(layer: nn.Module | None, inner: int) -> int:
     return size
 
 
-def _check_norm(layer: nn.Module, inner: int) -> None:
+def _check_norm(layer: Any, inner: int) -> None:
     if not isinstance(layer, nn.Identity):
         require(isinstance(layer, nn.LayerNorm), f"out_norm is no LayerNorm ({kind(layer)})")
         shape = tuple(layer.normalized_shape)
@@ -254,7 +255,7 @@ def _is_gelu(layer: object) -> bool:
     return True
 
 
-def _dropout(layer: object) -> float:
+def _dropout(layer: Any) -> float:
     if layer is None or isinstance(layer, nn.Identity):
         return 0.0
     require(isinstance(layer, nn.Dropout), f"dropout is no Dropout ({kind(layer)})")
@@ -262,7 +263,7 @@ def _dropout(layer: object) -> float:
     return float(layer.p)
 
 
-def _layouts(module: nn.Module) -> tuple[bool, ...]:
+def _layouts(module: Any) -> tuple[bool, ...]:
     """Whether channels come first: what the layer says of itself, else what its input projection takes."""
     said = getattr(module, "channel_first", None)
     if isinstance(said, bool):

@@ -4,7 +4,7 @@ import os
 import zlib
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 from mtlkit._text import shown
 from mtlkit.data.pixels import MAX_PIXELS, check_pixels
@@ -91,6 +91,10 @@ class Tags:
             return []
         return found
 
+    @overload
+    def number(self, name: str, default: float, dataset: Any = None) -> float: ...
+    @overload
+    def number(self, name: str, default: None = None, dataset: Any = None) -> float | None: ...
     def number(self, name: str, default: float | None = None, dataset: Any = None) -> float | None:
         """The first number of an optional tag."""
         return next(iter(self.numbers(name, dataset)), default)
@@ -176,7 +180,7 @@ def _several(value: Any) -> bool:
     return isinstance(value, MultiValue | Sequence)
 
 
-def _raw(dataset: Any, name: str) -> object:
+def _raw(dataset: Any, name: str) -> Any:
     """The bytes of a broken value."""
     try:
         value = dataset.get_item(name).value
@@ -311,5 +315,5 @@ def _head_of_deflated(file: BinaryIO) -> bytes | None:
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     head = BytesIO()
     head.write(bytes(128) + b"DICM")
-    write_file_meta_info(head, meta, enforce_standard=False)
+    write_file_meta_info(head, meta, enforce_standard=False)  # pyright: ignore[reportArgumentType] - any file serves
     return head.getvalue()

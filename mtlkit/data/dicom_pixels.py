@@ -158,7 +158,13 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
     for window in _windows(tags, index):
         unit = _apply_window(values, window)
         shown = extent(unit, hidden)
-        if shown is None or shown[0] < shown[1] or span[0] == span[1] or _shows_other_frames(window, tags):
+        if (
+            shown is None
+            or shown[0] < shown[1]
+            or span is None
+            or span[0] == span[1]
+            or _shows_other_frames(window, tags)
+        ):
             return render(unit, Scale(0, 1), hidden, inverted=inverted)
         tags.remarks.append(
             f"its window of center {window.center:g} and width {window.width:g} shows nothing of its values "

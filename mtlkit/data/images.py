@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from mtlkit.data.dicom import pixel_spacing
 from mtlkit.data.dicom_file import is_dicom, open_dicom
@@ -54,7 +55,8 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     _first(path)
     try:
         with path.open("rb") as file, _open(file) as image:  # by a name, Pillow maps turned TIFFs to the wrong shape
-            check_pixels(path, *image.size, max_pixels)
+            width, height = image.size
+            check_pixels(path, width, height, max_pixels)
             yield image
     except DataError:
         raise
@@ -104,7 +106,7 @@ def count_frames(path: str | Path) -> int:
 
 def _pages(image: Image.Image) -> list[int]:
     """The pages of a TIFF that are no thumbnails of others; the one image of any other file."""
-    if image.format != "TIFF":
+    if not isinstance(image, TiffImageFile):
         return [0]
     pages = []
     for page in range(image.n_frames):
@@ -143,7 +145,7 @@ def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
 def _bits(image: Image.Image) -> int:
     """How many bits the file has for each number."""
     bits = 32 if image.mode in ("I", "F") else 16
-    return int(np.atleast_1d(image.tag_v2.get(BITS, bits))[0]) if image.format == "TIFF" else bits
+    return int(np.atleast_1d(image.tag_v2.get(BITS, bits))[0]) if isinstance(image, TiffImageFile) else bits
 
 
 def _grey(values: np.ndarray, image: Image.Image, path: Path, pages: list[int], remarks: list[str]) -> np.ndarray:
@@ -157,7 +159,7 @@ def _grey(values: np.ndarray, image: Image.Image, path: Path, pages: list[int], 
         remarks.append(scale.remark)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         remarks.append("holds values that are no numbers, which are black")
-    inverted = image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
+    inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
     with np.errstate(all="ignore"):  # floats that are no numbers become black
         return eight_bits(render(values, scale, inverted=inverted))
 

@@ -59,7 +59,8 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
         raise ValueError(f"fractions: expected three numbers in [0, 1) of sum 1, got {tuple(fractions)}")
     if not fractions[0] > 0:
         raise ValueError(f"fractions: expected something to train on, got {tuple(fractions)}")
-    return tuple(fractions)
+    train, val, test = fractions
+    return train, val, test
 
 
 def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -75,7 +76,8 @@ def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: in
     if count < 2:
         raise DataError(f"{catalogue.root}: class {name!r} has only {count} group to divide, at least 2 are needed")
     try:
-        return train_test_split(names, test_size=share, stratify=strata, random_state=seed)
+        first, second = train_test_split(names, test_size=share, stratify=strata, random_state=seed)
+        return list(first), list(second)
     except ValueError:
         words = f"its {len(names)} groups are too few to give {share:.0%} of them to one part, with all classes in both"
         raise DataError(f"{catalogue.root}: {words}") from None

@@ -19,7 +19,7 @@ BILINEAR = InterpolationMode.BILINEAR
 
 def _mbdi() -> nn.Module:
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5)]
-    return v2.Compose([*flips, v2.RandomApply([v2.RandomRotation(15, BILINEAR)], p=0.7)])
+    return v2.Compose([*flips, v2.RandomApply([v2.RandomRotation((-15, 15), BILINEAR)], p=0.7)])
 
 
 def _mbdi_elastic() -> nn.Module:
@@ -28,11 +28,11 @@ def _mbdi_elastic() -> nn.Module:
 
 def _csa_moe() -> nn.Module:
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5)]
-    return v2.Compose([*flips, v2.RandomRotation(15, BILINEAR)])
+    return v2.Compose([*flips, v2.RandomRotation((-15, 15), BILINEAR)])
 
 
 def _hybrid_vssm() -> nn.Module:
-    affine = v2.RandomAffine(degrees=10, translate=(0.05, 0.05), scale=(0.95, 1.05), interpolation=BILINEAR)
+    affine = v2.RandomAffine(degrees=(-10, 10), translate=(0.05, 0.05), scale=(0.95, 1.05), interpolation=BILINEAR)
     return v2.Compose([affine, v2.RandomHorizontalFlip(0.5)])
 
 

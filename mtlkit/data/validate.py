@@ -139,9 +139,11 @@ def read_findings(
     """Reads every file of the records once; `progress` is told how many of how many records are done."""
     findings: list[Finding] = []
     seen: dict[bytes, Any] = {}
-    check = _check_exam if catalogue.mammography else _check_record
     for done, record in enumerate(catalogue.records, start=1):
-        findings += check(record, seen, max_pixels)
+        if isinstance(record, Exam):
+            findings += _check_exam(record, seen, max_pixels)
+        else:
+            findings += _check_record(record, seen, max_pixels)
         if progress is not None:
             progress(done, len(catalogue))
     return findings

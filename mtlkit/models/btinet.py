@@ -63,5 +63,5 @@ class BTINet(MBDI):
         """
         if not self.gate_names:
             raise ValueError(f"stage2_parameters: there are no gates with {self.options}")
-        levels = (level.interaction for level in self.decoder if level.interaction is not None)
-        return [parameter for interaction in levels for parameter in interaction.upa.parameters()]
+        levels = (module for module in self.modules() if isinstance(module, InteractionLevel))
+        return [parameter for level in levels for parameter in level.upa.parameters()]

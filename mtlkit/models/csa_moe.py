@@ -130,8 +130,9 @@ class CSAMoE(Pretrained):
         self.options = o = options or CSAMoEOptions()
         factory = {"device": device, "dtype": dtype}
         self.views = LesionViews(o.iterations)
-        self.experts = nn.ModuleDict({name: _Expert(o, factory) for name in o.experts})
-        dim, count = self.experts[o.experts[0]].dim, len(o.experts)
+        experts = {name: _Expert(o, factory) for name in o.experts}
+        self.experts = nn.ModuleDict(experts)
+        dim, count = experts[o.experts[0]].dim, len(o.experts)
         self.gate = AdaptiveGate(dim, count, dropout=o.dropout, **factory) if count > 1 else None
         if o.head == "linear":
             self.head = nn.Linear(dim, o.num_classes, **factory)

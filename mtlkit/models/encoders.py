@@ -141,7 +141,7 @@ class Encoder(nn.Module):
             self.strides = tuple(net.feature_info.reduction()[-len(STRIDES) :])
         self.train()
 
-    def _adopt(self, net: nn.Module, taps: tuple[str, ...] | None) -> None:
+    def _adopt(self, net: Any, taps: tuple[str, ...] | None) -> None:
         """Takes what leads to the last tap over from `net`, under its names."""
         default = _TAPS[self.name.partition(".")[0]] or tuple(entry["module"] for entry in net.feature_info)
         self._taps = taps or default
@@ -227,7 +227,7 @@ def _sequence(module: nn.Module, taps: tuple[str, ...], prefix: str = "") -> Ite
             yield path
 
 
-def _network(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def _network(name: str, pretrained: bool, **options: Any) -> Any:
     """A network of timm; says what to do where its weights are out of reach."""
     make = partial(_timm().create_model, name, **options)
     if not pretrained:

@@ -163,10 +163,9 @@ class HybridVSSM(Pretrained):
         super().__init__()
         self.options = o = options or HybridVSSMOptions()
         factory = {"device": device, "dtype": dtype}
-        self.backbones = nn.ModuleDict(
-            {name: _Backbone(o, factory) for name in (["all"] if o.shared else ["cc", "mlo"])}
-        )
-        dim = next(iter(self.backbones.values())).dim
+        backbones = {name: _Backbone(o, factory) for name in (["all"] if o.shared else ["cc", "mlo"])}
+        self.backbones = nn.ModuleDict(backbones)
+        dim = next(iter(backbones.values())).dim
         self.fusion = GatedViewFusion(dim, len(VIEWS), o.fusion_hidden, **factory)
         self.dropout = nn.Dropout(o.dropout)
         classes = {"label": o.label_classes, "birads": o.birads_classes}
@@ -254,19 +253,20 @@ class _Backbone(nn.Module):
 
     def __init__(self, o: HybridVSSMOptions, factory: dict[str, Any]) -> None:
         super().__init__()
+        self.dim = o.dims[-1]
         if o.backbone == "vssm":
             self.stem = PatchEmbed(o.in_chans, o.dims[0], **factory)
             self.stem.apply(init_ss_conv_ssm)
         else:
             name, tap = ("resnet18", "layer2") if o.backbone == "hybrid" else (o.backbone, "layer4")
-            self.stem = Encoder(name, o.pretrained, o.in_chans, o.freeze_until, (tap,), **factory)
+            self.stem = encoder = Encoder(name, o.pretrained, o.in_chans, o.freeze_until, (tap,), **factory)
+            if o.backbone.startswith("resnet"):
+                self.dim = encoder.channels[0]
         if o.backbone.startswith("resnet"):
             self.stages = nn.ModuleList()
-            self.dim = self.stem.channels[0]
         else:
             self.stages = ss_conv_ssm_stages(o.depths, o.dims, o.d_state, 2.0, 0.0, o.drop_path_rate, **factory)
             self.stages.apply(init_ss_conv_ssm)
-            self.dim = o.dims[-1]
 
     def forward(self, view: Tensor) -> Tensor:
         x = self.stem(view)

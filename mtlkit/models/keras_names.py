@@ -281,7 +281,9 @@ def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict
         pairs = [("", module, "...", list(left))]
     else:
         found = _layer_names(wanted, list(by_layer))
-        pairs = [(f"{p}.", module.get_submodule(p), wanted[p], by_layer.get(name, [])) for p, name in found.items()]
+        pairs = [
+            (f"{p}.", module.get_submodule(p), wanted[p], by_layer.get(name or "", [])) for p, name in found.items()
+        ]
     for prefix, layer, shown, names in pairs:
         for key, name, value in _layer_tensors(layer, prefix, shown, names, weights):
             state[key] = value
@@ -297,8 +299,9 @@ def _layer_tensors(
     layer: nn.Module, prefix: str, shown: str, names: list[str], weights: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Tensor]]:
     """The tensors of a layer: our key, Keras' name, the value."""
-    by_part = {_split(name)[1:]: name for name in names}  # (part, variable)
-    parts = _parts_of_layer(layer, list(dict.fromkeys(part for part, _ in by_part)))
+    by_part: dict[tuple[str | None, str], str]  # by part and variable
+    by_part = {_split(name)[1:]: name for name in names}
+    parts = _parts_of_layer(layer, list(dict.fromkeys(_split(name)[1] for name in names)))
     leaves = dict(_leaves(layer))
     own = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
     for path, part in parts.items():

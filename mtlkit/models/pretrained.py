@@ -80,7 +80,7 @@ class Pretrained(Network):
 
 def from_pretrained(
     source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any
-) -> nn.Module:
+) -> Pretrained:
     """The network in a folder or on the Hugging Face Hub, of whichever kind it is.
 
     Args:
@@ -116,7 +116,7 @@ def _checkpoint_class() -> type:
         raise ImportError(install_hint(error.name or "huggingface_hub", "saving and loading")) from error
 
     class Checkpoint(ModelHubMixin, library_name="mtlkit", tags=["mtlkit"]):
-        def __init__(self, module: nn.Module) -> None:
+        def __init__(self, module: Any) -> None:
             self.module = module
 
         def _save_pretrained(self, save_directory: Path) -> None:

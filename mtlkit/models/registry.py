@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,8 +17,10 @@ class _Entry:
 
 _MODELS: dict[str, _Entry] = {}
 
+_Class = TypeVar("_Class", bound=type[nn.Module])
 
-def register(name: str, options: Any) -> Callable[[type[nn.Module]], type[nn.Module]]:
+
+def register(name: str, options: Any) -> Callable[[_Class], _Class]:
     """Class decorator: makes a network known as `name`, with `options` as its defaults.
 
     Args:
@@ -45,7 +47,7 @@ def register(name: str, options: Any) -> Callable[[type[nn.Module]], type[nn.Mod
     if name in _MODELS:
         raise ValueError(f"name: {name!r} is registered already")
 
-    def add(network: type[nn.Module]) -> type[nn.Module]:
+    def add(network: _Class) -> _Class:
         _MODELS[name] = _Entry(network, options)
         return network
 

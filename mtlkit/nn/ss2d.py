@@ -176,20 +176,23 @@ class SS2D(nn.Module):
         if isinstance(self.out_norm, nn.LayerNorm):
             fused = z if self.gate == "silu" and not self.out_act else None
             norm = self.out_norm
-            y = ops.ss2d_norm_gate(u, *others, norm.weight, norm.bias, fused, norm.eps, out_dtype=wide)
+            y = ops.ss2d_norm_gate(
+                u, *others, weight=norm.weight, bias=norm.bias, z=fused, eps=norm.eps, out_dtype=wide
+            )
             if fused is not None:
                 return y
         else:
             y = ops.ss2d(u, *others, out_dtype=wide).permute(0, 2, 3, 1)
         if self.out_act:
             y = F.gelu(y)
-        if self.gate is None:
+        if z is None:
             return y
         return y * (F.silu(z) if self.gate == "silu" else z)
 
     def _mark(self) -> None:
         """Asks training code to leave A_logs and Ds out of weight decay."""
-        self.A_logs._no_weight_decay = self.Ds._no_weight_decay = True
+        for parameter in (self.A_logs, self.Ds):
+            parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] - what such code looks for
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

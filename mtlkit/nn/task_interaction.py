@@ -89,13 +89,13 @@ class TaskInteraction(nn.Module):
         layers = (self.s2c_conv, self.s2c_dense, self.clf_gate, self.c2s_dense, self.seg_gate, self.s2c_bn)
         pairs = (tensor for layer in layers for tensor in (layer.weight, layer.bias))
         attention = self.s2c_attn.weight if self.pooling == "attention" else None
-        return ops.TIMParameters(*pairs, self.s2c_bn.running_mean, self.s2c_bn.running_var, attention)
+        return ops.TIMParameters._make((*pairs, self.s2c_bn.running_mean, self.s2c_bn.running_var, attention))
 
     def step(self) -> dict[str, Any]:
         """How the batch normalisation runs, as mtlkit.ops takes it; counts the batch in training."""
         norm, group = self.s2c_bn, None
         if self.training:
-            norm.num_batches_tracked.add_(1)
+            norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess] - it tracks
             group = group_of(norm)
         return {"training": self.training, "momentum": norm.momentum, "eps": norm.eps, "group": group}
 

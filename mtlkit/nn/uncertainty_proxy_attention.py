@@ -72,6 +72,10 @@ class UncertaintyProxyAttention(nn.Module):
         True
     """
 
+    signals: Literal["variance", "alignment"]
+    running_signals: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -117,7 +121,9 @@ class UncertaintyProxyAttention(nn.Module):
     @torch.no_grad()
     def track(self, signals: ops.VarianceSignals | ops.AlignmentSignals, group: Group | None = None) -> None:
         """Takes a batch into `running_signals`, in training; with a group that of all its processes."""
-        if not self.training or self.signals != "variance" or (group is None and signals.seg.shape[0] == 0):
+        if not self.training or not isinstance(signals, ops.VarianceSignals):
+            return
+        if group is None and signals.seg.shape[0] == 0:
             return
         self.num_batches_tracked.add_(1)
         share = self.num_batches_tracked.to(self.running_signals.dtype).reciprocal().clamp(min=self.momentum)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ MAX_STATES = 256
 LARGE_BLOCK = 8 << 20  # bytes
 
 
-def argument(tensor: Tensor | None) -> tuple[int, int, tuple[int, ...]] | None:
+Argument = tuple[int, int, tuple[int, ...]]
+
+
+@overload
+def argument(tensor: Tensor) -> Argument: ...
+@overload
+def argument(tensor: Tensor | None) -> Argument | None: ...
+def argument(tensor: Tensor | None) -> Argument | None:
     """Address, dtype and strides in elements."""
     return None if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride())
 

@@ -14,7 +14,7 @@ Empty batches do not reach a backend, nor do tensors whose memory is not what th
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints, overload
 
 import torch
 from torch import Tensor
@@ -66,6 +66,10 @@ def in_memory(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+@overload
+def plain(tensor: Tensor) -> Tensor: ...
+@overload
+def plain(tensor: Tensor | None) -> Tensor | None: ...
 def plain(tensor: Tensor | None) -> Tensor | None:
     """The tensor with its numbers in memory as its strides say: a view that negates, or stands for zeros, is copied."""
     if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
@@ -145,8 +149,8 @@ class Operator:
         self,
         name: str,
         *,
-        inputs: type[tuple],
-        options: type[tuple] = NoOptions,
+        inputs: type[NamedTuple],
+        options: type[NamedTuple] = NoOptions,
         check: Callable[[Any, Any], None],
         new_outputs: Callable[[Any, Any], tuple[Tensor, ...]],
         outputs: int = 1,

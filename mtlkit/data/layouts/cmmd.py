@@ -143,9 +143,12 @@ def scan(root: Path, birads: Sequence[int] = (1, 2, 3, 4, 5)) -> Catalogue:
         for i, side in enumerate("LR"):
             breast = table.get((folder.name, side))
             seen = any(views[2 * i : 2 * i + 2])
-            used = breast is not None and seen and (whole or breast.birads in chosen)
-            labels.append(breast.label if used else -1)
-            categories.append(chosen.index(breast.birads) if used and breast.birads else -1)
+            if breast is not None and seen and (whole or breast.birads in chosen):
+                labels.append(breast.label)
+                categories.append(chosen.index(breast.birads) if breast.birads else -1)
+            else:
+                labels.append(-1)
+                categories.append(-1)
             if seen and breast is None:
                 text = f"its {'left' if side == 'L' else 'right'} breast is not listed in {path.name}: not known"
                 findings.append(Finding("note", "missing row", folder, text))

@@ -220,7 +220,7 @@ def draw_mammogram(view: str, breast: Breast | None = None, size: int = 512, see
     image = absorbs * thickness
     if projection == "MLO":
         muscle = _pectoral(y, x, build) * (depth > 0)
-        image += muscle * (0.58 + 0.04 * power_law(rng, *y.shape, 1.5) - 0.75 * image)
+        image += muscle * (0.58 + 0.04 * power_law(rng, y.shape[0], y.shape[1], 1.5) - 0.75 * image)
     image += 0.10 * np.exp(-(((depth - 0.006) / 0.005) ** 2)) * (depth > 0)  # skin
     ring = np.hypot(y - nipple[0], x - nipple[1])
     image += 0.22 * np.exp(-((ring / 0.014) ** 2))
@@ -236,9 +236,10 @@ def draw_mammogram(view: str, breast: Breast | None = None, size: int = 512, see
 def _write_dicom(path: Path, image: np.ndarray, patient: str, view: str, seeds: Sequence[int], *, inverted: bool):
     """A mammogram of 12 bits with a window; `inverted` as MONOCHROME1."""
     import pydicom
-    from pydicom.uid import DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
 
-    def uid(*parts: object) -> str:
+    def uid(*parts: object) -> UID:
         return generate_uid(entropy_srcs=["mtlkit phantom", *map(str, (*seeds, *parts))])
 
     side, projection = view.split("-")
@@ -246,11 +247,11 @@ def _write_dicom(path: Path, image: np.ndarray, patient: str, view: str, seeds: 
     window = (2000, 3600)
     if inverted:
         stored, window = (2**BITS - 1) - stored, (2**BITS - 1 - 2000, 3600)
-    meta = pydicom.dataset.FileMetaDataset()
+    meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = uid(patient, view)
-    file = pydicom.FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # pyright: ignore[reportArgumentType] - new: of no file
     file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     file.StudyInstanceUID, file.SeriesInstanceUID = uid(patient), uid(patient, "series")
     file.PatientID = file.PatientName = patient

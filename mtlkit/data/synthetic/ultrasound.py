@@ -91,7 +91,7 @@ def _benign(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple[float, f
     axes = (tall, tall * rng.uniform(1.25, 2.0))
     shape = outline(rng, rng.choice([0.03, 0.06, 0.10]), range(2, 5))
     depth = inside(y, x, centre, axes, rng.uniform(-0.25, 0.25), shape)
-    core = rng.uniform(-30, -21) + 1.8 * power_law(rng, *y.shape, 1.2, stretch=1.5)
+    core = rng.uniform(-30, -21) + 1.8 * power_law(rng, y.shape[0], y.shape[1], 1.2, stretch=1.5)
     strength = strength + (core - strength) * smooth_step(depth, rng.uniform(0.06, 0.2))
     rim = (
         np.exp(-(((depth + 0.04) / 0.06) ** 2)) * np.abs(y - centre[0]) / axes[0]
@@ -112,7 +112,7 @@ def _malignant(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple[float
     rng.bit_generator.state = state  # the spiculated outline is the same one, with spikes
     spiked = outline(rng, rng.uniform(0.10, 0.18), range(2, 10), spikes=int(rng.integers(7, 14)), spike=0.75)
     mass, spicules = (inside(y, x, centre, axes, tilt, radius) for radius in (rough, spiked))
-    core = rng.uniform(-30, -23) + 3.5 * power_law(rng, *y.shape, 1.0)
+    core = rng.uniform(-30, -23) + 3.5 * power_law(rng, y.shape[0], y.shape[1], 1.0)
     halo = smooth_step(spicules + 0.4, 0.5) * rng.uniform(2, 6)
     strength = strength + halo
     strength = strength + (core - strength) * (rng.uniform(0.4, 0.7) * smooth_step(spicules, 0.25))

@@ -76,7 +76,7 @@ def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
 
 def _enhance(backend, x, f, tim, tau, norm) -> TIMOutput:
     sums = gather(backend, projection_of(x, tim), reduce.Options(False, compute_dtype(x, f)))
-    mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
+    mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)  # pyright: ignore[reportArgumentType] - there is a projection
     return TIMOutput(multiply(backend, x, mu), clf.to(f.dtype), mu)
 
 
@@ -92,7 +92,7 @@ def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) ->
     base = sums_of(x, True)
     shift = sums_of(x_enhanced, False).mean - base.mean  # (B, C)
     alignment = alignment_of(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
-    return AlignmentSignals(alignment, base.energy, torch.log1p(spread))
+    return AlignmentSignals(alignment, base.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
 
 
 def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None) -> InteractionOutput:
@@ -142,9 +142,9 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
     backend = _choose("tim_pool", x, weight, bias, attn_weight)
     with _full_precision(x):
         attn = None if attn_weight is None else attn_weight.flatten()
-        return gather(
-            backend, reduce.Inputs(x, weight.flatten(1), bias, attn), reduce.Options(False, compute_dtype(x))
-        ).pooled
+        inputs = reduce.Inputs(x, weight.flatten(1), bias, attn)
+        sums = gather(backend, inputs, reduce.Options(False, compute_dtype(x)))
+        return sums.pooled  # pyright: ignore[reportReturnType] - there is a projection
 
 
 def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Tensor:

@@ -142,7 +142,8 @@ class _Passes(NamedTuple):
     def sums(self, mean: Tensor, variance: Tensor, energy: Tensor, pooled: Tensor) -> reduce.Reduced:
         """Of the sums, those that gating reads."""
         three = self.call.alignment
-        return reduce.Reduced(mean, None if three else variance, energy if three else None, pooled)
+        read = None if three else variance, energy if three else None
+        return reduce.Reduced(mean, *read, pooled)  # pyright: ignore[reportArgumentType] - of three signals none is the variance
 
     def forward(
         self, normaliser: Tensor | None, running: list[Tensor], tensors: tuple[Tensor | None, ...], save: bool
@@ -155,7 +156,11 @@ class _Passes(NamedTuple):
         (seg,) = scaling.forward(scale.Inputs(inputs.x, factors), (), False)
         signals = (t for t in results[3:6] if t is not None)
         outputs = seg, clf, results.mu, results.enhanced, results.gates, *signals
-        return outputs, (*_Saved(*inputs, f, normaliser, *gathered, factors), *weights, *results) if save else ()
+        return outputs, (
+            *_Saved._make((*inputs, f, normaliser, *gathered, factors)),
+            *weights,
+            *results,
+        ) if save else ()
 
     def backward(
         self, saved: _Saved, weights, results: Results, grads: tuple[Tensor | None, ...], wanted: tuple[bool, ...]

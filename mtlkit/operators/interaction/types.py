@@ -1,7 +1,7 @@
 """What a level of task interaction is given and gives, and the checks of what it is given."""
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ from mtlkit._check import check_device, check_shape, check_tensor
 SIGNALS = {"variance": 2, "alignment": 3}
 
 
-def signals_named(kind: object) -> object:
-    """The name of UPA's signals; that of an earlier release, with a warning."""
+def signals_named(kind: Any) -> Any:
+    """The name of UPA's signals, yet to be checked; that of an earlier release, with a warning."""
     if kind != "three":
         return kind
     warnings.warn("signals='three' is called 'alignment' now", DeprecationWarning, stacklevel=3)
@@ -171,14 +171,14 @@ class InteractionOutput(NamedTuple):
 # --- shape rule -------------------------------------------------------------------------------------------------------
 
 
-def check_map(name: str, x: object) -> None:
+def check_map(name: str, x: Tensor) -> None:
     """Raises unless `x` is a map that has a pixel."""
     check_tensor(name, x, 4)
     if min(x.shape[1:]) < 1:
         raise ValueError(f"{name}: expected shape (B, C, H, W) with C, H and W at least 1, got {tuple(x.shape)}")
 
 
-def check_vector(f: object, x: Tensor) -> None:
+def check_vector(f: Tensor, x: Tensor) -> None:
     """Raises unless `f` has a vector for each image of `x`."""
     check_tensor("f", f, 2)
     if f.shape[1] < 1:
@@ -187,7 +187,7 @@ def check_vector(f: object, x: Tensor) -> None:
     check_device(x=x, f=f)
 
 
-def check_enhanced(x: Tensor, x_enhanced: object, f: Tensor, f_enhanced: object) -> None:
+def check_enhanced(x: Tensor, x_enhanced: Tensor, f: Tensor, f_enhanced: Tensor) -> None:
     """Raises unless the enhanced map and vector are shaped as their bases are."""
     for name, tensor, base, letters in (
         ("x_enhanced", x_enhanced, x, "(B, C, H, W), that of x,"),
@@ -198,7 +198,7 @@ def check_enhanced(x: Tensor, x_enhanced: object, f: Tensor, f_enhanced: object)
     check_device(x=x, x_enhanced=x_enhanced, f_enhanced=f_enhanced)
 
 
-def check_projection(x: Tensor, weight: object, bias: object, attn: object, where: str = "") -> None:
+def check_projection(x: Tensor, weight: Tensor, bias: Tensor, attn: Tensor | None, where: str = "") -> None:
     """Raises unless a projection fits the map; `where` goes before the names in messages, "tim.proj_" say."""
     channels = x.shape[1]
     check_tensor(f"{where}weight", weight, (2, 4))
@@ -218,7 +218,10 @@ def check_projection(x: Tensor, weight: object, bias: object, attn: object, wher
         check_device(x=x, **{name: attn})
 
 
-def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: dict[str, tuple[str, tuple[int, ...]]]):
+Shapes = dict[str, tuple[str, tuple[int, ...]]]  # field -> its letters and its sizes
+
+
+def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: Shapes) -> None:
     for field, (letters, sizes) in shapes.items():
         name, value = f"{where}.{field}", getattr(parameters, field)
         check_tensor(name, value, len(sizes))
@@ -233,7 +236,7 @@ def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
         raise TypeError(f"tim: expected TIMParameters, got {type(p).__name__}")
     check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")
     C, P, N = x.shape[1], p.proj_weight.shape[0], f.shape[1]
-    shapes = {
+    shapes: Shapes = {
         "context_weight": ("(F, P)", (N, P)),
         "context_bias": ("(F,)", (N,)),
         "clf_gate_weight": ("(F, F)", (N, N)),
@@ -243,7 +246,7 @@ def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
         "seg_gate_weight": ("(C, C)", (C, C)),
         "seg_gate_bias": ("(C,)", (C,)),
     }
-    norm = dict.fromkeys(("norm_weight", "norm_bias", "norm_mean", "norm_var"), ("(F,)", (N,)))
+    norm: Shapes = dict.fromkeys(("norm_weight", "norm_bias", "norm_mean", "norm_var"), ("(F,)", (N,)))
     _check_fields(p, "tim", x, shapes | norm)
     check_tau(tau)
 
@@ -254,11 +257,16 @@ def check_tau(tau: object) -> None:
         raise TypeError(f"tau: expected a number, got {type(tau).__name__}")
 
 
-def check_signals(x: Tensor, f: Tensor, kind: object, seg_proj: object, clf_proj: object, where: str = "") -> None:
+def check_signals(
+    x: Tensor, f: Tensor, kind: str, seg_proj: Tensor | None, clf_proj: Tensor | None, where: str = ""
+) -> None:
     """Raises unless there are such signals, with the projections that they need and no others."""
     if kind not in SIGNALS:
         raise ValueError(f"signals: expected one of {', '.join(map(repr, SIGNALS))}, got {kind!r}")
-    projections = {f"{where}seg_proj": (seg_proj, "C", x), f"{where}clf_proj": (clf_proj, "F", f)}
+    projections: dict[str, tuple[Any, str, Tensor]] = {
+        f"{where}seg_proj": (seg_proj, "C", x),
+        f"{where}clf_proj": (clf_proj, "F", f),
+    }
     for name, (value, letter, wide) in projections.items():
         if kind == "variance":
             if value is not None:
@@ -270,14 +278,14 @@ def check_signals(x: Tensor, f: Tensor, kind: object, seg_proj: object, clf_proj
         check_device(x=x, **{name: value})
 
 
-def check_upa(x: Tensor, f: Tensor, p: object, kind: object, normaliser: object) -> None:
+def check_upa(x: Tensor, f: Tensor, p: object, kind: str, normaliser: Tensor | None) -> None:
     """Raises unless UPA's parameters fit map, vector and signals."""
     if not isinstance(p, UPAParameters):
         raise TypeError(f"upa: expected UPAParameters, got {type(p).__name__}")
     check_signals(x, f, kind, p.seg_proj, p.clf_proj, "upa.")
     check_tensor("upa.fc1_weight", p.fc1_weight, 2)
     hidden, count = p.fc1_weight.shape[0], SIGNALS[kind]
-    shapes = {
+    shapes: Shapes = {
         "fc1_weight": (f"(hidden, {count}) for signals={kind!r}", (hidden, count)),
         "fc1_bias": ("(hidden,)", (hidden,)),
         "fc2_weight": ("(2, hidden)", (2, hidden)),

@@ -1,7 +1,7 @@
 """What norm_gate is given, and the layout of what it returns."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ def new_output(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+@overload
+def rows(t: Tensor) -> Tensor: ...
+@overload
+def rows(t: Tensor | None) -> Tensor | None: ...
 def rows(t: Tensor | None) -> Tensor | None:
     """(rows, D) with the channels side by side, as the kernels read it; no copy where strides allow."""
     if t is None:

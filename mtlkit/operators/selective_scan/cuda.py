@@ -121,8 +121,9 @@ def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Te
         )
         check_cuda(status)
     # in a fixed order, as all of torch's sums over a dimension
-    dB, dC = drows.sum(0).split(states, -1) if varies else (None, None)
-    dA, constant_B, constant_C, dD, dbias = dparameters.sum(0).split((states, states, states, 1, 1), -1)
-    dB = token_last(dB, B) if B.dim() > 2 else constant_B
-    dC = token_last(dC, C) if C.dim() > 2 else constant_C
+    dA, dB, dC, dD, dbias = dparameters.sum(0).split((states, states, states, 1, 1), -1)
+    if varies:
+        varying_B, varying_C = drows.sum(0).split(states, -1)
+        dB = token_last(varying_B, B) if B.dim() > 2 else dB
+        dC = token_last(varying_C, C) if C.dim() > 2 else dC
     return du, ddelta, dA, dB, dC, dD[:, 0], dz, dbias[:, 0]

@@ -45,7 +45,7 @@ def groups_of(B: Tensor, C: Tensor) -> int:
 
 def sizes_of(inputs: Inputs) -> Sizes:
     """The sizes of a call."""
-    return Sizes(*inputs.u.shape, inputs.A.shape[1], groups_of(inputs.B, inputs.C))
+    return Sizes._make((*inputs.u.shape, inputs.A.shape[1], groups_of(inputs.B, inputs.C)))
 
 
 def check(inputs: Inputs, _: Options) -> None:

@@ -88,4 +88,4 @@ def ss2d(
         torch.Size([1, 8, 7, 5])
     """
     inputs = Inputs(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
-    return OPERATOR(inputs, Options(out_dtype or getattr(u, "dtype", None)))[0]
+    return OPERATOR(inputs, Options(out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - None only of no tensor, which `check` refuses

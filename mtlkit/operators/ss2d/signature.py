@@ -39,7 +39,7 @@ class Sizes(NamedTuple):
 
 def sizes_of(inputs: Inputs) -> Sizes:
     """The sizes of a call."""
-    return Sizes(*inputs.u.shape, inputs.A_logs.shape[1], inputs.dt_weight.shape[2])
+    return Sizes._make((*inputs.u.shape, inputs.A_logs.shape[1], inputs.dt_weight.shape[2]))
 
 
 def check(inputs: Inputs, options: Options) -> None:

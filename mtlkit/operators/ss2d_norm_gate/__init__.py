@@ -85,4 +85,4 @@ def ss2d_norm_gate(
         torch.Size([1, 7, 5, 8])
     """
     inputs = Inputs(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z)
-    return OPERATOR(inputs, Options(eps, out_dtype or getattr(u, "dtype", None)))[0]
+    return OPERATOR(inputs, Options(eps, out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - None only of no tensor, which `check` refuses

@@ -43,7 +43,7 @@ def norm_part(y: Tensor, inputs: Inputs, options: Options) -> tuple[norm_gate.In
 
 def check(inputs: Inputs, options: Options) -> None:
     """The shape rules of both parts."""
-    ss2d.check(inputs, options)  # which reads the tensors by their places, and those of the scan come first
+    ss2d.check(inputs, options)  # pyright: ignore[reportArgumentType] - it reads tensors by place, the scan's being first
     batch, channels, height, width = inputs.u.shape
     shape = batch, height, width, channels
     norm_gate.check_parameters(shape, inputs.weight, inputs.bias, inputs.z, options.eps)

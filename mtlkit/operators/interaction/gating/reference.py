@@ -82,12 +82,12 @@ def gating_torch(
     norm: Normalisation,
 ) -> Gated:
     """The formulas, one after the other; f in the type of computation."""
-    mu, enhanced = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
+    mu, enhanced = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)  # pyright: ignore[reportArgumentType] - there is a projection
     spread = variance_of(enhanced)
-    if upa.seg_proj is None:
+    if upa.seg_proj is None or upa.clf_proj is None:  # both are there, or neither
         signals = VarianceSignals((mu.square() * sums.variance).mean(1), spread)
     else:
         alignment = alignment_of((mu - 1) * sums.mean, enhanced - f, upa.seg_proj, upa.clf_proj)
-        signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))
+        signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
     gates = gates_of(signals, upa, normaliser, norm.group)
     return Gated(1 + gates[:, :1] * (mu - 1), mu, mix(f, enhanced, gates[:, 1]), enhanced, gates, signals)

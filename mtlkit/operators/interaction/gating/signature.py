@@ -75,13 +75,13 @@ class Results(NamedTuple):
 def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
     """Factors, final vector and results, unset."""
     B, C, _, F, _, Q = call.sizes
-    signals = [like.new_empty(B) for _ in range(3 if call.alignment else 2)]
     results = Results(
         like.new_empty(B, C),
         like.new_empty(B, F),
         like.new_empty(B, 2),
-        *signals,
-        *[None] * (3 - len(signals)),
+        like.new_empty(B),
+        like.new_empty(B),
+        like.new_empty(B) if call.alignment else None,
         like.new_empty(2 * B * (F + C + Q) + 2 * F),
     )
     return like.new_empty(B, C), like.new_empty(B, F), results

@@ -83,8 +83,9 @@ def backward_with(
     )
     if signs.shape != _signs_shape(inputs, options.dtype):
         signs = None  # the forward pass ran on another instruction set
-    rows, dy, dx_rows = (None if t is None else t.flatten(2) for t in (inputs.x, dy, dx))
-    factors = None if dy is None else factors.contiguous()
+    rows = inputs.x.flatten(2)
+    dy, dx_rows = (None if t is None else t.flatten(2) for t in (dy, dx))
+    factors = None if dy is None or factors is None else factors.contiguous()
     status = _native.C.interaction_reduce_backward(
         **_arguments(inputs, rows, mean, pooled, softmax, signs),
         dy=argument(dy),

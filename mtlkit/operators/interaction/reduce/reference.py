@@ -15,7 +15,7 @@ def reduce_reference(
     mean = x.mean((2, 3))  # (B, C)
     variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # (B, C)
     pooled = None
-    if weight is not None:
+    if weight is not None and bias is not None:
         z = torch.einsum("pc,bchw->bphw", weight.to(dtype), x) + bias.to(dtype)[:, None, None]  # (B, P, H, W)
         if attn is None:
             pooled = F.relu(z).mean((2, 3))  # (B, P)
@@ -42,7 +42,7 @@ def reduce_torch(
     wide = x.to(dtype)  # (B, C, H, W)
     variance, mean = torch.var_mean(wide, (2, 3), correction=0)  # (B, C)
     pooled = None
-    if weight is not None:
+    if weight is not None and bias is not None:
         z = F.relu(F.conv2d(wide, weight.to(dtype)[:, :, None, None], bias.to(dtype)))  # (B, P, H, W)
         if attn is None:
             pooled = z.mean((2, 3))  # (B, P)

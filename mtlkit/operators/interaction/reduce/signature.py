@@ -37,7 +37,7 @@ def check(inputs: Inputs, _: Options) -> None:
     """The shape rule."""
     check_map("x", inputs.x)
     if inputs.weight is not None:
-        check_projection(*inputs)
+        check_projection(*inputs)  # pyright: ignore[reportArgumentType] - it refuses a bias that is None
 
 
 def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
