@@ -211,7 +211,7 @@ def resumable_folder(
             if fresh and not started:
                 _clear(files.folder)
             elif isinstance(error, KeyboardInterrupt | SystemExit):
-                error.resumable = True  # for the sentence of the command line
+                error.resumable = True  # pyright: ignore[reportAttributeAccessIssue] - the command line tells it
             raise
         with _in_words(shown):
             if files.folder != folder:

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """
     whole = Parser(
         prog="mtlkit",
-        description=mtlkit.__doc__.splitlines()[0],
+        description=(mtlkit.__doc__ or "mtlkit").splitlines()[0],
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

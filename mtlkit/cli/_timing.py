@@ -80,8 +80,8 @@ class Row:
 
 def _interaction(signals: str, x: Tensor, f: Tensor, **tensors: Tensor) -> Tensor:
     """A level's final map and vector side by side."""
-    tim = ops.TIMParameters(**{name: tensors.get(name) for name in ops.TIMParameters._fields})
-    upa = ops.UPAParameters(**{name: tensors.get(name) for name in ops.UPAParameters._fields})
+    tim = ops.TIMParameters._make(map(tensors.get, ops.TIMParameters._fields))
+    upa = ops.UPAParameters._make(map(tensors.get, ops.UPAParameters._fields))
     out = ops.task_interaction(x, f, tim, upa, signals=signals)
     return torch.cat([out.seg.flatten(1), out.clf], 1)
 

@@ -68,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.inference import predict
 
     names = ("masks", "batch_size", "force", "skip_bad", "max_pixels")
-    settings = {name: getattr(options, name) for name in names} | {"device": usable_device(options.device)}
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings["device"] = usable_device(options.device)
     with progress_bar("predicting") as progress:
         found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)
     console = open_console(soft_wrap=True)

@@ -9,7 +9,6 @@ Source: the published evaluation of BTI-Net (arXiv 2606.29102).
 
 import csv
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ def _failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
     for i, name in enumerate(predictions.gate_names):
         branch, _, level = name.partition("_level")
         if level and branch == BRANCHES.get(what):
+            assert predictions.gates is not None  # they have names
             scores[f"level {level}"] = predictions.gates[:, i]
     task = "class" if what == "mask" else what
     return scores | {BASELINE: 1 - predictions.confidence(task)}
@@ -131,13 +131,16 @@ def _counts(predictions: Predictions) -> dict[str, int]:
         exams = {"exams": len(predictions.first_rows), "breasts": len(predictions)}
         return exams | {"groups": counts["groups"]}
     if predictions.scores:
-        empty, drawn = predictions.empty, predictions.predicted_lesion > 0
+        lesion, predicted = predictions.lesion, predictions.predicted_lesion
+        assert lesion is not None  # scores are made of both
+        assert predicted is not None
+        empty, drawn = predictions.empty, predicted > 0
         counts |= {
-            "with_lesion": int((predictions.lesion > 0).sum()),
-            "lesion_not_found": int(((predictions.lesion > 0) & ~drawn).sum()),
+            "with_lesion": int((lesion > 0).sum()),
+            "lesion_not_found": int(((lesion > 0) & ~drawn).sum()),
             "empty": int(empty.sum()),
             "empty_with_prediction": int((empty & drawn).sum()),
-            "mask_not_known": int(np.isnan(predictions.lesion).sum()),
+            "mask_not_known": int(np.isnan(lesion).sum()),
         }
     return counts
 
@@ -195,13 +198,13 @@ def _displacement(predictions: Predictions) -> dict[str, Any]:
 
 def table_rows(predictions: Predictions) -> list[dict[str, Any]]:
     """A row for images.csv of each image or breast."""
-    columns: dict[str, Sequence[Any]] = {"key": [record.key for record in predictions.records]}
+    columns: dict[str, Any] = {"key": [record.key for record in predictions.records]}
     if predictions.sides:
         views = [r.views[:2] if side == "left" else r.views[2:] for r, side in _pairs(predictions)]
         columns["side"] = predictions.sides
         columns |= {name: [str(pair[i] or "") for pair in views] for i, name in enumerate(("cc", "mlo"))}
     else:
-        columns["image"] = [str(record.image) for record in predictions.records]
+        columns["image"] = [str(record.image) for record in predictions.images]
     columns["group"] = predictions.groups
     for task, names in predictions.run.tasks.items():
         called = (*names, "")  # of label -1

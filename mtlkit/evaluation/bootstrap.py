@@ -133,7 +133,8 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
     """
     known = ~np.isnan(scores)
     if not known.any():
-        return (np.full(len(weights), np.nan),) * 2
+        nothing = np.full(len(weights), np.nan)
+        return nothing, nothing
     weights, scores, positive = weights[:, known], scores[known], positive[known]
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score

@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -65,7 +65,7 @@ def _legend(ax: Axes, **options: Any) -> None:
     ax.legend(**({"frameon": False, "fontsize": 8.5, "labelcolor": INK} | options))
 
 
-def _grid(ax: Axes, axis: str = "both") -> None:
+def _grid(ax: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     ax.grid(axis=axis, color="#E3E3E3", linewidth=0.7)
 
 
@@ -159,7 +159,9 @@ def draw_scores(predictions: Predictions) -> bytes:
     values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
     colours = [COLOURS[k % len(COLOURS)] for k in shown]
     words = [f"{names[k]} ({len(v)})" for k, v in zip(shown, values, strict=True)]
-    ax.hist(values, bins=np.linspace(0, 1, 21), stacked=True, color=colours, label=words, edgecolor="white", lw=0.6)
+    ax.hist(
+        values, bins=np.linspace(0, 1, 21).tolist(), stacked=True, color=colours, label=words, edgecolor="white", lw=0.6
+    )
     ax.axvline(FAILED_IOU, color=INK, lw=1, ls="--")
     ax.set_xlim(0, 1)
     ax.text(FAILED_IOU - 0.01, ax.get_ylim()[1], "failed ", ha="right", va="top", fontsize=8.5, color=INK)
@@ -183,7 +185,8 @@ def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
     """Images with the true and the predicted outline."""
     run = predictions.run
     d = run.config.data
-    data = LesionDataset([predictions.records[row] for row in rows], d.size, normalize=False, max_pixels=d.max_pixels)
+    images = predictions.images
+    data = LesionDataset([images[row] for row in rows], d.size, normalize=False, max_pixels=d.max_pixels)
     names = run.classes
     columns = min(len(rows), 5)
     lines = -(-len(rows) // columns)
@@ -320,6 +323,7 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
 
     task = next(iter(predictions.run.tasks))
     rows = predictions.first_rows
+    assert predictions.features is not None  # else there is nothing to draw
     features = np.nan_to_num(predictions.features[rows])
     perplexity = min(30.0, (len(rows) - 1) / 3)
     place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
@@ -392,7 +396,7 @@ def draw_all(
         plots[f"confusion{tail}"] = confusion, f"Confusion matrix{title}", words
         areas = [judgement["classes"][task][name]["auc"] for name in names]
         curves = draw_curves(probabilities, labels, names, areas)
-        words = "Each class against the rest." if len(names) > 2 else f"Of {names[1]}."
+        words = f"Of {names[1]}." if len(names) == 2 else "Each class against the rest."
         plots[f"curves{tail}"] = curves, f"ROC and precision-recall{title}", words
         known = labels >= 0
         right = predictions.predicted(task)[known] == labels[known]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mtlkit.data import Exam, Record
 from mtlkit.metrics import segmentation_scores
+from mtlkit.models.network import Network
 from mtlkit.nn import InteractionLevel, TaskInteraction
 from mtlkit.training import SavedRun
 from mtlkit.training.tasks import HEADS
@@ -81,6 +82,11 @@ class Predictions:
     def groups(self) -> list[str]:
         """Of each row, what belongs together: its patient, where known."""
         return [record.group for record in self.records]
+
+    @property
+    def images(self) -> list[Record]:
+        """The records that are images, which are all of them or none."""
+        return [record for record in self.records if isinstance(record, Record)]
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
@@ -150,7 +156,7 @@ def _unfused(level: InteractionLevel, given: tuple[Tensor, ...], _: Any) -> None
 
 
 @contextmanager
-def watched(model: nn.Module, *, features: bool = False) -> Iterator[_Watch]:
+def watched(model: Network, *, features: bool = False) -> Iterator[_Watch]:
     """Inside, forward passes of the network leave in the watch what was asked for."""
     watch = _Watch()
     handles = []

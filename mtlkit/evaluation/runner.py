@@ -125,7 +125,7 @@ def _choose(
     parts = {} if split is None else split.parts()
     own = split is not None and len(known) > sum(map(len, parts.values())) / 2
     if part is None:
-        part = ("test" if split.test else "val") if own else "all"
+        part = ("test" if split.test else "val") if split is not None and own else "all"
     if part == "all":
         learnt = [key for name in ("train", "val") for key in parts.get(name, ()) if key in known]
         if split is None and known:
@@ -168,7 +168,7 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
         missing = [name for k, name in enumerate(names) if not (predictions.labels[task] == k).any()]
         if missing:
             remarks.append(f"There is no image of the class {', '.join(missing)}.")
-    if run.task.takes_masks and (unknown := sum(not record.segmented for record in predictions.records)):
+    if run.task.takes_masks and (unknown := sum(not record.segmented for record in predictions.images)):
         remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
     if run.model.depends_on_batch:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")

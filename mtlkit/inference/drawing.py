@@ -39,10 +39,11 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     square = np.ones((3, 3), dtype=bool)
 
     def shrunk(pixels: np.ndarray, steps: int) -> np.ndarray:
-        return ndimage.binary_erosion(pixels, square, steps, border_value=1)  # no line along the image's border
+        # no line along the image's border
+        return np.asarray(ndimage.binary_erosion(pixels, square, steps, border_value=1), bool)
 
     line = mask & ~shrunk(mask, width)
-    band = ndimage.binary_dilation(line, square, width) & ~line
+    band = np.asarray(ndimage.binary_dilation(line, square, width), bool) & ~line
     drawn = image.copy()
     drawn[band] = (0.45 * image[band] + 0.55 * np.array(HALO)).astype(np.uint8)
     drawn[line] = LINE

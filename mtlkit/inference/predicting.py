@@ -203,6 +203,7 @@ def _row(
             for task, classes in run.tasks.items():
                 row |= _classes(f"{name}_{task}", classes, found[task][side], seen=seen)
     else:
+        assert image is not None  # with a record comes its image
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
         for task, classes in run.tasks.items():
             row |= _classes(task, classes, found[task])

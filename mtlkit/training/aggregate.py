@@ -1,6 +1,7 @@
 """Figures over repeated runs: mean and standard deviation."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -8,8 +9,10 @@ from mtlkit.training.tasks import LOSSES
 
 __all__ = ["best_of", "digits_of", "in_words", "summarise"]
 
+_Key = TypeVar("_Key")
 
-def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+
+def summarise(runs: Sequence[Mapping[_Key, float | None]]) -> dict[_Key, dict[str, float]]:
     """Mean and standard deviation of each figure over runs.
 
     Args:
@@ -64,7 +67,7 @@ def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
         >>> in_words({"mean": 0.75, "sd": 0.125}, 3), in_words({"mean": 0.75, "sd": None})
         ('0.750 ± 0.125', '0.7500')
     """
-    mean, sd = (float("nan") if pair[name] is None else pair[name] for name in ("mean", "sd"))
+    mean, sd = (float("nan") if value is None else value for value in (pair["mean"], pair["sd"]))
     if np.isnan(mean):
         return "not defined"
     return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")

@@ -358,7 +358,8 @@ def _in_words(error: ErrorDetails, name: str) -> str:
 
 def _section_at(place: tuple[int | str, ...]) -> type:
     """The class of the section at a place, () being the whole."""
-    return Config if not place else {f.name: f.type for f in fields(Config)}[place[0]]
+    sections: dict[Any, Any] = {f.name: f.type for f in fields(Config)}
+    return sections[place[0]] if place else Config
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -399,7 +400,7 @@ def list_configs() -> list[str]:
         True
     """
     return sorted(
-        path.name.removesuffix(".yaml") for path in files("mtlkit.configs").iterdir() if path.suffix == ".yaml"
+        path.name.removesuffix(".yaml") for path in files("mtlkit.configs").iterdir() if path.name.endswith(".yaml")
     )
 
 

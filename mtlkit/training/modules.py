@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtlkit import losses
 from mtlkit._distributed import Group, all_processes
 from mtlkit.data import Catalogue, Split
-from mtlkit.models import create_model
+from mtlkit.models import Pretrained, create_model
 from mtlkit.models.registry import default_options
 from mtlkit.training.config import Config, RecipeError, all_of, did_you_mean, lines_of
 from mtlkit.training.schedule import Schedule, task_weights
@@ -42,7 +42,7 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, weights: dict[str, Tensor] | None = None, *, gates_only: bool = False
+        self, model: Pretrained, config: Config, weights: dict[str, Tensor] | None = None, *, gates_only: bool = False
     ) -> None:
         super().__init__()
         self.model, self.config, self.gates_only = model, config, gates_only
@@ -79,14 +79,18 @@ class TrainingModule(lightning.LightningModule):
     def judge_alone(self) -> None:
         """From here on figures are those of this process's images, which are to be all that there are."""
         self._alone = True
-        for metrics in self.metrics.values():
-            for metric in metrics.values():
+        for part in self.metrics:
+            for metric in self._metrics(part).values():
                 metric.distributed_available_fn = lambda: False
 
-    def _update(self, metrics: nn.ModuleDict, output: Any, batch: dict[str, Any]) -> None:
+    def _metrics(self, part: str) -> Any:
+        """What gathers the figures of a part."""
+        return self.metrics["valid" if part == "val" else part]
+
+    def _update(self, metrics: Any, output: Any, batch: dict[str, Any]) -> None:
         self.task.update(metrics, self.model, output, batch)
 
-    def _figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
+    def _figures(self, metrics: Any) -> dict[str, Tensor]:
         return self.task.figures(metrics)
 
     # --- optimisation -------------------------------------------------------------------------------------------------
@@ -96,7 +100,8 @@ class TrainingModule(lightning.LightningModule):
         o = self.config.optimizer
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
-        return kind(trained, lr=o.lr, betas=tuple(o.betas), eps=o.eps, weight_decay=o.weight_decay)
+        first, second = o.betas
+        return kind(trained, lr=o.lr, betas=(first, second), eps=o.eps, weight_decay=o.weight_decay)
 
     def train(self, mode: bool = True) -> "TrainingModule":
         """As nn.Module.train; in the second stage all of the network rests, statistics included, but for dropout."""
@@ -110,7 +115,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Sets the learning rate of the epoch."""
-        for group in self.optimizers().param_groups:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)  # configure_optimizers gives one
+        for group in optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.current_epoch)
 
     def on_train_batch_start(self, batch: dict[str, Any], index: int) -> None:
@@ -156,10 +163,10 @@ class TrainingModule(lightning.LightningModule):
             means = output.gates.float().flatten(1).mean(0)
             gates = {f"{part}/gate_{name}": mean for name, mean in zip(self.model.gate_names, means, strict=True)}
             self.log_dict(gates, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
-        self._update(self.metrics["valid" if part == "val" else part], output, batch)
+        self._update(self._metrics(part), output, batch)
 
     def _tell(self, part: str) -> None:
-        metrics = self.metrics["valid" if part == "val" else part]
+        metrics = self._metrics(part)
         self.log_dict({f"{part}/{name}": value.float() for name, value in self._figures(metrics).items()})
         for metric in metrics.values():
             metric.reset()
@@ -210,13 +217,13 @@ def create_module(
     return TrainingModule(model, config, weights, gates_only=gates_only)
 
 
-def create_network(config: Config, device: torch.device | str | None = None, **changes: Any) -> nn.Module:
+def create_network(config: Config, device: torch.device | str | None = None, **changes: Any) -> Pretrained:
     """A new network as a recipe says, with other options where there are changes.
 
     Raises:
         RecipeError: there is no such network, an option of it is wrong, or it does not serve the task.
     """
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.options.items()}
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.options.items()}
     try:
         _check_options(config.model.name, options)
         model = create_model(config.model.name, device=device, **options | changes)
@@ -226,7 +233,7 @@ def create_network(config: Config, device: torch.device | str | None = None, **c
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
-    if not find_task(config.task).serves(model):
+    if not isinstance(model, Pretrained) or not find_task(config.task).serves(model):
         raise RecipeError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
     return model
 
@@ -247,7 +254,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _class_weights(
-    model: nn.Module, config: Config, catalogue: Catalogue | None, split: Split | None
+    model: Pretrained, config: Config, catalogue: Catalogue | None, split: Split | None
 ) -> dict[str, Tensor]:
     """Those of each of the network's classifiers, from the training part."""
     if catalogue is None or split is None:
@@ -262,7 +269,7 @@ def _class_weights(
     return weights
 
 
-def _check_classes(model: nn.Module, config: Config, catalogue: Catalogue) -> None:
+def _check_classes(model: Pretrained, config: Config, catalogue: Catalogue) -> None:
     """Raises unless the data are of the task's kind, and the network has a logit for each of their classes."""
     task = find_task(config.task)
     task.check_kind(catalogue.root, record_in(catalogue))

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -40,6 +40,8 @@ from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, re
 from mtlkit.training.tasks import find_task, record_of
 
 __all__ = ["repeat", "train"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def train(
@@ -284,7 +286,7 @@ def _run_stage(
         try:
             plugins = arguments.get("plugins") or ()
             plugins = [*(plugins if isinstance(plugins, list | tuple) else (plugins,)), RunCheckpoints(place)]
-            trainer = lightning.Trainer(**options | arguments | {"plugins": plugins})
+            trainer = lightning.Trainer(**{**options, **arguments, "plugins": plugins})
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())}") from None
         if config.sync_batch_norm and trainer.world_size > 1:
@@ -309,14 +311,14 @@ def _check_sync_batch_norm(trainer: lightning.Trainer) -> None:
         raise ValueError(f"sync_batch_norm: {words}, got true for {trainer.world_size} processes")
 
 
-def synchronise(model: nn.Module) -> nn.Module:
+def synchronise(model: _Network) -> _Network:
     """The network with SyncBatchNorm for every BatchNorm, Parameters and statistics staying the same.
 
     torch's own conversion, which is Lightning's, loses the activations that timm's BatchNormAct2d has within.
     """
     from timm.layers import convert_sync_batchnorm  # not before it is needed: it takes a second to load
 
-    return convert_sync_batchnorm(model)
+    return cast(_Network, convert_sync_batchnorm(model))  # itself, but for its parts
 
 
 @contextmanager
@@ -372,5 +374,5 @@ def _judge(trainer: lightning.Trainer, module: TrainingModule, data: DataModule)
     module.judge_alone()
     (found,) = trainer.validate(module, data, verbose=False)
     if data.split.test:
-        found = found | trainer.test(module, data, verbose=False)[0]
+        found = {**found, **trainer.test(module, data, verbose=False)[0]}
     return {name: float(value) for name, value in found.items()}

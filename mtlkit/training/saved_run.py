@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mtlkit._text import parse_json
@@ -24,6 +24,7 @@ from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
 from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
+from mtlkit.models.network import Network
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.tasks import Task, find_task, kind_of, record_of
 
@@ -58,7 +59,7 @@ class SavedRun:
 
     folder: Path
     config: Config
-    model: nn.Module = field(repr=False)
+    model: Network = field(repr=False)
     classes: tuple[str, ...]
     birads: tuple[int, ...]
     split: Split | None
@@ -136,7 +137,9 @@ class SavedRun:
             raise DataError(f"{root}: has the classes {', '.join(theirs)}, and the network knows only {knows}")
         catalogue = scan(root, layout, classes=common)
         labels = {-1: -1} | {label: self.classes.index(name) for label, name in enumerate(common)}
-        records = tuple(replace(record, label=labels[record.label]) for record in catalogue.records)
+        records = tuple(
+            replace(record, label=labels[record.label]) for record in catalogue.records if isinstance(record, Record)
+        )
         return replace(catalogue, classes=self.classes, records=records)
 
     def recognise(self, catalogue: Catalogue) -> set[str]:

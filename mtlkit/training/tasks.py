@@ -183,7 +183,8 @@ class MammographyLosses(TaskLosses):
             left, right = (losses.weighted_cross_entropy(*pair, group=group) for pair in pairs)
             values[head.name] = (left + right) / 2
         shares = (first, second) if len(values) == 2 else (1,)
-        return values | {"loss": sum(share * value for share, value in zip(shares, values.values(), strict=True))}
+        weighted = [share * value for share, value in zip(shares, values.values(), strict=True)]
+        return values | {"loss": sum(weighted[1:], weighted[0])}
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ class Task:
             found[head.name] = ClassificationMetrics(getattr(network.options, head.option))
         return nn.ModuleDict(found)
 
-    def update(self, metrics: nn.ModuleDict, network: nn.Module, output: Any, batch: Mapping[str, Any]) -> None:
+    def update(self, metrics: Any, network: nn.Module, output: Any, batch: Mapping[str, Any]) -> None:
         """Takes a batch into the figures."""
         if self.draws_masks:
             known = batch["segmented"]
@@ -288,7 +289,7 @@ class Task:
             probabilities = getattr(output, head.logits).float().softmax(-1)
             metrics[head.name].update(probabilities.flatten(0, -2), batch[head.item].flatten())
 
-    def figures(self, metrics: nn.ModuleDict) -> dict[str, Tensor]:
+    def figures(self, metrics: Any) -> dict[str, Tensor]:
         """The figures of what was taken in."""
         figures = metrics["mask"].compute() if self.draws_masks else {}
         figures.pop("images", None)  # as many as the labels are of
