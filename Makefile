@@ -67,9 +67,10 @@ gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch 
 	$(SANITIZER) --tool racecheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
 	$(PY) -m pytest benchmarks -m gpu
 
-lint: $(STAMP) ## check style: ruff and clang-format
+lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	$(PY) -m pyright --pythonpath $(PY)
 	find csrc tests -name '*.h' -o -name '*.c[pu]*' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(STAMP) ## rewrite the sources in the house style
