@@ -89,7 +89,8 @@ class TaskInteraction(nn.Module):
         layers = (self.s2c_conv, self.s2c_dense, self.clf_gate, self.c2s_dense, self.seg_gate, self.s2c_bn)
         pairs = (tensor for layer in layers for tensor in (layer.weight, layer.bias))
         attention = self.s2c_attn.weight if self.pooling == "attention" else None
-        return ops.TIMParameters._make((*pairs, self.s2c_bn.running_mean, self.s2c_bn.running_var, attention))
+        running = self.s2c_bn.running_mean, self.s2c_bn.running_var
+        return ops.TIMParameters(*pairs, *running, attention)  # pyright: ignore[reportCallIssue] - of six layers a pair
 
     def step(self) -> dict[str, Any]:
         """How the batch normalisation runs, as mtlkit.ops takes it; counts the batch in training."""
