@@ -243,7 +243,7 @@ class OperatorMatrix(Results):
         function = operator.call(case[0], torch.float32).function
 
         def between(**tensors: Tensor) -> dict[str, Tensor]:
-            return {n: 2 * t for n, t in function(**tensors | {first: tensors[first] + 1}).items()}
+            return {n: 2 * t for n, t in function(**{**tensors, first: tensors[first] + 1}).items()}
 
         compiled = torch.compile(between, backend=counter, fullgraph=True, dynamic=True if operator.dynamic else None)
         for one in case:
