@@ -1,7 +1,6 @@
 """Operators: plain functions on tensors, each with a reference, a vectorised PyTorch form and compiled kernels."""
 
 import warnings
-from typing import Any
 
 from mtlkit.operators import BACKENDS, use_backend
 from mtlkit.operators.dwconv_silu import dwconv_silu
@@ -45,7 +44,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type:
     if name != "ThreeSignals":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     warnings.warn("mtlkit.ops.ThreeSignals is called AlignmentSignals now", DeprecationWarning, stacklevel=2)

@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Interpreter
 import mtlkit
 from harness.third_party_models import MedMamba, accelerated
 from mtlkit.models import create_model, list_models
+from mtlkit.testing import SS2DShape
 
 TINY = {"num_classes": 3, "depths": (1, 1), "dims": (8, 16)}
 PAIR = {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8), "clf_dim": 16}
@@ -283,10 +284,17 @@ def recorded_calls() -> dict[str, tuple]:
         arguments = [argument.requires_grad_() for argument in sizes(2, 3, 5)]
         outputs = tensors_of(torch.compile(make(), fullgraph=True, backend=backend)(*arguments))
         sum(output.square().sum() for output in outputs).backward()
-    torch._dynamo.reset()
     u, rows, A = torch.randn(2, 4, 9), torch.randn(2, 2, 9), -torch.rand(4, 2)
-    scan = torch.compile(mtlkit.selective_scan_fn, fullgraph=True, backend=backend)
-    scan(u.requires_grad_(), u, A, rows, rows).sum().backward()
+    scale = torch.ops.mtlkit.interaction_scale  # which compiled layers leave to the compiler
+    for function, tensors in (
+        (mtlkit.selective_scan_fn, (u, u, A, rows, rows)),
+        (mtlkit.ops.ss2d, SS2DShape(2, 3, 4, 5, 4, 2).inputs().values()),
+        (mtlkit.ops.norm_gate, (torch.randn(3, 6), torch.randn(6), torch.randn(6), torch.randn(3, 6))),
+        (lambda x, factors: scale("cpu", x, factors), (torch.randn(2, 3, 4, 5), torch.randn(2, 3))),
+    ):
+        torch._dynamo.reset()
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        torch.compile(function, fullgraph=True, backend=backend)(*leaves).sum().backward()
     return calls
 
 

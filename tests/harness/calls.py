@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mtlkit
 from harness.layouts import NCHW, NHWC, Place
-from mtlkit.ops import TIMParameters, UPAParameters
+from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals
 from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
 NARROW = (torch.bfloat16, torch.float16)
@@ -173,7 +173,7 @@ def conv_call(
         "bias": normal(shape[1]).to(parameters or dtype),
     }
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
-    return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None} | tensors)}, inputs).placed(x=place)
+    return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None, **tensors})}, inputs).placed(x=place)
 
 
 def level_call(
@@ -190,18 +190,20 @@ def level_call(
     Of a pixel or a channel, a draw may leave next to nothing of a sum; that of seed 7 does not.
     """
     inputs = shape.inputs(dtype, seed=seed)
+    signals = (VarianceSignals if shape.signals == "variance" else AlignmentSignals)._fields
 
     def function(x: Tensor, f: Tensor, **learnt: Tensor) -> dict[str, Tensor]:
         running = {name: getattr(inputs.tim, name).to(x, copy=True) for name in ("norm_mean", "norm_var")}
         tim, upa = (
-            kind(**{name: t for name, t in (learnt | running).items() if name in kind._fields})
+            kind(**{name: t for name, t in {**learnt, **running}.items() if name in kind._fields})
             for kind in (TIMParameters, UPAParameters)
         )
         options = {"signals": shape.signals, "training": training, "return_enhanced": enhanced}
         out = mtlkit.ops.task_interaction(x, f, tim, upa, **options)
         named = {"seg": out.seg, "clf": out.clf, "gates": out.gates}
-        named |= {"enhanced_seg": out.enhanced_seg} if enhanced else {}
-        return named | {f"stats_{name}": t for name, t in out.stats._asdict().items()}
+        if enhanced:
+            named["enhanced_seg"] = out.enhanced_seg
+        return {**named, **{f"stats_{name}": getattr(out.stats, name) for name in signals}}
 
     return Call(function, inputs.named_tensors()).placed(x=place)
 
