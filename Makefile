@@ -71,12 +71,12 @@ lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright --pythonpath $(PY)
-	find csrc tests -name '*.h' -o -name '*.c[pu]*' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(STAMP) ## rewrite the sources in the house style
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	find csrc tests -name '*.h' -o -name '*.c[pu]*' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 clean: ## remove what was built here; VENV itself stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
