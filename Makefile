@@ -70,7 +70,7 @@ gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch 
 lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 format: $(STAMP) ## rewrite the sources in the house style
