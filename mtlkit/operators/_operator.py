@@ -234,8 +234,12 @@ class Operator:
         for g, t, want in zip(gradients, inputs, wanted, strict=True):
             if t is None or not want:
                 found.append(None)
+            elif g is None:
+                found.append(torch.zeros_like(t))
+            elif g.dtype == t.dtype and g.stride() == t.stride():  # as most are; `fitting` would say so later
+                found.append(g)
             else:
-                found.append(torch.zeros_like(t) if g is None else fitting(g, t))
+                found.append(fitting(g, t))
         return found
 
 
@@ -246,7 +250,10 @@ class _Call(torch.autograd.Function):
     def forward(ctx, call, *tensors):
         operator, backend, options = ctx.call = call
         found = operator.forward(backend, operator.inputs._make(tensors), options, True)
-        ctx.save_for_backward(*tensors, *(found[i] for i in operator.saved_outputs), *found[operator.outputs :])
+        if operator.kept:
+            ctx.save_for_backward(*tensors, *(found[i] for i in operator.saved_outputs), *found[operator.outputs :])
+        else:
+            ctx.save_for_backward(*tensors)
         if operator.outputs == 1:
             return found[0]
         ctx.set_materialize_grads(False)

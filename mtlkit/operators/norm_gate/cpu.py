@@ -1,5 +1,7 @@
 """norm_gate by the C++ kernels."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,10 @@ from mtlkit.operators.norm_gate.signature import Inputs, Options, new_output, ro
 
 def supports(_inputs: Inputs, _options: Options) -> None:
     """Every call."""
+
+
+def limit(_channels: int, _tensors: Iterable[Tensor | None]) -> None:
+    """Nothing keeps the kernels from serving a call."""
 
 
 def _arguments(x, weight, bias, z, eps) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """norm_gate by the CUDA kernels."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,12 @@ from mtlkit.operators.norm_gate.signature import Inputs, Options, new_output, ro
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
     """Calls without float64."""
-    return single_precision_only(inputs)
+    return limit(inputs.x.shape[-1], inputs)
+
+
+def limit(_channels: int, tensors: Iterable[Tensor | None]) -> str | None:
+    """What keeps the kernels from serving a call with these tensors."""
+    return single_precision_only(tensors)
 
 
 def _arguments(x, weight, bias, z, eps, stream) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """norm_gate by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
 from mtlkit.kernels.tables import MAX_ROW_CHANNELS
@@ -9,9 +11,13 @@ from mtlkit.operators.norm_gate.signature import Inputs, Options
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
     """Calls without float64, of rows that a program can hold."""
-    channels = inputs.x.shape[-1]
+    return limit(inputs.x.shape[-1], inputs)
+
+
+def limit(channels: int, tensors: Iterable[Tensor | None]) -> str | None:
+    """What keeps the kernels from serving rows of so many channels in a call with these tensors."""
     most = f"it takes at most {MAX_ROW_CHANNELS} channels, got {channels}" if channels > MAX_ROW_CHANNELS else None
-    return single_precision_only(inputs) or most
+    return single_precision_only(tensors) or most
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:

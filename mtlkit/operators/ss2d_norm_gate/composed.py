@@ -28,7 +28,7 @@ class Composed:
 
     def supports(self, inputs: Inputs, options: Options) -> str | None:
         """Calls that both parts serve."""
-        return self.scan.supports(inputs, options) or self.norm.supports(*norm_part(inputs.u, inputs, options))
+        return self.scan.supports(inputs, options) or self.norm.limit(inputs.u.shape[1], inputs)
 
     def room(self, inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
         """The scan's output, and what the scan keeps."""

@@ -23,11 +23,16 @@ def _signs_shape(inputs: Inputs, dtype: torch.dtype) -> tuple[int, int, int]:
     return x.shape[0], -(-weight.shape[0] // block.rows) * block.rows, -(-(x.shape[2] * x.shape[3]) // lanes)
 
 
-def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
-    """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
+def _new_softmax(inputs: Inputs, options: Options) -> Tensor:
+    """A softmax's largest logit and sum, (B, 2); empty without attention."""
     x = inputs.x
-    softmax = torch.empty(x.shape[0], 2 * (inputs.attn is not None), dtype=options.dtype, device=x.device)
-    return softmax, torch.empty(_signs_shape(inputs, options.dtype), dtype=torch.int16, device=x.device)
+    return torch.empty(x.shape[0], 0 if inputs.attn is None else 2, dtype=options.dtype, device=x.device)
+
+
+def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    """A softmax's largest logit and sum, and the signs of the projection; empty where they are not needed."""
+    signs = torch.empty(_signs_shape(inputs, options.dtype), dtype=torch.int16, device=inputs.x.device)
+    return _new_softmax(inputs, options), signs
 
 
 def _arguments(
@@ -53,11 +58,12 @@ def _arguments(
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     """Mean, variance, energy and pooled projection, and what is kept."""
     mean, variance, energy, pooled = sums = new_outputs(inputs, options)
-    softmax, signs = room(inputs, options)
+    kept = room(inputs, options) if save else ()
+    softmax, signs = kept or (_new_softmax(inputs, options), None)
     rows = inputs.x.flatten(2)
-    arguments = _arguments(inputs, rows, mean, pooled, softmax, signs if save else None)
+    arguments = _arguments(inputs, rows, mean, pooled, softmax, signs)
     check(_native.C.interaction_reduce_forward(**arguments, variance=address(variance), energy=address(energy)))
-    return (*sums, softmax, signs) if save else sums
+    return (*sums, *kept) if save else sums
 
 
 def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
