@@ -19,7 +19,7 @@ THREADS = torch.get_num_threads()  # of the run: a benchmark on one thread keeps
 
 
 def yardstick(runs: int = 9, seconds: float = 0.05) -> float | None:
-    """State updates a second on operands that are at hand, on all threads of the run: the median of the runs."""
+    """State updates a second on operands in registers and cache, on all threads of the run: the median of the runs."""
     if _native.C is None:
         return None
 

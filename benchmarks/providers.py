@@ -149,7 +149,7 @@ def ss2d_then_norm_gate(*, weight: Tensor, bias: Tensor, z: Tensor, **scan: Tens
 
 @functools.cache
 def compiled(call: Callable) -> Callable:
-    """torch.compile of a call, anew for every shape.
+    """torch.compile of a call, again for every shape.
 
     Behind a few shapes PyTorch would go over to eager without a word; of `fullgraph` it is an error.
     """

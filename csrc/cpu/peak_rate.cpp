@@ -1,4 +1,4 @@
-// The rate that no scan of this form can pass on this machine: state updates alone, on operands that are at hand.
+// The rate that no scan of this form can pass on this machine: state updates alone, on operands in registers and cache.
 #include "cpu/kernels.h"
 #include "cpu/scan.h"
 #include "cpu/threads.h"

@@ -28,7 +28,7 @@ examples:
   mtlkit ablate mbdi --data BUSI --out runs/table --set data.batch_size=8 --set model.options.pretrained=false
   mtlkit ablate mbdi --data BUSI --out runs/table --resume       after a crash; rows that ended are left as they are
 
-the folder: table.json, table.csv and table.md, written anew after each row, and a folder of runs for each row
+the folder: table.json, table.csv and table.md, written again after each row, and a folder of runs for each row
 
 exit status: 0 all rows trained, 2 not; one sentence on standard error says what and where
 """

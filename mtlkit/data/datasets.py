@@ -49,7 +49,7 @@ class _Augmented(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that already run
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws anew: each epoch has its own augmentations."""
+        """Draws again: each epoch has its own augmentations."""
         self._epoch.fill_(epoch)
 
     def _read(self, index: int) -> Any:

@@ -110,7 +110,7 @@ def few_states(states: int) -> str | None:
 def fresh(tensor: Tensor) -> Tensor:
     """The tensor, new and not yet written; if it is large and on the CPU, large pages are asked for.
 
-    An allocator takes large blocks anew from the system for every call, and the faults of small pages would then cost
+    An allocator takes large blocks from the system again for every call, and the faults of small pages would then cost
     more than a pass over the map.
     """
     if tensor.nbytes >= LARGE_BLOCK and tensor.device.type == "cpu":

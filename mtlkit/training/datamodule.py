@@ -49,7 +49,7 @@ class EpochSampler(Sampler[int]):
             self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws anew; Lightning calls it before each epoch."""
+        """Draws again; Lightning calls it before each epoch."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 

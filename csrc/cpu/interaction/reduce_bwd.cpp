@@ -27,7 +27,7 @@ struct Pulled {
   // anything at first
   T *number, *weight;              // what stands before the rows of S, and the rows of weight and attn times that
   T *x, *y;                        // of a band: x with its halo, and the gradients of y and x
-  T *x_channels, *share, *dshare;  // for the projection worked out anew: a row of pixels for each channel
+  T *x_channels, *share, *dshare;  // for the projection worked out again: a row of pixels for each channel
   Place<T>* place;                 // of the pixels of a band in x
 };
 
@@ -143,7 +143,7 @@ struct Backward {
     }
   }
 
-  // S with the projection worked out anew; adds to dbias.
+  // S with the projection worked out again; adds to dbias.
   void choose_by_projection(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
     constexpr int lanes = kLanes<T>;
     const int64_t vectors = ceil_div(count, lanes), P = projection.projected;

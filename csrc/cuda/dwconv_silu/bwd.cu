@@ -1,6 +1,6 @@
 // Depthwise 3 x 3 convolution, bias and SiLU: backward (how it is dealt to threads: dwconv_silu.h).
 //
-//   a = conv(x), found anew      da = dy SiLU'(a)      dx = conv(da) with the filter turned by half a turn
+//   a = conv(x), found again     da = dy SiLU'(a)      dx = conv(da) with the filter turned by half a turn
 //   dweight[i, j] += da[h, w] x[h + i - 1, w + j - 1]      dbias += da
 //
 // Going down a strip, a thread finds da of its own column, row by row, and hands it to its neighbours through shared

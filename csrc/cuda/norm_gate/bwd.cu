@@ -1,4 +1,4 @@
-// LayerNorm over the channels, times SiLU(z) where a gate is given: backward. Mean and variance are found anew.
+// LayerNorm over the channels, times SiLU(z) where a gate is given: backward. Mean and variance are found again.
 //
 //   n = v weight + bias, v the normalised row      dz = dout n SiLU'(z)       dn = dout SiLU(z)
 //   dweight += dn v      dbias += dn               g = dn weight              dx = rstd (g - mean(g) - v mean(g v))

@@ -50,7 +50,7 @@ def norm_gate(
 
     Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; rows whose channels lie
     side by side are read where they are. Mean, variance and sums are float32 (float64 where x or z is). First-order
-    gradients flow to every tensor; the backward pass finds mean and variance anew. Results repeat bit by bit on the
+    gradients flow to every tensor; the backward pass finds mean and variance again. Results repeat bit by bit on the
     same machine and thread count.
 
     Why it pays, measured on a 2-core AVX-512 machine with 2 threads against F.layer_norm times F.silu: at 56 x 56 with
