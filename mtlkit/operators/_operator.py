@@ -88,6 +88,23 @@ def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor).copy_(gradient)
 
 
+def settled(
+    gradients: Sequence[Tensor | None], tensors: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """What a kernel gave, as autograd takes it: `fitting`, zeros where it gave none, None where none is wanted."""
+    found = []
+    for g, t, want in zip(gradients, tensors, wanted, strict=True):
+        if t is None or not want:
+            found.append(None)
+        elif g is None:
+            found.append(torch.zeros_like(t))
+        elif g.dtype == t.dtype and g.stride() == t.stride():  # as most are; `fitting` would say so later
+            found.append(g)
+        else:
+            found.append(fitting(g, t))
+    return found
+
+
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:
     """The gradient in the dtype and layout of `torch.empty_like` of its tensor; no copy where it has them."""
     wanted = torch.empty_like(tensor, device="meta").stride()
@@ -167,7 +184,7 @@ class Operator:
         self.backends = dict(backends)
         self.plain_forms = {"torch": torch_form, "reference": reference}
         self.served = (*self.backends, *self.plain_forms)
-        self.node, self.backward_node = _nodes(self)
+        self.node = _node(self)
 
     def __call__(self, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - it has no state
         """The outputs.
@@ -230,17 +247,7 @@ class Operator:
             if not in_memory(grads):
                 grads = tuple(map(plain, grads))
             gradients = self.backends[backend].backward(inputs, options, kept, grads, wanted)
-        found = []
-        for g, t, want in zip(gradients, inputs, wanted, strict=True):
-            if t is None or not want:
-                found.append(None)
-            elif g is None:
-                found.append(torch.zeros_like(t))
-            elif g.dtype == t.dtype and g.stride() == t.stride():  # as most are; `fitting` would say so later
-                found.append(g)
-            else:
-                found.append(fitting(g, t))
-        return found
+        return settled(gradients, inputs, wanted)
 
 
 class _Call(torch.autograd.Function):
@@ -271,7 +278,7 @@ class _Call(torch.autograd.Function):
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------
 
 
-def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _node(operator: Operator) -> Callable[..., Any]:
     """Registers mtlkit::<name> and mtlkit::<name>_backward with schema, fake kernels and gradient."""
     kinds = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.inputs).items()}
     settings = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.options).items()}
@@ -353,4 +360,4 @@ def _nodes(operator: Operator) -> tuple[Callable[..., Any], Callable[..., Any]]:
         fake_backward,
     )
     forward_node.register_autograd(gradient, setup_context=setup)
-    return forward_node, backward_node
+    return forward_node

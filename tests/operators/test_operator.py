@@ -116,3 +116,17 @@ def test_meta_tensors_have_the_shapes_and_layouts_of_others(op):
     want = function(**tensors)
     got = function(**{name: t.to("meta") for name, t in tensors.items()})
     assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_running_statistics_that_are_negative_views(training):
+    """In training they are written, too."""
+    level = InteractionShape(3, 6, 5, 4, 8).inputs(torch.float64)
+
+    def run(view) -> tuple[Tensor, Tensor, Tensor]:
+        tim = level.tim._replace(**{n: view(getattr(level.tim, n).clone()) for n in ("norm_mean", "norm_var")})
+        out = mtlkit.ops.task_interaction(level.x, level.f, tim, level.upa, training=training)
+        return out.clf, tim.norm_mean, tim.norm_var
+
+    for got, want in zip(run(negative), run(lambda t: t), strict=True):
+        assert torch.equal(got, want)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtlkit.operators._launch import computed
-from mtlkit.operators._operator import first_order_only, fitting, in_memory, plain, traced, wants_grad
+from mtlkit.operators._operator import first_order_only, in_memory, plain, settled, traced, wants_grad
 from mtlkit.operators.interaction import gating, reduce, scale
 from mtlkit.operators.interaction.gating import Call, Normalisation, Numbers, Results, Sizes
 from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
@@ -72,7 +72,7 @@ def level(
         inputs, f, normaliser = reduce.Inputs._make(map(plain, inputs)), plain(f), plain(normaliser)
         learnt = tuple(map(plain, learnt))
     weights = [None if t is None else computed(t, dtype) for t in learnt]
-    running = [computed(t, dtype) for t in (tim.norm_mean, tim.norm_var)]
+    running = [computed(plain(t), dtype) for t in (tim.norm_mean, tim.norm_var)]
     sizes = Sizes(
         f.shape[0],
         x.shape[1],
@@ -180,10 +180,7 @@ class _Passes(NamedTuple):
         if read:
             kept = saved.mean, saved.pooled, saved.softmax, saved.signs
             dinputs = reducing.backward_with(inputs, self.options, kept, dsums, dseg, saved.factors, wanted[:4])
-            dinputs = [
-                None if t is None or not want else torch.zeros_like(t) if g is None else fitting(g, t)
-                for g, t, want in zip(dinputs, inputs, wanted, strict=False)
-            ]
+            dinputs = settled(dinputs, inputs, wanted[:4])
         return [*dinputs, *df, *dweights]
 
 
