@@ -3,11 +3,11 @@
 import pytest
 
 from harness.calls import DTYPES
-from harness.matrix import OperatorMatrix
+from harness.matrix import InMemory, OperatorMatrix
 from harness.operators import GPU_OPERATORS
 
 
-class TestCUDA(OperatorMatrix):
+class TestCUDA(InMemory, OperatorMatrix):
     operators, backends, dtypes = GPU_OPERATORS, ("cuda",), DTYPES
 
     @pytest.fixture

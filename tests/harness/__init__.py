@@ -6,6 +6,7 @@ operators, matrix: what the tests of every operator are, and the tests.
 gating: the same for what task interaction computes between its passes.
 cuda_on_host, interpreter: kernels for a GPU, run on the CPU.
 poison: memory that is allocated unset holds NaN.
+fence: memory next to a page that is not accessible.
 processes: fresh Python processes, alone or two that torch.distributed joins.
 third_party_models: networks of other codebases, restated.
 """

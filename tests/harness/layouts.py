@@ -8,6 +8,21 @@ from torch import Tensor
 Place = Callable[[Tensor], Tensor]
 
 
+def kept(t: Tensor) -> Tensor:
+    """Where it is."""
+    return t
+
+
+def chained(first: Place, then: Place) -> Place:
+    """One after the other."""
+    return lambda t: then(first(t))
+
+
+def as_in(other: Tensor) -> Place:
+    """In the memory format of another tensor."""
+    return lambda t: torch.empty_like(other, dtype=t.dtype).copy_(t)
+
+
 def dense(t: Tensor) -> Tensor:
     """In the order of its dimensions."""
     return t.contiguous()
@@ -51,6 +66,36 @@ def spread(*dims: int) -> Place:
 def repeated(dim: int) -> Place:
     """The first element of a dimension in place of all, in memory once: other numbers."""
     return lambda t: t.narrow(dim, 0, 1).expand_as(t)
+
+
+def extent(t: Tensor) -> int:
+    """The elements of memory from the first of a tensor to its last."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+
+
+def shifted(t: Tensor) -> Tensor:
+    """One element further, with the same strides: at an address that suits single elements alone."""
+    return t.new_full((extent(t) + 1,), float("nan"))[1:].as_strided(t.shape, t.stride()).copy_(t)
+
+
+def gapped(dim: int | None = None) -> Place:
+    """Strides of whole multiples of 16 elements, but for the innermost dimension; that of `dim` one element more."""
+
+    def place(t: Tensor) -> Tensor:
+        strides, block = [0] * t.dim(), 1
+        for d in sorted(range(t.dim()), key=lambda d: (t.stride(d), -d)):
+            strides[d] = block + (d == dim)
+            block = strides[d] * t.shape[d]
+            block += -block % 16
+        return t.new_full((block,), float("nan")).as_strided(t.shape, strides).copy_(t)
+
+    return place
+
+
+def misalignments(t: Tensor) -> dict[str, Place]:
+    """Places that keep the order of a tensor's dimensions and take packed loads away from some or all of it."""
+    outer = [d for d in range(t.dim()) if t.shape[d] > 1 and t.stride(d) > 1]
+    return {"address": shifted, "sizes": gapped()} | {f"stride {d}": gapped(d) for d in outer}
 
 
 def ones(t: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import mtlkit
 from harness.calls import NARROW, Call, assert_meets, assert_same
-from harness.layouts import dense, ones, spread
+from harness.fence import after_a_fence, before_a_fence, fence
+from harness.layouts import as_in, chained, dense, kept, misalignments, ones, spread
 from harness.operators import Operator
 from mtlkit import _native
 from mtlkit.testing import assert_accurate
@@ -78,6 +79,11 @@ class _Matrix:
         with mtlkit.use_backend(request.param):
             yield request.param
 
+    @staticmethod
+    def _present(operator: Operator, case: Any, layout: dict) -> dict:
+        """The places of those arguments that the case has."""
+        return {name: place for name, place in layout.items() if name in operator.call(case, torch.float32).inputs}
+
 
 class EmptyBatch(_Matrix):
     """Results without an element, and gradients of zeros."""
@@ -116,11 +122,6 @@ class Results(EmptyBatch):
     @over("options")
     def test_options(self, operator, backend, case, device):
         assert_meets(operator.call(case, torch.float32).run(device), operator.expected(case, torch.float32), device)
-
-    @staticmethod
-    def _present(operator: Operator, case: Any, layout: dict) -> dict:
-        """The places of those arguments that the case has."""
-        return {name: place for name, place in layout.items() if name in operator.call(case, torch.float32).inputs}
 
 
 class OperatorMatrix(Results):
@@ -297,8 +298,50 @@ class OperatorMatrix(Results):
         assert (got - exact).norm() < ROUGH * exact.norm()
 
 
+class InMemory(_Matrix):
+    """What kernels that a CPU runs promise of addresses: any alignment, and nothing outside the tensors."""
+
+    def levels(self) -> Iterator[None]:
+        """Once for each of the kernels' variants, in use meanwhile."""
+        yield
+
+    @over("packed", "dense", "dtypes")
+    def test_alignment(self, operator, backend, case, layout, dtype):
+        """Every address and stride, one after the other, made one that packed loads and stores cannot have."""
+        call = operator.call(case, dtype).placed(**self._present(operator, case, operator.dense[layout]))
+        out = next(iter(call.function(**call.leaves()).values())).detach()
+        for name, t in (call.leaves() | {"the gradient": out}).items():
+            for kind, place in misalignments(t.detach()).items():
+                print(name, kind)
+                if name == "the gradient":
+                    got = call.run(place=chained(as_in(out), place))
+                else:
+                    got = call.placed(**{name: chained(call.places.get(name, kept), place)}).run()
+                assert_meets(got, operator.expected(case, dtype))
+
+    @over("shapes", "dense", "dtypes")
+    def test_touches_nothing_outside_its_tensors(self, operator, backend, case, layout, dtype, monkeypatch):
+        """All that it is given and all that it allocates between pages that are not accessible."""
+        places = self._present(operator, case, operator.dense[layout])
+        expected = operator.expected(case, dtype)
+        call = operator.call(case, dtype)
+        out = next(iter(call.placed(**places).function(**call.placed(**places).leaves()).values())).detach()
+        for fenced in (before_a_fence, after_a_fence):
+            beside = {name: chained(places.get(name, kept), fenced) for name in call.inputs}
+            for _ in self.levels():
+                with monkeypatch.context() as patch:
+                    fence(patch, fenced)
+                    got = call.placed(**beside).run(place=chained(as_in(out), fenced))
+                assert_meets(got, expected)
+
+
 class OnCPU:
     """What the CPU's kernels have beyond the others: instruction sets and threads."""
+
+    def levels(self) -> Iterator[None]:
+        for level in _native.C.cpu_isa_levels():
+            with at_level(level):
+                yield
 
     @over("by_level", "dense", "dtypes")
     def test_every_instruction_set(self, operator, backend, case, layout, dtype):

@@ -75,6 +75,7 @@ class Operator:
         dense: layouts that every shape is tested in.
         layouts: further ones, for the small cases; of these, those in `other_numbers` change the numbers.
         exact_layouts: whether the results of every layout are those of dense tensors bit by bit.
+        packed: cases whose sizes allow packed loads everywhere, and others.
         by_level: cases for every instruction set.
         threaded, counts: cases and thread counts; `same_by_count` names the results that no count changes.
         repeated: cases that give the same bits twice, in every layout in `dense`.
@@ -100,6 +101,7 @@ class Operator:
     small: tuple
     dense: Mapping[str, Layout]
     batched: tuple[str, ...]
+    packed: tuple
     by_level: tuple
     threaded: tuple
     counts: tuple[int, ...]
@@ -177,6 +179,7 @@ SS2D = Operator(
         "transposed parameters": {"dt_weight": swapped, "A_logs": swapped},
     },
     batched=("u", "x_dbl"),
+    packed=(SS2DShape(2, 16, 2, 8, 16, 16), _SS2D[0]),
     by_level=_SS2D,
     threaded=_SS2D[:4],
     counts=(1, 2, 3, 4, 5, 8, 13),
@@ -234,6 +237,7 @@ SELECTIVE_SCAN = Operator(
     other_numbers=tuple(f"one {name}" for name in ("u", "delta", "z", "B", "C")),
     exact_layouts=True,
     batched=("u", "delta", "B", "C", "z"),
+    packed=(ScanCase(SelectiveScanShape(2, 32, 64, 16, G=2)), ScanCase(_SCAN[0]), ScanCase(_SCAN[7])),
     by_level=tuple(map(ScanCase, _SCAN)),
     threaded=tuple(map(ScanCase, _SCAN[:4])),
     counts=(1, 2, 3, 5, 8),
@@ -279,6 +283,7 @@ NORM_GATE = Operator(
     layouts={"repeated": {"x": repeated(0), "bias": repeated(0), "z": repeated(1)}},
     other_numbers=("repeated",),
     batched=("x", "z"),
+    packed=(NormCase((2, 3, 64)), NormCase((5, 41))),
     by_level=(NormCase((2, 9, 37)), NormCase((5, 64))),
     threaded=(NormCase((45, 20)),),
     counts=(1, 2, 3, 16, 64),
@@ -321,6 +326,7 @@ DWCONV_SILU = Operator(
         "sparse": {"x": spread(2, 3)},
     },
     batched=("x",),
+    packed=(ConvCase((2, 16, 4, 16)), ConvCase((1, 18, 4, 5))),
     by_level=(ConvCase((2, 37, 6, 9)),),
     threaded=(ConvCase((1, 20, 9, 5)),),
     counts=(1, 2, 3, 16),
@@ -369,6 +375,7 @@ TASK_INTERACTION = Operator(
     },
     other_numbers=("repeated",),
     batched=("x", "f"),
+    packed=(_level((2, 16, 4, 16), "alignment"), _level((2, 18, 6, 5), "variance", True)),
     by_level=tuple(
         _level(size, signals, attention)
         for signals, size in (("variance", (2, 37, 7, 11)), ("alignment", (2, 24, 10, 13)))

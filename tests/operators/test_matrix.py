@@ -1,10 +1,10 @@
 """Every operator on the backends of a CPU, held to the reference in float64: see tests/harness/matrix.py."""
 
-from harness.matrix import EmptyBatch, OnCPU, OperatorMatrix, Results
+from harness.matrix import EmptyBatch, InMemory, OnCPU, OperatorMatrix, Results
 from harness.operators import OPERATORS, SELECTIVE_SCAN, SS2D
 
 
-class TestCompiled(OnCPU, OperatorMatrix):
+class TestCompiled(OnCPU, InMemory, OperatorMatrix):
     operators, backends = OPERATORS, ("cpu",)
 
 
