@@ -66,6 +66,12 @@ class Shared(nn.Module):
         """The layer that this one stands in for."""
         return self._original
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            "torch.jit.script cannot compile a layer of mtlkit: call mtlkit.restore(model) first, or torch.jit.trace "
+            "the model under torch.no_grad()"
+        )
+
     def _stand_in_for(self, original: nn.Module) -> None:
         share(original, self)
         _order(original, self)

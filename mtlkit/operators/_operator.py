@@ -50,7 +50,7 @@ def wants_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 def traced(tensors: Iterable[Tensor | None]) -> bool:
     """Whether a call is being traced, so that it must go through the dispatcher instead of running at once."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # the second is torch.jit.trace
         return True
     for t in tensors:  # noqa: SIM110 - a generator takes twice the time
         if t is not None and type(t) not in _OF_TORCH:
@@ -204,6 +204,11 @@ class Operator:
             return outputs if isinstance(outputs, tuple) else (outputs,)
         grad = wants_grad(inputs)
         if backend in self.plain_forms or traced(inputs):  # on "meta" the shape rule is all there is to compute
+            if grad and not torch.compiler.is_compiling() and torch._C._is_tracing():
+                raise RuntimeError(
+                    f"{self.function}: torch.jit.trace records no gradients of mtlkit's kernels: trace under "
+                    "torch.no_grad(), or undo accelerate by mtlkit.restore(model)"
+                )
             backend = next(iter(self.backends)) if backend in self.plain_forms else backend
             found = self.node(backend, *inputs, *options, *([grad] if self.kept else []))
             return found[: self.outputs] if isinstance(found, tuple) else (found,)
@@ -333,12 +338,16 @@ def _node(operator: Operator) -> Callable[..., Any]:
     def setup(ctx, inputs, output):
         ctx.backend, *tensors = inputs[: 1 + count]
         ctx.options = inputs[1 + count : 1 + stop]
-        if operator.kept and not inputs[-1]:
-            raise RuntimeError(f"mtlkit::{operator.name}: save=False was passed for a call that needs gradients")
+        ctx.without_gradients = operator.kept > 0 and not inputs[-1]
         outputs = output if many > 1 else (output,)
         ctx.save_for_backward(*tensors, *(outputs[i] for i in operator.saved_outputs), *outputs[operator.outputs :])
 
     def gradient(ctx, *grads):
+        if ctx.without_gradients:
+            raise RuntimeError(
+                f"{operator.function}: the graph was traced under torch.no_grad(), and keeps nothing for gradients; "
+                "trace the model after mtlkit.restore(model) to train what was traced"
+            )
         tensors = ctx.saved_tensors
         present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *tensors, *ctx.options))
         return (
