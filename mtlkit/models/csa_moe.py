@@ -34,7 +34,8 @@ class CSAMoEOptions:
     Attributes:
         num_classes: logits.
         in_chans: channels of the images, 1 or 3.
-        encoder: of each expert, any network of timm; published are resnet18, vgg16 and densenet121.
+        encoder: of each expert, any network of timm, with or without the tag of its weights; published are resnet18,
+            vgg16 and densenet121 with torchvision's.
         pretrained: whether the encoders start from ImageNet weights.
         freeze_until: last module of each encoder that is frozen.
         experts: some of "image", "tumor" and "boundary", in this order. One alone needs no gate: with `csa=False`,
@@ -48,12 +49,12 @@ class CSAMoEOptions:
     Example:
         >>> import mtlkit
         >>> mtlkit.models.CSAMoEOptions(experts=("image", "boundary")).encoder
-        'resnet18'
+        'resnet18.tv_in1k'
     """
 
     num_classes: int = 2
     in_chans: int = 3
-    encoder: str = "resnet18"
+    encoder: str = "resnet18.tv_in1k"
     pretrained: bool = False
     freeze_until: str | None = None
     experts: tuple[str, ...] = EXPERTS
@@ -87,8 +88,8 @@ class CSAMoEOutput(NamedTuple):
 
 
 @register("csa_moe", CSAMoEOptions())
-@register("csa_moe_vgg16", CSAMoEOptions(encoder="vgg16"))
-@register("csa_moe_densenet121", CSAMoEOptions(encoder="densenet121"))
+@register("csa_moe_vgg16", CSAMoEOptions(encoder="vgg16.tv_in1k"))
+@register("csa_moe_densenet121", CSAMoEOptions(encoder="densenet121.tv_in1k"))
 class CSAMoE(Pretrained):
     """CSA-MoE-Net: images and masks of lesions to logits, and the weights of experts and stages.
 

@@ -4,6 +4,9 @@ Any network of timm is an encoder by its name, and returns what timm lists as it
 publications keep timm's names of parameters, and return the features that the publications use: of the EfficientNets,
 as MBDI and BTI-Net do, the expanded, normalised and activated features of the first block of stages 2, 3, 4 and 6,
 still at the resolution before that block's stride, and those after the last convolution.
+
+Their weights are those of the publications, too: a name without a tag means Keras' plain ImageNet weights of an
+EfficientNet (`aa_in1k`) and torchvision's of the others (`tv_in1k`), where timm's own default is a later training.
 """
 
 from collections.abc import Iterator
@@ -31,6 +34,7 @@ _TAPS: dict[str, tuple[str, ...] | None] = {f"tf_efficientnet_b{i}": _EFFICIENTN
     "vgg16": tuple(f"features.{i}" for i in (4, 9, 16, 23, 30)),
     "densenet121": None,
 }
+_TAGS = {name: "aa_in1k" if name.startswith("tf_efficientnet") else "tv_in1k" for name in _TAPS}
 
 
 def list_encoders() -> list[str]:
@@ -45,11 +49,16 @@ def list_encoders() -> list[str]:
 
 
 def check_encoder(name: str) -> None:
-    """Raises a ValueError that lists the encoders of the publications unless timm has a network `name`."""
-    if name.partition(".")[0] in _TAPS:  # without loading timm, which takes a second
+    """Raises a ValueError unless timm has a network of that name, and weights of its tag if it has one."""
+    network, _, tag = name.partition(".")
+    if network in _TAPS and tag in ("", _TAGS[network]):  # without loading timm, which takes a second
         return
     timm = _timm()
-    if not timm.is_model(name):
+    if tag and timm.is_model(network):
+        weights = timm.list_pretrained(f"{network}.*")
+        if name not in weights:
+            raise ValueError(f"encoder: there are no weights {name!r}; there are: {', '.join(weights)}")
+    elif not timm.is_model(network):
         close = get_close_matches(name, _TAPS, 1) or get_close_matches(name, timm.list_models(), 1)
         guess = f" (did you mean {close[0]!r}?)" if close else ""
         known = f"{', '.join(list_encoders())}, and all of timm.list_models()"
@@ -64,8 +73,9 @@ class Encoder(nn.Module):
     of `mean` and `std`, per channel of images in [0, 1].
 
     Args:
-        name: one of `list_encoders()`, or any network of timm; with or without the tag of its weights, as
-            "tf_efficientnet_b4.aa_in1k".
+        name: one of `list_encoders()`, or any network of timm; with the tag of its weights, as
+            "tf_efficientnet_b4.aa_in1k", or without for those of the publications or, of any other network, timm's
+            default.
         pretrained: whether timm loads ImageNet weights, which it downloads once.
         in_chans: channels of the images, 1 or 3; with 1, pretrained weights are summed over the three.
         freeze_until: name of a module, without `net`; it and all before it get no gradient, and their BatchNorm stays
@@ -78,6 +88,7 @@ class Encoder(nn.Module):
     Attributes:
         channels: of each feature map.
         strides: pixels of the image for a pixel of each feature map.
+        tag: of timm's weights that `pretrained` loads.
         mean: of the images that the pretrained weights were made with.
         std: their standard deviation.
 
@@ -124,7 +135,8 @@ class Encoder(nn.Module):
         self.name, self.in_chans, self.freeze_until = name, in_chans, freeze_until
         options = {} if published else {"features_only": True}
         with nullcontext() if device is None else torch.device(device):
-            net = _network(name, pretrained, in_chans=in_chans, **options)
+            net = make_network(name, pretrained, in_chans=in_chans, **options)
+        self.tag: str = net.pretrained_cfg["tag"]
         self.mean, self.std = (tuple(net.pretrained_cfg[key]) for key in ("mean", "std"))
         if published:
             self._adopt(net, taps)
@@ -227,8 +239,20 @@ def _sequence(module: nn.Module, taps: tuple[str, ...], prefix: str = "") -> Ite
             yield path
 
 
-def _network(name: str, pretrained: bool, **options: Any) -> Any:
-    """A network of timm; says what to do where its weights are out of reach."""
+def make_network(name: str, pretrained: bool, **options: Any) -> Any:
+    """A network of timm, with the publications' weights where `name` has no tag.
+
+    Args:
+        name: of the network, with or without a tag.
+        pretrained: whether timm loads its weights.
+        **options: of timm.create_model.
+
+    Raises:
+        ImportError: timm is not installed.
+        OSError: the weights cannot be downloaded or read; the message says what to do.
+    """
+    if name in _TAGS:
+        name = f"{name}.{_TAGS[name]}"
     make = partial(_timm().create_model, name, **options)
     if not pretrained:
         return make(pretrained=False)

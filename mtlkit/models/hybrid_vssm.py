@@ -30,7 +30,7 @@ from mtlkit.models._common import (
     init_ss_conv_ssm,
     ss_conv_ssm_stages,
 )
-from mtlkit.models.encoders import Encoder
+from mtlkit.models.encoders import Encoder, check_encoder
 from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
@@ -52,6 +52,7 @@ class HybridVSSMOptions:
         backbone: "hybrid", "vssm", "resnet18" or "resnet50".
         in_chans: channels of a view, 1 or 3; as published, grey images are repeated to 3.
         pretrained: whether a ResNet, whole or in part, starts from ImageNet weights.
+        weights: timm's tag of these weights; the default is torchvision's.
         freeze_until: last module of the ResNet that is frozen.
         shared: one backbone for all views; False makes one for the two CC views and one for the two MLO views.
         tasks: some of "label" (benign or malignant) and "birads", in this order.
@@ -74,6 +75,7 @@ class HybridVSSMOptions:
     backbone: Literal["hybrid", "vssm", "resnet18", "resnet50"] = "hybrid"
     in_chans: int = 3
     pretrained: bool = False
+    weights: str = "tv_in1k"
     freeze_until: str | None = None
     shared: bool = True
     tasks: tuple[str, ...] = TASKS
@@ -91,6 +93,8 @@ class HybridVSSMOptions:
         check_choice("backbone", self.backbone, BACKBONES)
         check_at_least_one(label_classes=self.label_classes, birads_classes=self.birads_classes)
         check_probability(dropout=self.dropout)
+        if self.resnet is not None:
+            check_encoder(self.resnet)
         if not self.backbone.startswith("resnet"):
             check_stages(self.depths, self.dims, 1, self.in_chans)
         if self.backbone == "hybrid" and self.dims[0] != 128:
@@ -101,6 +105,12 @@ class HybridVSSMOptions:
             )
         if not self.tasks or tuple(t for t in TASKS if t in self.tasks) != tuple(self.tasks):
             raise ValueError(f"tasks: expected some of {', '.join(TASKS)} in this order, got {self.tasks}")
+
+    @property
+    def resnet(self) -> str | None:
+        """The ResNet, whole or in part, and the tag of its weights; None without one."""
+        name = {"hybrid": "resnet18", "vssm": None}.get(self.backbone, self.backbone)
+        return name and f"{name}.{self.weights}"
 
 
 class HybridVSSMOutput(NamedTuple):
@@ -254,12 +264,12 @@ class _Backbone(nn.Module):
     def __init__(self, o: HybridVSSMOptions, factory: dict[str, Any]) -> None:
         super().__init__()
         self.dim = o.dims[-1]
-        if o.backbone == "vssm":
+        if o.resnet is None:
             self.stem = PatchEmbed(o.in_chans, o.dims[0], **factory)
             self.stem.apply(init_ss_conv_ssm)
         else:
-            name, tap = ("resnet18", "layer2") if o.backbone == "hybrid" else (o.backbone, "layer4")
-            self.stem = encoder = Encoder(name, o.pretrained, o.in_chans, o.freeze_until, (tap,), **factory)
+            tap = "layer2" if o.backbone == "hybrid" else "layer4"
+            self.stem = encoder = Encoder(o.resnet, o.pretrained, o.in_chans, o.freeze_until, (tap,), **factory)
             if o.backbone.startswith("resnet"):
                 self.dim = encoder.channels[0]
         if o.backbone.startswith("resnet"):

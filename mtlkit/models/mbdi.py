@@ -47,7 +47,8 @@ class InteractionOptions:
     Attributes:
         num_classes: logits of the classifier.
         in_chans: channels of the images, 1 or 3.
-        encoder: one of `list_encoders()`, or a network of timm whose features have strides 2, 4, 8, 16 and 32.
+        encoder: one of `list_encoders()`, or a network of timm whose features have strides 2, 4, 8, 16 and 32; with or
+            without the tag of its weights.
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen; the publication's is "blocks.1.1.bn2".
         decoder_dims: channels of the four decoder levels; the mask's head has 1/2 and 1/3 of the last.
@@ -68,7 +69,7 @@ class InteractionOptions:
 
     num_classes: int = 3
     in_chans: int = 3
-    encoder: str = "tf_efficientnet_b4"
+    encoder: str = "tf_efficientnet_b4.aa_in1k"
     pretrained: bool = False
     freeze_until: str | None = None
     decoder_dims: tuple[int, ...] = (384, 192, 96, 48)
@@ -105,7 +106,7 @@ class MBDIOptions(InteractionOptions):
     Example:
         >>> from mtlkit.models import MBDIOptions
         >>> MBDIOptions(normaliser="running").encoder
-        'tf_efficientnet_b4'
+        'tf_efficientnet_b4.aa_in1k'
     """
 
     normaliser: Literal["batch", "running"] = "batch"

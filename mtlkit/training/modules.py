@@ -208,7 +208,7 @@ def create_module(
     Example:
         >>> from mtlkit.training import create_module, load_config
         >>> create_module(load_config("demo")).model.options.encoder
-        'resnet18'
+        'resnet18.tv_in1k'
     """
     model = create_network(config)
     if catalogue is not None:

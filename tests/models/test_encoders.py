@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mtlkit.models import Encoder, create_model, list_encoders
+from mtlkit.training import load_config
 
 CHANNELS = {
     "densenet121": (64, 256, 512, 1024, 1024),
@@ -145,7 +146,7 @@ def test_weights_out_of_reach():
     def offline(*_, **__):
         raise FileNotFoundError("Cannot find the requested files in the local cache.\nPlease check your connection.")
 
-    words = r"^pretrained: the weights of resnet18 cannot be had \(Cannot find .* cache\); pretrained=False begins"
+    words = r"^pretrained: the weights of resnet18\.tv_in1k cannot be had \(Cannot find .* cache\); pretrained=False"
     with patch("timm.create_model", offline), pytest.raises(OSError, match=words) as error:
         Encoder("resnet18", pretrained=True)
     assert "\n" not in str(error.value)
@@ -153,8 +154,55 @@ def test_weights_out_of_reach():
 
 def test_names_may_carry_the_tag_of_the_weights():
     with patch("timm.create_model", wraps=timm.create_model) as make:
-        Encoder("resnet18.tv_in1k", device="meta")
-    assert make.call_args.args == ("resnet18.tv_in1k",)
+        assert Encoder("resnet18.a2_in1k", device="meta").tag == "a2_in1k"
+    assert make.call_args.args == ("resnet18.a2_in1k",)
+    with pytest.raises(ValueError, match=r"there are no weights 'resnet18\.ns'; there are: resnet18\.a1_in1k, "):
+        Encoder("resnet18.ns")
+
+
+# What the publications began with: EfficientNetB4 of Keras, plain ImageNet, and torchvision's weights of the others.
+# timm's own defaults are later trainings: noisy student, a1_in1k, ra_in1k.
+TAGS = {
+    "mbdi": {"tf_efficientnet_b4.aa_in1k"},
+    "btinet": {"tf_efficientnet_b4.aa_in1k"},
+    "csa_moe": {"resnet18.tv_in1k"},
+    "csa_moe_vgg16": {"vgg16.tv_in1k"},
+    "csa_moe_densenet121": {"densenet121.tv_in1k"},
+    "hybrid_vssm": {"resnet18.tv_in1k"},
+    "mammo_resnet18": {"resnet18.tv_in1k"},
+    "mammo_resnet50": {"resnet50.tv_in1k"},
+}
+
+
+def weights_of(model: nn.Module) -> set[str]:
+    encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+    return {f"{encoder.name.partition('.')[0]}.{encoder.tag}" for encoder in encoders}
+
+
+@pytest.mark.parametrize("name", sorted(TAGS))
+def test_weights_are_those_of_the_publications(name):
+    assert weights_of(create_model(name, device="meta")) == TAGS[name]
+
+
+@pytest.mark.parametrize("recipe", ["mbdi", "btinet", "csa_moe", "hybrid_vssm"])
+def test_weights_of_each_recipe(recipe):
+    model = load_config(recipe).model
+    assert model.options["pretrained"]
+    assert weights_of(create_model(model.name, **model.options | {"pretrained": False}, device="meta")) == TAGS[recipe]
+
+
+@pytest.mark.parametrize("name", list_encoders())
+def test_names_without_a_tag_mean_the_same_weights(name):
+    encoder = Encoder(name, device="meta")
+    assert encoder.tag == ("aa_in1k" if name.startswith("tf_efficientnet") else "tv_in1k")
+    assert f"{name}.{encoder.tag}" in timm.list_pretrained(f"{name}.*")
+
+
+def test_weights_of_the_hybrid_can_be_chosen():
+    model = create_model("hybrid_vssm", weights="a1_in1k", device="meta")
+    assert weights_of(model) == {"resnet18.a1_in1k"}
+    with pytest.raises(ValueError, match=r"encoder: there are no weights 'resnet18\.ns'"):
+        create_model("hybrid_vssm", weights="ns", device="meta")
 
 
 def test_frozen_modules_neither_learn_nor_change():
