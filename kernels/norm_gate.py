@@ -1,6 +1,6 @@
 r"""norm_gate in Triton, forward and backward: formula and letters as in mtlkit/operators/norm_gate.
 
-A program holds whole rows: mean and variance, in two passes over registers, then the output. With e = (x - mean) r,
+A program holds whole rows: mean and variance, in passes over registers, then the output. With e = (x - mean) r,
 r = 1 / sqrt(var + eps), n = e weight + bias and dn = dout SiLU(z), all over the D channels of a row:
 
     dx = r (dn weight - mean(dn weight) - e mean(dn weight e))       dz = dout n SiLU'(z)
@@ -31,11 +31,17 @@ def _vector(v, d, there, ELSE: tl.constexpr):
 
 @triton.jit
 def _normalised(x, mask, D, eps):
-    """(x - mean) / sqrt(var + eps), and the factor, of each row of [BM, BD]."""
+    """(x - mean) / sqrt(var + eps), and the factor, of each row of [BM, BD].
+
+    What is left of the mean after it was subtracted is its rounding error; it shows where a mean is large beside its
+    variance.
+    """
     mean = tl.sum(x, 1) / D
     centred = tl.where(mask, x - mean[:, None], 0.0)
-    factor = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
-    return centred * factor[:, None], factor
+    drift = tl.sum(centred, 1) / D
+    variance = tl.sum(centred * centred, 1) / D - drift * drift
+    factor = tl.rsqrt(tl.where(variance > 0.0, variance, 0.0) + eps)
+    return tl.where(mask, centred - drift[:, None], 0.0) * factor[:, None], factor
 
 
 @triton.jit
