@@ -1,8 +1,11 @@
-"""Every public symbol has an example in its documentation, and every example runs."""
+"""Every public symbol has an example that runs, and every guarantee a test."""
 
+import ast
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +56,23 @@ def test_every_symbol_has_an_example(symbol):
 def test_every_layer_is_public():
     stems = [module.name for module in pkgutil.iter_modules(mtlkit.nn.__path__) if not module.name.startswith("_")]
     assert {name.lower() for name in mtlkit.nn.__all__} == {stem.replace("_", "") for stem in stems}
+
+
+def functions_of(file: Path) -> set[str]:
+    """Names of the functions in a file, those of classes behind the name of the class."""
+    tree = ast.parse(file.read_text())
+    found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        found |= {f"{owner.name}.{node.name}" for node in owner.body if isinstance(node, ast.FunctionDef)}
+    return found
+
+
+def test_every_guarantee_names_a_test_that_is_there_and_a_report(root):
+    page = (root / "docs" / "reliability.md").read_text()
+    rows = re.findall(r"^\| (.+) \| (.*`tests/.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert f"the {len(rows)} guarantees" in page
+    for guarantee, tests, reports in rows:
+        assert re.search(r"\[\S*#\d+\]\(https://github\.com/\S+/(issues|pull)/\d+\)", reports), guarantee
+        assert "::" in tests, guarantee
+    for file, name in re.findall(r"(tests/[\w/]+\.py)::([\w.]+)", page):
+        assert name in functions_of(root / file), f"{file}::{name}"

@@ -6,6 +6,7 @@
 #endif
 
 #include "cpu/integer_math.h"
+#include "cpu/team.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -14,6 +15,7 @@ namespace MTLKIT_ISA {
 template <typename F>
 void on_threads([[maybe_unused]] int64_t wanted, F f) {
 #if defined(_OPENMP)
+  if (wanted > 1 && own_threads()) return on_own_threads(static_cast<int>(wanted), f);
   if (wanted > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(static_cast<int>(wanted))
     f(omp_get_thread_num(), omp_get_num_threads());

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.cuda_on_host import far_apart
+from harness.layouts import far_apart
 from mtlkit.operators._launch import address, argument
 from mtlkit.operators.norm_gate import norm_gate_reference, norm_gate_torch
 from mtlkit.testing import assert_accurate

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from harness.calls import assert_same, scan_call
-from harness.cuda_on_host import far_apart
+from harness.layouts import far_apart
 from mtlkit.testing import SelectiveScanShape
 
 

@@ -3,8 +3,7 @@ import torch
 from torch import Tensor
 
 from harness.calls import DTYPES, NARROW, assert_same, ss2d_call
-from harness.cuda_on_host import far_apart
-from harness.layouts import ones
+from harness.layouts import far_apart, ones
 from mtlkit.ops import ss2d
 from mtlkit.testing import SS2DShape
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import mmap
 import os
 import re
 import shlex
@@ -15,8 +14,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
-import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTOR = ROOT / "tests" / "cuda_on_host"  # the executor's sources
@@ -92,12 +89,3 @@ def build_kernels(csrc: Path = ROOT / "csrc") -> ModuleType:
 def build_executor_checks() -> ModuleType:
     """The small kernels of executor_checks.cpp."""
     return build("executor_checks", [EXECUTOR / "executor_checks.cpp", EXECUTOR / "executor.cpp"])
-
-
-def far_apart(t: Tensor) -> Tensor:
-    """Lays a tensor's first dimension out in steps of more than 2^31 elements, in memory that is never filled."""
-    offset = 2**31 + 64
-    size = (offset * (t.shape[0] - 1) + t[0].numel()) * t.element_size()
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
-    strides = (offset, *torch.empty(t.shape[1:], device="meta").stride())
-    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)

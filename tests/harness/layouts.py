@@ -1,5 +1,6 @@
 """The same numbers in memory of other orders, spacings and offsets, NaN between them."""
 
+import mmap
 from collections.abc import Callable
 
 import torch
@@ -101,6 +102,15 @@ def misalignments(t: Tensor) -> dict[str, Place]:
 def ones(t: Tensor) -> Tensor:
     """A single 1 for all elements: other numbers, as the gradient of a sum has them."""
     return torch.ones((), dtype=t.dtype, device=t.device).expand(t.shape)
+
+
+def far_apart(t: Tensor) -> Tensor:
+    """Lays a tensor's first dimension out in steps of more than 2^31 elements, in memory that is never filled."""
+    offset = 2**31 + 64
+    size = (offset * (t.shape[0] - 1) + t[0].numel()) * t.element_size()
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
+    strides = (offset, *torch.empty(t.shape[1:], device="meta").stride())
+    return torch.frombuffer(memory, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)
 
 
 NCHW, NHWC = dense, inside(1)
