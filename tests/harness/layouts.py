@@ -64,6 +64,25 @@ def spread(*dims: int) -> Place:
     return place
 
 
+def cropped(t: Tensor) -> Tensor:
+    """The inside of a tensor that is one element longer at both ends of every dimension."""
+    around = t.new_full([size + 2 for size in t.shape], float("nan"))
+    return around[(slice(1, -1),) * t.dim()].copy_(t)
+
+
+def reversed_order(t: Tensor) -> Tensor:
+    """The first dimension innermost, the last outermost."""
+    order = tuple(reversed(range(t.dim())))
+    return t.permute(order).contiguous().permute(order)
+
+
+def rearrangements(t: Tensor) -> dict[str, Place]:
+    """The places that a tensor's numbers may have, of each kind one: each dimension innermost, spaced, cropped."""
+    every = range(t.dim())
+    found = {f"{d} inside": inside(d) for d in every}
+    return found | {"reversed": reversed_order, "spread": spread(*every), "cropped": cropped}
+
+
 def repeated(dim: int) -> Place:
     """The first element of a dimension in place of all, in memory once: other numbers."""
     return lambda t: t.narrow(dim, 0, 1).expand_as(t)

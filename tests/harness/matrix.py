@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mtlkit
 from harness.calls import NARROW, Call, assert_meets, assert_same
 from harness.fence import after_a_fence, before_a_fence, fence
-from harness.layouts import as_in, chained, dense, kept, misalignments, ones, spread
+from harness.layouts import as_in, chained, dense, kept, misalignments, ones, rearrangements, spread
 from harness.operators import Operator
 from mtlkit import _native
 from mtlkit.testing import assert_accurate
 
 DTYPES = (torch.float64, torch.float32, *NARROW)
+GRADIENT = "the gradient of the output"
 ROUGH = 2e-2  # of results in bfloat16, whose rounding differs from that of plain PyTorch under autocast
 
 
@@ -37,6 +39,21 @@ def over(*axes: str) -> Callable[[Callable], Callable]:
 
 def _id(choice: Any) -> str:
     return " ".join(map(str, choice)) if type(choice) is tuple else str(choice)
+
+
+def nodes(operator: Operator) -> tuple[Callable, Callable]:
+    """Of an operator and of its gradients, in torch.ops."""
+    return tuple(getattr(torch.ops.mtlkit, operator.name + suffix).default for suffix in ("", "_backward"))
+
+
+def assert_fake_as_real(node: Callable, arguments: tuple) -> None:
+    """In shapes, dtypes, and strides that matter."""
+    with FakeTensorMode() as mode:
+        fake = node(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+    real = node(*arguments)
+    for one in zip(*(found if isinstance(found, tuple | list) else [found] for found in (fake, real)), strict=True):
+        kinds = [(t.shape, t.dtype, [s for s, size in zip(t.stride(), t.shape, strict=True) if size > 1]) for t in one]
+        assert kinds[0] == kinds[1]
 
 
 def spoil(call: Call, name: str, value: float) -> Call:
@@ -142,6 +159,20 @@ class OperatorMatrix(Results):
         if operator.exact_layouts:
             assert_same(got, same.run(device))
 
+    @over("small", "dense")
+    def test_layout_of_each_argument(self, operator, backend, case, layout, device):
+        """And of the gradient of the output, each alone in another layout than the rest."""
+        call = operator.call(case, torch.float32).placed(**self._present(operator, case, operator.dense[layout]))
+        out = next(iter(call.function(**call.leaves(device)).values())).detach()
+        for name, t in (call.inputs | {GRADIENT: out}).items():
+            for kind, place in rearrangements(t).items():
+                print(name, kind)
+                if name == GRADIENT:
+                    got = call.run(device, place=place)
+                else:
+                    got = call.placed(**{name: place}).run(device)
+                assert_meets(got, operator.expected(case, torch.float32), device)
+
     @over()
     def test_layouts_of_the_gradient(self, operator, backend, device):
         """The bits do not depend on where the gradient of the output lies: strided, or one number expanded."""
@@ -220,20 +251,42 @@ class OperatorMatrix(Results):
 
     @over("opcheck", "dense")
     def test_opcheck(self, operator, backend, case, layout, device):
-        places = self._present(operator, case, operator.dense[layout])
-        leaves = operator.call(case, torch.float32).placed(**places).leaves(device)
-        forward, backward = (
-            getattr(torch.ops.mtlkit, f"{operator.name}{suffix}").default for suffix in ("", "_backward")
-        )
-        _, *names = (argument.name for argument in forward._schema.arguments)
-        tensors = [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
+        call = operator.call(case, torch.float32).placed(**self._present(operator, case, operator.dense[layout]))
+        forward, backward = nodes(operator)
+        tensors = self._tensors(operator, call.leaves(device))
         torch.library.opcheck(forward, (backend, *tensors, *operator.node_options))
         tensors = [None if t is None else t.detach() for t in tensors]
+        torch.library.opcheck(backward, self._backward_arguments(operator, backend, tensors))
+
+    @over("opcheck")
+    def test_fake_results_lie_as_the_real_ones(self, operator, backend, case, device):
+        """Whatever the layout of each argument."""
+        call, (node, gradients) = operator.call(case, torch.float32), nodes(operator)
+        for name, t in call.inputs.items():
+            for kind, place in rearrangements(t).items():
+                print(name, kind)
+                leaves = call.placed(**{name: place}).leaves(device)
+                tensors = [None if t is None else t.detach() for t in self._tensors(operator, leaves)]
+                arguments = (backend, *tensors, *operator.node_options)
+                assert_fake_as_real(node, arguments)
+                assert_fake_as_real(gradients, self._backward_arguments(operator, backend, tensors))
+
+    @staticmethod
+    def _tensors(operator: Operator, leaves: dict[str, Tensor]) -> list[Tensor | None]:
+        """What the operator's node takes behind the backend and before its options."""
+        _, *names = (argument.name for argument in nodes(operator)[0]._schema.arguments)
+        return [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
+
+    @staticmethod
+    def _backward_arguments(operator: Operator, backend: str, tensors: list[Tensor | None]) -> tuple:
+        """Of the node of the gradients, those of the outputs being the outputs themselves."""
+        forward, backward = nodes(operator)
         found = forward(backend, *tensors, *operator.node_options)
         found = found if isinstance(found, tuple) else (found,)
         outputs = sum(argument.name.startswith("grad") for argument in backward._schema.arguments)
-        options = operator.node_options[:-1] if names[-1] == "save" else operator.node_options
-        torch.library.opcheck(backward, (backend, *found[:outputs], *tensors, *found[outputs:], *options))
+        saves = forward._schema.arguments[-1].name == "save"
+        options = operator.node_options[:-1] if saves else operator.node_options
+        return (backend, *found[:outputs], *tensors, *found[outputs:], *options)
 
     @over("compiled")
     def test_compiles_once_for_every_size(self, operator, backend, case, device):
@@ -310,10 +363,10 @@ class InMemory(_Matrix):
         """Every address and stride, one after the other, made one that packed loads and stores cannot have."""
         call = operator.call(case, dtype).placed(**self._present(operator, case, operator.dense[layout]))
         out = next(iter(call.function(**call.leaves()).values())).detach()
-        for name, t in (call.leaves() | {"the gradient": out}).items():
+        for name, t in (call.leaves() | {GRADIENT: out}).items():
             for kind, place in misalignments(t.detach()).items():
                 print(name, kind)
-                if name == "the gradient":
+                if name == GRADIENT:
                     got = call.run(place=chained(as_in(out), place))
                 else:
                     got = call.placed(**{name: chained(call.places.get(name, kept), place)}).run()
