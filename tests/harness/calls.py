@@ -34,6 +34,10 @@ class Call(NamedTuple):
         found |= {name: place(found[name]) for name, place in self.places.items()}
         return {name: t.requires_grad_() for name, t in found.items()}
 
+    def of_output(self, name: str) -> "Call":
+        """With one of the outputs alone."""
+        return self._replace(function=lambda **tensors: {name: self.function(**tensors)[name]})
+
     def weights(self, outputs: dict[str, Tensor], place: Place | None = None) -> list[Tensor]:
         """Random weights of the outputs, of numbers that the first argument's dtype has; `place` puts the first's."""
         dtype, generator = next(iter(self.inputs.values())).dtype, torch.Generator().manual_seed(7)
@@ -45,7 +49,7 @@ class Call(NamedTuple):
         outputs = self.function(**leaves)
         wanted = {name: t for name, t in leaves.items() if t.requires_grad}
         weights = self.weights(outputs, place)
-        gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), weights)
+        gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), weights, materialize_grads=True)
         named = {name: t.detach() for name, t in outputs.items()}
         return named | {f"d{name}": g for name, g in zip(wanted, gradients, strict=True)}
 

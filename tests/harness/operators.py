@@ -239,7 +239,14 @@ SELECTIVE_SCAN = Operator(
     batched=("u", "delta", "B", "C", "z"),
     packed=(ScanCase(SelectiveScanShape(2, 32, 64, 16, G=2)), ScanCase(_SCAN[0]), ScanCase(_SCAN[7])),
     by_level=tuple(map(ScanCase, _SCAN)),
-    threaded=(*map(ScanCase, _SCAN[:4]), *scan_options(SelectiveScanShape(1, 18, 40, 4))),
+    threaded=(
+        *map(ScanCase, _SCAN[:4]),
+        *(
+            ScanCase(SelectiveScanShape(1, 18, 40, 4), without, constant)
+            for constant in (("B",), ("C",), ("B", "C"))
+            for without in ((), ("D", "z", "delta_bias"))
+        ),
+    ),
     counts=(1, 2, 3, 5, 8),
     options=scan_options(SelectiveScanShape(2, 18, 40, 4)),
     wide=frozenset({"last"}),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mtlkit
+from harness.calls import assert_meets, scan_call
 from mtlkit.operators._launch import MAX_STATES
 from mtlkit.ops import selective_scan
 from mtlkit.testing import SelectiveScanShape, assert_accurate
@@ -57,6 +58,25 @@ def test_groups_of_one_are_a_batch_of_rows():
 
 def test_public_alias():
     assert mtlkit.selective_scan_fn is selective_scan
+
+
+RARE = [{}, {"constant": ("B",)}, {"constant": ("C",)}, {"without": ("D", "z", "delta_bias"), "softplus": False}]
+
+
+@pytest.mark.parametrize("outputs", [("out",), ("last",), ("out", "last")], ids=str)
+@pytest.mark.parametrize("rare", RARE, ids=str)
+def test_compiled_gradients_of_either_output(outputs, rare):
+    call = scan_call(SelectiveScanShape(2, 6, 9, 4), **rare)
+
+    def chosen(**tensors):
+        found = call.function(**tensors)
+        return {name: found[name] for name in outputs}
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chosen, backend="aot_eager", fullgraph=True)
+    with mtlkit.use_backend("cpu"):
+        got = call._replace(function=compiled).run()
+    assert_meets(got, call._replace(function=chosen).expected())
 
 
 def changed(**changes) -> dict:
