@@ -6,6 +6,8 @@ TORCH  ?= torch
 EXTRAS ?= $(if $(filter demo,$(MAKECMDGOALS)),train,bench$(COMMA)test)
 COMMA  := ,
 SANITIZER ?= compute-sanitizer
+JOBS   ?= auto
+PARALLEL = -n $(JOBS) --maxprocesses 8 --dist worksteal
 
 PY      := $(VENV)/bin/python
 MTLKIT  := $(VENV)/bin/mtlkit
@@ -15,13 +17,14 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-minimum bench demo gpu lint format clean
+.PHONY: help install test test-all test-minimum bench demo gpu lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 	@echo
 	@echo '  VENV=$(VENV)  environment to create or to share'
 	@echo '  TORCH=$(TORCH)  what pip installs as torch, e.g. TORCH="torch==2.13.0"'
+	@echo '  JOBS=$(JOBS)  processes that run the tests, 0 for none besides pytest itself'
 	@echo '  EXTRAS=$(EXTRAS)  optional parts of mtlkit'
 	@echo '  SANITIZER=$(SANITIZER)  for make gpu: checks kernels for wrong addresses and races'
 	@echo '  PYTHON=$(PYTHON)  the Python that creates the environment'
@@ -29,7 +32,10 @@ help: ## list the targets
 install: $(STAMP) ## build and install mtlkit into VENV
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests $(PARALLEL)
+
+test-all: $(STAMP) ## run the slow tests as well
+	$(PY) -m pytest tests $(PARALLEL) -m "not large"
 
 # The oldest dependencies, e.g. torch==2.6 numpy==1.26. The module that VENV has compiled serves every torch, so this
 # environment takes the checkout as pure Python.

@@ -1,11 +1,17 @@
 """What all tests share."""
 
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+# Several processes of tests divide the cores; OpenMP reads this when torch loads it.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
 import torch
 
 import mtlkit
