@@ -23,6 +23,7 @@ MODELS = {
     "medmamba_t": TINY | {"d_state": 4},
     "vmamba_t_s1l8": TINY,
     "vmamba_t_v0": TINY,
+    "vm_unet": TINY | {"decoder_depths": (1, 1)},
     "btinet": PAIR | {"levels": (1,), "hmsf": False},
     "csa_moe": {"experts": ("image",)},
     "hybrid_vssm": {},
@@ -141,8 +142,9 @@ def test_layers_compile_whole_and_once(name):
     compile_and_call(make().eval(), [sizes(2, 9, 14), sizes(3, 12, 17)])
 
 
-# attention_unet is made of layers that compile above, and its encoder, decoder and padding are those of btinet
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "attention_unet"])
+# attention_unet is made of layers that compile above, and its encoder, decoder and padding are those of btinet; the
+# stages of vm_unet are those of vmamba_t_v0, twice
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("attention_unet", "vm_unet")])
 def test_models_compile_whole_and_once(name):
     compile_and_call(network(name), [arguments_of(name, 2, 90, 72), arguments_of(name, 3, 78, 101)])
 
@@ -169,7 +171,7 @@ def test_training_compiles_with_inductor():
 
 # --- torch.export -----------------------------------------------------------------------------------------------------
 
-FACTOR = {"medmamba_t": 8, "vmamba_t_v0": 8, "hybrid_vssm": 16}  # what height and width are multiples of
+FACTOR = {"medmamba_t": 8, "vmamba_t_v0": 8, "vm_unet": 8, "hybrid_vssm": 16}  # what height and width are multiples of
 
 
 def dynamic_shapes(name: str) -> tuple:

@@ -10,7 +10,9 @@ from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, M
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.monai_baselines import MonaiBaseline, MonaiBaselineOptions, MonaiBaselineOutput
 from mtlkit.models.pretrained import Pretrained, from_pretrained
+from mtlkit.models.published import LoadReport, load_published
 from mtlkit.models.registry import create_model, list_models, register, unregister
+from mtlkit.models.vm_unet import VMUNet, VMUNetOptions, VMUNetOutput
 from mtlkit.models.vmamba import VMamba, VMambaOptions
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "HybridVSSMOutput",
     "InteractionNetOutput",
     "InteractionOptions",
+    "LoadReport",
     "MBDIOptions",
     "MedMamba",
     "MedMambaOptions",
@@ -36,12 +39,16 @@ __all__ = [
     "UNet",
     "UNetOptions",
     "UNetOutput",
+    "VMUNet",
+    "VMUNetOptions",
+    "VMUNetOutput",
     "VMamba",
     "VMambaOptions",
     "create_model",
     "from_pretrained",
     "list_encoders",
     "list_models",
+    "load_published",
     "register",
     "state_dict_from_keras",
     "unregister",

@@ -1,21 +1,28 @@
 """Networks in folders and on the Hugging Face Hub: options in config.json, parameters in model.safetensors."""
 
 import functools
+import inspect
 import json
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 import mtlkit
-from mtlkit._text import parse_json
+from mtlkit._text import parse_json, shown
 from mtlkit.models._common import install_hint
+from mtlkit.models._state_dict import unwrapped
 from mtlkit.models.network import Network
-from mtlkit.models.registry import network_named, options_type
+from mtlkit.models.registry import guess, network_named, options_type
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of parameters alone
+REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Pretrained(Network):
@@ -60,7 +67,7 @@ class Pretrained(Network):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> "Pretrained":
         """The network that `save_pretrained` or `push_to_hub` wrote, in training mode as a new one.
 
@@ -68,29 +75,43 @@ class Pretrained(Network):
             source: a folder, or "user/name" on the Hub.
             device: where the parameters are made.
             dtype: of the parameters.
-            **kwargs: of huggingface_hub's ModelHubMixin.from_pretrained, such as revision and token.
+            **options: as `mtlkit.models.from_pretrained` takes them.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
+            TypeError: there is no such option.
             ValueError: no network, or another one, is there; the message names the first key that differs.
         """
-        network = None if cls is Pretrained else cls
-        return _checkpoint_class().from_pretrained(source, network=network, device=device, dtype=dtype, **kwargs).module
+        checkpoint, network = _checkpoint_class(), None if cls is Pretrained else cls
+        hub = {name: options.pop(name) for name in _hub_options(checkpoint) if name in options}
+        _check_source(source)
+        return checkpoint.from_pretrained(
+            source, network=network, device=device, dtype=dtype, options=options, **hub
+        ).module
+
+    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with the names and shapes of this network, where publications have others; here as it is."""
+        return dict(state)
 
 
 def from_pretrained(
-    source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any
+    source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, **options: Any
 ) -> Pretrained:
     """The network in a folder or on the Hugging Face Hub, of whichever kind it is.
+
+    Options replace those that are stored. Another number of classes makes a new head, and a warning names the tensors
+    that are fresh; rates change freely; an option that changes other tensors is refused.
 
     Args:
         source: a folder that `save_pretrained` wrote, or "user/name" on the Hub.
         device: where the parameters are made.
         dtype: of the parameters.
-        **kwargs: of huggingface_hub's ModelHubMixin.from_pretrained, such as revision and token.
+        **options: of the network, such as num_classes; and of huggingface_hub's ModelHubMixin.from_pretrained, such as
+            revision and token.
 
     Raises:
         ImportError: huggingface_hub or safetensors is not installed.
+        TypeError: there is no such option; the message lists those that there are.
         ValueError: no network is there, or its parameters do not fit it; the message names the first key that differs.
 
     Example:
@@ -98,12 +119,12 @@ def from_pretrained(
         >>> model = mtlkit.models.create_model("medmamba_t", num_classes=2, depths=(1, 1), dims=(16, 32)).eval()
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = model.save_pretrained(folder)
-        ...     twin = mtlkit.models.from_pretrained(folder).eval()
+        ...     twin = mtlkit.models.from_pretrained(folder, drop_path_rate=0.2).eval()
         >>> images = torch.rand(1, 3, 32, 32)
         >>> torch.equal(twin(images), model(images))
         True
     """
-    return Pretrained.from_pretrained(source, device=device, dtype=dtype, **kwargs)
+    return Pretrained.from_pretrained(source, device=device, dtype=dtype, **options)
 
 
 @functools.cache
@@ -127,13 +148,15 @@ def _checkpoint_class() -> type:
             save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, network, device, dtype, **download):
+        def _from_pretrained(cls, *, model_id: str, network, device, dtype, options, **download):
             def find(name: str) -> Path:
                 if not Path(model_id).is_dir():
                     return Path(hf_hub_download(repo_id=model_id, filename=name, **download))
                 path = Path(model_id, name)
                 if not path.is_file():
-                    raise ValueError(f"source: expected a folder with {CONFIG} and {WEIGHTS}, got {model_id!r}")
+                    raise ValueError(
+                        f"source: expected a folder with {CONFIG} and {WEIGHTS}, got {model_id!r}{_of_a_run(path)}"
+                    )
                 return path
 
             config, state = parse_json(find(CONFIG).read_text()), load_file(find(WEIGHTS))
@@ -143,12 +166,19 @@ def _checkpoint_class() -> type:
             if network is not None and name != network.__name__:
                 reason = difference(network(options_type(network)(), device="meta"), state)
                 raise ValueError(f"source: expected {network.__name__}, got {name}: {reason}")
-            network = network or network_named(name)
-            model = network(decode_options(network, config["options"]), device=device, dtype=dtype)
-            reason = difference(model, state)
+            network = network or cast(type[Pretrained], network_named(name))
+            stored = decode_options(network, config["options"])
+            wanted = replace(stored, **_known(network, options))
+            model = network(wanted, device=device, dtype=dtype)
+            state = unwrapped(state, model).tensors
+            counts = class_options(wanted)
+            fresh = set() if counts == class_options(stored) else changed_by_classes(network, stored, counts)
+            reason = difference(model, state, fresh)
             if reason:
+                _check_options(network, stored, options, state)
                 raise ValueError(f"source: these parameters are not of this {name}: {reason}")
-            model.load_state_dict(state)
+            model.load_state_dict({key: value for key, value in state.items() if key not in fresh}, strict=False)
+            warn_of_fresh(model, fresh)
             return cls(model)
 
     return Checkpoint
@@ -165,21 +195,149 @@ def decode_options(network: type[nn.Module], values: dict[str, Any]) -> Any:
     for name in values:
         if name not in known:
             raise ValueError(f"{name}: {network.__name__} has no such option; it has: {', '.join(known)}")
-    options = kind(**{name: _tuples(value) for name, value in values.items()})
-    return replace(options, pretrained=False) if "pretrained" in known else options
+    return _offline(kind(**{name: _tuples(value) for name, value in values.items()}))
 
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def difference(model: nn.Module, state: dict[str, Tensor]) -> str | None:
-    """Where `state` first differs from the network's own keys and shapes, in words; None where it does not."""
+def difference(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> str | None:
+    """Where `state` first differs from the network's own keys and shapes, in words; None where it does not.
+
+    Args:
+        model: the network.
+        state: its parameters.
+        fresh: keys whose values are not taken from `state`.
+    """
     own = model.state_dict()
     for key, value in own.items():
+        if key in fresh:
+            continue
         if key not in state:
             return f"the first key that differs is {key!r}, which is missing"
         if state[key].shape != value.shape:
             return f"the first key that differs is {key!r}, {tuple(state[key].shape)} in place of {tuple(value.shape)}"
     extra = next((key for key in state if key not in own), None)
     return None if extra is None else f"the first key that differs is {extra!r}, which is unknown"
+
+
+# --- what the options and the source say ------------------------------------------------------------------------------
+
+
+def class_options(options: Any) -> dict[str, int]:
+    """The options that count classes, whose change makes a new head."""
+    return {field.name: getattr(options, field.name) for field in fields(options) if field.name.endswith("_classes")}
+
+
+def changed_by_classes(network: type[nn.Module], options: Any, counts: Mapping[str, int] | None = None) -> set[str]:
+    """The keys of a network whose shapes follow from numbers of classes.
+
+    Args:
+        network: its class.
+        options: its options.
+        counts: other numbers of classes, by option; by default one more of each.
+    """
+    counts = {name: count + 1 for name, count in class_options(options).items()} if counts is None else counts
+    shapes = []
+    for made in (_offline(options), _offline(replace(options, **counts))):
+        shapes.append({key: value.shape for key, value in network(made, device="meta").state_dict().items()})
+    return {key for key in shapes[0] if shapes[0][key] != shapes[1].get(key)}
+
+
+def _offline(options: Any) -> Any:
+    """The options without weights of ImageNet."""
+    return replace(options, pretrained=False) if hasattr(options, "pretrained") else options
+
+
+def warn_of_fresh(model: nn.Module, fresh: Collection[str]) -> None:
+    """Warns that parameters are fresh, and names them; nothing where there are none."""
+    if fresh:
+        names = [key for key in model.state_dict() if key in fresh]
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        warnings.warn(
+            f"{type(model).__name__}: fresh, not loaded, and to be trained: {', '.join(names[:8])}{more}", stacklevel=2
+        )
+
+
+def _known(network: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(options_type(network))]
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"{name}: {network.__name__} has no such option{guess(name, known)}; it has: {', '.join(known)}"
+            )
+    return {name: _tuples(value) for name, value in options.items()}
+
+
+def _check_options(
+    network: type[nn.Module], stored: Any, options: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Raises where an option is to blame for parameters that do not fit, naming its two values and the parameter."""
+    if difference(network(stored, device="meta"), state):
+        return
+    for name, value in _known(network, options).items():
+        if name in class_options(stored):
+            continue
+        try:
+            alone = network(replace(stored, **{name: value}), device="meta")
+        except ValueError:  # it needs the others
+            continue
+        reason = difference(alone, state)
+        if reason:
+            raise ValueError(
+                f"{name}: expected {shown(getattr(stored, name))} as stored, got {shown(value)}, which the stored "
+                f"parameters do not fit: {reason}"
+            )
+    raise ValueError(f"{', '.join(options)}: expected as stored")
+
+
+def _hub_options(checkpoint: Any) -> list[str]:
+    kinds = inspect.signature(checkpoint.from_pretrained).parameters.values()
+    return [parameter.name for parameter in kinds if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _check_source(source: str | Path) -> None:
+    """Raises unless the source is a folder, or may be a repository."""
+    path = Path(source)
+    if path.is_dir():
+        return
+    if path.is_file() or path.suffix.lower() in FILES:
+        if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+            remedy = f"pass its folder, {str(path.parent)!r}"
+        else:
+            remedy = _of_a_run(path).removeprefix("; ") or (
+                "it has no options: make the network with mtlkit.models.create_model, and load the file with "
+                "mtlkit.models.load_published(model, file)"
+            )
+        raise ValueError(f"source: expected a folder or a repository, got the file {str(source)!r}; {remedy}")
+    if not REPOSITORY.fullmatch(str(source)):
+        raise ValueError(f"source: expected a folder or a repository, got {str(source)!r}; there is no such folder")
+
+
+def _of_a_run(path: Path) -> str:
+    """Where the network of a run is, if a file is in the folder of one."""
+    found = next((folder / "model" for folder in path.parents[:3] if (folder / "model" / CONFIG).is_file()), None)
+    return "" if found is None else f"; the network of this run is in {str(found)!r}"
+
+
+# --- names of publications --------------------------------------------------------------------------------------------
+
+
+def renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """`state` with other names: each old one, in turn, at the beginning, or anywhere if it begins with a dot."""
+    found = {}
+    for key, value in state.items():
+        for old, new in names:
+            if old.startswith("."):
+                key = key.replace(old, new)
+            elif key.startswith(old):
+                key = new + key.removeprefix(old)
+        found[key] = value
+    return found
+
+
+def translate(model: Pretrained, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Gives the entries of a published checkpoint today's names and shapes, in place: a hook of load_state_dict."""
+    published = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
+    state.update({prefix + key: value for key, value in model.from_published(published).items()})

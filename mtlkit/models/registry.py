@@ -109,7 +109,7 @@ def create_model(
     entry, known = _entry(name), option_names(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"{option}: {name} has no such option{_guess(option, known)}; it has: {', '.join(known)}")
+            raise ValueError(f"{option}: {name} has no such option{guess(option, known)}; it has: {', '.join(known)}")
     return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
 
 
@@ -140,7 +140,7 @@ def network_named(name: str) -> type[nn.Module]:
     classes = {entry.make.__name__: entry.make for entry in _MODELS.values()}
     if name not in classes:
         raise ValueError(
-            f"model: there is no network {name!r}{_guess(name, list(classes))}; there are: {', '.join(classes)}"
+            f"model: there is no network {name!r}{guess(name, list(classes))}; there are: {', '.join(classes)}"
         )
     return classes[name]
 
@@ -160,10 +160,11 @@ def options_type(network: type[nn.Module]) -> type:
 def _entry(name: str) -> _Entry:
     if name not in _MODELS:
         known = list_models()
-        raise ValueError(f"name: there is no model {name!r}{_guess(name, known)}; there are: {', '.join(known)}")
+        raise ValueError(f"name: there is no model {name!r}{guess(name, known)}; there are: {', '.join(known)}")
     return _MODELS[name]
 
 
-def _guess(word: str, known: list[str]) -> str:
+def guess(word: str, known: list[str]) -> str:
+    """The known word that is meant, in parentheses, if one is close."""
     close = get_close_matches(word, known, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""

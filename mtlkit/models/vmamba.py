@@ -6,6 +6,7 @@ a linear head. Parameters have the original names, so that published checkpoints
 Source: Liu et al., "VMamba: Visual State Space Model" (2024).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mtlkit._check import check_choice
 from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
-from mtlkit.models.pretrained import Pretrained
+from mtlkit.models.pretrained import Pretrained, renamed, translate
 from mtlkit.models.registry import register
 from mtlkit.nn import ConvDownsample, ConvStem, PatchMerging, Permute, VSSBlock
 
@@ -136,7 +137,7 @@ class VMamba(Pretrained):
             }
         )
         self.apply(init_linear_and_norm)
-        self.register_load_state_dict_pre_hook(_translate)
+        self.register_load_state_dict_pre_hook(translate)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """What the last stage makes of the images, normalised: (B, in_chans, H, W) to (B, H/32, W/32, C)."""
@@ -150,6 +151,12 @@ class VMamba(Pretrained):
         """Logits: (B, in_chans, H, W) to (B, num_classes)."""
         x = self.forward_features(images)  # (B, H/32, W/32, C)
         return self.classifier["head"](x.mean((1, 2)))  # (B, num_classes)
+
+    def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`state` with today's names and shapes, where it is an older version's."""
+        linear = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)}
+        found = renamed(state, _FIRST_NAMES)
+        return {k: v.flatten(1) if k in linear and v.shape[2:] == (1, 1) else v for k, v in found.items()}
 
 
 def _patch_stem(o: VMambaOptions, factory: dict[str, Any]) -> nn.Sequential:
@@ -191,17 +198,6 @@ _FIRST_NAMES = (
     ("patch_embed.norm.", "patch_embed.2."),
     ("norm.", "classifier.norm."),
     ("head.", "classifier.head."),
+    (".ln_1.", ".norm."),
+    (".self_attention.", ".op."),
 )
-
-
-def _translate(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Gives the entries of an older checkpoint today's names and shapes, in place."""
-    linear = {f"{prefix}{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for key in [key for key in state if key.startswith(prefix)]:
-        name = key[len(prefix) :]
-        for old, new in _FIRST_NAMES:
-            if name.startswith(old):
-                name = new + name[len(old) :]
-        name = prefix + name.replace(".ln_1.", ".norm.").replace(".self_attention.", ".op.")
-        value = state.pop(key)
-        state[name] = value.flatten(1) if name in linear else value

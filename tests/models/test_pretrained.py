@@ -1,8 +1,9 @@
-"""Networks in folders and on the Hub: the round trip, another device and dtype, foreign and damaged checkpoints."""
+"""Networks in folders and on the Hub: the round trip, other dtypes and options, foreign and damaged checkpoints."""
 
 import inspect
 import json
 import sys
+from dataclasses import replace
 from unittest.mock import patch
 
 import huggingface_hub
@@ -88,6 +89,104 @@ def test_push_and_load_from_the_hub(folder, tmp_path, fresh):
     ):
         twin = from_pretrained("someone/tiny", revision="v1")
     assert torch.equal(twin.head.weight, model.head.weight)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_another_number_of_classes_makes_a_new_head(folder):
+    stored = from_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"MedMamba: fresh, not loaded, and to be trained: head.weight, head.bias$"):
+        twin = MedMamba.from_pretrained(folder, num_classes=5)
+    assert twin.options == replace(stored.options, num_classes=5)
+    assert twin.head.out_features == 5
+    loaded = {name: value for name, value in twin.state_dict().items() if not name.startswith("head.")}
+    assert all(torch.equal(value, stored.state_dict()[name]) for name, value in loaded.items())
+
+
+def test_each_head_of_several_is_fresh_where_its_classes_change(tmp_path):
+    create_model("hybrid_vssm", dims=(128, 256), label_classes=2).save_pretrained(tmp_path)
+    with pytest.warns(
+        UserWarning, match=r"trained: heads.birads_left.weight, heads.birads_left.bias, .*right.bias$"
+    ) as found:
+        twin = from_pretrained(tmp_path, birads_classes=3)
+    assert "label" not in str(found[0].message)
+    assert twin.options.birads_classes == 3
+
+
+def test_rates_change_without_a_word(folder, recwarn):
+    twin = from_pretrained(folder, drop_path_rate=0.3, num_classes=3)
+    assert twin.layers[1].blocks[0].drop_path.p == pytest.approx(0.3)
+    assert torch.equal(twin.head.weight, from_pretrained(folder).head.weight)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_state": 8}, r"d_state: expected 16 as stored, got 8, .*'layers.0.blocks.0.self_attention.x_proj_weight'"),
+        (
+            {"in_chans": 1, "num_classes": 5},
+            r"in_chans: expected 3 as stored, got 1, .*'patch_embed.proj.weight', \(16, 3",
+        ),
+        ({"depths": [1, 2], "drop_path_rate": 0.0}, r"depths: expected \(1, 1\) as stored, got .*, which is missing"),
+        ({"depths": (1,), "dims": (16,)}, r"depths, dims: expected as stored"),
+    ],
+)
+def test_options_that_change_other_tensors_are_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(folder, **options)
+
+
+def test_unknown_options_are_answered_with_the_known(folder):
+    with pytest.raises(
+        TypeError, match=r"numclasses: MedMamba has no .* \(did you mean 'num_classes'\?\); it has: num_c"
+    ):
+        from_pretrained(folder, numclasses=5, revision="main")
+    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
+        from_pretrained(folder, num_classes=0)
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["net.pth", "best.ckpt", "net.PT", "weights.safetensors"])
+@pytest.mark.parametrize("there", [True, False])
+def test_files_of_parameters_are_answered_with_the_way_to_load_them(tmp_path, name, there):
+    if there:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"source: expected a folder .*; it has no options: .*load_published\(model, file\)"
+    ):
+        from_pretrained(tmp_path / name)
+
+
+def test_files_of_a_folder_are_answered_with_the_folder(folder):
+    with pytest.raises(ValueError, match=rf"got the file .*; pass its folder, '{folder}'"):
+        from_pretrained(folder / "model.safetensors")
+
+
+def test_files_of_a_run_are_answered_with_its_network(tmp_path):
+    create_model("medmamba_t", **TINY).save_pretrained(tmp_path / "model")
+    (tmp_path / "stage1").mkdir()
+    for source in (tmp_path, tmp_path / "stage1" / "best.ckpt"):
+        with pytest.raises(ValueError, match=rf"; the network of this run is in '{tmp_path / 'model'}'"):
+            from_pretrained(source)
+
+
+@pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "runs/mbdi/model", "~/model"])
+def test_folders_that_do_not_exist(source):
+    with pytest.raises(ValueError, match=r"source: expected a folder or a repository, got .*; there is no such folder"):
+        from_pretrained(source)
+
+
+def test_wrapped_parameters_in_a_folder(folder):
+    state = load_file(folder / "model.safetensors")
+    save_file({f"module.{name}": value for name, value in state.items()}, folder / "model.safetensors")
+    assert torch.equal(from_pretrained(folder).head.weight, state["head.weight"])
+
+
+# --- foreign and damaged checkpoints ----------------------------------------------------------------------------------
 
 
 def test_another_network_is_named_with_the_first_key_that_differs(folder):

@@ -12,6 +12,7 @@ PAIR = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12), "clf_dim": 32}
 UNET = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12)}
 CASES = [
     *((name, SCANS) for name in list_models() if name.startswith(("medmamba", "vmamba"))),
+    ("vm_unet", {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256), "in_chans": 1}),
     ("mbdi", PAIR),
     ("mbdi", PAIR | {"encoder": "tf_efficientnet_b0", "freeze_until": "blocks.1.1.bn2"}),
     ("mbdi", PAIR | {"encoder": "densenet121", "in_chans": 1, "num_classes": 2}),
@@ -45,6 +46,7 @@ CASES = [
     ("segresnet", {"dim": 8, "num_classes": 2}),
 ]
 COMPILED = [
+    ("vm_unet", {"depths": (1, 1), "decoder_depths": (1, 1), "dims": (16, 32), "num_classes": 4}),
     ("mbdi", PAIR | {"levels": (1, 4), "hmsf": False}),
     ("btinet", PAIR | {"levels": (4,), "hmsf": False}),
     ("csa_moe", {"experts": ("image", "tumor")}),
