@@ -151,6 +151,20 @@ def test_focal_cross_entropy_is_cut():
     assert losses.focal_cross_entropy(logits, labels, max_loss=None) == 40
 
 
+@pytest.mark.parametrize("margin", [-0.01, 0.01])
+def test_the_cut_is_where_it_is_said_to_be(margin):
+    """Of each image by itself, so that those below it keep their gradients."""
+    logits = torch.tensor([[9.0, 0.0], [4.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    of_each = F.cross_entropy(logits, torch.tensor([1, 1]), reduction="none")
+    cut = of_each[0].item() + margin
+    loss = losses.focal_cross_entropy(logits, torch.tensor([1, 1]), gamma=0.0, max_loss=cut)
+    wanted = (of_each[0].clamp_max(cut) + of_each[1]) / 2
+    torch.testing.assert_close(loss, wanted)
+    (got,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    assert got[0].any() == (margin > 0)
+    torch.testing.assert_close(got, torch.autograd.grad(wanted, logits)[0])
+
+
 def test_weighted_cross_entropy_is_torchs():
     logits, labels, weight = torch.randn(20, 3), torch.randint(-1, 3, (20,)), torch.tensor([0.5, 1.0, 4.0])
     expected = F.cross_entropy(logits, labels, weight, ignore_index=-1)

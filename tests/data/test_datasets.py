@@ -139,6 +139,18 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(records):
     assert torch.equal(data[0]["image"], first[0])
 
 
+def test_augmentation_differs_between_seeds_epochs_images_and_copies(records):
+    """All of them: of pixels alone, two draws may leave the same."""
+    draws = {}
+    for seed in (3, 4):
+        data = LesionDataset(records, 32, "mbdi", copies=2, seed=seed)
+        data._augment = lambda image, mask: (torch.rand(image.shape), mask)
+        for epoch in (0, 1, 2):
+            data.set_epoch(epoch)
+            draws |= {(seed, epoch, i): data[i]["image"].numpy().tobytes() for i in (1, 2, 4, 5)}
+    assert len(set(draws.values())) == len(draws) == 24
+
+
 def test_running_workers_see_the_epoch(records):
     data = LesionDataset(records, 32, "mbdi")
     loader = DataLoader(data, batch_size=4, num_workers=1, persistent_workers=True)

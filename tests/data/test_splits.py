@@ -85,6 +85,25 @@ def test_seed_decides_and_order_does_not():
     assert make_split(data, seed=1) == make_split(data, seed=1)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_stratum_of_a_group_does_not_depend_on_the_order_of_its_records(seed):
+    """That of its worst record, wherever that comes."""
+    labels = [(0, 0, 0), (0, 0, 1), (1, -1, 0), (0, 1, 1), (-1, 0, -1)] * 8
+    records = [
+        Record(f"{group}/{i}", Path(f"{group}-{i}"), label, (), f"{group:02}")
+        for group, three in enumerate(labels)
+        for i, label in enumerate(three)
+    ]
+    given = Catalogue("folder", Path("data"), ("benign", "malignant"), tuple(records))
+    random.Random(seed).shuffle(records)
+    shuffled = replace(given, records=tuple(records))
+    parts = [{part: set(keys) for part, keys in make_split(one).parts().items()} for one in (given, shuffled)]
+    assert parts[0] == parts[1]
+    groups = {key.partition("/")[0] for key in parts[0]["test"]}
+    assert len(groups) == 6
+    assert sum(1 in labels[int(group)] for group in groups) in (3, 4)  # 0.6 of 6
+
+
 def test_published_test_part_is_kept(brisc):
     data = open_dataset(brisc)
     split = make_split(data, (0.85, 0.15, 0.0))

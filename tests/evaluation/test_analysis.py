@@ -1,8 +1,13 @@
-"""The gates of the epochs, from the tables of a run; test_runner.py has what an evaluation says."""
+"""The gates of the epochs, from the tables of a run, and what fails; test_runner.py has what an evaluation says."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from mtlkit.evaluation.analysis import epoch_gates
+from mtlkit.data import Record
+from mtlkit.evaluation import Predictions
+from mtlkit.evaluation.analysis import epoch_gates, failures
 
 
 def test_gates_of_the_epochs(tmp_path):
@@ -20,3 +25,16 @@ def test_tables_without_gates(tmp_path, text):
     (tmp_path / "stage1").mkdir()
     (tmp_path / "stage1/metrics.csv").write_text(text)
     assert epoch_gates(tmp_path) == []
+
+
+def test_a_mask_fails_below_one_half_and_not_at_it():
+    iou = np.array([0.5, np.nextafter(0.5, 0), np.nextafter(0.5, 1), 0.0, np.nan])
+    images = tuple(Record(f"{i}", Path(f"{i}.png"), 0, (), f"{i}") for i in range(5))
+    shares = {"class": np.array([[0.5, 0.5], [0.9, 0.1], [0.1, 0.9], [0.5, 0.5], [0.5, 0.5]])}
+    found = failures(Predictions(None, images, (), {"class": np.array([0, 0, 0, -1, 1])}, shares, {"iou": iou}))
+    failed, known = found["mask"]
+    assert known.tolist() == [True] * 4 + [False]
+    assert failed[known].tolist() == [False, True, False, True]
+    failed, known = found["class"]
+    assert known.tolist() == [True] * 3 + [False, True]
+    assert failed[known].tolist() == [False, False, True, True]

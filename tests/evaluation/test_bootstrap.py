@@ -15,7 +15,7 @@ from sklearn.metrics import (
 )
 
 from mtlkit.evaluation import Figure, classification, intervals, ranking, score_means
-from mtlkit.evaluation.bootstrap import resampled
+from mtlkit.evaluation.bootstrap import confidence_bins, resampled
 from mtlkit.metrics import ClassificationMetrics, failure_detection
 
 
@@ -96,6 +96,13 @@ def test_calibration_error_by_hand():
     probabilities = np.stack([first, 1 - first], 1)
     found = classification(ones(4), probabilities, np.array([0, 1, 0, 0]))
     assert found["calibration_error"][0] == pytest.approx((0.5 * 0.45) + (0.5 * 0.35))
+
+
+@pytest.mark.parametrize("bin_", range(10))
+def test_a_confidence_at_an_edge_is_of_the_bin_above(bin_):
+    edge, above = bin_ / 10, (bin_ + 1) / 10
+    assert confidence_bins(np.array([edge, edge + 0.05, above - 1e-9])).tolist() == [bin_] * 3
+    assert confidence_bins(np.array([1.0])) == 9
 
 
 @pytest.mark.parametrize("ties", [False, True])

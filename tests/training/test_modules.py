@@ -1,5 +1,6 @@
 """The three kinds of training: their losses by hand, what the second stage moves, and what does not fit together."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,27 @@ def four_views():
     options = {"backbone": "vssm", "depths": [1], "dims": [16], "d_state": 1, "birads_classes": 5}
     changes = {"model": {"options": options}, "data": {"size": 32}}
     return load_config("hybrid_vssm").change(changes)
+
+
+# --- what all share ---------------------------------------------------------------------------------------------------
+
+
+def test_dropout_differs_between_seeds_epochs_batches_processes_and_stages(small, monkeypatch):
+    """And is the same again where none of them differs, whatever was drawn before."""
+    masks, dropout, module = {}, torch.nn.Dropout(0.5), create_module(small)
+    configs = {seed: small.change({"seed": seed}) for seed in (1, 2)}
+    for seed, epoch, index, rank, gates_only in itertools.product(configs, range(3), range(3), range(2), (False, True)):
+        monkeypatch.setattr(module, "config", configs[seed])
+        monkeypatch.setattr(module, "gates_only", gates_only)
+        for name, value in (("current_epoch", epoch), ("global_rank", rank)):
+            monkeypatch.setattr(type(module), name, value)
+        drawn = []
+        for _ in range(2):
+            module.on_train_batch_start({}, index)
+            drawn.append(dropout(torch.ones(128)))
+        assert torch.equal(*drawn)
+        masks[seed, epoch, index, rank, gates_only] = drawn[0].numpy().tobytes()
+    assert len(set(masks.values())) == len(masks) == 72
 
 
 # --- lesion -----------------------------------------------------------------------------------------------------------
