@@ -1,25 +1,34 @@
 """Files written whole or not at all, and the text of JSON and CSV."""
 
-import csv
-import io
 import json
 import math
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mtlkit._text import printable
 from mtlkit.errors import DataError, ExistsError
+
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the begin of what spreadsheets take for one
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
+SURROGATE = re.compile("[\ud800-\udfff]")  # which no file of text holds
+QUOTED = re.compile(r'[",\r\n]')
 
 
 def check_new(path: str | Path, *, force: bool = False) -> None:
     """Raises what `written_whole` would, for callers that work long before they write."""
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: expected a file, found a folder")
-    if path.exists() and not force:
-        raise ExistsError(f"{path}: the file exists already")
+    try:
+        if path.is_dir():
+            raise DataError(f"{path}: expected a file, found a folder")
+        if path.exists() and not force:
+            raise ExistsError(f"{path}: the file exists already")
+    except OSError as error:  # its name is too long
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager
@@ -36,7 +45,7 @@ def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_new(path, force=force)
     real = Path(os.path.realpath(path))
-    draft = real.with_name(f".{real.name}.{os.getpid()}")
+    draft = real.with_name(f".mtlkit-{zlib.crc32(os.fsencode(real.name)):08x}-{os.getpid()}")  # as long as any name
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         yield draft
@@ -59,8 +68,9 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON."""
-    return json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+    """`value` as JSON; bytes of file names that are not UTF-8 stand as escapes, which come back as they were."""
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
@@ -69,10 +79,34 @@ def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
         draft.write_text(json_text(value), encoding="utf-8")
 
 
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as comma-separated text: a column for each name that any row has, empty where it is missing or None."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    """Rows as comma-separated text: a column for each name that any row has, empty where it is missing or None.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front, which `csv_value` takes away again.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [map(_cell, names), *(map(_cell, map(row.get, names)) for row in rows)]
+    return "".join(",".join(line) + "\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    """A cell of CSV, quoted where it must be (the module csv leaves carriage returns as they are)."""
+    text = "" if value is None else str(value)
+    if isinstance(value, str):
+        text = SURROGATE.sub(lambda found: printable(found[0]), value)
+        text = f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
+    return '"' + text.replace('"', '""') + '"' if QUOTED.search(text) else text
+
+
+def csv_value(cell: str) -> str:
+    """The text of a cell that `csv_text`, or a careful spreadsheet, wrote.
+
+    Example:
+        >>> from mtlkit._files import csv_value
+        >>> csv_value("'=1+1"), csv_value("'90s"), csv_value("-1")
+        ('=1+1', "'90s", '-1')
+    """
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

@@ -1,5 +1,6 @@
-"""Standard output, and what to do when its reader has gone."""
+"""Standard output: what to do when its reader has gone, and with characters that it cannot show."""
 
+import io
 import os
 import select
 import signal
@@ -26,3 +27,9 @@ def reader_gone() -> bool:
         os.dup2(nowhere, output)
         os.close(nowhere)
     return gone
+
+
+def escape_unknown() -> None:
+    """From now on, characters that the encoding of standard output lacks are written as escapes, and raise nothing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

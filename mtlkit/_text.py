@@ -2,9 +2,11 @@
 
 import json
 import reprlib
+import unicodedata
 from typing import Any
 
 LENGTH = 80  # characters of a value
+JOINERS = "\u200c\u200d"  # format characters that words of several scripts need
 
 
 class _Short(reprlib.Repr):
@@ -32,6 +34,47 @@ def shown(value: object) -> str:
     """
     words = _Short().repr(value)
     return words if len(words) <= 2 * LENGTH else f"{words[:LENGTH]}...{words[-LENGTH // 4 :]}"
+
+
+def printable(text: object, *, keep: str = "") -> str:
+    r"""Text for a terminal or a page: what controls these, or is no character, stands as its escape.
+
+    Escaped are control characters, line ends among them, characters that reverse or hide others, and the bytes of file
+    names that are not UTF-8. File names may hold all of these.
+
+    Args:
+        text: what is to be shown.
+        keep: characters to leave as they are.
+
+    Example:
+        >>> from mtlkit._text import printable
+        >>> printable("scan\x1b[2J \u202egnp.exe")
+        'scan\\x1b[2J \\u202egnp.exe'
+    """
+    words = str(text)
+    if words.isprintable():
+        return words
+    return "".join(one if one in keep else _escaped(one) for one in words)
+
+
+def _escaped(character: str) -> str:
+    kind = unicodedata.category(character)
+    if "\udc80" <= character <= "\udcff":  # a byte, as Python decodes file names
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
+
+
+def composed(name: str) -> str:
+    """A name in the one normal form of Unicode (NFC) by which names are compared.
+
+    Example:
+        >>> from mtlkit._text import composed
+        >>> composed("Zu\u0308st") == "Z\u00fcst"
+        True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def parse_json(text: str) -> Any:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mtlkit._text import printable
+
 __all__ = [
     "ChangedError",
     "CheckpointError",
@@ -20,6 +22,8 @@ __all__ = [
 class DataError(ValueError):
     """Something on disk is not as it must be; its subclasses are the kinds that a caller can do something about.
 
+    Control characters, as names of files may hold, stand in the message as their escapes.
+
     Args:
         message: the sentence; without the path, where that is given.
         path: the file or folder that it concerns.
@@ -34,8 +38,8 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str, *, path: str | Path | None = None) -> None:
-        super().__init__(message if path is None else f"{path}: {message}")
-        self.path, self.text = None if path is None else Path(path), message
+        self.path, self.text = None if path is None else Path(path), printable(message, keep="\n")
+        super().__init__(self.text if path is None else f"{printable(path)}: {self.text}")
 
 
 class ExistsError(DataError):

@@ -1,13 +1,17 @@
 """Files written whole or not at all."""
 
+import csv
 import errno
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mtlkit._files import write_json, written_whole
+from mtlkit._files import check_new, csv_text, csv_value, json_text, write_json, written_whole
 from mtlkit.errors import DataError, ExistsError
 
 
@@ -63,3 +67,73 @@ def test_a_link_stays_a_link(tmp_path):
     write_json(link, [2], force=True)
     assert link.is_symlink()
     assert json.loads((tmp_path / "elsewhere/b.json").read_text()) == [2]
+
+
+@pytest.mark.parametrize("length", [250, 255])
+def test_long_names_need_no_room_for_drafts(tmp_path, length):
+    write_json(tmp_path / ("x" * length), [1])
+    assert names(tmp_path) == ["x" * length]
+    for check in (check_new, lambda path: write_json(path, [1])):
+        with pytest.raises(DataError, match=r"y: cannot be written \(File name too long\)$"):
+            check(tmp_path / ("y" * 256))
+
+
+# --- JSON and CSV -----------------------------------------------------------------------------------------------------
+
+NAMES = st.text(st.characters(exclude_categories=("Cs",)))
+BYTES = st.binary(max_size=8).map(os.fsdecode)
+
+
+@given(st.dictionaries(NAMES | BYTES, NAMES | BYTES))
+def test_every_name_comes_back_from_json(values):
+    assert json.loads(json_text(values).encode()) == values
+
+
+def read(text: str) -> list[list[str]]:
+    return [[csv_value(cell) for cell in row] for row in csv.reader(io.StringIO(text, newline=""))]
+
+
+@given(st.lists(NAMES | st.text("'=+-@\t\r\n\";,x"), min_size=2, max_size=2, unique=True), NAMES)
+def test_every_name_comes_back_from_csv(heads, name):
+    text = csv_text([{heads[0]: name, heads[1]: "x"}])
+    assert text.encode()
+    assert read(text) == [heads, [name, "x"]]
+
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\uff1d1",
+    "'=1",
+    "-",
+    "--1",
+    "+a",
+]
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_cell_is_a_formula(name):
+    ((head, _), (cell, _)) = csv.reader(io.StringIO(csv_text([{name: name, "b": 1}]), newline=""))
+    assert head == cell == f"'{name}"
+    assert csv_value(cell) == name
+
+
+@pytest.mark.parametrize(
+    "cell", ["-1", "+4.5e-3", "-.5", "nan", "-inf", "a=1", "'90s", "benign", "", " =1", "1-2", -1.5, True]
+)
+def test_numbers_and_plain_text_stay_as_they_are(cell):
+    assert csv_text([{"a": cell, "b": "x"}]) == f"a,b\n{cell},x\n"
+    assert csv_value(str(cell)) == str(cell)
+
+
+def test_missing_cells_are_empty():
+    assert csv_text([{"a": 1, "b": None}, {"c": 2.5}]) == "a,b,c\n1,,\n,,2.5\n"
+
+
+def test_names_that_are_not_utf8_can_be_written():
+    assert csv_text([{"a": os.fsdecode(b"=\xe9\xff"), "b": "\ud800"}]) == "a,b\n'=\\xe9\\xff,\\ud800\n"

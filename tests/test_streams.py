@@ -1,11 +1,12 @@
 """A command whose reader has gone ends quietly."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 
-from mtlkit._streams import READER_GONE, reader_gone
+from mtlkit._streams import READER_GONE, escape_unknown, reader_gone
 
 
 def test_a_reader_that_is_there():
@@ -22,3 +23,13 @@ def test_a_reader_that_has_gone(command, tmp_path):
         process.stdout.close()
         assert process.wait() == READER_GONE
         assert process.stderr.read() == b""
+
+
+def test_characters_that_the_encoding_lacks(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii"))
+    escape_unknown()
+    print("0.750 \u00b1 0.125", flush=True)
+    assert output.getvalue() == b"0.750 \\xb1 0.125\n"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # which has no encoding
+    escape_unknown()

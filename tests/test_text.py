@@ -1,12 +1,15 @@
 """Values in messages are short, however large they are, and cost no time."""
 
 import time
+import unicodedata
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mtlkit._check import check_choice
-from mtlkit._text import parse_json, parse_yaml, shown
+from mtlkit._text import composed, parse_json, parse_yaml, printable, shown
 
 
 def test_short_values_are_shown_whole():
@@ -71,3 +74,46 @@ def test_yaml_that_is_none_is_a_yaml_error(text):
 
 def test_values_are_read():
     assert parse_json('{"a": [1, null]}') == parse_yaml("a: [1, null]") == {"a": [1, None]}
+
+
+# --- text for a terminal ----------------------------------------------------------------------------------------------
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_nothing_controls_what_shows_it(text):
+    words = printable(text)
+    words.encode()
+    assert all(unicodedata.category(one) not in ("Cc", "Cs", "Zl", "Zp") for one in words)
+    assert all(one in "\u200c\u200d" for one in words if unicodedata.category(one) == "Cf")
+    assert printable(words) == words
+
+
+@pytest.mark.parametrize(
+    "text", ["M\u00fcller 2.png", "\u4e73\u817a", "a\\b", "\u200c\u200d", "1\u00a02", "\U0001f642", ""]
+)
+def test_ordinary_names_stay_as_they_are(text):
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\r\nb\tc\x7f\x9b", r"a\r\nb\tc\x7f\x9b"),
+        ("\u202egnp.a\u2066", r"\u202egnp.a\u2066"),
+        (b"caf\xe9".decode("utf-8", "surrogateescape"), r"caf\xe9"),
+        ("\ud800", r"\ud800"),
+        ("\u2028", r"\u2028"),
+    ],
+)
+def test_what_controls_is_escaped(text, words):
+    assert printable(text) == words
+
+
+def test_what_is_to_be_kept():
+    assert printable("a\n\x1bb", keep="\n") == "a\n\\x1bb"
+
+
+@given(st.text())
+def test_a_name_has_one_normal_form(text):
+    assert composed(unicodedata.normalize("NFD", text)) == composed(text) == composed(composed(text))

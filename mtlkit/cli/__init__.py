@@ -4,11 +4,12 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import mtlkit
 from mtlkit import info
-from mtlkit._streams import READER_GONE, reader_gone
+from mtlkit._streams import READER_GONE, escape_unknown, reader_gone
+from mtlkit._text import printable
 from mtlkit.cli import ablate, bench, data, evaluate, predict, train
 from mtlkit.cli._outcomes import sentence, stopped, terminable
 
@@ -27,6 +28,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, in printable characters."""
+        super().error(printable(message))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> status = main(["info"])  # doctest: +ELLIPSIS
         mtlkit ...
     """
+    escape_unknown()
     try:
         options = parser().parse_args(arguments)
     except SystemExit:

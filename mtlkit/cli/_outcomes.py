@@ -5,7 +5,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mtlkit.errors import CheckpointError, ExistsError, MasksNeededError, TooLargeError, UnfinishedError, UnusableError
+from mtlkit._text import printable
+from mtlkit.errors import (
+    CheckpointError,
+    DataError,
+    ExistsError,
+    MasksNeededError,
+    TooLargeError,
+    UnfinishedError,
+    UnusableError,
+)
 
 HINTS = {
     ExistsError: "--force overwrites it",
@@ -24,7 +33,8 @@ def sentence(error: BaseException) -> str:
         return f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
     words = str(error).strip()
     if "Original Traceback" in words:  # from a process that loads data: a traceback, with the words at its end
-        words = words.splitlines()[-1].partition(": ")[2]
+        words = words.rpartition(f"{type(error).__name__}: ")[2]
+    words = printable(words, keep="" if isinstance(error, DataError) else "\n")
     if isinstance(error, ExistsError) and error.resumable:
         return f"{words}; --resume goes on with it, --force begins again"
     hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)

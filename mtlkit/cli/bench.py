@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     from mtlkit._files import check_new, write_json
+    from mtlkit.cli._console import open_console
     from mtlkit.cli._timing import Row, measure_network, measure_operators
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.models import list_models
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--model {options.model}: there is no such model; there are: {', '.join(list_models())}")
     device = usable_device(options.device)
     about = _machine(device)
-    console = Console(highlight=False)
+    console = open_console()
     seconds = 0.1 if options.quick else 1.0
     rows: list[Row] = []
     measured = chain(
@@ -85,9 +85,9 @@ def run(options: argparse.Namespace) -> int:
         table.add_column(name, justify="right" if name in ("mtlkit", "torch", "ratio") else "left", no_wrap=True)
     for row in rows:
         times = [_time(row.seconds[name]) for name in ("mtlkit", "torch")]
-        table.add_row(*map(Text, (row.what, row.shape, row.direction, *times, f"{row.ratio:.1f}")))
+        table.add_row(row.what, row.shape, row.direction, *times, f"{row.ratio:.1f}")
     console.print(table)
-    console.print(Text(about["kernels"]))
+    console.print(about["kernels"])
     if options.json is not None:
         write_json(options.json, about | {"rows": [row.to_dict() for row in rows]}, force=options.force)
     return 0

@@ -113,29 +113,27 @@ def run_check(options: argparse.Namespace) -> int:
 
 def _show(report: "Report", *, whole: bool) -> None:
     """Prints what was found, a paragraph for each kind."""
-    from rich.text import Text
-
     from mtlkit.cli._console import open_console
 
     console = open_console(soft_wrap=True)
     catalogue = report.catalogue
     groups = len({record.group for record in catalogue.records})
     what = "patients" if catalogue.mammography else "images"
-    console.print(Text(f"{catalogue.root}: layout {catalogue.layout}, {len(catalogue)} {what} in {groups} groups"))
+    console.print(f"{catalogue.root}: layout {catalogue.layout}, {len(catalogue)} {what} in {groups} groups")
     for name, count in catalogue.counts().items():
-        console.print(Text(f"  {count:>6}  {name}"))
+        console.print(f"  {count:>6}  {name}")
     styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
     for (level, kind), findings in report.by_kind().items():
         console.print()
-        console.print(Text(f"{level}: {kind} ({len(findings)})", style=styles[level]))
+        console.print(f"{level}: {kind} ({len(findings)})", style=styles[level])
         shown = findings if whole else findings[:3]
         for finding in shown:
-            console.print(Text(f"  {finding}"))
+            console.print(f"  {finding}")
         if len(findings) > len(shown):
-            console.print(Text(f"  ... and {len(findings) - len(shown)} more: --all lists them"))
+            console.print(f"  ... and {len(findings) - len(shown)} more: --all lists them")
     counts = {level: sum(f.level == level for f in report.findings) for level in styles}
     console.print()
-    console.print(Text(", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())))
+    console.print(", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items()))
 
 
 # --- synthesize -------------------------------------------------------------------------------------------------------

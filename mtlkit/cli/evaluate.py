@@ -68,7 +68,6 @@ def add_command(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """`mtlkit evaluate`."""
     from rich.table import Table
-    from rich.text import Text
 
     from mtlkit.cli._console import open_console
     from mtlkit.evaluation import evaluate, evaluate_repeats
@@ -96,8 +95,8 @@ def run(options: argparse.Namespace) -> int:
     console = open_console(soft_wrap=True)
     console.print(table)
     for remark in metrics["remarks"]:
-        console.print(Text(remark))
-    console.print(Text(f"{options.out / 'report.html'}: the report"))
+        console.print(remark)
+    console.print(f"{options.out / 'report.html'}: the report")
     return 0
 
 

@@ -61,8 +61,6 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit predict`."""
-    from rich.text import Text
-
     from mtlkit.cli._console import open_console
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.inference import predict
@@ -77,17 +75,16 @@ def run(options: argparse.Namespace) -> int:
     if len(found.rows) > SHOWN:
         console.print(f"... and {len(found.rows) - SHOWN} more")
     for words in found.remarks:
-        console.print(Text(words))
+        console.print(words)
     for words in found.skipped:
-        console.print(Text(f"left out: {words}"))
-    console.print(Text(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions"))
+        console.print(f"left out: {words}")
+    console.print(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions")
     return 0
 
 
 def _table(rows: list[dict[str, Any]]) -> "Table":
     """The likeliest classes, their probabilities, and areas."""
     from rich.table import Table
-    from rich.text import Text
 
     tasks = [name.removesuffix("_predicted") for name in rows[0] if name.endswith("_predicted")]
     areas = [name for name in ("area_pixels", "area_mm2") if any(row.get(name, "") != "" for row in rows)]
@@ -100,5 +97,5 @@ def _table(rows: list[dict[str, Any]]) -> "Table":
             best = row[f"{task}_predicted"]
             cells.append(f"{best} {row[f'{task}_p_{best}']:.2f}" if best else "no view")
         sizes = [row[name] if row[name] == "" else f"{row[name]:.0f}" for name in areas]
-        table.add_row(*map(Text, [row["key"], *cells, *sizes]))
+        table.add_row(row["key"], *cells, *sizes)
     return table

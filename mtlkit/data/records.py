@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from mtlkit._text import printable
 from mtlkit.errors import DataError
 
 __all__ = ["VIEWS", "Catalogue", "Exam", "Finding", "Record"]
@@ -122,7 +123,7 @@ class Finding:
     key: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.text}"
+        return printable(f"{self.path}: {self.text}")
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
 """report.html: all of an evaluation in one file that needs no other, on paper, on a light screen and on a dark one."""
 
 import base64
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import jinja2
 
+from mtlkit._text import printable
 from mtlkit.evaluation.analysis import worst_rows
 from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
@@ -123,9 +126,17 @@ def write_summary(
     return _render(summary, about, remarks, heading=heading, runs=runs, gates=summary["gates"])
 
 
+def _finalize(value: Any) -> Any:
+    """Text of the run and the data without what turns or hides the text around it; markup of the page as it is."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Sequence[str], **rest: Any) -> str:
     source = (files("mtlkit.evaluation") / "report.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalize
+    )
+    environment.filters["link"] = lambda name: quote(os.fsencode(name))
     without = {"worst_head": (), "worst_rows": (), "plots": (), "runs": (), "gates": {}}
     return environment.from_string(source).render(
         **without | rest,

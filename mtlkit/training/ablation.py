@@ -26,6 +26,7 @@ from typing import Any
 
 from mtlkit._files import csv_text, plain
 from mtlkit._output import OutputFolder, resumable_folder
+from mtlkit._text import printable
 from mtlkit.errors import DataError
 from mtlkit.training.aggregate import best_of, digits_of, in_words
 from mtlkit.training.config import Config, RecipeError, did_you_mean, load_config, read_yaml
@@ -300,7 +301,12 @@ def _write(
     headings, cells = show(table, found)
     part = {"test": "Test", "val": "Validation"}[part_of(found)]
     seeds = "one seed" if repeats == 1 else f"mean and standard deviation over {repeats} seeds"
-    lines = [f"# {table.name}", "", f"{part} part, {seeds}; the best of each column in bold.", ""]
+    lines = [f"# {_markdown(table.name)}", "", f"{part} part, {seeds}; the best of each column in bold.", ""]
     for line in (headings, ["---"] * len(headings), *cells):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |")
+        lines.append("| " + " | ".join([_markdown(line[0]), *line[1:]]) + " |")
     place.write_text("table.md", "\n".join(lines) + "\n")
+
+
+def _markdown(name: str) -> str:
+    """A name that is taken for no markup."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(name))

@@ -1,5 +1,7 @@
 """The page of several runs: the words of the figures, and names as text, not as markup."""
 
+import os
+
 import pytest
 
 from mtlkit.evaluation.report import COUNTS, FIGURES, figure_rows, write_summary
@@ -34,3 +36,17 @@ def test_the_page_of_several_runs():
     assert "remark &lt;b&gt;" in page
     assert FIGURES["iou"] in page
     assert COUNTS["images"] in page
+
+
+def test_names_of_files_are_text_on_the_page():
+    names = ["\x1b[31m", "\u202egnp", os.fsdecode(b"\xe9"), "javascript:alert(1)", '"><b>', "#1?"]
+    about = {"title": names[0], "subtitle": names[1], "footer": names[2]}
+    figures = {"iou": {"mean": 0.75, "sd": 0.01, "runs": dict.fromkeys(names, 0.5)}}
+    page = write_summary(SUMMARY | {"figures": figures}, about, names, names)
+    assert page.encode()
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    for words in (r"\x1b[31m", r"\u202egnp", r"\xe9", "&#34;&gt;&lt;b&gt;"):
+        assert words in page
+    for link in ("%1B%5B31m", "%E2%80%AEgnp", "%E9", "javascript%3Aalert%281%29", "%22%3E%3Cb%3E", "%231%3F"):
+        assert f'href="{link}/report.html"' in page

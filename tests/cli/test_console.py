@@ -1,0 +1,40 @@
+"""What is printed is shown as it is: no markup, no emoji, nothing that controls the terminal."""
+
+import io
+
+from rich.table import Table
+
+from mtlkit.cli._console import open_console
+
+NAMES = ["[/red]run", "[bold]x[/bold]", ":warning:", "\x1b[2J\x1b]0;t\x07", "\u202egnp", "a\nb", "\udce9", "\r\x9b"]
+SHOWN = ["[/red]run", "[bold]x[/bold]", ":warning:", r"\x1b[2J\x1b]0;t\x07", r"\u202egnp", r"a\nb", r"\xe9", r"\r\x9b"]
+
+
+def printed(*things, **options) -> str:
+    file = io.StringIO()
+    console = open_console(file=file, width=100, **options)
+    for thing in things:
+        console.print(thing)
+    return file.getvalue()
+
+
+def test_lines():
+    assert printed(*NAMES).splitlines() == SHOWN
+
+
+def test_tables():
+    for name, words in zip(NAMES, SHOWN, strict=True):
+        table = Table(name, title=name)
+        table.add_column(name)
+        table.add_row(name, name)
+        text = printed(table)
+        assert text.count(words) == 5
+        assert name == words or name not in text
+
+
+def test_styles_are_left():
+    text = printed("plain", force_terminal=True, color_system="standard")
+    assert text == "plain\n"
+    file = io.StringIO()
+    open_console(file=file, force_terminal=True, color_system="standard").print("\x1b[1m", style="red")
+    assert file.getvalue() == "\x1b[31m\\x1b[1m\x1b[0m\n"
