@@ -1,9 +1,11 @@
-"""Files written whole or not at all, and the text of JSON and CSV."""
+"""Files that can be read, files written whole or not at all, and the text of JSON and CSV."""
 
+import errno
 import json
 import math
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,37 @@ FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the begin of
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
 SURROGATE = re.compile("[\ud800-\udfff]")  # which no file of text holds
 QUOTED = re.compile(r'[",\r\n]')
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def why_unreadable(path: Path, what: str = "a file") -> str | None:
+    """Why there is nothing to be read; None where there is a file. Nothing is opened, as a pipe might wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "is a link that leads to itself"
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return (
+                f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "there is no such file"
+            )
+        return f"cannot be read ({error.strerror})"
+    if stat.S_ISDIR(mode):
+        return f"expected {what}, found a folder"
+    if not stat.S_ISREG(mode):
+        return f"expected {what}, found a device or a pipe"
+    return None if os.access(path, os.R_OK) else "cannot be read (Permission denied)"
+
+
+def check_file(path: Path, what: str = "a file") -> None:
+    """Raises a DataError where there is no file that can be read."""
+    if (why := why_unreadable(path, what)) is not None:
+        raise DataError(why, path=path)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def check_new(path: str | Path, *, force: bool = False) -> None:

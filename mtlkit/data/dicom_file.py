@@ -6,7 +6,9 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
+from mtlkit._files import check_file
 from mtlkit._text import shown
+from mtlkit.data.files import DICOM
 from mtlkit.data.pixels import MAX_PIXELS, check_pixels
 from mtlkit.errors import DataError, TooLargeError
 
@@ -19,15 +21,15 @@ def is_dicom(path: Path) -> bool:
     """Whether a file is named as DICOM or begins as such."""
     from pydicom.misc import is_dicom as has_preamble
 
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    if path.suffix.lower() in DICOM:
         return True
     try:
-        return path.is_file() and (has_preamble(path) or (_unnamed(path) and _begins_with_tags(path)))
+        return path.is_file() and (has_preamble(path) or (is_unnamed(path) and _begins_with_tags(path)))
     except OSError:
         return False
 
 
-def _unnamed(path: Path) -> bool:
+def is_unnamed(path: Path) -> bool:
     """Whether a file has no suffix, or the last number of a UID for one."""
     return not path.suffix or path.suffix[1:].isdigit()
 
@@ -236,8 +238,7 @@ def open_dicom(path: Path, *, pixels: bool = False, max_pixels: int = MAX_PIXELS
         TooLargeError: its frames have more pixels than are read.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise DataError("expected a file, found a folder or a device", path=path)
+        check_file(path)
         with path.open("rb") as file:
             return _open(path, file, pixels=pixels, max_pixels=max_pixels)
     except FileNotFoundError:

@@ -1,15 +1,20 @@
-"""Folders and tables."""
+"""What is in folders, and what stands in tables."""
 
 import csv
 import io
+import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from mtlkit._files import check_file, csv_value
 from mtlkit.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM = (".dcm", ".dicom")
+ARCHIVED = "__MACOSX"  # a folder that a Mac's archives unpack to beside the real one
 MAX_TABLE = 256 * 2**20  # bytes that an .xlsx file may unpack to
 MASK_SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 
@@ -23,21 +28,82 @@ def check_folder(root: str | Path) -> Path:
         raise DataError(f"{root}: there is no such folder")
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder, found a file")
-    try:
-        empty = next(root.iterdir(), None) is None
-    except OSError as error:
-        raise DataError(f"{root}: the folder cannot be listed ({error.strerror})") from None
-    if empty:
+    if not _listed(root):
         raise DataError(f"{root}: the folder is empty")
     return root
 
 
-def pictures(folder: Path) -> list[Path]:
-    """The image files of a folder in a fixed order: numbers count, so that 2 comes before 10."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
-    return sorted(found, key=natural)
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be listed ({error.strerror})") from None
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in a fixed order: numbers count, so that 2 comes before 10.
+
+    What begins with a dot is left out, as are links to a folder that they lie in. Links that lead nowhere, pipes and
+    files that cannot be read are there, to be told by those who would read them.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    found = [path for path in _listed(folder) if not path.name.startswith(".") and path.name != ARCHIVED]
+    return sorted((path for path in found if not _leads_back(path)), key=natural)
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in."""
+    if not path.is_symlink():
+        return False
+    return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of `entries`; none where it is not there."""
+    return [path for path in entries(folder) if path.is_dir()] if folder.is_dir() else []
+
+
+def pictures(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[Path]:
+    """What is named as an image in a folder, in the order of `entries`; nothing where it is not there."""
+    return [path for path in entries(folder) if path.suffix.lower() in suffixes] if folder.is_dir() else []
+
+
+def files_below(
+    folder: Path,
+    *,
+    leave: Callable[[Path], bool] = lambda _: False,
+    told: Callable[[DataError], None] | None = None,
+) -> Iterator[Path]:
+    """What is no folder in a folder and in those below it, each folder once, whatever links lead to it.
+
+    The folders that links lead to come last.
+
+    Args:
+        folder: where to begin.
+        leave: says which folders below are not entered.
+        told: takes the error of a folder that cannot be listed, which else is raised.
+    """
+    waiting, links = [folder], deque[Path]()
+    seen: set[str] = set()
+    while waiting or links:
+        one = waiting.pop() if waiting else links.popleft()
+        place = os.path.realpath(one)
+        if place in seen or (one != folder and leave(one)):
+            continue
+        seen.add(place)
+        try:
+            content = entries(one)
+        except DataError as error:
+            if told is None:
+                raise
+            told(error)
+            continue
+        yield from (path for path in content if not path.is_dir())
+        inner = [path for path in content if path.is_dir()]
+        waiting += [path for path in reversed(inner) if not path.is_symlink()]
+        links += [path for path in inner if path.is_symlink()]
 
 
 def image_stem(mask: str) -> str:
@@ -45,7 +111,7 @@ def image_stem(mask: str) -> str:
     return MASK_SUFFIX.sub("", mask)
 
 
-def natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     """Sort key of a path: digits by value."""
     parts, number = [], ""
     for character in path.name + "\0":
@@ -56,7 +122,7 @@ def natural(path: Path) -> list[tuple[int, str]]:
             parts.append((int(number), ""))
             number = ""
         parts.append((-1, character))
-    return parts
+    return parts, path.name
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -65,9 +131,13 @@ def natural(path: Path) -> list[tuple[int, str]]:
 def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
     """Rows of a table, .xlsx or comma- or tab-separated text, as stripped strings.
 
+    An apostrophe that marks text which would be taken for a formula, as mtlkit writes it, is no part of a cell.
+
     Raises:
         DataError: it cannot be read.
     """
+    if path.exists() or path.is_symlink():  # a pipe might be waited for
+        check_file(path)
     try:
         if path.suffix.lower() == ".xlsx":
             import openpyxl
@@ -85,7 +155,7 @@ def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
         text = _decoded(path)
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        return [[cell.strip() for cell in row] for row in rows]
+        return [[csv_value(cell.strip()) for cell in row] for row in rows]
     except DataError:
         raise
     except (OSError, ValueError, KeyError, csv.Error) as error:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
+from mtlkit._files import check_file
 from mtlkit.data.dicom import pixel_spacing
 from mtlkit.data.dicom_file import is_dicom, open_dicom
 from mtlkit.data.dicom_pixels import render_dicom
@@ -34,16 +35,6 @@ SUBFILE, BITS, PHOTOMETRIC, WHITE_IS_ZERO = 254, 258, 262, 0  # tags of TIFF
 _limit = threading.Lock()
 
 
-def _first(path: Path) -> None:
-    """Raises a DataError where there is no file to be read."""
-    if path.is_dir():
-        raise DataError("expected an image file, found a folder", path=path)
-    if not path.exists():
-        raise DataError("there is no such file", path=path)
-    if not path.is_file():
-        raise DataError("expected an image file, found a device or a pipe", path=path)
-
-
 @contextmanager
 def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image of Pillow's, of which nothing is decoded before its size is known.
@@ -52,7 +43,7 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         DataError: it cannot be read, then or inside.
         TooLargeError: it has more pixels than are read.
     """
-    _first(path)
+    check_file(path, "an image file")
     try:
         with path.open("rb") as file, _open(file) as image:  # by a name, Pillow maps turned TIFFs to the wrong shape
             width, height = image.size
@@ -183,7 +174,7 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
         DataError: there is no such file, it cannot be read, or it holds several frames and none is named.
         TooLargeError: a frame has more pixels than are read.
     """
-    _first(path)
+    check_file(path, "an image file")
     if is_dicom(path):
         unit, tags = render_dicom(path, frame, max_pixels)
         pixels = eight_bits(unit)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mtlkit._files import write_json
-from mtlkit._text import parse_json, shown
-from mtlkit.data.records import Catalogue
+from mtlkit._files import check_file, write_json
+from mtlkit._text import composed, parse_json, shown
+from mtlkit.data.names import Names
+from mtlkit.data.records import Catalogue, and_more
 from mtlkit.errors import DataError
 
 __all__ = ["Split", "load_split", "make_split"]
@@ -28,6 +29,7 @@ class Split:
         val: keys of those to choose by.
         test: keys of those to judge by.
         seed: from which they were drawn.
+        unused: keys of those that are left out on purpose.
 
     Example:
         >>> from mtlkit.data import Split
@@ -39,9 +41,10 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
     seed: int | None = None
+    unused: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The keys by part."""
+        """The keys by part, without those that are left out."""
         return {part: getattr(self, part) for part in PARTS}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
@@ -141,9 +144,13 @@ def read_split(path: str | Path) -> Split:
     Raises:
         DataError: the file cannot be read, or is no split.
     """
+    if Path(path).exists():  # a pipe might be waited for
+        check_file(Path(path))
     try:
         values = parse_json(Path(path).read_text(encoding="utf-8"))
-        return Split(*(tuple(map(str, values[part])) for part in PARTS), seed=values.get("seed"))
+        parts = [tuple(composed(str(key)) for key in values[part]) for part in PARTS]
+        unused = tuple(composed(str(key)) for key in values.get("unused", ()))
+        return Split(*parts, seed=values.get("seed"), unused=unused)
     except OSError as error:
         raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -158,7 +165,8 @@ def load_split(path: str | Path, catalogue: Catalogue) -> Split:
         catalogue: the data set that it is to fit.
 
     Raises:
-        DataError: the file cannot be read, lists a record that is not there or is listed twice, or divides a group.
+        DataError: the file cannot be read, lists a record that is not there or is listed twice, leaves one out that is
+            not among the unused, or divides a group.
 
     Example:
         >>> import tempfile
@@ -173,17 +181,31 @@ def load_split(path: str | Path, catalogue: Catalogue) -> Split:
     """
     split = read_split(path)
     groups = {record.key: record.group for record in catalogue.records}
+    names = Names(groups)
     place: dict[str, str] = {}
     home: dict[str, str] = {}
-    for part, keys in split.parts().items():
-        for key in keys:
-            if key not in groups:
-                raise DataError(f"{path}: lists {shown(key)}, which is not in {catalogue.root}")
+    unknown: list[str] = []
+    for part, listed in (*split.parts().items(), ("unused", split.unused)):
+        for name in listed:
+            key = names.find(name)
+            if key is None:
+                unknown.append(name)
+                continue
             if key in place:
                 raise DataError(f"{path}: lists {shown(key)} twice, in {place[key]} and {part}")
             place[key] = part
-            if home.setdefault(groups[key], part) != part:
+            if part != "unused" and home.setdefault(groups[key], part) != part:
                 raise DataError(
                     f"{path}: divides the group {shown(groups[key])} between {home[groups[key]]} and {part}"
                 )
-    return split
+    missing = [key for key in groups if key not in place]
+    if unknown:
+        instead = f", and does not list {shown(missing[0])}{and_more(missing)}" if missing else ""
+        raise DataError(
+            f"{path}: lists {shown(unknown[0])}, which is not in {catalogue.root}{and_more(unknown)}{instead}"
+        )
+    if missing:
+        words = "what is to be left out is listed as 'unused'"
+        raise DataError(f"{path}: does not list {shown(missing[0])} of {catalogue.root}{and_more(missing)}; {words}")
+    keys = {part: tuple(key for key in place if place[key] == part) for part in (*PARTS, "unused")}
+    return Split(**keys, seed=split.seed)

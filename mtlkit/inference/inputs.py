@@ -1,5 +1,6 @@
 """What is to be predicted: images and their frames, with masks where a network wants them, and exams of four views."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,13 +8,18 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from mtlkit._files import why_unreadable
+from mtlkit._text import composed
 from mtlkit.data import VIEWS, Exam, Record, count_frames, read_dicom_tags
-from mtlkit.data.dicom_file import is_dicom
-from mtlkit.data.files import PICTURES, check_folder, image_stem, natural
+from mtlkit.data.dicom_file import is_dicom, is_unnamed
+from mtlkit.data.files import DICOM, PICTURES, check_folder, entries, files_below, image_stem, subfolders
+from mtlkit.data.names import Names, is_text
+from mtlkit.data.records import and_more
 from mtlkit.errors import DataError
 
 MARK = "predictions.json"  # a folder with this file in it is one of predictions
 
+LONGEST = 255  # bytes of a file's name
 MASK = re.compile(r"_(mask|anno|segmentation|gt)(_\d+)?$", re.IGNORECASE)
 
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
@@ -38,7 +44,8 @@ class Problems:
         """Raises the error, or keeps its words."""
         if not self.skip:
             raise error
-        self.found.append(str(error))
+        if str(error) not in self.found:
+            self.found.append(str(error))
 
 
 class _Found(NamedTuple):
@@ -56,22 +63,24 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in PICTURES or is_dicom(path)
 
 
-def images_below(folder: Path) -> Iterator[Path]:
-    """The image files of a folder and of those in it, in a fixed order; not what a prediction wrote."""
-    try:
-        content = sorted(folder.iterdir(), key=natural)
-    except OSError as error:
-        raise DataError(f"{folder}: the folder cannot be listed ({error.strerror})") from None
-    content = [path for path in content if not path.name.startswith(".")]
-    yield from (path for path in content if path.is_file() and is_image(path))
-    for path in content:
-        if path.is_dir() and not (path / MARK).is_file():
-            yield from images_below(path)
+def images_below(folder: Path, problems: "Problems") -> Iterator[Path]:
+    """The image files of a folder and of those in it, in a fixed order; not what a prediction wrote.
+
+    Links that lead nowhere, pipes and what cannot be read are problems where they are named as images, or might be.
+    """
+    for path in files_below(folder, leave=lambda one: (one / MARK).is_file(), told=problems.add):
+        why = why_unreadable(path)
+        if why is not None and (path.suffix.lower() in (*PICTURES, *DICOM) or is_unnamed(path)):
+            problems.add(DataError(why, path=path))
+        elif why is None and is_image(path):
+            yield path
 
 
 def _check_exists(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         raise DataError(f"{path}: there is no such file or folder")
+    if not path.is_dir() and (why := why_unreadable(path)) is not None:
+        raise DataError(why, path=path)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -103,37 +112,53 @@ def find_images(
             found.append(_Found(PurePath(path.name), path))
             continue
         check_folder(path)
-        files = list(images_below(path))
-        if not files:
+        known = len(problems.found)
+        files = list(images_below(path, problems))
+        if not files and len(problems.found) == known:
             raise DataError(f"{path}: there is not a single image in it")
-        names = {file.with_suffix("") for file in files}
+        names = {composed(str(file.with_suffix(""))) for file in files}
         own = [file for file in files if not _is_mask_of(file, names)]
         left_out += len(files) - len(own)
         found += [_Found(file.relative_to(path), file) for file in own]
     remarks = [f"{left_out} files are masks of images beside them, and were left out"] if left_out else []
     records = list(_records(found, problems))
     if masks is not None:
-        records = list(_with_masks(records, check_folder(masks), problems, needed=masks_needed))
+        records, more = _with_masks(records, check_folder(masks), problems, needed=masks_needed)
+        remarks += more
     return records, remarks
 
 
-def _is_mask_of(path: Path, names: set[Path]) -> bool:
+def _is_mask_of(path: Path, names: set[str]) -> bool:
     """Whether a file is named as the mask of one of `names`, as "a_mask" of "a"."""
     stem = MASK.sub("", path.stem)
-    return stem != path.stem and path.with_name(stem) in names
+    return stem != path.stem and composed(str(path.with_name(stem))) in names
+
+
+def _check_name(key: str, path: Path) -> None:
+    """Raises where a name cannot be that of a row, or of the files that are written for the image."""
+    if not is_text(key):
+        raise DataError("its name is not text in UTF-8: rename it", path=path)
+    drawing = PurePath(f"{key}.png").name
+    if len(os.fsencode(drawing)) > LONGEST:
+        text = f"its name is too long: that of its mask, {drawing[:20]}...{drawing[-20:]}, would have more than "
+        raise DataError(f"{text}{LONGEST} bytes", path=path)
 
 
 def _records(found: Sequence[_Found], problems: Problems) -> Iterator[Record]:
     """With keys that are the names without suffix, where that is enough to tell them apart."""
-    short = Counter(file.name.with_suffix("") for file in found)
+    names = [PurePath(composed(str(file.name))) for file in found]
+    short = Counter(name.with_suffix("") for name in names)
     seen: dict[str, Path] = {}
-    for name, path in found:
+    for name, (_, path) in zip(names, found, strict=True):
         key = (name if short[name.with_suffix("")] > 1 else name.with_suffix("")).as_posix()
         if key in seen:
             raise DataError(f"{path}: has the same name as {seen[key]}; predict them into folders of their own")
         seen[key] = path
         try:
+            _check_name(key, path)
             frames = count_frames(path) if is_dicom(path) or path.suffix.lower() in (".tif", ".tiff") else 1
+            if frames > 1:
+                _check_name(f"{key}_frame{frames}", path)
         except DataError as error:
             problems.add(error)
             continue
@@ -147,19 +172,35 @@ def _records(found: Sequence[_Found], problems: Problems) -> Iterator[Record]:
             yield Record(one, path, -1, (), key, segmented=False, frame=frame)
 
 
-def _with_masks(records: Sequence[Record], folder: Path, problems: Problems, *, needed: bool) -> Iterator[Record]:
-    """The records with their masks, in the same folders below `folder` as the images below theirs."""
-    names = {record.key for record in records}
+def _with_masks(
+    records: Sequence[Record], folder: Path, problems: Problems, *, needed: bool
+) -> tuple[list[Record], list[str]]:
+    """The records with their masks, in the same folders below `folder` as the images below theirs, and remarks."""
+    names = Names(record.key for record in records)
     matched: dict[str, list[Path]] = {}
-    for path in images_below(folder):
-        key = path.relative_to(folder).with_suffix("").as_posix()
-        matched.setdefault(key if key in names else image_stem(key), []).append(path)
+    seen: dict[str, Path] = {}
+    twins: dict[str, DataError] = {}
+    orphans: list[Path] = []
+    for path in images_below(folder, problems):
+        name = composed(path.relative_to(folder).with_suffix("").as_posix())
+        key = names.find(name, image_stem(name))
+        if key is None:
+            orphans.append(path)
+            continue
+        if (other := seen.setdefault(name, path)) is not path:
+            twins[key] = DataError(f"has the same name as {other}: which is the mask?", path=path)
+        matched.setdefault(key, []).append(path)
+    kept = []
     for record in records:
         masks = tuple(matched.get(record.key, ()))
-        if needed and not masks:
-            problems.add(DataError(f"{record.image}: there is no mask {record.key}.png of it in {folder}"))
-            continue
-        yield replace(record, masks=masks, segmented=bool(masks))
+        if record.key in twins:
+            problems.add(twins[record.key])
+        elif needed and not masks:
+            instead = f"; {orphans[0]} belongs to no image" if orphans else ""
+            problems.add(DataError(f"{record.image}: there is no mask {record.key}.png of it in {folder}{instead}"))
+        else:
+            kept.append(replace(record, masks=masks, segmented=bool(masks)))
+    return kept, [f"{orphans[0]}: is the mask of no image{and_more(orphans)}"] if orphans else []
 
 
 # --- exams ------------------------------------------------------------------------------------------------------------
@@ -183,20 +224,22 @@ def find_exams(inputs: Sequence[Path], problems: Problems) -> tuple[list[Exam], 
         if path.is_file():
             raise DataError(f"{path}: expected a folder with the views of an exam, found a file")
         check_folder(path)
-        content = sorted(path.iterdir(), key=natural)
-        if any(file.is_file() and is_image(file) for file in content):
+        known = len(problems.found)
+        if any(is_image(file) for file in entries(path) if not file.is_dir()):
             folders = [path]
         else:
-            folders = [f for f in content if f.is_dir() and not f.name.startswith(".") and any(images_below(f))]
-        if not folders:
+            folders = [folder for folder in subfolders(path) if any(images_below(folder, problems))]
+        if not folders and len(problems.found) == known:
             raise DataError(f"{path}: there is not a single image in it")
         for folder in folders:
-            key = folder.resolve().name
+            key = composed(folder.resolve().name)
             if key in seen:
                 raise DataError(f"{folder}: has the same name as {seen[key]}; predict them into folders of their own")
             seen[key] = folder
             try:
-                views = _views(folder)
+                if not is_text(key):
+                    raise DataError("its name is not text in UTF-8: rename it", path=folder)
+                views = _views(folder, problems)
             except DataError as error:
                 problems.add(error)
                 continue
@@ -209,9 +252,9 @@ def find_exams(inputs: Sequence[Path], problems: Problems) -> tuple[list[Exam], 
     return exams, remarks
 
 
-def _views(folder: Path) -> dict[str, Path]:
+def _views(folder: Path, problems: Problems) -> dict[str, Path]:
     views: dict[str, Path] = {}
-    for path in images_below(folder):
+    for path in images_below(folder, problems):
         name = view_of(path)
         if name is None:
             raise DataError(f"{path}: neither tags nor name say which view it is, as L_CC or R_MLO would")

@@ -18,7 +18,8 @@ from pydantic import ValidationError as PydanticError
 from pydantic.dataclasses import dataclass as section
 from pydantic_core import ErrorDetails, core_schema
 
-from mtlkit._text import parse_yaml, shown
+from mtlkit._files import why_unreadable
+from mtlkit._text import parse_yaml, printable, shown
 from mtlkit.data.layouts import LAYOUTS
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.splits import check_fractions
@@ -437,6 +438,8 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise ValueError(f"there is no {what} {str(name)!r}; there are: {known}")
+    if path.exists() and (why := why_unreadable(path)) is not None:  # a pipe might be waited for
+        raise ValueError(f"{printable(path)}: {why}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

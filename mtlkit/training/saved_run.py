@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mtlkit._text import parse_json
+from mtlkit._text import composed, parse_json
 from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural
 from mtlkit.data.layouts import find_layout, scan
@@ -238,7 +238,7 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
             "classes": tuple(map(str, data["classes"])),
             "birads": tuple(map(int, data["birads"])),
             "data": Path(data["root"]),
-            "prints": {str(key): str(value) for key, value in data["prints"].items()},
+            "prints": {composed(str(key)): str(value) for key, value in data["prints"].items()},
             "figures": figures,
         }
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -210,7 +210,7 @@ def test_ham10000_odd_cases(ham10000, write):
         "short row": "error",
         "unknown class": "error",
         "missing mask": "error",
-        "missing row": "warning",
+        "missing row": "error",
     }
     assert unlisted not in {record.key for record in open_dataset(ham10000, skip_bad=True).records}
 
@@ -299,8 +299,8 @@ def test_own_odd_cases(own, write):
     (own / "images/empty").mkdir()
     assert kinds(own) == {
         "missing mask": "error",
-        "missing group": "warning",
-        "missing image": "warning",
+        "missing group": "error",
+        "missing image": "error",
         "missing class": "error",
     }
     with pytest.raises(DataError, match="there is no folder images"):

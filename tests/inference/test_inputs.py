@@ -1,5 +1,7 @@
 """What is found in files and folders: names, frames, masks, views, and what stands in the way."""
 
+import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,156 @@ def test_masks_are_matched_by_name(image, tmp_path):
     found = {r.key: [path.name for path in r.masks] for r in records}
     assert found == {"a": ["a.png"], "b/c": ["c_mask.png", "c_mask_1.png"]}
     assert all(record.segmented for record in records)
+
+
+# --- hostile names and files ------------------------------------------------------------------------------------------
+
+
+def put(kind: str, path: Path) -> str:
+    """Makes what is no image, and returns why."""
+    if kind == "pipe":
+        os.mkfifo(path)
+        return "found a device or a pipe"
+    path.symlink_to({"dangling": "nowhere", "round": path.name, "device": "/dev/zero"}[kind])
+    words = {"dangling": "is a link to nowhere, which is not there", "round": "is a link that leads to itself"}
+    return words.get(kind, "found a device or a pipe")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling", "round", "device"])
+@pytest.mark.parametrize("name", ["b.png", "b.dcm", "b.tiff", "IM0001"])
+def test_what_is_no_file_is_a_problem(image, tmp_path, kind, name):
+    image("scans/a.png")
+    words = put(kind, tmp_path / "scans" / name)
+    for inputs in ([tmp_path / "scans"], [tmp_path / "scans" / name]):
+        with pytest.raises(DataError, match=words):
+            keys(*inputs)
+    problems = Problems(skip=True)
+    records, _ = find_images([tmp_path / "scans"], None, problems, masks_needed=False)
+    assert [record.key for record in records] == ["a"]
+    assert len(problems.found) == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling", "round", "device"])
+def test_other_things_that_are_no_files_are_left_alone(image, tmp_path, kind):
+    image("scans/a.png")
+    put(kind, tmp_path / "scans/notes.txt")
+    assert keys(tmp_path / "scans") == ["a"]
+
+
+def test_a_file_that_may_not_be_read_is_a_problem(image, tmp_path, monkeypatch):
+    image("scans/a.png")
+    image("scans/b.png")
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "b.png")
+    with pytest.raises(DataError, match=r"b.png: cannot be read \(Permission denied\)"):
+        keys(tmp_path / "scans")
+    assert keys(tmp_path / "scans", skip=True) == ["a"]
+
+
+def test_each_image_is_found_once_whatever_links_there_are(image, tmp_path):
+    image("scans/a.png")
+    image("scans/deep/b.png")
+    image("elsewhere/c.png")
+    for name, target in {"x": ".", "deep/y": "..", "deep/z": "../..", "again": "deep", "more": "../elsewhere"}.items():
+        (tmp_path / "scans" / name).symlink_to(target)
+    assert keys(tmp_path / "scans") == ["a", "deep/b", "more/c"]
+
+
+def test_companions_are_not_found(image, tmp_path):
+    image("scans/a.png")
+    for name in ("._a.png", "._a.dcm", ".DS_Store", "__MACOSX/._a.png", "__MACOSX/a.dcm"):
+        (tmp_path / "scans" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "scans" / name).write_bytes(b"Mac OS X        ")
+    assert keys(tmp_path / "scans") == ["a"]
+
+
+def test_bytes_that_are_no_text(image, tmp_path):
+    image("scans/a.png")
+    image("scans/b.png").rename(tmp_path / "scans" / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(DataError, match=r"caf\\xe9.png: its name is not text in UTF-8: rename it"):
+        keys(tmp_path / "scans")
+    problems = Problems(skip=True)
+    assert [r.key for r in find_images([tmp_path / "scans"], None, problems, masks_needed=False)[0]] == ["a"]
+    "".join(problems.found).encode()
+
+
+def test_names_have_one_normal_form(image, tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "f\u00fcnf") for form in ("NFC", "NFD"))
+    image(f"scans/{decomposed}.png")
+    image(f"scans/{decomposed}_mask.png")
+    image(f"masks/{composed}.png")
+    records, _ = find_images([tmp_path / "scans"], tmp_path / "masks", Problems(skip=False), masks_needed=True)
+    assert [(record.key, len(record.masks)) for record in records] == [(composed, 1)]
+    image(f"scans/{composed}.png")
+    with pytest.raises(DataError, match="has the same name as"):
+        keys(tmp_path / "scans")
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("x" * 251 + ".png", True), ("x" * 250 + ".tiff", True), ("x" * 252, False)]
+)
+def test_names_that_leave_no_room_for_those_of_masks(image, tmp_path, name, fits):
+    path = tmp_path / "scans" / name
+    path.parent.mkdir()
+    if path.suffix:
+        image(f"scans/a{path.suffix}").rename(path)
+        assert keys(tmp_path / "scans") == [path.stem]
+        return
+    path.write_bytes(Path(get_testdata_file("CT_small.dcm", download=False)).read_bytes())
+    with pytest.raises(DataError, match=r"its name is too long: that of its mask, x{20}...x{16}\.png, would have more"):
+        keys(tmp_path / "scans")
+    assert not fits
+
+
+def test_twins_and_frames_make_names_longer(image, tmp_path):
+    image("scans/a.png").rename(tmp_path / "scans" / ("x" * 251 + ".png"))
+    image("scans/a.jpg").rename(tmp_path / "scans" / ("x" * 251 + ".jpg"))
+    assert keys(tmp_path / "scans", skip=True) == []
+    film = Path(get_testdata_file("SC_rgb_rle_2frame.dcm", download=False)).read_bytes()
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / ("x" * 244 + ".dcm")).write_bytes(film)
+    assert len(keys(tmp_path / "films")) == 2
+    (tmp_path / "films" / ("x" * 251 + ".dcm")).write_bytes(film)
+    with pytest.raises(DataError, match="its name is too long"):
+        keys(tmp_path / "films")
+
+
+def test_twin_masks_are_a_problem(image, tmp_path):
+    image("scans/a.png")
+    image("scans/b.png")
+    image("masks/a.png")
+    image("masks/a.jpg")
+    image("masks/c.png")
+    with pytest.raises(DataError, match=r"a.png: has the same name as .*a.jpg: which is the mask"):
+        find_images([tmp_path / "scans"], tmp_path / "masks", Problems(skip=False), masks_needed=False)
+    records, remarks = find_images([tmp_path / "scans"], tmp_path / "masks", Problems(skip=True), masks_needed=False)
+    assert [record.key for record in records] == ["b"]
+    assert remarks == [f"{tmp_path}/masks/c.png: is the mask of no image"]
+
+
+def test_masks_of_other_names_are_told_where_they_are_needed(image, tmp_path):
+    image("scans/a.png")
+    image("masks/aa.png")
+    with pytest.raises(DataError, match=r"there is no mask a.png of it in .*; .*/masks/aa.png belongs to no image"):
+        find_images([tmp_path / "scans"], tmp_path / "masks", Problems(skip=False), masks_needed=True)
+
+
+def test_exams_with_links_and_pipes(image, tmp_path):
+    image("exams/one/L_CC.png")
+    image("exams/two/L_CC.png")
+    (tmp_path / "exams/one/up").symlink_to("..")
+    (tmp_path / "exams/self").symlink_to(".")
+    assert [exam.key for exam in find_exams([tmp_path / "exams"], Problems(skip=False))[0]] == ["one", "two"]
+    os.mkfifo(tmp_path / "exams/two/R_CC.dcm")
+    with pytest.raises(DataError, match=r"R_CC.dcm: expected a file, found a device or a pipe"):
+        find_exams([tmp_path / "exams"], Problems(skip=False))
+    problems = Problems(skip=True)
+    assert len(find_exams([tmp_path / "exams"], problems)[0]) == 2
+    assert len(problems.found) == 1
+    (tmp_path / "exams/two").rename(tmp_path / "exams" / os.fsdecode(b"caf\xe9"))
+    assert [exam.key for exam in find_exams([tmp_path / "exams"], problems)[0]] == ["one"]
+
+
+# --- exams ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from torchvision.transforms.v2 import functional as TF
 
+from mtlkit._files import csv_value
 from mtlkit.cli import main
 from mtlkit.data import DataError, Record, dicom_pixels, open_dataset, read_image
 from mtlkit.inference import draw_overlay, predict
@@ -330,6 +331,35 @@ def test_command_tells_what_it_left_out(run_folder, image, tmp_path, capsys):
     arguments = ["predict", str(run_folder), str(tmp_path / "scans"), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--skip-bad"]) == 0
     assert f"left out: {tmp_path}/scans/b.png: cannot be read as an image" in capsys.readouterr().out
+
+
+def test_names_of_files_are_shown_and_written_as_text(run_folder, image, tmp_path, capfd):
+    names = ["\x1b]0;t\x07", "\u202egnp", "[/red]", "=1+1", "@a", "a\nb", "a\rb", ":warning:", '"><b>', "<script>"]
+    for number, name in enumerate(names):
+        image(f"scans/{name}.png", seed=number)
+    (tmp_path / "scans/\x1b[2J.png").write_bytes(b"broken")
+    arguments = ["predict", str(run_folder), str(tmp_path / "scans"), "--out", str(tmp_path / "[/red]\x1bout")]
+    assert main([*arguments, "--skip-bad"]) == 0
+    shown = "".join(capfd.readouterr())
+    assert shown.replace("\n", "").isprintable()
+    for words in (
+        r"\x1b]0;t\x07",
+        r"\u202egnp",
+        "[/red]",
+        "=1+1",
+        r"a\nb",
+        r"a\rb",
+        ":warning:",
+        r"\x1b[2J.png: cannot",
+    ):
+        assert words in shown
+    rows = table(tmp_path / "[/red]\x1bout")
+    assert {csv_value(row["key"]) for row in rows} == set(names)
+    assert not any(cell[:1] in ("=", "+", "@", "-", "\t", "\r") for row in rows for cell in row.values())
+    for row in rows:
+        assert (tmp_path / "[/red]\x1bout" / row["mask"]).is_file()
+    assert main(arguments) == 2
+    assert capfd.readouterr().err.replace("\n", "").isprintable()
 
 
 def test_command_with_bad_input(run_folder, image, tmp_path, capsys):

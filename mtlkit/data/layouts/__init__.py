@@ -6,6 +6,7 @@ from typing import Any
 
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import brisc, busi, busi_whu, cmmd, folder, ham10000
+from mtlkit.data.layouts._folders import sound
 from mtlkit.data.records import Catalogue
 from mtlkit.errors import DataError
 
@@ -37,6 +38,6 @@ def scan(root: str | Path, layout: str = "auto", **options: Any) -> Catalogue:
             if option not in known or option == "root":
                 choices = ", ".join(n for n in known if n != "root")
                 raise ValueError(f"{option}: the layout {name} has no such option, only {choices}")
-        return LAYOUTS[name].scan(root, **options)
+        return sound(LAYOUTS[name].scan(root, **options))
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read ({error.strerror or error})") from None

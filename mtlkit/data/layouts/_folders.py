@@ -1,10 +1,14 @@
 """What the layouts share: matching masks to images, and the findings that follow."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from mtlkit.data.files import PICTURES, image_stem, natural
-from mtlkit.data.records import Finding
+from mtlkit._files import why_unreadable
+from mtlkit._text import composed
+from mtlkit.data.files import PICTURES, entries, image_stem
+from mtlkit.data.names import Names, is_text
+from mtlkit.data.records import Catalogue, Exam, Finding, Record, and_more
 from mtlkit.errors import DataError
 
 
@@ -16,18 +20,19 @@ def inner(root: Path, names: Iterable[str], *parts: str) -> Path:
     return root
 
 
-def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Masks by the stem of their image, and those that belong to none.
+def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Path, list[Path]], list[Path]]:
+    """Masks by their image, and those that belong to none.
 
-    The mask of "a" is "a", "a_mask", "a_anno", "a_segmentation" or "a_gt", and any of these with "_1", "_2", ...
+    The mask of "a" is "a", "a_mask", "a_anno", "a_segmentation" or "a_gt", and any of these with "_1", "_2", ...; names
+    of images may differ from those of masks in case and normal form.
     """
-    stems = {image.stem for image in images}
-    found: dict[str, list[Path]] = {stem: [] for stem in stems}
+    names = Names(image.stem for image in images)
+    of_stem: dict[str, list[Path]] = defaultdict(list)
     orphans = []
     for mask in masks:
-        stem = mask.stem if mask.stem in stems else image_stem(mask.stem)
-        (found[stem] if stem in stems else orphans).append(mask)
-    return found, orphans
+        stem = names.find(mask.stem, image_stem(mask.stem))
+        (orphans if stem is None else of_stem[composed(stem)]).append(mask)
+    return {image: of_stem[composed(image.stem)] for image in images}, orphans
 
 
 def mask_findings(key: str, image: Path, masks: Sequence[Path], *, lesion: bool) -> Iterator[Finding]:
@@ -48,13 +53,53 @@ def stray_findings(folder: Path, known: Iterable[str] = ()) -> Iterator[Finding]
     """Files and folders that the layout has no place for."""
     if not folder.is_dir():
         return
-    for path in sorted(folder.iterdir(), key=natural):
-        if path.name.startswith(".") or path.name.lower() in known:
+    for path in entries(folder):
+        if composed(path.name).lower() in known:
             continue
-        if path.is_dir():
+        if path.is_symlink() and not path.exists():
+            yield Finding("error", "unreadable", path, why_unreadable(path) or "cannot be read")
+        elif path.is_dir():
             yield Finding("warning", "unknown folder", path, "this folder is not part of the layout, and is not read")
         elif path.suffix.lower() not in PICTURES:
             yield Finding("note", "unknown file", path, "this is no image, and is not read")
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def sound(catalogue: Catalogue) -> Catalogue:
+    """A catalogue without the records that cannot be told apart, or whose files cannot be read, which become errors."""
+    alike: dict[str, list[Record | Exam]] = defaultdict(list)
+    for record in catalogue.records:
+        alike[record.key].append(record)
+    findings = [finding for records in alike.values() for finding in _record_findings(catalogue.root, records)]
+    return catalogue.without(findings)
+
+
+def _record_findings(root: Path, records: Sequence[Record | Exam]) -> Iterator[Finding]:
+    """What is wrong with the names and files of the records of one key."""
+    for number, record in enumerate(records):
+        key, first = record.key, record.files[0]
+        if len(records) > 1:
+            others = [other.files[0].relative_to(root) for i, other in enumerate(records) if i != number]
+            text = (
+                f"has the same name, but for suffix or spelling, as {others[0]}{and_more(others)}: rename one of them"
+            )
+            yield Finding("error", "same name", first, text, key)
+        masks: dict[str, Path] = {}
+        for path in record.files:
+            if not is_text(path.relative_to(root)):
+                yield Finding("error", "unreadable name", path, "its name is not text in UTF-8: rename it", key)
+            elif (why := why_unreadable(path)) is not None:
+                yield Finding("error", "unreadable", path, why, key)
+        for mask in record.masks if isinstance(record, Record) else ():
+            other = masks.setdefault(composed(str(mask.with_suffix(""))), mask)
+            if other is not mask:
+                text = f"has the same name, but for suffix or spelling, as {other.name}: which is the mask?"
+                yield Finding("error", "same name", mask, text, key)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
 
 
 def choose_classes(root: Path, known: Sequence[str], wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.names import key_of
 from mtlkit.data.records import Catalogue, Finding, Record
 from mtlkit.errors import DataError
 
@@ -51,7 +52,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
         for name, image in slices:
             if name not in chosen:
                 continue
-            key, found = f"{split}/{name}/{image.stem}", masks[image.stem]
+            key, found = key_of(f"{split}/{name}", image), masks[image]
             findings += mask_findings(key, image, found, lesion=name != "no_tumor")
             if found or name == "no_tumor":
                 records.append(Record(key, image, chosen.index(name), tuple(found), key, split))

@@ -22,6 +22,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.names import key_of
 from mtlkit.data.records import Catalogue, Finding, Record
 
 NAME = "busi"
@@ -47,7 +48,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
         masks, orphans = match_masks(images, [path for path in files if "_mask" in path.stem])
         findings += [*orphan_findings(orphans), *stray_findings(folder / name)]
         for image in images:
-            key, found = f"{name}/{image.stem}", masks[image.stem]
+            key, found = key_of(name, image), masks[image]
             findings += mask_findings(key, image, found, lesion=name != "normal")
             if found or name == "normal":
                 records.append(Record(key, image, label, tuple(found), key))

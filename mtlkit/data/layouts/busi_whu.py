@@ -24,6 +24,7 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.names import key_of
 from mtlkit.data.records import Catalogue, Finding, Record
 
 NAME = "busi_whu"
@@ -63,7 +64,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
             kind = name or next((c for c in CLASSES if image.stem.lower().startswith(c)), None)
             if kind is not None and kind not in chosen:
                 continue
-            key, found = f"{folder.name}/{image.stem}", masks[image.stem]
+            key, found = key_of(folder.name, image), masks[image]
             findings += mask_findings(key, image, found, lesion=True)
             if kind is None:
                 text = "neither folder nor name says the class, so that it is left unlabelled"

@@ -15,14 +15,15 @@ subsets {1, 5}, {1, 3, 5} and all five: "A Hybrid CNN-VSSM model for Multi-View,
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mtlkit._text import shown
+from mtlkit._text import composed, shown
 from mtlkit.data.dicom import read_dicom_tags
 from mtlkit.data.dicom_file import is_dicom
-from mtlkit.data.files import column, natural, read_table
+from mtlkit.data.files import column, entries, files_below, natural, read_table, subfolders
 from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding
 from mtlkit.errors import DataError
 
@@ -41,19 +42,18 @@ class _Breast:
 
 def _table(root: Path) -> Path | None:
     folders = (root, root.parent) if root.name == "CMMD" else (root,)
-    return next((path for pattern in TABLES for folder in folders for path in sorted(folder.glob(pattern))), None)
+    files = [path for folder in folders for path in entries(folder)]
+    return next((path for pattern in TABLES for path in files if fnmatchcase(path.name, pattern)), None)
 
 
 def _patients(root: Path) -> list[Path]:
     """Folders of patients: those with DICOM files somewhere below."""
     home = root / "CMMD" if (root / "CMMD").is_dir() else root
-    folders = [path for path in home.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted((f for f in folders if next(_dicoms(f), None) is not None), key=natural)
+    return [folder for folder in subfolders(home) if next(_dicoms(folder), None) is not None]
 
 
-def _dicoms(folder: Path):
-    paths = (path for path in folder.rglob("*") if not path.name.startswith("."))  # as a Mac's ._1-1.dcm
-    return (path for path in paths if path.is_file() and is_dicom(path))
+def _dicoms(folder: Path) -> Iterator[Path]:
+    return (path for path in files_below(folder) if is_dicom(path))
 
 
 def recognise(root: Path) -> bool:
@@ -76,7 +76,7 @@ def _breasts(path: Path) -> tuple[dict[tuple[str, str], _Breast], bool, list[Fin
     for number, row in enumerate(rows[top + 1 :], start=top + 2):
         if len(row) <= max(patient, side, kind) or not row[patient]:
             continue  # a second row of headings, or an empty one
-        name, which = f"{row[patient]} {row[side]}", row[side].upper()[:1]
+        name, which = composed(row[patient]), row[side].upper()[:1]
         if which not in ("L", "R"):
             text = f"row {number} has the side {shown(row[side])} where L or R is expected"
             findings.append(Finding("error", "unknown side", path, text))
@@ -92,10 +92,11 @@ def _breasts(path: Path) -> tuple[dict[tuple[str, str], _Breast], bool, list[Fin
             if category is None:
                 text = f"row {number} has the BI-RADS category {shown(row[birads])} where 1 to 5 is expected"
                 findings.append(Finding("warning", "unknown BI-RADS", path, text))
-        if (row[patient], which) in table:
-            findings.append(Finding("error", "listed twice", path, f"{name} is listed again in row {number}"))
+        if (name, which) in table:
+            text = f"{row[patient]} {row[side]} is listed again in row {number}"
+            findings.append(Finding("error", "listed twice", path, text))
             continue
-        table[row[patient], which] = _Breast(label, category)
+        table[name, which] = _Breast(label, category)
     return table, birads is not None, findings
 
 
@@ -108,7 +109,7 @@ def _views(folder: Path, findings: list[Finding]) -> tuple[Path | None, ...]:
         except DataError as error:
             findings.append(Finding("error", "unreadable", path, error.text))
             continue
-        if tags.patient and tags.patient != folder.name:
+        if tags.patient and composed(tags.patient) != composed(folder.name):
             text = f"says that it is of patient {tags.patient}, and lies in the folder of {folder.name}"
             findings.append(Finding("warning", "other patient", path, text))
         if tags.name is None:
@@ -138,10 +139,10 @@ def scan(root: Path, birads: Sequence[int] = (1, 2, 3, 4, 5)) -> Catalogue:
     exams = []
     folders = _patients(root)
     for folder in folders:
-        views = _views(folder, findings)
+        name, views = composed(folder.name), _views(folder, findings)
         labels, categories = [], []
         for i, side in enumerate("LR"):
-            breast = table.get((folder.name, side))
+            breast = table.get((name, side))
             seen = any(views[2 * i : 2 * i + 2])
             if breast is not None and seen and (whole or breast.birads in chosen):
                 labels.append(breast.label)
@@ -152,14 +153,14 @@ def scan(root: Path, birads: Sequence[int] = (1, 2, 3, 4, 5)) -> Catalogue:
             if seen and breast is None:
                 text = f"its {'left' if side == 'L' else 'right'} breast is not listed in {path.name}: not known"
                 findings.append(Finding("note", "missing row", folder, text))
-            for name, view in zip(VIEWS[2 * i : 2 * i + 2], views[2 * i : 2 * i + 2], strict=True):
+            for what, view in zip(VIEWS[2 * i : 2 * i + 2], views[2 * i : 2 * i + 2], strict=True):
                 if seen and view is None:
-                    findings.append(Finding("warning", "missing view", folder, f"there is no view {name}"))
+                    findings.append(Finding("warning", "missing view", folder, f"there is no view {what}"))
         if max(*labels, *categories) >= 0:
-            exams.append(Exam(folder.name, views, tuple(labels), tuple(categories), folder.name))
-        elif not any((folder.name, side) in table for side in "LR"):
+            exams.append(Exam(name, views, tuple(labels), tuple(categories), name))
+        elif not any((name, side) in table for side in "LR"):
             findings.append(Finding("error", "missing row", folder, f"this patient is not listed in {path.name}"))
-    for patient in sorted({patient for patient, _ in table} - {folder.name for folder in folders}):
+    for patient in sorted({patient for patient, _ in table} - {composed(folder.name) for folder in folders}):
         findings.append(Finding("error", "missing image", path, f"there is no folder of patient {patient}"))
     counted = {label for exam in exams for label in exam.labels}
     for label, name in enumerate(CLASSES):

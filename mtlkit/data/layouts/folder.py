@@ -3,18 +3,20 @@
     images/<class>/scan 1.png       PNG, JPEG, BMP, TIFF or DICOM
     masks/<class>/scan 1.png        of the same name, in any of these formats; scan 1_1.png, scan 1_2.png ...
                                     are merged with it
-    groups.csv                      optional, columns image and group: which images belong together, as of one patient
+    groups.csv                      optional, columns image and group: which images belong together, as of one patient;
+                                    where there is one, it lists every image
 
 The images of the classes normal, no_tumor and healthy need no mask. Without a folder masks/ at all, the images have
-classes only.
+classes only. Names of images in groups.csv may have backslashes, images/ in front, a suffix or none, and another case.
 """
 
-import unicodedata
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from mtlkit._text import shown
-from mtlkit.data.files import column, natural, pictures, read_table
+from mtlkit._text import composed, shown
+from mtlkit.data.files import DICOM, PICTURES, column, entries, pictures, read_table, subfolders
 from mtlkit.data.layouts._folders import (
     choose_classes,
     class_findings,
@@ -23,74 +25,156 @@ from mtlkit.data.layouts._folders import (
     orphan_findings,
     stray_findings,
 )
+from mtlkit.data.names import Names, folded, key_of
 from mtlkit.data.records import WITHOUT_LESION, Catalogue, Finding, Record
 from mtlkit.errors import DataError
 
 NAME = "folder"
-DICOM = (".dcm", ".dicom")
+IMAGES = (*PICTURES, *DICOM)
+GROUPS = "groups.csv"
+NEARLY = re.compile(r"groups?(\.(csv|tsv|tab|txt|xlsx?|ods))*", re.IGNORECASE)  # names that are meant so
 
 
 def recognise(root: Path) -> bool:
     """Whether the folder looks like this layout."""
-    return (root / "images").is_dir() and any(path.is_dir() for path in (root / "images").iterdir())
+    return bool(subfolders(root / "images"))
 
 
-def _images(folder: Path) -> list[Path]:
-    files = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    return sorted([*pictures(folder), *(path for path in files if path.suffix.lower() in DICOM)], key=natural)
+# --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def _groups(root: Path) -> dict[str, str]:
-    """Group by key, of groups.csv."""
-    path = root / "groups.csv"
-    if not path.is_file():
-        return {}
+@dataclass
+class _Groups:
+    """What groups.csv says; without it, each image is a group of its own."""
+
+    path: Path | None = None
+    of_key: dict[str, str] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)  # names of images that there are not
+    findings: list[Finding] = field(default_factory=list)
+
+    def finding(self, image: Path, key: str) -> Finding | None:
+        """The error of an image that is not listed."""
+        if self.path is None or key in self.of_key:
+            return None
+        instead = (
+            f"{shown(self.strays[0])}, of which there is no image" if self.strays else f"{len(self.of_key)} others"
+        )
+        text = f"is {shown(key)}, which {self.path.name} does not list; it lists {instead}"
+        return Finding("error", "missing group", image, text, key)
+
+
+def _table(root: Path) -> Path | None:
+    """The table of groups, whatever the case of its name.
+
+    Raises:
+        DataError: there are several, or one whose name is nearly right.
+    """
+    tables = [path for path in entries(root) if NEARLY.fullmatch(path.name) and not path.is_dir()]
+    for path in tables:
+        if folded(path.name) != GROUPS or len(tables) > 1:
+            raise DataError(f"expected one table of groups with the name {GROUPS}, got {path.name}", path=path)
+    return tables[0] if tables else None
+
+
+def _groups(root: Path, images: Mapping[str, Path]) -> _Groups:
+    """The groups of images, by their keys, and what in the table fits none."""
+    path = _table(root)
+    if path is None:
+        return _Groups()
     header, *rows = read_table(path) or [[]]
     image, group = column(header, path, "image"), column(header, path, "group")
-    rows = [row for row in rows if len(row) > max(image, group) and row[image]]
-    return {_key(row[image]): row[group] for row in rows}
+    names, found = Names(images), _Groups(path)
+    spelt: dict[str, str] = {}
+    listed: dict[str, int] = {}
+    for number, row in enumerate(rows, start=2):
+        name, called = (row[place] if place < len(row) else "" for place in (image, group))
+        if not name and not called:
+            continue
+        key = names.find(name)
+        if not name or not called:
+            text = f"row {number} names no {'group' if name else 'image'}"
+            found.findings.append(Finding("error", "short row", path, text, key))
+            continue
+        called = spelt.setdefault(folded(called), called)
+        if key is None:
+            found.strays.append(name)
+        elif found.of_key.setdefault(key, called) != called:
+            text = f"rows {listed[key]} and {number} list {shown(key)} in the groups {shown(found.of_key[key])} and "
+            found.findings.append(Finding("error", "listed twice", path, f"{text}{shown(called)}", key))
+        if key is not None:
+            listed.setdefault(key, number)
+    missing = next((key for key in images if key not in found.of_key), None)
+    for name in found.strays:
+        text = f"lists {shown(name)}, of which there is no image"
+        text += "" if missing is None else f", and does not list {shown(missing)}"
+        found.findings.append(Finding("error", "missing image", path, text))
+    return found
 
 
-def _key(name: str) -> str:
-    """The key of the image that a table names: with separators of Windows, below images/ or not, in any normal form."""
-    path = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
-    return str(PurePosixPath(*path.parts[path.parts[:1] == ("images",) :])).removesuffix(path.suffix)
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
     """Lists the images; `classes` names those to use, in the order of their labels; by default all, by the alphabet."""
     if not (root / "images").is_dir():
         raise DataError(f"{root}: there is no folder images")
-    names = sorted(p.name for p in (root / "images").iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not names:
-        raise DataError(f"{root / 'images'}: there is no folder of a class in it")
-    chosen = choose_classes(root, names, classes)
-    segmented, groups = (root / "masks").is_dir(), _groups(root)
+    folders = _classes(root / "images")
+    chosen = choose_classes(root, tuple(folders), None if classes is None else [composed(name) for name in classes])
+    images = {name: pictures(folder, IMAGES) for name, folder in folders.items()}
+    groups = _groups(root, {key_of(name, image): image for name, files in images.items() for image in files})
+    segmented, masks_of = (root / "masks").is_dir(), _mask_folders(root / "masks", folders)
+    findings: list[Finding] = [*_stray_findings(root, folders, masks_of), *groups.findings]
     records: list[Record] = []
-    findings: list[Finding] = list(stray_findings(root / "images", {name.lower() for name in names}))
-    stray = set(groups)
+    bad = {finding.key for finding in groups.findings}
     for label, name in enumerate(chosen):
-        images = _images(root / "images" / name)
-        masks, orphans = match_masks(images, _images(root / "masks" / name))
-        findings += [
-            *orphan_findings(orphans),
-            *stray_findings(root / "images" / name, {p.name.lower() for p in images}),
-        ]
-        for image in images:
-            key, found = f"{name}/{image.stem}", masks[image.stem]
+        masks, orphans = match_masks(images[name], pictures(masks_of[name], IMAGES) if name in masks_of else [])
+        findings += [*orphan_findings(orphans), *stray_findings(folders[name], _lower(images[name]))]
+        for image in images[name]:
+            key, found = key_of(name, image), masks[image]
             lesion = segmented and name not in WITHOUT_LESION
             findings += mask_findings(key, image, found, lesion=lesion)
-            listed = unicodedata.normalize("NFC", key)
-            if groups and listed not in groups:
-                text = "is not listed in groups.csv, and counts as a group of its own"
-                findings.append(Finding("warning", "missing group", image, text))
-            stray.discard(listed)
-            if found or not lesion:
-                group = groups.get(listed, key)
+            if (missing := groups.finding(image, key)) is not None:
+                findings.append(missing)
+            elif key not in bad and (found or not lesion):
+                group = groups.of_key.get(key, key)
                 records.append(Record(key, image, label, tuple(found), group, None, segmented))
-    if classes is None:
-        for key in sorted(stray):
-            text = f"lists {shown(key)}, of which there is no image"
-            findings.append(Finding("warning", "missing image", root / "groups.csv", text))
     findings += class_findings(root / "images", chosen, (record.label for record in records))
     return Catalogue(NAME, root, chosen, tuple(records), tuple(findings))
+
+
+def _classes(images: Path) -> dict[str, Path]:
+    """The folders of the classes by their names, by the alphabet.
+
+    Raises:
+        DataError: there is none, or two have one name.
+    """
+    folders: dict[str, Path] = {}
+    for path in subfolders(images):
+        other = folders.setdefault(composed(path.name), path)
+        if other is not path:
+            raise DataError("has the same name as another folder beside it, but for the form of its letters", path=path)
+    if not folders:
+        raise DataError(f"{images}: there is no folder of a class in it")
+    return dict(sorted(folders.items()))
+
+
+def _mask_folders(masks: Path, classes: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders of masks by class, whatever the case of their names."""
+    names, found = Names(classes), dict[str, Path]()
+    for folder in sorted(subfolders(masks), key=lambda folder: composed(folder.name) not in classes):
+        if (name := names.find(folder.name)) is not None:
+            found.setdefault(name, folder)
+    return found
+
+
+def _lower(paths: Iterable[Path]) -> set[str]:
+    return {composed(path.name).lower() for path in paths}
+
+
+def _stray_findings(root: Path, classes: Mapping[str, Path], masks: Mapping[str, Path]) -> Iterator[Finding]:
+    """Images and masks that lie in no folder of a class."""
+    for folder, known in ((root / "images", classes), (root / "masks", masks)):
+        files = [path for path in pictures(folder, IMAGES) if not path.is_dir()]
+        yield from stray_findings(folder, _lower([*known.values(), *files]))
+        for path in files:
+            yield Finding("warning", "unknown file", path, "lies in no folder of a class, and is not read")

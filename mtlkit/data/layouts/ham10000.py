@@ -8,12 +8,14 @@
 Source: Tschandl et al., "The HAM10000 dataset" (2018). The lesion is the group that a split keeps together.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtlkit._text import shown
-from mtlkit.data.files import column, pictures, read_table
+from mtlkit._text import composed, shown
+from mtlkit.data.files import column, entries, pictures, read_table
 from mtlkit.data.layouts._folders import choose_classes, class_findings, mask_findings, match_masks, orphan_findings
+from mtlkit.data.names import Names
 from mtlkit.data.records import Catalogue, Finding, Record
 from mtlkit.errors import DataError
 
@@ -22,11 +24,12 @@ CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")
 
 
 def _table(root: Path) -> Path | None:
-    return next((path for path in sorted(root.glob("HAM10000_metadata*")) if path.is_file()), None)
+    return next((path for path in entries(root) if path.name.startswith("HAM10000_metadata")), None)
 
 
-def _files(root: Path, pattern: str) -> list[Path]:
-    return [path for folder in sorted(root.glob(pattern)) for path in (*pictures(folder), *_nested(folder))]
+def _files(root: Path, begin: str) -> list[Path]:
+    folders = [path for path in entries(root) if path.name.startswith(begin)]
+    return [path for folder in folders for path in (*pictures(folder), *_nested(folder))]
 
 
 def _nested(folder: Path) -> list[Path]:
@@ -47,8 +50,12 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
         raise DataError(f"{root}: there is no HAM10000_metadata.csv")
     header, *rows = read_table(path) or [[]]
     lesion, image_id, dx = (column(header, path, name) for name in ("lesion_id", "image_id", "dx"))
-    images = {image.stem: image for image in _files(root, "HAM10000_images*")}
-    masks, orphans = match_masks(list(images.values()), _files(root, "HAM10000_segmentations*"))
+    files = _files(root, "HAM10000_images")
+    masks, orphans = match_masks(files, _files(root, "HAM10000_segmentations"))
+    images: dict[str, list[Path]] = defaultdict(list)  # more than one of a name is told by what reads the catalogue
+    for file in files:
+        images[composed(file.stem)].append(file)
+    names = Names(images)
     records: list[Record] = []
     findings: list[Finding] = list(orphan_findings(orphans))
     listed = set()
@@ -58,24 +65,27 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
         if len(row) <= max(lesion, image_id, dx):
             findings.append(Finding("error", "short row", path, f"row {number} has only {len(row)} columns"))
             continue
-        key, kind = row[image_id], row[dx].lower()
+        kind = row[dx].lower()
+        key = names.find(row[image_id]) or row[image_id]
         if key in listed:
             findings.append(Finding("error", "listed twice", path, f"{key} is listed again in row {number}"))
             continue
         listed.add(key)
         if key not in images:
-            findings.append(Finding("error", "missing image", path, f"there is no image {key} of row {number}", key))
+            text = f"there is no image {key} of row {number}"
+            findings.append(Finding("error", "missing image", path, text, key))
         elif kind not in CLASSES:
-            findings.append(
-                Finding("error", "unknown class", path, f"row {number} has the unknown class {shown(kind)}", key)
-            )
+            text = f"row {number} has the unknown class {shown(kind)}"
+            findings.append(Finding("error", "unknown class", path, text, key))
         elif kind in chosen:
-            found = masks[key]
-            findings += mask_findings(key, images[key], found, lesion=True)
-            if found:
-                records.append(Record(key, images[key], chosen.index(kind), tuple(found), row[lesion] or key))
-    for key, image in images.items():
+            for image in images[key]:
+                found = masks[image]
+                findings += mask_findings(key, image, found, lesion=True)
+                if found:
+                    records.append(Record(key, image, chosen.index(kind), tuple(found), row[lesion] or key))
+    for key in images:
         if key not in listed:
-            findings.append(Finding("warning", "missing row", image, f"is not listed in {path.name}, and is not used"))
+            text = f"is not listed in {path.name}, which lists {len(listed)} images, and is not used"
+            findings += [Finding("error", "missing row", image, text, key) for image in images[key]]
     findings += class_findings(root, chosen, (record.label for record in records))
     return Catalogue(NAME, root, chosen, tuple(records), tuple(findings))
