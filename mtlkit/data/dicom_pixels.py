@@ -4,7 +4,7 @@ Sources: DICOM PS3.3, C.7.6.3.1.2 (photometric interpretation), C.7.5.1.1.2 (pad
 (VOI LUT and window), C.7.6.16.2 (functional groups of frames).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
@@ -141,7 +141,7 @@ def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
         return render(palette, scale)[(stored.astype(np.int64) - first).clip(0, len(every) - 1)]
     if stored.shape[2] < 3:
         raise DataError(f"its pixels cannot be decoded ({stored.shape[2]} samples a pixel)", path=tags.path)
-    return render(stored[..., :3], Scale(0, 2.0 ** tags.count("BitsStored", 8, 64) - 1))
+    return render(stored[..., :3], _stored_scale(stored, tags))
 
 
 # --- grey -------------------------------------------------------------------------------------------------------------
@@ -154,7 +154,9 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
     values = _modality(stored, tags, index)
     span = extent(values, hidden)
     if (lut := _lut(tags, "VOILUTSequence", index)) is not None:
-        return render(_apply_lut(values, lut, tags), _scale(tags, index, stored), hidden, inverted=inverted)
+        entries = _apply_lut(values, lut, tags)
+        scale = _told(choose_scale(_film(stored, tags).entries, entries.dtype, _depth(lut, tags)), tags)
+        return render(entries, scale, hidden, inverted=inverted)
     for window in _windows(tags, index):
         unit = _apply_window(values, window)
         shown = extent(unit, hidden)
@@ -163,49 +165,80 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
             or shown[0] < shown[1]
             or span is None
             or span[0] == span[1]
-            or _shows_other_frames(window, tags)
+            or _shows_other_frames(window, stored, tags)
         ):
             return render(unit, Scale(0, 1), hidden, inverted=inverted)
         tags.remarks.append(
             f"its window of center {window.center:g} and width {window.width:g} shows nothing of its values "
             f"{span[0]:g} to {span[1]:g}, and counts as absent"
         )
-    return render(values, _scale(tags, index, stored), hidden, inverted=inverted)
+    film = _film(stored, tags)
+    if film.linear:  # the values look as the stored numbers do, or where they fall with these, as their reverse
+        falling = _rescale(tags, index)[0] < 0
+        return render(stored, _stored_scale(stored, tags), hidden, inverted=inverted != falling)
+    lut = _lut(tags, "ModalityLUTSequence", index)
+    bits = values.dtype.itemsize * 8 if lut is None else _depth(lut, tags)
+    return render(values, _told(choose_scale(film.values, values.dtype, bits), tags), hidden, inverted=inverted)
 
 
-def _scale(tags: Tags, index: int, stored: np.ndarray) -> Scale:
-    """Black and white where no window says them: one scale for all frames."""
+def _stored_scale(stored: np.ndarray, tags: Tags) -> Scale:
+    """Black and white of stored numbers: one scale for all frames, the same as in any other kind of file."""
     bits = tags.count("BitsStored", stored.dtype.itemsize * 8, 64)
-    plain = _rescale(tags, index) == (1, 0) and all(
-        _lut(tags, name, index) is None for name in ("ModalityLUTSequence", "VOILUTSequence")
-    )
-    if plain and bits <= 8 and stored.dtype.kind in "ub":
-        return Scale(0, 2.0**bits - 1)
-    low, high = _film_extent(tags) or (0.0, 0.0)
-    return Scale(low, high)
+    span = (0.0, 0.0) if bits <= 8 and stored.dtype.kind in "ub" else _film(stored, tags).stored
+    return _told(choose_scale(span, stored.dtype, bits), tags)
 
 
-def _film_extent(tags: Tags) -> tuple[float, float] | None:
-    """The least and the greatest value of all frames, behind modality and VOI LUT, without padding."""
+def _told(scale: Scale, tags: Tags) -> Scale:
+    if scale.remark and scale.remark not in tags.remarks:
+        tags.remarks.append(scale.remark)
+    return scale
+
+
+class _Film(NamedTuple):
+    """What all frames have together, without padding."""
+
+    stored: tuple[float, float] | None  # the least and the greatest stored number
+    values: tuple[float, float] | None  # and value, behind the modality LUT
+    entries: tuple[float, float] | None  # and entry of the VOI LUTs
+    linear: bool  # whether the values of all frames come from the stored numbers by one slope and intercept
+
+
+def _film(stored: np.ndarray, tags: Tags) -> _Film:
+    """Of the film that a frame is of."""
     if tags.frames == 1:
-        return joint(list(_extents(tags)))
+        return _measured([stored], tags)
     stat = tags.path.stat()
-    return _cached_extent(tags.path, (stat.st_mtime_ns, stat.st_size))
+    return _cached_film(tags.path, (stat.st_mtime_ns, stat.st_size))
 
 
 @lru_cache(maxsize=8)
-def _cached_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] | None:
-    return joint(list(_extents(open_dicom(path, pixels=True, max_pixels=2**32))))  # checked when it was opened first
-
-
-def _extents(tags: Tags) -> Iterator[tuple[float, float] | None]:
+def _cached_film(path: Path, _version: tuple[int, int]) -> _Film:
     from pydicom.pixels import iter_pixels
 
-    for index, stored in enumerate(iter_pixels(tags.dataset)):
-        values = _modality(stored, tags, index)
+    tags = open_dicom(path, pixels=True, max_pixels=2**32)  # checked when it was opened first
+    return _measured(iter_pixels(tags.dataset), tags)
+
+
+def _measured(frames: Iterable[np.ndarray], tags: Tags) -> _Film:
+    of_stored, of_values, of_entries, rescales = [], [], [], set()
+    for index, stored in enumerate(frames):
+        if stored.ndim == 3:
+            of_stored.append(extent(stored[..., :3]))
+            continue
+        hidden = _padding(stored, tags)
+        of_stored.append(extent(stored, hidden))
+        of_values.append(extent(_modality(stored, tags, index), hidden))
+        rescales.add(None if _lut(tags, "ModalityLUTSequence", index) is not None else _rescale(tags, index))
         if (lut := _lut(tags, "VOILUTSequence", index)) is not None:
-            values = _apply_lut(values, lut, tags)
-        yield extent(values, _padding(stored, tags))
+            count, first, _ = (int(n) for n in tags.numbers("LUTDescriptor", lut))
+            of_entries.append(extent(_apply_lut(np.arange(first, first + (count or 2**16)), lut, tags)))
+    linear = len(rescales) == 1 and None not in rescales
+    return _Film(joint(of_stored), joint(of_values), joint(of_entries), linear)
+
+
+def _depth(lut: Any, tags: Tags) -> int:
+    """How many bits a table says that its entries have."""
+    return int(tags.numbers("LUTDescriptor", lut)[2])
 
 
 def _padding(stored: np.ndarray, tags: Tags) -> np.ndarray | None:
@@ -303,11 +336,11 @@ def _apply_window(values: np.ndarray, window: Window) -> np.ndarray:
     return apply_windowing(values, dataset)  # one bit: from 0 to 1
 
 
-def _shows_other_frames(window: Window, tags: Tags) -> bool:
+def _shows_other_frames(window: Window, stored: np.ndarray, tags: Tags) -> bool:
     """Whether a window that is of no use for a frame is of use for others of the film."""
     if tags.frames == 1:
         return False
-    low, high = _film_extent(tags) or (0.0, 0.0)
+    low, high = _film(stored, tags).values or (0.0, 0.0)
     ends = _apply_window(np.array([low, high]), window)
     return bool(ends[0] < ends[1])
 

@@ -1,5 +1,6 @@
 """Reading images, from whatever file, as viewers show them."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +121,19 @@ def seek(image: Image.Image, path: Path, frame: int | None, max_pixels: int) -> 
     return pages
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------------
+# --- orientation ------------------------------------------------------------------------------------------------------
+
+TURNS = {  # by EXIF's number, of (H, W, ...)
+    2: lambda values: values[:, ::-1],
+    3: lambda values: values[::-1, ::-1],
+    4: lambda values: values[::-1],
+    5: lambda values: values.swapaxes(0, 1),
+    6: lambda values: np.rot90(values, -1),
+    7: lambda values: values[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, OSError, KeyError, IndexError, OverflowError)
+AS_STORED = "its EXIF data cannot be read, so that it is shown as it is stored"
 
 
 def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
@@ -128,9 +141,62 @@ def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
-    except (SyntaxError, ValueError, TypeError, OSError, KeyError, IndexError, OverflowError):
-        remarks.append("its EXIF data cannot be read, so that it is shown as it is stored")
+    except DAMAGED_EXIF:
+        remarks.append(AS_STORED)
         return image
+
+
+def _upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str]) -> np.ndarray:
+    """As `upright`, of numbers that are stored in the image."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DAMAGED_EXIF:
+        remarks.append(AS_STORED)
+        return values
+    return TURNS[orientation](values) if orientation in TURNS else values
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | None:
+    """The numbers of an image of more than 8 bits as they are stored, (H, W) or (H, W, 3); None for one of 8 bits."""
+    if image.mode in WIDE:
+        return np.asarray(image)
+    found = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ()) if tile[3]]
+    packing = next((one for one in found if isinstance(one, str) and ";16" in one), None)
+    if packing is None:
+        return None
+    if image.format == "PNG":
+        return _png_colours(path)
+    return _tiff_colours(image, path, page, packing)
+
+
+def _png_colours(path: Path) -> np.ndarray:
+    """The colours of a PNG of 16 bits, which Pillow cuts to 8; greys with transparency are (H, W)."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    values = decode_image(data, ImageReadMode.UNCHANGED).numpy()  # (C, H, W)
+    return values[0] if len(values) < 3 else values[:3].transpose(1, 2, 0)
+
+
+def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np.ndarray:
+    """The colours of a TIFF of 16 bits: Pillow keeps the upper byte of each; of bytes in the other order, the lower."""
+    kind, _, order = packing.partition(";16")
+    other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}.get(order)
+    if kind not in ("RGB", "RGBA", "RGBX") or other is None:
+        raise DataError(f"its colours of 16 bits ({packing}) cannot be read: save it as RGB, or with 8 bits", path=path)
+    with opened(path, 2**32) as again:
+        again.seek(page)
+        swapped = f"{kind};16{other}"
+        again.tile = [
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            for tile in again.tile  # pyright: ignore[reportAttributeAccessIssue] - of every image that comes from a file
+        ]
+        low = np.asarray(again)[..., :3]
+    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
 
 
 def _bits(image: Image.Image) -> int:
@@ -139,8 +205,8 @@ def _bits(image: Image.Image) -> int:
     return int(np.atleast_1d(image.tag_v2.get(BITS, bits))[0]) if isinstance(image, TiffImageFile) else bits
 
 
-def _grey(values: np.ndarray, image: Image.Image, path: Path, pages: list[int], remarks: list[str]) -> np.ndarray:
-    """Numbers of more than 8 bits, stretched to (H, W) uint8."""
+def _stretched(values: np.ndarray, image: Image.Image, path: Path, pages: list[int], remarks: list[str]) -> np.ndarray:
+    """Numbers of more than 8 bits as uint8."""
     span = extent(values)
     if len(pages) > 1:
         stat = path.stat()
@@ -162,8 +228,9 @@ def _film_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] |
         extents = []
         for page in _pages(image):
             image.seek(page)
-            if image.mode in WIDE:
-                extents.append(extent(np.asarray(image)))
+            values = _numbers(image, path, page)
+            if values is not None:
+                extents.append(extent(values))
         return joint(extents)
 
 
@@ -183,23 +250,15 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
     remarks: list[str] = []
     with opened(path, max_pixels) as image:
         pages = seek(image, path, frame, max_pixels)
-        sixteen = _sixteen_bit_colours(image)
-        image.load()
-        whole = upright(image, remarks)
-        if image.mode in WIDE:
-            pixels = np.repeat(_grey(np.asarray(whole), image, path, pages, remarks)[..., None], 3, 2)
+        values = _numbers(image, path, pages[frame or 0])
+        if values is None:
+            image.load()
+            pixels = np.asarray(upright(image, remarks).convert("RGB"))
         else:
-            pixels = np.asarray(whole.convert("RGB"))
-        if sixteen and pixels.max(initial=0) < 128:  # Pillow keeps the upper byte of each
-            text = "its colours of 16 bits do not use them all: save it with 8 bits, or as grey"
-            raise DataError(text, path=path)
+            values = _upright_numbers(values, image, remarks)
+            pixels = _stretched(values, image, path, pages, remarks)
+            pixels = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
     return Loaded(pixels, None, tuple(remarks))
-
-
-def _sixteen_bit_colours(image: Image.Image) -> bool:
-    """Whether Pillow is about to cut colours of 16 bits to 8."""
-    modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    return image.mode in ("RGB", "RGBA") and any(";16" in mode for mode in modes)
 
 
 def read_image(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

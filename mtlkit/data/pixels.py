@@ -1,14 +1,16 @@
 """What stored numbers mean: one rule for PNG, TIFF, JPEG, BMP and DICOM alike, and the limit on how many are read.
 
-Numbers become grey between black and white. Where a file says what these are, as by a DICOM window, they are taken from
-it. Otherwise, by the numbers of all frames of the file, so that a film has one grey scale:
+Numbers become grey between black and white; so do those of each of three colours. Where a file says what these are, as
+by a DICOM window, they are taken from it. Otherwise, by the numbers of all frames of the file, so that a film has one
+scale:
 
     unsigned, up to 8 bits         0 is black, 2^bits - 1 white: the numbers as they are
     unsigned, wider                0 is black, 2^n - 1 white, with the smallest n >= 8 that holds the maximum
     float from 0 to 1              0 is black, 1 white; above, as for unsigned numbers
     negative numbers               the minimum is black, the maximum white
-    DICOM wider than 8 bits,       the minimum is black, the maximum white, without padding: what viewers show of a
-    without a window               file that names no window
+
+Of DICOM these are the stored numbers, without padding: slope and intercept change nothing, but for a negative slope,
+which turns black and white. Behind a modality LUT they are its values; of a VOI LUT, the entries of the table.
 """
 
 from pathlib import Path
@@ -84,6 +86,7 @@ def choose_scale(span: tuple[float, float] | None, dtype: np.dtype, bits: int) -
     if dtype.kind == "f" and high <= 1 + 1e-3:
         return Scale(0.0, 1.0, "float from 0 to 1, multiplied by 255")
     depth = max(8, int(np.ceil(high)).bit_length())
+    bits = max(bits, depth)  # some files announce fewer than they use
     white = 2.0**depth - 1
     what = "float that fits" if dtype.kind == "f" else f"{depth} bits in {bits},"
     if dtype.kind == "f":

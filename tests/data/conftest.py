@@ -1,5 +1,7 @@
 """Small folders in the layouts of public data sets."""
 
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +32,62 @@ def write(rng) -> Callable[..., Path]:
             pixels[at : at + 8, at : at + 12] = 255 * lesion
         Image.fromarray(pixels).save(path)
         return path
+
+    return make
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.fixture
+def write_deep() -> Callable[..., None]:
+    """write_deep(path, values) writes colours (H, W, C) of 16 bits as PNG or TIFF, which Pillow cannot."""
+
+    def png(values: np.ndarray, orientation: int) -> bytes:
+        height, width, channels = values.shape
+        kind = {2: 4, 3: 2, 4: 6}[channels]
+        head = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+        rest = _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + head + _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + rest
+
+    def tiff(values: np.ndarray, orientation: int, order: str, extra: int, *, compressed: bool) -> bytes:
+        height, width, channels = values.shape
+        data = values.astype(f"{order}u2").tobytes()
+        data = zlib.compress(data) if compressed else data
+        count = 11 if channels == 4 else 10
+        bits_at = 8 + 2 + 12 * count + 4
+        tags = [
+            (256, 4, 1, width),
+            (257, 4, 1, height),
+            (258, 3, channels, bits_at),
+            (259, 3, 1, 8 if compressed else 1),
+        ]
+        tags += [(262, 3, 1, 2), (273, 4, 1, bits_at + 2 * channels), (274, 3, 1, orientation), (277, 3, 1, channels)]
+        tags += [(278, 4, 1, height), (279, 4, 1, len(data)), (338, 3, 1, extra)][: count - 8]
+        head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8) + struct.pack(f"{order}H", len(tags))
+        for tag, kind, count, value in tags:
+            short = kind == 3 and count == 1
+            head += struct.pack(f"{order}HHI", tag, kind, count)
+            head += struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+        return head + struct.pack(f"{order}I", 0) + struct.pack(f"{order}{channels}H", *[16] * channels) + data
+
+    def make(
+        path: Path,
+        values: np.ndarray,
+        *,
+        orientation: int = 1,
+        order: str = "<",
+        extra: int = 2,
+        compressed: bool = False,
+    ) -> None:
+        if path.suffix == ".png":
+            path.write_bytes(png(values, orientation))
+        else:
+            path.write_bytes(tiff(values, orientation, order, extra, compressed=compressed))
 
     return make
 

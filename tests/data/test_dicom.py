@@ -12,7 +12,7 @@ RAMP = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)
 
 def test_plain_pixels_are_stretched(tmp_path, write_dicom):
     pixels = read_dicom(write_dicom(tmp_path / "a.dcm", RAMP))
-    np.testing.assert_allclose(pixels, RAMP / RAMP.max(), rtol=1e-6)
+    np.testing.assert_allclose(pixels, RAMP / 4095, rtol=1e-6)
     assert pixels.dtype == np.float32
 
 
@@ -37,17 +37,18 @@ def test_voi_lut(tmp_path, write_dicom):
     file = pydicom.dcmread(path)
     file.VOILUTSequence = [item]
     file.save_as(path)
-    np.testing.assert_allclose(read_dicom(path), (RAMP / RAMP.max()) ** 2, atol=1e-3)
+    np.testing.assert_allclose(read_dicom(path), (RAMP.astype(float) ** 2 // 257) / 65535, atol=1e-3)
 
 
 def test_modality_lut(tmp_path, write_dicom):
     path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=-2, RescaleIntercept=10)
-    np.testing.assert_allclose(read_dicom(path), 1 - RAMP / RAMP.max(), atol=1e-6)
+    np.testing.assert_allclose(read_dicom(path), 1 - RAMP / 4095, atol=1e-6)
 
 
-def test_a_constant_image_is_black(tmp_path, write_dicom):
+def test_a_constant_image_is_as_bright_as_in_other_files(tmp_path, write_dicom):
     path = write_dicom(tmp_path / "a.dcm", np.full((8, 8), 700, np.uint16))
-    assert not read_dicom(path).any()
+    np.testing.assert_allclose(read_dicom(path), 700 / 1023, rtol=1e-6)
+    assert not read_dicom(write_dicom(tmp_path / "b.dcm", np.zeros((8, 8), np.uint16))).any()
 
 
 @pytest.mark.parametrize(

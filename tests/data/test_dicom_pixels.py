@@ -48,6 +48,82 @@ def test_wide_numbers_that_use_their_depth_are_the_same_in_every_file(tmp_path, 
     assert len(np.unique(images[0])) == 256
 
 
+RGB = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PhotometricInterpretation": "RGB"}
+WIDE = {"BitsStored": 16, "HighBit": 15}
+
+
+@pytest.mark.parametrize("top", [100, 255, 256, 1000, 4000, 30_000, 65_535])
+def test_wide_numbers_are_the_same_in_every_file(tmp_path, write_dicom, write_deep, top):
+    """Whether or not they use their depth: by the depth that holds the maximum, grey and colours alike."""
+    pixels = np.linspace(min(50, top), top, 64 * 64).reshape(64, 64).round().astype(np.uint16)
+    colours = np.repeat(pixels[..., None], 3, 2)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "b.tif")
+    Image.fromarray(pixels.astype(np.float32)).save(tmp_path / "c.tif")
+    Image.fromarray(pixels.astype(np.int32)).save(tmp_path / "d.tif")
+    write_dicom(tmp_path / "e.dcm", pixels, **WIDE)
+    write_dicom(tmp_path / "f.dcm", pixels, **WIDE, RescaleSlope=3, RescaleIntercept=-1000)
+    write_dicom(tmp_path / "g.dcm", colours.reshape(64, -1), **WIDE, **RGB, Columns=64)
+    write_deep(tmp_path / "h.png", colours)
+    write_deep(tmp_path / "i.tif", colours)
+    if top < 2**15:
+        write_dicom(tmp_path / "j.dcm", pixels.astype(np.int16), **WIDE, PixelRepresentation=1)
+    depth = 2 ** max(8, top.bit_length()) - 1
+    expected = np.repeat((pixels * (255 / depth)).round().astype(np.uint8)[..., None], 3, 2)
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read_image(path), expected), path.name
+        assert top == 65535 or f"stretched by {depth}" in remarks(path)
+
+
+def test_colours_are_the_same_in_every_file(tmp_path, write_dicom, write_deep, rng):
+    colours = rng.integers(0, 3000, (8, 8, 3), dtype=np.uint16)
+    write_dicom(tmp_path / "a.dcm", colours.reshape(8, -1), **WIDE, **RGB, Columns=8)
+    write_deep(tmp_path / "b.png", colours)
+    write_deep(tmp_path / "c.tif", colours)
+    for path in sorted(tmp_path.iterdir()):
+        assert np.array_equal(read_image(path), (colours * (255 / 4095)).round()), path.name
+        assert remarks(path) == "12 bits in 16, stretched by 4095"
+
+
+def test_a_film_is_the_same_in_every_file(tmp_path, write_dicom):
+    frames = [np.linspace(0, top, 64).reshape(8, 8).astype(np.uint16) for top in (1000, 3000, 200)]
+    first, *others = map(Image.fromarray, frames)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=others)
+    write_dicom(tmp_path / "b.dcm", np.concatenate(frames), **WIDE, Rows=8, NumberOfFrames=3)
+    colours = np.concatenate([np.repeat(frame[..., None], 3, 2).reshape(8, -1) for frame in frames])
+    write_dicom(tmp_path / "c.dcm", colours, **WIDE, **RGB, Rows=8, Columns=8, NumberOfFrames=3)
+    for path in sorted(tmp_path.iterdir()):
+        for index, frame in enumerate(frames):
+            assert np.array_equal(read_image(path, index)[..., 0], (frame * (255 / 4095)).round()), path.name
+
+
+def test_values_that_fall_are_the_reverse(tmp_path, write_dicom):
+    path = write_dicom(tmp_path / "a.dcm", RAMP, RescaleSlope=-1, RescaleIntercept=4095)
+    np.testing.assert_allclose(read_dicom(path), 1 - PLAIN, atol=1e-6)
+    inverted = {"PhotometricInterpretation": "MONOCHROME1"}
+    path = write_dicom(tmp_path / "b.dcm", RAMP, RescaleSlope=-1, RescaleIntercept=4095, **inverted)
+    np.testing.assert_allclose(read_dicom(path), PLAIN, atol=1e-6)
+
+
+def test_frames_with_slopes_of_their_own_are_compared_by_their_values(tmp_path, write_dicom):
+    slopes = [
+        group(PixelValueTransformationSequence=item(RescaleSlope=slope, RescaleIntercept=0, RescaleType="US"))
+        for slope in (1, 3)
+    ]
+    path, frames = film(tmp_path, write_dicom, 1000, 1000, PerFrameFunctionalGroupsSequence=slopes)
+    np.testing.assert_allclose(read_dicom(path, 0), frames[0] / 4095, atol=1e-6)
+    np.testing.assert_allclose(read_dicom(path, 1), 3 * frames[1] / 4095, atol=1e-5)
+
+
+def test_more_bits_than_are_announced(tmp_path, write_dicom):
+    path = write_dicom(tmp_path / "a.dcm", RAMP * 2, BitsStored=16, HighBit=15)
+    dataset = pydicom.dcmread(path)
+    dataset.BitsStored, dataset.HighBit = 12, 11
+    dataset.save_as(path)
+    assert read_image(path).max() == 255
+    assert "bits in 12" not in remarks(path)
+
+
 def test_colours_of_a_palette_use_its_real_depth(tmp_path, write_dicom):
     indices = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     for factor in (1, 257):  # entries of 16 bits that hold 8, or all
@@ -133,12 +209,13 @@ def lut(entries: np.ndarray, *, first: int = 0, count: int | None = None) -> pyd
 
 def test_tables(tmp_path, write_dicom):
     square = np.arange(4096) ** 2 // 257
-    expected = (RAMP.astype(float) ** 2 // 257) / (4095**2 // 257)
+    expected = (RAMP.astype(float) ** 2 // 257) / 65535
     for name in ("VOILUTSequence", "ModalityLUTSequence"):
         path = write_dicom(tmp_path / "a.dcm", RAMP, **{name: [lut(square)]})
         np.testing.assert_allclose(read_dicom(path), expected, atol=1e-4)
         path = write_dicom(tmp_path / "b.dcm", RAMP, **{name: [lut(np.arange(1000, 3000), first=1000)]})
-        np.testing.assert_allclose(read_dicom(path), (RAMP.clip(1000, 2999) - 1000.0) / 1999, atol=1e-4)
+        np.testing.assert_allclose(read_dicom(path), RAMP.clip(1000, 2999) / 4095, atol=1e-4)
+        assert "12 bits in 16, stretched by 4095" in remarks(path)
         empty = pydicom.Dataset()
         empty.LUTExplanation = "NORMAL"
         for unusable in (empty, lut(square, count=5000), lut(square[:0])):
@@ -165,10 +242,10 @@ def test_padding_takes_no_part_in_the_stretch_and_is_black(tmp_path, write_dicom
     padded[:, :16] = padding
     signed = {"PixelRepresentation": 1, "BitsStored": 16, "HighBit": 15}
     path = write_dicom(tmp_path / "a.dcm", padded, **signed, PixelPaddingValue=padding, **tags)
-    low = tissue[:, 16:].min()
     found = read_dicom(path)
     assert not found[:, :16].any()
-    np.testing.assert_allclose(found[:, 16:], (tissue[:, 16:] - low) / (2000 - low), atol=1e-6)
+    np.testing.assert_allclose(found[:, 16:], tissue[:, 16:] / 2047, atol=1e-6)
+    assert remarks(path) == "11 bits in 16, stretched by 2047"
     inverted = {"PhotometricInterpretation": "MONOCHROME1"}
     path = write_dicom(tmp_path / "b.dcm", padded, **signed, **inverted, PixelPaddingValue=padding, **tags)
     assert not read_dicom(path)[:, :16].any()
@@ -197,9 +274,9 @@ def film(tmp_path, write_dicom, *tops: int, **tags):
 def test_a_film_has_one_grey_scale(tmp_path, write_dicom):
     path, frames = film(tmp_path, write_dicom, 1000, 4000, 2000)
     for i, frame in enumerate(frames):
-        np.testing.assert_allclose(read_dicom(path, i), frame / 4000, atol=1e-6)
+        np.testing.assert_allclose(read_dicom(path, i), frame / 4095, atol=1e-6)
     path, frames = film(tmp_path, write_dicom, 500, 100)  # not what was read of the first
-    np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 500, atol=1e-6)
+    np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 511, atol=1e-6)
 
 
 def test_a_window_counts_for_the_film(tmp_path, write_dicom):
@@ -207,7 +284,7 @@ def test_a_window_counts_for_the_film(tmp_path, write_dicom):
     np.testing.assert_allclose(read_dicom(path, 0), ((frames[0] - 2999.5) / 1000 + 0.5).clip(0, 1), atol=1e-5)
     assert not read_dicom(path, 1).any()  # dark, but not without a window
     path, frames = film(tmp_path, write_dicom, 2000, 1000, WindowCenter=30000, WindowWidth=10)
-    np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 2000, atol=1e-6)
+    np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 2047, atol=1e-6)
 
 
 def group(**items: pydicom.Dataset) -> pydicom.Dataset:

@@ -137,25 +137,40 @@ def test_white_may_be_zero(tmp_path):
     assert np.array_equal(read_image(tmp_path / "b.tif")[..., 0], GREY)
 
 
-def test_colours_of_16_bits(tmp_path):
-    def save(path: Path, top: int) -> None:
-        import struct
-        import zlib
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize(("top", "white"), [(65535, 65535), (40000, 65535), (4095, 4095), (255, 255)])
+def test_colours_of_16_bits(tmp_path, write_deep, channels, top, white):
+    values = (np.arange(4 * 5 * channels) * (top / (20 * channels - 1))).round().astype(np.uint16)
+    values = values.reshape(4, 5, channels)
+    seen = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, 2)
+    expected = (seen * (255 / white)).round()
+    if channels == 2:
+        depth = 2 ** int(seen.max()).bit_length() - 1
+        expected = (seen * (255 / max(depth, 255))).round()
+    write_deep(tmp_path / "a.png", values)
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+    for order, compressed in ((">", False), ("<", False), (">", True), ("<", True)):
+        if channels > 2:
+            write_deep(tmp_path / "a.tif", values, order=order, compressed=compressed)
+            alpha = values[..., :3] if channels == 4 else values
+            scale = 2 ** max(8, int(alpha.max()).bit_length()) - 1
+            assert np.array_equal(read_image(tmp_path / "a.tif"), (seen * (255 / scale)).round()), (order, compressed)
 
-        rows = (np.arange(48, dtype=np.uint32).reshape(4, 12) * top // 47).astype(">u2")
-        data = b"".join(b"\0" + row.tobytes() for row in rows)
 
-        def chunk(kind: bytes, body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+def test_colours_of_16_bits_are_turned(tmp_path, write_deep):
+    values = np.arange(60, dtype=np.uint16).reshape(4, 5, 3) * 1000
+    plain = (values * (255 / 65535)).round()
+    write_deep(tmp_path / "a.png", values, orientation=6)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(plain, -1))
+    write_deep(tmp_path / "a.tif", values, orientation=6)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.rot90(plain, -1))
 
-        head = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0))
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b""))
 
-    save(tmp_path / "a.png", 65535)
-    assert read_image(tmp_path / "a.png").max() == 255
-    save(tmp_path / "b.png", 4095)
-    with pytest.raises(DataError, match=r"b.png: its colours of 16 bits do not use them all: save it with 8 bits"):
-        read_image(tmp_path / "b.png")
+def test_colours_of_16_bits_that_cannot_be_read(tmp_path, write_deep):
+    values = np.arange(80, dtype=np.uint16).reshape(4, 5, 4) * 100
+    write_deep(tmp_path / "a.tif", values, extra=1)
+    with pytest.raises(DataError, match=r"a.tif: its colours of 16 bits \(RGBa;16\w\) cannot be read: save it as RGB"):
+        read_image(tmp_path / "a.tif")
 
 
 def test_check_tells_how_numbers_are_read(own):
