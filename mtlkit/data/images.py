@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mtlkit._files import check_file
@@ -191,9 +192,10 @@ def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np
     with opened(path, 2**32) as again:
         again.seek(page)
         swapped = f"{kind};16{other}"
+        assert isinstance(again, ImageFile)
         again.tile = [
             tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
-            for tile in again.tile  # pyright: ignore[reportAttributeAccessIssue] - of every image that comes from a file
+            for tile in again.tile
         ]
         low = np.asarray(again)[..., :3]
     return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
