@@ -144,7 +144,7 @@ def read_dicom(path: str | Path, frame: int | None = None, *, max_pixels: int = 
         >>> from pydicom.data import get_testdata_file
         >>> from mtlkit.data import read_dicom
         >>> pixels = read_dicom(get_testdata_file("CT_small.dcm"))
-        >>> pixels.shape, round(float(pixels.min()), 3), round(float(pixels.max()), 3)  # 128 and 2191 of 4095
-        ((128, 128), 0.031, 0.535)
+        >>> pixels.shape, float(pixels.min()), float(pixels.max())
+        ((128, 128), 0.0, 1.0)
     """
     return render_dicom(Path(path), frame, max_pixels).unit

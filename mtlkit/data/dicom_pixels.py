@@ -185,6 +185,9 @@ def _stored_scale(stored: np.ndarray, tags: Tags) -> Scale:
     """Black and white of stored numbers: one scale for all frames, the same as in any other kind of file."""
     bits = tags.count("BitsStored", stored.dtype.itemsize * 8, 64)
     span = (0.0, 0.0) if bits <= 8 and stored.dtype.kind in "ub" else _film(stored, tags).stored
+    if stored.dtype.kind == "i":  # whether or not a film has negative numbers must not change its brightness
+        low, high = span or (0.0, 0.0)
+        return _told(Scale(low, high, f"signed numbers, stretched from {low:g} to {high:g}"), tags)
     return _told(choose_scale(span, stored.dtype, bits), tags)
 
 

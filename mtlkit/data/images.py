@@ -194,7 +194,7 @@ def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np
         swapped = f"{kind};16{other}"
         assert isinstance(again, ImageFile)
         again.tile = [
-            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *(tile.args or ())[1:]))
             for tile in again.tile
         ]
         low = np.asarray(again)[..., :3]

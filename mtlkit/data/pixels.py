@@ -7,7 +7,8 @@ scale:
     unsigned, up to 8 bits         0 is black, 2^bits - 1 white: the numbers as they are
     unsigned, wider                0 is black, 2^n - 1 white, with the smallest n >= 8 that holds the maximum
     float from 0 to 1              0 is black, 1 white; above, as for unsigned numbers
-    negative numbers               the minimum is black, the maximum white
+    negative numbers, and all      the minimum is black, the maximum white
+    that DICOM calls signed
 
 Of DICOM these are the stored numbers, without padding: slope and intercept change nothing, but for a negative slope,
 which turns black and white. Behind a modality LUT they are its values; of a VOI LUT, the entries of the table.

@@ -66,8 +66,6 @@ def test_wide_numbers_are_the_same_in_every_file(tmp_path, write_dicom, write_de
     write_dicom(tmp_path / "g.dcm", colours.reshape(64, -1), **WIDE, **RGB, Columns=64)
     write_deep(tmp_path / "h.png", colours)
     write_deep(tmp_path / "i.tif", colours)
-    if top < 2**15:
-        write_dicom(tmp_path / "j.dcm", pixels.astype(np.int16), **WIDE, PixelRepresentation=1)
     depth = 2 ** max(8, top.bit_length()) - 1
     expected = np.repeat((pixels * (255 / depth)).round().astype(np.uint8)[..., None], 3, 2)
     for path in sorted(tmp_path.iterdir()):
@@ -95,6 +93,15 @@ def test_a_film_is_the_same_in_every_file(tmp_path, write_dicom):
     for path in sorted(tmp_path.iterdir()):
         for index, frame in enumerate(frames):
             assert np.array_equal(read_image(path, index)[..., 0], (frame * (255 / 4095)).round()), path.name
+
+
+@pytest.mark.parametrize("low", [-500, -1, 0, 1, 500])
+def test_signed_numbers_are_stretched_between_the_ends_of_the_film(tmp_path, write_dicom, low):
+    frames = [np.linspace(low, top, 64).reshape(8, 8).astype(np.int16) for top in (1000, 3000)]
+    signed = {"PixelRepresentation": 1, "Rows": 8, "NumberOfFrames": 2}
+    path = write_dicom(tmp_path / "a.dcm", np.concatenate(frames), **WIDE, **signed)
+    for index, frame in enumerate(frames):
+        np.testing.assert_allclose(read_dicom(path, index), (frame - low) / (3000 - low), atol=1e-6)
 
 
 def test_values_that_fall_are_the_reverse(tmp_path, write_dicom):
@@ -242,10 +249,11 @@ def test_padding_takes_no_part_in_the_stretch_and_is_black(tmp_path, write_dicom
     padded[:, :16] = padding
     signed = {"PixelRepresentation": 1, "BitsStored": 16, "HighBit": 15}
     path = write_dicom(tmp_path / "a.dcm", padded, **signed, PixelPaddingValue=padding, **tags)
+    low = tissue[:, 16:].min()
     found = read_dicom(path)
     assert not found[:, :16].any()
-    np.testing.assert_allclose(found[:, 16:], tissue[:, 16:] / 2047, atol=1e-6)
-    assert remarks(path) == "11 bits in 16, stretched by 2047"
+    np.testing.assert_allclose(found[:, 16:], (tissue[:, 16:] - low) / (2000 - low), atol=1e-6)
+    assert remarks(path) == f"signed numbers, stretched from {low} to 2000"
     inverted = {"PhotometricInterpretation": "MONOCHROME1"}
     path = write_dicom(tmp_path / "b.dcm", padded, **signed, **inverted, PixelPaddingValue=padding, **tags)
     assert not read_dicom(path)[:, :16].any()
