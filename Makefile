@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum bench demo gpu lint format clean
+.PHONY: help install test test-all test-minimum mutants bench demo gpu lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -45,6 +45,9 @@ test-minimum: $(STAMP) ## test the operators with the oldest torch and numpy, in
 	[ -x .venv-minimum/bin/python ] || $(PY) -m venv .venv-minimum
 	MTLKIT_NATIVE=off .venv-minimum/bin/python -m pip install --disable-pip-version-check $(OLDEST) pytest hypothesis -e .
 	.venv-minimum/bin/python -m pytest tests/operators tests/test_import.py
+
+mutants: $(STAMP) ## plant faults in a copy of the sources, of which the tests must notice 97 %
+	$(PY) -m tests.mutants
 
 bench: $(STAMP) ## measure every operator and print the speed table
 	$(PY) -m pytest benchmarks --benchmark-only

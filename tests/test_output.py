@@ -352,6 +352,30 @@ def test_what_cannot_be_continued_vanishes(tmp_path):
     assert tree(tmp_path / "deep/out") == {"old.txt": "1"}
 
 
+def test_what_vanishes_leaves_what_was_edited(tmp_path):
+    def fail() -> None:
+        with resumable_folder(tmp_path / "out", "a run") as out:
+            out.write_text("a.txt", "1")
+            out.write_text("b.txt", "1")
+            (out.path / "a.txt").write_text("edited")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert tree(tmp_path / "out") == {"a.txt": "edited"}
+
+
+def test_a_file_that_appears_while_it_is_written_stays(tmp_path):
+    def work() -> None:
+        with resumable_folder(tmp_path / "out", "a run") as out, out.file("a.txt") as draft:
+            draft.write_text("new")
+            (out.path / "a.txt").write_text("mine")
+
+    with pytest.raises(DataError, match=r"out/a.txt"):
+        work()
+    assert tree(tmp_path / "out") == {"a.txt": "mine"}
+
+
 def test_an_old_run_stays_until_the_new_one_has_ended(tmp_path):
     out = tmp_path / "out"
     end(out, {"a.txt": "1", "old.txt": "1"})

@@ -66,6 +66,14 @@ def test_masks_are_resized_to_the_nearest_pixel(outlined):
     assert mask.mean().item() == pytest.approx(18 * 40 / (64 * 80), abs=0.01)
 
 
+def test_masks_are_not_averaged(outlined):
+    """Of every 4 x 5 pixels the first is lesion, and the one that is kept."""
+    mask = np.zeros((64, 80), np.uint8)
+    mask[::4, ::5] = 255
+    Image.fromarray(mask).save(outlined[0].masks[0])
+    assert LesionDataset(outlined, size=16)[0]["mask"].all()
+
+
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
 def test_image_and_mask_move_together(outlined, augment):
     data = LesionDataset(outlined, size=96, augment=augment, normalize=False)

@@ -248,7 +248,7 @@ SELECTIVE_SCAN = Operator(
         ),
     ),
     counts=(1, 2, 3, 5, 8),
-    options=scan_options(SelectiveScanShape(2, 18, 40, 4)),
+    options=scan_options(SelectiveScanShape(2, 18, 40, 4, G=2)),
     wide=frozenset({"last"}),
     empty=(ScanCase(SelectiveScanShape(0, 6, 9, 4)),),
     gradcheck=tuple(ScanCase(SelectiveScanShape(1, 4, 5, 2, G=groups)) for groups in (0, 1, 2)),
@@ -452,7 +452,7 @@ GPU_SELECTIVE_SCAN = replace(
             ),
         )
     ),
-    options=scan_options(SelectiveScanShape(2, 6, 19, 4)),
+    options=scan_options(SelectiveScanShape(2, 6, 19, 4, G=2)),
     spoilt=SELECTIVE_SCAN.spoilt | {"A": (NAN,)},
 )
 # Every kernel at its borders: channels of 8 and of 32 lanes, and such that no pack divides.

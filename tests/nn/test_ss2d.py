@@ -236,6 +236,11 @@ def test_init_v0():
         assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
+def test_init_v0_gives_the_steps_back():
+    bias = SS2D(8, dt_min=0.5, dt_max=0.5).dt_projs_bias
+    torch.testing.assert_close(F.softplus(bias), torch.full_like(bias, 0.5))
+
+
 def test_init_v1_and_v2():
     first, second = SS2D(32, init="v1"), SS2D(32, init="v2")
     assert first.A_logs.std().item() == pytest.approx(1, rel=0.1)

@@ -56,6 +56,17 @@ def test_groups_of_one_are_a_batch_of_rows():
     assert torch.equal(scan(**inputs), scan(**grouped))
 
 
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C"])
+def test_one_argument_in_double_is_enough(name):
+    """The scan is one in double, whichever of them it is."""
+    inputs = SMALL.inputs()
+    _, wanted = selective_scan(**doubles(inputs), delta_softplus=True, return_last_state=True)
+    inputs[name] = inputs[name].double()
+    out, last = selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+    assert (out.dtype, last.dtype) == (inputs["u"].dtype, torch.float64)
+    torch.testing.assert_close(last, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_public_alias():
     assert mtlkit.selective_scan_fn is selective_scan
 

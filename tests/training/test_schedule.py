@@ -54,18 +54,20 @@ def test_plateau_is_torchs(mode, patience, cooldown):
     assert schedule.lr(0) < 1
 
 
-def test_state_goes_on():
-    config = ScheduleConfig(monitor="x", patience=2, cooldown=1)
-    figures = torch.rand(30).tolist()
-    whole, first = Schedule(1.0, 30, config), Schedule(1.0, 30, config)
-    for figure in figures:
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_state_goes_on(stop):
+    """Also from within a cooldown."""
+    config = ScheduleConfig(monitor="x", patience=1, cooldown=3)
+    figures = [1.0, *[0.0] * 11]
+    whole, first, second = (Schedule(1.0, 30, config) for _ in range(3))
+    for figure in figures[:stop]:
         whole.observe(figure)
-    for figure in figures[:13]:
         first.observe(figure)
-    second = Schedule(1.0, 30, config)
     second.load_state_dict(first.state_dict())
-    for figure in figures[13:]:
+    for epoch, figure in enumerate(figures[stop:], stop):
+        whole.observe(figure)
         second.observe(figure)
+        assert second.lr(epoch) == whole.lr(epoch)
     assert second.state_dict() == whole.state_dict()
 
 
