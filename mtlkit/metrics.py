@@ -21,10 +21,12 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
     multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
 )
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["ClassificationMetrics", "SegmentationMetrics", "failure_detection", "segmentation_scores"]
+__all__ = ["ClassificationMetrics", "SegmentationMetrics", "failure_detection", "positive_class", "segmentation_scores"]
 
 POLICIES = ("exclude", "score")
 SCORES = ("iou", "dice", "sensitivity", "precision")
@@ -174,17 +176,25 @@ class SegmentationMetrics(Metric):
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
+def positive_class(num_classes: int, named: int | None = None) -> int | None:
+    """The class that is to be found: the one that is named, class 1 of two, or none."""
+    return named if named is not None else 1 if num_classes == 2 else None
+
+
 class ClassificationMetrics(Metric):
-    """Accuracy, macro and weighted F1, area under the ROC curve, and the confusion matrix.
+    """Accuracy, precision, recall, F1, area under the ROC curve, and the confusion matrix.
 
     Args:
         num_classes: K, at least 2.
         ignore_index: what marks an image without label; it is left out.
+        positive: the class that "precision_positive", "recall_positive" and "f1_positive" are of, against the rest. By
+            default class 1 of two; of more there is none, nor are there these figures.
 
-    `compute` returns "accuracy", "f1_macro" (over the classes that occur or are predicted), "f1_weighted" (by
-    how often each class occurs), "auc" and "images", how many were labelled. With two classes "auc" is that of class 1;
-    otherwise each class is judged against the rest, and the mean taken over those with both positives and negatives.
-    What cannot be computed is NaN. `confusion` returns the matrix, rows being the true classes.
+    `compute` returns "accuracy"; "precision_macro", "recall_macro" and "f1_macro", means over the classes that occur or
+    are predicted; "f1_weighted", by how often each class occurs; the three of the positive class; "auc"; and "images",
+    how many were labelled. With two classes "auc" is that of class 1; otherwise each class is judged against the rest,
+    and the mean taken over those with both positives and negatives. What cannot be computed is NaN. `confusion` returns
+    the matrix, rows being the true classes.
 
     Example:
         >>> import torch
@@ -192,7 +202,7 @@ class ClassificationMetrics(Metric):
         >>> metrics = ClassificationMetrics(num_classes=2)
         >>> metrics.update(torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), torch.tensor([0, 1, -1]))
         >>> values = metrics.compute()
-        >>> float(values["accuracy"]), float(values["auc"]), int(values["images"])
+        >>> float(values["accuracy"]), float(values["f1_positive"]), int(values["images"])
         (1.0, 1.0, 2)
     """
 
@@ -201,11 +211,14 @@ class ClassificationMetrics(Metric):
     probabilities: list[Tensor]
     labels: list[Tensor]
 
-    def __init__(self, num_classes: int, ignore_index: int = -1) -> None:
+    def __init__(self, num_classes: int, ignore_index: int = -1, positive: int | None = None) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(f"num_classes: expected at least 2, got {num_classes!r}")
+        if positive is not None and not 0 <= positive < num_classes:
+            raise ValueError(f"positive: expected a class from 0 to {num_classes - 1}, got {positive!r}")
         self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.positive = positive_class(num_classes, positive)
         self.add_state("probabilities", default=[], dist_reduce_fx="cat")
         self.add_state("labels", default=[], dist_reduce_fx="cat")
 
@@ -237,16 +250,31 @@ class ClassificationMetrics(Metric):
     def compute(self) -> dict[str, Tensor]:
         """The figures over all labelled images."""
         probabilities, labels = self._all()
-        nan = torch.tensor(float("nan"))
-        if not len(labels):
-            return dict.fromkeys(("accuracy", "f1_macro", "f1_weighted", "auc"), nan) | {"images": torch.tensor(0)}
         K, predicted = self.num_classes, probabilities.argmax(1)
-        return {
+        of_all = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+        names = ["accuracy", *(f"{name}_macro" for name in of_all), "f1_weighted", "auc"]
+        if not len(labels):
+            names += [f"{name}_positive" for name in of_all] if self.positive is not None else []
+            return dict.fromkeys(names, torch.tensor(float("nan"))) | {"images": torch.tensor(0)}
+        figures = {
             "accuracy": multiclass_accuracy(predicted, labels, K, average="micro"),
-            "f1_macro": multiclass_f1_score(predicted, labels, K, average="macro"),
+            **{f"{name}_macro": score(predicted, labels, K, average="macro") for name, score in of_all.items()},
             "f1_weighted": multiclass_f1_score(predicted, labels, K, average="weighted"),
             "auc": self._auc(probabilities, labels),
             "images": torch.tensor(len(labels)),
+        }
+        if self.positive is not None:
+            figures |= self._of_positive(predicted == self.positive, labels == self.positive)
+        return figures
+
+    @staticmethod
+    def _of_positive(called: Tensor, true: Tensor) -> dict[str, Tensor]:
+        """Precision, recall and F1 of one class; 0 / 0 is NaN."""
+        hits, called, true = ((called & true).sum(), called.sum(), true.sum())
+        return {
+            "precision_positive": hits / called,
+            "recall_positive": hits / true,
+            "f1_positive": 2 * hits / (called + true),
         }
 
     def _auc(self, probabilities: Tensor, labels: Tensor) -> Tensor:

@@ -97,19 +97,21 @@ def test_nothing_yet():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics warns of compute before update
         values = SegmentationMetrics().compute() | ClassificationMetrics(3).compute()
+        of_two = ClassificationMetrics(2).compute()
     assert all(math.isnan(values[name]) for name in ("iou", "dice", "precision", "accuracy", "f1_macro", "auc"))
     assert values["images"] == 0
+    assert math.isnan(of_two["f1_positive"])
     assert not ClassificationMetrics(3).confusion().any()
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_classification_is_that_of_sklearn(classes):
+@pytest.mark.parametrize(("classes", "positive", "found"), [(2, None, 1), (2, 0, 0), (3, None, None), (5, 3, 3)])
+def test_classification_is_that_of_sklearn(classes, positive, found):
     probabilities = (2 * torch.randn(60, classes)).softmax(1)
     labels = torch.randint(-1, classes, (60,))
-    metrics = ClassificationMetrics(classes)
+    metrics = ClassificationMetrics(classes, positive=positive)
     for part in (slice(0, 7), slice(7, 60)):
         metrics.update(probabilities[part], labels[part])
     known = labels >= 0
@@ -117,13 +119,27 @@ def test_classification_is_that_of_sklearn(classes):
     scores = p[:, 1] if classes == 2 else p
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(true, p.argmax(1)),
+        "precision_macro": sklearn.metrics.precision_score(true, p.argmax(1), average="macro"),
+        "recall_macro": sklearn.metrics.recall_score(true, p.argmax(1), average="macro"),
         "f1_macro": sklearn.metrics.f1_score(true, p.argmax(1), average="macro"),
         "f1_weighted": sklearn.metrics.f1_score(true, p.argmax(1), average="weighted"),
         "auc": sklearn.metrics.roc_auc_score(true, scores, multi_class="ovr", average="macro"),
         "images": known.sum().item(),
     }
+    if found is not None:
+        of_one = {"labels": [found], "average": "macro"}
+        expected |= {
+            "precision_positive": sklearn.metrics.precision_score(true, p.argmax(1), **of_one),
+            "recall_positive": sklearn.metrics.recall_score(true, p.argmax(1), **of_one),
+            "f1_positive": sklearn.metrics.f1_score(true, p.argmax(1), **of_one),
+        }
     assert {name: value.item() for name, value in metrics.compute().items()} == pytest.approx(expected, abs=1e-6)
     assert metrics.confusion().tolist() == sklearn.metrics.confusion_matrix(true, p.argmax(1)).tolist()
+
+
+def test_a_positive_class_that_there_is_not():
+    with pytest.raises(ValueError, match="positive: expected a class from 0 to 2, got 3"):
+        ClassificationMetrics(3, positive=3)
 
 
 def test_auc_is_that_of_torchmetrics():

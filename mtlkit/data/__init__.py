@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mtlkit.data.open import open_dataset
     from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding, Record
     from mtlkit.data.splits import Split, load_split, make_split
-    from mtlkit.data.synthetic import synthesize_mammography, synthesize_ultrasound
+    from mtlkit.data.synthetic import synthesize_layout, synthesize_mammography, synthesize_ultrasound
     from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
     from mtlkit.data.validate import Report, check_dataset
     from mtlkit.errors import DataError
@@ -57,6 +57,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "read_pixel_spacing",
+    "synthesize_layout",
     "synthesize_mammography",
     "synthesize_ultrasound",
 ]
@@ -88,6 +89,7 @@ _LAZY = {
     "read_image": "mtlkit.data.images",
     "read_mask": "mtlkit.data.masks",
     "read_pixel_spacing": "mtlkit.data.dicom",
+    "synthesize_layout": "mtlkit.data.synthetic",
     "synthesize_mammography": "mtlkit.data.synthetic",
     "synthesize_ultrasound": "mtlkit.data.synthetic",
 }

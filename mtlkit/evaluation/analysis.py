@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, ranking, score_means
 from mtlkit.evaluation.predictions import Predictions
-from mtlkit.training.tasks import HEADS
+from mtlkit.training.tasks import CLASS, HEADS
 
 __all__ = ["epoch_gates", "judge", "table_rows"]
 
@@ -59,7 +59,8 @@ def _statistic(predictions: Predictions, weights: Array) -> Values:
     for name, value in score_means(weights, predictions.scores).items():
         found["figures", name] = value
     for task, labels in predictions.labels.items():
-        for name, value in classification(weights, predictions.probabilities[task], labels).items():
+        positive = predictions.positive if task == CLASS.name else None
+        for name, value in classification(weights, predictions.probabilities[task], labels, positive).items():
             if isinstance(name, str):
                 found["figures", HEADS[task].prefix + name] = value
             else:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mtlkit.metrics import positive_class
+
 __all__ = ["Figure", "classification", "intervals", "ranking", "score_means"]
 
 Array = NDArray[np.float64]
@@ -152,19 +154,21 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
     return np.where(possible, area, np.nan), np.where(possible, average, np.nan)
 
 
-def classification(weights: Array, probabilities: Array, labels: NDArray[np.int64]) -> Values:
+def classification(
+    weights: Array, probabilities: Array, labels: NDArray[np.int64], positive: int | None = None
+) -> Values:
     """The figures of a classification; labels of -1 are left out.
 
     Args:
         weights: (r, N).
         probabilities: (N, K).
         labels: (N,).
+        positive: the class that is to be found; by default class 1 of two.
 
     Returns:
-        "accuracy", "f1_macro", "f1_weighted" and "auc" as mtlkit.metrics.ClassificationMetrics has them,
-        "calibration_error" (the mean distance of confidence and accuracy, over ten bins of confidence), and for each
-        class k (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc"), the class against
-        the rest.
+        The figures of mtlkit.metrics.ClassificationMetrics, "calibration_error" (the mean distance of confidence and
+        accuracy, over ten bins of confidence), and for each class k (k, "sensitivity"), (k, "specificity"),
+        (k, "precision"), (k, "f1") and (k, "auc"), the class against the rest.
 
     Example:
         >>> import numpy as np
@@ -183,22 +187,26 @@ def classification(weights: Array, probabilities: Array, labels: NDArray[np.int6
     is_true = (labels[:, None] == np.arange(classes)).astype(np.float64)  # (N, K)
     is_predicted = (predicted[:, None] == np.arange(classes)).astype(np.float64)
     hits, true, called = weights @ (is_true * is_predicted), weights @ is_true, weights @ is_predicted  # (r, K)
-    f1 = _divide(2 * hits, true + called)
-    occurs = true + called > 0
-    figures: Values = {
-        "accuracy": _divide(weights @ right, total),
-        "f1_macro": _divide(np.where(occurs, f1, 0).sum(1), occurs.sum(1)),
-        "f1_weighted": _divide((np.nan_to_num(f1) * true).sum(1), total),
+    scores = {
+        "precision": _divide(hits, called),
+        "recall": _divide(hits, true),
+        "f1": _divide(2 * hits, true + called),
     }
+    f1, occurs = scores["f1"], true + called > 0
+    figures: Values = {"accuracy": _divide(weights @ right, total)}
+    figures |= {f"{name}_macro": _divide(np.nan_to_num(score).sum(1), occurs.sum(1)) for name, score in scores.items()}
+    figures["f1_weighted"] = _divide((np.nan_to_num(f1) * true).sum(1), total)
+    if (found := positive_class(classes, positive)) is not None:
+        figures |= {f"{name}_positive": score[:, found] for name, score in scores.items()}
     areas = [ranking(weights, probabilities[:, k], labels == k)[0] for k in range(classes)]
     judged = ~np.isnan(areas)
     figures["auc"] = areas[1] if classes == 2 else _divide(np.nansum(areas, 0), judged.sum(0))
     figures["calibration_error"] = _calibration_error(weights, probabilities, right)
     rest = total[:, None]
     of_each = {
-        "sensitivity": _divide(hits, true),
+        "sensitivity": scores["recall"],
         "specificity": _divide(rest - true - called + hits, rest - true),
-        "precision": _divide(hits, called),
+        "precision": scores["precision"],
         "f1": np.where(true > 0, f1, np.nan),
         "auc": np.stack(areas, 1),
     }

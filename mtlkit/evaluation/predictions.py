@@ -47,6 +47,7 @@ class Predictions:
         gates: (N, gates), and their names.
         displacement: of TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the numbers of the levels.
         features: what the classifier's last layer is given, (N, D), where asked for.
+        positive: the class of images that is to be found, where the recipe names one.
 
     Example:
         >>> import numpy as np
@@ -74,6 +75,7 @@ class Predictions:
     displacement: NDArray[np.float64] | None = None
     levels: tuple[int, ...] = ()
     features: NDArray[np.float64] | None = None
+    positive: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -276,4 +278,5 @@ def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[A
         displacement=wide.get("displacement"),
         levels=run.model.interaction_levels if "displacement" in wide else (),
         features=wide.get("features"),
+        positive=run.config.data.positive_index,
     )

@@ -33,8 +33,13 @@ FIGURES = {
     "sensitivity": "sensitivity of the mask",
     "precision": "precision of the mask",
     "accuracy": "accuracy",
+    "precision_macro": "precision, macro",
+    "recall_macro": "recall, macro",
     "f1_macro": "F1, macro",
     "f1_weighted": "F1, weighted",
+    "precision_positive": "precision of the positive class",
+    "recall_positive": "recall of the positive class",
+    "f1_positive": "F1 of the positive class",
     "auc": "AUC",
     "calibration_error": "calibration error",
 }

@@ -2,9 +2,11 @@
 
 from mtlkit.models.baselines import UNet, UNetOptions, UNetOutput
 from mtlkit.models.btinet import BTINet, BTINetOptions
+from mtlkit.models.costs import Costs, count_costs
 from mtlkit.models.csa_moe import CSAMoE, CSAMoEOptions, CSAMoEOutput
 from mtlkit.models.encoders import Encoder, list_encoders
 from mtlkit.models.hybrid_vssm import HybridVSSM, HybridVSSMOptions, HybridVSSMOutput
+from mtlkit.models.image_classifier import ImageClassifier, ImageClassifierOptions, ImageClassifierOutput
 from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
@@ -22,10 +24,14 @@ __all__ = [
     "CSAMoE",
     "CSAMoEOptions",
     "CSAMoEOutput",
+    "Costs",
     "Encoder",
     "HybridVSSM",
     "HybridVSSMOptions",
     "HybridVSSMOutput",
+    "ImageClassifier",
+    "ImageClassifierOptions",
+    "ImageClassifierOutput",
     "InteractionNetOutput",
     "InteractionOptions",
     "LoadReport",
@@ -44,6 +50,7 @@ __all__ = [
     "VMUNetOutput",
     "VMamba",
     "VMambaOptions",
+    "count_costs",
     "create_model",
     "from_pretrained",
     "list_encoders",

@@ -9,6 +9,7 @@ Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Bre
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +44,8 @@ class CSAMoEOptions:
         csa: whether there is cross-stage attention.
         head: "linear", as the text has it, or "mlp", of 512 and 128 hidden units, whose parameter count is the
             published one.
+        unused_classifiers: whether each VGG-16 keeps its ImageNet classifier, 123.6 M parameters that nothing uses: the
+            published counts have them.
         iterations: of the erosion and dilation that make the views.
         dropout: probability in the gate.
 
@@ -60,6 +63,7 @@ class CSAMoEOptions:
     experts: tuple[str, ...] = EXPERTS
     csa: bool = True
     head: Literal["linear", "mlp"] = "linear"
+    unused_classifiers: bool = False
     iterations: int = 5
     dropout: float = 0.2
 
@@ -68,6 +72,8 @@ class CSAMoEOptions:
         check_encoder(self.encoder)
         check_choice("head", self.head, ("linear", "mlp"))
         check_probability(dropout=self.dropout)
+        if self.unused_classifiers and not self.encoder.startswith("vgg16"):
+            raise ValueError(f"unused_classifiers: expected False unless the encoder is vgg16, got {self.encoder}")
         if not self.experts or tuple(e for e in EXPERTS if e in self.experts) != tuple(self.experts):
             raise ValueError(f"experts: expected some of {', '.join(EXPERTS)} in this order, got {self.experts}")
 
@@ -186,6 +192,9 @@ class _Expert(nn.Module):
         super().__init__()
         taps = _VGG16_STAGES if o.encoder.startswith("vgg16") else None
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, taps, **factory)
+        if o.unused_classifiers:
+            widths = pairwise((512 * 7 * 7, 4096, 4096, 1000))
+            self.unused = nn.ModuleList(nn.Linear(wide, narrow, **factory) for wide, narrow in widths)
         channels = self.encoder.channels[-4:]  # without the stem of those that have five
         self.dim = channels[-1]
         self.csa = CrossStageAttention(channels, **factory) if o.csa else None

@@ -11,9 +11,10 @@
 import warnings
 from typing import Any
 
-from mtlkit.training.ablation import Ablation, AblationRow, ablate, load_ablation
+from mtlkit.training.ablation import Ablation, AblationRow, ablate, count_table, list_ablations, load_ablation
 from mtlkit.training.config import Config, RecipeError, list_configs, load_config, recipe_schema
 from mtlkit.training.datamodule import DataModule, EpochSampler
+from mtlkit.training.duration import count_steps, measure_step
 from mtlkit.training.modules import TrainingModule, create_module
 from mtlkit.training.run import repeat, train
 from mtlkit.training.saved_run import SavedRun, load_run
@@ -30,11 +31,15 @@ __all__ = [
     "Schedule",
     "TrainingModule",
     "ablate",
+    "count_steps",
+    "count_table",
     "create_module",
+    "list_ablations",
     "list_configs",
     "load_ablation",
     "load_config",
     "load_run",
+    "measure_step",
     "recipe_schema",
     "repeat",
     "task_weights",

@@ -6,34 +6,52 @@
 A table is a file; mtlkit/configs/ablations/ holds those of the papers:
 
     name: MBDI, its parts            title
+    paper: arXiv 2603.01295, table 2 where its published values are from
+    data: [busi]                     layouts of the data sets that it is of; none takes all
+    images: 780                      how many images, or exams, the data set holds
     recipe: mbdi                     a recipe by name, or the path of one, from the table's own folder
-    figures: [iou, accuracy]         to be shown; the files hold all
+    figures: [iou, accuracy]         to be shown; the files hold all. "parameters", "computing" and "flops" are columns
+    unit: percent                    of the published values: "percent" or "fraction"
+    reference: whole                 the row that the others are tested against; by default the last
     rows:
       - name: plain
         changes: {model: {options: {hmsf: false, tim: false, upa: false}}}
+        published: {iou: 67.43, accuracy: [93.32, 0.30]}    the second is a standard deviation
       - name: whole
         changes: {}
 
-All rows are trained on the same split and with the same seeds.
+All rows are trained on the same split and with the same seeds. Parameters are published in millions, and FLOPs in 10^9.
 """
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from mtlkit._files import csv_text, plain
-from mtlkit._output import OutputFolder, resumable_folder
-from mtlkit._text import printable
+from mtlkit._output import resumable_folder
+from mtlkit._text import shown
+from mtlkit.data.files import check_folder
+from mtlkit.data.layouts import LAYOUTS, find_layout
+from mtlkit.data.synthetic import synthesize_layout
 from mtlkit.errors import DataError
-from mtlkit.training.aggregate import best_of, digits_of, in_words
-from mtlkit.training.config import Config, RecipeError, did_you_mean, load_config, read_yaml
+from mtlkit.models import Costs, count_costs
+from mtlkit.training.ablation_table import COSTS, Trained, write_table
+from mtlkit.training.config import Config, RecipeError, beside, did_you_mean, load_config, read_yaml
 from mtlkit.training.modules import TrainingModule, check_recipe, create_network
 from mtlkit.training.run import is_main, repeat
+from mtlkit.training.saved_run import RESULT, read_figures
 
-__all__ = ["Ablation", "AblationRow", "ablate", "load_ablation"]
+__all__ = ["Ablation", "AblationRow", "ablate", "count_table", "list_ablations", "load_ablation"]
+
+PACKAGE = "mtlkit.configs.ablations"
+PHANTOMS = "phantoms"  # in place of a folder, to rehearse with
+REHEARSED = 16  # images that a row is rehearsed on
+UNITS = {"percent": 0.01, "fraction": 1.0}
 
 
 @dataclass(frozen=True)
@@ -43,15 +61,21 @@ class AblationRow:
     Args:
         name: what it is called.
         config: the recipe with the row's changes.
+        published: mean and, where published, standard deviation of figures by name, in the table's unit; "parameters"
+            in millions and "flops" in 10^9.
+        remark: what is to be said about it.
 
     Example:
         >>> from mtlkit.training import load_ablation
-        >>> load_ablation("mbdi").rows[3].folder
-        'tim-upa'
+        >>> row = load_ablation("mbdi_table2_busi").rows[3]
+        >>> row.folder, row.published["iou"]
+        ('tim-upa', (69.74, None))
     """
 
     name: str
     config: Config
+    published: Mapping[str, tuple[float, float | None]] = field(default_factory=dict)
+    remark: str = ""
 
     @property
     def folder(self) -> str:
@@ -67,19 +91,29 @@ class Ablation:
         name: its title.
         rows: what is compared.
         figures: those to be shown, without the part of the data that they are of.
+        paper: where the published values are from.
+        data: layouts of the data sets that it is of; none takes all.
+        images: how many images, or exams, that data set holds; 0 is not known.
+        unit: of the published values, "percent" or "fraction".
+        reference: the row that the others are tested against; by default the last.
 
     Raises:
-        ValueError: there is no row, or two rows share a folder.
+        ValueError: there is no row, two rows share a folder, or an argument is not as above.
 
     Example:
         >>> from mtlkit.training import load_ablation
-        >>> [row.name for row in load_ablation("btinet").rows][:2]
+        >>> [row.name for row in load_ablation("btinet_gates_busi").rows][:2]
         ['no interaction', 'fixed interaction']
     """
 
     name: str
     rows: tuple[AblationRow, ...]
-    figures: tuple[str, ...]
+    figures: tuple[str, ...] = ()
+    paper: str = ""
+    data: tuple[str, ...] = ()
+    images: int = 0
+    unit: str = "percent"
+    reference: str = ""
 
     def __post_init__(self) -> None:
         if not self.rows:
@@ -91,14 +125,49 @@ class Ablation:
             other = folders.setdefault(row.folder, row.name)
             if other is not row.name:
                 raise ValueError(f"rows: expected names of their own, got {other!r} and {row.name!r}")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {shown(self.unit)}")
+        names = [row.name for row in self.rows]
+        if not self.reference:
+            object.__setattr__(self, "reference", names[-1])
+        if self.reference not in names:
+            raise ValueError(f"reference: expected one of the rows {', '.join(names)}, got {shown(self.reference)}")
+        for layout in self.data:
+            if layout not in LAYOUTS:
+                raise ValueError(f"data: expected some of {', '.join(LAYOUTS)}, got {shown(layout)}")
+
+    @property
+    def scale(self) -> float:
+        """What a published 1 stands for."""
+        return UNITS[self.unit]
+
+    def check_data(self, data: str | Path) -> None:
+        """Raises a DataError unless a folder holds a data set that the table is of, or one's own images."""
+        found = find_layout(check_folder(data))
+        if self.data and found not in (*self.data, "folder"):
+            words = f"{self.name!r} is a table of {' or '.join(self.data)}, and this folder is laid out as {found}"
+            raise DataError(f"{data}: {words}")
+
+
+def list_ablations() -> list[str]:
+    """The names of the tables that come with mtlkit.
+
+    Example:
+        >>> from mtlkit.training import list_ablations
+        >>> "mbdi_table2_busi" in list_ablations()
+        True
+    """
+    return sorted(path.name.removesuffix(".yaml") for path in files(PACKAGE).iterdir() if path.name.endswith(".yaml"))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def load_ablation(name: str | Path, changes: Mapping[str, Any] | None = None) -> Ablation:
     """A table by name or from a file.
 
     Args:
-        name: the name of one that comes with mtlkit (mbdi, btinet, csa_moe, hybrid_vssm, demo), or a path that ends
-            with .yaml or .yml.
+        name: one of `list_ablations()`, or a path that ends with .yaml or .yml.
         changes: to the recipe of all rows; what a row changes itself comes on top.
 
     Raises:
@@ -106,45 +175,70 @@ def load_ablation(name: str | Path, changes: Mapping[str, Any] | None = None) ->
 
     Example:
         >>> from mtlkit.training import load_ablation
-        >>> table = load_ablation("mbdi", {"data": {"batch_size": 8}})
+        >>> table = load_ablation("mbdi_table2_busi", {"data": {"batch_size": 8}})
         >>> len(table.rows), table.rows[0].config.model.options["tim"], table.rows[0].config.data.batch_size
         (5, False, 8)
     """
-    values, path = read_yaml(name, "mtlkit.configs.ablations", "table of ablations")
+    values, path = read_yaml(name, PACKAGE, "table of ablations")
     try:
-        known = ("name", "recipe", "figures", "rows")
+        known = ("name", "recipe", "figures", "rows", "paper", "data", "images", "unit", "reference")
         _check_names("", values, known)
-        recipe = str(values.get("recipe", ""))
-        beside = path.parent / recipe
-        base = load_config(beside if beside.suffix in (".yaml", ".yml") and beside.is_file() else recipe)
-        base = base.adjust(changes or {})
-        figures = values.get("figures", [])
-        if not isinstance(figures, list):
-            raise ValueError(f"figures: expected a list of names, got {figures!r}")
+        base = load_config(beside(path, str(values.get("recipe", "")))).adjust(changes or {})
         rows = values.get("rows")
         if not isinstance(rows, list):
-            raise ValueError(f"rows: expected a list, got {rows!r}")
-        table = tuple(_row(base, number, row) for number, row in enumerate(rows, 1))
-        return Ablation(str(values.get("name", path.stem)), table, tuple(map(str, figures)))
+            raise ValueError(f"rows: expected a list, got {shown(rows)}")
+        images = values.get("images", 0)
+        if not isinstance(images, int) or isinstance(images, bool) or images < 0:
+            raise ValueError(f"images: expected an integer of at least 0, got {shown(images)}")
+        return Ablation(
+            str(values.get("name", path.stem)),
+            tuple(_row(base, number, row) for number, row in enumerate(rows, 1)),
+            _names(values, "figures"),
+            data=_names(values, "data"),
+            images=images,
+            **{name: str(values[name]) for name in ("paper", "unit", "reference") if name in values},
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def _check_names(where: str, values: Any, known: Sequence[str]) -> None:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where}expected the names {', '.join(known)}, got {values!r}")
+        raise ValueError(f"{where}expected the names {', '.join(known)}, got {shown(values)}")
     for name in values:
         if name not in known:
-            raise ValueError(f"{where}expected the names {', '.join(known)}, got {name!r}")
+            raise ValueError(f"{where}expected the names {', '.join(known)}, got {shown(name)}")
+
+
+def _names(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = values.get(name, [])
+    if not isinstance(found, list):
+        raise ValueError(f"{name}: expected a list of names, got {shown(found)}")
+    return tuple(map(str, found))
 
 
 def _row(base: Config, number: int, values: Any) -> AblationRow:
-    _check_names(f"row {number}: ", values, ("name", "changes"))
+    _check_names(f"row {number}: ", values, ("name", "changes", "published", "remark"))
     name = str(values.get("name", ""))
     try:
-        return AblationRow(name, base.adjust(values.get("changes") or {}))
+        config = base.adjust(values.get("changes") or {})
+        published = values.get("published") or {}
+        if not isinstance(published, Mapping):
+            raise ValueError(f"published: expected figures and their values, got {shown(published)}")
+        pairs = {str(figure): _published(str(figure), value) for figure, value in published.items()}
+        return AblationRow(name, config, pairs, str(values.get("remark", "")))
     except ValueError as error:
         raise ValueError(f"row {name!r}: {error}") from None
+
+
+def _published(figure: str, value: Any) -> tuple[float, float | None]:
+    """Mean and standard deviation, where there is one."""
+    pair = value if isinstance(value, list) else [value]
+    numbers = [v for v in pair if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    if len(numbers) != len(pair) or len(pair) not in (1, 2):
+        words = "expected a number, or a mean and a standard deviation"
+        raise ValueError(f"published.{figure}: {words}, got {shown(value)}")
+    return float(pair[0]), float(pair[1]) if len(pair) == 2 else None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -158,6 +252,7 @@ def ablate(
     repeats: int = 1,
     resume: bool = False,
     force: bool = False,
+    rehearse: bool = False,
     on_row: Callable[[int, AblationRow], None] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
@@ -168,11 +263,12 @@ def ablate(
 
     Args:
         table: what to compare, as a table or by name or path.
-        data: folder of the data set.
+        data: folder of the data set; for a rehearsal also "phantoms", which are drawn as the table's data set lies.
         out: folder of the runs.
         repeats: how many seeds each row is trained with.
         resume: goes on where an earlier call was interrupted: rows that ended are left as they are.
         force: begins again where there is an ablation already, whose files stay until the new one has ended.
+        rehearse: trains each row for one epoch of 16 small images from random weights, to see that all of them run.
         on_row: is told the number, from 0, and the row that is trained next.
         **options: as for `train`: split, skip_bad, progress, callbacks, trainer.
 
@@ -181,7 +277,7 @@ def ablate(
 
     Raises:
         ValueError: a row does not fit the data, or has an option that its network lacks.
-        DataError: as for `train`.
+        DataError: the table is of another data set, or as for `train`.
 
     Example:
         >>> from mtlkit.training import ablate
@@ -191,29 +287,49 @@ def ablate(
     """
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
+    if str(data) == PHANTOMS and not rehearse:
+        raise ValueError(f"data: expected a folder, got {PHANTOMS!r}, which only a rehearsal draws")
+    if rehearse and resume:
+        raise ValueError("rehearse: expected False with resume, as a rehearsal begins again, got True")
     source = None if isinstance(table, Ablation) else table
     table = table if isinstance(table, Ablation) else load_ablation(table)
-    modules = [_module(row) for row in table.rows]
-    _check_figures(table, modules)
-    parameters = [_count(module) for module in modules]
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    with resumable_folder(out, "an ablation", resume=resume, force=force, main=is_main()) as place:
-        place.check_inputs(data, options.get("split"), source)
+    if rehearse:
+        table = replace(table, rows=tuple(replace(row, config=_rehearsal(row.config)) for row in table.rows))
+        options["trainer"] = {**options.get("trainer", {}), "limit_train_batches": REHEARSED // REHEARSAL_BATCH}
+    modules = {row.name: _module(row) for row in table.rows}
+    _check_figures(table, list(modules.values()))
+    costs = {row.name: _costs(row, modules[row.name]) for row in table.rows}
+    seeds = range(table.rows[0].config.seed, table.rows[0].config.seed + repeats)
+    trained: dict[str, Trained] = {}
+    with (
+        _data_of(table, data) as folder_of_data,
+        resumable_folder(out, "an ablation", resume=resume, force=force, main=is_main()) as place,
+    ):
+        place.check_inputs(folder_of_data, options.get("split"), source)
         for number, row in enumerate(table.rows):
             if on_row is not None:
                 on_row(number, row)
-            try:
-                folder = place.nested(row.folder)
-                found[row.name] = repeat(row.config, data, folder, repeats, resume=resume, **options)
-            except DataError:
-                raise
-            except (ValueError, FloatingPointError) as error:
-                kinds = (FloatingPointError, RecipeError, ValueError)
-                kind = next(kind for kind in kinds if isinstance(error, kind))
-                raise kind(f"row {row.name!r}: {error}") from None
+            folder = place.nested(row.folder)
+            with _named_row(row):
+                summary = repeat(row.config, folder_of_data, folder, repeats, resume=resume, **options)
             if is_main():
-                _write(place, table, found, parameters, repeats)
-    return found
+                runs = [read_figures(folder / f"seed-{seed}" / RESULT) for seed in seeds]
+                trained[row.name] = Trained(summary, runs)
+                write_table(place, table, trained, costs, repeats)
+    return {name: row.summary for name, row in trained.items()}
+
+
+@contextmanager
+def _named_row(row: AblationRow) -> Iterator[None]:
+    """Inside, an error of the recipe or of the training names the row."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (ValueError, FloatingPointError) as error:
+        kinds = (FloatingPointError, RecipeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        raise kind(f"row {row.name!r}: {error}") from None
 
 
 def _module(row: AblationRow) -> TrainingModule:
@@ -227,86 +343,60 @@ def _module(row: AblationRow) -> TrainingModule:
     return module
 
 
-def _parameters(row: AblationRow) -> int:
-    """How many parameters the network of a row has."""
-    return _count(_module(row))
+def count_table(table: Ablation) -> dict[str, Costs]:
+    """What the network of each row costs, for one image of the size of its recipe.
+
+    Raises:
+        RecipeError: a network cannot be made.
+
+    Example:
+        >>> from mtlkit.training import count_table, load_ablation
+        >>> costs = count_table(load_ablation("demo"))
+        >>> costs["no interaction"].parameters < costs["adaptive gates"].parameters
+        True
+    """
+    return {row.name: _costs(row, _module(row)) for row in table.rows}
 
 
-def _count(module: TrainingModule) -> int:
-    return sum(parameter.numel() for parameter in module.model.parameters())
+def _costs(row: AblationRow, module: TrainingModule) -> Costs:
+    return count_costs(module.model, *module.task.shapes(row.config.data.size).values())
 
 
 def _check_figures(table: Ablation, modules: Sequence[TrainingModule]) -> None:
     """Raises where a figure to be shown is that of no row."""
-    known = list(dict.fromkeys(name for module in modules for name in module.figure_names()))
+    known = [*dict.fromkeys(name for module in modules for name in module.figure_names()), *COSTS]
     for name in table.figures:
         if name not in known:
             words = f"there is no figure {name!r}{did_you_mean(name, known)}; there are: {', '.join(sorted(known))}"
             raise RecipeError(f"figures: {words}")
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- rehearsals -------------------------------------------------------------------------------------------------------
+
+REHEARSAL_BATCH, REHEARSAL_SIZE, REHEARSAL_CASES = 4, 64, 28
 
 
-def show(table: Ablation, found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the figures to be shown; the best mean of each stands in asterisks.
-
-    The figures are those of the test part, or where there is none of the validation part.
-    """
-    part = part_of(found)
-    whole = dict.fromkeys(name for figures in found.values() for name in figures if name.startswith(f"{part}/"))
-    own = [name.removeprefix(f"{part}/") for name in whole]
-    names = table.figures or [name for name in own if not name.startswith("gate_")]
-    columns = [[figures.get(f"{part}/{name}") for figures in found.values()] for name in names]
-    cells = [[row] for row in found]
-    for name, column in zip(names, columns, strict=True):
-        means = [pair["mean"] for pair in column if pair is not None and not math.isnan(pair["mean"])]
-        pick = best_of(name)
-        for cell, pair in zip(cells, column, strict=True):
-            text = "" if pair is None else in_words(pair, digits_of(name))
-            best = pick is not None and len(means) > 1 and pair is not None and pair["mean"] == pick(means)
-            cell.append(f"**{text}**" if best else text)
-    return ["", *names], cells
+def _rehearsal(config: Config) -> Config:
+    """One epoch of small images, from random weights."""
+    data = {"size": REHEARSAL_SIZE, "batch_size": REHEARSAL_BATCH, "eval_batch_size": REHEARSAL_BATCH}
+    data |= {"workers": 0, "copies": 0, "warmup_epochs": 0}
+    changes: dict[str, Any] = {"data": data, "stopping": {"epochs": 1}}
+    if config.model.options.get("pretrained"):
+        changes["model"] = {"options": {"pretrained": False}}
+    if config.second_stage is not None:
+        stage = dict(config.second_stage)
+        changes["second_stage"] = {**stage, "stopping": {**stage.get("stopping", {}), "epochs": 1}}
+    return config.adjust(changes)
 
 
-def part_of(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The part judged by: "test" where there are figures of a test part, else "val"."""
-    return "test" if any(name.startswith("test/") for figures in found.values() for name in figures) else "val"
-
-
-def _write(
-    place: OutputFolder, table: Ablation, found: Mapping[str, Any], parameters: Sequence[int], repeats: int
-) -> None:
-    """The three files."""
-    rows = [
-        {
-            "name": row.name,
-            "folder": row.folder,
-            "parameters": count,
-            "figures": found[row.name],
-        }
-        for row, count in zip(table.rows, parameters, strict=True)
-        if row.name in found
-    ]
-    values = {"name": table.name, "seeds": [table.rows[0].config.seed + i for i in range(repeats)], "rows": rows}
-    place.write_json("table.json", values)
-
-    table_rows = [
-        {"row": row["name"], "parameters": row["parameters"]}
-        | {f"{name} {what}": plain(value) for name, pair in row["figures"].items() for what, value in pair.items()}
-        for row in rows
-    ]
-    place.write_text("table.csv", csv_text(table_rows))
-
-    headings, cells = show(table, found)
-    part = {"test": "Test", "val": "Validation"}[part_of(found)]
-    seeds = "one seed" if repeats == 1 else f"mean and standard deviation over {repeats} seeds"
-    lines = [f"# {_markdown(table.name)}", "", f"{part} part, {seeds}; the best of each column in bold.", ""]
-    for line in (headings, ["---"] * len(headings), *cells):
-        lines.append("| " + " | ".join([_markdown(line[0]), *line[1:]]) + " |")
-    place.write_text("table.md", "\n".join(lines) + "\n")
-
-
-def _markdown(name: str) -> str:
-    """A name that is taken for no markup."""
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(name))
+@contextmanager
+def _data_of(table: Ablation, data: str | Path) -> Iterator[str | Path]:
+    """The folder of the data, which is checked; phantoms are drawn, and removed afterwards."""
+    if str(data) != PHANTOMS:
+        table.check_data(data)
+        yield data
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / PHANTOMS
+        synthesize_layout(table.data[0] if table.data else "busi", path, REHEARSAL_CASES, REHEARSAL_SIZE)
+        yield path

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtlkit.training.tasks import LOSSES
 
-__all__ = ["best_of", "digits_of", "in_words", "summarise"]
+__all__ = ["best_of", "digits_of", "holm", "in_words", "summarise"]
 
 _Key = TypeVar("_Key")
 
@@ -71,3 +71,19 @@ def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
     if np.isnan(mean):
         return "not defined"
     return f"{mean:.{digits}f}" + ("" if np.isnan(sd) else f" ± {sd:.{digits}f}")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted by Holm's method so that together they err as rarely as one; NaN stays.
+
+    Example:
+        >>> from mtlkit.training.aggregate import holm
+        >>> holm([0.01, 0.25, 0.03])
+        [0.03, 0.25, 0.06]
+    """
+    order = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=lambda i: p_values[i])
+    adjusted, largest = list(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

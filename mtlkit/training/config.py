@@ -115,10 +115,14 @@ class ModelConfig:
 
 @section(frozen=True, config=STRICT)
 class DataConfig:
-    """How the data are read, split, augmented and batched; see `mtlkit.data`."""
+    """How the data are read, split, augmented and batched; see `mtlkit.data`.
+
+    `positive` names the one of `classes` that precision, recall and F1 of the positive class are of, against the rest.
+    """
 
     layout: Annotated[str, _OneOf(("auto", *LAYOUTS))] = "auto"
     classes: Annotated[tuple[StrictStr, ...], AfterValidator(_distinct)] | None = None
+    positive: StrictStr | None = None
     birads: Annotated[tuple[Category, ...], AfterValidator(_distinct)] | None = None
     fractions: Annotated[tuple[Number, ...], AfterValidator(_fractions)] = (0.7, 0.15, 0.15)
     split_seed: Seed = 42
@@ -134,6 +138,16 @@ class DataConfig:
     cache: StrictBool = False
     warmup_epochs: Count = 0
     warmup_batches: AtLeast1 = 100
+
+    def __post_init__(self) -> None:
+        if self.positive is not None and self.positive not in (self.classes or ()):
+            classes = "none" if self.classes is None else ", ".join(self.classes)
+            raise ValueError(f"positive: expected one of the classes ({classes}), got {shown(self.positive)}")
+
+    @property
+    def positive_index(self) -> int | None:
+        """The label of the positive class, where one is named."""
+        return None if self.positive is None or self.classes is None else self.classes.index(self.positive)
 
 
 @section(frozen=True, config=STRICT)
@@ -349,7 +363,8 @@ def _in_words(error: ErrorDetails, name: str) -> str:
         return f"{'.'.join(map(str, place[:-2]))}: expected text for a name, got {shown(value)}"
     name = (name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)).lstrip(".")
     if kind == "value_error":
-        return f"{name}: {context['error']}".removeprefix(": ")
+        of_section = len(place) == 1 and is_dataclass(_section_at(place))  # which names its setting itself
+        return f"{name}{'.' if of_section else ': '}{context['error']}".removeprefix(": ")
     if kind == "literal_error":
         choices = context["expected"].replace(" or ", ", ")
         return f"{name}: expected {f'one of {choices}' if isinstance(value, str) else 'text'}, got {shown(value)}"
@@ -380,7 +395,9 @@ def recipe_schema() -> dict[str, Any]:
         >>> recipe_schema()["$defs"]["DataConfig"]["properties"]["batch_size"]["minimum"]
         1
     """
-    return TypeAdapter(Config).json_schema()
+    schema = TypeAdapter(Config).json_schema()
+    extends = {"type": "string", "title": "Extends", "description": "the configuration that this one changes"}
+    return schema | {"properties": {"extends": extends} | schema["properties"]}
 
 
 @contextmanager
@@ -408,6 +425,8 @@ def list_configs() -> list[str]:
 def load_config(name: str | Path) -> Config:
     """A configuration by name, one of `list_configs()`, or from a file.
 
+    A file that begins with `extends: mbdi` has the settings of that configuration where it does not change them.
+
     Args:
         name: the name, or a path that ends with .yaml or .yml.
 
@@ -419,9 +438,31 @@ def load_config(name: str | Path) -> Config:
         >>> load_config("csa_moe").optimizer.lr
         5e-05
     """
+    return _load(name, ())
+
+
+def _load(name: str | Path, within: tuple[Path, ...]) -> Config:
+    """A configuration, and what it extends, unless that is one of those that it stands `within`."""
     values, path = read_yaml(name, "mtlkit.configs", "configuration")
     with named_recipe(path):
-        return Config().change(values)
+        if not isinstance(values, Mapping) or "extends" not in values:
+            return Config().change(values)
+        if path in within:
+            raise RecipeError(f"extends: expected another configuration, got {name}, which extends itself")
+        base = values["extends"]
+        if not isinstance(base, str):
+            raise RecipeError(f"extends: expected the name of a configuration or a path, got {shown(base)}")
+        try:
+            config = _load(beside(path, base), (*within, path))
+        except ValueError as error:
+            raise RecipeError(f"extends: {error}") from None
+        return config.adjust({setting: value for setting, value in values.items() if setting != "extends"})
+
+
+def beside(path: Path, name: str) -> str | Path:
+    """What a file means by a name: a configuration, or a file in its own folder, or a path."""
+    found = path.parent / name
+    return found if found.suffix in (".yaml", ".yml") and found.is_file() else name
 
 
 def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:

@@ -49,7 +49,7 @@ class TrainingModule(lightning.LightningModule):
         self.task = find_task(config.task)
         self.losses = self.task.losses(config.loss, self.task.heads_of(model), weights or {})
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
-        self.metrics = nn.ModuleDict({part: self.task.metrics(model) for part in ("valid", "test")})
+        self.metrics = nn.ModuleDict({part: self._new_metrics() for part in ("valid", "test")})
         self._alone = False
         if gates_only:
             model.requires_grad_(False)
@@ -69,8 +69,11 @@ class TrainingModule(lightning.LightningModule):
         gates = [f"gate_{name}" for name in self.model.gate_names if "gates" in self.model.returns]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torchmetrics' on figures of nothing, of which the names alone are used
-            figures = self._figures(self.task.metrics(self.model))
+            figures = self._figures(self._new_metrics())
         return [*self.losses.names, *gates, *figures]
+
+    def _new_metrics(self) -> nn.ModuleDict:
+        return self.task.metrics(self.model, self.config.data.positive_index)
 
     def _group(self) -> Group | None:
         """The processes over whose batches losses are taken; None for this one alone."""

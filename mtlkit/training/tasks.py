@@ -23,7 +23,7 @@ from mtlkit.models.network import takes
 if TYPE_CHECKING:
     from mtlkit.training.config import DataConfig, LossConfig
 
-__all__ = ["HEADS", "LOSSES", "TASKS", "Head", "Task", "find_task"]
+__all__ = ["CLASS", "HEADS", "LOSSES", "TASKS", "Head", "Task", "find_task"]
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,11 @@ class Task:
         """Whether its networks are told where the lesion is."""
         return "masks" in self.inputs
 
+    def shapes(self, size: int, batch: int = 1) -> dict[str, tuple[int, ...]]:
+        """Of what its networks take, by argument, for images of size x size."""
+        known = {"image": (3, size, size), "mask": (1, size, size), "views": (4, 3, size, size)}
+        return {name: (batch, *known[item]) for name, item in self.inputs.items() if item in known}
+
     def run(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
         """The network's output for a batch."""
         return network(*(batch[item] for item in self.inputs.values()))
@@ -273,11 +278,12 @@ class Task:
 
     # --- figures ------------------------------------------------------------------------------------------------------
 
-    def metrics(self, network: nn.Module) -> nn.ModuleDict:
-        """What gathers the figures of an epoch."""
+    def metrics(self, network: nn.Module, positive: int | None = None) -> nn.ModuleDict:
+        """What gathers the figures of an epoch; `positive` is the class of images that is to be found."""
         found: dict[str, nn.Module] = {"mask": SegmentationMetrics()} if self.draws_masks else {}
         for head in self.heads_of(network):
-            found[head.name] = ClassificationMetrics(getattr(network.options, head.option))
+            named = positive if head is CLASS else None
+            found[head.name] = ClassificationMetrics(getattr(network.options, head.option), positive=named)
         return nn.ModuleDict(found)
 
     def update(self, metrics: Any, network: nn.Module, output: Any, batch: Mapping[str, Any]) -> None:

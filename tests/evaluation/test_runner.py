@@ -230,7 +230,8 @@ def test_names_are_taken_as_they_are(lesion, ultrasound, tmp_path, tables, recwa
 
 def test_views(views, tmp_path, tables):
     metrics = evaluate(views, None, tmp_path / "out", tsne=True, **FEW)
-    assert set(metrics["figures"]) == {"accuracy", "f1_macro", "f1_weighted", "auc", "calibration_error"}
+    scores = {f"{name}_{of}" for name in ("precision", "recall", "f1") for of in ("macro", "positive")}
+    assert set(metrics["figures"]) == scores | {"accuracy", "f1_weighted", "auc", "calibration_error"}
     assert sum(entry["mean"] for entry in metrics["gates"].values()) == pytest.approx(1)
     assert list(metrics["gates"]) == ["image", "tumor", "boundary"]
     assert metrics["displacement"] == {}

@@ -37,7 +37,10 @@ PARAMETERS = [
     ("csa_moe", {"experts": ("image",), "csa": False}, 11_177_538),
     ("csa_moe_vgg16", {"head": "mlp", "csa": False}, 3 * 14_714_688 + 428_293),
     ("csa_moe_vgg16", {"head": "mlp"}, 3 * (14_714_688 + 303_808) + 428_293),
+    ("csa_moe_vgg16", {"head": "mlp", "unused_classifiers": True}, 416_412_349),
     ("csa_moe_densenet121", {"experts": ("image",), "csa": False}, 6_955_906),
+    ("image_classifier", {}, 11_177_538),
+    ("image_classifier", {"encoder": "vgg16.tv_in1k"}, 134_268_738),
     # backbone, fusion and four heads; vectors of 256, 768, 512 and 2048
     ("hybrid_vssm", {}, 1_431_168 + 131_716 + 14_350),
     ("hybrid_vssm", {"depths": (2, 2)}, 2_047_168 + 131_716 + 14_350),

@@ -31,6 +31,7 @@ CASES = [
     ("csa_moe", {"experts": ("tumor",)}),
     ("csa_moe", {"encoder": "tf_efficientnet_b0", "experts": ("image",)}),
     ("csa_moe_vgg16", {"experts": ("image",)}),
+    ("image_classifier", {"encoder": "resnet10t", "in_chans": 1}),
     ("csa_moe_densenet121", {"experts": ("image",)}),
     ("hybrid_vssm", {}),
     ("hybrid_vssm", {"shared": False, "mask_missing": True, "tasks": ("birads",), "birads_classes": 3, "in_chans": 1}),

@@ -4,14 +4,23 @@ import csv
 import json
 import math
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import yaml
 
 from mtlkit.cli import main
 from mtlkit.data import DataError
-from mtlkit.training import Ablation, AblationRow, ablate, load_ablation, load_config
-from mtlkit.training.ablation import _parameters, show
+from mtlkit.training import (
+    ablate,
+    count_steps,
+    count_table,
+    list_ablations,
+    load_ablation,
+    load_config,
+)
+from mtlkit.training.ablation import _check_figures, _module
 
 
 @pytest.fixture(scope="module")
@@ -43,52 +52,98 @@ def options_of(name):
     return [{"hmsf": True, "tim": True, "upa": True, **row.config.model.options} for row in rows]
 
 
-def test_mbdi_has_the_five_rows_of_the_paper():
-    rows = [(o["hmsf"], o["tim"], o["upa"]) for o in options_of("mbdi")]
+@pytest.mark.parametrize("name", ["mbdi_table2_busi", "mbdi_table2_busi_whu"])
+def test_mbdi_has_the_five_rows_of_the_paper(name):
+    rows = [(o["hmsf"], o["tim"], o["upa"]) for o in options_of(name)]
     assert [sum(4 >> i for i, on in enumerate(row) if on) for row in rows] == [0b000, 0b100, 0b010, 0b011, 0b111]
-    assert all(o["freeze_until"] == "blocks.1.1.bn2" for o in options_of("mbdi"))
+    assert all(o["freeze_until"] == "blocks.1.1.bn2" for o in options_of(name))
 
 
-def test_btinet_goes_from_no_interaction_to_both_stages():
-    rows = [(o["tim"], o["upa"]) for o in options_of("btinet")]
-    assert rows == [(False, False), (True, False), (True, True), (True, True)]
-    assert [row.config.second_stage is None for row in load_ablation("btinet").rows] == [True, True, True, False]
+@pytest.mark.parametrize("data", ["busi", "ham10000", "brisc"])
+def test_btinet_goes_from_no_interaction_to_both_stages(data):
+    rows = load_ablation(f"btinet_gates_{data}").rows
+    options = [(o["tim"], o["upa"]) for o in options_of(f"btinet_gates_{data}")]
+    assert options == [(False, False), (True, False), (True, True), (True, True)]
+    assert [row.config.second_stage is None for row in rows] == [True, True, True, False]
 
 
-def test_csa_moe_has_the_counts_of_the_paper():
-    """ResNet-18 with two outputs, three experts, and cross-stage attention of 862,272."""
-    counts = [_parameters(row) for row in load_ablation("csa_moe").rows]
-    assert (counts[0], counts[1], counts[-1] - counts[1]) == (11_177_538, 33_629_253, 862_272)
+def test_csa_moe_has_the_costs_of_the_paper():
+    """All but those of DenseNet with experts, which no simple list of layers has."""
+    table = load_ablation("csa_moe_table4")
+    costs, counted = count_table(table), 0
+    for row in table.rows:
+        found = costs[row.name]
+        published = [row.published[name][0] for name in ("parameters", "flops")]
+        if "DenseNet" in row.name and row.name != "DenseNet-121":
+            assert abs(found.parameters / 1e6 - published[0]) > 0.1
+            continue
+        assert round(found.parameters / 1e6, 3) == published[0], row.name
+        assert found.flops / 1e9 == pytest.approx(published[1], abs=1e-3), row.name
+        counted += 1
+    assert counted == 7
+    assert costs["CSA-MoE-VGG"].parameters - costs["CSA-MoE-VGG"].computing == 3 * 123_642_856
+    assert all(costs[name].computing == costs[name].parameters for name in ("VGG-16", "CSA-MoE-Net", "ResNet-18"))
 
 
-def test_hybrid_has_backbones_sharing_and_tasks():
-    table = load_ablation("hybrid_vssm")
-    assert {row.config.model.options.get("backbone", "hybrid") for row in table.rows} == {
-        "resnet18",
-        "resnet50",
-        "vssm",
-        "hybrid",
-    }
-    assert [row.config.optimizer.lr for row in table.rows if row.name == "VSSM"] == [1e-5]
-    assert sum(row.config.model.options.get("shared") is False for row in table.rows) == 1
-    assert {tuple(row.config.model.options.get("tasks", ())) for row in table.rows} == {(), ("label",), ("birads",)}
+@pytest.mark.parametrize(("number", "categories"), [(2, (1, 5)), (3, (1, 3, 5)), (4, (1, 2, 3, 4, 5))])
+def test_hybrid_has_six_backbones_for_both_tasks_and_for_each(number, categories):
+    table = load_ablation(f"hybrid_vssm_table{number}")
+    tasks = Counter(tuple(row.config.model.options.get("tasks", ())) for row in table.rows)
+    assert tasks == {(): 6, ("label",): 6, ("birads",): 6}
+    assert {row.config.data.birads for row in table.rows} == {categories}
+    assert {row.config.optimizer.lr for row in table.rows if "VSSM" in row.name} == {1e-5}
+    assert sum(row.config.model.options.get("shared") is False for row in table.rows) == 6
+    unpublished = [row.name for row in table.rows if not row.published]
+    lacking = [f"VSSM view-specific{task}" for task in ("", ", label alone", ", BI-RADS alone")]
+    assert unpublished == (lacking if number == 2 else [])
 
 
-@pytest.mark.parametrize("name", ["mbdi", "btinet", "csa_moe", "hybrid_vssm", "demo"])
+def test_hybrid_has_blocks_from_2_to_10():
+    depths = [row.config.model.options["depths"] for row in load_ablation("hybrid_vssm_blocks").rows]
+    assert [sum(depth) for depth in depths] == [*range(2, 11), *range(2, 11)]
+
+
+@pytest.mark.parametrize("name", list_ablations())
 def test_every_row_makes_its_network(name):
     table = load_ablation(name)
     assert table.figures
+    assert table.images > 0 or name == "demo"
     assert len({row.folder for row in table.rows}) == len(table.rows)
-    assert all(_parameters(row) > 0 for row in table.rows)
-    assert any(row.config == load_config(name) for row in table.rows), "no row is the recipe as it is"
+    modules = [_module(row) for row in table.rows]
+    _check_figures(table, modules)
+    for row, module in zip(table.rows, modules, strict=True):
+        assert set(row.published) <= {*module.figure_names(), "parameters", "flops"}, row.name
+        steps = count_steps(row.config, table.images)
+        assert steps > 0 or name == "demo"
+
+
+def test_published_values_are_those_of_the_papers():
+    mbdi, resnet = load_ablation("mbdi_table2_busi").rows[-1], load_ablation("csa_moe_table1").rows[0]
+    assert mbdi.published["f1_weighted"] == (89.84, None)
+    assert resnet.published["auc"] == (94.08, 1.7)
 
 
 def test_changes_to_all_rows_come_before_those_of_a_row():
     changes = {"data": {"batch_size": 8}, "model": {"options": {"tim": True, "pretrained": False}}}
-    rows, before = load_ablation("mbdi", changes).rows, load_ablation("mbdi").rows
+    name = "mbdi_table2_busi"
+    rows, before = load_ablation(name, changes).rows, load_ablation(name).rows
     assert {row.config.data.batch_size for row in rows} == {8}
     assert [row.config.model.options["tim"] for row in rows] == [False, False, True, True, True]
     assert rows[0].config.model.options == before[0].config.model.options | {"pretrained": False}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "csa_moe_table2" else pytest.param(name, marks=pytest.mark.slow) for name in list_ablations()],
+)
+def test_every_table_can_be_rehearsed(name, tmp_path):
+    found = ablate(name, "phantoms", tmp_path / "out", rehearse=True, progress=False)
+    table = load_ablation(name)
+    assert list(found) == [row.name for row in table.rows]
+    for row in table.rows:
+        config = load_config(tmp_path / "out" / row.folder / "seed-42" / "config.yaml")
+        assert (config.stopping.epochs, config.data.size) == (1, 64)
+        assert len((tmp_path / "out" / row.folder / "seed-42/stage1/metrics.csv").read_text().splitlines()) == 2
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -169,6 +224,22 @@ def test_a_table_that_is_interrupted_has_the_rows_so_far(file, ultrasound, tmp_p
     assert "one seed" in (tmp_path / "out/table.md").read_text()
 
 
+def test_command_lists_tables_and_costs(capsys):
+    assert main(["ablate", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in list_ablations())
+    assert main(["ablate", "demo", "--costs"]) == 0
+    text = capsys.readouterr().out
+    assert f"{count_table(load_ablation('demo'))['adaptive gates'].parameters / 1e6:.3f}" in text
+
+
+def test_command_measures_a_step(capsys, file):
+    assert main(["ablate", str(file), "--measure"]) == 0
+    text = capsys.readouterr().out
+    assert "all rows, one seed" in text
+    assert "hours at most on" in text
+
+
 def test_command(done, file, ultrasound, capsys):
     arguments = ["ablate", str(file), "--data", str(ultrasound), "--out", str(done[0]), "--repeats", "2"]
     assert main([*arguments, "--resume"]) == 0
@@ -189,10 +260,18 @@ def test_command(done, file, ultrasound, capsys):
     [
         ("rows: []", "rows: expected at least one, got none"),
         ("rows: 3", "rows: expected a list, got 3"),
-        ("row: []", "expected the names name, recipe, figures, rows, got 'row'"),
-        ("[1]", "expected the names name, recipe, figures, rows, got [1]"),
+        ("row: []", "expected the names name, recipe, figures, rows, paper, data, images, unit, reference, got 'row'"),
+        ("[1]", "expected the names name, recipe, figures, rows, paper, data, images, unit, reference, got [1]"),
+        ("data: [busy]\nrows: [{name: x}]", "data: expected some of busi, busi_whu, ham10000"),
+        ("data: busi\nrows: []", "data: expected a list of names, got 'busi'"),
+        ("images: many\nrows: []", "images: expected an integer of at least 0, got 'many'"),
+        ("unit: permille\nrows: [{name: x}]", "unit: expected one of percent, fraction, got 'permille'"),
+        ("reference: y\nrows: [{name: x}]", "reference: expected one of the rows x, got 'y'"),
+        ("rows: [{name: x, published: 3}]", "row 'x': published: expected figures and their values, got 3"),
+        ("rows: [{name: x, published: {iou: [1, 2, 3]}}]", "row 'x': published.iou: expected a number, or a mean and"),
+        ("rows: [{name: x, published: {iou: high}}]", "row 'x': published.iou: expected a number, or a mean and"),
         ("figures: iou\nrows: []", "figures: expected a list of names, got 'iou'"),
-        ("rows: [{nam: x}]", "row 1: expected the names name, changes, got 'nam'"),
+        ("rows: [{nam: x}]", "row 1: expected the names name, changes, published, remark, got 'nam'"),
         ("rows: [{name: '+'}]", "rows: expected names with letters or digits, got '+'"),
         ("rows: [{name: a b}, {name: A-B}]", "rows: expected names of their own, got 'a b' and 'A-B'"),
         ("rows: [{name: x, changes: {data: {sise: 3}}}]", "row 'x': data.sise: there is no such setting (did you mean"),
@@ -228,26 +307,12 @@ def test_what_no_row_has_costs_no_training(tmp_path, ultrasound, content, words)
     assert not (tmp_path / "out").exists()
 
 
-def test_the_best_of_a_column_is_the_lowest_loss_and_the_highest_score():
-    rows = tuple(AblationRow(name, load_config("demo")) for name in ("a", "b"))
-    figures = ("loss", "classification", "calibration_error", "iou", "images", "gate_seg_level1")
-    found = {
-        name: {f"test/{figure}": {"mean": value, "sd": math.nan} for figure in figures}
-        for name, value in (("a", 0.25), ("b", 0.5))
-    }
-    headings, cells = show(Ablation("x", rows, figures), found)
-    assert headings == ["", *figures]
-    assert cells == [
-        ["a", *["**0.2500**"] * 3, "0.2500", "0", "0.2500"],
-        ["b", *["0.5000"] * 3, "**0.5000**", "0", "0.5000"],
-    ]
-
-
-def test_figures_that_only_later_rows_have_are_shown():
-    rows = tuple(AblationRow(name, load_config("demo")) for name in ("a", "b"))
-    pair = {"mean": 0.5, "sd": math.nan}
-    found = {"a": {"val/label_auc": pair}, "b": {"val/label_auc": pair, "val/birads_auc": pair}}
-    assert show(Ablation("x", rows, ()), found)[0] == ["", "label_auc", "birads_auc"]
+def test_a_table_of_another_data_set(tmp_path, ultrasound):
+    words = r"busi: 'CSA-MoE.*' is a table of brisc, and this folder is laid out as busi"
+    table = replace(load_ablation("csa_moe_table2"), data=("brisc",))
+    with pytest.raises(DataError, match=words):
+        ablate(table, ultrasound, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_option_in_the_last_row_costs_no_training(tmp_path, ultrasound):
@@ -270,10 +335,12 @@ def test_folders_that_may_not_be_used(tmp_path, file, ultrasound):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nonsense"], "there is no table of ablations 'nonsense'; there are: btinet, csa_moe, demo"),
+        (["nonsense"], "there is no table of ablations 'nonsense'; there are: btinet_gates_brisc, "),
         (["demo", "--repeats", "0"], "repeats: expected at least 1, got 0"),
         (["demo", "--set", "data.sise=3"], "data.sise: there is no such setting"),
         (["demo"], "nowhere: there is no such folder"),
+        (["demo", "--data", "phantoms"], "data: expected a folder, got 'phantoms', which only a rehearsal draws"),
+        (["demo", "--rehearse", "--resume"], "rehearse: expected False with resume"),
     ],
 )
 def test_command_with_bad_input(tmp_path, capsys, arguments, words):

@@ -1,5 +1,7 @@
 """Recipes: the papers' numbers, one by one; files; and every wrong setting by its name."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -7,7 +9,7 @@ from mtlkit.training import Config, RecipeError, list_configs, load_config, reci
 
 
 def test_all_load_and_are_read_back(tmp_path):
-    assert list_configs() == ["btinet", "csa_moe", "demo", "hybrid_vssm", "mbdi"]
+    assert {"btinet", "csa_moe", "demo", "hybrid_vssm", "mbdi"} < set(list_configs())
     for name in list_configs():
         config = load_config(name)
         config.save(tmp_path / "a.yaml")
@@ -22,7 +24,8 @@ def test_mbdi():
         ("normal", "benign", "malignant"),
     )
     assert (c.data.fractions, c.data.split_seed, c.data.size, c.data.copies) == ((0.7, 0.15, 0.15), 42, 224, 3)
-    assert (c.data.augment, c.data.batch_size, c.data.warmup_epochs, c.data.warmup_batches) == ("mbdi", 24, 3, 100)
+    assert (c.data.batch_size, c.data.warmup_epochs, c.data.warmup_batches) == (24, 3, 100)
+    assert (c.data.augment, c.data.positive) == ("mbdi_elastic", "malignant")
     assert (c.loss.tversky, c.loss.boundary, c.loss.texture, c.loss.focal_gamma) == ("mbdi", 0.25, 0.15, 2.0)
     assert (c.loss.first, c.loss.second, c.loss.ramp_start) == (0.8, 0.2, None)
     o = c.optimizer
@@ -146,7 +149,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
 def test_schema_is_what_recipes_fit():
     schema = recipe_schema()
     defs = schema["$defs"]
-    assert set(schema["properties"]) == set(Config().to_dict())
+    assert set(schema["properties"]) == {"extends", *Config().to_dict()}
     assert schema["additionalProperties"] is defs["DataConfig"]["additionalProperties"] is False
     assert defs["DataConfig"]["properties"]["size"] == {
         "default": 224,
@@ -160,6 +163,45 @@ def test_schema_is_what_recipes_fit():
     assert schema["properties"]["task"]["enum"] == ["lesion", "views", "mammography"]
 
 
+def test_recipes_of_other_data_sets_extend_those_of_the_papers():
+    mbdi, whu = load_config("mbdi"), load_config("mbdi_busi_whu")
+    assert whu.model.options == mbdi.model.options | {"num_classes": 2}
+    assert whu.data == replace(mbdi.data, classes=("benign", "malignant"), published_split=False)
+    assert whu.optimizer == mbdi.optimizer
+    for name, classes in (("btinet_ham10000", 7), ("btinet_brisc", 4)):
+        config = load_config(name)
+        assert config.model.options["num_classes"] == len(config.data.classes) == classes
+        assert config.second_stage == load_config("btinet").second_stage
+    assert load_config("hybrid_vssm_cmmd").model.options["tasks"] == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"a": "extends: b.yaml", "b": "extends: a.yaml"},
+            "expected another configuration, got .*, which extends itself",
+        ),
+        ({"a": "extends: 5"}, "extends: expected the name of a configuration or a path, got 5"),
+        ({"a": "extends: mbid"}, "extends: there is no configuration 'mbid'"),
+        ({"a": "extends: b.yaml", "b": "seed: -1"}, r"extends: .*b\.yaml: seed: expected at least 0, got -1"),
+        ({"a": "extends: mbdi\nsede: 1"}, "sede: there is no such setting"),
+    ],
+)
+def test_wrong_extensions(tmp_path, files, words):
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=words):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_the_positive_class_is_one_of_the_classes():
+    assert load_config("btinet").data.positive_index == 1
+    for data in ({"positive": "malign"}, {"classes": None}):
+        with pytest.raises(RecipeError, match=r"data\.positive: expected one of the classes \(.*\), got 'mali"):
+            load_config("btinet").change({"data": data})
+
+
 def test_numbers_that_yaml_takes_for_text(tmp_path):
     (tmp_path / "a.yaml").write_text("optimizer: {lr: 1e-4, eps: 1e-07}")
     assert (
@@ -169,7 +211,7 @@ def test_numbers_that_yaml_takes_for_text(tmp_path):
 
 
 def test_wrong_files(tmp_path):
-    with pytest.raises(ValueError, match="there is no configuration 'unet'; there are: btinet, csa_moe, demo, hybrid"):
+    with pytest.raises(ValueError, match="there is no configuration 'unet'; there are: btinet, btinet_brisc, "):
         load_config("unet")
     with pytest.raises(ValueError, match=r"none.yaml: cannot be read \(No such file or directory\)"):
         load_config(tmp_path / "none.yaml")

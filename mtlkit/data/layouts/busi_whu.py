@@ -72,6 +72,6 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
             if found:
                 label = -1 if kind is None else chosen.index(kind)
                 records.append(Record(key, image, label, tuple(found), key, split))
-    findings += stray_findings(inner(root, ARCHIVES), (*SPLITS, *CLASSES, *map(str.lower, ARCHIVES)))
+    findings += stray_findings(inner(root, ARCHIVES), (*SPLITS, *CLASSES, "synthetic.json", *map(str.lower, ARCHIVES)))
     findings += class_findings(root, chosen, (record.label for record in records))
     return Catalogue(NAME, root, chosen, tuple(records), tuple(findings))

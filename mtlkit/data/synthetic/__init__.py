@@ -3,7 +3,15 @@
 They are for trying, testing and teaching. Nothing measured on them says anything about patients.
 """
 
+from mtlkit.data.synthetic.layouts import synthesize_layout
 from mtlkit.data.synthetic.mammography import Breast, draw_mammogram, synthesize_mammography
 from mtlkit.data.synthetic.ultrasound import draw_ultrasound, synthesize_ultrasound
 
-__all__ = ["Breast", "draw_mammogram", "draw_ultrasound", "synthesize_mammography", "synthesize_ultrasound"]
+__all__ = [
+    "Breast",
+    "draw_mammogram",
+    "draw_ultrasound",
+    "synthesize_layout",
+    "synthesize_mammography",
+    "synthesize_ultrasound",
+]

@@ -1,0 +1,116 @@
+"""What a network costs: parameters, those that compute, and operations, counted without memory for any of them."""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ["Costs", "count_costs"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs.
+
+    Args:
+        parameters: how many it has.
+        computing: how many of these its outputs depend on.
+        flops: multiply-adds of convolutions and matrix products, and four operations for each element that a BatchNorm
+            normalises, as published counts made with thop have them; nine for each update of a scan's state, as
+            VMamba counts them.
+
+    Example:
+        >>> import mtlkit
+        >>> mtlkit.models.Costs(parameters=11_177_538, computing=11_177_538, flops=1.824e9).parameters
+        11177538
+    """
+
+    parameters: int
+    computing: int
+    flops: float
+
+
+def count_costs(network: nn.Module, *shapes: Sequence[int]) -> Costs:
+    """The costs of a network for inputs of some shapes.
+
+    Args:
+        network: on any device; "meta" saves the memory of a copy. It stays as it is.
+        *shapes: of its arguments, which are float32; as published, of one image of 224 x 224.
+
+    Example:
+        >>> import mtlkit
+        >>> network = mtlkit.models.create_model("csa_moe", device="meta")
+        >>> costs = mtlkit.models.count_costs(network, (1, 3, 224, 224), (1, 1, 224, 224))
+        >>> costs.parameters, round(costs.flops / 1e9, 3)
+        (34491525, 5.471)
+    """
+    network = copy.deepcopy(network).to("meta").eval().requires_grad_(True)
+    parameters = list(network.parameters())
+    normalised: list[int] = []
+
+    def hook(module: nn.Module, given: tuple[Tensor, ...], found: Any) -> None:
+        normalised.append(given[0].numel())
+
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_hook(hook)
+    inputs = [torch.zeros(*shape, device="meta") for shape in shapes]
+    with torch.enable_grad(), FlopCounterMode(display=False, custom_mapping=_operations()) as counter:
+        outputs = _tensors(network(*inputs))
+    total = torch.stack([output.float().sum() for output in outputs if output.requires_grad]).sum()
+    slopes = torch.autograd.grad(total, parameters, allow_unused=True)
+    computing = sum(p.numel() for p, slope in zip(parameters, slopes, strict=True) if slope is not None)
+    flops = counter.get_total_flops() / 2 + 4 * sum(normalised)
+    return Costs(sum(p.numel() for p in parameters), computing, flops)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, which is one, or a tuple in which some are None."""
+    parts = output if isinstance(output, tuple) else (output,)
+    return [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def _operations() -> dict[Any, Callable[..., int]]:
+    """Twice the operations of each of mtlkit's operators, which torch does not know, by the shapes of its arguments."""
+    ops = torch.ops.mtlkit
+    return {
+        ops.selective_scan: _selective_scan,
+        ops.ss2d: _ss2d,
+        ops.ss2d_norm_gate: _ss2d,
+        ops.dwconv_silu: _dwconv_silu,
+        ops.interaction_reduce: _interaction_reduce,
+    }
+
+
+def _scan(channels: int, length: int, states: int) -> int:
+    """Of so many channels of all images together."""
+    return 2 * channels * length * (9 * states + 1)
+
+
+def _selective_scan(backend: Any, u: Any, delta: Any, A: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
+    batch, channels, length = u
+    return _scan(batch * channels, length, A[1])
+
+
+def _ss2d(backend: Any, x: Any, x_dbl: Any, dt_weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
+    batch, channels, height, width = x
+    states = (x_dbl[2] - dt_weight[2]) // 2  # dt, B and C
+    length = height * width
+    time_steps = 2 * batch * 4 * channels * dt_weight[2] * length
+    return _scan(batch * 4 * channels, length, states) + time_steps
+
+
+def _dwconv_silu(backend: Any, x: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
+    return 2 * math.prod(x) * math.prod(weight[1:])
+
+
+def _interaction_reduce(backend: Any, seg: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
+    return 2 * math.prod(seg) * weight[0]
