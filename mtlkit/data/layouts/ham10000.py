@@ -24,7 +24,8 @@ CLASSES = ("mel", "nv", "bcc", "akiec", "bkl", "df", "vasc")
 
 
 def _table(root: Path) -> Path | None:
-    return next((path for path in entries(root) if path.name.startswith("HAM10000_metadata")), None)
+    tables = (path for path in entries(root) if path.name.startswith("HAM10000_metadata") and not path.is_dir())
+    return next(tables, None)
 
 
 def _files(root: Path, begin: str) -> list[Path]:
