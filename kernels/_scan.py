@@ -15,6 +15,7 @@ import triton.language as tl
 from mtlkit.kernels.tables import STATE_INTERVAL
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 LN_2 = tl.constexpr(0.6931471805599453)
 INTERVAL = tl.constexpr(STATE_INTERVAL)
 CHAIN_BLOCK = 256  # states of a program of chain_kernel
@@ -82,6 +83,13 @@ def softplus(x):
 def softplus_slope(x, softplus_x):
     """The derivative of softplus, exp(x - softplus(x)), which loses nothing where it is small."""
     return tl.where(x > 20.0, 1.0, tl.exp2((x - softplus_x) * LOG2_E))
+
+
+@triton.jit
+def decay_rate(A):
+    """A log2(e), finite where a state decays at once: it must stay where no token is, and 0 times infinity is NaN."""
+    rate = A * LOG2_E
+    return tl.where(rate < LOWEST, LOWEST, rate)
 
 
 @triton.jit

@@ -14,10 +14,10 @@ from mtlkit.kernels._scan import (
     CHAIN_BLOCK,
     INTERVAL,
     LN_2,
-    LOG2_E,
     add_up,
     along,
     chain_kernel,
+    decay_rate,
     over_channels,
     over_lanes,
     put,
@@ -126,7 +126,7 @@ def selective_scan_states_kernel(
     """
     _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
+    a = settled(decay_rate(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32)))
     bias = _per_channel(delta_bias, d, there)
     wide = d.to(tl.int64)[None]
     first = chunk * chunk_blocks
@@ -178,7 +178,7 @@ def selective_scan_fwd_kernel(
     """Writes out, and the last state unless a split has it from its chain."""
     _block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
+    a = settled(decay_rate(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32)))
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
     wide = d.to(tl.int64)[None]
@@ -250,7 +250,7 @@ def selective_scan_bwd_kernel(
     EVERY: tl.constexpr = INTERVAL // T
     block, group, chunk, sequence, d, there = _share(D, groups, chunks, BC, BD)
     n5, d5, there5 = _states(d, there, N, S, G)
-    a = settled(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32) * LOG2_E)
+    a = settled(decay_rate(tl.load(A + d5 * N + n5, mask=there5, other=0.0).to(tl.float32)))
     bias = _per_channel(delta_bias, d, there)
     skip = _per_channel(Dskip, d, there)
     dout += sequence * sg_b

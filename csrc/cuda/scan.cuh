@@ -92,6 +92,14 @@ class Arena {
   char* at_;
 };
 
+// A log2(e), finite where a state decays at once: beyond the end, where dt is 0, it must stay as it is, and 0 times
+// infinity is NaN.
+__device__ inline float decay_rate(float A) {
+  constexpr float kLowest = -3.402823466e38f;
+  const float rate = kLog2E * A;
+  return rate < kLowest ? kLowest : rate;
+}
+
 // --- states ----------------------------------------------------------------------------------------------------------
 
 template <typename L>

@@ -427,7 +427,6 @@ GPU_SS2D = replace(
         SS2DShape(1, 5, 2, 5, 256, 2),
     ),
     dense={name: {"u": place} for name, place in _FORMATS.items()},
-    spoilt=SS2D.spoilt | {"A_logs": (NAN, -INF)},  # a state that decays at once is NaN on a GPU: 0 times infinity
 )
 GPU_SELECTIVE_SCAN = replace(
     SELECTIVE_SCAN,
@@ -453,7 +452,6 @@ GPU_SELECTIVE_SCAN = replace(
         )
     ),
     options=scan_options(SelectiveScanShape(2, 6, 19, 4, G=2)),
-    spoilt=SELECTIVE_SCAN.spoilt | {"A": (NAN,)},
 )
 # Every kernel at its borders: channels of 8 and of 32 lanes, and such that no pack divides.
 GPU_NORM_GATE = replace(

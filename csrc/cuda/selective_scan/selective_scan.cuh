@@ -178,7 +178,7 @@ __device__ States<L> load_A(const SelectiveScan& p, const Work<L>& work) {
     const float* row = p.A + int64_t{work.first_channel + channel} * states;
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
-      if (first + i < states) A.values[i] = kLog2E * row[first + i];
+      if (first + i < states) A.values[i] = decay_rate(row[first + i]);
     }
   }
   return A;

@@ -284,7 +284,7 @@ __device__ States<L> load_A(const SS2D& p, const Work<L>& work) {
     const float* row = p.A_logs + (work.direction * p.shape.channels + channel) * p.shape.states;
 #pragma unroll
     for (int i = 0; i < L::kStates; ++i) {
-      if (first + i < p.shape.states) A.values[i] = -kLog2E * expf(row[first + i]);
+      if (first + i < p.shape.states) A.values[i] = decay_rate(-expf(row[first + i]));
     }
   }
   return A;

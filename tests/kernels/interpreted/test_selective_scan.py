@@ -12,6 +12,7 @@ from mtlkit.testing import SelectiveScanShape, assert_accurate
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 SMALL = SelectiveScanShape(1, 5, 19, 2)
+INF, NAN = float("inf"), float("nan")
 # Shapes; those in `without` are None; whether softplus is applied.
 CASES = {
     "everything": (SelectiveScanShape(2, 5, 17, 4), (), True),
@@ -147,6 +148,31 @@ def test_empty_batch_and_float64():
         assert not gradient.any()
     with pytest.raises(TypeError, match=r"selective_scan: the triton backend expects .*float64"):
         selective_scan.forward(*SMALL.inputs(torch.float64).values(), True, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("A", -INF),
+        ("A", INF),
+        ("A", NAN),
+        ("u", INF),
+        ("delta", INF),
+        ("delta", -INF),
+        ("B", NAN),
+        ("C", INF),
+        ("D", -INF),
+    ],
+)
+def test_what_is_not_finite_spreads_as_in_the_reference(name, value):
+    inputs = arguments(SelectiveScanShape(1, 3, 9, 2), torch.float32)
+    flat = inputs[name].flatten().clone()
+    flat[len(flat) // 2] = value
+    inputs[name] = flat.view(inputs[name].shape)
+    wanted = selective_scan_reference(*inputs.values(), True)
+    got = selective_scan.forward(*inputs.values(), True, False)[:2]
+    for value, exact in zip(got, wanted, strict=True):
+        torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 def test_what_is_kept():
