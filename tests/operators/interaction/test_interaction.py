@@ -276,6 +276,17 @@ def test_an_instruction_set_that_changes_before_the_backward_pass(attention):
 
 
 @needs_cpu_backend
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_projection_of_exactly_0_has_no_gradient(attention):
+    """As PyTorch's ReLU has none at 0."""
+    x, weight, bias = torch.randn(2, 6, 5, 7), torch.zeros(4, 6), torch.zeros(4)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    with mtlkit.use_backend("cpu"):
+        pooled = ops.tim_pool(*leaves, torch.randn(6) if attention else None)
+    assert not any(gradient.any() for gradient in torch.autograd.grad(pooled.sum(), leaves))
+
+
+@needs_cpu_backend
 def test_backward_twice_over_one_graph():
     inputs = leaves(shape_of((2, 18, 6, 5)).inputs())
     with mtlkit.use_backend("cpu"):

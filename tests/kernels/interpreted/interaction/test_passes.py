@@ -235,6 +235,18 @@ def test_operator_on_these_kernels(channels, signals, attention):
         assert_accurate(name, got[name], value, gradient=name not in ("seg", "clf", "gates"))
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_a_projection_of_exactly_0_has_no_gradient(dtype, attention):
+    """As PyTorch's ReLU has none at 0."""
+    given, cotangents, factors, dy = inputs(SMALL, dtype, attention)
+    given["weight"].zero_()
+    given["bias"].zero_()
+    got = fused(given, cotangents, factors, dy, False)
+    assert not got["dweight"].any()
+    assert not got["dbias"].any()
+
+
 def test_repeats_bit_by_bit():
     arguments = inputs((2, 70, 9, 8, 70), torch.float32, True)
     first, second = fused(*arguments, True), fused(*arguments, True)
