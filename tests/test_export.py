@@ -27,8 +27,7 @@ MODELS = {
     "btinet": PAIR | {"levels": (1,), "hmsf": False},
     "csa_moe": {"experts": ("image",)},
     "hybrid_vssm": {},
-    "attention_unet": {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8)},
-    "unet_plus_plus": {"dim": 2},
+    "mtl_oca": {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8)},
 }
 SIBLINGS = {
     "medmamba_t": ("medmamba_s", "medmamba_b"),
@@ -36,8 +35,12 @@ SIBLINGS = {
     "btinet": ("mbdi",),
     "csa_moe": ("csa_moe_vgg16", "csa_moe_densenet121"),
     "hybrid_vssm": ("mammo_vssm", "mammo_resnet18", "mammo_resnet50"),
-    "attention_unet": ("unet",),
-    "unet_plus_plus": ("segresnet", "swin_unetr", "unetr"),
+    # the other networks to compare with are compiled and exported by tests/models/test_smoke.py
+    "mtl_oca": (
+        *("segresnet", "swin_unetr", "unetr"),
+        *("unet", "attention_unet", "unet_plus_plus", "manet", "deeplabv3_plus", "fpn", "segformer", "upernet"),
+        *("transunet", "swin_unet", "missformer", "mtan", "mtanet", "mti_net", "densemtl"),
+    ),
 }
 Arguments = tuple[Any, ...]
 
@@ -142,9 +145,9 @@ def test_layers_compile_whole_and_once(name):
     compile_and_call(make().eval(), [sizes(2, 9, 14), sizes(3, 12, 17)])
 
 
-# attention_unet is made of layers that compile above, and its encoder, decoder and padding are those of btinet; the
-# stages of vm_unet are those of vmamba_t_v0, twice
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("attention_unet", "vm_unet")])
+# mtl_oca has the encoder and the padding of btinet, and compiles at one size in tests/models/test_smoke.py; the stages
+# of vm_unet are those of vmamba_t_v0, twice
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("mtl_oca", "vm_unet")])
 def test_models_compile_whole_and_once(name):
     compile_and_call(network(name), [arguments_of(name, 2, 90, 72), arguments_of(name, 3, 78, 101)])
 

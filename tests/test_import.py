@@ -11,6 +11,7 @@ HEAVY = {
     "triton",
     "timm",
     "monai",
+    "segmentation_models_pytorch",
     "huggingface_hub",
     "torchvision",
     "matplotlib",

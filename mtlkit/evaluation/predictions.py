@@ -208,7 +208,7 @@ def predict_records(
         >>> from mtlkit.evaluation import predict_records
         >>> from mtlkit.models import create_model
         >>> from mtlkit.training import SavedRun, load_config
-        >>> model = create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8)).eval()
+        >>> model = create_model("unet", encoder="resnet18", dim=4).eval()
         >>> config = load_config("demo").change({"data": {"size": 32}})
         >>> classes = ("benign", "malignant", "normal")
         >>> run = SavedRun(Path("."), config, model, classes, (), None, {}, Path("."), {})  # as load_run gives it

@@ -1,6 +1,13 @@
 """Networks by name: `create_model("medmamba_t", num_classes=2)`."""
 
-from mtlkit.models.baselines import UNet, UNetOptions, UNetOutput
+from mtlkit.models.baselines import (
+    BaselineOptions,
+    BaselineOutput,
+    MonaiBaseline,
+    MonaiBaselineOptions,
+    SMPBaseline,
+    SMPBaselineOptions,
+)
 from mtlkit.models.btinet import BTINet, BTINetOptions
 from mtlkit.models.costs import Costs, count_costs
 from mtlkit.models.csa_moe import CSAMoE, CSAMoEOptions, CSAMoEOutput
@@ -10,7 +17,6 @@ from mtlkit.models.image_classifier import ImageClassifier, ImageClassifierOptio
 from mtlkit.models.keras_names import state_dict_from_keras
 from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
-from mtlkit.models.monai_baselines import MonaiBaseline, MonaiBaselineOptions, MonaiBaselineOutput
 from mtlkit.models.pretrained import Pretrained, from_pretrained
 from mtlkit.models.published import LoadReport, load_published
 from mtlkit.models.registry import create_model, list_models, register, unregister
@@ -21,6 +27,8 @@ __all__ = [
     "MBDI",
     "BTINet",
     "BTINetOptions",
+    "BaselineOptions",
+    "BaselineOutput",
     "CSAMoE",
     "CSAMoEOptions",
     "CSAMoEOutput",
@@ -40,11 +48,9 @@ __all__ = [
     "MedMambaOptions",
     "MonaiBaseline",
     "MonaiBaselineOptions",
-    "MonaiBaselineOutput",
     "Pretrained",
-    "UNet",
-    "UNetOptions",
-    "UNetOutput",
+    "SMPBaseline",
+    "SMPBaselineOptions",
     "VMUNet",
     "VMUNetOptions",
     "VMUNetOutput",

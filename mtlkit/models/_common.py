@@ -28,7 +28,9 @@ def check_images(images: Tensor, in_chans: int, smallest: int) -> None:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and on the right until `multiple` divides H and W: (B, C, H, W) to (B, C, H', W')."""
     height, width = images.shape[-2:]
-    rows, columns = -height % multiple, -width % multiple
+    # not -height % multiple, which torch.compile does not carry into what depends on the sizes, such as interpolation
+    rows = (height + multiple - 1) // multiple * multiple - height
+    columns = (width + multiple - 1) // multiple * multiple - width
     return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
 
 

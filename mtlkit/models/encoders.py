@@ -9,11 +9,10 @@ Their weights are those of the publications, too: a name without a tag means Ker
 EfficientNet (`aa_in1k`) and torchvision's of the others (`tv_in1k`), where timm's own default is a later training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from difflib import get_close_matches
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,8 @@ from mtlkit.models._common import check_images, install_hint
 
 STRIDES = (2, 4, 8, 16, 32)
 STRIDE = STRIDES[-1]
+
+_Network = TypeVar("_Network")
 
 # Names of the modules whose outputs have these strides; None: those that timm lists. timm's `features_only` returns
 # neither the expansions of an EfficientNet before their stride nor the poolings of a VGG, and it renames the modules of
@@ -34,6 +35,14 @@ _TAPS: dict[str, tuple[str, ...] | None] = {f"tf_efficientnet_b{i}": _EFFICIENTN
     "vgg16": tuple(f"features.{i}" for i in (4, 9, 16, 23, 30)),
     "densenet121": None,
 }
+# The encoders that networks to compare with begin with, besides these.
+_DEFAULTS = (
+    "hrnet_w18_small_v2.ms_in1k",
+    "pvt_v2_b2.in1k",
+    "resnet101.tv_in1k",
+    "swin_tiny_patch4_window7_224.ms_in1k",
+    "vit_base_r50_s16_224.orig_in21k",
+)
 _TAGS = {name: "aa_in1k" if name.startswith("tf_efficientnet") else "tv_in1k" for name in _TAPS}
 
 
@@ -51,8 +60,8 @@ def list_encoders() -> list[str]:
 def check_encoder(name: str) -> None:
     """Raises a ValueError unless timm has a network of that name, and weights of its tag if it has one."""
     network, _, tag = name.partition(".")
-    if network in _TAPS and tag in ("", _TAGS[network]):  # without loading timm, which takes a second
-        return
+    if name in _DEFAULTS or (network in _TAPS and tag in ("", _TAGS[network])):
+        return  # without loading timm, which takes a second
     timm = _timm()
     if tag and timm.is_model(network):
         weights = timm.list_pretrained(f"{network}.*")
@@ -63,6 +72,12 @@ def check_encoder(name: str) -> None:
         guess = f" (did you mean {close[0]!r}?)" if close else ""
         known = f"{', '.join(list_encoders())}, and all of timm.list_models()"
         raise ValueError(f"encoder: there is no encoder {name!r}{guess}; there are: {known}")
+
+
+def check_family(name: str, family: str, title: str) -> None:
+    """Raises a ValueError unless the network of that name is in timm's module `family`, which errors call `title`."""
+    if not _timm().models.is_model_in_modules(name.partition(".")[0], {family}):
+        raise ValueError(f"encoder: expected {title} of timm, got {name!r}")
 
 
 class Encoder(nn.Module):
@@ -143,7 +158,7 @@ class Encoder(nn.Module):
         else:
             self.net, self._order = net, []
         self.to(dtype=dtype)
-        self._frozen = self._freeze("" if published else "net.")
+        self._frozen = freeze_modules(self, self.freeze_until, "" if published else "net.", name)
         if published:
             sizes = self._sizes()
             self.channels = tuple(size[0] for size in sizes)
@@ -171,22 +186,6 @@ class Encoder(nn.Module):
         for child, module in net.named_children():
             if child in used:
                 self.add_module(child, module)
-
-    def _freeze(self, prefix: str) -> list[str]:
-        """Stops the gradients; returns the names of the frozen modules, which begin with `prefix`."""
-        if self.freeze_until is None:
-            return []
-        names = [name for name, _ in self.named_modules() if name.startswith(prefix) and name]
-        within = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{prefix}{self.freeze_until}.")]
-        if not within:
-            first = names[0].removeprefix(prefix)
-            raise ValueError(f"freeze_until: {self.name} has no module {self.freeze_until!r}; it has: {first}, ...")
-        ahead = names[: within[-1] + 1]
-        # an outer module that reaches beyond the last one is not frozen itself
-        frozen = [name for name in ahead if not any(other.startswith(f"{name}.") for other in names[len(ahead) :])]
-        for name in frozen:
-            self.get_submodule(name).requires_grad_(False)
-        return frozen
 
     @torch.no_grad()
     def _sizes(self) -> list[tuple[int, int]]:
@@ -249,20 +248,62 @@ def make_network(name: str, pretrained: bool, **options: Any) -> Any:
 
     Raises:
         ImportError: timm is not installed.
+        OSError: the weights cannot be downloaded or read.
+    """
+    name, create = with_tag(name), _timm().create_model
+    return with_weights(name, pretrained, lambda: create(name, pretrained=pretrained, **options))
+
+
+def with_tag(name: str) -> str:
+    """The name of an encoder with the tag of the publications' weights, where it is one of theirs and has no tag."""
+    return f"{name}.{_TAGS[name]}" if name in _TAGS else name
+
+
+def with_weights(name: str, pretrained: bool, make: Callable[[], _Network]) -> _Network:
+    """What `make` makes.
+
+    Raises:
         OSError: the weights cannot be downloaded or read; the message says what to do.
     """
-    if name in _TAGS:
-        name = f"{name}.{_TAGS[name]}"
-    make = partial(_timm().create_model, name, **options)
     if not pretrained:
-        return make(pretrained=False)
+        return make()
     try:
-        return make(pretrained=True)
+        return make()
     except (OSError, RuntimeError) as error:  # of the network, the Hub, or a file of weights
         words = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise OSError(
             f"pretrained: the weights of {name} cannot be had ({words}); pretrained=False begins without them"
         ) from error
+
+
+def freeze_modules(module: nn.Module, last: str | None, prefix: str, owner: str) -> list[str]:
+    """Stops the gradients of a network's first modules.
+
+    Args:
+        module: holds the network.
+        last: name of a module, without the prefix; it and all before it are frozen. None freezes nothing.
+        prefix: of the names of the network's modules within `module`.
+        owner: what errors call the network.
+
+    Returns:
+        Names of the frozen modules, prefix included, which are to stay in inference mode.
+
+    Raises:
+        ValueError: the network has no module of that name.
+    """
+    if last is None:
+        return []
+    names = [name for name, _ in module.named_modules() if name.startswith(prefix) and name]
+    within = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{prefix}{last}.")]
+    if not within:
+        first = names[0].removeprefix(prefix)
+        raise ValueError(f"freeze_until: {owner} has no module {last!r}; it has: {first}, ...")
+    ahead = names[: within[-1] + 1]
+    # an outer module that reaches beyond the last one is not frozen itself
+    frozen = [name for name in ahead if not any(other.startswith(f"{name}.") for other in names[len(ahead) :])]
+    for name in frozen:
+        module.get_submodule(name).requires_grad_(False)
+    return frozen
 
 
 def _timm() -> Any:

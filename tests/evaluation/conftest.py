@@ -10,8 +10,13 @@ from mtlkit.data import make_split, open_dataset
 from mtlkit.training import Config, SavedRun, create_module, load_config, load_run
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values
 
-NET = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "num_classes": 3}
-INTERACTING = NET | {"clf_dim": 16, "hmsf": False}
+INTERACTING = {
+    "encoder": "resnet18",
+    "decoder_dims": [16, 16, 12, 8],
+    "num_classes": 3,
+    "clf_dim": 16,
+    "hmsf": False,
+}
 
 
 def make_run(folder: Path, config: Config, data: Path) -> Path:
@@ -76,7 +81,8 @@ def lesion(tmp_path_factory, lesion_config, ultrasound) -> SavedRun:
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory, lesion_config, ultrasound) -> SavedRun:
     """A U-Net, which has no gates."""
-    config = lesion_config.change({"model": {"name": "unet", "options": NET}})
+    options = {"encoder": "resnet18", "dim": 4, "num_classes": 3}
+    config = lesion_config.change({"model": {"name": "unet", "options": options}})
     return load_run(make_run(tmp_path_factory.mktemp("plain") / "run", config, ultrasound))
 
 

@@ -79,7 +79,7 @@ def test_features_of_any_network_are_those_of_timm():
 
 def test_decoders_say_which_strides_they_need():
     words = r"encoder: expected strides of 2, 4, 8, 16, 32, got those of pvt_v2_b0: \(4, 8, 16, 32\)"
-    for name in ("mbdi", "unet"):
+    for name in ("mbdi", "mtl_oca"):
         with pytest.raises(ValueError, match=words):
             create_model(name, encoder="pvt_v2_b0")
 

@@ -10,7 +10,7 @@ from mtlkit.models import create_model
 
 SIZE = 64
 PAIR = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12), "clf_dim": 32, "dropout": 0.0, "num_classes": 2}
-UNET = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12), "dropout": 0.0, "num_classes": 2}
+UNET = {"encoder": "resnet18", "dim": 8, "dropout": 0.0, "num_classes": 2}
 SCAN = {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128), "drop_path_rate": 0.0, "num_classes": 2}
 FOUR_VIEWS = {"dropout": 0.0, "drop_path_rate": 0.0, "birads_classes": 3}
 CASES = {

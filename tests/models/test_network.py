@@ -8,6 +8,7 @@ from mtlkit.models import create_model
 from mtlkit.models.network import Network, takes
 
 SMALL = {"encoder": "resnet18", "decoder_dims": (16, 16, 12, 8)}
+UNET = {"encoder": "resnet18", "dim": 4}
 INTERACTING = SMALL | {"clf_dim": 16, "hmsf": False}
 FOUR_VIEWS = {"backbone": "vssm", "depths": (1,), "dims": (16,), "d_state": 1}
 
@@ -19,7 +20,7 @@ FOUR_VIEWS = {"backbone": "vssm", "depths": (1,), "dims": (16,), "d_state": 1}
         ("btinet", INTERACTING | {"levels": (2,)}, ["seg_level2", "clf_level2"]),
         ("btinet", INTERACTING | {"upa": False}, []),
         ("mbdi", INTERACTING | {"levels": ()}, []),
-        ("unet", SMALL, []),
+        ("unet", UNET, []),
         ("csa_moe", {"experts": ("image", "boundary")}, ["image", "boundary"]),
         ("hybrid_vssm", FOUR_VIEWS, ["l_cc", "l_mlo", "r_cc", "r_mlo"]),
         ("hybrid_vssm", FOUR_VIEWS | {"tasks": ("label",)}, ["l_cc", "l_mlo", "r_cc", "r_mlo"]),
@@ -53,7 +54,7 @@ def test_outputs_are_what_the_network_says(name, options, gates):
 def test_masks_are_needed_where_an_expert_looks_at_the_lesion():
     assert create_model("csa_moe").needs_masks
     assert not create_model("csa_moe", experts=("image",)).needs_masks
-    assert not create_model("unet", **SMALL).needs_masks
+    assert not create_model("unet", **UNET).needs_masks
 
 
 def test_batches_matter_to_mbdi_as_published_alone():

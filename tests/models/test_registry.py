@@ -48,11 +48,28 @@ PARAMETERS = [
     ("mammo_vssm", {}, 6_963_600 + 393_860 + 43_022),
     ("mammo_resnet18", {}, 11_176_512 + 262_788 + 28_686),
     ("mammo_resnet50", {}, 23_508_032 + 1_049_220 + 114_702),
-    # encoder, classifier, and what tests/models/test_baselines.py counts
-    ("unet", {}, 17_548_616 + 5_379 + 10_804_081),
-    ("attention_unet", {}, 17_548_616 + 5_379 + 11_131_973),
-    # MONAI's network, and a classifier on 16 x 32, 16 x 48, 48 x 16 and 8 x 32 channels
-    ("unet_plus_plus", {}, 9_115_684 + 1_539),
+    # segmentation-models-pytorch: encoder, decoder, head and classifier; an additive gate on each skip connection
+    ("unet", {}, 16_742_216 + 2_670_016 + 145 + 1_347),
+    ("attention_unet", {}, 16_742_216 + 2_670_016 + 61_268 + 145 + 1_347),
+    ("unet_plus_plus", {}, 16_742_216 + 3_075_712 + 145 + 1_347),
+    ("manet", {}, 16_742_216 + 8_062_752 + 145 + 1_347),
+    ("deeplabv3_plus", {}, 16_742_216 + 1_067_344 + 257 + 1_347),
+    ("fpn", {}, 16_742_216 + 1_803_008 + 129 + 1_347),
+    ("segformer", {}, 24_196_288 + 525_824 + 257 + 1_539),
+    ("upernet", {}, 16_742_216 + 8_050_032 + 257 + 1_347),
+    # what the official code has (for 9 classes of pixels), less its head, and ours; MISSFormer's holds unused layers
+    ("transunet", {}, 105_277_081 - 1_305 + 145 + 2_307),
+    ("swin_unet", {}, 27_168_900 - 864 + 96 + 2_307),
+    ("missformer", {}, 42_462_537 - 7_009_792 - 585 + 65 + 1_539),
+    ("mtanet", {}, 29_727_347 - 21_388 + 1_539),  # less the classifier with clinical features
+    # ResNet, attention of two tasks, what they share and the mask's head, as in the official code; a classifier
+    ("mtan", {}, 23_508_032 + 2 * 4_175_936 + 7_931_392 + 16_125_697 + 6_147),
+    ("mtan", {"classifier": False}, 23_508_032 + 4_175_936 + 7_931_392 + 16_125_697),
+    # ResNet, two decoders, exchange in both directions and the last level, likewise
+    ("densemtl", {}, 42_500_160 + 2 * (21_950_720 + 386_560) + 110_720 + 65 + 387),
+    ("mti_net", {}, 8_558_014 - 1_096),  # less the predictions of each scale
+    ("mtl_oca", {}, 32_624_774),  # none is published
+    # MONAI's network, and a classifier on 16 x 48, 48 x 16 and 8 x 32 channels
     ("swin_unetr", {}, 25_139_275 + 2_307),
     ("unetr", {}, 87_681_265 + 2_307),
     ("segresnet", {}, 6_299_073 + 771),

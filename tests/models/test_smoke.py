@@ -9,7 +9,28 @@ from mtlkit.testing import relative_error
 
 SCANS = {"num_classes": 3, "depths": (1, 1, 1, 1)}  # full width
 PAIR = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12), "clf_dim": 32}
-UNET = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12)}
+RESNET = {"encoder": "resnet18"}
+BASELINES = [
+    ("unet", RESNET | {"dim": 2}),
+    ("attention_unet", RESNET | {"dim": 2, "in_chans": 1}),
+    ("unet_plus_plus", RESNET | {"dim": 1}),
+    ("manet", RESNET | {"dim": 1}),
+    ("deeplabv3_plus", RESNET | {"dim": 16}),
+    ("fpn", RESNET | {"dim": 64}),
+    ("segformer", {"encoder": "mit_b0", "dim": 16}),
+    ("upernet", RESNET | {"dim": 16}),
+    ("swin_unetr", {"dim": 12, "in_chans": 1}),
+    ("unetr", {"dim": 2, "image_size": 64}),
+    ("segresnet", {"dim": 8, "num_classes": 2}),
+    ("transunet", {"depth": 1, "image_size": 64}),
+    ("swin_unet", {"depths": (1, 1, 1, 1)}),
+    ("missformer", {"dim": 4, "bridge_depth": 1}),
+    ("mtan", RESNET),
+    ("mtanet", {"encoder": "pvt_v2_b0", "dim": 8}),
+    ("mtl_oca", RESNET | {"decoder_dims": (16, 16, 8, 8)}),
+    ("mti_net", {"encoder": "hrnet_w18_small"}),
+    ("densemtl", RESNET | {"decoder_dims": (16, 16, 8, 8, 8)}),
+]
 CASES = [
     *((name, SCANS) for name in list_models() if name.startswith(("medmamba", "vmamba"))),
     ("vm_unet", {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1, 1), "dims": (32, 64, 128, 256), "in_chans": 1}),
@@ -39,12 +60,9 @@ CASES = [
     ("mammo_vssm", {"dims": (16, 32, 64, 128)}),
     ("mammo_resnet18", {}),
     ("mammo_resnet50", {}),
-    ("unet", UNET),
-    ("attention_unet", UNET | {"encoder": "tf_efficientnet_b0", "in_chans": 1}),
-    ("unet_plus_plus", {"dim": 4}),
-    ("swin_unetr", {"dim": 12, "in_chans": 1}),
-    ("unetr", {"dim": 2, "image_size": 64}),
-    ("segresnet", {"dim": 8, "num_classes": 2}),
+    ("unet", {"encoder": "tf_efficientnet_b0", "freeze_until": "blocks.1.1.bn2", "dim": 2, "classifier": False}),
+    ("transunet", {"depth": 1, "classifier": False}),
+    *BASELINES,
 ]
 COMPILED = [
     ("vm_unet", {"depths": (1, 1), "decoder_depths": (1, 1), "dims": (16, 32), "num_classes": 4}),
@@ -52,11 +70,6 @@ COMPILED = [
     ("btinet", PAIR | {"levels": (4,), "hmsf": False}),
     ("csa_moe", {"experts": ("image", "tumor")}),
     ("hybrid_vssm", {"mask_missing": True}),
-    ("attention_unet", UNET),
-    ("unet_plus_plus", {"dim": 4}),
-    ("swin_unetr", {"dim": 12}),
-    ("unetr", {"dim": 2, "image_size": 64}),
-    ("segresnet", {"dim": 8}),
 ]
 
 
@@ -67,14 +80,16 @@ def name_of(case) -> str:
 
 
 def network(case: tuple[str, dict]) -> nn.Module:
-    """In eval mode; no branch is closed by a BatchNorm that timm starts at 0, nor a narrow gate by its ReLU."""
+    """In eval mode; no branch is closed by a norm that timm starts at 0, nor a narrow gate by its ReLU."""
     name, options = case
     model = create_model(name, **options).eval()
     for part, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
         if part.endswith("fc1"):
             nn.init.ones_(module.bias)
+        if isinstance(getattr(module, "alpha", None), nn.Parameter):  # DenseMTL's attention begins closed
+            nn.init.ones_(module.alpha)
     return model
 
 
@@ -145,5 +160,17 @@ def test_compiles_whole(case):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         expected, got = logits_of(model(*given)), logits_of(compiled(*given))
+    for key, output in expected.items():
+        torch.testing.assert_close(got[key], output)
+
+
+@pytest.mark.parametrize("case", BASELINES, ids=name_of)
+def test_baselines_compile_and_export(case):
+    model = network(case)
+    given = inputs(model)
+    torch._dynamo.reset()
+    exported = torch.export.export(model, given).module()  # traces the graph whole, as fullgraph=True does
+    with torch.no_grad():
+        expected, got = logits_of(model(*given)), logits_of(exported(*given))
     for key, output in expected.items():
         torch.testing.assert_close(got[key], output)

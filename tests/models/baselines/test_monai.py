@@ -11,19 +11,16 @@ from torch import nn
 from mtlkit.models import MonaiBaseline, MonaiBaselineOptions, create_model
 
 SMALL = {
-    "unet_plus_plus": {"dim": 4},
     "swin_unetr": {"dim": 12},
     "unetr": {"dim": 1, "image_size": 64},
     "segresnet": {"dim": 8},
 }
 MONAI = {
-    "unet_plus_plus": lambda: nets.BasicUNetPlusPlus(2, 3, 1, (4, 8, 16, 32, 64, 4), True, norm="batch", bias=False),
     "swin_unetr": lambda: nets.SwinUNETR(in_channels=3, out_channels=1, feature_size=12, spatial_dims=2),
     "unetr": lambda: nets.UNETR(3, 1, img_size=64, feature_size=1, hidden_size=48, mlp_dim=192, spatial_dims=2),
     "segresnet": lambda: nets.SegResNet(2, 8, 3, 1),
 }
 COARSEST = {
-    "unet_plus_plus": lambda net: net.conv_4_0,
     "swin_unetr": lambda net: net.encoder10,
     "unetr": lambda net: net.vit.norm,
     "segresnet": lambda net: net.down_layers[-1],
@@ -37,7 +34,7 @@ def network(name: str, **options) -> MonaiBaseline:
 @pytest.mark.parametrize("name", SMALL)
 def test_same_as_monai(name):
     model, theirs = network(name), MONAI[name]().eval()
-    nn.init.normal_(model.cls_head[1].bias)
+    nn.init.normal_(model.cls_head[3].bias)
     for parameter in model.parameters():  # positions, biases and norms that start at 0 or 1 must count too
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     theirs.load_state_dict(model.net.state_dict())
@@ -45,14 +42,13 @@ def test_same_as_monai(name):
     COARSEST[name](theirs).register_forward_hook(lambda _, __, y: seen.append(y))
     with torch.no_grad():
         mask, out = theirs(images), model(images)
-    mask = sum(mask) / 4 if name == "unet_plus_plus" else mask
     torch.testing.assert_close(out.seg_logits, mask)
     (features,) = seen
     features = features.mean(1) if features.dim() == 3 else features.mean((2, 3))  # UNETR's are tokens
-    torch.testing.assert_close(out.cls_logits, model.cls_head[1](features))
+    torch.testing.assert_close(out.cls_logits, model.cls_head[3](features))
 
 
-@pytest.mark.parametrize(("name", "stride"), [("unet_plus_plus", 16), ("swin_unetr", 32), ("segresnet", 8)])
+@pytest.mark.parametrize(("name", "stride"), [("swin_unetr", 32), ("segresnet", 8)])
 def test_sizes_are_padded_and_cropped_back(name, stride):
     model = network(name)
     images, padded = torch.rand(1, 3, 65, 66), torch.zeros(1, 3, 64 + stride, 64 + stride)
@@ -63,9 +59,7 @@ def test_sizes_are_padded_and_cropped_back(name, stride):
     assert torch.equal(out.cls_logits, whole.cls_logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "smallest"), [("unet_plus_plus", 32), ("swin_unetr", 64), ("unetr", 32), ("segresnet", 16)]
-)
+@pytest.mark.parametrize(("name", "smallest"), [("swin_unetr", 64), ("unetr", 32), ("segresnet", 16)])
 def test_the_smallest_images(name, smallest):
     options = {"dim": SMALL[name]["dim"], "image_size": 32} if name == "unetr" else SMALL[name]
     model = create_model(name, **options)
@@ -102,7 +96,7 @@ def test_the_classifier_stands_on_the_encoder(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"net": "vnet"}, "net: expected one of 'unet_plus_plus', 'swin_unetr', 'unetr', 'segresnet', got 'vnet'"),
+        ({"net": "vnet"}, "net: expected one of 'swin_unetr', 'unetr', 'segresnet', got 'vnet'"),
         ({"net": "swin_unetr", "dim": 16}, "dim: expected a multiple of 12 for swin_unetr, got 16"),
         ({"net": "unetr", "dim": 0}, "dim: expected a multiple of 1 for unetr, got 0"),
         ({"net": "unetr", "image_size": 100}, "image_size: expected a multiple of 16 of at least 32, got 100"),

@@ -1,4 +1,4 @@
-"""What MBDI is compared with, from MONAI: U-Net++, Swin UNETR, UNETR and SegResNet, each with a classifier.
+"""Networks of MONAI to compare with: Swin UNETR, UNETR and SegResNet, each with a classifier.
 
 The networks are MONAI's, with MONAI's parameter names. They are run here layer by layer, so that one pass gives the
 mask and the coarsest features of the encoder, which the classifier stands on.
@@ -11,45 +11,36 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtlkit._check import check_probability
-from mtlkit.models._common import check_at_least_one, check_images, install_hint, pad_to_multiple
-from mtlkit.models.network import last_linear
-from mtlkit.models.pretrained import Pretrained
+from mtlkit.models._common import install_hint
+from mtlkit.models.baselines._base import Baseline, BaselineOptions, call
 from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)
-class MonaiBaselineOptions:
-    """Options of a network of MONAI with a classifier.
+class MonaiBaselineOptions(BaselineOptions):
+    """Options of a network of MONAI with a classifier: those of BaselineOptions, and three more.
 
     Attributes:
-        net: "unet_plus_plus", "swin_unetr", "unetr" or "segresnet".
-        num_classes: logits of the classifier.
-        in_chans: channels of the images.
-        dim: channels of the finest level, a multiple of 2, 12, 1 and 8 for the four; None is 32, 48, 16 and 32. UNETR's
+        net: "swin_unetr", "unetr" or "segresnet".
+        dim: channels of the finest level, a multiple of 12, 1 and 8 for the three; None is 48, 16 and 32. UNETR's
             tokens have 48 `dim` channels.
         image_size: height and width of the images of UNETR, which learns a vector for each position; a multiple of 16.
             The other networks take any size.
-        dropout: probability before the classifier.
 
     Example:
         >>> import mtlkit
-        >>> mtlkit.models.MonaiBaselineOptions("swin_unetr", num_classes=2).image_size
+        >>> mtlkit.models.MonaiBaselineOptions(net="swin_unetr", num_classes=2).image_size
         224
     """
 
-    net: str = "unet_plus_plus"
-    num_classes: int = 3
-    in_chans: int = 3
+    net: str = "swin_unetr"
     dim: int | None = None
     image_size: int = 224
-    dropout: float = 0.3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.net not in _PLANS:
             raise ValueError(f"net: expected one of {', '.join(map(repr, _PLANS))}, got {self.net!r}")
-        check_at_least_one(num_classes=self.num_classes, in_chans=self.in_chans)
-        check_probability(dropout=self.dropout)
         factor = _PLANS[self.net].dim_factor
         if self.dim is not None and (self.dim < 1 or self.dim % factor):
             raise ValueError(f"dim: expected a multiple of {factor} for {self.net}, got {self.dim}")
@@ -57,40 +48,7 @@ class MonaiBaselineOptions:
             raise ValueError(f"image_size: expected a multiple of 16 of at least 32, got {self.image_size}")
 
 
-class MonaiBaselineOutput(NamedTuple):
-    """What a network of MONAI with a classifier returns.
-
-    Example:
-        >>> import torch
-        >>> from mtlkit.models import MonaiBaselineOutput
-        >>> MonaiBaselineOutput(torch.zeros(1, 1, 8, 8), torch.zeros(1, 3)).cls_logits.softmax(1).sum()
-        tensor(1.)
-    """
-
-    seg_logits: Tensor  # (B, 1, H, W)
-    cls_logits: Tensor  # (B, num_classes)
-
-
 # --- MONAI's networks -------------------------------------------------------------------------------------------------
-
-
-def _make_unet_plus_plus(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
-    features = (dim, 2 * dim, 4 * dim, 8 * dim, 16 * dim, dim)
-    return nets.BasicUNetPlusPlus(2, o.in_chans, 1, features, deep_supervision=True, norm="batch", bias=False)
-
-
-def _run_unet_plus_plus(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    rows = []  # rows[i][j] is the node X^{i,j} of the paper, (B, C_i, H / 2^i, W / 2^i)
-    for i in range(5):
-        x = getattr(net, f"conv_{i}_0")(x)
-        rows.append([x])
-    masks = []
-    for j in range(1, 5):
-        for i in range(5 - j):
-            node = getattr(net, f"upcat_{i}_{j}")  # its own forward does not compile, for torch.jit.isinstance
-            rows[i].append(node.convs(torch.cat([*rows[i], node.upsample(rows[i + 1][-1])], 1)))
-        masks.append(getattr(net, f"final_conv_0_{j}")(rows[0][j]))
-    return torch.stack(masks).mean(0), x
 
 
 def _make_swin_unetr(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
@@ -145,7 +103,6 @@ class _Plan(NamedTuple):
 
 
 _PLANS = {
-    "unet_plus_plus": _Plan(_make_unet_plus_plus, _run_unet_plus_plus, 16, 32, 32, 2, 16),
     "swin_unetr": _Plan(_make_swin_unetr, _run_swin_unetr, 32, 64, 48, 12, 16),
     "unetr": _Plan(_make_unetr, _run_unetr, 16, 32, 16, 1, 48),
     "segresnet": _Plan(_make_segresnet, _run_segresnet, 8, 16, 32, 8, 8),
@@ -155,17 +112,15 @@ _PLANS = {
 # --- the network ------------------------------------------------------------------------------------------------------
 
 
-@register("unet_plus_plus", MonaiBaselineOptions("unet_plus_plus"))
-@register("swin_unetr", MonaiBaselineOptions("swin_unetr"))
-@register("unetr", MonaiBaselineOptions("unetr"))
-@register("segresnet", MonaiBaselineOptions("segresnet"))
-class MonaiBaseline(Pretrained):
+@register("swin_unetr", MonaiBaselineOptions(net="swin_unetr"))
+@register("unetr", MonaiBaselineOptions(net="unetr"))
+@register("segresnet", MonaiBaselineOptions(net="segresnet"))
+class MonaiBaseline(Baseline):
     """A segmentation network of MONAI with a classifier: images to the logits of a mask and of a class.
 
-    The classifier is a linear layer on the mean of the encoder's coarsest features. U-Net++ has BatchNorm, and its mask
-    is the mean of the logits of its four heads. Sizes that the stride (16 for U-Net++ and UNETR, 32 for Swin UNETR, 8
-    for SegResNet) does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped
-    back. `net` is MONAI's module.
+    The classifier is a linear layer on the mean of the encoder's coarsest features. Sizes that the stride (32 for Swin
+    UNETR, 16 for UNETR, 8 for SegResNet) does not divide are filled up with zeros at the bottom and on the right, and
+    the mask is cropped back. `net` is MONAI's module.
 
     Args:
         options: the network, and its sizes.
@@ -173,58 +128,45 @@ class MonaiBaseline(Pretrained):
         dtype: of the parameters.
 
     Shape:
-        Channels-first images (B, in_chans, H, W) in, H and W at least 32 (Swin UNETR 64, SegResNet 16; UNETR's are
-        `image_size` once filled up); MonaiBaselineOutput out.
+        Channels-first images (B, in_chans, H, W) in, H and W at least 64 (UNETR 32, SegResNet 16; UNETR's are
+        `image_size` once filled up); BaselineOutput out.
 
     Raises:
         ImportError: monai or einops is not installed.
         ValueError: options out of their range; images of another shape or too small.
         TypeError: images that are no floating-point tensor.
 
-    Source: Zhou et al., "UNet++" (2018); Hatamizadeh et al., "Swin UNETR" (2022) and "UNETR" (2022); Myronenko, "3D MRI
-    Brain Tumor Segmentation Using Autoencoder Regularization" (2018); code: MONAI.
+    Source: Hatamizadeh et al., "Swin UNETR" (2022) and "UNETR" (2022); Myronenko, "3D MRI Brain Tumor Segmentation
+    Using Autoencoder Regularization" (2018); code: MONAI.
 
     Example:
         >>> import torch, mtlkit
-        >>> model = mtlkit.models.create_model("unet_plus_plus", dim=4, num_classes=2).eval()
+        >>> model = mtlkit.models.create_model("segresnet", dim=8, num_classes=2).eval()
         >>> out = model(torch.rand(2, 3, 64, 70))
         >>> out.seg_logits.shape, out.cls_logits.shape
         (torch.Size([2, 1, 64, 70]), torch.Size([2, 2]))
     """
 
-    def __init__(
-        self,
-        options: MonaiBaselineOptions | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.options = o = options or MonaiBaselineOptions()
-        plan = _PLANS[o.net]
+    defaults = MonaiBaselineOptions()
+
+    def build(self) -> None:
+        """Makes MONAI's network and the classifier."""
+        o, plan = self.options, _PLANS[self.options.net]
         dim = o.dim or plan.dim
-        target = torch.get_default_device() if device is None else device
+        self.stride, self.smallest = plan.stride, plan.smallest
         with torch.device("cpu"):  # MONAI reads values of tensors while it builds, and the meta device has none
             self.net = plan.make(_monai_nets(), o, dim)
-            self.cls_head = nn.Sequential(nn.Dropout(o.dropout), nn.Linear(plan.width * dim, o.num_classes))
-        self.to(target, dtype)
+            self.cls_head = self.pooled_classifier(plan.width * dim)
 
-    @property
-    def last_layer(self) -> nn.Linear:
-        """The layer that classifies."""
-        return last_linear(self.cls_head)
-
-    def forward(self, images: Tensor) -> MonaiBaselineOutput:
-        """Logits: (B, in_chans, H, W) to MonaiBaselineOutput."""
-        o, plan = self.options, _PLANS[self.options.net]
-        check_images(images, o.in_chans, plan.smallest)
-        height, width = images.shape[2:]
-        x = pad_to_multiple(images, plan.stride)
-        if o.net == "unetr" and x.shape[2:] != (o.image_size, o.image_size):
+    def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The mask's logits, and those of the coarsest features."""
+        o = self.options
+        if o.net == "unetr" and images.shape[2:] != (o.image_size, o.image_size):
             raise ValueError(
                 f"images: expected H and W of {o.image_size}, the image_size of this unetr, got {tuple(images.shape)}"
             )
-        mask, coarsest = plan.run(self.net, x)  # (B, 1, H', W'), (B, C, H'/stride, W'/stride)
-        return MonaiBaselineOutput(mask[:, :, :height, :width], self.cls_head(coarsest.mean((2, 3))))
+        mask, coarsest = _PLANS[o.net].run(self.net, images)  # (B, 1, H, W), (B, C, H/stride, W/stride)
+        return mask, call(self.cls_head, coarsest)
 
 
 def _monai_nets() -> Any:
