@@ -476,3 +476,28 @@ GPU_DWCONV_SILU = replace(
     mixed={"x": torch.bfloat16},
 )
 GPU_OPERATORS = (GPU_SS2D, GPU_SELECTIVE_SCAN, GPU_NORM_GATE, GPU_DWCONV_SILU)
+
+# --- as Triton's interpreter meets them: in half a second a call of a scan --------------------------------------------
+
+
+def _tiny(operator: Operator, *cases: Any, **changes: Any) -> Operator:
+    return replace(operator, shapes=cases, small=cases[:1], **changes)
+
+
+INTERPRETED_OPERATORS = (
+    _tiny(GPU_SS2D, SS2DShape(1, 3, 2, 3, 2, 1)),
+    _tiny(
+        GPU_SELECTIVE_SCAN,
+        ScanCase(SelectiveScanShape(1, 3, 5, 2)),
+        ScanCase(SelectiveScanShape(1, 4, 3, 1, G=2)),
+        ScanCase(SelectiveScanShape(1, 2, 3, 3, G=0)),
+        options=tuple(
+            ScanCase(SelectiveScanShape(1, 2, 3, 2), without, constant, softplus)
+            for without, softplus in (((), True), (("D", "z", "delta_bias"), False))
+            for constant in ((), ("B",), ("C",), ("B", "C"))
+        ),
+    ),
+    _tiny(GPU_NORM_GATE, NormCase((5, 7)), NormCase((2, 3, 33)), *(NormCase((4, 9), absent) for absent in _ABSENT)),
+    _tiny(GPU_DWCONV_SILU, ConvCase((2, 3, 3, 4)), ConvCase((1, 17, 1, 2), bias=False)),
+    _tiny(TASK_INTERACTION, _level((2, 5, 3, 4), "alignment", True), _level((1, 2, 1, 3), "variance")),
+)
