@@ -11,7 +11,7 @@ from mtlkit import info
 from mtlkit._streams import READER_GONE, escape_unknown, reader_gone
 from mtlkit._text import printable
 from mtlkit.cli import ablate, bench, data, evaluate, predict, train
-from mtlkit.cli._outcomes import sentence, stopped, terminable
+from mtlkit.cli._outcomes import printable_warnings, sentence, stopped, terminable
 
 EPILOG = """\
 exit status:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return READER_GONE
         raise
     try:
-        with terminable():
+        with terminable(), printable_warnings():
             status = options.run(options)
         return READER_GONE if reader_gone() else status
     except (ImportError, ValueError, OSError, FloatingPointError) as error:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,3 +70,14 @@ def terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Inside, warnings, which may quote what stands in a file, do not control the terminal."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **more: printable(before(*given, **more), keep="\n")
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

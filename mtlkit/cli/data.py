@@ -21,7 +21,7 @@ layouts:
   ham10000    HAM10000_metadata.csv, HAM10000_images_*/, HAM10000_segmentations_*/
   brisc       classification_task/, segmentation_task/
   cmmd        CMMD/<patient>/**/*.dcm with the table of TOMPEI-CMMD or of CMMD
-  folder      images/<class>/, masks/<class>/, groups.csv (optional): for data of your own
+  folder      images/<class>/, masks/<class>/, groups.csv (optional; lists every image): for data of your own
 """
 CHECK_EXAMPLES = """\
 examples:

@@ -147,7 +147,7 @@ def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
         return image
 
 
-def _upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str]) -> np.ndarray:
+def upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str]) -> np.ndarray:
     """As `upright`, of numbers that are stored in the image."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -160,7 +160,7 @@ def _upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str])
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | None:
+def stored_numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | None:
     """The numbers of an image of more than 8 bits as they are stored, (H, W) or (H, W, 3); None for one of 8 bits."""
     if image.mode in WIDE:
         return np.asarray(image)
@@ -230,7 +230,7 @@ def _film_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] |
         extents = []
         for page in _pages(image):
             image.seek(page)
-            values = _numbers(image, path, page)
+            values = stored_numbers(image, path, page)
             if values is not None:
                 extents.append(extent(values))
         return joint(extents)
@@ -252,12 +252,12 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
     remarks: list[str] = []
     with opened(path, max_pixels) as image:
         pages = seek(image, path, frame, max_pixels)
-        values = _numbers(image, path, pages[frame or 0])
+        values = stored_numbers(image, path, pages[frame or 0])
         if values is None:
             image.load()
             pixels = np.asarray(upright(image, remarks).convert("RGB"))
         else:
-            values = _upright_numbers(values, image, remarks)
+            values = upright_numbers(values, image, remarks)
             pixels = _stretched(values, image, path, pages, remarks)
             pixels = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
     return Loaded(pixels, None, tuple(remarks))

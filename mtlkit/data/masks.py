@@ -17,7 +17,7 @@ from PIL import Image
 
 from mtlkit.data.dicom_file import is_dicom, open_dicom
 from mtlkit.data.dicom_pixels import choose_frame, decode
-from mtlkit.data.images import WIDE, opened, seek, upright
+from mtlkit.data.images import WIDE, opened, seek, stored_numbers, upright, upright_numbers
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Finding, Record
 from mtlkit.errors import DataError, MismatchError
@@ -98,14 +98,18 @@ def _dicom(path: Path, max_pixels: int) -> np.ndarray:
 
 def _picture(path: Path, max_pixels: int) -> np.ndarray:
     with opened(path, max_pixels) as image:
-        seek(image, path, None, max_pixels)
+        pages = seek(image, path, None, max_pixels)
+        deep = None if image.mode in WIDE else stored_numbers(image, path, pages[0])
         image.load()
         lossy = image.format in LOSSY
         whole = upright(image, [])
+        if deep is not None:  # colours of 16 bits, of which Pillow has the upper bytes alone
+            return _deep(upright_numbers(deep, image, []), whole, path)
         if whole.mode == "P":
             return _index(whole, path)
         if whole.mode in ("LA", "La", "RGBA", "RGBa", "PA"):
-            return _alpha(np.asarray(whole.convert("RGBA")), path, lossy=lossy)
+            pixels = np.asarray(whole.convert("RGBA"))
+            return _alpha(pixels[..., :3], pixels[..., 3], path, lossy=lossy)
         if whole.mode in ("1", "L", *WIDE):
             return _two_values(np.asarray(whole.convert("L") if whole.mode == "1" else whole), path, lossy=lossy)
         return _colours(np.asarray(whole.convert("RGB")), path, lossy=lossy)
@@ -124,9 +128,15 @@ def _index(image: Image.Image, path: Path) -> np.ndarray:
     return indices != 0
 
 
-def _alpha(pixels: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
+def _deep(colours: np.ndarray, whole: Image.Image, path: Path) -> np.ndarray:
+    """Of colours of 16 bits, (H, W, 3), or (H, W) for greys, and of the upper bytes of their transparency."""
+    colours = colours if colours.ndim == 3 else np.repeat(colours[..., None], 3, 2)
+    alpha = np.asarray(whole)[..., 3] if whole.mode == "RGBA" else np.full(colours.shape[:2], 255, np.uint8)
+    return _alpha(colours, alpha, path, lossy=False)
+
+
+def _alpha(colours: np.ndarray, alpha: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
     """Of transparency where it varies; else of the colours."""
-    colours, alpha = pixels[..., :3], pixels[..., 3]
     if (alpha == alpha.flat[0]).all():
         return _colours(colours, path, lossy=lossy)
     opaque = _two_values(alpha, path, lossy=lossy)

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
+from mtlkit._text import printable
 from mtlkit.data import LesionDataset
 from mtlkit.evaluation.analysis import BASELINE, FAILED_IOU
 from mtlkit.evaluation.bootstrap import Figure, confidence_bins
@@ -65,6 +66,11 @@ def _legend(ax: Axes, **options: Any) -> None:
     ax.legend(**({"frameon": False, "fontsize": 8.5, "labelcolor": INK} | options))
 
 
+def _shown(name: str) -> str:
+    """A name without control characters, and not hidden, as matplotlib hides those that begin with an underscore."""
+    return printable(f"\u200c{name}" if name.startswith("_") else name)
+
+
 def _grid(ax: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     ax.grid(axis=axis, color="#E3E3E3", linewidth=0.7)
 
@@ -96,8 +102,9 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
         ax.text(j, i, words, ha="center", va="center", fontsize=10, color=colour)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    ax.set_xticks(range(len(names)), names, rotation=30 if len(names) > 3 else 0)
-    ax.set_yticks(range(len(names)), names)
+    words = [_shown(name) for name in names]
+    ax.set_xticks(range(len(names)), words, rotation=30 if len(names) > 3 else 0)
+    ax.set_yticks(range(len(names)), words)
     _label(ax, "predicted", "true", title)
     return _png(canvas)
 
@@ -114,10 +121,10 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
             continue
         colour = COLOURS[k % len(COLOURS)]
         alarms, hits, _ = roc_curve(positive, scores, drop_intermediate=False)
-        roc.plot(alarms, hits, color=colour, lw=2, label=f"{names[k]}: {areas[k]}")
+        roc.plot(alarms, hits, color=colour, lw=2, label=f"{_shown(names[k])}: {areas[k]}")
         precision, recall, _ = precision_recall_curve(positive, scores)
         precision[-1] = precision[-2]  # where nothing is recalled: that of the highest score, not 1
-        pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=names[k])
+        pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=_shown(names[k]))
         pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
     roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
     _label(roc, "1 - specificity", "sensitivity", "ROC, with its area")
@@ -158,7 +165,7 @@ def draw_scores(predictions: Predictions) -> bytes:
     canvas, (ax,) = _canvas(3.6)
     values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
     colours = [COLOURS[k % len(COLOURS)] for k in shown]
-    words = [f"{names[k]} ({len(v)})" for k, v in zip(shown, values, strict=True)]
+    words = [f"{_shown(names[k])} ({len(v)})" for k, v in zip(shown, values, strict=True)]
     ax.hist(
         values, bins=np.linspace(0, 1, 21).tolist(), stacked=True, color=colours, label=words, edgecolor="white", lw=0.6
     )
@@ -202,8 +209,8 @@ def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
         label = predictions.labels["class"][row]
         told = names[predictions.predicted("class")[row]]
         told = told if label < 0 or names[label] == told else f"{told}, not {names[label]}"
-        ax.set_title(f"IoU {predictions.scores['iou'][row]:.2f}\n{told}", fontsize=9, color=INK)
-        ax.set_xlabel(_short(predictions.records[row].key), fontsize=7.5, color=FAINT)
+        ax.set_title(f"IoU {predictions.scores['iou'][row]:.2f}\n{_shown(told)}", fontsize=9, color=INK)
+        ax.set_xlabel(_short(_shown(predictions.records[row].key)), fontsize=7.5, color=FAINT)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
@@ -336,7 +343,7 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
             continue
         colour = COLOURS[k % len(COLOURS)] if (labels[here] >= 0).all() else FAINT
         right = here & ~wrong
-        ax.scatter(*place[right].T, s=26, color=colour, edgecolor="white", lw=0.5, label=name)
+        ax.scatter(*place[right].T, s=26, color=colour, edgecolor="white", lw=0.5, label=_shown(name))
         ax.scatter(*place[here & wrong].T, s=38, color=colour, marker="X", edgecolor=INK, lw=0.7)
     ax.set_xticks([])
     ax.set_yticks([])

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from mtlkit import errors
 from mtlkit.cli import main
-from mtlkit.cli._outcomes import sentence
+from mtlkit.cli._outcomes import printable_warnings, sentence
 
 MTLKIT = Path(sys.executable).with_name("mtlkit")
 
@@ -43,6 +44,23 @@ def phantoms(tmp_path_factory) -> Path:
 )
 def test_the_option_that_helps(error, words):
     assert sentence(error) == words
+
+
+def test_words_of_other_processes_are_those_of_the_error():
+    """As torch tells the error of a process that loads data: a traceback, with the words at its end."""
+    words = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\n"
+    error = errors.DataError(f"{words}mtlkit.errors.DataError: /a: b\n\x1b.png: cannot be read")
+    assert sentence(error) == r"/a: b\n\x1b.png: cannot be read"
+    assert sentence(ValueError("two\nlines\x1b")) == "two\nlines\\x1b"
+
+
+def test_warnings_do_not_control_the_terminal():
+    given = (UserWarning("Unknown encoding '\x1b[2J'"), UserWarning, "a.py", 1)
+    before = warnings.formatwarning(*given)
+    with printable_warnings():
+        text = warnings.formatwarning(*given)
+    assert text == before.replace("\x1b", r"\x1b") != before
+    assert warnings.formatwarning(*given) == before
 
 
 def test_the_library_names_no_option(root):

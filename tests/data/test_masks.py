@@ -280,3 +280,28 @@ def test_dicom_masks_of_dicom_images(own, write_dicom):
     assert not [finding for finding in check_dataset(own).findings if finding.level == "error"]
     records = [record for record in open_dataset(own).records if record.label == 0]
     assert [read_mask(record.masks, (40, 48)).sum() for record in records] == [100] * 6
+
+
+# --- colours of 16 bits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("value", [1, 255, 300, 65535])
+def test_masks_in_colours_of_16_bits(tmp_path, write_deep, suffix, value):
+    lesion = np.zeros((40, 48), np.uint16)
+    lesion[10:18, 10:22] = value
+    path = tmp_path / f"a.{suffix}"
+    for colours in (np.repeat(lesion[..., None], 3, 2), np.stack([lesion, 0 * lesion, 0 * lesion], -1)):
+        write_deep(path, colours)
+        assert np.array_equal(read_mask([path], (40, 48)), lesion > 0)
+        opaque = np.full((40, 48, 1), 65535, np.uint16)
+        write_deep(path, np.concatenate([colours, opaque], -1))
+        assert np.array_equal(read_mask([path], (40, 48)), lesion > 0)
+
+
+def test_transparency_of_16_bits(tmp_path, write_deep):
+    lesion = np.zeros((40, 48), np.uint16)
+    lesion[10:18, 10:22] = 65535
+    for colours in (np.full((40, 48, 3), 65535, np.uint16), np.full((40, 48, 1), 65535, np.uint16)):
+        write_deep(tmp_path / "a.png", np.concatenate([colours, lesion[..., None]], -1))
+        assert np.array_equal(read_mask([tmp_path / "a.png"], (40, 48)), lesion > 0)

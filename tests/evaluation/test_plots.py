@@ -91,3 +91,14 @@ def test_displacement_of_one_level():
 def test_nothing_is_left_to_pyplot():
     draw_confusion([[1, 0], [0, 1]], ("a", "b"), "")
     assert plt.get_fignums() == []
+
+
+def test_names_of_classes_are_text_and_in_the_legend(drawn):
+    names = ("_cyst", "a_b", "\x1b[31m\n")
+    labels = np.array([0, 1, 2, 0, 1, 2])
+    probabilities = np.eye(3)[labels] * 0.8 + 0.1
+    draw_curves(probabilities, labels, names, [Interval(0.5, 0.4, 0.6)] * 3)
+    draw_confusion(np.eye(3, dtype=int).tolist(), names, "")
+    legend = [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()]
+    ticks = [text.get_text() for text in drawn[1].axes[0].get_xticklabels()]
+    assert legend == ticks == ["\u200c_cyst", "a_b", r"\x1b[31m\n"]
