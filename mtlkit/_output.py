@@ -19,7 +19,9 @@ from typing import Any
 
 from mtlkit._claims import claimed
 from mtlkit._files import json_text
+from mtlkit._journal import Journal
 from mtlkit._owned import DRAFT, LIST, FileList, contents
+from mtlkit._torchrun import hear_main, tell_others
 from mtlkit.errors import DataError, ExistsError, OccupiedError
 
 CLAIM, NEW = ".mtlkit-claim", ".mtlkit-new"
@@ -62,7 +64,7 @@ class OutputFolder:
         """
         path = self.path / name
         draft = path.with_name(f"{DRAFT}-{zlib.crc32(os.fsencode(name)):08x}{path.suffix}")
-        with self._written():
+        with _in_words(self.shown / name):
             self.list.check_owned(name, self.shown)
             self.list.add_draft(draft.relative_to(self.path).as_posix())
             try:
@@ -81,7 +83,7 @@ class OutputFolder:
             DataError: one cannot be written.
         """
         draft = self.path / f"{DRAFT}-{name}"
-        with self._written():
+        with _in_words(self.shown / name):
             self.list.add_draft(draft.name)
             try:
                 shutil.rmtree(draft, ignore_errors=True)  # of a killed process
@@ -114,21 +116,33 @@ class OutputFolder:
     def nested(self, name: str) -> Path:
         """The path of a folder with a list of its own, to be written within this one."""
         if self.writes:
-            with self._written():
+            with _in_words(self.shown / name):
                 self.list.add_nested(name)
         return self.path / name
 
+    def journal(self, name: str) -> Journal:
+        """What is written as it comes, and removed before the folder is complete."""
+        draft = self.path / f"{DRAFT}-{name}"
+        with _in_words(self.shown / name):
+            self.list.add_draft(draft.name)
+        return Journal(draft, self.shown / draft.name)
+
+    def owns(self, name: str) -> bool:
+        """Whether there is a file of that name, as it was written."""
+        return self.list.present(name) is not None
+
     def remove(self, name: str) -> None:
         """Removes a file if it is owned."""
-        if self.list.present(name) is not None:
+        if self.owns(name):
             (self.path / name).unlink()
 
-    @contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(f"{self.shown}: cannot be written ({error.strerror or error})") from None
+    def check_room(self, size: int) -> None:
+        """Raises a DataError where the disk has no room for so many bytes."""
+        with _in_words(self.shown):
+            free = shutil.disk_usage(self.path).free
+        if free < size:
+            words = f"expected at least {size / 1e6:,.0f} MB of free disk for what is to be written"
+            raise DataError(f"{self.shown}: {words}, got {free / 1e6:,.0f} MB")
 
 
 @contextmanager
@@ -170,6 +184,7 @@ def resumable_folder(
     resume: bool = False,
     force: bool = False,
     main: bool = True,
+    resumes_at: str = "the last whole epoch",
 ) -> Iterator[OutputFolder]:
     """Gives a folder to fill that stays when the work is interrupted, to be continued.
 
@@ -182,6 +197,8 @@ def resumable_folder(
         resume: continues where there is a folder already.
         force: begins again where there is a folder already.
         main: False for those of several processes that only read.
+        resumes_at: where `resume` continues, in words. An error that leaves something to continue has them as its
+            attribute `resumable`.
 
     Raises:
         ValueError: `resume` and `force` are both given.
@@ -191,7 +208,7 @@ def resumable_folder(
         raise ValueError("resume, force: expected at most one of them, got both")
     folder, shown = Path(os.path.realpath(path)), Path(path)
     if not main:
-        root = folder / NEW if (folder / NEW / LIST).is_file() else folder
+        root = folder / NEW if hear_main((folder / NEW / LIST).is_file) else folder
         yield OutputFolder(shown, FileList(root), writes=False)
         return
     with _claimed(folder, shown, make=True):
@@ -203,6 +220,7 @@ def resumable_folder(
                 root = folder if old is None else folder / NEW
                 _clear(folder / NEW)
                 files = FileList.create(root, kind)
+        tell_others(files.folder != folder)
         output = OutputFolder(shown, files, replaces=folder if files.folder != folder and not resume else None)
         try:
             yield output
@@ -210,8 +228,8 @@ def resumable_folder(
             started = output.resumable or any((files.folder / name / LIST).exists() for name in files.nested)
             if fresh and not started:
                 _clear(files.folder)
-            elif isinstance(error, KeyboardInterrupt | SystemExit):
-                error.resumable = True  # pyright: ignore[reportAttributeAccessIssue] - the command line tells it
+            elif isinstance(error, KeyboardInterrupt | SystemExit) or output.resumable:
+                error.resumable = resumes_at  # pyright: ignore[reportAttributeAccessIssue] - the command line tells it
             raise
         with _in_words(shown):
             if files.folder != folder:

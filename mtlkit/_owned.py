@@ -67,7 +67,7 @@ class FileList:
                 found._take(json.loads(line))
                 if not found.kind:
                     raise ValueError("the first line names the kind")
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 words = f"line {number} is damaged, so that nothing here is replaced; name a new folder"
                 raise OccupiedError(f"{folder / LIST}: {words}") from None
         return found
@@ -174,6 +174,15 @@ class FileList:
         raise OccupiedError(f"{shown / name}: was not written by mtlkit; move it away")
 
 
+def kind_of(folder: Path) -> str:
+    """What a folder holds as its list says, as "a run"; "" where it has none."""
+    try:
+        with (folder / LIST).open("rb") as file:
+            return str(json.loads(file.readline(1000))["kind"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
 def _identity(path: Path) -> tuple[int, ...]:
     stat = path.lstat()
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -182,6 +191,6 @@ def _identity(path: Path) -> tuple[int, ...]:
 def _checked(name: Any) -> str:
     """A name that stays within its folder."""
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    if not path.parts or path.is_absolute() or ".." in path.parts or b"\0" in os.fsencode(path):
         raise ValueError(name)
     return name

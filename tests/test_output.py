@@ -78,7 +78,7 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)$"):
+    with pytest.raises(DataError, match=r"out/a: cannot be written \(No space left on device\)$"):
         write(tmp_path / "out", {"a": "x"})
     assert not list(tmp_path.iterdir())
 

@@ -38,8 +38,10 @@ def sentence(error: BaseException) -> str:
     words = printable(words, keep="" if isinstance(error, DataError) else "\n")
     if isinstance(error, ExistsError) and error.resumable:
         return f"{words}; --resume goes on with it, --force begins again"
-    hint = next((hint for kind, hint in HINTS.items() if isinstance(error, kind)), None)
-    return words if hint is None else f"{words}; {hint}"
+    hints = [hint for kind, hint in HINTS.items() if isinstance(error, kind)][:1]
+    if (place := getattr(error, "resumable", "")) and not isinstance(error, FloatingPointError):
+        hints.append(f"--resume goes on from {place}")
+    return "; ".join([words, ", ".join(hints)] if hints else [words])
 
 
 def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
@@ -51,8 +53,8 @@ def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
     status = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.code
     if status not in STOPPED:
         raise error
-    resumable = getattr(error, "resumable", False)
-    return STOPPED[status] + ("; --resume goes on from the last whole epoch" if resumable else ""), status
+    place = getattr(error, "resumable", "")
+    return STOPPED[status] + (f"; --resume goes on from {place}" if place else ""), status
 
 
 @contextmanager

@@ -24,6 +24,7 @@ examples:
   mtlkit predict runs/mbdi scan.dcm --out found                   one image
   mtlkit predict runs/btinet scans/ more/scan7.png --out found    all images of a folder, and one more
   mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that looks at a known lesion
+  mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: ends as if there had been none
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
 the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out)
@@ -31,8 +32,7 @@ the folder: predictions.csv, masks/, overlays/, predictions.json (which network,
 in predictions.csv area_mm2 is empty where a file does not say how large its pixels are; gates of BTI-Net are scores of
 failure: the higher, the likelier is the mask (gate_seg_*) or the class (gate_clf_*) to be wrong
 
-exit status: 0 predicted, 2 not predicted; one sentence on standard error says what and where. The folder is written
-whole or not at all.
+exit status: 0 predicted, 2 not predicted; one sentence on standard error says what and where
 """
 SHOWN = 20
 
@@ -55,7 +55,11 @@ def add_command(commands: Any) -> None:
     add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
     add_max_pixels(command)
-    add("--force", action="store_true", help="overwrite what an earlier prediction wrote there")
+    either = command.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true", help="go on with a prediction that was interrupted")
+    either.add_argument(
+        "--force", action="store_true", help="begin again; an earlier prediction stays until the new one has ended"
+    )
     command.set_defaults(run=run)
 
 
@@ -65,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.inference import predict
 
-    names = ("masks", "batch_size", "force", "skip_bad", "max_pixels")
+    names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["device"] = usable_device(options.device)
     with progress_bar("predicting") as progress:

@@ -9,15 +9,18 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from mtlkit._files import why_unreadable
+from mtlkit._owned import kind_of
 from mtlkit._text import composed
 from mtlkit.data import VIEWS, Exam, Record, count_frames, read_dicom_tags
 from mtlkit.data.dicom_file import is_dicom, is_unnamed
 from mtlkit.data.files import DICOM, PICTURES, check_folder, entries, files_below, image_stem, subfolders
 from mtlkit.data.names import Names, is_text
 from mtlkit.data.records import and_more
-from mtlkit.errors import DataError
+from mtlkit.errors import DataError, UnusableError
 
+KIND = "a prediction"  # of its folders
 MARK = "predictions.json"  # a folder with this file in it is one of predictions
+WRITTEN = (KIND, "an evaluation")  # folders with images that are results
 
 LONGEST = 255  # bytes of a file's name
 MASK = re.compile(r"_(mask|anno|segmentation|gt)(_\d+)?$", re.IGNORECASE)
@@ -40,10 +43,14 @@ class Problems:
     def __init__(self, *, skip: bool) -> None:
         self.skip, self.found = skip, list[str]()
 
+    def check(self, error: DataError) -> None:
+        """Raises the error, unless such are kept."""
+        if not self.skip:
+            raise UnusableError(error.text, path=error.path) if type(error) is DataError else error
+
     def add(self, error: DataError) -> None:
         """Raises the error, or keeps its words."""
-        if not self.skip:
-            raise error
+        self.check(error)
         if str(error) not in self.found:
             self.found.append(str(error))
 
@@ -63,12 +70,17 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in PICTURES or is_dicom(path)
 
 
+def _is_written(folder: Path) -> bool:
+    """Whether a folder holds results, not images."""
+    return (folder / MARK).is_file() or kind_of(folder) in WRITTEN
+
+
 def images_below(folder: Path, problems: "Problems") -> Iterator[Path]:
     """The image files of a folder and of those in it, in a fixed order; not what a prediction wrote.
 
     Links that lead nowhere, pipes and what cannot be read are problems where they are named as images, or might be.
     """
-    for path in files_below(folder, leave=lambda one: (one / MARK).is_file(), told=problems.add):
+    for path in files_below(folder, leave=_is_written, told=problems.add):
         why = why_unreadable(path)
         if why is not None and (path.suffix.lower() in (*PICTURES, *DICOM) or is_unnamed(path)):
             problems.add(DataError(why, path=path))
@@ -76,7 +88,8 @@ def images_below(folder: Path, problems: "Problems") -> Iterator[Path]:
             yield path
 
 
-def _check_exists(path: Path) -> None:
+def check_exists(path: Path) -> None:
+    """Raises a DataError where there is no such file or folder, or it can never be read."""
     if not path.exists() and not path.is_symlink():
         raise DataError(f"{path}: there is no such file or folder")
     if not path.is_dir() and (why := why_unreadable(path)) is not None:
@@ -105,7 +118,7 @@ def find_images(
     found: list[_Found] = []
     left_out = 0
     for path in inputs:
-        _check_exists(path)
+        check_exists(path)
         if path.is_file():
             if not is_image(path):
                 raise DataError(f"{path}: is no image; expected PNG, JPEG, BMP, TIFF or DICOM")
@@ -220,7 +233,7 @@ def find_exams(inputs: Sequence[Path], problems: Problems) -> tuple[list[Exam], 
     exams: list[Exam] = []
     seen: dict[str, Path] = {}
     for path in inputs:
-        _check_exists(path)
+        check_exists(path)
         if path.is_file():
             raise DataError(f"{path}: expected a folder with the views of an exam, found a file")
         check_folder(path)

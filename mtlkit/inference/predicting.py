@@ -2,12 +2,13 @@
 
     predictions.csv          a row for each image, frame or exam
     masks/ overlays/         PNG, in the sizes of the images, where the network draws masks or was given them
-    predictions.json         which network, and what was left out
+    predictions.json         which network and options, the rows with all digits, and what was left out; written last
 
-The folder is written whole or not at all.
+Masks and overlays are written as they come, the table at the end; a prediction that was interrupted is resumed where it
+was, and ends with the very same files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,16 @@ from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
 from mtlkit._files import csv_text
-from mtlkit._output import OutputFolder, new_folder
+from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import VIEWS, Exam, LesionDataset, Record, read_mask
+from mtlkit.data.files import check_folder
 from mtlkit.data.pixels import Loaded
 from mtlkit.errors import DataError, MasksNeededError
 from mtlkit.inference.drawing import draw_overlay
-from mtlkit.inference.inputs import MARK, Problems, find_exams, find_images
+from mtlkit.inference.inputs import KIND, MARK, Problems, check_exists, find_exams, find_images
+from mtlkit.inference.progress import Progress, digest_of_records, digest_of_weights, saved_prediction
 from mtlkit.training import SavedRun, load_run
+from mtlkit.training.saved_run import read_recipe
 
 __all__ = ["Predicted", "predict"]
 
@@ -57,13 +61,13 @@ class _Readable(Dataset):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any], Loaded | None] | DataError:
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any] | DataError, Loaded | None]:
         try:
             if isinstance(self.items, LesionDataset):
                 return index, *self.items.with_image(index)
             return index, self.items[index], None
         except DataError as error:
-            return error
+            return index, error, None
 
 
 def predict(
@@ -74,6 +78,7 @@ def predict(
     masks: str | Path | None = None,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
+    resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
     max_pixels: int | None = None,
@@ -93,15 +98,17 @@ def predict(
         batch_size: images at once; by default as in training. Only MBDI's gates, as published, look at the others of a
             batch.
         device: where the network runs; by default where it is, on the CPU if it was not loaded yet.
-        force: replaces what an earlier prediction wrote.
+        resume: goes on with a prediction that was interrupted, of the same network, inputs and options; one that has
+            ended is left as it is.
+        force: begins again where there is a prediction already, whose files stay until the new one has ended.
         skip_bad: leaves out what cannot be used, instead of raising.
         max_pixels: the most that a frame may have; by default as in the run's recipe.
         progress: told how many of how many images are done.
 
     Raises:
-        DataError: there is no such file, one cannot be read, nothing is left to predict, or the folder may not be
-            written.
-        ValueError: `batch_size` is below 1.
+        DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
+            or it holds a prediction of something else than what is to be resumed.
+        ValueError: `batch_size` is below 1, or `resume` and `force` are both given.
         FloatingPointError: the network's answer is no number.
 
     Example:
@@ -113,31 +120,48 @@ def predict(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
+    masks = None if masks is None else Path(masks)
+    if not isinstance(run, SavedRun):
+        read_recipe(check_folder(run))  # what is named wrongly is told before anything about the folder to write
+    for path in paths:
+        check_exists(path)
+    if masks is not None:
+        check_folder(masks)
     problems = Problems(skip=skip_bad)
-    with new_folder(out, "predictions", force=force) as draft:
+    with resumable_folder(out, KIND, resume=resume, force=force, resumes_at="the next image") as place:
         run = (run if isinstance(run, SavedRun) else load_run(run)).adjusted(max_pixels)
-        draft.check_inputs(run.folder, masks, *paths)
+        place.check_inputs(run.folder, masks, *paths)
         if device is not None:
             run.model.to(device)
-        records, remarks = _find(run, paths, None if masks is None else Path(masks), problems)
-        rows = list(_run(run, records, batch_size, draft, problems, progress)) if records else []
-        if not rows:
-            where = ", ".join(map(str, paths))
-            raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
-        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
-        draft.write_text("predictions.csv", csv_text(cells))
+        records, remarks = _find(run, paths, masks, problems)
+        d = run.config.data
+        batch_size = batch_size or d.eval_batch_size or d.batch_size
         about = {
             "mtlkit": mtlkit.__version__,
             "run": str(run.folder.resolve()),
             "network": run.config.model.name,
+            "weights": digest_of_weights(run.model),
+            "device": next(run.model.parameters()).device.type,
             "classes": {task: list(names) for task, names in run.tasks.items()},
             "inputs": [str(path.resolve()) for path in paths],
-            "masks": None if masks is None else str(Path(masks).resolve()),
-            "predicted": len(rows),
-            "skipped": problems.found,
-            "remarks": remarks,
+            "masks": None if masks is None else str(masks.resolve()),
+            "batch_size": batch_size,
+            "max_pixels": d.max_pixels,
+            "images": len(records),
+            "records": digest_of_records(records),
         }
-        draft.write_json(MARK, about)
+        if (ended := saved_prediction(place, about)) is not None:
+            return Predicted(*ended)
+        found = Progress(place, about, records, batch_size)
+        rows = _run(run, records, found, problems, progress)
+        if not rows:
+            where = ", ".join(map(str, paths))
+            raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
+        cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        place.write_text("predictions.csv", csv_text(cells))
+        values = {"predicted": len(rows), "skipped": problems.found, "remarks": remarks, "rows": rows}
+        place.write_json(MARK, about | values)
+        found.end()
     return Predicted(rows, problems.found, remarks)
 
 
@@ -161,31 +185,35 @@ def _find(
 def _run(
     run: SavedRun,
     records: Sequence[Record] | Sequence[Exam],
-    batch_size: int | None,
-    draft: OutputFolder,
+    found: Progress,
     problems: Problems,
     progress: Callable[[int, int], None] | None,
-) -> Iterator[dict[str, Any]]:
-    """Yields the rows, and writes masks and overlays on the way."""
+) -> list[dict[str, Any]]:
+    """The rows; each is written, with its mask and overlay, as soon as it is known."""
     d = run.config.data
-    batch_size = batch_size or d.eval_batch_size or d.batch_size
-    workers = d.workers if len(records) > 2 * batch_size else 0
-    done = 0
-    for batch in DataLoader(_Readable(run, records), batch_size, num_workers=workers, collate_fn=list):
+    workers = d.workers if len(records) > 2 * found.batch_size else 0
+    batches = found.left()
+    done = len(records) - sum(map(len, batches))
+    items = _Readable(run, records) if records else []
+    for batch in DataLoader(items, batch_sampler=batches, num_workers=workers, collate_fn=list):
         done += len(batch)
-        for error in batch:
-            if isinstance(error, DataError):
-                problems.add(error)
-        good = [entry for entry in batch if not isinstance(entry, DataError)]
+        for index, item, _ in batch:
+            if isinstance(item, DataError):
+                problems.check(item)
+                found.add_problem(index, str(item))
+        good = [(index, item, image) for index, item, image in batch if not isinstance(item, DataError)]
         if good:
-            found = run.predict(default_collate([item for _, item, _ in good]))
+            answers = run.predict(default_collate([item for _, item, _ in good]))
             for i, (index, _, image) in enumerate(good):
-                one = {name: value[i] for name, value in found.items()}
+                one = {name: value[i] for name, value in answers.items()}
                 if not all(value.isfinite().all() for value in one.values()):
                     raise FloatingPointError(f"{run.folder}: the network's answer to {records[index].key} is no number")
-                yield _row(run, records[index], one, image, draft)
+                if index not in found.rows:
+                    found.add_row(index, _row(run, records[index], one, image, found.place))
         if progress is not None:
             progress(done, len(records))
+    problems.found += [found.problems[index] for index in sorted(found.problems)]
+    return [found.rows[index] for index in sorted(found.rows)]
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

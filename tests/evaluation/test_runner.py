@@ -433,7 +433,7 @@ def test_full_disk_leaves_nothing(lesion, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)"):
+    with pytest.raises(DataError, match=r"out/images.csv: cannot be written \(No space left on device\)"):
         evaluate(lesion, None, tmp_path / "out", samples=0)
     assert list(tmp_path.iterdir()) == []
 

@@ -278,7 +278,7 @@ def test_nothing_is_overwritten(lesion, image, tmp_path):
     path = image("a.png")
     predict(lesion, path, tmp_path / "out")
     before = (tmp_path / "out/predictions.csv").read_text()
-    with pytest.raises(DataError, match=r"exists already$"):
+    with pytest.raises(DataError, match=r"there is a prediction already$"):
         predict(lesion, path, tmp_path / "out")
     assert predict(lesion, path, tmp_path / "out", force=True).rows
     assert (tmp_path / "out/predictions.csv").read_text() == before
@@ -295,7 +295,7 @@ def test_full_disk(lesion, image, tmp_path, monkeypatch):
 
     path = image("scans/a.png")
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match=r"out: cannot be written \(No space left on device\)"):
+    with pytest.raises(DataError, match=r"out/masks/a.png: cannot be written \(No space left on device\)"):
         predict(lesion, path, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["scans"]
 
