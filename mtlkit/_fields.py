@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from mtlkit._files import check_file
 from mtlkit._text import parse_json, shown
 from mtlkit.errors import DataError
 
@@ -23,6 +24,8 @@ def read_fields(path: str | Path, what: str = "is not as mtlkit writes it") -> "
         DataError: it cannot be read, is no JSON, or holds something else.
     """
     path = Path(path)
+    if path.exists():  # a pipe might be waited for
+        check_file(path)
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import stat
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,9 +59,15 @@ def check_new(path: str | Path, *, force: bool = False) -> None:
     try:
         if path.is_dir():
             raise DataError(f"{path}: expected a file, found a folder")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: expected a file, found a device or a pipe")
         if path.exists() and not force:
             raise ExistsError(f"{path}: the file exists already")
-    except OSError as error:  # its name is too long
+        place = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        with tempfile.TemporaryFile(dir=place) as trial:
+            trial.write(b"x")
+            trial.flush()
+    except OSError as error:  # its name is too long, or the disk is full
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 

@@ -23,9 +23,7 @@ def reader_gone() -> bool:
     except BrokenPipeError:
         gone = True
     if gone:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, output)
-        os.close(nowhere)
+        _to_nowhere(output)
     return gone
 
 
@@ -33,3 +31,21 @@ def escape_unknown() -> None:
     """From now on, characters that the encoding of standard output lacks are written as escapes, and raise nothing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def give_up_output() -> None:
+    """Lets what is left to be written to standard output go nowhere where it cannot be written, as to a full disk."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(output)
+
+
+def _to_nowhere(output: int) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)

@@ -69,6 +69,27 @@ def test_a_link_stays_a_link(tmp_path):
     assert json.loads((tmp_path / "elsewhere/b.json").read_text()) == [2]
 
 
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/full"])
+def test_devices_are_not_replaced(path):
+    with pytest.raises(DataError, match=f"^{path}: expected a file, found a device or a pipe$"):
+        check_new(path, force=True)
+
+
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path):
+    check_new(tmp_path / "deep/a.json")
+    assert names(tmp_path) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match=r"file/a.json: cannot be written \(Not a directory\)$"):
+        check_new(tmp_path / "file/a.json")
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_place_is_told_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(DataError, match=r"a.json: cannot be written \(Permission denied\)$"):
+        check_new(tmp_path / "deep/a.json")
+
+
 @pytest.mark.parametrize("length", [250, 255])
 def test_long_names_need_no_room_for_drafts(tmp_path, length):
     write_json(tmp_path / ("x" * length), [1])

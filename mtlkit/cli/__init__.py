@@ -1,6 +1,7 @@
 """The command `mtlkit`."""
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from typing import Any, NoReturn
 
 import mtlkit
 from mtlkit import info
-from mtlkit._streams import READER_GONE, escape_unknown, reader_gone
+from mtlkit._extras import check_installed
+from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_gone
 from mtlkit._text import printable
 from mtlkit.cli import ablate, bench, data, evaluate, predict, train
-from mtlkit.cli._outcomes import printable_warnings, sentence, stopped, terminable
+from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 
 EPILOG = """\
 exit status:
@@ -52,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--debug", action="store_true", help="show where in the code an error was raised")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = commands.add_parser("info", help="what is active on this machine, what is not, and why")
-    command.set_defaults(run=lambda _: info.main())
+    command.set_defaults(run=lambda _: info.main(), command="info")
     data.add_commands(commands)
     train.add_command(commands)
     ablate.add_command(commands)
@@ -77,22 +79,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mtlkit ...
     """
     escape_unknown()
+    options = argparse.Namespace(debug=False)
     try:
-        options = parser().parse_args(arguments)
-    except SystemExit:
-        if reader_gone():
-            return READER_GONE
-        raise
-    try:
+        try:
+            options = parser().parse_args(arguments)
+        except SystemExit:
+            if reader_gone():
+                return READER_GONE
+            raise
         with terminable(), printable_warnings():
+            if needs := getattr(options, "needs", None):
+                check_installed(f"`mtlkit {options.command}`", *needs)
             status = options.run(options)
         return READER_GONE if reader_gone() else status
-    except (ImportError, ValueError, OSError, FloatingPointError) as error:
+    except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_gone():
             return READER_GONE
-        raised, words, status = error, sentence(error), 2
+        if not is_foreseen(error):
+            raise
+        raised, words, status = error, sentence(error, getattr(options, "memory", "")), 2
     except (KeyboardInterrupt, SystemExit) as error:
         raised, (words, status) = error, stopped(error)
+    give_up_output()
+    if isinstance(raised, OSError) and raised.filename is None and raised.errno in (errno.ENOSPC, errno.EDQUOT):
+        words = f"standard output: {words}"  # errors of files name them
     if options.debug:
         traceback.print_exception(raised)
     print(f"mtlkit: {words}", file=sys.stderr)  # noqa: T201 - the command's own voice

@@ -2,6 +2,9 @@
 
 import argparse
 
+LESS_AT_ONCE = "lower --batch-size, or --max-pixels where an image is too large"
+FEWER_PIXELS = "lower --max-pixels, which refuses large images"
+
 
 def add_max_pixels(command: argparse.ArgumentParser) -> None:
     """Adds --max-pixels."""

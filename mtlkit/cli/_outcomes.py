@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mtlkit._extras import missing_words
+from mtlkit._memory import loader_killed, out_of_memory
 from mtlkit._text import printable
 from mtlkit.errors import (
     CheckpointError,
@@ -25,16 +27,37 @@ HINTS = {
     MasksNeededError: "--masks names it",
     TooLargeError: "--max-pixels raises the limit",
 }
+GPU = ("CUDA", "CUDNN", "CUBLAS", "HIP")
 STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated"}
 
 
-def sentence(error: BaseException) -> str:
-    """The words of an error, and the option that helps."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"needs {error.name}, which is not installed: pip install 'mtlkit[train]'"
-    words = str(error).strip()
+def is_foreseen(error: Exception) -> bool:
+    """Whether an error is of what a user can cause; others are mistakes in the code, and keep their traceback."""
+    kinds = (ImportError, ValueError, OSError, FloatingPointError)
+    return isinstance(error, kinds) or out_of_memory(error) or loader_killed(error)
+
+
+def sentence(error: BaseException, memory: str = "") -> str:
+    """The words of an error, and the option that helps.
+
+    Args:
+        error: what ended the command.
+        memory: what to do where there is not enough memory.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return missing_words(error.name)
+    words = str(error).strip() or type(error).__name__
     if "Original Traceback" in words:  # from a process that loads data: a traceback, with the words at its end
         words = words.rpartition(f"{type(error).__name__}: ")[2]
+    if loader_killed(error):
+        return "; ".join(filter(None, ("out of memory, so that the system ended a process that reads images", memory)))
+    if out_of_memory(error) and not isinstance(error, DataError):
+        if "not enough memory" not in words:
+            words = "out of memory on the GPU" if any(name in str(error) for name in GPU) else "out of memory"
+        return printable("; ".join(filter(None, (words, memory))))
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        words = ": ".join([" and ".join(names), error.strerror] if names else [error.strerror])
     words = printable(words, keep="" if isinstance(error, DataError) else "\n")
     if isinstance(error, ExistsError) and error.resumable:
         return f"{words}; --resume goes on with it, --force begins again"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlkit.cli._limits import add_max_pixels
+from mtlkit.cli.train import MEMORY, changes_of, training_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,7 +69,7 @@ def add_command(commands: Any) -> None:
     either.add_argument(
         "--force", action="store_true", help="begin again; an earlier table stays until the new one is complete"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="ablate", needs=("train",), memory=MEMORY)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -92,7 +93,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(console: "Console", options: argparse.Namespace) -> int:
     from mtlkit._output import check_outside
-    from mtlkit.cli.train import changes_of, training_options
     from mtlkit.training import ablate, load_ablation
     from mtlkit.training.ablation_table import show
     from mtlkit.training.config import named_recipe
@@ -127,7 +127,6 @@ def _tables() -> tuple[list[str], list[list[str]]]:
 
 def _tell(console: "Console", options: argparse.Namespace) -> int:
     """What the rows cost, or how long they train here."""
-    from mtlkit.cli.train import changes_of
     from mtlkit.training import count_table, load_ablation
     from mtlkit.training.ablation_table import cost_rows
     from mtlkit.training.config import named_recipe

@@ -6,6 +6,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mtlkit._extras import TIMING
+
 DESCRIPTION = """\
 Times mtlkit's operators and a network on this machine, beside mtlkit's own vectorised PyTorch (the `torch` backend),
 which is what would run without kernels. Each result is checked against a reference in float64 before it is timed; the
@@ -39,7 +41,7 @@ def add_command(commands: Any) -> None:
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda, ...; default cpu")
     add("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
     add("--force", action="store_true", help="overwrite that file")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="bench", needs=("train", TIMING), memory="take --quick")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlkit.cli._limits import add_max_pixels
+from mtlkit._extras import READING
+from mtlkit.cli._limits import FEWER_PIXELS, add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def add_commands(commands: Any) -> None:
     check.add_argument("--all", action="store_true", help="list every finding, not only the first of each kind")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file, too")
     check.add_argument("--force", action="store_true", help="overwrite that file")
-    check.set_defaults(run=run_check)
+    needs = ("train", READING)
+    check.set_defaults(run=run_check, command="data check", needs=needs, memory=FEWER_PIXELS)
 
     synthesize = actions.add_parser(
         "synthesize", help="write phantoms", description=SYNTHESIZE, epilog=SYNTHESIZE_EXAMPLES, **style
@@ -77,7 +79,7 @@ def add_commands(commands: Any) -> None:
     synthesize.add_argument("--size", type=int, metavar="PIXELS", help="height of the images; default 256, or 512")
     synthesize.add_argument("--seed", type=int, default=0, help="the same seed writes the same files; default 0")
     synthesize.add_argument("--force", action="store_true", help="overwrite what an earlier run wrote there")
-    synthesize.set_defaults(run=run_synthesize)
+    synthesize.set_defaults(run=run_synthesize, command="data synthesize", needs=needs, memory="lower --size")
 
 
 def _names(text: str) -> tuple[str, ...]:

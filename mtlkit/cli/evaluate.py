@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtlkit.cli._limits import add_max_pixels
+from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
@@ -62,7 +62,7 @@ def add_command(commands: Any) -> None:
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
     add_max_pixels(command)
     add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtlkit.cli._limits import add_max_pixels
+from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
 from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_command(commands: Any) -> None:
     either.add_argument(
         "--force", action="store_true", help="begin again; an earlier prediction stays until the new one has ended"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="predict", needs=("train",), memory=LESS_AT_ONCE)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ result.json
 
 exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
 """
+MEMORY = "lower data.batch_size or data.size, as with --set data.batch_size=4, or data.workers, or set data.cache=false"
 
 
 def add_command(commands: Any) -> None:
@@ -64,7 +65,7 @@ def add_command(commands: Any) -> None:
         "--force", action="store_true", help="begin again; an earlier run stays until the new one has ended"
     )
     add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="train", needs=("train",), memory=MEMORY)
 
 
 def parse_changes(settings: list[str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class _Augmented(Dataset):
         records: Sequence[Any],
         size: int,
         augment: str,
+        copies: int,
         seed: int,
         normalize: bool,
         cache: bool,
@@ -43,10 +44,26 @@ class _Augmented(Dataset):
             raise ValueError("records: expected at least one, got none")
         if size < 1:
             raise ValueError(f"size: expected at least 1 pixel, got {size!r}")
+        if copies < 0:
+            raise ValueError(f"copies: expected at least 0, got {copies!r}")
+        self.copies = copies
         self.records, self.size, self.seed, self.max_pixels = tuple(records), size, seed, max_pixels
         self._augment, self._prepare = augmentation(augment), preparation(normalize=normalize)
         self._cache: dict[int, Any] | None = {} if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that already run
+
+    def __len__(self) -> int:
+        return len(self.records) * (1 + self.copies)
+
+    def _number(self, index: int) -> int:
+        """That of the record of an item."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        return index // (1 + self.copies)
+
+    def _is_augmented(self, index: int) -> bool:
+        """Whether an item is a copy, or there are no copies."""
+        return self.copies == 0 or index % (1 + self.copies) > 0
 
     def set_epoch(self, epoch: int) -> None:
         """Draws again: each epoch has its own augmentations."""
@@ -118,13 +135,7 @@ class LesionDataset(_Augmented):
         cache: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(records, size, augment, seed, normalize, cache, max_pixels)
-        if copies < 0:
-            raise ValueError(f"copies: expected at least 0, got {copies!r}")
-        self.copies = copies
-
-    def __len__(self) -> int:
-        return len(self.records) * (1 + self.copies)
+        super().__init__(records, size, augment, copies, seed, normalize, cache, max_pixels)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         return self._resized(index, self._load(index))
@@ -146,21 +157,18 @@ class LesionDataset(_Augmented):
         return TF.resize(image, size, antialias=True), outline
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        return self._item(index, *self._decoded(index // (1 + self.copies)))
+        return self._item(index, *self._decoded(self._number(index)))
 
     def with_image(self, index: int) -> tuple[dict[str, Any], Loaded]:
         """An item and the image, in its own size, that it is made of; the file is read once."""
-        number = index // (1 + self.copies)
+        number = self._number(index)
         loaded = self._load(number)
         return self._item(index, *self._resized(number, loaded)), loaded
 
     def _item(self, index: int, pixels: Tensor, outline: Tensor) -> dict[str, Any]:
-        number, copy = divmod(index, 1 + self.copies)
-        record = self.records[number]
+        record = self.records[self._number(index)]
         image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(outline)
-        if copy > 0 or self.copies == 0:
+        if self._is_augmented(index):
             with self._draw(index):
                 image, mask = self._augment(image, mask)
         return {
@@ -179,6 +187,8 @@ class MammographyDataset(_Augmented):
         records: exams of a catalogue, as `catalogue.subset(split.train).records`.
         size: pixels a side; the paper takes 512.
         augment: one of `AUGMENTATIONS`; each view is augmented by itself.
+        copies: how often each exam comes again, augmented, besides once as it is. With 0 every exam comes once,
+            augmented.
         seed: of the augmentations.
         normalize: to ImageNet's mean and spread; see `preparation`.
         cache: keeps the resized views, a byte a pixel, in the memory of each worker.
@@ -206,16 +216,14 @@ class MammographyDataset(_Augmented):
         records: Sequence[Exam],
         size: int = 512,
         augment: str = "none",
+        copies: int = 0,
         seed: int = 0,
         *,
         normalize: bool = True,
         cache: bool = False,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        super().__init__(records, size, augment, seed, normalize, cache, max_pixels)
-
-    def __len__(self) -> int:
-        return len(self.records)
+        super().__init__(records, size, augment, copies, seed, normalize, cache, max_pixels)
 
     def _read(self, index: int) -> list[Tensor | None]:
         """The views, each (1, size, size), uint8."""
@@ -230,14 +238,14 @@ class MammographyDataset(_Augmented):
         return views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        exam = self.records[index]
+        number = self._number(index)
+        exam = self.records[number]
         views = torch.zeros(len(VIEWS), 3, self.size, self.size)
         with self._draw(index):
-            for i, pixels in enumerate(self._decoded(index)):
+            for i, pixels in enumerate(self._decoded(number)):
                 if pixels is not None:
-                    views[i] = self._prepare(self._augment(tv_tensors.Image(pixels.expand(3, -1, -1))))
+                    image = tv_tensors.Image(pixels.expand(3, -1, -1))
+                    views[i] = self._prepare(self._augment(image) if self._is_augmented(index) else image)
         return {
             "views": views,
             "present": torch.tensor([path is not None for path in exam.views]),

@@ -16,6 +16,7 @@ from mtlkit.data.pixels import MAX_PIXELS
 
 __all__ = ["DicomTags", "read_dicom", "read_dicom_tags", "read_pixel_spacing"]
 
+LARGEST = 1e6  # mm; what is beyond is no size of a pixel
 TISSUE, CENTIMETRES = 1, 3  # of an ultrasound region: its kind, two-dimensional, and its units
 VIEW_CODES = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO"}
 
@@ -106,7 +107,7 @@ def pixel_spacing(tags: Tags) -> tuple[float, float] | None:
     if len(spacing) != 2:
         return None
     rows, columns = (value / magnification for value in spacing)
-    return (rows, columns) if min(rows, columns) > 0 else None
+    return (rows, columns) if min(rows, columns) > 0 and max(rows, columns) < LARGEST else None
 
 
 def _pair(tags: Tags, item: Any, rows: str, columns: str) -> tuple[float | None, float | None]:

@@ -243,7 +243,7 @@ def open_dicom(path: Path, *, pixels: bool = False, max_pixels: int = MAX_PIXELS
             return _open(path, file, pixels=pixels, max_pixels=max_pixels)
     except FileNotFoundError:
         raise DataError("there is no such file", path=path) from None
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except RecursionError:
         raise DataError("cannot be read as DICOM (its sequences are nested too deeply)", path=path) from None

@@ -100,8 +100,8 @@ def rendering(path: Path) -> Iterator[None]:
             yield
     except DataError:
         raise
-    except MemoryError:
-        raise DataError("there is not enough memory to decode its pixels", path=path) from None
+    except MemoryError:  # no fault of the file, which is not to be left out for it
+        raise MemoryError(f"{path}: there is not enough memory to decode its pixels") from None
     except Exception as error:
         raise DataError(f"its pixels cannot be decoded ({first_line(error)})", path=path) from None
 
@@ -134,8 +134,12 @@ def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
     from pydicom.pixels import apply_color_lut
 
     if _is_palette(tags):
-        count, first = (int(n) for n in tags.dataset.RedPaletteColorLookupTableDescriptor[:2])
-        every = np.arange(first, first + (count or 2**16))
+        descriptor = _descriptor(tags, "RedPaletteColorLookupTableDescriptor")
+        if descriptor is None:
+            text = "RedPaletteColorLookupTableDescriptor: expected count, first value and depth of its palette"
+            raise DataError(text, path=tags.path)
+        count, first, _ = descriptor
+        every = np.arange(first, first + count)
         palette = apply_color_lut(every, tags.dataset)[..., :3]
         scale = choose_scale(extent(palette), palette.dtype, palette.dtype.itemsize * 8)
         return render(palette, scale)[(stored.astype(np.int64) - first).clip(0, len(every) - 1)]
@@ -282,14 +286,24 @@ def _lut(tags: Tags, name: str, index: int) -> Any:
     """The first item of a sequence of LUTs that can be used."""
     group = functional_group(tags, "FrameVOILUTSequence", index) if name.startswith("VOI") else None
     for item in tags.items(name, group):
-        descriptor, data = tags.numbers("LUTDescriptor", item), tags.get("LUTData", item)
-        if len(descriptor) == 3 and descriptor[2] in DEPTHS and data is not None:
-            count = int(descriptor[0]) or 2**16
+        descriptor, data = _descriptor(tags, "LUTDescriptor", item), tags.get("LUTData", item)
+        if descriptor is not None and data is not None:
             have = len(data) // 2 if isinstance(data, bytes) else len(np.atleast_1d(data))
-            if have >= count:
+            if have >= descriptor[0]:
                 return item
         tags.drop(name, "without a table")
     return None
+
+
+def _descriptor(tags: Tags, name: str, item: Any = None) -> tuple[int, int, int] | None:
+    """How many entries a table has, for which number the first is, and their depth; None where it does not say."""
+    numbers = tags.numbers(name, item)
+    if len(numbers) != 3 or any(number != int(number) for number in numbers):
+        return None
+    count, first, depth = map(int, numbers)
+    if not 0 <= count < 2**16 or abs(first) >= 2**16 or depth not in DEPTHS:
+        return None
+    return count or 2**16, first, depth
 
 
 def _apply_lut(values: np.ndarray, item: Any, tags: Tags) -> np.ndarray:
@@ -297,11 +311,13 @@ def _apply_lut(values: np.ndarray, item: Any, tags: Tags) -> np.ndarray:
     from pydicom import Dataset
     from pydicom.pixels import apply_voi
 
-    count, first, _ = (int(n) for n in tags.numbers("LUTDescriptor", item))
+    descriptor = _descriptor(tags, "LUTDescriptor", item)
+    assert descriptor is not None  # it was looked at when the table was chosen
+    count, first, _ = descriptor
     dataset = Dataset()
     dataset.VOILUTSequence = [item]
     dataset.file_meta = tags.dataset.file_meta
-    return apply_voi(np.rint(values).clip(first, first + (count or 2**16) - 1).astype(np.int64), dataset)
+    return apply_voi(np.rint(values).clip(first, first + count - 1).astype(np.int64), dataset)
 
 
 def _windows(tags: Tags, index: int) -> list[Window]:

@@ -156,7 +156,7 @@ def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
         rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
         return [[csv_value(cell.strip()) for cell in row] for row in rows]
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: the table cannot be read ({error})") from None

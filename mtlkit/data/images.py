@@ -55,8 +55,8 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise DataError("there is no such file", path=path) from None
-    except MemoryError:
-        raise DataError("there is not enough memory to read it", path=path) from None
+    except MemoryError:  # no fault of the file, which is not to be left out for it
+        raise MemoryError(f"{path}: there is not enough memory to read it") from None
     except UnidentifiedImageError:
         raise DataError("cannot be read as an image (it is none of a known format)", path=path) from None
     except Exception as error:  # Pillow raises many kinds on damaged files

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mtlkit._fields import Fields
 from mtlkit._files import check_file, write_json
 from mtlkit._text import composed, parse_json, shown
 from mtlkit.data.names import Names
@@ -144,17 +145,20 @@ def read_split(path: str | Path) -> Split:
     Raises:
         DataError: the file cannot be read, or is no split.
     """
-    if Path(path).exists():  # a pipe might be waited for
-        check_file(Path(path))
+    path, what = Path(path), "is no list of the parts train, val and test"
+    if path.exists():  # a pipe might be waited for
+        check_file(path)
     try:
-        values = parse_json(Path(path).read_text(encoding="utf-8"))
-        parts = [tuple(composed(str(key)) for key in values[part]) for part in PARTS]
-        unused = tuple(composed(str(key)) for key in values.get("unused", ()))
-        return Split(*parts, seed=values.get("seed"), unused=unused)
+        values = Fields(path, parse_json(path.read_text(encoding="utf-8")), what)
     except OSError as error:
-        raise DataError(f"{path}: the split cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{path}: is no list of the parts train, val and test") from None
+        raise DataError(f"the split cannot be read ({error.strerror})", path=path) from None
+    except DataError:
+        raise
+    except ValueError:
+        raise DataError(what, path=path) from None
+    parts = [tuple(map(composed, values.texts(part))) for part in PARTS]
+    unused = tuple(map(composed, values.texts("unused", ())))
+    return Split(*parts, seed=values.integer("seed", None), unused=unused)
 
 
 def load_split(path: str | Path, catalogue: Catalogue) -> Split:

@@ -256,13 +256,15 @@ def epoch_gates(folder: Path) -> list[dict[str, list[float]]]:
     """The mean gates of each validation epoch, by name, for each stage of a run that logged them."""
     stages = []
     for path in sorted(folder.glob("stage*/metrics.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        names = [name for name in (rows[0] if rows else ()) if name.startswith("val/gate_")]
         try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            names = [name for name in (rows[0] if rows else ()) if name and name.startswith("val/gate_")]
             columns = {name.removeprefix("val/gate_"): [float(row[name]) for row in rows] for name in names}
-        except (TypeError, ValueError):
+        except (csv.Error, OSError, TypeError, ValueError):
             columns = {}  # a table that somebody has changed has no curve
+        if any(math.isinf(value) for values in columns.values() for value in values):
+            columns = {}
         if columns:
             stages.append(columns)
     return stages

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 import mtlkit
+from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, plain
 from mtlkit._output import new_folder
 from mtlkit.data import Catalogue, Exam, Record
+from mtlkit.data.files import check_folder
 from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
@@ -25,6 +27,7 @@ from mtlkit.evaluation.plots import draw_all
 from mtlkit.evaluation.predictions import Predictions, predict_records
 from mtlkit.evaluation.report import write_report
 from mtlkit.training import SavedRun, load_run
+from mtlkit.training.saved_run import read_recipe
 
 __all__ = ["PARTS", "evaluate"]
 
@@ -94,6 +97,11 @@ def evaluate(
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
+    check_installed("the evaluation")
+    if not isinstance(run, SavedRun):
+        read_recipe(check_folder(run))  # what is named wrongly is told before anything about the folder to write
+    if data is not None:
+        check_folder(data)
     with new_folder(out, KIND, force=force) as draft:
         run = run if isinstance(run, SavedRun) else load_run(run, device=device)
         draft.check_inputs(run.folder, run.data if data is None else data)

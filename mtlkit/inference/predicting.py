@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
+from mtlkit._extras import check_installed
 from mtlkit._files import csv_text
 from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import VIEWS, Exam, LesionDataset, Record, read_mask
@@ -119,6 +120,7 @@ def predict(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    check_installed("prediction")
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     masks = None if masks is None else Path(masks)
     if not isinstance(run, SavedRun):
@@ -153,7 +155,7 @@ def predict(
         if (ended := saved_prediction(place, about)) is not None:
             return Predicted(*ended)
         found = Progress(place, about, records, batch_size)
-        rows = _run(run, records, found, problems, progress)
+        rows = _run(run, records, found, problems, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
@@ -194,8 +196,7 @@ def _run(
     workers = d.workers if len(records) > 2 * found.batch_size else 0
     batches = found.left()
     done = len(records) - sum(map(len, batches))
-    items = _Readable(run, records) if records else []
-    for batch in DataLoader(items, batch_sampler=batches, num_workers=workers, collate_fn=list):
+    for batch in DataLoader(_Readable(run, records), batch_sampler=batches, num_workers=workers, collate_fn=list):
         done += len(batch)
         for index, item, _ in batch:
             if isinstance(item, DataError):

@@ -43,7 +43,7 @@ from mtlkit.models import Costs, count_costs
 from mtlkit.training.ablation_table import COSTS, Trained, write_table
 from mtlkit.training.config import Config, RecipeError, beside, did_you_mean, load_config, read_yaml
 from mtlkit.training.modules import TrainingModule, check_recipe, create_network
-from mtlkit.training.run import is_main, repeat
+from mtlkit.training.run import check_sources, is_main, repeat
 from mtlkit.training.saved_run import RESULT, read_figures
 
 __all__ = ["Ablation", "AblationRow", "ablate", "count_table", "list_ablations", "load_ablation"]
@@ -291,6 +291,8 @@ def ablate(
         raise ValueError(f"data: expected a folder, got {PHANTOMS!r}, which only a rehearsal draws")
     if rehearse and resume:
         raise ValueError("rehearse: expected False with resume, as a rehearsal begins again, got True")
+    if not resume and not rehearse:
+        check_sources(data, options.get("split"))
     source = None if isinstance(table, Ablation) else table
     table = table if isinstance(table, Ablation) else load_ablation(table)
     if rehearse:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: tensors and plain values, which no reader has to run code for."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from mtlkit._memory import out_of_memory
 from mtlkit._output import OutputFolder
 from mtlkit.errors import CheckpointError
 
@@ -67,6 +69,11 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
     raise TypeError(f"{where}: expected tensors and plain values, got {type(value).__name__}")
 
 
+def unwritten(folder: Path) -> str:
+    """Why a library could not write into a folder, which does not say it."""
+    return "No space left on device" if shutil.disk_usage(folder).free < 2**20 else "the file is not whole"
+
+
 class RunCheckpoints(CheckpointIO):
     """Lightning's reading and writing of checkpoints, in the folder of a run."""
 
@@ -76,7 +83,12 @@ class RunCheckpoints(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Writes a checkpoint, whole or not at all."""
         with self.place.file(self._name(path)) as draft:
-            torch.save(plain_state(checkpoint), draft)
+            try:
+                torch.save(plain_state(checkpoint), draft)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                raise OSError(unwritten(draft.parent)) from None
         self.place.resumable = True
 
     def load_checkpoint(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mtlkit import losses
 from mtlkit._distributed import Group, all_processes
+from mtlkit._memory import out_of_memory
 from mtlkit.data import Catalogue, Split
 from mtlkit.models import Pretrained, create_model
 from mtlkit.models.registry import default_options
@@ -232,6 +233,11 @@ def create_network(config: Config, device: torch.device | str | None = None, **c
         model = create_model(config.model.name, device=device, **options | changes)
     except (TypeError, ValueError) as error:
         raise RecipeError(str(error)) from None
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        words = f"{config.model.name} cannot be made with these options ({' '.join(str(error).split())})"
+        raise RecipeError(f"model.options: {words}") from None
     if (momentum := config.model.batch_norm_momentum) is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -25,14 +25,17 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, write_json
+from mtlkit._memory import out_of_memory
 from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import Catalogue, Split, load_split, make_split, open_dataset
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import find_layout
+from mtlkit.data.splits import read_split
 from mtlkit.errors import CheckpointError, DataError
 from mtlkit.training.aggregate import summarise
-from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint
+from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
 from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.modules import TrainingModule, check_recipe, create_module
@@ -94,6 +97,9 @@ def train(
     if (trainer or {}).get("sync_batchnorm"):
         words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
         raise ValueError(f"trainer['sync_batchnorm']: {words}")
+    check_installed("training")
+    if not resume:
+        check_sources(data, split)
     with resumable_folder(out, "a run", resume=resume, force=force, main=is_main()) as place:
         place.check_inputs(data, split, recipe)
         if resume:
@@ -106,6 +112,7 @@ def train(
             module = _create(config.stage(1), catalogue, parts)
             check_recipe(module, config)
         if is_main():
+            place.check_room(_size_on_disk(module))
             _write_plan(place, config, catalogue, parts)
         arguments = {"enable_progress_bar": progress} | dict(trainer or {})
         figures = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments)
@@ -116,7 +123,7 @@ def train(
             figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments)
         if is_main():
             with place.files("model") as draft:
-                module.model.save_pretrained(draft)
+                _save_network(module, draft)
             place.write_json(RESULT, figures)
     return figures
 
@@ -158,6 +165,8 @@ def repeat(
     if times < 1:
         raise ValueError(f"times: expected at least 1, got {times}")
     config = load_config(config) if isinstance(config, str) else config
+    if not resume:
+        check_sources(data, options.get("split"))
     configs = [config.change({"seed": seed}) for seed in range(config.seed, config.seed + times)]
     with resumable_folder(out, "a series of runs", resume=resume, force=force, main=is_main()) as place:
         place.check_inputs(data, options.get("split"))
@@ -174,6 +183,29 @@ def repeat(
 def is_main() -> bool:
     """Whether this is the first of the processes of a run; the others write nothing."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def check_sources(data: str | Path, split: str | Path | None) -> None:
+    """Raises where what is to be read is not there, which is told before anything about the folder to write."""
+    check_folder(data)
+    if split is not None:
+        read_split(split)
+
+
+def _size_on_disk(module: TrainingModule) -> int:
+    """Bytes of what a run writes: the network, and three checkpoints, one a draft, with two moments of what learns."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in module.model.parameters()]
+    whole, trained = (sum(size for size, learns in sizes if learns or every) for every in (True, False))
+    return 3 * (whole + 2 * trained) + whole
+
+
+def _save_network(module: TrainingModule, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        module.model.save_pretrained(folder)
+    except SafetensorError:
+        raise OSError(unwritten(folder)) from None
 
 
 def _check_same_recipe(saved: Path, config: Config) -> None:
@@ -234,6 +266,16 @@ class _Table(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows = state["rows"]
+
+
+class _Restored(Callback):
+    """Knows when training begins, behind all that is read from a checkpoint."""
+
+    def __init__(self) -> None:
+        self.yes = False
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.yes = True
 
 
 def _create(config: Config, catalogue: Catalogue, split: Split, *, gates_only: bool = False) -> TrainingModule:
@@ -342,8 +384,14 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, c
         KeyboardInterrupt: it was interrupted, where Lightning ends the process.
         SystemExit: it was terminated; the exit status is that of the signal, where Lightning's is 0.
     """
+    restored = _Restored()
+    cast(list[Callback], trainer.callbacks).insert(0, restored)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if checkpoint is None or restored.yes or isinstance(error, DataError) or out_of_memory(error):
+            raise
+        raise CheckpointError(f"{checkpoint}: the checkpoint is not one of this run") from None
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:

@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mtlkit._text import composed, parse_json
+from mtlkit._fields import read_fields
+from mtlkit._memory import out_of_memory
+from mtlkit._text import composed
 from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural
 from mtlkit.data.layouts import find_layout, scan
@@ -32,6 +34,7 @@ __all__ = ["SavedRun", "load_run"]
 
 MARK = ".mtlkit-run"  # in the folder of a run
 SAMPLE = 4096  # bytes of a file that its print is of
+NOT_OURS = "is not as a run writes it"
 DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
 
 
@@ -232,23 +235,24 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
     """
     folder = check_folder(folder)
     config = read_recipe(folder)
-    data, figures = _read(folder / DATA), read_figures(folder / RESULT)
-    try:
-        known = {
-            "classes": tuple(map(str, data["classes"])),
-            "birads": tuple(map(int, data["birads"])),
-            "data": Path(data["root"]),
-            "prints": {composed(str(key)): str(value) for key, value in data["prints"].items()},
-            "figures": figures,
-        }
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{folder / DATA}: is not as a run writes it") from None
+    data, figures = read_data(folder / DATA), read_figures(folder / RESULT)
     split = read_split(folder / SPLIT) if (folder / SPLIT).exists() else None
     try:
         model = from_pretrained(folder / "model", device=device).eval()
-    except (ValueError, TypeError, OSError, SafetensorError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        words = " ".join(str(error).split())
+        raise DataError(f"{folder / 'model'}: the network cannot be loaded ({words})") from None
+    except SafetensorError as error:
         raise DataError(f"{folder / 'model'}: the network cannot be loaded ({error})") from None
-    return SavedRun(folder, config, model, split=split, **known)
+    run = SavedRun(folder, config, model, split=split, figures=figures, **data)
+    for head in run.task.heads_of(model):
+        names, count = getattr(run, head.classes), getattr(model.options, head.option)
+        if len(names) != count:
+            words = f"{head.classes}: expected {count}, as many as the network has, got {len(names)}"
+            raise DataError(f"{NOT_OURS} ({words})", path=folder / DATA)
+    return run
 
 
 def runs_within(folder: str | Path) -> list[Path]:
@@ -289,17 +293,21 @@ def read_figures(path: Path) -> dict[str, float]:
     Raises:
         DataError: it cannot be read, or is not as a run writes it.
     """
-    figures = _read(path)
-    try:
-        return {name: math.nan if value is None else float(value) for name, value in figures.items()}
-    except (TypeError, ValueError, AttributeError):
-        raise DataError(f"{path}: is not as a run writes it") from None
+    figures = read_fields(path, NOT_OURS)
+    return {name: figures.number(name, math.nan) for name in figures.values}
 
 
-def _read(path: Path) -> Any:
-    try:
-        return parse_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise DataError(f"{path}: is no JSON") from None
+def read_data(path: Path) -> dict[str, Any]:
+    """What data.json says, as arguments of `SavedRun`.
+
+    Raises:
+        DataError: it cannot be read, or is not as a run writes it.
+    """
+    data = read_fields(path, NOT_OURS)
+    prints = data.fields("prints")
+    return {
+        "classes": data.texts("classes"),
+        "birads": data.integers("birads"),
+        "data": Path(data.text("root")),
+        "prints": {composed(key): prints.text(key) for key in prints.values},
+    }

@@ -270,9 +270,8 @@ class Task:
         self, records: Sequence[Any], data: "DataConfig", *, training: bool = False, seed: int = 0, cache: bool = False
     ) -> LesionDataset | MammographyDataset:
         """The items of records, as the recipe prepares them; augmented in training alone."""
-        options: dict[str, Any] = {"augment": data.augment if training else "none", "seed": seed, "cache": cache}
-        if self.dataset is LesionDataset:
-            options["copies"] = data.copies if training else 0
+        options: dict[str, Any] = {"augment": data.augment, "copies": data.copies} if training else {"augment": "none"}
+        options |= {"seed": seed, "cache": cache}
         limits = {"normalize": data.normalize, "max_pixels": data.max_pixels}
         return self.dataset(records, data.size, **limits, **options)
 

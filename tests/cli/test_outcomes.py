@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mtlkit import errors
-from mtlkit.cli import main
+from mtlkit._output import new_folder
+from mtlkit.cli import main, parser
 from mtlkit.cli._outcomes import printable_warnings, sentence
 
 MTLKIT = Path(sys.executable).with_name("mtlkit")
@@ -61,6 +62,80 @@ def test_warnings_do_not_control_the_terminal():
         text = warnings.formatwarning(*given)
     assert text == before.replace("\x1b", r"\x1b") != before
     assert warnings.formatwarning(*given) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory; "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ..."), "out of memory; "),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory on the GPU; "),
+        (MemoryError("a.png: there is not enough memory to read it"), "a.png: there is not enough memory to read it; "),
+        (
+            MemoryError("Caught MemoryError in process 0.\nOriginal Traceback ...\nMemoryError: a: not enough memory"),
+            "a: not enough memory; ",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            "out of memory, so that the system ended a process that reads images; ",
+        ),
+    ],
+)
+def test_memory_names_what_to_lower(error, words, monkeypatch, capsys, phantoms):
+    def hungry(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mtlkit.data.validate.check_dataset", hungry)
+    assert main(["data", "check", str(phantoms)]) == 2
+    assert capsys.readouterr().err == f"mtlkit: {words}lower --max-pixels, which refuses large images\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "ablate", "evaluate", "predict", "data check", "data synthesize", "bench"]
+)
+def test_every_command_says_what_it_needs_and_what_to_lower(command):
+    more = {
+        "train": ["demo", "--data", "a", "--out", "b"],
+        "ablate": ["demo", "--data", "a", "--out", "b"],
+        "evaluate": ["run", "--out", "b"],
+        "predict": ["run", "a", "--out", "b"],
+        "data check": ["a"],
+        "data synthesize": ["ultrasound", "a"],
+        "bench": [],
+    }
+    options = parser().parse_args([*command.split(), *more[command]])
+    assert options.command == command
+    assert options.memory
+    assert options.needs[0] == "train"
+
+
+def test_other_errors_are_mistakes_in_the_code(monkeypatch, tmp_path):
+    def wrong(*_, **__):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("mtlkit.data.validate.check_dataset", wrong)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        main(["data", "check", str(tmp_path)])
+
+
+def test_missing_packages_are_told_before_anything_else(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert main(["train", "nonsense", "--data", "none", "--out", str(tmp_path / "out")]) == 2
+    words = "`mtlkit train` needs lightning and jinja2, which are not installed: pip install 'mtlkit[train]'"
+    assert capsys.readouterr().err == f"mtlkit: {words}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "demo", "--data", "none"], ["predict", "none", "a.png"], ["evaluate", "none"]]
+)
+def test_of_two_mistakes_the_input_is_told_first(capsys, tmp_path, monkeypatch, arguments):
+    """That --force replaces the folder does not help who named the wrong data set."""
+    with new_folder(tmp_path / "out", "a run") as folder:
+        folder.write_text("a", "1")
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, "--out", "out"]) == 2
+    assert capsys.readouterr().err == "mtlkit: none: there is no such folder\n"
 
 
 def test_the_library_names_no_option(root):
@@ -152,3 +227,18 @@ def test_a_reader_that_has_gone_ends_a_command_quietly(arguments, unbuffered, ph
     )
     os.close(writing)
     assert (process.returncode, process.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_one_sentence(unbuffered, phantoms):
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [MTLKIT, "data", "check", phantoms, "--all"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    words = "mtlkit: standard output: No space left on device\n"
+    assert (process.returncode, process.stderr) == (2, words)

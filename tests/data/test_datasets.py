@@ -224,6 +224,21 @@ def test_views_are_augmented_each_by_itself(exams, write_dicom):
     assert not data[2]["views"][:2].any()  # what is missing stays zero
 
 
+def test_copies_of_exams(exams):
+    data, plain = MammographyDataset(exams, 32, "hybrid_vssm", copies=2, seed=3), MammographyDataset(exams, 32)
+    assert len(data) == 3 * len(exams)
+    for number in (0, len(exams) - 1):
+        first, *copies = (data[3 * number + i] for i in range(3))
+        torch.testing.assert_close(first["views"], plain[number]["views"], rtol=0, atol=0)
+        views = [first["views"], *(copy["views"] for copy in copies)]
+        assert not any(torch.equal(views[i], views[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+        assert {item["key"] for item in (first, *copies)} == {exams[number].key}
+    with pytest.raises(IndexError, match=rf"expected 0 to {3 * len(exams) - 1}"):
+        data[3 * len(exams)]
+    with pytest.raises(ValueError, match="copies: expected at least 0, got -1"):
+        MammographyDataset(exams, copies=-1)
+
+
 def test_exams_in_a_batch(exams):
     batch = next(iter(DataLoader(MammographyDataset(exams, 16), batch_size=5)))
     assert batch["views"].shape == (5, 4, 3, 16, 16)

@@ -3,6 +3,7 @@
 import enum
 import os
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from mtlkit._output import resumable_folder
 from mtlkit.errors import CheckpointError, DataError
 from mtlkit.evaluation import evaluate
 from mtlkit.inference import predict
 from mtlkit.training import Ablation, AblationRow, ablate, load_run, train
-from mtlkit.training.checkpoints import PARTS, plain_state, read_checkpoint
+from mtlkit.training.checkpoints import PARTS, RunCheckpoints, plain_state, read_checkpoint
 
 
 class Planted:
@@ -163,3 +165,40 @@ def test_a_checkpoint_of_other_contents_is_damaged(tmp_path):
         torch.save(value, tmp_path / "a.ckpt")
         with pytest.raises(CheckpointError, match=r"a.ckpt: the checkpoint is damaged$"):
             read_checkpoint(tmp_path / "a.ckpt")
+
+
+# --- full disks, and checkpoints of other things ----------------------------------------------------------------------
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    """torch says neither that the disk is full nor where; a limit on the size of files stands for the disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = dict.fromkeys(PARTS) | {"state_dict": {"weight": torch.zeros(2**18)}}
+    with resumable_folder(tmp_path / "run", "a run") as place:
+        checkpoints = RunCheckpoints(place)
+        checkpoints.save_checkpoint(dict.fromkeys(PARTS), place.path / "last.ckpt")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))
+        try:
+            with pytest.raises(DataError, match=r"run/last.ckpt: cannot be written \(the file is not whole\)$"):
+                checkpoints.save_checkpoint(state, place.path / "last.ckpt")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert read_checkpoint(place.path / "last.ckpt") == dict.fromkeys(PARTS)  # the one before stays
+        with pytest.raises(DataError, match=r"run: expected at least \S+ MB of free disk for what is to be written"):
+            place.check_room(10**18)
+        place.check_room(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loops": {"fit_loop": 7}}, {"optimizer_states": [{"state": 3}]}, {"callbacks": []}, {"schedule": None}],
+)
+def test_a_checkpoint_of_something_else_is_named(copy, ultrasound, two_stages, change):
+    for name in ("result.json", "stage1/done.json"):
+        (copy / name).unlink()
+    path = copy / "stage1/last.ckpt"
+    state = read_checkpoint(path)
+    path.unlink()
+    torch.save(state | change, path)
+    with pytest.raises(CheckpointError, match=rf"{path}: the checkpoint is not one of this run$"):
+        train(two_stages, ultrasound, copy, resume=True, progress=False)

@@ -1,0 +1,61 @@
+"""Optional packages: which commands need which, by the extra of mtlkit that installs them."""
+
+from collections.abc import Collection
+from importlib.util import find_spec
+
+MODELS = {"timm": "timm", "huggingface_hub": "huggingface_hub", "safetensors": "safetensors"}
+# by extra: the modules, and the packages that they are of
+EXTRAS = {
+    "models": MODELS,
+    "train": {
+        **MODELS,
+        "lightning": "lightning",
+        "torchmetrics": "torchmetrics",
+        "torchvision": "torchvision",
+        "sklearn": "scikit-learn",
+        "scipy": "scipy",
+        "pydantic": "pydantic",
+        "pydicom": "pydicom",
+        "PIL": "pillow",
+        "openpyxl": "openpyxl",
+        "yaml": "pyyaml",
+        "rich": "rich",
+        "matplotlib": "matplotlib",
+        "jinja2": "jinja2",
+    },
+    "baselines": {"monai": "monai", "einops": "einops"},
+}
+READING = ("scipy", "pydicom", "PIL", "openpyxl", "rich")  # what checking and drawing data sets needs of "train"
+TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs of it
+
+
+def check_installed(what: str, extra: str = "train", only: Collection[str] = ()) -> None:
+    """Raises where packages are missing, all of which are named; nothing is imported.
+
+    Args:
+        what: what needs them, for the message.
+        extra: of mtlkit, which installs them.
+        only: the modules that are needed; none stands for all of the extra.
+
+    Raises:
+        ImportError: some are missing.
+
+    Example:
+        >>> from mtlkit._extras import check_installed
+        >>> check_installed("this test", "models")
+    """
+    modules = EXTRAS[extra]
+    missing = [modules[name] for name in only or modules if find_spec(name) is None]
+    if missing:
+        words = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+        verb = "is" if len(missing) == 1 else "are"
+        raise ImportError(f"{what} needs {words}, which {verb} not installed: pip install 'mtlkit[{extra}]'")
+
+
+def missing_words(module: str) -> str:
+    """What to say of a module that an import did not find."""
+    top = module.partition(".")[0]
+    extra = next((name for name in ("train", "baselines") if top in EXTRAS[name]), None)
+    package = EXTRAS[extra][top] if extra is not None else top
+    words = f"needs {module if package == top else package}, which is not installed"
+    return words if extra is None else f"{words}: pip install 'mtlkit[{extra}]'"
