@@ -31,6 +31,7 @@ result.json
 
 exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
 """
+LONGEST = 160  # characters of an option in a message
 MEMORY = "lower data.batch_size or data.size, as with --set data.batch_size=4, or data.workers, or set data.cache=false"
 
 
@@ -83,6 +84,7 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
+        setting = setting if len(setting) <= LONGEST else f"{setting[:LONGEST]}..."  # for messages
         if not equals or not name:
             raise ValueError(f"--set {setting}: expected NAME=VALUE")
         try:

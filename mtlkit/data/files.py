@@ -191,4 +191,5 @@ def column(header: Sequence[str], path: Path, *names: str) -> int:
     for name in names:
         if name.lower() in plain:
             return plain.index(name.lower())
-    raise DataError(f"{path}: there is no column {names[0]!r}; there are: {', '.join(filter(None, plain))}")
+    known = ", ".join(filter(None, plain))
+    raise DataError(f"{path}: there is no column {names[0]!r}; there are: {known[:300]}{'...' * (len(known) > 300)}")

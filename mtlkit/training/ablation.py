@@ -23,7 +23,6 @@ A table is a file; mtlkit/configs/ablations/ holds those of the papers:
 All rows are trained on the same split and with the same seeds. Parameters are published in millions, and FLOPs in 10^9.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -183,7 +182,8 @@ def load_ablation(name: str | Path, changes: Mapping[str, Any] | None = None) ->
     try:
         known = ("name", "recipe", "figures", "rows", "paper", "data", "images", "unit", "reference")
         _check_names("", values, known)
-        base = load_config(beside(path, str(values.get("recipe", "")))).adjust(changes or {})
+        recipe = _text("recipe", values.get("recipe", ""))
+        base = load_config(beside(path, recipe)).adjust(changes or {})
         rows = values.get("rows")
         if not isinstance(rows, list):
             raise ValueError(f"rows: expected a list, got {shown(rows)}")
@@ -191,12 +191,12 @@ def load_ablation(name: str | Path, changes: Mapping[str, Any] | None = None) ->
         if not isinstance(images, int) or isinstance(images, bool) or images < 0:
             raise ValueError(f"images: expected an integer of at least 0, got {shown(images)}")
         return Ablation(
-            str(values.get("name", path.stem)),
+            _text("name", values.get("name", path.stem)),
             tuple(_row(base, number, row) for number, row in enumerate(rows, 1)),
             _names(values, "figures"),
             data=_names(values, "data"),
             images=images,
-            **{name: str(values[name]) for name in ("paper", "unit", "reference") if name in values},
+            **{name: _text(name, values[name]) for name in ("paper", "unit", "reference") if name in values},
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -214,27 +214,34 @@ def _names(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found = values.get(name, [])
     if not isinstance(found, list):
         raise ValueError(f"{name}: expected a list of names, got {shown(found)}")
-    return tuple(map(str, found))
+    return tuple(_text(name, one) for one in found)
+
+
+def _text(name: str, value: Any) -> str:
+    """Text; a number or a truth value is taken for what is written."""
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{name}: expected text, got {shown(value)}")
+    return str(value) if isinstance(value, str) else shown(value)
 
 
 def _row(base: Config, number: int, values: Any) -> AblationRow:
     _check_names(f"row {number}: ", values, ("name", "changes", "published", "remark"))
-    name = str(values.get("name", ""))
+    name = _text(f"row {number}: name", values.get("name", ""))
     try:
         config = base.adjust(values.get("changes") or {})
         published = values.get("published") or {}
         if not isinstance(published, Mapping):
             raise ValueError(f"published: expected figures and their values, got {shown(published)}")
         pairs = {str(figure): _published(str(figure), value) for figure, value in published.items()}
-        return AblationRow(name, config, pairs, str(values.get("remark", "")))
+        return AblationRow(name, config, pairs, _text("remark", values.get("remark", "")))
     except ValueError as error:
-        raise ValueError(f"row {name!r}: {error}") from None
+        raise ValueError(f"row {shown(name)}: {error}") from None
 
 
 def _published(figure: str, value: Any) -> tuple[float, float | None]:
     """Mean and standard deviation, where there is one."""
     pair = value if isinstance(value, list) else [value]
-    numbers = [v for v in pair if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    numbers = [v for v in pair if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e308]
     if len(numbers) != len(pair) or len(pair) not in (1, 2):
         words = "expected a number, or a mean and a standard deviation"
         raise ValueError(f"published.{figure}: {words}, got {shown(value)}")

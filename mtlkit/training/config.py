@@ -4,6 +4,7 @@ The sections are pydantic dataclasses: their types and bounds are what a recipe 
 `recipe_schema` tells an editor.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -285,8 +286,12 @@ class Config:
         if not isinstance(model, Mapping) or not isinstance(model.get("options", {}), Mapping):
             return self.change(changes)
         options, name = self.model.options, model.get("name", self.model.name)
-        if name != self.model.name:
-            options = {option: value for option, value in options.items() if option in option_names(name)}
+        if isinstance(name, str) and name != self.model.name:
+            try:
+                known = option_names(name)
+            except ValueError as error:
+                raise RecipeError(f"model.{error}") from None
+            options = {option: value for option, value in options.items() if option in known}
         return self.change({**changes, "model": {**model, "options": {**options, **model.get("options", {})}}})
 
     def to_dict(self) -> dict[str, Any]:
@@ -462,7 +467,7 @@ def _load(name: str | Path, within: tuple[Path, ...]) -> Config:
 def beside(path: Path, name: str) -> str | Path:
     """What a file means by a name: a configuration, or a file in its own folder, or a path."""
     found = path.parent / name
-    return found if found.suffix in (".yaml", ".yml") and found.is_file() else name
+    return found if found.suffix in (".yaml", ".yml") and os.access(found, os.F_OK) else name
 
 
 def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
@@ -476,10 +481,10 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
         path = Path(name)
     else:
         path = folder / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            raise ValueError(f"there is no {what} {str(name)!r}; there are: {known}")
-    if path.exists() and (why := why_unreadable(path)) is not None:  # a pipe might be waited for
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        if name not in known:
+            raise ValueError(f"there is no {what} {shown(str(name))}; there are: {', '.join(known)}")
+    if os.access(path, os.F_OK) and (why := why_unreadable(path)) is not None:  # a pipe might be waited for
         raise ValueError(f"{printable(path)}: {why}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
