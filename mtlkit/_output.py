@@ -431,9 +431,10 @@ def _claimed(folder: Path, shown: Path, *, make: bool = False) -> Iterator[None]
             if missing:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_empty, missing)
+            if missing or _beside(folder, CLAIM).exists():  # of one that makes the folder, or was killed behind that
                 stack.enter_context(claimed(_beside(folder, CLAIM), shown))
-                if make:
-                    folder.mkdir(exist_ok=True)
+            if missing and make:
+                folder.mkdir(exist_ok=True)
             if folder.is_dir():
                 stack.enter_context(claimed(folder / CLAIM, shown))
         yield

@@ -300,6 +300,15 @@ def test_a_dead_process_holds_nothing(holder, tmp_path):
     assert tree(tmp_path / "out") == {"c.txt": "3"}
 
 
+def test_what_a_killed_process_claimed_goes_with_the_next(tmp_path):
+    (tmp_path / ".out.mtlkit-claim").write_text("process 1 on elsewhere")
+    end(tmp_path / "out", {"a.txt": "1"})
+    (tmp_path / ".out.mtlkit-claim").write_text("process 1 on elsewhere")
+    end(tmp_path / "out", {"b.txt": "1"}, resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert tree(tmp_path / "out") == {"a.txt": "1", "b.txt": "1"}
+
+
 def test_the_same_process_is_told_too(tmp_path):
     with new_folder(tmp_path / "out", "a run"), pytest.raises(InUseError), new_folder(tmp_path / "out", "a run"):
         pass
