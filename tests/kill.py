@@ -56,6 +56,7 @@ class Trial(NamedTuple):
     """How one went."""
 
     command: str
+    seconds: float  # that an undisturbed one takes, as far as is known
     kills: int  # that met the command at work
     places: tuple[str, ...]  # what was there at each
     difference: str  # from the undisturbed folder; "" where there is none
@@ -195,6 +196,7 @@ def trial(name: str, command: list[str], out: Path, whole: Path, seconds: float,
     """Kills a command and its resumptions at random moments until one comes to its end."""
     log, places = out.with_name(f"{out.name}.log"), []
     for attempt in range(RESUMES):
+        began = time.monotonic()
         child = begin([*command, *(["--resume"] if attempt else [])], log)
         disturbed = attempt == 0 or random_.random() < 0.7
         status = wait(child, random_.uniform(0, seconds) if disturbed else None)
@@ -204,9 +206,10 @@ def trial(name: str, command: list[str], out: Path, whole: Path, seconds: float,
             places.append(place_of(out))
             continue
         if status != 0:
-            return Trial(name, len(places), tuple(places), f"ended with {status}: {log.read_text()[-500:]}")
+            return Trial(name, seconds, len(places), tuple(places), f"ended with {status}: {log.read_text()[-500:]}")
+        seconds = min(seconds, time.monotonic() - began) if attempt == 0 else seconds
         break
-    return Trial(name, len(places), tuple(places), difference(out, whole))
+    return Trial(name, seconds, len(places), tuple(places), difference(out, whole))
 
 
 def run(times: int, seed: int, folder: Path, tell: Callable[[str], None]) -> list[Trial]:
@@ -228,6 +231,7 @@ def run(times: int, seed: int, folder: Path, tell: Callable[[str], None]) -> lis
         name = list(commands)[len(trials) % len(commands)]
         out = folder / f"trial-{len(trials)}"
         one = trial(name, commands[name](out), out, folder / f"whole-{name}", seconds[name], random_)
+        seconds[name] = one.seconds
         trials.append(one)
         tell(f"{len(trials):3}  {name:8} {', '.join(one.places) or 'not met'}: {one.difference or 'identical'}")
         if not one.difference:

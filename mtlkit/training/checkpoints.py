@@ -69,6 +69,19 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
     raise TypeError(f"{where}: expected tensors and plain values, got {type(value).__name__}")
 
 
+def _moved(state: Any, folder: Path) -> Any:
+    """The state of a callback with the folder in which its checkpoints lie now."""
+    old = state.get("dirpath") if isinstance(state, dict) else None
+    return state if not isinstance(old, str) else _replaced(state, old, str(folder))
+
+
+def _replaced(value: Any, old: str, new: str) -> Any:
+    """A value in which texts that begin with `old` begin with `new`."""
+    if isinstance(value, dict):
+        return {_replaced(key, old, new): _replaced(item, old, new) for key, item in value.items()}
+    return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+
 def unwritten(folder: Path) -> str:
     """Why a library could not write into a folder, which does not say it."""
     return "No space left on device" if shutil.disk_usage(folder).free < 2**20 else "the file is not whole"
@@ -94,8 +107,16 @@ class RunCheckpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint, whatever is asked for, without running anything in it."""
-        return read_checkpoint(Path(path))
+        """Reads a checkpoint, whatever is asked for, without running anything in it.
+
+        What its callbacks say of files is said of those in its folder, wherever the run lay when it was written: of
+        others, Lightning would forget which epoch was the best.
+        """
+        found = read_checkpoint(Path(path))
+        if isinstance(found["callbacks"], dict):
+            moved = {name: _moved(state, Path(path).parent) for name, state in found["callbacks"].items()}
+            found = found | {"callbacks": moved}
+        return found
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint that the run wrote."""

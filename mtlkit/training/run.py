@@ -269,13 +269,16 @@ class _Table(Callback):
 
 
 class _Restored(Callback):
-    """Knows when training begins, behind all that is read from a checkpoint."""
+    """Knows when training begins, behind all that is read from a checkpoint, and sets what Lightning leaves out."""
 
     def __init__(self) -> None:
         self.yes = False
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.yes = True
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):  # the best one's, as it is written into the next checkpoint
+                callback.current_score = callback.best_model_score
 
 
 def _create(config: Config, catalogue: Catalogue, split: Split, *, gates_only: bool = False) -> TrainingModule:

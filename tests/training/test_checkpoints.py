@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mtlkit._output import resumable_folder
 from mtlkit.errors import CheckpointError, DataError
@@ -187,6 +188,21 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
         with pytest.raises(DataError, match=r"run: expected at least \S+ MB of free disk for what is to be written"):
             place.check_room(10**18)
         place.check_room(1)
+
+
+def test_a_run_that_was_moved_knows_its_best_epoch(tmp_path):
+    folders = tmp_path / "old/stage1", tmp_path / "new/stage1"
+    before, after = (ModelCheckpoint(folder, "best", monitor="val/iou", mode="max") for folder in folders)
+    before.best_model_score, before.best_model_path = torch.tensor(0.5), f"{folders[0]}/best.ckpt"
+    before.best_k_models = {f"{folders[0]}/best.ckpt": torch.tensor(0.5)}
+    with resumable_folder(tmp_path / "old", "a run") as place:
+        state = dict.fromkeys(PARTS) | {"callbacks": {"best": before.state_dict()}}
+        RunCheckpoints(place).save_checkpoint(state, folders[0] / "last.ckpt")
+    (tmp_path / "old").rename(tmp_path / "new")
+    after.load_state_dict(RunCheckpoints(place).load_checkpoint(folders[1] / "last.ckpt")["callbacks"]["best"])
+    assert after.best_model_score == 0.5
+    assert after.best_model_path == f"{folders[1]}/best.ckpt"
+    assert list(after.best_k_models) == [f"{folders[1]}/best.ckpt"]
 
 
 @pytest.mark.parametrize(
