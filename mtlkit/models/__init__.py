@@ -15,7 +15,7 @@ from mtlkit.models.encoders import Encoder, list_encoders
 from mtlkit.models.hybrid_vssm import HybridVSSM, HybridVSSMOptions, HybridVSSMOutput
 from mtlkit.models.image_classifier import ImageClassifier, ImageClassifierOptions, ImageClassifierOutput
 from mtlkit.models.keras_names import state_dict_from_keras
-from mtlkit.models.mbdi import MBDI, InteractionNetOutput, InteractionOptions, MBDIOptions
+from mtlkit.models.mbdi import MBDI, InspectedOutput, InteractionNetOutput, InteractionOptions, MBDIOptions
 from mtlkit.models.medmamba import MedMamba, MedMambaOptions
 from mtlkit.models.pretrained import Pretrained, from_pretrained
 from mtlkit.models.published import LoadReport, load_published
@@ -40,6 +40,7 @@ __all__ = [
     "ImageClassifier",
     "ImageClassifierOptions",
     "ImageClassifierOutput",
+    "InspectedOutput",
     "InteractionNetOutput",
     "InteractionOptions",
     "LoadReport",

@@ -10,7 +10,6 @@ code.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -47,13 +46,8 @@ class BTINet(MBDI):
         >>> optimizer = torch.optim.Adam(model.stage2_parameters(), lr=3e-4)
     """
 
+    signals = "alignment"
     defaults = BTINetOptions()
-
-    def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
-        o = self.options
-        if not o.upa:
-            return super()._interaction(dim, factory)
-        return InteractionLevel(dim, o.clf_dim, "alignment", tau=o.tau, pooling=o.pooling, **factory)
 
     def stage2_parameters(self) -> list[nn.Parameter]:
         """The parameters of the gates, which the second stage trains; all else rests then.

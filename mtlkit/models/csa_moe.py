@@ -139,6 +139,7 @@ class CSAMoE(Pretrained):
         self.views = LesionViews(o.iterations)
         experts = {name: _Expert(o, factory) for name in o.experts}
         self.experts = nn.ModuleDict(experts)
+        self._stages = len(experts[o.experts[0]].encoder.channels[-4:]) if o.csa else 0
         dim, count = experts[o.experts[0]].dim, len(o.experts)
         self.gate = AdaptiveGate(dim, count, dropout=o.dropout, **factory) if count > 1 else None
         if o.head == "linear":
@@ -157,6 +158,11 @@ class CSAMoE(Pretrained):
     def gate_names(self) -> tuple[str, ...]:
         """The experts."""
         return tuple(self.options.experts)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of each expert's encoder."""
+        return tuple(f"{name}_stage{i}" for name in self.options.experts for i in range(1, self._stages + 1))
 
     @property
     def needs_masks(self) -> bool:

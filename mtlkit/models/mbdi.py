@@ -14,6 +14,7 @@ Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Bre
 (arXiv 2603.01295), section 2, and its published code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit._check import check_choice, check_probability
+from mtlkit._check import check_choice, check_probability, check_shape
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
@@ -36,8 +37,10 @@ from mtlkit.nn import (
     TaskInteraction,
     UncertaintyProxyAttention,
 )
+from mtlkit.operators.interaction.types import DIRECTIONS, AlignmentSignals, InteractionOutput, check_directions
 
 LEVELS = 4
+SIGNALS = {"variance": ("seg_variance", "clf_variance"), "alignment": AlignmentSignals._fields}  # of UPA, by its form
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class InteractionOptions:
         tim: whether the tasks interact; without, D^ = D and f^ = f.
         upa: whether UPA weighs the interaction; without, D^ = D~ and f^ = f~. It needs `tim`.
         levels: the decoder levels that interact, of 1 (coarsest) to 4.
+        directions: of TIM, "seg_to_clf", "clf_to_seg", or both in this order; the other is cut.
         pooling: of TIM, "mean" as in the published code or "attention" as in the paper's text.
         tau: of TIM, the largest amplification, less 1.
         dropout: probability after each decoder level and in the classifier.
@@ -78,6 +82,7 @@ class InteractionOptions:
     tim: bool = True
     upa: bool = True
     levels: tuple[int, ...] = (1, 2, 3, 4)
+    directions: tuple[str, ...] = DIRECTIONS
     pooling: Literal["mean", "attention"] = "mean"
     tau: float = 0.7
     dropout: float = 0.3
@@ -85,6 +90,7 @@ class InteractionOptions:
     def __post_init__(self) -> None:
         check_at_least_one(num_classes=self.num_classes, clf_dim=self.clf_dim)
         check_encoder(self.encoder)
+        check_directions(self.directions)
         check_choice("pooling", self.pooling, ("mean", "attention"))
         check_probability(dropout=self.dropout)
         if len(self.decoder_dims) != LEVELS or min(self.decoder_dims) < 8:
@@ -131,6 +137,25 @@ class InteractionNetOutput(NamedTuple):
     gates: Tensor | None  # (B, levels, 2): w_seg and w_clf of UPA at each level that interacts; None without UPA
 
 
+class InspectedOutput(NamedTuple):
+    """What `inspect` of MBDI and BTI-Net returns: what they return, and the signals that the gates come from.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> options = mtlkit.models.BTINetOptions(encoder="resnet18", decoder_dims=(32, 24, 16, 12), levels=(1, 4))
+        >>> model = mtlkit.models.BTINet(options).eval()
+        >>> model.inspect(torch.rand(2, 3, 64, 64), gates={"seg_level1": 0.0}).signals.shape
+        torch.Size([2, 2, 3])
+        >>> model.signal_names[:3]
+        ('alignment_level1', 'energy_level1', 'spread_level1')
+    """
+
+    seg_logits: Tensor  # (B, 1, H, W)
+    cls_logits: Tensor  # (B, num_classes)
+    gates: Tensor | None  # (B, levels, 2), given ones where they were; None without UPA
+    signals: Tensor | None  # (B, levels, signals), named by `signal_names`; None without UPA
+
+
 @register("mbdi", MBDIOptions())
 class MBDI(Pretrained):
     """MBDI: images to the logits of a mask and of a class, and the weights of UPA.
@@ -147,7 +172,7 @@ class MBDI(Pretrained):
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: options out of their range; images of another shape or too small.
+        ValueError: options out of their range; images of another shape or too small; gates that there are not.
         TypeError: images that are no floating-point tensor.
 
     Source: arXiv 2603.01295.
@@ -160,6 +185,7 @@ class MBDI(Pretrained):
         (torch.Size([2, 1, 64, 70]), torch.Size([2, 3]), torch.Size([2, 4, 2]))
     """
 
+    signals: ClassVar[Literal["variance", "alignment"]] = "variance"  # of UPA
     defaults: ClassVar[InteractionOptions] = MBDIOptions()
 
     def __init__(
@@ -201,14 +227,22 @@ class MBDI(Pretrained):
     def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
         o = self.options
         if not o.upa:
-            return TaskInteraction(dim, o.clf_dim, o.tau, o.pooling, **factory)
-        return InteractionLevel(dim, o.clf_dim, "variance", o.normaliser, o.tau, o.pooling, **factory)
+            return TaskInteraction(dim, o.clf_dim, o.tau, o.pooling, directions=o.directions, **factory)
+        normaliser = o.normaliser if isinstance(o, MBDIOptions) else "batch"
+        form = o.clf_dim, self.signals, normaliser, o.tau, o.pooling
+        return InteractionLevel(dim, *form, directions=o.directions, **factory)
 
     @property
     def gate_names(self) -> tuple[str, ...]:
         """The weights of the mask and of the class, level by level."""
         levels = self.interaction_levels if self.options.upa else ()
         return tuple(f"{branch}_level{level}" for level in levels for branch in ("seg", "clf"))
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """What UPA's gates come from, level by level."""
+        levels = self.interaction_levels if self.options.upa else ()
+        return tuple(f"{signal}_level{level}" for level in levels for signal in SIGNALS[self.signals])
 
     @property
     def interaction_levels(self) -> tuple[int, ...]:
@@ -228,25 +262,54 @@ class MBDI(Pretrained):
 
     def forward(self, images: Tensor) -> InteractionNetOutput:
         """Logits and gates: (B, in_chans, H, W) to InteractionNetOutput."""
+        seg_logits, cls_logits, levels = self._run(images, {})
+        gates = torch.stack([level.gates for level in levels], 1) if levels else None
+        return InteractionNetOutput(seg_logits, cls_logits, gates)
+
+    def inspect(self, images: Tensor, *, gates: Mapping[str, float | Tensor] | None = None) -> InspectedOutput:
+        """Logits, gates and what they come from: (B, in_chans, H, W) to InspectedOutput.
+
+        Args:
+            images: what to look at.
+            gates: weights that stand in for UPA's, by the names in `gate_names`: 0 cuts the interaction of that branch
+                at that level, 1 takes all of it; (B,) gives each image its own, and NaN leaves UPA's.
+        """
+        seg_logits, cls_logits, levels = self._run(images, {} if gates is None else self._given(gates, images))
+        if not levels:
+            return InspectedOutput(seg_logits, cls_logits, None, None)
+        signals = torch.stack([torch.stack(level.stats, 1) for level in levels], 1)
+        return InspectedOutput(seg_logits, cls_logits, torch.stack([level.gates for level in levels], 1), signals)
+
+    def _run(self, images: Tensor, given: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, list[InteractionOutput]]:
+        """Logits, and what UPA gives at each of its levels; `given` are gates, by level."""
         check_images(images, self.options.in_chans, STRIDE)
         height, width = images.shape[2:]
         taps = self.encoder(pad_to_multiple(images, STRIDE))
         features = [block(tap) for block, tap in zip(self.refine, taps, strict=True)]  # E: (B, C, H/2 .. H/32, ...)
         pooled = [e.mean((2, 3)) for e in features[1:]]  # (B, C) each, from E_1 to E_4
 
-        seg, vectors, gates = features[-1], [], []
-        for level, project, skip, vector in zip(
-            self.decoder, self.vectors, features[-2::-1], pooled[::-1], strict=True
+        seg, vectors, gated = features[-1], [], []
+        for number, (level, project, skip, vector) in enumerate(
+            zip(self.decoder, self.vectors, features[-2::-1], pooled[::-1], strict=True), 1
         ):
-            seg, clf, gate = level(seg, skip, F.relu(project(vector)))  # (B, C, h, w), (B, clf_dim), (B, 2)
+            seg, clf, out = level(seg, skip, F.relu(project(vector)), given.get(number))  # (B, C, h, w), (B, clf_dim)
             vectors.append(clf)
-            gates += [] if gate is None else [gate]
+            gated += [] if out is None else [out]
+        seg_logits = self.seg_head(seg)[:, :, :height, :width]
+        return seg_logits, self.cls_head(torch.cat([*pooled, *vectors], 1)), gated
 
-        return InteractionNetOutput(
-            self.seg_head(seg)[:, :, :height, :width],
-            self.cls_head(torch.cat([*pooled, *vectors], 1)),
-            torch.stack(gates, 1) if gates else None,
-        )
+    def _given(self, gates: Mapping[str, float | Tensor], images: Tensor) -> dict[int, Tensor]:
+        """Weights by level, (B, 2), NaN where UPA's are to be."""
+        names = self.gate_names
+        if unknown := [name for name in gates if name not in names]:
+            known = ", ".join(names) or "no name, as there are no gates"
+            raise ValueError(f"gates: expected {known}, got {unknown[0]!r}")
+        given = torch.full((images.shape[0], len(names)), float("nan"), device=images.device)
+        for name, value in gates.items():
+            if isinstance(value, Tensor):
+                check_shape(f"gates[{name!r}]", value, "(B,)", images.shape[0])
+            given[:, names.index(name)] = value
+        return dict(zip(self.interaction_levels, given.unflatten(1, (-1, 2)).unbind(1), strict=True))
 
 
 class _Level(nn.Module):
@@ -269,11 +332,15 @@ class _Level(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.interaction = interaction
 
-    def forward(self, below: Tensor, skip: Tensor, clf: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B, C', H/2, W/2), (B, C_skip, H, W) and (B, clf_dim) to (B, C, H, W), (B, clf_dim) and (B, 2)."""
+    def forward(
+        self, below: Tensor, skip: Tensor, clf: Tensor, gates: Tensor | None
+    ) -> tuple[Tensor, Tensor, InteractionOutput | None]:
+        """(B, C', H/2, W/2), (B, C_skip, H, W) and (B, clf_dim) to (B, C, H, W), (B, clf_dim), and of UPA all."""
         x = self.up(below)  # (B, C, H, W)
         seg = self.dropout(self.block(torch.cat([x, self.gate(skip, x)], 1)))  # (B, C, H, W)
         if self.interaction is None:
             return seg, clf, None
-        out = self.interaction(seg, clf)
-        return out.seg, out.clf, out.gates if isinstance(self.interaction, InteractionLevel) else None
+        if not isinstance(self.interaction, InteractionLevel):
+            return *self.interaction(seg, clf)[:2], None
+        out = self.interaction(seg, clf, gates=gates)
+        return out.seg, out.clf, out

@@ -1,8 +1,9 @@
 """What a network says of itself, so that training, evaluation and inference need not guess."""
 
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class Network(nn.Module):
@@ -20,8 +21,10 @@ class Network(nn.Module):
         cls_logits                   (B, K), of the class of the image
         label_logits, birads_logits  (B, 2, K), of the left and the right breast
         gates                        (B, ...), named by `gate_names`
+        stages                       (B, ...), named by `stage_names`
 
-    A field that an option leaves out is None. Its options are its constructor's first argument, and kept as `options`.
+    A field that an option leaves out is None. `inspect` looks further inside. Its options are its constructor's first
+    argument, and kept as `options`.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -36,11 +39,22 @@ class Network(nn.Module):
     def returns(self) -> tuple[str, ...]:
         """The fields of its output that are not None."""
         output = get_type_hints(type(self).forward).get("return")
-        return tuple(name for name in getattr(output, "_fields", ()) if name != "gates" or self.gate_names)
+        named = {"gates": self.gate_names, "stages": self.stage_names}
+        return tuple(name for name in getattr(output, "_fields", ()) if named.get(name, True))
 
     @property
     def gate_names(self) -> tuple[str, ...]:
         """Its gates, in the order in which they lie in `gates`; by default it has none."""
+        return ()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of its encoders that it weighs, in the order in which they lie in `stages`; by default none."""
+        return ()
+
+    @property
+    def signal_names(self) -> tuple[str, ...]:
+        """What its gates come from, in the order in which they lie in `signals` of `inspect`; by default not told."""
         return ()
 
     @property
@@ -62,6 +76,20 @@ class Network(nn.Module):
     def last_layer(self) -> nn.Linear | None:
         """The last linear layer of its classifier, whose input is what it knows of an image; by default not known."""
         return None
+
+    def inspect(self, *inputs: Tensor, gates: Mapping[str, float | Tensor] | None = None) -> Any:
+        """The output of `forward`, with `signals` (B, ...) where the network can tell them.
+
+        Args:
+            inputs: as `forward` takes them.
+            gates: weights that stand in for the network's own, by the names in `gate_names`.
+
+        Raises:
+            ValueError: it has no gates that can be given.
+        """
+        if gates:
+            raise ValueError(f"gates: expected None, as those of {type(self).__name__} cannot be given, got {gates}")
+        return self(*inputs)
 
     def stage2_parameters(self) -> list[nn.Parameter]:
         """The parameters of the gates, where these are trained alone in a second stage.

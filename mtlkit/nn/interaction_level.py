@@ -9,6 +9,7 @@ from mtlkit import ops
 from mtlkit._check import check_channels_first, check_vectors
 from mtlkit.nn.task_interaction import TaskInteraction
 from mtlkit.nn.uncertainty_proxy_attention import UncertaintyProxyAttention
+from mtlkit.operators.interaction.types import DIRECTIONS
 
 
 class InteractionLevel(nn.Module):
@@ -31,6 +32,7 @@ class InteractionLevel(nn.Module):
         momentum: share of a new batch in UPA's running average of its signals.
         device: where the parameters are made.
         dtype: of the parameters.
+        directions: of TIM, "seg_to_clf", "clf_to_seg", or both in this order. Where one is cut the alignment is 0.
 
     Shape:
         Channels-first map (B, C, H, W) and vector (B, clf_dim) in; InteractionOutput with `seg` and `clf` of the same
@@ -63,20 +65,25 @@ class InteractionLevel(nn.Module):
         momentum: float = 0.01,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        directions: tuple[str, ...] = DIRECTIONS,
     ) -> None:
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.dim, self.clf_dim = dim, clf_dim
-        self.tim = TaskInteraction(dim, clf_dim, tau, pooling, **factory)
+        self.tim = TaskInteraction(dim, clf_dim, tau, pooling, **factory, directions=directions)
         self.upa = UncertaintyProxyAttention(dim, clf_dim, signals, normaliser, momentum, **factory)
 
-    def forward(self, seg: Tensor, clf: Tensor, return_enhanced: bool = False) -> ops.InteractionOutput:
+    def forward(
+        self, seg: Tensor, clf: Tensor, return_enhanced: bool = False, gates: Tensor | None = None
+    ) -> ops.InteractionOutput:
         """One level: (B, C, H, W) and (B, clf_dim) to the same shapes.
 
         Args:
             seg: the decoder's map D.
             clf: the vector f of this level.
             return_enhanced: whether `enhanced_seg`, the map after TIM alone, is made too.
+            gates: weights (B, 2) that stand in for those of UPA, which are kept where NaN is.
         """
         check_channels_first("seg", seg, self.dim)
         check_vectors("clf", clf, self.clf_dim, seg.shape[0])
@@ -90,7 +97,8 @@ class InteractionLevel(nn.Module):
             tau=self.tim.tau,
             normaliser=self.upa.means(),
             return_enhanced=return_enhanced,
+            gates=gates,
             **step,
         )
-        self.upa.track(out.stats, step["group"])
+        self.upa.track(out.stats, step.get("group"))
         return out

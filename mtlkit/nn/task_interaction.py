@@ -9,6 +9,7 @@ from mtlkit import ops
 from mtlkit._check import check_channels_first, check_choice, check_positive, check_vectors
 from mtlkit._distributed import group_of
 from mtlkit._keras import BATCH_NORM, init_as_keras
+from mtlkit.operators.interaction.types import DIRECTIONS, check_directions
 
 
 class TaskInteraction(nn.Module):
@@ -20,8 +21,9 @@ class TaskInteraction(nn.Module):
         D~   = D mu                                            one factor a channel, between 1 and 1 + tau
 
     The official code pools the projected map by its plain mean; `pooling="attention"` is the learned attention of the
-    paper's text, sum_xy softmax_xy(a D) ReLU(Conv1x1(D)). Followed by UncertaintyProxyAttention it is better used
-    through InteractionLevel, which fuses the two and need not write D~.
+    paper's text, sum_xy softmax_xy(a D) ReLU(Conv1x1(D)). A direction can be cut: without "seg_to_clf" f~ is f, without
+    "clf_to_seg" D~ is D, and its layers do not exist. Followed by UncertaintyProxyAttention it is better used through
+    InteractionLevel, which fuses the two and need not write D~.
 
     Parameters, with the letters above: s2c_conv (the 1 x 1 convolution), s2c_dense (W_c), s2c_bn, clf_gate (W_g),
     seg_gate (W_d), c2s_dense (W_s), s2c_attn (a, only with attention). At the start Glorot-uniform with biases 0; the
@@ -36,6 +38,7 @@ class TaskInteraction(nn.Module):
         pooling: "mean" or "attention".
         device: where the parameters are made.
         dtype: of the parameters.
+        directions: "seg_to_clf", "clf_to_seg", or both in this order.
 
     Shape:
         Channels-first map (B, C, H, W) and vector (B, clf_dim) in; TIMOutput with `seg` and `clf` of the same shapes
@@ -64,6 +67,8 @@ class TaskInteraction(nn.Module):
         pooling: Literal["mean", "attention"] = "mean",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        directions: tuple[str, ...] = DIRECTIONS,
     ) -> None:
         super().__init__()
         if dim < 2:
@@ -72,28 +77,37 @@ class TaskInteraction(nn.Module):
         if not tau >= 0:
             raise ValueError(f"tau: expected a number that is at least 0, got {tau!r}")
         check_choice("pooling", pooling, ("mean", "attention"))
+        check_directions(directions)
         factory = {"device": device, "dtype": dtype}
         self.dim, self.clf_dim, self.tau, self.pooling = dim, clf_dim, tau, pooling
-        self.s2c_conv = nn.Conv2d(dim, dim // 2, 1, **factory)
-        if pooling == "attention":
-            self.s2c_attn = nn.Conv2d(dim, 1, 1, bias=False, **factory)  # a bias would cancel in the softmax
-        self.s2c_dense = nn.Linear(dim // 2, clf_dim, **factory)
-        self.s2c_bn = nn.BatchNorm1d(clf_dim, **BATCH_NORM, **factory)
-        self.clf_gate = nn.Linear(clf_dim, clf_dim, **factory)
-        self.c2s_dense = nn.Linear(clf_dim, dim, **factory)
-        self.seg_gate = nn.Linear(dim, dim, **factory)
+        self.directions = tuple(directions)
+        if "seg_to_clf" in directions:
+            self.s2c_conv = nn.Conv2d(dim, dim // 2, 1, **factory)
+            if pooling == "attention":
+                self.s2c_attn = nn.Conv2d(dim, 1, 1, bias=False, **factory)  # a bias would cancel in the softmax
+            self.s2c_dense = nn.Linear(dim // 2, clf_dim, **factory)
+            self.s2c_bn = nn.BatchNorm1d(clf_dim, **BATCH_NORM, **factory)
+            self.clf_gate = nn.Linear(clf_dim, clf_dim, **factory)
+        if "clf_to_seg" in directions:
+            self.c2s_dense = nn.Linear(clf_dim, dim, **factory)
+            self.seg_gate = nn.Linear(dim, dim, **factory)
         self.apply(init_as_keras)
 
     def operands(self) -> ops.TIMParameters:
         """The parameters as mtlkit.ops takes them."""
-        layers = (self.s2c_conv, self.s2c_dense, self.clf_gate, self.c2s_dense, self.seg_gate, self.s2c_bn)
-        pairs = (tensor for layer in layers for tensor in (layer.weight, layer.bias))
-        attention = self.s2c_attn.weight if self.pooling == "attention" else None
-        running = self.s2c_bn.running_mean, self.s2c_bn.running_var
+        there, back = ("seg_to_clf" in self.directions), ("clf_to_seg" in self.directions)
+        layers = (self.s2c_conv, self.s2c_dense, self.clf_gate) if there else (None, None, None)
+        layers += (self.c2s_dense, self.seg_gate) if back else (None, None)
+        layers += (self.s2c_bn,) if there else (None,)
+        pairs = (None if layer is None else getattr(layer, name) for layer in layers for name in ("weight", "bias"))
+        running = (self.s2c_bn.running_mean, self.s2c_bn.running_var) if there else (None, None)
+        attention = self.s2c_attn.weight if there and self.pooling == "attention" else None
         return ops.TIMParameters(*pairs, *running, attention)  # pyright: ignore[reportCallIssue] - of six layers a pair
 
     def step(self) -> dict[str, Any]:
         """How the batch normalisation runs, as mtlkit.ops takes it; counts the batch in training."""
+        if "seg_to_clf" not in self.directions:
+            return {"training": self.training}
         norm, group = self.s2c_bn, None
         if self.training:
             norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess] - it tracks
@@ -108,4 +122,5 @@ class TaskInteraction(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for repr."""
-        return f"dim={self.dim}, clf_dim={self.clf_dim}, tau={self.tau}, pooling={self.pooling!r}"
+        shown = f"dim={self.dim}, clf_dim={self.clf_dim}, tau={self.tau}, pooling={self.pooling!r}"
+        return shown if self.directions == DIRECTIONS else f"{shown}, directions={self.directions}"

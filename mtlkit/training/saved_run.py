@@ -153,22 +153,35 @@ class SavedRun:
     # --- prediction ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def predict(
+        self,
+        batch: Mapping[str, Any],
+        *,
+        inspect: bool = False,
+        gates: Mapping[str, float | Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """What the network says of a batch of `loader`, in float32 on the CPU.
+
+        Args:
+            batch: what to look at.
+            inspect: whether to tell what the gates come from, too.
+            gates: weights that stand in for the network's own, by name.
 
         Returns:
             Probabilities of the classes of each of `tasks`, (B, K), or (B, 2, K) for the left and the right breast;
             where the network has them, "mask" (B, 1, H, W), probabilities, and "gates", of networks with decoder levels
-            (B, levels, 2), else (B, experts) or (B, views).
+            (B, levels, 2), else (B, experts) or (B, views), "stages", and "signals" if `inspect`.
         """
         device = next(self.model.parameters()).device
         task, model = self.task, self.model
-        output = task.run(model, {item: batch[item].to(device) for item in task.inputs.values()})
+        inputs = {item: batch[item].to(device) for item in task.inputs.values()}
+        output = task.inspect(model, inputs, gates) if inspect or gates else task.run(model, inputs)
         found = {head.name: getattr(output, head.logits).float().softmax(-1) for head in task.heads_of(model)}
         if task.draws_masks:
             found["mask"] = output.seg_logits.float().sigmoid()
-        if "gates" in model.returns:
-            found["gates"] = output.gates.float()
+        for name in ("gates", "stages", "signals"):
+            if (value := getattr(output, name, None)) is not None:
+                found[name] = value.float()
         return {name: value.cpu() for name, value in found.items()}
 
 

@@ -18,7 +18,7 @@ from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Reco
 from mtlkit.data.layouts import cmmd
 from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics
 from mtlkit.models import Pretrained
-from mtlkit.models.network import takes
+from mtlkit.models.network import Network, takes
 
 if TYPE_CHECKING:
     from mtlkit.training.config import DataConfig, LossConfig
@@ -253,6 +253,12 @@ class Task:
     def run(self, network: nn.Module, batch: Mapping[str, Any]) -> Any:
         """The network's output for a batch."""
         return network(*(batch[item] for item in self.inputs.values()))
+
+    def inspect(
+        self, network: Network, batch: Mapping[str, Any], gates: Mapping[str, float | Tensor] | None = None
+    ) -> Any:
+        """The network's output for a batch, with its signals if it has any, under other gates if they are given."""
+        return network.inspect(*(batch[item] for item in self.inputs.values()), gates=gates)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 

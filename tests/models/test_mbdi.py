@@ -107,7 +107,15 @@ def equations(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, l
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"upa": False}, {"upa": False, "tim": False}, {"levels": (2, 3)}, {"hmsf": False, "pooling": "attention"}],
+    [
+        {},
+        {"upa": False},
+        {"upa": False, "tim": False},
+        {"levels": (2, 3)},
+        {"hmsf": False, "pooling": "attention"},
+        {"hmsf": False, "directions": ("seg_to_clf",)},
+        {"hmsf": False, "directions": ("clf_to_seg",), "upa": False},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("name", BOTH)
@@ -143,6 +151,51 @@ def test_tau_0_leaves_the_map():
 
 
 # --- the gates --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gates_are_given_by_level_and_branch(name):
+    options = SMALL | {"hmsf": False, "levels": (1, 4)}
+    model = create_model(name, **options).eval()
+    images, nan = torch.rand(3, 3, 32, 64), float("nan")
+    free, plain = model.inspect(images), model(images)
+    for field in plain._fields:
+        torch.testing.assert_close(getattr(free, field), getattr(plain, field))
+    assert free.signals[0].numel() == len(model.signal_names)
+    assert model.gate_names == ("seg_level1", "clf_level1", "seg_level4", "clf_level4")
+
+    closed = model.inspect(images, gates=dict.fromkeys(model.gate_names, 0.0))
+    without = create_model(name, **options | {"tim": False, "upa": False}).eval()
+    without.load_state_dict({k: v for k, v in model.state_dict().items() if ".interaction." not in k})
+    torch.testing.assert_close(closed[:2], without(images)[:2])
+
+    given = model.inspect(images, gates={"clf_level1": torch.tensor([1.0, nan, 0.5])})
+    torch.testing.assert_close(given.gates[:, 0, 1], torch.stack([t := torch.tensor(1.0), plain.gates[1, 0, 1], t / 2]))
+    torch.testing.assert_close(given.gates[:, :, 0], plain.gates[:, :, 0])
+    torch.testing.assert_close(given.seg_logits, plain.seg_logits)  # vectors go to the classifier alone
+    assert (given.cls_logits - plain.cls_logits).abs().amax(1).gt(1e-6).tolist() == [True, False, True]
+
+
+def test_signals_are_those_of_the_gates():
+    model = create_model("btinet", **SMALL, hmsf=False, levels=(2,)).eval()
+    assert model.signal_names == ("alignment_level2", "energy_level2", "spread_level2")
+    out, upa = model.inspect(torch.rand(2, 3, 32, 64)), model.decoder[1].interaction.upa
+    torch.testing.assert_close(upa.fc2(upa.fc1(out.signals[:, 0]).relu()).sigmoid(), out.gates[:, 0])
+    assert create_model("mbdi", **SMALL, levels=(2,)).signal_names == ("seg_variance_level2", "clf_variance_level2")
+    assert create_model("mbdi", **SMALL, upa=False).signal_names == ()
+    assert create_model("mbdi", **SMALL, levels=()).eval().inspect(torch.rand(1, 3, 32, 32)).signals is None
+
+
+def test_gates_that_there_are_not():
+    model, images = create_model("btinet", **SMALL, levels=(2,)).eval(), torch.rand(2, 3, 32, 64)
+    with pytest.raises(ValueError, match="gates: expected seg_level2, clf_level2, got 'seg_level1'"):
+        model.inspect(images, gates={"seg_level1": 0})
+    with pytest.raises(ValueError, match=r"gates\['seg_level2'\]: expected shape \(B,\) = \(2,\), got \(3,\)"):
+        model.inspect(images, gates={"seg_level2": torch.zeros(3)})
+    with pytest.raises(ValueError, match="gates: expected no name, as there are no gates, got 'seg_level2'"):
+        create_model("btinet", **SMALL, upa=False).eval().inspect(images, gates={"seg_level2": 0})
+    with pytest.raises(ValueError, match="gates: expected None, as those of UNet cannot be given"):
+        create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8)).inspect(images, gates={"seg_level2": 0})
 
 
 def test_gates_of_mbdi_share_out():

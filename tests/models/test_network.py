@@ -22,6 +22,7 @@ FOUR_VIEWS = {"backbone": "vssm", "depths": (1,), "dims": (16,), "d_state": 1}
         ("mbdi", INTERACTING | {"levels": ()}, []),
         ("unet", UNET, []),
         ("csa_moe", {"experts": ("image", "boundary")}, ["image", "boundary"]),
+        ("csa_moe", {"experts": ("image",), "csa": False}, ["image"]),
         ("hybrid_vssm", FOUR_VIEWS, ["l_cc", "l_mlo", "r_cc", "r_mlo"]),
         ("hybrid_vssm", FOUR_VIEWS | {"tasks": ("label",)}, ["l_cc", "l_mlo", "r_cc", "r_mlo"]),
     ],
@@ -36,13 +37,16 @@ def test_outputs_are_what_the_network_says(name, options, gates):
     }
     with torch.no_grad():
         output = network(**{argument: given[argument] for argument in takes(network)})
-    known = ("seg_logits", "cls_logits", "label_logits", "birads_logits", "gates")
+    known = ("seg_logits", "cls_logits", "label_logits", "birads_logits", "gates", "stages")
     assert [field for field in known if getattr(output, field, None) is not None] == [
         field for field in known if field in network.returns
     ]
     assert list(network.gate_names) == gates
     if gates:
         assert output.gates[0].numel() == len(gates)
+    if network.stage_names:
+        assert output.stages[0].numel() == len(network.stage_names)
+    assert network.inspect(*(given[argument] for argument in takes(network)))[0].shape == output[0].shape
     seen = []
     network.last_layer.register_forward_hook(lambda module, inputs, found: seen.append(found))
     with torch.no_grad():

@@ -19,11 +19,18 @@ FORMS = {
     "alignment": {"signals": "alignment"},
     "attention": {"signals": "alignment", "pooling": "attention", "tau": 0.3},
 }
+CUT = {
+    "to the class": {"signals": "alignment", "directions": ("seg_to_clf",)},
+    "to the class, attention": {"pooling": "attention", "directions": ("seg_to_clf",)},
+    "to the mask": {"directions": ("clf_to_seg",)},
+    "to the mask, running": {"normaliser": "running", "directions": ("clf_to_seg",)},
+    "to the mask, alignment": {"signals": "alignment", "directions": ("clf_to_seg",)},
+}
 
 
 def level(form: str, dim: int = 6, **kw) -> InteractionLevel:
     """A level with every parameter and statistic moved from its start."""
-    made = InteractionLevel(dim, 10, **FORMS[form], **kw)
+    made = InteractionLevel(dim, 10, **(FORMS | CUT)[form], **kw)
     with torch.no_grad():
         for name, value in (*made.named_parameters(), *made.named_buffers()):
             if value.is_floating_point():
@@ -48,7 +55,7 @@ def count(layer: nn.Module) -> int:
 # --- the level -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *CUT])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 def test_level_is_its_two_layers(backend, form, training):
     fused = level(form, dtype=torch.float64).train(training)
@@ -64,7 +71,7 @@ def test_level_is_its_two_layers(backend, form, training):
     assert fused(seg, clf).enhanced_seg is None
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, *CUT])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 @pytest.mark.parametrize("other", ["torch", "cpu"])
 def test_gradients_of_every_parameter(form, training, other):
@@ -85,6 +92,42 @@ def test_gradients_of_every_parameter(form, training, other):
     exact, got = run("reference"), run(other)
     for name, value in exact.items():
         assert_accurate(name, got[name], value, gradient=True)
+
+
+@pytest.mark.parametrize("form", CUT)
+def test_a_direction_that_is_cut_leaves_its_branch_and_has_no_layers(backend, form):
+    made = level(form).eval()
+    seg, clf = data()
+    out, moved = made(seg, clf, return_enhanced=True), made.tim(seg, clf)
+    layers = {name for name, _ in made.tim.named_children()} - {"s2c_attn"}
+    if "seg_to_clf" in made.tim.directions:
+        assert torch.equal(out.seg, seg)
+        assert torch.equal(out.enhanced_seg, seg)
+        assert torch.equal(moved.mu, torch.ones(3, 6))
+        assert not torch.allclose(out.clf, clf)
+        assert layers == {"s2c_conv", "s2c_dense", "s2c_bn", "clf_gate"}
+    else:
+        assert torch.equal(out.clf, clf)
+        assert torch.equal(moved.clf, clf)
+        assert not torch.allclose(out.seg, seg)
+        assert layers == {"c2s_dense", "seg_gate"}
+    if made.upa.signals == "alignment":
+        assert torch.equal(out.stats.alignment, torch.zeros(3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_given_gates_stand_in_where_they_are_numbers(backend, form):
+    made = level(form).eval()
+    seg, clf = data()
+    learnt, nan = made(seg, clf, return_enhanced=True), float("nan")
+    given = torch.tensor([[0.0, nan], [1.0, 0.0], [nan, 0.25]])
+    out = made(seg, clf, gates=given)
+    assert torch.equal(out.gates.isnan(), torch.zeros(3, 2, dtype=torch.bool))
+    torch.testing.assert_close(out.gates, torch.where(given.isnan(), learnt.gates, given))
+    w_seg, w_clf = out.gates[:, 0, None, None, None], out.gates[:, 1:]
+    torch.testing.assert_close(out.seg, seg + w_seg * (learnt.enhanced_seg - seg))
+    torch.testing.assert_close(out.clf, clf + w_clf * (learnt.enhanced_clf - clf))
+    torch.testing.assert_close(out.stats, learnt.stats)
 
 
 def test_map_is_amplified_by_at_most_tau():
@@ -285,6 +328,8 @@ def test_single_pixel_and_odd_channels(backend, form):
         ({"pooling": "max"}, "pooling: expected one of 'mean', 'attention', got 'max'"),
         ({"tau": -0.1}, "tau: expected a number that is at least 0, got -0.1"),
         ({"momentum": 1.0}, "momentum: expected a probability"),
+        ({"directions": ()}, r"directions: expected some of seg_to_clf, clf_to_seg in this order, got \(\)"),
+        ({"directions": ("up",)}, r"directions: expected some of seg_to_clf, clf_to_seg in this order, got \('up',\)"),
     ],
 )
 def test_bad_options(options, message):
@@ -310,6 +355,8 @@ def test_bad_input():
             layer(seg, clf[:2])
         with pytest.raises(TypeError, match="clf: expected float32"):
             layer(seg, clf.long())
+    with pytest.raises(ValueError, match=r"gates: expected shape \(B, 2\).* = \(3, 2\), got \(2, 2\)"):
+        level("variance")(seg, clf, gates=torch.zeros(2, 2))
     upa = level("variance").upa
     with pytest.raises(ValueError, match=r"x_enhanced: expected shape .*got \(3, 6, 7, 4\)"):
         upa(seg, seg[..., :4], clf, clf)

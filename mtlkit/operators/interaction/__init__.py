@@ -41,7 +41,7 @@ from mtlkit.operators._backends import choose
 from mtlkit.operators._launch import compute_dtype, single_precision_only
 from mtlkit.operators.interaction import reduce
 from mtlkit.operators.interaction.gating import Normalisation, alignment_of, gates_of, mix, tim_vectors, variance_of
-from mtlkit.operators.interaction.level import gather, level, multiply, projection_of
+from mtlkit.operators.interaction.level import enhance, gather, level, multiply, projection_of
 from mtlkit.operators.interaction.types import (
     AlignmentSignals,
     InteractionOutput,
@@ -51,6 +51,7 @@ from mtlkit.operators.interaction.types import (
     UPAParameters,
     VarianceSignals,
     check_enhanced,
+    check_gates,
     check_map,
     check_projection,
     check_signals,
@@ -76,8 +77,8 @@ def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
 
 def _enhance(backend, x, f, tim, tau, norm) -> TIMOutput:
     sums = gather(backend, projection_of(x, tim), reduce.Options(False, compute_dtype(x, f)))
-    mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)  # pyright: ignore[reportArgumentType] - there is a projection
-    return TIMOutput(multiply(backend, x, mu), clf.to(f.dtype), mu)
+    mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
+    return TIMOutput(enhance(backend, x, mu, tim), clf.to(f.dtype), mu)
 
 
 def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
@@ -95,9 +96,9 @@ def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) ->
     return AlignmentSignals(alignment, base.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
 
 
-def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None) -> InteractionOutput:
+def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None, given=None) -> InteractionOutput:
     signals = _signals(backend, x, x_enhanced, f, f_enhanced, kind, upa.seg_proj, upa.clf_proj)
-    gates = gates_of(signals, upa, normaliser, group)
+    gates = gates_of(signals, upa, normaliser, group, given)
     seg, clf = mix(x, x_enhanced, gates[:, 0]), mix(f, f_enhanced, gates[:, 1])
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
 
@@ -343,6 +344,7 @@ def task_interaction(
     eps: float = 1e-3,
     return_enhanced: bool = False,
     group: Group | None = None,
+    gates: Tensor | None = None,
 ) -> InteractionOutput:
     """A level of bidirectional task interaction: TIM, then UPA, on one reading and one writing pass over the map.
 
@@ -369,6 +371,8 @@ def task_interaction(
         return_enhanced: whether to return the enhanced map too, which costs another pass.
         group: processes of torch.distributed whose batches count as one in training, as for torch.nn.SyncBatchNorm: in
             TIM's batch normalisation, and in the means of the variances. PyTorch computes the vectors then.
+        gates: weights (B, 2) that stand in for UPA's, which are kept where NaN is: 0 leaves the map or the vector as
+            it came, 1 takes the enhanced one. PyTorch computes the vectors then, as where `tim` cuts a direction.
 
     Returns:
         InteractionOutput: final map and vector in the shapes, dtypes and memory format of x and f; gates, signals, the
@@ -392,15 +396,16 @@ def task_interaction(
     check_tim(x, f, tim, tau)
     signals = signals_named(signals)
     check_upa(x, f, upa, signals, normaliser)
+    check_gates(x, gates)
     backend = _choose("task_interaction", f, *projection_of(x, tim))
     norm = Normalisation(training, momentum, eps, group if training else None)
     with _full_precision(x):
         if backend != "reference":
             options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
-            found = level(backend, x, f, tim, upa, tau, normaliser, norm, options)
-            enhanced_seg = multiply(backend, x, found.mu) if return_enhanced else None
+            found = level(backend, x, f, tim, upa, tau, normaliser, norm, options, gates)
+            enhanced_seg = enhance(backend, x, found.mu, tim) if return_enhanced else None
             clf, enhanced_clf = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
             return InteractionOutput(found.seg, clf, found.gates, found.signals, enhanced_clf, enhanced_seg)
         enhanced = _enhance(backend, x, f, tim, tau, norm)
-        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group)
+        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group, gates)
         return out if return_enhanced else out._replace(enhanced_seg=None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Level(NamedTuple):
 
 def projection_of(x: Tensor, tim: TIMParameters) -> reduce.Inputs:
     """The map with TIM's projection, as `reduce` takes it."""
+    if tim.proj_weight is None:
+        return reduce.Inputs(x, None, None, None)
     attn = None if tim.attn_weight is None else tim.attn_weight.flatten()  # (C,)
     return reduce.Inputs(x, tim.proj_weight.flatten(1), tim.proj_bias, attn)
 
@@ -44,6 +46,11 @@ def multiply(backend: str, x: Tensor, factors: Tensor) -> Tensor:
     return scale.OPERATOR.run(backend, scale.Inputs(x, factors))[0]
 
 
+def enhance(backend: str, x: Tensor, factors: Tensor, tim: TIMParameters) -> Tensor:
+    """The map times its factors; the map itself where TIM leaves it."""
+    return x if tim.gain_weight is None else multiply(backend, x, factors)
+
+
 def level(
     backend: str,
     x: Tensor,
@@ -54,29 +61,32 @@ def level(
     normaliser: Tensor | None,
     norm: Normalisation,
     options: reduce.Options,
+    given: Tensor | None = None,
 ) -> Level:
-    """By kernels as far as they serve.
+    """By kernels as far as they serve; given gates, (B, 2), stand in for UPA's where they are not NaN.
 
     Raises:
         ValueError: training with a batch of one.
     """
     inputs, f = projection_of(x, tim), f.to(options.dtype)
-    if not _kernels_gate(backend, inputs, f, tim, upa, normaliser, norm):
+    cut = inputs.weight is None or tim.gain_weight is None
+    if cut or given is not None or not _kernels_gate(backend, inputs, f, tim, upa, normaliser, norm):
         sums = gather(backend, inputs, options)
-        gated = gating.gating_torch(sums, f, tim, upa, tau, normaliser, norm)
+        gated = gating.gating_torch(sums, f, tim, upa, tau, normaliser, norm, given)
         return Level(
-            multiply(backend, x, gated.factors), gated.clf, gated.mu, gated.enhanced, gated.gates, gated.signals
+            enhance(backend, x, gated.factors, tim), gated.clf, gated.mu, gated.enhanced, gated.gates, gated.signals
         )
     dtype, learnt = options.dtype, (*tim[2:12], *upa)
     if not in_memory((*inputs, f, *learnt, normaliser)):
         inputs, f, normaliser = reduce.Inputs._make(map(plain, inputs)), plain(f), plain(normaliser)
         learnt = tuple(map(plain, learnt))
     weights = [None if t is None else computed(t, dtype) for t in learnt]
-    running = [computed(plain(t), dtype) for t in (tim.norm_mean, tim.norm_var)]
+    statistics = cast("tuple[Tensor, Tensor]", (tim.norm_mean, tim.norm_var))  # no direction is cut
+    running = [computed(plain(t), dtype) for t in statistics]
     sizes = Sizes(
         f.shape[0],
         x.shape[1],
-        tim.proj_weight.shape[0],
+        tim.context_weight.shape[1],  # pyright: ignore[reportOptionalMemberAccess] - no direction is cut
         f.shape[1],
         upa.fc1_bias.shape[0],
         0 if upa.seg_proj is None else upa.seg_proj.shape[0],
@@ -91,7 +101,7 @@ def level(
     else:
         found = passes.forward(normaliser, running, tensors, False)[0]
     if norm.training:
-        for mine, theirs in zip(running, (tim.norm_mean, tim.norm_var), strict=True):
+        for mine, theirs in zip(running, statistics, strict=True):
             if mine is not theirs:
                 theirs.copy_(mine)
     seg, clf, mu, enhanced, gates, *signals = found

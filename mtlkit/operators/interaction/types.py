@@ -8,6 +8,13 @@ from torch import Tensor
 from mtlkit._check import check_device, check_shape, check_tensor
 
 SIGNALS = {"variance": 2, "alignment": 3}
+DIRECTIONS = ("seg_to_clf", "clf_to_seg")
+
+
+def check_directions(directions: Any) -> None:
+    """Raises unless these are directions of TIM, in their order and at least one."""
+    if not directions or tuple(one for one in DIRECTIONS if one in directions) != tuple(directions):
+        raise ValueError(f"directions: expected some of {', '.join(DIRECTIONS)} in this order, got {directions!r}")
 
 
 def signals_named(kind: Any) -> Any:
@@ -23,6 +30,9 @@ def signals_named(kind: Any) -> Any:
 
 class TIMParameters(NamedTuple):
     """What TIM learns: five linear layers, each its weight and its bias, a batch normalisation, and what may attend.
+
+    A direction all of whose fields are None is cut: without those of seg_to_clf (proj, context, clf_gate and norm) the
+    vector stays as it is, without those of clf_to_seg (gain and seg_gate) the map.
 
     Fields:
         proj_weight, proj_bias: projection W_p, (P, C) or (P, C, 1, 1), and (P,).
@@ -46,20 +56,20 @@ class TIMParameters(NamedTuple):
         torch.Size([16, 4])
     """
 
-    proj_weight: Tensor
-    proj_bias: Tensor
-    context_weight: Tensor
-    context_bias: Tensor
-    clf_gate_weight: Tensor
-    clf_gate_bias: Tensor
-    gain_weight: Tensor
-    gain_bias: Tensor
-    seg_gate_weight: Tensor
-    seg_gate_bias: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
-    norm_mean: Tensor
-    norm_var: Tensor
+    proj_weight: Tensor | None
+    proj_bias: Tensor | None
+    context_weight: Tensor | None
+    context_bias: Tensor | None
+    clf_gate_weight: Tensor | None
+    clf_gate_bias: Tensor | None
+    gain_weight: Tensor | None
+    gain_bias: Tensor | None
+    seg_gate_weight: Tensor | None
+    seg_gate_bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    norm_mean: Tensor | None
+    norm_var: Tensor | None
     attn_weight: Tensor | None = None
 
 
@@ -145,7 +155,7 @@ class InteractionOutput(NamedTuple):
     Fields:
         seg: final map D^, (B, C, H, W).
         clf: final vector f^, (B, F).
-        gates: w_seg and w_clf, (B, 2).
+        gates: w_seg and w_clf, (B, 2), those that were given where they were.
         stats: the signals that the gates come from.
         enhanced_clf: enhanced vector f~, (B, F).
         enhanced_seg: enhanced map D~, (B, C, H, W), or None where it was not asked for.
@@ -198,16 +208,20 @@ def check_enhanced(x: Tensor, x_enhanced: Tensor, f: Tensor, f_enhanced: Tensor)
     check_device(x=x, x_enhanced=x_enhanced, f_enhanced=f_enhanced)
 
 
-def check_projection(x: Tensor, weight: Tensor, bias: Tensor, attn: Tensor | None, where: str = "") -> None:
+def check_projection(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, where: str = ""
+) -> None:
     """Raises unless a projection fits the map; `where` goes before the names in messages, "tim.proj_" say."""
     channels = x.shape[1]
     check_tensor(f"{where}weight", weight, (2, 4))
+    check_tensor(f"{where}bias", bias, 1)
+    assert weight is not None  # check_tensor refuses None
+    assert bias is not None
     sizes = (channels, 1, 1)[: weight.dim() - 1]
     letters = "(P, C)" if weight.dim() == 2 else "(P, C, 1, 1)"
     check_shape(f"{where}weight", weight, letters, weight.shape[0], *sizes)
     if weight.shape[0] < 1:
         raise ValueError(f"{where}weight: expected P, the projected channels, at least 1, got 0")
-    check_tensor(f"{where}bias", bias, 1)
     check_shape(f"{where}bias", bias, "(P,)", weight.shape[0])
     check_device(x=x, **{f"{where}weight": weight, f"{where}bias": bias})
     if attn is not None:
@@ -231,24 +245,40 @@ def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: Shapes)
 
 
 def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
-    """Raises unless TIM's parameters fit map and vector."""
+    """Raises unless TIM's parameters fit map and vector, and of each direction are there or all None."""
     if not isinstance(p, TIMParameters):
         raise TypeError(f"tim: expected TIMParameters, got {type(p).__name__}")
-    check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")
-    C, P, N = x.shape[1], p.proj_weight.shape[0], f.shape[1]
-    shapes: Shapes = {
-        "context_weight": ("(F, P)", (N, P)),
-        "context_bias": ("(F,)", (N,)),
-        "clf_gate_weight": ("(F, F)", (N, N)),
-        "clf_gate_bias": ("(F,)", (N,)),
-        "gain_weight": ("(C, F)", (C, N)),
-        "gain_bias": ("(C,)", (C,)),
-        "seg_gate_weight": ("(C, C)", (C, C)),
-        "seg_gate_bias": ("(C,)", (C,)),
-    }
-    norm: Shapes = dict.fromkeys(("norm_weight", "norm_bias", "norm_mean", "norm_var"), ("(F,)", (N,)))
-    _check_fields(p, "tim", x, shapes | norm)
+    C, N = x.shape[1], f.shape[1]
+    back = p.gain_weight, p.gain_bias, p.seg_gate_weight, p.seg_gate_bias
+    cut = all(value is None for name, value in p._asdict().items() if not name.startswith(("gain", "seg_gate")))
+    shapes: Shapes = {}
+    if not cut:
+        check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")
+        assert p.proj_weight is not None  # check_projection refuses that
+        shapes |= {
+            "context_weight": ("(F, P)", (N, p.proj_weight.shape[0])),
+            "context_bias": ("(F,)", (N,)),
+            "clf_gate_weight": ("(F, F)", (N, N)),
+            "clf_gate_bias": ("(F,)", (N,)),
+        }
+        shapes |= dict.fromkeys(("norm_weight", "norm_bias", "norm_mean", "norm_var"), ("(F,)", (N,)))
+    if cut or any(value is not None for value in back):
+        shapes |= {
+            "gain_weight": ("(C, F)", (C, N)),
+            "gain_bias": ("(C,)", (C,)),
+            "seg_gate_weight": ("(C, C)", (C, C)),
+            "seg_gate_bias": ("(C,)", (C,)),
+        }
+    _check_fields(p, "tim", x, shapes)
     check_tau(tau)
+
+
+def check_gates(x: Tensor, gates: Tensor | None) -> None:
+    """Raises unless `gates` are weights for each image of `x`, or None."""
+    if gates is not None:
+        check_tensor("gates", gates, 2)
+        check_shape("gates", gates, "(B, 2), with as many rows as x has images,", x.shape[0], 2)
+        check_device(x=x, gates=gates)
 
 
 def check_tau(tau: object) -> None:

@@ -1,5 +1,7 @@
 """The formulas of gating in PyTorch, one after the other."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,34 +12,38 @@ from mtlkit.operators.interaction.reduce import Reduced
 from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    assert weight is not None  # the direction is there
     return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-def _batch_norm(x: Tensor, p: TIMParameters, norm: Normalisation) -> Tensor:
-    """Batch normalisation in the dtype of x, whatever that of the running statistics is."""
+def _batch_norm(x: Tensor, p: Any, norm: Normalisation) -> Tensor:
+    """Batch normalisation by TIMParameters in the dtype of x, whatever that of the running statistics is."""
+    weight, bias, mean, var = p.norm_weight, p.norm_bias, p.norm_mean, p.norm_var
     if norm.group is not None:
-        return batch_norm_over(
-            norm.group, x, p.norm_mean, p.norm_var, p.norm_weight, p.norm_bias, norm.momentum, norm.eps
-        )
-    running = p.norm_mean.to(x.dtype), p.norm_var.to(x.dtype)
-    y = F.batch_norm(
-        x, *running, p.norm_weight.to(x.dtype), p.norm_bias.to(x.dtype), norm.training, norm.momentum, norm.eps
-    )
-    if norm.training and p.norm_mean.dtype != x.dtype:
-        p.norm_mean.copy_(running[0])
-        p.norm_var.copy_(running[1])
+        return batch_norm_over(norm.group, x, mean, var, weight, bias, norm.momentum, norm.eps)
+    running = mean.to(x.dtype), var.to(x.dtype)
+    y = F.batch_norm(x, *running, weight.to(x.dtype), bias.to(x.dtype), norm.training, norm.momentum, norm.eps)
+    if norm.training and mean.dtype != x.dtype:
+        mean.copy_(running[0])
+        var.copy_(running[1])
     return y
 
 
 def tim_vectors(
-    mean: Tensor, pooled: Tensor, f: Tensor, p: TIMParameters, tau: float, norm: Normalisation
+    mean: Tensor, pooled: Tensor | None, f: Tensor, p: TIMParameters, tau: float, norm: Normalisation
 ) -> tuple[Tensor, Tensor]:
-    """mu, (B, C), and the enhanced vector, (B, F), from the map's means and its pooled projection."""
-    f = f.to(mean.dtype)  # (B, F)
-    context = F.relu(_linear(pooled, p.context_weight, p.context_bias))  # (B, F)
-    context = _batch_norm(context, p, norm)  # (B, F)
-    enhanced = f + torch.sigmoid(_linear(context, p.clf_gate_weight, p.clf_gate_bias)) * context  # (B, F)
+    """mu, (B, C), and the enhanced vector, (B, F), from the map's means and its pooled projection.
+
+    Of a direction that is cut, mu is 1, and the enhanced vector is f.
+    """
+    enhanced = f = f.to(mean.dtype)  # (B, F)
+    if pooled is not None:
+        context = F.relu(_linear(pooled, p.context_weight, p.context_bias))  # (B, F)
+        context = _batch_norm(context, p, norm)  # (B, F)
+        enhanced = f + torch.sigmoid(_linear(context, p.clf_gate_weight, p.clf_gate_bias)) * context  # (B, F)
+    if p.gain_weight is None:
+        return torch.ones_like(mean), enhanced
     gain = torch.sigmoid(_linear(f, p.gain_weight, p.gain_bias))  # (B, C)
     gate = torch.sigmoid(_linear(mean, p.seg_gate_weight, p.seg_gate_bias))  # (B, C)
     return 1 + tau * gate * gain, enhanced
@@ -55,15 +61,22 @@ def alignment_of(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Ten
     return (seg * clf).sum(1)  # (B,)
 
 
-def gates_of(signals: Signals, p: UPAParameters, normaliser: Tensor | None, group: Group | None = None) -> Tensor:
-    """The gates, (B, 2)."""
+def gates_of(
+    signals: Signals,
+    p: UPAParameters,
+    normaliser: Tensor | None,
+    group: Group | None = None,
+    given: Tensor | None = None,
+) -> Tensor:
+    """The gates, (B, 2): those that are given, and UPA's where NaN is."""
     u = torch.stack(tuple(signals), 1)  # (B, 2 or 3)
     if len(signals) == 2:
         if normaliser is None:
             normaliser = u.mean(0) if group is None else mean_over(group, u)[0]
         u = u / (normaliser.to(u.dtype) + 1e-8)
     logits = _linear(F.relu(_linear(u, p.fc1_weight, p.fc1_bias)), p.fc2_weight, p.fc2_bias)  # (B, 2)
-    return torch.softmax(logits, 1) if len(signals) == 2 else torch.sigmoid(logits)
+    gates = torch.softmax(logits, 1) if len(signals) == 2 else torch.sigmoid(logits)
+    return gates if given is None else torch.where(given.isnan(), gates, given.to(gates.dtype))
 
 
 def mix(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
@@ -80,14 +93,15 @@ def gating_torch(
     tau: float,
     normaliser: Tensor | None,
     norm: Normalisation,
+    given: Tensor | None = None,
 ) -> Gated:
     """The formulas, one after the other; f in the type of computation."""
-    mu, enhanced = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)  # pyright: ignore[reportArgumentType] - there is a projection
+    mu, enhanced = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
     spread = variance_of(enhanced)
     if upa.seg_proj is None or upa.clf_proj is None:  # both are there, or neither
         signals = VarianceSignals((mu.square() * sums.variance).mean(1), spread)
     else:
         alignment = alignment_of((mu - 1) * sums.mean, enhanced - f, upa.seg_proj, upa.clf_proj)
         signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
-    gates = gates_of(signals, upa, normaliser, norm.group)
+    gates = gates_of(signals, upa, normaliser, norm.group, given)
     return Gated(1 + gates[:, :1] * (mu - 1), mu, mix(f, enhanced, gates[:, 1]), enhanced, gates, signals)
