@@ -12,6 +12,7 @@ DESCRIPTION = """\
 Runs the network of a training run over a part of a data set, and writes a folder: every figure of the papers with a
 95 % bootstrap interval (IoU, Dice, sensitivity, precision; accuracy, F1, AUC), how well the gates foretell failure,
 what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report to read.
+With --oracle also what the interaction brings: each gate is forced off and on, for every image.
 
 Groups (patients, where the data set knows them) are drawn whole for the intervals. Images without lesion are left out
 of the figures of the masks, and counted.
@@ -22,10 +23,11 @@ examples:
   mtlkit evaluate runs/mbdi --out mbdi-whu --data BUSI_WHU       another data set, all of it
   mtlkit evaluate runs/csa --out csa                             all seeds of --repeats: mean ± standard deviation
   mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; features in the plane
+  mtlkit evaluate runs/btinet --out oracle --oracle --rivals     are the gates right, and what else would tell
   mtlkit evaluate runs/mbdi --out mbdi-test --force              once more, in place of the earlier one
 
-the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png; of several
-seeds a folder for each, and metrics.json, metrics.csv and report.html over them
+the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png, with --oracle
+oracle.csv; of several seeds a folder for each, and metrics.json, metrics.csv and report.html over them
 
 another data set is matched by the names of its classes: those that the network does not know are left out.
 
@@ -57,6 +59,16 @@ def add_command(commands: Any) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap and of t-SNE; default 0")
     add("--examples", type=int, default=5, metavar="N", help="best and worst masks to show; default 5")
     add("--tsne", action="store_true", help="also draw the features of the classifier in the plane")
+    add("--oracle", action="store_true", help="force each gate off and on: what the interaction brings, and who knows")
+    add(
+        "--rivals",
+        type=int,
+        nargs="?",
+        const=20,
+        default=0,
+        metavar="N",
+        help="also judge N passes of Monte-Carlo dropout, and flips, as failure scores; N is 20 if not given",
+    )
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
     add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
@@ -73,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.evaluation import evaluate, evaluate_repeats
     from mtlkit.training.saved_run import runs_within
 
-    names = ("part", "layout", "samples", "seed", "examples", "tsne", "batch_size", "max_pixels", "skip_bad", "force")
+    names = ("part", "layout", "samples", "seed", "examples", "tsne", "oracle", "rivals")
+    names += ("batch_size", "max_pixels", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     several = bool(runs_within(options.run_folder))
     judge = evaluate_repeats if several else evaluate
@@ -94,6 +107,8 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(*row)
     console = open_console(soft_wrap=True)
     console.print(table)
+    for table in _of_oracle(metrics.get("oracle") or {}):
+        console.print(table)
     for remark in metrics["remarks"]:
         console.print(remark)
     console.print(f"{options.out / 'report.html'}: the report")
@@ -119,6 +134,29 @@ def _repeated(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         values = [value for value in entry["runs"].values() if value is not None]
         span = f"{min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
         yield name, in_words(entry, 3), span
+
+
+def _of_oracle(oracle: dict[str, Any]) -> Iterator[Any]:
+    """The tables of the oracle, if there is one."""
+    from rich.table import Table
+
+    from mtlkit.evaluation.report import oracle_tables
+    from mtlkit.training.aggregate import in_words
+
+    def words(entry: dict[str, Any] | None) -> str:
+        if entry is None:
+            return ""
+        if "mean" in entry:
+            return in_words(entry, 3)
+        value, low, high = entry.values()
+        told = "not defined" if value is None else f"{value:.3f}"
+        return told if low is None else f"{told} ({low:.3f} to {high:.3f})"
+
+    for found in oracle_tables(oracle) if oracle else ():
+        table = Table("", *found["head"], title=found["title"], title_justify="left")
+        for name, figures in found["rows"]:
+            table.add_row(name, *map(words, figures))
+        yield table
 
 
 def usable_device(name: str | None) -> str:

@@ -9,7 +9,7 @@ Needs the extra `train`.
 """
 
 from mtlkit.evaluation.analysis import judge
-from mtlkit.evaluation.bootstrap import Figure, classification, intervals, ranking, score_means
+from mtlkit.evaluation.bootstrap import Figure, classification, intervals, ranking, risk_area, score_means, spearman
 from mtlkit.evaluation.predictions import Predictions, predict_records
 from mtlkit.evaluation.runner import PARTS, evaluate
 from mtlkit.evaluation.seeds import evaluate_repeats
@@ -25,5 +25,7 @@ __all__ = [
     "judge",
     "predict_records",
     "ranking",
+    "risk_area",
     "score_means",
+    "spearman",
 ]

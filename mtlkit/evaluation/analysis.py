@@ -1,10 +1,7 @@
 """From predictions to everything that is reported: figures by task and class, failure detection, gates, displacement.
 
-A mask has failed where its IoU is below 0.5, a class where it is another than the true one; images without lesion have
-no mask that could fail. A good failure score is high where the network fails. Judged are the gates w_seg of each level
-for masks and w_clf for classes, and for both what needs no gate, 1 less the probability of the likeliest class.
-
-Source: the published evaluation of BTI-Net (arXiv 2606.29102).
+What foretells failure is in mtlkit.evaluation.failure. The displacement by TIM is told for all images, and for thirds
+of those with a lesion: easy ones, whose masks have the highest IoU, hard ones with the lowest, and those between.
 """
 
 import csv
@@ -15,39 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, ranking, score_means
+from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, score_means
+from mtlkit.evaluation.failure import failure_values, failures
 from mtlkit.evaluation.predictions import Predictions
 from mtlkit.training.tasks import CLASS, HEADS
 
 __all__ = ["epoch_gates", "judge", "table_rows"]
 
-FAILED_IOU = 0.5
-BASELINE = "1 - confidence"
-BRANCHES = {"mask": "seg", "class": "clf"}  # what failed, and the gate that is to foretell it
 DIRECTIONS = ("seg_to_clf", "clf_to_seg")
-
-
-def failures(predictions: Predictions) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """By what can fail, "mask" and each task: which rows did, and of which rows it is known."""
-    found = {}
-    if predictions.scores:
-        iou = predictions.scores["iou"]
-        found["mask"] = (iou < FAILED_IOU, ~np.isnan(iou))
-    for task, labels in predictions.labels.items():
-        found[task] = (predictions.wrong(task), labels >= 0)
-    return found
-
-
-def _failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
-    """What may foretell the failure of a mask or a task, (N,) each, by name."""
-    scores = {}
-    for i, name in enumerate(predictions.gate_names):
-        branch, _, level = name.partition("_level")
-        if level and branch == BRANCHES.get(what):
-            assert predictions.gates is not None  # they have names
-            scores[f"level {level}"] = predictions.gates[:, i]
-    task = "class" if what == "mask" else what
-    return scores | {BASELINE: 1 - predictions.confidence(task)}
+DIFFICULTIES = ("easy", "medium", "hard")  # thirds of the images, by their IoU
 
 
 # --- all figures ------------------------------------------------------------------------------------------------------
@@ -65,14 +38,7 @@ def _statistic(predictions: Predictions, weights: Array) -> Values:
                 found["figures", HEADS[task].prefix + name] = value
             else:
                 found[("classes", task, *name)] = value
-    for what, (failed, known) in failures(predictions).items():
-        for name, score in _failure_scores(predictions, what).items():
-            auroc, average = ranking(weights, np.where(known, score, np.nan), failed)
-            found |= {
-                ("failure", what, name, "auroc"): auroc,
-                ("failure", what, name, "average_precision"): average,
-            }
-    return found
+    return found | failure_values(predictions, weights)
 
 
 def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -86,7 +52,8 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
     Returns:
         "counts" of images and masks; "figures" by name, as training names them; "classes" by task and class;
         "confusion", a matrix for each task, rows being the true classes; "failure_detection"; and of networks that have
-        them "gates" and "displacement", mean and standard deviation over the images.
+        them "gates", "stages", "displacement" and "displacement_by_difficulty", mean and standard deviation over the
+        images; where they were measured the "seconds" that each way to foretell failure takes for an image.
 
     Example:
         >>> from pathlib import Path
@@ -121,8 +88,11 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         "classes": classes,
         "confusion": {task: confusion(predictions, task).tolist() for task in names},
         "failure_detection": failure,
-        "gates": _gates(predictions),
+        "seconds": dict(predictions.seconds),
+        "gates": _weights(predictions, predictions.gates, predictions.gate_names),
+        "stages": _weights(predictions, predictions.stages, predictions.stage_names),
         "displacement": _displacement(predictions),
+        "displacement_by_difficulty": _by_difficulty(predictions),
     }
 
 
@@ -170,28 +140,39 @@ def _strata(predictions: Predictions) -> tuple[NDArray[np.int64], tuple[str, ...
     return HEADS[task].labels(predictions.records).max(1).values.numpy(), names
 
 
-def _gates(predictions: Predictions) -> dict[str, Any]:
-    """Mean and standard deviation of each gate over the images, or exams, and over those of each class."""
-    if predictions.gates is None:
+def _weights(predictions: Predictions, weights: Array | None, weight_names: tuple[str, ...]) -> dict[str, Any]:
+    """Mean and standard deviation of each weight over the images, or exams, and over those of each class."""
+    if weights is None:
         return {}
     rows, (labels, names) = predictions.first_rows, _strata(predictions)
-    gates, labels = predictions.gates[rows], labels[rows]
+    weights, labels = weights[rows], labels[rows]
     return {
         name: _mean_sd(values)
         | {"classes": {label: _mean_sd(values[labels == k]) for k, label in enumerate(names) if (labels == k).any()}}
-        for name, values in zip(predictions.gate_names, gates.T, strict=True)
+        for name, values in zip(weight_names, weights.T, strict=True)
     }
 
 
-def _displacement(predictions: Predictions) -> dict[str, Any]:
+def _displacement(predictions: Predictions, rows: Any = slice(None)) -> dict[str, Any]:
     if predictions.displacement is None:
         return {}
+    moved = predictions.displacement[rows]
     return {
-        direction: {
-            f"level{level}": _mean_sd(predictions.displacement[:, j, i]) for j, level in enumerate(predictions.levels)
-        }
+        direction: {f"level{level}": _mean_sd(moved[:, j, i]) for j, level in enumerate(predictions.levels)}
         for i, direction in enumerate(DIRECTIONS)
     }
+
+
+def _by_difficulty(predictions: Predictions) -> dict[str, Any]:
+    """The displacement in each third of the images, which stay in their order where IoUs are equal."""
+    if predictions.displacement is None or not predictions.scores:
+        return {}
+    order = np.argsort(-predictions.scores["iou"], kind="stable")
+    order = order[~np.isnan(predictions.scores["iou"][order])]
+    if len(order) < len(DIFFICULTIES):
+        return {}
+    thirds = np.array_split(order, len(DIFFICULTIES))
+    return {name: _displacement(predictions, rows) for name, rows in zip(DIFFICULTIES, thirds, strict=True)}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -220,6 +201,12 @@ def table_rows(predictions: Predictions) -> list[dict[str, Any]]:
         columns[f"{what}_failed"] = [int(wrong) if sure else "" for wrong, sure in zip(failed, known, strict=True)]
     if predictions.gates is not None:
         columns |= {f"gate_{name}": v for name, v in zip(predictions.gate_names, predictions.gates.T, strict=True)}
+    if predictions.signals is not None:
+        columns |= {
+            f"signal_{name}": v for name, v in zip(predictions.signal_names, predictions.signals.T, strict=True)
+        }
+    for method, of in predictions.uncertainty.items():
+        columns |= {f"{method} {what}".lower().replace("-", "_").replace(" ", "_"): v for what, v in of.items()}
     if predictions.displacement is not None:
         for i, direction in enumerate(DIRECTIONS):
             for j, level in enumerate(predictions.levels):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtlkit.metrics import positive_class
 
-__all__ = ["Figure", "classification", "intervals", "ranking", "score_means"]
+__all__ = ["Figure", "classification", "intervals", "ranking", "risk_area", "score_means", "spearman"]
 
 Array = NDArray[np.float64]
 Values = dict[Any, Array]
@@ -152,6 +152,62 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
     area = _divide((above * (lower - below / 2)).sum(1), positives * negatives)
     average = _divide((above * precision).sum(1), positives)
     return np.where(possible, area, np.nan), np.where(possible, average, np.nan)
+
+
+def risk_area(weights: Array, scores: Array, failed: NDArray[np.bool_]) -> Array:
+    """Area under the risk-coverage curve of scores (N,), (r,); scores of NaN are left out.
+
+    The risk at a coverage is the share that failed of the images which are kept, those of the lowest scores. 0 is
+    perfect; a score that says nothing has the share that failed of all. Equal scores are kept or left out together.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import risk_area
+        >>> risk_area(np.ones((1, 4)), np.array([0.1, 0.2, 0.3, 0.9]), np.array([False, False, False, True]))
+        array([0.0625])
+    """
+    known = ~np.isnan(scores)
+    if not known.any():
+        return np.full(len(weights), np.nan)
+    weights, scores, failed = weights[:, known], scores[known], failed[known]
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score
+    weights, failed = weights[:, order], failed[order]
+    here, wrong = (np.add.reduceat(values, starts, axis=1) for values in (weights, weights * failed))
+    kept = here.cumsum(1)
+    risk = np.nan_to_num(_divide(wrong.cumsum(1), kept))
+    return _divide((here * risk).sum(1), kept[:, -1])
+
+
+def _ranks(weights: Array, values: Array) -> Array:
+    """(r, N): of each value, how much weight lies below it, and half of that at it."""
+    _, places = np.unique(values, return_inverse=True)
+    order = np.argsort(places, kind="stable")
+    starts = np.flatnonzero(np.diff(places[order], prepend=-1) != 0)
+    here = np.add.reduceat(weights[:, order], starts, axis=1)  # (r, distinct)
+    return (here.cumsum(1) - here / 2)[:, places]
+
+
+def spearman(weights: Array, first: Array, second: Array) -> Array:
+    """Spearman's rank correlation of two columns (N,), (r,); NaN in either is left out.
+
+    It is scipy's, for all samples at once; NaN where a column is constant.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import spearman
+        >>> spearman(np.ones((1, 4)), np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 8.0, 27.0, 2.0]))
+        array([0.4])
+    """
+    known = ~(np.isnan(first) | np.isnan(second))
+    if not known.any():
+        return np.full(len(weights), np.nan)
+    weights = weights[:, known]
+    total = weights.sum(1, keepdims=True)
+    x, y = (_ranks(weights, column[known]) for column in (first, second))
+    x, y = (ranks - _divide((weights * ranks).sum(1, keepdims=True), total) for ranks in (x, y))
+    spread = (weights * x * x).sum(1) * (weights * y * y).sum(1)
+    return _divide((weights * x * y).sum(1), np.sqrt(np.where(spread > 1e-9, spread, 0)))
 
 
 def classification(

@@ -16,9 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 from mtlkit._text import printable
 from mtlkit.data import LesionDataset
-from mtlkit.evaluation.analysis import BASELINE, FAILED_IOU
 from mtlkit.evaluation.bootstrap import Figure, confidence_bins
+from mtlkit.evaluation.failure import BASELINE, FAILED_IOU
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.evaluation.uncertainty import ENTROPY
 from mtlkit.training.tasks import HEADS
 
 __all__ = ["draw_all"]
@@ -312,7 +313,7 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
         names = list(entry["scores"])[::-1]
         for y, name in enumerate(names):
             value, low, high = entry["scores"][name]["auroc"]
-            colour = FAINT if name == BASELINE else BLUE
+            colour = BLUE if "level" in name else FAINT
             ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
             ax.plot(value, y, "o", color=colour, ms=7)
         ax.axvline(0.5, color=INK, lw=1, ls=":")
@@ -411,8 +412,8 @@ def draw_all(
         words = "On the dotted line, the network is right as often as it says. Points of few images scatter."
         picture = draw_calibration(predictions.confidence(task)[known], right, error)
         plots[f"calibration{tail}"] = picture, f"Calibration{title}", words
-    failure = judgement["failure_detection"].values()
-    if any(len(entry["scores"]) > 1 and 0 < entry["failures"] < entry["images"] for entry in failure):
+    failed = [entry for entry in judgement["failure_detection"].values() if 0 < entry["failures"] < entry["images"]]
+    if any(entry["scores"].keys() - {BASELINE, ENTROPY} for entry in failed):
         words = "How well a score foretells failure, with its interval: 1 is perfect, 0.5 is chance."
         plots["failure"] = draw_failure(judgement["failure_detection"]), "Failure detection", words
     if judgement["gates"]:

@@ -7,7 +7,7 @@ TIM's displacement at a decoder level, of the vector by the map and of the map b
 Source: the published code of MBDI (arXiv 2603.01295).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtlkit.data import Exam, Record
+from mtlkit.evaluation.uncertainty import ENTROPY, entropies
 from mtlkit.metrics import segmentation_scores
 from mtlkit.models.network import Network
 from mtlkit.nn import InteractionLevel, TaskInteraction
@@ -28,6 +29,7 @@ __all__ = ["Predictions", "predict_records"]
 
 SIDES = ("left", "right")
 SCORES = ("iou", "dice", "sensitivity", "precision")
+INSIDE = ("gates", "signals", "stages")
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Predictions:
         lesion: share of the pixels that are lesion, (N,), NaN where the mask is not known; and of those so predicted.
         masks: those predicted, packed, for `mask`.
         gates: (N, gates), and their names.
+        signals: what the gates come from, (N, signals), and their names.
+        stages: weights of the stages of the encoders, (N, stages), and their names.
         displacement: of TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the numbers of the levels.
         features: what the classifier's last layer is given, (N, D), where asked for.
         positive: the class of images that is to be found, where the recipe names one.
+        uncertainty: by method, "entropy" among them, and by what it is of, "mask" or a task, (N,).
+        seconds: that a method takes for an image, where they were measured.
 
     Example:
         >>> import numpy as np
@@ -72,10 +78,16 @@ class Predictions:
     masks: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
     gates: NDArray[np.float64] | None = None
     gate_names: tuple[str, ...] = ()
+    signals: NDArray[np.float64] | None = None
+    signal_names: tuple[str, ...] = ()
+    stages: NDArray[np.float64] | None = None
+    stage_names: tuple[str, ...] = ()
     displacement: NDArray[np.float64] | None = None
     levels: tuple[int, ...] = ()
     features: NDArray[np.float64] | None = None
     positive: int | None = None
+    uncertainty: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -222,7 +234,7 @@ def predict_records(
     done = 0
     with watched(run.model, features=features) as watch:
         for batch in run.loader(records, batch_size):
-            found = run.predict(batch)
+            found = run.predict(batch, inspect=True)
             for task in run.tasks:
                 if not found[task].isfinite().all():
                     keys = ", ".join(batch["key"][:3])
@@ -230,7 +242,9 @@ def predict_records(
             values = {task: found[task] for task in run.tasks}
             values |= {f"label {task}": batch[HEADS[task].item] for task in run.tasks}
             levels, seen = watch.take()
-            values |= {"displacement": levels, "features": seen, "gates": found.get("gates")}
+            values |= {"displacement": levels, "features": seen}
+            values |= {name: found.get(name) for name in INSIDE}
+            values |= {f"entropy {what}": value for what, value in entropies(found, list(run.tasks)).items()}
             if "mask" in found:
                 values |= _judge_masks(found["mask"], batch["mask"], batch["segmented"])
             for name, value in values.items():
@@ -257,11 +271,8 @@ def _judge_masks(probabilities: Tensor, masks: Tensor, known: Tensor) -> dict[st
 
 def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[Any]]) -> Predictions:
     """One row an image; of exams, one row for each breast of which there is a view."""
-    index, side = np.arange(len(records)), None
-    if run.task.record is Exam:
-        seen = np.array([[any(r.views[:2]), any(r.views[2:])] for r in records])  # (exams, 2)
-        index, side = seen.nonzero()
-    pick = index if side is None else (index, side)
+    pick = rows_of(run, records)
+    index, side = pick if isinstance(pick, tuple) else (pick, None)
     wide = {name: value[index].astype(np.float64) for name, value in whole.items() if name != "masks"}
     return Predictions(
         run=run,
@@ -273,10 +284,24 @@ def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[A
         lesion=wide.get("lesion"),
         predicted_lesion=wide.get("predicted_lesion"),
         masks=tuple(whole.get("masks", ())),
-        gates=None if "gates" not in wide else wide["gates"].reshape(len(index), -1),
-        gate_names=() if "gates" not in wide else run.model.gate_names,
+        **{name: wide[name].reshape(len(index), -1) for name in INSIDE if name in wide},
+        **{f"{name[:-1]}_names": getattr(run.model, f"{name[:-1]}_names") for name in INSIDE if name in wide},
         displacement=wide.get("displacement"),
         levels=run.model.interaction_levels if "displacement" in wide else (),
         features=wide.get("features"),
         positive=run.config.data.positive_index,
+        uncertainty={
+            ENTROPY: {
+                what: whole[f"entropy {what}"][index if what == "mask" else pick].astype(np.float64)
+                for what in (*run.tasks, *(["mask"] if "masks" in whole else []))
+            }
+        },
     )
+
+
+def rows_of(run: SavedRun, records: Sequence[Any]) -> Any:
+    """Where rows are found in what was gathered by record: one an image; of exams, each breast with a view."""
+    if run.task.record is not Exam:
+        return np.arange(len(records))
+    seen = np.array([[any(r.views[:2]), any(r.views[2:])] for r in records])  # (exams, 2)
+    return seen.nonzero()

@@ -43,6 +43,19 @@ FIGURES = {
     "auc": "AUC",
     "calibration_error": "calibration error",
 }
+BRANCHES = {  # by the branch of a gate, what it is to raise, and what readers know that by
+    "seg": ("iou", "IoU, gates of the mask"),
+    "clf": ("probability", "Probability of the true class, gates of the class"),
+}
+GAIN_COLUMNS = {
+    "gain": "gain",
+    "off": "off",
+    "on": "on",
+    "learnt": "as learnt",
+    "best": "oracle",
+    "helps": "gains above 0",
+    "right": "gate is right",
+}
 WHAT = {"mask": "Masks (IoU below 0.5)"} | {name: capital(head.titles) for name, head in HEADS.items()}
 COUNTS = {
     "images": "images",
@@ -65,6 +78,24 @@ def figure_rows(figures: Mapping[str, T]) -> list[tuple[str, T]]:
         words = FIGURES[name] if head is None else f"{capital(head.title)}: {FIGURES[name.removeprefix(head.prefix)]}"
         rows.append((words, figure))
     return rows
+
+
+def oracle_tables(oracle: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of the oracle, for masks and for classes: title, head, and rows of a name and its figures or None."""
+    tables = []
+    for branch, (target, title) in BRANCHES.items():
+        levels = {
+            f"level {name.partition('_level')[2]}": entry[target]
+            for name, entry in oracle.items()
+            if name.startswith(branch)
+        }
+        every = levels | {"all gates": oracle["all"][target]}
+        gains = [(name, [entry.get(key) for key in GAIN_COLUMNS]) for name, entry in every.items()]
+        known = [(name, list(entry["correlation"].values())) for name, entry in levels.items()]
+        head = list(next(iter(levels.values()))["correlation"])
+        tables.append({"title": title, "head": list(GAIN_COLUMNS.values()), "rows": gains})
+        tables.append({"title": "Rank correlation with that gain", "head": head, "rows": known})
+    return tables
 
 
 def _worst(predictions: Predictions, count: int) -> tuple[list[str], list[list[str]]]:
@@ -152,5 +183,7 @@ def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Seq
         classes={capital(HEADS[task].title): classes for task, classes in judgement["classes"].items()},
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
         unit="breasts" if "breasts" in judgement["counts"] else "images",
+        seconds=judgement["seconds"],
+        oracle=oracle_tables(judgement["oracle"]) if judgement.get("oracle") else (),
         in_words=lambda pair: in_words(pair, 3),
     )

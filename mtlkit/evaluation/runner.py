@@ -2,12 +2,14 @@
 
 metrics.json                     figures with intervals, by task and class; failure detection; gates; displacement
 images.csv                       a row for each image, or breast: what it is, what it was taken for, how well
+oracle.csv                       with the oracle: a row for each image, what it comes to with each gate off and on
 report.html                      all of it to read, in one file
 *.png                            the plots of the report
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
 from mtlkit.evaluation.bootstrap import PERCENTILES
+from mtlkit.evaluation.interaction_plots import draw_interaction
+from mtlkit.evaluation.oracle import check_oracle, force_gates, judge_oracle, oracle_rows
 from mtlkit.evaluation.plots import draw_all
-from mtlkit.evaluation.predictions import Predictions, predict_records
+from mtlkit.evaluation.predictions import Predictions, predict_records, rows_of
 from mtlkit.evaluation.report import write_report
+from mtlkit.evaluation.uncertainty import DROPOUT, run_rivals
 from mtlkit.training import SavedRun, load_run
 from mtlkit.training.saved_run import read_recipe
 
@@ -49,6 +54,8 @@ def evaluate(
     seed: int = 0,
     examples: int = 5,
     tsne: bool = False,
+    oracle: bool = False,
+    rivals: int = 0,
     batch_size: int | None = None,
     max_pixels: int | None = None,
     device: torch.device | str | None = None,
@@ -69,6 +76,10 @@ def evaluate(
         seed: of the bootstrap and of t-SNE.
         examples: how many of the best and of the worst masks are shown.
         tsne: also draws the features of the classifier in the plane.
+        oracle: also forces the gates of each level off and on, for every image: what the interaction brings, and
+            whether gates and signals know it. The network runs four times more a level, and twice for all at once.
+        rivals: passes of Monte-Carlo dropout, which is then judged as a failure score too, and so are flips; 0 leaves
+            both out.
         batch_size: by default that which the run was judged with. MBDI as published depends on it.
         max_pixels: the most that a frame may have; by default as in the recipe.
         device: where the network runs; of a run that is open already, None leaves it where it is.
@@ -92,7 +103,7 @@ def evaluate(
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
-    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0)}
+    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0), "rivals": (rivals, 0)}
     least |= {} if batch_size is None else {"batch_size": (batch_size, 1)}
     for name, (value, low) in least.items():
         if value < low:
@@ -106,16 +117,26 @@ def evaluate(
         run = run if isinstance(run, SavedRun) else load_run(run, device=device)
         draft.check_inputs(run.folder, run.data if data is None else data)
         run = run.adjusted(max_pixels)
+        if oracle:
+            check_oracle(run)
         if device is not None:
             run.model.to(device)
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)
         part, records, remarks = _choose(run, catalogue, part, skip_bad)
-        predictions = predict_records(run, records, batch_size=batch_size, features=tsne, progress=progress)
+        steps = {"batch_size": batch_size, "progress": progress}
+        predictions = predict_records(run, records, features=tsne, **steps)
+        if rivals:
+            predictions = _with_rivals(predictions, records, *run_rivals(run, records, rivals, seed=seed, **steps))
         judgement = judge(predictions, samples, seed)
-        remarks += _remarks(run, catalogue, predictions)
+        if oracle:
+            forced = force_gates(run, predictions.images, **steps)
+            judgement["oracle"] = judge_oracle(predictions, forced, samples, seed)
+            draft.write_text("oracle.csv", csv_text(oracle_rows(predictions, forced)))
+        remarks += _remarks(run, catalogue, predictions, rivals)
         about = _about(predictions, catalogue, part, samples, seed)
         metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
         plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
+        plots |= draw_interaction(predictions, judgement)
         draft.write_text("images.csv", csv_text(table_rows(predictions)))
         for name, (png, _, _) in plots.items():
             with draft.file(f"{name}.png") as file:
@@ -165,7 +186,18 @@ def _choose(
     return part, records, remarks
 
 
-def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> list[str]:
+def _with_rivals(predictions: Predictions, records: Any, found: Any, seconds: dict[str, float]) -> Predictions:
+    """Predictions with the entropies of other methods, row by row."""
+    rows = rows_of(predictions.run, records)
+    images = rows[0] if isinstance(rows, tuple) else rows
+    of_rows = {
+        method: {what: values[images if values.ndim == 1 else rows] for what, values in of.items()}
+        for method, of in found.items()
+    }
+    return replace(predictions, uncertainty={**predictions.uncertainty, **of_rows}, seconds=seconds)
+
+
+def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions, rivals: int) -> list[str]:
     remarks = []
     if (catalogue.root / PHANTOMS).is_file():
         remarks.append("These are phantoms, not patients: nothing measured on them says anything about patients.")
@@ -178,6 +210,8 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions) -> l
             remarks.append(f"There is no image of the class {', '.join(missing)}.")
     if run.task.takes_masks and (unknown := sum(not record.segmented for record in predictions.images)):
         remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
+    if rivals and DROPOUT not in predictions.uncertainty:
+        remarks.append("The network has no dropout, and thus no entropy by it.")
     if run.model.depends_on_batch:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")
     return remarks

@@ -26,6 +26,8 @@ __all__ = ["evaluate_repeats"]
 
 DRAWN = ("lesion_not_found", "empty_with_prediction")  # counts that depend on the run
 SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "bootstrap")  # what all runs have in common
+# sections of which the means over the images are averaged, or the figures, however deep they lie
+AVERAGED = ("seconds", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
 Key = tuple[str, ...]
 
 
@@ -49,10 +51,10 @@ def evaluate_repeats(
         **options: as for `evaluate`.
 
     Returns:
-        What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "gates" and
-        "displacement" as `evaluate` returns them, with "mean", "sd" (with one degree of freedom less) and "runs", by
-        name, in the place of each figure; "counts", likewise where the runs decide. Of gates and displacement it is the
-        mean over the images that is averaged.
+        What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "seconds", "gates",
+        "stages", "displacement", "displacement_by_difficulty" and "oracle" as `evaluate` returns them, with "mean", "sd"
+        (with one degree of freedom less) and "runs", by name, in the place of each figure; "counts", likewise where the
+        runs decide. Of gates, stages and displacement it is the mean over the images that is averaged.
 
     Raises:
         DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.
@@ -106,7 +108,7 @@ def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict
         "runs": list(found),
         "remarks": list(dict.fromkeys(remark for one in found.values() for remark in one["remarks"])),
         "counts": dict(first["counts"]),
-        **{name: {} for name in ("figures", "classes", "failure_detection", "gates", "displacement")},
+        **{name: {} for name in ("figures", "classes", "failure_detection", *AVERAGED)},
     }
     rows = []
     for key, pair in summarise(list(of_runs.values())).items():
@@ -131,7 +133,14 @@ def _values(metrics: Mapping[str, Any]) -> list[tuple[Key, float | None]]:
             for name, figures in (entries if key is None else entries[key]).items():
                 path = (section, what, *(() if key is None else (key,)), name)
                 found += [((*path, figure), v["value"]) for figure, v in figures.items() if isinstance(v, Mapping)]
-    found += [(("gates", name), entry["mean"]) for name, entry in metrics["gates"].items()]
-    for direction, levels in metrics["displacement"].items():
-        found += [(("displacement", direction, level), entry["mean"]) for level, entry in levels.items()]
-    return found
+    return found + [pair for name in AVERAGED for pair in _leaves((name,), metrics.get(name, {}))]
+
+
+def _leaves(key: Key, entry: Any) -> list[tuple[Key, float | None]]:
+    """The numbers in a section: of a mean with its deviation the mean, of a figure with its interval the figure."""
+    if not isinstance(entry, Mapping):
+        return [(key, entry)]
+    for name in ("mean", "value"):
+        if name in entry:
+            return [(key, entry[name])]
+    return [pair for name, value in entry.items() for pair in _leaves((*key, name), value)]
