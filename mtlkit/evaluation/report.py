@@ -183,7 +183,7 @@ def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Seq
         classes={capital(HEADS[task].title): classes for task, classes in judgement["classes"].items()},
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
         unit="breasts" if "breasts" in judgement["counts"] else "images",
-        seconds=judgement["seconds"],
+        seconds=judgement.get("seconds", {}),
         oracle=oracle_tables(judgement["oracle"]) if judgement.get("oracle") else (),
         in_words=lambda pair: in_words(pair, 3),
     )

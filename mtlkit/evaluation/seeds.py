@@ -52,9 +52,9 @@ def evaluate_repeats(
 
     Returns:
         What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "seconds", "gates",
-        "stages", "displacement", "displacement_by_difficulty" and "oracle" as `evaluate` returns them, with "mean", "sd"
-        (with one degree of freedom less) and "runs", by name, in the place of each figure; "counts", likewise where the
-        runs decide. Of gates, stages and displacement it is the mean over the images that is averaged.
+        "stages", "displacement", "displacement_by_difficulty" and "oracle" as `evaluate` returns them, with "mean",
+        "sd" (with one degree of freedom less) and "runs", by name, in the place of each figure; "counts", likewise
+        where the runs decide. Of gates, stages and displacement it is the mean over the images that is averaged.
 
     Raises:
         DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.

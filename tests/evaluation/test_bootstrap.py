@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -14,7 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from mtlkit.evaluation import Figure, classification, intervals, ranking, score_means
+from mtlkit.evaluation import Figure, classification, intervals, ranking, risk_area, score_means, spearman
 from mtlkit.evaluation.bootstrap import confidence_bins, resampled
 from mtlkit.metrics import ClassificationMetrics, failure_detection
 
@@ -36,6 +37,48 @@ def of_metrics(probabilities, labels, classes, positive=None):
     metrics = ClassificationMetrics(classes, positive=positive)
     metrics.update(torch.tensor(probabilities), torch.tensor(labels))
     return {name: float(value) for name, value in metrics.compute().items()}
+
+
+# --- what a score knows -----------------------------------------------------------------------------------------------
+
+
+def repeated(weights: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+    """Columns with each row as often as it counts."""
+    return [column.repeat(weights.astype(int)) for column in columns]
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_correlation_is_that_of_scipy(digits):
+    generator = np.random.default_rng(0)
+    first = generator.normal(size=50).round(digits)
+    second = (first + generator.normal(size=50)).round(digits)
+    weights = generator.integers(3, size=(4, 50)).astype(float)
+    expected = [spearmanr(*repeated(row, first, second)).statistic for row in weights]
+    assert spearman(weights, first, second) == pytest.approx(expected)
+    first[:5], second[3:8] = np.nan, np.nan
+    known = ~(np.isnan(first) | np.isnan(second))
+    assert spearman(ones(50), first, second)[0] == pytest.approx(spearmanr(first[known], second[known]).statistic)
+    assert np.isnan(spearman(ones(50), np.zeros(50), second)[0])
+    assert np.isnan(spearman(ones(50), np.full(50, np.nan), second)[0])
+    assert np.isnan(spearman(np.eye(50)[:1] * 3, first, second)[0])
+
+
+@pytest.mark.parametrize("digits", [1, 9])
+def test_risk_area_is_that_of_a_loop(digits):
+    generator = np.random.default_rng(0)
+    failed = generator.random(40) < 0.3
+    scores = (generator.random(40) + 0.4 * failed).round(digits)
+    weights = generator.integers(3, size=(3, 40)).astype(float)
+
+    def by_hand(row: np.ndarray) -> float:
+        score, wrong = repeated(row, scores, failed)
+        return np.mean([wrong[score <= limit].mean() for limit in score])
+
+    assert risk_area(weights, scores, failed) == pytest.approx([by_hand(row) for row in weights])
+    assert risk_area(ones(40), np.zeros(40), failed)[0] == pytest.approx(failed.mean())
+    holes = np.where(failed, np.nan, scores)
+    assert risk_area(ones(40), holes, failed)[0] == 0
+    assert np.isnan(risk_area(ones(40), np.full(40, np.nan), failed)[0])
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

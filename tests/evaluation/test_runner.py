@@ -86,6 +86,12 @@ def test_table_of_images(trained, tables):
             assert row["mask_failed"] == str(int(float(row["iou"]) < 0.5))
     iou = [number(row["iou"]) for row in rows]
     assert np.nanmean(iou) == pytest.approx(metrics["figures"]["iou"]["value"], abs=1e-5)
+    order = sorted((row for row in rows if row["iou"]), key=lambda row: -float(row["iou"]))
+    thirds = dict(zip(("easy", "medium", "hard"), np.array_split(np.array(order), 3), strict=True))
+    for difficulty, third in thirds.items():
+        entry = metrics["displacement_by_difficulty"][difficulty]["seg_to_clf"]["level4"]
+        expected = np.mean([float(row["displacement_seg_to_clf_level4"]) for row in third])
+        assert entry["mean"] == pytest.approx(expected, abs=1e-4), difficulty
     for direction in ("seg_to_clf", "clf_to_seg"):
         for level in ("level1", "level4"):
             column = [float(row[f"displacement_{direction}_{level}"]) for row in rows]
@@ -104,7 +110,8 @@ def test_failure_detection_is_that_of_the_metrics(trained, tables):
         failed = torch.tensor([row[f"{what}_failed"] == "1" for row in known])
         found = metrics["failure_detection"][what]
         assert (found["images"], found["failures"]) == (len(known), int(failed.sum()))
-        assert list(found["scores"]) == ["level 1", "level 4", "1 - confidence"]
+        signals = [f"{name}, level {level}" for level in (1, 4) for name in ("low alignment", "energy", "low spread")]
+        assert list(found["scores"]) == ["level 1", "level 4", *signals, "1 - confidence", "entropy"]
         sure = [1 - max(float(v) for k, v in row.items() if k.startswith("class_p_")) for row in known]
         scores = {f"level {level}": [float(row[f"gate_{branch}_level{level}"]) for row in known] for level in (1, 4)}
         for name, values in (scores | {"1 - confidence": sure}).items():
@@ -144,6 +151,7 @@ def test_the_same_seed_gives_the_same_intervals(trained, tmp_path):
 # --- report and plots -------------------------------------------------------------------------------------------------
 
 PLOTS = {"iou", "worst", "best", "confusion", "curves", "calibration", "gates", "gates_by_epoch", "displacement"}
+PLOTS |= {"displacement_by_difficulty"}
 
 
 class Page(HTMLParser):
@@ -234,12 +242,15 @@ def test_views(views, tmp_path, tables):
     assert set(metrics["figures"]) == scores | {"accuracy", "f1_weighted", "auc", "calibration_error"}
     assert sum(entry["mean"] for entry in metrics["gates"].values()) == pytest.approx(1)
     assert list(metrics["gates"]) == ["image", "tumor", "boundary"]
-    assert metrics["displacement"] == {}
+    assert metrics["displacement"] == metrics["displacement_by_difficulty"] == {}
+    assert list(metrics["stages"]) == [f"{name}_stage{i}" for name in metrics["gates"] for i in (1, 2, 3, 4)]
+    for expert in metrics["gates"]:
+        assert sum(metrics["stages"][f"{expert}_stage{i}"]["mean"] for i in (1, 2, 3, 4)) == pytest.approx(1)
     rows = tables(tmp_path / "out/images.csv")
     assert {"gate_image", "gate_tumor", "gate_boundary", "class_p_malignant"} <= set(rows[0])
     assert "iou" not in rows[0]
     plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert plots == {"confusion", "curves", "calibration", "gates", "tsne"}
+    assert plots == {"confusion", "curves", "calibration", "gates", "stages", "tsne"}
     Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
 
 
@@ -269,7 +280,7 @@ def test_mammography(mammography, tmp_path, tables):
 def test_network_without_gates(plain, tmp_path):
     metrics = evaluate(plain, None, tmp_path / "out", **FEW)
     assert metrics["gates"] == metrics["displacement"] == {}
-    assert list(metrics["failure_detection"]["mask"]["scores"]) == ["1 - confidence"]
+    assert list(metrics["failure_detection"]["mask"]["scores"]) == ["1 - confidence", "entropy"]
     plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
     assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration"}
 
@@ -293,7 +304,8 @@ def test_interaction_without_gates(tmp_path, lesion_config, ultrasound, write_ru
     assert metrics["gates"] == {}
     assert all(entry["mean"] > 0 for levels in metrics["displacement"].values() for entry in levels.values())
     plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration", "displacement"}
+    inside = {"displacement", "displacement_by_difficulty"}
+    assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration"} | inside
 
 
 def test_absent_class_and_images_without_lesion_alone(lesion, ultrasound, tmp_path):
@@ -445,6 +457,7 @@ def test_full_disk_leaves_nothing(lesion, tmp_path, monkeypatch):
         ({"samples": -1}, "samples: expected at least 0, got -1"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"examples": -2}, "examples: expected at least 0, got -2"),
+        ({"rivals": -1}, "rivals: expected at least 0, got -1"),
         ({"batch_size": -1}, "batch_size: expected at least 1, got -1"),
         ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({"layout": "x"}, "layout: expected 'auto' or one of"),
@@ -513,5 +526,8 @@ def test_help_teaches(capsys):
         main(["evaluate", "--help"])
     assert status.value.code == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("examples:", "exit status:", "report.html", "--part", "--tsne", "--force"))
+    assert all(
+        word in text
+        for word in ("examples:", "exit status:", "report.html", "--part", "--tsne", "--oracle", "--rivals", "--force")
+    )
     assert max(map(len, text.splitlines())) <= 120

@@ -58,6 +58,9 @@ def test_every_figure_is_the_mean_over_the_runs(done):
         close(pair, [one["gates"][name]["mean"] for one in single])
     for level, pair in metrics["displacement"]["seg_to_clf"].items():
         close(pair, [one["displacement"]["seg_to_clf"][level]["mean"] for one in single])
+    for difficulty, of in metrics["displacement_by_difficulty"].items():
+        means = [one["displacement_by_difficulty"][difficulty]["clf_to_seg"]["level1"]["mean"] for one in single]
+        close(of["clf_to_seg"]["level1"], means)
     for name, count in metrics["counts"].items():
         counts = [one["counts"][name] for one in single]
         if name in ("lesion_not_found", "empty_with_prediction"):
