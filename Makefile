@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch
-EXTRAS ?= $(if $(filter demo,$(MAKECMDGOALS)),train,bench$(COMMA)test)
+EXTRAS ?= $(if $(filter demo oracle,$(MAKECMDGOALS)),train,bench$(COMMA)test)
 COMMA  := ,
 SANITIZER ?= compute-sanitizer
 JOBS   ?= auto
@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants bench demo gpu lint format clean
+.PHONY: help install test test-all test-minimum mutants bench demo oracle gpu lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -65,6 +65,14 @@ demo: $(STAMP) ## train a small network on phantoms, judge it, try it on real ul
 	@echo
 	@echo 'the report, to be opened in a browser: $(CURDIR)/demo/report/report.html'
 	@echo 'masks, overlays and table of the real frames: $(CURDIR)/demo/real'
+
+# Smaller than the recipe, for three seeds take long; SMALLER= is the recipe as it is.
+SMALLER ?= --set data.size=64 --set stopping.epochs=12 --set second_stage.stopping.epochs=5
+
+oracle: $(STAMP) ## train three seeds on phantoms, force their gates, and print who knows what they bring (docs/oracle.md)
+	$(MTLKIT) data synthesize ultrasound demo/busi --force
+	$(MTLKIT) train demo --data demo/busi --out demo/oracle-runs --repeats 3 $(SMALLER) --force
+	$(MTLKIT) evaluate demo/oracle-runs --data demo/busi --out demo/oracle --oracle --rivals --force
 
 gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch sees no GPU
 	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU here")'

@@ -15,13 +15,13 @@ from mtlkit.evaluation.plots import (
     COLOURS,
     FAINT,
     INK,
-    _canvas,
-    _grid,
-    _label,
-    _legend,
-    _png,
-    _style,
-    _unit,
+    add_grid,
+    add_legend,
+    new_canvas,
+    set_labels,
+    styled,
+    to_png,
+    unit_axes,
 )
 from mtlkit.evaluation.predictions import Predictions
 from mtlkit.training.tasks import HEADS
@@ -38,14 +38,14 @@ GAINS = {"iou": "IoU", "probability": "probability of the true class"}
 # --- failure detection ------------------------------------------------------------------------------------------------
 
 
-def _roc(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
+def draw_roc(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
     from sklearn.metrics import roc_curve
 
     alarms, hits, _ = roc_curve(failed, score, drop_intermediate=False)
     ax.plot(alarms, hits, **style)
 
 
-def _precision_recall(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
+def draw_precision_recall(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(failed, score)
@@ -53,7 +53,7 @@ def _precision_recall(ax: Axes, score: Array, failed: NDArray[np.bool_], **style
     ax.step(recall[::-1], precision[::-1], where="pre", **style)
 
 
-def _risk(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
+def draw_risk(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -> None:
     ax.step(*risk_coverage(score, failed), where="pre", **style)
 
 
@@ -64,14 +64,14 @@ def draw_failure_curves(
 
     Args:
         predictions: of a network.
-        draw: the curve, as `_roc`.
+        draw: the curve, as `draw_roc`.
         x: what the horizontal axis shows.
         y: what the vertical axis shows.
         place: of the legend.
         chance: of the share that failed, the ends of the line of a score that says nothing.
     """
     shown = {what: pair for what, pair in failures(predictions).items() if _both(*pair)}
-    canvas, axes = _canvas(4.9, max(2, len(shown)), squeeze=False)
+    canvas, axes = new_canvas(4.9, max(2, len(shown)), squeeze=False)
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     for ax, (what, (failed, known)) in zip(axes, shown.items(), strict=False):
@@ -83,11 +83,11 @@ def draw_failure_curves(
             colour = COLOURS[i % len(COLOURS)] if name in levels else INK
             draw(ax, scores[name][known], failed[known], color=colour, ls=dash, lw=1.8, label=name)
         ax.plot([0, 1], chance(float(failed[known].mean())), color=FAINT, lw=1, ls=":")
-        _unit(ax)
+        unit_axes(ax)
         title = HEADS[what].title if what in HEADS else what
-        _label(ax, x, y, f"{title}: {int(failed[known].sum())} of {int(known.sum())} failed")
-        _legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
-    return _png(canvas)
+        set_labels(ax, x, y, f"{title}: {int(failed[known].sum())} of {int(known.sum())} failed")
+        add_legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
+    return to_png(canvas)
 
 
 def _both(failed: NDArray[np.bool_], known: NDArray[np.bool_]) -> bool:
@@ -99,13 +99,13 @@ def _failure_plots(predictions: Predictions) -> Plots:
     words = "Of the gates by level, and dashed of what needs no gate."
     recall = "recall (share of the failures that is found)"
     roc = draw_failure_curves(
-        predictions, _roc, "share of the rest that is flagged", recall, "lower right", lambda share: [0, 1]
+        predictions, draw_roc, "share of the rest that is flagged", recall, "lower right", lambda share: [0, 1]
     )
     curve = draw_failure_curves(
-        predictions, _precision_recall, recall, "precision", "lower left", lambda share: [share, share]
+        predictions, draw_precision_recall, recall, "precision", "lower left", lambda share: [share, share]
     )
     risk = draw_failure_curves(
-        predictions, _risk, "coverage (share that is kept)", "risk", "upper left", lambda share: [share, share]
+        predictions, draw_risk, "coverage (share that is kept)", "risk", "upper left", lambda share: [share, share]
     )
     kept = "The share that fails of the answers that are kept, the surest first; dotted: of all."
     return {
@@ -120,7 +120,7 @@ def _failure_plots(predictions: Predictions) -> Plots:
 
 def draw_by_difficulty(found: Mapping[str, Any]) -> bytes:
     """How far TIM moves the vector and the map, by level, in easy, medium and hard images."""
-    canvas, axes = _canvas(3.6, len(WAYS))
+    canvas, axes = new_canvas(3.6, len(WAYS))
     for ax, (direction, title) in zip(axes, WAYS.items(), strict=True):
         for i, (difficulty, of) in enumerate(found.items()):
             place = np.arange(len(of[direction])) + 0.12 * (i - 1)
@@ -131,10 +131,10 @@ def draw_by_difficulty(found: Mapping[str, Any]) -> bytes:
         names = next(iter(found.values()))[direction]
         ax.set_xticks(range(len(names)), [name.replace("level", "level ") for name in names])
         ax.set_ylim(bottom=0)
-        _grid(ax, "y")
-        _label(ax, "", "displacement, relative" if ax is axes[0] else "", title)
-    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(canvas)
+        add_grid(ax, "y")
+        set_labels(ax, "", "displacement, relative" if ax is axes[0] else "", title)
+    add_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return to_png(canvas)
 
 
 def draw_stages(stages: Mapping[str, Any]) -> bytes:
@@ -142,7 +142,7 @@ def draw_stages(stages: Mapping[str, Any]) -> bytes:
     experts: dict[str, list[Any]] = {}
     for name, entry in stages.items():
         experts.setdefault(name.rpartition("_stage")[0], []).append(entry)
-    canvas, axes = _canvas(3.6, max(2, len(experts)), sharey=True)
+    canvas, axes = new_canvas(3.6, max(2, len(experts)), sharey=True)
     for ax in axes[len(experts) :]:
         ax.set_axis_off()
     for ax, (expert, entries) in zip(axes, experts.items(), strict=False):
@@ -156,10 +156,10 @@ def draw_stages(stages: Mapping[str, Any]) -> bytes:
             )
         ax.set_xticks(place, [f"W{k}" for k in place + 1])
         ax.set_ylim(-0.02, 1.02)
-        _grid(ax, "y")
-        _label(ax, "stage", "attention" if ax is axes[0] else "", expert)
-    _legend(axes[len(experts) - 1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(canvas)
+        add_grid(ax, "y")
+        set_labels(ax, "stage", "attention" if ax is axes[0] else "", expert)
+    add_legend(axes[len(experts) - 1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return to_png(canvas)
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def draw_stages(stages: Mapping[str, Any]) -> bytes:
 
 def draw_gains(oracle: Mapping[str, Any]) -> bytes:
     """What each gate's target gains by it, level by level, and by all gates at once."""
-    canvas, axes = _canvas(3.6, len(TARGETS))
+    canvas, axes = new_canvas(3.6, len(TARGETS))
     for ax, (branch, target) in zip(axes, TARGETS.items(), strict=True):
         shown = {name: entry[target]["gain"] for name, entry in oracle.items() if not name.startswith(_other(branch))}
         for y, (value, low, high) in enumerate(shown.values()):
@@ -177,9 +177,9 @@ def draw_gains(oracle: Mapping[str, Any]) -> bytes:
         labels = ["all gates" if name == "all" else f"level {name.partition('_level')[2]}" for name in shown]
         ax.set_xticks(range(len(shown)), labels)
         ax.set_xlim(-0.5, len(shown) - 0.5)
-        _grid(ax, "y")
-        _label(ax, "", f"gain in {GAINS[target]}", f"w_{branch}, of the {BRANCHES[branch]}")
-    return _png(canvas)
+        add_grid(ax, "y")
+        set_labels(ax, "", f"gain in {GAINS[target]}", f"w_{branch}, of the {BRANCHES[branch]}")
+    return to_png(canvas)
 
 
 def _other(branch: str) -> str:
@@ -189,7 +189,7 @@ def _other(branch: str) -> str:
 def draw_correlations(oracle: Mapping[str, Any]) -> bytes:
     """How much the gates, the signals and the confidence know of the gain, level by level."""
     found = correlated(oracle)
-    canvas, axes = _canvas(3.9, len(TARGETS), sharey=True)
+    canvas, axes = new_canvas(3.9, len(TARGETS), sharey=True)
     for ax, branch in zip(axes, TARGETS, strict=True):
         for i, (name, levels) in enumerate(found[branch].items()):
             place = np.arange(len(levels)) + 0.8 * ((i + 0.5) / len(found[branch]) - 0.5)
@@ -200,17 +200,17 @@ def draw_correlations(oracle: Mapping[str, Any]) -> bytes:
         ax.axhline(0, color=INK, lw=1, ls=":")
         ax.set_xticks(range(len(levels)), list(levels))
         ax.set_ylim(-1.02, 1.02)
-        _grid(ax, "y")
+        add_grid(ax, "y")
         words = "Spearman correlation with the gain" if ax is axes[0] else ""
-        _label(ax, "", words, f"w_{branch}, of the {BRANCHES[branch]}")
-    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(canvas)
+        set_labels(ax, "", words, f"w_{branch}, of the {BRANCHES[branch]}")
+    add_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return to_png(canvas)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
-@_style()
+@styled()
 def draw_interaction(predictions: Predictions, judgement: Mapping[str, Any]) -> Plots:
     """The plots that there is something to draw for: PNG, title and caption, by file name without ending.
 

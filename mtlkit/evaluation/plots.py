@@ -43,7 +43,7 @@ DPI, PAGE = 144, 10.4  # inches
 # --- paper and pencil -------------------------------------------------------------------------------------------------
 
 
-def _canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
+def new_canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
     """A figure, without pyplot and its state, and its axes; with several it is as wide as the page, else half of it."""
     canvas = Canvas((PAGE if columns > 1 else PAGE / 2, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(canvas)
@@ -56,14 +56,14 @@ def _canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, li
     return canvas, axes
 
 
-def _label(ax: Axes, x: str, y: str, title: str = "") -> None:
+def set_labels(ax: Axes, x: str, y: str, title: str = "") -> None:
     ax.set_xlabel(x, fontsize=10, color=INK)
     ax.set_ylabel(y, fontsize=10, color=INK)
     if title:
         ax.set_title(title, fontsize=11, color=INK, loc="left")
 
 
-def _legend(ax: Axes, **options: Any) -> None:
+def add_legend(ax: Axes, **options: Any) -> None:
     ax.legend(**({"frameon": False, "fontsize": 8.5, "labelcolor": INK} | options))
 
 
@@ -72,17 +72,17 @@ def _shown(name: str) -> str:
     return printable(f"\u200c{name}" if name.startswith("_") else name)
 
 
-def _grid(ax: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
+def add_grid(ax: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
     ax.grid(axis=axis, color="#E3E3E3", linewidth=0.7)
 
 
-def _unit(ax: Axes) -> None:
+def unit_axes(ax: Axes) -> None:
     """Both axes from 0 to 1, square."""
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    _grid(ax)
+    add_grid(ax)
 
 
-def _png(canvas: Canvas) -> bytes:
+def to_png(canvas: Canvas) -> bytes:
     file = io.BytesIO()
     canvas.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight", pad_inches=0.08)
     return file.getvalue()
@@ -95,7 +95,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
     """Counts, coloured by the share of the true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    canvas, (ax,) = _canvas(4.2)
+    canvas, (ax,) = new_canvas(4.2)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
         colour = "white" if shares[i, j] > 0.55 else INK
@@ -106,15 +106,15 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
     words = [_shown(name) for name in names]
     ax.set_xticks(range(len(names)), words, rotation=30 if len(names) > 3 else 0)
     ax.set_yticks(range(len(names)), words)
-    _label(ax, "predicted", "true", title)
-    return _png(canvas)
+    set_labels(ax, "predicted", "true", title)
+    return to_png(canvas)
 
 
 def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], areas: Sequence[Figure]) -> bytes:
     """ROC and precision-recall curves, a class against the rest; with two classes those of the second alone."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    canvas, (roc, pr) = _canvas(4.9, 2)
+    canvas, (roc, pr) = new_canvas(4.9, 2)
     known = labels >= 0
     for k in range(len(names)) if len(names) > 2 else (1,):
         positive, scores = labels[known] == k, probabilities[known, k]
@@ -128,19 +128,19 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
         pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=_shown(names[k]))
         pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
     roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
-    _label(roc, "1 - specificity", "sensitivity", "ROC, with its area")
-    _label(pr, "recall (sensitivity)", "precision", "Precision-recall; dotted: by chance")
+    set_labels(roc, "1 - specificity", "sensitivity", "ROC, with its area")
+    set_labels(pr, "recall (sensitivity)", "precision", "Precision-recall; dotted: by chance")
     for ax, place in ((roc, "lower right"), (pr, "lower left")):
-        _unit(ax)
+        unit_axes(ax)
         if ax.get_legend_handles_labels()[0]:
-            _legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
-    return _png(canvas)
+            add_legend(ax, loc=place, frameon=True, facecolor="white", edgecolor="none", framealpha=0.85)
+    return to_png(canvas)
 
 
 def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -> bytes:
     """How often the network is right when it is so sure, by tenths, and how often it is so sure."""
     bins = confidence_bins(confidence)
-    canvas, (ax,) = _canvas(4.2)
+    canvas, (ax,) = new_canvas(4.2)
     counts = np.bincount(bins, minlength=10)
     middle = (np.arange(10) + 0.5) / 10
     share = np.bincount(bins, right, minlength=10)[counts > 0] / counts[counts > 0]
@@ -148,10 +148,10 @@ def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -
     ax.bar(middle, counts / counts.sum(), width=0.09, color="#DDE6EE", label="share of the images")
     ax.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
     ax.plot(sure, share, "o-", color=BLUE, lw=2, ms=6, label="share that is right")
-    _unit(ax)
-    _label(ax, "probability of the likeliest class", "share", f"Calibration error {error}")
-    _legend(ax, loc="upper left")
-    return _png(canvas)
+    unit_axes(ax)
+    set_labels(ax, "probability of the likeliest class", "share", f"Calibration error {error}")
+    add_legend(ax, loc="upper left")
+    return to_png(canvas)
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def draw_scores(predictions: Predictions) -> bytes:
     names = (*predictions.run.classes, "class not known")
     labels = np.where(labels < 0, len(names) - 1, labels)
     shown = [k for k in range(len(names)) if (~np.isnan(iou[labels == k])).any()]
-    canvas, (ax,) = _canvas(3.6)
+    canvas, (ax,) = new_canvas(3.6)
     values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
     colours = [COLOURS[k % len(COLOURS)] for k in shown]
     words = [f"{_shown(names[k])} ({len(v)})" for k, v in zip(shown, values, strict=True)]
@@ -174,10 +174,10 @@ def draw_scores(predictions: Predictions) -> bytes:
     ax.set_xlim(0, 1)
     ax.text(FAILED_IOU - 0.01, ax.get_ylim()[1], "failed ", ha="right", va="top", fontsize=8.5, color=INK)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    _grid(ax, "y")
-    _label(ax, "IoU of the image", "images")
-    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown))
-    return _png(canvas)
+    add_grid(ax, "y")
+    set_labels(ax, "IoU of the image", "images")
+    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(shown))
+    return to_png(canvas)
 
 
 def _outlined(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
@@ -215,7 +215,7 @@ def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
-    return _png(canvas)
+    return to_png(canvas)
 
 
 def _short(words: str, most: int = 28) -> str:
@@ -241,7 +241,7 @@ def _panels(gates: Iterable[str]) -> dict[str, list[str]]:
 def draw_gates(gates: Mapping[str, Any]) -> bytes:
     """Mean and spread of each gate, over all images and over those of each class."""
     panels = _panels(gates)
-    canvas, axes = _canvas(3.6, len(panels), sharey=True)
+    canvas, axes = new_canvas(3.6, len(panels), sharey=True)
     for ax, (title, names) in zip(axes, panels.items(), strict=True):
         classes = list(gates[names[0]]["classes"])
         place = np.arange(len(names))
@@ -255,16 +255,16 @@ def draw_gates(gates: Mapping[str, Any]) -> bytes:
             ax.axvline(edge, color="#E3E3E3", lw=0.8)
         ax.set_xticks(place, [_gate_label(name) for name in names])
         ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.02, 1.02))
-        _grid(ax, "y")
-        _label(ax, "", "weight" if ax is axes[0] else "", title)
-    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(canvas)
+        add_grid(ax, "y")
+        set_labels(ax, "", "weight" if ax is axes[0] else "", title)
+    add_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return to_png(canvas)
 
 
 def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence[str]) -> bytes:
     """The mean gates on the validation part, epoch by epoch; a line stands where the second stage begins."""
     panels = _panels(order)
-    canvas, axes = _canvas(3.6, len(panels), sharey=True)
+    canvas, axes = new_canvas(3.6, len(panels), sharey=True)
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
         first = 1
         for number, stage in enumerate(stages):
@@ -279,15 +279,15 @@ def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence
             first += length
         ax.set_ylim(-0.02, 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _grid(ax)
-        _label(ax, "epoch", "mean weight, validation" if ax is axes[0] else "", title)
-    _legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _png(canvas)
+        add_grid(ax)
+        set_labels(ax, "epoch", "mean weight, validation" if ax is axes[0] else "", title)
+    add_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return to_png(canvas)
 
 
 def draw_displacement(found: Mapping[str, Any]) -> bytes:
     """How far TIM moves the vector and the map, by level."""
-    canvas, (ax,) = _canvas(3.6)
+    canvas, (ax,) = new_canvas(3.6)
     words = {"seg_to_clf": "mask to class", "clf_to_seg": "class to mask"}
     for i, (direction, levels) in enumerate(found.items()):
         place = np.arange(len(levels)) + 0.38 * (i - 0.5)
@@ -298,17 +298,17 @@ def draw_displacement(found: Mapping[str, Any]) -> bytes:
             ax.annotate(f"{mean:.2f}", (x, mean + spread), (0, 2), textcoords="offset points", ha="center", fontsize=8)
     ax.set_xticks(range(len(levels)), [name.replace("level", "level ") for name in levels])
     ax.set_ylim(bottom=0)
-    _grid(ax, "y")
-    _label(ax, "", "displacement, relative")
-    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    return _png(canvas)
+    add_grid(ax, "y")
+    set_labels(ax, "", "displacement, relative")
+    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return to_png(canvas)
 
 
 def draw_failure(found: Mapping[str, Any]) -> bytes:
     """The AUROC of each score that may foretell failure, with intervals."""
     shown = {what: entry for what, entry in found.items() if 0 < entry["failures"] < entry["images"]}
     most = max(len(entry["scores"]) for entry in shown.values())
-    canvas, axes = _canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
+    canvas, axes = new_canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
     for ax, (what, entry) in zip(axes, shown.items(), strict=True):
         names = list(entry["scores"])[::-1]
         for y, name in enumerate(names):
@@ -319,10 +319,10 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
         ax.axvline(0.5, color=INK, lw=1, ls=":")
         ax.set_yticks(range(len(names)), names)
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.6, len(names) - 0.4))
-        _grid(ax, "x")
+        add_grid(ax, "x")
         title = f"{HEADS[what].title if what in HEADS else what}: {entry['failures']} of {entry['images']} failed"
-        _label(ax, "AUROC, dotted: by chance", "", title)
-    return _png(canvas)
+        set_labels(ax, "AUROC, dotted: by chance", "", title)
+    return to_png(canvas)
 
 
 def draw_tsne(predictions: Predictions, seed: int) -> bytes:
@@ -336,7 +336,7 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
     perplexity = min(30.0, (len(rows) - 1) / 3)
     place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
     labels, wrong = predictions.labels[task][rows], predictions.wrong(task)[rows]
-    canvas, (ax,) = _canvas(4.2)
+    canvas, (ax,) = new_canvas(4.2)
     names = predictions.run.tasks[task]
     for k, name in enumerate((*names, "not known")):
         here = labels == (k if k < len(names) else -1)
@@ -349,15 +349,15 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    _legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) + 1)
-    return _png(canvas)
+    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) + 1)
+    return to_png(canvas)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def styled() -> Iterator[None]:
     """Names are taken as they are, in whichever script, as far as the machine has letters for it."""
     fonts = ["DejaVu Sans", *(name for name in SCRIPTS if name in font_manager.get_font_names())]
     with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
@@ -365,7 +365,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-@_style()
+@styled()
 def draw_all(
     predictions: Predictions,
     judgement: Mapping[str, Any],
