@@ -194,8 +194,8 @@ def test_gates_that_there_are_not():
         model.inspect(images, gates={"seg_level2": torch.zeros(3)})
     with pytest.raises(ValueError, match="gates: expected no name, as there are no gates, got 'seg_level2'"):
         create_model("btinet", **SMALL, upa=False).eval().inspect(images, gates={"seg_level2": 0})
-    with pytest.raises(ValueError, match="gates: expected None, as those of UNet cannot be given"):
-        create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8)).inspect(images, gates={"seg_level2": 0})
+    with pytest.raises(ValueError, match="gates: expected None, as those of CSAMoE cannot be given"):
+        create_model("csa_moe", experts=("image",), device="meta").inspect(images, gates={"seg_level2": 0})
 
 
 def test_gates_of_mbdi_share_out():
