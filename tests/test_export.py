@@ -33,7 +33,7 @@ SIBLINGS = {
     "medmamba_t": ("medmamba_s", "medmamba_b"),
     "vmamba_t_s1l8": ("vmamba_t_s2l5", "vmamba_s_s2l15", "vmamba_s_s1l20", "vmamba_b_s2l15"),
     "btinet": ("mbdi",),
-    "csa_moe": ("csa_moe_vgg16", "csa_moe_densenet121"),
+    "csa_moe": ("csa_moe_vgg16", "csa_moe_densenet121", "image_classifier"),
     "hybrid_vssm": ("mammo_vssm", "mammo_resnet18", "mammo_resnet50"),
     # the other networks to compare with are compiled and exported by tests/models/test_smoke.py
     "mtl_oca": (

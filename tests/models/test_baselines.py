@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from mtlkit.models import create_model
+from mtlkit.models import create_model, from_pretrained
 from mtlkit.models.baselines import BaselineOptions, MTINetOptions, SwinUNetOptions
 from mtlkit.models.registry import default_options
 
@@ -40,6 +40,17 @@ def test_the_classifier_may_be_left_out(name):
     whole = create_model(name, **SMALL[name], num_classes=5)
     assert whole.returns == ("seg_logits", "cls_logits")
     assert whole.last_layer.out_features == 5
+
+
+def test_other_classes_make_a_new_head(tmp_path):
+    model = create_model("unet", **SMALL["unet"])
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"classification_head"):
+        other = from_pretrained(tmp_path, num_classes=2)
+    assert other.last_layer.out_features == 2
+    theirs = other.state_dict()
+    kept = [key for key in model.state_dict() if "classification_head" not in key]
+    assert all(torch.equal(model.state_dict()[key], theirs[key]) for key in kept)
 
 
 def test_device_and_dtype():

@@ -56,8 +56,9 @@ class MTINet(Baseline):
     """MTI-Net on HRNet-W18-Small-v2: images to the logits of a mask and of a class.
 
     It computes what the official code does for two tasks, and has the number of its parameters, 8,558,014 for three
-    classes, but for 1,096 of predictions at each scale, which serve losses of their own alone. Adapted: the logits of
-    the class are the mean of a map of them.
+    classes, but for 1,096 of predictions at each scale, which serve losses of their own alone. Within the backbone
+    timm's HRNet repeats pixels where the official one interpolates. Adapted: the logits of the class are the mean of a
+    map of them.
 
     Args:
         options: sizes, parts and rates.
