@@ -48,7 +48,7 @@ def failing(capsys):
         (["data", "--help"], ["check", "synthesize"]),
         (["data", "check", "--help"], ["layouts:", "ham10000", "examples:", "--birads", "--json", "--force"]),
         (["data", "synthesize", "--help"], ["ultrasound", "mammography", "examples:", "--seed", "--cases"]),
-        (["ablate", "--help"], ["examples:", "rows:", "hybrid_vssm", "--repeats", "--resume", "exit status"]),
+        (["ablate", "--help"], ["examples:", "rows:", "csa_moe_table4", "--repeats", "--resume", "exit status"]),
         (["predict", "--help"], ["examples:", "DICOM", "L_CC", "--masks", "--skip-bad", "area_mm2", "exit status"]),
         (["bench", "--help"], ["examples:", "medmamba_t", "--quick", "--json", "exit status"]),
     ],
