@@ -99,7 +99,7 @@ def test_weights_are_named(name):
         (lambda: create_model("densemtl", decoder_dims=(8, 8)), "decoder_dims: expected 5 numbers"),
         (lambda: create_model("missformer", dim=3), "dim: expected an even number of at least 2, got 3"),
         (lambda: create_model("transunet", image_size=100), "image_size: expected a multiple of 16"),
-        (lambda: create_model("fpn", dim=32), "dim: expected a multiple of 64 for fpn, got 32"),
+        (lambda: create_model("fpn", dim=32), "dim: expected a multiple of 128 for fpn, got 32"),
         (lambda: create_model("unet", encoder="unet"), "encoder: there is no encoder 'unet'"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtlkit.models import Encoder, create_model, list_encoders
-from mtlkit.training import load_config
+from mtlkit.training import list_configs, load_config
 
 CHANNELS = {
     "densenet121": (64, 256, 512, 1024, 1024),
@@ -184,11 +184,12 @@ def test_weights_are_those_of_the_publications(name):
     assert weights_of(create_model(name, device="meta")) == TAGS[name]
 
 
-@pytest.mark.parametrize("recipe", ["mbdi", "btinet", "csa_moe", "hybrid_vssm"])
+@pytest.mark.parametrize("recipe", list_configs())
 def test_weights_of_each_recipe(recipe):
     model = load_config(recipe).model
-    assert model.options["pretrained"]
-    assert weights_of(create_model(model.name, **model.options | {"pretrained": False}, device="meta")) == TAGS[recipe]
+    expected = {"resnet18.tv_in1k"} if recipe == "demo" else TAGS[model.name]
+    assert model.options.get("pretrained", False) == (recipe != "demo")
+    assert weights_of(create_model(model.name, **model.options | {"pretrained": False}, device="meta")) == expected
 
 
 @pytest.mark.parametrize("name", list_encoders())

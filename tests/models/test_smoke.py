@@ -16,7 +16,7 @@ BASELINES = [
     ("unet_plus_plus", RESNET | {"dim": 1}),
     ("manet", RESNET | {"dim": 1}),
     ("deeplabv3_plus", RESNET | {"dim": 16}),
-    ("fpn", RESNET | {"dim": 64}),
+    ("fpn", RESNET | {"dim": 128}),
     ("segformer", {"encoder": "mit_b0", "dim": 16}),
     ("upernet", RESNET | {"dim": 16}),
     ("swin_unetr", {"dim": 12, "in_chans": 1}),

@@ -37,7 +37,7 @@ _PLANS = {
     "unet_plus_plus": _Plan("UnetPlusPlus", 16, 1),
     "manet": _Plan("MAnet", 16, 1),
     "deeplabv3_plus": _Plan("DeepLabV3Plus", 256, 1),
-    "fpn": _Plan("FPN", 256, 64),  # GroupNorm of half as many channels, in 32 groups
+    "fpn": _Plan("FPN", 256, 128),  # GroupNorm of half as many channels in 32 groups, also of single pixels
     "segformer": _Plan("Segformer", 256, 1),
     "upernet": _Plan("UPerNet", 256, 1),
 }
@@ -54,7 +54,7 @@ class SMPBaselineOptions(BaselineOptions):
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen.
         dim: channels of the decoder: those of the finest of its five levels in the first four networks, 16 by default;
-            of all in the others, 256 by default, and a multiple of 64 in "fpn".
+            of all in the others, 256 by default, and a multiple of 128 in "fpn".
 
     Example:
         >>> import mtlkit
