@@ -33,6 +33,13 @@ def test_constant_rows():
     torch.testing.assert_close(got["y"][:3], (bias * torch.nn.functional.silu(z))[:3])
 
 
+@pytest.mark.parametrize("channels", [3, 41, 100])
+def test_the_variance_of_constant_rows_is_never_below_zero(channels):
+    """However it rounds: of 300 large constants some would be."""
+    x = (torch.rand(300, 1) * 1e9).expand(300, channels)
+    assert norm_gate(x, eps=1e-12).isfinite().all()
+
+
 @pytest.mark.parametrize("eps", [0, 1e-12, 1e-5, 1.0])
 def test_eps(eps):
     x, weight, bias, z = norm_call((7, 33)).inputs.values()

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mtlkit.models import from_pretrained
 from mtlkit.training import TrainingModule, train
 
 ONE_BATCH = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1}
@@ -93,6 +94,9 @@ def test_best_epoch_stopping_and_schedule_have_figures_and_modes_of_their_own(tm
         assert [float(row["val/iou"]) for row in table] == pytest.approx(up[:epochs])
         rates = [float(row["lr"]) / small.optimizer.lr for row in table]
         assert rates == pytest.approx([1, 1, 1, 0.5][:epochs])  # epoch 2 was worse than 1
+    best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
+    saved = from_pretrained(tmp_path / "run/model").state_dict()
+    assert all(torch.equal(value, best[f"model.{name}"]) for name, value in saved.items()), "not the best epoch's"
     assert watch.clipped == watch.norms
     assert len(watch.norms) == 2 * (4 + 3)
     assert len(set(watch.seeds)) == len(watch.seeds) == 2 * (4 + 3), "dropout is the same in two batches"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import mtlkit
 from mtlkit import _native, ops
+from mtlkit.operators.interaction import reduce
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionInputs, InteractionShape, assert_accurate
 
@@ -284,6 +285,19 @@ def test_a_projection_of_exactly_0_has_no_gradient(attention):
     with mtlkit.use_backend("cpu"):
         pooled = ops.tim_pool(*leaves, torch.randn(6) if attention else None)
     assert not any(gradient.any() for gradient in torch.autograd.grad(pooled.sum(), leaves))
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 33])
+def test_sums_over_what_is_not_finite(value, place):
+    """Those of the reference, wherever it is: the first pixels are what moments are taken about."""
+    x, weight, bias, attn = torch.randn(2, 6, 9, 8), torch.randn(4, 6), torch.randn(4), torch.randn(6)
+    x[0, 2].view(-1)[place] = value
+    arguments = reduce.Inputs(x, weight, bias, attn), reduce.Options(True, torch.float32)
+    got = reduce.Reduced(*reduce.OPERATOR.run("cpu", *arguments))
+    for name, exact in reduce.reduce_reference(*arguments[0], *arguments[1])._asdict().items():
+        torch.testing.assert_close(getattr(got, name), exact, equal_nan=True, msg=name)
 
 
 @needs_cpu_backend
