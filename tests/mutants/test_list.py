@@ -36,6 +36,15 @@ def test_the_tests_that_must_notice_a_fault_exist(root, faults):
         assert all(re.search(rf"\b(def|class) {name}\b", text) for name in names), test
 
 
+def test_the_documented_table_is_that_of_the_list(root, faults):
+    text = (root / "docs/reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (Python|Triton|C\+\+|CUDA)[^|]*\| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    planted = Counter(fault.kind for fault in faults)
+    survivors = Counter(fault.kind for fault in faults if fault.survives)
+    assert rows == [(kind, str(planted[kind]), str(planted[kind] - survivors[kind])) for kind, *_ in rows]
+    assert len(rows) == len(ORDER)
+
+
 def test_a_text_that_occurs_twice_is_refused(faults):
     fault = faults[0]
     for text in ("", 2 * fault.old):

@@ -33,7 +33,7 @@ def test_constant_rows():
     torch.testing.assert_close(got["y"][:3], (bias * torch.nn.functional.silu(z))[:3])
 
 
-@pytest.mark.parametrize("channels", [3, 41, 100])
+@pytest.mark.parametrize("channels", [3, 500, 1000])
 def test_the_variance_of_constant_rows_is_never_below_zero(channels):
     """However it rounds: of 300 large constants some would be."""
     x = (torch.rand(300, 1) * 1e9).expand(300, channels)
