@@ -67,7 +67,7 @@ def add_legend(ax: Axes, **options: Any) -> None:
     ax.legend(**({"frameon": False, "fontsize": 8.5, "labelcolor": INK} | options))
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """A name without control characters, and not hidden, as matplotlib hides those that begin with an underscore."""
     return printable(f"\u200c{name}" if name.startswith("_") else name)
 
@@ -103,7 +103,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
         ax.text(j, i, words, ha="center", va="center", fontsize=10, color=colour)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
-    words = [_shown(name) for name in names]
+    words = [shown_name(name) for name in names]
     ax.set_xticks(range(len(names)), words, rotation=30 if len(names) > 3 else 0)
     ax.set_yticks(range(len(names)), words)
     set_labels(ax, "predicted", "true", title)
@@ -122,10 +122,10 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
             continue
         colour = COLOURS[k % len(COLOURS)]
         alarms, hits, _ = roc_curve(positive, scores, drop_intermediate=False)
-        roc.plot(alarms, hits, color=colour, lw=2, label=f"{_shown(names[k])}: {areas[k]}")
+        roc.plot(alarms, hits, color=colour, lw=2, label=f"{shown_name(names[k])}: {areas[k]}")
         precision, recall, _ = precision_recall_curve(positive, scores)
         precision[-1] = precision[-2]  # where nothing is recalled: that of the highest score, not 1
-        pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=_shown(names[k]))
+        pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=shown_name(names[k]))
         pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
     roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
     set_labels(roc, "1 - specificity", "sensitivity", "ROC, with its area")
@@ -166,7 +166,7 @@ def draw_scores(predictions: Predictions) -> bytes:
     canvas, (ax,) = new_canvas(3.6)
     values = [iou[(labels == k) & ~np.isnan(iou)] for k in shown]
     colours = [COLOURS[k % len(COLOURS)] for k in shown]
-    words = [f"{_shown(names[k])} ({len(v)})" for k, v in zip(shown, values, strict=True)]
+    words = [f"{shown_name(names[k])} ({len(v)})" for k, v in zip(shown, values, strict=True)]
     ax.hist(
         values, bins=np.linspace(0, 1, 21).tolist(), stacked=True, color=colours, label=words, edgecolor="white", lw=0.6
     )
@@ -180,7 +180,7 @@ def draw_scores(predictions: Predictions) -> bytes:
     return to_png(canvas)
 
 
-def _outlined(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
+def draw_outlines(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
     """An image with both outlines."""
     ax.imshow(image, interpolation="bilinear")
     for mask, colour in ((true, GREEN), (predicted, ORANGE)):
@@ -206,19 +206,19 @@ def draw_examples(predictions: Predictions, rows: Sequence[int]) -> bytes:
     for i, (ax, row) in enumerate(zip(axes, rows, strict=False)):
         item = data[i]
         image = item["image"].permute(1, 2, 0).numpy().clip(0, 1)
-        _outlined(ax, image, item["mask"][0].numpy() > 0.5, predictions.mask(row))
+        draw_outlines(ax, image, item["mask"][0].numpy() > 0.5, predictions.mask(row))
         label = predictions.labels["class"][row]
         told = names[predictions.predicted("class")[row]]
         told = told if label < 0 or names[label] == told else f"{told}, not {names[label]}"
-        ax.set_title(f"IoU {predictions.scores['iou'][row]:.2f}\n{_shown(told)}", fontsize=9, color=INK)
-        ax.set_xlabel(_short(_shown(predictions.records[row].key)), fontsize=7.5, color=FAINT)
+        ax.set_title(f"IoU {predictions.scores['iou'][row]:.2f}\n{shown_name(told)}", fontsize=9, color=INK)
+        ax.set_xlabel(shorten(shown_name(predictions.records[row].key)), fontsize=7.5, color=FAINT)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[:].set_visible(False)
     return to_png(canvas)
 
 
-def _short(words: str, most: int = 28) -> str:
+def shorten(words: str, most: int = 28) -> str:
     return words if len(words) <= most else f"...{words[3 - most :]}"
 
 
@@ -327,6 +327,14 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
 
 def draw_tsne(predictions: Predictions, seed: int) -> bytes:
     """The features of the classifier in the plane, by true class; crosses are wrong."""
+    canvas, (ax,) = new_canvas(4.2)
+    draw_features(ax, predictions, seed)
+    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
+    return to_png(canvas)
+
+
+def draw_features(ax: Axes, predictions: Predictions, seed: int) -> None:
+    """The features of the classifier as points of a plane, by t-SNE."""
     from sklearn.manifold import TSNE
 
     task = next(iter(predictions.run.tasks))
@@ -336,7 +344,6 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
     perplexity = min(30.0, (len(rows) - 1) / 3)
     place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
     labels, wrong = predictions.labels[task][rows], predictions.wrong(task)[rows]
-    canvas, (ax,) = new_canvas(4.2)
     names = predictions.run.tasks[task]
     for k, name in enumerate((*names, "not known")):
         here = labels == (k if k < len(names) else -1)
@@ -344,13 +351,11 @@ def draw_tsne(predictions: Predictions, seed: int) -> bytes:
             continue
         colour = COLOURS[k % len(COLOURS)] if (labels[here] >= 0).all() else FAINT
         right = here & ~wrong
-        ax.scatter(*place[right].T, s=26, color=colour, edgecolor="white", lw=0.5, label=_shown(name))
+        ax.scatter(*place[right].T, s=26, color=colour, edgecolor="white", lw=0.5, label=shown_name(name))
         ax.scatter(*place[here & wrong].T, s=38, color=colour, marker="X", edgecolor=INK, lw=0.7)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(names) + 1)
-    return to_png(canvas)
 
 
 # --- all --------------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def evaluate(
         if device is not None:
             run.model.to(device)
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)
-        part, records, remarks = _choose(run, catalogue, part, skip_bad)
+        part, records, remarks = choose_records(run, catalogue, part, skip_bad)
         steps = {"batch_size": batch_size, "progress": progress}
         predictions = predict_records(run, records, features=tsne, **steps)
         if rivals:
@@ -146,10 +146,14 @@ def evaluate(
     return metrics
 
 
-def _choose(
+def choose_records(
     run: SavedRun, catalogue: Catalogue, part: str | None, skip_bad: bool
 ) -> tuple[str, tuple[Record, ...] | tuple[Exam, ...], list[str]]:
-    """The part, its records, and what the reader must know about the choice."""
+    """The part, its records, and what the reader must know about the choice.
+
+    Raises:
+        DataError: the data set or the split lacks the part.
+    """
     known, split = run.recognise(catalogue), run.split
     parts = {} if split is None else split.parts()
     own = split is not None and len(known) > sum(map(len, parts.values())) / 2

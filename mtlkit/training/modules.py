@@ -22,6 +22,8 @@ from mtlkit.training.tasks import find_task, record_in
 
 __all__ = ["TrainingModule", "create_module"]
 
+PARTS = {"train": "fit", "val": "valid", "test": "test"}  # of the data: under names that no nn.Module has
+
 
 class TrainingModule(lightning.LightningModule):
     """A network that is trained for the task of its recipe.
@@ -50,7 +52,7 @@ class TrainingModule(lightning.LightningModule):
         self.task = find_task(config.task)
         self.losses = self.task.losses(config.loss, self.task.heads_of(model), weights or {})
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
-        self.metrics = nn.ModuleDict({part: self._new_metrics() for part in ("valid", "test")})
+        self.metrics = nn.ModuleDict({part: self._new_metrics() for part in PARTS.values()})
         self._alone = False
         if gates_only:
             model.requires_grad_(False)
@@ -83,13 +85,13 @@ class TrainingModule(lightning.LightningModule):
     def judge_alone(self) -> None:
         """From here on figures are those of this process's images, which are to be all that there are."""
         self._alone = True
-        for part in self.metrics:
+        for part in PARTS:
             for metric in self._metrics(part).values():
                 metric.distributed_available_fn = lambda: False
 
     def _metrics(self, part: str) -> Any:
         """What gathers the figures of a part."""
-        return self.metrics["valid" if part == "val" else part]
+        return self.metrics[PARTS[part]]
 
     def _update(self, metrics: Any, output: Any, batch: dict[str, Any]) -> None:
         self.task.update(metrics, self.model, output, batch)
@@ -149,24 +151,27 @@ class TrainingModule(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         """The loss of a batch."""
-        values, _ = self.compute_losses(batch)
-        for name, value in values.items():
-            self.log(f"train/{name}", value, on_step=False, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
+        values, output = self.compute_losses(batch)
         if not values["loss"].isfinite():
             keys = ", ".join(batch["key"][:3])
             raise FloatingPointError(
                 f"the loss is {values['loss'].item()} in epoch {self.current_epoch}, images {keys}"
             )
+        with torch.no_grad():
+            self._take(values, output, batch, "train")
         return values["loss"]
 
     def _judge(self, batch: dict[str, Any], part: str) -> None:
         values, output = self.compute_losses(batch)
-        for name, value in values.items():
-            self.log(f"{part}/{name}", value, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
+        self._take(values, output, batch, part)
+
+    def _take(self, values: dict[str, Tensor], output: Any, batch: dict[str, Any], part: str) -> None:
+        """Takes a batch into the means and the figures of an epoch."""
+        means = {f"{part}/{name}": value.detach() for name, value in values.items()}
         if "gates" in self.model.returns:
-            means = output.gates.float().flatten(1).mean(0)
-            gates = {f"{part}/gate_{name}": mean for name, mean in zip(self.model.gate_names, means, strict=True)}
-            self.log_dict(gates, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
+            gates = output.gates.float().flatten(1).mean(0)
+            means |= {f"{part}/gate_{name}": mean for name, mean in zip(self.model.gate_names, gates, strict=True)}
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=self._size(batch), sync_dist=True)
         self._update(self._metrics(part), output, batch)
 
     def _tell(self, part: str) -> None:
@@ -180,8 +185,10 @@ class TrainingModule(lightning.LightningModule):
         self._judge(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """The figures of the validation part."""
+        """The figures of the validation part, and those of the training part, as its batches were answered."""
         self._tell("val")
+        if self.trainer.state.fn == "fit":
+            self._tell("train")
 
     def test_step(self, batch: dict[str, Any], index: int) -> None:
         """Losses and counts of a batch."""
