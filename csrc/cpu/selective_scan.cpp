@@ -306,7 +306,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
     scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
     carried.dD += dy * u;
     Vec<T> draw = scratch.ddt[t] + dx * u;
-    if (p.delta_softplus) draw *= sigmoid(tile.raw[t]);
+    if (p.delta_softplus) draw *= softplus_slope(tile.raw[t]);
     carried.dbias += draw;
     scratch.ddt[t] = draw;
     if (p.z) scratch.dz[t] *= scratch.y[t] + parameters.D * u;

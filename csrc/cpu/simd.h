@@ -97,8 +97,8 @@ MTLKIT_INLINE FloatVec exp2(FloatVec x) {
 #if defined(__AVX512F__)
   return _mm512_scalef_ps(p, _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT));
 #else
-  const IntVec bits = reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(rounded) << 23);
-  return x < -126.f ? FloatVec{} : reinterpret_cast<FloatVec>(bits);
+  const UintVec bits = reinterpret_cast<UintVec>(p) + (reinterpret_cast<UintVec>(rounded) << 23);
+  return x >= -126.f ? reinterpret_cast<FloatVec>(bits) : max(FloatVec{}, x);  // the sum may turn NaN into a number
 #endif
 }
 
@@ -130,13 +130,18 @@ MTLKIT_INLINE DoubleVec softplus(DoubleVec x) {
   return x;
 }
 
-// 1 / (1 + exp(-x)): the derivative of softplus.
+// 1 / (1 + exp(-x)).
 MTLKIT_INLINE FloatVec sigmoid(FloatVec x) { return 1.0f / (1.0f + exp2(x * -kLog2E<float>)); }
 
 MTLKIT_INLINE DoubleVec sigmoid(DoubleVec x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = 1 / (1 + ::exp(-x[i]));
   return x;
 }
+
+// The derivative of softplus, of which double has the limit above, too.
+MTLKIT_INLINE FloatVec softplus_slope(FloatVec x) { return sigmoid(x); }
+
+MTLKIT_INLINE DoubleVec softplus_slope(DoubleVec x) { return x > 20 ? splat(1.0) : sigmoid(x); }
 
 // Lanes of two vectors picked by compile-time indices; those from the lane count upwards mean the second vector.
 #if defined(__clang__) || __GNUC__ >= 12

@@ -364,7 +364,7 @@ void backward_direction(const SS2DForward& p, int64_t b, int k, int64_t d, int64
       const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = u_plane[tile.pixel[t]];
       du_plane[tile.pixel[t]] += dx * tile.scan.dt[t] + dy * parameters.D;
       dD += dy * u;
-      draw[t] = (scratch.ddt[t] + dx * u) * sigmoid(tile.raw[t]);
+      draw[t] = (scratch.ddt[t] + dx * u) * softplus_slope(tile.raw[t]);
       dbias += draw[t];
       T* row = dx_dbl + tile.pixel[t] * pitch;
       for (int64_t n = 0; n < states; ++n) {

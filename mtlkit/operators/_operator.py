@@ -74,7 +74,7 @@ def plain(tensor: Tensor | None) -> Tensor | None:
     """The tensor with its numbers in memory as its strides say: a view that negates, or stands for zeros, is copied."""
     if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
         return tensor
-    return tensor.resolve_neg() if tensor.is_neg() else torch.zeros_like(tensor)
+    return tensor.resolve_neg() if tensor.is_neg() else torch.zeros_like(tensor) + tensor  # the sum has a gradient
 
 
 def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:

@@ -91,6 +91,18 @@ def test_a_tensor_that_stands_for_zeros(op, name):
 
 
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_a_tensor_that_stands_for_zeros_has_its_gradient(op, name):
+    function, tensors = CASES[op]
+
+    def gradient(zeros: Tensor) -> Tensor:
+        zeros.requires_grad_()
+        return torch.autograd.grad(function(**tensors | {name: zeros}).square().sum(), zeros)[0]
+
+    zeros = torch._efficientzerotensor(tensors[name].shape, dtype=torch.float64)
+    assert torch.equal(gradient(zeros), gradient(torch.zeros_like(tensors[name])))
+
+
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
 def test_a_nested_tensor_is_refused(op, name):
     function, tensors = CASES[op]
     nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)])
@@ -116,6 +128,17 @@ def test_meta_tensors_have_the_shapes_and_layouts_of_others(op):
     want = function(**tensors)
     got = function(**{name: t.to("meta") for name, t in tensors.items()})
     assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1])
+@pytest.mark.parametrize(("op", "name"), ARGUMENTS)
+def test_a_nan_of_any_bits_is_not_lost(op, name, bits, isa):
+    """PyTorch makes some of all ones where it widens float16, alone or in a vector that is not whole."""
+    function, tensors = CASES[op]
+    tensors = {n: t.float() for n, t in tensors.items()}
+    spoilt = tensors[name].clone(memory_format=torch.contiguous_format)
+    spoilt.view(torch.int32).view(-1)[-1] = bits
+    assert function(**tensors | {name: spoilt}).isnan().any()
 
 
 @pytest.mark.parametrize("training", [False, True])

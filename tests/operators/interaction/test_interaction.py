@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import mtlkit
+from harness.layouts import repeated, spread
 from mtlkit import _native, ops
 from mtlkit.operators.interaction import reduce
 from mtlkit.ops import TIMParameters, UPAParameters
@@ -487,3 +488,21 @@ def test_autocast_leaves_the_vectors_alone(backend):
             cast = level(inputs, "alignment")
     for name, value in plain.items():
         assert torch.equal(value, cast[name]), name
+
+
+@pytest.mark.parametrize("place", [spread(0), repeated(0), lambda t: torch._neg_view(-t)], ids=["spread", "one", "neg"])
+def test_parameters_of_any_layout(place):
+    """Those of TIM alone go to PyTorch, whose batch normalisation reads only what is contiguous aright in backward."""
+    inputs = InteractionShape(2, 6, 5, 4, 8).inputs(torch.float64)
+
+    def results(tim: TIMParameters) -> list[Tensor]:
+        x, f = (t.clone().requires_grad_() for t in inputs[:2])
+        learnt = [t for t in tim if t is not None]
+        wanted = [x, f, *(t.requires_grad_() for t in learnt[:12])]
+        out = ops.tim(x, f, tim)
+        return list(torch.autograd.grad(out.clf.square().sum() + out.seg.square().sum(), wanted))
+
+    tim = inputs.tim._make(None if t is None else place(t.clone()) for t in inputs.tim)
+    dense = tim._make(None if t is None else t.clone(memory_format=torch.contiguous_format) for t in tim)
+    for got, want in zip(results(tim), results(dense), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit._distributed import Group, batch_norm_over, mean_over
+from mtlkit.operators._operator import plain, traced
 from mtlkit.operators.interaction.gating.signature import Gated, Normalisation
 from mtlkit.operators.interaction.reduce import Reduced
 from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
@@ -18,15 +19,21 @@ def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Ten
 
 
 def _batch_norm(x: Tensor, p: Any, norm: Normalisation) -> Tensor:
-    """Batch normalisation by TIMParameters in the dtype of x, whatever that of the running statistics is."""
-    weight, bias, mean, var = p.norm_weight, p.norm_bias, p.norm_mean, p.norm_var
+    """Batch normalisation by TIMParameters in the dtype of x, whatever that of the running statistics is.
+
+    PyTorch's backward pass reads weights and running statistics from the wrong places unless they are contiguous, and
+    in memory.
+    """
+    weight, bias, mean, var = learnt = p.norm_weight, p.norm_bias, p.norm_mean, p.norm_var
     if norm.group is not None:
         return batch_norm_over(norm.group, x, mean, var, weight, bias, norm.momentum, norm.eps)
-    running = mean.to(x.dtype), var.to(x.dtype)
-    y = F.batch_norm(x, *running, weight.to(x.dtype), bias.to(x.dtype), norm.training, norm.momentum, norm.eps)
-    if norm.training and mean.dtype != x.dtype:
-        mean.copy_(running[0])
-        var.copy_(running[1])
+    resolved = learnt if traced((x, *learnt)) else map(plain, learnt)
+    weight, bias, *running = (t.to(x.dtype).contiguous() for t in resolved)
+    y = F.batch_norm(x, *running, weight, bias, norm.training, norm.momentum, norm.eps)
+    if norm.training:
+        for statistic, new in zip((mean, var), running, strict=True):
+            if new is not statistic:
+                statistic.copy_(new)
     return y
 
 
