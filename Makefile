@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants bench demo oracle gpu lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench demo oracle gpu lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -83,6 +83,15 @@ gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch 
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
 	$(SANITIZER) --tool racecheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
 	$(PY) -m pytest benchmarks -m gpu
+
+fuzz: $(STAMP) ## compare random operator calls with float64 for half an hour
+	$(PY) -m tests.fuzz --minutes 30
+
+asan: ## test the CPU kernels with AddressSanitizer
+ubsan: ## test the CPU kernels with UndefinedBehaviorSanitizer
+tsan: ## test the CPU kernels with ThreadSanitizer
+asan ubsan tsan: $(STAMP)
+	$(PY) tests/sanitize.py $@
 
 lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
 	$(PY) -m ruff check

@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pybind11
+import pytest
+
+from mtlkit import _native
+from mtlkit.operators import _backends, _launch
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTOR = ROOT / "tests" / "cuda_on_host"  # the executor's sources
@@ -89,3 +93,21 @@ def build_kernels(csrc: Path = ROOT / "csrc") -> ModuleType:
 def build_executor_checks() -> ModuleType:
     """The small kernels of executor_checks.cpp."""
     return build("executor_checks", [EXECUTOR / "executor_checks.cpp", EXECUTOR / "executor.cpp"])
+
+
+def as_native(kernels: ModuleType) -> SimpleNamespace:
+    """mtlkit._C as it would be with these kernels; the stream is 0, tensors lie on the CPU."""
+    return SimpleNamespace(**(vars(_native.C) if _native.C else {}) | vars(kernels) | {"cuda": True})
+
+
+def serve(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Has backend "cuda" serve tensors on the CPU; gives a function that sets the GPU's size, which plans are for."""
+
+    def plan_for(multiprocessors: int, shared_bytes: int = 227 << 10) -> None:
+        monkeypatch.setattr(_launch, "gpu", lambda device: (multiprocessors, shared_bytes))
+
+    kernels.seed(0)
+    monkeypatch.setattr(_native, "C", as_native(kernels))
+    monkeypatch.setattr(_backends, "_cuda_obstacle", lambda device: None)
+    plan_for(1)
+    return plan_for

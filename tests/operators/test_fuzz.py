@@ -2,12 +2,14 @@
 
 import random
 import re
+import time
 
 import pytest
 import torch
 
 import mtlkit
-from mtlkit import ops
+from harness.fuzz_judge import Tally, fuzz
+from mtlkit import _native, ops
 from mtlkit.testing import SelectiveScanShape, SS2DShape, assert_accurate
 
 OPS = ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "tim_pool", "tim_modulate"]
@@ -79,6 +81,18 @@ def test_random_calls(op, seed):
         plain = call(op, inputs)
     for index, got in enumerate(call(op, strided)):
         assert_accurate(f"{op} {index}", got, exact[index], plain[index], gradient=index > 0)
+
+
+@pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
+def test_a_slice_of_the_long_run(poisoned):
+    """As many of its first calls as 15 seconds allow, 500 at most: see tests/fuzz.py."""
+    start, tally = time.monotonic(), Tally()
+    for _ in fuzz(range(500), ("cpu", "torch"), tally):
+        if time.monotonic() - start > 15:
+            break
+    print(tally)
+    assert not tally.failed
+    assert tally.backends.total() > 0
 
 
 def damaged(t: torch.Tensor, rng: random.Random) -> object:
