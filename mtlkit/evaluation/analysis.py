@@ -239,15 +239,15 @@ def worst_rows(predictions: Predictions, count: int) -> list[int]:
     return [int(row) for row in order[:count] if not np.isnan(badness[row])]
 
 
-def epoch_gates(folder: Path) -> list[dict[str, list[float]]]:
-    """The mean gates of each validation epoch, by name, for each stage of a run that logged them."""
+def epoch_gates(folder: Path, part: str = "val") -> list[dict[str, list[float]]]:
+    """The mean gates of each epoch on a part of the data, by name, for each stage of a run that logged them."""
     stages = []
     for path in sorted(folder.glob("stage*/metrics.csv")):
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
-            names = [name for name in (rows[0] if rows else ()) if name and name.startswith("val/gate_")]
-            columns = {name.removeprefix("val/gate_"): [float(row[name]) for row in rows] for name in names}
+            names = [name for name in (rows[0] if rows else ()) if name and name.startswith(f"{part}/gate_")]
+            columns = {name.removeprefix(f"{part}/gate_"): [float(row[name]) for row in rows] for name in names}
         except (csv.Error, OSError, TypeError, ValueError):
             columns = {}  # a table that somebody has changed has no curve
         if any(math.isinf(value) for values in columns.values() for value in values):

@@ -261,8 +261,12 @@ def draw_gates(gates: Mapping[str, Any]) -> bytes:
     return to_png(canvas)
 
 
-def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence[str]) -> bytes:
-    """The mean gates on the validation part, epoch by epoch; a line stands where the second stage begins."""
+def draw_epochs(
+    stages: Sequence[Mapping[str, Sequence[float]]],
+    order: Sequence[str],
+    training: Sequence[Mapping[str, Sequence[float]]] = (),
+) -> bytes:
+    """The mean gates by epoch, validation dashed, training solid; a line stands where the second stage begins."""
     panels = _panels(order)
     canvas, axes = new_canvas(3.6, len(panels), sharey=True)
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
@@ -275,12 +279,15 @@ def draw_epochs(stages: Sequence[Mapping[str, Sequence[float]]], order: Sequence
             for i, name in enumerate(chosen):
                 words = _gate_label(name) if number == 0 else None
                 epochs = range(first, first + length)
-                ax.plot(epochs, stage[name], "o-", ms=3.5, lw=1.8, color=COLOURS[i % len(COLOURS)], label=words)
+                colour = COLOURS[i % len(COLOURS)]
+                ax.plot(epochs, stage[name], "o--", ms=3.5, lw=1.8, color=colour, label=words)
+                if len(training) == len(stages) and name in training[number]:
+                    ax.plot(epochs, training[number][name], "-", lw=1.8, color=colour)
             first += length
         ax.set_ylim(-0.02, 1.02)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         add_grid(ax)
-        set_labels(ax, "epoch", "mean weight, validation" if ax is axes[0] else "", title)
+        set_labels(ax, "epoch", "mean weight" if ax is axes[0] else "", title)
     add_legend(axes[-1], loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return to_png(canvas)
 
@@ -376,6 +383,7 @@ def draw_all(
     judgement: Mapping[str, Any],
     stages: Sequence[Mapping[str, Sequence[float]]],
     *,
+    training: Sequence[Mapping[str, Sequence[float]]] = (),
     examples: int = 5,
     seed: int = 0,
 ) -> dict[str, tuple[bytes, str, str]]:
@@ -384,7 +392,8 @@ def draw_all(
     Args:
         predictions: what was judged.
         judgement: what `judge` says of them.
-        stages: the gates of each epoch, as `epoch_gates` gives them.
+        stages: the gates of each epoch on the validation part, as `epoch_gates` gives them.
+        training: those on the training part.
         examples: how many of the best and of the worst masks are shown.
         seed: of t-SNE.
     """
@@ -425,8 +434,8 @@ def draw_all(
         words = "Mean and standard deviation over the images, and over those of each class."
         plots["gates"] = draw_gates(judgement["gates"]), "Gates", words
     if stages and all(name in stage for stage in stages for name in predictions.gate_names):
-        words = "Means over the validation part."
-        plots["gates_by_epoch"] = draw_epochs(stages, predictions.gate_names), "Gates by epoch", words
+        words = "Means over the training part, solid, and over the validation part, dashed."
+        plots["gates_by_epoch"] = draw_epochs(stages, predictions.gate_names, training), "Gates by epoch", words
     if judgement["displacement"]:
         words = "How far TIM moves the vector (mask to class) and the map (class to mask), relative to their length."
         plots["displacement"] = draw_displacement(judgement["displacement"]), "Displacement by TIM", words

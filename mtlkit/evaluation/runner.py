@@ -25,6 +25,7 @@ from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
 from mtlkit.evaluation.bootstrap import PERCENTILES
+from mtlkit.evaluation.comparison_plots import draw_curves, read_epochs
 from mtlkit.evaluation.interaction_plots import draw_interaction
 from mtlkit.evaluation.oracle import check_oracle, force_gates, judge_oracle, oracle_rows
 from mtlkit.evaluation.plots import draw_all
@@ -135,7 +136,11 @@ def evaluate(
         remarks += _remarks(run, catalogue, predictions, rivals)
         about = _about(predictions, catalogue, part, samples, seed)
         metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
-        plots = draw_all(predictions, judgement, epoch_gates(run.folder), examples=examples, seed=seed)
+        gates = [epoch_gates(run.folder, name) for name in ("val", "train")]
+        plots = draw_all(predictions, judgement, gates[0], training=gates[1], examples=examples, seed=seed)
+        if epochs := read_epochs(run.folder):
+            words = "Training solid, as its batches were answered; validation dashed."
+            plots["training"] = draw_curves({run.config.model.name: epochs}), "Loss and accuracy by epoch", words
         plots |= draw_interaction(predictions, judgement)
         draft.write_text("images.csv", csv_text(table_rows(predictions)))
         for name, (png, _, _) in plots.items():

@@ -16,6 +16,7 @@ def test_gates_of_the_epochs(tmp_path):
         text = "\n".join(["epoch,val/gate_image,val/iou", *rows]) + "\n"
         (tmp_path / f"stage{number}/metrics.csv").write_text(text)
     assert epoch_gates(tmp_path) == [{"image": [0.5, 0.25]}, {"image": [0.75]}]
+    assert epoch_gates(tmp_path, "train") == []
 
 
 @pytest.mark.parametrize(
