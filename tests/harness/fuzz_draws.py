@@ -435,6 +435,8 @@ def draw(seed: int, backends: tuple[str, ...] = tuple(BACKENDS)) -> Drawn | None
         inputs["norm_var"] = inputs["norm_var"].abs()
     tensors = {name: t.to(dtype if name in activations else parameters) for name, t in inputs.items()}
     tensors = {name: _place(dice, t) for name, t in tensors.items()}
+    if kind == "spoilt":  # PyTorch takes NaN times a tensor that stands for zeros as zero
+        tensors = {name: torch.zeros_like(t) if t._is_zerotensor() else t for name, t in tensors.items()}
     trainable = [name for name in tensors if name not in ("norm_mean", "norm_var", "normaliser")]
     frozen = dice.leave_out(tuple(trainable), dice.choice((0, 0, 0, 0.4, 1)))
     return Drawn(

@@ -20,9 +20,19 @@ def run_tests(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 
 def patch_once() -> None:
-    """Has the interpreter patch Triton's language once a launch, for speed: it does so in every device function."""
+    """Has the interpreter patch Triton's language once a launch, and multiply bfloat16 as numbers.
+
+    It patches the language in every device function, which is slow, and `tl.dot` multiplies the bits of bfloat16, which
+    NumPy has not, as integers.
+    """
     from triton.runtime import interpreter
 
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def dot_of_numbers(self, a, b, *others):
+        return dot(self, _widened(a), _widened(b), *others)
+
+    interpreter.InterpreterBuilder.create_dot = dot_of_numbers
     patch, run, patched = interpreter._patch_lang, interpreter.InterpretedFunction.run, {}
 
     def patch_first(function):
@@ -36,3 +46,14 @@ def patch_once() -> None:
         return run(self, *args, **options)
 
     interpreter._patch_lang, interpreter.InterpretedFunction.run = patch_first, launch
+
+
+def _widened(handle):
+    """A block of bfloat16 as one of float32; others as they are."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle
+    return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)

@@ -28,10 +28,10 @@ def _batch_norm(x: Tensor, p: Any, norm: Normalisation) -> Tensor:
     if norm.group is not None:
         return batch_norm_over(norm.group, x, mean, var, weight, bias, norm.momentum, norm.eps)
     resolved = learnt if traced((x, *learnt)) else map(plain, learnt)
-    weight, bias, *running = (t.to(x.dtype).contiguous() for t in resolved)
-    y = F.batch_norm(x, *running, weight, bias, norm.training, norm.momentum, norm.eps)
+    weight, bias, mean_now, var_now = (t.to(x.dtype).contiguous() for t in resolved)
+    y = F.batch_norm(x, mean_now, var_now, weight, bias, norm.training, norm.momentum, norm.eps)
     if norm.training:
-        for statistic, new in zip((mean, var), running, strict=True):
+        for statistic, new in ((mean, mean_now), (var, var_now)):
             if new is not statistic:
                 statistic.copy_(new)
     return y

@@ -1,6 +1,5 @@
 """The Triton kernels of the two passes of task interaction, interpreted, against the reference in float64."""
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -31,25 +30,6 @@ CASES = [
     ((1, 48, 6, 7, 24), torch.bfloat16, False, True),
     *((SMALL, dtype, True, False) for dtype in DTYPES[1:]),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _whole_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the interpreter's product of bfloat16 what it is on a GPU; its own multiplies the bits as integers."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    product = interpreter.InterpreterBuilder.create_dot
-
-    def widened(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        return interpreter.TensorHandle((handle.data.astype(numpy.uint32) << 16).view(numpy.float32), tl.float32)
-
-    def create_dot(self, a, b, *rest):
-        return product(self, widened(a), widened(b), *rest)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 def inputs(shape: tuple[int, ...], dtype: torch.dtype, attention: bool, memory_format=torch.contiguous_format):
