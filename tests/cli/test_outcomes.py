@@ -1,11 +1,13 @@
 """How commands end: the option that helps, signals, and readers that have gone."""
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -177,10 +179,26 @@ def test_a_recipe_within_the_folder_is_refused(tmp_path, capsys, command, phanto
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts a command that SIGINT interrupts, which a shell lets its background jobs ignore; it ends with the test."""
+    processes = []
+
+    def run(command):
+        interruptible = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
-def test_signals_end_a_command_with_one_sentence(tmp_path, number, word):
+def test_signals_end_a_command_with_one_sentence(tmp_path, start, number, word):
     command = [MTLKIT, "data", "synthesize", "mammography", tmp_path / "out", "--cases", "500", "--size", "512"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     while not list(tmp_path.rglob("*.dcm")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -191,13 +209,13 @@ def test_signals_end_a_command_with_one_sentence(tmp_path, number, word):
 
 
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
-def test_a_training_that_was_stopped_can_be_resumed(tmp_path, phantoms, number, word):
+def test_a_training_that_was_stopped_can_be_resumed(tmp_path, phantoms, start, number, word):
     small = {"data.size": 32, "data.batch_size": 4, "data.workers": 0, "stopping.epochs": 500, "second_stage": "null"}
     small["model.options"] = "{encoder: resnet18, decoder_dims: [16, 16, 12, 8], clf_dim: 16, num_classes: 3}"
     command = [MTLKIT, "train", "demo", "--data", phantoms, "--out", tmp_path / "run"]
     command += [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     for arguments in ([], ["--resume"]):
-        process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
+        process = start([*command, *arguments])
         started, checkpoint = time.time(), tmp_path / "run/stage1/last.ckpt"
         while not (checkpoint.is_file() and checkpoint.stat().st_mtime > started):
             assert process.poll() is None, process.stderr.read()
