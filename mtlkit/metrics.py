@@ -177,7 +177,13 @@ class SegmentationMetrics(Metric):
 
 
 def positive_class(num_classes: int, named: int | None = None) -> int | None:
-    """The class that is to be found: the one that is named, class 1 of two, or none."""
+    """The class that is to be found: the one that is named, class 1 of two, or none.
+
+    Example:
+        >>> from mtlkit.metrics import positive_class
+        >>> positive_class(2), positive_class(3), positive_class(3, 2)
+        (1, None, 2)
+    """
     return named if named is not None else 1 if num_classes == 2 else None
 
 

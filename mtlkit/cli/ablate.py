@@ -162,9 +162,13 @@ def _print(console: "Console", title: str, headings: list[str], cells: list[list
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(title), title_justify="left")
+    from mtlkit._text import printable
+
+    drawn = Table(title=Text(printable(title)), title_justify="left")
     for number, heading in enumerate(headings):
-        drawn.add_column(Text(heading), no_wrap=number == 0)
-    for row in cells:
-        drawn.add_row(*(Text(cell.replace("**", ""), "bold" if cell.startswith("**") else "") for cell in row))
+        drawn.add_column(Text(printable(heading)), no_wrap=number == 0)
+    for name, *figures in cells:
+        bold = ("bold" if cell.startswith("**") else "" for cell in figures)
+        shown = (Text(cell.replace("**", ""), style) for cell, style in zip(figures, bold, strict=True))
+        drawn.add_row(Text(printable(name)), *shown)
     console.print(drawn)
