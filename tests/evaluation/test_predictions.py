@@ -52,7 +52,7 @@ def test_progress_is_told(lesion, records):
 
 def test_an_answer_that_is_no_number_is_named(lesion, records, monkeypatch):
     broken = {"class": torch.full((2, 3), float("nan"))}
-    monkeypatch.setattr(type(lesion), "predict", lambda self, batch: broken)
+    monkeypatch.setattr(type(lesion), "predict", lambda self, batch, **options: broken)
     keys = re.escape(f"{records[0].key}, {records[1].key}")
     with pytest.raises(FloatingPointError, match=f"answer to the images {keys} is no number"):
         predict_records(lesion, records[:2])

@@ -111,7 +111,7 @@ def test_nothing_else_is_resumed(lesion, scans, image, tmp_path, kill_after, mon
     image("scans/0.png", seed=9)
     refused(r"0.png: has changed since it was predicted")
     (scans / "0.png").write_bytes(first)
-    other = create_model("unet", encoder="resnet18", decoder_dims=(16, 16, 12, 8), num_classes=3).eval()
+    other = create_model("unet", encoder="resnet18", dim=2, num_classes=3).eval()
     assert digest_of_weights(other) != digest_of_weights(lesion.model)
     weights = {name: value.clone() for name, value in lesion.model.state_dict().items()}
     lesion.model.load_state_dict({name: value + 1 for name, value in weights.items()})
