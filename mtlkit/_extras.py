@@ -23,7 +23,12 @@ EXTRAS = {
         "matplotlib": "matplotlib",
         "jinja2": "jinja2",
     },
-    "baselines": {"monai": "monai", "einops": "einops"},
+    "baselines": {
+        "segmentation_models_pytorch": "segmentation-models-pytorch",
+        "timm": "timm",
+        "monai": "monai",
+        "einops": "einops",
+    },
 }
 READING = ("scipy", "pydicom", "PIL", "openpyxl", "rich")  # what checking and drawing data sets needs of "train"
 TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs of it

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["Costs", "count_costs"]
 
@@ -49,6 +48,8 @@ def count_costs(network: nn.Module, *shapes: Sequence[int]) -> Costs:
         >>> costs.parameters, round(costs.flops / 1e9, 3)
         (34491525, 5.471)
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which loads Triton
+
     network = copy.deepcopy(network).to("meta").eval().requires_grad_(True)
     parameters = list(network.parameters())
     normalised: list[int] = []
