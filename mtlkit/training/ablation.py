@@ -382,7 +382,8 @@ def _check_figures(table: Ablation, modules: Sequence[TrainingModule]) -> None:
 
 # --- rehearsals -------------------------------------------------------------------------------------------------------
 
-REHEARSAL_BATCH, REHEARSAL_SIZE, REHEARSAL_CASES = 4, 64, 28
+REHEARSAL_BATCH, REHEARSAL_SIZE = 4, 64
+REHEARSAL_CASES = {"ham10000": 64}  # enough for each of seven classes in every part; else 28
 
 
 def _rehearsal(config: Config) -> Config:
@@ -407,5 +408,6 @@ def _data_of(table: Ablation, data: str | Path) -> Iterator[str | Path]:
         return
     with TemporaryDirectory() as folder:
         path = Path(folder) / PHANTOMS
-        synthesize_layout(table.data[0] if table.data else "busi", path, REHEARSAL_CASES, REHEARSAL_SIZE)
+        layout = table.data[0] if table.data else "busi"
+        synthesize_layout(layout, path, REHEARSAL_CASES.get(layout, 28), REHEARSAL_SIZE)
         yield path
