@@ -114,4 +114,4 @@ def _dwconv_silu(backend: Any, x: Any, weight: Any, *others: Any, out_val: Any =
 
 
 def _interaction_reduce(backend: Any, seg: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
-    return 2 * math.prod(seg) * weight[0]
+    return 0 if weight is None else 2 * math.prod(seg) * weight[0]

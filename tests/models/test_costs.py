@@ -43,3 +43,13 @@ def test_the_network_stays_as_it_was():
     assert not frozen.requires_grad
     assert not any(module._forward_hooks for module in network.modules())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_direction_that_is_cut_costs_no_projection():
+    small = {"encoder": "resnet10t", "decoder_dims": (8, 8, 8, 8), "clf_dim": 8, "device": "meta"}
+    both, one = (
+        count_costs(create_model("btinet", **small, **options), (1, 3, 64, 64))
+        for options in ({}, {"directions": ("clf_to_seg",)})
+    )
+    assert one.flops < both.flops
+    assert one.computing == one.parameters < both.parameters
