@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtlkit._check import check_probability
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
+from mtlkit.models.encoders import check_encoder
 from mtlkit.models.network import last_linear
 from mtlkit.models.pretrained import Pretrained
 
@@ -37,6 +38,23 @@ class BaselineOptions:
     def __post_init__(self) -> None:
         check_at_least_one(num_classes=self.num_classes, in_chans=self.in_chans)
         check_probability(dropout=self.dropout)
+
+
+@dataclass(frozen=True)
+class EncoderOptions(BaselineOptions):
+    """Options of the networks that are built on an encoder of timm.
+
+    Attributes:
+        encoder: its name, with or without the tag of its weights.
+        pretrained: whether it starts from them.
+    """
+
+    encoder: str = "resnet50.tv_in1k"
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_encoder(self.encoder)
 
 
 class BaselineOutput(NamedTuple):

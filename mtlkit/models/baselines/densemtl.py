@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.models.baselines._base import Baseline, BaselineOptions, conv_bn_relu
-from mtlkit.models.encoders import check_encoder, check_family, make_network
+from mtlkit.models.baselines._base import Baseline, EncoderOptions, conv_bn_relu
+from mtlkit.models.encoders import check_family, make_network
 from mtlkit.models.registry import register
 
 TASKS = ("segmentation", "classification")
 
 
 @dataclass(frozen=True)
-class DenseMTLOptions(BaselineOptions):
-    """Options of DenseMTL: those of BaselineOptions, and three more.
+class DenseMTLOptions(EncoderOptions):
+    """Options of DenseMTL: those of EncoderOptions, and one more.
 
     Attributes:
         encoder: a ResNet of timm, with or without the tag of its weights.
@@ -39,12 +39,10 @@ class DenseMTLOptions(BaselineOptions):
     """
 
     encoder: str = "resnet101.tv_in1k"
-    pretrained: bool = False
     decoder_dims: tuple[int, ...] = (256, 256, 128, 128, 64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         if not self.classifier:
             raise ValueError("classifier: expected True for densemtl, whose two tasks interact, got False")
         if len(self.decoder_dims) != 5 or min(self.decoder_dims) < 2:

@@ -17,16 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.models.baselines._base import Baseline, BaselineOptions
-from mtlkit.models.encoders import check_encoder, check_family, make_network
+from mtlkit.models.baselines._base import Baseline, EncoderOptions
+from mtlkit.models.encoders import check_family, make_network
 from mtlkit.models.registry import register
 
 TASKS = ("segmentation", "classification")
 
 
 @dataclass(frozen=True)
-class MTANOptions(BaselineOptions):
-    """Options of MTAN: those of BaselineOptions, and two more.
+class MTANOptions(EncoderOptions):
+    """Options of MTAN: those of EncoderOptions.
 
     Attributes:
         encoder: a ResNet of timm, with or without the tag of its weights.
@@ -39,11 +39,6 @@ class MTANOptions(BaselineOptions):
     """
 
     encoder: str = "resnet50.tv_in1k"
-    pretrained: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_encoder(self.encoder)
 
 
 @register("mtan", MTANOptions())

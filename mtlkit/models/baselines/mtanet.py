@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit.models._common import check_at_least_one
-from mtlkit.models.baselines._base import Baseline, BaselineOptions, call
-from mtlkit.models.encoders import Encoder, check_encoder
+from mtlkit.models.baselines._base import Baseline, EncoderOptions, call
+from mtlkit.models.encoders import Encoder
 from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)
-class MTANetOptions(BaselineOptions):
-    """Options of MTANet: those of BaselineOptions, and three more.
+class MTANetOptions(EncoderOptions):
+    """Options of MTANet: those of EncoderOptions, and one more.
 
     Attributes:
         encoder: a network of timm whose last four features have strides 4, 8, 16 and 32; with or without the tag of its
@@ -41,12 +41,10 @@ class MTANetOptions(BaselineOptions):
     """
 
     encoder: str = "pvt_v2_b2.in1k"
-    pretrained: bool = False
     dim: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         check_at_least_one(dim=self.dim)
 
 

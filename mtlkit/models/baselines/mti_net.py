@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.models.baselines._base import Baseline, BaselineOptions
-from mtlkit.models.encoders import check_encoder, check_family, make_network
+from mtlkit.models.baselines._base import Baseline, EncoderOptions
+from mtlkit.models.encoders import check_family, make_network
 from mtlkit.models.registry import register
 
 TASKS = ("segmentation", "classification")
 
 
 @dataclass(frozen=True)
-class MTINetOptions(BaselineOptions):
-    """Options of MTI-Net: those of BaselineOptions, and two more. Without a classifier its task interacts all the same.
+class MTINetOptions(EncoderOptions):
+    """Options of MTI-Net: those of EncoderOptions. Without a classifier its task interacts all the same.
 
     Attributes:
         encoder: an HRNet of timm, with or without the tag of its weights.
@@ -42,11 +42,9 @@ class MTINetOptions(BaselineOptions):
     """
 
     encoder: str = "hrnet_w18_small_v2.ms_in1k"
-    pretrained: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         if not self.classifier:
             raise ValueError("classifier: expected True for mti_net, whose two tasks interact, got False")
 

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit.models.baselines._base import Baseline, BaselineOptions, conv_bn_relu
-from mtlkit.models.encoders import Encoder, check_encoder, check_strides
+from mtlkit.models.baselines._base import Baseline, EncoderOptions, conv_bn_relu
+from mtlkit.models.encoders import Encoder, check_strides
 from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)
-class MTLOCAOptions(BaselineOptions):
-    """Options of MTL-OCA: those of BaselineOptions, and three more.
+class MTLOCAOptions(EncoderOptions):
+    """Options of MTL-OCA: those of EncoderOptions, and one more.
 
     Attributes:
         encoder: a network of timm whose features have strides 2, 4, 8, 16 and 32, with or without the tag of its
@@ -41,12 +41,10 @@ class MTLOCAOptions(BaselineOptions):
     """
 
     encoder: str = "resnet50.tv_in1k"
-    pretrained: bool = False
     decoder_dims: tuple[int, ...] = (256, 128, 64, 64)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         if len(self.decoder_dims) != 4 or min(self.decoder_dims) < 2:
             raise ValueError(f"decoder_dims: expected 4 numbers of at least 2, got {self.decoder_dims}")
 

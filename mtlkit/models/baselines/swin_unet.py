@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from mtlkit._check import check_probability
 from mtlkit.models._common import init_linear_and_norm
-from mtlkit.models.baselines._base import Baseline, BaselineOptions, PatchExpand, call
-from mtlkit.models.encoders import check_encoder, make_network
+from mtlkit.models.baselines._base import Baseline, EncoderOptions, PatchExpand, call
+from mtlkit.models.encoders import make_network
 from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)
-class SwinUNetOptions(BaselineOptions):
-    """Options of Swin-Unet: those of BaselineOptions, and four more.
+class SwinUNetOptions(EncoderOptions):
+    """Options of Swin-Unet: those of EncoderOptions, and two more.
 
     Attributes:
         encoder: a Swin transformer of timm with four stages, with or without the tag of its weights.
@@ -34,13 +34,11 @@ class SwinUNetOptions(BaselineOptions):
     """
 
     encoder: str = "swin_tiny_patch4_window7_224.ms_in1k"
-    pretrained: bool = False
     depths: tuple[int, ...] = (2, 2, 2, 2)
     drop_path_rate: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         check_probability(drop_path_rate=self.drop_path_rate)
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"depths: expected 4 numbers of blocks, got {self.depths}")

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit.models._common import check_at_least_one
-from mtlkit.models.baselines._base import Baseline, BaselineOptions, call, conv_bn_relu
-from mtlkit.models.encoders import check_encoder, make_network
+from mtlkit.models.baselines._base import Baseline, EncoderOptions, call, conv_bn_relu
+from mtlkit.models.encoders import make_network
 from mtlkit.models.registry import register
 
 
 @dataclass(frozen=True)
-class TransUNetOptions(BaselineOptions):
-    """Options of TransUNet: those of BaselineOptions, and four more.
+class TransUNetOptions(EncoderOptions):
+    """Options of TransUNet: those of EncoderOptions, and two more.
 
     Attributes:
         encoder: a hybrid of timm whose ResNet has three stages, with or without the tag of its weights.
@@ -37,13 +37,11 @@ class TransUNetOptions(BaselineOptions):
     """
 
     encoder: str = "vit_base_r50_s16_224.orig_in21k"
-    pretrained: bool = False
     depth: int = 12
     image_size: int = 224
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_encoder(self.encoder)
         check_at_least_one(depth=self.depth)
         if self.image_size < 32 or self.image_size % 16:
             raise ValueError(f"image_size: expected a multiple of 16 of at least 32, got {self.image_size}")
