@@ -45,7 +45,7 @@ def why_unreadable(path: Path, what: str = "a file") -> str | None:
 
 
 def check_file(path: Path, what: str = "a file") -> None:
-    """Raises a DataError where there is no file that can be read."""
+    """Raises a DataError unless the file can be read."""
     if (why := why_unreadable(path, what)) is not None:
         raise DataError(why, path=path)
 
@@ -150,3 +150,11 @@ def csv_value(cell: str) -> str:
         ('=1+1', "'90s", '-1')
     """
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table; what users have named is to be escaped, by `mtlkit._text.escape_markdown`."""
+    return ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *cells)]

@@ -1,6 +1,7 @@
 """Values of users: short in messages, however large or deep they are, and read from text without tracebacks."""
 
 import json
+import re
 import reprlib
 import unicodedata
 from typing import Any
@@ -55,6 +56,17 @@ def printable(text: object, *, keep: str = "") -> str:
     if words.isprintable():
         return words
     return "".join(one if one in keep else _escaped(one) for one in words)
+
+
+def escape_markdown(name: str) -> str:
+    r"""A name that Markdown takes for no markup, in printable characters.
+
+    Example:
+        >>> from mtlkit._text import escape_markdown
+        >>> escape_markdown("a|b*")
+        'a\\|b\\*'
+    """
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(name))
 
 
 def _escaped(character: str) -> str:

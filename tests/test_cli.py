@@ -49,6 +49,7 @@ def failing(capsys):
         (["data", "check", "--help"], ["layouts:", "ham10000", "examples:", "--birads", "--json", "--force"]),
         (["data", "synthesize", "--help"], ["ultrasound", "mammography", "examples:", "--seed", "--cases"]),
         (["ablate", "--help"], ["examples:", "rows:", "csa_moe_table4", "--repeats", "--resume", "exit status"]),
+        (["compare", "--help"], ["examples:", "Wilcoxon", "--tsne", "--max-pixels", "--force", "exit status"]),
         (["predict", "--help"], ["examples:", "DICOM", "L_CC", "--masks", "--skip-bad", "area_mm2", "exit status"]),
         (["bench", "--help"], ["examples:", "medmamba_t", "--quick", "--json", "exit status"]),
     ],

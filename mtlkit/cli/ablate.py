@@ -93,8 +93,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(console: "Console", options: argparse.Namespace) -> int:
     from mtlkit._output import check_outside
-    from mtlkit.training import ablate, load_ablation
-    from mtlkit.training.ablation_table import show
+    from mtlkit.training import ablate, count_table, load_ablation
+    from mtlkit.training.ablation_table import COSTS, show
     from mtlkit.training.config import named_recipe
 
     if options.force:
@@ -107,7 +107,8 @@ def _train(console: "Console", options: argparse.Namespace) -> int:
     settings = training_options(options, progress=console.is_terminal) | {"rehearse": options.rehearse}
     with named_recipe(options.table):
         found = ablate(table, options.data, options.out, repeats=options.repeats, on_row=on_row, **settings)
-    _print(console, table.name, *show(table, found))
+    costs = count_table(table) if COSTS.keys() & set(table.figures) else None
+    _print(console, table.name, *show(table, found, costs))
     console.print(f"{options.out / 'table.md'}, .csv and .json hold it")
     return 0
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mtlkit.cli._judging import add_judging
+from mtlkit.cli._limits import LESS_AT_ONCE
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
@@ -39,15 +41,9 @@ def add_command(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
     add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the first run, where it lay")
     add("--part", metavar="NAME", help="test, val, train or all; default as for `mtlkit evaluate`")
-    add("--samples", type=int, default=2000, metavar="N", help="bootstrap samples; 0 for no intervals; default 2000")
-    add("--seed", type=int, default=0, help="of the bootstrap and of t-SNE; default 0")
-    add("--examples", type=int, default=4, metavar="N", help="images to show with the masks of all runs; default 4")
-    add("--tsne", action="store_true", help="also draw the features of the classifiers in the plane")
-    add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
-    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
-    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add_judging(command, examples=4, shown="images to show with the masks of all runs")
     add("--force", action="store_true", help="overwrite what an earlier comparison wrote there")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, command="compare", needs=("train",), memory=LESS_AT_ONCE)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.evaluation import compare
 
-    names = ("part", "samples", "seed", "examples", "tsne", "batch_size", "skip_bad", "force")
+    names = ("part", "samples", "seed", "examples", "tsne", "batch_size", "max_pixels", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     with progress_bar("looking at images") as progress:
         found = compare(

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
+from mtlkit.cli._judging import add_judging
+from mtlkit.cli._limits import LESS_AT_ONCE
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
@@ -55,10 +56,6 @@ def add_command(commands: Any) -> None:
         help="test, val or train of the run's split, or all; default test, of another data set all",
     )
     add("--layout", metavar="NAME", help="of the data set, as in `mtlkit data check`; by default found by looking")
-    add("--samples", type=int, default=2000, metavar="N", help="bootstrap samples; 0 for no intervals; default 2000")
-    add("--seed", type=int, default=0, help="of the bootstrap and of t-SNE; default 0")
-    add("--examples", type=int, default=5, metavar="N", help="best and worst masks to show; default 5")
-    add("--tsne", action="store_true", help="also draw the features of the classifier in the plane")
     add("--oracle", action="store_true", help="force each gate off and on: what the interaction brings, and who knows")
     add(
         "--rivals",
@@ -69,10 +66,7 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="also judge N passes of Monte-Carlo dropout, and flips, as failure scores; N is 20 if not given",
     )
-    add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
-    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
-    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
-    add_max_pixels(command)
+    add_judging(command, examples=5, shown="best and worst masks to show")
     add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
     command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
 

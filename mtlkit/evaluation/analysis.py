@@ -17,7 +17,7 @@ from mtlkit.evaluation.failure import failure_values, failures
 from mtlkit.evaluation.predictions import Predictions
 from mtlkit.training.tasks import CLASS, HEADS
 
-__all__ = ["epoch_gates", "judge", "table_rows"]
+__all__ = ["epoch_gates", "epoch_rows", "judge", "table_rows"]
 
 DIRECTIONS = ("seg_to_clf", "clf_to_seg")
 DIFFICULTIES = ("easy", "medium", "hard")  # thirds of the images, by their IoU
@@ -239,16 +239,26 @@ def worst_rows(predictions: Predictions, count: int) -> list[int]:
     return [int(row) for row in order[:count] if not np.isnan(badness[row])]
 
 
-def epoch_gates(folder: Path, part: str = "val") -> list[dict[str, list[float]]]:
-    """The mean gates of each epoch on a part of the data, by name, for each stage of a run that logged them."""
+def epoch_rows(folder: Path) -> list[list[dict[str, str]]]:
+    """The rows of metrics.csv for each stage of a run, as text; a table that cannot be read has none."""
     stages = []
     for path in sorted(folder.glob("stage*/metrics.csv")):
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            names = [name for name in (rows[0] if rows else ()) if name and name.startswith(f"{part}/gate_")]
+                stages.append(list(csv.DictReader(file)))
+        except (csv.Error, OSError, ValueError):
+            stages.append([])  # somebody has changed it
+    return stages
+
+
+def epoch_gates(folder: Path, part: str = "val") -> list[dict[str, list[float]]]:
+    """The mean gates of each epoch on a part of the data, by name, for each stage of a run that logged them."""
+    stages = []
+    for rows in epoch_rows(folder):
+        names = [name for name in (rows[0] if rows else ()) if name and name.startswith(f"{part}/gate_")]
+        try:
             columns = {name.removeprefix(f"{part}/gate_"): [float(row[name]) for row in rows] for name in names}
-        except (csv.Error, OSError, TypeError, ValueError):
+        except (TypeError, ValueError):
             columns = {}  # a table that somebody has changed has no curve
         if any(math.isinf(value) for values in columns.values() for value in values):
             columns = {}

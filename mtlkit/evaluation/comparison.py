@@ -21,14 +21,15 @@ import numpy as np
 import torch
 
 import mtlkit
-from mtlkit._files import csv_text, plain
+from mtlkit._files import csv_text, markdown_table, plain
 from mtlkit._output import new_folder
+from mtlkit._text import escape_markdown
 from mtlkit.data.files import natural
 from mtlkit.errors import DataError
 from mtlkit.evaluation.bootstrap import Array, Figure, classification, intervals, score_means
 from mtlkit.evaluation.comparison_plots import draw_comparison
 from mtlkit.evaluation.predictions import Predictions, predict_records
-from mtlkit.evaluation.runner import choose_records
+from mtlkit.evaluation.runner import choose_records, progress_within
 from mtlkit.evaluation.significance import delong, mcnemar, wilcoxon
 from mtlkit.metrics import positive_class
 from mtlkit.training import load_run
@@ -53,6 +54,7 @@ def compare(
     examples: int = 4,
     tsne: bool = False,
     batch_size: int | None = None,
+    max_pixels: int | None = None,
     device: torch.device | str | None = None,
     skip_bad: bool = False,
     force: bool = False,
@@ -70,6 +72,7 @@ def compare(
         examples: how many images are shown with the masks of all runs.
         tsne: also draws the features of the classifiers in the plane.
         batch_size: by default that which each run was judged with.
+        max_pixels: the most that a frame may have; by default as in each recipe.
         device: where the networks run.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         force: replaces what an earlier comparison wrote.
@@ -99,11 +102,11 @@ def compare(
         draft.check_inputs(*folders.values(), data)
         found: dict[str, Predictions] = {}
         for number, (name, folder) in enumerate(folders.items()):
-            run = load_run(folder, device=device)
+            run = load_run(folder, device=device).adjusted(max_pixels)
             root = data if data is not None else (next(iter(found.values())).run.data if found else run.data)
             draft.check_inputs(root)
             chosen, records, _ = choose_records(run, run.open_data(root, skip_bad=skip_bad), part, skip_bad)
-            told = None if progress is None else _shifted(progress, number, len(folders))
+            told = None if progress is None else progress_within(progress, number, len(folders))
             part = chosen
             found[name] = predict_records(run, records, batch_size=batch_size, features=tsne, progress=told)
             _check_alike(found)
@@ -146,11 +149,6 @@ def name_runs(runs: Sequence[str | Path]) -> dict[str, Path]:
     return {str(path): folder for path, folder in zip(paths, folders, strict=True)}
 
 
-def _shifted(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
-    """Tells of the images of all runs, those of a run being as many as those of the others."""
-    return lambda done, total: progress(number * total + done, count * total)
-
-
 def _check_alike(found: dict[str, Predictions]) -> None:
     """Raises unless the last run judged what the first did."""
     first, name = next(iter(found)), next(reversed(found))
@@ -180,39 +178,37 @@ def judge_pairs(found: Mapping[str, Predictions], samples: int = 2000, seed: int
         "p_adjusted", None where there is no test of such a figure.
     """
     (first, baseline), *others = found.items()
-    own = {name: intervals(_statistic(p), p.groups, samples, seed) for name, p in found.items()}
-    apart = {name: intervals(_difference(p, baseline), p.groups, samples, seed) for name, p in others}
+    figures = intervals(lambda weights: _values(weights, found), baseline.groups, samples, seed)
     comparison: dict[str, dict[str, Any]] = {}
-    for figure in own[first]:
-        tests = {name: _test(figure, p, baseline) for name, p in others}
+    for name in [name for run, name, what in figures if run == first and what == "value"]:
+        tests = {run: _test(name, p, baseline) for run, p in others}
         adjusted = holm([p for _, p in tests.values()])
-        comparison[figure] = {first: {"value": own[first][figure]}}
-        for (name, (test, p)), p_adjusted in zip(tests.items(), adjusted, strict=True):
-            values = {"value": own[name][figure], "difference": apart[name][figure]}
-            comparison[figure][name] = values | {"test": test, "p": p, "p_adjusted": p_adjusted}
+        comparison[name] = {first: {"value": figures[first, name, "value"]}}
+        for (run, (test, p)), p_adjusted in zip(tests.items(), adjusted, strict=True):
+            values = {what: figures[run, name, what] for what in ("value", "difference")}
+            comparison[name][run] = values | {"test": test, "p": p, "p_adjusted": p_adjusted}
     return comparison
 
 
-def _statistic(predictions: Predictions) -> Callable[[Array], dict[str, Array]]:
-    def figures(weights: Array) -> dict[str, Array]:
-        found = dict(score_means(weights, predictions.scores))
-        for task, labels in predictions.labels.items():
-            positive = predictions.positive if task == CLASS.name else None
-            values = classification(weights, predictions.probabilities[task], labels, positive)
-            found |= {HEADS[task].prefix + name: v for name, v in values.items() if isinstance(name, str)}
-        return found
+def _values(weights: Array, found: Mapping[str, Predictions]) -> dict[tuple[str, str, str], Array]:
+    """By run and figure its value, and its difference from that of the first run."""
+    values: dict[tuple[str, str, str], Array] = {}
+    first = next(iter(found))
+    for run, predictions in found.items():
+        for name, value in _figures(weights, predictions).items():
+            values[run, name, "value"] = value
+            if run != first:
+                values[run, name, "difference"] = value - values[first, name, "value"]
+    return values
 
-    return figures
 
-
-def _difference(predictions: Predictions, baseline: Predictions) -> Callable[[Array], dict[str, Array]]:
-    of_one, of_other = _statistic(predictions), _statistic(baseline)
-
-    def differences(weights: Array) -> dict[str, Array]:
-        values, others = of_one(weights), of_other(weights)
-        return {name: values[name] - others[name] for name in values}
-
-    return differences
+def _figures(weights: Array, predictions: Predictions) -> dict[str, Array]:
+    found = dict(score_means(weights, predictions.scores))
+    for task, labels in predictions.labels.items():
+        positive = predictions.positive if task == CLASS.name else None
+        values = classification(weights, predictions.probabilities[task], labels, positive)
+        found |= {HEADS[task].prefix + name: v for name, v in values.items() if isinstance(name, str)}
+    return found
 
 
 def _test(figure: str, predictions: Predictions, baseline: Predictions) -> tuple[str | None, float]:
@@ -252,15 +248,9 @@ def _columns(prefix: str, figure: Figure) -> dict[str, Any]:
 
 
 def _markdown(names: Sequence[str], part: str | None, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    first = names[0].replace("|", "\\|")
-    lines = [
-        f"# {len(names)} runs compared",
-        "",
-        f"Part {part}; differences from {first}, with 95 % intervals; p-values adjusted by Holm's method.",
-        "",
-        "| figure | run | value | difference | test | p |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    words = f"Part {part}; differences from {escape_markdown(names[0])}, with 95 % intervals; "
+    title = [f"# {len(names)} runs compared", "", f"{words}p-values adjusted by Holm's method.", ""]
+    cells = []
     for row in rows:
         digits = digits_of(row["figure"])
         value, low, high = (row[f"difference {name}"] for name in ("value", "low", "high"))
@@ -268,6 +258,5 @@ def _markdown(names: Sequence[str], part: str | None, rows: Sequence[Mapping[str
         difference = "" if value is None else f"{value:+.{digits}f}{span}"
         p = "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.3g}"
         own = "not defined" if row["value"] is None else f"{row['value']:.{digits}f}"
-        cells = (row["figure"], row["run"].replace("|", "\\|"), own, difference, row["test"] or "", p)
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        cells.append((row["figure"], escape_markdown(row["run"]), own, difference, row["test"] or "", p))
+    return [*title, *markdown_table(("figure", "run", "value", "difference", "test", "p"), cells)]

@@ -1,6 +1,5 @@
 """The figures of a comparison, as PNG: epochs, gates, masks and features of several runs."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 
 from mtlkit.data import LesionDataset
+from mtlkit.evaluation.analysis import epoch_rows
 from mtlkit.evaluation.plots import (
     COLOURS,
     DPI,
@@ -64,10 +64,7 @@ def draw_comparison(found: Mapping[str, Predictions], *, examples: int = 4, seed
 
 def read_epochs(folder: Path) -> Epochs:
     """The columns of metrics.csv, those of both stages one after the other; NaN where a stage did not log one."""
-    rows: list[dict[str, str]] = []
-    for path in sorted(folder.glob("stage*/metrics.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
+    rows = [row for stage in epoch_rows(folder) for row in stage]
     names = dict.fromkeys(name for row in rows for name in row if name is not None)
     return {name: [_number(row.get(name)) for row in rows] for name in names}
 

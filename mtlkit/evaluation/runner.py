@@ -151,6 +151,11 @@ def evaluate(
     return metrics
 
 
+def progress_within(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
+    """Tells of the images of all runs, those of a run being as many as those of the others."""
+    return lambda done, total: progress(number * total + done, count * total)
+
+
 def choose_records(
     run: SavedRun, catalogue: Catalogue, part: str | None, skip_bad: bool
 ) -> tuple[str, tuple[Record, ...] | tuple[Exam, ...], list[str]]:

@@ -18,7 +18,7 @@ from mtlkit._files import csv_text, plain
 from mtlkit._output import new_folder
 from mtlkit.errors import DataError
 from mtlkit.evaluation.report import write_summary
-from mtlkit.evaluation.runner import KIND, evaluate
+from mtlkit.evaluation.runner import KIND, evaluate, progress_within
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.saved_run import read_recipe, runs_within
 
@@ -78,7 +78,7 @@ def evaluate_repeats(
     with new_folder(out, KIND, force=force) as draft:
         draft.check_inputs(folder, data)
         for number, (name, path) in enumerate(runs.items()):
-            told = None if progress is None else _shifted(progress, number, len(runs))
+            told = None if progress is None else progress_within(progress, number, len(runs))
             found[name] = evaluate(path, data, draft.nested(name), progress=told, **options)
         metrics, rows = _summary(Path(folder), found)
         about = {
@@ -92,11 +92,6 @@ def evaluate_repeats(
         draft.write_text("report.html", write_summary(metrics, about, metrics["remarks"], list(runs)))
         draft.write_json("metrics.json", metrics)
     return metrics
-
-
-def _shifted(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
-    """Tells of the images of all runs, those of a run being as many as those of the others."""
-    return lambda done, total: progress(number * total + done, count * total)
 
 
 def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -8,16 +8,15 @@ Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from mtlkit._files import csv_text, plain
+from mtlkit._files import csv_text, markdown_table, plain
 from mtlkit._output import OutputFolder
-from mtlkit._text import printable
+from mtlkit._text import escape_markdown
 from mtlkit.models import Costs
 from mtlkit.training.aggregate import best_of, digits_of, holm, in_words
 
@@ -178,21 +177,19 @@ def _lines(
     found = {name: row.summary for name, row in trained.items()}
     part = {"test": "Test", "val": "Validation"}[part_of(found)]
     seeds = "one seed" if repeats == 1 else f"mean and standard deviation over {repeats} seeds"
-    published = (
-        f"; in brackets, published in {_escaped(table.paper)}" if any(row.published for row in table.rows) else ""
-    )
-    words = f"{part} part, {seeds}; the best of each column in bold{published}."
-    lines = [f"# {_escaped(table.name)}", "", words, "", *_markdown(*show(table, found, costs))]
-    remarks = [f"- {_escaped(row.name)}: {_escaped(row.remark)}" for row in table.rows if row.remark]
+    published = any(row.published for row in table.rows)
+    source = f"; in brackets, published in {escape_markdown(table.paper)}" if published else ""
+    words = f"{part} part, {seeds}; the best of each column in bold{source}."
+    lines = [f"# {escape_markdown(table.name)}", "", words, "", *_table(*show(table, found, costs))]
+    remarks = [f"- {escape_markdown(row.name)}: {escape_markdown(row.remark)}" for row in table.rows if row.remark]
     if remarks:
         lines += ["", *remarks]
     if tests:
         figures = list(dict.fromkeys(name for row in tests.values() for name in row))
         cells = [[name, *(_p_in_words(row.get(figure)) for figure in figures)] for name, row in tests.items()]
-        title = (
-            f"p-values of paired t-tests over the seeds against {_escaped(table.reference)}, adjusted by Holm's method."
-        )
-        lines += ["", title, "", *_markdown(["", *figures], cells)]
+        reference = escape_markdown(table.reference)
+        title = f"p-values of paired t-tests over the seeds against {reference}, adjusted by Holm's method."
+        lines += ["", title, "", *_table(["", *figures], cells)]
     return lines
 
 
@@ -200,12 +197,6 @@ def _p_in_words(p: float | None) -> str:
     return "" if p is None or math.isnan(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _markdown(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """A table, of which the first column holds names."""
-    lines = (headings, ["---"] * len(headings), *([_escaped(name), *figures] for name, *figures in cells))
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
-def _escaped(name: str) -> str:
-    """A name that is taken for no markup."""
-    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", printable(name))
+    return markdown_table(headings, [(escape_markdown(name), *figures) for name, *figures in cells])

@@ -20,7 +20,7 @@ EPOCHS = "epoch,val/loss,train/loss,val/accuracy,train/accuracy,val/gate_seg_lev
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, lesion, plain):
-    """BTI-Net, which has epochs, and a U-Net, which has not."""
+    """BTI-Net, which has epochs, and a U-Net, which does not."""
     folder = tmp_path_factory.mktemp("comparison")
     shutil.copytree(lesion.folder, folder / "bti")
     shutil.copytree(plain.folder, folder / "unet")

@@ -18,6 +18,8 @@ def test_epochs_of_both_stages_follow_one_another(tmp_path):
     np.testing.assert_equal(columns["val/loss"], [2, 1, 0.5, math.nan])
     np.testing.assert_equal(columns["val/iou"], [0.5, math.nan, math.nan, math.nan])
     assert read_epochs(tmp_path / "none") == {}
+    (tmp_path / "stage1/metrics.csv").write_bytes(b"epoch,val/loss\n0,\xff\n")
+    np.testing.assert_equal(read_epochs(tmp_path)["val/loss"], [0.5, math.nan])
 
 
 def test_images_are_spread_from_the_hardest_to_the_easiest():

@@ -1,0 +1,18 @@
+"""The options of the commands that judge runs by the images of a data set."""
+
+import argparse
+
+from mtlkit.cli._limits import add_max_pixels
+
+
+def add_judging(command: argparse.ArgumentParser, *, examples: int, shown: str) -> None:
+    """Adds bootstrap, figures and how the images are read; `shown` says which examples are."""
+    add = command.add_argument
+    add("--samples", type=int, default=2000, metavar="N", help="bootstrap samples; 0 for no intervals; default 2000")
+    add("--seed", type=int, default=0, help="of the bootstrap and of t-SNE; default 0")
+    add("--examples", type=int, default=examples, metavar="N", help=f"{shown}; default {examples}")
+    add("--tsne", action="store_true", help="also draw the features of the classifier in the plane")
+    add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
+    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add_max_pixels(command)
