@@ -46,7 +46,7 @@ def digest_of_records(records: Sequence[Record] | Sequence[Exam]) -> str:
 def saved_prediction(
     place: OutputFolder, about: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[str], list[str]] | None:
-    """Rows, what was skipped, and remarks of a prediction that has ended; None where it has not.
+    """The rows, skipped files and remarks of a finished prediction; None if it has not ended.
 
     Raises:
         DataError: it is of another network, or of other inputs or options.

@@ -22,8 +22,8 @@ def run_tests(*arguments: str | Path) -> subprocess.CompletedProcess:
 def patch_once() -> None:
     """Has the interpreter patch Triton's language once a launch, and multiply bfloat16 as numbers.
 
-    It patches the language in every device function, which is slow, and `tl.dot` multiplies the bits of bfloat16, which
-    NumPy has not, as integers.
+    It patches the language in every device function, which is slow. NumPy lacks bfloat16, so `tl.dot` multiplies its
+    bits as integers.
     """
     from triton.runtime import interpreter
 
