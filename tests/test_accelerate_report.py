@@ -35,6 +35,21 @@ class WithoutScan(plain_medmamba.SS2D):
         return selective_scan_fn(x)  # noqa: F821 - what a failed import of mamba-ssm leaves behind
 
 
+class InCudaDevice(VMambaSS2D):
+    """As VMamba's own, which enters the device of whatever tensor it is given."""
+
+    def forward_corev2(self, x: Tensor, scan) -> Tensor:
+        with torch.cuda.device(x.device):
+            return super().forward_corev2(x, scan)
+
+
+class OnTriton(VMambaSS2D):
+    """As code that launches Triton kernels where there is no GPU."""
+
+    def forward_corev2(self, x: Tensor, scan) -> Tensor:
+        raise RuntimeError("0 active drivers ([]). There should only be one.")
+
+
 class Tupled(plain_medmamba.SS2D):
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (super().forward(x),)
@@ -90,8 +105,7 @@ LEFT = {
     "weight norm of the scan": (parametrised_scan, r"a part that SS2D has not: parametrizations"),
     "a hook inside": (child_hook, "out_norm has hooks, which would no longer be called"),
     "batch norm": (lambda: changed(out_norm=nn.BatchNorm2d(12)), "has buffers|out_norm is no LayerNorm"),
-    "another norm": (lambda: VMambaSS2D(6, norm=lambda _: nn.Sigmoid()), r"out_norm is no LayerNorm \(Sigmoid\)"),
-    "another activation": (lambda: changed(act=nn.ReLU()), r"a part that SS2D has not: act \(ReLU\)"),
+    "an activation with a parameter": (lambda: changed(act=nn.PReLU()), r"parameters that SS2D has not: act\.weight"),
     "a strided convolution": (
         lambda: changed(conv2d=nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12)),
         "conv2d is not depthwise over 12 channels",
@@ -139,6 +153,33 @@ def test_a_layer_that_cannot_run_is_swapped_unchecked():
     report = mtlkit.accelerate(model, check=False)
     assert report.replaced[0].error is None
     assert "not compared" in str(report)
+    x = torch.randn(1, 5, 7, 6)
+    torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU tensor has a device to enter")
+def test_cuda_devices_are_not_entered():
+    model = nn.Sequential(perturbed(InCudaDevice(6)))
+    x = torch.randn(1, 5, 7, 6)
+    with pytest.raises(ValueError, match="cuda"):
+        model(x)
+    device = torch.cuda.device
+    (entry,) = mtlkit.accelerate(model, strict=True).replaced
+    assert torch.cuda.device is device
+    assert entry.error < 1e-5
+    assert not entry.formula
+    twin = nn.Sequential(VMambaSS2D(6))
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
+
+
+def test_code_that_needs_a_gpu_is_compared_by_its_formula():
+    model = nn.Sequential(perturbed(OnTriton(6)))
+    twin = nn.Sequential(VMambaSS2D(6))
+    twin.load_state_dict(model.state_dict())
+    report = mtlkit.accelerate(model, strict=True)
+    assert report.replaced[0].formula
+    assert re.search(r"differs from the formula, as its own code needs a GPU, by \de-0\d", str(report))
     x = torch.randn(1, 5, 7, 6)
     torch.testing.assert_close(model(x), twin(x), rtol=1e-4, atol=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, overload
 from torch import nn
 
 from mtlkit._accelerate import _levels, _ss2d
-from mtlkit._accelerate._compare import compare
+from mtlkit._accelerate._compare import Match, compare
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require, share
 from mtlkit.nn import SS2D, InteractionLevel, TaskInteraction
 
@@ -27,12 +27,14 @@ class Replaced:
         kind: the class that it had.
         form: what was recognised, in words.
         error: relative difference of the two layers' outputs on random input; None if they were not compared.
+        formula: whether the layer's own code needs a GPU, so that its formula was compared instead.
     """
 
     name: str
     kind: str
     form: str
     error: float | None
+    formula: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,10 @@ class Report:
 
 
 def _with_error(entry: Replaced) -> str:
-    return f"{entry.form}; {'not compared' if entry.error is None else f'differs by {entry.error:.0e}'}"
+    if entry.error is None:
+        return f"{entry.form}; not compared"
+    what = " from the formula, as its own code needs a GPU," if entry.formula else ""
+    return f"{entry.form}; differs{what} by {entry.error:.0e}"
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -141,12 +146,12 @@ def accelerate(
                 require(name != "", "it is the model itself, and has no place to be swapped in: pass what contains it")
                 sharded = any(kind(parameter) == "DTensor" for parameter in module.parameters())
                 require(not sharded, "it is sharded; accelerate the model before sharding it")
-                ours, error = _replacement(module, recogniser.plan(module), check)
+                match = _replacement(module, recogniser.plan(module), check)
             except NotRecognised as reason:
                 left.append(Left(name, kind(module), str(reason)))
             else:
-                replacements[module] = ours
-                replaced.append(Replaced(name, kind(module), ours.form, error))
+                replacements[module] = match.ours
+                replaced.append(Replaced(name, kind(module), match.ours.form, match.error, match.formula))
                 done.append(f"{name}.")
         elif all(hasattr(module, attribute) for attribute in MAMBA_1D):
             reason = "a one-dimensional Mamba block; mtlkit.compat.install_mamba_ssm() serves its scan"
@@ -189,11 +194,11 @@ def restore(model: nn.Module) -> list[str]:
     return names
 
 
-def _replacement(module: nn.Module, plan: Plan, check: bool) -> tuple[Shared, float | None]:
+def _replacement(module: nn.Module, plan: Plan, check: bool) -> Match:
     if check:
         return compare(module, plan)
     _, makers = plan.attempts[0]
-    return makers[0](), None
+    return Match(makers[0](), None)
 
 
 def _check_model(model: object) -> None:

@@ -2,21 +2,44 @@
 
 Parameters do not tell in which order a layer scans, so both are run on a small random image and must agree. They run in
 float32 with the same random parameters: those of a layer that are still at their start, or zero, would hide a
-difference.
+difference. Code that enters a CUDA device whatever its tensors are on is run without that; where the original needs a
+GPU for more, the replacement of a layer in a published layout is compared with its formula instead.
 """
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, require
+from mtlkit.ops import use_backend
 
 # Float32 on both sides: sums in another order differ by 1e-6; another scan order by 1e-1. GPUs may convolve in TF32.
 BOUND = {"cpu": 1e-4}
 BOUND_ELSEWHERE = 5e-3
+CUDA_CONTEXTS = ("device", "device_of", "set_device", "stream", "synchronize")
+NEEDS_GPU = re.compile(
+    r"(Runtime|Value|Assertion|NotImplemented)Error: .*(cuda|triton|active driver|\bgpu\b)", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A replacement that passed the comparison.
+
+    Attributes:
+        ours: the replacement.
+        error: relative difference of the outputs; None if they were not compared.
+        formula: whether it was compared with its own formula, because the original needs a GPU.
+    """
+
+    ours: Shared
+    error: float | None
+    formula: bool = False
 
 
 class _Bare(nn.Module):
@@ -42,7 +65,21 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
             child.training = mode
 
 
-def compare(original: nn.Module, plan: Plan) -> tuple[Shared, float]:
+@contextmanager
+def _without_cuda_contexts(device: torch.device) -> Iterator[None]:
+    """Lets code enter the CUDA device of a tensor that is on none, as on a machine with that device."""
+    names = CUDA_CONTEXTS if device.type != "cuda" else ()
+    kept = {name: getattr(torch.cuda, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(torch.cuda, name, function)
+
+
+def compare(original: nn.Module, plan: Plan) -> Match:
     """The first replacement that computes what the original does, and by how much they differ.
 
     Raises:
@@ -51,11 +88,13 @@ def compare(original: nn.Module, plan: Plan) -> tuple[Shared, float]:
     device = next(original.parameters()).device
     require(device.type != "meta", "it is on the meta device, where nothing can be compared; check=False swaps it")
     values = {name: value.to(device) for name, value in plan.values.items()}
+    bound = BOUND.get(device.type, BOUND_ELSEWHERE)
     failure, least = None, float("inf")
     for inputs, makers in plan.attempts:
         given = tuple(value.to(device) for value in inputs)
         try:
-            exact = _run(original, values, given, plan.outputs)
+            with _without_cuda_contexts(device):
+                exact = _run(original, values, given, plan.outputs)
         except NotRecognised:
             raise
         except Exception as error:  # whatever a foreign layer raises on an image that it cannot take
@@ -63,18 +102,28 @@ def compare(original: nn.Module, plan: Plan) -> tuple[Shared, float]:
             continue
         for make in makers:
             ours = make()
-            got = _run(ours, values, given, plan.outputs)
-            error = max(_difference(g, e) for g, e in zip(got, exact, strict=True))
-            if error <= BOUND.get(device.type, BOUND_ELSEWHERE):
-                return ours, error
+            error = _error(_run(ours, values, given, plan.outputs), exact)
+            if error <= bound:
+                return Match(ours, error)
             least = min(least, error)
             failure = failure or "its output has another shape, or is not finite"
     if least < float("inf"):
         raise NotRecognised(f"it computes something else: on random input the outputs differ by {least:.0%}")
-    raise NotRecognised(
-        f"it does not run here ({failure}), so that nothing can be compared; where its scan is missing, "
-        "mtlkit.compat.install_mamba_ssm() before the import supplies one, and check=False swaps by structure alone"
+    if device.type == "cuda" or not NEEDS_GPU.match(failure or ""):
+        raise NotRecognised(
+            f"it does not run here ({failure}), so that nothing can be compared; where its scan is missing, "
+            "mtlkit.compat.install_mamba_ssm() before the import supplies one, and check=False swaps by structure alone"
+        )
+    require(plan.published, f"its own code needs a GPU ({failure}): accelerate the model there, or with check=False")
+    inputs, makers = plan.attempts[0]
+    ours, given = makers[0](), tuple(value.to(device) for value in inputs)
+    with use_backend("reference"):
+        exact = _run(ours, values, given, plan.outputs)
+    error = _error(_run(ours, values, given, plan.outputs), exact)
+    require(
+        error <= bound, f"its own code needs a GPU ({failure}), and mtlkit's differs from its formula by {error:.0%}"
     )
+    return Match(ours, error, formula=True)
 
 
 def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Tensor, ...], outputs: int) -> tuple[Tensor, ...]:
@@ -86,6 +135,11 @@ def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Tensor, ...]
     if not right:
         raise NotRecognised(f"it returns something else than {outputs} tensor{'s' * (outputs > 1)}")
     return found
+
+
+def _error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """The largest difference of several outputs."""
+    return max(_difference(g, e) for g, e in zip(got, exact, strict=True))
 
 
 def _difference(got: Tensor, exact: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""SS2D layers of other codebases: how they are recognised, and the layer that stands in for one.
+"""SS2D layers of other codebases: how they are recognised, and what replaces them.
 
 A layer is recognised by its parameters and their shapes, not by where it was imported from: C channels of the layer,
 D of the scan, K = 4 directions, N states, R rank of the time step,
@@ -10,123 +10,22 @@ as MedMamba, VM-UNet and both versions of VMamba have them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mtlkit._accelerate._share import Plan, Shared, check_parameters, check_part, kind, require
-from mtlkit._check import check_tensor
-from mtlkit._pixel_linear import PixelLinear, pixel_linear
-from mtlkit.nn.ss2d import DIRECTIONS, SS2D
+from mtlkit._accelerate._share import Plan, check_parameters, check_part, kind, require
+from mtlkit._accelerate._ss2d_layer import Form, SharedSS2D
+from mtlkit._pixel_linear import PixelLinear
+from mtlkit.nn.ss2d import DIRECTIONS
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps
 PARTS = ("in_proj", "conv2d", "out_norm", "out_proj")
-WITHOUT_PARAMETERS = {"act": nn.SiLU, "out_act": nn.Module, "dropout": nn.Module}
-
-# --- the layer that stands in -----------------------------------------------------------------------------------------
-
-
-class _Projection(PixelLinear):
-    """A linear layer over channels-last pixels; its weight may be that of a 1 x 1 convolution, (out, in, 1, 1)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pixel_linear(x, self.weight.flatten(1), self.bias)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        weight = state_dict.get(f"{prefix}weight")
-        if isinstance(weight, Tensor) and weight.shape[2:] in ((), (1, 1)):  # published checkpoints have either
-            state_dict[f"{prefix}weight"] = weight.reshape(weight.shape[:2] + self.weight.shape[2:])
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class SharedSS2D(Shared, SS2D):
-    """mtlkit's SS2D in the place of another one, whose Parameters it holds; `accelerate` makes it.
-
-    Args:
-        original: the layer that it stands in for, which `restore` puts back.
-        form: what was recognised of it.
-
-    Shape:
-        As the original: (B, H, W, C) in and out, or (B, C, H, W) where that one is channels-first.
-
-    Raises:
-        TypeError: the input is no floating-point tensor.
-        ValueError: the input has another shape.
-    """
-
-    marked = False
-
-    def __init__(self, original: Any, form: "Form") -> None:
-        super().__init__(
-            form.d_model,
-            form.d_state,
-            (form.d_inner + 0.5) / form.d_model,  # rounded down, as SS2D does it, this gives d_inner
-            form.dt_rank,
-            form.d_conv,
-            gate=form.gate,
-            norm="layer" if isinstance(original.out_norm, nn.LayerNorm) else None,
-            out_act=form.out_act,
-            dropout=form.dropout,
-            device="meta",
-        )
-        self.channels_first = form.channels_first
-        self.form = str(form)
-        self.in_proj = _Projection(1, 1, device="meta")
-        self.out_proj = _Projection(1, 1, device="meta")
-        for projection, sizes in ((self.in_proj, original.in_proj), (self.out_proj, original.out_proj)):
-            projection.out_features, projection.in_features = sizes.weight.shape[:2]
-        if isinstance(self.out_norm, nn.LayerNorm):
-            self.out_norm.eps = original.out_norm.eps
-            self.out_norm.elementwise_affine = original.out_norm.elementwise_affine
-        self.marked = getattr(original.A_logs, "_no_weight_decay", False)
-        self._stand_in_for(original)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scans the image in four directions, in the layout of the original."""
-        if not self.channels_first:
-            return super().forward(x).contiguous()
-        check_tensor("x", x, 4)
-        if x.shape[1] != self.d_model:
-            raise ValueError(f"x: expected shape (B, {self.d_model}, H, W), got {tuple(x.shape)}; channels come first")
-        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, H, W), channels-last in memory
-        # as the original: its norm permutes, so that channels come last in memory, however they came
-        normed = isinstance(self.out_norm, nn.LayerNorm)
-        return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
-
-    def _mark(self) -> None:
-        if self.marked:
-            super()._mark()
-
-    def extra_repr(self) -> str:
-        """The options, for repr."""
-        return f"{super().extra_repr()}, channels_first={self.channels_first}, for={type(self.original).__name__}"
-
-
-# --- recognition ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a layer is, as far as its parameters and parts tell; letters as above."""
-
-    d_model: int
-    d_inner: int
-    d_state: int
-    dt_rank: int
-    d_conv: int
-    gate: Literal["silu", "linear"] | None
-    out_act: bool
-    dropout: float
-    channels_first: bool
-
-    def __str__(self) -> str:
-        gate = "no gate" if self.gate is None else f"{self.gate} gate"
-        layout = "channels-first" if self.channels_first else "channels-last"
-        return f"C={self.d_model}, D={self.d_inner}, N={self.d_state}, R={self.dt_rank}, {gate}, {layout}"
+WITHOUT_PARAMETERS = ("act", "out_act", "dropout")
 
 
 def resembles(module: nn.Module) -> bool:
@@ -149,7 +48,7 @@ def plan(module: Any) -> Plan:
         )
         for first in dict.fromkeys(form.channels_first for form in forms)
     ]
-    return Plan(_random_parameters(module, forms[0]), attempts)
+    return Plan(_random_parameters(module, forms[0]), attempts, published=True)
 
 
 def _recognise(module: Any) -> list[Form]:
@@ -177,7 +76,7 @@ def _recognise(module: Any) -> list[Form]:
     require(wide in (inner, 2 * inner), f"in_proj gives {wide} channels, and SS2D {inner} or {2 * inner}")
     sizes = _projection_sizes("out_proj", module.out_proj)
     require(sizes == (channels, inner), f"out_proj maps {sizes[1]} to {sizes[0]} channels, not {inner} to {channels}")
-    _check_norm(module.out_norm, inner)
+    norms = _norms(module.out_norm, inner)
 
     form = Form(
         d_model=channels,
@@ -186,26 +85,36 @@ def _recognise(module: Any) -> list[Form]:
         dt_rank=rank,
         d_conv=_conv_size(getattr(module, "conv2d", None), inner),
         gate=None,
+        norm=None,
         out_act=_is_gelu(getattr(module, "out_act", None)),
         dropout=_dropout(getattr(module, "dropout", None)),
         channels_first=False,
     )
     gates = (None,)
     if wide == 2 * inner:
-        gates = ("linear", "silu") if getattr(module, "disable_z_act", False) is True else ("silu", "linear")
-    return [replace(form, gate=gate, channels_first=first) for first in _layouts(module) for gate in gates]
+        acts = ("silu",) if isinstance(getattr(module, "act", None), nn.SiLU | None) else ("act", "silu")
+        gates = ("linear", *acts) if getattr(module, "disable_z_act", False) is True else (*acts, "linear")
+    return [
+        replace(form, gate=gate, norm=norm, channels_first=first)
+        for first in _layouts(module)
+        for norm in norms
+        for gate in gates
+    ]
 
 
-def _check_parts(module: nn.Module) -> None:
+def _check_parts(module: Any) -> None:
     """Raises unless the layer consists of the parts of an SS2D, all of which can be shared."""
     for name in ("in_proj", "out_proj", "out_norm"):
         require(isinstance(getattr(module, name, None), nn.Module), f"it has no {name}")
     for name, child in module.named_children():
-        idle = isinstance(child, WITHOUT_PARAMETERS.get(name, nn.Identity))
+        idle = name in WITHOUT_PARAMETERS or isinstance(child, nn.Identity)
         require(name in PARTS or idle, f"it has a part that SS2D has not: {name} ({kind(child)})")
+        if name == "out_norm":
+            continue  # shared as it is, unless it is a plain LayerNorm
         check_part(name, child)
     require(next(module.buffers(), None) is None, "it has buffers, and SS2D has none")
     parts = {f"{name}.{tensor}" for name in PARTS for tensor in ("weight", "bias")}
+    parts |= {f"out_norm.{name}" for name, _ in module.out_norm.named_parameters()}
     needed = {*SCAN_PARAMETERS, "in_proj.weight", "out_proj.weight"}
     check_parameters(module, needed | parts, needed, "SS2D")
 
@@ -241,11 +150,16 @@ def _conv_size(layer: Any, inner: int) -> int:
     return size
 
 
-def _check_norm(layer: Any, inner: int) -> None:
-    if not isinstance(layer, nn.Identity):
-        require(isinstance(layer, nn.LayerNorm), f"out_norm is no LayerNorm ({kind(layer)})")
-        shape = tuple(layer.normalized_shape)
-        require(shape == (inner,), f"out_norm normalises {shape}, and SS2D {(inner,)}")
+def _norms(layer: Any, inner: int) -> tuple[Any, ...]:
+    """The forms that the norm may have: LayerNorm over the channels, none, or the layer's own module."""
+    if isinstance(layer, nn.Identity):
+        return (None,)
+    if not isinstance(layer, nn.LayerNorm):  # softmax, sigmoid, convolutions: whether over images or tokens, shows
+        return ("image", "tokens")
+    check_part("out_norm", layer)
+    shape = tuple(layer.normalized_shape)
+    require(shape == (inner,), f"out_norm normalises {shape}, and SS2D {(inner,)}")
+    return ("layer",)
 
 
 def _is_gelu(layer: object) -> bool:

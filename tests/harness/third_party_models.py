@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import plain_medmamba
 import torch
@@ -28,6 +29,26 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class SpatialSoftmax(nn.Module):
+    """Over the pixels of a map, wherever its channels are."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).softmax(-1).view(x.shape) if self.first else x.flatten(1, 2).softmax(1).view(x.shape)
+
+
+def convolved(first: bool, norm: bool, dim: int) -> nn.Module:
+    """VMamba's norms with a depthwise convolution, after a LayerNorm or alone."""
+    conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+    if first:
+        return nn.Sequential(LayerNorm2d(dim) if norm else nn.Identity(), conv)
+    last = nn.Sequential(mtlkit.nn.Permute(0, 3, 1, 2), conv, mtlkit.nn.Permute(0, 2, 3, 1))
+    return nn.Sequential(nn.LayerNorm(dim), *last) if norm else last
+
+
 class VMambaSS2D(nn.Module):
     """Parts in VMamba's order; its options spelt out, where VMamba parses them from a string."""
 
@@ -40,7 +61,7 @@ class VMambaSS2D(nn.Module):
         disable_z: bool = True,
         disable_z_act: bool = False,
         oact: bool = False,
-        norm: type[nn.Module] | None = nn.LayerNorm,
+        norm: Callable[[int], nn.Module] | None = nn.LayerNorm,
         d_conv: int = 3,
         bias: bool = False,
         conv_bias: bool = False,
@@ -49,6 +70,7 @@ class VMambaSS2D(nn.Module):
         linear: type[nn.Module] | None = None,
         says: bool = True,
         orders: str = "cross",
+        act: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         self.d_inner, self.d_state, self.dt_rank = int(ssm_ratio * d_model), d_state, math.ceil(d_model / 16)
@@ -64,7 +86,7 @@ class VMambaSS2D(nn.Module):
         self.out_norm = nn.Identity() if norm is None else norm(D)
         self.forward_core = functools.partial(self.forward_corev2, scan=scan_token_by_token)
         self.in_proj = linear(d_model, D if disable_z else 2 * D, bias=bias)
-        self.act = nn.SiLU()
+        self.act = act()
         if d_conv > 1:
             self.conv2d = nn.Conv2d(D, D, d_conv, padding=(d_conv - 1) // 2, groups=D, bias=conv_bias)
         self.out_act = nn.GELU() if oact else nn.Identity()
@@ -168,6 +190,13 @@ LAYERS = {
     "vmamba_plain_norm": lambda: VMambaSS2D(6, norm=plain_norm),
     "vmamba_no_conv": lambda: VMambaSS2D(6, d_conv=1),
     "vmamba_conv_5": lambda: VMambaSS2D(6, d_conv=5, conv_bias=True),
+    "vmamba_gelu": lambda: VMambaSS2D(6, 2, channel_first=True, disable_z=False, linear=conv_1x1, act=nn.GELU),
+    "vmamba_relu_no_conv": lambda: VMambaSS2D(6, d_conv=1, act=nn.ReLU),
+    "vmamba_softmax": lambda: VMambaSS2D(6, channel_first=True, norm=lambda _: SpatialSoftmax(True), oact=True),
+    "vmamba_softmax_last": lambda: VMambaSS2D(6, 2, norm=lambda _: SpatialSoftmax(False), disable_z=False),
+    "vmamba_sigmoid": lambda: VMambaSS2D(6, 2, norm=lambda _: nn.Sigmoid(), disable_z=False, disable_z_act=True),
+    "vmamba_dwconv": lambda: VMambaSS2D(6, channel_first=True, norm=functools.partial(convolved, True, False)),
+    "vmamba_cnorm": lambda: VMambaSS2D(6, norm=functools.partial(convolved, False, True)),
 }  # fmt: skip
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),

@@ -1,0 +1,141 @@
+"""The layer that stands in for an SS2D of another codebase: mtlkit's, with the other's Parameters and its own parts."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlkit import ops
+from mtlkit._accelerate._share import Shared
+from mtlkit._check import check_tensor
+from mtlkit._pixel_linear import PixelLinear, pixel_linear
+from mtlkit.nn.ss2d import SS2D
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a layer is, as far as its parameters and parts tell; letters as above."""
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    dt_rank: int
+    d_conv: int
+    gate: Literal["silu", "linear", "act"] | None  # "act" is the activation that follows the convolution
+    norm: Literal["layer", "image", "tokens"] | None  # what the layer's own module for it takes, if no LayerNorm
+    out_act: bool
+    dropout: float
+    channels_first: bool
+
+    def __str__(self) -> str:
+        gate = {None: "no gate", "act": "activated gate"}.get(self.gate, f"{self.gate} gate")
+        layout = "channels-first" if self.channels_first else "channels-last"
+        return f"C={self.d_model}, D={self.d_inner}, N={self.d_state}, R={self.dt_rank}, {gate}, {layout}"
+
+
+class _Projection(PixelLinear):
+    """A linear layer over channels-last pixels; its weight may be that of a 1 x 1 convolution, (out, in, 1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_linear(x, self.weight.flatten(1), self.bias)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if isinstance(weight, Tensor) and weight.shape[2:] in ((), (1, 1)):  # published checkpoints have either
+            state_dict[f"{prefix}weight"] = weight.reshape(weight.shape[:2] + self.weight.shape[2:])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+class SharedSS2D(Shared, SS2D):
+    """mtlkit's SS2D in the place of another one, whose Parameters it holds; `accelerate` makes it.
+
+    Args:
+        original: the layer that it stands in for, which `restore` puts back.
+        form: what was recognised of it.
+
+    Shape:
+        As the original: (B, H, W, C) in and out, or (B, C, H, W) where that one is channels-first.
+
+    Raises:
+        TypeError: the input is no floating-point tensor.
+        ValueError: the input has another shape.
+    """
+
+    marked = False
+
+    def __init__(self, original: Any, form: Form) -> None:
+        super().__init__(
+            form.d_model,
+            form.d_state,
+            (form.d_inner + 0.5) / form.d_model,  # rounded down, as SS2D does it, this gives d_inner
+            form.dt_rank,
+            form.d_conv,
+            gate="linear" if form.gate == "act" else form.gate,
+            norm="layer" if form.norm == "layer" else None,
+            out_act=form.out_act,
+            dropout=form.dropout,
+            device="meta",
+        )
+        self.channels_first = form.channels_first
+        self.form = str(form)
+        self.in_proj = _Projection(1, 1, device="meta")
+        self.out_proj = _Projection(1, 1, device="meta")
+        for projection, sizes in ((self.in_proj, original.in_proj), (self.out_proj, original.out_proj)):
+            projection.out_features, projection.in_features = sizes.weight.shape[:2]
+        self.gate, self.norm = form.gate, form.norm
+        self.act = nn.SiLU() if getattr(original, "act", None) is None else original.act
+        if form.norm not in ("layer", None):
+            self.out_norm = original.out_norm
+        if isinstance(self.out_norm, nn.LayerNorm):
+            self.out_norm.eps = original.out_norm.eps
+            self.out_norm.elementwise_affine = original.out_norm.elementwise_affine
+        self.marked = getattr(original.A_logs, "_no_weight_decay", False)
+        self._stand_in_for(original)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scans the image in four directions, in the layout of the original."""
+        if not self.channels_first:
+            return super().forward(x).contiguous()
+        check_tensor("x", x, 4)
+        if x.shape[1] != self.d_model:
+            raise ValueError(f"x: expected shape (B, {self.d_model}, H, W), got {tuple(x.shape)}; channels come first")
+        y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, H, W), channels-last in memory
+        # as the original: its norm permutes, so that channels come last in memory, however they came
+        normed = isinstance(self.out_norm, nn.LayerNorm)
+        return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+    def _conv_silu(self, x: Tensor) -> Tensor:
+        if isinstance(self.act, nn.SiLU):
+            return super()._conv_silu(x)
+        return self.act(self.conv2d(x) if self.d_conv > 1 else x)
+
+    def _scan_norm(self, z: Tensor | None, u: Tensor, *others: Tensor) -> Tensor:
+        if self.norm in ("layer", None):
+            if self.gate != "act":
+                return super()._scan_norm(z, u, *others)
+            y = super()._scan_norm(None, u, *others)  # (B, H, W, D)
+        else:
+            wide = torch.float32 if u.dtype == torch.float16 else None
+            y = self._normalised(ops.ss2d(u, *others, out_dtype=wide).permute(0, 2, 3, 1))
+            y = F.gelu(y) if self.out_act else y
+        if z is None:
+            return y
+        return y * (z if self.gate == "linear" else self.act(z) if self.gate == "act" else F.silu(z))
+
+    def _normalised(self, y: Tensor) -> Tensor:
+        """What the original's own norm makes of the scan, in the layout that it takes: (B, H, W, D) in and out."""
+        if self.norm == "tokens":
+            return self.out_norm(y.flatten(1, 2)).view(y.shape)
+        if self.channels_first:
+            return self.out_norm(y.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
+        return self.out_norm(y)
+
+    def _mark(self) -> None:
+        if self.marked:
+            super()._mark()
+
+    def extra_repr(self) -> str:
+        """The options, for repr."""
+        return f"{super().extra_repr()}, channels_first={self.channels_first}, for={type(self.original).__name__}"
