@@ -1,0 +1,47 @@
+"""Under the names of mamba-ssm, causal-conv1d and VMamba, for code that imports those where they are not installed.
+
+Nothing is registered at import: `install()` does it for all names or for those it is given, `uninstall()` undoes it.
+The functions themselves may be called directly as well.
+
+>>> import mtlkit
+>>> names = mtlkit.compat.install(replace=True)
+>>> from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+>>> import selective_scan_cuda_oflex
+>>> mtlkit.compat.uninstall()
+"""
+
+from mtlkit.compat._install import (
+    install,
+    install_mamba_ssm,
+    install_vmamba,
+    uninstall,
+    uninstall_mamba_ssm,
+    uninstall_vmamba,
+)
+from mtlkit.compat.mamba_ssm import (
+    bimamba_inner_fn,
+    bimamba_inner_ref,
+    mamba_inner_fn,
+    mamba_inner_fn_no_out_proj,
+    mamba_inner_ref,
+    selective_scan_fn,
+    selective_scan_ref,
+)
+from mtlkit.compat.selective_scan_cuda import selective_scan_oflex
+
+__all__ = [
+    "bimamba_inner_fn",
+    "bimamba_inner_ref",
+    "install",
+    "install_mamba_ssm",
+    "install_vmamba",
+    "mamba_inner_fn",
+    "mamba_inner_fn_no_out_proj",
+    "mamba_inner_ref",
+    "selective_scan_fn",
+    "selective_scan_oflex",
+    "selective_scan_ref",
+    "uninstall",
+    "uninstall_mamba_ssm",
+    "uninstall_vmamba",
+]
