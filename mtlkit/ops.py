@@ -3,6 +3,7 @@
 import warnings
 
 from mtlkit.operators import BACKENDS, use_backend
+from mtlkit.operators.directional_scan import directional_scan, orders
 from mtlkit.operators.dwconv_silu import dwconv_silu
 from mtlkit.operators.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
 from mtlkit.operators.interaction.types import (
@@ -28,8 +29,10 @@ __all__ = [
     "VarianceSignals",
     "cross_merge",
     "cross_scan",
+    "directional_scan",
     "dwconv_silu",
     "norm_gate",
+    "orders",
     "selective_scan",
     "ss2d",
     "ss2d_norm_gate",

@@ -27,6 +27,8 @@ _SCHEMA = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
     bool: "bool",
+    int: "SymInt",
+    tuple[int, ...]: "SymInt[]",
     float: "float",
     torch.dtype: "ScalarType",
 }
@@ -151,12 +153,13 @@ class Operator:
         function: of the function in `mtlkit.ops` that messages name; `name` if None.
         inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
             on the backend, and a call with no element in it launches nothing.
-        options: named tuple of the settings, annotated as bool, float or torch.dtype.
+        options: named tuple of the settings, annotated as bool, int, tuple[int, ...], float or torch.dtype.
         check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
         new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.
         outputs: how many there are.
         kept: how many tensors forward keeps for backward at most, beyond the inputs.
         saved_outputs: which outputs backward needs too; they are the first of its `kept`.
+        indices: names of the inputs that hold integers, which have no gradient.
         reference: the formula in plain PyTorch, (*inputs, *options) -> output or tuple of outputs.
         torch_form: the same, vectorised.
         backends: name -> backend as the module's docstring describes it, fastest first.
@@ -173,6 +176,7 @@ class Operator:
         outputs: int = 1,
         kept: int = 0,
         saved_outputs: tuple[int, ...] = (),
+        indices: tuple[str, ...] = (),
         function: str | None = None,
         reference: Callable[..., Any],
         torch_form: Callable[..., Any],
@@ -180,6 +184,7 @@ class Operator:
     ) -> None:
         self.name, self.function, self.inputs, self.options = name, function or name, inputs, options
         self.saved_outputs = saved_outputs
+        self.has_gradient = tuple(field not in indices for field in inputs._fields)
         self.check, self.new_outputs, self.outputs, self.kept = check, new_outputs, outputs, kept
         self.backends = dict(backends)
         self.plain_forms = {"torch": torch_form, "reference": reference}
@@ -317,6 +322,10 @@ def _node(operator: Operator) -> Callable[..., Any]:
     def fake_forward(backend, *arguments):
         return returned(operator.unset(backend, *split(arguments)))
 
+    def differentiable(inputs: Sequence[Tensor | None]) -> list[bool]:
+        """Of which inputs the node gives the gradient: of all that are there and hold no integers."""
+        return [t is not None and has for t, has in zip(inputs, operator.has_gradient, strict=True)]
+
     def split_backward(arguments: tuple) -> tuple[Any, Any, tuple, tuple]:
         grads, rest = arguments[: operator.outputs], arguments[operator.outputs :]
         kept_end = count + saved
@@ -329,11 +338,12 @@ def _node(operator: Operator) -> Callable[..., Any]:
 
     def backward(backend, *arguments):
         inputs, chosen, kept, grads = split_backward(arguments)
-        found = operator.backward(backend, inputs, chosen, kept, grads, [t is not None for t in inputs])
+        found = operator.backward(backend, inputs, chosen, kept, grads, differentiable(inputs))
         return [like(g, t) for g, t in zip(found, inputs, strict=True) if g is not None]
 
     def fake_backward(backend, *arguments):
-        return [torch.empty_like(t) for t in split_backward(arguments)[0] if t is not None]
+        inputs = split_backward(arguments)[0]
+        return [torch.empty_like(t) for t, want in zip(inputs, differentiable(inputs), strict=True) if want]
 
     def setup(ctx, inputs, output):
         ctx.backend, *tensors = inputs[: 1 + count]
@@ -352,7 +362,7 @@ def _node(operator: Operator) -> Callable[..., Any]:
         present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *tensors, *ctx.options))
         return (
             None,
-            *(None if t is None else next(present) for t in tensors[:count]),
+            *(next(present) if want else None for want in differentiable(tensors[:count])),
             *[None] * (len(options) + len(saves)),
         )
 

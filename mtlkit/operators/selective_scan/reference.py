@@ -20,13 +20,34 @@ def selective_scan_reference(
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The formula, token by token, in float32 (float64 where any input is): (out, last state)."""
-    return _with(_scan_sequential, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return _with(scan_sequential, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _scan_sequential(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    h = x.new_zeros(*x.shape[:3], A.shape[-1])  # (B, G, D/G, N)
+def scan_sequential(
+    dt: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The recurrence, token by token: (y, last state).
+
+    Args:
+        dt: time step, (B, G, D/G, L).
+        x: what enters the state, time step times input, (B, G, D/G, L).
+        A: (G, D/G, N).
+        B: (B, G, 1 or D/G, N, L).
+        C: as B.
+        initial: the state before the first token, (B, G, D/G, N); zeros if None.
+        starts: the tokens before which the state is zeros again, (B, G, L); none if None.
+    """
+    h = x.new_zeros(*x.shape[:3], A.shape[-1]) if initial is None else initial  # (B, G, D/G, N)
     ys = []
     for t in range(x.shape[-1]):
+        if starts is not None:
+            h = h.masked_fill(starts[..., t, None, None], 0)
         h = torch.exp(dt[..., t, None] * A) * h + x[..., t, None] * B[..., t]  # (B, G, D/G, N)
         ys.append((h * C[..., t]).sum(-1))  # (B, G, D/G)
     return torch.stack(ys, -1), h
@@ -64,11 +85,19 @@ def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Te
 
 def selective_scan_torch(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
     """As the reference, with about 2 sqrt(L) steps instead of L: (out, last state)."""
-    return _with(_scan_chunked, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return _with(scan_chunked, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
-def _scan_chunked(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """All chunks of T tokens advance together: once for their last states, which are then chained, once for y.
+def scan_chunked(
+    dt: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `scan_sequential`, all chunks of T tokens together: once for their last states, which are chained, then for y.
 
     Only products of decays occur, never their inverses, so that nothing overflows however strong the decay is.
     """
@@ -82,20 +111,26 @@ def _scan_chunked(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tup
     dt, x = split(dt).unsqueeze(-1), split(x).unsqueeze(-1)  # (T, B, G, D/G, chunks, 1)
     B, C = (split(v).transpose(-1, -2).contiguous() for v in (B, C))  # (T, B, G, 1 or D/G, chunks, N)
     A = A.unsqueeze(-2)  # (G, D/G, 1, N)
+    if starts is not None:
+        starts = split(starts)[:, :, :, None, :, None]  # (T, B, G, 1, chunks, 1)
 
     def step(h: Tensor, t: int) -> Tensor:
+        if starts is not None:
+            h = h.masked_fill(starts[t], 0)
         return torch.addcmul(x[t] * B[t], torch.exp(dt[t] * A), h)  # (B, G, D/G, chunks, N)
 
     h = x.new_zeros(*x.shape[1:-1], A.shape[-1])
     for t in range(T):
         h = step(h, t)
     decay = torch.exp(dt.sum(0) * A)  # (B, G, D/G, chunks, N)
-    starts = [torch.zeros_like(h[..., 0, :])]
+    cut = None if starts is None else starts.any(0)  # (B, G, 1, chunks, 1)
+    befores = [torch.zeros_like(h[..., 0, :]) if initial is None else initial]
     for i in range(chunks):
-        starts.append(torch.addcmul(h[..., i, :], decay[..., i, :], starts[-1]))
-    h = torch.stack(starts[:-1], -2)
+        before = befores[-1] if cut is None else befores[-1].masked_fill(cut[..., i, :], 0)
+        befores.append(torch.addcmul(h[..., i, :], decay[..., i, :], before))
+    h = torch.stack(befores[:-1], -2)
     ys = []
     for t in range(T):
         h = step(h, t)
         ys.append((h * C[t]).sum(-1))  # (B, G, D/G, chunks)
-    return torch.stack(ys, -1).flatten(-2)[..., :length], starts[-1]
+    return torch.stack(ys, -1).flatten(-2)[..., :length], befores[-1]
