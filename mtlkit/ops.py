@@ -3,6 +3,7 @@
 import warnings
 
 from mtlkit.operators import BACKENDS, use_backend
+from mtlkit.operators.causal_conv1d import causal_conv1d, causal_conv1d_update
 from mtlkit.operators.directional_scan import directional_scan, orders
 from mtlkit.operators.dwconv_silu import dwconv_silu
 from mtlkit.operators.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
@@ -27,6 +28,8 @@ __all__ = [
     "TIMParameters",
     "UPAParameters",
     "VarianceSignals",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "cross_merge",
     "cross_scan",
     "directional_scan",

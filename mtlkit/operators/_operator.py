@@ -38,6 +38,11 @@ class NoOptions(NamedTuple):
     """The options of an operator that has none."""
 
 
+def schema_of(fields: type[NamedTuple]) -> dict[str, str]:
+    """The types of the fields of a named tuple, in the language of torch.library."""
+    return {field: _SCHEMA[kind] for field, kind in get_type_hints(fields).items()}
+
+
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
@@ -85,6 +90,7 @@ def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
         gradient.stride() == tensor.stride()
         or gradient.is_contiguous()
         or (gradient.dim() == 4 and gradient.is_contiguous(memory_format=torch.channels_last))
+        or (gradient.dim() == 3 and gradient.mT.is_contiguous())
     ):
         return gradient
     return torch.empty_like(tensor).copy_(gradient)
@@ -152,7 +158,7 @@ class Operator:
         name: of the node in `torch.ops.mtlkit`.
         function: of the function in `mtlkit.ops` that messages name; `name` if None.
         inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
-            on the backend, and a call with no element in it launches nothing.
+            on the backend, and a call with no element in it launches nothing. Integer tensors have no gradients.
         options: named tuple of the settings, annotated as bool, int, tuple[int, ...], float or torch.dtype.
         check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
         new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.
@@ -290,8 +296,7 @@ class _Call(torch.autograd.Function):
 
 def _node(operator: Operator) -> Callable[..., Any]:
     """Registers mtlkit::<name> and mtlkit::<name>_backward with schema, fake kernels and gradient."""
-    kinds = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.inputs).items()}
-    settings = {field: _SCHEMA[kind] for field, kind in get_type_hints(operator.options).items()}
+    kinds, settings = schema_of(operator.inputs), schema_of(operator.options)
     count, many = len(kinds), operator.outputs + operator.kept
     stop = count + len(settings)
 

@@ -1,0 +1,109 @@
+"""What causal_conv1d is given, the layout of what it returns, and the tokens that its final states hold."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtlkit._check import check_device, check_shape, check_tensor
+
+WIDTHS = (2, 3, 4)
+INDICES = (torch.int32, torch.int64)
+
+
+class Inputs(NamedTuple):
+    """As `mtlkit.ops.causal_conv1d` has them; seq_idx is int32 and contiguous."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    seq_idx: Tensor | None
+    initial_states: Tensor | None
+
+
+class Options(NamedTuple):
+    """Whether SiLU follows, and whether final states are wanted."""
+
+    silu: bool
+    final_states: bool
+
+
+def check_filter(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) -> None:
+    """Raises unless weight is (D, w) and bias (D,)."""
+    check_tensor("weight", weight, 2)
+    if weight.shape[1] not in WIDTHS:
+        raise ValueError(f"weight: expected shape (D, w) with w in {WIDTHS}, got {tuple(weight.shape)}")
+    check_shape("weight", weight, "(D, w)", channels, weight.shape[1])
+    if bias is not None:
+        check_tensor("bias", bias, 1)
+        check_shape("bias", bias, "(D,)", channels)
+    check_device(x=x, weight=weight, bias=bias)
+
+
+def check_indices(name: str, value: object, letters: str, *sizes: int) -> None:
+    """Raises unless `value` is a tensor of 32-bit or 64-bit integers of the shape `sizes`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in INDICES:
+        raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
+    check_shape(name, value, letters, *sizes)
+
+
+def check(inputs: Inputs, options: Options) -> None:
+    """The shape rule."""
+    x, weight, bias, seq_idx, initial_states = inputs
+    check_tensor("x", x, 3)
+    batch, channels, length = x.shape
+    if channels < 1 or length < 1:
+        raise ValueError(f"x: expected shape (B, D, L) with D and L at least 1, got {tuple(x.shape)}")
+    check_filter(x, weight, bias, channels)
+    if seq_idx is not None:
+        check_indices("seq_idx", seq_idx, "(B, L)", batch, length)
+        if initial_states is not None or options.final_states:
+            raise ValueError("seq_idx: expected None with initial_states or return_final_states, got a tensor")
+    if initial_states is not None:
+        check_tensor("initial_states", initial_states, 3)
+        check_shape("initial_states", initial_states, "(B, D, w - 1)", batch, channels, weight.shape[1] - 1)
+    check_device(x=x, seq_idx=seq_idx, initial_states=initial_states)
+
+
+def channels_inside(x: Tensor) -> bool:
+    """Whether the channels of (B, D, L) lie side by side."""
+    return x.shape[1] > 1 and x.stride(1) == 1
+
+
+def new_map(x: Tensor, length: int) -> Tensor:
+    """(B, D, length), unset, dense, with the channels where x has them; also for the gradient of x."""
+    batch, channels = x.shape[:2]
+    if channels_inside(x):
+        return torch.empty(batch, length, channels, dtype=x.dtype, device=x.device).transpose(1, 2)
+    return torch.empty(batch, channels, length, dtype=x.dtype, device=x.device)
+
+
+def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    """The output, and the final states: (B, D, w - 1), or (B, D, 0) where they are not wanted."""
+    x, weight = inputs.x, inputs.weight
+    return new_map(x, x.shape[2]), new_map(x, weight.shape[1] - 1 if options.final_states else 0)
+
+
+# The final states are the last w - 1 tokens of the initial states and x, one behind the other. They are a few tokens,
+# so that the kernels leave them to these two functions.
+
+
+def set_final_states(final_states: Tensor, inputs: Inputs) -> None:
+    """Copies the tokens."""
+    count, length = final_states.shape[2], inputs.x.shape[2]
+    new = min(count, length)
+    final_states[..., count - new :].copy_(inputs.x[..., length - new :])
+    if new < count:
+        old = final_states[..., : count - new]
+        old.zero_() if inputs.initial_states is None else old.copy_(inputs.initial_states[..., new:])
+
+
+def add_final_states_gradient(dfinal_states: Tensor, dx: Tensor, dinitial_states: Tensor | None) -> None:
+    """Adds their gradient to those of x and of the initial states."""
+    count, length = dfinal_states.shape[2], dx.shape[2]
+    new = min(count, length)
+    dx[..., length - new :] += dfinal_states[..., count - new :]
+    if new < count and dinitial_states is not None:
+        dinitial_states[..., new:] += dfinal_states[..., : count - new]

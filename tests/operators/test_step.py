@@ -1,0 +1,84 @@
+"""What the machinery of decoding steps does, whatever the step."""
+
+import pytest
+import torch
+
+import mtlkit
+from mtlkit import _native
+from mtlkit.ops import causal_conv1d_update
+
+pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
+
+BACKENDS = ["torch"]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest):
+    with mtlkit.use_backend(request.param):
+        yield request.param
+
+
+def tensors() -> dict:
+    return {"x": torch.randn(2, 5), "conv_state": torch.randn(2, 5, 3), "weight": torch.randn(5, 4)}
+
+
+def copies(given: dict) -> dict:
+    return {name: t.clone() for name, t in given.items()}
+
+
+def test_no_gradient_flows(backend):
+    given = tensors()
+    given["weight"].requires_grad_()
+    assert not causal_conv1d_update(**given).requires_grad
+    assert not given["conv_state"].requires_grad
+
+
+def test_compiles_whole_and_writes_the_state(backend):
+    """Between reads of the state, which see what was written."""
+
+    def steps(x, conv_state, weight):
+        first = causal_conv1d_update(x, conv_state, weight)
+        between = conv_state.sum()
+        return first, between, causal_conv1d_update(first, conv_state, weight)
+
+    torch._dynamo.reset()
+    given = tensors()
+    given["weight"].requires_grad_()
+    eager, compiled = copies(given), copies(given)
+    wanted = steps(**eager)
+    got = torch.compile(steps, backend="inductor" if backend == "cpu" else "aot_eager", fullgraph=True)(**compiled)
+    torch.testing.assert_close(got, wanted)
+    assert torch.equal(compiled["conv_state"], eager["conv_state"])
+
+
+def test_opcheck(backend):
+    given = tensors()
+    torch.library.opcheck(
+        torch.ops.mtlkit.causal_conv1d_update.default,
+        (backend, given["x"], given["conv_state"], given["weight"], None, None, None, True),
+    )
+
+
+def test_vmap_raises(backend):
+    given = tensors()
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.vmap(lambda x: causal_conv1d_update(x, given["conv_state"], given["weight"]))(given["x"][None])
+
+
+def test_a_batch_without_a_sequence(backend):
+    got = causal_conv1d_update(torch.ones(0, 5), torch.ones(0, 5, 3), torch.ones(5, 4))
+    assert got.shape == (0, 5)
+
+
+def test_meta_tensors():
+    given = {name: t.to("meta") for name, t in tensors().items()}
+    assert causal_conv1d_update(**given).shape == (2, 5)
+
+
+def test_a_state_that_negates_what_is_in_memory(backend):
+    given = tensors()
+    view = torch.complex(torch.zeros(2, 5, 3), -given["conv_state"]).conj().imag
+    assert view.is_neg()
+    wanted = causal_conv1d_update(**given)
+    assert torch.equal(causal_conv1d_update(given["x"], view, given["weight"]), wanted)
+    assert torch.equal(view, given["conv_state"])
