@@ -87,6 +87,10 @@ def first(*channels: int) -> LAST:
     return lambda b, h, w: tuple(torch.randn(b, c, h, w) for c in channels)
 
 
+def tokens(b: int, h: int, w: int) -> Arguments:
+    return (torch.randn(b, 2 * h * w, 8),)
+
+
 def map_and_vector(b: int, h: int, w: int) -> Arguments:
     return torch.randn(b, 8, h, w), torch.randn(b, 16)
 
@@ -110,6 +114,7 @@ LAYERS = {
     ),
     "InteractionLevel": (lambda: mtlkit.nn.InteractionLevel(8, 16, "alignment"), map_and_vector),
     "LesionViews": (lambda: mtlkit.nn.LesionViews(1), lambda b, h, w: (torch.rand(b, 3, h, w), torch.ones(b, 1, h, w))),
+    "Mamba": (lambda: mtlkit.nn.Mamba(8, 4, bimamba_type="v3", nslices=2), tokens),
     "Mlp": (lambda: mtlkit.nn.Mlp(8, 16), last()),
     "MultiScaleFusion": (lambda: mtlkit.nn.MultiScaleFusion(16), first(16)),
     "PatchEmbed": (lambda: mtlkit.nn.PatchEmbed(3, 8), first(3)),

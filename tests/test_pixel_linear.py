@@ -8,7 +8,7 @@ from mtlkit._pixel_linear import PixelLinear, pixel_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(2, 7, 5, 12), (1, 1, 1, 12), (0, 3, 4, 12), (3, 12)])
+@pytest.mark.parametrize("shape", [(2, 7, 5, 12), (1, 1, 1, 12), (0, 3, 4, 12), (3, 12), (2, 9, 12), (0, 3, 12)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_equals_linear(dtype, shape, bias):
     x, weight = torch.randn(shape, dtype=dtype, requires_grad=True), torch.randn(9, 12, dtype=dtype)

@@ -11,6 +11,7 @@ from mtlkit.nn.dual_path_attention import DualPathAttention
 from mtlkit.nn.gated_view_fusion import GatedViewFusion
 from mtlkit.nn.interaction_level import InteractionLevel
 from mtlkit.nn.lesion_views import LesionViews
+from mtlkit.nn.mamba import Mamba
 from mtlkit.nn.mlp import Mlp
 from mtlkit.nn.multi_scale_fusion import MultiScaleFusion
 from mtlkit.nn.patch_embed import PatchEmbed
@@ -37,6 +38,7 @@ __all__ = [
     "GatedViewFusion",
     "InteractionLevel",
     "LesionViews",
+    "Mamba",
     "Mlp",
     "MultiScaleFusion",
     "PatchEmbed",

@@ -1,0 +1,400 @@
+r"""Mamba, the block around the 1-D selective scan, in one direction or several.
+
+B sequences, L tokens, C channels of the block, D = expand C of the scan, N states, R rank of the time step, w taps of
+the convolution.
+
+    x, z       = split(X W_in)                                   (B, L, D) each
+    u_k        = SiLU(causal_conv1d_k(P_k x))                    token t of the order sees x_{t-w+1} .. x_t
+    dts, B, C  = split(u_k W_x,k)                                R | N | N
+    y_k        = selective_scan(u_k, softplus(dts W_dt,k + b_k), -exp(A_log_k), B, C, D_k)
+    out        = (sum_k P_k^-1 y_k) SiLU(z) W_out gamma          gamma only with init_layer_scale
+
+P_k puts the tokens into the order of direction k: as they come, last to first, or across n slices of m = L / n tokens,
+token i m + j as the j n + i-th. The gate is a token's own, so that it follows the sum.
+
+Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; Zhu et al.,
+"Vision Mamba" (2024), algorithm 1; Xing et al., "SegMamba" (2024), section 2.3.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlkit import ops
+from mtlkit._check import check_choice, check_positive, check_tensor
+from mtlkit._pixel_linear import PixelLinear, pixel_linear
+from mtlkit._text import shown
+
+BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")
+SUFFIXES = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}  # of the parameters of each direction
+UNDECAYED = ("A_log", "D", "A_b_log", "D_b", "A_s_log", "D_s")
+
+
+class Direction(NamedTuple):
+    """The parameters of one direction; letters as above."""
+
+    conv_weight: Tensor  # (D, 1, w)
+    conv_bias: Tensor | None  # (D,)
+    x_proj: Tensor  # (R + 2 N, D)
+    dt_weight: Tensor  # (D, R)
+    dt_bias: Tensor  # (D,)
+    A_log: Tensor  # (D, N)
+    D: Tensor  # (D,)
+
+
+class Mamba(nn.Module):
+    """The block of Mamba, Vision Mamba, VideoMamba and SegMamba, with the arguments and parameters of mamba-ssm's.
+
+    Parameters have the original names and shapes, so that checkpoints load unchanged: in_proj, conv1d, x_proj, dt_proj,
+    A_log (D, N), D (D,), out_proj; with two directions of their own weights conv1d_b, x_proj_b, dt_proj_b, A_b_log and
+    D_b, with three conv1d_s, x_proj_s, dt_proj_s, A_s_log and D_s as well. From the same seed it starts from the same
+    values. The parameters A and D are at least float32 when made and carry `_no_weight_decay = True`, dt_proj's bias
+    `_no_reinit = True`.
+
+    Args:
+        d_model: channels in and out, C.
+        d_state: states of each channel, N.
+        d_conv: taps of the causal convolution, w.
+        expand: channels of the scan for each of the block, D / C.
+        dt_rank: rank of the time step, R; "auto" is C / 16, rounded up.
+        dt_min: smallest time step at the start.
+        dt_max: largest; steps are log-uniform in between.
+        dt_init: weights of the time step at the start: "random" is uniform, "constant" the bound of that.
+        dt_scale: scales that bound, R^-0.5.
+        dt_init_floor: no time step at the start is smaller.
+        conv_bias: whether the convolution has a bias.
+        bias: whether the two projections have one.
+        use_fast_path: accepted for compatibility; the block chooses its kernels itself.
+        layer_idx: the place of its states in the cache of `inference_params`.
+        device: where the parameters are made.
+        dtype: of the parameters.
+        bimamba_type: directions. None or "none": forward. "v1": both, which share all but the state matrix (A_b_log).
+            "v2": both, each with its own convolution and scan. "v3": those and one across the slices of a volume.
+        nslices: slices of "v3", n; L must be a multiple.
+        if_divide_out: whether "v2" and "v3" take the mean of the directions, not their sum.
+        init_layer_scale: where given, the output is multiplied by `gamma` (C,), which starts with this value.
+
+    Shape:
+        (B, L, C) in and out. B may be 0.
+
+    Raises:
+        ValueError: an option out of its range; an input of another shape; decoding with more than one direction.
+        TypeError: an input that is no floating-point tensor.
+
+    Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; Zhu et al.,
+    "Vision Mamba" (2024), algorithm 1; Xing et al., "SegMamba" (2024), section 2.3.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> block = mtlkit.nn.Mamba(d_model=32)
+        >>> block(torch.randn(2, 50, 32)).shape
+        torch.Size([2, 50, 32])
+        >>> volume = mtlkit.nn.Mamba(d_model=32, bimamba_type="v3", nslices=4)
+        >>> volume(torch.randn(2, 4 * 6 * 5, 32)).shape
+        torch.Size([2, 120, 32])
+    """
+
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: nn.Parameter
+    D: nn.Parameter
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        dt_init: Literal["random", "constant"] = "random",
+        dt_scale: float = 1.0,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        use_fast_path: bool = True,
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        bimamba_type: Literal["none", "v1", "v2", "v3"] | None = None,
+        nslices: int = 5,
+        if_divide_out: bool = False,
+        init_layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        inner = int(expand * d_model)
+        check_positive(
+            d_model=d_model, d_state=d_state, d_conv=d_conv, dt_rank=rank, dt_min=dt_min, dt_scale=dt_scale,
+            dt_init_floor=dt_init_floor, nslices=nslices,
+        )  # fmt: skip
+        if dt_max < dt_min:
+            raise ValueError(f"dt_max: expected at least dt_min = {dt_min}, got {dt_max}")
+        if inner < 1:
+            raise ValueError(f"expand: expected at least one channel for the scan, got {expand} of {d_model}")
+        check_choice("dt_init", dt_init, ("random", "constant"))
+        check_choice("bimamba_type", bimamba_type, BIMAMBA_TYPES)
+        self.d_model, self.d_inner, self.d_state, self.dt_rank = d_model, inner, d_state, rank
+        self.d_conv, self.expand, self.layer_idx, self.use_fast_path = d_conv, expand, layer_idx, use_fast_path
+        self.bimamba_type, self.nslices = bimamba_type, nslices
+        self.if_divide_out, self.init_layer_scale = if_divide_out, init_layer_scale
+
+        factory = {"device": device, "dtype": dtype}
+        wide = {"device": device, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        if init_layer_scale is not None:
+            self.gamma = nn.Parameter(torch.full((d_model,), float(init_layer_scale), **wide))
+        self.in_proj = PixelLinear(d_model, 2 * inner, bias=bias, **factory)
+        for suffix in SUFFIXES.get(bimamba_type or "", ("",)):
+            conv = nn.Conv1d(inner, inner, d_conv, padding=d_conv - 1, groups=inner, bias=conv_bias, **factory)
+            self.add_module(f"conv1d{suffix}", conv)
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * d_state, bias=False, **factory))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner, **factory))
+            if not suffix:  # those of the other directions start as any linear layer, as published
+                self._start_time_step(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
+            self._add_states(suffix, wide)
+        if bimamba_type == "v1":
+            self.A_b_log = nn.Parameter(self.A_log.detach().clone())
+        self._mark()
+        self.out_proj = PixelLinear(inner, d_model, bias=bias, **factory)
+
+    @torch.no_grad()
+    def _start_time_step(self, least: float, most: float, init: str, scale: float, floor: float) -> None:
+        weight, bias = self.dt_proj.weight, self.dt_proj.bias
+        bound = scale * self.dt_rank**-0.5
+        if init == "random":
+            weight.uniform_(-bound, bound)
+        else:
+            weight.fill_(bound)
+        step = torch.rand_like(bias) * (math.log(most) - math.log(least)) + math.log(least)  # (D,)
+        step = step.exp().clamp(min=floor)
+        bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
+
+    def _add_states(self, suffix: str, wide: dict[str, Any]) -> None:
+        states = torch.arange(1, self.d_state + 1, **wide).log().expand(self.d_inner, -1)
+        self.register_parameter(_log_name(suffix), nn.Parameter(states.contiguous()))
+        self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(self.d_inner, **wide)))
+
+    def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
+        """Mixes the tokens: (B, L, C) to (B, L, C).
+
+        Args:
+            hidden_states: the tokens; with states of earlier tokens in the cache, one for each sequence.
+            inference_params: where the states are kept between calls: an object with `seqlen_offset`, the count of
+                tokens before these, and `key_value_memory_dict`, a dictionary. The first call, at offset 0, fills it.
+        """
+        _check_tokens(hidden_states, self.d_model)
+        states = None
+        if inference_params is not None:
+            self._check_decoding()
+            states = self._states(inference_params, hidden_states.shape[0])
+            if inference_params.seqlen_offset > 0:
+                return self.step(hidden_states, *states)[0]
+        x, z = self.in_proj(hidden_states).chunk(2, -1)  # (B, L, D) each, views
+        if states is None:
+            y = self._scan(x)  # (B, L, D)
+        else:
+            conv_state, ssm_state = states
+            conv_state.copy_(F.pad(x.transpose(1, 2), (self.d_conv - x.shape[1], 0)))
+            y, last = scan_tokens(x, self._direction(""), True)
+            ssm_state.copy_(last)
+        return self._project_out(gate(y, z))
+
+    def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One further token of every sequence.
+
+        Args:
+            hidden_states: the tokens, (B, 1, C).
+            conv_state: the inputs of the convolution before it, (B, D, w); updated in place.
+            ssm_state: the state of the scan, (B, D, N); updated in place.
+
+        Returns:
+            The output, (B, 1, C), and the two states.
+        """
+        _check_tokens(hidden_states, self.d_model)
+        self._check_decoding()
+        if hidden_states.shape[1] != 1:
+            raise ValueError(f"hidden_states: expected one token of each sequence, got {hidden_states.shape[1]}")
+        x, z = self.in_proj(hidden_states)[:, 0].chunk(2, -1)  # (B, D) each
+        conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = self._direction("")
+        conv_state.copy_(conv_state.roll(-1, -1))
+        conv_state[..., -1] = x
+        u = (conv_state * conv_weight[:, 0]).sum(-1).to(x.dtype)  # (B, D)
+        u = F.silu(u if conv_bias is None else u + conv_bias)
+        dts, B, C = F.linear(u, x_proj).split((self.dt_rank, self.d_state, self.d_state), -1)
+        dt = F.softplus((F.linear(dts, dt_weight) + dt_bias).to(ssm_state.dtype))  # (B, D)
+        decay = torch.exp(-dt[..., None] * A_log.to(dt.dtype).exp())  # (B, D, N)
+        ssm_state.copy_(ssm_state * decay + (dt * u)[..., None] * B[:, None])
+        y = torch.einsum("bdn,bn->bd", ssm_state, C.to(ssm_state.dtype)) + D * u
+        y = y.to(u.dtype) * F.silu(z)
+        return self._project_out(y[:, None]), conv_state, ssm_state
+
+    def allocate_inference_cache(
+        self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The states of `step` before the first token: (B, D, w) of the convolution and (B, D, N) of the scan.
+
+        Args:
+            batch_size: sequences, B.
+            max_seqlen: accepted for compatibility; the states have one size.
+            dtype: of the states; that of the parameters if None.
+            kwargs: accepted for compatibility.
+        """
+        self._check_decoding()
+        conv, scan = self.conv1d.weight, self.dt_proj.weight
+        return (
+            conv.new_zeros(batch_size, self.d_inner, self.d_conv, dtype=dtype),
+            scan.new_zeros(batch_size, self.d_inner, self.d_state, dtype=dtype),
+        )
+
+    def _states(self, inference_params: Any, batch: int) -> tuple[Tensor, Tensor]:
+        """Those in the cache, new ones where there are none."""
+        if self.layer_idx is None:
+            raise ValueError("layer_idx: expected the place of this block in the cache of inference_params, got None")
+        cache = inference_params.key_value_memory_dict
+        if self.layer_idx not in cache:
+            cache[self.layer_idx] = self.allocate_inference_cache(batch, 0)
+        states = cache[self.layer_idx]
+        if states[0].shape[0] != batch:
+            raise ValueError(
+                f"hidden_states: expected the {states[0].shape[0]} sequences whose states inference_params has, "
+                f"got {batch}"
+            )
+        return states
+
+    def _check_decoding(self) -> None:
+        if self.bimamba_type not in (None, "none"):
+            raise ValueError(
+                f"bimamba_type: expected None for decoding token by token, got {self.bimamba_type!r}, of which each "
+                "token sees those that follow"
+            )
+
+    def _direction(self, suffix: str) -> Direction:
+        conv, dt = getattr(self, f"conv1d{suffix}"), getattr(self, f"dt_proj{suffix}")
+        x_proj, A_log, D = (getattr(self, name) for name in (f"x_proj{suffix}", _log_name(suffix), f"D{suffix}"))
+        return Direction(conv.weight, conv.bias, x_proj.weight, dt.weight, dt.bias, A_log, D)
+
+    def _scan(self, x: Tensor) -> Tensor:
+        """The sum over the directions: (B, L, D) to (B, L, D)."""
+        if self.bimamba_type == "v1":
+            return scan_both(x, self._direction(""), self.A_b_log)
+        y = scan_tokens(x, self._direction(""))
+        if self.bimamba_type in ("v2", "v3"):
+            y = accumulate(y, scan_tokens(x.flip(1), self._direction("_b")).flip(1))
+        if self.bimamba_type == "v3":
+            if x.shape[1] % self.nslices:
+                raise ValueError(
+                    f"hidden_states: expected a multiple of nslices = {self.nslices} tokens, got {x.shape[1]}"
+                )
+            across = x.unflatten(1, (self.nslices, -1)).transpose(1, 2)  # (B, m, n, D)
+            y_s = scan_tokens(across.flatten(1, 2), self._direction("_s")).view_as(across).transpose(1, 2)
+            y = accumulate(y.unflatten(1, (self.nslices, -1)), y_s).flatten(1, 2)
+        if self.if_divide_out and self.bimamba_type in ("v2", "v3"):
+            y = y / len(SUFFIXES[self.bimamba_type])
+        return y
+
+    def _project_out(self, y: Tensor) -> Tensor:
+        out = self.out_proj(y)  # (B, L, C)
+        return out if self.init_layer_scale is None else out * self.gamma
+
+    def _mark(self) -> None:
+        """Tells training code which parameters to leave out of weight decay and of a new start."""
+        for parameter in (self._parameters[name] for name in UNDECAYED if name in self._parameters):
+            parameter._no_weight_decay = True  # pyright: ignore - what such code looks for
+        self.dt_proj.bias._no_reinit = True  # pyright: ignore - likewise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._mark()  # copy.deepcopy takes no attributes of a Parameter along
+
+    def _apply(self, *arguments: Any, **options: Any) -> "Mamba":
+        super()._apply(*arguments, **options)
+        self._mark()  # to_empty has put new Parameters in their place
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._mark()  # load_state_dict(assign=True) does so too
+
+    def extra_repr(self) -> str:
+        """The options, for repr."""
+        shown_type = "" if self.bimamba_type in (None, "none") else f", bimamba_type={self.bimamba_type!r}"
+        return (
+            f"d_model={self.d_model}, d_inner={self.d_inner}, d_state={self.d_state}, dt_rank={self.dt_rank}, "
+            f"d_conv={self.d_conv}{shown_type}"
+        )
+
+
+# --- one direction ----------------------------------------------------------------------------------------------------
+
+
+def _log_name(suffix: str) -> str:
+    return f"A{suffix}_log"
+
+
+def _check_tokens(x: Tensor, channels: int) -> None:
+    check_tensor("hidden_states", x, 3)
+    if x.shape[1] < 1 or x.shape[2] != channels:
+        raise ValueError(
+            f"hidden_states: expected shape (B, L, {channels}) with L at least 1, got {shown(tuple(x.shape))}"
+        )
+
+
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The causal convolution along the tokens, and SiLU: (B, L, D) to (B, L, D)."""
+    padded = F.pad(x.transpose(1, 2), (weight.shape[-1] - 1, 0))  # (B, D, L + w - 1)
+    return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0])).transpose(1, 2)
+
+
+def _project(u: Tensor, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
+    """Time step (B, D, L), B and C (B, N, L) of u (B, L, D)."""
+    rank, states = direction.dt_weight.shape[1], direction.A_log.shape[1]
+    dts, B, C = pixel_linear(u, direction.x_proj).split((rank, states, states), -1)
+    return F.linear(dts, direction.dt_weight).transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
+
+
+def scan_tokens(x: Tensor, direction: Direction, return_last_state: bool = False) -> Any:
+    """From the input of the convolution to the output of the scan, in the order of the tokens.
+
+    Args:
+        x: input, (B, L, D).
+        direction: its parameters.
+        return_last_state: whether the state behind the last token is returned too.
+
+    Returns:
+        The output, (B, L, D); with `return_last_state` also the state, (B, D, N).
+    """
+    u = conv_silu(x, direction.conv_weight, direction.conv_bias)  # (B, L, D)
+    delta, B, C = _project(u, direction)
+    A = -direction.A_log.exp()
+    y, last = ops.selective_scan(
+        u.transpose(1, 2), delta, A, B, C, direction.D, None, direction.dt_bias, True, return_last_state=True
+    )
+    return (y.transpose(1, 2), last) if return_last_state else y.transpose(1, 2)
+
+
+def scan_both(x: Tensor, direction: Direction, A_b_log: Tensor) -> Tensor:
+    """The sum of the scans from both ends, which share all but the state matrix: (B, L, D) to (B, L, D)."""
+    u = conv_silu(x, direction.conv_weight, direction.conv_bias)  # (B, L, D)
+    values = (u.transpose(1, 2), *_project(u, direction))
+    y = u.new_zeros(())
+    for A_log, ahead in ((direction.A_log, False), (A_b_log, True)):
+        u, delta, B, C = (value.flip(-1) if ahead else value for value in values)
+        out = ops.selective_scan(u, delta, -A_log.exp(), B, C, direction.D, None, direction.dt_bias, True)
+        y = y + (out.flip(-1) if ahead else out)
+    return y.transpose(1, 2)
+
+
+def accumulate(y: Tensor, other: Tensor) -> Tensor:
+    """Y + other, in the memory of y where no gradient is wanted."""
+    return y + other if y.requires_grad or other.requires_grad else y.add_(other)
+
+
+def gate(y: Tensor, z: Tensor) -> Tensor:
+    """Y SiLU(z), in the memory of y where no gradient is wanted."""
+    opening = F.silu(z)
+    return y * opening if y.requires_grad or z.requires_grad else y.mul_(opening)
