@@ -6,12 +6,10 @@ from typing import Literal, TypeVar, overload
 
 from torch import nn
 
-from mtlkit._accelerate import _levels, _ss2d
+from mtlkit._accelerate import _levels, _mamba, _ss2d
 from mtlkit._accelerate._compare import Match, compare
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require, share
-from mtlkit.nn import SS2D, InteractionLevel, TaskInteraction
-
-MAMBA_1D = ("A_log", "D", "conv1d", "x_proj", "dt_proj")
+from mtlkit.nn import SS2D, InteractionLevel, Mamba, TaskInteraction
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -137,8 +135,8 @@ def accelerate(
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
             continue  # a part of a layer that was dealt with as a whole
-        recogniser = next((r for r in (_ss2d, _levels) if r.resembles(module)), None)
-        if isinstance(module, SS2D | InteractionLevel | TaskInteraction):
+        recogniser = next((r for r in (_ss2d, _mamba, _levels) if r.resembles(module)), None)
+        if isinstance(module, SS2D | Mamba | InteractionLevel | TaskInteraction | Shared):
             already.append(name)
             done.append(f"{name}.")
         elif recogniser is not None:
@@ -153,9 +151,6 @@ def accelerate(
                 replacements[module] = match.ours
                 replaced.append(Replaced(name, kind(module), match.ours.form, match.error, match.formula))
                 done.append(f"{name}.")
-        elif all(hasattr(module, attribute) for attribute in MAMBA_1D):
-            reason = "a one-dimensional Mamba block; mtlkit.compat.install_mamba_ssm() serves its scan"
-            left.append(Left(name, kind(module), reason))
     result = Report(tuple(replaced), tuple(left), tuple(already))
     if strict and (left or not (replaced or already)):
         raise ValueError(f"model: with strict=True, nothing was replaced\n{result}")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,7 @@ def compare(original: nn.Module, plan: Plan) -> Match:
     bound = BOUND.get(device.type, BOUND_ELSEWHERE)
     failure, least = None, float("inf")
     for inputs, makers in plan.attempts:
-        given = tuple(value.to(device) for value in inputs)
+        given = _on(device, inputs)
         try:
             with _without_cuda_contexts(device):
                 exact = _run(original, values, given, plan.outputs)
@@ -116,7 +117,7 @@ def compare(original: nn.Module, plan: Plan) -> Match:
         )
     require(plan.published, f"its own code needs a GPU ({failure}): accelerate the model there, or with check=False")
     inputs, makers = plan.attempts[0]
-    ours, given = makers[0](), tuple(value.to(device) for value in inputs)
+    ours, given = makers[0](), _on(device, inputs)
     with use_backend("reference"):
         exact = _run(ours, values, given, plan.outputs)
     error = _error(_run(ours, values, given, plan.outputs), exact)
@@ -126,7 +127,11 @@ def compare(original: nn.Module, plan: Plan) -> Match:
     return Match(ours, error, formula=True)
 
 
-def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Tensor, ...], outputs: int) -> tuple[Tensor, ...]:
+def _on(device: torch.device, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Any, ...], outputs: int) -> tuple[Tensor, ...]:
     replaced = {f"layer.{name}": value for name, value in values.items()}
     with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False), _in_eval_mode(layer):
         found = functional_call(_Bare(layer), replaced, inputs, tie_weights=False)

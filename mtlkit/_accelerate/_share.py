@@ -46,14 +46,14 @@ class Plan:
 
     Attributes:
         values: random parameters and buffers, by name, with which every one of them shows in the output.
-        attempts: random inputs, and the replacements that take such inputs; likeliest first.
+        attempts: random inputs, the first a tensor, and the replacements that take such inputs; likeliest first.
         outputs: tensors that the layer returns; more than one come as a tuple.
         published: whether its names alone tell what it computes, so that, where the original needs a GPU, the first
             replacement may be compared with its formula.
     """
 
     values: dict[str, Tensor]
-    attempts: Sequence[tuple[tuple[Tensor, ...], Sequence[Callable[[], "Shared"]]]]
+    attempts: Sequence[tuple[tuple[Any, ...], Sequence[Callable[[], "Shared"]]]]
     outputs: int = 1
     published: bool = False
 

@@ -36,7 +36,7 @@ UNDECAYED = ("A_log", "D", "A_b_log", "D_b", "A_s_log", "D_s")
 class Direction(NamedTuple):
     """The parameters of one direction; letters as above."""
 
-    conv_weight: Tensor  # (D, 1, w)
+    conv_weight: Tensor | None  # (D, 1, w); None where the input is convolved already
     conv_bias: Tensor | None  # (D,)
     x_proj: Tensor  # (R + 2 N, D)
     dt_weight: Tensor  # (D, R)
@@ -220,11 +220,8 @@ class Mamba(nn.Module):
         if hidden_states.shape[1] != 1:
             raise ValueError(f"hidden_states: expected one token of each sequence, got {hidden_states.shape[1]}")
         x, z = self.in_proj(hidden_states)[:, 0].chunk(2, -1)  # (B, D) each
-        conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = self._direction("")
-        conv_state.copy_(conv_state.roll(-1, -1))
-        conv_state[..., -1] = x
-        u = (conv_state * conv_weight[:, 0]).sum(-1).to(x.dtype)  # (B, D)
-        u = F.silu(u if conv_bias is None else u + conv_bias)
+        _, _, x_proj, dt_weight, dt_bias, A_log, D = self._direction("")
+        u = self._step_conv(x, conv_state)  # (B, D)
         dts, B, C = F.linear(u, x_proj).split((self.dt_rank, self.d_state, self.d_state), -1)
         dt = F.softplus((F.linear(dts, dt_weight) + dt_bias).to(ssm_state.dtype))  # (B, D)
         decay = torch.exp(-dt[..., None] * A_log.to(dt.dtype).exp())  # (B, D, N)
@@ -232,6 +229,16 @@ class Mamba(nn.Module):
         y = torch.einsum("bdn,bn->bd", ssm_state, C.to(ssm_state.dtype)) + D * u
         y = y.to(u.dtype) * F.silu(z)
         return self._project_out(y[:, None]), conv_state, ssm_state
+
+    def _step_conv(self, x: Tensor, conv_state: Tensor) -> Tensor:
+        """One token of the convolution and SiLU: (B, D) to (B, D)."""
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        if 2 <= self.d_conv <= 4:
+            return ops.causal_conv1d_update(x, conv_state, weight, bias, activation="silu")
+        conv_state.copy_(conv_state.roll(-1, -1))
+        conv_state[..., -1] = x
+        u = (conv_state * weight).sum(-1).to(x.dtype)
+        return F.silu(u if bias is None else u + bias)
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
@@ -346,8 +353,16 @@ def _check_tokens(x: Tensor, channels: int) -> None:
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The causal convolution along the tokens, and SiLU: (B, L, D) to (B, L, D)."""
-    padded = F.pad(x.transpose(1, 2), (weight.shape[-1] - 1, 0))  # (B, D, L + w - 1)
+    taps = weight.shape[-1]
+    if 2 <= taps <= 4:
+        return ops.causal_conv1d(x.transpose(1, 2), weight[:, 0], bias, activation="silu").transpose(1, 2)
+    padded = F.pad(x.transpose(1, 2), (taps - 1, 0))  # (B, D, L + w - 1)
     return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0])).transpose(1, 2)
+
+
+def _convolved(x: Tensor, direction: Direction) -> Tensor:
+    weight = direction.conv_weight
+    return x if weight is None else conv_silu(x, weight, direction.conv_bias)
 
 
 def _project(u: Tensor, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,7 +373,7 @@ def _project(u: Tensor, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scan_tokens(x: Tensor, direction: Direction, return_last_state: bool = False) -> Any:
-    """From the input of the convolution to the output of the scan, in the order of the tokens.
+    """From the input of the convolution to the output of the scan, token after token.
 
     Args:
         x: input, (B, L, D).
@@ -368,7 +383,7 @@ def scan_tokens(x: Tensor, direction: Direction, return_last_state: bool = False
     Returns:
         The output, (B, L, D); with `return_last_state` also the state, (B, D, N).
     """
-    u = conv_silu(x, direction.conv_weight, direction.conv_bias)  # (B, L, D)
+    u = _convolved(x, direction)  # (B, L, D)
     delta, B, C = _project(u, direction)
     A = -direction.A_log.exp()
     y, last = ops.selective_scan(
@@ -379,7 +394,7 @@ def scan_tokens(x: Tensor, direction: Direction, return_last_state: bool = False
 
 def scan_both(x: Tensor, direction: Direction, A_b_log: Tensor) -> Tensor:
     """The sum of the scans from both ends, which share all but the state matrix: (B, L, D) to (B, L, D)."""
-    u = conv_silu(x, direction.conv_weight, direction.conv_bias)  # (B, L, D)
+    u = _convolved(x, direction)  # (B, L, D)
     values = (u.transpose(1, 2), *_project(u, direction))
     y = u.new_zeros(())
     for A_log, ahead in ((direction.A_log, False), (A_b_log, True)):

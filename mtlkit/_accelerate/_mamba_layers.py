@@ -1,0 +1,247 @@
+"""The layers that stand in for blocks of tokens: Mamba's in all its forms, MambaVision's, LocalVim's and PlainMamba's.
+
+Letters as in mtlkit.nn.mamba. Each takes over the parts of the original, so that it holds the same Parameters.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtlkit import ops
+from mtlkit._accelerate._share import Shared
+from mtlkit._check import check_tensor
+from mtlkit._pixel_linear import PixelLinear, pixel_linear
+from mtlkit.nn.mamba import Direction, Mamba, conv_silu, gate, scan_tokens
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a Mamba block is, as far as its parameters and attributes tell."""
+
+    d_model: int
+    d_inner: int
+    d_state: int
+    dt_rank: int
+    d_conv: int
+    bimamba_type: Literal["v1", "v2", "v3"] | None
+    nslices: int
+    if_divide_out: bool
+
+    def __str__(self) -> str:
+        sizes = f"C={self.d_model}, D={self.d_inner}, N={self.d_state}, R={self.dt_rank}"
+        words = {
+            None: "one direction",
+            "v1": "two directions with shared weights",
+            "v2": "two directions",
+            "v3": f"three directions, {self.nslices} slices",
+        }
+        return f"Mamba, {sizes}, {words[self.bimamba_type]}{', their mean' if self.if_divide_out else ''}"
+
+
+class SharedMamba(Shared, Mamba):
+    """mtlkit's Mamba in the place of another one, whose Parameters it holds.
+
+    Args:
+        original: the block that it stands in for.
+        form: what was recognised in it.
+
+    Shape:
+        (B, L, C) in and out.
+    """
+
+    def __init__(self, original: Any, form: Form) -> None:
+        scale = getattr(original, "init_layer_scale", 1.0) if "gamma" in original._parameters else None
+        super().__init__(
+            form.d_model,
+            form.d_state,
+            form.d_conv,
+            math.nextafter(form.d_inner / form.d_model, math.inf),  # its product with d_model is not below d_inner
+            form.dt_rank,
+            conv_bias=original.conv1d.bias is not None,
+            bias=original.in_proj.bias is not None,
+            layer_idx=getattr(original, "layer_idx", None),
+            device="meta",
+            bimamba_type=form.bimamba_type,
+            nslices=form.nslices,
+            if_divide_out=form.if_divide_out,
+            init_layer_scale=scale,
+        )
+        self.expand = getattr(original, "expand", form.d_inner / form.d_model)
+        self.form = str(form)
+        self.marked = getattr(original.A_log, "_no_weight_decay", False)
+        self._stand_in_for(original)
+
+    def forward(self, hidden_states: Tensor, inference_params: Any = None, T: int = 1) -> Tensor:
+        """Mixes the tokens; T is accepted as VideoMamba's block does, which has no use for it."""
+        return super().forward(hidden_states, inference_params)
+
+    def _mark(self) -> None:
+        if getattr(self, "marked", True):
+            super()._mark()
+
+    def extra_repr(self) -> str:
+        """The options, for repr."""
+        return f"{super().extra_repr()}, for={type(self.original).__name__}"
+
+
+class _SharedParts(Shared):
+    """A layer that has the parts of the original as they are, but for its projections."""
+
+    in_proj: PixelLinear
+    out_proj: PixelLinear
+
+    def __init__(self, original: Any, form: str) -> None:
+        super().__init__()
+        for name, part in original.named_children():
+            self.add_module(name, _projection(part) if name in ("in_proj", "out_proj") else part)
+        self.form = form
+        self.d_model, self.d_inner = original.in_proj.weight.shape[1], original.out_proj.weight.shape[1]
+        self._stand_in_for(original)
+
+    def extra_repr(self) -> str:
+        """What it is, for repr."""
+        return f"{self.form}, for={type(self.original).__name__}"
+
+
+def _projection(layer: nn.Linear) -> PixelLinear:
+    out, into = layer.weight.shape
+    return PixelLinear(into, out, layer.bias is not None, "meta")
+
+
+class SharedVisionMixer(_SharedParts):
+    """MambaVision's mixer: half of the channels scanned, the other half convolved, and both projected.
+
+    Its convolutions see as many tokens on either side, and the bias of the time step is added twice, as published.
+
+    Shape:
+        (B, L, C) in and out.
+    """
+
+    conv1d_x: nn.Conv1d
+    conv1d_z: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: Tensor
+    D: Tensor
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Mixes the tokens."""
+        x, z = self.conv1d_x, self.conv1d_z
+        weight = torch.cat((x.weight, z.weight))  # (D, 1, w)
+        bias = None if x.bias is None or z.bias is None else torch.cat((x.bias, z.bias))
+        ahead = weight.shape[-1] // 2
+        if self.in_proj.bias is None:
+            xz = self.in_proj(F.pad(hidden_states, (0, 0, 0, ahead)))  # (B, L + ahead, D), narrower before it
+        else:
+            xz = F.pad(self.in_proj(hidden_states), (0, 0, 0, ahead))
+        u, z = conv_silu(xz, weight, bias)[:, ahead:].chunk(2, -1)  # (B, L, D / 2) each
+        dt = self.dt_proj
+        y = scan_tokens(u, Direction(None, None, self.x_proj.weight, dt.weight, 2 * dt.bias, self.A_log, self.D))
+        return self.out_proj(torch.cat((y, z), -1))
+
+
+class SharedMultiMamba(_SharedParts):
+    """LocalVim's block: directions of their own weights by rows, columns and windows, each with a channel attention.
+
+    The gate of a token is the same for every direction, so that it follows the sum.
+
+    Args:
+        original: the block that it stands in for.
+        form: what was recognised, in words.
+        order: the tokens that each direction visits, (K, L).
+
+    Shape:
+        (B, L, C) in and out.
+    """
+
+    order: Tensor
+    back: Tensor
+
+    def __init__(self, original: Any, form: str, order: Tensor) -> None:
+        super().__init__(original, form)
+        self.register_buffer("order", order, persistent=False)  # (K, L)
+        self.register_buffer("back", order.argsort(-1), persistent=False)
+
+    def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
+        """Mixes the tokens."""
+        _check_tokens("hidden_states", hidden_states, self.order.shape[1], self.d_model)
+        x, z = self.in_proj(hidden_states).chunk(2, -1)  # (B, L, D) each
+        z = F.silu(z)
+        total = None
+        for k, (order, back) in enumerate(zip(self.order, self.back, strict=True)):
+            conv, x_proj, dt, A_log, D = (
+                getattr(self, f"{name}_{k}") for name in ("conv1d", "x_proj", "dt_proj", "A_log", "D")
+            )
+            direction = Direction(conv.weight, conv.bias, x_proj.weight, dt.weight, dt.bias, A_log, D)
+            y = scan_tokens(x.index_select(1, order), direction).index_select(1, back) * z  # (B, L, D)
+            part = y * self._channels(y)
+            total = part if total is None else total + part
+        return self.out_proj(total)
+
+    def _channels(self, y: Tensor) -> Tensor:
+        """The weight of each channel of a direction: (B, L, D) to (B, 1, D)."""
+        attention: Any = self.attn
+        mean = attention.norm(y).mean(1, keepdim=True)  # (B, 1, D)
+        return attention.gate_fn(attention.channel_select(attention.act_fn(attention.global_reduce(mean))))
+
+
+class SharedPlainMamba2D(_SharedParts):
+    """PlainMamba's layer: four snakes over an image, which share all weights but what each step adds to B.
+
+    As published, the projections of the t-th pixel of the image meet the t-th pixel of the snake, and the bias of the
+    time step is added twice.
+
+    Shape:
+        Pixels (B, H W, C) in and out, with (H, W).
+    """
+
+    conv2d: nn.Conv2d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: Tensor
+    D: Tensor
+
+    def forward(self, x: Tensor, hw_shape: Sequence[int]) -> Tensor:
+        """Mixes the pixels."""
+        height, width = (int(size) for size in hw_shape)
+        _check_tokens("x", x, height * width, self.d_model)
+        order = ops.orders.snake(height, width)
+        table = order.table(x.device).long()  # (4, L)
+        back = table.argsort(-1)
+        x, z = self.in_proj(x).chunk(2, -1)  # (B, L, D) each
+        u = self.conv2d(x.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+        u = F.silu(u).permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, D)
+        rows = pixel_linear(u, self.x_proj.weight)[:, back]  # (B, 4, L, R + 2 N), the t-th where a snake's step t is
+        rank, states = self.dt_proj.weight.shape[1], self.A_log.shape[1]
+        added: Any = self._parameters["direction_Bs"]
+        moves = added[_moves(table, width).gather(-1, back)]  # (4, L, N)
+        rows = rows + F.pad(moves, (rank, states)).to(rows.dtype)
+        y = ops.directional_scan(
+            u.transpose(1, 2),
+            rows.transpose(2, 3),
+            self.dt_proj.weight.expand(4, -1, -1),
+            (2 * self.dt_proj.bias).expand(4, -1),
+            self.A_log.repeat(4, 1),
+            self.D.repeat(4),
+            order,
+        ).transpose(1, 2)  # (B, L, D)
+        out = self.out_proj(gate(y, z))
+        return out * self._parameters["gamma"] if "gamma" in self._parameters else out
+
+
+def _check_tokens(name: str, x: Tensor, length: int, channels: int) -> None:
+    check_tensor(name, x, 3)
+    if x.shape[1:] != (length, channels):
+        raise ValueError(f"{name}: expected shape (B, {length}, {channels}), got {tuple(x.shape)}")
+
+
+def _moves(table: Tensor, width: int) -> Tensor:
+    """The row of direction_Bs for each step of a snake: 0 the first, then right, left, up, down: 1 to 4."""
+    step = table.diff(dim=-1)  # (4, L - 1), 1, -1, -W or W
+    along = torch.where(step > 0, 1, 2) if width > 1 else torch.where(step > 0, 4, 3)
+    return F.pad(torch.where(step.abs() > 1, torch.where(step > 0, 4, 3), along), (1, 0))
