@@ -126,14 +126,15 @@ def walk(position, bend, step, multiplier, shift, WIDE: tl.constexpr):
 @triton.jit
 def chain_kernel(
     states, steps, A, initial, last_state, D, chunks,
-    DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr, ADJOINT: tl.constexpr, BLOCK: tl.constexpr,
+    DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr, ADJOINT: tl.constexpr, RESETS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Turns each chunk's last state from a zero start into its true start, in place.
 
     states (B, K, chunks, N, D), steps (B, K, chunks, D), the sums of the time steps, A (K D, N), or log(-A) if LOGS.
     The first chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last_state`,
     of the same shape; both are for one direction. Directions 2 and 3 come to the last chunk first; so does the adjoint
-    state of the others.
+    state of the others. If RESETS, nothing passes a chunk whose steps are -1.
     """
     blocks = tl.cdiv(N * D, BLOCK)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -155,7 +156,10 @@ def chain_kernel(
         end = tl.load(states + chunk * N * D + e, mask=inside, other=0.0)
         total = tl.load(steps + chunk * D + d, mask=inside, other=0.0)
         tl.store(states + chunk * N * D + e, h, mask=inside)
-        h = tl.exp2(a * total) * h + end
+        left = tl.exp2(a * total) * h
+        if RESETS:
+            left = tl.where(total < 0.0, 0.0, left)
+        h = left + end
     if last_state is not None:
         tl.store(last_state + end_index, h, mask=inside)
 

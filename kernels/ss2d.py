@@ -427,7 +427,7 @@ class _Plan:
         grid = (self.B * DIRECTIONS * triton.cdiv(self.N * self.D, CHAIN_BLOCK),)
         chain_kernel[grid](
             states, steps, A_logs, None, None, self.D, self.chunks,
-            DIRECTIONS, self.N, True, adjoint, CHAIN_BLOCK, num_warps=4,
+            DIRECTIONS, self.N, True, adjoint, False, CHAIN_BLOCK, num_warps=4,
         )  # fmt: skip
         return states
 

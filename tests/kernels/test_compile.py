@@ -46,6 +46,26 @@ def selective_scan_calls(batch: int, states: int, dtype: torch.dtype) -> tuple[C
     )
 
 
+def directional_scan_calls(batch: int, states: int, dtype: torch.dtype, sequences: bool) -> tuple[Callable, Callable]:
+    """As selective_scan's kernels see them: four directions that share u, and a table."""
+    from mtlkit.kernels import selective_scan
+
+    K, D, L = 4, 96, 3136
+    u, delta, out = (meta(batch, K, L, D, dtype=t).transpose(2, 3) for t in (dtype, torch.float32, torch.float32))
+    u = u[:, :1].expand(-1, K, -1, -1)
+    B, C = meta(batch, L, K, 3 + 2 * states, dtype=dtype).permute(0, 2, 3, 1).split((3, states, states), 2)[1:]
+    inputs = (u, delta, meta(K * D, states), B, C, meta(K * D), None, meta(K * D))
+    table, seq_idx = meta(K, L, dtype=torch.int32), meta(batch, L, dtype=torch.int32)
+    initial = meta(batch, K * D, states)
+    order = selective_scan.Order(table, *((seq_idx, initial) if sequences else ()))
+    kept = meta(*selective_scan.checkpoint_shape(u, inputs[2]))
+    dinitial = initial if sequences else None
+    return (
+        lambda: selective_scan.forward(*inputs, True, True, order, out),
+        lambda: selective_scan.backward(u, None, *inputs, kept, True, order, out, dinitial),
+    )
+
+
 def norm_gate_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
     from mtlkit.kernels import norm_gate
 
@@ -81,6 +101,14 @@ CASES = {
     "selective_scan N=16 float32, 64 sequences": (
         lambda: selective_scan_calls(64, 16, torch.float32),
         {80: (8.6, 24.3), 90: (8.6, 24.8), 100: (7.9, 24)},
+    ),
+    "directional_scan N=16 float32": (
+        lambda: directional_scan_calls(8, 16, torch.float32, False),
+        {80: (10.2, 26), 90: (10.2, 26), 100: (10.2, 26)},
+    ),
+    "directional_scan N=16 bfloat16, one image, sequences": (
+        lambda: directional_scan_calls(1, 16, torch.bfloat16, True),
+        {80: None, 90: None},
     ),
     "norm_gate bfloat16": (lambda: norm_gate_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
     "dwconv_silu bfloat16": (lambda: dwconv_silu_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
