@@ -10,15 +10,7 @@ The functions themselves may be called directly as well.
 >>> mtlkit.compat.uninstall()
 """
 
-from mtlkit.compat._install import (
-    install,
-    install_mamba_ssm,
-    install_vmamba,
-    uninstall,
-    uninstall_mamba_ssm,
-    uninstall_vmamba,
-)
-from mtlkit.compat.mamba_ssm import (
+from mtlkit.compat._inner import (
     bimamba_inner_fn,
     bimamba_inner_ref,
     mamba_inner_fn,
@@ -26,6 +18,14 @@ from mtlkit.compat.mamba_ssm import (
     mamba_inner_ref,
     selective_scan_fn,
     selective_scan_ref,
+)
+from mtlkit.compat._install import (
+    install,
+    install_mamba_ssm,
+    install_vmamba,
+    uninstall,
+    uninstall_mamba_ssm,
+    uninstall_vmamba,
 )
 from mtlkit.compat.selective_scan_cuda import selective_scan_oflex
 

@@ -26,6 +26,8 @@ class Package(NamedTuple):
 
 _EXTENSION = "mtlkit.compat.selective_scan_cuda"
 PACKAGES = {
+    "causal_conv1d": Package(("causal_conv1d_cuda",), "mtlkit.compat.causal_conv1d"),
+    "causal_conv1d_cuda": Package(("causal_conv1d_cuda",), "mtlkit.compat.causal_conv1d"),
     "mamba_ssm": Package(("selective_scan_cuda",), "mtlkit.compat.mamba_ssm"),
     "selective_scan": Package(("selective_scan_cuda_core",), "mtlkit.compat.selective_scan"),
     "selective_scan_cuda": Package(("selective_scan_cuda",), _EXTENSION),

@@ -1,183 +1,110 @@
-"""mamba-ssm's functions and layers: semantics, gradients."""
+"""What published projects import, and how their flags come out."""
+
+import sys
 
 import pytest
-import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-import mtlkit
-from harness.mamba import assert_same_with_gradients, inputs, restated_inner, restated_scan
 from mtlkit import compat
-from mtlkit.compat import mamba_ssm
-from mtlkit.testing import assert_accurate
 
-# --- the scan ---------------------------------------------------------------------------------------------------------
-
-KINDS = ("constant", "variable", "grouped")
-SHORT = st.integers(1, 80)
-LENGTHS = st.one_of(SHORT, SHORT, SHORT, st.sampled_from([127, 1025, 4096, 4097]))
-
-
-@st.composite
-def calls(draw, lengths, dtypes):
-    kinds = draw(st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)))
-    groups = draw(st.integers(1, 3)) if "variable" not in kinds else 1
-    parts = [name for name in ("D", "z", "delta_bias") if draw(st.booleans())]
-    dtype = draw(st.sampled_from(dtypes))
-    torch.manual_seed(draw(st.integers(0, 2**16)))
-    sizes = draw(st.integers(1, 2)), groups, draw(st.integers(1, 9)), draw(lengths), draw(st.integers(1, 17))
-    softplus = draw(st.booleans())  # without it a negative step would grow without bound
-    return inputs(*sizes, kinds, parts, dtype, -1.0 if softplus else 0.0), {"delta_softplus": softplus}, dtype
-
-
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(calls(LENGTHS, (torch.float64, torch.float32, torch.bfloat16, torch.float16)), st.booleans())
-def test_scan_is_what_mamba_ssm_documents(call, return_last_state):
-    arguments, flags, dtype = call
-    got = mtlkit.selective_scan_fn(
-        **{name: t.to(dtype) for name, t in arguments.items()}, **flags, return_last_state=return_last_state
-    )
-    exact, exact_last = restated_scan(**arguments, **flags)
-    if return_last_state:
-        got, last = got
-        assert last.dtype == torch.promote_types(dtype, torch.float32)
-        assert_accurate("last state", last, exact_last)
-    assert got.dtype == dtype
-    # what plain PyTorch makes of it: the same in float32, rounded at the end
-    plain = restated_scan(**{n: t.float() for n, t in arguments.items()}, **flags)[0].to(dtype)
-    assert_accurate("out", got, exact, plain)
-
-
-@settings(max_examples=30, deadline=None, database=None, derandomize=True)
-@given(calls(st.integers(1, 70), (torch.float64, torch.float32)))
-def test_gradients_are_those_of_the_documented_scan(call):
-    arguments, flags, dtype = call
-    exact = {name: t.clone().requires_grad_() for name, t in arguments.items()}
-    leaves = {name: t.to(dtype).requires_grad_() for name, t in arguments.items()}
-    y, last = restated_scan(**exact, **flags)
-    got, got_last = mtlkit.selective_scan_fn(**leaves, **flags, return_last_state=True)
-    dy, dlast = torch.randn_like(y), torch.randn_like(last)
-    torch.autograd.backward((y, last), (dy, dlast))
-    torch.autograd.backward((got, got_last), (dy.to(dtype), dlast.to(dtype)))
-    for name, leaf in leaves.items():
-        assert_accurate(name, leaf.grad, exact[name].grad, gradient=True)
-
-
-def test_ref_is_the_same_function():
-    arguments = inputs(2, 2, 3, 17, 5, ("grouped", "constant"), ("D", "z", "delta_bias"), torch.float32)
-    for last in (False, True):
-        got = compat.selective_scan_ref(**arguments, delta_softplus=True, return_last_state=last)
-        exact = restated_scan(**arguments, delta_softplus=True)
-        for g, e in zip(got, exact, strict=True) if last else ((got, exact[0]),):
-            assert_accurate("ref", g, e)
-
-
-# --- Mamba's block ----------------------------------------------------------------------------------------------------
-
-BATCH, WIDTH, LENGTH, STATES, RANK, OUT = 2, 6, 11, 3, 2, 5
-
-
-def block(given_rows: str = "", optional: bool = True) -> dict[str, Tensor | None]:
-    """Arguments of the block in float64; B and C projected but for those in `given_rows`."""
-    torch.manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64)
-
-    shapes = {"B": (BATCH, STATES, LENGTH), "C": (WIDTH, STATES)}  # a varying and a constant one
-    rows = RANK + STATES * (2 - len(given_rows))
-    return {
-        "xz": normal(BATCH, 2 * WIDTH, LENGTH),
-        "conv1d_weight": normal(WIDTH, 1, 4),
-        "conv1d_bias": normal(WIDTH) if optional else None,
-        "x_proj_weight": normal(rows, WIDTH) / WIDTH,
-        "delta_proj_weight": normal(WIDTH, RANK),
-        "out_proj_weight": normal(OUT, WIDTH),
-        "out_proj_bias": normal(OUT) if optional else None,
-        "A": -torch.rand(WIDTH, STATES, dtype=torch.float64),
-        "B": normal(*shapes["B"]) if "B" in given_rows else None,
-        "C": normal(*shapes["C"]) if "C" in given_rows else None,
-        "D": normal(WIDTH) if optional else None,
-        "delta_bias": normal(WIDTH) if optional else None,
-        "B_proj_bias": normal(STATES) if optional and "B" not in given_rows else None,
-        "C_proj_bias": normal(STATES) if optional and "C" not in given_rows else None,
-    }
-
-
-def restated_block(arguments: dict, softplus: bool, A_b: Tensor | None = None, project: bool = True) -> Tensor:
-    weight, bias = (arguments[name] for name in ("out_proj_weight", "out_proj_bias"))
-    y = restated_inner(*(v for n, v in arguments.items() if not n.startswith("out_proj")), softplus, A_b)
-    return F.linear(y.transpose(1, 2), weight, bias) if project else y
-
-
-@pytest.mark.parametrize("softplus", [True, False])
-@pytest.mark.parametrize("optional", [True, False])
-@pytest.mark.parametrize("given_rows", ["", "B", "C", "BC"])
-def test_inner(given_rows, optional, softplus):
-    assert_same_with_gradients(
-        lambda leaves: compat.mamba_inner_fn(**leaves, delta_softplus=softplus),
-        lambda leaves: restated_block(leaves, softplus),
-        block(given_rows, optional),
-    )
-
-
-def test_inner_ref_and_without_projection():
-    arguments = block()
-    assert_accurate("ref", compat.mamba_inner_ref(**arguments), restated_block(arguments, True))
-    inner = {name: value for name, value in arguments.items() if not name.startswith("out_proj")}
-    assert_same_with_gradients(
-        lambda leaves: compat.mamba_inner_fn_no_out_proj(**leaves),
-        lambda leaves: restated_inner(*leaves.values(), True),
-        inner,
-    )
-
-
-@pytest.mark.parametrize("given_rows", ["", "C"])
-def test_both_directions(given_rows):
-    assert_same_with_gradients(
-        lambda leaves: compat.bimamba_inner_fn(**leaves),
-        lambda leaves: restated_block({n: v for n, v in leaves.items() if n != "A_b"}, True, leaves["A_b"]),
-        block(given_rows) | {"A_b": -torch.rand(WIDTH, STATES, dtype=torch.float64)},
-    )
-
-
-def test_inner_normalises_what_is_asked():
-    arguments = block(optional=False)
-    rms = {name: torch.rand(size).double() for name, size in (("b", STATES), ("c", STATES), ("dt", WIDTH))}
-    eps = 1e-3
-    weights = {f"{name}_rms_weight": weight for name, weight in rms.items()}
-    got = compat.mamba_inner_fn(**arguments, **weights, b_c_dt_rms_eps=eps)
-
-    def normalised(v: Tensor, weight: Tensor) -> Tensor:  # over dimension 1
-        return v / (v.square().mean(1, keepdim=True) + eps).sqrt() * weight[:, None]
-
-    x, delta, B, C, z = mamba_ssm._project(*list(arguments.values())[:5], *list(arguments.values())[7:10], None, None)
-    rows = normalised(delta, rms["dt"]), arguments["A"], normalised(B, rms["b"]), normalised(C, rms["c"])
-    y, _ = restated_scan(x, *rows, z=z, delta_softplus=True)
-    assert_accurate("out", got, F.linear(y.transpose(1, 2), arguments["out_proj_weight"]))
-
-
-def test_inner_under_autocast():
-    arguments = {name: None if v is None else v.float() for name, v in block().items()}
-    exact = restated_block(block(), True)
-    with torch.autocast("cpu", torch.bfloat16):
-        got, plain = compat.mamba_inner_fn(**arguments), compat.mamba_inner_ref(**arguments)
-    assert got.dtype == torch.bfloat16
-    assert_accurate("out", got, exact, plain)
-
-
-@pytest.mark.parametrize(
-    ("changed", "error", "message"),
-    [
-        ({"A": torch.ones(WIDTH, STATES, dtype=torch.complex64)}, TypeError, "complex state spaces are not served"),
-        ({"xz": torch.ones(1, 2 * WIDTH + 1, 4)}, ValueError, r"xz: expected shape \(B, 2 D, L\)"),
-        ({"x_proj_weight": torch.ones(3, WIDTH)}, ValueError, r"x_proj_weight: expected .* = \(8, 6\), got \(3, 6\)"),
-        ({"conv1d_weight": torch.ones(WIDTH, 4)}, ValueError, "conv1d_weight: expected 3 dimensions"),
-        ({"B": torch.ones(WIDTH, STATES), "b_rms_weight": torch.ones(STATES)}, ValueError, "x_proj_weight|B: expected"),
-    ],
+# each block as projects write it, restated; flags are those that they compute
+IMPORTS = {
+    "MedMamba, VM-UNet, H-vmunet": """
+flags = []
+try:
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn, selective_scan_ref
+    flags.append("mamba")
+except ImportError:
+    pass
+try:
+    from selective_scan import selective_scan_fn as selective_scan_fn_v1, selective_scan_ref as selective_scan_ref_v1
+    flags.append("v1")
+except ImportError:
+    pass
+assert flags == ["mamba", "v1"]
+""",
+    "U-Mamba, LightM-UNet, UltraLight-VM-UNet, SegMamba": "from mamba_ssm import Mamba",
+    "Vim": """
+from mamba_ssm.modules.mamba_simple import Mamba
+from mamba_ssm.utils.generation import GenerationMixin
+from mamba_ssm.utils.hf import load_config_hf, load_state_dict_hf
+from mamba_ssm.ops.triton.layer_norm import RMSNorm, layer_norm_fn, rms_norm_fn
+class LanguageModel(GenerationMixin): pass
+""",
+    "VideoMamba, LocalVim": """
+from mamba_ssm.modules.mamba_simple import Mamba
+from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn_no_out_proj
+from mamba_ssm.ops.triton.layernorm import RMSNorm, layer_norm_fn, rms_norm_fn
+""",
+    "VMamba": """
+oflex = core = mamba = True
+try:
+    import selective_scan_cuda_oflex
+except ImportError:
+    oflex = False
+try:
+    import selective_scan_cuda_core
+except ImportError:
+    core = False
+try:
+    import selective_scan_cuda
+except ImportError:
+    mamba = False
+assert oflex and core and mamba  # each name that the code falls back to is there
+assert all(callable(m.fwd) for m in (selective_scan_cuda_oflex, selective_scan_cuda_core, selective_scan_cuda))
+""",
+    "Mamba-YOLO": """
+import selective_scan_cuda_core, selective_scan_cuda_oflex, selective_scan_cuda_ndstate, selective_scan_cuda_nrow
+import selective_scan_cuda
+""",
+    "EfficientVMamba": """
+from selective_scan_vmamba_pt202 import selective_scan_cuda_core
+from selective_scan_vmamba import selective_scan_cuda_core as other
+assert other.fwd is selective_scan_cuda_core.fwd
+""",
+    "Sigma": """
+import selective_scan_cuda_core as selective_scan_cuda
+from selective_scan import selective_scan_fn as selective_scan_fn_v1
+""",
+    "PlainMamba": """
+from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+from mamba_ssm.ops.triton.layernorm import RMSNorm
+""",
+    "bundled copies of mamba-ssm": """
+from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+import causal_conv1d_cuda, selective_scan_cuda
+from mamba_ssm.ops.selective_scan_interface import (
+    bimamba_inner_fn, bimamba_inner_ref, mamba_inner_fn, mamba_inner_fn_no_out_proj, mamba_inner_ref, selective_scan_fn,
 )
-def test_bad_arguments_are_named(changed, error, message):
-    with pytest.raises(error, match=message):
-        compat.mamba_inner_fn(**block() | changed)
+from mamba_ssm.modules.mamba_simple import Block, Mamba
+from mamba_ssm.models.config_mamba import MambaConfig
+from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+""",
+    "mamba-ssm 2": """
+from causal_conv1d.cpp_functions import (
+    causal_conv1d_bwd_function, causal_conv1d_fwd_function, causal_conv1d_update_function,
+)
+from causal_conv1d.causal_conv1d_varlen import causal_conv1d_varlen_states
+from mamba_ssm.utils.generation import InferenceParams
+import mamba_ssm
+assert mamba_ssm.__version__.startswith("1.")
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def _installed():
+    compat.install()
+    yield
+    compat.uninstall()
+
+
+@pytest.mark.parametrize("project", IMPORTS)
+def test_imports(project):
+    exec(compile(IMPORTS[project], project, "exec"), {"__name__": "a_project"})
+
+
+def test_layers_are_pickled_without_the_served_names():
+    from mamba_ssm import Mamba
+
+    assert Mamba.__module__.startswith("mtlkit.")
+    assert getattr(sys.modules[Mamba.__module__], Mamba.__qualname__) is Mamba

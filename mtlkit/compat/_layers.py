@@ -1,0 +1,189 @@
+"""mamba-ssm's layers: its block under all keywords of the published editions, and the norms that take a residual."""
+
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mtlkit.nn
+
+_KEYWORDS = (*list(signature(mtlkit.nn.Mamba).parameters), "bimamba", "if_devide_out")
+
+
+class Mamba(mtlkit.nn.Mamba):
+    """`mtlkit.nn.Mamba` with the further keywords of other editions.
+
+    Args:
+        arguments: as of `mtlkit.nn.Mamba`.
+        bimamba: VideoMamba's name for `bimamba_type="v2"`.
+        if_devide_out: LocalMamba's name for `if_divide_out`.
+        options: as of `mtlkit.nn.Mamba`.
+
+    Raises:
+        TypeError: a keyword of no edition.
+    """
+
+    def __init__(self, *arguments: Any, bimamba: bool = False, if_devide_out: bool = False, **options: Any) -> None:
+        for name in options:
+            if name not in _KEYWORDS:
+                raise TypeError(f"Mamba: expected keywords among {', '.join(_KEYWORDS)}, got {name!r}")
+        if bimamba:
+            options["bimamba_type"] = "v2"
+        if if_devide_out:
+            options["if_divide_out"] = True
+        super().__init__(*arguments, **options)
+
+
+class Block(nn.Module):
+    """A norm and a mixer, with the sum of all before them carried along in `residual`.
+
+    Args:
+        dim: channels, C.
+        mixer_cls: makes the mixer, mixer_cls(C).
+        norm_cls: makes the norm, norm_cls(C).
+        fused_add_norm: whether sum and norm are one call; the residual is then in the dtype that it came in.
+        residual_in_fp32: whether the residual is float32.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer_cls: Callable[[int], nn.Module],
+        norm_cls: Callable[[int], nn.Module] = nn.LayerNorm,
+        fused_add_norm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual_in_fp32, self.fused_add_norm = residual_in_fp32, fused_add_norm
+        self.mixer, self.norm = mixer_cls(dim), norm_cls(dim)
+        if fused_add_norm and not isinstance(self.norm, (nn.LayerNorm, RMSNorm)):
+            raise TypeError(
+                f"norm_cls: expected LayerNorm or RMSNorm with fused_add_norm, got {type(self.norm).__name__}"
+            )
+
+    def forward(
+        self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The mixer of the norm of the sum, and the sum: (B, L, C) each."""
+        norm: Any = self.norm
+        total: Any
+        if self.fused_add_norm:
+            normed, total = norm_with_residual(
+                hidden_states, norm.weight, norm.bias, residual, eps=norm.eps, prenorm=True,
+                residual_in_fp32=self.residual_in_fp32, is_rms_norm=isinstance(norm, RMSNorm),
+            )  # fmt: skip
+        else:
+            total = hidden_states if residual is None else hidden_states + residual
+            normed = norm(total.to(norm.weight.dtype))
+            total = total.float() if self.residual_in_fp32 else total
+        return self.mixer(normed, inference_params=inference_params), total
+
+    def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype: Any = None, **options: Any) -> Any:
+        """That of the mixer."""
+        return self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **options)  # pyright: ignore
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+def norm_with_residual(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    *,
+    eps: float,
+    prenorm: bool,
+    residual_in_fp32: bool,
+    is_rms_norm: bool,
+) -> Any:
+    """The norm of x + residual in the dtype of x; with `prenorm` also the sum, in that of the residual or as asked."""
+    wide = x.float() if x.dtype != torch.float64 else x
+    if residual is not None:
+        wide = wide + residual
+        kind = residual.dtype
+    else:
+        kind = torch.float32 if residual_in_fp32 else x.dtype
+    weight = weight.to(wide.dtype)
+    if is_rms_norm:
+        y = F.rms_norm(wide, x.shape[-1:], weight, eps)
+        y = y if bias is None else y + bias
+    else:
+        y = F.layer_norm(wide, x.shape[-1:], weight, None if bias is None else bias.to(wide.dtype), eps)
+    y = y.to(x.dtype)
+    return (y, wide.to(kind)) if prenorm else y
+
+
+def layer_norm_fn_1(
+    x, weight, bias, residual=None, eps=1e-6, prenorm=False, residual_in_fp32=False, is_rms_norm=False
+) -> Any:
+    """`layer_norm_fn` of mamba-ssm 1.x."""
+    return norm_with_residual(
+        x, weight, bias, residual, eps=eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32, is_rms_norm=is_rms_norm
+    )
+
+
+def rms_norm_fn_1(x, weight, bias, residual=None, prenorm=False, residual_in_fp32=False, eps=1e-6) -> Any:
+    """`rms_norm_fn` of mamba-ssm 1.x."""
+    return layer_norm_fn_1(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
+
+
+def layer_norm_fn(
+    x,
+    weight,
+    bias,
+    residual=None,
+    x1=None,
+    weight1=None,
+    bias1=None,
+    eps=1e-6,
+    dropout_p=0.0,
+    rowscale=None,
+    prenorm=False,
+    residual_in_fp32=False,
+    is_rms_norm=False,
+    return_dropout_mask=False,
+) -> Any:
+    """`layer_norm_fn` of later versions; of what these added, dropout and a scale for each row are served."""
+    for name, value in (("x1", x1), ("weight1", weight1), ("bias1", bias1)):
+        if value is not None:
+            raise ValueError(f"{name}: expected None, since parallel norms are not served, got a tensor")
+    if return_dropout_mask:
+        raise ValueError("return_dropout_mask: expected False, since the mask is not served, got True")
+    if rowscale is not None:
+        x = x * rowscale[..., None]
+    return layer_norm_fn_1(F.dropout(x, dropout_p), weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
+
+
+rms_norm_fn = partial(layer_norm_fn, is_rms_norm=True)
+
+
+class RMSNorm(nn.Module):
+    """The norm by the root of the mean square, times a weight for each channel.
+
+    Args:
+        hidden_size: channels, C.
+        eps: added to the mean square.
+        dropout_p: probability of dropout before the residual is added.
+        device: where the weight is made.
+        dtype: of the weight.
+    """
+
+    def __init__(
+        self, hidden_size: int, eps: float = 1e-5, dropout_p: float = 0.0, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.eps, self.dropout_p = eps, dropout_p
+        self.weight = nn.Parameter(torch.ones(hidden_size, device=device, dtype=dtype))
+        self.register_parameter("bias", None)
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
+    ) -> Any:
+        """(..., C) in and out; with `prenorm` the sum of x and residual as well."""
+        x = F.dropout(x, self.dropout_p, self.training)
+        return rms_norm_fn_1(x, self.weight, None, residual, prenorm, residual_in_fp32, self.eps)
