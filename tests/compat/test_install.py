@@ -108,7 +108,7 @@ def test_by_name_and_by_the_older_functions():
 
 def test_an_unknown_name_is_refused():
     for function in (compat.install, compat.uninstall):
-        with pytest.raises(ValueError, match=r"names: expected some of mamba_ssm, .*, got 'mamba'"):
+        with pytest.raises(ValueError, match=r"names: expected some of causal_conv1d, .*, got 'mamba'"):
             function("mamba")
 
 
