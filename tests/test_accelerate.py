@@ -46,6 +46,19 @@ def test_layers_compute_the_same(name, check):
     assert_same(results(model.double(), x.double()), exact)
 
 
+@pytest.mark.parametrize("size", [6, 9])
+@pytest.mark.parametrize("name", ["localmamba", "localmamba_windows"])
+def test_windows_of_square_maps(name, size):
+    model = wrapped(name).eval()
+    x = torch.randn(2, size, size, 6)
+    exact = results(copy.deepcopy(model).double(), x.double())
+    assert_same(results(accelerated(model), x), exact)
+    moved = copy.deepcopy(model).to(torch.float64)
+    assert_same(
+        results(moved, torch.cat((x, x), 1).double()), results(moved[0].original, torch.cat((x, x), 1).double())
+    )
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_compute_the_same(name):
     model = perturbed(NETWORKS[name]()).double().eval()  # in training, norms of batches leave biases no gradient

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import mtlkit
-from harness.third_party_models import NETWORKS, VMambaSS2D, accelerated, perturbed, plain_medmamba, wrapped
+from harness.third_party_models import NETWORKS, LocalSS2D, VMambaSS2D, accelerated, perturbed, plain_medmamba, wrapped
 
 # --- what is left alone -----------------------------------------------------------------------------------------------
 
@@ -91,9 +91,13 @@ def changed(**parts) -> nn.Module:
 
 
 LEFT = {
-    "other scan orders": (lambda: VMambaSS2D(6, orders="rows"), r"computes something else: .* differ by \d+%"),
+    "other scan orders": (lambda: VMambaSS2D(6, orders="swapped", act=nn.GELU), r"computes something else: .* differ by \d+%"),
     "swapped scan orders": (lambda: VMambaSS2D(6, orders="swapped"), "computes something else"),
-    "two directions": (lambda: VMambaSS2D(6, directions=2), "scans in 2 directions, and SS2D in 4"),
+    "three directions": (lambda: VMambaSS2D(6, directions=3), "scans in 3 directions, of which no published order"),
+    "a direction of another name": (lambda: LocalSS2D(6, ("h", "z")), "scans in a direction called z"),
+    "directions without names": (
+        lambda: changed(multi_scan=nn.Identity(), act=nn.GELU()), "its multi_scan does not name its directions"
+    ),
     "a further parameter": (lambda: WithScale(6, 3), "has parameters that SS2D has not: skip_scale"),
     "a buffer": (lambda: WithBuffer(6, 3), "has buffers"),
     "stochastic depth inside": (lambda: WithPath(6, 3), r"a part that SS2D has not: drop_path \(Dropout\)"),
@@ -141,7 +145,7 @@ def test_look_alikes_are_left_alone(case):
 
 
 def test_zero_weights_hide_no_difference():
-    model = nn.Sequential(VMambaSS2D(6, orders="rows"))
+    model = nn.Sequential(VMambaSS2D(6, orders="swapped"))
     nn.init.zeros_(model[0].out_proj.weight)
     assert mtlkit.accelerate(model).left
 
@@ -229,13 +233,13 @@ def test_strict_changes_all_or_nothing():
 
 
 def test_the_report_reads_well():
-    model = nn.ModuleDict({"a": plain_medmamba.SS2D(6, 3), "second": VMambaSS2D(6, directions=2)})
+    model = nn.ModuleDict({"a": plain_medmamba.SS2D(6, 3), "second": VMambaSS2D(6, directions=3)})
     lines = str(mtlkit.accelerate(model)).splitlines()
     assert lines[0] == "mtlkit.accelerate: 1 replaced, 1 left alone"
     assert lines[1].startswith(
         "  replaced  a       SS2D        C=6, D=12, N=3, R=1, silu gate, channels-last; differs by"
     )
-    assert lines[2] == "  left      second  VMambaSS2D  it scans in 2 directions, and SS2D in 4"
+    assert lines[2] == "  left      second  VMambaSS2D  it scans in 3 directions, of which no published order is known"
     assert "SharedSS2D(" in repr(model)
     assert "for=SS2D" in repr(model)
 

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtlkit._accelerate._scans import CROSS, named_scans, usual_scans
 from mtlkit._accelerate._share import Plan, check_parameters, check_part, kind, require
 from mtlkit._accelerate._ss2d_layer import Form, SharedSS2D
 from mtlkit._pixel_linear import PixelLinear
-from mtlkit.nn.ss2d import DIRECTIONS
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps
+SQUARE = (1, 8, 8)  # LocalMamba's directions by columns need as many rows
 PARTS = ("in_proj", "conv2d", "out_norm", "out_proj")
+WHOLE = ("out_norm", "multi_scan")  # parts that are shared as they are
 WITHOUT_PARAMETERS = ("act", "out_act", "dropout")
 
 
@@ -41,14 +43,15 @@ def plan(module: Any) -> Plan:
         NotRecognised: it is no SS2D, or one that cannot share its parameters.
     """
     forms = _recognise(module)
+    size = SQUARE if forms[0].attended else SIZE
     attempts = [
         (
-            (_random_image(forms[0].d_model, first),),
+            (_random_image(forms[0].d_model, first, size),),
             [partial(SharedSS2D, module, form) for form in forms if form.channels_first == first],
         )
         for first in dict.fromkeys(form.channels_first for form in forms)
     ]
-    return Plan(_random_parameters(module, forms[0]), attempts, published=True)
+    return Plan(_random_parameters(module, forms[0]), attempts, published=forms[0].attended or forms[0].scans == CROSS)
 
 
 def _recognise(module: Any) -> list[Form]:
@@ -62,13 +65,15 @@ def _recognise(module: Any) -> list[Form]:
     x_proj, dt, bias, A_logs, Ds = (module._parameters[name] for name in SCAN_PARAMETERS)
     require(x_proj.dim() == dt.dim() == 3, f"x_proj_weight and dt_projs_weight are {x_proj.dim()}- and {dt.dim()}-D")
     directions, inner, rank = dt.shape
-    require(directions == DIRECTIONS, f"it scans in {directions} directions, and SS2D in {DIRECTIONS}")
+    attended = _is_attended(getattr(module, "multi_scan", None), directions)
+    scans = [named_scans(module.multi_scan.choices)] if attended else usual_scans(directions)
+    require(bool(scans), f"it scans in {directions} directions, of which no published order is known")
     states = A_logs.shape[-1]
     for name, parameter, shape in (
-        ("x_proj_weight", x_proj, (DIRECTIONS, rank + 2 * states, inner)),
-        ("dt_projs_bias", bias, (DIRECTIONS, inner)),
-        ("A_logs", A_logs, (DIRECTIONS * inner, states)),
-        ("Ds", Ds, (DIRECTIONS * inner,)),
+        ("x_proj_weight", x_proj, (directions, rank + 2 * states, inner)),
+        ("dt_projs_bias", bias, (directions, inner)),
+        ("A_logs", A_logs, (directions * inner, states)),
+        ("Ds", Ds, (directions * inner,)),
     ):
         require(parameter.shape == shape, f"{name} has shape {tuple(parameter.shape)}, and SS2D {shape}")
 
@@ -95,7 +100,8 @@ def _recognise(module: Any) -> list[Form]:
         acts = ("silu",) if isinstance(getattr(module, "act", None), nn.SiLU | None) else ("act", "silu")
         gates = ("linear", *acts) if getattr(module, "disable_z_act", False) is True else (*acts, "linear")
     return [
-        replace(form, gate=gate, norm=norm, channels_first=first)
+        replace(form, gate=gate, norm=norm, channels_first=first, scans=order, attended=attended)
+        for order in scans
         for first in _layouts(module)
         for norm in norms
         for gate in gates
@@ -108,15 +114,29 @@ def _check_parts(module: Any) -> None:
         require(isinstance(getattr(module, name, None), nn.Module), f"it has no {name}")
     for name, child in module.named_children():
         idle = name in WITHOUT_PARAMETERS or isinstance(child, nn.Identity)
-        require(name in PARTS or idle, f"it has a part that SS2D has not: {name} ({kind(child)})")
-        if name == "out_norm":
-            continue  # shared as it is, unless it is a plain LayerNorm
+        known = name in PARTS or name == "multi_scan"
+        require(known or idle, f"it has a part that SS2D has not: {name} ({kind(child)})")
+        if name in WHOLE:
+            continue
         check_part(name, child)
     require(next(module.buffers(), None) is None, "it has buffers, and SS2D has none")
     parts = {f"{name}.{tensor}" for name in PARTS for tensor in ("weight", "bias")}
-    parts |= {f"out_norm.{name}" for name, _ in module.out_norm.named_parameters()}
+    whole = [(name, getattr(module, name)) for name in WHOLE if hasattr(module, name)]
+    parts |= {f"{name}.{tensor}" for name, part in whole for tensor, _ in part.named_parameters()}
     needed = {*SCAN_PARAMETERS, "in_proj.weight", "out_proj.weight"}
     check_parameters(module, needed | parts, needed, "SS2D")
+
+
+def _is_attended(scan: Any, directions: int) -> bool:
+    """Whether the directions are named and added up as LocalMamba does it."""
+    if scan is None:
+        return False
+    choices = getattr(scan, "choices", None)
+    require(isinstance(choices, list | tuple), "its multi_scan does not name its directions")
+    require(isinstance(getattr(scan, "attn", None), nn.Module), "its multi_scan has no attn")
+    require(not getattr(scan, "search", False), "it is still searching for its directions")
+    require(len(choices) == directions, f"its multi_scan names {len(choices)} directions, and it has {directions}")
+    return True
 
 
 def _projection_sizes(name: str, layer: Any) -> tuple[int, int]:
@@ -191,8 +211,8 @@ def _layouts(module: Any) -> tuple[bool, ...]:
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
-def _random_image(channels: int, channels_first: bool) -> Tensor:
-    batch, height, width = SIZE
+def _random_image(channels: int, channels_first: bool, size: tuple[int, int, int]) -> Tensor:
+    batch, height, width = size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, height, width, channels, generator=generator, dtype=torch.float32)
     return x.permute(0, 3, 1, 2).contiguous() if channels_first else x

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit import ops
-from mtlkit._accelerate._share import Shared
+from mtlkit._accelerate._scans import CROSS, Scan, says, scan_map
+from mtlkit._accelerate._share import Shared, share
 from mtlkit._check import check_tensor
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.ss2d import SS2D
@@ -28,11 +29,14 @@ class Form:
     out_act: bool
     dropout: float
     channels_first: bool
+    scans: tuple[Scan, ...] = CROSS
+    attended: bool = False  # each direction through the attention of LocalMamba before the sum
 
     def __str__(self) -> str:
         gate = {None: "no gate", "act": "activated gate"}.get(self.gate, f"{self.gate} gate")
         layout = "channels-first" if self.channels_first else "channels-last"
-        return f"C={self.d_model}, D={self.d_inner}, N={self.d_state}, R={self.dt_rank}, {gate}, {layout}"
+        scans = "" if self.scans == CROSS else f", {says(self.scans)}"
+        return f"C={self.d_model}, D={self.d_inner}, N={self.d_state}, R={self.dt_rank}, {gate}, {layout}{scans}"
 
 
 class _Projection(PixelLinear):
@@ -84,10 +88,12 @@ class SharedSS2D(Shared, SS2D):
         self.out_proj = _Projection(1, 1, device="meta")
         for projection, sizes in ((self.in_proj, original.in_proj), (self.out_proj, original.out_proj)):
             projection.out_features, projection.in_features = sizes.weight.shape[:2]
-        self.gate, self.norm = form.gate, form.norm
+        self.gate, self.norm, self.scans = form.gate, form.norm, form.scans
         self.act = nn.SiLU() if getattr(original, "act", None) is None else original.act
         if form.norm not in ("layer", None):
             self.out_norm = original.out_norm
+        if form.attended:
+            self.multi_scan = original.multi_scan
         if isinstance(self.out_norm, nn.LayerNorm):
             self.out_norm.eps = original.out_norm.eps
             self.out_norm.elementwise_affine = original.out_norm.elementwise_affine
@@ -95,7 +101,9 @@ class SharedSS2D(Shared, SS2D):
         self._stand_in_for(original)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scans the image in four directions, in the layout of the original."""
+        """Scans the image in the directions and the layout of the original."""
+        if hasattr(self, "multi_scan") and x.dim() == 4 and x.shape[1] != x.shape[2]:
+            return self._as_original(x)
         if not self.channels_first:
             return super().forward(x).contiguous()
         check_tensor("x", x, 4)
@@ -106,29 +114,45 @@ class SharedSS2D(Shared, SS2D):
         normed = isinstance(self.out_norm, nn.LayerNorm)
         return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
+    def _as_original(self, x: Tensor) -> Tensor:
+        """What the original makes of a map that is not square, whose columns LocalMamba's own code puts elsewhere."""
+        share(self, self.original)
+        self.original.train(self.training)
+        return self.original.forward(x)
+
     def _conv_silu(self, x: Tensor) -> Tensor:
         if isinstance(self.act, nn.SiLU):
             return super()._conv_silu(x)
         return self.act(self.conv2d(x) if self.d_conv > 1 else x)
 
     def _scan_norm(self, z: Tensor | None, u: Tensor, *others: Tensor) -> Tensor:
-        if self.norm in ("layer", None):
-            if self.gate != "act":
-                return super()._scan_norm(z, u, *others)
-            y = super()._scan_norm(None, u, *others)  # (B, H, W, D)
-        else:
-            wide = torch.float32 if u.dtype == torch.float16 else None
-            y = self._normalised(ops.ss2d(u, *others, out_dtype=wide).permute(0, 2, 3, 1))
-            y = F.gelu(y) if self.out_act else y
+        fused = self.scans == CROSS and self.norm in ("layer", None)
+        if fused and self.gate != "act":
+            return super()._scan_norm(z, u, *others)
+        y = super()._scan_norm(None, u, *others) if fused else self._normalised(self._scan(u, *others))  # (B, H, W, D)
+        if self.out_act and not fused:
+            y = F.gelu(y)
         if z is None:
             return y
         return y * (z if self.gate == "linear" else self.act(z) if self.gate == "act" else F.silu(z))
+
+    def _scan(self, u: Tensor, x_dbl: Tensor, *others: Tensor) -> Tensor:
+        """The sum of the directions, (B, H, W, D)."""
+        wide = torch.float32 if u.dtype == torch.float16 else None  # the sum may pass float16's range
+        if self.scans == CROSS:
+            return ops.ss2d(u, x_dbl, *others, out_dtype=wide).permute(0, 2, 3, 1)
+        pixels, rows = u.permute(0, 2, 3, 1), x_dbl.permute(0, 3, 4, 1, 2)
+        attended = hasattr(self, "multi_scan")
+        y = scan_map(self.scans, pixels, rows, *others, merge=not attended, out_dtype=wide)
+        if attended:  # (B, K, H, W, D)
+            y = self.multi_scan.attn(y.flatten(0, 1).flatten(1, 2)).view(y.shape).sum(1)
+        return y
 
     def _normalised(self, y: Tensor) -> Tensor:
         """What the original's own norm makes of the scan, in the layout that it takes: (B, H, W, D) in and out."""
         if self.norm == "tokens":
             return self.out_norm(y.flatten(1, 2)).view(y.shape)
-        if self.channels_first:
+        if self.channels_first and self.norm == "image":
             return self.out_norm(y.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
         return self.out_norm(y)
 

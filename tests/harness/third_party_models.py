@@ -105,10 +105,19 @@ class VMambaSS2D(nn.Module):
             "cross": [rows, columns, rows.flip(0), columns.flip(0)],
             "rows": [rows, rows, rows.flip(0), rows.flip(0)],
             "swapped": [columns, rows, columns.flip(0), rows.flip(0)],
+            "one": [rows] * 4,
+            "atrous": _atrous(rows.view(height, width)),
         }
         return every[self.orders][: len(self.dt_projs_weight)]
 
     def forward_corev2(self, x: Tensor, scan) -> Tensor:
+        if self.orders == "atrous":
+            x, (height, width) = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), x.shape[2:]
+            return self.out_norm(self.scanned(x, scan)[:, :, :height, :width].permute(0, 2, 3, 1))
+        y = self.scanned(x, scan)
+        return self.out_norm(y if self.first else y.permute(0, 2, 3, 1))
+
+    def scanned(self, x: Tensor, scan) -> Tensor:
         batch, D, height, width = x.shape
         orders = self.orders_of(height, width)
         xs = torch.stack([x.flatten(2)[..., order] for order in orders], 1)  # (B, K, D, L)
@@ -117,8 +126,12 @@ class VMambaSS2D(nn.Module):
         dts = torch.einsum("bkrl,kdr->bkdl", dts, self.dt_projs_weight)
         A, bias = -torch.exp(self.A_logs), self.dt_projs_bias.flatten()
         ys = scan(xs.flatten(1, 2), dts.flatten(1, 2), A, Bs, Cs, self.Ds, bias).unflatten(1, (len(orders), D))
-        y = sum(ys[:, k][..., order.argsort()] for k, order in enumerate(orders)).view(batch, D, height, width)
-        return self.out_norm(y if self.first else y.permute(0, 2, 3, 1))
+        return self.merged(ys, orders).view(batch, D, height, width)
+
+    def merged(self, ys: Tensor, orders: list[Tensor]) -> Tensor:
+        """(B, K, D, T) in the order of the scan to (B, D, L) in that of the pixels."""
+        y = ys.new_zeros(ys.shape[0], ys.shape[2], int(max(order.max() for order in orders)) + 1)
+        return sum((y.index_copy(2, order, ys[:, k]) for k, order in enumerate(orders)), y)
 
     def forwardv2(self, x: Tensor) -> Tensor:
         x = self.in_proj(x)
@@ -128,6 +141,74 @@ class VMambaSS2D(nn.Module):
         x = x if self.first else x.permute(0, 3, 1, 2).contiguous()
         y = self.out_act(self.forward_core(self.act(self.conv2d(x) if hasattr(self, "conv2d") else x)))
         return self.dropout(self.out_proj(y if self.disable_z else y * z))
+
+
+def _atrous(tokens: Tensor) -> list[Tensor]:
+    """EfficientVMamba's: each direction another quarter of the pixels, two of them column by column."""
+    quarters = [(0, 0, False), (1, 0, True), (0, 1, False), (1, 1, True)]
+    parts = [(tokens[i::2, j::2], across) for i, j, across in quarters]
+    return [(part.t() if across else part).flatten() for part, across in parts]
+
+
+# --- LocalMamba -------------------------------------------------------------------------------------------------------
+
+
+class BiAttn(nn.Module):
+    """Weighs the channels of a direction's tokens by their mean."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.global_reduce = nn.Linear(dim, dim // 4)
+        self.act_fn = nn.GELU()
+        self.channel_select = nn.Linear(dim // 4, dim)
+        self.gate_fn = nn.Sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.norm(x).mean(1, keepdim=True)  # (B, 1, D)
+        return x * self.gate_fn(self.channel_select(self.act_fn(self.global_reduce(mean))))
+
+
+class MultiScan(nn.Module):
+    def __init__(self, dim: int, choices: tuple[str, ...]) -> None:
+        super().__init__()
+        self.choices = choices
+        self.attn = BiAttn(dim)
+
+    def order(self, name: str, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens of a direction, and the map that they count, padded to whole windows."""
+        stem, _, flip = name.partition("_")
+        window = int(stem[1:] or 1)
+        tall, wide = (-(-size // window) * window for size in (height, width))
+        tokens = torch.arange(tall * wide).view(tall, wide)
+        if stem == "v":
+            order = tokens.t().flatten()
+        else:
+            order = tokens.unflatten(1, (-1, window)).unflatten(0, (-1, window)).transpose(1, 2).flatten()
+        return (order.flip(0) if flip else order), (tall, wide)
+
+
+class LocalSS2D(VMambaSS2D):
+    """Each direction scanned alone and weighed, then added up; for maps with as many rows as columns."""
+
+    def __init__(self, d_model: int, choices: tuple[str, ...], d_state: int = 2) -> None:
+        super().__init__(d_model, d_state, disable_z=False, conv_bias=True)
+        self.multi_scan = MultiScan(self.d_inner, choices)
+
+    def forward_corev2(self, x: Tensor, scan) -> Tensor:
+        height, width = x.shape[2:]
+        y = x.new_zeros(len(x), height, width, self.d_inner)
+        D = self.d_inner
+        for k, name in enumerate(self.multi_scan.choices):
+            order, (tall, wide) = self.multi_scan.order(name, height, width)
+            xs = F.pad(x, (0, wide - width, 0, tall - height)).flatten(2)[..., order]  # (B, D, L)
+            dts, Bs, Cs = (self.x_proj_weight[k] @ xs).split((self.dt_rank, self.d_state, self.d_state), 1)
+            rows = slice(k * D, (k + 1) * D)
+            weights = -torch.exp(self.A_logs[rows]), Bs[:, None], Cs[:, None], self.Ds[rows], self.dt_projs_bias[k]
+            found = scan(xs, self.dt_projs_weight[k] @ dts, *weights)[..., order.argsort()].unflatten(2, (tall, wide))
+            found = found[:, :, :height, :width].flatten(2).transpose(1, 2)
+            y = y + self.multi_scan.attn(found).view(y.shape)
+        return self.out_norm(y)
 
 
 # --- VM-UNet ----------------------------------------------------------------------------------------------------------
@@ -197,6 +278,12 @@ LAYERS = {
     "vmamba_sigmoid": lambda: VMambaSS2D(6, 2, norm=lambda _: nn.Sigmoid(), disable_z=False, disable_z_act=True),
     "vmamba_dwconv": lambda: VMambaSS2D(6, channel_first=True, norm=functools.partial(convolved, True, False)),
     "vmamba_cnorm": lambda: VMambaSS2D(6, norm=functools.partial(convolved, False, True)),
+    "vmamba_both_ways": lambda: VMambaSS2D(6, channel_first=True, orders="rows"),
+    "vmamba_one_way": lambda: VMambaSS2D(6, 2, orders="one", oact=True, disable_z=False, norm=None),
+    "vmamba_two": lambda: VMambaSS2D(6, directions=2, disable_z=False, act=nn.GELU),
+    "efficientvmamba": lambda: VMambaSS2D(6, 3, disable_z=False, orders="atrous"),
+    "localmamba": lambda: LocalSS2D(6, ("h", "v_flip", "w2", "w7_flip")),
+    "localmamba_windows": lambda: LocalSS2D(6, ("w2", "w2_flip")),
 }  # fmt: skip
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
