@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 import mtlkit
-from harness.third_party_models import LAYERS, NETWORKS, MedMamba, accelerated, perturbed, plain_medmamba, wrapped
+from harness.third_party_models import (
+    LAYERS,
+    NETWORKS,
+    TRIED,
+    MedMamba,
+    accelerated,
+    perturbed,
+    plain_medmamba,
+    wrapped,
+)
 from mtlkit.testing import assert_accurate
 
 
@@ -34,9 +43,17 @@ def assert_same(got: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
 # --- the same results -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("check", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_compute_the_same(name, check):
+def test_layers_compute_the_same(name):
+    assert_layer_is_the_same(name, check=True)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in TRIED])
+def test_unchecked_layers_compute_the_same(name):
+    assert_layer_is_the_same(name, check=False)
+
+
+def assert_layer_is_the_same(name: str, check: bool) -> None:
     model = wrapped(name).eval()
     x = image(model)
     exact = results(copy.deepcopy(model).double(), x.double())
@@ -53,10 +70,9 @@ def test_windows_of_square_maps(name, size):
     x = torch.randn(2, size, size, 6)
     exact = results(copy.deepcopy(model).double(), x.double())
     assert_same(results(accelerated(model), x), exact)
-    moved = copy.deepcopy(model).to(torch.float64)
-    assert_same(
-        results(moved, torch.cat((x, x), 1).double()), results(moved[0].original, torch.cat((x, x), 1).double())
-    )
+    moved = copy.deepcopy(model).double()
+    wide = torch.cat((x, x), 1).double()  # goes through the original, with the Parameters that hold now
+    torch.testing.assert_close(moved(wide), moved[0].original(wide), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -91,7 +91,10 @@ def changed(**parts) -> nn.Module:
 
 
 LEFT = {
-    "other scan orders": (lambda: VMambaSS2D(6, orders="swapped", act=nn.GELU), r"computes something else: .* differ by \d+%"),
+    "other scan orders": (
+        lambda: VMambaSS2D(6, orders="swapped", act=nn.GELU),
+        r"computes something else: .* differ by \d+%",
+    ),
     "swapped scan orders": (lambda: VMambaSS2D(6, orders="swapped"), "computes something else"),
     "three directions": (lambda: VMambaSS2D(6, directions=3), "scans in 3 directions, of which no published order"),
     "a direction of another name": (lambda: LocalSS2D(6, ("h", "z")), "scans in a direction called z"),

@@ -146,9 +146,8 @@ def scan_map(
         x, x_rows, weights = u, rows, (dt_weight, dt_bias, A_logs, Ds)
         if len(groups) > 1:
             x_rows = rows[:, :, :, taken]
-            of_each = (dt_weight[taken], dt_bias[taken])
-            flat = (weight.unflatten(0, (-1, inner))[taken].flatten(0, 1) for weight in (A_logs, Ds))
-            weights = (*of_each, *flat)
+            each_A, each_D = A_logs.unflatten(0, (-1, inner))[taken], Ds.unflatten(0, (-1, inner))[taken]
+            weights = dt_weight[taken], dt_bias[taken], each_A.flatten(0, 1), each_D.flatten()
         if (tall, wide) != (height, width):
             x = F.pad(x, (0, 0, 0, wide - width, 0, tall - height))
             x_rows = F.pad(x_rows, (0, 0, 0, 0, 0, wide - width, 0, tall - height))
@@ -156,7 +155,7 @@ def scan_map(
             x.flatten(1, 2).transpose(1, 2),
             x_rows.permute(0, 3, 4, 1, 2).flatten(3),
             *weights,
-            _joined(tuple(members), tall, wide),
+            order=_joined(tuple(members), tall, wide),
             merge=merge,
             out_dtype=out_dtype,
         )  # (B, D, L) or (B, K, D, L)

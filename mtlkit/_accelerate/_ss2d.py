@@ -131,7 +131,7 @@ def _is_attended(scan: Any, directions: int) -> bool:
     """Whether the directions are named and added up as LocalMamba does it."""
     if scan is None:
         return False
-    choices = getattr(scan, "choices", None)
+    choices: Any = getattr(scan, "choices", None)
     require(isinstance(choices, list | tuple), "its multi_scan does not name its directions")
     require(isinstance(getattr(scan, "attn", None), nn.Module), "its multi_scan has no attn")
     require(not getattr(scan, "search", False), "it is still searching for its directions")

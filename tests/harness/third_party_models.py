@@ -192,7 +192,7 @@ class LocalSS2D(VMambaSS2D):
     """Each direction scanned alone and weighed, then added up; for maps with as many rows as columns."""
 
     def __init__(self, d_model: int, choices: tuple[str, ...], d_state: int = 2) -> None:
-        super().__init__(d_model, d_state, disable_z=False, conv_bias=True)
+        super().__init__(d_model, d_state, disable_z=False, conv_bias=True, directions=len(choices))
         self.multi_scan = MultiScan(self.d_inner, choices)
 
     def forward_corev2(self, x: Tensor, scan) -> Tensor:
@@ -285,6 +285,7 @@ LAYERS = {
     "localmamba": lambda: LocalSS2D(6, ("h", "v_flip", "w2", "w7_flip")),
     "localmamba_windows": lambda: LocalSS2D(6, ("w2", "w2_flip")),
 }  # fmt: skip
+TRIED = {"vmamba_two", "vmamba_both_ways", "vmamba_one_way", "efficientvmamba"}  # whose order only a comparison tells
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
     "vmunet": VMUNet,
