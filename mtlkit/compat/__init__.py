@@ -10,6 +10,7 @@ The functions themselves may be called directly as well.
 >>> mtlkit.compat.uninstall()
 """
 
+from mtlkit.compat._cuda import cuda_on_cpu
 from mtlkit.compat._inner import (
     bimamba_inner_fn,
     bimamba_inner_ref,
@@ -32,6 +33,7 @@ from mtlkit.compat.selective_scan_cuda import selective_scan_oflex
 __all__ = [
     "bimamba_inner_fn",
     "bimamba_inner_ref",
+    "cuda_on_cpu",
     "install",
     "install_mamba_ssm",
     "install_vmamba",

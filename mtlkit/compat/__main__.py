@@ -1,5 +1,6 @@
 """Runs a script or module with all names of mtlkit.compat installed: python -m mtlkit.compat script.py arguments."""
 
+import contextlib
 import importlib.util
 import sys
 from importlib.abc import InspectLoader
@@ -8,14 +9,16 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import NoReturn
 
-from mtlkit.compat import install
+from mtlkit.compat import cuda_on_cpu, install
 
+OURS = (__file__, contextlib.__file__, "<frozen runpy>")  # files whose frames lead to the script
 PROGRAM = "python -m mtlkit.compat"
-USAGE = f"""usage: {PROGRAM} script.py [argument ...]
-       {PROGRAM} -m module [argument ...]
+USAGE = f"""usage: {PROGRAM} [--cpu] script.py [argument ...]
+       {PROGRAM} [--cpu] -m module [argument ...]
 
 Runs a script, a folder with a __main__.py, or a module as python does, after mtlkit.compat.install(): its imports of
-mamba_ssm, causal_conv1d, selective_scan and selective_scan_cuda* find mtlkit where those have no compiled kernels."""
+mamba_ssm, causal_conv1d, selective_scan and selective_scan_cuda* find mtlkit where those have no compiled kernels.
+With --cpu, what it moves to a CUDA device stays on the CPU where torch sees no GPU."""
 
 
 def main(arguments: list[str]) -> None:
@@ -23,16 +26,19 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         raise SystemExit(0 if arguments else 2)
-    if arguments[0] == "-m":
+    if arguments[0] == "--cpu":
+        with cuda_on_cpu():
+            main(arguments[1:])
+    elif arguments[0] == "-m":
         if len(arguments) < 2:
             _stop("expected the name of a module after -m, got nothing")
         install()
         spec, code = _module(arguments[1])
         sys.argv = [spec.origin or arguments[1], *arguments[2:]]
         _run(code, spec.origin, spec)
+    elif arguments[0].startswith("-"):
+        _stop(f"expected a script, -m or --cpu, got the option {arguments[0]}")
     else:
-        if arguments[0].startswith("-"):
-            _stop(f"expected a script or -m, got the option {arguments[0]}")
         install()
         sys.argv = list(arguments)
         _run(*_script(Path(arguments[0])), None)
@@ -84,7 +90,7 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except Exception as error:
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+        while trace is not None and trace.tb_frame.f_code.co_filename in OURS:
             trace = trace.tb_next  # what Python shows of a script begins in the script
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise SystemExit(1) from None

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from mtlkit.compat._cuda import allow_cpu_contexts
+
 
 class Package(NamedTuple):
     """A package that can be served."""
@@ -45,7 +47,8 @@ def install(*names: str, replace: bool = False) -> tuple[str, ...]:
     """Makes the import names of other packages find mtlkit's functions; call it before the code that imports them.
 
     An installed package whose compiled kernels can be imported is left alone; of one without them the served modules
-    are replaced, with a warning that says so, and all its others stay importable.
+    are replaced, with a warning that says so, and all its others stay importable. Where torch sees no GPU,
+    `with torch.cuda.device(x.device)`, as VMamba has it, passes for an x on the CPU until `uninstall`.
 
     Args:
         names: packages, as they are imported; every one that is served if none is named.
@@ -241,6 +244,7 @@ class _Finder:
     def add(self, package: str) -> None:
         if not self.before:
             sys.meta_path.insert(0, self)
+            allow_cpu_contexts(True)
         self.before[package] = _taken(package)
         contents = importlib.import_module(PACKAGES[package].served_by).MODULES
         for name in [name for name in contents if f"{name}.".startswith(f"{package}.")]:
@@ -260,6 +264,7 @@ class _Finder:
                 del table[name]
         if not self.before:
             sys.meta_path.remove(self)
+            allow_cpu_contexts(False)
 
     # what the import system calls
 

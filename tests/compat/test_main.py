@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from mtlkit import compat
 from mtlkit.compat.__main__ import main
@@ -79,8 +80,8 @@ def test_a_module(folder, capsys, monkeypatch, name):
         (["-m", "a_module_that_nobody_has"], "no module named a_module_that_nobody_has"),
         (["-m", "a_module_that_nobody_has.part"], "no module a_module_that_nobody_has.part"),
         (["-m", "math"], "no module named math that can be run"),
-        (["--epochs"], "expected a script or -m, got the option --epochs"),
-        ([], "usage: python -m mtlkit.compat script.py"),
+        (["--epochs"], "expected a script, -m or --cpu, got the option --epochs"),
+        ([], "usage: python -m mtlkit.compat"),
     ],
 )
 def test_what_cannot_be_run_is_said(tmp_path, monkeypatch, capsys, arguments, message):
@@ -92,11 +93,17 @@ def test_what_cannot_be_run_is_said(tmp_path, monkeypatch, capsys, arguments, me
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_cuda_devices_are_the_cpu_if_asked(tmp_path, capsys):
+    (tmp_path / "main.py").write_text("import torch\nprint(torch.zeros(2, device='cuda').cuda().to('cuda:0').device)")
+    main(["--cpu", str(tmp_path / "main.py")])
+    assert capsys.readouterr().out.startswith("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
-    assert "usage: python -m mtlkit.compat script.py" in capsys.readouterr().out
+    assert "usage: python -m mtlkit.compat [--cpu] script.py" in capsys.readouterr().out
     assert find_spec("mamba_ssm") is None
 
 
