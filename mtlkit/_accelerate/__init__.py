@@ -6,7 +6,7 @@ from typing import Literal, TypeVar, overload
 
 from torch import nn
 
-from mtlkit._accelerate import _levels, _mamba, _ss2d
+from mtlkit._accelerate import _cores, _levels, _mamba, _ss2d
 from mtlkit._accelerate._compare import Match, compare
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require, share
 from mtlkit.nn import SS2D, InteractionLevel, Mamba, TaskInteraction
@@ -98,13 +98,13 @@ def accelerate(
 def accelerate(
     model: nn.Module, *, strict: bool = False, report: bool = True, check: bool = True
 ) -> Report | nn.Module:
-    """Swaps every SS2D layer of a model, and every level of task interaction, for mtlkit's, in place.
+    """Swaps the scans of a model, and every level of task interaction, for mtlkit's, in place.
 
-    The layers of MedMamba, VM-UNet and VMamba (both versions, channels-first or channels-last, with and without a
-    gate), and of whatever was made from them, are recognised by their parameters and shapes; TIM, and TIM with UPA, by
-    the names of their published parts, which are those of mtlkit.nn.InteractionLevel. The new layers hold the very same
-    Parameters under the same names and in the same order: optimizers, state dicts, exponential averages, tied and
-    frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
+    The SS2D layers of MedMamba, VM-UNet and VMamba, and of whatever was made from them, in any published order of the
+    scan, the blocks of Mamba, Vim and their kin, and the scans of SegMAN, MambaIRv2, MSVMamba and Sigma are recognised
+    by their parameters and shapes; TIM, and TIM with UPA, by the names of their published parts, which are those of
+    mtlkit.nn.InteractionLevel. The new layers hold the very same Parameters under the same names and in the same order:
+    optimizers, state dicts, exponential averages, tied and frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
     model is left as it is, and a second call finds nothing to do.
 
     Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
@@ -135,7 +135,7 @@ def accelerate(
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
             continue  # a part of a layer that was dealt with as a whole
-        recogniser = next((r for r in (_ss2d, _mamba, _levels) if r.resembles(module)), None)
+        recogniser = next((r for r in (_cores, _ss2d, _mamba, _levels) if r.resembles(module)), None)
         if isinstance(module, SS2D | Mamba | InteractionLevel | TaskInteraction | Shared):
             already.append(name)
             done.append(f"{name}.")
@@ -151,6 +151,8 @@ def accelerate(
                 replacements[module] = match.ours
                 replaced.append(Replaced(name, kind(module), match.ours.form, match.error, match.formula))
                 done.append(f"{name}.")
+        elif any(parameter.startswith("A_log") for parameter in module._parameters):
+            left.append(Left(name, kind(module), "its scan has a layout that mtlkit does not know"))
     result = Report(tuple(replaced), tuple(left), tuple(already))
     if strict and (left or not (replaced or already)):
         raise ValueError(f"model: with strict=True, nothing was replaced\n{result}")

@@ -132,7 +132,11 @@ def _on(device: torch.device, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Any, ...], outputs: int) -> tuple[Tensor, ...]:
-    replaced = {f"layer.{name}": value for name, value in values.items()}
+    owned: dict[tuple[nn.Module, str], str] = {}  # a part that has two names is given its values once
+    for name in values:
+        path, _, leaf = name.rpartition(".")
+        owned.setdefault((layer.get_submodule(path), leaf), name)
+    replaced = {f"layer.{name}": values[name] for name in owned.values()}
     with torch.no_grad(), torch.autocast(inputs[0].device.type, enabled=False), _in_eval_mode(layer):
         found = functional_call(_Bare(layer), replaced, inputs, tie_weights=False)
     found = (found,) if outputs == 1 else found

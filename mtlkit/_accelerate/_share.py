@@ -80,7 +80,10 @@ class Shared(nn.Module):
         _order(original, self)
         for hooks in HOOKS:
             setattr(self, hooks, getattr(original, hooks))  # the very same, so that their handles can still remove them
-        self.train(original.training)
+        theirs = set(original.modules())
+        for part in self.modules():
+            if part not in theirs:  # parts that both hold keep their modes
+                part.training = original.training
         self.__dict__["_original"] = original  # beside the registered modules: no part of state dicts or parameters()
 
 
