@@ -104,8 +104,9 @@ def accelerate(
     scan, the blocks of Mamba, Vim and their kin, and the scans of SegMAN, MambaIRv2, MSVMamba and Sigma are recognised
     by their parameters and shapes; TIM, and TIM with UPA, by the names of their published parts, which are those of
     mtlkit.nn.InteractionLevel. The new layers hold the very same Parameters under the same names and in the same order:
-    optimizers, state dicts, exponential averages, tied and frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
-    model is left as it is, and a second call finds nothing to do.
+    optimizers, state dicts, exponential averages, tied and frozen weights go on as before. Hooks of the layers,
+    training mode, device and dtype survive. Everything else in the model is left as it is, and a second call finds
+    nothing to do.
 
     Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
 
@@ -151,8 +152,6 @@ def accelerate(
                 replacements[module] = match.ours
                 replaced.append(Replaced(name, kind(module), match.ours.form, match.error, match.formula))
                 done.append(f"{name}.")
-        elif any(parameter.startswith("A_log") for parameter in module._parameters):
-            left.append(Left(name, kind(module), "its scan has a layout that mtlkit does not know"))
     result = Report(tuple(replaced), tuple(left), tuple(already))
     if strict and (left or not (replaced or already)):
         raise ValueError(f"model: with strict=True, nothing was replaced\n{result}")
