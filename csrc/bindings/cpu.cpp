@@ -63,6 +63,59 @@ void bind_ss2d(py::module_& m) {
                  });
 }
 
+// `to` leads to DirectionalScanForward.
+template <typename Params, typename... Path>
+Arguments<Params> directional_scan_inputs(Path... to) {
+  using Forward = DirectionalScanForward;
+  using Shape = DirectionalScanShape;
+  return Arguments<Params>{
+             sizes<Params>("(B, K, D, H, W, T, N, R)", member_of<Params>(to..., &Forward::shape), &Shape::batch,
+                           &Shape::directions, &Shape::channels, &Shape::height, &Shape::width, &Shape::steps,
+                           &Shape::states, &Shape::rank),
+             argument<Params>("own_inputs", "whether each direction has its own u", to..., &Forward::own_inputs),
+             argument<Params>("merge", "whether the output is the sum over the directions", to..., &Forward::merge),
+             argument<Params>("u", "(B, K, D, H, W)", to..., &Forward::u),
+             argument<Params>("x_dbl", "(B, H, W, K, R + 2 N), contiguous", to..., &Forward::x_dbl),
+             argument<Params>("dt_weight", "(K, D, R)", to..., &Forward::dt_weight),
+             argument<Params>("dt_bias", "(K, D)", to..., &Forward::dt_bias),
+             argument<Params>("A_logs", "(K D, N)", to..., &Forward::A_logs),
+             argument<Params>("Ds", "(K D)", to..., &Forward::Ds),
+             argument<Params>("order", "(K, T) or (B, K, T), int32", to..., &Forward::order),
+             argument<Params>("own_orders", "whether each sample has its own order", to..., &Forward::own_orders),
+             argument<Params>("starts", "(B, K, T), one byte each, 0 for none", to..., &Forward::starts),
+             argument<Params>("initial_state", "(B, K, D, N), may be absent", to..., &Forward::initial_state),
+             argument<Params>("checkpoints", "states kept for the backward pass, 0 for none", to...,
+                              &Forward::checkpoints),
+         } +
+         computation<Params, Forward>(to...);
+}
+
+void bind_directional_scan(py::module_& m) {
+  using Forward = DirectionalScanForward;
+  using Backward = DirectionalScanBackward;
+  add_kernel(m, "directional_scan_forward", "The scan along any orders of the tokens.",
+             &CpuKernels::directional_scan_forward,
+             directional_scan_inputs<Forward>() +
+                 Arguments<Forward>{
+                     argument<Forward>("y", "(B, K, D, H, W)", &Forward::y),
+                     argument<Forward>("last_state", "(B, K, D, N), 0 if not wanted", &Forward::last_state),
+                 });
+  add_kernel(m, "directional_scan_backward", "The gradients of the scan along any orders.",
+             &CpuKernels::directional_scan_backward,
+             directional_scan_inputs<Backward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(B, K, D, H, W)", &Backward::dy),
+                     argument<Backward>("dlast_state", "(B, K, D, N), may be absent", &Backward::dlast_state),
+                     argument<Backward>("du", "(B, K, D, H, W)", &Backward::du),
+                     argument<Backward>("dx_dbl", "like x_dbl", &Backward::dx_dbl),
+                     argument<Backward>("ddt_weight", "(K, D, R)", &Backward::ddt_weight),
+                     argument<Backward>("ddt_bias", "(K, D)", &Backward::ddt_bias),
+                     argument<Backward>("dA_logs", "(K D, N)", &Backward::dA_logs),
+                     argument<Backward>("dDs", "(K D)", &Backward::dDs),
+                     argument<Backward>("dinitial_state", "(B, K, D, N), 0 if not wanted", &Backward::dinitial_state),
+                 });
+}
+
 void bind_selective_scan(py::module_& m) {
   using Forward = SelectiveScanForward;
   using Backward = SelectiveScanBackward;
@@ -313,6 +366,7 @@ void bind_cpu(py::module_& m) {
       py::arg("tokens"), py::arg("threads"), "Runs state updates alone and returns how many they were.");
 
   bind_ss2d(m);
+  bind_directional_scan(m);
   bind_selective_scan(m);
   bind_dwconv_silu(m);
   bind_norm_gate(m);

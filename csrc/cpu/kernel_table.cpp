@@ -7,6 +7,8 @@ namespace MTLKIT_ISA {
 
 int ss2d_forward(const SS2DForward&);
 int ss2d_backward(const SS2DBackward&);
+int directional_scan_forward(const DirectionalScanForward&);
+int directional_scan_backward(const DirectionalScanBackward&);
 int selective_scan_forward(const SelectiveScanForward&);
 int selective_scan_backward(const SelectiveScanBackward&);
 int dwconv_silu_forward(const DwconvSiluForward&);
@@ -30,6 +32,8 @@ const CpuKernels kernels = {
     MTLKIT_NAME(MTLKIT_ISA),
     ss2d_forward,
     ss2d_backward,
+    directional_scan_forward,
+    directional_scan_backward,
     selective_scan_forward,
     selective_scan_backward,
     dwconv_silu_forward,

@@ -1,6 +1,7 @@
 // The table of kernels that each instruction-set level fills in.
 #pragma once
 
+#include "cpu/directional_scan/directional_scan.h"
 #include "cpu/dwconv_silu.h"
 #include "cpu/interaction/gating.h"
 #include "cpu/interaction/interaction.h"
@@ -23,6 +24,8 @@ struct CpuKernels {
   const char* isa;
   int (*ss2d_forward)(const SS2DForward&);
   int (*ss2d_backward)(const SS2DBackward&);
+  int (*directional_scan_forward)(const DirectionalScanForward&);
+  int (*directional_scan_backward)(const DirectionalScanBackward&);
   int (*selective_scan_forward)(const SelectiveScanForward&);
   int (*selective_scan_backward)(const SelectiveScanBackward&);
   int (*dwconv_silu_forward)(const DwconvSiluForward&);

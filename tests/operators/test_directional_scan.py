@@ -79,7 +79,7 @@ def results(function, **inputs: Tensor) -> dict[str, Tensor]:
     return {str(i): t.detach() for i, t in enumerate(outputs)} | {f"d{name}": t.grad for name, t in leaves.items()}
 
 
-BACKENDS = ("reference", "torch")
+BACKENDS = ("reference", "torch", "cpu")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,104 @@
+// What both passes of the directional scan share: the order of a direction, its parameters, and blocks of channels.
+#pragma once
+
+#include "cpu/directional_scan/directional_scan.h"
+#include "cpu/scan.h"
+#include "cpu/threads.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+
+// The tokens of a direction of a sample, one for each step.
+MTLKIT_INLINE const int32_t* order_of(const DirectionalScanForward& p, int64_t b, int64_t k) {
+  return p.order + ((p.own_orders ? b * p.shape.directions : 0) + k) * p.shape.steps;
+}
+
+MTLKIT_INLINE const uint8_t* starts_of(const DirectionalScanForward& p, int64_t b, int64_t k) {
+  return p.starts ? p.starts + (b * p.shape.directions + k) * p.shape.steps : nullptr;
+}
+
+// Asks for the cache lines of a row before its turn comes; for_write is 1 where it will be written. The rows of a
+// direction lie too far apart for the machine to guess them.
+template <int for_write, typename T>
+MTLKIT_INLINE void prefetch(const T* row, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i, for_write);
+}
+
+// The parameters of one direction and one block of channels, as vectors over the channels.
+template <typename T>
+struct Parameters {
+  Vec<T> A[kMaxStates];  // -exp(A_logs) log2(e)
+  Vec<T> bias, D;
+  Vec<T>* dt_weight;  // (R), scratch of the caller
+
+  void load(const DirectionalScanForward& p, int64_t k, int64_t d, int64_t channels) {
+    const DirectionalScanShape& s = p.shape;
+    const int64_t row = k * s.channels + d;
+    load_tile<T>(at(p.A_logs, row * p.A_logs.stride[0]), p.A_logs.dtype, p.A_logs.stride[0], p.A_logs.stride[1],
+                 channels, s.states, A);
+    for (int64_t n = 0; n < s.states; ++n) A[n] = exp2(A[n] * kLog2E<T>) * -kLog2E<T>;
+    load_tile<T>(at(p.Ds, row * p.Ds.stride[0]), p.Ds.dtype, p.Ds.stride[0], 0, channels, 1, &D);
+    load_tile<T>(at(p.dt_bias, k * p.dt_bias.stride[0] + d * p.dt_bias.stride[1]), p.dt_bias.dtype, p.dt_bias.stride[1],
+                 0, channels, 1, &bias);
+    load_tile<T>(at(p.dt_weight, k * p.dt_weight.stride[0] + d * p.dt_weight.stride[1]), p.dt_weight.dtype,
+                 p.dt_weight.stride[1], p.dt_weight.stride[2], channels, s.rank, dt_weight);
+  }
+};
+
+// A block of channels of a sample, token by token: packed, or where it lies in a channels-last tensor.
+template <typename T>
+struct Plane {
+  T* data;
+  int64_t step;  // elements from token to token
+
+  T* at(int64_t token) const { return data + token * step; }
+};
+
+// Whether a whole block of channels can be read and written where it lies: side by side, in the type of computation.
+template <typename T>
+bool in_place(const Tensor<5>& image, const DirectionalScanShape& s, int64_t channels) {
+  const int64_t* stride = image.stride;
+  const bool flat = s.height == 1 || stride[3] == s.width * stride[4];
+  return image.dtype == dtype_of<T> && channels == kLanes<T> && stride[2] == 1 && flat;
+}
+
+template <typename T>
+Plane<T> block_of(const Tensor<5>& image, int64_t b, int64_t k, int64_t d) {
+  return {static_cast<T*>(at(image, b * image.stride[0] + k * image.stride[1] + d)), image.stride[4]};
+}
+
+template <typename T, typename V>
+Plane<T> packed_plane(V* vectors) {
+  return {reinterpret_cast<T*>(vectors), static_cast<int64_t>(sizeof(V) / sizeof(T))};
+}
+
+// The images of direction k.
+MTLKIT_INLINE Tensor<4> images_of(const Tensor<5>& all, int64_t k) {
+  const int64_t* s = all.stride;
+  return {at(all, k * s[1]), all.dtype, {s[0], s[2], s[3], s[4]}};
+}
+
+// A state (B, K, D, N) that is contiguous and of the type of computation, from channel d on.
+template <typename T>
+void store_state(void* states, const DirectionalScanShape& s, int64_t b, int64_t k, int64_t d, int64_t channels,
+                 const Vec<T>* h) {
+  T* const data = static_cast<T*>(states) + ((b * s.directions + k) * s.channels + d) * s.states;
+  store_tile<T>(data, dtype_of<T>, s.states, 1, channels, s.states, h);
+}
+
+// A state of any strides and dtype, from channel d on; zeros where there is none.
+template <typename T>
+void load_state(const Tensor<4>& states, const DirectionalScanShape& s, int64_t b, int64_t k, int64_t d,
+                int64_t channels, Vec<T>* h) {
+  if (!states) {
+    for (int64_t n = 0; n < s.states; ++n) h[n] = Vec<T>{};
+    return;
+  }
+  const int64_t* stride = states.stride;
+  load_tile<T>(at(states, b * stride[0] + k * stride[1] + d * stride[2]), states.dtype, stride[2], stride[3], channels,
+               s.states, h);
+}
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit
