@@ -150,6 +150,56 @@ class SelectiveScanShape:
         return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
 
 
+@dataclass(frozen=True)
+class DirectionalScanShape:
+    """The sizes of one call of `directional_scan`, letters as there.
+
+    With `own` each direction has its own u; with `state` there is an initial state.
+    """
+
+    B: int
+    K: int
+    D: int
+    L: int
+    N: int
+    R: int
+    own: bool = False
+    state: bool = False
+
+    @property
+    def updates(self) -> int:
+        """State updates of a forward pass in which every direction visits every token, K B D L N."""
+        return self.K * self.B * self.D * self.L * self.N
+
+    def inputs(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        requires_grad: bool = False,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> dict[str, Tensor]:
+        """Random tensor arguments of `directional_scan` by name, channels last; equal numbers for every dtype."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
+        directions = (self.K,) if self.own else ()
+        arguments = {
+            "u": normal(self.B, *directions, self.L, self.D).transpose(-1, -2),
+            "x_dbl": normal(self.B, self.L, self.K, self.R + 2 * self.N).permute(0, 2, 3, 1),
+            "dt_weight": normal(self.K, self.D, self.R) * self.R**-0.5,
+            "dt_bias": normal(self.K, self.D) - 3,
+            "A_logs": torch.log(steps).expand(self.K * self.D, -1) + 0.1 * normal(self.K * self.D, self.N),
+            "Ds": normal(self.K * self.D),
+        }
+        if self.state:
+            arguments["initial_state"] = normal(self.B, self.K, self.D, self.N)
+        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
+
+
 class InteractionInputs(NamedTuple):
     """The arguments of `task_interaction`."""
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 import mtlkit
 from harness.layouts import NCHW, NHWC, Place
-from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals
-from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
+from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals, orders
+from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
+ScanOrder = orders.ScanOrder
 NARROW = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *NARROW)
 FORWARD = ("y", "out", "last", "seg", "clf", "enhanced_seg")  # outputs that the bounds of outputs hold for
@@ -131,6 +132,40 @@ def scan_call(
     return Call(function, inputs)
 
 
+def visits(kind: str, directions: int, tokens: int, samples: int) -> ScanOrder:
+    """An order: "both" ways, "random", a random "half" of the tokens, or a random one of each sample's "own"."""
+    if kind == "both":
+        return orders.both(tokens)
+    generator = torch.Generator().manual_seed(tokens)
+    count = directions * (samples if kind == "own" else 1)
+    rows = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(max(1, count))])[:count]
+    rows = rows[:, : (tokens + 1) // 2] if kind == "half" else rows
+    return orders.permutation(rows.view(samples, directions, -1) if kind == "own" else rows, tokens)
+
+
+def directional_call(
+    shape: DirectionalScanShape,
+    dtype: torch.dtype = torch.float32,
+    *,
+    order: str = "random",
+    sequences: int = 0,
+    merge: bool = True,
+    seed: int = 0,
+) -> Call:
+    """With the last state; `order` is one of `visits`, and `sequences` the length of each, 0 for one of all tokens."""
+
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        u = tensors["u"]
+        samples, tokens = u.shape[0], u.shape[-1]
+        if sequences:
+            tensors["seq_idx"] = (torch.arange(tokens, device=u.device) // sequences).expand(samples, -1)
+        visited = visits(order, shape.K, tokens, samples)
+        y, last = mtlkit.ops.directional_scan(**tensors, order=visited, merge=merge, return_last_state=True)
+        return {"y": y, "last": last}
+
+    return Call(function, shape.inputs(dtype, seed=seed))
+
+
 def norm_call(
     size: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
@@ -222,6 +257,7 @@ def one_of_each(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, 
         "selective_scan": scan_call(SelectiveScanShape(2, 34, 35, 16, G=2), dtype, seed=seed),
         "selective_scan, constant": scan_call(SelectiveScanShape(1, 5, 10, 20, G=0), dtype, seed=seed),
         "selective_scan, split": scan_call(SelectiveScanShape(1, 9, 1221, 4), dtype, seed=seed),
+        "directional_scan": directional_call(DirectionalScanShape(2, 3, 34, 35, 16, 3, True, True), dtype, seed=seed),
         "norm_gate": norm_call((35, 132), dtype, **wide),
         "norm_gate, ragged": norm_call((9, 37), dtype, **wide),
         "dwconv_silu": conv_call((2, 36, 9, 13), dtype, **wide),

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.calls import Call, conv_call, level_call, norm_call, scan_call, ss2d_call
+from harness.calls import Call, conv_call, directional_call, level_call, norm_call, scan_call, ss2d_call
 from harness.layouts import NCHW, NHWC, Place, dense, inside, part, repeated, spread, swapped
-from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape
+from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape
 
 NAN, INF = float("nan"), float("inf")
 Layout = Mapping[str, Place]  # by the name of the argument that it puts elsewhere
@@ -30,6 +30,19 @@ class ScanCase(NamedTuple):
     def __str__(self) -> str:
         words = [f"without {name}" for name in self.without] + [f"constant {name}" for name in self.constant]
         return " ".join([str(self.shape), *words, *([] if self.softplus else ["plain"])])
+
+
+class DirectionalCase(NamedTuple):
+    """A call of directional_scan: the kind of its order, the length of its sequences, 0 for a single one."""
+
+    shape: DirectionalScanShape
+    order: str = "random"
+    sequences: int = 0
+    merge: bool = True
+
+    def __str__(self) -> str:
+        words = [self.order, *(["sequences"] if self.sequences else []), *([] if self.merge else ["apart"])]
+        return " ".join([str(self.shape), *words])
 
 
 class NormCase(NamedTuple):
@@ -259,6 +272,67 @@ SELECTIVE_SCAN = Operator(
     spoilt=dict.fromkeys(("u", "delta", "B", "C", "D", "z"), (NAN, INF)) | {"A": (NAN, -INF)},
 )
 
+# --- directional_scan -------------------------------------------------------------------------------------------------
+
+# D ragged, one token, lengths around the tiles, one direction and many, every kind of N, R, order and input.
+_DIRECTIONS = (
+    DirectionalCase(DirectionalScanShape(2, 3, 24, 35, 16, 3, own=True, state=True), sequences=9, merge=False),
+    DirectionalCase(DirectionalScanShape(1, 1, 5, 1, 1, 1, state=True)),
+    DirectionalCase(DirectionalScanShape(2, 5, 17, 54, 3, 2), "half"),
+    DirectionalCase(DirectionalScanShape(2, 2, 33, 7, 16, 2, own=True), "own"),
+    DirectionalCase(DirectionalScanShape(1, 2, 8, 33, 64, 1), "both", merge=False),
+    DirectionalCase(DirectionalScanShape(1, 4, 20, 104, 1, 5, state=True), "half", sequences=31),
+    DirectionalCase(DirectionalScanShape(2, 3, 16, 32, 16, 16), "own", sequences=5),
+)
+
+
+def _directional_call(case: DirectionalCase, dtype: torch.dtype) -> Call:
+    return directional_call(case.shape, dtype, order=case.order, sequences=case.sequences, merge=case.merge)
+
+
+def _channels_as_in(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
+    """The output, and the gradient of u, with tokens or channels inside as u has them."""
+    u = inputs["u"]
+    for t in (results["y"], results["du"]):
+        assert t.stride(-2 if u.stride(-2) == 1 else -1) == 1
+
+
+DIRECTIONAL_SCAN = Operator(
+    name="directional_scan",
+    call=_directional_call,
+    node_options=(True, torch.float32, 7, (0, 7, 1, 7, 6, 7, -1, -7), True),
+    shapes=_DIRECTIONS,
+    small=(_DIRECTIONS[0],),
+    dense={"channels last": {}, "tokens inside": {"u": dense}},
+    layouts={
+        "slice of more channels": {"u": inside(-2, part(-1, 1, 26))},
+        "every other token": {"u": spread(-1)},
+        "x_dbl as a convolution leaves it": {"x_dbl": dense},
+        "transposed parameters": {"dt_weight": swapped, "A_logs": swapped, "initial_state": swapped},
+    },
+    batched=("u", "x_dbl"),
+    packed=(DirectionalCase(DirectionalScanShape(2, 2, 16, 16, 16, 16, state=True)), _DIRECTIONS[0]),
+    by_level=_DIRECTIONS,
+    threaded=_DIRECTIONS,
+    counts=(1, 2, 3, 5, 13),
+    wide=frozenset({"last"}),
+    empty=(DirectionalCase(DirectionalScanShape(0, 2, 8, 20, 16, 2, state=True)),),
+    gradcheck=(
+        DirectionalCase(DirectionalScanShape(1, 3, 3, 7, 2, 2)),
+        DirectionalCase(DirectionalScanShape(2, 2, 2, 5, 3, 1, own=True, state=True), "half", 2, merge=False),
+    ),
+    opcheck=(DirectionalCase(DirectionalScanShape(2, 2, 5, 7, 2, 1, state=True), "both"),),
+    compiled=(
+        tuple(
+            DirectionalCase(DirectionalScanShape(B, 2, 8, L, 16, 6), "both", 9) for B, L in ((3, 35), (4, 35), (5, 54))
+        ),
+    ),
+    exact_compiled=True,
+    mixed={"u": torch.bfloat16, "x_dbl": torch.bfloat16},
+    spoilt=dict.fromkeys(("u", "x_dbl", "dt_weight", "dt_bias", "A_logs", "Ds", "initial_state"), (NAN, INF, -INF)),
+    result_layout=_channels_as_in,
+)
+
 # --- norm_gate --------------------------------------------------------------------------------------------------------
 
 # One row, one channel; channels below, at and beside whole vectors; more and fewer rows than a vector has lanes.
@@ -402,7 +476,7 @@ TASK_INTERACTION = Operator(
     result_layout=_same_format("x"),
 )
 
-OPERATORS = (SS2D, SELECTIVE_SCAN, NORM_GATE, DWCONV_SILU, TASK_INTERACTION)
+OPERATORS = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN, NORM_GATE, DWCONV_SILU, TASK_INTERACTION)
 
 # --- as kernels for a GPU meet them -----------------------------------------------------------------------------------
 
