@@ -140,7 +140,8 @@ def visits(kind: str, directions: int, tokens: int, samples: int) -> ScanOrder:
     count = directions * (samples if kind == "own" else 1)
     rows = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(max(1, count))])[:count]
     rows = rows[:, : (tokens + 1) // 2] if kind == "half" else rows
-    return orders.permutation(rows.view(samples, directions, -1) if kind == "own" else rows, tokens)
+    rows = rows.view(samples, directions, tokens) if kind == "own" else rows
+    return orders.permutation(rows, tokens)
 
 
 def directional_call(

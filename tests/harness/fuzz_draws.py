@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import mtlkit
+from harness.calls import visits
 from harness.layouts import NHWC, Place, part
 from mtlkit import _native
 from mtlkit.ops import TIMParameters, UPAParameters
-from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape
+from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape
 
 Function = Callable[..., dict[str, Tensor]]
 NAN, INF = float("nan"), float("inf")
@@ -155,6 +156,27 @@ def _selective_scan(dice: _Dice, small: bool) -> _Shape:
 
     inputs = _without(inputs, dice.leave_out(("D", "z", "delta_bias")))
     return _Shape(function, inputs, ("u", "delta", "B", "C", "z"))
+
+
+def _directional_scan(dice: _Dice, small: bool) -> _Shape:
+    D, length, K = dice.channels(small), math.prod(dice.image(small)), dice.randint(1, 5)
+    D = min(D, 4) if length > 200 else D
+    own, state = dice.happens(0.4), dice.happens(0.5)
+    shape = DirectionalScanShape(dice.batch(), K, D, length, dice.choice(STATES), dice.randint(1, 6), own, state)
+    order = visits(dice.choice(("random", "half", "own")), K, length, shape.B)
+    sequences = (
+        torch.randint(0, 2, (shape.B, length), generator=dice.generator).cumsum(1) if dice.happens(0.4) else None
+    )
+    merge, last = dice.happens(0.6), dice.happens(0.5)
+
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        found = mtlkit.ops.directional_scan(
+            **tensors, order=order, seq_idx=sequences, merge=merge, return_last_state=last
+        )
+        return dict(zip(("y", "last"), found if last else (found,), strict=False))
+
+    inputs = shape.inputs(torch.float64, seed=dice.randrange(2**31))
+    return _Shape(function, inputs, ("u", "x_dbl"))
 
 
 def _norm_gate(dice: _Dice, small: bool) -> _Shape:
@@ -308,6 +330,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[[_Dice, bool], _Shape]]] = {
     "ss2d": (20, _ss2d),
     "ss2d_norm_gate": (12, _ss2d_norm_gate),
     "selective_scan": (20, _selective_scan),
+    "directional_scan": (20, _directional_scan),
     "norm_gate": (12, _norm_gate),
     "dwconv_silu": (12, _dwconv_silu),
     "task_interaction": (10, _task_interaction),

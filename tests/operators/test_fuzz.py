@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import mtlkit
+from harness.calls import visits
 from harness.fuzz_judge import Tally, fuzz
 from mtlkit import _native, ops
-from mtlkit.testing import SelectiveScanShape, SS2DShape, assert_accurate
+from mtlkit.testing import DirectionalScanShape, SelectiveScanShape, SS2DShape, assert_accurate
 
-OPS = ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "tim_pool", "tim_modulate"]
+OPS = ["ss2d", "selective_scan", "directional_scan", "dwconv_silu", "norm_gate", "tim_pool", "tim_modulate"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -39,6 +40,10 @@ def arguments(op: str, rng: random.Random, dtype: torch.dtype) -> dict:
         inputs = SelectiveScanShape(B, size, H * W, N, G=groups).inputs(dtype, seed=rng.randint(0, 99))
         left_out = rng.sample(["D", "z", "delta_bias"], rng.randint(0, 3))
         return {name: t for name, t in inputs.items() if name not in left_out} | {"delta_softplus": True}
+    if op == "directional_scan":
+        shape = DirectionalScanShape(B, rng.randint(1, 5), size, H * W, N, R, *(rng.random() < 0.5 for _ in range(2)))
+        order = visits(rng.choice(["random", "half", "own"]), shape.K, shape.L, B)
+        return shape.inputs(dtype, seed=rng.randint(0, 99)) | {"order": order, "merge": rng.random() < 0.5}
     if op == "tim_pool":
         inputs = {"x": torch.randn(B, size, H, W), "weight": torch.randn(R, size), "bias": torch.rand(R)}
     elif op == "tim_modulate":

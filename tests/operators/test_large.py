@@ -4,14 +4,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.calls import Call, assert_same, conv_call, level_call, norm_call, scan_call, ss2d_call
+from harness.calls import (
+    Call,
+    assert_same,
+    conv_call,
+    directional_call,
+    level_call,
+    norm_call,
+    scan_call,
+    ss2d_call,
+)
 from harness.layouts import NCHW, far_apart
-from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, relative_error
+from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape, relative_error
 
 
 def far_pixels(t: Tensor) -> Tensor:
     """Images far apart, channels last."""
     return far_apart(t.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def far_tokens(t: Tensor) -> Tensor:
+    """Sequences far apart, channels last."""
+    return far_apart(t.transpose(-1, -2)).transpose(-1, -2)
 
 
 FAR = {
@@ -20,6 +34,10 @@ FAR = {
     "selective_scan": (
         scan_call(SelectiveScanShape(2, 20, 36, 16), torch.float16),
         dict.fromkeys(("u", "delta", "B", "C", "z"), far_apart),
+    ),
+    "directional_scan": (
+        directional_call(DirectionalScanShape(2, 3, 20, 36, 16, 2, own=True, state=True), torch.float16),
+        {"u": far_tokens, "x_dbl": far_apart, "initial_state": far_apart},
     ),
     "norm_gate": (norm_call((2, 3, 37), torch.float16), dict.fromkeys("xz", far_apart)),
     "dwconv_silu": (conv_call((2, 19, 4, 5), torch.float16), {"x": far_pixels}),

@@ -1,12 +1,14 @@
 """What the machinery of operators does with tensors whose memory is not what their strides say, or that have none."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 import mtlkit
 from mtlkit import _native
-from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
+from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -28,6 +30,10 @@ def normal(*size: int) -> Tensor:
 CASES = {
     "ss2d": (mtlkit.ops.ss2d, SS2DShape(2, 3, 4, 5, 4, 2).inputs(torch.float64)),
     "selective_scan": (scan, SelectiveScanShape(2, 4, 7, 3).inputs(torch.float64)),
+    "directional_scan": (
+        partial(mtlkit.ops.directional_scan, order=mtlkit.ops.orders.both(7)),
+        DirectionalScanShape(2, 2, 4, 7, 3, 2, state=True).inputs(torch.float64),
+    ),
     "dwconv_silu": (
         mtlkit.ops.dwconv_silu,
         {"x": normal(2, 3, 4, 5), "weight": normal(3, 1, 3, 3), "bias": normal(3)},
