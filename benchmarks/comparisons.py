@@ -103,6 +103,10 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
             what, find("ss2d", FORWARD, f"mtlkit-{name}"), find("ss2d", FORWARD), "plain mtlkit", target
         )
 
+    def order(what: str, name: str, target: float):
+        along, ours = (lambda p=p: results.find("directional_scan", MEDMAMBA_56, FORWARD, p) for p in (name, "ss2d"))
+        return lambda: rates(f"Directional scan, {what}", along(), ours(), "SS2D", target)
+
     yield lambda: of_limit(find("ss2d", FORWARD))
     yield ss2d("SS2D forward", FORWARD, "reference", 150)
     yield ss2d("SS2D forward", FORWARD, "torch", 60)
@@ -114,6 +118,8 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     yield ss2d("SS2D forward + backward", BOTH, "mambapy")
     yield ss2d("SS2D forward, 1 state (VMamba)", FORWARD, "torch", shape="vmamba_t_stage1")
     yield lambda: rates("1-D scan, the same work", find("selective_scan", FORWARD), find("ss2d", FORWARD), "SS2D", 0.5)
+    yield order("rows and columns", "cross", 0.95)
+    yield order("four random orders", "random", 0.85)
     yield level("avx2", 0.35)
     yield level("baseline")
     yield lambda: layer_over_scan(find("ss2d_layer", FORWARD), find("ss2d", FORWARD))
