@@ -8,6 +8,7 @@ from torch import Tensor
 from mtlkit._text import shown
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INDICES = (torch.int32, torch.int64)
 
 
 def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
@@ -37,6 +38,20 @@ def check_shape(name: str, value: Tensor, letters: str, *sizes: int) -> None:
     """Raises a ValueError unless `value` has the shape `sizes`, which the message spells as `letters` too."""
     if value.shape != sizes:
         raise ValueError(f"{name}: expected shape {letters} = {tuple(sizes)}, got {tuple(value.shape)}")
+
+
+def check_indices(name: str, value: object, letters: str, *sizes: int) -> None:
+    """Raises unless `value` is a tensor of 32-bit or 64-bit integers of the shape `sizes`.
+
+    Raises:
+        TypeError: no tensor, or of another dtype.
+        ValueError: another shape.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+    if value.dtype not in INDICES:
+        raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
+    check_shape(name, value, letters, *sizes)
 
 
 def check_device(**tensors: Tensor | None) -> None:

@@ -17,6 +17,7 @@ from mtlkit.operators.interaction.types import (
 )
 from mtlkit.operators.norm_gate import norm_gate
 from mtlkit.operators.selective_scan import selective_scan
+from mtlkit.operators.selective_state_update import selective_state_update
 from mtlkit.operators.ss2d import cross_merge, cross_scan, ss2d
 from mtlkit.operators.ss2d_norm_gate import ss2d_norm_gate
 
@@ -37,6 +38,7 @@ __all__ = [
     "norm_gate",
     "orders",
     "selective_scan",
+    "selective_state_update",
     "ss2d",
     "ss2d_norm_gate",
     "task_interaction",

@@ -161,6 +161,66 @@ void bind_dwconv_silu(py::module_& m) {
                  });
 }
 
+void bind_causal_conv1d(py::module_& m) {
+  using Forward = CausalConv1dForward;
+  using Backward = CausalConv1dBackward;
+  add_kernel(m, "causal_conv1d_forward", "Depthwise causal convolution, bias and SiLU.",
+             &CpuKernels::causal_conv1d_forward,
+             causal_conv1d_inputs<Forward, Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, L)", &Forward::y)});
+  add_kernel(m, "causal_conv1d_backward", "The gradients of causal_conv1d.", &CpuKernels::causal_conv1d_backward,
+             causal_conv1d_inputs<Backward, Forward>(&Backward::forward) +
+                 computation<Backward, Forward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(B, D, L)", &Backward::dy),
+                     argument<Backward>("dx", "(B, D, L)", &Backward::dx),
+                     argument<Backward>("dweight", "(D, w)", &Backward::dweight),
+                     argument<Backward>("dbias", "(D), 0 without bias", &Backward::dbias),
+                     argument<Backward>("dinitial_states", "(B, D, w - 1), may be absent", &Backward::dinitial_states),
+                 });
+
+  using Update = CausalConv1dUpdate;
+  add_kernel(
+      m, "causal_conv1d_update", "The next tokens of causal_conv1d.", &CpuKernels::causal_conv1d_update,
+      computation<Update, Update>() +
+          Arguments<Update>{
+              causal_conv1d_sizes<Update>(&Update::shape),
+              argument<Update>("kept", "tokens of a row of the state", &Update::kept),
+              argument<Update>("x", "(B, D, L)", &Update::x),
+              argument<Update>("conv_state", "(rows, D, kept), written in place", &Update::conv_state),
+              argument<Update>("weight", "(D, w)", &Update::weight),
+              argument<Update>("bias", "(D), may be absent", &Update::bias),
+              argument<Update>("cache_seqlens", "(B), 32 bits, 0 where the state is no ring", &Update::cache_seqlens),
+              argument<Update>("conv_state_indices", "(B), 32 bits, rows, 0 for as they come",
+                               &Update::conv_state_indices),
+              argument<Update>("silu", "whether SiLU follows", &Update::silu),
+              argument<Update>("y", "(B, D, L)", &Update::y),
+          });
+}
+
+void bind_selective_state_update(py::module_& m) {
+  using Update = SelectiveStateUpdate;
+  add_kernel(m, "selective_state_update", "One token of the selective scan.", &CpuKernels::selective_state_update,
+             computation<Update, Update>() +
+                 Arguments<Update>{
+                     sizes<Update>("(B, H, D, N, G)", member_of<Update>(), &Update::batch, &Update::heads,
+                                   &Update::channels, &Update::states, &Update::groups),
+                     argument<Update>("state", "(rows, H, D, N), written in place", &Update::state),
+                     argument<Update>("x", "(B, H, D)", &Update::x),
+                     argument<Update>("dt", "(B, H, D)", &Update::dt),
+                     argument<Update>("A", "(H, D, N)", &Update::A),
+                     argument<Update>("B", "(B, G, N)", &Update::B),
+                     argument<Update>("C", "(B, G, N)", &Update::C),
+                     argument<Update>("D", "(H, D), may be absent", &Update::D),
+                     argument<Update>("z", "(B, H, D), may be absent", &Update::z),
+                     argument<Update>("dt_bias", "(H, D), may be absent", &Update::dt_bias),
+                     argument<Update>("state_batch_indices", "(B), 32 bits, rows, 0 for as they come",
+                                      &Update::state_batch_indices),
+                     argument<Update>("dt_softplus", "whether dt goes through softplus", &Update::dt_softplus),
+                     argument<Update>("y", "(B, H, D)", &Update::y),
+                 });
+}
+
 void bind_norm_gate(py::module_& m) {
   using Forward = NormGateForward;
   using Backward = NormGateBackward;
@@ -369,6 +429,8 @@ void bind_cpu(py::module_& m) {
   bind_directional_scan(m);
   bind_selective_scan(m);
   bind_dwconv_silu(m);
+  bind_causal_conv1d(m);
+  bind_selective_state_update(m);
   bind_norm_gate(m);
   py::class_<InteractionBlock>(m, "InteractionBlock", py::module_local(),
                                "What the layout of the projection's signs depends on.")

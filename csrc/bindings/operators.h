@@ -3,6 +3,7 @@
 #pragma once
 
 #include "bindings/function.h"
+#include "common/causal_conv1d.h"
 #include "common/dwconv_silu.h"
 #include "common/norm_gate.h"
 #include "common/selective_scan.h"
@@ -70,6 +71,26 @@ Arguments<Params> dwconv_silu_inputs(Path... to) {
       argument<Params>("x", "(B, D, H, W)", to..., &Inputs::x),
       argument<Params>("weight", "(D, 3, 3)", to..., &Inputs::weight),
       argument<Params>("bias", "(D), may be absent", to..., &Inputs::bias),
+  };
+}
+
+template <typename Params, typename... Path>
+Argument<Params> causal_conv1d_sizes(Path... to) {
+  using Shape = CausalConv1dShape;
+  return sizes<Params>("(B, D, L, w)", member_of<Params>(to...), &Shape::batch, &Shape::channels, &Shape::tokens,
+                       &Shape::width);
+}
+
+template <typename Params, typename Inputs, typename... Path>
+Arguments<Params> causal_conv1d_inputs(Path... to) {
+  return {
+      causal_conv1d_sizes<Params>(to..., &Inputs::shape),
+      argument<Params>("x", "(B, D, L)", to..., &Inputs::x),
+      argument<Params>("weight", "(D, w)", to..., &Inputs::weight),
+      argument<Params>("bias", "(D), may be absent", to..., &Inputs::bias),
+      argument<Params>("seq_idx", "(B, L), 32 bits, 0 for one sequence", to..., &Inputs::seq_idx),
+      argument<Params>("initial_states", "(B, D, w - 1), may be absent", to..., &Inputs::initial_states),
+      argument<Params>("silu", "whether SiLU follows", to..., &Inputs::silu),
   };
 }
 

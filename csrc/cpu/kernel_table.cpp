@@ -13,6 +13,10 @@ int selective_scan_forward(const SelectiveScanForward&);
 int selective_scan_backward(const SelectiveScanBackward&);
 int dwconv_silu_forward(const DwconvSiluForward&);
 int dwconv_silu_backward(const DwconvSiluBackward&);
+int causal_conv1d_forward(const CausalConv1dForward&);
+int causal_conv1d_backward(const CausalConv1dBackward&);
+int causal_conv1d_update(const CausalConv1dUpdate&);
+int selective_state_update(const SelectiveStateUpdate&);
 int norm_gate_forward(const NormGateForward&);
 int norm_gate_backward(const NormGateBackward&);
 int interaction_reduce_forward(const InteractionReduceForward&);
@@ -38,6 +42,10 @@ const CpuKernels kernels = {
     selective_scan_backward,
     dwconv_silu_forward,
     dwconv_silu_backward,
+    causal_conv1d_forward,
+    causal_conv1d_backward,
+    causal_conv1d_update,
+    selective_state_update,
     norm_gate_forward,
     norm_gate_backward,
     interaction_reduce_forward,

@@ -1,12 +1,14 @@
 // The table of kernels that each instruction-set level fills in.
 #pragma once
 
+#include "cpu/causal_conv1d.h"
 #include "cpu/directional_scan/directional_scan.h"
 #include "cpu/dwconv_silu.h"
 #include "cpu/interaction/gating.h"
 #include "cpu/interaction/interaction.h"
 #include "cpu/norm_gate.h"
 #include "cpu/selective_scan.h"
+#include "cpu/selective_state_update.h"
 #include "cpu/ss2d.h"
 
 namespace mtlkit {
@@ -30,6 +32,10 @@ struct CpuKernels {
   int (*selective_scan_backward)(const SelectiveScanBackward&);
   int (*dwconv_silu_forward)(const DwconvSiluForward&);
   int (*dwconv_silu_backward)(const DwconvSiluBackward&);
+  int (*causal_conv1d_forward)(const CausalConv1dForward&);
+  int (*causal_conv1d_backward)(const CausalConv1dBackward&);
+  int (*causal_conv1d_update)(const CausalConv1dUpdate&);
+  int (*selective_state_update)(const SelectiveStateUpdate&);
   int (*norm_gate_forward)(const NormGateForward&);
   int (*norm_gate_backward)(const NormGateBackward&);
   int (*interaction_reduce_forward)(const InteractionReduceForward&);

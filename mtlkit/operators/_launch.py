@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
+from mtlkit._check import INDICES
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -80,6 +81,13 @@ def check_cuda(status: int) -> None:
 def as_float(tensor: Tensor) -> Tensor:
     """A parameter as the CUDA kernels read it: float32, contiguous; no copy where it is so."""
     return tensor.to(torch.float32).contiguous()
+
+
+def as_int32(indices: Tensor | None) -> Tensor | None:
+    """Indices as the kernels take them, contiguous; what holds no integers comes back for the shape rule to name."""
+    if isinstance(indices, Tensor) and indices.dtype in INDICES:
+        return indices.to(torch.int32).contiguous()
+    return indices
 
 
 def aligned(tensor: Tensor, size: int = 16) -> Tensor:

@@ -158,7 +158,7 @@ class Operator:
         name: of the node in `torch.ops.mtlkit`.
         function: of the function in `mtlkit.ops` that messages name; `name` if None.
         inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
-            on the backend, and a call with no element in it launches nothing. Integer tensors have no gradients.
+            on the backend, and a call with no element in it launches nothing.
         options: named tuple of the settings, annotated as bool, int, tuple[int, ...], float or torch.dtype.
         check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
         new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.

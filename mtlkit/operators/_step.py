@@ -17,6 +17,12 @@ from mtlkit.operators._backends import choose
 from mtlkit.operators._operator import NoOptions, in_memory, plain, schema_of, traced
 
 
+def check_rows(name: str, rows: Tensor, state: Tensor) -> None:
+    """Raises an IndexError unless the state has all rows that are named; on a GPU this would wait for it."""
+    if rows.numel() and int(rows.max()) >= state.shape[0]:
+        raise IndexError(f"{name}: expected rows below {state.shape[0]}, which the state has, got {int(rows.max())}")
+
+
 class Step:
     """A decoding step: its tensors and options, its shape rule, its plain PyTorch form, and its compiled backends.
 

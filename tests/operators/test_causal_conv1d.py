@@ -11,7 +11,7 @@ from mtlkit.ops import causal_conv1d, causal_conv1d_update
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
-BACKENDS = ["torch", "reference"]
+BACKENDS = ["cpu", "torch", "reference"]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -9,7 +9,7 @@ from mtlkit.ops import causal_conv1d_update
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
-BACKENDS = ["torch"]
+BACKENDS = ["cpu", "torch"]
 
 
 @pytest.fixture(params=BACKENDS)

@@ -14,14 +14,14 @@ semantics are those of the package causal-conv1d.
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from mtlkit._check import check_choice
+from mtlkit.operators._launch import as_int32
 from mtlkit.operators._operator import Operator
-from mtlkit.operators.causal_conv1d import update
+from mtlkit.operators.causal_conv1d import cpu, update
 from mtlkit.operators.causal_conv1d.reference import causal_conv1d_reference, causal_conv1d_torch
-from mtlkit.operators.causal_conv1d.signature import INDICES, Inputs, Options, check, new_outputs
+from mtlkit.operators.causal_conv1d.signature import Inputs, Options, check, new_outputs
 
 ACTIVATIONS = (None, "silu", "swish")
 
@@ -32,17 +32,11 @@ OPERATOR = Operator(
     check=check,
     new_outputs=new_outputs,
     outputs=2,
+    indices=("seq_idx",),
     reference=causal_conv1d_reference,
     torch_form=causal_conv1d_torch,
-    backends={},
+    backends={"cpu": cpu},
 )
-
-
-def _as_int32(indices: Tensor | None) -> Tensor | None:
-    """Contiguous, as the kernels take them; what holds no indices is left to the shape rule."""
-    if isinstance(indices, Tensor) and indices.dtype in INDICES:
-        return indices.to(torch.int32).contiguous()
-    return indices
 
 
 @overload
@@ -120,7 +114,7 @@ def causal_conv1d(
         torch.Size([2, 8, 100])
     """
     check_choice("activation", activation, ACTIVATIONS)
-    inputs = Inputs(x, weight, bias, _as_int32(seq_idx), initial_states)
+    inputs = Inputs(x, weight, bias, as_int32(seq_idx), initial_states)
     y, final_states = OPERATOR(inputs, Options(activation is not None, bool(return_final_states)))
     return (y, final_states) if return_final_states else y
 
@@ -168,5 +162,5 @@ def causal_conv1d_update(
         True
     """
     check_choice("activation", activation, ACTIVATIONS)
-    indices = _as_int32(cache_seqlens), _as_int32(conv_state_indices)
+    indices = as_int32(cache_seqlens), as_int32(conv_state_indices)
     return update.STEP(update.Inputs(x, conv_state, weight, bias, *indices), update.Options(activation is not None))

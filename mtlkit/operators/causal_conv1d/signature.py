@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtlkit._check import check_device, check_shape, check_tensor
+from mtlkit._check import check_device, check_indices, check_shape, check_tensor
 
 WIDTHS = (2, 3, 4)
-INDICES = (torch.int32, torch.int64)
 
 
 class Inputs(NamedTuple):
@@ -38,15 +37,6 @@ def check_filter(x: Tensor, weight: Tensor, bias: Tensor | None, channels: int) 
         check_tensor("bias", bias, 1)
         check_shape("bias", bias, "(D,)", channels)
     check_device(x=x, weight=weight, bias=bias)
-
-
-def check_indices(name: str, value: object, letters: str, *sizes: int) -> None:
-    """Raises unless `value` is a tensor of 32-bit or 64-bit integers of the shape `sizes`."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-    if value.dtype not in INDICES:
-        raise TypeError(f"{name}: expected int32 or int64, got {value.dtype}")
-    check_shape(name, value, letters, *sizes)
 
 
 def check(inputs: Inputs, options: Options) -> None:

@@ -5,10 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtlkit._check import check_device, check_shape, check_tensor
-from mtlkit.operators._launch import compute_dtype
-from mtlkit.operators._step import Step
-from mtlkit.operators.causal_conv1d.signature import check_filter, check_indices
+from mtlkit import _native
+from mtlkit._check import check_device, check_indices, check_shape, check_tensor
+from mtlkit.operators import _launch
+from mtlkit.operators._launch import address, argument, compute_dtype
+from mtlkit.operators._step import Step, check_rows
+from mtlkit.operators.causal_conv1d.signature import check_filter
 
 
 class Inputs(NamedTuple):
@@ -83,13 +85,43 @@ def update_torch(inputs: Inputs, options: Options) -> Tensor:
     return y.reshape(x.shape)
 
 
+def new_output(inputs: Inputs, _: Options) -> Tensor:
+    """Contiguous, in the shape and dtype of x."""
+    return torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device)
+
+
+def update_cpu(inputs: Inputs, options: Options) -> Tensor:
+    """By the C++ kernel."""
+    x, conv_state, weight, bias, cache_seqlens, conv_state_indices = inputs
+    if conv_state_indices is not None:
+        check_rows("conv_state_indices", conv_state_indices, conv_state)
+    y = new_output(inputs, options)
+    tokens, results = (t if t.dim() == 3 else t[..., None] for t in (x, y))
+    status = _native.C.causal_conv1d_update(
+        use_double=compute_dtype(x, conv_state) == torch.float64,
+        threads=torch.get_num_threads(),
+        sizes=(*tokens.shape, weight.shape[1]),
+        kept=conv_state.shape[2],
+        x=argument(tokens),
+        conv_state=argument(conv_state),
+        weight=argument(weight),
+        bias=argument(bias),
+        cache_seqlens=address(cache_seqlens),
+        conv_state_indices=address(conv_state_indices),
+        silu=options.silu,
+        y=argument(results),
+    )
+    _launch.check(status)
+    return y
+
+
 STEP = Step(
     "causal_conv1d_update",
     state="conv_state",
     inputs=Inputs,
     options=Options,
     check=check,
-    new_output=lambda inputs, options: torch.empty(inputs.x.shape, dtype=inputs.x.dtype, device=inputs.x.device),
+    new_output=new_output,
     torch_form=update_torch,
-    backends={},
+    backends={"cpu": update_cpu},
 )
