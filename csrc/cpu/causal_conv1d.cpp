@@ -21,7 +21,8 @@ namespace {
 
 constexpr int64_t kTile = 64;      // tokens of a tile of columns
 constexpr int64_t kLeastRun = 16;  // tokens that are worth a thread
-constexpr int64_t kPiece = 512;    // tokens of a channel in the buffers
+constexpr int64_t kPiece = 512;    // tokens of a channel in a buffer
+constexpr int64_t kAround = 16;    // elements of a buffer before the first token and behind the last
 
 // Tokens [first, last) of the sequence that begins with `start` and ends before `stop`. Both are exact as far as a
 // filter reaches.
@@ -308,7 +309,7 @@ template <typename T, typename E, int kWidth, bool kSilu>
 class Rows {
   using Storage = typename E::Storage;
   static constexpr int kReach = kWidth - 1;
-  static constexpr int64_t kBuffer = kPiece + 2 * kLanes<T>;
+  static constexpr int64_t kBuffer = kPiece + 2 * kAround;
 
  public:
   explicit Rows(const CausalConv1dForward& params)
@@ -321,7 +322,7 @@ class Rows {
     Scratch<T> scratch(threads * kBuffer);
     if (!filters.ok() || !scratch.ok()) return kOutOfMemory;
     on_threads(threads, [&](int thread, int team) {
-      T* const x = scratch.get() + thread * kBuffer + kLanes<T>;
+      T* const x = scratch.get() + thread * kBuffer + kAround;
       const Share work = share(items, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {
         const int64_t b = item / p.shape.channels, d = item % p.shape.channels;
@@ -339,7 +340,7 @@ class Rows {
     Scratch<T> sums(items * (kWidth + 1));
     if (!filters.ok() || !scratch.ok() || !sums.ok()) return kOutOfMemory;
     on_threads(threads, [&](int thread, int team) {
-      T* const x = scratch.get() + thread * 2 * kBuffer + kLanes<T>;
+      T* const x = scratch.get() + thread * 2 * kBuffer + kAround;
       T* const da = x + kBuffer;
       const Share work = share(items, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {

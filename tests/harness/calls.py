@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mtlkit
-from harness.layouts import NCHW, NHWC, Place
+from harness.layouts import NCHW, NHWC, Place, kept
 from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals, orders
 from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
@@ -214,6 +214,38 @@ def conv_call(
     }
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
     return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None, **tensors})}, inputs).placed(x=place)
+
+
+def causal_conv_call(
+    shape: tuple[int, int, int],
+    width: int = 4,
+    dtype: torch.dtype = torch.float32,
+    place: Place = kept,
+    *,
+    parameters: torch.dtype | None = None,
+    without: tuple[str, ...] = (),
+    activation: str | None = "silu",
+    seed: int = 0,
+) -> Call:
+    """With the last states; `parameters` is a dtype, by default that of x."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, channels, _ = shape
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    inputs = {
+        "x": normal(*shape).to(dtype),
+        "weight": normal(channels, width).to(parameters or dtype) / 2,
+        "bias": normal(channels).to(parameters or dtype),
+        "initial_states": normal(batch, channels, width - 1).to(dtype),
+    }
+
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        y, last = mtlkit.ops.causal_conv1d(**tensors, return_final_states=True, activation=activation)
+        return {"y": y, "last": last}
+
+    return Call(function, {name: t for name, t in inputs.items() if name not in without}).placed(x=place)
 
 
 def level_call(

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.calls import Call, conv_call, directional_call, level_call, norm_call, scan_call, ss2d_call
+from harness.calls import (
+    Call,
+    causal_conv_call,
+    conv_call,
+    directional_call,
+    level_call,
+    norm_call,
+    scan_call,
+    ss2d_call,
+)
 from harness.layouts import NCHW, NHWC, Place, dense, inside, part, repeated, spread, swapped
 from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape
 
@@ -63,6 +72,19 @@ class ConvCase(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.size}" + ("" if self.bias else " without bias")
+
+
+class CausalConvCase(NamedTuple):
+    """A call of causal_conv1d: `without` names arguments that are None."""
+
+    size: tuple[int, int, int]
+    width: int = 4
+    without: tuple[str, ...] = ()
+    activation: str | None = "silu"
+
+    def __str__(self) -> str:
+        words = [str(self.size), f"w{self.width}", *(f"without {name}" for name in self.without)]
+        return " ".join([*words, *([] if self.activation else ["plain"])])
 
 
 class LevelCase(NamedTuple):
@@ -425,6 +447,66 @@ DWCONV_SILU = Operator(
     result_layout=_channels_stay_inside,
 )
 
+# --- causal_conv1d ----------------------------------------------------------------------------------------------------
+
+# One token, one channel; channels below, at and beside whole vectors; fewer tokens than taps; more than a tile holds.
+_SEQUENCES = (
+    CausalConvCase((1, 1, 1)),
+    CausalConvCase((2, 3, 5), 3, ("bias",)),
+    CausalConvCase((1, 33, 2), 4, ("initial_states",)),
+    CausalConvCase((2, 1, 40), 2),
+    CausalConvCase((1, 16, 97), 4),
+    CausalConvCase((3, 20, 70), 3, activation=None),
+    CausalConvCase((1, 18, 530), 4),
+)
+
+
+def _channels_of_x_stay_inside(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
+    x = inputs["x"]
+    last = x.shape[1] > 1 and x.stride(1) == 1
+    for t in (results["y"], results["last"]):
+        assert (t.mT if last else t).is_contiguous()
+
+
+CAUSAL_CONV1D = Operator(
+    name="causal_conv1d",
+    call=lambda case, dtype: causal_conv_call(
+        case.size, case.width, dtype, without=case.without, activation=case.activation
+    ),
+    node_options=(True, True),
+    shapes=_SEQUENCES,
+    small=(CausalConvCase((2, 18, 21)),),
+    dense={
+        "contiguous": {"x": dense},
+        "channels last": {"x": inside(1)},
+        "half": {"x": inside(1, part(-1, after=-1))},
+        "sparse": {"x": spread(2)},
+    },
+    batched=("x", "initial_states"),
+    packed=(CausalConvCase((2, 16, 64)), CausalConvCase((1, 18, 21), 3)),
+    by_level=(CausalConvCase((2, 37, 70)), CausalConvCase((2, 9, 33), 2, activation=None)),
+    threaded=(CausalConvCase((1, 20, 150)), CausalConvCase((2, 5, 20), 3, ("bias", "initial_states"))),
+    counts=(1, 2, 3, 16),
+    same_by_count=("y", "last", "dx", "dinitial_states"),
+    repeated=(CausalConvCase((3, 50, 126)),),
+    options=tuple(
+        CausalConvCase((2, 18, 21), width, without, activation)
+        for width in (2, 3, 4)
+        for without in ((), ("bias",), ("initial_states",), ("bias", "initial_states"))
+        for activation in (None, "silu")
+    ),
+    empty=(CausalConvCase((0, 5, 3)),),
+    gradcheck=(CausalConvCase((2, 3, 5)), CausalConvCase((1, 17, 2), 3, activation=None)),
+    fast_gradcheck=True,
+    opcheck=(CausalConvCase((2, 5, 7)), CausalConvCase((2, 5, 7), 3, ("bias", "initial_states"))),
+    compiled=(tuple(CausalConvCase((B, 24, L)) for B, L in ((2, 35), (3, 35), (4, 60))),),
+    exact_compiled=True,
+    mixed={"x": torch.bfloat16, "bias": torch.float64, "initial_states": torch.bfloat16},
+    spoilt=dict.fromkeys(("x", "weight", "bias", "initial_states"), (NAN, INF, -INF)),
+    spoilt_gradients="all",
+    result_layout=_channels_of_x_stay_inside,
+)
+
 # --- task_interaction -------------------------------------------------------------------------------------------------
 
 # One pixel, one row, one column; channels below, at and beside whole vectors; several bands of pixels; one channel.
@@ -476,7 +558,7 @@ TASK_INTERACTION = Operator(
     result_layout=_same_format("x"),
 )
 
-OPERATORS = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN, NORM_GATE, DWCONV_SILU, TASK_INTERACTION)
+OPERATORS = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN, NORM_GATE, DWCONV_SILU, CAUSAL_CONV1D, TASK_INTERACTION)
 
 # --- as kernels for a GPU meet them -----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Every operator on the backends of a CPU, held to the reference in float64: see tests/harness/matrix.py."""
 
 from harness.matrix import EmptyBatch, InMemory, OnCPU, OperatorMatrix, Results
-from harness.operators import DIRECTIONAL_SCAN, OPERATORS, SELECTIVE_SCAN, SS2D
+from harness.operators import CAUSAL_CONV1D, DIRECTIONAL_SCAN, OPERATORS, SELECTIVE_SCAN, SS2D
 
 
 class TestCompiled(OnCPU, InMemory, OperatorMatrix):
@@ -9,7 +9,7 @@ class TestCompiled(OnCPU, InMemory, OperatorMatrix):
 
 
 class TestPlain(Results):
-    operators, backends = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN), ("torch",)
+    operators, backends = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN, CAUSAL_CONV1D), ("torch",)
 
 
 class TestEmptyBatch(EmptyBatch):

@@ -54,13 +54,14 @@ def check(inputs: Inputs, _: Options) -> None:
                 raise ValueError(f"{name}: expected groups G that divide H = {channels[0]}, got G = {value.shape[1]}")
     if B.dim() != C.dim():
         raise ValueError(f"C: expected {B.dim()} dimensions, as B has, got {C.dim()}")
+    check_tensor("dt", dt, x.dim())
+    check_shape("dt", dt, f"(B, {letters})", *x.shape)
     for name, value, shape, sizes in (
-        ("dt", dt, f"(B, {letters})", x.shape),
         ("D", D, f"({letters},)", channels),
         ("z", z, f"(B, {letters})", x.shape),
         ("dt_bias", dt_bias, f"({letters},)", channels),
     ):
-        if value is not None or name == "dt":
+        if value is not None:
             check_tensor(name, value, len(sizes))
             check_shape(name, value, shape, *sizes)
     if state_batch_indices is not None:
