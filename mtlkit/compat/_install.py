@@ -23,7 +23,8 @@ class Package(NamedTuple):
     """A package that can be served."""
 
     kernels: tuple[str, ...]  # the extension modules of a working installation
-    served_by: str  # the module of mtlkit.compat with MODULES: full name of each served module -> what is in it
+    served_by: str  # the module of mtlkit.compat with MODULES: full name of each served module -> what is in it; and
+    # maybe with THEIRS_FIRST: modules, and names in modules, that are the package's own where it has them
 
 
 _EXTENSION = "mtlkit.compat.selective_scan_cuda"
@@ -239,6 +240,7 @@ class _Finder:
     def __init__(self) -> None:
         self.before: dict[str, dict[str, ModuleType]] = {}  # package -> its modules in sys.modules until then
         self.modules: dict[str, Mapping[str, object]] = {}  # served module -> what is in it
+        self.theirs_first: set[str] = set()
         self.own: dict[str, dict[str, object]] = {}  # module -> what the package's own __init__.py defines
 
     def add(self, package: str) -> None:
@@ -246,7 +248,9 @@ class _Finder:
             sys.meta_path.insert(0, self)
             allow_cpu_contexts(True)
         self.before[package] = _taken(package)
-        contents = importlib.import_module(PACKAGES[package].served_by).MODULES
+        served_by = importlib.import_module(PACKAGES[package].served_by)
+        self.theirs_first.update(getattr(served_by, "THEIRS_FIRST", ()))
+        contents = served_by.MODULES
         for name in [name for name in contents if f"{name}.".startswith(f"{package}.")]:
             self.modules[name] = contents[name]
             parent = name.rpartition(".")[0]
@@ -279,6 +283,8 @@ class _Finder:
             return found
         spec = ModuleSpec(name, self, origin="mtlkit.compat", is_package=True)  # type: ignore[arg-type]
         real = _installed(name, path)
+        if real is not None and name in self.theirs_first:
+            return real
         spec.submodule_search_locations = list((real and real.submodule_search_locations) or ())
         spec.loader_state = real
         return spec
@@ -287,9 +293,15 @@ class _Finder:
         return _Served(spec.name, f"{spec.name} as mtlkit serves it; see mtlkit.compat.")
 
     def exec_module(self, module: ModuleType) -> None:
-        own_version = module.__spec__ is not None and module.__spec__.loader_state is not None
-        contents = self.modules[module.__name__].items()
-        module.__dict__.update((name, value) for name, value in contents if name != "__version__" or not own_version)
+        contents, theirs = self.modules[module.__name__], {}
+        if module.__spec__ is not None and module.__spec__.loader_state is not None:
+            theirs = self.ours_at_last(module)
+        module.__dict__.update((name, value) for name, value in contents.items() if name not in theirs)
+
+    def ours_at_last(self, module: ModuleType) -> dict[str, object]:
+        """What is served of a module only where the package's own does not define it."""
+        contents = self.modules.get(module.__name__, {})
+        return {name: value for name, value in contents.items() if f"{module.__name__}.{name}" in self.theirs_first}
 
     def not_served(self, name: str, package: str) -> ModuleNotFoundError:
         """For a module, and for a name of a module, which the import system takes for a module at last."""
@@ -309,8 +321,7 @@ class _Finder:
         """What the `__init__.py` of the package on the path defines, each statement by itself."""
         if module.__name__ in self.own:
             return self.own[module.__name__]
-        contents = self.modules.get(module.__name__, {})
-        found = self.own[module.__name__] = {name: contents[name] for name in ("__version__",) if name in contents}
+        found = self.own[module.__name__] = self.ours_at_last(module)
         real = module.__spec__ and module.__spec__.loader_state
         if real is None or not (real.origin or "").endswith(".py"):
             return found
@@ -326,7 +337,7 @@ class _Finder:
                     for alias in getattr(n, "names", ())
                     if isinstance(alias, ast.alias)
                 }
-                found.update(dict.fromkeys(bound, _Missing(error)))
+                found.update(dict.fromkeys(bound - found.keys(), _Missing(error)))
         found.update({name: value for name, value in namespace.items() if not name.startswith("__")})
         if "__version__" in namespace:
             found["__version__"] = namespace["__version__"]

@@ -2,7 +2,7 @@
 
 from mtlkit.compat import _inner, _language_model, _layers
 
-__all__ = ["MODULES"]
+__all__ = ["MODULES", "THEIRS_FIRST"]
 
 _INTERFACE = {
     name: getattr(_inner, name)
@@ -46,4 +46,11 @@ MODULES = {
         "load_config_hf": _language_model.load_config_hf,
         "load_state_dict_hf": _language_model.load_state_dict_hf,
     },
+}
+# A package on the path has a version of its own, and a language model with more kinds of layers.
+THEIRS_FIRST = {
+    "mamba_ssm.__version__",
+    "mamba_ssm.MambaLMHeadModel",
+    "mamba_ssm.models.config_mamba",
+    "mamba_ssm.models.mixer_seq_simple",
 }

@@ -49,6 +49,7 @@ selective_scan_fn = 'theirs'
 extra = 5
 """,
         mamba_ssm__models__lm="from mamba_ssm.ops.selective_scan_interface import selective_scan_fn as found\n",
+        mamba_ssm__models__mixer_seq_simple="MambaLMHeadModel = 'their network'\n",
         mamba_ssm__modules__mamba2="import a_package_that_nobody_has\n",
     )
     (tmp_path / "mamba_ssm" / "__init__.py").write_text(
@@ -56,6 +57,7 @@ extra = 5
         "from mamba_ssm.ops.selective_scan_interface import selective_scan_fn\n"
         "from mamba_ssm.modules.mamba2 import Mamba2\n"
         "from .models.lm import found as Model\n"
+        "from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -146,6 +148,9 @@ def test_a_package_without_kernels_is_replaced_with_one_warning(tree):
 
     assert found is mamba_ssm.Model is mtlkit.selective_scan_fn  # theirs, on mtlkit's scan
     assert mamba_ssm.models.lm.found is found
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel  # which has more layers than mtlkit's
+
+    assert MambaLMHeadModel == mamba_ssm.MambaLMHeadModel == "their network"
     with pytest.raises(ImportError, match=r"mamba_ssm.Mamba2: .*own does not load: No module named 'a_package_that"):
         from mamba_ssm import Mamba2  # noqa: F401
     from mamba_ssm.ops.selective_scan_interface import extra
