@@ -10,11 +10,13 @@ import importlib
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import torch
 
 from mtlkit.compat._cuda import allow_cpu_contexts
 
@@ -47,8 +49,9 @@ VMAMBA = tuple(name for name in PACKAGES if name.startswith("selective_scan"))
 def install(*names: str, replace: bool = False) -> tuple[str, ...]:
     """Makes the import names of other packages find mtlkit's functions; call it before the code that imports them.
 
-    An installed package whose compiled kernels can be imported is left alone; of one without them the served modules
-    are replaced, with a warning that says so, and all its others stay importable. Where torch sees no GPU,
+    An installed package whose compiled kernels can run here is left alone. Of one that has none, as mamba-ssm installs
+    by default, or that needs a GPU where torch sees none, the served modules are replaced, with a warning that says so,
+    and all its others stay importable. Where torch sees no GPU,
     `with torch.cuda.device(x.device)`, as VMamba has it, passes for an x on the CPU until `uninstall`.
 
     Args:
@@ -82,7 +85,7 @@ def install(*names: str, replace: bool = False) -> tuple[str, ...]:
             if reason is None:
                 continue
             warnings.warn(
-                f"mtlkit.compat: {name} in {_shown(place)} has no compiled kernels ({reason}); mtlkit stands in for it",
+                f"mtlkit.compat stands in for {name} in {_shown(place)}, which has no kernels to run here: {reason}",
                 stacklevel=2,
             )
         _FINDER.add(name)
@@ -190,24 +193,26 @@ def _shown(spec: ModuleSpec) -> str:
 
 
 def _lacks(kernels: tuple[str, ...]) -> str | None:
-    """Why none of these extension modules can be imported; None if one can."""
+    """Why none of these extension modules can be used here; None if one can."""
     reason = None
     for name in kernels:
         module = sys.modules.get(name)
-        if module is not None and not isinstance(module, _Served):
-            return None
+        loaded = module is not None and not isinstance(module, _Served)
         parent, _, _ = name.rpartition(".")
         above = _installed(parent) if parent else None
         spec = None if parent and above is None else _installed(name, above and above.submodule_search_locations)
-        if spec is None or spec.loader is None:
+        if spec is None or (spec.loader is None and not loaded):
             reason = f"there is no {name}"
             continue
         try:
-            spec.loader.exec_module(module_from_spec(spec))
+            if not loaded and spec.loader is not None:
+                spec.loader.exec_module(module_from_spec(spec))
         except Exception as error:
             reason = f"{name} does not load: {error}"
-        else:
+            continue
+        if not isinstance(spec.loader, ExtensionFileLoader) or torch.cuda.is_available():
             return None
+        reason = f"{name} is for a GPU, and torch sees none"
     return reason
 
 

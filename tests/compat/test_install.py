@@ -4,14 +4,17 @@ import importlib
 import sys
 import types
 import warnings
+from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.version import Version
 
 import mtlkit
 from mtlkit import compat
+from mtlkit.compat import _install
 
 INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 EXTENSIONS = ("selective_scan_cuda", "selective_scan_cuda_core", "selective_scan_cuda_oflex")
@@ -22,7 +25,7 @@ def _nothing_stays():
     before, finders = dict(sys.modules), list(sys.meta_path)
     yield
     compat.uninstall()
-    served = {name for name in sys.modules if name.partition(".")[0] in compat.install.__globals__["PACKAGES"]}
+    served = {name for name in sys.modules if name.partition(".")[0] in _install.PACKAGES}
     for name in served - set(before):  # what a test imported by itself
         del sys.modules[name]
     assert sys.meta_path == finders
@@ -72,7 +75,7 @@ def test_nothing_happens_at_import():
 
 
 def test_all_names_at_once_and_back():
-    assert compat.install() == compat.install() == tuple(compat.install.__globals__["PACKAGES"])
+    assert compat.install() == compat.install() == tuple(_install.PACKAGES)
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     assert find_spec(INTERFACE) is not None
@@ -135,7 +138,7 @@ def test_a_missing_module_says_who_stands_there():
 
 
 def test_a_package_without_kernels_is_replaced_with_one_warning(tree):
-    with pytest.warns(UserWarning, match=r"mamba_ssm in \S+ has no compiled kernels \(there is no "):
+    with pytest.warns(UserWarning, match=r"mamba_ssm in \S+, which has no kernels to run here: there is no "):
         assert compat.install_mamba_ssm()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -165,6 +168,21 @@ def test_kernels_that_do_not_load_are_none(tree):
     written(tree, selective_scan_cuda="raise ImportError('undefined symbol')\n")
     with pytest.warns(UserWarning, match="selective_scan_cuda does not load: undefined symbol"):
         assert compat.install_mamba_ssm()
+
+
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_compiled_kernels_without_a_gpu_are_none(tree, monkeypatch, gpu, imported):
+    written(tree, selective_scan_cuda="")
+    monkeypatch.setattr(_install, "ExtensionFileLoader", SourceFileLoader)  # which the file above counts as, then
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if imported:
+        importlib.import_module("selective_scan_cuda")
+    if gpu:
+        assert not compat.install_mamba_ssm()
+    else:
+        with pytest.warns(UserWarning, match="selective_scan_cuda is for a GPU, and torch sees none"):
+            assert compat.install_mamba_ssm()
 
 
 @pytest.mark.parametrize("imported", [False, True])
