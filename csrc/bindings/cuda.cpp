@@ -134,8 +134,21 @@ void bind_selective_scan(py::module_& m) {
 
   const auto inputs = [](auto launch, auto to) {
     using Params = decltype(launch);
+    constexpr auto order = &SelectiveScan::order;
     return selective_scan_inputs<Params, SelectiveScan>(&Params::params, to) +
            Arguments<Params>{
+               argument<Params>("by_token", "whether tokens are visited in an order, channels side by side",
+                                &Params::params, to, order, &SelectiveScanOrder::by_token),
+               argument<Params>("tokens", "of a sequence; the sizes have those that are visited", &Params::params, to,
+                                order, &SelectiveScanOrder::tokens),
+               argument<Params>("table", "(G, L) or (B, G, L), int32, 0 where all are visited as they come",
+                                &Params::params, to, order, &SelectiveScanOrder::table),
+               argument<Params>("table_stride", "of B tables, 0 for one", &Params::params, to, order,
+                                &SelectiveScanOrder::table_stride),
+               argument<Params>("sequences", "(B, tokens), int32, 0 for a single sequence", &Params::params, to, order,
+                                &SelectiveScanOrder::sequences),
+               argument<Params>("initial_state", "(B, D, N), 0 for zeros", &Params::params, to,
+                                &SelectiveScan::initial_state),
                argument<Params>("plan", "as cuda_selective_scan_plan has it", &Params::params, to,
                                 &SelectiveScan::plan),
                argument<Params>("ends", "(B, chunks, D, padded states), 0 with one chunk", &Params::params, to,
@@ -148,8 +161,8 @@ void bind_selective_scan(py::module_& m) {
   add_launch(m, "cuda_selective_scan_forward", "The selective scan.", launch_selective_scan_fwd,
              inputs(Forward{}, &SelectiveScanForward::scan) +
                  Arguments<Forward>{
-                     argument<Forward>("z", "(B, D, L), may be absent", forward, &SelectiveScanForward::z),
-                     argument<Forward>("out", "(B, D, L)", forward, &SelectiveScanForward::out),
+                     argument<Forward>("z", "like u, may be absent", forward, &SelectiveScanForward::z),
+                     argument<Forward>("out", "like u", forward, &SelectiveScanForward::out),
                      argument<Forward>("ungated", "(B, D, L), the output before the gate, 0 if not wanted", forward,
                                        &SelectiveScanForward::ungated),
                      argument<Forward>("last_state", "(B, D, N)", forward, &SelectiveScanForward::last_state),
@@ -160,18 +173,20 @@ void bind_selective_scan(py::module_& m) {
       m, "cuda_selective_scan_backward", "The gradients of the selective scan.", launch_selective_scan_bwd,
       inputs(Backward{}, &SelectiveScanBackward::scan) +
           Arguments<Backward>{
-              argument<Backward>("z", "(B, D, L), may be absent", to, &SelectiveScanBackward::z),
+              argument<Backward>("z", "like u, may be absent", to, &SelectiveScanBackward::z),
               argument<Backward>("ungated", "as the forward pass left it, 0 without z", to,
                                  &SelectiveScanBackward::ungated),
-              argument<Backward>("dout", "(B, D, L)", to, &SelectiveScanBackward::dout),
+              argument<Backward>("dout", "like u", to, &SelectiveScanBackward::dout),
               argument<Backward>("dlast_state", "(B, D, N), may be absent", to, &SelectiveScanBackward::dlast_state),
-              argument<Backward>("du", "(B, D, L)", to, &SelectiveScanBackward::du),
-              argument<Backward>("ddelta", "(B, D, L)", to, &SelectiveScanBackward::ddelta),
-              argument<Backward>("dz", "(B, D, L), absent with z", to, &SelectiveScanBackward::dz),
-              argument<Backward>("drows", "(group blocks, B, G, L, 2 N), of B and C where they vary", to,
+              argument<Backward>("du", "like u", to, &SelectiveScanBackward::du),
+              argument<Backward>("ddelta", "like u", to, &SelectiveScanBackward::ddelta),
+              argument<Backward>("dz", "like u, absent with z", to, &SelectiveScanBackward::dz),
+              argument<Backward>("drows", "(group blocks, B, G, tokens, 2 N), of B and C where they vary", to,
                                  &SelectiveScanBackward::drows),
               argument<Backward>("dparameters", "(B chunks, D, 3 N + 2), of A, constant B and C, D, delta_bias", to,
                                  &SelectiveScanBackward::dparameters),
+              argument<Backward>("dinitial_state", "(B, D, N), 0 if not wanted", to,
+                                 &SelectiveScanBackward::dinitial_state),
           });
 }
 

@@ -43,8 +43,8 @@ template <typename Params, typename Inputs, typename... Path>
 Arguments<Params> selective_scan_inputs(Path... to) {
   return {
       selective_scan_sizes<Params>(to..., &Inputs::shape),
-      argument<Params>("u", "(B, D, L)", to..., &Inputs::u),
-      argument<Params>("delta", "(B, D, L)", to..., &Inputs::delta),
+      argument<Params>("u", "(B, D, L); on a GPU (B, G, D / G, L), as all of this shape", to..., &Inputs::u),
+      argument<Params>("delta", "like u", to..., &Inputs::delta),
       argument<Params>("A", "(D, N)", to..., &Inputs::A),
       argument<Params>("B", "(B, G, N, L), or (D, N, 1, 1) if it does not vary", to..., &Inputs::B),
       argument<Params>("C", "like B", to..., &Inputs::C),

@@ -92,6 +92,7 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
+inline bool has_sign(float x) { return std::signbit(x); }
 inline int reread_thread() { return static_cast<int>(threadIdx.x); }
 inline float shuffle_xor(float value, int lane_mask, int line = __builtin_LINE()) {
   return cuda_on_host::shuffle_xor(value, lane_mask, line);
@@ -158,6 +159,8 @@ __device__ inline float rsqrt_approx(float x) {
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
+// Whether the sign bit is set, as it is in -0 too.
+__device__ inline bool has_sign(float x) { return __float_as_int(x) < 0; }
 // threadIdx.x, read anew: the compiler keeps nothing that it worked out from an earlier reading.
 __device__ inline int reread_thread() {
   int thread;

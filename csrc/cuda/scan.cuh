@@ -5,6 +5,9 @@
 // or contiguous: per token and channel the time step dt and dt u, per token the rows B and C. Tokens beyond the end
 // have dt = 0 and rows of zeros and so leave the states as they are.
 //
+// If kResets, the time step of a token that begins a sequence has a sign, and neither the state passes it nor, on the
+// way back, its gradient. A factor of 0 would not do: what it meets may be infinite.
+//
 // Decays are powers of two: a = exp(dt A) = exp2(dt A log2(e)), and A stands in registers already multiplied.
 #pragma once
 
@@ -144,9 +147,16 @@ __device__ inline States<L> zero_states() {
   return states;
 }
 
-// What the chunks that a scan has passed leave behind: h = exp2(A sum dt) h + end, chunk by chunk. `ends` and `steps`
+// The time step of a token, without what its sign says.
+template <bool kResets>
+__device__ inline float time_of(float step) {
+  return kResets ? fabsf(step) : step;
+}
+
+// What the chunks that a scan has passed leave behind: h = exp2(A sum dt) h + end, chunk by chunk; add_step says what
+// the sum of a chunk is in which a sequence begins. `ends` and `steps`
 // are those of the first of them; the next one's lie `end_stride` and `step_stride` floats further. `h`: before them.
-template <typename L>
+template <typename L, bool kResets = false>
 __device__ inline States<L> carry_in(States<L> h, const States<L>& A, int lane, int chunks, const float* ends,
                                      int64_t end_stride, const float* steps, int64_t step_stride) {
 #pragma unroll 4
@@ -154,7 +164,10 @@ __device__ inline States<L> carry_in(States<L> h, const States<L>& A, int lane, 
     const States<L> end = load_states<L>(ends, lane);
     const float step = *steps;
 #pragma unroll
-    for (int i = 0; i < L::kStates; ++i) h.values[i] = exp2_approx(step * A.values[i]) * h.values[i] + end.values[i];
+    for (int i = 0; i < L::kStates; ++i) {
+      const float passed = exp2_approx(step * A.values[i]) * h.values[i];
+      h.values[i] = (kResets && has_sign(step) ? 0.0f : passed) + end.values[i];
+    }
   }
   return h;
 }
@@ -217,7 +230,7 @@ struct OwnRows {
 
 // Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
 // the D skip already. `x` and `sums` point at the thread's channel.
-template <typename L, typename RowsB, typename RowsC>
+template <typename L, bool kResets = false, typename RowsB, typename RowsC>
 __device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, int tokens, int lane, const States<L>& A,
                                  States<L>& h) {
   constexpr int kShared = L::kLanes < kGroupTokens ? L::kLanes : kGroupTokens;
@@ -233,7 +246,8 @@ __device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, i
 #pragma unroll
         for (int q = 0; q < L::kQuad; ++q) {
           float& state = h.values[i + q];
-          state = exp2_approx(step.dt * A.values[i + q]) * state + step.dtu * b.values[q];
+          const float before = kResets && has_sign(step.dt) ? 0.0f : state;
+          state = exp2_approx(time_of<kResets>(step.dt) * A.values[i + q]) * before + step.dtu * b.values[q];
           y[j] += state * c.values[q];
         }
       }
@@ -250,20 +264,27 @@ __device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, i
   }
 }
 
+// The sum of time steps; -1 from the first token on that begins a sequence.
+template <bool kResets>
+__device__ inline float add_step(float sum, float step) {
+  return kResets && (has_sign(sum) || has_sign(step)) ? -1.0f : sum + step;
+}
+
 // As scan_tile without the outputs; adds the time steps to `steps`.
-template <typename L, typename Rows>
+template <typename L, bool kResets = false, typename Rows>
 __device__ inline void advance_tile(const Step* x, Rows B, int tokens, const States<L>& A, States<L>& h, float& steps) {
 #pragma unroll 4
   for (int token = 0; token < tokens; ++token, x += L::kPitch, B = B.from(1)) {
     const Step step = *x;
-    steps += step.dt;
+    steps = add_step<kResets>(steps, step.dt);
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
       const auto b = B.quad(0, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& state = h.values[i + q];
-        state = exp2_approx(step.dt * A.values[i + q]) * state + step.dtu * b.values[q];
+        const float before = kResets && has_sign(step.dt) ? 0.0f : state;
+        state = exp2_approx(time_of<kResets>(step.dt) * A.values[i + q]) * before + step.dtu * b.values[q];
       }
     }
   }
@@ -288,7 +309,7 @@ struct Group {
 };
 
 // The states after a group's tokens.
-template <typename L, typename Rows>
+template <typename L, bool kResets = false, typename Rows>
 __device__ inline void advance_group(const Token* tokens, const Rows& B, const States<L>& A, States<L>& h) {
 #pragma unroll
   for (int j = 0; j < kGroupTokens; ++j) {
@@ -299,14 +320,15 @@ __device__ inline void advance_group(const Token* tokens, const Rows& B, const S
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& state = h.values[i + q];
-        state = exp2_approx(token.dt * A.values[i + q]) * state + token.dtu * b.values[q];
+        const float before = kResets && has_sign(token.dt) ? 0.0f : state;
+        state = exp2_approx(time_of<kResets>(token.dt) * A.values[i + q]) * before + token.dtu * b.values[q];
       }
     }
   }
 }
 
 // Up through a group: fills `group` and hands dy h, the channel's part of dC, to keep(token, first state, quad).
-template <typename L, typename Rows, typename Keep>
+template <typename L, bool kResets = false, typename Rows, typename Keep>
 __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const States<L>& A, States<L> h,
                                      Group<L>& group, Keep keep) {
 #pragma unroll
@@ -319,8 +341,9 @@ __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const S
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& state = h.values[i + q];
-        group.decay[j][i + q] = exp2_approx(token.dt * A.values[i + q]);
-        group.product[j][i + q] = group.decay[j][i + q] * state;
+        const float before = kResets && has_sign(token.dt) ? 0.0f : state;
+        group.decay[j][i + q] = exp2_approx(time_of<kResets>(token.dt) * A.values[i + q]);
+        group.product[j][i + q] = group.decay[j][i + q] * before;
         state = group.product[j][i + q] + token.dtu * b.values[q];
         part.values[q] = token.dy * state;
       }
@@ -331,7 +354,7 @@ __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const S
 
 // Down through a group: leaves the channel's part of dB in group.product, adds to dA, and gives for each token, summed
 // over the thread's states, the gradients of dt u and (over A log2(e) instead of A) of dt.
-template <typename L, typename RowsB, typename RowsC>
+template <typename L, bool kResets = false, typename RowsB, typename RowsC>
 __device__ inline void descend_group(const Token* tokens, const RowsB& B, const RowsC& C, const States<L>& A,
                                      Group<L>& group, States<L>& carry, States<L>& dA, float (&ddtu)[kGroupTokens],
                                      float (&ddt)[kGroupTokens]) {
@@ -349,8 +372,9 @@ __device__ inline void descend_group(const Token* tokens, const RowsB& B, const 
         const float through = g * group.product[j][i + q];
         ddtu[j] += g * b.values[q];
         ddt[j] += through * A.values[i + q];
-        dA.values[i + q] += through * token.dt;
-        carry.values[i + q] = g * group.decay[j][i + q];
+        dA.values[i + q] += through * token.dt;  // where the step has a sign, `through` is 0
+        const float passed = g * group.decay[j][i + q];
+        carry.values[i + q] = kResets && has_sign(token.dt) ? 0.0f : passed;
         group.product[j][i + q] = g * token.dtu;
       }
     }
@@ -358,20 +382,21 @@ __device__ inline void descend_group(const Token* tokens, const RowsB& B, const 
 }
 
 // The carry alone, down through `count` tokens; adds their time steps to `steps`.
-template <typename L, typename Rows>
+template <typename L, bool kResets = false, typename Rows>
 __device__ inline void descend_tile(const Token* tokens, const Rows& C, int count, const States<L>& A, States<L>& carry,
                                     float& steps) {
 #pragma unroll 4
   for (int j = count - 1; j >= 0; --j) {
     const Token token = tokens[j * L::kPitch];
-    steps += token.dt;
+    steps = add_step<kResets>(steps, token.dt);
 #pragma unroll
     for (int i = 0; i < L::kStates; i += L::kQuad) {
       const auto c = C.quad(j, i);
 #pragma unroll
       for (int q = 0; q < L::kQuad; ++q) {
         float& value = carry.values[i + q];
-        value = (value + token.dy * c.values[q]) * exp2_approx(token.dt * A.values[i + q]);
+        value = (value + token.dy * c.values[q]) * exp2_approx(time_of<kResets>(token.dt) * A.values[i + q]);
+        if (kResets && has_sign(token.dt)) value = 0.0f;
       }
     }
   }

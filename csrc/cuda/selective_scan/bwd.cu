@@ -6,7 +6,7 @@
 namespace mtlkit::cuda {
 namespace {
 
-template <typename L>
+template <typename L, bool kOrdered>
 struct Shared {
   Token* tokens;  // (tokens, kPitch)
   float* slope;   // (tokens, kPitch): of the time step by delta; then the gradient of delta
@@ -15,7 +15,7 @@ struct Shared {
   float** rows;   // (tokens): the block's part of the gradients of the token's B and C; null beyond the end
   Work<L>* work;  // while a tile is scanned, which needs every register
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staged lines of the next tile
+  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staged of the next tile
   char* end;
 
   __host__ __device__ explicit Shared(char* memory) {
@@ -29,58 +29,61 @@ struct Shared {
     work = arena.take<Work<L>>(1);
     Arena states = arena;
     starts = states.take<float>((L::kTokens / kGroupTokens - 1) * L::kChannels * L::kPadded);
-    raw_u = arena.take<char>(L::kChannels * kLinePitch<L>);
-    raw_delta = arena.take<char>(L::kChannels * kLinePitch<L>);
-    raw_dout = arena.take<char>(L::kChannels * kLinePitch<L>);
-    raw_B = arena.take<char>(L::kPadded * kLinePitch<L>);
-    raw_C = arena.take<char>(L::kPadded * kLinePitch<L>);
+    raw_u = arena.take<char>(kStagedBytes<L, L::kChannels, kOrdered>);
+    raw_delta = arena.take<char>(kStagedBytes<L, L::kChannels, kOrdered>);
+    raw_dout = arena.take<char>(kStagedBytes<L, L::kChannels, kOrdered>);
+    raw_B = arena.take<char>(kStagedBytes<L, L::kPadded, kOrdered>);
+    raw_C = arena.take<char>(kStagedBytes<L, L::kPadded, kOrdered>);
     end = states.end() > arena.end() ? states.end() : arena.end();
   }
 };
 
-template <bool kConstantB, bool kConstantC, typename L>
-__device__ void stage(const Shared<L>& shared, const SelectiveScanBackward& params, const Units& units,
+template <bool kConstantB, bool kConstantC, typename L, bool kOrdered>
+__device__ void stage(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params, const Units& units,
                       const Work<L>& work, const Tile<L>& tile) {
   const SelectiveScan& p = params.scan;
   const int states = static_cast<int>(p.shape.states);
-  stage_channels<L>(shared.raw_u, p.u, work, tile, units.u);
-  stage_channels<L>(shared.raw_delta, p.delta, work, tile, units.delta);
-  stage_channels<L>(shared.raw_dout, params.dout, work, tile, units.dout);
-  if constexpr (!kConstantB) stage_states<L>(shared.raw_B, p.B, states, work, tile, units.B);
-  if constexpr (!kConstantC) stage_states<L>(shared.raw_C, p.C, states, work, tile, units.C);
+  const Visits<kOrdered> visits(p, work, tile);
+  stage_channels(shared.raw_u, p.u, work, tile, visits, units.u);
+  stage_channels(shared.raw_delta, p.delta, work, tile, visits, units.delta);
+  stage_channels(shared.raw_dout, params.dout, work, tile, visits, units.dout);
+  if constexpr (!kConstantB) stage_states(shared.raw_B, p.B, states, work, tile, visits, units.B);
+  if constexpr (!kConstantC) stage_states(shared.raw_C, p.C, states, work, tile, visits, units.C);
   copy_async_commit();
 }
 
-// From the staged lines to the tile at work. With a gate, the gradients of the ungated output and of z.
-template <bool kConstantB, bool kConstantC, bool kEndsOnly, typename L>
-__device__ void unpack(const Shared<L>& shared, const SelectiveScanBackward& params, const Work<L>& work,
+// From what was staged to the tile at work. With a gate, the gradients of the ungated output and of z.
+template <bool kConstantB, bool kConstantC, bool kEndsOnly, typename L, bool kOrdered>
+__device__ void unpack(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params, const Work<L>& work,
                        const Tile<L>& tile) {
   const SelectiveScan& p = params.scan;
   const int states = static_cast<int>(p.shape.states);
-  if constexpr (!kConstantB) unpack_rows(shared.B, shared.raw_B, p.B.dtype, states, tile, work.thread);
-  if constexpr (!kConstantC) unpack_rows(shared.C, shared.raw_C, p.C.dtype, states, tile, work.thread);
+  const Visits<kOrdered> visits(p, work, tile);
+  if constexpr (!kConstantB) unpack_rows<kOrdered>(shared.B, shared.raw_B, p.B.dtype, states, tile, work.thread);
+  if constexpr (!kConstantC) unpack_rows<kOrdered>(shared.C, shared.raw_C, p.C.dtype, states, tile, work.thread);
 #pragma unroll 1
   for (int i = work.thread; i < L::kChannels * L::kTokens; i += L::kThreads) {
-    const int channel = i / L::kTokens, token = i % L::kTokens, d = work.first_channel + channel;
+    const auto [channel, token] = place_of<L, kOrdered>(i);
+    const int d = work.first_channel + channel;
     Token values = {};
     float slope = 0.0f;
     if (channel < work.channels && token < tile.tokens) {
-      const float delta = element(shared.raw_delta + channel * kLinePitch<L>, p.delta.dtype, token);
+      const float delta = staged<L, L::kChannels, kOrdered>(shared.raw_delta, p.delta.dtype, channel, token);
       const Softplus step = time_step(p, delta, p.delta_bias ? p.delta_bias[d] : 0.0f);
-      const float u = element(shared.raw_u + channel * kLinePitch<L>, p.u.dtype, token);
-      float dy = element(shared.raw_dout + channel * kLinePitch<L>, params.dout.dtype, token);
-      if (params.z) {
+      const float u = staged<L, L::kChannels, kOrdered>(shared.raw_u, p.u.dtype, channel, token);
+      float dy = staged<L, L::kChannels, kOrdered>(shared.raw_dout, params.dout.dtype, channel, token);
+      if (!kOrdered && params.z) {
         const int64_t at = tile.first + token;
-        const float z = read(params.z, offset_of(params.z, work.batch, d, at));
+        const float z = read(params.z, offset_of(params.z, work, channel, at));
         const float gate = reciprocal_approx(1.0f + exp2_approx(-kLog2E * z));
         if constexpr (!kEndsOnly) {
           const float y = params.ungated[(work.batch * p.shape.channels + d) * p.shape.tokens + at];
           const float dz = dy * y * gate * (1.0f + z * (1.0f - gate));
-          write(params.dz, offset_of(params.dz, work.batch, d, at), dz);
+          write(params.dz, offset_of(params.dz, work, channel, at), dz);
         }
         dy *= z * gate;
       }
-      values = {step.value, step.value * u, dy, u};
+      values = {signed_step(p, work, visits, token, step.value), step.value * u, dy, u};
       slope = step.slope;
     }
     shared.tokens[token * L::kPitch + channel] = values;
@@ -88,9 +91,9 @@ __device__ void unpack(const Shared<L>& shared, const SelectiveScanBackward& par
   }
   if constexpr (kEndsOnly || (kConstantB && kConstantC)) return;
   const int64_t image = (work.group_block * p.shape.batch + work.batch) * p.shape.groups + work.group;
-  float* rows = params.drows + (image * p.shape.tokens + tile.first) * 2 * states;
+  float* rows = params.drows + image * p.order.tokens * 2 * states;
   for (int token = work.thread; token < tile.padded; token += L::kThreads) {
-    shared.rows[token] = token < tile.tokens ? rows + token * 2 * states : nullptr;
+    shared.rows[token] = token < tile.tokens ? rows + visits[token] * 2 * states : nullptr;
   }
 }
 
@@ -102,8 +105,8 @@ struct Collected {
 };
 
 // The scan of one tile: dB and dC to global memory; the gradients of u and delta stay in `tokens` and `slope`.
-template <bool kConstantB, bool kConstantC, typename L, typename RowsB, typename RowsC>
-__device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& params, const Work<L>& work,
+template <bool kConstantB, bool kConstantC, typename L, bool kOrdered, typename RowsB, typename RowsC>
+__device__ void descend(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params, const Work<L>& work,
                         const Tile<L>& tile, const RowsB& B, const RowsC& C, const States<L>& A, States<L>& carry,
                         Collected<L>& collected) {
   constexpr float kLn2 = 0.693147180559945309417f;
@@ -111,7 +114,8 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
   const SelectiveScan& p = params.scan;
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes, state = lane * L::kStates;
   const int states = static_cast<int>(p.shape.states), last = tile.padded / kGroupTokens - 1;
-  const float skip = p.D && channel < work.channels ? p.D[work.first_channel + channel] : 0.0f;
+  const auto skip_of = [&] { return p.D && channel < work.channels ? p.D[work.first_channel + channel] : 0.0f; };
+  const float kept_skip = kOrdered ? 0.0f : skip_of();
   Token* tokens = shared.tokens + channel;
   float* starts = shared.starts + channel * L::kPadded;
   // The sums of the parts, to the rows of the group's tokens from `offset` on.
@@ -127,7 +131,7 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
 #pragma unroll 1
   for (int group = 0; group < last; ++group) {
     store_states<L>(starts + group * L::kChannels * L::kPadded, lane, h);
-    advance_group<L>(tokens + group * kGroupTokens * L::kPitch, B.from(group * kGroupTokens), A, h);
+    advance_group<L, kOrdered>(tokens + group * kGroupTokens * L::kPitch, B.from(group * kGroupTokens), A, h);
   }
 
 #pragma unroll 1
@@ -138,7 +142,7 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
     if (group < last) h = load_states<L>(starts + group * L::kChannels * L::kPadded, lane);
 
     Group<L> kept;
-    rebuild_group<L>(at, b, A, h, kept, [&](int j, int i, const Pack<float, L::kQuad>& part) {
+    rebuild_group<L, kOrdered>(at, b, A, h, kept, [&](int j, int i, const Pack<float, L::kQuad>& part) {
       if constexpr (kConstantC) {
 #pragma unroll
         for (int q = 0; q < L::kQuad; ++q) collected.C.values[i + q] += part.values[q];
@@ -148,10 +152,11 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
     });
     if constexpr (!kConstantC) block_sync();
     float ddtu[kGroupTokens], ddt[kGroupTokens];
-    descend_group<L>(at, b, c, A, kept, carry, collected.A, ddtu, ddt);
+    descend_group<L, kOrdered>(at, b, c, A, kept, carry, collected.A, ddtu, ddt);
     sum_over_lanes<L::kLanes>(ddtu, lane);
     sum_over_lanes<L::kLanes>(ddt, lane);
     if (lane < kShared) {
+      const float skip = kOrdered ? skip_of() : kept_skip;  // an order takes the registers that would keep it
 #pragma unroll
       for (int i = 0; i < kGroupTokens / kShared; ++i) {
         const int j = lane + i * kShared;
@@ -160,7 +165,7 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
         slope *= kLn2 * ddt[i] + ddtu[i] * token.u;
         collected.bias += slope;
         collected.skip += token.dy * token.u;
-        at[j * L::kPitch].u = ddtu[i] * token.dt + skip * token.dy;
+        at[j * L::kPitch].u = ddtu[i] * time_of<kOrdered>(token.dt) + skip * token.dy;
       }
     }
     if constexpr (!kConstantC) {
@@ -189,16 +194,17 @@ __device__ void descend(const Shared<L>& shared, const SelectiveScanBackward& pa
   if constexpr (kConstantB && kConstantC) block_sync();
 }
 
-template <typename L>
-__device__ void store_gradients(const Shared<L>& shared, const SelectiveScanBackward& params, const Work<L>& work,
-                                const Tile<L>& tile) {
+template <typename L, bool kOrdered>
+__device__ void store_gradients(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params,
+                                const Work<L>& work, const Tile<L>& tile) {
+  const Visits<kOrdered> visits(params.scan, work, tile);
 #pragma unroll 2
-  for (int i = work.thread; i < work.channels * L::kTokens; i += L::kThreads) {
-    const int channel = i / L::kTokens, token = i % L::kTokens, d = work.first_channel + channel;
-    if (token >= tile.tokens) continue;
-    const int64_t at = tile.first + token;
-    write(params.du, offset_of(params.du, work.batch, d, at), shared.tokens[token * L::kPitch + channel].u);
-    write(params.ddelta, offset_of(params.ddelta, work.batch, d, at), shared.slope[token * L::kPitch + channel]);
+  for (int i = work.thread; i < stored<L, kOrdered>(work); i += L::kThreads) {
+    const auto [channel, token] = place_of<L, kOrdered>(i);
+    if (token >= tile.tokens || (kOrdered && channel >= work.channels)) continue;
+    const int64_t at = visits[token];
+    write(params.du, offset_of(params.du, work, channel, at), shared.tokens[token * L::kPitch + channel].u);
+    write(params.ddelta, offset_of(params.ddelta, work, channel, at), shared.slope[token * L::kPitch + channel]);
   }
 }
 
@@ -233,32 +239,31 @@ __device__ void store_parameters(const SelectiveScanBackward& params, const Work
 // The gradient of the state after the last token.
 template <typename L>
 __device__ States<L> last_gradient(const SelectiveScanBackward& params, const Work<L>& work) {
-  const int channel = work.thread / L::kLanes, first = work.thread % L::kLanes * L::kStates;
+  const int channel = work.first_channel + work.thread / L::kLanes, first = work.thread % L::kLanes * L::kStates;
+  const Tensor<3>& from = params.dlast_state;
   States<L> result = zero_states<L>();
-  if (!params.dlast_state || channel >= work.channels) return result;
-#pragma unroll
-  for (int i = 0; i < L::kStates; ++i) {
-    if (first + i >= params.scan.shape.states) break;
-    const int64_t at = offset_of(params.dlast_state, work.batch, work.first_channel + channel, first + i);
-    result.values[i] = read(params.dlast_state, at);
-  }
+  if (!from) return result;
+  for_states(params.scan, work, [&](int i) {
+    const int64_t at = work.batch * from.stride[0] + channel * from.stride[1] + (first + i) * from.stride[2];
+    result.values[i] = element(static_cast<const char*>(from.data), from.dtype, at);
+  });
   return result;
 }
 
 // kEndsOnly: finds the carry that each chunk leaves instead of the gradients. B is not read then, as if it were
 // constant.
-template <typename L, bool kConstantB, bool kConstantC, bool kEndsOnly>
+template <typename L, bool kConstantB, bool kConstantC, bool kOrdered, bool kEndsOnly>
 __global__ void __launch_bounds__(L::kThreads, (L::kLanes > 4 || kConstantB || kConstantC ? 256 : 512) / L::kThreads)
     selective_scan_bwd_kernel(const SelectiveScanBackward params, const Units units) {
   const SelectiveScan& p = params.scan;
   Work<L> work(p);
-  const Shared<L> shared(dynamic_shared());
+  const Shared<L, kOrdered> shared(dynamic_shared());
   const int channel = work.thread / L::kLanes;
   const auto B = rows_of < kConstantB && !kEndsOnly > (p, work, shared.B, p.B);
   const auto C = rows_of<kConstantC>(p, work, shared.C, p.C);
   const States<L> A = load_A<L>(p, work);
   States<L> carry = zero_states<L>();
-  if constexpr (!kEndsOnly) carry = chunk_start<L>(p, work, A, last_gradient<L>(params, work), true);
+  if constexpr (!kEndsOnly) carry = chunk_start<L, kOrdered>(p, work, A, last_gradient<L>(params, work), true);
   Collected<L> collected = {};
   float steps = 0.0f;
 
@@ -272,44 +277,44 @@ __global__ void __launch_bounds__(L::kThreads, (L::kLanes > 4 || kConstantB || k
     block_sync();
     if constexpr (kEndsOnly) {
       if (iteration > 0) stage<kConstantB, kConstantC>(shared, params, units, work, Tile<L>(p, tile.index - 1));
-      descend_tile<L>(shared.tokens + channel, C, tile.padded, A, carry, steps);
+      descend_tile<L, kOrdered>(shared.tokens + channel, C, tile.padded, A, carry, steps);
     } else {
       descend<kConstantB, kConstantC>(shared, params, work, tile, B, C, A, carry, collected);
       work = *shared.work;
       work.thread = static_cast<int>(threadIdx.x);
       if (iteration > 0) stage<kConstantB, kConstantC>(shared, params, units, work, Tile<L>(p, tile.index - 1));
-      store_gradients<L>(shared, params, work, tile);
+      store_gradients(shared, params, work, tile);
     }
   }
   if constexpr (kEndsOnly) {
     store_chunk_end<L>(p, work, carry, steps);
   } else {
     store_parameters<kConstantB, kConstantC>(params, work, collected);
+    if (params.dinitial_state && work.chunk == 0) store_state(params.dinitial_state, p, work, carry);
   }
 }
 
-template <typename L, bool kConstantB, bool kConstantC>
+template <typename L, bool kConstantB, bool kConstantC, bool kOrdered>
 int launch(const SelectiveScanBackward& params, void* stream) {
   const SelectiveScan& p = params.scan;
-  const int64_t blocks = blocks_of(p), tokens = p.shape.tokens;
-  const auto shared_bytes = static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared<L>(nullptr).end));
-  const Units units{copy_unit(p.u, tokens), copy_unit(p.delta, tokens), copy_unit(p.B, tokens), copy_unit(p.C, tokens),
-                    copy_unit(params.dout, tokens)};
+  const int64_t blocks = blocks_of(p);
+  const auto shared_bytes = static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared<L, kOrdered>(nullptr).end));
+  const Units units = copy_units<L, kOrdered>(p, params.dout);
   if (blocks > INT32_MAX || p.plan.tiles > INT32_MAX) return kInvalidValue;
   if (p.plan.chunks > 1) {
     const int error = launch_kernel(blocks, L::kThreads, shared_bytes, stream,
-                                    selective_scan_bwd_kernel<L, true, kConstantC, true>, params, units);
+                                    selective_scan_bwd_kernel<L, true, kConstantC, kOrdered, true>, params, units);
     if (error != kSuccess) return error;
   }
   return launch_kernel(blocks, L::kThreads, shared_bytes, stream,
-                       selective_scan_bwd_kernel<L, kConstantB, kConstantC, false>, params, units);
+                       selective_scan_bwd_kernel<L, kConstantB, kConstantC, kOrdered, false>, params, units);
 }
 
 }  // namespace
 
 int launch_selective_scan_bwd(const SelectiveScanBackward& params, void* stream) {
-  return with_layout(params.scan, [&](auto layout, auto constant_B, auto constant_C) {
-    return launch<decltype(layout), constant_B.value, constant_C.value>(params, stream);
+  return with_layout(params.scan, [&](auto layout, auto constant_B, auto constant_C, auto ordered) {
+    return launch<decltype(layout), constant_B.value, constant_C.value, ordered.value>(params, stream);
   });
 }
 

@@ -1,6 +1,7 @@
 // What the kernels of selective_scan share: which tile a block works on, and how it comes into shared memory.
 #pragma once
 
+#include <numeric>
 #include <type_traits>
 
 #include "cuda/scan.cuh"
@@ -13,14 +14,31 @@ struct Units {
   int u, delta, B, C, dout;
 };
 
-// For a tensor whose tokens are the last dimension.
-template <int kRank>
-int copy_unit(const Tensor<kRank>& tensor, int64_t tokens) {
+// For a tensor of `count` elements along `dim`, which are copied side by side.
+inline int copy_unit(const Tensor<4>& tensor, int64_t count, int dim = 3) {
   const int64_t size = size_of(tensor.dtype);
-  if (tensor.stride[kRank - 1] != 1) return 0;
-  bool whole = tokens * size % 16 == 0 && reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
-  for (int i = 0; i < kRank - 1; ++i) whole = whole && tensor.stride[i] * size % 16 == 0;
-  return whole ? 16 : size == 4 ? 4 : 0;
+  if (tensor.stride[dim] != 1) return 0;
+  for (const int unit : {16, 4}) {
+    bool whole = count * size % unit == 0 && reinterpret_cast<uintptr_t>(tensor.data) % unit == 0;
+    for (int i = 0; i < 4; ++i) whole = whole && (i == dim || tensor.stride[i] * size % unit == 0);
+    if (whole) return unit;
+  }
+  return 0;
+}
+
+// Of all tensors: along tokens or, with an order, along the channels of a group and the states.
+template <typename L, bool kOrdered>
+Units copy_units(const SelectiveScan& p, const Tensor<4>& dout) {
+  if constexpr (kOrdered) {
+    const int64_t channels = std::gcd(p.shape.channels / p.shape.groups, int64_t{L::kChannels});  // divides a block's
+    const int64_t states = p.shape.states;
+    return {copy_unit(p.u, channels, 2), copy_unit(p.delta, channels, 2), copy_unit(p.B, states, 2),
+            copy_unit(p.C, states, 2), copy_unit(dout, channels, 2)};
+  } else {
+    const int64_t tokens = p.shape.tokens;
+    return {copy_unit(p.u, tokens), copy_unit(p.delta, tokens), copy_unit(p.B, tokens), copy_unit(p.C, tokens),
+            copy_unit(dout, tokens)};
+  }
 }
 
 template <typename L>
@@ -65,12 +83,93 @@ struct Tile {
   }
 };
 
+// The token that a block visits at a step of a tile.
+template <bool kOrdered>
+struct Visits {
+  const int32_t* table;  // from the tile's first step on; null where tokens are visited as they come
+  int64_t first;
+
+  template <typename L>
+  __device__ Visits(const SelectiveScan& p, const Work<L>& work, const Tile<L>& tile) : table(), first(tile.first) {
+    if constexpr (kOrdered) {
+      if (p.order.table) {
+        table = p.order.table + work.batch * p.order.table_stride + work.group * p.shape.tokens + tile.first;
+      }
+    }
+  }
+  __device__ int64_t operator[](int step) const {
+    if constexpr (kOrdered) {
+      if (table) return table[step];
+    }
+    return first + step;
+  }
+};
+
+// Whether a sequence begins with the token of a step. That of the first never does.
+template <typename L>
+__device__ bool begins(const SelectiveScan& p, const Work<L>& work, const Visits<true>& visits, int step) {
+  if (!p.order.sequences || visits.first + step == 0) return false;
+  const int32_t* sequences = p.order.sequences + work.batch * p.order.tokens;
+  return sequences[visits[step]] != sequences[visits[step - 1]];
+}
+
 // --- between global and shared memory
 // -----------------------------------------------------------------------------------
 
 // Staged lines, one a channel or state: kLinePitch bytes apart, tokens side by side.
 template <typename L>
 inline constexpr int kLinePitch = L::kTokens * 4 + 16;
+
+// With an order what is staged are rows instead, one a token: `count` channels or states side by side.
+template <int kCount>
+inline constexpr int kRowPitch = kCount * 4 + 16;
+template <typename L, int kCount, bool kOrdered>
+inline constexpr int kStagedBytes = kOrdered ? L::kTokens * kRowPitch<kCount> : kCount * kLinePitch<L>;
+
+// Element `index` of a token, of `kCount`.
+template <typename L, int kCount, bool kOrdered>
+__device__ float staged(const char* memory, DType dtype, int index, int token) {
+  if constexpr (kOrdered) {
+    return element(memory + token * kRowPitch<kCount>, dtype, index);
+  } else {
+    return element(memory + index * kLinePitch<L>, dtype, token);
+  }
+}
+
+__device__ inline void copy_element(char* to, const char* from, int size) {
+  if (size == 4) {
+    *reinterpret_cast<uint32_t*>(to) = *reinterpret_cast<const uint32_t*>(from);
+  } else {
+    *reinterpret_cast<uint16_t*>(to) = *reinterpret_cast<const uint16_t*>(from);
+  }
+}
+
+// Copies the rows of a tile's tokens, of `length` elements each. `from` is that of token 0; strides count elements.
+template <typename L, int kCount>
+__device__ void stage_rows(char* to, const char* from, int size, int64_t stride, int64_t token_stride, int length,
+                           const Visits<true>& visits, const Tile<L>& tile, int unit, int thread) {
+  if (unit > 0) {
+    const int per_row = length * size / unit;
+#pragma unroll 1
+    for (int i = thread; i < tile.tokens * per_row; i += L::kThreads) {
+      const int token = i / per_row, at = i % per_row * unit;
+      const char* source = from + visits[token] * token_stride * size + at;
+      if (unit == 16) {
+        copy_async<16>(to + token * kRowPitch<kCount> + at, source);
+      } else {
+        copy_async<4>(to + token * kRowPitch<kCount> + at, source);
+      }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = thread; i < tile.tokens * kCount; i += L::kThreads) {
+    const int token = i / kCount, index = i % kCount;
+    if (index >= length) continue;
+    copy_element(to + token * kRowPitch<kCount> + index * size,
+                 from + (visits[token] * token_stride + index * stride) * size, size);
+  }
+}
 
 // Copies `lines` lines of a tile's tokens. `from` is the first line's first token; strides count elements.
 template <typename L>
@@ -94,43 +193,48 @@ __device__ void stage_lines(char* to, const char* from, int size, int64_t line_s
   for (int i = thread; i < lines * L::kTokens; i += L::kThreads) {
     const int line = i / L::kTokens, token = i % L::kTokens;
     if (token >= tile.tokens) continue;
-    const char* source = from + (line * line_stride + token * token_stride) * size;
-    char* at = to + line * kLinePitch<L> + token * size;
-    if (size == 4) {
-      *reinterpret_cast<uint32_t*>(at) = *reinterpret_cast<const uint32_t*>(source);
-    } else {
-      *reinterpret_cast<uint16_t*>(at) = *reinterpret_cast<const uint16_t*>(source);
-    }
+    copy_element(to + line * kLinePitch<L> + token * size, from + (line * line_stride + token * token_stride) * size,
+                 size);
   }
 }
 
-template <typename L>
-__device__ void stage_channels(char* to, const Tensor<3>& tensor, const Work<L>& work, const Tile<L>& tile, int unit) {
+// A tile of `length` channels or states of the block's group, from `first` on, to the memory of kCount.
+template <int kCount, typename L, bool kOrdered>
+__device__ void stage_tensor(char* to, const Tensor<4>& tensor, int first, int length, const Work<L>& work,
+                             const Tile<L>& tile, const Visits<kOrdered>& visits, int unit) {
   const int size = static_cast<int>(size_of(tensor.dtype));
-  const char* from =
-      static_cast<const char*>(tensor.data) +
-      (work.batch * tensor.stride[0] + work.first_channel * tensor.stride[1] + tile.first * tensor.stride[2]) * size;
-  stage_lines<L>(to, from, size, tensor.stride[1], tensor.stride[2], work.channels, tile, unit, work.thread);
+  const int64_t offset = work.batch * tensor.stride[0] + work.group * tensor.stride[1] + first * tensor.stride[2];
+  const char* from = static_cast<const char*>(tensor.data) + offset * size;
+  if constexpr (kOrdered) {
+    stage_rows<L, kCount>(to, from, size, tensor.stride[2], tensor.stride[3], length, visits, tile, unit, work.thread);
+  } else {
+    stage_lines<L>(to, from + tile.first * tensor.stride[3] * size, size, tensor.stride[2], tensor.stride[3], length,
+                   tile, unit, work.thread);
+  }
 }
 
-template <typename L>
+template <typename L, bool kOrdered>
+__device__ void stage_channels(char* to, const Tensor<4>& tensor, const Work<L>& work, const Tile<L>& tile,
+                               const Visits<kOrdered>& visits, int unit) {
+  stage_tensor<L::kChannels>(to, tensor, work.group_block * L::kChannels, work.channels, work, tile, visits, unit);
+}
+
+template <typename L, bool kOrdered>
 __device__ void stage_states(char* to, const Tensor<4>& tensor, int states, const Work<L>& work, const Tile<L>& tile,
-                             int unit) {
-  const int size = static_cast<int>(size_of(tensor.dtype));
-  const char* from =
-      static_cast<const char*>(tensor.data) +
-      (work.batch * tensor.stride[0] + work.group * tensor.stride[1] + tile.first * tensor.stride[3]) * size;
-  stage_lines<L>(to, from, size, tensor.stride[2], tensor.stride[3], states, tile, unit, work.thread);
+                             const Visits<kOrdered>& visits, int unit) {
+  stage_tensor<L::kPadded>(to, tensor, 0, states, work, tile, visits, unit);
 }
 
-// Element (batch, channel, token) of a tensor in global memory.
-__device__ inline int64_t offset_of(const Tensor<3>& tensor, int batch, int channel, int64_t token) {
-  return batch * tensor.stride[0] + channel * tensor.stride[1] + token * tensor.stride[2];
+// Element (channel of the block, token) of a tensor in global memory.
+template <typename L>
+__device__ int64_t offset_of(const Tensor<4>& tensor, const Work<L>& work, int channel, int64_t token) {
+  return work.batch * tensor.stride[0] + work.group * tensor.stride[1] +
+         (work.group_block * L::kChannels + channel) * tensor.stride[2] + token * tensor.stride[3];
 }
-__device__ inline float read(const Tensor<3>& tensor, int64_t offset) {
+__device__ inline float read(const Tensor<4>& tensor, int64_t offset) {
   return element(static_cast<const char*>(tensor.data), tensor.dtype, offset);
 }
-__device__ inline void write(const Tensor<3>& tensor, int64_t offset, float value) {
+__device__ inline void write(const Tensor<4>& tensor, int64_t offset, float value) {
   switch (tensor.dtype) {
     case DType::kBFloat16:
       static_cast<bf16*>(tensor.data)[offset] = from_float<bf16>(value);
@@ -146,9 +250,28 @@ __device__ inline void write(const Tensor<3>& tensor, int64_t offset, float valu
 // --- in shared memory
 // -----------------------------------------------------------------------------------------------------
 
-// Rows of B or C from staged lines, as floats, zero beyond N and the tile's end.
-template <typename L>
-__device__ void unpack_rows(float* rows, const char* lines, DType dtype, int states, const Tile<L>& tile, int thread) {
+// Which of a tile's tokens and the block's channels is number `i`: neighbouring threads take what lies side by side.
+struct Place {
+  int channel, token;
+};
+template <typename L, bool kOrdered>
+__device__ Place place_of(int i) {
+  if constexpr (kOrdered) {
+    return {i % L::kChannels, i / L::kChannels};
+  } else {
+    return {i / L::kTokens, i % L::kTokens};
+  }
+}
+
+// The numbers that have a place among the block's channels, or somewhat more.
+template <typename L, bool kOrdered>
+__device__ int stored(const Work<L>& work) {
+  return (kOrdered ? L::kChannels : work.channels) * L::kTokens;
+}
+
+// Rows of B or C from what was staged, as floats, zero beyond N and the tile's end.
+template <bool kOrdered, typename L>
+__device__ void unpack_rows(float* rows, const char* memory, DType dtype, int states, const Tile<L>& tile, int thread) {
   constexpr int kPerRow = L::kPadded / L::kQuad;
 #pragma unroll 2
   for (int i = thread; i < tile.padded * kPerRow; i += L::kThreads) {
@@ -157,7 +280,7 @@ __device__ void unpack_rows(float* rows, const char* lines, DType dtype, int sta
 #pragma unroll
     for (int q = 0; q < L::kQuad; ++q) {
       const bool real = token < tile.tokens && first + q < states;
-      quad.values[q] = real ? element(lines + (first + q) * kLinePitch<L>, dtype, token) : 0.0f;
+      quad.values[q] = real ? staged<L, L::kPadded, kOrdered>(memory, dtype, first + q, token) : 0.0f;
     }
     store(rows + token * L::kPadded + first, quad);
   }
@@ -203,8 +326,51 @@ __device__ auto rows_of(const SelectiveScan& p, const Work<L>& work, const float
   }
 }
 
-// The states, or gradients of states, with which this chunk starts; `initial`: those before the first chunk passed.
+// The time step with the sign of a token that begins a sequence.
+template <typename L, bool kOrdered>
+__device__ float signed_step(const SelectiveScan& p, const Work<L>& work, const Visits<kOrdered>& visits, int token,
+                             float dt) {
+  if constexpr (kOrdered) {
+    return begins(p, work, visits, token) ? -fabsf(dt) : fabsf(dt);
+  } else {
+    return dt;
+  }
+}
+
+// Where the thread's states of its channel are in (B, D, N), contiguous.
 template <typename L>
+__device__ int64_t state_offset(const SelectiveScan& p, const Work<L>& work) {
+  const int64_t channel = work.batch * p.shape.channels + work.first_channel + work.thread / L::kLanes;
+  return channel * p.shape.states + work.thread % L::kLanes * L::kStates;
+}
+
+// Calls `use` with the place among the thread's states of each that there is.
+template <typename L, typename Use>
+__device__ void for_states(const SelectiveScan& p, const Work<L>& work, Use use) {
+  if (work.thread / L::kLanes >= work.channels) return;
+#pragma unroll
+  for (int i = 0; i < L::kStates; ++i) {
+    if (work.thread % L::kLanes * L::kStates + i < p.shape.states) use(i);
+  }
+}
+
+template <typename L>
+__device__ States<L> initial_state(const SelectiveScan& p, const Work<L>& work) {
+  States<L> result = zero_states<L>();
+  if (!p.initial_state) return result;
+  const float* from = p.initial_state + state_offset(p, work);
+  for_states(p, work, [&](int i) { result.values[i] = from[i]; });
+  return result;
+}
+
+template <typename L>
+__device__ void store_state(float* to, const SelectiveScan& p, const Work<L>& work, const States<L>& state) {
+  to += state_offset(p, work);
+  for_states(p, work, [&](int i) { to[i] = state.values[i]; });
+}
+
+// The states, or gradients of states, with which this chunk starts; `initial`: those before the first chunk passed.
+template <typename L, bool kOrdered>
 __device__ States<L> chunk_start(const SelectiveScan& p, const Work<L>& work, const States<L>& A,
                                  const States<L>& initial, bool reverse) {
   const int channel = work.thread / L::kLanes, chunks = static_cast<int>(p.plan.chunks);
@@ -213,8 +379,8 @@ __device__ States<L> chunk_start(const SelectiveScan& p, const Work<L>& work, co
   const int64_t first = int64_t{work.batch} * chunks + (reverse ? chunks - 1 : 0);
   const int64_t row = first * p.shape.channels + work.first_channel + channel;
   const int64_t stride = reverse ? -p.shape.channels : p.shape.channels;
-  return carry_in<L>(initial, A, work.thread % L::kLanes, before, p.ends + row * L::kPadded, stride * L::kPadded,
-                     p.steps + row, stride);
+  return carry_in<L, kOrdered>(initial, A, work.thread % L::kLanes, before, p.ends + row * L::kPadded,
+                               stride * L::kPadded, p.steps + row, stride);
 }
 
 // What a chunk leaves: for the chunk_start of others.
@@ -235,22 +401,26 @@ __device__ float* checkpoint(const SelectiveScan& p, const Work<L>& work, const 
   return p.checkpoints + (row + work.thread / L::kLanes) * L::kPadded;
 }
 
-// Calls `use` with the layout of the plan, whether B is constant, and whether C is.
+// Calls `use` with the layout of the plan, whether B is constant, whether C is, and whether there is an order.
 template <typename Use>
 int with_layout(const SelectiveScan& p, Use use) {
   using Varies = std::false_type;
   using IsConstant = std::true_type;
+  using AsTheyCome = std::false_type;
+  using IsOrdered = std::true_type;
   switch (p.plan.layout) {
-#define MTLKIT_CASE(index, ...) \
-  case index:                   \
-    return use(Layout<__VA_ARGS__>{}, Varies{}, Varies{});
+#define MTLKIT_CASE(index, ...)                                                           \
+  case index:                                                                             \
+    return p.order.by_token ? use(Layout<__VA_ARGS__>{}, Varies{}, Varies{}, IsOrdered{}) \
+                            : use(Layout<__VA_ARGS__>{}, Varies{}, Varies{}, AsTheyCome{});
     MTLKIT_SELECTIVE_SCAN_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE
-#define MTLKIT_CASE(index, ...)                                                                          \
-  case index: {                                                                                          \
-    const Layout<__VA_ARGS__> layout;                                                                    \
-    if (p.variable_B) return use(layout, Varies{}, IsConstant{});                                        \
-    return p.variable_C ? use(layout, IsConstant{}, Varies{}) : use(layout, IsConstant{}, IsConstant{}); \
+#define MTLKIT_CASE(index, ...)                                                  \
+  case index: {                                                                  \
+    const Layout<__VA_ARGS__> layout;                                            \
+    if (p.variable_B) return use(layout, Varies{}, IsConstant{}, AsTheyCome{});  \
+    return p.variable_C ? use(layout, IsConstant{}, Varies{}, AsTheyCome{})      \
+                        : use(layout, IsConstant{}, IsConstant{}, AsTheyCome{}); \
   }
     MTLKIT_SELECTIVE_SCAN_CONSTANT_LAYOUTS(MTLKIT_CASE)
 #undef MTLKIT_CASE

@@ -2,6 +2,8 @@
 //
 // A block owns a few channels of one sequence, all of one group, and scans their tokens tile by tile. Where the blocks
 // of a call do not fill the GPU, L is cut into chunks as ss2d.h says.
+//
+// directional_scan runs on the same kernels: its directions are groups of channels, each with an order of its own.
 #pragma once
 
 #include "common/selective_scan.h"
@@ -41,39 +43,51 @@ struct SelectiveScanPlan {
 // has them.
 SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool constant, const Gpu& gpu);
 
+// The tokens that each group of channels visits, one a step; shape.tokens are the steps.
+struct SelectiveScanOrder {
+  bool by_token;             // whether a kernel for orders serves the call; it reads a token's channels side by side
+  int64_t tokens;            // of a sequence
+  const int32_t* table;      // (G, steps): the token of each step; null where all are visited as they come
+  int64_t table_stride;      // from one of B tables to the next; 0 where there is one for all
+  const int32_t* sequences;  // (B, tokens): where it changes, the state begins at zero; null for a single sequence
+};
+
+// Tensors of channels are (B, G, D / G, L); with an order, L are the tokens.
 struct SelectiveScan {
   SelectiveScanShape shape;
   SelectiveScanPlan plan;
-  Tensor<3> u;      // (B, D, L)
-  Tensor<3> delta;  // (B, D, L)
-  Tensor<4> B, C;   // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
+  SelectiveScanOrder order;
+  Tensor<4> u, delta;
+  Tensor<4> B, C;  // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
   bool variable_B, variable_C, delta_softplus;
-  const float* A;           // (D, N), as are all below: contiguous
-  const float* D;           // (D), null for zeros
-  const float* delta_bias;  // (D), null for zeros
-  float* checkpoints;       // (B, tiles, D, padded states): the state before each tile; null if not wanted
-  float* ends;              // (B, chunks, D, padded states), null with one chunk
-  float* steps;             // (B, chunks, D), null with one chunk
+  const float* A;              // (D, N), as are all below: contiguous
+  const float* D;              // (D), null for zeros
+  const float* delta_bias;     // (D), null for zeros
+  const float* initial_state;  // (B, D, N), null for zeros
+  float* checkpoints;          // (B, tiles, D, padded states): the state before each tile; null if not wanted
+  float* ends;                 // (B, chunks, D, padded states), null with one chunk
+  float* steps;                // (B, chunks, D), null with one chunk
 };
 
 struct SelectiveScanForward {
   SelectiveScan scan;
-  Tensor<3> z;        // (B, D, L), may be absent
-  Tensor<3> out;      // (B, D, L)
+  Tensor<4> z;  // may be absent, as it is with an order
+  Tensor<4> out;
   float* ungated;     // (B, D, L), contiguous: the output before the gate; null if not wanted
   float* last_state;  // (B, D, N), contiguous
 };
 
 struct SelectiveScanBackward {
   SelectiveScan scan;
-  Tensor<3> dout;         // (B, D, L)
-  Tensor<3> z;            // (B, D, L), may be absent
+  Tensor<4> dout;
+  Tensor<4> z;            // may be absent
   const float* ungated;   // as the forward pass left it, null without z
   Tensor<3> dlast_state;  // (B, D, N), may be absent
-  Tensor<3> du, ddelta;   // (B, D, L)
-  Tensor<3> dz;           // (B, D, L), absent with z
-  float* drows;           // (group blocks, B, G, L, 2 N): of B and C where they vary
+  Tensor<4> du, ddelta;
+  Tensor<4> dz;           // absent with z
+  float* drows;           // (group blocks, B, G, tokens, 2 N): of B and C where they vary
   float* dparameters;     // (B chunks, D, 3 N + 2): of A, constant B and C, D and delta_bias
+  float* dinitial_state;  // (B, D, N), null if not wanted
 };
 
 }  // namespace mtlkit::cuda

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mtlkit.operators._operator import Operator
-from mtlkit.operators.directional_scan import cpu, triton
+from mtlkit.operators.directional_scan import cpu, cuda, triton
 from mtlkit.operators.directional_scan.orders import ScanOrder
 from mtlkit.operators.directional_scan.reference import directional_scan_reference, directional_scan_torch
 from mtlkit.operators.directional_scan.signature import (
@@ -47,7 +47,7 @@ OPERATOR = Operator(
     indices=INDICES,
     reference=directional_scan_reference,
     torch_form=directional_scan_torch,
-    backends={"cpu": cpu, "triton": triton},
+    backends={"cpu": cpu, "cuda": cuda, "triton": triton},
 )
 
 

@@ -1,6 +1,6 @@
 """selective_scan by the CUDA kernels."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from mtlkit import _native
 from mtlkit.operators import _launch
 from mtlkit.operators._launch import (
+    Argument,
     address,
     argument,
     as_float,
@@ -27,10 +28,24 @@ from mtlkit.operators.selective_scan.signature import (
 )
 
 
+class Order(NamedTuple):
+    """Which tokens each group of channels visits, and from which state; tensors as Inputs, but in groups of channels.
+
+    u, delta and their gradients are (B, G, D / G, L), B and C vary, and z is None.
+    """
+
+    table: Tensor | None  # (G, T) or (B, G, T), int32, dense: the token at each step; all, as they come, if None
+    seq_idx: Tensor | None  # (B, L), int32, dense: where it changes, the state begins at zero
+    initial_state: Tensor | None  # (B, D, N), float32, dense: of the first sequence visited; zeros if None
+
+
+def plan_of(sizes: Sizes, device: torch.device, constant: bool) -> Any:
+    """SelectiveScanPlan of csrc/cuda/selective_scan/selective_scan.h; `constant`: whether B or C does not vary."""
+    return _native.C.cuda_selective_scan_plan(sizes=sizes, constant=constant, gpu=_launch.gpu(device))
+
+
 def _plan(sizes: Sizes, inputs: Inputs) -> Any:
-    """SelectiveScanPlan of csrc/cuda/selective_scan/selective_scan.h."""
-    constant = inputs.B.dim() == 2 or inputs.C.dim() == 2
-    return _native.C.cuda_selective_scan_plan(sizes=sizes, constant=constant, gpu=_launch.gpu(inputs.u.device))
+    return plan_of(sizes, inputs.u.device, inputs.B.dim() == 2 or inputs.C.dim() == 2)
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
@@ -38,29 +53,43 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
     return few_states(inputs.A.shape[1]) or single_precision_only(inputs)
 
 
+def checkpoints_of(batch: int, steps: int, channels: int, plan: Any, device: torch.device) -> Tensor:
+    """A state for each tile of tokens, unset."""
+    tiles = (steps + plan.tile_tokens - 1) // plan.tile_tokens
+    return torch.empty(batch, tiles, channels, plan.padded_states, dtype=torch.float32, device=device)
+
+
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
     """A state for each tile of tokens, and the output before the gate."""
     batch, channels, length = inputs.u.shape
     plan = _plan(Sizes(1, 1, 1, int(inputs.A.shape[1]), 1), inputs)
-    tiles = (length + plan.tile_tokens - 1) // plan.tile_tokens
-    ungated = (batch, channels, length) if inputs.z is not None else (0,)
-    options = {"dtype": torch.float32, "device": inputs.u.device}
-    return torch.empty(batch, tiles, channels, plan.padded_states, **options), torch.empty(ungated, **options)
+    checkpoints = checkpoints_of(batch, length, channels, plan, inputs.u.device)
+    return checkpoints, checkpoints.new_empty((batch, channels, length) if inputs.z is not None else (0,))
+
+
+def _by_group(tensor: Tensor | None, groups: int) -> Argument | None:
+    """A tensor of channels as the kernels take it, (B, G, D / G, L)."""
+    found = argument(tensor)
+    if tensor is None or found is None or tensor.dim() == 4:
+        return found
+    batch, channel, token = tensor.stride()
+    return *found[:2], (batch, channel * (tensor.shape[1] // groups), channel, token)
 
 
 def _arguments(
-    inputs: Inputs, options: Options, checkpoints: Tensor | None, plan: Any
+    inputs: Inputs, softplus: bool, sizes: Sizes, checkpoints: Tensor | None, plan: Any, order: Order | None
 ) -> tuple[dict[str, object], list]:
     """What the kernels of both directions take, and the tensors that must live until they are launched."""
     u, delta, A, B, C, D, z, delta_bias = inputs
-    many = u.shape[0] * plan.chunks * u.shape[1] if plan.chunks > 1 else 0
+    many = sizes.batch * plan.chunks * sizes.channels if plan.chunks > 1 else 0
     ends = torch.empty(many, plan.padded_states, dtype=torch.float32, device=u.device)
     steps = torch.empty(many, dtype=torch.float32, device=u.device)
     A, D, delta_bias = (None if t is None else as_float(t) for t in (A, D, delta_bias))
+    table, seq_idx, initial = order or Order(None, None, None)
     arguments = {
-        "sizes": sizes_of(inputs),
-        "u": argument(u),
-        "delta": argument(delta),
+        "sizes": sizes,
+        "u": _by_group(u, sizes.groups),
+        "delta": _by_group(delta, sizes.groups),
         "A": address(A),
         "B": rows(B),
         "C": rows(C),
@@ -68,55 +97,96 @@ def _arguments(
         "variable_C": C.dim() > 2,
         "D": address(D),
         "delta_bias": address(delta_bias),
-        "delta_softplus": options.delta_softplus,
+        "delta_softplus": softplus,
         "checkpoints": address(checkpoints),
+        "by_token": order is not None,
+        "tokens": u.shape[-1],
+        "table": address(table),
+        "table_stride": table.stride(0) if table is not None and table.dim() == 3 else 0,
+        "sequences": address(seq_idx),
+        "initial_state": address(initial),
         "plan": plan,
         "ends": address(ends),
         "steps": address(steps),
-        "z": argument(z),
+        "z": _by_group(z, sizes.groups),
     }
     return arguments, [A, D, delta_bias, ends, steps]
+
+
+def launch_forward(
+    inputs: Inputs,
+    softplus: bool,
+    sizes: Sizes,
+    out: Tensor,
+    last: Tensor,
+    checkpoints: Tensor | None,
+    ungated: Tensor | None,
+    order: Order | None = None,
+) -> None:
+    """Sets the output, the last state, (B, D, N) in float32, and what is kept of them.
+
+    `sizes` has the tokens that are visited; what is not visited stays as it is in `out`.
+    """
+    plan = _plan(sizes, inputs)
+    with launching(inputs.u) as stream:
+        arguments, _alive = _arguments(inputs, softplus, sizes, checkpoints, plan, order)
+        status = _native.C.cuda_selective_scan_forward(
+            **arguments,
+            out=_by_group(out, sizes.groups),
+            ungated=address(ungated),
+            last_state=address(last),
+            stream=stream,
+        )
+        check_cuda(status)
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     """The output, the last state, the states kept for the backward pass, and the output before the gate."""
     out, last = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
-    checkpoints, ungated = kept or (None, None)
-    plan = _plan(sizes_of(inputs), inputs)
-    with launching(inputs.u) as stream:
-        arguments, _alive = _arguments(inputs, options, checkpoints, plan)
-        status = _native.C.cuda_selective_scan_forward(
-            **arguments, out=argument(out), ungated=address(ungated), last_state=address(last), stream=stream
-        )
-        check_cuda(status)
+    launch_forward(inputs, options.delta_softplus, sizes_of(inputs), out, last, *(kept or (None, None)))
     return out, last, *kept
 
 
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs in their order."""
+def launch_backward(
+    inputs: Inputs,
+    softplus: bool,
+    sizes: Sizes,
+    checkpoints: Tensor,
+    ungated: Tensor | None,
+    dout: Tensor,
+    dlast: Tensor | None,
+    du: Tensor,
+    order: Order | None = None,
+    dinitial: Tensor | None = None,
+) -> tuple[Any, ...]:
+    """The gradients of `inputs`; those of B and C, where they vary, are (B, G, L, N).
+
+    That of u goes to `du`, and that of the initial state to `dinitial`.
+    """
     u, delta, _, B, C, _, z, _ = inputs
-    (checkpoints, ungated), (dout, dlast) = kept, grads
-    plan, (batch, channels, length, states, groups) = _plan(sizes_of(inputs), inputs), sizes_of(inputs)
+    plan, (batch, channels, steps, states, groups) = _plan(sizes, inputs), sizes
+    tokens = u.shape[-1]
+    everywhere = torch.empty if steps == tokens else torch.zeros
     varies = B.dim() > 2 or C.dim() > 2
-    du, ddelta = torch.empty_like(u), torch.empty_like(delta)
+    ddelta = torch.empty_like(delta) if steps == tokens else torch.zeros_like(delta)
     dz = None if z is None else torch.empty_like(z)
-    drows = torch.empty(
-        plan.group_blocks if varies else 0, batch, groups, length, 2 * states, dtype=torch.float32, device=u.device
-    )
+    shape = (plan.group_blocks if varies else 0, batch, groups, tokens, 2 * states)
+    drows = everywhere(shape, dtype=torch.float32, device=u.device)
     dparameters = drows.new_empty(batch * plan.chunks, channels, 3 * states + 2)
     with launching(u) as stream:
-        arguments, _alive = _arguments(inputs, options, checkpoints, plan)
+        arguments, _alive = _arguments(inputs, softplus, sizes, checkpoints, plan, order)
         status = _native.C.cuda_selective_scan_backward(
             **arguments,
             ungated=address(ungated),
-            dout=argument(dout),
+            dout=_by_group(dout, groups),
             dlast_state=argument(dlast),
-            du=argument(du),
-            ddelta=argument(ddelta),
-            dz=argument(dz),
+            du=_by_group(du, groups),
+            ddelta=_by_group(ddelta, groups),
+            dz=_by_group(dz, groups),
             drows=address(drows),
             dparameters=address(dparameters),
+            dinitial_state=address(dinitial),
             stream=stream,
         )
         check_cuda(status)
@@ -124,6 +194,15 @@ def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Te
     dA, dB, dC, dD, dbias = dparameters.sum(0).split((states, states, states, 1, 1), -1)
     if varies:
         varying_B, varying_C = drows.sum(0).split(states, -1)
-        dB = token_last(varying_B, B) if B.dim() > 2 else dB
-        dC = token_last(varying_C, C) if C.dim() > 2 else dC
+        dB = varying_B if B.dim() > 2 else dB
+        dC = varying_C if C.dim() > 2 else dC
     return du, ddelta, dA, dB, dC, dD[:, 0], dz, dbias[:, 0]
+
+
+def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs in their order."""
+    sizes, du = sizes_of(inputs), torch.empty_like(inputs.u)
+    _, ddelta, dA, dB, dC, *others = launch_backward(
+        inputs, options.delta_softplus, sizes, kept[0], kept[1], grads[0], grads[1], du
+    )
+    return du, ddelta, dA, token_last(dB, inputs.B), token_last(dC, inputs.C), *others
