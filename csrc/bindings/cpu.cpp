@@ -23,6 +23,8 @@ const char* error_string(int status) {
       return "no error";
     case kOutOfMemory:
       return "out of memory for scratch buffers";
+    case kTokenOutOfRange:
+      return "order: expected tokens of u, got one out of range";
     default:
       return "unknown status";
   }

@@ -20,7 +20,7 @@ struct InteractionBlock {
 };
 
 // What a launcher returns.
-enum Status : int { kOk = 0, kOutOfMemory = 1 };
+enum Status : int { kOk = 0, kOutOfMemory = 1, kTokenOutOfRange = 2 };
 
 struct CpuKernels {
   const char* isa;

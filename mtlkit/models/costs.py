@@ -84,6 +84,7 @@ def _operations() -> dict[Any, Callable[..., int]]:
     ops = torch.ops.mtlkit
     return {
         ops.selective_scan: _selective_scan,
+        ops.directional_scan: _directional_scan,
         ops.ss2d: _ss2d,
         ops.ss2d_norm_gate: _ss2d,
         ops.dwconv_silu: _dwconv_silu,
@@ -107,6 +108,15 @@ def _ss2d(backend: Any, x: Any, x_dbl: Any, dt_weight: Any, *others: Any, out_va
     length = height * width
     time_steps = 2 * batch * 4 * channels * dt_weight[2] * length
     return _scan(batch * 4 * channels, length, states) + time_steps
+
+
+def _directional_scan(
+    backend: Any, u: Any, x_dbl: Any, dt_weight: Any, dt_bias: Any, A_logs: Any, *others: Any, **options: Any
+) -> int:
+    *_, steps, _walks, _save = others
+    directions, channels, rank = dt_weight
+    all_channels = u[0] * directions * channels
+    return _scan(all_channels, steps, A_logs[1]) + 2 * all_channels * rank * steps
 
 
 def _dwconv_silu(backend: Any, x: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:

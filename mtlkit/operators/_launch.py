@@ -18,6 +18,8 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 CHECKPOINT_TOKENS = 32
 MAX_STATES = 256
 
+_TOKEN_OUT_OF_RANGE = 2  # as csrc/cpu/kernels.h has it
+
 LARGE_BLOCK = 8 << 20  # bytes
 
 
@@ -46,9 +48,11 @@ def check(status: int) -> None:
 
     Raises:
         MemoryError: the scratch buffers could not be allocated.
+        ValueError: an order visits a token that is not there.
     """
     if status:
-        raise MemoryError(f"mtlkit: {_native.C.error_string(status)}")
+        kind = ValueError if status == _TOKEN_OUT_OF_RANGE else MemoryError
+        raise kind(f"mtlkit: {_native.C.error_string(status)}")
 
 
 @cache

@@ -1,10 +1,12 @@
 """Costs of networks: those of the operators by their formulas, and the network as it was before."""
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from mtlkit.models import count_costs, create_model
 from mtlkit.nn import SS2D
+from mtlkit.ops import directional_scan, orders
+from mtlkit.testing import DirectionalScanShape
 
 
 def test_convolutions_products_and_norms():
@@ -32,6 +34,21 @@ def test_scans_count_as_vmamba_counts_them(device):
     projections = length * (8 * 32 + 16 * 4 * (1 + 2 * 4) + 16 * 8)
     scan = 64 * length * (9 * 4 + 1) + 64 * length
     assert count_costs(layer, (1, height, width, 8)).flops == projections + 9 * 16 * length + scan
+
+
+def test_directions_count_by_their_steps():
+    class Scan(nn.Module):
+        def __init__(self, order: orders.ScanOrder) -> None:
+            super().__init__()
+            shape = DirectionalScanShape(1, 4, 8, 24, 3, 2)
+            self.order, self.parts = order, nn.ParameterDict(shape.inputs(device="meta"))
+
+        def forward(self, u: Tensor) -> Tensor:
+            return directional_scan(**{**self.parts, "u": u}, order=self.order)
+
+    for order in (orders.cross(4, 6), orders.atrous(4, 6), orders.snake(4, 6)):
+        channels = 4 * 8 * order.steps
+        assert count_costs(Scan(order), (1, 8, 24)).flops == channels * (9 * 3 + 1) + channels * 2
 
 
 def test_the_network_stays_as_it_was():

@@ -194,6 +194,16 @@ def test_bad_input(change, error, message):
         directional_scan(**{**inputs_of(2), "order": orders.both(L), **change})
 
 
+@pytest.mark.parametrize("token", [-1, L, 2**31 - 1])
+def test_an_order_is_read_within_range_where_nothing_checks_it(token):
+    """A compiled graph does not look at the numbers of a table, which may change in memory too."""
+    inputs, table = inputs_of(2), random_order(2)
+    order = orders.permutation(table)
+    order.table()[1, 5] = token
+    with pytest.raises(ValueError, match="order: expected tokens of u, got one out of range"):
+        directional_scan(**inputs, order=order)
+
+
 @pytest.mark.parametrize("bounds", [[0, 5, 3, L], [1, L], [0, L - 1]])
 def test_bad_bounds(bounds):
     inputs = {name: t[:1] if name in ("u", "x_dbl") else t for name, t in inputs_of(2).items()}

@@ -318,6 +318,7 @@ int backward(const DirectionalScanBackward& q) {
 }  // namespace
 
 int directional_scan_backward(const DirectionalScanBackward& p) {
+  if (!within_range(p.forward)) return kTokenOutOfRange;
   if (p.forward.use_double) return backward<double, 0>(p);
   switch (p.forward.shape.states) {
     case 1:

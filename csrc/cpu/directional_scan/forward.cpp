@@ -196,6 +196,7 @@ int forward(const DirectionalScanForward& p) {
 }  // namespace
 
 int directional_scan_forward(const DirectionalScanForward& p) {
+  if (!within_range(p)) return kTokenOutOfRange;
   if (p.use_double) return forward<double, 0>(p);
   switch (p.shape.states) {
     case 1:

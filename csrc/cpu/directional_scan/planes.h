@@ -17,6 +17,17 @@ MTLKIT_INLINE const uint8_t* starts_of(const DirectionalScanForward& p, int64_t 
   return p.starts ? p.starts + (b * p.shape.directions + k) * p.shape.steps : nullptr;
 }
 
+// Whether every token that is visited is there: a graph that was compiled has no other check of its order.
+MTLKIT_INLINE bool within_range(const DirectionalScanForward& p) {
+  const int64_t count = (p.own_orders ? p.shape.batch : 1) * p.shape.directions * p.shape.steps;
+  uint32_t largest = 0;  // of negative numbers, too
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t token = static_cast<uint32_t>(p.order[i]);
+    largest = token > largest ? token : largest;
+  }
+  return largest < p.shape.tokens();
+}
+
 // Asks for the cache lines of a row before its turn comes; for_write is 1 where it will be written. The rows of a
 // direction lie too far apart for the machine to guess them.
 template <int for_write, typename T>

@@ -327,7 +327,7 @@ def permutation(table: Tensor | Sequence, tokens: int | None = None, *, check: b
     check_steps("table", found.shape[-1], tokens)
     if check:
         check_visits("table", found, tokens)
-    return _of_table("permutation", found, tokens)
+    return _of_table("permutation", found.clone(), tokens)
 
 
 # --- of other orders --------------------------------------------------------------------------------------------------
