@@ -65,15 +65,19 @@ class ScanOrder:
     def _made(self, device: torch.device) -> Tensor:
         if self._table is not None:
             return self._table.to(device)
-        assert self.walks is not None
-        return table_of_walks(self.walks, self.steps, device)
+        return table_of_numbers(self.numbers, self.steps, device)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """Those of the walks, four a direction; none where there is a table."""
+        return tuple(number for walk in self.walks or () for number in walk)
 
 
-def table_of_walks(walks: Sequence[Sequence[int]], steps: int, device: torch.device) -> Tensor:
-    """The table of directions that are arithmetic, (K, T) in int32."""
+def table_of_numbers(numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
+    """The table of directions that are arithmetic, (K, T) in int32, from the four numbers of each in turn."""
     t = torch.arange(steps, device=device)
-    rows = [start + t // run * outer + t % run * inner for start, run, inner, outer in walks]
-    return torch.stack(rows).int()
+    walks = (numbers[i : i + 4] for i in range(0, len(numbers), 4))
+    return torch.stack([start + t // run * outer + t % run * inner for start, run, inner, outer in walks]).int()
 
 
 def _can_keep() -> bool:

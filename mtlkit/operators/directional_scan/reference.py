@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtlkit.operators._launch import compute_dtype
-from mtlkit.operators.directional_scan.orders import table_of_walks
+from mtlkit.operators.directional_scan.orders import table_of_numbers
 from mtlkit.operators.directional_scan.signature import channels_last, starts_of
 from mtlkit.operators.selective_scan.reference import scan_chunked, scan_sequential
 
@@ -41,8 +41,7 @@ def _composed(
     dtype = compute_dtype(u, x_dbl)
     directions, channels, rank = dt_weight.shape
     states, tokens = A_logs.shape[1], u.shape[-1]
-    by_walks = [walks[i : i + 4] for i in range(0, len(walks), 4)]
-    order = table_of_walks(by_walks, steps, u.device) if table is None else table
+    order = table_of_numbers(walks, steps, u.device) if table is None else table
     index = order.long().expand(u.shape[0], -1, -1)[:, :, None]  # (B, K, 1, T)
 
     def visited(v: Tensor) -> Tensor:  # (B, K, C, L) -> (B, K, C, T)

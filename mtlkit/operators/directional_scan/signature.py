@@ -14,7 +14,7 @@ from mtlkit.operators.directional_scan.orders import (
     check_steps,
     check_table,
     check_visits,
-    table_of_walks,
+    table_of_numbers,
 )
 
 
@@ -85,7 +85,7 @@ def order_of(order: ScanOrder | Tensor, u: Tensor) -> tuple[Tensor | None, int, 
                 f"order: expected one of L = {tokens} tokens, as u has, got {order.name} of {order.tokens}"
             )
         if order.walks is not None:
-            return None, order.steps, tuple(number for walk in order.walks for number in walk)
+            return None, order.steps, order.numbers
         return order.table(u.device).contiguous(), order.steps, ()
     if not isinstance(order, Tensor):
         raise TypeError(
@@ -215,15 +215,15 @@ def table_of(inputs: Inputs, options: Options) -> Tensor:
     """The order as a table, on the device of u, for a backend that has no use for walks."""
     if inputs.table is not None:
         return inputs.table
-    numbers = options.walks
-    walks = tuple(tuple(numbers[i : i + 4]) for i in range(0, len(numbers), 4))
     if traced(inputs):
-        return table_of_walks(walks, options.steps, inputs.u.device)
+        return table_of_numbers(options.walks, options.steps, inputs.u.device)
+    return _kept_table(tuple(options.walks), options.steps, inputs.u.device)
+
+
+@lru_cache(maxsize=64)
+def _kept_table(numbers: tuple[int, ...], steps: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return _kept_table(walks, int(options.steps), inputs.u.device)
-
-
-_kept_table = lru_cache(maxsize=64)(table_of_walks)
+        return table_of_numbers(numbers, steps, device)
 
 
 def starts_of(seq_idx: Tensor, table: Tensor) -> Tensor:
