@@ -78,11 +78,18 @@ def line(row: dict[str, Any]) -> str:
 
 
 def speed(seconds: tuple[float | None, float] | None) -> str:
-    """What became of a time, and by how much it is shorter."""
+    """What became of a time, in milliseconds, and by how much it is shorter."""
     if seconds is None:
         return "–"
     before, after = seconds
-    return f"– → {after:.3f} s" if before is None else f"{before:.3f} → {after:.3f} s, {before / after:.1f}x"
+    if before is None:
+        return f"– → {milliseconds(after)} ms"
+    return f"{milliseconds(before)} → {milliseconds(after)} ms, {before / after:.1f}x"
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits where that makes no false promise."""
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:
