@@ -609,6 +609,7 @@ GPU_SELECTIVE_SCAN = replace(
     ),
     options=scan_options(SelectiveScanShape(2, 6, 19, 4, G=2)),
 )
+GPU_DIRECTIONAL_SCAN = replace(DIRECTIONAL_SCAN, shapes=_DIRECTIONS[:4])
 # Every kernel at its borders: channels of 8 and of 32 lanes, and such that no pack divides.
 GPU_NORM_GATE = replace(
     NORM_GATE,
@@ -631,7 +632,7 @@ GPU_DWCONV_SILU = replace(
     dense={name: {"x": place} for name, place in _FORMATS.items()},
     mixed={"x": torch.bfloat16},
 )
-GPU_OPERATORS = (GPU_SS2D, GPU_SELECTIVE_SCAN, GPU_NORM_GATE, GPU_DWCONV_SILU)
+GPU_OPERATORS = (GPU_SS2D, GPU_SELECTIVE_SCAN, GPU_DIRECTIONAL_SCAN, GPU_NORM_GATE, GPU_DWCONV_SILU)
 
 # --- as Triton's interpreter meets them: in half a second a call of a scan --------------------------------------------
 
@@ -652,6 +653,11 @@ INTERPRETED_OPERATORS = (
             for without, softplus in (((), True), (("D", "z", "delta_bias"), False))
             for constant in ((), ("B",), ("C",), ("B", "C"))
         ),
+    ),
+    _tiny(
+        GPU_DIRECTIONAL_SCAN,
+        DirectionalCase(DirectionalScanShape(1, 2, 3, 7, 2, 1, state=True), "half", 2),
+        DirectionalCase(DirectionalScanShape(2, 2, 2, 5, 3, 1, own=True), "own", merge=False),
     ),
     _tiny(GPU_NORM_GATE, NormCase((5, 7)), NormCase((2, 3, 33)), *(NormCase((4, 9), absent) for absent in _ABSENT)),
     _tiny(GPU_DWCONV_SILU, ConvCase((2, 3, 3, 4)), ConvCase((1, 17, 1, 2), bias=False)),

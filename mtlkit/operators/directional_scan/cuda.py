@@ -56,6 +56,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return outputs if checkpoints is None else (*outputs, checkpoints)
 
 
+@torch.no_grad()  # which a second derivative, that is refused, does not set
 def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     scan = scan_of(inputs, options)

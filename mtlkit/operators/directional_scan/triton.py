@@ -41,6 +41,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return (*outputs, checkpoints) if save else outputs
 
 
+@torch.no_grad()  # which a second derivative, that is refused, does not set
 def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     from mtlkit.kernels import selective_scan as kernels
