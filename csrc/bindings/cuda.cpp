@@ -215,6 +215,31 @@ void bind_dwconv_silu(py::module_& m) {
           });
 }
 
+void bind_causal_conv1d(py::module_& m) {
+  using Planned = Problem<CausalConv1dShape>;
+  add_function(m, "cuda_causal_conv1d_parts", "Rows of partial sums that a backward pass leaves.",
+               Arguments<Planned>{causal_conv1d_sizes<Planned>(&Planned::shape), multiprocessors<Planned>()},
+               [](const Planned& p) { return causal_conv1d_parts(p.shape, p.gpu.multiprocessors); });
+  using Forward = Launch<CausalConv1dForward>;
+  add_launch(m, "cuda_causal_conv1d_forward", "Depthwise causal convolution, bias and SiLU.", launch_causal_conv1d_fwd,
+             causal_conv1d_inputs<Forward, CausalConv1d>(&Forward::params, &CausalConv1dForward::conv) +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, L)", &Forward::params, &CausalConv1dForward::y)});
+  using Backward = Launch<CausalConv1dBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(
+      m, "cuda_causal_conv1d_backward", "The gradients of causal_conv1d.", launch_causal_conv1d_bwd,
+      causal_conv1d_inputs<Backward, CausalConv1d>(to, &CausalConv1dBackward::conv) +
+          Arguments<Backward>{
+              argument<Backward>("dy", "(B, D, L)", to, &CausalConv1dBackward::dy),
+              argument<Backward>("dx", "(B, D, L)", to, &CausalConv1dBackward::dx),
+              argument<Backward>("partials", "(parts, D, 5), of the taps, the last first, and the bias", to,
+                                 &CausalConv1dBackward::partials),
+              argument<Backward>("parts", "as cuda_causal_conv1d_parts has it", to, &CausalConv1dBackward::parts),
+              argument<Backward>("dinitial_states", "(B, D, w - 1), 0 if not wanted", to,
+                                 &CausalConv1dBackward::dinitial_states),
+          });
+}
+
 void bind_norm_gate(py::module_& m) {
   using Planned = Problem<NormGateShape>;
   add_function(
@@ -253,6 +278,7 @@ void bind_cuda(py::module_& m) {
   cuda::bind_ss2d(m);
   cuda::bind_selective_scan(m);
   cuda::bind_dwconv_silu(m);
+  cuda::bind_causal_conv1d(m);
   cuda::bind_norm_gate(m);
 }
 

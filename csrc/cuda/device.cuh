@@ -228,6 +228,21 @@ __device__ inline void store(T* to, const Pack<T, kCount>& pack) {
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
+// kCount neighbouring elements, or zeros where `there` is false.
+template <int kCount, typename T>
+__device__ inline Pack<T, kCount> load_or_zero(bool there, const T* from) {
+  constexpr int kWords = sizeof(T) * kCount / 4;
+  if constexpr (sizeof(T) < 4 && kWords > 0) {
+    // whole registers, which compilers do not take apart to choose between them and zero
+    const auto words = there ? load<kWords>(reinterpret_cast<const unsigned*>(from)) : Pack<unsigned, kWords>{};
+    Pack<T, kCount> result;
+    memcpy(&result, &words, sizeof result);
+    return result;
+  } else {
+    return there ? load<kCount>(from) : Pack<T, kCount>{};
+  }
+}
+
 // Sum over the 32 lanes of a warp, the same bits in every lane.
 __device__ inline float warp_sum(float value) {
   for (int lane_mask = kWarp / 2; lane_mask > 0; lane_mask /= 2) value += shuffle_xor(value, lane_mask);
@@ -238,5 +253,14 @@ __device__ inline float warp_sum(float value) {
 __device__ inline float sigmoid(float z) { return reciprocal_approx(1.0f + exp2_approx(-kLog2E * z)); }
 
 __device__ inline float silu(float z) { return z * sigmoid(z); }
+
+// Calls launcher(T{}) for a dtype; kInvalidValue where there is no kernel.
+template <typename F>
+int for_dtype(DType dtype, F launcher) {
+  if (dtype == DType::kFloat32) return launcher(float{});
+  if (dtype == DType::kBFloat16) return launcher(bf16{});
+  if (dtype == DType::kFloat16) return launcher(f16{});
+  return kInvalidValue;
+}
 
 }  // namespace mtlkit::cuda

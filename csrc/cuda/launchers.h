@@ -5,6 +5,7 @@
 // tensors' device the current one.
 #pragma once
 
+#include "cuda/causal_conv1d/causal_conv1d.h"
 #include "cuda/dwconv_silu/dwconv_silu.h"
 #include "cuda/norm_gate/norm_gate.h"
 #include "cuda/selective_scan/selective_scan.h"
@@ -17,6 +18,9 @@ int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
 
 int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream);
 int launch_dwconv_silu_bwd(const DwconvSiluBackward& params, void* stream);
+
+int launch_causal_conv1d_fwd(const CausalConv1dForward& params, void* stream);
+int launch_causal_conv1d_bwd(const CausalConv1dBackward& params, void* stream);
 
 int launch_selective_scan_fwd(const SelectiveScanForward& params, void* stream);
 int launch_selective_scan_bwd(const SelectiveScanBackward& params, void* stream);

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtlkit.operators._launch import address, argument
-from mtlkit.ops import selective_scan, ss2d
+from mtlkit.ops import causal_conv1d, selective_scan, ss2d
 from mtlkit.testing import SelectiveScanShape, SS2DShape
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
@@ -94,6 +94,14 @@ def test_dwconv_silu_backward(kernels, line):
         return status, [dx, partials]
 
     assert_missed(kernels, line, run)
+
+
+@pytest.mark.parametrize("line", calls("causal_conv1d/causal_conv1d.cu"))
+def test_causal_conv1d_backward(on_host, kernels, line):
+    inputs = {"x": torch.randn(2, 300, 16).transpose(1, 2), "weight": torch.randn(16, 4)}
+    inputs = {name: t.requires_grad_() for name, t in inputs.items()}
+    scan = partial(causal_conv1d, activation="silu")
+    assert_missed(kernels, line, lambda: forward_and_backward(on_host, scan, inputs))
 
 
 @pytest.mark.parametrize("line", calls("scan.cuh", "ss2d/ss2d.cuh", "ss2d/fwd.cu", "ss2d/bwd.cu"))

@@ -632,7 +632,22 @@ GPU_DWCONV_SILU = replace(
     dense={name: {"x": place} for name, place in _FORMATS.items()},
     mixed={"x": torch.bfloat16},
 )
-GPU_OPERATORS = (GPU_SS2D, GPU_SELECTIVE_SCAN, GPU_DIRECTIONAL_SCAN, GPU_NORM_GATE, GPU_DWCONV_SILU)
+GPU_CAUSAL_CONV1D = replace(
+    CAUSAL_CONV1D,
+    call=lambda case, dtype: causal_conv_call(
+        case.size, case.width, dtype, parameters=torch.float32, without=case.without, activation=case.activation
+    ),
+    shapes=_SEQUENCES[:-1],
+    mixed={"x": torch.bfloat16, "initial_states": torch.float16},
+)
+GPU_OPERATORS = (
+    GPU_SS2D,
+    GPU_SELECTIVE_SCAN,
+    GPU_DIRECTIONAL_SCAN,
+    GPU_NORM_GATE,
+    GPU_DWCONV_SILU,
+    GPU_CAUSAL_CONV1D,
+)
 
 # --- as Triton's interpreter meets them: in half a second a call of a scan --------------------------------------------
 
@@ -661,5 +676,11 @@ INTERPRETED_OPERATORS = (
     ),
     _tiny(GPU_NORM_GATE, NormCase((5, 7)), NormCase((2, 3, 33)), *(NormCase((4, 9), absent) for absent in _ABSENT)),
     _tiny(GPU_DWCONV_SILU, ConvCase((2, 3, 3, 4)), ConvCase((1, 17, 1, 2), bias=False)),
+    _tiny(
+        GPU_CAUSAL_CONV1D,
+        CausalConvCase((2, 5, 7)),
+        CausalConvCase((1, 17, 2), 3, ("bias", "initial_states"), None),
+        options=tuple(CausalConvCase((2, 3, 4), width, without) for width in (2, 3) for without in ((), ("bias",))),
+    ),
     _tiny(TASK_INTERACTION, _level((2, 5, 3, 4), "alignment", True), _level((1, 2, 1, 3), "variance")),
 )

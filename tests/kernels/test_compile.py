@@ -83,6 +83,18 @@ def dwconv_silu_calls(dtype: torch.dtype) -> tuple[Callable, Callable]:
     return lambda: dwconv_silu.forward(x, weight, bias), lambda: dwconv_silu.backward(x, x, weight, bias)
 
 
+def causal_conv1d_calls(dtype: torch.dtype, sequences: bool) -> tuple[Callable, Callable]:
+    from mtlkit.kernels import causal_conv1d
+
+    x, weight, bias = meta(8, 3136, 384, dtype=dtype).transpose(1, 2), meta(384, 4), meta(384)
+    seq_idx = meta(8, 3136, dtype=torch.int32) if sequences else None
+    initial = None if sequences else meta(8, 384, 3, dtype=dtype)
+    return (
+        lambda: causal_conv1d.forward(x, weight, bias, seq_idx, initial, True, x),
+        lambda: causal_conv1d.backward(x, x, weight, bias, seq_idx, initial, True, x),
+    )
+
+
 # What is compiled, and for each capability the most instructions of a state update and lane in the innermost loop that
 # holds exponentials, forward and backward; the backward one is without what rebuilds the states. None: not held.
 CASES = {
@@ -111,6 +123,8 @@ CASES = {
         {80: None, 90: None},
     ),
     "norm_gate bfloat16": (lambda: norm_gate_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
+    "causal_conv1d bfloat16": (lambda: causal_conv1d_calls(torch.bfloat16, False), dict.fromkeys(CAPABILITIES)),
+    "causal_conv1d float32, sequences": (lambda: causal_conv1d_calls(torch.float32, True), {90: None}),
     "dwconv_silu bfloat16": (lambda: dwconv_silu_calls(torch.bfloat16), dict.fromkeys(CAPABILITIES)),
 }
 

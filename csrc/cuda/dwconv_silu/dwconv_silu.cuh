@@ -52,21 +52,6 @@ __device__ inline T* pixel(const Tensor<4>& t, int64_t image, int64_t c, int64_t
   return static_cast<T*>(t.data) + image * t.stride[0] + c * t.stride[1] + h * t.stride[2] + w * t.stride[3];
 }
 
-// kCount channels of a pixel, or zeros where `there` is false.
-template <int kCount, typename T>
-__device__ inline Pack<T, kCount> load_or_zero(bool there, const T* from) {
-  constexpr int kWords = sizeof(T) * kCount / 4;
-  if constexpr (sizeof(T) < 4 && kWords > 0) {
-    // whole registers, which compilers do not take apart to choose between them and zero
-    const auto words = there ? load<kWords>(reinterpret_cast<const unsigned*>(from)) : Pack<unsigned, kWords>{};
-    Pack<T, kCount> result;
-    memcpy(&result, &words, sizeof result);
-    return result;
-  } else {
-    return there ? load<kCount>(from) : Pack<T, kCount>{};
-  }
-}
-
 // Goes down a column of x: next() is the row of three pixels around it, zeros beyond the border.
 template <typename T, int kCount>
 class Descent {
@@ -103,15 +88,6 @@ template <int kCount>
 bool packs(const Tensor<4>& t) {
   return t.stride[1] == 1 && reinterpret_cast<uintptr_t>(t.data) % (kCount * size_of(t.dtype)) == 0 &&
          t.stride[0] % kCount == 0 && t.stride[2] % kCount == 0 && t.stride[3] % kCount == 0;
-}
-
-// Calls launcher(T{}) for a dtype; kInvalidValue where there is no kernel.
-template <typename F>
-int for_dtype(DType dtype, F launcher) {
-  if (dtype == DType::kFloat32) return launcher(float{});
-  if (dtype == DType::kBFloat16) return launcher(bf16{});
-  if (dtype == DType::kFloat16) return launcher(f16{});
-  return kInvalidValue;
 }
 
 }  // namespace mtlkit::cuda

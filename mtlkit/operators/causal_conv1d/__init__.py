@@ -19,7 +19,7 @@ from torch import Tensor
 from mtlkit._check import check_choice
 from mtlkit.operators._launch import as_int32
 from mtlkit.operators._operator import Operator
-from mtlkit.operators.causal_conv1d import cpu, update
+from mtlkit.operators.causal_conv1d import cpu, cuda, triton, update
 from mtlkit.operators.causal_conv1d.reference import causal_conv1d_reference, causal_conv1d_torch
 from mtlkit.operators.causal_conv1d.signature import Inputs, Options, check, new_outputs
 
@@ -35,7 +35,7 @@ OPERATOR = Operator(
     indices=("seq_idx",),
     reference=causal_conv1d_reference,
     torch_form=causal_conv1d_torch,
-    backends={"cpu": cpu},
+    backends={"cpu": cpu, "cuda": cuda, "triton": triton},
 )
 
 

@@ -1,0 +1,65 @@
+// How causal_conv1d runs on a GPU (letters: common/causal_conv1d.h; computation is in float).
+//
+// A thread owns a pack of channels in a run of tokens and goes along the run with the last tokens in registers, so that
+// each is read once but for those before the run. A block is 8 packs by 32 runs. Runs are counted through: those of the
+// first sequence, of the second, and so on.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/causal_conv1d.h"
+#include "common/tensor.h"
+
+namespace mtlkit::cuda {
+
+inline constexpr int kRunPacks = 8, kRunColumns = 32, kRunThreads = kRunPacks * kRunColumns;
+inline constexpr int kRunSums =
+    kMaxWidth + 1;  // gradients of a channel's parameters: its taps, the token's first; bias
+
+struct CausalConv1d {
+  CausalConv1dShape shape;
+  Tensor<3> x;                  // (B, D, L)
+  const float* weight;          // (D, w)
+  const float* bias;            // (D), null for none
+  const int32_t* seq_idx;       // (B, L), null for one sequence
+  const float* initial_states;  // (B, D, w - 1), null for zeros
+  bool silu;
+};
+
+struct CausalConv1dForward {
+  CausalConv1d conv;
+  Tensor<3> y;  // (B, D, L) in the dtype of x
+};
+
+struct CausalConv1dBackward {
+  CausalConv1d conv;
+  Tensor<3> dy, dx;        // (B, D, L) in the dtype of x
+  float* partials;         // (parts, D, 5): what each part of the runs adds to the gradients of taps and bias
+  int64_t parts;           // as causal_conv1d_parts says
+  float* dinitial_states;  // (B, D, w - 1), null if not wanted
+};
+
+// Runs of equal length, but for the last of a sequence.
+struct Runs {
+  int64_t length, count;  // of a run in tokens, of a sequence in runs
+
+  Runs(int64_t tokens, int64_t longest) {
+    count = (tokens + longest - 1) / longest;
+    length = (tokens + count - 1) / count;
+    count = (tokens + length - 1) / length;
+  }
+};
+
+// Where tokens lie side by side the runs of neighbouring threads do too: 8 tokens are a sector of 32 bytes in float.
+inline constexpr int64_t kTokensInside = 8, kChannelsInside = 16, kChannelsInsideBackward = 32;
+
+// Into how many parts the runs are dealt, one to a block: two blocks for each multiprocessor, and no more than there is
+// work for.
+inline int64_t causal_conv1d_parts(const CausalConv1dShape& shape, int64_t multiprocessors) {
+  const int64_t columns = shape.batch * Runs(shape.tokens, kTokensInside).count;
+  const int64_t wanted = 2 * multiprocessors / ((shape.channels + 2 * kRunPacks - 1) / (2 * kRunPacks));
+  return std::max<int64_t>(1, std::min(wanted, (columns + kRunColumns - 1) / kRunColumns));
+}
+
+}  // namespace mtlkit::cuda

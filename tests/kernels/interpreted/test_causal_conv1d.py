@@ -1,0 +1,34 @@
+"""The Triton kernels of causal_conv1d, interpreted: what the matrix of operators does not have."""
+
+import pytest
+import torch
+
+import mtlkit
+from harness.calls import assert_same, causal_conv_call
+from harness.layouts import NCHW, NHWC
+from harness.sequences import check_sequences
+from mtlkit.kernels import causal_conv1d
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "place", "activation"),
+    [
+        (2, torch.float32, NCHW, None),
+        (3, torch.float32, NHWC, "silu"),
+        (4, torch.float32, NCHW, "silu"),
+        (4, torch.bfloat16, NHWC, "silu"),
+    ],
+)
+def test_sequences(width, dtype, place, activation):
+    with mtlkit.use_backend("triton"):
+        check_sequences(5, width, dtype, place, activation)
+
+
+def test_tiles_and_runs_decide_the_speed_alone(monkeypatch):
+    """Several tiles a run, several runs, and initial states in tiles of their own; bit by bit alike when repeated."""
+    call = causal_conv_call((2, 5, 13))
+    with mtlkit.use_backend("triton"):
+        for tiles, processors in (((2, 4, 1), 1), ((8, 2, 1), 132)):
+            monkeypatch.setattr(causal_conv1d, "pixel_tiles", lambda _, tiles=tiles: tiles)
+            monkeypatch.setattr(causal_conv1d, "processors", lambda _, count=processors: count)
+            assert_same(call.check(), call.run())
