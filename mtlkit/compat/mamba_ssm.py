@@ -1,8 +1,18 @@
 """The package `mamba_ssm`: which of its modules are served, and what is in them."""
 
+from torch import Tensor
+
 from mtlkit.compat import _inner, _language_model, _layers
+from mtlkit.ops import selective_state_update, use_backend
 
 __all__ = ["MODULES", "THEIRS_FIRST"]
+
+
+def selective_state_update_ref(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False) -> Tensor:
+    """`selective_state_update` in plain PyTorch."""
+    with use_backend("reference"):
+        return selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+
 
 _INTERFACE = {
     name: getattr(_inner, name)
@@ -30,6 +40,10 @@ MODULES = {
     "mamba_ssm.ops.triton.layer_norm": _NORMS,
     "mamba_ssm.ops.triton.layernorm": _NORMS
     | {"layer_norm_fn": _layers.layer_norm_fn_1, "rms_norm_fn": _layers.rms_norm_fn_1},
+    "mamba_ssm.ops.triton.selective_state_update": {
+        "selective_state_update": selective_state_update,
+        "selective_state_update_ref": selective_state_update_ref,
+    },
     "mamba_ssm.modules.mamba_simple": {"Mamba": _layers.Mamba, "Block": _layers.Block},
     "mamba_ssm.models.config_mamba": {"MambaConfig": _language_model.MambaConfig},
     "mamba_ssm.models.mixer_seq_simple": {

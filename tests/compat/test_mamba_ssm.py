@@ -3,8 +3,11 @@
 import sys
 
 import pytest
+import torch
 
+from harness.mamba import inputs
 from mtlkit import compat
+from mtlkit.testing import assert_accurate
 
 # each block as projects write it, restated; flags are those that they compute
 IMPORTS = {
@@ -75,6 +78,7 @@ import causal_conv1d_cuda, selective_scan_cuda
 from mamba_ssm.ops.selective_scan_interface import (
     bimamba_inner_fn, bimamba_inner_ref, mamba_inner_fn, mamba_inner_fn_no_out_proj, mamba_inner_ref, selective_scan_fn,
 )
+from mamba_ssm.ops.triton.selective_state_update import selective_state_update
 from mamba_ssm.modules.mamba_simple import Block, Mamba
 from mamba_ssm.models.config_mamba import MambaConfig
 from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -108,3 +112,18 @@ def test_layers_are_pickled_without_the_served_names():
 
     assert Mamba.__module__.startswith("mtlkit.")
     assert getattr(sys.modules[Mamba.__module__], Mamba.__qualname__) is Mamba
+
+
+def test_a_step_of_decoding():
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
+    from mamba_ssm.ops.triton.selective_state_update import selective_state_update, selective_state_update_ref
+
+    arguments = inputs(2, 1, 4, 6, 3, ("variable", "variable"), ("D", "z", "delta_bias"), torch.float64)
+    u, delta, A, B, C, D, z, bias = arguments.values()
+    exact, last = selective_scan_ref(**arguments, delta_softplus=True, return_last_state=True)
+    for update in (selective_state_update, selective_state_update_ref):
+        state = torch.zeros_like(last)
+        tokens = ((u[..., t], delta[..., t], A, B[..., t], C[..., t], D, z[..., t], bias, True) for t in range(6))
+        y = torch.stack([update(state, *token) for token in tokens], -1)
+        assert_accurate("out", y, exact)
+        assert_accurate("state", state, last)
