@@ -123,6 +123,14 @@ def test_inner(given_rows, optional, softplus):
     )
 
 
+@pytest.mark.parametrize("taps", [1, 2, 3, 6])
+def test_inner_of_other_widths(taps):
+    arguments = block() | {"conv1d_weight": torch.randn(WIDTH, 1, taps, dtype=torch.float64)}
+    assert_same_with_gradients(
+        lambda leaves: compat.mamba_inner_fn(**leaves), lambda leaves: restated_block(leaves, True), arguments
+    )
+
+
 def test_inner_ref_and_without_projection():
     arguments = block()
     assert_accurate("ref", compat.mamba_inner_ref(**arguments), restated_block(arguments, True))
