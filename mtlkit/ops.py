@@ -16,6 +16,7 @@ from mtlkit.operators.interaction.types import (
     VarianceSignals,
 )
 from mtlkit.operators.norm_gate import norm_gate
+from mtlkit.operators.residual_norm import layer_norm, rms_norm
 from mtlkit.operators.selective_scan import selective_scan
 from mtlkit.operators.selective_state_update import selective_state_update
 from mtlkit.operators.ss2d import cross_merge, cross_scan, ss2d
@@ -35,8 +36,10 @@ __all__ = [
     "cross_scan",
     "directional_scan",
     "dwconv_silu",
+    "layer_norm",
     "norm_gate",
     "orders",
+    "rms_norm",
     "selective_scan",
     "selective_state_update",
     "ss2d",
