@@ -227,7 +227,7 @@ def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Co
         return
     text = report.finish(
         results,
-        machine.description(),
+        machine.description() | {"polynomial_limit_updates_per_s": machine.yardstick(polynomial=True)},
         HERE / "results" if whole else None,
         colour=terminalreporter.hasmarkup,
         width=terminalreporter._tw.fullwidth,

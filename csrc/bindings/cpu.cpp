@@ -421,11 +421,12 @@ void bind_cpu(py::module_& m) {
       py::arg("level"), "Asks for an instruction-set level.");
   m.def(
       "peak_rate",
-      [](int64_t tokens, int threads) {
+      [](int64_t tokens, int threads, bool polynomial) {
         py::gil_scoped_release release;
-        return cpu_kernels().peak_rate(tokens, threads);
+        return cpu_kernels().peak_rate(tokens, threads, polynomial);
       },
-      py::arg("tokens"), py::arg("threads"), "Runs state updates alone and returns how many they were.");
+      py::arg("tokens"), py::arg("threads"), py::arg("polynomial") = false,
+      "Runs state updates alone and returns how many they were.");
 
   bind_ss2d(m);
   bind_directional_scan(m);

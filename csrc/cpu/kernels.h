@@ -45,7 +45,7 @@ struct CpuKernels {
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int (*interaction_gating_forward)(const InteractionGatingForward&);
   int (*interaction_gating_backward)(const InteractionGatingBackward&);
-  int64_t (*peak_rate)(int64_t tokens, int threads);
+  int64_t (*peak_rate)(int64_t tokens, int threads, bool polynomial);
 };
 
 }  // namespace mtlkit

@@ -5,11 +5,14 @@
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
+namespace {
 
 // Runs `tokens` tokens of 16 states and one vector of channels on each thread, and returns the count of state updates:
 // one exp2 and its argument, and the multiplications and additions of h <- a h + x B, y <- y + h C. What a real scan
-// adds is left out: the time step, the softplus, the skip, and all that comes from beyond the first-level cache.
-int64_t peak_rate(int64_t tokens, int threads) {
+// adds is left out: the time step, the softplus, the skip, and all that comes from beyond the first-level cache. `near`
+// is whether exp2 is the one of decays near 1, as in a scan, or the polynomial that serves any.
+template <bool near>
+int64_t run(int64_t tokens, int threads) {
   constexpr int kStates = 16;
   on_threads(threads, [&](int thread, int) {
     FloatVec A[kStates], h[kStates], y{};
@@ -26,7 +29,7 @@ int64_t peak_rate(int64_t tokens, int threads) {
       FloatVec even{}, odd{};
 #pragma GCC unroll 16
       for (int n = 0; n < kStates; ++n) {
-        h[n] = h[n] * exp2(dt * A[n]) + x * B[n];
+        h[n] = h[n] * exp2_if<near>(dt * A[n]) + x * B[n];
         (n & 1 ? odd : even) += h[n] * C[n];
       }
       y += even + odd;
@@ -37,6 +40,12 @@ int64_t peak_rate(int64_t tokens, int threads) {
     (void)sink;
   });
   return tokens * kStates * kLanes<float> * threads;
+}
+
+}  // namespace
+
+int64_t peak_rate(int64_t tokens, int threads, bool polynomial) {
+  return polynomial ? run<false>(tokens, threads) : run<true>(tokens, threads);
 }
 
 }  // namespace MTLKIT_ISA

@@ -26,19 +26,35 @@ struct ScanTile {
   const T* row[kTile];
   int64_t to_b, to_c;
   const Vec<T>*A, *lane_b, *lane_c;
+  Vec<T> reach;  // the largest |A|
 
   const T* b(int64_t t) const { return row[t] + to_b; }
   const T* c(int64_t t) const { return row[t] + to_c; }
 };
+
+// The largest |A| of a vector's channels over the states.
+template <typename T>
+Vec<T> largest(const Vec<T>* A, int64_t states) {
+  Vec<T> found{};
+  for (int64_t n = 0; n < states; ++n) found = max(found, abs(A[n]));
+  return found;
+}
+
+// Whether exp2_near serves exp2(dt A) of some tokens whose A is at most `reach`; NaN in dt it keeps either way.
+template <typename T>
+MTLKIT_INLINE bool decays_near(const Vec<T>* dt, int64_t tokens, Vec<T> reach) {
+  Vec<T> longest{};
+  for (int64_t t = 0; t < tokens; ++t) longest = max(longest, abs(dt[t]));
+  return all_of<T>(longest * reach <= static_cast<T>(kNearExponent));
+}
 
 template <typename T>
 MTLKIT_INLINE Vec<T> pick(bool lanes, const T* scalars, const Vec<T>* vectors, int n) {
   return lanes ? vectors[n] : splat(scalars[n]);
 }
 
-// Advances h over the tile and writes y. N is the compile-time count of states, or 0 for any.
-template <typename T, int N, bool LaneB = false, bool LaneC = false>
-void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y) {
+template <typename T, int N, bool LaneB, bool LaneC, bool near>
+void advance(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y) {
   const int states = N ? N : tile.states;
   Vec<T> held[N ? N : 1];
   Vec<T>* state = N ? held : h;
@@ -51,13 +67,23 @@ void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restr
     Vec<T> even{}, odd{};
 #pragma GCC unroll 16
     for (int n = 0; n < states; ++n) {
-      state[n] = state[n] * exp2(dt * tile.A[n]) + x * pick<T>(LaneB, b, tile.lane_b, n);
+      state[n] = state[n] * exp2_if<near>(dt * tile.A[n]) + x * pick<T>(LaneB, b, tile.lane_b, n);
       (n & 1 ? odd : even) += state[n] * pick<T>(LaneC, c, tile.lane_c, n);
     }
     y[t] = even + odd;
   }
   if constexpr (N > 0) {
     for (int n = 0; n < N; ++n) h[n] = held[n];
+  }
+}
+
+// Advances h over the tile and writes y. N is the compile-time count of states, or 0 for any.
+template <typename T, int N, bool LaneB = false, bool LaneC = false>
+void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y) {
+  if (decays_near<T>(tile.dt, tile.tokens, tile.reach)) {
+    advance<T, N, LaneB, LaneC, true>(tile, h, y);
+  } else {
+    advance<T, N, LaneB, LaneC, false>(tile, h, y);
   }
 }
 
@@ -98,7 +124,7 @@ MTLKIT_INLINE Vec<T> fold_group(Vec<T>* v) {
 //
 // Sums over the lanes are left to partial_b and partial_c, `pitch` vectors a token.
 template <typename T, int G, bool LaneB, bool LaneC>
-void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, int stride,
+void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, int stride, bool near,
                     const ScanGradients<T>& out, Vec<T>* partial_b, Vec<T>* partial_c, int64_t pitch) {
   Vec<T> h[kTile + 1][G], decay[kTile][G];
   Vec<T> A[G], lane_b[G], lane_c[G], carry[G], dA[G], dlane_b[G], dlane_c[G];
@@ -111,13 +137,16 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
     carry[j] = out.carry[n];
     dA[j] = dlane_b[j] = dlane_c[j] = Vec<T>{};
   }
-  for (int64_t t = 0; t < tile.tokens; ++t) {
-    const T* b = tile.b(t) + first;
-    for (int j = 0; j < G; ++j) {
-      decay[t][j] = exp2(tile.dt[t] * A[j]);
-      h[t + 1][j] = h[t][j] * decay[t][j] + tile.x[t] * (LaneB ? lane_b[j] : splat(b[j * stride]));
+  const auto rebuild = [&](auto near) {
+    for (int64_t t = 0; t < tile.tokens; ++t) {
+      const T* b = tile.b(t) + first;
+      for (int j = 0; j < G; ++j) {
+        decay[t][j] = exp2_if<decltype(near)::value>(tile.dt[t] * A[j]);
+        h[t + 1][j] = h[t][j] * decay[t][j] + tile.x[t] * (LaneB ? lane_b[j] : splat(b[j * stride]));
+      }
     }
-  }
+  };
+  near ? rebuild(std::true_type{}) : rebuild(std::false_type{});
   for (int64_t t = tile.tokens - 1; t >= 0; --t) {
     const T *b = tile.b(t) + first, *c = tile.c(t) + first;
     const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
@@ -191,6 +220,7 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   constexpr bool kFolds = kLanes<T> >= kGroup;
   const int states = N ? N : tile.states;
   const bool grouped = kFolds && states % kGroup == 0;
+  const bool near = decays_near<T>(tile.dt, tile.tokens, tile.reach);
   const int64_t pitch = grouped ? states / kGroup : states;
   Vec<T>*partial_b = out.partial, *partial_c = out.partial + kTile * pitch;
   for (int64_t t = 0; t < tile.tokens; ++t) {
@@ -200,7 +230,8 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   if (grouped) {
     if constexpr (kFolds) {
       for (int64_t i = 0; i < pitch; ++i) {
-        backward_group<T, kGroup, LaneB, LaneC>(tile, dy, start, i, pitch, out, partial_b + i, partial_c + i, pitch);
+        backward_group<T, kGroup, LaneB, LaneC>(tile, dy, start, i, pitch, near, out, partial_b + i, partial_c + i,
+                                                pitch);
       }
       for (int64_t t = 0; t < tile.tokens; ++t) {
         if constexpr (!LaneB) sum_groups<T>(partial_b + t * pitch, pitch, out.db + t * states);
@@ -210,7 +241,7 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
     return;
   }
   for (int n = 0; n < states; ++n) {
-    backward_group<T, 1, LaneB, LaneC>(tile, dy, start, n, 1, out, partial_b + n, partial_c + n, pitch);
+    backward_group<T, 1, LaneB, LaneC>(tile, dy, start, n, 1, near, out, partial_b + n, partial_c + n, pitch);
   }
   if constexpr (!LaneB) sum_singles<T>(partial_b, tile.tokens * states, out.db);
   if constexpr (!LaneC) sum_singles<T>(partial_c, tile.tokens * states, out.dc);

@@ -81,13 +81,14 @@ template <typename T>
 struct Parameters {
   Block block;
   Vec<T> A[kMaxStates], lane_b[kMaxStates], lane_c[kMaxStates];
-  Vec<T> D, bias;
+  Vec<T> reach, D, bias;
 
   void load(const SelectiveScanForward& p, const Block& of) {
     block = of;
     const int64_t states = p.shape.states;
     load_states<T>(p.A, block, states, A);
     for (int64_t n = 0; n < states; ++n) A[n] *= kLog2E<T>;
+    reach = largest<T>(A, states);
     if (!p.variable_B) load_states<T>(p.B, block, states, lane_b);
     if (!p.variable_C) load_states<T>(p.C, block, states, lane_c);
     D = load_channels<T>(p.D, block);
@@ -114,6 +115,7 @@ struct Gathered {
 
   void gather_block(const SelectiveScanForward& p, const Parameters<T>& parameters, int64_t first) {
     scan.A = parameters.A;
+    scan.reach = parameters.reach;
     scan.lane_b = parameters.lane_b;
     scan.lane_c = parameters.lane_c;
     load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);

@@ -74,6 +74,7 @@ MTLKIT_INLINE Vec<T> splat(T value) {
 
 // NaN in b wins, NaN in a loses.
 MTLKIT_INLINE FloatVec max(FloatVec a, FloatVec b) { return a > b ? a : b; }
+MTLKIT_INLINE DoubleVec max(DoubleVec a, DoubleVec b) { return a > b ? a : b; }
 MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
 MTLKIT_INLINE DoubleVec abs(DoubleVec a) { return a < 0 ? -a : a; }
 
@@ -102,11 +103,47 @@ MTLKIT_INLINE FloatVec exp2(FloatVec x) {
 #endif
 }
 
+// 2^x for |x| <= kNearExponent, to 3.5e-7, exact at 0, NaN kept. The power of two of the nearest 32nd (AVX2: 8th) comes
+// from a table in registers: the index added to the bits of an entry is its exponent, for which the entry makes room.
+// A short series does the rest.
+inline constexpr int kNearExponent = 126;
+
+MTLKIT_INLINE FloatVec exp2_near(FloatVec x) {
+#if defined(__AVX512F__)
+  constexpr int kBits = 5;
+  const IntVec low = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
+                      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6};
+  const IntVec high = {0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
+                       0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+  const FloatVec f = _mm512_reduce_ps(x, kBits << 4 | _MM_FROUND_TO_NEAREST_INT);
+  const IntVec index = reinterpret_cast<IntVec>(x + 1.5f * (1 << (23 - kBits)));
+  const IntVec power = reinterpret_cast<IntVec>(_mm512_permutex2var_epi32(
+      reinterpret_cast<__m512i>(low), reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(high)));
+  const FloatVec p = (f * 2.4022651e-01f + 6.9314718e-01f) * f + 1.0f;
+  return reinterpret_cast<FloatVec>(power + (index << (23 - kBits))) * p;
+#elif defined(__AVX2__)
+  constexpr int kBits = 3;
+  constexpr float kRound = 1.5f * (1 << (23 - kBits));
+  const IntVec powers = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                         0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+  const FloatVec rounded = x + kRound, f = x - (rounded - kRound);
+  const IntVec index = reinterpret_cast<IntVec>(rounded);
+  const IntVec power = reinterpret_cast<IntVec>(
+      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(powers), reinterpret_cast<__m256i>(index)));
+  const FloatVec p = ((f * 5.5504109e-02f + 2.4022651e-01f) * f + 6.9314718e-01f) * f + 1.0f;
+  return reinterpret_cast<FloatVec>(power + (index << (23 - kBits))) * p;
+#else
+  return exp2(x);
+#endif
+}
+
 // Double serves to verify, not to be fast: the library's function, lane by lane.
 MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp2(x[i]);
   return x;
 }
+
+MTLKIT_INLINE DoubleVec exp2_near(DoubleVec x) { return exp2(x); }
 
 // log(1 + x) for 0 <= x <= 1, to 4e-8 relative.
 MTLKIT_INLINE FloatVec log1p_unit(FloatVec x) {
@@ -206,6 +243,13 @@ MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
   }
 }
 
+// 2^x where `near` promises |x| <= kNearExponent in all lanes.
+template <bool near, typename V>
+MTLKIT_INLINE V exp2_if(V x) {
+  if constexpr (near) return exp2_near(x);
+  return exp2(x);
+}
+
 // ---- masks -------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -233,6 +277,11 @@ MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
   for (int i = 0; i < kLanes<T>; ++i) bits |= mask[i] ? 1 << i : 0;
   return bits;
 #endif
+}
+
+template <typename T>
+MTLKIT_INLINE bool all_of(Mask<T> mask) {
+  return bits_of<T>(mask) == (1 << kLanes<T>)-1;
 }
 
 template <typename T>

@@ -127,3 +127,26 @@ def test_states_beyond_the_kernels_limit():
     with mtlkit.use_backend("reference"):
         wanted = scan(**doubles(most))
     assert_accurate("out", scan(**most), wanted)
+
+
+@pytest.mark.parametrize("exponent", [1e-3, 0.3, 80.0, 87.0, 87.5, 90.0, 200.0])
+def test_decays_at_the_ends_of_the_exponent(exponent):
+    """Decays near 1, near the smallest normal number, and below it; each of the two exponentials serves some."""
+    generator = torch.Generator().manual_seed(0)
+    u, B, C = (torch.randn(1, n, 40, generator=generator) for n in (20, 16, 16))
+    delta = torch.linspace(0.5, 1, 40).expand(1, 20, -1) * exponent
+    delta = torch.where(torch.arange(40) % 3 == 0, 1e-2, delta)
+    A = -torch.linspace(0.6, 1, 16).expand(20, -1).contiguous()
+    with mtlkit.use_backend("reference"):
+        wanted = selective_scan(*(t.double() for t in (u, delta, A, B, C)))
+    assert_accurate("out", selective_scan(u, delta, A, B, C), wanted)
+
+
+def test_decays_that_grow():
+    """A may be positive: exponents at the other end."""
+    u, delta = torch.ones(1, 16, 3), torch.tensor([1.0, 88.0, 0.5]).expand(1, 16, -1)
+    A, rows = torch.full((16, 1), 1.0), torch.ones(1, 1, 3)
+    with mtlkit.use_backend("reference"):
+        wanted = selective_scan(*(t.double() for t in (u, delta, A, rows, rows)))
+    assert_accurate("out", selective_scan(u, delta, A, rows, rows), wanted)
+    assert selective_scan(u, 2 * delta, A, rows, rows)[..., 1].isinf().all()

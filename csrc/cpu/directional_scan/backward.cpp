@@ -36,6 +36,7 @@ struct Gathered {
     scan.tokens = tokens;
     scan.states = static_cast<int>(s.states);
     scan.A = parameters.A;
+    scan.reach = parameters.reach;
     scan.to_b = s.rank;
     scan.to_c = s.rank + s.states;
     for (int64_t t = 0; t < kTile; ++t) {  // past the end, the last token again
@@ -96,6 +97,7 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
   out.dc = scratch.part_dc;
   part.states = whole.states;
   part.A = whole.A;
+  part.reach = whole.reach;
   part.to_b = whole.to_b;
   part.to_c = whole.to_c;
   for (int64_t stop = whole.tokens, first = stop - 1; stop > 0; --first) {

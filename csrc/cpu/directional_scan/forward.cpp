@@ -44,6 +44,7 @@ struct Ahead {
   int64_t token[kTokens];
   const T* row[kTokens];
   Vec<T> dt[kTokens], u[kTokens];
+  bool near;  // whether exp2_near serves their decays
 
   void gather(const int32_t* tokens, const DirectionalScanForward& p, const Parameters<T>& parameters, const T* x_dbl,
               Plane<const T> plane) {
@@ -60,6 +61,7 @@ struct Ahead {
       for (int64_t i = 0; i < kTokens; ++i) raw[i] += weight * row[i][r];
     }
     for (int64_t i = 0; i < kTokens; ++i) dt[i] = softplus(raw[i]);
+    near = decays_near<T>(dt, kTokens, parameters.reach);
   }
 };
 
@@ -98,28 +100,31 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, in
     const int64_t tokens = min(kTokens, steps - first);
     if (first + kTokens < steps) gathered[turn ^ 1].gather(order.from(first + kTokens), p, parameters, x_dbl, plane);
     const int32_t* const later = order.from(first) + kPrefetched;
-    for (int64_t i = 0; i < tokens; ++i) {
-      prefetch<0>(x_dbl + later[i] * pitch, s.row());
-      __builtin_prefetch(plane.at(later[i]));
-      __builtin_prefetch(out.at(later[i]), 1);
+    const auto advance = [&](auto near) {
+      for (int64_t i = 0; i < tokens; ++i) {
+        prefetch<0>(x_dbl + later[i] * pitch, s.row());
+        __builtin_prefetch(plane.at(later[i]));
+        __builtin_prefetch(out.at(later[i]), 1);
 
-      if constexpr (kStarts) {
-        if (starts && starts[first + i]) {
-          for (int n = 0; n < states; ++n) h[n] = Vec<T>{};
+        if constexpr (kStarts) {
+          if (starts && starts[first + i]) {
+            for (int n = 0; n < states; ++n) h[n] = Vec<T>{};
+          }
         }
-      }
-      const T *B = now.row[i] + s.rank, *C = B + states;
-      const Vec<T> dt = now.dt[i], u = now.u[i], x = dt * u;
-      Vec<T> even{}, odd{};
+        const T *B = now.row[i] + s.rank, *C = B + states;
+        const Vec<T> dt = now.dt[i], u = now.u[i], x = dt * u;
+        Vec<T> even{}, odd{};
 #pragma GCC unroll 16
-      for (int n = 0; n < states; ++n) {
-        h[n] = h[n] * exp2(dt * parameters.A[n]) + x * B[n];
-        (n & 1 ? odd : even) += h[n] * C[n];
+        for (int n = 0; n < states; ++n) {
+          h[n] = h[n] * exp2_if<decltype(near)::value>(dt * parameters.A[n]) + x * B[n];
+          (n & 1 ? odd : even) += h[n] * C[n];
+        }
+        const Vec<T> y = even + odd + parameters.D * u;
+        T* merged = out.at(now.token[i]);
+        store(merged, sets ? y : load(merged) + y);
       }
-      const Vec<T> y = even + odd + parameters.D * u;
-      T* merged = out.at(now.token[i]);
-      store(merged, sets ? y : load(merged) + y);
-    }
+    };
+    now.near ? advance(std::true_type{}) : advance(std::false_type{});
   }
   if (p.last_state) store_state<T>(p.last_state, s, b, k, d, channels, h);
 }

@@ -40,7 +40,7 @@ MTLKIT_INLINE void prefetch(const T* row, int64_t count) {
 template <typename T>
 struct Parameters {
   Vec<T> A[kMaxStates];  // -exp(A_logs) log2(e)
-  Vec<T> bias, D;
+  Vec<T> reach, bias, D;
   Vec<T>* dt_weight;  // (R), scratch of the caller
 
   void load(const DirectionalScanForward& p, int64_t k, int64_t d, int64_t channels) {
@@ -49,6 +49,7 @@ struct Parameters {
     load_tile<T>(at(p.A_logs, row * p.A_logs.stride[0]), p.A_logs.dtype, p.A_logs.stride[0], p.A_logs.stride[1],
                  channels, s.states, A);
     for (int64_t n = 0; n < s.states; ++n) A[n] = exp2(A[n] * kLog2E<T>) * -kLog2E<T>;
+    reach = largest<T>(A, s.states);
     load_tile<T>(at(p.Ds, row * p.Ds.stride[0]), p.Ds.dtype, p.Ds.stride[0], 0, channels, 1, &D);
     load_tile<T>(at(p.dt_bias, k * p.dt_bias.stride[0] + d * p.dt_bias.stride[1]), p.dt_bias.dtype, p.dt_bias.stride[1],
                  0, channels, 1, &bias);
