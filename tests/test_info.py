@@ -99,7 +99,8 @@ def test_readme_has_the_variables(root):
 
 
 @pytest.mark.parametrize(
-    "name", ["ss2d", "selective_scan", "dwconv_silu", "norm_gate", "ss2d_norm_gate", "task_interaction"]
+    "name",
+    ["ss2d", "selective_scan", "causal_conv1d", "dwconv_silu", "norm_gate", "ss2d_norm_gate", "task_interaction"],
 )
 def test_readme_tells_which_operators_have_kernels(root, name):
     operator = importlib.import_module(f"mtlkit.operators.{name.removeprefix('task_')}")

@@ -113,6 +113,13 @@ class Extremes:
 
         self.check(conv, F.silu)
 
+    def test_silu_of_causal_conv1d(self):
+        def conv(x: Tensor) -> Tensor:
+            weight = torch.tensor([[0, 1]], dtype=x.dtype).repeat(len(x), 1)
+            return mtlkit.ops.causal_conv1d(x.view(1, -1, 1), weight, activation="silu")
+
+        self.check(conv, F.silu)
+
     @pytest.mark.parametrize("channels", [96, 97, 1028])
     def test_norm_gate_of_large_means(self, channels):
         """As exact as of small ones: 1e5 times the standard deviation leaves 8 bits of a number in float32."""

@@ -179,6 +179,26 @@ def _directional_scan(dice: _Dice, small: bool) -> _Shape:
     return _Shape(function, inputs, ("u", "x_dbl"))
 
 
+def _causal_conv1d(dice: _Dice, small: bool) -> _Shape:
+    B, D, length, width = dice.batch(), dice.channels(small), math.prod(dice.image(small)), dice.choice((2, 3, 4))
+    inputs = {
+        "x": dice.normal(B, D, length),
+        "weight": dice.normal(D, width) / 2,
+        "bias": dice.normal(D),
+        "initial_states": dice.normal(B, D, width - 1),
+    }
+    activation, last, sequences = dice.choice((None, "silu")), dice.happens(0.5), None
+    if dice.happens(0.3):  # which have no states
+        sequences, last = torch.randint(0, 2, (B, length), generator=dice.generator).cumsum(1) - 1, False
+        del inputs["initial_states"]
+
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        found = mtlkit.ops.causal_conv1d(**tensors, seq_idx=sequences, return_final_states=last, activation=activation)
+        return dict(zip(("y", "last"), found if last else (found,), strict=False))
+
+    return _Shape(function, _without(inputs, dice.leave_out(("bias", "initial_states"))), ("x", "initial_states"))
+
+
 def _norm_gate(dice: _Dice, small: bool) -> _Shape:
     D = dice.choice([100, 132, 768]) if dice.happens(0.05) else dice.channels(small, LEAST_NORMALISED)
     size = (*(dice.randint(0 if dice.happens(0.02) else 1, 6) for _ in range(dice.randint(0, 3))), D)
@@ -333,6 +353,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[[_Dice, bool], _Shape]]] = {
     "directional_scan": (20, _directional_scan),
     "norm_gate": (12, _norm_gate),
     "dwconv_silu": (12, _dwconv_silu),
+    "causal_conv1d": (12, _causal_conv1d),
     "task_interaction": (10, _task_interaction),
     "tim": (4, _tim),
     "upa": (4, _upa),

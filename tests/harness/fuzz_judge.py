@@ -28,7 +28,15 @@ from mtlkit.testing import FORWARD_BOUND, GRADIENT_BOUND, ROUNDING
 Results = dict[str, Tensor]
 UNIT = {torch.float64: 2.0**-52, torch.float32: 2.0**-24} | ROUNDING  # a rounding; in float64, a step
 # NaN and inf as in the formula
-ELEMENTWISE = ("ss2d", "ss2d_norm_gate", "selective_scan", "directional_scan", "norm_gate", "dwconv_silu")
+ELEMENTWISE = (
+    "ss2d",
+    "ss2d_norm_gate",
+    "selective_scan",
+    "directional_scan",
+    "norm_gate",
+    "dwconv_silu",
+    "causal_conv1d",
+)
 # Below, numbers lose digits: those of the dtype, or those of float32 on the way to it.
 LEAST = {torch.float64: 1e-300, torch.float32: 1e-34, torch.bfloat16: 1e-34, torch.float16: 2.0**-22}
 VANISHING = 1e-8  # of the largest result

@@ -125,6 +125,7 @@ def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
     calls = {
         "ss2d": lambda: mtlkit.ops.ss2d(**SHAPE.inputs()),
         "selective_scan": lambda: mtlkit.ops.selective_scan(u, u, A, rows, rows),
+        "causal_conv1d": lambda: mtlkit.ops.causal_conv1d(u, torch.randn(4, 3)),
         "norm_gate": lambda: mtlkit.ops.norm_gate(u),
         "dwconv_silu": lambda: mtlkit.ops.dwconv_silu(u[None], torch.randn(1, 1, 3, 3)),
         "tim_pool": lambda: mtlkit.ops.tim_pool(u[None], torch.randn(3, 1), torch.randn(3)),

@@ -123,6 +123,25 @@ def test_padding_is_zero_and_has_no_gradient(backend, inside):
     assert_close((got, *gradients([got], x, weight, bias)), (wanted, *gradients([wanted], x, weight, bias)))
 
 
+def test_sequences_compile_whole(backend):
+    """Indices have no gradient, and another count of them is no reason to compile again."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(causal_conv1d, backend=counter, fullgraph=True, dynamic=True)
+    for batch, length in ((2, 9), (3, 12)):
+        x, weight, bias = normal(batch, 5, length), normal(5, 4), normal(5)
+        seq_idx = torch.arange(length).div(4, rounding_mode="floor").repeat(batch, 1)
+        got, wanted = (f(x, weight, bias, seq_idx=seq_idx, activation="silu") for f in (compiled, causal_conv1d))
+        assert_close((got, *gradients([got], x, weight, bias)), (wanted, *gradients([wanted], x, weight, bias)))
+    assert counter.frame_count == 1
+
+
+def test_opcheck_of_sequences():
+    seq_idx = torch.tensor([[0, 0, 1, 1, -1]], dtype=torch.int32)
+    inputs = (normal(1, 3, 5), normal(3, 2), None, seq_idx, None)
+    torch.library.opcheck(torch.ops.mtlkit.causal_conv1d.default, ("cpu", *inputs, True, False))
+
+
 BAD = {
     "x: expected a tensor, got list": ({"x": [1.0]}, TypeError),
     "x: expected 3 dimensions, got 2": ({"x": torch.ones(4, 9)}, ValueError),

@@ -7,6 +7,7 @@ from torch import Tensor
 from harness.calls import (
     Call,
     assert_same,
+    causal_conv_call,
     conv_call,
     directional_call,
     level_call,
@@ -42,6 +43,11 @@ FAR = {
     "norm_gate": (norm_call((2, 3, 37), torch.float16), dict.fromkeys("xz", far_apart)),
     "dwconv_silu": (conv_call((2, 19, 4, 5), torch.float16), {"x": far_pixels}),
     "dwconv_silu, channels first": (conv_call((2, 5, 4, 5), place=NCHW), {"x": far_apart}),
+    "causal_conv1d": (
+        causal_conv_call((2, 19, 40), dtype=torch.float16),
+        {"x": far_tokens, "initial_states": far_apart},
+    ),
+    "causal_conv1d, channels first": (causal_conv_call((2, 5, 70)), {"x": far_apart}),
     "task_interaction": (level_call(InteractionShape(2, 6, 5, 4, 12), torch.float16), {"x": far_apart}),
 }
 

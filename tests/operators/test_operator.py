@@ -38,6 +38,10 @@ CASES = {
         mtlkit.ops.dwconv_silu,
         {"x": normal(2, 3, 4, 5), "weight": normal(3, 1, 3, 3), "bias": normal(3)},
     ),
+    "causal_conv1d": (
+        mtlkit.ops.causal_conv1d,
+        {"x": normal(2, 3, 5), "weight": normal(3, 4), "bias": normal(3), "initial_states": normal(2, 3, 3)},
+    ),
     "norm_gate": (
         mtlkit.ops.norm_gate,
         {"x": normal(5, 6), "weight": normal(6), "bias": normal(6), "z": normal(5, 6)},
