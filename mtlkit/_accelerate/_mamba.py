@@ -98,7 +98,7 @@ def _plan_of_mamba(module: Any) -> Plan:
     slices: Any = getattr(module, "nslices", None)
     require(type_ != "v3" or (isinstance(slices, int) and slices > 0), "it does not say how many slices it has")
     slices = slices if type_ == "v3" else 1
-    mean = bool(getattr(module, "if_divide_out", False))
+    mean = any(getattr(module, name, False) for name in ("if_divide_out", "if_devide_out"))
     forms = [
         Form(channels, inner, states, rank, taps, type_, slices, divided)  # pyright: ignore[reportArgumentType] - "v1" …
         for divided in ((mean, not mean) if type_ in ("v2", "v3") else (False,))

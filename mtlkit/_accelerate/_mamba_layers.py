@@ -148,7 +148,7 @@ class SharedVisionMixer(_SharedParts):
 class SharedMultiMamba(_SharedParts):
     """LocalVim's block: directions of their own weights by rows, columns and windows, each with a channel attention.
 
-    The gate of a token is the same for every direction, so that it follows the sum.
+    Tokens are put in order once for a direction and its reverse.
 
     Args:
         original: the block that it stands in for.
@@ -164,24 +164,44 @@ class SharedMultiMamba(_SharedParts):
 
     def __init__(self, original: Any, form: str, order: Tensor) -> None:
         super().__init__(original, form)
-        self.register_buffer("order", order, persistent=False)  # (K, L)
-        self.register_buffer("back", order.argsort(-1), persistent=False)
+        layouts: list[Tensor] = [torch.arange(order.shape[1], device=order.device)]  # the first needs no copy
+        self.along: list[list[tuple[int, bool]]] = [[]]  # the directions of each, and whether they go backwards
+        for k, tokens in enumerate(order):
+            known = [i for i, layout in enumerate(layouts) if any(map(tokens.equal, (layout, layout.flip(0))))]
+            if not known:
+                layouts.append(tokens)
+                self.along.append([])
+            i = known[0] if known else -1
+            self.along[i].append((k, not layouts[i].equal(tokens)))
+        self.register_buffer("order", torch.stack(layouts), persistent=False)
+        self.register_buffer("back", self.order.argsort(-1), persistent=False)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None) -> Tensor:
         """Mixes the tokens."""
         _check_tokens("hidden_states", hidden_states, self.order.shape[1], self.d_model)
         x, z = self.in_proj(hidden_states).chunk(2, -1)  # (B, L, D) each
-        z = F.silu(z)
-        total = None
-        for k, (order, back) in enumerate(zip(self.order, self.back, strict=True)):
-            conv, x_proj, dt, A_log, D = (
-                getattr(self, f"{name}_{k}") for name in ("conv1d", "x_proj", "dt_proj", "A_log", "D")
-            )
-            direction = Direction(conv.weight, conv.bias, x_proj.weight, dt.weight, dt.bias, A_log, D)
-            y = scan_tokens(x.index_select(1, order), direction).index_select(1, back) * z  # (B, L, D)
-            part = y * self._channels(y)
-            total = part if total is None else total + part
+        z = F.silu(z.contiguous())
+        total = torch.zeros_like(z)
+        for i, directions in enumerate(self.along):
+            if not directions:
+                continue
+            there = (x, z) if i == 0 else (x.index_select(1, self.order[i]), z.index_select(1, self.order[i]))
+            if i == 0:
+                total = self._add(total, *there, directions)
+            else:
+                total = total + self._add(torch.zeros_like(z), *there, directions).index_select(1, self.back[i])
         return self.out_proj(total)
+
+    def _add(self, total: Tensor, x: Tensor, z: Tensor, directions: list[tuple[int, bool]]) -> Tensor:
+        """`total` and the outputs of directions along the same tokens, (B, L, D)."""
+        for k, backwards in directions:
+            names = ("conv1d", "x_proj", "dt_proj", "A_log", "D")
+            conv, x_proj, dt, A_log, D = (getattr(self, f"{name}_{k}") for name in names)
+            direction = Direction(conv.weight, conv.bias, x_proj.weight, dt.weight, dt.bias, A_log, D)
+            y = scan_tokens(x, direction, backwards)
+            y = y * z if y.requires_grad or z.requires_grad else y.mul_(z)
+            total = torch.addcmul(total, y, self._channels(y))
+        return total
 
     def _channels(self, y: Tensor) -> Tensor:
         """The weight of each channel of a direction: (B, L, D) to (B, 1, D)."""

@@ -27,6 +27,7 @@ from mtlkit import ops
 from mtlkit._check import check_choice, check_positive, check_tensor
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit._text import shown
+from mtlkit.ops import orders
 
 BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")
 SUFFIXES = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}  # of the parameters of each direction
@@ -200,7 +201,7 @@ class Mamba(nn.Module):
         else:
             conv_state, ssm_state = states
             conv_state.copy_(F.pad(x.transpose(1, 2), (self.d_conv - x.shape[1], 0)))
-            y, last = scan_tokens(x, self._direction(""), True)
+            y, last = _scan(x, self._direction(""))
             ssm_state.copy_(last)
         return self._project_out(gate(y, z))
 
@@ -223,11 +224,8 @@ class Mamba(nn.Module):
         _, _, x_proj, dt_weight, dt_bias, A_log, D = self._direction("")
         u = self._step_conv(x, conv_state)  # (B, D)
         dts, B, C = F.linear(u, x_proj).split((self.dt_rank, self.d_state, self.d_state), -1)
-        dt = F.softplus((F.linear(dts, dt_weight) + dt_bias).to(ssm_state.dtype))  # (B, D)
-        decay = torch.exp(-dt[..., None] * A_log.to(dt.dtype).exp())  # (B, D, N)
-        ssm_state.copy_(ssm_state * decay + (dt * u)[..., None] * B[:, None])
-        y = torch.einsum("bdn,bn->bd", ssm_state, C.to(ssm_state.dtype)) + D * u
-        y = y.to(u.dtype) * F.silu(z)
+        dt, A = F.linear(dts, dt_weight), -A_log.exp()  # (B, D), (D, N)
+        y = ops.selective_state_update(ssm_state, u, dt, A, B, C, D, z, dt_bias, dt_softplus=True)
         return self._project_out(y[:, None]), conv_state, ssm_state
 
     def _step_conv(self, x: Tensor, conv_state: Tensor) -> Tensor:
@@ -291,7 +289,7 @@ class Mamba(nn.Module):
             return scan_both(x, self._direction(""), self.A_b_log)
         y = scan_tokens(x, self._direction(""))
         if self.bimamba_type in ("v2", "v3"):
-            y = accumulate(y, scan_tokens(x.flip(1), self._direction("_b")).flip(1))
+            y = accumulate(y, scan_tokens(x, self._direction("_b"), backwards=True))
         if self.bimamba_type == "v3":
             if x.shape[1] % self.nslices:
                 raise ValueError(
@@ -351,56 +349,62 @@ def _check_tokens(x: Tensor, channels: int) -> None:
         )
 
 
-def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The causal convolution along the tokens, and SiLU: (B, L, D) to (B, L, D)."""
+def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool = False) -> Tensor:
+    """The causal convolution along the tokens, from the first or from the last on, and SiLU: (B, L, D) to (B, L, D)."""
     taps = weight.shape[-1]
+    if backwards:  # what comes first is what follows in memory, so that the taps change places and look ahead
+        return conv_silu(F.pad(x, (0, 0, 0, taps - 1)), weight.flip(-1), bias)[:, taps - 1 :]
     if 2 <= taps <= 4:
         return ops.causal_conv1d(x.transpose(1, 2), weight[:, 0], bias, activation="silu").transpose(1, 2)
     padded = F.pad(x.transpose(1, 2), (taps - 1, 0))  # (B, D, L + w - 1)
     return F.silu(F.conv1d(padded, weight, bias, groups=weight.shape[0])).transpose(1, 2)
 
 
-def _convolved(x: Tensor, direction: Direction) -> Tensor:
-    weight = direction.conv_weight
-    return x if weight is None else conv_silu(x, weight, direction.conv_bias)
-
-
-def _project(u: Tensor, direction: Direction) -> tuple[Tensor, Tensor, Tensor]:
-    """Time step (B, D, L), B and C (B, N, L) of u (B, L, D)."""
-    rank, states = direction.dt_weight.shape[1], direction.A_log.shape[1]
-    dts, B, C = pixel_linear(u, direction.x_proj).split((rank, states, states), -1)
-    return F.linear(dts, direction.dt_weight).transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
-
-
-def scan_tokens(x: Tensor, direction: Direction, return_last_state: bool = False) -> Any:
-    """From the input of the convolution to the output of the scan, token after token.
+def scan_tokens(x: Tensor, direction: Direction, backwards: bool = False) -> Tensor:
+    """From the input of the convolution to the output of the scan, along the tokens as they lie in memory.
 
     Args:
         x: input, (B, L, D).
-        direction: its parameters.
-        return_last_state: whether the state behind the last token is returned too.
+        direction: the parameters.
+        backwards: whether the last token is the first.
 
     Returns:
-        The output, (B, L, D); with `return_last_state` also the state, (B, D, N).
+        The output, (B, L, D).
     """
-    u = _convolved(x, direction)  # (B, L, D)
-    delta, B, C = _project(u, direction)
-    A = -direction.A_log.exp()
-    y, last = ops.selective_scan(
-        u.transpose(1, 2), delta, A, B, C, direction.D, None, direction.dt_bias, True, return_last_state=True
+    return _scan(x, direction, backwards)[0]
+
+
+def _scan(x: Tensor, direction: Direction, backwards: bool = False) -> tuple[Tensor, Tensor]:
+    """The output (B, L, D), and the state behind the last token (B, D, N)."""
+    conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = direction
+    u = x if conv_weight is None else conv_silu(x, conv_weight, conv_bias, backwards)  # (B, L, D)
+    order = orders.forward(x.shape[1])
+    y, last = ops.directional_scan(
+        u.transpose(1, 2),
+        pixel_linear(u, x_proj).unflatten(-1, (1, -1)).permute(0, 2, 3, 1),  # (B, 1, R + 2 N, L)
+        dt_weight[None],
+        dt_bias[None],
+        A_log,
+        D,
+        orders.reverse(order) if backwards else order,
+        return_last_state=True,
     )
-    return (y.transpose(1, 2), last) if return_last_state else y.transpose(1, 2)
+    return y.transpose(1, 2), last[:, 0]
 
 
 def scan_both(x: Tensor, direction: Direction, A_b_log: Tensor) -> Tensor:
     """The sum of the scans from both ends, which share all but the state matrix: (B, L, D) to (B, L, D)."""
-    u = _convolved(x, direction)  # (B, L, D)
-    values = (u.transpose(1, 2), *_project(u, direction))
-    y = u.new_zeros(())
-    for A_log, ahead in ((direction.A_log, False), (A_b_log, True)):
-        u, delta, B, C = (value.flip(-1) if ahead else value for value in values)
-        out = ops.selective_scan(u, delta, -A_log.exp(), B, C, direction.D, None, direction.dt_bias, True)
-        y = y + (out.flip(-1) if ahead else out)
+    conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = direction
+    u = x if conv_weight is None else conv_silu(x, conv_weight, conv_bias)  # (B, L, D)
+    y = ops.directional_scan(
+        u.transpose(1, 2),
+        pixel_linear(u, x_proj).transpose(1, 2)[:, None].expand(-1, 2, -1, -1),  # (B, 2, R + 2 N, L)
+        dt_weight.expand(2, -1, -1),
+        dt_bias.expand(2, -1),
+        torch.cat((A_log, A_b_log)),
+        D.repeat(2),
+        orders.both(x.shape[1]),
+    )
     return y.transpose(1, 2)
 
 
@@ -410,6 +414,6 @@ def accumulate(y: Tensor, other: Tensor) -> Tensor:
 
 
 def gate(y: Tensor, z: Tensor) -> Tensor:
-    """Y SiLU(z), in the memory of y where no gradient is wanted."""
-    opening = F.silu(z)
-    return y * opening if y.requires_grad or z.requires_grad else y.mul_(opening)
+    """The product y SiLU(z), in the memory of y where no gradient is wanted."""
+    z = z.contiguous()  # PyTorch's SiLU takes several times as long for rows that lie apart
+    return y * F.silu(z) if y.requires_grad or z.requires_grad else y.mul_(F.silu(z))
