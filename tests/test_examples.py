@@ -45,6 +45,7 @@ def test_layer_in_your_unet(output):
 def test_mamba_ssm_on_cpu(output):
     assert "mamba_ssm is served by mtlkit" in output
     assert "block: (2, 1000, 64)" in output
+    assert "step: (2, 1, 64)" in output
     assert "scan: (2, 128, 1000), last state (2, 128, 16)" in output
 
 
@@ -55,5 +56,5 @@ def test_page_runs(root, capsys):
         for block in blocks:
             exec(compile(block, "bring_your_model.md", "exec"), {})
     finally:
-        compat.uninstall_mamba_ssm()
+        compat.uninstall()
     assert "mtlkit.accelerate: 10 replaced, 0 left alone" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What code that was written for a GPU asks of one, on a machine without."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +55,8 @@ def cuda_on_cpu() -> Iterator[None]:
     """Gives code that asks for a CUDA device the CPU, in this thread, where torch sees no GPU; otherwise does nothing.
 
     `.cuda()`, `.to("cuda")`, `device="cuda"`, `torch.load` of what was saved on a GPU, `torch.cuda.device`,
-    `torch.cuda.set_device` and `torch.cuda.synchronize` are covered. Each call of torch takes some microseconds more.
+    `torch.cuda.set_device` and `torch.cuda.synchronize` are covered, and Triton kernels that are defined within run in
+    Triton's interpreter, which is slow. Each call of torch takes some microseconds more.
 
     Example:
         >>> import torch, mtlkit
@@ -66,6 +68,7 @@ def cuda_on_cpu() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
+    interpreted = os.environ.get("TRITON_INTERPRET")
     load, kept = torch.load, {name: getattr(torch.cuda, name) for name in _IGNORED}
 
     def load_to_cpu(file: Any, map_location: Any = None, *arguments: Any, **options: Any) -> Any:
@@ -74,6 +77,7 @@ def cuda_on_cpu() -> Iterator[None]:
     device = torch.cuda.device
     torch.cuda.device = _NoDevice  # pyright: ignore[reportAttributeAccessIssue]
     torch.load = load_to_cpu
+    os.environ.setdefault("TRITON_INTERPRET", "1")
     for name in _IGNORED:
         setattr(torch.cuda, name, lambda *_: None)
     try:
@@ -81,6 +85,8 @@ def cuda_on_cpu() -> Iterator[None]:
             yield
     finally:
         torch.load = load
+        if interpreted is None:
+            os.environ.pop("TRITON_INTERPRET", None)
         torch.cuda.device = device  # pyright: ignore[reportAttributeAccessIssue]
         for name, function in kept.items():
             setattr(torch.cuda, name, function)

@@ -1,6 +1,7 @@
 """Code that asks for a CUDA device, on a machine without one."""
 
 import io
+import os
 
 import pytest
 import torch
@@ -52,6 +53,17 @@ def test_devices_are_read_as_the_cpu():
             file.seek(0)
             layer.load_state_dict(torch.load(file, where))
     assert functions == (torch.load, torch.cuda.device, torch.cuda.set_device, torch.cuda.synchronize)
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_triton_kernels_are_interpreted(monkeypatch, value):
+    if value is None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    else:
+        monkeypatch.setenv("TRITON_INTERPRET", value)
+    with compat.cuda_on_cpu():
+        assert os.environ["TRITON_INTERPRET"] == (value or "1")
+    assert os.environ.get("TRITON_INTERPRET") == value
 
 
 def test_an_error_ends_it():
