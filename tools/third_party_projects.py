@@ -94,8 +94,11 @@ def _vmunet(root: Path) -> Built:
 @project("VM-UNetV2", "2-2-9-2 encoder, 128")
 def _vmunetv2(root: Path) -> Built:
     bare("models", root / "models")
-    vmunet = importlib.import_module("models.vmunet.vmunet_v2")
-    return vmunet.VMUNetV2(deep_supervision=False), image(128)
+    network = importlib.import_module("models.vmunet.vmunet_v2").VMUNetV2(deep_supervision=False)
+    for part in network.modules():  # at the start the output of the decoder is the same everywhere
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+    return network, image(128)
 
 
 @project("H-vmunet", "published size, 256")
