@@ -426,6 +426,20 @@ class Rows {
     const int64_t stride = p.y.stride[2];
     Vec<T> filter[kWidth + 1], window[kWidth];
     load_filter(d, filter);
+    const int64_t tokens = part.last - part.first;
+    if (p.x.stride[2] == 1 && stride == 1 && tokens >= 2 * kLanes<T>) {  // the buffer serves the first vector alone
+      const Storage* data = address(p.x, b, d, part.first);
+      Storage* y = address(p.y, b, d, part.first);
+      load_piece(b, d, part.first, part.first + kLanes<T>, part.start, x);
+      load_window(x, window);
+      E::write(y, activate<kSilu>(convolve<kWidth>(filter, window)));
+      for (int64_t i = kLanes<T>; i < tokens; i += kLanes<T>) {
+        const int64_t at = min(i, tokens - kLanes<T>);  // the last vector may overlap the one before
+        for (int k = 0; k < kWidth; ++k) window[k] = E::read(data + at + k - kReach, T{});
+        E::write(y + at, activate<kSilu>(convolve<kWidth>(filter, window)));
+      }
+      return;
+    }
     for (int64_t first = part.first; first < part.last; first += kPiece) {
       const int64_t count = min(part.last - first, kPiece);
       Storage* y = address(p.y, b, d, first);

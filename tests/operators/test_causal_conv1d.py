@@ -80,6 +80,14 @@ def test_final_states_without_initial_ones_begin_with_zeros(backend, length):
     assert_close((state, *gradients([y, state], x)), (wanted, *gradients([convolved(x, weight, None), wanted], x)))
 
 
+def test_outputs_may_be_written_in_place(backend):
+    x, weight = normal(2, 9, 18).transpose(1, 2), normal(18, 3)
+    y, state = causal_conv1d(x, weight, return_final_states=True)
+    y += state.sum(-1, keepdim=True)
+    wanted = convolved(x, weight, None) + x[..., -2:].sum(-1, keepdim=True)
+    assert_close((y, *gradients([y], x, weight)), (wanted, *gradients([wanted], x, weight)))
+
+
 SEQUENCES = (
     ((9, 1, 12, 3, 15), (40,), (1, 1, 1, 2, 35)),
     ((40,), (20, 20), (39, 1)),

@@ -65,9 +65,8 @@ def channels_inside(x: Tensor) -> bool:
 def new_map(x: Tensor, length: int) -> Tensor:
     """(B, D, length), unset, dense, with the channels where x has them; also for the gradient of x."""
     batch, channels = x.shape[:2]
-    if channels_inside(x):
-        return torch.empty(batch, length, channels, dtype=x.dtype, device=x.device).transpose(1, 2)
-    return torch.empty(batch, channels, length, dtype=x.dtype, device=x.device)
+    strides = (length * channels, 1, channels) if channels_inside(x) else (channels * length, length, 1)
+    return torch.empty_strided((batch, channels, length), strides, dtype=x.dtype, device=x.device)  # not a view
 
 
 def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
