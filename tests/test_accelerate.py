@@ -1,6 +1,7 @@
 """accelerate: layers of other codebases before and after the swap: results, Parameters, and what else survives."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -73,6 +74,17 @@ def test_windows_of_square_maps(name, size):
     moved = copy.deepcopy(model).double()
     wide = torch.cat((x, x), 1).double()  # goes through the original, with the Parameters that hold now
     torch.testing.assert_close(moved(wide), moved[0].original(wide), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["localmamba", "efficientvmamba"])
+def test_other_directions_compile_whole_and_pickle(name):
+    model = accelerated(wrapped(name)).eval()
+    x = torch.randn(2, 8, 8, 6)
+    y = model(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), y, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), y)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,6 +1,7 @@
 """accelerate: scans that are more, or less, than an SS2D layer, before and after the swap."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -53,6 +54,17 @@ def test_state_dicts_go_both_ways(name):
     inputs = drawn(name)
     ours.load_state_dict(plain.state_dict())
     torch.testing.assert_close(ours(*inputs), plain(*inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mambairv2", "sigma_crossed"])
+def test_scans_compile_whole_and_pickle(name):
+    model = accelerated(around(name)).eval()
+    inputs = drawn(name)
+    y = model(*inputs)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), y, rtol=1e-5, atol=1e-6)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(*inputs), y)
 
 
 def test_modes_of_parts_survive():
