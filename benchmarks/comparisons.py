@@ -89,8 +89,10 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
             what, *(find(op, direction, p, shape) for p in ("mtlkit", "torch")), "PyTorch backend", target
         )
 
-    def eager(what: str, op: str, direction: str):
-        return lambda: times(what, *(find(op, direction, p) for p in ("mtlkit", "eager")), "eager PyTorch")
+    def eager(what: str, op: str, direction: str, target: float | None = None, shape: str = MEDMAMBA_56):
+        return lambda: times(
+            what, *(find(op, direction, p, shape) for p in ("mtlkit", "eager")), "eager PyTorch", target
+        )
 
     def accelerated(what: str, op: str, direction: str, target: float | None = None):
         return lambda: times(
@@ -129,6 +131,9 @@ def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
     for op, label in (("dwconv_silu", "3 x 3 convolution and SiLU"), ("norm_gate", "LayerNorm and gate")):
         for direction, words in ((FORWARD, "forward"), (BOTH, "forward + backward")):
             yield eager(f"{label}, {words}", op, direction)
+    for direction, words, target in ((FORWARD, "forward", 5), (BOTH, "forward + backward", 3)):
+        what, shape = f"Causal convolution and SiLU, {words}", "vim_tiny_batch4-channels_last"
+        yield eager(what, "causal_conv1d", direction, target, shape)
     for number in (3, 4, 2, 1):
         shape, large = f"busi_224_level{number}_batch8", number > 2
         side = 7 << number

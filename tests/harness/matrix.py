@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mtlkit
 from harness.calls import NARROW, Call, assert_meets, assert_same
+from harness.cases import Operator
 from harness.fence import after_a_fence, before_a_fence, fence
 from harness.layouts import as_in, chained, dense, kept, misalignments, ones, rearrangements, spread
-from harness.operators import Operator
 from mtlkit import _native
 from mtlkit.testing import assert_accurate
 
