@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mtlkit.nn
+from mtlkit import ops
 
 _KEYWORDS = (*list(signature(mtlkit.nn.Mamba).parameters), "bimamba", "if_devide_out")
 
@@ -72,10 +73,16 @@ class Block(nn.Module):
         norm: Any = self.norm
         total: Any
         if self.fused_add_norm:
-            normed, total = norm_with_residual(
-                hidden_states, norm.weight, norm.bias, residual, eps=norm.eps, prenorm=True,
-                residual_in_fp32=self.residual_in_fp32, is_rms_norm=isinstance(norm, RMSNorm),
-            )  # fmt: skip
+            function = ops.rms_norm if isinstance(norm, RMSNorm) else ops.layer_norm
+            normed, total = function(
+                hidden_states,
+                norm.weight,
+                norm.bias,
+                residual,
+                eps=norm.eps,
+                prenorm=True,
+                residual_in_fp32=self.residual_in_fp32,
+            )
         else:
             total = hidden_states if residual is None else hidden_states + residual
             normed = norm(total.to(norm.weight.dtype))
@@ -90,41 +97,12 @@ class Block(nn.Module):
 # --- norms ------------------------------------------------------------------------------------------------------------
 
 
-def norm_with_residual(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None = None,
-    *,
-    eps: float,
-    prenorm: bool,
-    residual_in_fp32: bool,
-    is_rms_norm: bool,
-) -> Any:
-    """The norm of x + residual in the dtype of x; with `prenorm` also the sum, in that of the residual or as asked."""
-    wide = x.float() if x.dtype != torch.float64 else x
-    if residual is not None:
-        wide = wide + residual
-        kind = residual.dtype
-    else:
-        kind = torch.float32 if residual_in_fp32 else x.dtype
-    weight = weight.to(wide.dtype)
-    if is_rms_norm:
-        y = F.rms_norm(wide, x.shape[-1:], weight, eps)
-        y = y if bias is None else y + bias
-    else:
-        y = F.layer_norm(wide, x.shape[-1:], weight, None if bias is None else bias.to(wide.dtype), eps)
-    y = y.to(x.dtype)
-    return (y, wide.to(kind)) if prenorm else y
-
-
 def layer_norm_fn_1(
     x, weight, bias, residual=None, eps=1e-6, prenorm=False, residual_in_fp32=False, is_rms_norm=False
 ) -> Any:
     """`layer_norm_fn` of mamba-ssm 1.x."""
-    return norm_with_residual(
-        x, weight, bias, residual, eps=eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32, is_rms_norm=is_rms_norm
-    )
+    norm = ops.rms_norm if is_rms_norm else ops.layer_norm
+    return norm(x, weight, bias, residual, eps=eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32)
 
 
 def rms_norm_fn_1(x, weight, bias, residual=None, prenorm=False, residual_in_fp32=False, eps=1e-6) -> Any:
@@ -172,6 +150,8 @@ class RMSNorm(nn.Module):
         device: where the weight is made.
         dtype: of the weight.
     """
+
+    bias: Tensor | None
 
     def __init__(
         self, hidden_size: int, eps: float = 1e-5, dropout_p: float = 0.0, device: Any = None, dtype: Any = None
