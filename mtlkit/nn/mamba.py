@@ -299,7 +299,8 @@ class Mamba(nn.Module):
             y_s = scan_tokens(across.flatten(1, 2), self._direction("_s")).view_as(across).transpose(1, 2)
             y = accumulate(y.unflatten(1, (self.nslices, -1)), y_s).flatten(1, 2)
         if self.if_divide_out and self.bimamba_type in ("v2", "v3"):
-            y = y / len(SUFFIXES[self.bimamba_type])
+            count = len(SUFFIXES[self.bimamba_type])
+            y = y / count if y.requires_grad else y.div_(count)
         return y
 
     def _project_out(self, y: Tensor) -> Tensor:
