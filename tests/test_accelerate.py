@@ -106,9 +106,10 @@ def test_the_layout_in_memory_survives(name, memory_format):
     assert accelerated(model)(x).stride() == before
 
 
+@pytest.mark.parametrize("name", ["medmamba", "vmamba_one_way_gated"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sixteen_bits(dtype):
-    model = wrapped("medmamba").to(dtype)
+def test_sixteen_bits(dtype, name):
+    model = wrapped(name).to(dtype)
     x = image(model).to(dtype)
     exact = copy.deepcopy(model).double()(x.double())
     plain = model(x)

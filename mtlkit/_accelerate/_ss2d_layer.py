@@ -129,7 +129,14 @@ class SharedSS2D(Shared, SS2D):
         fused = self.scans == CROSS and self.norm in ("layer", None)
         if fused and self.gate != "act":
             return super()._scan_norm(z, u, *others)
-        y = super()._scan_norm(None, u, *others) if fused else self._normalised(self._scan(u, *others))  # (B, H, W, D)
+        y = super()._scan_norm(None, u, *others) if fused else self._scan(u, *others)  # (B, H, W, D)
+        if self.norm == "layer" and not fused:
+            norm, gated = self.out_norm, self.gate == "silu" and not self.out_act
+            y = ops.norm_gate(y, norm.weight, norm.bias, z if gated else None, norm.eps)
+            if gated:
+                return y
+        elif not fused and self.norm is not None:
+            y = self._normalised(y)
         if self.out_act and not fused:
             y = F.gelu(y)
         if z is None:
@@ -152,7 +159,7 @@ class SharedSS2D(Shared, SS2D):
         """What the original's own norm makes of the scan, in the layout that it takes: (B, H, W, D) in and out."""
         if self.norm == "tokens":
             return self.out_norm(y.flatten(1, 2)).view(y.shape)
-        if self.channels_first and self.norm == "image":
+        if self.channels_first:
             return self.out_norm(y.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
         return self.out_norm(y)
 

@@ -280,12 +280,19 @@ LAYERS = {
     "vmamba_cnorm": lambda: VMambaSS2D(6, norm=functools.partial(convolved, False, True)),
     "vmamba_both_ways": lambda: VMambaSS2D(6, channel_first=True, orders="rows"),
     "vmamba_one_way": lambda: VMambaSS2D(6, 2, orders="one", oact=True, disable_z=False, norm=None),
+    "vmamba_one_way_gated": lambda: VMambaSS2D(6, 2, orders="one", disable_z=False),
     "vmamba_two": lambda: VMambaSS2D(6, directions=2, disable_z=False, act=nn.GELU),
     "efficientvmamba": lambda: VMambaSS2D(6, 3, disable_z=False, orders="atrous"),
     "localmamba": lambda: LocalSS2D(6, ("h", "v_flip", "w2", "w7_flip")),
     "localmamba_windows": lambda: LocalSS2D(6, ("w2", "w2_flip")),
 }  # fmt: skip
-TRIED = {"vmamba_two", "vmamba_both_ways", "vmamba_one_way", "efficientvmamba"}  # whose order only a comparison tells
+TRIED = {
+    "vmamba_two",
+    "vmamba_one_way_gated",
+    "vmamba_both_ways",
+    "vmamba_one_way",
+    "efficientvmamba",
+}  # whose order only a comparison tells
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
     "vmunet": VMUNet,
