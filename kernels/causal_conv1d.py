@@ -261,5 +261,6 @@ def backward(
         causal_conv1d_dx_kernel[(triton.cdiv(places, BL) * blocks,)](
             da, dense, seq_idx, dx, dinitial, places, channels, length, *dx.stride(), **options
         )
-        total = partial.sum(0)  # (w + 1, D)
-    return total[:width].t(), None if bias is None else total[width], dinitial
+        dweight = partial[:, :width].sum(0).t()  # (D, w)
+        dbias = None if bias is None else partial[:, width].sum(0)  # in memory of its own, as an operator's results are
+    return dweight, dbias, dinitial

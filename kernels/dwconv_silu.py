@@ -173,6 +173,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
             BP=BP, BD=BD, num_warps=num_warps, enable_fp_fusion=True,
         )  # fmt: skip
         _convolve(da.permute(0, 3, 1, 2), w, None, dx, False)
-        total = partial.sum(0)  # (10, D)
-        dweight = total[:9].t().reshape(weight.shape).to(weight.dtype)
-    return dx, dweight, None if bias is None else total[9].to(bias.dtype)
+        dweight = partial[:, :9].sum(0).t().reshape(weight.shape).to(weight.dtype)
+        # in memory of its own, as an operator's results are
+        dbias = None if bias is None else partial[:, 9].sum(0).to(bias.dtype)
+    return dx, dweight, dbias

@@ -101,6 +101,23 @@ class _Matrix:
         """The places of those arguments that the case has."""
         return {name: place for name, place in layout.items() if name in operator.call(case, torch.float32).inputs}
 
+    @staticmethod
+    def _tensors(operator: Operator, leaves: dict[str, Tensor]) -> list[Tensor | None]:
+        """What the operator's node takes behind the backend and before its options."""
+        _, *names = (argument.name for argument in nodes(operator)[0]._schema.arguments)
+        return [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
+
+    @staticmethod
+    def _backward_arguments(operator: Operator, backend: str, tensors: list[Tensor | None]) -> tuple:
+        """Of the node of the gradients, those of the outputs being the outputs themselves."""
+        forward, backward = nodes(operator)
+        found = forward(backend, *tensors, *operator.node_options)
+        found = found if isinstance(found, tuple) else (found,)
+        outputs = sum(argument.name.startswith("grad") for argument in backward._schema.arguments)
+        saves = forward._schema.arguments[-1].name == "save"
+        options = operator.node_options[:-1] if saves else operator.node_options
+        return (backend, *found[:outputs], *tensors, *found[outputs:], *options)
+
 
 class EmptyBatch(_Matrix):
     """Results without an element, and gradients of zeros."""
@@ -277,23 +294,6 @@ class OperatorMatrix(Results):
                 arguments = (backend, *tensors, *operator.node_options)
                 assert_fake_as_real(node, arguments)
                 assert_fake_as_real(gradients, self._backward_arguments(operator, backend, tensors))
-
-    @staticmethod
-    def _tensors(operator: Operator, leaves: dict[str, Tensor]) -> list[Tensor | None]:
-        """What the operator's node takes behind the backend and before its options."""
-        _, *names = (argument.name for argument in nodes(operator)[0]._schema.arguments)
-        return [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
-
-    @staticmethod
-    def _backward_arguments(operator: Operator, backend: str, tensors: list[Tensor | None]) -> tuple:
-        """Of the node of the gradients, those of the outputs being the outputs themselves."""
-        forward, backward = nodes(operator)
-        found = forward(backend, *tensors, *operator.node_options)
-        found = found if isinstance(found, tuple) else (found,)
-        outputs = sum(argument.name.startswith("grad") for argument in backward._schema.arguments)
-        saves = forward._schema.arguments[-1].name == "save"
-        options = operator.node_options[:-1] if saves else operator.node_options
-        return (backend, *found[:outputs], *tensors, *found[outputs:], *options)
 
     @over("compiled")
     def test_compiles_once_for_every_size(self, operator, backend, case, device):

@@ -14,3 +14,4 @@ class TestTriton(Fenced, Results):
 
     test_mixed_dtypes = OperatorMatrix.test_mixed_dtypes
     test_gradient_of_each_output_alone = OperatorMatrix.test_gradient_of_each_output_alone
+    test_opcheck = OperatorMatrix.test_opcheck
