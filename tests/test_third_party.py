@@ -92,7 +92,9 @@ def test_projects_in_processes_of_their_own(root, tmp_path, clones, run_python):
 def test_rows(tool):
     row = {"name": "x", "commit": "c", "network": "n", "replaced": 0, "left": 0, "served": 3, "runs": False}
     row |= {"difference": None, "seconds": {"inference": (None, 0.5)}, "before": "no: RuntimeError"}
-    assert tool.line(row) == "| x | c | n | accelerated only | 3 served | – | – → 500 ms | – | no: RuntimeError |"
+    assert tool.line(row) == "| x | c | n | accelerated only | 3 served | – | 500 ms | – | mtlkit's block |"
+    row |= {"replaced": 1, "difference": 2e-7, "seconds": {"inference": (1.0, 0.5)}}
+    assert "| 1 of 1, 3 served | 2e-07 | 1000 → 500 ms, 2.0x | – | no: RuntimeError |" in tool.line(row)
     assert tool.speed((1.0, 0.25)) == "1000 → 250 ms, 4.0x"
     assert tool.speed((0.0012345, 1.5)) == "1.23 → 1500 ms, 0.0x"
 

@@ -70,6 +70,9 @@ def line(row: dict[str, Any]) -> str:
         found = row["replaced"] + row["left"]
         served = f"{row['served']} served" if row["served"] else ""
         layers = ", ".join(filter(None, (f"{row['replaced']} of {found}" if found else "", served)))
+        if not row["replaced"]:  # before and after are the same
+            row = row | {"difference": None, "before": "mtlkit's block" if served else row["before"]}
+            row["seconds"] = {what: (None, after) for what, (_, after) in row["seconds"].items()}
         difference = "–" if row["difference"] is None else f"{row['difference']:.0e}"
         speeds = [speed(row["seconds"].get(what)) for what in ("inference", "training step")]
         runs = "yes" if row["runs"] else "accelerated only"
@@ -83,7 +86,7 @@ def speed(seconds: tuple[float | None, float] | None) -> str:
         return "–"
     before, after = seconds
     if before is None:
-        return f"– → {milliseconds(after)} ms"
+        return f"{milliseconds(after)} ms"
     return f"{milliseconds(before)} → {milliseconds(after)} ms, {before / after:.1f}x"
 
 
@@ -143,6 +146,9 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
     """Builds a project's network, runs it, accelerates it and runs it again."""
     warnings.filterwarnings("ignore")
     import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # for projects that launch kernels of their own
     from third_party_projects import PROJECTS
 
     import mtlkit
@@ -162,7 +168,7 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
         model.load_state_dict(unhidden(plain.eval()).state_dict())
         with scanning() as scanned:
             exact, failure = attempt(lambda: infer(plain, inputs))
-        row["before"] = ("mtlkit's scan" if scanned else "its own loop") if failure is None else f"no: {failure}"
+        row["before"] = f"no: {failure}" if failure else " and ".join(sorted(scanned)) or "its own loop"
         report = mtlkit.accelerate(model.eval())
         row |= {
             "replaced": len(report.replaced),
@@ -179,14 +185,17 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
     return row
 
 
+SCANS = {"mtlkit/operators": "mtlkit's scan", "triton/runtime/interpreter": "interpreted Triton"}
+
+
 @contextlib.contextmanager
-def scanning() -> Iterator[list[bool]]:
-    """Finds out whether mtlkit's operators are called: the list is empty afterwards if they are not."""
-    called: list[bool] = []
+def scanning() -> Iterator[set[str]]:
+    """Finds out what is called, of SCANS; the set is whole afterwards."""
+    called: set[str] = set()
 
     def notice(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and "mtlkit/operators" in frame.f_code.co_filename:
-            called[:] = [True]
+        if event == "call":
+            called.update(name for path, name in SCANS.items() if path in frame.f_code.co_filename)
 
     sys.setprofile(notice)
     try:
