@@ -1,7 +1,8 @@
 // The next tokens of a depthwise causal convolution, whose last tokens are kept.
 //
 // A work item is a vector of channels of one sequence. Its state and its new tokens are unpacked one behind the other,
-// so that a filter finds its tokens in a row, and a window of them goes back as the new state.
+// so that a filter finds its tokens in a row, and a window of them goes back as the new state. One token of float32
+// with the tokens of a channel side by side, as a Mamba block keeps them, is less work than unpacking would be.
 #include "cpu/causal_conv1d.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -34,7 +35,8 @@ struct Update {
     on_threads(threads, [&](int thread, int team) {
       const Share work = share(items, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {
-        update(item / blocks, item % blocks * kLanes<T>, scratch.get() + thread * size);
+        const int64_t b = item / blocks, d = item % blocks * kLanes<T>;
+        rows_of_floats() ? update_rows(b, d) : update(b, d, scratch.get() + thread * size);
       }
     });
     return kOk;
@@ -48,6 +50,51 @@ struct Update {
   static void store(const Tensor<3>& t, int64_t b, int64_t d, int64_t channels, int64_t tokens, const Vec<T>* from) {
     const int64_t* s = t.stride;
     store_tile<T>(at(t, b * s[0] + d * s[1]), t.dtype, s[1], s[2], channels, tokens, from);
+  }
+
+  bool rows_of_floats() const {
+    const auto plain = [](DType dtype) { return dtype == DType::kFloat32; };
+    return sizeof(T) == sizeof(float) && p.shape.tokens == 1 && !p.cache_seqlens && !p.conv_state_indices &&
+           p.conv_state.stride[2] == 1 && p.weight.stride[1] == 1 && plain(p.x.dtype) && plain(p.conv_state.dtype) &&
+           plain(p.weight.dtype) && (!p.bias || plain(p.bias.dtype));
+  }
+
+  void update_rows(int64_t b, int64_t d) const {
+    const int64_t channels = min(kLanes<T>, p.shape.channels - d);
+    Vec<T> y{};
+    switch (p.shape.width) {
+      case 2:
+        convolve_rows<2>(b, d, channels, y);
+        break;
+      case 3:
+        convolve_rows<3>(b, d, channels, y);
+        break;
+      default:
+        convolve_rows<4>(b, d, channels, y);
+    }
+    if (p.silu) y = silu(y);
+    store(p.y, b, d, channels, 1, &y);
+  }
+
+  template <int kWidth>
+  void convolve_rows(int64_t b, int64_t d, int64_t channels, Vec<T>& y) const {
+    const float* x = static_cast<const float*>(p.x.data) + b * p.x.stride[0] + d * p.x.stride[1];
+    const float* weight = static_cast<const float*>(p.weight.data) + d * p.weight.stride[0];
+    const float* bias = static_cast<const float*>(p.bias.data) + d * p.bias.stride[0];
+    float* state = static_cast<float*>(p.conv_state.data) + b * p.conv_state.stride[0] + d * p.conv_state.stride[1];
+    T a[kLanes<T>] = {};
+    for (int64_t c = 0; c < channels; ++c) {
+      const float token = x[c * p.x.stride[1]];
+      const float* before = state + p.kept - (kWidth - 1);
+      float sum = p.bias ? bias[c * p.bias.stride[0]] : 0;
+      for (int i = 0; i < kWidth - 1; ++i) sum += weight[i] * before[i];
+      a[c] = sum + weight[kWidth - 1] * token;
+      for (int64_t i = 1; i < p.kept; ++i) state[i - 1] = state[i];
+      state[p.kept - 1] = token;
+      weight += p.weight.stride[0];
+      state += p.conv_state.stride[1];
+    }
+    std::memcpy(&y, a, sizeof y);
   }
 
   void update(int64_t b, int64_t d, Vec<T>* state) const {
