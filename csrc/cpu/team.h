@@ -1,16 +1,32 @@
-// Threads of a call's own, where OpenMP's cannot be used.
+// The threads of a call: the host's, where it has handed over a pool; else OpenMP's, where the compiler has it.
 #pragma once
-
-#include <functional>
 
 namespace mtlkit {
 
-// Whether a call starts threads of its own: in a process that was forked, because libgomp would wait there for the
-// threads of its parent, and under ThreadSanitizer, which does not see how libgomp's threads wait for each other.
-bool own_threads();
+// What each thread of a team does.
+struct TeamWork {
+  void (*call)(void* data, int thread, int threads);
+  void* data;
+};
 
-// Calls work(thread, threads) once for each thread of a team that is there for this call alone. Where the system has no
-// more threads, the calling one does the work of the rest.
-void on_own_threads(int threads, const std::function<void(int, int)>& work);
+// Runs the work for every thread of a team of at most `threads`, and returns when all is done.
+void run_team(int threads, TeamWork work);
+
+// A pool of threads of the program that calls kernels.
+class HostPool {
+ public:
+  virtual ~HostPool() = default;
+  // Runs the work for each of so many threads. They need not run at once, nor each on a thread of its own.
+  virtual void run(int threads, TeamWork work) = 0;
+};
+
+// Hands a pool to the kernels that this thread calls while the object lives.
+class UsePool {
+ public:
+  explicit UsePool(HostPool& pool);
+  ~UsePool();
+  UsePool(const UsePool&) = delete;
+  UsePool& operator=(const UsePool&) = delete;
+};
 
 }  // namespace mtlkit

@@ -1,9 +1,5 @@
-// Threads: OpenMP where the compiler has it, one thread otherwise.
+// How a kernel's work is shared among threads.
 #pragma once
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include "cpu/integer_math.h"
 #include "cpu/team.h"
@@ -11,18 +7,12 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Calls f(thread, threads) on every thread of a team of at most `wanted`.
+// Calls f(thread, threads) for every thread of a team of at most `wanted`; some may share a thread of the machine.
 template <typename F>
-void on_threads([[maybe_unused]] int64_t wanted, F f) {
-#if defined(_OPENMP)
-  if (wanted > 1 && own_threads()) return on_own_threads(static_cast<int>(wanted), f);
-  if (wanted > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(static_cast<int>(wanted))
-    f(omp_get_thread_num(), omp_get_num_threads());
-    return;
-  }
-#endif
-  f(0, 1);
+void on_threads(int64_t wanted, F f) {
+  if (wanted <= 1) return f(0, 1);
+  run_team(static_cast<int>(wanted),
+           {[](void* work, int thread, int threads) { (*static_cast<F*>(work))(thread, threads); }, &f});
 }
 
 // Work items [first, last) of a thread: fixed by the counts alone, so that a sum over a thread's items repeats.
