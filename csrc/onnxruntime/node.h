@@ -1,0 +1,116 @@
+// A node's inputs and outputs, and what is wrong with them in words.
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/tensor.h"
+#include "onnxruntime/interface.h"
+
+namespace mtlkit {
+
+// What a call or a node is refused for; its words go into the status.
+struct Refused : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+using Sizes = std::vector<int64_t>;
+
+// Throws what a status says.
+void check_status(ort::Api* api, ort::Status* status);
+
+// An input, float32 and contiguous; without data where it was left out.
+struct Input {
+  const char* name = "";
+  float* data = nullptr;
+  Sizes sizes;
+  bool given = false;
+
+  int64_t elements() const;
+
+  // Throw unless the input has so many dimensions, of which all from `first` on are at least 1; or this shape. The
+  // message spells either as `letters` too.
+  void check_rank(const char* letters, size_t rank, size_t first = 0) const;
+  void check_shape(const char* letters, const Sizes& expected) const;
+};
+
+// A kernel's tensor; absent without an address.
+template <typename... Strides>
+Tensor<sizeof...(Strides)> tensor(float* data, Strides... strides) {
+  return {data, DType::kFloat32, {strides...}};
+}
+
+// One call of a node.
+class NodeCall {
+ public:
+  NodeCall(ort::Api* api, ort::Call* call);
+
+  Input input(const char* name, size_t place) const;
+  float* output(size_t place, const Sizes& sizes) const;
+
+ private:
+  ort::Api* api_;
+  ort::Call* call_;
+  size_t inputs_;
+};
+
+// The attributes of a node.
+class NodeAttributes {
+ public:
+  NodeAttributes(ort::Api* api, const ort::Attributes* attributes) : api_(api), attributes_(attributes) {}
+
+  int64_t integer(const char* name, int64_t missing) const;
+  float number(const char* name, float missing) const;
+
+ private:
+  ort::Api* api_;
+  const ort::Attributes* attributes_;
+};
+
+// A dimension of an output: that of an input, or a number.
+struct Dimension {
+  enum Kind { kOfInput, kNumber } kind;
+  int64_t value;  // the input, or the number
+  size_t dimension = 0;
+};
+
+inline Dimension of_input(int64_t input, size_t dimension) { return {Dimension::kOfInput, input, dimension}; }
+inline Dimension number(int64_t value) { return {Dimension::kNumber, value}; }
+
+// What is known of the shapes of a node's inputs before it runs, to be said of its outputs; what is not known is left
+// open.
+class NodeShapes {
+ public:
+  NodeShapes(ort::Api* api, ort::Inference* inference) : api_(api), inference_(inference) {}
+
+  void same(size_t output, size_t input) const;
+  void set(size_t output, std::initializer_list<Dimension> dimensions) const;
+
+ private:
+  void set(size_t output, const Sizes& sizes, std::vector<const char*>& symbols) const;
+
+  ort::Api* api_;
+  ort::Inference* inference_;
+};
+
+// What a kind of node computes, with the attributes of one node.
+class Kernel {
+ public:
+  virtual ~Kernel() = default;
+  virtual void compute(const NodeCall& call, int threads) const = 0;
+};
+
+struct NodeKind {
+  const char* name;
+  size_t required, optional, outputs;
+  std::unique_ptr<Kernel> (*make)(const NodeAttributes&);
+  void (*infer)(const NodeShapes&);
+};
+
+// All of them, in csrc/onnxruntime/operators.cpp.
+const std::vector<NodeKind>& node_kinds();
+
+}  // namespace mtlkit
