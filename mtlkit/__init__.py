@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mtlkit import (
         compat,
         data,
+        deploy,
         errors,
         evaluation,
         inference,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         training,
     )
     from mtlkit._accelerate import accelerate, restore
+    from mtlkit.deploy import export
     from mtlkit.ops import selective_scan as selective_scan_fn
     from mtlkit.ops import use_backend
 
@@ -39,8 +41,10 @@ __all__ = [
     "accelerate",
     "compat",
     "data",
+    "deploy",
     "errors",
     "evaluation",
+    "export",
     "inference",
     "info",
     "losses",
@@ -59,6 +63,7 @@ __all__ = [
 _MODULES = (
     "compat",
     "data",
+    "deploy",
     "errors",
     "evaluation",
     "inference",
@@ -75,6 +80,7 @@ _MODULES = (
 # public name -> module that defines it, and its name there
 _NAMES = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
+    "export": ("mtlkit.deploy", "export"),
     "restore": ("mtlkit._accelerate", "restore"),
     "selective_scan_fn": ("mtlkit.ops", "selective_scan"),
     "use_backend": ("mtlkit.ops", "use_backend"),

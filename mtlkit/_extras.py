@@ -29,6 +29,7 @@ EXTRAS = {
         "monai": "monai",
         "einops": "einops",
     },
+    "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
 }
 READING = ("scipy", "pydicom", "PIL", "openpyxl", "rich")  # what checking and drawing data sets needs of "train"
 TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs of it
@@ -60,7 +61,7 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
 def missing_words(module: str) -> str:
     """What to say of a module that an import did not find."""
     top = module.partition(".")[0]
-    extra = next((name for name in ("train", "baselines") if top in EXTRAS[name]), None)
+    extra = next((name for name in ("train", "baselines", "deploy") if top in EXTRAS[name]), None)
     package = EXTRAS[extra][top] if extra is not None else top
     words = f"needs {module if package == top else package}, which is not installed"
     return words if extra is None else f"{words}: pip install 'mtlkit[{extra}]'"

@@ -12,7 +12,7 @@ FOLDERS = ("mtlkit", "kernels", "benchmarks", "examples")
 LEVELS = (
     {"cli"},
     {"training", "evaluation", "inference"},
-    {"models", "_accelerate", "compat", "data", "losses", "metrics", "configs"},
+    {"models", "_accelerate", "compat", "data", "deploy", "losses", "metrics", "configs"},
     {"nn"},
     {"testing", "info"},
     {"ops"},

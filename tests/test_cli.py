@@ -260,3 +260,26 @@ print("torch" in sys.modules)
 """
     process = run_python("-c", script)
     assert process.stdout.endswith("False\n"), process.stderr
+
+
+def test_export(monkeypatch, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from mtlkit import deploy, training
+
+    config = training.load_config("demo").change({"data": {"size": 32}})
+    model = mtlkit.models.create_model("vmamba_t_v0", num_classes=3, depths=(1,), dims=(8,)).eval()
+    saved = training.SavedRun(tmp_path, config, model, ("a", "b", "c"), (), None, {}, tmp_path, {})
+    monkeypatch.setattr(training, "load_run", lambda folder: saved)
+    monkeypatch.setattr(training.SavedRun, "tasks", {"class": ("a", "b", "c")})
+    assert main(["export", "run", "--out", str(tmp_path / "net.onnx")]) == 0
+    out = capsys.readouterr().out
+    assert "takes images (batch, 3, height, width)" in out
+    assert deploy.library_path() in out.replace("\n", "")
+    facts = deploy.facts_of(deploy.open_session(tmp_path / "net.onnx"))
+    assert facts["classes"] == {"class": ["a", "b", "c"]}
+    assert (facts["size"], len(facts["mean"]), facts["recipe"]["task"]) == (32, 3, "lesion")
+    assert main(["export", "run", "--out", str(tmp_path / "net.onnx")]) == 2
+    assert "--force overwrites it" in capsys.readouterr().err
+    assert main(["export", "run", "--out", str(tmp_path / "plain.onnx"), "--plain"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]

@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader
 from mtlkit._fields import read_fields
 from mtlkit._memory import out_of_memory
 from mtlkit._text import composed
-from mtlkit.data import Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
+from mtlkit.data import VIEWS, Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
 from mtlkit.data.files import check_folder, natural
 from mtlkit.data.layouts import find_layout, scan
 from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
+from mtlkit.data.transforms import MEAN, STD
 from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
 from mtlkit.models.network import Network
@@ -149,6 +150,28 @@ class SavedRun:
         """The keys of those records of a data set that are the very ones of the run's split, by their files."""
         known = (record for record in catalogue.records if record.key in self.prints)
         return {record.key for record in known if file_print(record) == self.prints[record.key]}
+
+    # --- export -------------------------------------------------------------------------------------------------------
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Two random items as the network takes them, of the size that it was trained with."""
+        shapes = self.task.shapes(self.config.data.size, 2)
+        tensors = {name: torch.rand(shape) for name, shape in shapes.items()}
+        if "masks" in tensors:
+            tensors["masks"] = tensors["masks"].round()
+        return tuple(tensors.get(name, torch.ones(2, len(VIEWS), dtype=torch.bool)) for name in self.task.inputs)
+
+    def facts(self) -> dict[str, Any]:
+        """What must be known to use the network elsewhere: size and normalisation of images, names of classes."""
+        data = self.config.data
+        return {
+            "task": self.config.task,
+            "size": data.size,
+            "mean": list(MEAN) if data.normalize else None,
+            "std": list(STD) if data.normalize else None,
+            "classes": {name: list(names) for name, names in self.tasks.items()},
+            "recipe": self.config.to_dict(),
+        }
 
     # --- prediction ---------------------------------------------------------------------------------------------------
 

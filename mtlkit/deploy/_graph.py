@@ -1,0 +1,234 @@
+"""Rewrites of an exported graph that give the same result in fewer or faster nodes.
+
+linear          a 1 x 1 convolution between two transpositions, as PyTorch runs linear layers over pixels: MatMul
+splits          halves of the channels, taken where they are by the nodes of mtlkit that read them
+batch norms     into the convolution that follows, where it pads nothing
+upsampling      a transposed convolution of stride 2: a convolution for each of its four phases, then DepthToSpace
+transpositions  that meet their reverse: none
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from mtlkit.deploy._library import DOMAIN
+
+LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+
+class Rewriting:
+    """A graph that is being rewritten."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model, self.graph = model, model.graph
+        self._count = 0
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """An initializer."""
+        self._count += 1
+        name = f"mtlkit_constant_{self._count}"
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        self.graph.register_initializer(value)
+        return value
+
+    def insert(self, before: ir.Node, kind: str, inputs: Iterable[Any], **attributes: Any) -> ir.Value:
+        """The output of a new node in front of another."""
+        given = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
+        node = ir.Node("", kind, list(inputs), given)
+        self._count += 1
+        node.outputs[0].name = f"mtlkit_value_{self._count}"
+        self.graph.insert_before(before, node)
+        return node.outputs[0]
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Lets all that read one value read another; an output of the graph keeps its name."""
+        new.type, new.shape = old.type, old.shape
+        given_out = old.is_graph_output()
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        if given_out:
+            old.name, new.name = None, old.name
+
+    def clean(self) -> None:
+        """Takes away what nothing reads."""
+        RemoveUnusedNodesPass()(self.model)
+
+
+# --- what nodes are ---------------------------------------------------------------------------------------------------
+
+
+def _node(value: ir.Value | None, kind: str, domain: str = "") -> Any:
+    """What makes a value, if it is of this kind."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind and node.domain == domain else None
+
+
+def _array(value: ir.Value | None) -> Any:
+    """The numbers of a constant; None of what is none."""
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _ints(node: ir.Node, name: str, missing: Any = None) -> Any:
+    found = node.attributes.get(name)
+    return missing if found is None else tuple(found.as_ints())
+
+
+def _transposed(value: ir.Value | None, order: tuple[int, ...]) -> ir.Value | None:
+    """What a value is a transposition of."""
+    node = _node(value, "Transpose")
+    return node.inputs[0] if node is not None and _ints(node, "perm") == order else None
+
+
+def _only_use(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+# --- rewrites ---------------------------------------------------------------------------------------------------------
+
+
+def _cancel_transpositions(r: Rewriting, node: ir.Node) -> None:
+    if node.op_type != "Transpose" or (before := _node(node.inputs[0], "Transpose")) is None:
+        return
+    first, second = _ints(before, "perm"), _ints(node, "perm")
+    if [first[i] for i in second] == list(range(len(first))):
+        r.replace(node.outputs[0], before.inputs[0])
+
+
+def _make_linear(r: Rewriting, node: ir.Node) -> None:
+    """Transpose, 1 x 1 Conv, Transpose to MatMul and Add."""
+    conv = _node(node.inputs[0], "Conv") if node.op_type == "Transpose" and _ints(node, "perm") == LAST else None
+    if conv is None or (x := _transposed(conv.inputs[0], FIRST)) is None or not _is_pointwise(conv):
+        return
+    y = r.insert(node, "MatMul", [x, r.constant(np.ascontiguousarray(_array(conv.inputs[1])[:, :, 0, 0].T))])
+    if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+        y = r.insert(node, "Add", [y, conv.inputs[2]])
+    r.replace(node.outputs[0], y)
+
+
+def _is_pointwise(conv: ir.Node) -> bool:
+    weight = _array(conv.inputs[1])
+    plain = _ints(conv, "strides", (1, 1)) == (1, 1) and conv.attributes["group"].as_int() == 1 and not _pads(conv)
+    return plain and weight is not None and weight.shape[2:] == (1, 1)
+
+
+def _pads(conv: ir.Node) -> bool:
+    auto = conv.attributes.get("auto_pad")
+    return any(_ints(conv, "pads", (0,))) or (auto is not None and auto.as_string() not in ("NOTSET", "VALID"))
+
+
+def _read_in_place(r: Rewriting, node: ir.Node) -> None:
+    """Half of an image's channels, of what is split, by DwconvSilu and SS2D; rows of SS2D without their reshaping."""
+    if node.domain != DOMAIN or node.op_type not in ("DwconvSilu", "SS2D"):
+        return
+    place, offset = (0, "offset") if node.op_type == "DwconvSilu" else (8, "z_offset")
+    value = node.inputs[place] if place < len(node.inputs) else None
+    split = _node(value, "Split")
+    if split is not None and value is not None and split.attributes["axis"].as_int() in (3, -1):
+        size = value.shape[3] if value.shape is not None else None
+        equal = len(split.outputs) == 2 and len(split.inputs) == 1
+        if equal and isinstance(size, int):
+            start = size * split.outputs.index(value)
+            node.attributes[offset] = ir.AttrInt64(offset, start)
+            node.replace_input_with(place, split.inputs[0])
+    if node.op_type == "SS2D" and (reshape := _node(node.inputs[1], "Reshape")) is not None:
+        flat, rows = (() if v is None or v.shape is None else v.shape[3:] for v in (reshape.inputs[0], node.inputs[1]))
+        if len(flat) == 1 and len(rows) == 2 and rows[0] == 4 and isinstance(rows[1], int) and flat[0] == 4 * rows[1]:
+            node.replace_input_with(1, reshape.inputs[0])
+
+
+def _fold_batch_norm(r: Rewriting, node: ir.Node) -> None:
+    """A batch norm in front of a convolution that pads nothing, into its weight and bias."""
+    conv = _only_use(node.outputs[0]) if node.op_type == "BatchNormalization" else None
+    if conv is None or conv.op_type != "Conv" or _pads(conv) or conv.attributes["group"].as_int() != 1:
+        return
+    scale, shift = _affine(node)
+    weight, bias = _array(conv.inputs[1]), _array(conv.inputs[2]) if len(conv.inputs) > 2 else 0
+    if weight is None or bias is None:
+        return
+    new = [r.constant((weight * scale[:, None, None]).astype(np.float32))]
+    new.append(r.constant(np.asarray(bias + np.einsum("oihw,i->o", weight, shift), dtype=np.float32)))
+    given = [attribute.value for attribute in conv.attributes.values()]
+    y = r.insert(conv, "Conv", [node.inputs[0], *new], **dict(zip(conv.attributes, given, strict=True)))
+    r.replace(conv.outputs[0], y)
+
+
+def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of a batch norm, in float64."""
+    weight, bias, mean, var = (_array(value).astype(np.float64) for value in norm.inputs[1:5])
+    scale = weight / np.sqrt(var + norm.attributes["epsilon"].as_float())
+    return scale, bias - mean * scale
+
+
+def _by_phases(r: Rewriting, node: ir.Node) -> None:
+    """A transposed convolution of stride 2, by the convolutions of its phases.
+
+    Output pixel 2 m + a takes x[m - j] times tap a + p + 2 j, for all j for which there is such a tap.
+    """
+    if node.op_type != "ConvTranspose" or "output_shape" in node.attributes:
+        return
+    weight: Any = _array(node.inputs[1])  # (I, O, k, k)
+    pads, extra = _ints(node, "pads", (0,) * 4), _ints(node, "output_padding", (0, 0))
+    auto = node.attributes.get("auto_pad")
+    plain = _ints(node, "strides") == (2, 2) and _ints(node, "dilations", (1, 1)) == (1, 1)
+    plain = plain and node.attributes["group"].as_int() == 1 and (auto is None or auto.as_string() == "NOTSET")
+    if not plain or weight is None or weight.ndim != 4:
+        return
+    bias = [node.inputs[2]] if len(node.inputs) > 2 and node.inputs[2] is not None else []
+    axes: list[Any] = [_phases(weight.shape[2 + i], pads[i], pads[2 + i], extra[i]) for i in range(2)]
+    if any(axis is None for axis in axes):
+        return
+    parts = []
+    for rows in axes[0]:
+        for columns in axes[1]:
+            taps = weight[:, :, rows[0]][:, :, :, columns[0]]
+            kernel = r.constant(np.ascontiguousarray(taps.transpose(1, 0, 2, 3)))
+            options = {"kernel_shape": taps.shape[2:], "pads": (rows[1], columns[1], rows[2], columns[2])}
+            parts.append(r.insert(node, "Conv", [node.inputs[0], kernel, *bias], **options, group=1))
+    blocks = r.insert(node, "Concat", parts, axis=1)  # (B, 4 O, M, M)
+    y = r.insert(node, "DepthToSpace", [blocks], blocksize=2, mode="DCR")
+    crop = [axis[0][3] for axis in axes]
+    if any(crop):
+        ends = [-c if c else np.iinfo(np.int64).max for c in crop]
+        indices = (np.array(values, dtype=np.int64) for values in ((0, 0), ends, (2, 3)))
+        y = r.insert(node, "Slice", [y, *map(r.constant, indices)])
+    r.replace(node.outputs[0], y)
+
+
+def _phases(taps: int, before: int, after: int, extra: int) -> Any:
+    """Along one axis: of each phase its taps in the order of a convolution, its padding, and what is cropped after.
+
+    None where a phase has no tap, or would have to crop its input.
+    """
+    beyond = taps - before - after + extra  # the output has 2 (H - 1) + beyond pixels
+    steps = (beyond + 1) // 2 - 1  # the phases have H + steps
+    found = []
+    for phase in range(2):
+        first = -((phase + before) // 2)  # the least j
+        last = (taps - 1 - phase - before) // 2
+        pad_before, pad_after = last, steps - first
+        if last < first or pad_before < 0 or pad_after < 0:
+            return None
+        found.append(([phase + before + 2 * j for j in range(last, first - 1, -1)], pad_before, pad_after, beyond % 2))
+    return found
+
+
+REWRITES: tuple[Callable[[Rewriting, ir.Node], None], ...] = (
+    _cancel_transpositions,
+    _make_linear,
+    _read_in_place,
+    _fold_batch_norm,
+    _by_phases,
+)
+
+
+def rewrite(model: ir.Model) -> None:
+    """Rewrites a model in place, by all rules, one after the other."""
+    r = Rewriting(model)
+    for rule in (*REWRITES, _cancel_transpositions):
+        for node in list(model.graph):
+            rule(r, node)
+        r.clean()

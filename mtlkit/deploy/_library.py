@@ -1,0 +1,99 @@
+"""The library that gives ONNX Runtime mtlkit's operators, and sessions that have it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtlkit._extras import check_installed
+from mtlkit._files import check_file
+from mtlkit._text import printable
+from mtlkit.errors import DataError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+DOMAIN, VERSION = "mtlkit", 1  # of the operators
+FACTS = "mtlkit"  # the key of a file's metadata
+_SUFFIX = {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")  # CMake's of modules
+_LIBRARY = Path(__file__).parent / "lib" / f"libmtlkit_onnxruntime{_SUFFIX}"
+
+
+def library_path() -> str:
+    """The path of the library to register with ONNX Runtime before it opens a file that `mtlkit.export` wrote.
+
+    The library needs ONNX Runtime 1.17 or later, and neither Python nor PyTorch; it may be copied to any place.
+
+    Raises:
+        FileNotFoundError: mtlkit was installed without its native part.
+
+    Example:
+        >>> import onnxruntime
+        >>> import mtlkit
+        >>> options = onnxruntime.SessionOptions()
+        >>> options.register_custom_ops_library(mtlkit.deploy.library_path())
+    """
+    if not _LIBRARY.is_file():
+        raise FileNotFoundError(
+            f"{_LIBRARY}: mtlkit.deploy.library_path() found no library there, as mtlkit was installed without its "
+            "native part; install it where there is a C++ compiler, without MTLKIT_NATIVE=off"
+        )
+    return str(_LIBRARY)
+
+
+def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceSession":
+    """A session of ONNX Runtime for a file that `mtlkit.export` wrote, on the CPU.
+
+    Args:
+        path: the file.
+        threads: how many the session has; ONNX Runtime's choice if None.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or a later mtlkit has written it.
+        FileNotFoundError: mtlkit was installed without its native part.
+        ImportError: onnxruntime is not installed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import mtlkit
+        >>> layer = mtlkit.nn.VSSBlock(8).eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = mtlkit.export(layer, f"{folder}/net.onnx", example=torch.rand(2, 6, 5, 8))
+        ...     session = mtlkit.deploy.open_session(f"{folder}/net.onnx", threads=1)
+        >>> session.run(None, {"x": torch.rand(1, 4, 4, 8).numpy()})[0].shape
+        (1, 4, 4, 8)
+    """
+    check_installed("mtlkit.deploy.open_session", "deploy", ("onnxruntime",))
+    import onnxruntime
+
+    check_file(Path(path))
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(library_path())
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of ONNX Runtime's own kinds, which derive from it
+        words = printable(str(error).strip().rpartition(" : ")[2])
+        raise DataError(f"{path}: cannot be opened by ONNX Runtime ({words})") from None
+    operators = facts_of(session).get("operators", VERSION)
+    if not isinstance(operators, int) or operators > VERSION:
+        raise DataError(
+            f"{path}: expected operators of version {VERSION} or before, got {operators!r}; a later mtlkit wrote it"
+        )
+    return session
+
+
+def facts_of(session: "InferenceSession") -> dict[str, Any]:
+    """What `mtlkit.export` has written into the metadata of a session's file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        facts = json.loads(session.get_modelmeta().custom_metadata_map.get(FACTS, "{}"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise DataError(f"metadata: expected a JSON object as {FACTS!r}")
+    return facts
