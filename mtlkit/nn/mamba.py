@@ -27,6 +27,7 @@ from mtlkit import ops
 from mtlkit._check import check_choice, check_positive, check_tensor
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit._text import shown
+from mtlkit.nn._marked import Marked
 from mtlkit.ops import orders
 
 BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")
@@ -46,7 +47,7 @@ class Direction(NamedTuple):
     D: Tensor  # (D,)
 
 
-class Mamba(nn.Module):
+class Mamba(Marked):
     """The block of Mamba, Vision Mamba, VideoMamba and SegMamba, with the arguments and parameters of mamba-ssm's.
 
     Parameters have the original names and shapes, so that checkpoints load unchanged: in_proj, conv1d, x_proj, dt_proj,
@@ -312,19 +313,6 @@ class Mamba(nn.Module):
         for parameter in (self._parameters[name] for name in UNDECAYED if name in self._parameters):
             parameter._no_weight_decay = True  # pyright: ignore - what such code looks for
         self.dt_proj.bias._no_reinit = True  # pyright: ignore - likewise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._mark()  # copy.deepcopy takes no attributes of a Parameter along
-
-    def _apply(self, *arguments: Any, **options: Any) -> "Mamba":
-        super()._apply(*arguments, **options)
-        self._mark()  # to_empty has put new Parameters in their place
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self._mark()  # load_state_dict(assign=True) does so too
 
     def extra_repr(self) -> str:
         """The options, for repr."""

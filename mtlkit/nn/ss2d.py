@@ -12,7 +12,7 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
+from mtlkit.nn._marked import Marked
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
 
 
-class SS2D(nn.Module):
+class SS2D(Marked):
     """Four-direction 2-D selective scan layer of VMamba, MedMamba and VM-UNet.
 
     The defaults are the form of MedMamba, VM-UNet and the first VMamba. The form of VMamba's second version is
@@ -193,19 +194,6 @@ class SS2D(nn.Module):
         """Asks training code to leave A_logs and Ds out of weight decay."""
         for parameter in (self.A_logs, self.Ds):
             parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] - what such code looks for
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._mark()  # copy.deepcopy takes no attributes of a Parameter along
-
-    def _apply(self, *arguments: Any, **options: Any) -> "SS2D":
-        super()._apply(*arguments, **options)
-        self._mark()  # to_empty has put new Parameters in their place
-        return self
-
-    def _load_from_state_dict(self, *arguments: Any) -> None:
-        super()._load_from_state_dict(*arguments)
-        self._mark()  # load_state_dict(assign=True) does so too
 
     def extra_repr(self) -> str:
         """The options, for repr."""
