@@ -426,14 +426,18 @@ class Rows {
     const int64_t stride = p.y.stride[2];
     Vec<T> filter[kWidth + 1], window[kWidth];
     load_filter(d, filter);
+    // Whole vectors whose taps reach before the part; the buffer serves these alone.
+    constexpr int64_t kHead = (kReach + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     const int64_t tokens = part.last - part.first;
-    if (p.x.stride[2] == 1 && stride == 1 && tokens >= 2 * kLanes<T>) {  // the buffer serves the first vector alone
+    if (p.x.stride[2] == 1 && stride == 1 && tokens >= kHead + kLanes<T>) {
       const Storage* data = address(p.x, b, d, part.first);
       Storage* y = address(p.y, b, d, part.first);
-      load_piece(b, d, part.first, part.first + kLanes<T>, part.start, x);
-      load_window(x, window);
-      E::write(y, activate<kSilu>(convolve<kWidth>(filter, window)));
-      for (int64_t i = kLanes<T>; i < tokens; i += kLanes<T>) {
+      load_piece(b, d, part.first, part.first + kHead, part.start, x);
+      for (int64_t i = 0; i < kHead; i += kLanes<T>) {
+        load_window(x + i, window);
+        E::write(y + i, activate<kSilu>(convolve<kWidth>(filter, window)));
+      }
+      for (int64_t i = kHead; i < tokens; i += kLanes<T>) {
         const int64_t at = min(i, tokens - kLanes<T>);  // the last vector may overlap the one before
         for (int k = 0; k < kWidth; ++k) window[k] = E::read(data + at + k - kReach, T{});
         E::write(y + at, activate<kSilu>(convolve<kWidth>(filter, window)));
