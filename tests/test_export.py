@@ -288,7 +288,7 @@ def recorded_calls() -> dict[str, tuple]:
         return make_boxed_func(lambda *arguments: Recorder(graph, calls).run(*arguments))
 
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
-    for name in ("SS2D", "InteractionLevel"):
+    for name in ("SS2D", "Mamba", "InteractionLevel"):
         make, sizes = LAYERS[name]
         torch._dynamo.reset()
         arguments = [argument.requires_grad_() for argument in sizes(2, 3, 5)]
@@ -309,9 +309,12 @@ def recorded_calls() -> dict[str, tuple]:
 
 
 def test_every_operator_passes_opcheck():
+    """But for the decoding steps, which tests/operators/test_step.py checks."""
     calls = recorded_calls()
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mtlkit::")}
-    assert set(calls) == registered
+    assert set(calls) == {
+        name for name in registered if not getattr(torch.ops.mtlkit, name[8:]).default._schema.is_mutable
+    }
     for name, (target, arguments, options) in calls.items():
         backward = name.endswith("_backward")
         wanted = [

@@ -53,10 +53,16 @@ def test_compiles_whole_and_writes_the_state(backend):
 
 def test_opcheck(backend):
     given = tensors()
-    torch.library.opcheck(
-        torch.ops.mtlkit.causal_conv1d_update.default,
-        (backend, given["x"], given["conv_state"], given["weight"], None, None, None, True),
-    )
+    state, dt, A, rows = torch.randn(2, 5, 4), torch.rand(2, 5), -torch.rand(5, 4), torch.randn(2, 4)
+    calls = {
+        "mtlkit::causal_conv1d_update": (*given.values(), *[None] * 3, True),
+        "mtlkit::selective_state_update": (given["x"], state, dt, A, rows, rows, *[None] * 4, True),
+    }
+    steps = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mtlkit::")]
+    steps = [name for name in steps if getattr(torch.ops.mtlkit, name[8:]).default._schema.is_mutable]
+    assert sorted(steps) == sorted(calls)
+    for name, arguments in calls.items():
+        torch.library.opcheck(getattr(torch.ops.mtlkit, name[8:]).default, (backend, *arguments))
 
 
 def test_vmap_raises(backend):
