@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import mtlkit
+
 LAYER = """
 import torch
 from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -32,6 +34,8 @@ class Project:
     network: str
     build: object
     packages: tuple = ()
+    block: str = ""
+    loop: bool = False
 
 def good(root):
     sys.path.insert(0, str(root))
@@ -42,6 +46,7 @@ def bad(root):
 
 PROJECTS = {
     "good": Project("good", "one layer", good),
+    "slow": Project("good", "one layer", good, loop=True),
     "bad": Project("good", "none", bad),
     "absent": Project("absent", "none", bad),
 }
@@ -76,12 +81,13 @@ def test_projects_in_processes_of_their_own(root, tmp_path, clones, run_python):
     arguments = str(clones), "--out", str(page), "--threads", "1"
     process = run_python(str(folder / "third_party.py"), *arguments, path=[root / "examples"])
     assert process.returncode == 0, process.stderr
-    good, bad, absent, summary = process.stdout.splitlines()
+    good, slow, bad, absent, summary = process.stdout.splitlines()
     assert "| good |  | one layer | yes | 1 of 1 |" in good
     assert good.endswith("x | mtlkit's scan |")
+    assert slow.endswith("x | token by token |")
     assert "no: import: ImportError: no module / of that name" in bad
     assert "no: there is no" in absent
-    assert summary == "1 of 3 networks run, 1 with mtlkit's layer for every scan"
+    assert summary == "2 of 4 networks run, 2 with mtlkit's layer for every scan"
     text = page.read_text()
     assert text.startswith("before\n<!--")
     assert text.endswith("-->\nafter\n")
@@ -117,3 +123,17 @@ def test_every_entry_has_a_folder_and_a_network(tool):
     assert len({project.folder for project in projects.values()}) >= 22
     assert all(project.network and callable(project.build) for project in projects.values())
     sys.modules.pop("third_party_projects")
+
+
+def test_a_block_of_the_project_stands_where_mtlkit_s_would(tool, tmp_path):
+    file = tmp_path / "mamba_simple.py"
+    file.write_text("from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn\n\nclass Mamba:\n    pass\n")
+    mtlkit.compat.install("mamba_ssm", replace=True)
+    try:
+        tool.use_block(file)
+        served = importlib.import_module("mamba_ssm")
+        block = importlib.import_module("mamba_ssm.modules.mamba_simple")
+        assert served.Mamba is block.Mamba
+        assert block.mamba_inner_fn is mtlkit.compat.mamba_inner_fn
+    finally:
+        mtlkit.compat.uninstall("mamba_ssm")

@@ -10,6 +10,7 @@ a loop of its own.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -157,6 +158,9 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
     project = PROJECTS[name]
     row: dict[str, Any] = {"network": project.network}
     mtlkit.compat.install(*project.packages)
+    if project.block:
+        use_block(clones / project.block)
+    backend = "reference" if project.loop else "auto"
     with contextlib.redirect_stdout(sys.stderr):  # what a project prints is not the answer
         try:
             with mtlkit.compat.cuda_on_cpu():  # for modules that make a network on a GPU when they are imported
@@ -166,9 +170,10 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
         except Exception as error:
             return row | {"failure": f"import: {short(error)}"}
         model.load_state_dict(unhidden(plain.eval()).state_dict())
-        with scanning() as scanned:
+        with scanning() as scanned, mtlkit.use_backend(backend):
             exact, failure = attempt(lambda: infer(plain, inputs))
-        row["before"] = f"no: {failure}" if failure else " and ".join(sorted(scanned)) or "its own loop"
+        own = "its own loop" if not scanned else "token by token" if project.loop else " and ".join(sorted(scanned))
+        row["before"] = f"no: {failure}" if failure else own
         report = mtlkit.accelerate(model.eval())
         row |= {
             "replaced": len(report.replaced),
@@ -181,8 +186,19 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
         if still is not None:
             return row | {"failure": f"forward: {still}"}
         row["difference"] = None if exact is None else difference(found, exact)
-        row["seconds"] = timed(None if exact is None else plain, model, inputs)
+        row["seconds"] = timed(None if exact is None else plain, model, inputs, backend)
     return row
+
+
+def use_block(file: Path) -> None:
+    """Puts the Mamba block of a file in the place of the one that is served."""
+    name = "mamba_ssm.modules.mamba_simple"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file}: expected a Python file")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    importlib.import_module("mamba_ssm").Mamba = module.Mamba  # pyright: ignore[reportAttributeAccessIssue]
 
 
 SCANS = {"mtlkit/operators": "mtlkit's scan", "triton/runtime/interpreter": "interpreted Triton"}
@@ -256,16 +272,19 @@ def first(output: Any) -> Any:
     return output
 
 
-def timed(plain: Any, model: Any, inputs: tuple) -> dict[str, tuple[float | None, float]]:
-    """Seconds of inference and of a training step before and after, the shortest of a few, in turns."""
+def timed(plain: Any, model: Any, inputs: tuple, backend: str) -> dict[str, tuple[float | None, float]]:
+    """Seconds of inference and of a training step before, on a backend, and after, the shortest of a few, in turns."""
+    import mtlkit
+
     seconds: dict[str, tuple[float | None, float]] = {}
     for what, function in (("inference", infer), ("training step", step)):
         times: tuple[list[float], list[float]] = ([], [])
         start = time.perf_counter()
         while len(times[1]) < REPEATS[0] or (len(times[1]) < REPEATS[1] and time.perf_counter() - start < LONG_S):
-            for network, found in zip((plain, model), times, strict=True):
-                if network is not None:
-                    found.append(stopwatch(function, network, inputs))
+            if plain is not None:
+                with mtlkit.use_backend(backend):
+                    times[0].append(stopwatch(function, plain, inputs))
+            times[1].append(stopwatch(function, model, inputs))
         seconds[what] = (min(times[0], default=None), min(times[1]))
     return seconds
 

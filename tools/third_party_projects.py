@@ -8,7 +8,7 @@ framework.
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,8 @@ class Project:
         network: what is built, in words.
         build: makes it from the folder, with inputs for it.
         packages: whose names mtlkit serves; all if empty.
+        block: file, below the folder of the clones, of the Mamba block to run before instead of mtlkit's.
+        loop: whether scans go token by token before, in plain PyTorch, as mamba-ssm's own reference does.
     """
 
     name: str
@@ -36,9 +38,12 @@ class Project:
     network: str
     build: Callable[[Path], Built]
     packages: tuple[str, ...] = ()
+    block: str = ""
+    loop: bool = False
 
 
 PROJECTS: dict[str, Project] = {}
+BLOCK = "mamba_ssm/modules/mamba_simple.py"  # of mamba-ssm and its editions
 
 
 def project(name: str, network: str, folder: str | None = None, packages: tuple[str, ...] = ()) -> Callable:
@@ -46,6 +51,20 @@ def project(name: str, network: str, folder: str | None = None, packages: tuple[
 
     def register(build: Callable[[Path], Built]) -> Callable[[Path], Built]:
         PROJECTS[name] = Project(name, folder or name.split()[0], network, build, packages)
+        return build
+
+    return register
+
+
+def with_own_block(name: str, block: str, loop: bool = True) -> Callable:
+    """Registers a network again with its own Mamba block on mtlkit's scan, and with `loop` once more token by token."""
+
+    def register(build: Callable[[Path], Built]) -> Callable[[Path], Built]:
+        of = PROJECTS[name]
+        own = replace(of, name=f"{name}, its own block", block=block)
+        PROJECTS[own.name] = own
+        if loop:
+            PROJECTS[f"{own.name}, token by token"] = replace(own, name=f"{own.name}, token by token", loop=True)
         return build
 
     return register
@@ -335,6 +354,7 @@ def _umamba(root: Path, name: str, dims: int, size: int) -> nn.Module:
     )
 
 
+@with_own_block("U-Mamba Bot", f"mamba/{BLOCK}")
 @project("U-Mamba Bot", "2-D, four stages, 64 pixels", "U-Mamba")
 def _umamba_bot(root: Path) -> Built:
     return _umamba(root, "UMambaBot_2d", 2, 64), image(64, 1)
@@ -362,13 +382,15 @@ def _ultralight(root: Path) -> Built:
     return importlib.import_module("models.UltraLight_VM_UNet").UltraLight_VM_UNet(), image(256)
 
 
-@project("SegMamba", "published size, 32³ voxels")
+@with_own_block("SegMamba", f"SegMamba/mamba/{BLOCK}", loop=False)  # 32,768 tokens
+@project("SegMamba", "published size, 64³ voxels")
 def _segmamba(root: Path) -> Built:
     bare("model_segmamba", root / "model_segmamba")
     network = importlib.import_module("model_segmamba.segmamba").SegMamba
-    return network(in_chans=1, out_chans=2), image(32, 1, 3)
+    return network(in_chans=1, out_chans=2), image(64, 1, 3)
 
 
+@with_own_block("Vim", f"Vim/mamba-1p1p1/{BLOCK}")
 @project("Vim", "Vim-tiny, 224")
 def _vim(root: Path) -> Built:
     use(root / "vim")
