@@ -8,6 +8,7 @@ The policy compares with the reference in float64 by the relative error |got - e
 - a gradient that is zero where the exact one is not fails whatever the bounds are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +62,23 @@ def assert_accurate(
     return error
 
 
+def _normal(seed: int) -> Callable[..., Tensor]:
+    """Draws normal numbers of a size, in float64, one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
+
+
+def _parameters(normal: Callable[..., Tensor], K: int, D: int, N: int, R: int) -> dict[str, Tensor]:
+    """Of a scan in K directions, with decays like those of a trained layer."""
+    steps = torch.arange(1, N + 1, dtype=torch.float64)
+    return {
+        "dt_weight": normal(K, D, R) * R**-0.5,
+        "dt_bias": normal(K, D) - 3,
+        "A_logs": torch.log(steps).expand(K * D, -1) + 0.1 * normal(K * D, N),
+        "Ds": normal(K * D),
+    }
+
+
 @dataclass(frozen=True)
 class SS2DShape:
     """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d."""
@@ -87,20 +105,12 @@ class SS2DShape:
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
         """Random arguments of `ss2d` by name, distributed as in a trained network; equal numbers for every dtype."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
+        normal = _normal(seed)
         rows = normal(self.B, self.H, self.W, 4, self.R + 2 * self.N)
         arguments = {
             "u": normal(self.B, self.D, self.H, self.W).contiguous(memory_format=memory_format),
             "x_dbl": rows.permute(0, 3, 4, 1, 2),
-            "dt_weight": normal(4, self.D, self.R) * self.R**-0.5,
-            "dt_bias": normal(4, self.D) - 3,
-            "A_logs": torch.log(steps).expand(4 * self.D, -1) + 0.1 * normal(4 * self.D, self.N),
-            "Ds": normal(4 * self.D),
+            **_parameters(normal, 4, self.D, self.N, self.R),
         }
         return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
 
@@ -129,11 +139,7 @@ class SelectiveScanShape:
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
         """Random tensor arguments of `selective_scan` by name; equal numbers for every dtype."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
-
+        normal = _normal(seed)
         rows = (self.B, self.G, self.N, self.L) if self.G > 1 else (self.B, self.N, self.L)
         rows = rows if self.G > 0 else (self.D, self.N)
         steps = torch.arange(1, self.N + 1, dtype=torch.float64)
@@ -180,20 +186,12 @@ class DirectionalScanShape:
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
         """Random tensor arguments of `directional_scan` by name, channels last; equal numbers for every dtype."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
+        normal = _normal(seed)
         directions = (self.K,) if self.own else ()
         arguments = {
             "u": normal(self.B, *directions, self.L, self.D).transpose(-1, -2),
             "x_dbl": normal(self.B, self.L, self.K, self.R + 2 * self.N).permute(0, 2, 3, 1),
-            "dt_weight": normal(self.K, self.D, self.R) * self.R**-0.5,
-            "dt_bias": normal(self.K, self.D) - 3,
-            "A_logs": torch.log(steps).expand(self.K * self.D, -1) + 0.1 * normal(self.K * self.D, self.N),
-            "Ds": normal(self.K * self.D),
+            **_parameters(normal, self.K, self.D, self.N, self.R),
         }
         if self.state:
             arguments["initial_state"] = normal(self.B, self.K, self.D, self.N)
@@ -241,10 +239,7 @@ class InteractionShape:
         device: str | torch.device = "cpu",
     ) -> InteractionInputs:
         """Random arguments, gates neither open nor shut; equal numbers for every dtype."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def normal(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
+        normal = _normal(seed)
 
         def linear(rows: int, columns: int) -> tuple[Tensor, Tensor]:
             return normal(rows, columns) * columns**-0.5, 0.1 * normal(rows)

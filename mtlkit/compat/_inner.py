@@ -14,8 +14,8 @@ Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State S
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtlkit import ops
 from mtlkit._check import check_shape, check_tensor
+from mtlkit.nn.mamba import conv_silu
 from mtlkit.operators.selective_scan import selective_scan, selective_scan_reference
 
 __all__ = [
@@ -286,18 +286,15 @@ def _project(
     if isinstance(A, Tensor) and A.is_complex():
         raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not served")
     check_tensor("A", A, 2)
-    channels, _, taps = conv1d_weight.shape
+    channels = conv1d_weight.shape[0]
     rank, states = delta_proj_weight.shape[1], A.shape[1]
     check_shape("xz", xz, "(B, 2 D, L)", xz.shape[0], 2 * channels, xz.shape[2])
     rows = rank + states * ((B is None) + (C is None))
     check_shape("x_proj_weight", x_proj_weight, "(R + 2 N, D), without the rows of what is given,", rows, channels)
     xz = xz.transpose(1, 2).contiguous().transpose(1, 2)  # channels side by side, which all that follows is fastest at
     x, z = xz.chunk(2, 1)  # (B, D, L) each
-    if taps in (2, 3, 4):
-        x = ops.causal_conv1d(x, conv1d_weight[:, 0], conv1d_bias, activation="silu")  # (B, D, L)
-    else:
-        x = F.silu(F.conv1d(F.pad(x, (taps - 1, 0)), conv1d_weight, conv1d_bias, groups=channels))
-    values = F.linear(x.transpose(1, 2), x_proj_weight)  # (B, L, R + 2 N)
+    u = conv_silu(x.transpose(1, 2), conv1d_weight, conv1d_bias)  # (B, L, D)
+    values = F.linear(u, x_proj_weight)  # (B, L, R + 2 N)
     delta = F.linear(values[..., :rank], delta_proj_weight)  # (B, L, D)
     B = _rows(values[..., rank : rank + states], B_proj_bias) if B is None else B
     C = _rows(values[..., -states:], C_proj_bias) if C is None else C
@@ -306,7 +303,7 @@ def _project(
         B = _root_mean_square("B", B, weights[0], eps)
         C = _root_mean_square("C", C, weights[1], eps)
         delta = delta if weights[2] is None else F.rms_norm(delta, delta.shape[-1:], weights[2], eps)
-    return x, delta.transpose(1, 2), B, C, z
+    return u.transpose(1, 2), delta.transpose(1, 2), B, C, z
 
 
 def _rows(values: Tensor, bias: Tensor | None) -> Tensor:
