@@ -3,7 +3,7 @@
 #include <list>
 #include <mutex>
 
-#include "onnxruntime/node.h"
+#include "onnxruntime/session_node.h"
 #include "onnxruntime/session_pool.h"
 
 #if defined(_WIN32)
@@ -46,7 +46,7 @@ ort::Status* status_of(ort::Api* api, F f) {
 
 ort::Status* create_kernel(const ort::Operator* op, ort::Api* api, const ort::Attributes* attributes, void** kernel) {
   return status_of(
-      api, [&] { *kernel = new NodeKernel{registered(op), kind_of(op).make(NodeAttributes(api, attributes))}; });
+      api, [&] { *kernel = new NodeKernel{registered(op), kind_of(op).make(SessionAttributes(api, attributes))}; });
 }
 
 ort::Status* compute(void* kernel, ort::Call* call) {
@@ -55,7 +55,7 @@ ort::Status* compute(void* kernel, ort::Call* call) {
   return status_of(api, [&] {
     SessionPool pool(api, call);
     const UsePool use(pool);
-    node.kernel->compute(NodeCall(api, call), node.op.threads->of(api, call));
+    node.kernel->compute(SessionCall(api, call), node.op.threads->of(api, call));
   });
 }
 
@@ -74,7 +74,7 @@ void describe(ort::Operator& op) {
   op.compute = compute;
   op.destroy_kernel = [](void* kernel) { delete static_cast<NodeKernel*>(kernel); };
   op.infer_shapes = [](const ort::Operator* op, ort::Inference* inference) -> ort::Status* {
-    kind_of(op).infer(NodeShapes(registered(op).api, inference));
+    kind_of(op).infer(SessionShapes(registered(op).api, inference));
     return nullptr;
   };
   op.start_version = op.end_version = [](const ort::Operator*) { return 1; };

@@ -1,4 +1,4 @@
-"""How mtlkit's operators become nodes of the domain "mtlkit" (csrc/onnxruntime/operators.cpp says what each computes).
+"""How mtlkit's operators become nodes of the domain "mtlkit" (csrc/inference/operators.cpp says what each computes).
 
 Images have their channels last in these nodes, so that a translation transposes in front and behind; _graph.py takes
 away what meets its reverse.

@@ -1,4 +1,5 @@
-// A node's inputs and outputs, and what is wrong with them in words.
+// A node is an operator as engines without PyTorch call it: float32, inference. Its inputs and outputs, whatever engine
+// holds them, and what is wrong with them in words.
 #pragma once
 
 #include <initializer_list>
@@ -8,7 +9,6 @@
 #include <vector>
 
 #include "common/tensor.h"
-#include "onnxruntime/interface.h"
 
 namespace mtlkit {
 
@@ -18,9 +18,6 @@ struct Refused : std::runtime_error {
 };
 
 using Sizes = std::vector<int64_t>;
-
-// Throws what a status says.
-void check_status(ort::Api* api, ort::Status* status);
 
 // An input, float32 and contiguous; without data where it was left out.
 struct Input {
@@ -46,28 +43,17 @@ Tensor<sizeof...(Strides)> tensor(float* data, Strides... strides) {
 // One call of a node.
 class NodeCall {
  public:
-  NodeCall(ort::Api* api, ort::Call* call);
-
-  Input input(const char* name, size_t place) const;
-  float* output(size_t place, const Sizes& sizes) const;
-
- private:
-  ort::Api* api_;
-  ort::Call* call_;
-  size_t inputs_;
+  virtual ~NodeCall() = default;
+  virtual Input input(const char* name, size_t place) const = 0;
+  virtual float* output(size_t place, const Sizes& sizes) const = 0;
 };
 
 // The attributes of a node.
 class NodeAttributes {
  public:
-  NodeAttributes(ort::Api* api, const ort::Attributes* attributes) : api_(api), attributes_(attributes) {}
-
-  int64_t integer(const char* name, int64_t missing) const;
-  float number(const char* name, float missing) const;
-
- private:
-  ort::Api* api_;
-  const ort::Attributes* attributes_;
+  virtual ~NodeAttributes() = default;
+  virtual int64_t integer(const char* name, int64_t missing) const = 0;
+  virtual float number(const char* name, float missing) const = 0;
 };
 
 // A dimension of an output: that of an input, or a number.
@@ -84,16 +70,9 @@ inline Dimension number(int64_t value) { return {Dimension::kNumber, value}; }
 // open.
 class NodeShapes {
  public:
-  NodeShapes(ort::Api* api, ort::Inference* inference) : api_(api), inference_(inference) {}
-
-  void same(size_t output, size_t input) const;
-  void set(size_t output, std::initializer_list<Dimension> dimensions) const;
-
- private:
-  void set(size_t output, const Sizes& sizes, std::vector<const char*>& symbols) const;
-
-  ort::Api* api_;
-  ort::Inference* inference_;
+  virtual ~NodeShapes() = default;
+  virtual void same(size_t output, size_t input) const = 0;
+  virtual void set(size_t output, std::initializer_list<Dimension> dimensions) const = 0;
 };
 
 // What a kind of node computes, with the attributes of one node.
@@ -110,7 +89,7 @@ struct NodeKind {
   void (*infer)(const NodeShapes&);
 };
 
-// All of them, in csrc/onnxruntime/operators.cpp.
+// All of them, in csrc/inference/operators.cpp.
 const std::vector<NodeKind>& node_kinds();
 
 }  // namespace mtlkit

@@ -1,16 +1,9 @@
-#include "onnxruntime/node.h"
+#include "onnxruntime/session_node.h"
 
-#include <functional>
-#include <numeric>
+#include <string>
 
 namespace mtlkit {
 namespace {
-
-std::string shown(const Sizes& sizes) {
-  std::string words = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) words += (i ? ", " : "") + std::to_string(sizes[i]);
-  return words + (sizes.size() == 1 ? ",)" : ")");
-}
 
 // The shape of an input before the node runs, -1 where it is open.
 bool known_shape(ort::Api* api, const ort::Inference* inference, size_t input, Sizes& sizes,
@@ -39,34 +32,13 @@ void check_status(ort::Api* api, ort::Status* status) {
   throw std::runtime_error(words);
 }
 
-// ---- Inputs ---------------------------------------------------------------------------------------------------------
-
-int64_t Input::elements() const {
-  return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
-void Input::check_rank(const char* letters, size_t rank, size_t first) const {
-  bool fits = sizes.size() == rank;
-  for (size_t i = first; fits && i < rank; ++i) fits = sizes[i] >= 1;
-  if (fits) return;
-  const char* sizes_too = sizes.size() == rank ? " with sizes of at least 1" : "";
-  throw Refused(std::string(name) + ": expected shape " + letters + sizes_too + ", got " +
-                (given ? shown(sizes) : "none"));
-}
-
-void Input::check_shape(const char* letters, const Sizes& expected) const {
-  if (sizes == expected) return;
-  throw Refused(std::string(name) + ": expected shape " + letters + " = " + shown(expected) + ", got " +
-                (given ? shown(sizes) : "none"));
-}
-
 // ---- Calls ----------------------------------------------------------------------------------------------------------
 
-NodeCall::NodeCall(ort::Api* api, ort::Call* call) : api_(api), call_(call), inputs_(0) {
+SessionCall::SessionCall(ort::Api* api, ort::Call* call) : api_(api), call_(call), inputs_(0) {
   check_status(api, ort::CountInputs::call(api, call, &inputs_));
 }
 
-Input NodeCall::input(const char* name, size_t place) const {
+Input SessionCall::input(const char* name, size_t place) const {
   Input found;
   found.name = name;
   const ort::Value* value = nullptr;
@@ -91,7 +63,7 @@ Input NodeCall::input(const char* name, size_t place) const {
   return found;
 }
 
-float* NodeCall::output(size_t place, const Sizes& sizes) const {
+float* SessionCall::output(size_t place, const Sizes& sizes) const {
   ort::Value* value = nullptr;
   void* data = nullptr;
   check_status(api_, ort::GetOutput::call(api_, call_, place, sizes.data(), sizes.size(), &value));
@@ -101,7 +73,7 @@ float* NodeCall::output(size_t place, const Sizes& sizes) const {
 
 // ---- Attributes -----------------------------------------------------------------------------------------------------
 
-int64_t NodeAttributes::integer(const char* name, int64_t missing) const {
+int64_t SessionAttributes::integer(const char* name, int64_t missing) const {
   int64_t value = missing;
   ort::Status* status = ort::GetInteger::call(api_, attributes_, name, &value);
   if (!status) return value;
@@ -109,7 +81,7 @@ int64_t NodeAttributes::integer(const char* name, int64_t missing) const {
   return missing;
 }
 
-float NodeAttributes::number(const char* name, float missing) const {
+float SessionAttributes::number(const char* name, float missing) const {
   float value = missing;
   ort::Status* status = ort::GetFloat::call(api_, attributes_, name, &value);
   if (!status) return value;
@@ -119,13 +91,13 @@ float NodeAttributes::number(const char* name, float missing) const {
 
 // ---- Shapes ---------------------------------------------------------------------------------------------------------
 
-void NodeShapes::same(size_t output, size_t input) const {
+void SessionShapes::same(size_t output, size_t input) const {
   Sizes sizes;
   std::vector<const char*> symbols;
   if (known_shape(api_, inference_, input, sizes, symbols)) set(output, sizes, symbols);
 }
 
-void NodeShapes::set(size_t output, std::initializer_list<Dimension> dimensions) const {
+void SessionShapes::set(size_t output, std::initializer_list<Dimension> dimensions) const {
   Sizes sizes;
   std::vector<const char*> symbols;
   for (const Dimension& d : dimensions) {
@@ -142,7 +114,7 @@ void NodeShapes::set(size_t output, std::initializer_list<Dimension> dimensions)
 }
 
 // Sizes that have neither a number nor a name would all count as the same one; then the shape stays open.
-void NodeShapes::set(size_t output, const Sizes& sizes, std::vector<const char*>& symbols) const {
+void SessionShapes::set(size_t output, const Sizes& sizes, std::vector<const char*>& symbols) const {
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] < 0 && (!symbols[i] || !*symbols[i])) return;
   }

@@ -1,4 +1,4 @@
-// The operators of the domain "mtlkit", version 1, over the CPU kernels: float32, inference.
+// The nodes over the CPU kernels; those of the domain "mtlkit", version 1, in ONNX Runtime.
 //
 // Letters are those of the kernels' headers. Images have their channels last, but for TaskInteraction's map. All
 // tensors are contiguous; a node reads some of an image's channels where they start at its attribute, so that no copy
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "cpu/dispatch.h"
-#include "onnxruntime/node.h"
+#include "inference/node.h"
 
 namespace mtlkit {
 namespace {
