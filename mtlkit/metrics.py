@@ -12,7 +12,11 @@ Source: the published evaluation of MBDI and BTI-Net (arXiv 2603.01295, 2606.291
 mask is not empty, at threshold 0.5; failure is IoU below 0.5, or a wrong class.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.classification import (
@@ -26,10 +30,18 @@ from torchmetrics.functional.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["ClassificationMetrics", "SegmentationMetrics", "failure_detection", "positive_class", "segmentation_scores"]
+__all__ = [
+    "ClassificationMetrics",
+    "SegmentationMetrics",
+    "boundary_scores",
+    "failure_detection",
+    "positive_class",
+    "segmentation_scores",
+]
 
 POLICIES = ("exclude", "score")
 SCORES = ("iou", "dice", "sensitivity", "precision")
+BOUNDARY_SCORES = ("hd95", "assd", "surface_dice")
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 
@@ -80,14 +92,19 @@ def _scores(counts: Tensor, empty: str) -> dict[str, Tensor]:
     return {name: torch.where(no_lesion, of_empty, value).float() for name, value in values.items()}
 
 
-def _counts(probabilities: Tensor, target: Tensor, threshold: float) -> Tensor:
-    """TP, FP and FN of each image, (B, 3)."""
+def _masks(probabilities: Tensor, target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The predicted and the true masks, (B, H, W), bool."""
     _check_probabilities("probabilities", probabilities, 4)
     if probabilities.shape[1] != 1 or 0 in probabilities.shape[1:]:
         raise ValueError(f"probabilities: expected shape (B, 1, H, W), got {tuple(probabilities.shape)}")
     _check_same("target", target, "probabilities", probabilities.shape)
+    return (probabilities >= threshold).squeeze(1), (target > 0.5).squeeze(1)
+
+
+def _counts(probabilities: Tensor, target: Tensor, threshold: float) -> Tensor:
+    """TP, FP and FN of each image, (B, 3)."""
     # not torchmetrics' samplewise counts, which lose the batch dimension of a single image
-    predicted, true = (probabilities >= threshold).flatten(1), (target > 0.5).flatten(1)  # (B, H W)
+    predicted, true = (mask.flatten(1) for mask in _masks(probabilities, target, threshold))  # (B, H W)
     return torch.stack([predicted & true, predicted & ~true, ~predicted & true]).sum(2).T  # (B, 3)
 
 
@@ -120,6 +137,88 @@ def segmentation_scores(
     _check_threshold(threshold)
     _check_policy(empty)
     return _scores(_counts(probabilities, target, threshold), empty)
+
+
+# --- boundaries -------------------------------------------------------------------------------------------------------
+
+
+def boundary_scores(
+    probabilities: Tensor,
+    target: Tensor,
+    *,
+    spacing: Tensor | Sequence[float] | None = None,
+    tolerance: float = 2.0,
+    threshold: float = 0.5,
+) -> dict[str, Tensor]:
+    """How far the boundaries of predicted and true masks are apart, for each image.
+
+    The boundary of a mask is those of its pixels that have one of their four neighbours, or the edge of the image,
+    outside of it. Distances go from each pixel of one boundary to the nearest of the other, both ways.
+
+        hd95          the 95th percentile of the distances, of the way where it is larger
+        assd          the mean of all distances, both ways together
+        surface_dice  the share of the pixels of both boundaries whose distance is at most the tolerance
+
+    They are what MONAI computes; scipy's distance transform finds the distances.
+
+    Args:
+        probabilities: (B, 1, H, W), in [0, 1].
+        target: (B, 1, H, W); above 0.5 is lesion.
+        spacing: of rows and of columns, two numbers or (B, 2); in mm, for distances in mm. By default distances are in
+            pixels.
+        tolerance: of surface_dice, in the unit of the distances.
+        threshold: a pixel of at least so much is predicted as lesion.
+
+    Returns:
+        "hd95", "assd" and "surface_dice", each (B,), float32. An image without lesion has NaN, as in
+        `segmentation_scores`. Where there is a lesion and nothing is predicted, hd95 and assd are NaN, as there is no
+        distance, and surface_dice is 0. All are NaN where a spacing is NaN.
+
+    Raises:
+        TypeError, ValueError: another dtype, shape, range or option.
+
+    Source: Nikolov et al., arXiv 1809.04430 (surface Dice).
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.metrics import boundary_scores
+        >>> lesion = torch.zeros(1, 1, 32, 32)
+        >>> lesion[..., 8:24, 8:24] = 1
+        >>> found = boundary_scores(lesion.roll(3, dims=2), lesion, spacing=(0.5, 0.5), tolerance=1)
+        >>> float(found["hd95"]), round(float(found["surface_dice"]), 3)
+        (1.5, 0.5)
+    """
+    _check_threshold(threshold)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance: expected at least 0, got {tolerance!r}")
+    predicted, true = (mask.cpu().numpy() for mask in _masks(probabilities, target, threshold))
+    steps = torch.ones(2) if spacing is None else torch.as_tensor(spacing, dtype=torch.float64).cpu()
+    if steps.shape not in ((2,), (len(true), 2)):
+        raise ValueError(f"spacing: expected two numbers, or shape ({len(true)}, 2), got {tuple(steps.shape)}")
+    if (steps <= 0).any() or steps.isinf().any():
+        raise ValueError(f"spacing: expected numbers above 0, got {steps.min().item():g} to {steps.max().item():g}")
+    rows = [
+        _boundary_scores(a, b, step, tolerance)
+        for a, b, step in zip(predicted, true, steps.expand(len(true), 2).numpy(), strict=True)
+    ]
+    values = torch.tensor(rows, dtype=torch.float32).reshape(-1, len(BOUNDARY_SCORES))
+    return dict(zip(BOUNDARY_SCORES, values.unbind(1), strict=True))
+
+
+def _boundary_scores(predicted: np.ndarray, true: np.ndarray, step: np.ndarray, tolerance: float) -> Sequence[float]:
+    if not true.any() or np.isnan(step).any():
+        return float("nan"), float("nan"), float("nan")
+    if not predicted.any():
+        return float("nan"), float("nan"), 0.0
+    lesion = np.argwhere(predicted | true)
+    (top, left), (bottom, right) = lesion.min(0), lesion.max(0) + 1  # distances within this box are those of the image
+    masks = [mask[top:bottom, left:right] for mask in (predicted, true)]
+    edges = [mask & ~np.asarray(ndimage.binary_erosion(mask)) for mask in masks]
+    ways = [  # of the pixels of one edge to the other
+        np.asarray(ndimage.distance_transform_edt(~other, sampling=step))[edge] for edge, other in (edges, edges[::-1])
+    ]
+    both = np.concatenate(ways)
+    return max(np.percentile(way, 95) for way in ways), both.mean(), (both <= tolerance).mean()
 
 
 class SegmentationMetrics(Metric):

@@ -6,10 +6,18 @@ import warnings
 import pytest
 import sklearn.metrics
 import torch
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+from torch.nn import functional
 from torchmetrics.functional.classification import binary_jaccard_index, multiclass_auroc
 from torchmetrics.functional.segmentation import dice_score
 
-from mtlkit.metrics import ClassificationMetrics, SegmentationMetrics, failure_detection, segmentation_scores
+from mtlkit.metrics import (
+    ClassificationMetrics,
+    SegmentationMetrics,
+    boundary_scores,
+    failure_detection,
+    segmentation_scores,
+)
 
 NAN = float("nan")
 
@@ -102,6 +110,78 @@ def test_nothing_yet():
     assert values["images"] == 0
     assert math.isnan(of_two["f1_positive"])
     assert not ClassificationMetrics(3).confusion().any()
+
+
+# --- boundaries -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", [None, (0.3, 0.7)])
+def test_boundary_scores_are_those_of_monai(spacing):
+    smooth = functional.avg_pool2d(torch.rand(8, 1, 41, 29), 9, 1, 4, count_include_pad=False)
+    masks = (smooth > 0.5).float()
+    masks[0, :, :, :3] = 1  # at an edge of the image
+    masks[3] = 1
+    predicted, true = masks.split(4)
+    found = boundary_scores(predicted, true, spacing=spacing, tolerance=1.5)
+    options = {"include_background": True, "spacing": spacing}
+    monai = {
+        "hd95": compute_hausdorff_distance(predicted, true, percentile=95, **options),
+        "assd": compute_average_surface_distance(predicted, true, symmetric=True, **options),
+        "surface_dice": compute_surface_dice(predicted, true, [1.5], **options),
+    }
+    for name, expected in monai.items():
+        torch.testing.assert_close(found[name], expected[:, 0].float(), msg=lambda words, name=name: f"{name}: {words}")
+
+
+def test_boundary_scores_are_those_of_all_pairs_of_pixels():
+    predicted, true = torch.zeros(2, 1, 9, 8)
+    predicted[:, 1:5, 0:4], true[:, 4:9, 2:7] = 1, 1
+    steps = torch.tensor([2.0, 0.5])
+    edges = []
+    for mask in (predicted[0], true[0]):
+        outer = functional.pad(mask, (1, 1, 1, 1))
+        inside = outer[:-2, 1:-1] * outer[2:, 1:-1] * outer[1:-1, :-2] * outer[1:-1, 2:]
+        edges.append((mask * (1 - inside)).nonzero() * steps)
+    pairs = torch.cdist(*edges)
+    ways = pairs.min(1).values, pairs.min(0).values
+    found = boundary_scores(predicted[None], true[None], spacing=steps, tolerance=3)
+    assert found["hd95"].item() == pytest.approx(max(way.quantile(0.95).item() for way in ways))
+    assert found["assd"].item() == pytest.approx(torch.cat(ways).mean().item())
+    assert found["surface_dice"].item() == pytest.approx((torch.cat(ways) <= 3).float().mean().item())
+
+
+def test_boundary_scores_of_empty_masks():
+    lesion, nothing = torch.zeros(2, 1, 8, 8)
+    lesion[:, 2:5, 2:5] = 1
+    predicted, true = torch.stack([lesion, nothing, nothing, lesion]), torch.stack([lesion, lesion, nothing, nothing])
+    expected = {"hd95": [0.0, NAN, NAN, NAN], "assd": [0.0, NAN, NAN, NAN], "surface_dice": [1.0, 0.0, NAN, NAN]}
+    for name, value in boundary_scores(predicted, true).items():
+        torch.testing.assert_close(value, torch.tensor(expected[name]), equal_nan=True)
+    assert boundary_scores(predicted[:0], true[:0])["hd95"].shape == (0,)
+
+
+def test_each_image_has_its_own_spacing():
+    lesion = torch.zeros(3, 1, 16, 16)
+    lesion[..., 4:8, 4:8] = 1
+    spacing = torch.tensor([[1.0, 1.0], [0.25, 9.0], [NAN, NAN]])
+    found = boundary_scores(lesion.roll(4, dims=2), lesion, spacing=spacing)
+    torch.testing.assert_close(found["hd95"], torch.tensor([4.0, 1.0, NAN]), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spacing": (0.0, 1.0)}, "spacing: expected numbers above 0"),
+        ({"spacing": (1.0, math.inf)}, "spacing: expected numbers above 0"),
+        ({"spacing": (1.0,)}, r"spacing: expected two numbers, or shape \(2, 2\), got \(1,\)"),
+        ({"tolerance": -1}, "tolerance: expected at least 0, got -1"),
+        ({"tolerance": NAN}, "tolerance: expected at least 0, got nan"),
+        ({"threshold": 1}, "threshold: expected a number between 0 and 1"),
+    ],
+)
+def test_boundary_scores_refuse(options, words):
+    with pytest.raises(ValueError, match=words):
+        boundary_scores(torch.ones(2, 1, 4, 4), torch.ones(2, 1, 4, 4), **options)
 
 
 # --- classification ---------------------------------------------------------------------------------------------------
