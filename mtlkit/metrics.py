@@ -186,7 +186,7 @@ def boundary_scores(
         >>> lesion[..., 8:24, 8:24] = 1
         >>> found = boundary_scores(lesion.roll(3, dims=2), lesion, spacing=(0.5, 0.5), tolerance=1)
         >>> float(found["hd95"]), round(float(found["surface_dice"]), 3)
-        (1.5, 0.5)
+        (1.5, 0.567)
     """
     _check_threshold(threshold)
     if not tolerance >= 0:
@@ -213,7 +213,7 @@ def _boundary_scores(predicted: np.ndarray, true: np.ndarray, step: np.ndarray, 
     lesion = np.argwhere(predicted | true)
     (top, left), (bottom, right) = lesion.min(0), lesion.max(0) + 1  # distances within this box are those of the image
     masks = [mask[top:bottom, left:right] for mask in (predicted, true)]
-    edges = [mask & ~np.asarray(ndimage.binary_erosion(mask)) for mask in masks]
+    edges = [mask > np.asarray(ndimage.binary_erosion(mask)) for mask in masks]
     ways = [  # of the pixels of one edge to the other
         np.asarray(ndimage.distance_transform_edt(~other, sampling=step))[edge] for edge, other in (edges, edges[::-1])
     ]
