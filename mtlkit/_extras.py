@@ -14,6 +14,7 @@ EXTRAS = {
         "torchvision": "torchvision",
         "sklearn": "scikit-learn",
         "scipy": "scipy",
+        "imagehash": "imagehash",
         "pydantic": "pydantic",
         "pydicom": "pydicom",
         "PIL": "pillow",
@@ -31,7 +32,14 @@ EXTRAS = {
     },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
 }
-READING = ("scipy", "pydicom", "PIL", "openpyxl", "rich")  # what checking and drawing data sets needs of "train"
+READING = (
+    "scipy",
+    "imagehash",
+    "pydicom",
+    "PIL",
+    "openpyxl",
+    "rich",
+)  # what checking and drawing data sets needs of "train"
 TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs of it
 
 

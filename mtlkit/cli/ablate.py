@@ -60,6 +60,7 @@ def add_command(commands: Any) -> None:
     add("--rehearse", action="store_true", help="train each row for one epoch on 16 small images, to see that it runs")
     add("--repeats", type=int, default=1, metavar="N", help="train each row with N seeds; default 1")
     add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
+    add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")

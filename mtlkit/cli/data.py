@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 CHECK = """\
 Reads every file of a data set once and tells what is missing or odd: missing masks, rows, tags and classes, unreadable
-files, masks of another size than their image, duplicates, several masks of one image (which are merged), and more.
-Nothing is changed.
+files, masks of another size than their image, duplicates, images that look alike but are of different groups, several
+masks of one image (which are merged), and more. Nothing is changed.
 
 layouts:
   busi        {benign,malignant,normal}/benign (1).png, benign (1)_mask.png, ...
@@ -28,6 +28,7 @@ CHECK_EXAMPLES = """\
 examples:
   mtlkit data check Dataset_BUSI_with_GT
   mtlkit data check busi --classes benign,malignant --json report.json
+  mtlkit data check busi --split runs/mbdi/split.json --thumbnails alike.html
   mtlkit data check TOMPEI-CMMD --birads 1,5
 
 exit status: 0 nothing wrong (warnings and notes apart), 1 errors, 2 it could not be checked
@@ -64,9 +65,15 @@ def add_commands(commands: Any) -> None:
     check.add_argument("--classes", type=_names, metavar="A,B", help="the classes to use, in the order of their labels")
     check.add_argument("--birads", type=_numbers, metavar="1,5", help="the BI-RADS categories to use (cmmd)")
     add_max_pixels(check)
+    check.add_argument(
+        "--split", type=Path, metavar="FILE", help="a saved split: what looks alike across its parts is told"
+    )
+    check.add_argument(
+        "--thumbnails", type=Path, metavar="FILE", help="write a page (.html) that shows what looks alike side by side"
+    )
     check.add_argument("--all", action="store_true", help="list every finding, not only the first of each kind")
     check.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file, too")
-    check.add_argument("--force", action="store_true", help="overwrite that file")
+    check.add_argument("--force", action="store_true", help="overwrite those files")
     needs = ("train", READING)
     check.set_defaults(run=run_check, command="data check", needs=needs, memory=FEWER_PIXELS)
 
@@ -98,18 +105,25 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run_check(options: argparse.Namespace) -> int:
     """`mtlkit data check`."""
-    from mtlkit._files import check_new, write_json
+    from mtlkit._files import check_new, write_json, written_whole
+    from mtlkit.data.duplicates import write_page
     from mtlkit.data.validate import check_dataset
 
-    if options.json is not None:
-        check_new(options.json, force=options.force)
+    for path in (options.json, options.thumbnails):
+        if path is not None:
+            check_new(path, force=options.force)
     chosen = {"classes": options.classes, "birads": options.birads, "max_pixels": options.max_pixels}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     with progress_bar("reading") as progress:
-        report = check_dataset(options.folder, options.layout, progress=progress, **chosen)
+        report = check_dataset(options.folder, options.layout, split=options.split, progress=progress, **chosen)
     _show(report, whole=options.all)
     if options.json is not None:
         write_json(options.json, report.to_dict(), force=options.force)
+    if options.thumbnails is not None:
+        limit = {name: value for name, value in chosen.items() if name == "max_pixels"}
+        page = write_page(report.catalogue, report.near_duplicates, report.parts, **limit)
+        with written_whole(options.thumbnails, force=options.force) as draft:
+            draft.write_text(page, encoding="utf-8")
     return 0 if report.ok else 1
 
 

@@ -55,6 +55,7 @@ def add_command(commands: Any) -> None:
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="the run; a new folder")
     add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
+    add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, as data.batch_size=8")
     add("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
@@ -105,8 +106,9 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
 
 def changes_of(options: argparse.Namespace) -> dict[str, Any]:
     """The changes to the recipe: of --set, and of options that are settings."""
-    limit = [] if options.max_pixels is None else [f"data.max_pixels={options.max_pixels}"]
-    return parse_changes([*options.set, *limit])
+    others = [] if options.max_pixels is None else [f"data.max_pixels={options.max_pixels}"]
+    others += ["data.drop_duplicates=true"] if options.drop_duplicates else []
+    return parse_changes([*options.set, *others])
 
 
 class _PrintSchema(argparse.Action):

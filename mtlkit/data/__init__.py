@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtlkit.data.datasets import LesionDataset, MammographyDataset
     from mtlkit.data.dicom import DicomTags, read_dicom, read_dicom_tags, read_pixel_spacing
+    from mtlkit.data.duplicates import NearDuplicate, near_duplicates
     from mtlkit.data.images import count_frames, read_image
     from mtlkit.data.layouts import LAYOUTS
     from mtlkit.data.masks import read_mask
@@ -42,6 +43,7 @@ __all__ = [
     "Finding",
     "LesionDataset",
     "MammographyDataset",
+    "NearDuplicate",
     "Record",
     "Report",
     "Split",
@@ -50,6 +52,7 @@ __all__ = [
     "count_frames",
     "load_split",
     "make_split",
+    "near_duplicates",
     "open_dataset",
     "preparation",
     "read_dicom",
@@ -73,6 +76,7 @@ _LAZY = {
     "LAYOUTS": "mtlkit.data.layouts",
     "LesionDataset": "mtlkit.data.datasets",
     "MammographyDataset": "mtlkit.data.datasets",
+    "NearDuplicate": "mtlkit.data.duplicates",
     "Record": "mtlkit.data.records",
     "Report": "mtlkit.data.validate",
     "Split": "mtlkit.data.splits",
@@ -82,6 +86,7 @@ _LAZY = {
     "count_frames": "mtlkit.data.images",
     "load_split": "mtlkit.data.splits",
     "make_split": "mtlkit.data.splits",
+    "near_duplicates": "mtlkit.data.duplicates",
     "open_dataset": "mtlkit.data.open",
     "preparation": "mtlkit.data.transforms",
     "read_dicom": "mtlkit.data.dicom",

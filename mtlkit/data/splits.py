@@ -5,7 +5,7 @@ stratified `train_test_split`: first the test part, rounded up, then the validat
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,6 +93,7 @@ def make_split(
     seed: int = 42,
     *,
     published: bool = True,
+    unused: Collection[str] = (),
 ) -> Split:
     """Draws a split.
 
@@ -103,6 +104,7 @@ def make_split(
         seed: the same seed gives the same split of the same records.
         published: keeps a partition that the data set has itself (BRISC's test part, all of BUSI-WHU's), drawing only
             the parts that it lacks, a validation part of val / (train + val) out of its training part.
+        unused: keys of records to leave out.
 
     Raises:
         DataError: a class has too few groups.
@@ -119,7 +121,9 @@ def make_split(
     train_share, val_share, test_share = check_fractions(fractions)
     strata: dict[str, int] = {}
     fixed: dict[str, str] = {}
-    for record in catalogue.records:
+    left_out = set(unused)
+    records = [record for record in catalogue.records if record.key not in left_out]
+    for record in records:
         strata[record.group] = max(strata.get(record.group, -1), record.stratum)
         if published and record.split is not None and fixed.setdefault(record.group, record.split) != record.split:
             raise DataError(f"{catalogue.root}: group {record.group!r} lies in two parts of the published partition")
@@ -134,9 +138,10 @@ def make_split(
         _, drawn = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
         part_of |= dict.fromkeys(drawn, "val")
     keys: dict[str, list[str]] = {part: [] for part in PARTS}
-    for record in catalogue.records:
+    for record in records:
         keys[part_of.get(record.group, "train")].append(record.key)
-    return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed)
+    others = tuple(record.key for record in catalogue.records if record.key in left_out)
+    return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed, unused=others)
 
 
 def read_split(path: str | Path) -> Split:

@@ -1,18 +1,20 @@
 """Checking a data set before any training: every file is read once, and what is missing or odd is told."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtlkit.data.duplicates import Looks, NearDuplicate
 from mtlkit.data.images import load_image
 from mtlkit.data.layouts import scan
 from mtlkit.data.masks import odd_mask, read_mask
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import Catalogue, Exam, Finding, Record
+from mtlkit.data.splits import load_split
 from mtlkit.errors import DataError, MismatchError, TooLargeError
 
 __all__ = ["Report", "check_dataset"]
@@ -27,6 +29,8 @@ class Report:
     Args:
         catalogue: the records that can be used.
         findings: what was missing or odd, in the order in which it was met.
+        near_duplicates: images that look alike, and are of different groups.
+        parts: of each record, by key, the part of the split that it is in, where there is one.
 
     Example:
         >>> import tempfile
@@ -39,6 +43,8 @@ class Report:
 
     catalogue: Catalogue
     findings: tuple[Finding, ...]
+    near_duplicates: tuple[NearDuplicate, ...] = field(default=(), repr=False)
+    parts: Mapping[str, str | None] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -80,7 +86,7 @@ def _remarks(path: Path, remarks: Sequence[str]) -> list[Finding]:
     return [Finding("note", "reading", path, text) for text in remarks]
 
 
-def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int) -> list[Finding]:
+def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int, looks: Looks | None) -> list[Finding]:
     try:
         image, _, remarks = load_image(record.image, record.frame, max_pixels)
     except DataError as error:
@@ -100,6 +106,8 @@ def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int) ->
             findings.append(Finding("error", "duplicate of another class", record.image, text, record.key))
         else:
             findings.append(Finding("warning", "duplicate", record.image, text))
+    elif looks is not None:
+        looks.see(record, record.image, image)
     seen.setdefault(digest, record)
     try:
         mask = read_mask(record.masks, (height, width), max_pixels=max_pixels)
@@ -108,7 +116,7 @@ def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int) ->
     return [*findings, *odd_mask(record, mask)]
 
 
-def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int) -> list[Finding]:
+def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int, looks: Looks | None) -> list[Finding]:
     findings = []
     for path in exam.files:
         try:
@@ -129,21 +137,29 @@ def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int) -> list[Fi
         digest = hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
         if digest in seen:
             findings.append(Finding("warning", "duplicate", path, f"shows the same as {seen[digest]}"))
+        elif looks is not None:
+            looks.see(exam, path, image)
         seen.setdefault(digest, path)
     return findings
 
 
 def read_findings(
-    catalogue: Catalogue, progress: Callable[[int, int], None] | None = None, max_pixels: int = MAX_PIXELS
+    catalogue: Catalogue,
+    progress: Callable[[int, int], None] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    looks: Looks | None = None,
 ) -> list[Finding]:
-    """Reads every file of the records once; `progress` is told how many of how many records are done."""
+    """Reads every file of the records once; `progress` is told how many of how many records are done.
+
+    What does not show the very same as another image is added to `looks`.
+    """
     findings: list[Finding] = []
     seen: dict[bytes, Any] = {}
     for done, record in enumerate(catalogue.records, start=1):
         if isinstance(record, Exam):
-            findings += _check_exam(record, seen, max_pixels)
+            findings += _check_exam(record, seen, max_pixels, looks)
         else:
-            findings += _check_record(record, seen, max_pixels)
+            findings += _check_record(record, seen, max_pixels, looks)
         if progress is not None:
             progress(done, len(catalogue))
     return findings
@@ -153,6 +169,7 @@ def check_dataset(
     root: str | Path,
     layout: str = "auto",
     *,
+    split: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     max_pixels: int = MAX_PIXELS,
     **options: Any,
@@ -161,12 +178,15 @@ def check_dataset(
 
     Errors concern what cannot be used: missing masks, rows, tags and classes, unreadable files, masks of another size
     than their image, the same image in two classes. Warnings concern what can be used and should be looked at:
-    duplicates, empty masks, masks without image, missing views. Notes are for information, as on merged masks and on
+    duplicates, images that look alike but are of different groups (see `near_duplicates`), empty masks, masks without
+    image, missing views. Notes are for information, as on merged masks and on
     how numbers of more than 8 bits were read.
 
     Args:
         root: its folder.
         layout: as for `open_dataset`.
+        split: a saved split, so that what looks alike and is in different parts of it is told; by default the parts are
+            those that the data set names itself.
         progress: called with the number of records done and that of all.
         max_pixels: the most that a frame may have.
         **options: as for `open_dataset`.
@@ -186,5 +206,20 @@ def check_dataset(
         ['missing mask']
     """
     catalogue = scan(root, layout, **options)
-    catalogue = catalogue.without(read_findings(catalogue, progress, max_pixels))
-    return Report(catalogue, catalogue.findings)
+    part_of: dict[str, str | None] = {record.key: record.split for record in catalogue.records}
+    if split is not None:
+        part_of = {key: part for part, keys in load_split(split, catalogue).parts().items() for key in keys}
+    looks = Looks()
+    findings = read_findings(catalogue, progress, max_pixels, looks)
+    pairs = tuple(looks.pairs())
+    catalogue = catalogue.without([*findings, *(_leak(pair, part_of) for pair in pairs)])
+    return Report(catalogue, catalogue.findings, pairs, part_of)
+
+
+def _leak(pair: NearDuplicate, part_of: Mapping[str, str | None]) -> Finding:
+    """What is to be told of images that look alike: it is worse where they are in two parts of a split."""
+    parts = [part_of.get(record.key) for record in (pair.second, pair.first)]
+    if None in parts or parts[0] == parts[1]:
+        return Finding("warning", "near-duplicate", pair.files[1], f"{pair}, of another group")
+    text = f"{pair}, of another group; one is in {parts[0]}, the other in {parts[1]}"
+    return Finding("warning", "near-duplicate across parts", pair.files[1], text)

@@ -118,6 +118,9 @@ class ModelConfig:
 class DataConfig:
     """How the data are read, split, augmented and batched; see `mtlkit.data`.
 
+    With `drop_duplicates`, a split that is drawn leaves out all but one of the images that look alike and are of
+    different groups (`mtlkit.data.near_duplicates`).
+
     `positive` names the one of `classes` that precision, recall and F1 of the positive class are of, against the rest.
     """
 
@@ -128,6 +131,7 @@ class DataConfig:
     fractions: Annotated[tuple[Number, ...], AfterValidator(_fractions)] = (0.7, 0.15, 0.15)
     split_seed: Seed = 42
     published_split: StrictBool = True
+    drop_duplicates: StrictBool = False
     size: AtLeast1 = 224
     augment: Annotated[str, _OneOf(tuple(AUGMENTATIONS))] = "mbdi"
     copies: Count = 0

@@ -29,7 +29,8 @@ from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, write_json
 from mtlkit._memory import out_of_memory
 from mtlkit._output import OutputFolder, resumable_folder
-from mtlkit.data import Catalogue, Split, load_split, make_split, open_dataset
+from mtlkit.data import Catalogue, Split, load_split, make_split, near_duplicates, open_dataset
+from mtlkit.data.duplicates import surplus
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import find_layout
 from mtlkit.data.splits import read_split
@@ -242,7 +243,8 @@ def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved:
     if path is not None:
         return load_split(path, catalogue)
     d = config.data
-    return make_split(catalogue, d.fractions, d.split_seed, published=d.published_split)
+    unused = surplus(catalogue, near_duplicates(catalogue, max_pixels=d.max_pixels)) if d.drop_duplicates else ()
+    return make_split(catalogue, d.fractions, d.split_seed, published=d.published_split, unused=unused)
 
 
 # --- a stage ----------------------------------------------------------------------------------------------------------

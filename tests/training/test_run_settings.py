@@ -5,6 +5,7 @@ The figures of the epochs are scripted, so that each setting shows by what the r
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -112,3 +113,15 @@ def test_clipping_and_precision(tmp_path, ultrasound, small):
     assert norm > 2e-3
     assert watch.clipped[-1] == pytest.approx(1e-3, rel=1e-3)
     assert watch.kinds == {torch.bfloat16}
+
+
+def test_drop_duplicates_leaves_copies_out_of_the_drawn_split(tmp_path, ultrasound, small):
+    data = shutil.copytree(ultrasound, tmp_path / "busi")
+    for end in ("", "_mask"):
+        shutil.copy(data / f"benign/benign (1){end}.png", data / f"benign/benign (901){end}.png")
+    config = small.change({"stopping": {"epochs": 1}})
+    run(config.change({"data": {"drop_duplicates": True}}), data, tmp_path / "dropped")
+    split = json.loads((tmp_path / "dropped/split.json").read_text())
+    assert split["unused"] == ["benign/benign (901)"]
+    run(config, data, tmp_path / "kept")
+    assert json.loads((tmp_path / "kept/split.json").read_text())["unused"] == []
