@@ -49,8 +49,8 @@ test-minimum: $(STAMP) ## test the operators with the oldest torch and numpy, in
 mutants: $(STAMP) ## plant faults in a copy of the sources, of which the tests must notice 97 %
 	$(PY) -m tests.mutants
 
-bench: $(STAMP) ## measure every operator and print the speed table
-	$(PY) -m pytest benchmarks --benchmark-only
+bench: $(STAMP) ## measure every operator and print the speed table; FAST=1 the README's rows alone, FORCE=1 on a busy machine, too
+	$(PY) -m pytest benchmarks --benchmark-only $(if $(FAST),--fast) $(if $(FORCE),--force)
 
 # Ultrasound that comes inside pydicom: a lymph node, and 30 frames of a heart. It is no breast: the masks to judge by
 # are those in the report; this shows what is written of files as they come from a hospital.

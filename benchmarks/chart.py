@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from providers import BOTH, BY_NAME, FORWARD, ISA, MEDMAMBA_56
+from machine import kind
+from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
 
 OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's, for all eyes
 SHOWN = ("mtlkit", "torch-compile", "torch", "mambapy", "mamba-ssm", "reference")
@@ -19,7 +20,8 @@ def draw(document: dict[str, Any]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    limit = document["yardstick"]["limit_updates_per_s"]
+    yardstick = document["yardstick"]
+    limit = yardstick.get("limit_updates_per_s") or yardstick["polynomial_updates_per_s"]
     forward, both = (_rates(document, direction) for direction in (FORWARD, BOTH))
     order = sorted(forward, key=forward.get)
     figure = Figure(figsize=(10.5, 4.4), dpi=160, layout="constrained")
@@ -40,7 +42,7 @@ def draw(document: dict[str, Any]) -> bytes:
     )
     figure.supxlabel(
         f"56 × 56 map, 96 channels, 16 states, one image, float32 · logarithmic scale · {machine['cpu']}, "
-        f"{machine['threads']} threads, {ISA[machine['isa']]} · torch {torch}"
+        f"{kind(machine)}, {machine['threads']} threads · torch {torch}"
         f" · {document['date'][:10]}",
         x=0.01,
         ha="left",

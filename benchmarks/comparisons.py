@@ -1,17 +1,64 @@
-"""The comparisons that a run is summed up in, each a ratio of two rows of that run, with its target."""
+"""The comparisons that a run is summed up in: each of one row or two of that run, by itself or against a limit."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from memory import RESET
-from providers import BOTH, BY_NAME, FORWARD, ISA, MEDMAMBA_56
-from run_results import Results, Row
+import machine
+from measuring import Key, Row, find
+from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
+from workloads import shape_of
 
 FRAME = "busi_224"
+LEVEL = "busi_224_level{}_batch8"
+INFERENCE, TRAINING = "inference", "training_step"
+OTHERS = {  # of providers that providers.py does not have
+    "plain": "as it was",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "torch-compile": "torch.compile",
+    "pytorch": "PyTorch",
+}
+Document = dict[str, Any]  # of a run: the machine, the software, rates and rows; what results/ holds
 
 
-class Absent(Exception):  # noqa: N818 - no error: what is compared does not exist on this machine
-    """A comparison that this machine cannot make."""
+class Figure(NamedTuple):
+    """Values in words, their ratio, and how ratios are written: "x", "%", "G/s" or "" for a plain number."""
+
+    ours: str
+    other: str
+    ratio: float
+    unit: str
+
+    def words(self, ratio: float | None = None) -> str:
+        return in_unit(self.ratio if ratio is None else ratio, self.unit)
+
+
+class Comparison(NamedTuple):
+    """What is compared, the rows that it takes, and the figure made of them and the run's document."""
+
+    name: str  # unique: targets.py and the README's table refer to it
+    what: str
+    keys: tuple[Key, ...]
+    figure: Callable[..., Figure]
+    readme: bool = False
+
+    def of(self, document: Document) -> Figure | None:
+        """None where the run lacks a row or a value of it."""
+        try:
+            return self.figure(document, *(find(document["rows"], key) for key in self.keys))
+        except KeyError:
+            return None
+
+
+# --- values in words --------------------------------------------------------------------------------------------------
+
+
+def in_unit(value: float, unit: str) -> str:
+    if unit == "%":
+        return f"{100 * value:.0f} %"
+    if unit == "x":
+        return f"{value:.{0 if value >= 10 else 1 if value >= 2 else 2}f}x"
+    return f"{value:.2f}{f' {unit}' if unit else ''}"
 
 
 def seconds(value: float) -> str:
@@ -32,210 +79,214 @@ def megabytes(value: float) -> str:
     return f"{value / 2**20:.0f} MiB"
 
 
-class Line(NamedTuple):
-    """One comparison: values in words, their ratio, and the target if there is one."""
-
-    what: str
-    ours: str
-    other: str
-    ratio: float
-    shown: str  # the ratio in words
-    target: float | None = None
-    at_most: bool = False  # whether the target is an upper bound
-
-    @property
-    def met(self) -> bool | None:
-        if self.target is None:
-            return None
-        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
-
-    def target_in_words(self) -> str:
-        if self.target is None:
-            return ""
-        unit = next((u for u in ("%", " G/s", "x") if self.shown.endswith(u)), "")
-        number = f"{100 * self.target:g}" if unit == "%" else f"{self.target:g}"
-        return f"{'≤' if self.at_most else '≥'} {number}{unit} {'met' if self.met else 'missed'}"
+def label(provider: str) -> str:
+    return BY_NAME[provider].label if provider in BY_NAME else OTHERS.get(provider, provider)
 
 
-def headline(results: Results) -> tuple[list[Line], int]:
-    """The comparisons that this run has rows for, and how many it lacks although the machine could make them."""
-    lines, missing = [], 0
-    for make in comparisons(results):
-        try:
-            lines.append(make())
-        except Absent:
-            continue
-        except KeyError:
-            missing += 1
-    return lines, missing
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def comparisons(results: Results) -> Iterator[Callable[[], Line]]:
-    """All of them in the order of the table; each raises KeyError where the run lacks a row."""
-
-    def find(op: str, direction: str, provider: str = "mtlkit", shape: str = MEDMAMBA_56) -> Row:
-        if BY_NAME[provider].why_absent():
-            raise Absent(provider)
-        return results.find(op, shape, direction, provider)
-
-    def ss2d(what: str, direction: str, provider: str, target: float | None = None, shape: str = MEDMAMBA_56):
-        label = BY_NAME[provider].label
-        return lambda: times(
-            what, find("ss2d", direction, shape=shape), find("ss2d", direction, provider, shape), label, target
-        )
-
-    def backends(what: str, op: str, direction: str, target: float | None = None, shape: str = MEDMAMBA_56):
-        return lambda: times(
-            what, *(find(op, direction, p, shape) for p in ("mtlkit", "torch")), "PyTorch backend", target
-        )
-
-    def eager(what: str, op: str, direction: str, target: float | None = None, shape: str = MEDMAMBA_56):
-        return lambda: times(
-            what, *(find(op, direction, p, shape) for p in ("mtlkit", "eager")), "eager PyTorch", target
-        )
-
-    def accelerated(what: str, op: str, direction: str, target: float | None = None):
-        return lambda: times(
-            what, *(results.find(op, FRAME, direction, p) for p in ("accelerated", "plain")), "before", target
-        )
-
-    def level(name: str, target: float | None = None):
-        what = f"SS2D forward, {ISA[name]} code"
-        return lambda: rates(
-            what, find("ss2d", FORWARD, f"mtlkit-{name}"), find("ss2d", FORWARD), "plain mtlkit", target
-        )
-
-    def order(what: str, name: str, target: float):
-        along, ours = (lambda p=p: results.find("directional_scan", MEDMAMBA_56, FORWARD, p) for p in (name, "ss2d"))
-        return lambda: rates(f"Directional scan, {what}", along(), ours(), "SS2D", target)
-
-    yield lambda: of_limit(find("ss2d", FORWARD))
-    yield ss2d("SS2D forward", FORWARD, "reference", 150)
-    yield ss2d("SS2D forward", FORWARD, "torch", 60)
-    yield ss2d("SS2D forward", FORWARD, "torch-compile")
-    yield ss2d("SS2D forward", FORWARD, "mambapy")
-    yield lambda: plain_rate("SS2D forward + backward", find("ss2d", BOTH), 1.6)
-    yield ss2d("SS2D forward + backward", BOTH, "reference")
-    yield ss2d("SS2D forward + backward", BOTH, "torch")
-    yield ss2d("SS2D forward + backward", BOTH, "mambapy")
-    yield ss2d("SS2D forward, 1 state (VMamba)", FORWARD, "torch", shape="vmamba_t_stage1")
-    yield lambda: rates("1-D scan, the same work", find("selective_scan", FORWARD), find("ss2d", FORWARD), "SS2D", 0.5)
-    yield order("rows and columns", "cross", 0.95)
-    yield order("four random orders", "random", 0.85)
-    yield level("avx2", 0.35)
-    yield level("baseline")
-    yield lambda: layer_over_scan(find("ss2d_layer", FORWARD), find("ss2d", FORWARD))
-    yield backends("SS2D layer forward", "ss2d_layer", FORWARD)
-    yield backends("SS2D layer forward + backward", "ss2d_layer", BOTH)
-    yield lambda: memory(find("ss2d_layer", BOTH), find("ss2d_layer", BOTH, "torch"))
-    for op, label in (("dwconv_silu", "3 x 3 convolution and SiLU"), ("norm_gate", "LayerNorm and gate")):
-        for direction, words in ((FORWARD, "forward"), (BOTH, "forward + backward")):
-            yield eager(f"{label}, {words}", op, direction)
-    for direction, words, target in ((FORWARD, "forward", 5), (BOTH, "forward + backward", 3)):
-        what, shape = f"Causal convolution and SiLU, {words}", "vim_tiny_batch4-channels_last"
-        yield eager(what, "causal_conv1d", direction, target, shape)
-    for number in (3, 4, 2, 1):
-        shape, large = f"busi_224_level{number}_batch8", number > 2
-        side = 7 << number
-        what = f"Task interaction, {side} x {side}"
-
-        def level_times(what, direction, provider, target, shape=shape):
-            label = BY_NAME[provider].label
-            return lambda: times(
-                what,
-                find("task_interaction", direction, shape=shape),
-                find("task_interaction", direction, provider, shape),
-                label,
-                target,
-            )
-
-        yield level_times(f"{what}, forward", FORWARD, "eager", 4 if large else None)
-        yield level_times(f"{what}, forward", FORWARD, "torch-compile", 3 if large else 1.5)
-        yield lambda what=what, shape=shape: over_parts(what, find("task_interaction", FORWARD, shape=shape))
-        yield level_times(f"{what}, forward + backward", BOTH, "eager", 3 if large else None)
-        yield level_times(f"{what}, forward + backward", BOTH, "torch-compile", 3 if large else 2)
-    yield lambda: extra_memory(find("task_interaction", BOTH, shape="busi_224_level3_batch8"))
-    yield backends("MedMamba-T, one image", "medmamba_t", "inference", 6, FRAME)
-    yield lambda: scans_in(find("medmamba_t", "inference", shape=FRAME))
-    yield backends("MedMamba-T, training step", "medmamba_t", "training_step", shape=FRAME)
-    yield backends("VMamba-T, one image", "vmamba_t_s1l8", "inference", shape=FRAME)
-    yield backends("VMamba-T, training step", "vmamba_t_s1l8", "training_step", shape=FRAME)
-    yield accelerated("MedMamba-T in plain PyTorch, accelerated: one image", "plain_medmamba_t", "inference", 15)
-    yield accelerated("the same, training step", "plain_medmamba_t", "training_step", 20)
-    yield accelerated("VM-UNet's blocks, accelerated: one image", "plain_vmunet", "inference")
-    yield accelerated("VMamba's layers, accelerated: one image", "plain_vmamba", "inference")
-    for name, label in (("mbdi", "MBDI"), ("btinet", "BTI-Net"), ("csa_moe", "CSA-MoE-Net")):
-        yield backends(f"{label}, one image", name, "inference", shape=FRAME)
-        yield backends(f"{label}, training step, two images", name, "training_step", shape=FRAME)
-    exam = "Hybrid CNN-VSSM, four views of"
-    yield backends(f"{exam} 512 x 512", "hybrid_vssm", "inference", shape="mammo_4view_512")
-    yield backends(f"{exam} 256 x 256, training step", "hybrid_vssm", "training_step", shape="mammo_4view_256")
-
-
-def times(what: str, ours: Row, other: Row, label: str, target: float | None = None) -> Line:
+def times(_: Document, ours: Row, other: Row) -> Figure:
     """How many times faster."""
-    ratio = other["median_s"] / ours["median_s"]
-    words = f"{ratio:.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
-    return Line(what, seconds(ours["median_s"]), f"{label} {seconds(other['median_s'])}", ratio, words, target)
+    mine, theirs = ours["median_s"], other["median_s"]
+    return Figure(seconds(mine), f"{label(other['provider'])} {seconds(theirs)}", theirs / mine, "x")
 
 
-def rates(what: str, ours: Row, other: Row, label: str, target: float | None = None) -> Line:
-    """The rate as a share of another."""
-    mine, theirs = ours["updates_per_s"], other["updates_per_s"]
-    return Line(what, rate(mine), f"{label} {rate(theirs)}", mine / theirs, f"{mine / theirs:.0%}", target)
+def time_over(words: str, unit: str = "x") -> Callable[..., Figure]:
+    """How many times as long as the other row."""
+
+    def figure(_: Document, ours: Row, other: Row) -> Figure:
+        mine, theirs = ours["median_s"], other["median_s"]
+        return Figure(seconds(mine), f"{words} {seconds(theirs)}", mine / theirs, unit)
+
+    return figure
 
 
-def plain_rate(what: str, row: Row, target: float) -> Line:
-    """A rate by itself, in 10^9 updates a second."""
-    value = row["updates_per_s"]
-    return Line(what, rate(value), "", value / 1e9, rate(value), target)
+def time_over_better(_: Document, ours: Row, *others: Row) -> Figure:
+    """The same of the fastest of the others."""
+    best = min(others, key=lambda row: row["median_s"])
+    return time_over(label(best["provider"]))(_, ours, best)
 
 
-def of_limit(row: Row) -> Line:
-    limit = max(row["yardsticks_updates_per_s"])
-    return rates("SS2D forward", row, {"updates_per_s": limit}, "machine's limit", 0.7)
+def rate_of(words: str) -> Callable[..., Figure]:
+    """The rate of updates as a share of another row's."""
+
+    def figure(_: Document, ours: Row, other: Row) -> Figure:
+        mine, theirs = ours["updates_per_s"], other["updates_per_s"]
+        return Figure(rate(mine), f"{words} {rate(theirs)}", mine / theirs, "%")
+
+    return figure
 
 
-def layer_over_scan(layer: Row, scan: Row) -> Line:
-    ours, other = layer["median_s"], scan["median_s"]
-    ratio = ours / other
-    return Line("SS2D layer forward", seconds(ours), f"its scan {seconds(other)}", ratio, f"{ratio:.2f}", 2, True)
+def of_yardstick(document: Document, row: Row) -> Figure:
+    limit, mine = max(row["yardsticks_updates_per_s"]), row["updates_per_s"]
+    if "limit_updates_per_s" not in document["yardstick"]:
+        raise KeyError("the yardstick of the table")
+    return Figure(rate(mine), f"updates alone, exp2 by a table {rate(limit)}", mine / limit, "%")
 
 
-def memory(ours: Row, other: Row) -> Line:
-    if not RESET.exists():
-        raise Absent("the system does not tell a peak of memory")
+def of_old_yardstick(document: Document, row: Row) -> Figure:
+    limit, mine = document["yardstick"]["polynomial_updates_per_s"], row["updates_per_s"]
+    return Figure(rate(mine), f"updates alone, exp2 by a polynomial {rate(limit)}", mine / limit, "%")
+
+
+def of_floor(document: Document, row: Row) -> Figure:
+    """The share of the least time that multiply-adds allow, softplus and the projection of the time step counted."""
+    shape = shape_of(row["op"], row["shape"])
+    rank = shape.R if row["op"] == "ss2d" else 0
+    limit = document["yardstick"]["limit_updates_per_s"]
+    floor = machine.scan_floor(shape.updates, shape.N, rank, row["direction"] == BOTH, limit)
+    return Figure(seconds(row["median_s"]), f"counted floor {seconds(floor)}", floor / row["median_s"], "%")
+
+
+def memory(_: Document, ours: Row, other: Row) -> Figure:
     mine, theirs = ours["peak_bytes"], other["peak_bytes"]
-    peer, ratio = f"PyTorch backend {megabytes(theirs)}", mine / theirs
-    return Line("SS2D layer, training memory", megabytes(mine), peer, ratio, f"{ratio:.0%}", 0.4, True)
+    return Figure(megabytes(mine), f"{label(other['provider'])} {megabytes(theirs)}", mine / theirs, "%")
 
 
-def over_parts(what: str, row: Row) -> Line:
-    """A forward pass of a level beside the bare 1 x 1 convolution and two reading and writing passes."""
-    ours, other = row["median_s"], row["conv_s"] + 2 * row["copy_s"]
-    words = f"convolution and two passes {seconds(other)}"
-    return Line(f"{what}, forward", seconds(ours), words, ours / other, f"{ours / other:.2f}", 2, True)
-
-
-def extra_memory(row: Row) -> Line:
+def extra_memory(_: Document, row: Row) -> Figure:
     """What a training pass of a level takes beside the final map and the gradient of the map."""
-    if not RESET.exists():
-        raise Absent("the system does not tell a peak of memory")
     extra, one = max(0, row["peak_bytes"] - 2 * row["map_bytes"]), row["map_bytes"]
-    ratio = extra / one
-    return Line(
-        "Task interaction, memory beside results",
-        megabytes(extra),
-        f"a map {megabytes(one)}",
-        ratio,
-        f"{ratio:.0%}",
-        1,
-        True,
-    )
+    return Figure(megabytes(extra), f"a map {megabytes(one)}", extra / one, "%")
 
 
-def scans_in(network: Row) -> Line:
+def of_parts(_: Document, row: Row) -> Figure:
+    """The share of the bare 1 x 1 convolution and two reading and writing passes in a forward pass of a level."""
+    ours, other = row["median_s"], row["conv_s"] + 2 * row["copy_s"]
+    return Figure(seconds(ours), f"convolution, two passes {seconds(other)}", other / ours, "%")
+
+
+def of_copy(_: Document, row: Row) -> Figure:
+    return Figure(seconds(row["median_s"]), f"copies {seconds(row['floor_s'])}", row["floor_s"] / row["median_s"], "%")
+
+
+def scans_in(_: Document, network: Row) -> Figure:
     if not network["profile"]:
         raise KeyError("profile")
     share, time = network["profile"]["scan"], network["median_s"]
-    return Line("  its scans", seconds(share * time), f"the network {seconds(time)}", share, f"{share:.0%}", 0.25, True)
+    return Figure(seconds(share * time), f"the network {seconds(time)}", share, "%")
+
+
+def than_before(before: float) -> Callable[..., Figure]:
+    """Against a time of the code of November 2026, on a Zen 5 whose yardstick with a polynomial was 25.3 G/s."""
+
+    def figure(document: Document, row: Row) -> Figure:
+        if machine.kind(document["machine"]) != "Zen 5":
+            raise KeyError("no time of earlier code on this kind of machine")
+        scaled = before * 25.3e9 / document["yardstick"]["polynomial_updates_per_s"]
+        return Figure(seconds(row["median_s"]), f"before {seconds(scaled)}", row["median_s"] / scaled, "x")
+
+    return figure
+
+
+# --- all of them, in the order of the table ---------------------------------------------------------------------------
+
+
+def comparisons() -> Iterator[Comparison]:
+    def pair(op: str, shape: str, direction: str, *providers: str) -> tuple[Key, ...]:
+        return tuple(Key(op, shape, direction, provider) for provider in providers)
+
+    def scan(direction: str, *providers: str, op: str = "ss2d", shape: str = MEDMAMBA_56) -> tuple[Key, ...]:
+        return pair(op, shape, direction, "mtlkit", *providers)
+
+    ss2d = scan(FORWARD)
+    yield Comparison("ss2d.yardstick", "SS2D forward", ss2d, of_yardstick, True)
+    yield Comparison("ss2d.old_yardstick", "SS2D forward", ss2d, of_old_yardstick, True)
+    yield Comparison("ss2d.floor", "SS2D forward", ss2d, of_floor, True)
+    for peer in ("reference", "torch", "torch-compile", "mambapy"):
+        yield Comparison(f"ss2d/{peer}", "SS2D forward", scan(FORWARD, peer), times, True)
+    what = "SS2D forward + backward"
+    yield Comparison("ss2d+b.old_yardstick", what, scan(BOTH), of_old_yardstick)
+    yield Comparison("ss2d+b.floor", what, scan(BOTH), of_floor, True)
+    for peer in ("reference", "torch", "mambapy"):
+        yield Comparison(f"ss2d+b/{peer}", what, scan(BOTH, peer), times, True)
+    one = scan(FORWARD, "torch", shape="vmamba_t_stage1")
+    yield Comparison("ss2d_n1/torch", "SS2D forward, 1 state (VMamba)", one, times, True)
+    small = scan(FORWARD, shape="medmamba_t_stage3")
+    yield Comparison("ss2d_14.old_yardstick", "SS2D forward, 14 x 14, 384 channels", small, of_old_yardstick)
+    what, along = "1-D scan, the same work", scan(FORWARD, op="selective_scan")
+    yield Comparison("selective_scan/ss2d", what, along + ss2d, rate_of("SS2D"), True)
+    for order, what in (("cross", "rows and columns"), ("random", "four random orders")):
+        keys = pair("directional_scan", MEDMAMBA_56, FORWARD, order, "ss2d")
+        yield Comparison(f"directional/{order}", f"Directional scan, {what}", keys, rate_of("SS2D"))
+    for level in ("avx2", "baseline"):
+        keys = pair("ss2d", MEDMAMBA_56, FORWARD, f"mtlkit-{level}", "mtlkit")
+        what = f"SS2D forward, {machine.ISA[level]} code"
+        yield Comparison(f"ss2d.{level}", what, keys, rate_of("best code"), level == "avx2")
+    layer = scan(FORWARD, op="ss2d_layer")
+    yield Comparison("layer/scan", "SS2D layer forward", layer + ss2d, time_over("its scan"), True)
+    for direction, words in ((FORWARD, "forward"), (BOTH, "forward + backward")):
+        keys = scan(direction, "torch", op="ss2d_layer")
+        yield Comparison(f"layer-{direction}/torch", f"SS2D layer {words}", keys, times, True)
+    yield Comparison("layer.memory", "SS2D layer, training memory", scan(BOTH, "torch", op="ss2d_layer"), memory, True)
+    for op, words in (("dwconv_silu", "3 x 3 convolution and SiLU"), ("norm_gate", "LayerNorm and gate")):
+        for direction, way in ((FORWARD, "forward"), (BOTH, "forward + backward")):
+            yield Comparison(f"{op}-{direction}", f"{words}, {way}", scan(direction, "eager", op=op), times)
+    for direction, way in ((FORWARD, "forward"), (BOTH, "forward + backward")):
+        keys = scan(direction, "eager", op="causal_conv1d", shape="vim_tiny_batch4-channels_last")
+        yield Comparison(f"causal_conv1d-{direction}", f"Causal convolution and SiLU, {way}", keys, times)
+    for level in (3, 4, 2, 1):
+        shape, side = LEVEL.format(level), 7 << level
+        for direction, way in ((FORWARD, "forward"), (BOTH, "forward + backward")):
+            what = f"Task interaction, {side} x {side}, {way}"
+            for peer in ("eager", "torch-compile"):
+                keys = scan(direction, peer, op="task_interaction", shape=shape)
+                yield Comparison(f"interaction_{side}-{direction}/{peer}", what, keys, times, level in (1, 3))
+            if direction == FORWARD:
+                keys = scan(direction, op="task_interaction", shape=shape)
+                yield Comparison(f"interaction_{side}.parts", what, keys, of_parts)
+    keys = scan(BOTH, op="task_interaction", shape=LEVEL.format(3))
+    yield Comparison("interaction.memory", "Task interaction, memory beside results", keys, extra_memory)
+    yield from networks(pair)
+
+
+def networks(pair: Callable[..., tuple[Key, ...]]) -> Iterator[Comparison]:
+    views = "mammo_4view_512"
+    for name, words, before, images, shape, step in (
+        ("medmamba_t", "MedMamba-T", 0.0304, "one image", FRAME, "training step"),
+        ("vmamba_t_s1l8", "VMamba-T", 0.0449, "one image", FRAME, "training step"),
+        ("mbdi", "MBDI", None, "one image", FRAME, "training step, two images"),
+        ("btinet", "BTI-Net", None, "one image", FRAME, "training step, two images"),
+        ("csa_moe", "CSA-MoE-Net", None, "one image", FRAME, "training step, two images"),
+        ("hybrid_vssm", "Hybrid CNN-VSSM", 0.203, "four views of 512 x 512", views, "training step, four of 256 x 256"),
+    ):
+        training = "mammo_4view_256" if shape == views else shape
+        shown = name in ("medmamba_t", "vmamba_t_s1l8", "hybrid_vssm")
+        keys = pair(name, shape, INFERENCE, "mtlkit", "torch")
+        yield Comparison(f"{name}/torch", f"{words}, {images}", keys, times, shown)
+        if before:
+            yield Comparison(f"{name}.before", f"{words}, {images}", keys[:1], than_before(before))
+        keys = pair(name, training, TRAINING, "mtlkit", "torch")
+        yield Comparison(f"{name}-training/torch", f"{words}, {step}", keys, times, name == "medmamba_t")
+        if name == "medmamba_t":
+            yield Comparison("medmamba_t.scans", "  its scans", pair(name, shape, INFERENCE, "mtlkit"), scans_in)
+    for name, words in (
+        ("plain_medmamba_t", "A MedMamba-T in plain PyTorch, accelerated"),
+        ("plain_vmunet", "VM-UNet's blocks, accelerated"),
+        ("plain_vmamba", "VMamba's layers, accelerated"),
+    ):
+        shown = name == "plain_medmamba_t"
+        keys = pair(name, FRAME, INFERENCE, "accelerated", "plain")
+        yield Comparison(f"{name}/plain", f"{words}: one image", keys, times, shown)
+        keys = pair(name, FRAME, TRAINING, "accelerated", "plain")
+        yield Comparison(f"{name}-training/plain", f"{words}: training step", keys, times)
+    for name, words in (("mbdi", "MBDI"), ("btinet", "BTI-Net")):
+        keys = pair(name, FRAME, INFERENCE, "mtlkit-onnx", "onnxruntime", "openvino")
+        yield Comparison(f"{name}.onnx", f"{words} exported, one image", keys, time_over_better)
+    keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-onnx-int8", "mtlkit-onnx")
+    yield Comparison("mbdi.int8", "MBDI exported, int8", keys, time_over("fp32"))
+    for peer in ("onnxruntime", "openvino"):
+        keys = pair("medmamba_t", FRAME, INFERENCE, "mtlkit-onnx", peer)
+        yield Comparison(f"medmamba_t.onnx/{peer}", "MedMamba-T exported, one image", keys, times)
+    keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-optimized", "torch-compile-frozen")
+    yield Comparison("mbdi.optimized", "MBDI in PyTorch, optimized", keys, time_over("torch.compile, frozen"))
+    keys = pair("cold_start", FRAME, INFERENCE, "mtlkit-onnx", "pytorch")
+    yield Comparison("cold_start", "Import, load, first image", keys, time_over("PyTorch"))
+
+
+COMPARISONS = {comparison.name: comparison for comparison in comparisons()}
+
+
+def readme_keys() -> set[Key]:
+    """The rows of the README's table."""
+    return {key for comparison in COMPARISONS.values() if comparison.readme for key in comparison.keys}

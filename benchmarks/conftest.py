@@ -1,141 +1,63 @@
 """Correctness first, then time: what all benchmarks share, and the report that a run ends with.
 
-`pytest benchmarks --benchmark-only` runs everything and writes benchmarks/results/cpu.json and cpu.png. A run of a part
-(`-k ss2d`) or with failures prints its figures and leaves those files as they are. `pytest benchmarks -m gpu` runs the
-benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png.
+`pytest benchmarks --benchmark-only` runs everything, writes the file of this kind of machine in benchmarks/results/ and
+the README's table. A run of a part (`-k ss2d`, or `--fast`: the rows of the README's table), one with failures, and one
+on a machine that other programs use (unless `--force`) prints its figures and leaves those files as they are.
+`pytest benchmarks -m gpu` runs the benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png.
+
+A new file `test_bench_<stem>.py` gives each test the parameter `case` (workloads.py) or a mark that says which row it
+makes (`measuring.key_of`), and calls the fixture `measure` once.
 """
 
-import math
-import time
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
+
+# before torch looks: what torch.compile has made serves the next run of this checkout
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(machine.ROOT / ".benchmarks" / "inductor"))
+
+import comparisons
 import gpu
 import gpu_report
-import machine
+import measuring
 import pytest
 import report
 import torch
-from run_results import Results
-
-HERE = Path(__file__).resolve().parent
-
-SECONDS_A_ROW = 0.5
-MOST_ROUNDS = 300
-SLOW = 2.0  # seconds of a call that is timed once
+from measuring import Measure, Results
 
 RESULTS = pytest.StashKey[Results]()
 GPU_ROWS = pytest.StashKey[list[dict[str, Any]]]()
 DESELECTED = pytest.StashKey[int]()
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-class Measure:
-    """Checks one call and times it; each use makes one row of the results."""
-
-    def __init__(self, benchmark, results: Results, record_property) -> None:
-        self._benchmark = benchmark
-        self._results = results
-        self._record = record_property
-
-    def __call__(
-        self,
-        call: Callable[[], Any],
-        check: Callable[[Any], tuple[float, float | None]],
-        *,
-        group: str,
-        provider: str,
-        unit: tuple[str, float],
-        iterations: int = 1,
-        **extra: Any,
-    ) -> dict[str, Any]:
-        """Times `call` after `check` has passed its result.
-
-        Args:
-            call: what is timed.
-            check: raises where the result is wrong; returns its relative and its largest absolute error.
-            group: the rows that this one is compared with.
-            provider: who does it.
-            unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
-            iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
-            **extra: further columns.
-        """
-        benchmark = self._benchmark
-        relative, absolute = check(call())
-        elapsed = seconds_of(call)  # the first call compiled or warmed up
-        if elapsed < SLOW:
-            elapsed = min(elapsed, seconds_of(call))
-        rounds = math.ceil(SECONDS_A_ROW / (elapsed * iterations))
-        rounds = min(MOST_ROUNDS, max(rounds, 1 if elapsed > SLOW else 3))
-        before = machine.yardstick(3, 0.01)
-        benchmark.group = group
-        benchmark.pedantic(call, rounds=rounds, iterations=iterations)
-        if benchmark.stats is None:  # --benchmark-disable
-            return {}
-        speeds = [speed for speed in (before, machine.yardstick(3, 0.01)) if speed]
-        self._results.yardsticks += speeds
-        stats = benchmark.stats.stats
-        what, count = unit
-        row = {
-            "group": group,
-            "provider": provider,
-            "median_s": stats.median,
-            "min_s": stats.min,
-            "max_s": stats.max,
-            "rounds": stats.rounds,
-            f"{what}_per_s": count / stats.median,
-            "relative_error": relative,
-            **({} if absolute is None else {"max_abs_error": absolute}),
-            **({"yardsticks_updates_per_s": speeds} if speeds else {}),
-            **extra,
-        }
-        self._results.add(row)
-        benchmark.extra_info.update(row)
-        self._results.on_yardstick(benchmark.extra_info)
-        self._record("figures", report.one_line(row))
-        return row
+LOAD = pytest.StashKey[machine.Load]()
 
 
 @pytest.fixture
 def measure(benchmark, request: pytest.FixtureRequest, _yardstick: None, record_property) -> Measure:
-    """measure(call, check, group=..., provider=..., unit=...): one row."""
-    return Measure(benchmark, request.config.stash[RESULTS], record_property)
+    """measure(call, check, unit=...): one row."""
+    results = request.config.stash[RESULTS]
+    return Measure(benchmark, results, request, lambda row: record_property("figures", report.one_line(row)))
 
 
 @pytest.fixture
-def measure_case(measure: Measure):
+def measure_case(measure: Measure) -> Callable[[Any], None]:
     """Runs a case of workloads.py: asserts its results, then times it."""
     from memory import peak_memory
-    from providers import BOTH, MEDMAMBA_56
-    from workloads import MAPS, dtype_name, floor_of
 
-    def run(case) -> None:
-        w = case.workload
-        extra = {
-            "op": w.op,
-            "shape": w.shape_name,
-            "dtype": dtype_name(w.dtype),
-            "direction": w.direction,
-        }
-        measured = w.op in ("ss2d", "ss2d_layer") and case.provider.name in ("mtlkit", "torch")
-        if measured and w.shape_name == MEDMAMBA_56 and w.direction == BOTH and w.dtype == torch.float32:
+    def run(case: Any) -> None:
+        w, extra = case.workload, {}
+        if case.tells_memory:
             peak = peak_memory(w.op, w.shape_name, w.direction, case.provider.name)
             extra |= {} if peak is None else {"peak_bytes": peak}
         with case.provider.context():
             problem = case.problem()
-            extra |= floor_of(case, problem) if w.op in MAPS else {}
             measure(
                 lambda: problem.run(w.direction),
                 case.check,
-                group=case.group,
-                provider=case.provider.name,
-                unit=case.unit,
+                compiles=case.provider.name == "torch-compile",
+                **case.columns(problem),
                 **extra,
             )
 
@@ -179,10 +101,18 @@ def _seed() -> None:
 # --- the run and its end ----------------------------------------------------------------------------------------------
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("mtlkit's benchmarks")
+    group.addoption("--fast", action="store_true", help="measure the rows of the README's table only")
+    group.addoption("--force", action="store_true", help="write results/ although other programs use the machine")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "row(key): which row a benchmark makes, a function of its parameters")
     config.stash[RESULTS], config.stash[GPU_ROWS] = Results(), []
     config.stash[DESELECTED] = 0
+    config.stash[LOAD] = machine.Load(None, "", None) if config.option.collectonly else machine.load()
     if config.option.verbose == 0:
         config.option.verbose = 1  # a line a row: a run takes minutes
     config.option.benchmark_quiet = True  # report.py draws one table instead of one for every group
@@ -192,13 +122,26 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Either the benchmarks on a GPU or the others: `-m gpu` is asked for or not."""
     name = collection_path.name
-    if name.startswith("test_bench_") and name.startswith("test_bench_gpu_") != (config.option.markexpr == "gpu"):
+    if name.startswith("test_bench_") and name.startswith("test_bench_gpu") != (config.option.markexpr == "gpu"):
         return True
     return None
 
 
-def pytest_report_header() -> str:
-    return report.headline_of(machine.description())
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    load = config.stash[LOAD]
+    lines = [report.headline_of(machine.description()), f"other programs use {load.in_words()}"]
+    if load.busy and not config.option.force:
+        lines.append(f"busier than {machine.BUSY} cores: this run writes no results (--force overrides)")
+    return lines
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.option.fast:
+        return
+    wanted = comparisons.readme_keys()
+    rest = [item for item in items if measuring.key_of(item) not in wanted]
+    items[:] = [item for item in items if measuring.key_of(item) in wanted]
+    config.hook.pytest_deselected(items=rest)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -215,20 +158,38 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["mtlkit"] = machine.description() | {"yardstick": config.stash[RESULTS].yardsticks}
 
 
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Puts each row's own figures in the place of those of the one round that pytest-benchmark has seen."""
+    for entry in output_json["benchmarks"]:
+        row = entry["extra_info"]
+        names = {"median": "median_s", "min": "min_s", "max": "max_s", "rounds": "rounds"}
+        entry["stats"] = {name: row[ours] for name, ours in names.items()}
+
+
+def why_kept(config: pytest.Config, exitstatus: int) -> str | None:
+    """Why the files in results/ stay as they are, if they do."""
+    load = config.stash[LOAD]
+    if exitstatus != 0 or config.stash[DESELECTED]:
+        return "not every benchmark ran and passed"
+    if load.busy and not config.option.force:
+        return f"other programs used {load.in_words()} before the run, more than {machine.BUSY} (--force overrides)"
+    return None
+
+
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
-    results = config.stash[RESULTS]
-    whole = exitstatus == 0 and config.stash[DESELECTED] == 0
+    results, why = config.stash[RESULTS], why_kept(config, exitstatus)
     if config.stash[GPU_ROWS]:
-        folder = HERE / "results" if whole else None
+        folder = report.readme.RESULTS if why is None else None
         text = gpu_report.finish(config.stash[GPU_ROWS], machine.description(), folder, terminalreporter.hasmarkup)
         terminalreporter.ensure_newline()
         terminalreporter.write(text)
     if not results.rows:
         return
+    load = {"before": config.stash[LOAD].in_words(), "after": machine.load().in_words()}
     text = report.finish(
         results,
-        machine.description() | {"polynomial_limit_updates_per_s": machine.yardstick(polynomial=True)},
-        HERE / "results" if whole else None,
+        report.document_of(results, machine.description(), load),
+        why,
         colour=terminalreporter.hasmarkup,
         width=terminalreporter._tw.fullwidth,
     )

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from providers import BOTH, BY_NAME, FORWARD, PROVIDERS, Provider, Workload
+from providers import BOTH, BY_NAME, FORWARD, LEVELS, PROVIDERS, Provider, Workload
 from torch import Tensor
 from workloads import HALF, Case, seconds_of_copy, shortest
 
@@ -25,13 +25,13 @@ BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 ALIGNMENT = "_alignment"  # at the end of a shape's name: three signals in place of two variances
-LEVELS = tuple(f"busi_224_level{level}_batch8" for level in (1, 2, 3, 4))
 # Beside every shape in float32 with two signals: shape, dtype and layout.
 VARIANTS = (
     *((name, HALF, "nchw") for name in LEVELS),
     *((name, torch.float32, "channels_last") for name in LEVELS),
     *((name + ALIGNMENT, torch.float32, "nchw") for name in LEVELS),
 )
+PEAK = LEVELS[2]  # where the peak of memory is measured, too
 
 # Where the fixed cost of a call is measured.
 CALL_LEVELS = {f"{side}x{side}": InteractionShape(2, 8, side, side, 16) for side in (1, 7)}
@@ -123,6 +123,21 @@ class LevelCase(Case):
     def bytes(self) -> int:
         """What must be read and written at least."""
         return PASSES[self.workload.direction] * self.map_bytes
+
+    @property
+    def tells_memory(self) -> bool:
+        w = self.workload
+        return self.key is not None and w.shape_name == PEAK and self.provider.name != "torch-compile"
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        return "bytes", self.bytes
+
+    def columns(self, problem: LevelProblem) -> dict[str, Any]:
+        beside = yardsticks(self, problem)
+        floor = beside["copy_s"] * self.bytes / (2 * self.map_bytes)
+        layout = {} if self.workload.layout == "nchw" else {"layout": self.workload.layout}
+        return super().columns(problem) | layout | {"map_bytes": self.map_bytes, "floor_s": floor} | beside
 
     def problem(self) -> LevelProblem:
         w = self.workload

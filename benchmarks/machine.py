@@ -1,12 +1,15 @@
-"""The machine and the software that the figures belong to, and its yardstick: the rate no scan can pass here."""
+"""The machine and the software that the figures belong to, how busy it is, and what its arithmetic bounds."""
 
+import functools
 import os
 import platform
+import re
 import statistics
 import subprocess
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,7 +18,174 @@ from mtlkit import _native
 from mtlkit.info import cpu_name, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
+PROC = Path("/proc")
 THREADS = torch.get_num_threads()  # of the run: a benchmark on one thread keeps the yardstick on as many as before
+BUSY = 0.5  # cores that other programs may use before a run whose results are kept
+ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
+
+# --- what kind of machine ---------------------------------------------------------------------------------------------
+
+# Families and models as CPUID gives them, and how many bits of AVX-512 a core executes at once (0: it has none); a core
+# of 256 takes two cycles. AMD's as Linux has them in arch/x86/kernel/cpu/amd.c, Intel's as in asm/intel-family.h.
+MICROARCHITECTURES: dict[str, tuple[tuple[int, set[int], str, int], ...]] = {
+    "AuthenticAMD": (
+        (0x17, {*range(0x30), *range(0x50, 0x60)}, "Zen", 0),
+        (0x17, {*range(0x30, 0x50), *range(0x60, 0x80), 0x90, 0x91, *range(0xA0, 0xB0)}, "Zen 2", 0),
+        (0x19, {*range(0x10), *range(0x20, 0x60)}, "Zen 3", 0),
+        (0x19, {*range(0x10, 0x20), *range(0x60, 0xB0)}, "Zen 4", 256),
+        (0x1A, {*range(0x20), *range(0x40, 0x50), *range(0x70, 0x80)}, "Zen 5", 512),
+        (0x1A, {*range(0x20, 0x30), *range(0x60, 0x70)}, "Zen 5 mobile", 256),
+    ),
+    "GenuineIntel": (
+        (6, {0x3C, 0x3F, 0x45, 0x46}, "Haswell", 0),
+        (6, {0x3D, 0x47, 0x4F, 0x56}, "Broadwell", 0),
+        (6, {0x4E, 0x5E, 0x8E, 0x9E}, "Skylake", 0),
+        (6, {0x55}, "Skylake-SP", 512),
+        (6, {0x6A, 0x6C, 0x7D, 0x7E}, "Ice Lake", 512),
+        (6, {0x8C, 0x8D}, "Tiger Lake", 512),
+        (6, {0x97, 0x9A}, "Alder Lake", 0),
+        (6, {0xB7, 0xBA, 0xBF}, "Raptor Lake", 0),
+        (6, {0x8F}, "Sapphire Rapids", 512),
+        (6, {0xCF}, "Emerald Rapids", 512),
+        (6, {0xAD, 0xAE}, "Granite Rapids", 512),
+    ),
+}
+
+
+def cpuid() -> tuple[str, int, int] | None:
+    """Vendor, family and model, where the system tells them."""
+    try:
+        text = (PROC / "cpuinfo").read_text()
+    except OSError:
+        return None
+    fields = dict(re.findall(r"^(vendor_id|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    try:
+        return fields["vendor_id"], int(fields["cpu family"]), int(fields["model"])
+    except KeyError:  # not x86
+        return None
+
+
+def microarchitecture(identity: tuple[str, int, int] | None) -> tuple[str, int | None]:
+    """Its name, "unknown (...)" if it is not in the table, and the bits of AVX-512 that a core executes at once."""
+    if identity is None:
+        return f"unknown ({platform.machine()})", None
+    vendor, family, model = identity
+    for known, models, name, bits in MICROARCHITECTURES.get(vendor, ()):
+        if known == family and model in models:
+            return name, bits
+    return f"unknown ({vendor}, family {family}, model {model})", None
+
+
+def stem(machine: dict[str, Any]) -> str:
+    """Of the file of results: zen5, zen5-avx2 where the run was held to less than the CPU has."""
+    name = re.sub(r"[^a-z0-9]+", "-", machine["microarchitecture"].lower()).strip("-")
+    name = re.sub("^zen-", "zen", name)
+    return f"{name}-{machine['isa']}" if limited(machine) else name
+
+
+def limited(machine: dict[str, Any]) -> bool:
+    """Whether MTLKIT_CPU_ISA asked for less than the CPU has."""
+    return bool(machine["isa_levels"]) and machine["isa"] != machine["isa_levels"][-1]
+
+
+def kind(machine: dict[str, Any]) -> str:
+    """In words: "Zen 5", "Zen 5, AVX2 code"."""
+    return machine["microarchitecture"] + (f", {ISA[machine['isa']]} code" if limited(machine) else "")
+
+
+def governor() -> str:
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    except OSError:
+        return "not readable"
+
+
+# --- how busy it is ---------------------------------------------------------------------------------------------------
+
+
+class Load(NamedTuple):
+    """What other programs do: the cores that they used while this process slept, which did, and the load average."""
+
+    cores: float | None
+    programs: str
+    average: float | None
+
+    @property
+    def busy(self) -> bool:
+        return self.cores is not None and self.cores > BUSY
+
+    def in_words(self) -> str:
+        if self.cores is None:
+            return "unknown"
+        average = "" if self.average is None else f", load average {self.average:.2f}"
+        return f"{self.cores:.2f} cores{f' ({self.programs})' if self.programs else ''}{average}"
+
+
+def load(seconds: float = 1.0) -> Load:
+    """Measured over so many seconds: the load average remembers a compiler that has ended."""
+    average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    try:
+        before, programs = _busy_ticks(), _program_ticks()
+        time.sleep(seconds)
+        after, later = _busy_ticks(), _program_ticks()
+    except OSError:
+        return Load(None, "", average)
+    second = seconds * os.sysconf("SC_CLK_TCK")
+    used = {name: (ticks - programs.get(name, 0)) / second for name, ticks in later.items()}
+    most = sorted((name for name in used if used[name] >= 0.05), key=used.get, reverse=True)[:3]
+    return Load((after - before) / second, ", ".join(f"{name[0]} {used[name]:.2f}" for name in most), average)
+
+
+def _busy_ticks() -> int:
+    """Of all cores, what a hypervisor gives to other machines included."""
+    user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(int, (PROC / "stat").read_text().split()[1:11])
+    return user + nice + system + irq + softirq + steal
+
+
+def _program_ticks() -> dict[tuple[str, str], int]:
+    """By name and id."""
+    found = {}
+    for file in PROC.glob("[0-9]*/stat"):
+        try:
+            pid_and_name, _, rest = file.read_text().rpartition(") ")
+        except OSError:  # it has ended
+            continue
+        fields = rest.split()
+        found[pid_and_name.partition("(")[2], file.parent.name] = int(fields[11]) + int(fields[12])
+    return found
+
+
+# --- what its arithmetic bounds ---------------------------------------------------------------------------------------
+
+# Operations on the pipes of the multiply-adds, counted in csrc/cpu/scan.h and simd.h, one a vector. Additions, integer
+# operations, shuffles and loads run on other pipes of most CPUs and are left out, as is the folding of dB and dC over
+# the channels, which consists of those: the floor is what a scan of this form cannot do without.
+EXP2 = ("reduce", "series", "series", "T p")
+UPDATE = ("dt A", *EXP2, "x B", "h")
+FORWARD_UPDATE = (*UPDATE, "y")
+BACKWARD_UPDATE = (*UPDATE, "g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")
+# Once for all states of a token and channel, the time step's R multiply-adds apart.
+SOFTPLUS = ("|x| log2 e", "reduce", *5 * ("series",), "scale", *8 * ("log1p series",), "p x")
+SLOPE = ("x log2 e", "reduce", *5 * ("series",), "scale", "1 / (1 + e)")  # of softplus, for its gradient
+FORWARD_TOKEN = (*SOFTPLUS, "dt u", "D u")
+BACKWARD_TOKEN = (*SOFTPLUS, "dt u", *SLOPE, "dx u", "ddt slope", "dx dt", "D dy", "dD")
+FORWARD_RANKS, BACKWARD_RANKS = 1, 3  # the time step; again, with the gradients of its input and its weight
+
+
+def scan_floor(updates: int, states: int, rank: int, backward: bool, rate: float) -> float:
+    """The least seconds of a scan, of forward and backward together where `backward`.
+
+    Args:
+        updates: state updates of a forward pass.
+        states: N.
+        rank: of the projection of the time step; 0 where the scan is given time steps.
+        backward: whether gradients are computed, too.
+        rate: of the yardstick, which executes the operations of a forward update at the limit of their pipes.
+    """
+    operations = len(FORWARD_UPDATE) + (len(FORWARD_TOKEN) + FORWARD_RANKS * rank) / states
+    if backward:
+        operations += len(BACKWARD_UPDATE) + (len(BACKWARD_TOKEN) + BACKWARD_RANKS * rank) / states
+    return updates * operations / (rate * len(FORWARD_UPDATE))
 
 
 def yardstick(runs: int = 9, seconds: float = 0.05, *, polynomial: bool = False) -> float | None:
@@ -26,16 +196,25 @@ def yardstick(runs: int = 9, seconds: float = 0.05, *, polynomial: bool = False)
     """
     if _native.C is None:
         return None
+    tokens = max(1, round(_tokens_a_second(_native.C.cpu_isa()) * seconds))
+    return statistics.median(_rate(tokens, polynomial) for _ in range(runs))
 
-    def run(tokens: int) -> tuple[float, float]:
-        start = time.perf_counter()
-        updates = _native.C.peak_rate(tokens, THREADS, polynomial)
-        elapsed = time.perf_counter() - start
-        return updates / elapsed, elapsed
 
+def _rate(tokens: int, polynomial: bool) -> float:
+    start = time.perf_counter()
+    updates = _native.C.peak_rate(tokens, THREADS, polynomial)
+    return updates / (time.perf_counter() - start)
+
+
+@functools.cache
+def _tokens_a_second(_isa: str) -> float:
     tokens = 50_000
-    tokens = max(1, round(tokens * seconds / min(run(tokens)[1] for _ in range(3))))
-    return statistics.median(run(tokens)[0] for _ in range(runs))
+    start = time.perf_counter()
+    _native.C.peak_rate(tokens, THREADS, False)
+    return tokens / (time.perf_counter() - start)
+
+
+# --- what one needs to know to read the figures, or to repeat them ----------------------------------------------------
 
 
 def git(*arguments: str) -> str | None:
@@ -53,18 +232,23 @@ def commit() -> str | None:
     return f"{revision} with changes" if revision and changed else revision
 
 
-def description() -> dict[str, object]:
-    """What one needs to know to read the figures, or to repeat them."""
+def description() -> dict[str, Any]:
     native = _native.C
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {name: version_of(name) for name in ("torch", "numpy", "mambapy", "mamba-ssm", "pytest-benchmark")}
+    packages = ("torch", "numpy", "mambapy", "mamba-ssm", "onnxruntime", "openvino", "pytest-benchmark")
+    identity = cpuid()
+    name, bits = microarchitecture(identity)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": {
             "cpu": cpu_name(),
+            "family_model": identity and list(identity[1:]),
+            "microarchitecture": name,
+            "avx512_bits": bits,
             "architecture": platform.machine(),
             "system": f"{platform.system()} {platform.release()}",
+            "governor": governor(),
             "cores": cores,
             "threads": THREADS,
             "isa": native.cpu_isa() if native else None,
@@ -74,6 +258,6 @@ def description() -> dict[str, object]:
             "mtlkit": mtlkit.__version__,
             "python": platform.python_version(),
             "compiler": native.compiler if native else None,
-            **versions,
+            **{package: version_of(package) for package in packages},
         },
     }

@@ -1,4 +1,4 @@
-"""The operators of a Mamba block, each at a few shapes of published networks, compared with plain PyTorch."""
+"""Rows that are a function and its tensors, and the shapes of Mamba blocks of published networks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -50,22 +50,20 @@ def normal(*size: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(sum(size)))
 
 
-def measured(measure, op: str, shape_name: str, direction: str, provider: str, row: Row, exact: Row, count: int):
-    """One row; `count` is how many elements a call reads and writes at least."""
+def measured(
+    measure: Callable, op: str, shape: str, direction: str, provider: str, row: Row, exact: Row, unit: tuple[str, float]
+) -> None:
+    """Times a row, whose results are held against those of another in float64; for `unit` see `Measure`."""
     wanted = exact.run(direction, torch.float64)
 
     def check(got: Results) -> tuple[float, float]:
         errors = [assert_accurate(key, value, wanted[key], gradient=key != "y") for key, value in got.items()]
         return max(errors), (got["y"].double() - wanted["y"]).abs().max().item()
 
-    return measure(
-        lambda: row.run(direction),
-        check,
-        group=f"{op}-{shape_name}-float32-{direction}",
-        provider=provider,
-        unit=("bytes", 4 * count),
-        op=op,
-        shape=shape_name,
-        dtype="float32",
-        direction=direction,
-    )
+    names = {"op": op, "shape": shape, "direction": direction, "provider": provider}
+    measure(lambda: row.run(direction), check, unit=unit, **names)
+
+
+def moved(elements: int) -> tuple[str, int]:
+    """What a call does that reads and writes so many elements of float32 at least."""
+    return "bytes", 4 * elements

@@ -1,17 +1,50 @@
-"""Peak memory of one call, measured in a process of its own: `python benchmarks/memory.py OP SHAPE DIRECTION PROVIDER`.
+"""Peak memory of one call, measured in a process beside the benchmarks' that does nothing else.
 
 Linux tells the highest resident size of a process and lets it be reset, so that what is counted is what the call took
 on top of its inputs: results, saved tensors, scratch buffers, and what the allocators hold beside them.
 """
 
 import ctypes
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 RESET = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
+
+
+def peak_memory(op: str, shape_name: str, direction: str, provider: str) -> int | None:
+    """Bytes at the peak of an operator's call; None where the system does not tell."""
+    return _ask("operator", op, shape_name, direction, provider)
+
+
+def peak_of_training(name: str, backend: str) -> int | None:
+    """Bytes that a training step takes on top of a network of test_bench_models.py; None as above."""
+    return _ask("training", name, backend)
+
+
+@functools.cache
+def _process() -> subprocess.Popen:
+    """One for all questions, for an import of torch takes seconds; it ends with the pipe to it."""
+    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(*question: str) -> int | None:
+    if not RESET.exists():
+        return None
+    process = _process()
+    print(json.dumps(question), file=process.stdin, flush=True)
+    for line in process.stdout:
+        if line.startswith("peak "):
+            return json.loads(line.removeprefix("peak "))
+    raise RuntimeError(f"memory.py ended at {question}")
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
 
 
 def resident(field: str) -> int:
@@ -27,8 +60,21 @@ def give_back() -> None:
         trim(0)
 
 
-def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
-    """Bytes at the peak of a first call at full size, after one at a small shape that loads libraries and threads."""
+def peak_of(call: Callable[[], Any]) -> int | None:
+    give_back()
+    try:
+        RESET.write_text("5")
+    except OSError:
+        return None
+    before = resident("VmRSS")
+    kept = call()
+    peak = resident("VmHWM") - before
+    del kept
+    return peak
+
+
+def operator(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
+    """Of a first call at full size, after one at a small shape that loads libraries and threads."""
     import torch
     from interaction_workloads import level_problem
     from providers import BY_NAME
@@ -40,26 +86,27 @@ def measure(op: str, shape_name: str, direction: str, provider_name: str) -> int
     with provider.context():
         problem(op, small, torch.float32, provider).run(direction)
         full = problem(op, shape_name, torch.float32, provider)
-        give_back()
-        try:
-            RESET.write_text("5")
-        except OSError:
-            return None
-        before = resident("VmRSS")
-        kept = full.run(direction)
-        peak = resident("VmHWM") - before
-        del kept
-    return peak
+        return peak_of(lambda: full.run(direction))
 
 
-def peak_memory(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
-    """As `measure`, from a fresh process; None where the system does not tell."""
-    if not RESET.exists():
-        return None
-    command = [sys.executable, __file__, op, shape_name, direction, provider_name]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(answer.stdout.splitlines()[-1])
+def training(name: str, backend: str) -> int | None:
+    """Of a step, after one that has made the optimizer's state."""
+    import torch
+    from test_bench_models import given, network, train
+
+    import mtlkit
+
+    with mtlkit.use_backend(backend):
+        model, inputs = network(name).train(), given(name, True)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        model.zero_grad()
+        return peak_of(lambda: train(model, optimizer, *inputs))
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:])))
+    for question in map(json.loads, sys.stdin):
+        kind, *arguments = question
+        print("peak", json.dumps({"operator": operator, "training": training}[kind](*arguments)), flush=True)

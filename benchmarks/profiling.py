@@ -54,7 +54,7 @@ class _Recorded:
         return recorded
 
 
-def profile(call: Callable[[], Any], rounds: int = 5) -> dict[str, float] | None:
+def profile(call: Callable[[], Any], rounds: int = 3) -> dict[str, float] | None:
     """The share of each kind of work in the time of `call`; None without the compiled module."""
     if _native.C is None:
         return None

@@ -1,19 +1,26 @@
-"""What a run ends with: one table of ratios, and for a whole run benchmarks/results/cpu.json and cpu.png."""
+"""What a run ends with: tables of ratios and targets, and for a whole run its file in results/ and the README's table.
+
+`python benchmarks/report.py` prints the targets of every file in results/ and writes the README's table from them.
+"""
 
 import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from comparisons import Line, headline, megabytes, rate, seconds
+import machine
+import readme
+from comparisons import COMPARISONS, Document, megabytes, rate, seconds
+from measuring import UNDISTURBED, Results, Row
 from providers import BOTH, FORWARD, PROVIDERS
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from run_results import UNDISTURBED, Results, Row
+from targets import TARGETS
 
 
 def one_line(row: Row) -> str:
@@ -23,7 +30,8 @@ def one_line(row: Row) -> str:
     elif "updates_per_s" in row:
         speed = f"{rate(row['updates_per_s'])} updates"
     elif "bytes_per_s" in row:
-        speed = f"{row['bytes_per_s'] / 1e9:.3g} GB/s, {row['floor_s'] / row['median_s']:.0%} of the floor"
+        speed = f"{row['bytes_per_s'] / 1e9:.3g} GB/s"
+        speed += f", {row['floor_s'] / row['median_s']:.0%} of the floor" if "floor_s" in row else ""
     else:
         speed = f"{row['images_per_s']:.3g} images/s"
     memory = f", peak {megabytes(row['peak_bytes'])}" if "peak_bytes" in row else ""
@@ -35,27 +43,50 @@ def headline_of(description: dict[str, Any]) -> str:
     m, v = description["machine"], description["versions"]
     commit = f", commit {description['commit']}" if description["commit"] else ""
     isa = m["isa"] or "no compiled module"
-    return f"{m['cpu']}, {m['threads']} threads, {isa}; torch {v['torch']}{commit}"
+    bits = {None: "", 0: ", no AVX-512"}.get(m["avx512_bits"], f", AVX-512 of {m['avx512_bits']} bits a cycle")
+    return (
+        f"{m['cpu']}, {m['microarchitecture']}{bits}; {m['threads']} threads, {isa}, governor {m['governor']}; "
+        f"torch {v['torch']}{commit}"
+    )
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def ratios(lines: list[Line], title: str) -> Table:
+def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left", pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("", "what") else "right")
+    return table
+
+
+def ratios(document: Document) -> Table | None:
+    table = _table("What the rows come to", "what", "mtlkit", "compared with", "ratio")
     table.caption = (
         "SS2D at 56 x 56, 96 channels, 16 states, one image, float32, unless said otherwise. G/s: 10^9 state updates a "
-        "second, counted for one forward pass. The machine's limit is that arithmetic alone."
+        "second, counted for one forward pass."
     )
-    table.add_column("what")
-    table.add_column("mtlkit", justify="right")
-    table.add_column("compared with", justify="right")
-    table.add_column("ratio", justify="right", style="bold")
-    table.add_column("target")
-    for line in lines:
-        style = {True: "green", False: "red", None: ""}[line.met]
-        shown = "" if line.shown == line.ours else line.shown  # a value by itself
-        table.add_row(line.what, line.ours, line.other, shown, Text(line.target_in_words(), style))
+    for comparison in COMPARISONS.values():
+        figure = comparison.of(document)
+        if figure is not None:
+            table.add_row(comparison.what, figure.ours, figure.other, figure.words())
+    return table if table.row_count else None
+
+
+def targets(document: Document) -> Table:
+    """Every target, those without rows too."""
+    table = _table(f"Targets: {machine.kind(document['machine'])}", "what", "before", "now", "target", "")
+    for name, target in TARGETS.items():
+        comparison = COMPARISONS[name]
+        figure = comparison.of(document)
+        if figure is None:
+            table.add_row(comparison.what, target.before, "", "", Text("not measured", "dim"))
+            continue
+        met = target.met(figure.ratio)
+        bound = f"{'≤' if target.at_most else '≥'} {figure.words(target.bound)}"
+        against = f"{figure.words()} of {figure.other}" if figure.unit == "%" else f"{figure.words()}, {figure.other}"
+        verdict = Text("met" if met else "missed", "green" if met else "red")
+        table.add_row(comparison.what, target.before, against, bound, verdict)
     return table
 
 
@@ -63,10 +94,7 @@ def profiles(results: Results) -> Table | None:
     rows = [row for row in results.rows if row.get("profile")]
     if not rows:
         return None
-    table = Table(title="Where an inference spends its time", title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("")
-    for kind in rows[0]["profile"]:
-        table.add_column(kind, justify="right")
+    table = _table("Where an inference spends its time", "", *rows[0]["profile"])
     for row in rows:
         table.add_row(row["op"], *(f"{share:.0%}" for share in row["profile"].values()))
     return table
@@ -77,11 +105,8 @@ def calls(results: Results) -> Table | None:
     rows = {(row["op"], row["shape"], row["direction"]): row for row in results.rows if "python_calls" in row}
     if not rows:
         return None
-    table = Table(title="What a call costs, on one thread", title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("")
-    for direction in ("forward", "with backward"):
-        table.add_column(direction, justify="right")
-        table.add_column("Python calls", justify="right")
+    columns = ("", "forward", "Python calls", "with backward", "Python calls")
+    table = _table("What a call costs, on one thread", *columns)
     for op, shape in dict.fromkeys(key[:2] for key in rows):
         cells = []
         for direction in (FORWARD, BOTH):
@@ -91,78 +116,88 @@ def calls(results: Results) -> Table | None:
     return table
 
 
-def remarks(results: Results) -> Iterator[str]:
-    """Who is absent or left out, and why."""
+def remarks(results: Results, document: Document) -> Iterator[str]:
+    """Who is absent or left out, and why; and whether the machine was quiet."""
     for provider in PROVIDERS:
         reason = provider.why_absent()
         if reason:
             yield f"absent: {provider.label}: {reason}"
         elif provider.left_out:
             yield f"in part: {provider.label}: {provider.left_out}"
-    if results.limit:
-        first, *_, last = map(rate, results.yardsticks)
-        yield f"yardstick: {first} at the start, {last} at the end; the highest, {rate(results.limit)}"
+    if document["yardstick"]:
+        first, last, most, old = map(rate, document["yardstick"].values())
+        yield f"yardstick: {first} at the start, {last} at the end; highest {most}; with a polynomial {old}"
     disturbed = results.disturbed()
     if disturbed:
         yield (
             f"disturbed: other programs ran beside {len(disturbed)} of {len(results.rows)} rows (the yardstick fell "
             f"under {UNDISTURBED:.0%} of the limit); run again on an idle machine before quoting figures"
         )
+    yield f"other programs used, before: {document['load']['before']}; after: {document['load']['after']}"
 
 
 # --- the end of a run -------------------------------------------------------------------------------------------------
 
 
-def finish(results: Results, description: dict[str, Any], folder: Path | None, *, colour: bool, width: int) -> str:
-    """Draws the report and writes the files.
+def document_of(results: Results, description: dict[str, Any], load: dict[str, str]) -> Document:
+    """What a file in results/ holds."""
+    yardstick = {}
+    if results.limit:
+        start, *_, end = results.yardsticks
+        yardstick = {
+            "start_updates_per_s": start,
+            "end_updates_per_s": end,
+            "limit_updates_per_s": results.limit,
+            "polynomial_updates_per_s": machine.yardstick(polynomial=True),
+        }
+    return description | {
+        "load": load,
+        "yardstick": yardstick,
+        "absent": {p.name: p.why_absent() for p in PROVIDERS if p.why_absent()},
+        "disturbed_rows": len(results.disturbed()),
+        "rows": results.rows,
+    }
+
+
+def finish(results: Results, document: Document, why_kept: str | None, *, colour: bool, width: int) -> str:
+    """Draws the report, and writes the files.
 
     Args:
         results: the rows.
-        description: of the machine and the software.
-        folder: where the files go; None writes none, for a run of a part or with failures.
+        document: of the run.
+        why_kept: why the files in results/ stay as they are; None writes them.
         colour: whether the terminal shows colours.
         width: of the terminal.
     """
-    for row in results.rows:
-        results.on_yardstick(row)
-    lines, missing = headline(results)
     out = io.StringIO()
     console = Console(
         file=out, force_terminal=colour, no_color=not colour, width=min(max(width, 100), 130), highlight=False
     )
     console.print()
-    for remark in remarks(results):
+    for remark in remarks(results, document):
         console.print(remark, style="dim")
-    for table in filter(None, (profiles(results), calls(results))):
+    for table in filter(None, (profiles(results), calls(results), ratios(document), targets(document))):
         console.print()
         console.print(table)
-    if lines:
-        console.print()
-        console.print(ratios(lines, headline_of(description)))
-    if folder is None or missing:
-        why = f"{missing} of the comparisons have no rows" if missing else "not every benchmark ran and passed"
-        console.print(f"benchmarks/results stays as it is: {why}.")
+    console.print(headline_of(document))
+    if why_kept:
+        console.print(f"benchmarks/results stays as it is: {why_kept}.")
     else:
-        written = write(results, lines, description, folder)
-        console.print(f"written: {', '.join(str(path) for path in written)}")
+        console.print(f"written: {', '.join(map(str, write(document, readme.RESULTS)))}")
+        readme.update()
+        console.print("written: the table of README.md")
     return out.getvalue()
 
 
-def write(results: Results, lines: list[Line], description: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes cpu.json and cpu.png, each whole or not at all."""
+def write(document: Document, folder: Path) -> list[Path]:
+    """Writes the JSON, a row a line, and the chart of this kind of machine, each whole or not at all."""
     from chart import draw
 
-    start, *_, end = results.yardsticks
-    document = description | {
-        "yardstick": {"start_updates_per_s": start, "end_updates_per_s": end, "limit_updates_per_s": results.limit},
-        "absent": {p.name: p.why_absent() for p in PROVIDERS if p.why_absent()},
-        "headline": [line._asdict() | {"met": line.met} for line in lines],
-        "disturbed_rows": len(results.disturbed()),
-        "rows": results.rows,
-    }
     folder.mkdir(exist_ok=True)
-    json_path, png_path = folder / "cpu.json", folder / "cpu.png"
-    replace(json_path, (json.dumps(document, indent=1) + "\n").encode())
+    json_path, png_path = (folder / f"{machine.stem(document['machine'])}.{suffix}" for suffix in ("json", "png"))
+    rows = ",\n".join(json.dumps(row) for row in document["rows"])
+    text = json.dumps(document | {"rows": []}, indent=1).replace('"rows": []', f'"rows": [\n{rows}\n]')
+    replace(json_path, f"{text}\n".encode())
     replace(png_path, draw(document))
     return [json_path, png_path]
 
@@ -178,3 +213,10 @@ def replace(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink()
         raise
+
+
+if __name__ == "__main__":
+    printer = Console(highlight=False, file=sys.stdout)
+    for found in readme.documents():
+        printer.print(targets(found))
+    readme.update()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from measuring import Key
 from test_bench_models import LOGITS_BOUND, assert_agrees, frame, gradients, infer
 from torch import Tensor, nn
 
@@ -46,6 +47,7 @@ def exact(name: str) -> tuple[Tensor, Tensor]:
     return train(model, None, frame().double()), gradients(model)
 
 
+@pytest.mark.row(key=lambda name, direction, provider: Key(name, "busi_224", direction, provider))
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("direction", ["inference", "training_step"])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -63,14 +65,4 @@ def test_accelerate(name: str, direction: str, provider: str, measure: Callable)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         call = functools.partial(train, model, optimizer, frame())
         check = lambda _: errors  # noqa: E731 - the step has moved the parameters
-    measure(
-        call,
-        check,
-        group=f"{name}-busi_224-float32-{direction}",
-        provider=provider,
-        unit=("images", 1),
-        op=name,
-        shape="busi_224",
-        dtype="float32",
-        direction=direction,
-    )
+    measure(call, check, unit=("images", 1))

@@ -61,12 +61,7 @@ def test_calls(case: Case, measure, one_thread: None) -> None:
             call,
             lambda _: errors,
             group=f"call-{case.group}",
-            provider=case.provider.name,
             unit=("calls", 1),
             iterations=ITERATIONS,
             python_calls=python_calls(call),
-            op=w.op,
-            shape=w.shape_name,
-            dtype="float32",
-            direction=w.direction,
         )

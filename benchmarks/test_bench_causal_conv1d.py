@@ -2,7 +2,7 @@
 
 import pytest
 import torch.nn.functional as F
-from mamba_workloads import SHAPES, Row, measured, normal
+from mamba_workloads import SHAPES, Row, measured, moved, normal
 from providers import BOTH, FORWARD
 from torch import Tensor
 
@@ -35,4 +35,4 @@ def test_causal_conv1d(shape_name, layout, direction, provider, measure) -> None
     maps = 2 if direction == FORWARD else 5  # x and y; then x, dy and dx
     name = f"{shape_name}-{layout}"
     row, exact = Row(PROVIDERS[provider], tensors), Row(eager, tensors)
-    measured(measure, "causal_conv1d", name, direction, provider, row, exact, maps * x.numel())
+    measured(measure, "causal_conv1d", name, direction, provider, row, exact, moved(maps * x.numel()))

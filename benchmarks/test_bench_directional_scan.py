@@ -4,42 +4,22 @@ Each row's provider is its order. `pytest benchmarks -k directional --benchmark-
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import pytest
 import torch
+from mamba_workloads import Row, measured
 from providers import BOTH, FORWARD, MEDMAMBA_56
 from torch import Tensor
 
 from mtlkit.ops import directional_scan, orders, selective_scan, ss2d
-from mtlkit.testing import SS2D_SHAPES, assert_accurate
-
-Results = dict[str, Tensor]
-
-
-class Row(NamedTuple):
-    """A call: the function of tensors by name, and the tensors."""
-
-    function: Callable[..., Tensor]
-    tensors: dict[str, Tensor]
-    directions: int
-
-    def run(self, direction: str, dtype: torch.dtype = torch.float32) -> Results:
-        """The output, and in the direction `forward_backward` every gradient, by name."""
-        tensors = {name: t.to(dtype).requires_grad_() for name, t in self.tensors.items()}
-        if direction == FORWARD:
-            with torch.no_grad():
-                return {"y": self.function(**tensors)}
-        y = self.function(**tensors)
-        gradients = torch.autograd.grad(y, list(tensors.values()), torch.ones_like(y))
-        return {"y": y.detach(), **dict(zip(tensors, gradients, strict=True))}
+from mtlkit.testing import SS2D_SHAPES
 
 
 def rows() -> dict[str, Callable[[], Row]]:
     """By group and provider, "four: random"."""
 
     def four(function: Callable[..., Tensor]) -> Callable[[], Row]:
-        return lambda: Row(function, flat(), 4)
+        return lambda: Row(function, flat())
 
     def flat() -> dict[str, Tensor]:
         inputs = shape().inputs()
@@ -76,48 +56,21 @@ def rows() -> dict[str, Callable[[], Row]]:
     fixed = random()
     length = shape().H * shape().W
     return {
-        "four: ss2d": lambda: Row(ss2d, shape().inputs(), 4),
+        "four: ss2d": lambda: Row(ss2d, shape().inputs()),
         "four: cross": along(lambda: orders.cross(*image())),
         "four: snake": along(lambda: orders.snake(*image())),
         "four: windows": along(windows),
         "four: random": along(lambda: fixed),
-        "one: selective_scan": lambda: Row(as_selective_scan, one(), 1),
-        "one: forward": lambda: Row(
-            lambda **tensors: directional_scan(**tensors, order=orders.forward(length)), one(), 1
-        ),
+        "one: selective_scan": lambda: Row(as_selective_scan, one()),
+        "one: forward": lambda: Row(lambda **tensors: directional_scan(**tensors, order=orders.forward(length)), one()),
     }
 
 
 @pytest.mark.parametrize("direction", [FORWARD, BOTH])
-@pytest.mark.parametrize("name", ["four: ss2d", "four: cross", "four: snake", "four: windows", "four: random"])
-def test_directions_of_an_image(name, direction, measure) -> None:
-    measured(name, direction, measure)
-
-
-@pytest.mark.parametrize("direction", [FORWARD, BOTH])
-@pytest.mark.parametrize("name", ["one: selective_scan", "one: forward"])
-def test_one_direction(name, direction, measure) -> None:
-    measured(name, direction, measure)
-
-
-def measured(name: str, direction: str, measure) -> None:
+@pytest.mark.parametrize("name", rows())
+def test_directional_scan(name, direction, measure) -> None:
     row = rows()[name]()
-    exact = row.run(direction, torch.float64)
-
-    def check(got: Results) -> tuple[float, float]:
-        errors = [assert_accurate(key, value, exact[key], gradient=key != "y") for key, value in got.items()]
-        return max(errors), (got["y"].double() - exact["y"]).abs().max().item()
-
-    group, provider = name.split(": ")
-    s = SS2D_SHAPES[MEDMAMBA_56]
-    measure(
-        lambda: row.run(direction),
-        check,
-        group=f"directional_scan-{group}-{MEDMAMBA_56}-float32-{direction}",
-        provider=provider,
-        unit=("updates", row.directions * s.updates // 4),
-        op="directional_scan",
-        shape=MEDMAMBA_56,
-        dtype="float32",
-        direction=direction,
-    )
+    count, provider = name.split(": ")
+    op = "directional_scan" if count == "four" else "directional_scan-one"
+    updates = SS2D_SHAPES[MEDMAMBA_56].updates // (1 if count == "four" else 4)
+    measured(measure, op, MEDMAMBA_56, direction, provider, row, row, ("updates", updates))

@@ -113,11 +113,9 @@ def test_mamba(name: str, direction: str, provider: str, measure: Callable) -> N
     measure(
         functools.partial(infer if direction == "inference" else train, forward, layer, x),
         check,
-        group=f"mamba-{name}-float32-{direction}",
-        provider=provider,
         unit=("updates", SHAPES[name].updates),
         op="mamba",
         shape=name,
-        dtype="float32",
         direction=direction,
+        provider=provider,
     )

@@ -1,12 +1,6 @@
-"""Whole networks on a real ultrasound frame, inference and a training step.
-
-`python benchmarks/test_bench_models.py NAME BACKEND` prints the peak of memory of a training step, in bytes.
-"""
+"""Whole networks on a real ultrasound frame, inference and a training step."""
 
 import functools
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +10,8 @@ import pydicom
 import pytest
 import torch
 import torch.nn.functional as F
-from memory import RESET, resident
+from measuring import Key
+from memory import peak_of_training
 from profiling import profile
 from pydicom.data import get_testdata_file
 from torch import Tensor, nn
@@ -148,48 +143,40 @@ def assert_agrees(what: str, got: Tensor, exact: Tensor, bound: float) -> tuple[
     return error, (got.double() - exact).abs().max().item()
 
 
-def run(measure: Callable, name: str, backend: str, direction: str, call: Callable, check: Callable, **extra) -> None:
-    how, training = NETWORKS[name], direction == "training_step"
-    shape = how.training_shape if training else how.inference_shape
-    images = given(name, training)[0]
-    measure(
-        call,
-        check,
-        group=f"{name}-{shape}-float32-{direction}",
-        provider=backend,
-        unit=("images", len(images.flatten(0, -4))),
-        op=name,
-        shape=shape,
-        dtype="float32",
-        direction=direction,
-        **extra,
-    )
+def key(name: str, backend: str, direction: str) -> Key:
+    how = NETWORKS[name]
+    return Key(name, how.training_shape if direction == "training_step" else how.inference_shape, direction, backend)
 
 
+def images_of(inputs: tuple[Tensor, ...]) -> tuple[str, int]:
+    return "images", len(inputs[0].flatten(0, -4))
+
+
+@pytest.mark.row(key=functools.partial(key, direction="inference"))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_inference(name: str, backend: str, measure: Callable) -> None:
     with mtlkit.use_backend(BACKENDS[backend]):
         model, inputs = network(name).eval(), given(name, False)
-        infer(model, *inputs)
-        extra = {"profile": profile(lambda: infer(model, *inputs))} if backend == "mtlkit" else {}
+        extra = {}
+        if backend == "mtlkit":
+            infer(model, *inputs)
+            extra["profile"] = profile(lambda: infer(model, *inputs))
         exact_logits, _ = exact(name, False)
-        run(
-            measure,
-            name,
-            backend,
-            "inference",
+        measure(
             lambda: infer(model, *inputs),
             lambda logits: assert_agrees("logits", logits, exact_logits, LOGITS_BOUND),
+            unit=images_of(inputs),
             **extra,
         )
 
 
+@pytest.mark.row(key=functools.partial(key, direction="training_step"))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_training(name: str, backend: str, measure: Callable) -> None:
     exact_logits, exact_gradients = exact(name, True)
-    peak = peak_memory(name, backend) if NETWORKS[name].memory else None
+    peak = peak_of_training(name, BACKENDS[backend]) if NETWORKS[name].memory else None
     with mtlkit.use_backend(BACKENDS[backend]):
         model, inputs = network(name).train(), given(name, True)
         logits = train(model, None, *inputs)
@@ -197,45 +184,9 @@ def test_training(name: str, backend: str, measure: Callable) -> None:
         bound = GRADIENT_BOUND + 2 * relative_error(plain_gradients(name), exact_gradients)
         errors = assert_agrees("gradients", gradients(model), exact_gradients, bound)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        run(
-            measure,
-            name,
-            backend,
-            "training_step",
+        measure(
             lambda: train(model, optimizer, *inputs),
             lambda _: errors,
+            unit=images_of(inputs),
             **({} if peak is None else {"peak_bytes": peak}),
         )
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def measure_memory(name: str, backend: str) -> int | None:
-    """Bytes that a training step takes on top of the network; the first step makes the optimizer's state."""
-    with mtlkit.use_backend(BACKENDS[backend]):
-        model, inputs = network(name).train(), given(name, True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        model.zero_grad()
-        try:
-            RESET.write_text("5")
-        except OSError:
-            return None
-        before = resident("VmRSS")
-        train(model, optimizer, *inputs)
-        return resident("VmHWM") - before
-
-
-def peak_memory(name: str, backend: str) -> int | None:
-    """As `measure_memory`, from a fresh process; None where the system does not tell."""
-    if not RESET.exists():
-        return None
-    answer = subprocess.run([sys.executable, __file__, name, backend], capture_output=True, text=True, check=True)
-    return json.loads(answer.stdout.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure_memory(*sys.argv[1:])))

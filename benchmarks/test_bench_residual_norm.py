@@ -1,7 +1,7 @@
 """rms_norm and layer_norm of a sum, compared with their formulas written out."""
 
 import pytest
-from mamba_workloads import SHAPES, Row, measured, normal
+from mamba_workloads import SHAPES, Row, measured, moved, normal
 from providers import BOTH, FORWARD
 from torch import Tensor
 
@@ -32,5 +32,5 @@ def test_residual_norm(norm, direction, provider, measure) -> None:
     tensors = {"x": normal(*size), "residual": normal(*size) + 1, "weight": normal(size[-1])}
     row, exact = (Row(lambda f=f, **given: f(**given, norm=norm), tensors) for f in (PROVIDERS[provider], written_out))
     maps = 3 if direction == FORWARD else 8  # x, residual and y; then the two, dy and two gradients
-    count = maps * tensors["x"].numel()
-    measured(measure, "residual_norm", f"{norm}-vim_tiny_batch4", direction, provider, row, exact, count)
+    unit = moved(maps * tensors["x"].numel())
+    measured(measure, "residual_norm", f"{norm}-vim_tiny_batch4", direction, provider, row, exact, unit)

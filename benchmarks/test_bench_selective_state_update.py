@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from mamba_workloads import Row, measured, normal
+from mamba_workloads import Row, measured, moved, normal
 from providers import FORWARD
 from torch import Tensor
 
@@ -38,5 +38,5 @@ def test_selective_state_update(batch, channels, provider, measure) -> None:
         "z": normal(batch, channels) + 1,
     }
     row, exact = Row(PROVIDERS[provider], tensors), Row(plain_step, tensors)
-    count = 2 * batch * channels * STATES  # the state, read and written
-    measured(measure, "selective_state_update", f"{batch}x{channels}", FORWARD, provider, row, exact, count)
+    unit = moved(2 * batch * channels * STATES)  # the state, read and written
+    measured(measure, "selective_state_update", f"{batch}x{channels}", FORWARD, provider, row, exact, unit)

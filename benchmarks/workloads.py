@@ -4,9 +4,10 @@ import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from measuring import Key
 from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56, PROVIDERS, Provider, Workload
 from torch import Tensor
 
@@ -67,6 +68,13 @@ class Case:
         return f"{w.op}-{w.shape_name}-{dtype_name(w.dtype)}{layout}-{w.direction}"
 
     @property
+    def key(self) -> Key | None:
+        """None of 16-bit and channels-last rows, which no comparison takes."""
+        w = self.workload
+        plain = w.dtype == torch.float32 and w.layout == "nchw"
+        return Key(w.op, w.shape_name, w.direction, self.provider.name) if plain else None
+
+    @property
     def unit(self) -> tuple[str, int]:
         """What a call does, and how many of them."""
         w = self.workload
@@ -74,6 +82,26 @@ class Case:
         if w.op in MAPS:
             return "bytes", MAPS[w.op][w.direction] * w.tokens * shape.D * w.dtype.itemsize
         return "updates", shape.updates
+
+    @property
+    def tells_memory(self) -> bool:
+        """Whether the peak of memory is measured, too, in a process of its own."""
+        w = self.workload
+        measured = w.op in ("ss2d", "ss2d_layer") and self.provider.name in ("mtlkit", "torch")
+        return measured and self.key == Key(w.op, MEDMAMBA_56, BOTH, self.provider.name)
+
+    def columns(self, problem: Problem) -> dict[str, Any]:
+        """What describes the row, and what its time is held against."""
+        w = self.workload
+        return {
+            "op": w.op,
+            "shape": w.shape_name,
+            "dtype": dtype_name(w.dtype),
+            "direction": w.direction,
+            "provider": self.provider.name,
+            "unit": self.unit,
+            **(floor_of(self, problem) if w.op in MAPS else {}),
+        }
 
     def problem(self) -> Problem:
         return problem(self.workload.op, self.workload.shape_name, self.workload.dtype, self.provider)

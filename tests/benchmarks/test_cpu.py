@@ -62,7 +62,7 @@ def test_the_floor_counts_maps(workloads):
 def test_the_cost_of_calls_has_a_table():
     """One line for an operator and a shape, with the least time and the calls of both directions."""
     import report
-    from run_results import Results
+    from measuring import Results
 
     row = {"op": "ss2d", "shape": "7x7", "median_s": 2e-5, "min_s": 1.75e-5, "calls_per_s": 5e4, "relative_error": 1e-7}
     forward = row | {"direction": "forward", "python_calls": 116}
@@ -72,7 +72,7 @@ def test_the_cost_of_calls_has_a_table():
     results = Results()
     assert report.calls(results) is None
     for entry in (forward, backward, layer):
-        results.add(entry)
+        results.rows.append(entry)
     out = io.StringIO()
     Console(file=out, width=100).print(report.calls(results))
     lines = [line.split("│")[1:-1] for line in out.getvalue().splitlines() if line.startswith("│")]

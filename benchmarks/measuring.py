@@ -1,0 +1,214 @@
+"""How a row is measured: checked first, then timed until its median is known well enough; and the rows of a run."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import machine
+import pytest
+
+from mtlkit import _native
+
+Row = dict[str, Any]
+OURS = ("mtlkit", "accelerated")  # how the names of providers begin that are no peers
+
+PRECISION = 0.015  # of the median, either way: how well it must be known
+LEAST_ROUNDS, MOST_ROUNDS = 5, 200
+LEAST_SECONDS, MOST_SECONDS = 0.04, 0.3  # of a row's rounds, whatever their spread
+FEW = 3  # rounds of a call that takes longer than the row's seconds
+SLOW = 0.5  # seconds of a peer's call that is timed once
+UNDISTURBED = 0.85  # of the limit: what the yardstick reaches at least while nothing else runs
+
+
+# --- when to stop -----------------------------------------------------------------------------------------------------
+
+
+def interval(times: list[float]) -> tuple[float, float]:
+    """The bounds of the median at 95 %: those order statistics between which it lies, however the times scatter."""
+    ordered, count = sorted(times), len(times)
+    below = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ordered[below], ordered[count - 1 - below]
+
+
+def known(times: list[float], precision: float = PRECISION) -> bool:
+    """Whether the median's bounds lie within the precision of it."""
+    low, high = interval(times)
+    median = statistics.median(times)
+    return max(high - median, median - low) <= precision * median
+
+
+def sample(
+    call: Callable[[], Any],
+    iterations: int = 1,
+    *,
+    once: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
+    """Seconds of a call, of round after round, until their median is known.
+
+    Args:
+        call: what is timed.
+        iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
+        once: whether one round will do if it takes longer than `SLOW`.
+        clock: in seconds.
+    """
+    times: list[float] = []
+    spent = 0.0
+    while True:
+        start = clock()
+        for _ in range(iterations):
+            call()
+        elapsed = clock() - start
+        times.append(elapsed / iterations)
+        spent += elapsed
+        rounds = len(times)
+        if once and times[0] > SLOW:
+            return times
+        if rounds >= MOST_ROUNDS or (spent >= MOST_SECONDS and rounds >= FEW):
+            return times
+        if rounds >= LEAST_ROUNDS and spent >= LEAST_SECONDS and known(times):
+            return times
+
+
+# --- the rows of a run ------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """What a row measures, in float32 and NCHW: by it comparisons find their rows, and `--fast` its tests."""
+
+    op: str
+    shape: str
+    direction: str
+    provider: str
+
+
+def key_of(item: pytest.Item) -> Key | None:
+    """The key of the row that a test makes.
+
+    It comes from the parameter `case`, a case of workloads.py, or from the test's mark, a function of its parameters:
+    `@pytest.mark.row(key=lambda name, provider: Key(name, "busi_224", "inference", provider))`.
+    """
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    mark = item.get_closest_marker("row")
+    if mark is not None:
+        return mark.kwargs["key"](**parameters)
+    case = parameters.get("case")
+    return case.key if case is not None else None
+
+
+@dataclass
+class Results:
+    """The rows of a run, and the machine's yardstick at its start, around every row, and at its end."""
+
+    rows: list[Row] = field(default_factory=list)
+    yardsticks: list[float | None] = field(default_factory=list)
+
+    @property
+    def limit(self) -> float | None:
+        """State updates a second that no scan can pass here: noise only ever lowers a measurement of it."""
+        return max((y for y in self.yardsticks if y), default=None)
+
+    def disturbed(self) -> list[Row]:
+        """The rows before or after which the yardstick itself was slow: other programs had a part of the machine."""
+        rows = [row for row in self.rows if "yardsticks_updates_per_s" in row]
+        return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
+
+
+def find(rows: list[Row], key: Key) -> Row:
+    """The row in float32 and NCHW; raises KeyError where there is none."""
+    for row in rows:
+        found = (row["op"], row["shape"], row["direction"], row["provider"])
+        if found == key and row["dtype"] == "float32" and row.get("layout", "nchw") == "nchw":
+            return row
+    raise KeyError(key)
+
+
+class Measure:
+    """Checks one call and times it; each use makes one row of the results."""
+
+    def __init__(self, benchmark: Any, results: Results, request: pytest.FixtureRequest, say: Callable) -> None:
+        self._benchmark = benchmark
+        self._results = results
+        self._key = key_of(request.node)
+        self._say = say
+
+    def __call__(
+        self,
+        call: Callable[[], Any],
+        check: Callable[[Any], tuple[float, float | None]],
+        *,
+        unit: tuple[str, float],
+        iterations: int = 1,
+        compiles: bool = False,
+        group: str | None = None,
+        op: str | None = None,
+        shape: str | None = None,
+        direction: str | None = None,
+        provider: str | None = None,
+        dtype: str = "float32",
+        **extra: Any,
+    ) -> Row:
+        """Times `call` after `check` has passed its result.
+
+        Args:
+            call: what is timed.
+            check: raises where the result is wrong; returns its relative and its largest absolute error.
+            unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
+            iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
+            compiles: whether the first call compiles, so that its time says nothing.
+            group: the rows that this one is compared with; made of operator, shape, dtype and direction by default.
+            op, shape, direction, provider: the row's key, which the test's mark gives by default.
+            dtype: of the numbers.
+            **extra: further columns.
+        """
+        given = Key(op, shape, direction, provider)
+        key = Key(*(part or marked for part, marked in zip(given, self._key or given, strict=True)))
+        layout = f"-{extra['layout']}" if "layout" in extra else ""
+        group = group or f"{key.op}-{key.shape}-{dtype}{layout}-{key.direction}"
+        peer = not key.provider.startswith(OURS)
+        start = time.perf_counter()
+        result = call()
+        first = time.perf_counter() - start
+        relative, absolute = check(result)
+        del result
+        if self._benchmark.disabled:
+            return {}
+        at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
+        speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
+        times = [first] if peer and not compiles and first > SLOW else []
+        self._benchmark.group = group
+        # one round of pytest-benchmark's, which knows no rule to stop by: see pytest_benchmark_update_json
+        self._benchmark.pedantic(lambda: times.extend([] if times else sample(call, iterations, once=peer)), rounds=1)
+        speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
+        self._results.yardsticks += speeds
+        what, count = unit
+        median = statistics.median(times)
+        low, high = interval(times)
+        row = {
+            "group": group,
+            **key._asdict(),
+            "dtype": dtype,
+            "median_s": median,
+            "low_s": low,
+            "high_s": high,
+            "min_s": min(times),
+            "max_s": max(times),
+            "rounds": len(times),
+            f"{what}_per_s": count / median,
+            "relative_error": relative,
+            **({} if absolute is None else {"max_abs_error": absolute}),
+            **({"yardsticks_updates_per_s": speeds} if speeds else {}),
+            **extra,
+        }
+        if speeds and what == "updates":  # of the limit read beside it, for a machine's clock drifts
+            row["share_of_limit"] = row["updates_per_s"] / max(speeds)
+        self._results.rows.append(row)
+        self._benchmark.extra_info.update(row)
+        self._say(row)
+        return row
+
+
+ISA = _native.C.cpu_isa() if _native.C else None  # of the run: a row may hold its provider to less

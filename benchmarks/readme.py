@@ -1,0 +1,72 @@
+"""The README's table of speed: what the files in results/ say, with the range of each ratio over the machines."""
+
+import json
+
+import machine
+from comparisons import COMPARISONS, Document, Figure, in_unit
+
+RESULTS = machine.ROOT / "benchmarks" / "results"
+README = machine.ROOT / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def documents() -> list[Document]:
+    """Of the runs on a CPU, the fastest machine first."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = [document for document in found if "gpu" not in document]
+    return sorted(found, key=lambda document: -document["yardstick"].get("polynomial_updates_per_s", 0))
+
+
+def section(found: list[Document]) -> str:
+    """What stands between the README's marks."""
+    kinds = [machine.kind(document["machine"]) for document in found]
+    chart = f"benchmarks/results/{machine.stem(found[0]['machine'])}.png"
+    lines = [
+        f"![State updates per second of SS2D, forward and with backward, on {kinds[0]}]({chart})",
+        "",
+        *(f"- {_machine_line(document)}" for document in found),
+        "",
+        "SS2D on a 56 x 56 map with 96 channels and 16 states, one image; task interaction with 8 images; float32.",
+        "Ratios are ranges over the machines; the times and rates below a machine's name are mtlkit's.",
+        "",
+        f"| what | compared with | ratio | {' | '.join(kinds)} |",
+        f"|---|---|---{'|---' * len(kinds)}|",
+    ]
+    for comparison in COMPARISONS.values():
+        if not comparison.readme:
+            continue
+        figures = [comparison.of(document) for document in found]
+        present = [figure for figure in figures if figure is not None]
+        if present:
+            cells = (figure.ours if figure else "" for figure in figures)
+            lines.append(f"| {comparison.what.strip()} | {peer(present)} | {span(present)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def peer(figures: list[Figure]) -> str:
+    """What is compared with, without its figure, which differs from machine to machine."""
+    words = figures[0].other.split()
+    return " ".join(words[:-2])
+
+
+def span(figures: list[Figure]) -> str:
+    """The ratio, or the lowest and the highest."""
+    least, most = (in_unit(bound(figure.ratio for figure in figures), figures[0].unit) for bound in (min, max))
+    return least if least == most else f"{least} to {most}"
+
+
+def _machine_line(document: Document) -> str:
+    m = document["machine"]
+    bits = m.get("avx512_bits")
+    width = f", AVX-512 of {bits} bits a cycle" if bits and not machine.limited(m) else ""
+    return (
+        f"{machine.kind(m)}: {m['cpu']}{width}, {m['threads']} threads, torch {document['versions']['torch']}, "
+        f"{document['date'][:10]} ([all rows](benchmarks/results/{machine.stem(m)}.json))"
+    )
+
+
+def update() -> None:
+    """Writes the section into the README."""
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    README.write_text(f"{before}{BEGIN}\n\n{section(documents())}\n\n{END}{after}")

@@ -1,0 +1,20 @@
+"""The operators on a GPU, beside their peers: `pytest benchmarks -m gpu`, the last step of `make gpu`."""
+
+from typing import Any
+
+import gpu_levels
+import gpu_operators
+import gpu_workloads
+import pytest
+
+CASES = [
+    *gpu_workloads.cases(),
+    *gpu_levels.cases(),
+    *(case for op in gpu_operators.OPERATORS for case in gpu_operators.cases(op)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_gpu(case: Any, measure_gpu) -> None:
+    measure_gpu(case)

@@ -1,0 +1,257 @@
+"""What a run of the benchmarks rests on: when a row stops, the machine, what is kept, and the README's table."""
+
+import importlib.util
+import json
+import random
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("pytest_benchmark")
+import comparisons
+import machine
+import measuring
+import readme
+import report
+from measuring import Key, Results
+from targets import TARGETS
+
+
+class Clock:
+    """Rounds of given seconds, the last again and again."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.now, self.calls = list(seconds), 0.0, 0
+
+    def call(self) -> None:
+        self.now += self.seconds[min(self.calls, len(self.seconds) - 1)]
+        self.calls += 1
+
+    def sample(self, **options) -> list[float]:
+        return measuring.sample(self.call, clock=lambda: self.now, **options)
+
+
+# --- when to stop -----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_stops_when_its_median_is_known():
+    assert len(Clock(0.01).sample()) == measuring.LEAST_ROUNDS
+    short = Clock(0.001).sample()
+    assert sum(short) == pytest.approx(measuring.LEAST_SECONDS)
+    assert Clock(5e-5).sample(iterations=10) == pytest.approx([5e-5] * 80)
+
+
+def test_a_row_whose_rounds_scatter_goes_on():
+    """One slow first round is outside the median's interval from nine rounds on; noise lasts to the row's seconds."""
+    assert 5 < len(Clock(0.02, 0.01).sample()) <= 10
+    scattered = Clock(*[0.008, 0.012] * 100).sample()
+    assert sum(scattered) == pytest.approx(measuring.MOST_SECONDS, abs=0.012)
+
+
+def test_slow_calls_get_few_rounds_and_slow_peers_one():
+    assert len(Clock(2).sample()) == measuring.FEW
+    assert len(Clock(2).sample(once=True)) == 1
+    assert len(Clock(0.4).sample(once=True)) == measuring.FEW
+
+
+def test_the_interval_of_the_median_has_its_share():
+    """Of 95 %: as many of a thousand medians of five to forty draws lie outside as the binomial law lets."""
+    dice = random.Random(0)
+    for count, least in ((6, 0.96), (20, 0.93), (40, 0.93)):
+        hits = 0
+        for _ in range(1000):
+            low, high = measuring.interval([dice.expovariate(1) for _ in range(count)])
+            hits += low <= 0.6931 <= high
+        assert hits / 1000 >= least
+
+
+# --- which machine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("identity", "name", "bits"),
+    [
+        (("AuthenticAMD", 0x19, 0x11), "Zen 4", 256),
+        (("AuthenticAMD", 0x1A, 0x02), "Zen 5", 512),
+        (("AuthenticAMD", 0x1A, 0x24), "Zen 5 mobile", 256),
+        (("AuthenticAMD", 0x17, 0x71), "Zen 2", 0),
+        (("GenuineIntel", 6, 0x8F), "Sapphire Rapids", 512),
+        (("AuthenticAMD", 0x1A, 0xF0), "unknown (AuthenticAMD, family 26, model 240)", None),
+        (("Other", 6, 0x8F), "unknown (Other, family 6, model 143)", None),
+    ],
+)
+def test_microarchitectures(identity, name, bits):
+    assert machine.microarchitecture(identity) == (name, bits)
+
+
+def test_no_model_is_in_two_microarchitectures():
+    for rows in machine.MICROARCHITECTURES.values():
+        models = [(family, model) for family, of, *_ in rows for model in of]
+        assert len(set(models)) == len(models)
+
+
+def test_kinds_of_machine_have_files(monkeypatch, tmp_path):
+    levels = ["baseline", "avx2", "avx512"]
+    zen5 = {"microarchitecture": "Zen 5", "isa": "avx512", "isa_levels": levels}
+    assert (machine.kind(zen5), machine.stem(zen5)) == ("Zen 5", "zen5")
+    held = zen5 | {"isa": "avx2"}
+    assert (machine.kind(held), machine.stem(held)) == ("Zen 5, AVX2 code", "zen5-avx2")
+    other = zen5 | {"microarchitecture": "unknown (AuthenticAMD, family 26, model 240)"}
+    assert machine.stem(other) == "unknown-authenticamd-family-26-model-240"
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    assert machine.cpuid() is None
+    text = "vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n"
+    (tmp_path / "cpuinfo").write_text(text)
+    assert machine.cpuid() == ("AuthenticAMD", 26, 2)
+
+
+def test_load_is_that_of_other_programs(monkeypatch, tmp_path):
+    """In hundredths of a second of all cores: here 60 of user and 10 of stolen time, 40 of them by one program."""
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+
+    def state(user: int, steal: int, program: int) -> None:
+        (tmp_path / "stat").write_text(f"cpu  {user} 0 0 1000 0 0 0 {steal} 0 0\ncpu0 0\n")
+        (tmp_path / "12").mkdir(exist_ok=True)
+        (tmp_path / "12/stat").write_text(f"12 (a (b) c) S {'0 ' * 10}{program} 0 0 0\n")
+
+    state(0, 0, 0)
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: state(60, 10, 40))
+    found = machine.load()
+    assert found.cores == pytest.approx(0.7)
+    assert found.busy
+    assert found.in_words().startswith("0.70 cores (a (b) c 0.40)")
+    assert not machine.Load(0.4, "", None).busy
+    monkeypatch.setattr(machine, "PROC", tmp_path / "none")
+    assert not machine.load().busy
+
+
+def test_the_floor_counts_operations():
+    """Of the yardstick's eight an update: forward 8 and a token's share, backward 15 more."""
+    assert (len(machine.FORWARD_UPDATE), len(machine.BACKWARD_UPDATE)) == (8, 15)
+    forward = machine.scan_floor(1000, 16, 3, False, 1e6)
+    assert forward == pytest.approx(1e-3 * (8 + (len(machine.FORWARD_TOKEN) + 3) / 16) / 8)
+    assert machine.scan_floor(1000, 10**9, 0, True, 1e6) == pytest.approx(1e-3 * 23 / 8)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------------------
+
+
+def document(isa: str = "avx512", factor: float = 1.0) -> dict:
+    """A run that has every row of the README."""
+    levels = ["baseline", "avx2", "avx512"]
+    described = {"cpu": "AMD EPYC", "microarchitecture": "Zen 5", "avx512_bits": 512, "threads": 2, "governor": "x"}
+    rows = [
+        {
+            **key._asdict(),
+            "dtype": "float32",
+            "median_s": 1e-3 * (1 if key.provider == "mtlkit" else 20 * factor),
+            "updates_per_s": 8e9 * factor,
+            "yardsticks_updates_per_s": [1e10],
+            "peak_bytes": 1 << 20,
+            "relative_error": 1e-7,
+        }
+        for key in sorted(comparisons.readme_keys())
+    ]
+    return {
+        "date": "2026-11-29T00:00:00",
+        "commit": "0",
+        "machine": described | {"isa": isa, "isa_levels": levels},
+        "versions": {"torch": "2.14.1"},
+        "load": {"before": "0.1 cores", "after": "0.2 cores"},
+        "yardstick": {
+            "start_updates_per_s": 1e10,
+            "end_updates_per_s": 1e10,
+            "limit_updates_per_s": 1e10,
+            "polynomial_updates_per_s": 9e9 if isa == "avx512" else 4e9,
+        },
+        "disturbed_rows": 0,
+        "rows": rows,
+    }
+
+
+@pytest.fixture
+def written(monkeypatch, tmp_path):
+    """A README and a folder of results of their own."""
+    (tmp_path / "README.md").write_text(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    return tmp_path
+
+
+def test_results_are_a_file_a_machine_and_ranges_in_the_readme(written):
+    results = Results(document()["rows"], [1e10, 1e10])
+    for isa, factor in (("avx512", 1), ("avx2", 2)):
+        said = report.finish(results, document(isa, factor), None, colour=False, width=120)
+        assert "written:" in said
+    assert sorted(path.name for path in (written / "results").iterdir()) == [
+        "zen5-avx2.json",
+        "zen5-avx2.png",
+        "zen5.json",
+        "zen5.png",
+    ]
+    assert json.loads((written / "results/zen5-avx2.json").read_text()) == document("avx2", 2)
+    text = (written / "README.md").read_text()
+    assert text.startswith("above\n")
+    assert text.endswith("\nbelow\n")
+    assert "old" not in text
+    assert "| what | compared with | ratio | Zen 5 | Zen 5, AVX2 code |" in text
+    assert "| SS2D forward | PyTorch loop | 20x to 40x | 1 ms | 1 ms |" in text
+    assert "| SS2D forward + backward | counted floor |" in text
+
+
+def test_a_busy_machine_keeps_its_results(written):
+    results, why = Results(document()["rows"], [1e10, 1e10]), "other programs used 0.9 cores"
+    said = report.finish(results, document(), why, colour=False, width=120)
+    assert "stays as it is: other programs used 0.9 cores" in said
+    assert "SS2D forward" in said
+    assert not (written / "results").exists()
+
+
+@pytest.mark.parametrize(("cores", "force", "kept"), [(0.9, False, True), (0.9, True, False), (0.2, False, False)])
+def test_force_overrides_a_busy_machine(root, cores, force, kept):
+    spec = importlib.util.spec_from_file_location("conftest_of_benchmarks", root / "benchmarks/conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    stash = {module.LOAD: machine.Load(cores, "", None), module.DESELECTED: 0}
+    config = SimpleNamespace(stash=stash, option=SimpleNamespace(force=force))
+    why = module.why_kept(config, 0)
+    assert (why is not None) == kept
+    assert module.why_kept(config, 1) == "not every benchmark ran and passed"
+
+
+# --- the README and the targets ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_says_what_the_results_say():
+    text = readme.README.read_text()
+    found = text.partition(readme.BEGIN)[2].partition(readme.END)[0].strip()
+    assert found == readme.section(readme.documents()), "python benchmarks/report.py writes the table"
+
+
+def test_every_target_is_a_comparison():
+    assert set(TARGETS) <= set(comparisons.COMPARISONS)
+    assert report.targets(document()).row_count == len(TARGETS)
+    assert TARGETS["layer/scan"].met(1.8)
+    assert not TARGETS["ss2d/torch"].met(49)
+
+
+def test_fast_selects_every_row_of_the_readme(root, run_python):
+    """Those whose provider this machine has."""
+    from providers import BY_NAME
+
+    options = ("--fast", "--collect-only", "-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml")
+    listed = run_python("-m", "pytest", root / "benchmarks", *options).stdout
+    found = {line for line in listed.splitlines() if "::test_" in line}
+    absent = {name for name, provider in BY_NAME.items() if provider.why_absent()}
+    assert len(found) == len([key for key in comparisons.readme_keys() if key.provider not in absent])
+
+
+def test_a_row_is_named_by_its_test():
+    """By its case, or by its mark as a function of the parameters."""
+    mark = SimpleNamespace(kwargs={"key": lambda name: Key("op", name, "forward", "mtlkit")})
+    item = SimpleNamespace(callspec=SimpleNamespace(params={"name": "a"}), get_closest_marker=lambda name: mark)
+    assert measuring.key_of(item) == Key("op", "a", "forward", "mtlkit")
+    case = SimpleNamespace(key=Key("op", "b", "forward", "torch"))
+    item = SimpleNamespace(callspec=SimpleNamespace(params={"case": case}), get_closest_marker=lambda name: None)
+    assert measuring.key_of(item) == case.key
