@@ -106,7 +106,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 
 clean: ## remove what was built here; VENV itself stays
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
-	rm -f mtlkit/_C.*.so $(VENV)/.mtlkit-*
+	rm -rf mtlkit/_C.*.so mtlkit/deploy/lib mtlkit/deploy/include $(VENV)/.mtlkit-*
 	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -print | xargs rm -rf
 
 $(STAMP): $(SOURCES) | $(PY)

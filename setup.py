@@ -1,4 +1,4 @@
-"""Build of mtlkit: pure Python plus `mtlkit._C` and the library of `mtlkit.deploy`, compiled without any torch header.
+"""Build of mtlkit: pure Python plus `mtlkit._C` and the libraries of `mtlkit.deploy`, compiled without a torch header.
 
 Environment: MTLKIT_NATIVE=on|off, MTLKIT_CUDA=auto|on|off, MTLKIT_CUDA_ARCHS="80;90" (README.md, "Settings").
 """
@@ -14,7 +14,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-LIBRARY = "mtlkit/deploy/lib"  # the folder of the library of operators for ONNX Runtime
+LIBRARIES = ("mtlkit/deploy/lib", "mtlkit/deploy/include")  # for other programs: libraries, and the header of one
 
 
 def choice(variable: str, *options: str) -> str:
@@ -66,9 +66,10 @@ class CMakeBuild(build_ext):
             ) from None
 
     def copy_extensions_to_source(self) -> None:
-        """For an editable install also copies the library of operators for ONNX Runtime, which CMake built as well."""
+        """For an editable install also copies the libraries for other programs, which CMake built as well."""
         super().copy_extensions_to_source()
-        shutil.copytree(Path(self.build_lib, LIBRARY), ROOT / LIBRARY, dirs_exist_ok=True)
+        for folder in LIBRARIES:
+            shutil.copytree(Path(self.build_lib, folder), ROOT / folder, dirs_exist_ok=True)
 
 
 NATIVE = choice("MTLKIT_NATIVE", "on", "off")

@@ -1,10 +1,13 @@
 """Every script in examples/ runs, is short, and does what it says."""
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from mtlkit import compat
+from mtlkit import compat, deploy
 
 SCRIPTS = ("accelerate_medmamba", "layer_in_your_unet", "mamba_ssm_on_cpu")
 
@@ -47,6 +50,33 @@ def test_mamba_ssm_on_cpu(output):
     assert "block: (2, 1000, 64)" in output
     assert "step: (2, 1, 64)" in output
     assert "scan: (2, 128, 1000), last state (2, 128, 16)" in output
+
+
+def test_scan_from_c(root, tmp_path):
+    source, program, (library, include) = root / "examples" / "c" / "scan.c", tmp_path / "scan", paths_for_c()
+    assert len(source.read_text().splitlines()) < 70
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler `cc` on PATH")
+    link = ["-I", include, "-L", library, "-lmtlkit", f"-Wl,-rpath,{library}"]
+    subprocess.run([compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", source, *link, "-o", program], check=True)
+    for threads in ("1", "3"):
+        process = subprocess.run([program, threads], capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        numbers, refusal = process.stdout.splitlines()
+        assert f"{threads} threads: sum -23.6697, sum of squares 310.0006" in numbers
+        assert (
+            refusal == "z: expected shape (B, H, W, C) with C at least as here = (1, 14, 10, 24), got (1, 14, 10, 23)"
+        )
+    process = subprocess.run([program, "-1"], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr == "mtlkit: threads: expected a number that is at least 0, got -1\n"
+
+
+def paths_for_c() -> tuple[Path, str]:
+    """The folders of the library and of its header."""
+    try:
+        return Path(deploy.library_path("c")).parent, deploy.include_path()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 def test_page_runs(root, capsys):

@@ -95,7 +95,8 @@ def test_wheel_content(wheel, files):
     assert {name.partition("/")[0] for name in names} == {"mtlkit", f"mtlkit-{mtlkit.__version__}.dist-info"}
     expected = {name for name in files if name.startswith("mtlkit/")}
     expected |= {f"mtlkit/{name}" for name in files if name.startswith("kernels/")}
-    expected |= {"mtlkit/_C" + sysconfig.get_config_var("EXT_SUFFIX"), "mtlkit/deploy/lib/libmtlkit_onnxruntime.so"}
+    built = ("include/mtlkit.h", "lib/libmtlkit.so", "lib/libmtlkit_onnxruntime.so")
+    expected |= {"mtlkit/_C" + sysconfig.get_config_var("EXT_SUFFIX"), *(f"mtlkit/deploy/{name}" for name in built)}
     assert {name for name in names if name.startswith("mtlkit/")} == expected
 
 

@@ -1,7 +1,12 @@
 #include "cpu/dispatch.h"
 
 #include <atomic>
+#include <cstdint>
 #include <cstdlib>
+
+#if defined(MTLKIT_X86_64)
+#include <cpuid.h>
+#endif
 
 namespace mtlkit {
 
@@ -19,17 +24,33 @@ extern const CpuKernels kernels;
 
 namespace {
 
+#if defined(MTLKIT_X86_64)
+// What cpuid says of the processor, as far as the system keeps the registers. The compiler's __builtin_cpu_supports
+// needs a runtime that finds this out, which not every toolchain for Windows has.
+struct Processor {
+  bool avx2 = false, avx512 = false;
+
+  Processor() {
+    constexpr unsigned kFma = 1u << 12, kOsxsave = 1u << 27, kF16c = 1u << 29, kFirst = kFma | kOsxsave | kF16c;
+    constexpr unsigned kAvx2 = 1u << 5, kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    constexpr unsigned kYmm = 0x6, kZmm = 0xe6;
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & kFirst) != kFirst) return;
+    unsigned kept, high;
+    __asm__("xgetbv" : "=a"(kept), "=d"(high) : "c"(0));
+    if ((kept & kYmm) != kYmm || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
+    avx2 = ebx & kAvx2;
+    avx512 = avx2 && (ebx & kAvx512) == kAvx512 && (kept & kZmm) == kZmm;
+  }
+};
+#endif
+
 std::vector<const CpuKernels*> tables() {
   std::vector<const CpuKernels*> found = {&baseline::kernels};
 #if defined(MTLKIT_X86_64)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    found.push_back(&avx2::kernels);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      found.push_back(&avx512::kernels);
-    }
-  }
+  static const Processor processor;
+  if (processor.avx2) found.push_back(&avx2::kernels);
+  if (processor.avx512) found.push_back(&avx512::kernels);
 #endif
   return found;
 }

@@ -32,29 +32,36 @@ extern const CpuKernels kernels;
 #define MTLKIT_NAME_OF(level) #level
 #define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
 
+// What serves inference alone has no backward passes, which the linker then leaves out.
+#if defined(MTLKIT_FORWARD_ONLY)
+#define MTLKIT_BACKWARD(kernel) nullptr
+#else
+#define MTLKIT_BACKWARD(kernel) kernel
+#endif
+
 const CpuKernels kernels = {
     MTLKIT_NAME(MTLKIT_ISA),
     ss2d_forward,
-    ss2d_backward,
+    MTLKIT_BACKWARD(ss2d_backward),
     directional_scan_forward,
-    directional_scan_backward,
+    MTLKIT_BACKWARD(directional_scan_backward),
     selective_scan_forward,
-    selective_scan_backward,
+    MTLKIT_BACKWARD(selective_scan_backward),
     dwconv_silu_forward,
-    dwconv_silu_backward,
+    MTLKIT_BACKWARD(dwconv_silu_backward),
     causal_conv1d_forward,
-    causal_conv1d_backward,
+    MTLKIT_BACKWARD(causal_conv1d_backward),
     causal_conv1d_update,
     selective_state_update,
     norm_gate_forward,
-    norm_gate_backward,
+    MTLKIT_BACKWARD(norm_gate_backward),
     interaction_reduce_forward,
-    interaction_reduce_backward,
+    MTLKIT_BACKWARD(interaction_reduce_backward),
     {kRows, kVectorBytes},
     interaction_scale_forward,
-    interaction_scale_backward,
+    MTLKIT_BACKWARD(interaction_scale_backward),
     interaction_gating_forward,
-    interaction_gating_backward,
+    MTLKIT_BACKWARD(interaction_gating_backward),
     peak_rate,
 };
 

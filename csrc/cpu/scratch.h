@@ -1,7 +1,7 @@
 // Scratch memory of a call.
 #pragma once
 
-#include <cstdlib>
+#include <new>
 
 #include "cpu/integer_math.h"
 
@@ -13,8 +13,8 @@ template <typename T>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(std::aligned_alloc(64, (max(count, 1) * sizeof(T) + 63) / 64 * 64))) {}
-  ~Scratch() { std::free(data_); }
+      : data_(static_cast<T*>(::operator new(max(count, 1) * sizeof(T), kAlignment, std::nothrow))) {}
+  ~Scratch() { ::operator delete(data_, kAlignment); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 
@@ -22,6 +22,7 @@ class Scratch {
   T* get() const { return data_; }
 
  private:
+  static constexpr std::align_val_t kAlignment{64};
   T* data_;
 };
 

@@ -19,6 +19,9 @@ struct Refused : std::runtime_error {
 
 using Sizes = std::vector<int64_t>;
 
+// As messages spell them, e.g. "(2, 3)".
+std::string spelled(const Sizes& sizes);
+
 // An input, float32 and contiguous; without data where it was left out.
 struct Input {
   const char* name = "";

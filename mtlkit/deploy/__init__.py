@@ -1,6 +1,6 @@
-"""Out of PyTorch: networks as ONNX files, and the library with which ONNX Runtime runs them."""
+"""Out of PyTorch: networks as ONNX files, and the libraries that serve them to other programs."""
 
 from mtlkit.deploy._export import Exported, export
-from mtlkit.deploy._library import facts_of, library_path, open_session
+from mtlkit.deploy._library import facts_of, include_path, library_path, open_session
 
-__all__ = ["Exported", "export", "facts_of", "library_path", "open_session"]
+__all__ = ["Exported", "export", "facts_of", "include_path", "library_path", "open_session"]

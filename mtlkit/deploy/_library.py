@@ -1,9 +1,9 @@
-"""The library that gives ONNX Runtime mtlkit's operators, and sessions that have it."""
+"""The libraries for other programs: operators of ONNX Runtime, with sessions that have them, and a C interface."""
 
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtlkit._extras import check_installed
 from mtlkit._files import check_file
@@ -15,16 +15,30 @@ if TYPE_CHECKING:
 
 DOMAIN, VERSION = "mtlkit", 1  # of the operators
 FACTS = "mtlkit"  # the key of a file's metadata
-_SUFFIX = {"darwin": ".so", "win32": ".dll"}.get(sys.platform, ".so")  # CMake's of modules
-_LIBRARY = Path(__file__).parent / "lib" / f"libmtlkit_onnxruntime{_SUFFIX}"
+_FOLDER = Path(__file__).parent
+# CMake's suffixes of modules, which programs load, and of libraries, which they link
+_MODULE, _SHARED = {"darwin": (".so", ".dylib"), "win32": (".dll", ".dll")}.get(sys.platform, (".so", ".so"))
+_LIBRARIES = {"onnxruntime": f"libmtlkit_onnxruntime{_MODULE}", "c": f"libmtlkit{_SHARED}"}
 
 
-def library_path() -> str:
-    """The path of the library to register with ONNX Runtime before it opens a file that `mtlkit.export` wrote.
+def _installed(path: Path, function: str) -> str:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: {function}() found nothing there, as mtlkit was installed without its native part; install it "
+            "where there is a C++ compiler, without MTLKIT_NATIVE=off"
+        )
+    return str(path)
 
-    The library needs ONNX Runtime 1.17 or later, and neither Python nor PyTorch; it may be copied to any place.
+
+def library_path(kind: Literal["onnxruntime", "c"] = "onnxruntime") -> str:
+    """The path of a library for programs without PyTorch; it may be copied to any place, and needs no Python.
+
+    Args:
+        kind: "onnxruntime" for the one to register with ONNX Runtime 1.17 or later before it opens a file that
+            `mtlkit.export` wrote; "c" for the one with the C interface of mtlkit.h (`include_path`).
 
     Raises:
+        ValueError: there is no such kind.
         FileNotFoundError: mtlkit was installed without its native part.
 
     Example:
@@ -33,12 +47,24 @@ def library_path() -> str:
         >>> options = onnxruntime.SessionOptions()
         >>> options.register_custom_ops_library(mtlkit.deploy.library_path())
     """
-    if not _LIBRARY.is_file():
-        raise FileNotFoundError(
-            f"{_LIBRARY}: mtlkit.deploy.library_path() found no library there, as mtlkit was installed without its "
-            "native part; install it where there is a C++ compiler, without MTLKIT_NATIVE=off"
-        )
-    return str(_LIBRARY)
+    if kind not in _LIBRARIES:
+        raise ValueError(f"kind: expected one of {', '.join(map(repr, _LIBRARIES))}, got {kind!r}")
+    return _installed(_FOLDER / "lib" / _LIBRARIES[kind], "mtlkit.deploy.library_path")
+
+
+def include_path() -> str:
+    """The path of the folder with mtlkit.h, the C interface of `library_path("c")`: docs/deploy.md, "From C".
+
+    Raises:
+        FileNotFoundError: mtlkit was installed without its native part.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import mtlkit
+        >>> Path(mtlkit.deploy.include_path(), "mtlkit.h").exists()
+        True
+    """
+    return _installed(_FOLDER / "include", "mtlkit.deploy.include_path")
 
 
 def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceSession":

@@ -43,9 +43,17 @@ def test_an_own_session_with_the_path(file):
 
 
 def test_no_library(monkeypatch, tmp_path, file):
-    monkeypatch.setattr(_library, "_LIBRARY", tmp_path / "libmtlkit_onnxruntime.so")
-    with pytest.raises(FileNotFoundError, match=r"mtlkit\.deploy\.library_path\(\) found no library"):
+    monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mtlkit\.deploy\.library_path\(\) found nothing there"):
         deploy.open_session(file())
+    with pytest.raises(FileNotFoundError, match=r"include: mtlkit\.deploy\.include_path\(\) found nothing there"):
+        deploy.include_path()
+
+
+def test_kinds():
+    with pytest.raises(ValueError, match="kind: expected one of 'onnxruntime', 'c', got 'rust'"):
+        deploy.library_path("rust")
+    assert deploy.library_path("c") != deploy.library_path("onnxruntime") == deploy.library_path()
 
 
 @pytest.mark.parametrize(

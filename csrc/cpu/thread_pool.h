@@ -1,0 +1,35 @@
+// A pool of threads for programs that have none.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "cpu/team.h"
+
+namespace mtlkit {
+
+// Threads that wait between calls. A call that finds the pool busy does all its work on
+// its own thread.
+class ThreadPool : public HostPool {
+ public:
+  // The thread that calls is one of them; there are fewer where the system has no more.
+  explicit ThreadPool(int threads);
+  ~ThreadPool() override;
+  int threads() const { return static_cast<int>(others_.size()) + 1; }
+  void run(int threads, TeamWork work) override;
+
+ private:
+  void take_shares(std::unique_lock<std::mutex>& lock);
+  void wait_for_work();
+
+  std::mutex call_, state_;  // held through a call; guards what follows
+  std::condition_variable begin_, end_;
+  TeamWork work_{};
+  int shares_ = 0, next_ = 0, left_ = 0;  // of the call: all, the next to be taken, those that have not ended
+  bool closing_ = false;
+  std::vector<std::thread> others_;
+};
+
+}  // namespace mtlkit

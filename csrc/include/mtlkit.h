@@ -1,0 +1,208 @@
+/* mtlkit's operators for programs in C and C++: forward, float32, on the CPU. The library needs neither Python nor
+ * PyTorch, and no OpenMP. examples/c/scan.c is a program that uses it; formulas are those of mtlkit.ops.
+ *
+ * Arrays are dense, the last dimension fastest. Images have their channels last, (B, H, W, D), but for the map of task
+ * interaction, (B, C, H, W). Letters: B batch, D and C channels, H x W pixels, L tokens, N states (1 to 256), R rank of
+ * the time step. A batch of 0 is valid. No output may overlap an input or another output.
+ *
+ * A structure of arguments starts as zeros; what is left zero counts as not given. Every function but those that return
+ * a name or a number gives a status; none ends the program or throws. All functions may be called from any thread at
+ * any time.
+ *
+ * Within one version of the interface, neither functions nor structures change; new functions may be added.
+ */
+#ifndef MTLKIT_H
+#define MTLKIT_H
+
+#include <stdint.h>
+
+#define MTLKIT_INTERFACE_VERSION 1
+
+#if defined(MTLKIT_BUILDING) && defined(_WIN32)
+#define MTLKIT_API __declspec(dllexport)
+#elif defined(MTLKIT_BUILDING)
+#define MTLKIT_API __attribute__((visibility("default")))
+#else
+#define MTLKIT_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Versions and errors ---------------------------------------------------------------------------------------- */
+
+typedef int mtlkit_status;
+
+enum {
+  MTLKIT_OK = 0,
+  MTLKIT_INVALID_ARGUMENT = 1, /* nothing has been computed */
+  MTLKIT_OUT_OF_MEMORY = 2,
+  MTLKIT_FAILED = 3
+};
+
+/* MTLKIT_INTERFACE_VERSION of the library that runs, and the version of mtlkit that it comes from. */
+MTLKIT_API int mtlkit_interface_version(void);
+MTLKIT_API const char* mtlkit_version(void);
+
+/* What was wrong with the last call of this thread that failed, e.g. "u: expected shape (B, H, W, D) with sizes of at
+ * least 1, got (2, 7, 9)"; valid until the next one fails. */
+MTLKIT_API const char* mtlkit_last_error(void);
+
+/* ---- Instruction sets -------------------------------------------------------------------------------------------- */
+
+/* The level in use: the highest of this machine, or what the environment variable MTLKIT_CPU_ISA names. */
+MTLKIT_API const char* mtlkit_isa(void);
+
+/* The levels that this machine can run, lowest first, e.g. "baseline", "avx2", "avx512"; NULL ends them. */
+MTLKIT_API const char* const* mtlkit_isa_levels(void);
+
+MTLKIT_API mtlkit_status mtlkit_set_isa(const char* level);
+
+/* ---- Threads ----------------------------------------------------------------------------------------------------- */
+
+/* Operators run on the threads of a pool; without one (NULL), on the calling thread. Results depend on the number of
+ * threads in their last bits, and on nothing else. A second call that finds the pool busy does its work on the calling
+ * thread. A process that was forked needs a pool of its own. */
+typedef struct mtlkit_pool mtlkit_pool;
+
+/* A pool of so many threads, of which the calling one is one; 0: as many as the machine has processors. */
+MTLKIT_API mtlkit_status mtlkit_pool_create(int threads, mtlkit_pool** pool);
+
+/* Calls share(work, i) for i = 0, ..., shares - 1, on any threads, in any order, and returns when all have returned. */
+typedef void (*mtlkit_run)(void* host, int shares, void (*share)(void* work, int i), void* work);
+
+/* The threads of the program: `run` is called with `host`. Operators divide their work into so many shares. */
+MTLKIT_API mtlkit_status mtlkit_pool_of_host(int shares, mtlkit_run run, void* host, mtlkit_pool** pool);
+
+MTLKIT_API int mtlkit_pool_threads(const mtlkit_pool* pool);
+MTLKIT_API void mtlkit_pool_destroy(mtlkit_pool* pool);
+
+/* ---- Arrays ------------------------------------------------------------------------------------------------------ */
+
+#define MTLKIT_MAX_RANK 5
+
+typedef struct mtlkit_input {
+  const float* data;
+  int32_t rank; /* 0: not given */
+  int64_t sizes[MTLKIT_MAX_RANK];
+} mtlkit_input;
+
+typedef struct mtlkit_output {
+  float* data;
+  int32_t rank;
+  int64_t sizes[MTLKIT_MAX_RANK];
+} mtlkit_output;
+
+/* ---- Operators --------------------------------------------------------------------------------------------------- */
+
+/* The selective scan in four directions (rows, columns, both reversed), their sum, and what follows it in an SS2D
+ * layer:
+ *
+ *   y = ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
+ *   y = LayerNorm(y) norm_weight + norm_bias                 if norm is not 0
+ *   y = y SiLU(z)                                            if z is given, which needs norm
+ */
+typedef struct mtlkit_ss2d_arguments {
+  mtlkit_input u;           /* (B, H, W, D) */
+  mtlkit_input x_dbl;       /* (B, H, W, 4, R + 2 N): time step, B, C of each direction */
+  mtlkit_input dt_weight;   /* (4, D, R) */
+  mtlkit_input dt_bias;     /* (4, D) */
+  mtlkit_input A_logs;      /* (4 D, N) */
+  mtlkit_input Ds;          /* (4 D) */
+  int32_t norm;             /* 1: with LayerNorm */
+  float eps;                /* of LayerNorm, e.g. 1e-5 */
+  mtlkit_input norm_weight; /* (D), may be left out */
+  mtlkit_input norm_bias;   /* (D), may be left out */
+  mtlkit_input z;           /* (B, H, W, C), may be left out; its channels from z_offset on are read */
+  int64_t z_offset;         /* at most C - D */
+  mtlkit_output y;          /* (B, H, W, D) */
+} mtlkit_ss2d_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_ss2d(const mtlkit_ss2d_arguments* arguments, mtlkit_pool* pool);
+
+/* The selective scan of mamba-ssm's selective_scan_fn, along sequences of L tokens. */
+typedef struct mtlkit_selective_scan_arguments {
+  mtlkit_input u;           /* (B, D, L) */
+  mtlkit_input delta;       /* (B, D, L) */
+  mtlkit_input A;           /* (D, N) */
+  mtlkit_input B;           /* (D, N), (B, N, L) or (B, G, N, L), G groups of channels */
+  mtlkit_input C;           /* as B */
+  mtlkit_input D;           /* (D), may be left out */
+  mtlkit_input z;           /* (B, D, L), may be left out: the output is times SiLU(z) */
+  mtlkit_input delta_bias;  /* (D), may be left out */
+  int32_t delta_softplus;   /* 1: delta + delta_bias goes through softplus */
+  mtlkit_output out;        /* (B, D, L) */
+  mtlkit_output last_state; /* (B, D, N), may be left out */
+} mtlkit_selective_scan_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_selective_scan(const mtlkit_selective_scan_arguments* arguments, mtlkit_pool* pool);
+
+/* y = SiLU(depthwise 3 x 3 convolution of x, padded by 1, + bias) */
+typedef struct mtlkit_dwconv_silu_arguments {
+  mtlkit_input x;      /* (B, H, W, C); its channels from offset on are read */
+  mtlkit_input weight; /* (D, 1, 3, 3) */
+  mtlkit_input bias;   /* (D), may be left out */
+  int64_t offset;      /* at most C - D */
+  mtlkit_output y;     /* (B, H, W, D) */
+} mtlkit_dwconv_silu_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_dwconv_silu(const mtlkit_dwconv_silu_arguments* arguments, mtlkit_pool* pool);
+
+/* y = (LayerNorm(x) weight + bias) SiLU(z) */
+typedef struct mtlkit_norm_gate_arguments {
+  mtlkit_input x;      /* (..., D) */
+  mtlkit_input weight; /* (D), may be left out */
+  mtlkit_input bias;   /* (D), may be left out */
+  mtlkit_input z;      /* (..., D), may be left out */
+  float eps;           /* e.g. 1e-5 */
+  mtlkit_output y;     /* (..., D) */
+} mtlkit_norm_gate_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_norm_gate(const mtlkit_norm_gate_arguments* arguments, mtlkit_pool* pool);
+
+/* A level of task interaction, TIM and UPA, in inference: a map x and a vector f enhance each other, weighed by gates.
+ * F entries of f, P projected channels, S signals: 3 (alignment, energy, spread) if seg_proj and clf_proj are given,
+ * else 2 variances. */
+typedef struct mtlkit_task_interaction_arguments {
+  mtlkit_input x;               /* (B, C, H, W) */
+  mtlkit_input f;               /* (B, F) */
+  mtlkit_input proj_weight;     /* (P, C) */
+  mtlkit_input proj_bias;       /* (P) */
+  mtlkit_input attn;            /* (C), may be left out: the pixels are weighed by softmax(attn x) */
+  mtlkit_input context_weight;  /* (F, P) */
+  mtlkit_input context_bias;    /* (F) */
+  mtlkit_input norm_weight;     /* (F) */
+  mtlkit_input norm_bias;       /* (F) */
+  mtlkit_input norm_mean;       /* (F) */
+  mtlkit_input norm_var;        /* (F) */
+  mtlkit_input clf_gate_weight; /* (F, F) */
+  mtlkit_input clf_gate_bias;   /* (F) */
+  mtlkit_input gain_weight;     /* (C, F) */
+  mtlkit_input gain_bias;       /* (C) */
+  mtlkit_input seg_gate_weight; /* (C, C) */
+  mtlkit_input seg_gate_bias;   /* (C) */
+  mtlkit_input fc1_weight;      /* (hidden, S) */
+  mtlkit_input fc1_bias;        /* (hidden) */
+  mtlkit_input fc2_weight;      /* (2, hidden) */
+  mtlkit_input fc2_bias;        /* (2) */
+  mtlkit_input seg_proj;        /* (Q, C), may be left out */
+  mtlkit_input clf_proj;        /* (Q, F), may be left out with seg_proj */
+  mtlkit_input normaliser;      /* (2), what divides two variances, may be left out: their means over the batch */
+  float tau;                    /* strength of the modulation, e.g. 0.7 */
+  float eps;                    /* of the norm of the context, e.g. 1e-3 */
+  mtlkit_output seg;            /* (B, C, H, W) */
+  mtlkit_output clf;            /* (B, F) */
+  mtlkit_output gates;          /* (B, 2), may be left out, as the next three */
+  mtlkit_output signals;        /* (B, S) */
+  mtlkit_output enhanced;       /* (B, F), f before the gate */
+  mtlkit_output mu;             /* (B, C), the factors of the channels before the gate */
+} mtlkit_task_interaction_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_task_interaction(const mtlkit_task_interaction_arguments* arguments, mtlkit_pool* pool);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* MTLKIT_H */
