@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         training,
     )
     from mtlkit._accelerate import accelerate, restore
-    from mtlkit.deploy import export
+    from mtlkit.deploy import export, optimize
     from mtlkit.ops import selective_scan as selective_scan_fn
     from mtlkit.ops import use_backend
 
@@ -52,6 +52,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "optimize",
     "restore",
     "selective_scan_fn",
     "testing",
@@ -81,6 +82,7 @@ _MODULES = (
 _NAMES = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
     "export": ("mtlkit.deploy", "export"),
+    "optimize": ("mtlkit.deploy", "optimize"),
     "restore": ("mtlkit._accelerate", "restore"),
     "selective_scan_fn": ("mtlkit.ops", "selective_scan"),
     "use_backend": ("mtlkit.ops", "use_backend"),

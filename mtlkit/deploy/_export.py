@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from mtlkit import __version__, ops
 from mtlkit._extras import check_installed
 from mtlkit._files import check_new, json_text, written_whole
 from mtlkit.deploy import _modules, _nodes
+from mtlkit.deploy._example import example_of, input_names, named_outputs
 from mtlkit.deploy._library import FACTS, VERSION, library_path, open_session
-from mtlkit.models.network import takes
 from mtlkit.testing import relative_error
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 LIMIT = 1e-4  # of the relative error in the 2-norm of each output
-SIDES = 96, 64  # of the images that a network is traced with
 STEPS = 32, 64  # by which those of the second comparison are larger
 LAST_DIMENSIONS = "height", "width"
 IR_VERSION = 9  # of the file, which ONNX Runtime 1.17 reads
@@ -110,7 +108,7 @@ def export(
         library_path()  # raises where there is none
     _check_dtypes(model)
     twin = copy.deepcopy(model).cpu().eval().requires_grad_(False)
-    given = _example(twin, example)
+    given = example_of(twin, example)
     facts = {
         **(metadata or {}),
         "mtlkit": __version__,
@@ -119,9 +117,9 @@ def export(
         "weights": _hash_of(twin),
     }
     with torch.no_grad():
-        named = _named_outputs(twin(*given))
+        named = named_outputs(twin(*given))
         program = _traced(twin, given, plain)
-        file = _translated(program, _input_names(twin)[: len(given)], list(named), plain)
+        file = _translated(program, input_names(twin)[: len(given)], list(named), plain)
         file.producer_name, file.producer_version = "mtlkit", __version__
         file.metadata_props[FACTS] = json_text(facts)
         with written_whole(path, force=force) as draft:
@@ -134,9 +132,6 @@ def export(
                 )
     graph = file.graph
     return Exported(Path(path), _shapes(graph.inputs), _shapes(graph.outputs), len(graph), error)
-
-
-# --- what the model takes and gives -----------------------------------------------------------------------------------
 
 
 def _check_dtypes(model: nn.Module) -> None:
@@ -154,55 +149,6 @@ def _hash_of(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _example(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    """At least two images, so that the size of a batch can stay open."""
-    given = _known_example(model) if example is None else (example,) if isinstance(example, Tensor) else tuple(example)
-    for i, one in enumerate(given):
-        if not isinstance(one, Tensor) or one.dim() < 1:
-            got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
-            raise TypeError(f"example: expected tensors of a batch, got {got} as number {i + 1}")
-    if not given:
-        raise ValueError("example: expected at least one tensor, got none")
-    given = tuple(one.detach().cpu().float() if one.is_floating_point() else one.detach().cpu() for one in given)
-    return tuple(torch.cat([one, one]) for one in given) if given[0].shape[0] == 1 else given
-
-
-def _known_example(model: nn.Module) -> tuple[Tensor, ...]:
-    """Of what mtlkit's networks take, by the names of their arguments."""
-    options: Any = getattr(model, "options", None)
-    channels, side = getattr(options, "in_chans", None), getattr(options, "image_size", None)
-    height, width = SIDES if side is None else (side, side)
-    names = takes(model) if isinstance(channels, int) else ()
-    if not names or not set(names) <= {"images", "masks", "views", "present"}:
-        raise ValueError("example: expected a tensor, or several, as the model does not say what it takes; got None")
-    masks = torch.zeros(2, 1, height, width)
-    masks[:, :, height // 4 : height // 2, width // 4 : width // 2] = 1
-    known = {"masks": masks, "present": torch.ones(2, 4, dtype=torch.bool)}
-    known["views"] = torch.rand(2, 4, channels or 1, height, width)
-    known["images"] = known["views"][:, 0]
-    return tuple(known[name] for name in names)
-
-
-def _input_names(model: nn.Module) -> list[str]:
-    return list(inspect.signature(model.forward).parameters)
-
-
-def _named_outputs(output: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of an output by the names of their places."""
-    if isinstance(output, Tensor):
-        return {name or "output": output}
-    if hasattr(output, "_asdict"):
-        output = output._asdict()
-    if isinstance(output, Mapping):
-        parts = output.items()
-    elif isinstance(output, list | tuple):
-        parts = ((f"{i}" if name else f"output_{i}", part) for i, part in enumerate(output))
-    else:
-        return {}
-    joined = ((f"{name}_{key}" if name else str(key), part) for key, part in parts)
-    return {key: tensor for place, part in joined for key, tensor in _named_outputs(part, place).items()}
-
-
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +157,7 @@ def _traced(model: nn.Module, given: tuple[Tensor, ...], plain: bool) -> "Export
     if not plain:
         model = copy.deepcopy(model)
         _modules.make_whole(model)
-    names = iter(_input_names(model))
+    names = iter(input_names(model))
     # by name, where torch.export does not see through a forward of *arguments
     with ops.use_backend("torch" if plain else "cpu"):
         try:
@@ -305,7 +251,7 @@ def _compare(model: nn.Module, given: tuple[Tensor, ...], file: Any, path: Path,
         found: list[Any] = session.run(
             None, {v.name: one.numpy() for v, one in zip(file.graph.inputs, inputs, strict=True)}
         )
-        for got, exact in zip(found, _named_outputs(model(*inputs)).values(), strict=True):
+        for got, exact in zip(found, named_outputs(model(*inputs)).values(), strict=True):
             one = relative_error(torch.from_numpy(got), exact) if got.shape == exact.shape else math.inf
             error = max(error, math.inf if math.isnan(one) else one)
     return error

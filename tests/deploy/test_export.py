@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import mtlkit
 from harness.third_party_models import MedMamba, accelerated
 from mtlkit import deploy
-from mtlkit.deploy import _export
+from mtlkit.deploy import _example, _export
 from mtlkit.errors import DataError, ExistsError
 from mtlkit.models import create_model
 from mtlkit.testing import relative_error
@@ -64,7 +64,7 @@ def outputs_of(session: Any, given: tuple[Tensor, ...]) -> list[Tensor]:
 
 def assert_agrees(model: nn.Module, session: Any, given: tuple[Tensor, ...]) -> None:
     with torch.no_grad():
-        expected = list(_export._named_outputs(model(*given)).values())
+        expected = list(_example.named_outputs(model(*given)).values())
     for got, exact in zip(outputs_of(session, given), expected, strict=True):
         assert relative_error(got, exact) < 1e-5
 

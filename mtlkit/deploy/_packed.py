@@ -1,0 +1,195 @@
+"""Layers for inference on a CPU, whose weights lie as oneDNN wants them: each serves as what it was made from.
+
+PyTorch rearranges the weights of a convolution in every call, and leaves small inputs (one image of at most 20,480
+numbers, kernels of at most 3 x 3, no groups) to a slower path; a transposed convolution of stride 2 multiplies as if it
+had four times as many taps. Where a call has gradients, is compiled, or runs in another dtype or on another device, the
+layers run as PyTorch's own.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DTYPES = torch.float32, torch.bfloat16
+ROWS = 8  # of a linear layer, from which packed weights pay
+
+
+Name = tuple[str, list[float | None], str]  # of an activation
+
+
+def fused_name(layer: nn.Module) -> Name | None:
+    """What oneDNN calls an activation, which it computes as it stores: name, numbers, form; None if it has none."""
+    if isinstance(layer, nn.GELU):
+        return "gelu", [], layer.approximate
+    if isinstance(layer, nn.LeakyReLU):
+        return "leaky_relu", [layer.negative_slope], ""
+    if isinstance(layer, nn.Hardtanh):  # ReLU6 is one
+        return "hardtanh", [layer.min_val, layer.max_val], ""
+    names = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardswish: "hardswish"}
+    name = names.get(type(layer))
+    return None if name is None else (name, [], "")
+
+
+class Packed(nn.Module):
+    """What the layers share: the packed weights, made by the first call, and an activation."""
+
+    weight: Tensor
+
+    def __init__(self, layer: nn.Module) -> None:
+        nn.Module.__init__(self)
+        held = layer.__dict__.items()
+        self.__dict__.update((name, value.copy() if isinstance(value, dict) else value) for name, value in held)
+        self.activation: nn.Module | None = None
+        self.name: Name = "none", [], ""
+        self._packed: tuple[tuple[Any, ...], Any] = (), None
+
+    def fuse(self, activation: nn.Module) -> None:
+        """Takes over an activation that has a name."""
+        self.activation, self.name = activation, fused_name(activation) or self.name
+
+    def plain(self) -> Any:
+        """The weights as they are, in the form of what `pack` makes."""
+        return self.weight
+
+    def pack(self, x: Tensor) -> Any:
+        """The weights, for inputs like this."""
+        raise NotImplementedError
+
+    def weights(self, x: Tensor) -> Any:
+        """Packed, once inputs of this size have come twice: the order depends on the size, and packing costs a call."""
+        now = id(self.weight), self.weight.data_ptr(), self.weight._version, x.shape
+        before, packed = self._packed
+        if before != now:
+            packed = None
+            self._packed = now, packed
+        elif packed is None:
+            packed = self.pack(x)
+            self._packed = now, packed
+        return self.plain() if packed is None else packed
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether oneDNN runs this call."""
+        plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in DTYPES and x.numel() > 0
+        wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        return plain and not (wanted or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
+
+    def activate(self, y: Tensor) -> Tensor:
+        """The activation, as PyTorch has it."""
+        return y if self.activation is None else self.activation(y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": ((), None)}
+
+
+class PackedConv2d(Packed, nn.Conv2d):
+    """A convolution, and the activation behind it.
+
+    Args:
+        layer: nn.Conv2d, which pads by zeros and numbers; its parameters are shared.
+        same: whether it pads as TensorFlow does, which is timm's Conv2dSame.
+    """
+
+    def __init__(self, layer: nn.Conv2d, same: bool = False) -> None:
+        super().__init__(layer)
+        self.same = same
+
+    def pack(self, x: Tensor) -> Any:
+        """The weights, for inputs like this."""
+        sizes = list(self.padding), list(self.stride), list(self.dilation), self.groups, list(x.shape)
+        return torch.ops.aten.mkldnn_reorder_conv2d_weight(self.weight.detach().to_mkldnn(), *sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.Conv2d, channels-last."""
+        if self.same:
+            x = self._padded(x)
+        if x.dim() != 4 or not self.serves(x):
+            return self.activate(super().forward(x))
+        if self.kernel_size == x.shape[2:] == (1, 1) and self.groups == 1 and self.padding == (0, 0):
+            y = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+            return self.activate(y)
+        x = x.contiguous(memory_format=torch.channels_last)
+        sizes = list(self.padding), list(self.stride), list(self.dilation), self.groups
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weights(x), self.bias, *sizes, *self.name)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        pads: list[int] = []
+        for i in (1, 0):
+            size, step, reach = x.shape[2 + i], self.stride[i], self.dilation[i] * (self.kernel_size[i] - 1) + 1
+            extra = max(((size + step - 1) // step - 1) * step + reach - size, 0)
+            pads += [extra // 2, extra - extra // 2]
+        return F.pad(x, pads) if any(pads) else x
+
+
+class PhasedConvTranspose2d(Packed, nn.ConvTranspose2d):
+    """A transposed convolution of stride 2, by a convolution for each of its four phases.
+
+    Output pixel 2 m + a, before anything is cropped, takes x[m - j] times tap a + 2 j, for all j for which there is
+    such a tap.
+
+    Args:
+        layer: nn.ConvTranspose2d; its parameters are shared.
+        crop: rows and columns of its output to drop at the end.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d, crop: int = 0) -> None:
+        super().__init__(layer)
+        self.crop = crop
+
+    @staticmethod
+    def can_serve(layer: nn.ConvTranspose2d) -> bool:
+        """Whether a layer has four phases, and crops what they give."""
+        plain = layer.stride == (2, 2) and layer.dilation == (1, 1) and layer.groups == 1
+        crops = all(extra <= int(pad) for extra, pad in zip(layer.output_padding, layer.padding, strict=True))
+        return plain and crops and min(layer.kernel_size) >= 2
+
+    def plain(self) -> list[tuple[Tensor, list[int]]]:
+        """The weights of the phases (0, 0), (0, 1), (1, 0), (1, 1), and their padding."""
+        found = []
+        for a in range(2):
+            for b in range(2):
+                taps = self.weight.detach()[:, :, a::2, b::2].flip(2, 3).transpose(0, 1).contiguous()
+                found.append((taps, [taps.shape[2] - 1, taps.shape[3] - 1]))
+        return found
+
+    def pack(self, x: Tensor) -> list[tuple[Tensor, list[int]]]:
+        """Likewise, for inputs like this."""
+        reorder = torch.ops.aten.mkldnn_reorder_conv2d_weight
+        sizes = [1, 1], [1, 1], 1, list(x.shape)
+        return [(reorder(taps.to_mkldnn(), pads, *sizes), pads) for taps, pads in self.plain()]
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As nn.ConvTranspose2d, channels-last."""
+        if output_size is not None or x.dim() != 4 or not self.serves(x):
+            y = super().forward(x, output_size)
+            return self.activate(y[:, :, : y.shape[2] - self.crop, : y.shape[3] - self.crop])
+        x = x.contiguous(memory_format=torch.channels_last)
+        rows, columns = (2 * (x.shape[2 + i] - 1) + self.kernel_size[i] for i in range(2))
+        whole = x.new_empty(x.shape[0], rows, columns, self.out_channels).permute(0, 3, 1, 2)
+        for i, (taps, pads) in enumerate(self.weights(x)):
+            y = torch.ops.mkldnn._convolution_pointwise(x, taps, self.bias, pads, [1, 1], [1, 1], 1, *self.name)
+            whole[:, :, i // 2 :: 2, i % 2 :: 2] = y
+        ends = [
+            size - int(self.padding[i]) + self.output_padding[i] - self.crop for i, size in enumerate((rows, columns))
+        ]
+        return whole[:, :, self.padding[0] : ends[0], self.padding[1] : ends[1]]
+
+
+class PackedLinear(Packed, nn.Linear):
+    """A linear layer over pixels or tokens.
+
+    Args:
+        layer: nn.Linear; its parameters are shared.
+    """
+
+    def pack(self, x: Tensor) -> Any:
+        """The weights, for inputs like this."""
+        return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.Linear."""
+        few = x.numel() < ROWS * self.in_features
+        if few or x.dim() < 2 or x.shape[-1] != self.in_features or not self.serves(x):
+            return self.activate(super().forward(x))
+        return torch.ops.mkldnn._linear_pointwise(x, self.weights(x), self.bias, *self.name)
