@@ -31,6 +31,7 @@ EXTRAS = {
         "einops": "einops",
     },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "predict": {"onnxruntime": "onnxruntime", "PIL": "pillow", "pydicom": "pydicom"},
 }
 READING = (
     "scipy",

@@ -105,6 +105,10 @@ class Fields:
         """A finite number."""
         return self._read(name, default, "a number", _number)
 
+    def numbers(self, name: str, default: Any = REQUIRED) -> tuple[float, ...]:
+        """A list of them."""
+        return self._read(name, default, "numbers", _number, several=True)
+
     def fields(self, name: str) -> "Fields":
         """Names and values within."""
         return Fields(self.path, self.get(name), self.what, f"{self.where}{name}.")

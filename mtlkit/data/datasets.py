@@ -4,7 +4,6 @@ An item is a dictionary of tensors and of its key. What is random in it depends 
 alone, and not on the number of workers or on what was drawn before: a run that goes on after a kill sees the same data.
 """
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
-from mtlkit.data.images import load_image, read_image
-from mtlkit.data.masks import odd_mask, read_mask
-from mtlkit.data.pixels import MAX_PIXELS, Loaded
+from mtlkit.data.items import read_lesion, read_views
+from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.records import VIEWS, Exam, Record
 from mtlkit.data.transforms import augmentation, preparation
 
@@ -138,35 +134,14 @@ class LesionDataset(_Augmented):
         super().__init__(records, size, augment, copies, seed, normalize, cache, max_pixels)
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._resized(index, self._load(index))
-
-    def _load(self, index: int) -> Loaded:
-        record = self.records[index]
-        return load_image(record.image, record.frame, self.max_pixels)
-
-    def _resized(self, index: int, loaded: Loaded) -> tuple[Tensor, Tensor]:
         """Image (3, size, size) and mask (1, size, size), uint8."""
-        record, pixels = self.records[index], loaded.pixels
-        mask = read_mask(record.masks, pixels.shape[:2], max_pixels=self.max_pixels)
-        if not self._epoch:  # not again in the epochs that follow
-            for finding in odd_mask(record, mask):
-                warnings.warn(str(finding), stacklevel=2)
-        image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1)))
-        size = [self.size, self.size]
-        outline = TF.resize(torch.from_numpy(mask)[None], size, v2.InterpolationMode.NEAREST)
-        return TF.resize(image, size, antialias=True), outline
+        first = not self._epoch  # warnings are not told again in the epochs that follow
+        found = read_lesion(self.records[index], self.size, max_pixels=self.max_pixels, warn=first)
+        return torch.from_numpy(found.image), torch.from_numpy(found.mask)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._item(index, *self._decoded(self._number(index)))
-
-    def with_image(self, index: int) -> tuple[dict[str, Any], Loaded]:
-        """An item and the image, in its own size, that it is made of; the file is read once."""
         number = self._number(index)
-        loaded = self._load(number)
-        return self._item(index, *self._resized(number, loaded)), loaded
-
-    def _item(self, index: int, pixels: Tensor, outline: Tensor) -> dict[str, Any]:
-        record = self.records[self._number(index)]
+        record, (pixels, outline) = self.records[number], self._decoded(number)
         image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(outline)
         if self._is_augmented(index):
             with self._draw(index):
@@ -227,15 +202,8 @@ class MammographyDataset(_Augmented):
 
     def _read(self, index: int) -> list[Tensor | None]:
         """The views, each (1, size, size), uint8."""
-        views = []
-        for name, path in zip(VIEWS, self.records[index].views, strict=True):
-            if path is None:
-                views.append(None)
-                continue
-            pixels = torch.from_numpy(np.ascontiguousarray(read_image(path, max_pixels=self.max_pixels)[..., 0]))[None]
-            pixels = TF.resize(pixels, [self.size, self.size], antialias=True)
-            views.append(pixels.flip(2) if name.startswith("R") else pixels)
-        return views
+        views = read_views(self.records[index], self.size, max_pixels=self.max_pixels)
+        return [None if view is None else torch.from_numpy(np.ascontiguousarray(view)) for view in views]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self._number(index)

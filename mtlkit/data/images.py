@@ -1,7 +1,9 @@
 """Reading images, from whatever file, as viewers show them."""
 
+import io
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -169,18 +171,21 @@ def stored_numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | No
     if packing is None:
         return None
     if image.format == "PNG":
-        return _png_colours(path)
+        return _png_colours(image, path, packing)
     return _tiff_colours(image, path, page, packing)
 
 
-def _png_colours(path: Path) -> np.ndarray:
-    """The colours of a PNG of 16 bits, which Pillow cuts to 8; greys with transparency are (H, W)."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
-    data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-    values = decode_image(data, ImageReadMode.UNCHANGED).numpy()  # (C, H, W)
-    return values[0] if len(values) < 3 else values[:3].transpose(1, 2, 0)
+def _png_colours(image: Image.Image, path: Path, packing: str) -> np.ndarray:
+    """The colours of a PNG of 16 bits, of which Pillow keeps the upper bytes; greys with transparency are (H, W)."""
+    if packing == "LA;16B":  # four bytes a pixel, which are read as those of four colours of 8 bits
+        content = path.read_bytes()
+        head = b"IHDR" + content[16:24] + bytes((8, 6)) + content[26:29]
+        content = content[:12] + head + zlib.crc32(head).to_bytes(4, "big") + content[33:]
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as bytes_of:
+            upper, lower = np.moveaxis(np.asarray(bytes_of)[..., :2].astype(np.uint16), -1, 0)
+        return upper << 8 | lower
+    low = _lower_bytes(path, 0, packing.replace("16B", "16L"))
+    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
 
 
 def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np.ndarray:
@@ -189,16 +194,20 @@ def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}.get(order)
     if kind not in ("RGB", "RGBA", "RGBX") or other is None:
         raise DataError(f"its colours of 16 bits ({packing}) cannot be read: save it as RGB, or with 8 bits", path=path)
+    low = _lower_bytes(path, page, f"{kind};16{other}")
+    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
+
+
+def _lower_bytes(path: Path, page: int, swapped: str) -> np.ndarray:
+    """Of an image of 16 bits what Pillow drops, by telling it that the bytes lie in the other order."""
     with opened(path, 2**32) as again:
         again.seek(page)
-        swapped = f"{kind};16{other}"
         assert isinstance(again, ImageFile)
         again.tile = [
             tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *(tile.args or ())[1:]))
             for tile in again.tile
         ]
-        low = np.asarray(again)[..., :3]
-    return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
+        return np.asarray(again)[..., :3]
 
 
 def _bits(image: Image.Image) -> int:

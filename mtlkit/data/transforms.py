@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 
+from mtlkit.data.items import MEAN, STD
+
 __all__ = ["AUGMENTATIONS", "augmentation", "preparation"]
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BILINEAR = InterpolationMode.BILINEAR
 
 

@@ -17,7 +17,7 @@ from mtlkit._extras import check_installed
 from mtlkit._files import check_new, json_text, written_whole
 from mtlkit.deploy import _modules, _nodes
 from mtlkit.deploy._example import example_of, input_names, named_outputs
-from mtlkit.deploy._library import FACTS, VERSION, library_path, open_session
+from mtlkit.deploy._library import FACTS, FORMAT, VERSION, library_path, open_session
 from mtlkit.testing import relative_error
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def export(
     facts = {
         **(metadata or {}),
         "mtlkit": __version__,
+        "format": FORMAT,
         "network": type(model).__name__,
         "operators": 0 if plain else VERSION,
         "weights": _hash_of(twin),
@@ -248,9 +249,12 @@ def _compare(model: nn.Module, given: tuple[Tensor, ...], file: Any, path: Path,
     session: Any = _plain_session(path) if plain else open_session(path, threads=torch.get_num_threads())
     error = 0.0
     for inputs in (given, _other(given, file.graph.inputs)):
-        found: list[Any] = session.run(
-            None, {v.name: one.numpy() for v, one in zip(file.graph.inputs, inputs, strict=True)}
-        )
+        named = {v.name: one.numpy() for v, one in zip(file.graph.inputs, inputs, strict=True)}
+        try:
+            found: list[Any] = session.run(None, named)
+        except Exception as failed:  # of ONNX Runtime's own kinds, which derive from it
+            sizes = ", ".join(str(tuple(one.shape)) for one in inputs)
+            raise ValueError(f"model: ONNX Runtime cannot run it for {sizes} ({_first_line(failed)})") from failed
         for got, exact in zip(found, named_outputs(model(*inputs)).values(), strict=True):
             one = relative_error(torch.from_numpy(got), exact) if got.shape == exact.shape else math.inf
             error = max(error, math.inf if math.isnan(one) else one)

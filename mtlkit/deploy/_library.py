@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 DOMAIN, VERSION = "mtlkit", 1  # of the operators
-FACTS = "mtlkit"  # the key of a file's metadata
+FACTS, FORMAT = "mtlkit", 1  # the key of a file's metadata, and the version of what they say
 _FOLDER = Path(__file__).parent
 # CMake's suffixes of modules, which programs load, and of libraries, which they link
 _MODULE, _SHARED = {"darwin": (".so", ".dylib"), "win32": (".dll", ".dll")}.get(sys.platform, (".so", ".so"))
@@ -94,19 +94,27 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
 
     check_file(Path(path))
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(library_path())
+    missing = None
+    try:
+        options.register_custom_ops_library(library_path())
+    except FileNotFoundError as error:  # files of standard operators alone do without
+        missing = error
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of ONNX Runtime's own kinds, which derive from it
         words = printable(str(error).strip().rpartition(" : ")[2])
+        if missing is not None and f"{DOMAIN}:" in words:
+            raise missing from None
         raise DataError(f"{path}: cannot be opened by ONNX Runtime ({words})") from None
-    operators = facts_of(session).get("operators", VERSION)
-    if not isinstance(operators, int) or operators > VERSION:
-        raise DataError(
-            f"{path}: expected operators of version {VERSION} or before, got {operators!r}; a later mtlkit wrote it"
-        )
+    facts = facts_of(session)
+    for name, what, known in (("operators", "operators", VERSION), ("format", "metadata", FORMAT)):
+        version = facts.get(name, known)
+        if not isinstance(version, int) or version > known:
+            raise DataError(
+                f"{path}: expected {what} of version {known} or before, got {version!r}; a later mtlkit wrote it"
+            )
     return session
 
 

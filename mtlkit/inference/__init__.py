@@ -5,10 +5,11 @@
 >>> found.rows[0]["class_predicted"]  # doctest: +SKIP
 'malignant'
 
-Needs the extra `train`.
+Runs need the extra `train`, files of ONNX only `predict`.
 """
 
 from mtlkit.inference.drawing import draw_overlay
+from mtlkit.inference.networks import Facts, OpenNetwork, open_network
 from mtlkit.inference.predicting import Predicted, predict
 
-__all__ = ["Predicted", "draw_overlay", "predict"]
+__all__ = ["Facts", "OpenNetwork", "Predicted", "draw_overlay", "open_network", "predict"]

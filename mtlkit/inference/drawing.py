@@ -31,20 +31,24 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
         >>> draw_overlay(np.full((9, 9, 3), 128, np.uint8), mask)[2, 2].tolist()
         [230, 159, 0]
     """
-    from scipy import ndimage
-
     if image.shape[:2] != mask.shape:
         raise ValueError(f"mask: expected shape {image.shape[:2]}, that of the image, got {mask.shape}")
     width = max(1, round(min(mask.shape) / 250))
-    square = np.ones((3, 3), dtype=bool)
-
-    def shrunk(pixels: np.ndarray, steps: int) -> np.ndarray:
-        # no line along the image's border
-        return np.asarray(ndimage.binary_erosion(pixels, square, steps, border_value=1), bool)
-
-    line = mask & ~shrunk(mask, width)
-    band = np.asarray(ndimage.binary_dilation(line, square, width), bool) & ~line
+    line = mask & _grown(~mask, width)  # not along the image's border
+    band = _grown(line, width) & ~line
     drawn = image.copy()
     drawn[band] = (0.45 * image[band] + 0.55 * np.array(HALO)).astype(np.uint8)
     drawn[line] = LINE
     return drawn
+
+
+def _grown(pixels: np.ndarray, steps: int) -> np.ndarray:
+    """The pixels that are at most so many rows and columns from one of those given."""
+    for axis in (0, 1):
+        whole = pixels.swapaxes(0, axis).copy()
+        pixels = whole.copy()
+        for step in range(1, steps + 1):
+            pixels[step:] |= whole[:-step]
+            pixels[:-step] |= whole[step:]
+        pixels = pixels.swapaxes(0, axis)
+    return pixels

@@ -8,30 +8,33 @@ Masks and overlays are written as they come, the table at the end; a prediction 
 was, and ends with the very same files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.transforms.v2 import functional as TF
 
 import mtlkit
-from mtlkit._extras import check_installed
 from mtlkit._files import csv_text
 from mtlkit._output import OutputFolder, resumable_folder
-from mtlkit.data import VIEWS, Exam, LesionDataset, Record, read_mask
+from mtlkit.data import VIEWS, Exam, Record, read_mask
 from mtlkit.data.files import check_folder
+from mtlkit.data.items import read_lesion, read_views, stack_views, to_range
 from mtlkit.data.pixels import Loaded
+from mtlkit.data.resizing import resize_map
 from mtlkit.errors import DataError, MasksNeededError
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import KIND, MARK, Problems, check_exists, find_exams, find_images
-from mtlkit.inference.progress import Progress, digest_of_records, digest_of_weights, saved_prediction
-from mtlkit.training import SavedRun, load_run
-from mtlkit.training.saved_run import read_recipe
+from mtlkit.inference.networks import OpenNetwork, check_network, engine_of, open_network
+from mtlkit.inference.progress import Progress, digest_of_records, saved_prediction
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtlkit.training import SavedRun
 
 __all__ = ["Predicted", "predict"]
 
@@ -53,32 +56,24 @@ class Predicted(NamedTuple):
     remarks: list[str]  # on what is missing and was done without
 
 
-class _Readable(Dataset):
-    """Items with the image's own pixels, or the error where one cannot be read."""
+class _Item(NamedTuple):
+    """What a network takes of a record, without the dimension of the batch, or why it cannot be read."""
 
-    def __init__(self, run: SavedRun, records: Sequence[Record] | Sequence[Exam]) -> None:
-        self.items, self.records = run.dataset(records), records
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any] | DataError, Loaded | None]:
-        try:
-            if isinstance(self.items, LesionDataset):
-                return index, *self.items.with_image(index)
-            return index, self.items[index], None
-        except DataError as error:
-            return index, error, None
+    index: int
+    arrays: dict[str, np.ndarray]
+    image: Loaded | None = None  # in its own size
+    error: DataError | None = None
 
 
 def predict(
-    run: SavedRun | str | Path,
+    run: "OpenNetwork | SavedRun | str | Path",
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     masks: str | Path | None = None,
     batch_size: int | None = None,
-    device: torch.device | str | None = None,
+    engine: str | None = None,
+    device: "torch.device | str | None" = None,
     resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
@@ -91,14 +86,16 @@ def predict(
     in pixels, and in mm² where a DICOM file says how large these are. Each frame of a DICOM file is an image.
 
     Args:
-        run: the folder of a run, or what `mtlkit.training.load_run` made of one.
+        run: the folder of a run, what `mtlkit.training.load_run` made of one, a file that `mtlkit export` wrote, or
+            what `open_network` made of any of them.
         inputs: images (PNG, JPEG, BMP, TIFF, DICOM), and folders of them; for a network of four-view mammograms folders
             with the views of an exam, or folders of such folders.
         out: a new folder.
         masks: a folder of masks by the names of the images, for networks that look at a known lesion (csa_moe).
         batch_size: images at once; by default as in training. Only MBDI's gates, as published, look at the others of a
             batch.
-        device: where the network runs; by default where it is, on the CPU if it was not loaded yet.
+        engine: "torch" for a run or "onnxruntime" for a file, where it is to be said; it follows from `run`.
+        device: where PyTorch runs the network; by default where it is, on the CPU if it was not loaded yet.
         resume: goes on with a prediction that was interrupted, of the same network, inputs and options; one that has
             ended is left as it is.
         force: begins again where there is a prediction already, whose files stay until the new one has ended.
@@ -109,7 +106,8 @@ def predict(
     Raises:
         DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
             or it holds a prediction of something else than what is to be resumed.
-        ValueError: `batch_size` is below 1, or `resume` and `force` are both given.
+        ValueError: `batch_size` is below 1, `resume` and `force` are both given, or `engine` or `device` is none for
+            this network.
         FloatingPointError: the network's answer is no number.
 
     Example:
@@ -120,42 +118,40 @@ def predict(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    check_installed("prediction")
+    engine_of(run, engine)
+    check_network(run, device)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     masks = None if masks is None else Path(masks)
-    if not isinstance(run, SavedRun):
-        read_recipe(check_folder(run))  # what is named wrongly is told before anything about the folder to write
     for path in paths:
         check_exists(path)
     if masks is not None:
         check_folder(masks)
-    problems = Problems(skip=skip_bad)
+    network = open_network(run, device=device)  # before anything is told about the folder to write
+    facts, problems = network.facts, Problems(skip=skip_bad)
+    max_pixels = max_pixels or facts.max_pixels
+    batch_size = batch_size or facts.batch_size
     with resumable_folder(out, KIND, resume=resume, force=force, resumes_at="the next image") as place:
-        run = (run if isinstance(run, SavedRun) else load_run(run)).adjusted(max_pixels)
-        place.check_inputs(run.folder, masks, *paths)
-        if device is not None:
-            run.model.to(device)
-        records, remarks = _find(run, paths, masks, problems)
-        d = run.config.data
-        batch_size = batch_size or d.eval_batch_size or d.batch_size
+        place.check_inputs(network.source, masks, *paths)
+        records, remarks = _find(network, paths, masks, problems)
         about = {
             "mtlkit": mtlkit.__version__,
-            "run": str(run.folder.resolve()),
-            "network": run.config.model.name,
-            "weights": digest_of_weights(run.model),
-            "device": next(run.model.parameters()).device.type,
-            "classes": {task: list(names) for task, names in run.tasks.items()},
+            "run": str(network.source.resolve()),
+            "network": facts.network,
+            "weights": network.weights,
+            "engine": network.engine,
+            "device": network.device,
+            "classes": {task: list(names) for task, names in facts.classes.items()},
             "inputs": [str(path.resolve()) for path in paths],
             "masks": None if masks is None else str(masks.resolve()),
             "batch_size": batch_size,
-            "max_pixels": d.max_pixels,
+            "max_pixels": max_pixels,
             "images": len(records),
             "records": digest_of_records(records),
         }
         if (ended := saved_prediction(place, about)) is not None:
             return Predicted(*ended)
         found = Progress(place, about, records, batch_size)
-        rows = _run(run, records, found, problems, progress) if records else []
+        rows = _run(network, records, found, problems, max_pixels, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
@@ -168,49 +164,81 @@ def predict(
 
 
 def _find(
-    run: SavedRun, paths: Sequence[Path], masks: Path | None, problems: Problems
+    network: OpenNetwork, paths: Sequence[Path], masks: Path | None, problems: Problems
 ) -> tuple[list[Record] | list[Exam], list[str]]:
     """The records of what is named, for the network's kind of input."""
     if not paths:
         raise DataError("inputs: expected at least one image or folder, got none")
-    task = run.task
-    if masks is not None and not task.takes_masks:
-        raise DataError(f"{masks}: the network of {run.folder} takes no masks")
-    if task.record is Exam:
+    facts = network.facts
+    if masks is not None and "masks" not in facts.inputs:
+        raise DataError(f"{masks}: the network of {network.source} takes no masks")
+    if facts.takes_exams:
         return find_exams(paths, problems)
-    needed = task.takes_masks and run.model.needs_masks
-    if needed and masks is None:
-        raise MasksNeededError(f"{run.folder}: this network looks at a known lesion: a folder of masks is needed")
-    return find_images(paths, masks, problems, masks_needed=needed)
+    if facts.needs_masks and masks is None:
+        raise MasksNeededError(f"{network.source}: this network looks at a known lesion: a folder of masks is needed")
+    return find_images(paths, masks, problems, masks_needed=facts.needs_masks)
+
+
+def _read(network: OpenNetwork, records: Sequence[Record] | Sequence[Exam], index: int, max_pixels: int) -> _Item:
+    """A record as the network takes it."""
+    facts, record = network.facts, records[index]
+    try:
+        if isinstance(record, Exam):
+            views = read_views(record, facts.size, max_pixels=max_pixels)
+            return _Item(index, dict(zip(("views", "present"), stack_views(views, facts.mean, facts.std), strict=True)))
+        image, mask, loaded = read_lesion(record, facts.size, max_pixels=max_pixels)
+    except DataError as error:
+        return _Item(index, {}, error=error)
+    arrays = {"images": to_range(image, facts.mean, facts.std), "masks": mask.astype(np.float32)}
+    return _Item(index, {name: arrays[name] for name in facts.inputs}, loaded)
+
+
+def _read_ahead(read: Callable[[int], _Item], batches: Sequence[Sequence[int]], workers: int) -> Iterator[list[_Item]]:
+    """The items of each batch; with workers, those of the next one are read meanwhile."""
+    if not workers:
+        yield from ([read(index) for index in batch] for batch in batches)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: deque[list[Future[_Item]]] = deque()
+        for batch in batches:
+            waiting.append([pool.submit(read, index) for index in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run(
-    run: SavedRun,
+    network: OpenNetwork,
     records: Sequence[Record] | Sequence[Exam],
     found: Progress,
     problems: Problems,
+    max_pixels: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """The rows; each is written, with its mask and overlay, as soon as it is known."""
-    d = run.config.data
-    workers = d.workers if len(records) > 2 * found.batch_size else 0
+    workers = network.facts.workers if len(records) > 2 * found.batch_size else 0
     batches = found.left()
     done = len(records) - sum(map(len, batches))
-    for batch in DataLoader(_Readable(run, records), batch_sampler=batches, num_workers=workers, collate_fn=list):
+    for batch in _read_ahead(lambda index: _read(network, records, index, max_pixels), batches, workers):
         done += len(batch)
-        for index, item, _ in batch:
-            if isinstance(item, DataError):
-                problems.check(item)
-                found.add_problem(index, str(item))
-        good = [(index, item, image) for index, item, image in batch if not isinstance(item, DataError)]
+        for item in batch:
+            if item.error is not None:
+                problems.check(item.error)
+                found.add_problem(item.index, str(item.error))
+        good = [item for item in batch if item.error is None]
         if good:
-            answers = run.predict(default_collate([item for _, item, _ in good]))
-            for i, (index, _, image) in enumerate(good):
+            answers = network({name: np.stack([item.arrays[name] for item in good]) for name in good[0].arrays})
+            for i, (index, _, image, _) in enumerate(good):
                 one = {name: value[i] for name, value in answers.items()}
-                if not all(value.isfinite().all() for value in one.values()):
-                    raise FloatingPointError(f"{run.folder}: the network's answer to {records[index].key} is no number")
+                if not all(np.isfinite(value).all() for value in one.values()):
+                    words = f"the network's answer to {records[index].key} is no number"
+                    raise FloatingPointError(f"{network.source}: {words}")
                 if index not in found.rows:
-                    found.add_row(index, _row(run, records[index], one, image, found.place))
+                    found.add_row(index, _row(network, records[index], one, image, found.place, max_pixels))
         if progress is not None:
             progress(done, len(records))
     problems.found += [found.problems[index] for index in sorted(found.problems)]
@@ -221,7 +249,12 @@ def _run(
 
 
 def _row(
-    run: SavedRun, record: Record | Exam, found: Mapping[str, Tensor], image: Loaded | None, draft: OutputFolder
+    network: OpenNetwork,
+    record: Record | Exam,
+    found: Mapping[str, np.ndarray],
+    image: Loaded | None,
+    draft: OutputFolder,
+    max_pixels: int,
 ) -> dict[str, Any]:
     """The row of an image or exam; its mask and overlay are written."""
     row: dict[str, Any] = {"key": record.key}
@@ -229,21 +262,21 @@ def _row(
         row |= {name: str(path or "") for name, path in zip(VIEWS, record.views, strict=True)}
         for side, name in enumerate(SIDES):
             seen = any(record.views[2 * side : 2 * side + 2])
-            for task, classes in run.tasks.items():
+            for task, classes in network.facts.classes.items():
                 row |= _classes(f"{name}_{task}", classes, found[task][side], seen=seen)
     else:
         assert image is not None  # with a record comes its image
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
-        for task, classes in run.tasks.items():
+        for task, classes in network.facts.classes.items():
             row |= _classes(task, classes, found[task])
-        row |= _lesion(record, found.get("mask"), image, draft, run.config.data.max_pixels)
+        row |= _lesion(record, found.get("mask"), image, draft, max_pixels)
     if "gates" in found:
         gates = found["gates"].flatten().tolist()
-        row |= {f"gate_{name}": gate for name, gate in zip(run.model.gate_names, gates, strict=True)}
+        row |= {f"gate_{name}": gate for name, gate in zip(network.facts.gates, gates, strict=True)}
     return row
 
 
-def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bool = True) -> dict[str, Any]:
+def _classes(task: str, names: Sequence[str], probabilities: np.ndarray, *, seen: bool = True) -> dict[str, Any]:
     """The likeliest class and the probability of each; empty for a breast of which there is no view."""
     best = names[int(probabilities.argmax())]
     values = {f"{task}_predicted": best if seen else ""}
@@ -253,12 +286,12 @@ def _classes(task: str, names: Sequence[str], probabilities: Tensor, *, seen: bo
 
 
 def _lesion(
-    record: Record, found: Tensor | None, image: Loaded, draft: OutputFolder, max_pixels: int
+    record: Record, found: np.ndarray | None, image: Loaded, draft: OutputFolder, max_pixels: int
 ) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
     height, width = image.pixels.shape[:2]
     if found is not None:
-        mask = TF.resize(found, [height, width], antialias=True)[0].numpy() >= THRESHOLD  # (H, W)
+        mask = resize_map(found[0], height, width) >= THRESHOLD  # (H, W)
     elif record.masks:
         mask = read_mask(record.masks, (height, width), max_pixels=max_pixels).astype(bool)
     else:

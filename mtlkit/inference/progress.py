@@ -10,28 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from mtlkit._fields import Fields, read_fields
 from mtlkit._output import OutputFolder
 from mtlkit._text import shown
 from mtlkit.data import Exam, Record
+from mtlkit.data.files import print_of
 from mtlkit.errors import DataError
 from mtlkit.inference.inputs import MARK
-from mtlkit.training.saved_run import file_print
 
 JOURNAL = "rows"
 DRAWINGS = ("mask", "overlay")  # columns of a row that name files
-
-
-def digest_of_weights(network: nn.Module) -> str:
-    """Tells the parameters and buffers of a network from others."""
-    value = 0
-    for name, tensor in network.state_dict().items():
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        value = zlib.crc32(content.tobytes(), zlib.crc32(name.encode(), value))
-    return f"{value:08x}"
 
 
 def digest_of_records(records: Sequence[Record] | Sequence[Exam]) -> str:
@@ -126,7 +114,7 @@ class Progress:
         record = self.records[index]
         if record.files not in self._prints:
             try:
-                self._prints[record.files] = file_print(record)
+                self._prints[record.files] = print_of(record.files)
             except DataError:
                 self._prints[record.files] = ""
         return self._prints[record.files]

@@ -5,7 +5,6 @@ of its split, by which the records are recognised wherever they lie.
 """
 
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,11 +19,11 @@ from mtlkit._fields import read_fields
 from mtlkit._memory import out_of_memory
 from mtlkit._text import composed
 from mtlkit.data import VIEWS, Catalogue, Exam, LesionDataset, MammographyDataset, Record, Split
-from mtlkit.data.files import check_folder, natural
+from mtlkit.data.files import check_folder, natural, print_of
+from mtlkit.data.items import MEAN, STD
 from mtlkit.data.layouts import find_layout, scan
 from mtlkit.data.open import usable
 from mtlkit.data.splits import read_split
-from mtlkit.data.transforms import MEAN, STD
 from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
 from mtlkit.models.network import Network
@@ -34,7 +33,6 @@ from mtlkit.training.tasks import Task, find_task, kind_of, record_of
 __all__ = ["SavedRun", "load_run"]
 
 MARK = ".mtlkit-run"  # in the folder of a run
-SAMPLE = 4096  # bytes of a file that its print is of
 NOT_OURS = "is not as a run writes it"
 DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
 
@@ -149,7 +147,7 @@ class SavedRun:
     def recognise(self, catalogue: Catalogue) -> set[str]:
         """The keys of those records of a data set that are the very ones of the run's split, by their files."""
         known = (record for record in catalogue.records if record.key in self.prints)
-        return {record.key for record in known if file_print(record) == self.prints[record.key]}
+        return {record.key for record in known if print_of(record.files) == self.prints[record.key]}
 
     # --- export -------------------------------------------------------------------------------------------------------
 
@@ -163,13 +161,17 @@ class SavedRun:
 
     def facts(self) -> dict[str, Any]:
         """What must be known to use the network elsewhere: size and normalisation of images, names of classes."""
-        data = self.config.data
+        data, task = self.config.data, self.task
         return {
             "task": self.config.task,
+            "inputs": list(task.inputs),
+            "needs_masks": task.takes_masks and self.model.needs_masks,
             "size": data.size,
             "mean": list(MEAN) if data.normalize else None,
             "std": list(STD) if data.normalize else None,
             "classes": {name: list(names) for name, names in self.tasks.items()},
+            "logits": {head.name: head.logits for head in task.heads_of(self.model)},
+            "gates": list(self.model.gate_names),
             "recipe": self.config.to_dict(),
         }
 
@@ -211,24 +213,6 @@ class SavedRun:
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def file_print(record: Record | Exam) -> str:
-    """Tells a record's files from others without reading them whole: of their sizes, and the bytes in their middle.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    value = 0
-    for path in record.files:
-        try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                file.seek(max(0, (size - SAMPLE) // 2))
-                value = zlib.crc32(file.read(SAMPLE), zlib.crc32(str(size).encode(), value))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return f"{value:08x}"
-
-
 def data_values(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     """What data.json of a run's folder holds."""
     records = catalogue.subset(key for keys in split.parts().values() for key in keys).records
@@ -237,7 +221,7 @@ def data_values(catalogue: Catalogue, split: Split) -> dict[str, Any]:
         "layout": catalogue.layout,
         "classes": list(catalogue.classes),
         "birads": list(catalogue.birads),
-        "prints": {record.key: file_print(record) for record in records},
+        "prints": {record.key: print_of(record.files) for record in records},
     }
 
 

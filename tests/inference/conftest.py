@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from mtlkit import deploy
+from mtlkit.models.network import Network
 from mtlkit.training import Config, SavedRun, create_module, load_config
 
 CLASSES = ("benign", "malignant", "normal")
@@ -44,6 +48,105 @@ def mammography() -> SavedRun:
         "loss": {"class_weights": False},
     }
     return opened(load_config("hybrid_vssm").change(changes), ("benign or normal", "malignant"), (1, 5))
+
+
+# --- networks of a few parameters, which are exported in a second -----------------------------------------------------
+
+
+class LesionOutput(NamedTuple):
+    seg_logits: Tensor
+    cls_logits: Tensor
+    gates: Tensor
+
+
+class ViewsOutput(NamedTuple):
+    cls_logits: Tensor
+    gates: Tensor
+
+
+class MammographyOutput(NamedTuple):
+    label_logits: Tensor
+    birads_logits: Tensor
+
+
+class _Small(Network):
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(features, 4, 3, stride=2, padding=1), nn.ReLU())
+        self.classify = nn.Linear(4, classes)
+
+    def means(self, images: Tensor) -> Tensor:
+        return self.features(images).mean((2, 3))
+
+
+class SmallLesion(_Small):
+    gate_names = ("seg_level1", "clf_level1")
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.draw = nn.Conv2d(3, 1, 5, padding=2)
+
+    def forward(self, images: Tensor) -> LesionOutput:
+        means = self.means(images)
+        return LesionOutput(4 * self.draw(images), self.classify(means), means[:, :2].sigmoid()[:, None])
+
+
+class SmallViews(_Small):
+    gate_names = ("image", "tumor")
+    needs_masks = True
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, images: Tensor, masks: Tensor) -> ViewsOutput:
+        means = self.means(images * masks)
+        return ViewsOutput(self.classify(means), means[:, :2].softmax(-1))
+
+
+class SmallMammography(_Small):
+    def __init__(self) -> None:
+        super().__init__(3, 4)
+
+    def forward(self, views: Tensor, present: Tensor) -> MammographyOutput:
+        found = torch.stack([self.means(views[:, i]) for i in range(4)], 1) * present[..., None]  # (B, 4, 4)
+        logits = self.classify(found.unflatten(1, (2, 2)).mean(2))  # (B, 2, 4)
+        return MammographyOutput(logits[..., :2], logits[..., 2:])
+
+
+class Pair(NamedTuple):
+    """A run, and the file that its network was exported to."""
+
+    run: SavedRun
+    file: Path
+
+
+def _pair(folder: Path, recipe: str, network: Network, classes: tuple[str, ...], birads: tuple[int, ...] = ()) -> Pair:
+    data = {"size": 32, "batch_size": 4, "workers": 0}
+    config = load_config(recipe).change({"data": data, "loss": {"class_weights": False}})
+    run = SavedRun(Path("/runs/one"), config, network.eval(), classes, birads, None, {}, Path("/data"), {})
+    file = folder / "net.onnx"
+    deploy.export(run.model, file, example=run.example(), metadata=run.facts())
+    return Pair(run, file)
+
+
+@pytest.fixture(scope="session")
+def small_lesion(tmp_path_factory) -> Pair:
+    return _pair(tmp_path_factory.mktemp("lesion"), "demo", SmallLesion(), CLASSES)
+
+
+@pytest.fixture(scope="session")
+def small_views(tmp_path_factory) -> Pair:
+    return _pair(tmp_path_factory.mktemp("views"), "csa_moe", SmallViews(), CLASSES[:2])
+
+
+@pytest.fixture(scope="session")
+def small_mammography(tmp_path_factory) -> Pair:
+    network, classes = SmallMammography(), ("benign or normal", "malignant")
+    return _pair(tmp_path_factory.mktemp("mammography"), "hybrid_vssm", network, classes, (1, 5))
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from mtlkit.cli._outcomes import sentence
 from mtlkit.data import DataError
 from mtlkit.errors import ExistsError, UnusableError
 from mtlkit.inference import predict
-from mtlkit.inference.progress import Progress, digest_of_records, digest_of_weights
+from mtlkit.inference.progress import Progress, digest_of_records
+from mtlkit.inference.torch_networks import digest_of_weights
 from mtlkit.models import create_model
 
 

@@ -1,0 +1,97 @@
+"""Items as networks take them, in NumPy: files read, resized, and brought to the range of training.
+
+Training and prediction, with PyTorch or without, prepare images by these functions.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtlkit.data.images import load_image, read_image
+from mtlkit.data.masks import odd_mask, read_mask
+from mtlkit.data.pixels import MAX_PIXELS, Loaded
+from mtlkit.data.records import VIEWS, Exam, Record
+from mtlkit.data.resizing import resize, resize_nearest
+
+__all__ = ["MEAN", "STD", "Lesion", "read_lesion", "read_views", "stack_views", "to_range"]
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+class Lesion(NamedTuple):
+    """An image and its mask, resized."""
+
+    image: np.ndarray  # (3, size, size), uint8
+    mask: np.ndarray  # (1, size, size), uint8 of 0 and 1
+    loaded: Loaded  # the image in its own size
+
+
+def read_lesion(record: Record, size: int, *, max_pixels: int = MAX_PIXELS, warn: bool = True) -> Lesion:
+    """The image of a record and the mask of its lesion.
+
+    Args:
+        record: what to read; without masks, the mask is empty.
+        size: pixels a side.
+        max_pixels: the most that a file may have.
+        warn: whether to tell of a mask that is empty or full, or not empty although its class has no lesion.
+
+    Raises:
+        DataError: a file is missing, broken, or of another size than its mask.
+    """
+    loaded = load_image(record.image, record.frame, max_pixels)
+    mask = read_mask(record.masks, loaded.pixels.shape[:2], max_pixels=max_pixels)
+    if warn:
+        for finding in odd_mask(record, mask):
+            warnings.warn(str(finding), stacklevel=2)
+    image = resize(loaded.pixels.transpose(2, 0, 1), size, size)
+    return Lesion(image, resize_nearest(mask, size, size)[None], loaded)
+
+
+def read_views(exam: Exam, size: int, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray | None]:
+    """The views of an exam in the order of `VIEWS`, (1, size, size) uint8, the right ones flipped; None where missing.
+
+    Raises:
+        DataError: a file is missing or broken.
+    """
+    views: list[np.ndarray | None] = []
+    for name, path in zip(VIEWS, exam.views, strict=True):
+        if path is None:
+            views.append(None)
+            continue
+        pixels = resize(read_image(path, max_pixels=max_pixels)[None, ..., 0], size, size)
+        views.append(pixels[..., ::-1] if name.startswith("R") else pixels)
+    return views
+
+
+def to_range(pixels: np.ndarray, mean: Sequence[float] | None = MEAN, std: Sequence[float] | None = STD) -> np.ndarray:
+    """Pixels (C, H, W), uint8, as float32 in [0, 1], brought to a mean and a spread unless these are None.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.data.items import to_range
+        >>> to_range(np.full((3, 1, 1), 255, np.uint8), None, None).ravel().tolist()
+        [1.0, 1.0, 1.0]
+    """
+    unit = pixels * np.float32(1 / 255)  # to the last bit as torchvision's transforms
+    if mean is not None and std is not None:
+        unit -= np.asarray(mean, np.float32)[:, None, None]
+        unit /= np.asarray(std, np.float32)[:, None, None]
+    return unit
+
+
+def stack_views(
+    views: Sequence[np.ndarray | None], mean: Sequence[float] | None = MEAN, std: Sequence[float] | None = STD
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `read_views` found, in the range of training, and which there are.
+
+    Returns:
+        (4, 3, size, size), float32, all zeros where a view is missing, and (4,), bool.
+    """
+    size = next(view.shape[-1] for view in views if view is not None)
+    whole = np.zeros((len(views), 3, size, size), np.float32)
+    for place, view in zip(whole, views, strict=True):
+        if view is not None:
+            place[:] = to_range(np.repeat(view, 3, 0), mean, std)
+    return whole, np.array([view is not None for view in views])

@@ -1,0 +1,189 @@
+"""Trained networks as prediction sees them: arrays in, arrays out, whichever engine computes between."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mtlkit._extras import check_installed
+from mtlkit._fields import Fields
+from mtlkit.data.files import check_folder
+
+if TYPE_CHECKING:
+    import torch
+
+    from mtlkit.training import SavedRun
+
+__all__ = ["ENGINES", "Facts", "OpenNetwork", "engine_of", "open_network"]
+
+ENGINES = ("torch", "onnxruntime")
+SUFFIX = ".onnx"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What must be known of a network to prepare its input and to read its output.
+
+    Args:
+        network: its name among those of `mtlkit.models`.
+        inputs: the names of what it takes; see `mtlkit.models.network.Network`.
+        classes: the names of the classes, by classifier.
+        logits: the name of the output, by classifier.
+        gates: the names of its gates.
+        needs_masks: whether it cannot do without masks.
+        size: of its images, pixels a side.
+        mean: to which they are brought; None leaves them in [0, 1].
+        std: likewise.
+        batch_size: images at once, as in training.
+        max_pixels: the most that an image may have.
+        workers: how many images are read at once.
+    """
+
+    network: str
+    inputs: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]]
+    logits: Mapping[str, str]
+    gates: tuple[str, ...]
+    needs_masks: bool
+    size: int
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    batch_size: int
+    max_pixels: int
+    workers: int
+
+    @classmethod
+    def read(cls, facts: Fields) -> "Facts":
+        """Of what `mtlkit export` writes into a file, and `SavedRun.facts` returns.
+
+        Raises:
+            DataError: something is missing, or of another type.
+        """
+        recipe, classes, logits = (facts.fields(name) for name in ("recipe", "classes", "logits"))
+        data = recipe.fields("data")
+        return cls(
+            network=recipe.fields("model").text("name"),
+            inputs=facts.texts("inputs"),
+            classes={name: classes.texts(name) for name in classes.values},
+            logits={name: logits.text(name) for name in classes.values},
+            gates=facts.texts("gates"),
+            needs_masks=bool(facts.get("needs_masks")),
+            size=facts.integer("size"),
+            mean=facts.numbers("mean", None),
+            std=facts.numbers("std", None),
+            batch_size=data.integer("eval_batch_size", None) or data.integer("batch_size"),
+            max_pixels=data.integer("max_pixels"),
+            workers=data.integer("workers"),
+        )
+
+    @property
+    def takes_exams(self) -> bool:
+        """Whether it looks at four-view mammograms, not at single images."""
+        return "views" in self.inputs
+
+
+class OpenNetwork(ABC):
+    """A trained network, ready to predict; `open_network` opens it.
+
+    Attributes:
+        source: the folder of a run, or a file.
+        facts: how its input is prepared, and what its output means.
+        engine: one of `ENGINES`.
+        device: where it runs.
+        weights: tells its parameters from others.
+    """
+
+    engine: str
+    source: Path
+    facts: Facts
+    device: str
+    weights: str
+
+    @abstractmethod
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What it says of a batch.
+
+        Args:
+            inputs: by the names of `facts.inputs`: "images" (B, 3, H, W), "masks" (B, 1, H, W) and "views"
+                (B, 4, 3, H, W), float32, "present" (B, 4), bool.
+
+        Returns:
+            Float32: the probabilities of the classes by classifier, (B, K), or (B, 2, K) for the left and the right
+            breast; where the network has them, "mask" (B, 1, H, W), probabilities, and "gates" (B, ...).
+        """
+
+
+def engine_of(run: Any, engine: str | None = None) -> str:
+    """The engine that runs a network: of a file of ONNX "onnxruntime", of anything else "torch".
+
+    Raises:
+        ValueError: `engine` is another one.
+
+    Example:
+        >>> from mtlkit.inference.networks import engine_of
+        >>> engine_of("mbdi.onnx"), engine_of("runs/mbdi")
+        ('onnxruntime', 'torch')
+    """
+    if isinstance(run, OpenNetwork):
+        found, what = run.engine, f"{run.source}, which is open"
+    elif isinstance(run, str | Path) and Path(run).suffix.lower() == SUFFIX and not Path(run).is_dir():
+        found, what = "onnxruntime", f"{run}, a file of ONNX"
+    else:
+        found, what = "torch", f"{run}, a run" if isinstance(run, str | Path) else "a run"
+    if engine is not None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
+        if engine != found:
+            more = "; `mtlkit export` writes a run as a file" if engine == "onnxruntime" else ""
+            raise ValueError(f"engine: expected {found!r} for {what}, got {engine!r}{more}")
+    return found
+
+
+def check_network(run: Any, device: Any = None) -> None:
+    """Raises where it is plain, before an engine is loaded, that a network cannot be opened."""
+    if engine_of(run) == "onnxruntime":
+        check_installed("prediction from a file", "predict")
+        if device is not None and str(device) != "cpu":
+            raise ValueError(f"device: expected 'cpu' or None for a file of ONNX, got {str(device)!r}")
+    else:
+        check_installed("prediction")
+    if isinstance(run, str | Path) and engine_of(run) == "torch":
+        check_folder(run)
+
+
+def open_network(
+    run: "OpenNetwork | SavedRun | str | Path",
+    *,
+    device: "torch.device | str | None" = None,
+    threads: int | None = None,
+) -> OpenNetwork:
+    """Opens a trained network to predict with it.
+
+    Args:
+        run: the folder of a run, what `mtlkit.training.load_run` made of one, or a file that `mtlkit export` wrote.
+        device: where PyTorch runs it; by default where it is, on the CPU if it was not loaded yet.
+        threads: of ONNX Runtime; by default its own choice.
+
+    Raises:
+        DataError: there is no such folder or file, or it does not hold a trained network.
+        ValueError: a device for a file.
+
+    Example:
+        >>> from mtlkit.inference import open_network
+        >>> open_network("/no/such/net.onnx")
+        Traceback (most recent call last):
+        mtlkit.errors.DataError: /no/such/net.onnx: there is no such file
+    """
+    check_network(run, device)
+    if isinstance(run, OpenNetwork):
+        return run
+    if engine_of(run) == "onnxruntime":
+        from mtlkit.inference.onnx_networks import FileNetwork
+
+        return FileNetwork(Path(run), threads=threads)  # pyright: ignore[reportArgumentType] - as engine_of found
+    from mtlkit.inference.torch_networks import RunNetwork
+
+    return RunNetwork.open(run, device)

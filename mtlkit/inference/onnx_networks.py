@@ -1,0 +1,65 @@
+"""Networks of files, which ONNX Runtime computes: no PyTorch is loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mtlkit._fields import Fields
+from mtlkit.deploy import facts_of, open_session
+from mtlkit.errors import DataError
+from mtlkit.inference.networks import Facts, OpenNetwork
+
+__all__ = ["FileNetwork"]
+
+DTYPES = {"tensor(float)": np.float32, "tensor(bool)": np.bool_}
+
+
+class FileNetwork(OpenNetwork):
+    """The network of a file that `mtlkit export RUN` wrote."""
+
+    engine, device = "onnxruntime", "cpu"
+
+    def __init__(self, path: Path, *, threads: int | None = None) -> None:
+        self.source = path
+        self.session = open_session(path, threads=threads)
+        values = facts_of(self.session)
+        if not values:
+            raise DataError("does not say what its network takes and gives; `mtlkit export` writes it", path=path)
+        if "recipe" not in values:
+            words = "was exported from a bare network, and does not say how images are prepared, nor what the classes "
+            raise DataError(f"{words}are called; export the run", path=path)
+        facts = Fields(path, values, "its metadata are not as mtlkit writes them")
+        self.facts, self.weights = Facts.read(facts), facts.text("weights")
+        self.shapes = {one.name: tuple(one.shape) for one in self.session.get_inputs()}
+        self.outputs = [one.name for one in self.session.get_outputs()]
+        missing = [name for name in self.facts.logits.values() if name not in self.outputs]
+        if missing or not set(self.shapes) <= set(self.facts.inputs):
+            names = f"{', '.join(self.shapes)} to {', '.join(self.outputs)}"
+            raise DataError(f"its metadata are not those of its network, which leads {names}", path=path)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `OpenNetwork` has it; raises a ValueError for inputs of another shape than the file's."""
+        for name, shape in self.shapes.items():
+            got = inputs[name].shape
+            if len(got) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, got, strict=True)):
+                expected = ", ".join(map(str, shape))
+                raise ValueError(f"{self.source}: {name}: expected shape ({expected}), got {got}")
+        values = self.session.run(None, {name: inputs[name] for name in self.shapes})
+        output = {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
+        found = {task: _softmax(output[name]) for task, name in self.facts.logits.items()}
+        if "seg_logits" in output:
+            found["mask"] = _sigmoid(output["seg_logits"])
+        if "gates" in output:
+            found["gates"] = output["gates"]
+        return found
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # 1 / inf is 0
+        return 1 / (1 + np.exp(-logits))
