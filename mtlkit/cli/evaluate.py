@@ -23,6 +23,7 @@ examples:
   mtlkit evaluate runs/mbdi --out mbdi-test                      the test part of the run's own data set
   mtlkit evaluate runs/mbdi --out mbdi-whu --data BUSI_WHU       another data set, all of it
   mtlkit evaluate runs/csa --out csa                             all seeds of --repeats: mean ± standard deviation
+  mtlkit evaluate runs/cv --out cv                               folds of --folds: also all test images together
   mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; features in the plane
   mtlkit evaluate runs/btinet --out oracle --oracle --rivals     are the gates right, and what else would tell
   mtlkit evaluate runs/mbdi --out mbdi-test --force              once more, in place of the earlier one
@@ -47,7 +48,7 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or of several seeds")
+    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or of several seeds or folds")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
     add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the run, where it lay")
     add(
@@ -101,6 +102,11 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(*row)
     console = open_console(soft_wrap=True)
     console.print(table)
+    if "pooled" in metrics:
+        table = Table("figure", "value", "95 % interval", title="all folds together", title_justify="left")
+        for row in _single(metrics["pooled"]["figures"]):
+            table.add_row(*row)
+        console.print(table)
     for table in _of_oracle(metrics.get("oracle") or {}):
         console.print(table)
     for remark in metrics["remarks"]:

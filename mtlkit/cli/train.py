@@ -21,6 +21,8 @@ examples:
   mtlkit train mbdi --data BUSI --out runs/mbdi --set data.batch_size=8 --set model.options.pretrained=false
   mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
+  mtlkit train mbdi --data BUSI --out runs/cv --folds 5          cross-validation, patients whole
+  mtlkit train mbdi --data BUSI --out runs/cv --folds 5 --fold 2   one of the folds, as a job of its own
   mtlkit train mbdi --data BUSI --out runs/mbdi --devices 4 --set data.batch_size=6 --set sync_batch_norm=true
 
 with --devices the batch size is that of each process; BatchNorm takes its statistics, and MBDI the signals of its
@@ -57,7 +59,10 @@ def add_command(commands: Any) -> None:
     add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
     add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, as data.batch_size=8")
-    add("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
+    several = command.add_mutually_exclusive_group()
+    several.add_argument("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
+    several.add_argument("--folds", type=int, metavar="N", help="cross-validate: N folds, each in its own folder")
+    add("--fold", type=int, metavar="K", help="with --folds: train only this one, from 1 on, in the folder fold-K")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
     add_max_pixels(command)
@@ -137,13 +142,20 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit._output import check_outside
     from mtlkit.cli._console import open_console
-    from mtlkit.training import load_config, repeat, train
+    from mtlkit.training import cross_validate, load_config, repeat, train
     from mtlkit.training.aggregate import digits_of, in_words
     from mtlkit.training.config import named_recipe
     from mtlkit.training.run import is_main
 
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
+    if options.folds is not None and options.folds < 2:
+        raise ValueError(f"--folds: expected at least 2, got {options.folds}")
+    if options.fold is not None and not 1 <= options.fold <= (options.folds or 0):
+        among = "--folds as well" if options.folds is None else f"1 to {options.folds}"
+        raise ValueError(f"--fold: expected {among}, got {options.fold}")
+    if options.folds is not None and options.split is not None:
+        raise ValueError("--split: expected none with --folds, which draws the splits")
     if options.force:
         check_outside(options.out, options.recipe)
     config = load_config(options.recipe).adjust(changes_of(options))
@@ -151,7 +163,9 @@ def run(options: argparse.Namespace) -> int:
     settings = training_options(options, progress=console.is_terminal)
     table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     with named_recipe(options.recipe):
-        if options.repeats is None:
+        if options.folds is not None:
+            pairs = cross_validate(config, options.data, options.out, options.folds, fold=options.fold, **settings)
+        elif options.repeats is None:
             found = train(config, options.data, options.out, **settings)
             pairs = {name: {"mean": value, "sd": None} for name, value in found.items()}
         else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mtlkit.data.masks import read_mask
     from mtlkit.data.open import open_dataset
     from mtlkit.data.records import VIEWS, Catalogue, Exam, Finding, Record
-    from mtlkit.data.splits import Split, load_split, make_split
+    from mtlkit.data.splits import Split, load_split, make_folds, make_split
     from mtlkit.data.synthetic import synthesize_layout, synthesize_mammography, synthesize_ultrasound
     from mtlkit.data.transforms import AUGMENTATIONS, augmentation, preparation
     from mtlkit.data.validate import Report, check_dataset
@@ -51,6 +51,7 @@ __all__ = [
     "check_dataset",
     "count_frames",
     "load_split",
+    "make_folds",
     "make_split",
     "near_duplicates",
     "open_dataset",
@@ -85,6 +86,7 @@ _LAZY = {
     "check_dataset": "mtlkit.data.validate",
     "count_frames": "mtlkit.data.images",
     "load_split": "mtlkit.data.splits",
+    "make_folds": "mtlkit.data.splits",
     "make_split": "mtlkit.data.splits",
     "near_duplicates": "mtlkit.data.duplicates",
     "open_dataset": "mtlkit.data.open",

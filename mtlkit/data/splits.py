@@ -1,11 +1,12 @@
 """Splits into training, validation and test: stratified, whole groups, from a seed, saved as a list.
 
 A group (patient, lesion, or an image by itself) falls whole into one part. Groups are drawn by scikit-learn's
-stratified `train_test_split`: first the test part, rounded up, then the validation part of what is left.
+stratified `train_test_split`: first the test part, rounded up, then the validation part of what is left. The test parts
+of a cross-validation come from its `StratifiedGroupKFold`, and have all records between them.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mtlkit.data.names import Names
 from mtlkit.data.records import Catalogue, and_more
 from mtlkit.errors import DataError
 
-__all__ = ["Split", "load_split", "make_split"]
+__all__ = ["Split", "load_split", "make_folds", "make_split"]
 
 PARTS = ("train", "val", "test")
 
@@ -76,7 +77,7 @@ def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: in
         return names, []
     strata = [groups[name] for name in names]
     label, count = min(Counter(strata).items(), key=lambda item: item[1])
-    name = catalogue.classes[label] if label >= 0 else "not known"
+    name = _class_name(catalogue, label)
     if count < 2:
         raise DataError(f"{catalogue.root}: class {name!r} has only {count} group to divide, at least 2 are needed")
     try:
@@ -137,11 +138,86 @@ def make_split(
     if "val" not in fixed.values():
         _, drawn = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
         part_of |= dict.fromkeys(drawn, "val")
-    keys: dict[str, list[str]] = {part: [] for part in PARTS}
+    return _by_part(catalogue, part_of, seed, left_out)
+
+
+def make_folds(
+    catalogue: Catalogue,
+    folds: int,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 42,
+    *,
+    unused: Collection[str] = (),
+) -> tuple[Split, ...]:
+    """Draws the splits of a cross-validation: each record is in the test part of one of them.
+
+    A partition that the data set has itself does not count.
+
+    Args:
+        catalogue: the data set.
+        folds: how many, at least 2.
+        fractions: as for `make_split`; of what is not in a fold's test part, val / (train + val) validate.
+        seed: the same seed gives the same folds of the same records.
+        unused: keys of records to leave out.
+
+    Raises:
+        DataError: a class has fewer groups than there are folds, or a part would lack a class.
+        ValueError: fewer than two folds, or other fractions.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Catalogue, Record, make_folds
+        >>> records = tuple(Record(f"{i}", Path(f"{i}.png"), i % 2, (), f"{i}") for i in range(40))
+        >>> folds = make_folds(Catalogue("folder", Path("."), ("benign", "malignant"), records), 5)
+        >>> [(len(fold.train), len(fold.val), len(fold.test)) for fold in folds]
+        [(26, 6, 8), (26, 6, 8), (26, 6, 8), (26, 6, 8), (26, 6, 8)]
+    """
+    if folds < 2:
+        raise ValueError(f"folds: expected at least 2, got {folds}")
+    train_share, val_share, _ = check_fractions(fractions)
+    left_out = set(unused)
+    records = sorted((r for r in catalogue.records if r.key not in left_out), key=lambda record: record.key)
+    strata: dict[str, int] = {}
     for record in records:
-        keys[part_of.get(record.group, "train")].append(record.key)
-    others = tuple(record.key for record in catalogue.records if record.key in left_out)
-    return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed, unused=others)
+        strata[record.group] = max(strata.get(record.group, -1), record.stratum)
+    _check_enough(catalogue, strata, folds)
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    labels, groups = [strata[record.group] for record in records], [record.group for record in records]
+    drawn = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(records, labels, groups)
+    splits = []
+    for number, (_, tested) in enumerate(drawn, start=1):
+        test = {groups[i] for i in tested}
+        rest = {group: stratum for group, stratum in sorted(strata.items()) if group not in test}
+        if missing := set(strata.values()) - {strata[group] for group in test}:
+            name = _class_name(catalogue, min(missing))
+            raise DataError(
+                f"{catalogue.root}: fold {number} of {folds} has no test image of class {name!r}; take fewer folds"
+            )
+        _, val = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
+        part_of = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
+        splits.append(_by_part(catalogue, part_of, seed, left_out))
+    return tuple(splits)
+
+
+def _class_name(catalogue: Catalogue, label: int) -> str:
+    return catalogue.classes[label] if label >= 0 else "not known"
+
+
+def _check_enough(catalogue: Catalogue, strata: Mapping[str, int], folds: int) -> None:
+    label, count = min(Counter(strata.values()).items(), key=lambda item: item[1])
+    if count < folds:
+        name = _class_name(catalogue, label)
+        words = f"expected at least {folds} groups (patients) of each class for {folds} folds"
+        raise DataError(f"{catalogue.root}: {words}, got {count} of class {name!r}")
+
+
+def _by_part(catalogue: Catalogue, part_of: Mapping[str, str], seed: int, left_out: Collection[str]) -> Split:
+    """A split of the records by the parts of their groups, those without one being trained on."""
+    keys: dict[str, list[str]] = {part: [] for part in (*PARTS, "unused")}
+    for record in catalogue.records:
+        keys["unused" if record.key in left_out else part_of.get(record.group, "train")].append(record.key)
+    return Split(**{part: tuple(names) for part, names in keys.items()}, seed=seed)
 
 
 def read_split(path: str | Path) -> Split:

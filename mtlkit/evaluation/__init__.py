@@ -11,7 +11,7 @@ Needs the extra `train`.
 from mtlkit.evaluation.analysis import judge
 from mtlkit.evaluation.bootstrap import Figure, classification, intervals, ranking, risk_area, score_means, spearman
 from mtlkit.evaluation.comparison import compare
-from mtlkit.evaluation.predictions import Predictions, predict_records
+from mtlkit.evaluation.predictions import Predictions, pool, predict_records
 from mtlkit.evaluation.runner import PARTS, evaluate
 from mtlkit.evaluation.seeds import evaluate_repeats
 
@@ -25,6 +25,7 @@ __all__ = [
     "evaluate_repeats",
     "intervals",
     "judge",
+    "pool",
     "predict_records",
     "ranking",
     "risk_area",

@@ -9,7 +9,7 @@ Source: the published code of MBDI (arXiv 2603.01295).
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from mtlkit.nn import InteractionLevel, TaskInteraction
 from mtlkit.training import SavedRun
 from mtlkit.training.tasks import HEADS
 
-__all__ = ["Predictions", "predict_records"]
+__all__ = ["Predictions", "pool", "predict_records"]
 
 SIDES = ("left", "right")
 SCORES = ("iou", "dice", "sensitivity", "precision")
@@ -128,6 +128,38 @@ class Predictions:
         """The predicted mask of a row, (size, size)."""
         size = self.run.config.data.size
         return np.unpackbits(self.masks[row], count=size * size).reshape(size, size).astype(bool)
+
+
+def pool(parts: Sequence[Predictions]) -> Predictions:
+    """The rows of several predictions, as those of the folds of a cross-validation; their run is the first one's.
+
+    What one of them lacks is left out.
+
+    Example:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from mtlkit.data import Record
+        >>> from mtlkit.evaluation import Predictions, pool
+        >>> def fold(name):
+        ...     images = (Record(name, Path(f"{name}.png"), 0, (), name),)
+        ...     return Predictions(None, images, (), {"class": np.array([0])}, {"class": np.array([[0.9, 0.1]])})
+        >>> len(pool([fold("a"), fold("b")]))
+        2
+    """
+    first = parts[0]
+
+    def joined(values: Sequence[Any]) -> Any:
+        if any(value is None for value in values):
+            return None
+        if isinstance(values[0], np.ndarray):
+            return np.concatenate(values)
+        if isinstance(values[0], tuple):
+            return tuple(item for value in values for item in value)
+        return {name: joined([value[name] for value in values]) for name in values[0] if all(name in v for v in values)}
+
+    rows = ("records", "sides", "labels", "probabilities", "scores", "lesion", "predicted_lesion", "masks", "gates")
+    rows += ("signals", "stages", "displacement", "features", "uncertainty")
+    return replace(first, seconds={}, **{name: joined([getattr(part, name) for part in parts]) for name in rows})
 
 
 # --- looking inside ---------------------------------------------------------------------------------------------------

@@ -148,7 +148,11 @@ def write_report(
 
 
 def write_summary(
-    summary: Mapping[str, Any], about: Mapping[str, str], remarks: Sequence[str], runs: Sequence[str]
+    summary: Mapping[str, Any],
+    about: Mapping[str, str],
+    remarks: Sequence[str],
+    runs: Sequence[str],
+    pooled: Mapping[str, Any] | None = None,
 ) -> str:
     """The report of several runs as HTML.
 
@@ -157,9 +161,11 @@ def write_summary(
         about: of the runs, the data and how they were judged, by name; "title" is the heading.
         remarks: what the reader must know.
         runs: their names, and those of the folders with their reports.
+        pooled: of folds, what `judge` says of the predictions of all of them together.
     """
     heading = f"mean ± standard deviation, {len(runs)} runs"
-    return _render(summary, about, remarks, heading=heading, runs=runs, gates=summary["gates"])
+    together = () if pooled is None else figure_rows(pooled["figures"])
+    return _render(summary, about, remarks, heading=heading, runs=runs, gates=summary["gates"], pooled=together)
 
 
 def _finalize(value: Any) -> Any:
@@ -173,7 +179,7 @@ def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Seq
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalize
     )
     environment.filters["link"] = lambda name: quote(os.fsencode(name))
-    without = {"worst_head": (), "worst_rows": (), "plots": (), "runs": (), "gates": {}}
+    without = {"worst_head": (), "worst_rows": (), "plots": (), "runs": (), "gates": {}, "pooled": ()}
     return environment.from_string(source).render(
         **without | rest,
         about=about,

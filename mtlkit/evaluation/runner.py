@@ -39,6 +39,7 @@ __all__ = ["PARTS", "evaluate"]
 
 KIND = "an evaluation"  # of its folders
 PARTS = ("test", "val", "train", "all")
+SAMPLES = 2000  # of the bootstrap
 FEW = 100  # images, below which intervals are wide
 MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
 PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
@@ -51,7 +52,7 @@ def evaluate(
     *,
     part: str | None = None,
     layout: str | None = None,
-    samples: int = 2000,
+    samples: int = SAMPLES,
     seed: int = 0,
     examples: int = 5,
     tsne: bool = False,
@@ -63,6 +64,7 @@ def evaluate(
     skip_bad: bool = False,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    judged: Callable[[Predictions], None] | None = None,
 ) -> dict[str, Any]:
     """Judges the network of a run, and writes a folder with figures, a table of the images, plots and a report.
 
@@ -87,6 +89,7 @@ def evaluate(
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         force: replaces what an earlier evaluation wrote.
         progress: told how many of how many images are done.
+        judged: given the predictions.
 
     Returns:
         What metrics.json holds.
@@ -148,6 +151,8 @@ def evaluate(
                 file.write_bytes(png)
         draft.write_text("report.html", write_report(predictions, judgement, about, remarks, plots))
         draft.write_json("metrics.json", metrics)
+    if judged is not None:
+        judged(predictions)
     return metrics
 
 

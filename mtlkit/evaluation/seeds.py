@@ -1,13 +1,15 @@
-"""An evaluation of repeats: the runs of one recipe with several seeds, and their figures' mean and standard deviation.
+"""An evaluation of the runs of one recipe, with several seeds or on the folds of a cross-validation.
 
-metrics.json                     mean and standard deviation of each figure, and what it is in each run
+metrics.json                     mean and standard deviation of each figure, and what it is in each run; of folds also
+                                 the figures of all their test images together, each by the network that never saw it
 metrics.csv                      the same, a row for each figure
 report.html                      the same to read, with a link to the report of each run
+images.csv                       of folds, a row for each test image of each
 seed-42/ ...                     the evaluation of each run, as `evaluate` writes it
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import mtlkit
 from mtlkit._files import csv_text, plain
 from mtlkit._output import new_folder
 from mtlkit.errors import DataError
+from mtlkit.evaluation.analysis import judge, table_rows
+from mtlkit.evaluation.predictions import Predictions, pool
 from mtlkit.evaluation.report import write_summary
-from mtlkit.evaluation.runner import KIND, evaluate, progress_within
+from mtlkit.evaluation.runner import KIND, SAMPLES, evaluate, progress_within
 from mtlkit.training.aggregate import summarise
 from mtlkit.training.saved_run import read_recipe, runs_within
 
@@ -40,10 +44,13 @@ def evaluate_repeats(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Judges the networks of several runs that differ in their seeds alone.
+    """Judges the networks of several runs of one recipe.
+
+    Where no image is in the test part of two of them, as with the folds of a cross-validation, their predictions of the
+    test parts are also judged together.
 
     Args:
-        folder: of the runs, as `mtlkit.training.repeat` makes it.
+        folder: of the runs, as `mtlkit.training.repeat` and `mtlkit.training.cross_validate` make it.
         data: folder of the data set; None is that of the runs.
         out: the folder to write, whole or not at all.
         force: replaces what an earlier evaluation wrote.
@@ -54,7 +61,8 @@ def evaluate_repeats(
         What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "seconds", "gates",
         "stages", "displacement", "displacement_by_difficulty" and "oracle" as `evaluate` returns them, with "mean",
         "sd" (with one degree of freedom less) and "runs", by name, in the place of each figure; "counts", likewise
-        where the runs decide. Of gates, stages and displacement it is the mean over the images that is averaged.
+        where the runs decide. Of gates, stages and displacement it is the mean over the images that is averaged. Of
+        folds, "pooled" has what `judge` says of all predictions together, and "counts" are theirs.
 
     Raises:
         DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.
@@ -75,12 +83,20 @@ def evaluate_repeats(
         if recipe != recipes[first]:
             raise DataError(f"{folder}: expected runs of one recipe, and {first} and {name} have two")
     found: dict[str, dict[str, Any]] = {}
+    folds: list[Predictions] = []
     with new_folder(out, KIND, force=force) as draft:
         draft.check_inputs(folder, data)
         for number, (name, path) in enumerate(runs.items()):
             told = None if progress is None else progress_within(progress, number, len(runs))
-            found[name] = evaluate(path, data, draft.nested(name), progress=told, **options)
+            found[name] = evaluate(path, data, draft.nested(name), progress=told, judged=folds.append, **options)
         metrics, rows = _summary(Path(folder), found)
+        together = None
+        if (pooled := _pooled(folds, metrics["part"])) is not None:
+            together = judge(pooled, options.get("samples", SAMPLES), options.get("seed", 0))
+            metrics |= {"pooled": plain(together), "counts": together["counts"]}
+            for task, classes in together["classes"].items():
+                for name, entry in classes.items():
+                    metrics["classes"][task][name]["images"] = entry["images"]
         about = {
             "title": f"Evaluation of {Path(folder).resolve().name}",
             "subtitle": f"{metrics['model']}, {metrics['part']} part of {Path(metrics['data']).name}, {len(runs)} runs",
@@ -89,9 +105,20 @@ def evaluate_repeats(
             "For research.",
         }
         draft.write_text("metrics.csv", csv_text(rows))
-        draft.write_text("report.html", write_summary(metrics, about, metrics["remarks"], list(runs)))
+        if pooled is not None:
+            of_rows = [name for name, fold in zip(runs, folds, strict=True) for _ in range(len(fold))]
+            rows = [{"run": name} | row for name, row in zip(of_rows, table_rows(pooled), strict=True)]
+            draft.write_text("images.csv", csv_text(rows))
+        draft.write_text("report.html", write_summary(metrics, about, metrics["remarks"], list(runs), together))
         draft.write_json("metrics.json", metrics)
     return metrics
+
+
+def _pooled(folds: Sequence[Predictions], part: str) -> Predictions | None:
+    """The predictions of the test parts together; None where an image is in two of them."""
+    tested = [set(one.run.split.test) if one.run.split is not None else set() for one in folds]
+    apart = len(tested) > 1 and sum(map(len, tested)) == len(set().union(*tested))
+    return pool(folds) if apart and part == "test" else None
 
 
 def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -16,9 +16,10 @@ from mtlkit.training.config import Config, RecipeError, list_configs, load_confi
 from mtlkit.training.datamodule import DataModule, EpochSampler
 from mtlkit.training.duration import count_steps, measure_step
 from mtlkit.training.modules import TrainingModule, create_module
-from mtlkit.training.run import repeat, train
+from mtlkit.training.run import train
 from mtlkit.training.saved_run import SavedRun, load_run
 from mtlkit.training.schedule import Schedule, task_weights
+from mtlkit.training.series import cross_validate, repeat
 
 __all__ = [
     "Ablation",
@@ -34,6 +35,7 @@ __all__ = [
     "count_steps",
     "count_table",
     "create_module",
+    "cross_validate",
     "list_ablations",
     "list_configs",
     "load_ablation",

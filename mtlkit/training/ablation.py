@@ -42,8 +42,9 @@ from mtlkit.models import Costs, count_costs
 from mtlkit.training.ablation_table import COSTS, Trained, write_table
 from mtlkit.training.config import Config, RecipeError, beside, did_you_mean, load_config, read_yaml
 from mtlkit.training.modules import TrainingModule, check_recipe, create_network
-from mtlkit.training.run import check_sources, is_main, repeat
+from mtlkit.training.run import check_sources, is_main
 from mtlkit.training.saved_run import RESULT, read_figures
+from mtlkit.training.series import repeat
 
 __all__ = ["Ablation", "AblationRow", "ablate", "count_table", "list_ablations", "load_ablation"]
 

@@ -35,7 +35,6 @@ from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import find_layout
 from mtlkit.data.splits import read_split
 from mtlkit.errors import CheckpointError, DataError
-from mtlkit.training.aggregate import summarise
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
 from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
@@ -43,7 +42,7 @@ from mtlkit.training.modules import TrainingModule, check_recipe, create_module
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
 from mtlkit.training.tasks import find_task, record_of
 
-__all__ = ["repeat", "train"]
+__all__ = ["train"]
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -53,7 +52,7 @@ def train(
     data: str | Path,
     out: str | Path,
     *,
-    split: str | Path | None = None,
+    split: Split | str | Path | None = None,
     resume: bool = False,
     force: bool = False,
     skip_bad: bool = False,
@@ -67,7 +66,7 @@ def train(
         config: a recipe, or the name of one.
         data: folder of the data set.
         out: folder of the run.
-        split: a saved split; by default one is drawn as the recipe says.
+        split: one that is saved, or was drawn; by default one is drawn as the recipe says.
         resume: goes on with a run that was interrupted; one that has ended is left as it is.
         force: begins again where there is a run already, whose files stay until the new run has ended.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
@@ -102,12 +101,12 @@ def train(
     if not resume:
         check_sources(data, split)
     with resumable_folder(out, "a run", resume=resume, force=force, main=is_main()) as place:
-        place.check_inputs(data, split, recipe)
+        place.check_inputs(data, None if isinstance(split, Split) else split, recipe)
         if resume:
             _check_same_recipe(place.path / "config.yaml", config)
         if resume and (place.path / RESULT).is_file():
             return read_figures(place.path / RESULT)
-        catalogue = _open(config, data, skip_bad)
+        catalogue = open_for(config, data, skip_bad)
         parts = _split(catalogue, config, split, place.path / SPLIT if resume else None)
         with named_recipe(recipe):
             module = _create(config.stage(1), catalogue, parts)
@@ -129,55 +128,6 @@ def train(
     return figures
 
 
-def repeat(
-    config: Config | str,
-    data: str | Path,
-    out: str | Path,
-    times: int,
-    *,
-    resume: bool = False,
-    force: bool = False,
-    **options: Any,
-) -> dict[str, dict[str, float]]:
-    """Trains with `times` seeds, each in a folder of its own, the split staying the same.
-
-    Args:
-        config: a recipe, or the name of one; its seed and those after it are used.
-        data: folder of the data set.
-        out: folder of the runs; `summary.json` in it holds what is returned.
-        times: how often.
-        resume: goes on with the runs that were interrupted, and leaves those that ended.
-        force: begins again where there are such runs already, whose files stay until all new runs have ended.
-        **options: as for `train`.
-
-    Returns:
-        "mean" and "sd" (over the runs, with one degree of freedom less; NaN for a single run) of each figure.
-
-    Raises:
-        ValueError: `times` is below 1.
-        DataError: as for `train`.
-
-    Example:
-        >>> from mtlkit.training import repeat
-        >>> repeat("demo", "busi", "runs", 0)
-        Traceback (most recent call last):
-        ValueError: times: expected at least 1, got 0
-    """
-    if times < 1:
-        raise ValueError(f"times: expected at least 1, got {times}")
-    config = load_config(config) if isinstance(config, str) else config
-    if not resume:
-        check_sources(data, options.get("split"))
-    configs = [config.change({"seed": seed}) for seed in range(config.seed, config.seed + times)]
-    with resumable_folder(out, "a series of runs", resume=resume, force=force, main=is_main()) as place:
-        place.check_inputs(data, options.get("split"))
-        runs = [train(one, data, place.nested(f"seed-{one.seed}"), resume=resume, **options) for one in configs]
-        summary = summarise(runs)
-        if is_main():
-            place.write_json("summary.json", summary)
-    return summary
-
-
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
@@ -186,10 +136,10 @@ def is_main() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def check_sources(data: str | Path, split: str | Path | None) -> None:
+def check_sources(data: str | Path, split: Split | str | Path | None) -> None:
     """Raises where what is to be read is not there, which is told before anything about the folder to write."""
     check_folder(data)
-    if split is not None:
+    if isinstance(split, str | Path):
         read_split(split)
 
 
@@ -228,7 +178,8 @@ def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts
                 write(draft)
 
 
-def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
+def open_for(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
+    """The data set as a recipe reads it."""
     d = config.data
     task = find_task(config.task)
     layout = find_layout(check_folder(data)) if d.layout == "auto" else d.layout
@@ -237,14 +188,23 @@ def _open(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
     return open_dataset(data, layout, skip_bad=skip_bad, max_pixels=d.max_pixels, **options)
 
 
-def _split(catalogue: Catalogue, config: Config, path: str | Path | None, saved: Path | None) -> Split:
-    if path is None and saved is not None and saved.is_file():
-        path = saved
-    if path is not None:
-        return load_split(path, catalogue)
+def _split(catalogue: Catalogue, config: Config, split: Split | str | Path | None, saved: Path | None) -> Split:
+    if not isinstance(split, str | Path) and saved is not None and saved.is_file():
+        split = saved
+    if isinstance(split, Split):
+        return split
+    if split is not None:
+        return load_split(split, catalogue)
     d = config.data
-    unused = surplus(catalogue, near_duplicates(catalogue, max_pixels=d.max_pixels)) if d.drop_duplicates else ()
-    return make_split(catalogue, d.fractions, d.split_seed, published=d.published_split, unused=unused)
+    return make_split(
+        catalogue, d.fractions, d.split_seed, published=d.published_split, unused=left_out(catalogue, config)
+    )
+
+
+def left_out(catalogue: Catalogue, config: Config) -> tuple[str, ...]:
+    """The keys of what a split that is drawn leaves out."""
+    d = config.data
+    return surplus(catalogue, near_duplicates(catalogue, max_pixels=d.max_pixels)) if d.drop_duplicates else ()
 
 
 # --- a stage ----------------------------------------------------------------------------------------------------------

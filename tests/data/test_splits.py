@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mtlkit.data import Catalogue, DataError, Exam, Record, Split, load_split, make_split, open_dataset
+from mtlkit.data import Catalogue, DataError, Exam, Record, Split, load_split, make_folds, make_split, open_dataset
 
 
 def catalogue(counts: list[int], *, per_group: int = 1, split: str | None = None) -> Catalogue:
@@ -190,3 +190,36 @@ def test_subset_names_what_is_missing():
     assert [record.key for record in data.subset(["1/2", "0/0"]).records] == ["1/2", "0/0"]
     with pytest.raises(DataError, match=r"data: there is no record 'x' \(and 1 more\)"):
         data.subset(["x", "0/0", "y"])
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+def test_folds_test_each_record_once_and_keep_groups_whole():
+    data = catalogue([30, 30], per_group=3)
+    folds = make_folds(data, 4, seed=3)
+    assert folds == make_folds(data, 4, seed=3) != make_folds(data, 4, seed=4)
+    tested = [key for fold in folds for key in fold.test]
+    assert sorted(tested) == sorted(record.key for record in data.records)
+    group = {record.key: record.group for record in data.records}
+    label = {record.key: record.label for record in data.records}
+    for fold in folds:
+        parts = [{group[key] for key in keys} for keys in fold.parts().values()]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == 20
+        assert all({label[key] for key in keys} == {0, 1} for keys in fold.parts().values())
+
+
+def test_folds_leave_out_what_is_unused_and_need_no_validation_part():
+    data = catalogue([20, 20])
+    for fold in make_folds(data, 2, (1.0 - 1e-9, 0.0, 1e-9), unused=("0/3", "1/7")):
+        assert fold.unused == ("0/3", "1/7")
+        assert not fold.val
+        assert len(fold.train) + len(fold.test) == 38
+
+
+def test_folds_refuse_what_cannot_be_divided():
+    data = catalogue([6, 6], per_group=2)
+    with pytest.raises(DataError, match=r"at least 4 groups \(patients\) of each class for 4 folds, got 3 of class"):
+        make_folds(data, 4)
+    with pytest.raises(ValueError, match="folds: expected at least 2, got 1"):
+        make_folds(data, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mtlkit._files import write_json
-from mtlkit.data import make_split, open_dataset
+from mtlkit.data import Split, make_split, open_dataset
 from mtlkit.training import Config, SavedRun, create_module, load_config, load_run
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values
 
@@ -19,12 +19,12 @@ INTERACTING = {
 }
 
 
-def make_run(folder: Path, config: Config, data: Path) -> Path:
+def make_run(folder: Path, config: Config, data: Path, split: Split | None = None) -> Path:
     """What training leaves, with the weights of the beginning."""
     mammograms = config.task == "mammography"
     options = {"birads": config.data.birads} if mammograms else {"classes": config.data.classes}
     catalogue = open_dataset(data, **options)
-    split = make_split(catalogue, config.data.fractions, config.data.split_seed)
+    split = split or make_split(catalogue, config.data.fractions, config.data.split_seed)
     folder.mkdir(parents=True)
     config.save(folder / "config.yaml")
     split.save(folder / SPLIT)
@@ -42,7 +42,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def write_run():
-    """Makes the folder of a run, as write_run(folder, config, data), and returns it."""
+    """Makes the folder of a run, as write_run(folder, config, data, split), and returns it."""
     return make_run
 
 

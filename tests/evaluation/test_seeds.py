@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtlkit.cli import main
-from mtlkit.data import DataError
+from mtlkit.data import DataError, make_folds, open_dataset
 from mtlkit.evaluation import evaluate, evaluate_repeats
 from mtlkit.training import load_run
 
@@ -31,13 +31,13 @@ def done(tmp_path_factory, runs):
     return out, metrics, told
 
 
-def close(pair, values):
+def close(pair, values, tolerance=1e-12):
     values = np.array(values, dtype=float)
     expected = {"mean": values.mean(), "sd": values.std(ddof=1)}
     for name, value in expected.items():
         assert (pair[name] is None) == np.isnan(value)
         if pair[name] is not None:
-            assert pair[name] == pytest.approx(value, abs=1e-12)
+            assert pair[name] == pytest.approx(value, abs=tolerance)
 
 
 def test_every_figure_is_the_mean_over_the_runs(done):
@@ -156,3 +156,39 @@ def test_a_single_seed_has_no_deviation(runs, tmp_path):
     metrics = evaluate_repeats(tmp_path / "runs", None, tmp_path / "out", samples=0, examples=0)
     assert metrics["figures"]["accuracy"]["sd"] is None
     assert "±" not in re.sub(r"mean ± standard deviation", "", (tmp_path / "out/report.html").read_text())
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+def test_folds_are_judged_together_too(tmp_path, lesion_config, ultrasound, write_run, tables, capsys):
+    """Each image once, by the network that did not learn from it."""
+    catalogue = open_dataset(ultrasound, classes=lesion_config.data.classes)
+    for number, split in enumerate(make_folds(catalogue, 2), start=1):
+        config = lesion_config.change({"seed": number})  # other weights, which folds have as well
+        write_run(tmp_path / f"runs/fold-{number}", config, ultrasound, split)
+    assert main(["evaluate", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--samples", "20"]) == 0
+    assert "all folds together" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    single = [tables(tmp_path / f"out/fold-{number}/images.csv") for number in (1, 2)]
+    rows = tables(tmp_path / "out/images.csv")
+    assert [row.pop("run") for row in rows] == [f"fold-{number + 1}" for number in (0, 1) for _ in single[number]]
+    assert rows == single[0] + single[1]
+    assert len({row["key"] for row in rows}) == len(rows) == len(catalogue) == metrics["counts"]["images"]
+    right = np.mean([row["class_true"] == row["class_predicted"] for row in rows])
+    pooled = metrics["pooled"]["figures"]
+    assert pooled["accuracy"]["value"] == pytest.approx(right)
+    assert pooled["accuracy"]["low"] <= right <= pooled["accuracy"]["high"]
+    known = [float(row["iou"]) for row in rows if row["iou"]]
+    assert pooled["iou"]["value"] == pytest.approx(np.mean(known), abs=1e-5)
+    close(metrics["figures"]["iou"], [np.mean([float(r["iou"]) for r in part if r["iou"]]) for part in single], 1e-5)
+    for name, count in catalogue.counts().items():
+        assert metrics["classes"]["class"][name]["images"] == count
+    assert "All folds together" in (tmp_path / "out/report.html").read_text()
+
+
+def test_seeds_are_not_pooled(done):
+    out, metrics, _ = done
+    assert "pooled" not in metrics
+    assert not (out / "images.csv").exists()
+    assert "All folds together" not in (out / "report.html").read_text()

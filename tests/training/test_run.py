@@ -17,7 +17,7 @@ from mtlkit.cli.train import parse_changes
 from mtlkit.data import DataError
 from mtlkit.data.splits import read_split
 from mtlkit.models import create_model, from_pretrained
-from mtlkit.training import create_module, load_config, load_run, recipe_schema, repeat, train
+from mtlkit.training import create_module, load_config, load_run, recipe_schema, train
 from mtlkit.training.run import synchronise
 
 
@@ -309,18 +309,6 @@ def test_early_stopping(tmp_path, ultrasound, small):
     )
     train(config, ultrasound, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run/stage1/done.json").read_text()) == {"epochs": 2}
-
-
-def test_repeats(tmp_path, ultrasound, small):
-    config = small.change({"stopping": {"epochs": 1}})
-    summary = repeat(config, ultrasound, tmp_path / "runs", 2, progress=False)
-    runs = [json.loads((tmp_path / f"runs/seed-{seed}/result.json").read_text()) for seed in (42, 43)]
-    values = [run["val/loss"] for run in runs]
-    assert summary["val/loss"]["mean"] == pytest.approx(sum(values) / 2)
-    assert summary["val/loss"]["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
-    splits = [(tmp_path / f"runs/seed-{seed}/split.json").read_text() for seed in (42, 43)]
-    assert splits[0] == splits[1]
-    assert (tmp_path / "runs/summary.json").is_file()
 
 
 def test_mammograms_train(tmp_path, mammograms):
