@@ -7,6 +7,7 @@ import re
 import statistics
 import subprocess
 import time
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,9 +132,11 @@ def load(seconds: float = 1.0) -> Load:
     except OSError:
         return Load(None, "", average)
     second = seconds * os.sysconf("SC_CLK_TCK")
-    used = {name: (ticks - programs.get(name, 0)) / second for name, ticks in later.items()}
-    most = sorted((name for name in used if used[name] >= 0.05), key=used.get, reverse=True)[:3]
-    return Load((after - before) / second, ", ".join(f"{name[0]} {used[name]:.2f}" for name in most), average)
+    used: Counter[str] = Counter()
+    for (name, pid), ticks in later.items():
+        used[name] += (ticks - programs.get((name, pid), 0)) / second
+    most = [f"{name} {cores:.2f}" for name, cores in used.most_common(3) if cores >= 0.05]
+    return Load((after - before) / second, ", ".join(most), average)
 
 
 def _busy_ticks() -> int:

@@ -155,7 +155,7 @@ class Measure:
 
         Args:
             call: what is timed.
-            check: raises where the result is wrong; returns its relative and its largest absolute error.
+            check: of the first result: raises where it is wrong, returns its relative and its largest absolute error.
             unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
             iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
             compiles: whether the first call compiles, so that its time says nothing.
@@ -175,7 +175,7 @@ class Measure:
         relative, absolute = check(result)
         del result
         if self._benchmark.disabled:
-            return {}
+            return self._benchmark.pedantic(dict)
         at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
         speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
         times = [first] if peer and not compiles and first > SLOW else []

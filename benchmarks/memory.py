@@ -7,6 +7,7 @@ on top of its inputs: results, saved tensors, scratch buffers, and what the allo
 import ctypes
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,8 +30,13 @@ def peak_of_training(name: str, backend: str) -> int | None:
 
 @functools.cache
 def _process() -> subprocess.Popen:
-    """One for all questions, for an import of torch takes seconds; it ends with the pipe to it."""
-    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """One for all questions, for an import of torch takes seconds; it ends with the pipe to it.
+
+    Told a threshold, the C library gives large blocks back at once, and keeps none of one question for the next.
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
 
 
 def _ask(*question: str) -> int | None:

@@ -73,21 +73,22 @@ def ratios(document: Document) -> Table | None:
     return table if table.row_count else None
 
 
-def targets(document: Document) -> Table:
-    """Every target, those without rows too."""
+def targets(document: Document, every: bool = True) -> Table | None:
+    """The targets that the run has rows for, or every one."""
     table = _table(f"Targets: {machine.kind(document['machine'])}", "what", "before", "now", "target", "")
     for name, target in TARGETS.items():
         comparison = COMPARISONS[name]
         figure = comparison.of(document)
         if figure is None:
-            table.add_row(comparison.what, target.before, "", "", Text("not measured", "dim"))
+            if every:
+                table.add_row(f"{comparison.what} ({name})", target.before, "", "", Text("not measured", "dim"))
             continue
         met = target.met(figure.ratio)
         bound = f"{'≤' if target.at_most else '≥'} {figure.words(target.bound)}"
         against = f"{figure.words()} of {figure.other}" if figure.unit == "%" else f"{figure.words()}, {figure.other}"
         verdict = Text("met" if met else "missed", "green" if met else "red")
         table.add_row(comparison.what, target.before, against, bound, verdict)
-    return table
+    return table if table.row_count else None
 
 
 def profiles(results: Results) -> Table | None:
@@ -176,7 +177,8 @@ def finish(results: Results, document: Document, why_kept: str | None, *, colour
     console.print()
     for remark in remarks(results, document):
         console.print(remark, style="dim")
-    for table in filter(None, (profiles(results), calls(results), ratios(document), targets(document))):
+    whole = why_kept is None
+    for table in filter(None, (profiles(results), calls(results), ratios(document), targets(document, every=whole))):
         console.print()
         console.print(table)
     console.print(headline_of(document))
