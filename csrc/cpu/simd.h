@@ -103,24 +103,24 @@ MTLKIT_INLINE FloatVec exp2(FloatVec x) {
 #endif
 }
 
-// 2^x for |x| <= kNearExponent, to 3.5e-7, exact at 0, NaN kept. The power of two of the nearest 32nd (AVX2: 8th) comes
+// 2^x for |x| <= kNearExponent, to 3.5e-7 (AVX-512: 2.5e-7), exact at 0, NaN kept. The power of two of the nearest 32nd
 // from a table in registers: the index added to the bits of an entry is its exponent, for which the entry makes room.
 // A short series does the rest.
-inline constexpr int kNearExponent = 126;
+inline constexpr int kNearExponent = 120;
 
 MTLKIT_INLINE FloatVec exp2_near(FloatVec x) {
 #if defined(__AVX512F__)
   constexpr int kBits = 5;
-  const IntVec low = {0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0,
-                      0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6};
-  const IntVec high = {0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e,
-                       0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3};
+  const IntVec low = {0x3e75fdf0, 0x3e7760e4, 0x3e787104, 0x3e774104, 0x3e7620c9, 0x3e7510a9, 0x3e741101, 0x3e73222b,
+                      0x3e724487, 0x3e717875, 0x3e70be57, 0x3e701692, 0x3e6f818c, 0x3e6effb0, 0x3e6e9167, 0x3e6e3721};
+  const IntVec high = {0x3e6df14d, 0x3e6dc05d, 0x3e6da4c8, 0x3e6d9f04, 0x3e6daf8c, 0x3e6dd6dc, 0x3e6e1576, 0x3e6e6bda,
+                       0x3e6eda8f, 0x3e6f621d, 0x3e70030f, 0x3e70bdf3, 0x3e71935b, 0x3e7283dc, 0x3e73900d, 0x3e74b88a};
   const FloatVec f = _mm512_reduce_ps(x, kBits << 4 | _MM_FROUND_TO_NEAREST_INT);
   const IntVec index = reinterpret_cast<IntVec>(x + 1.5f * (1 << (23 - kBits)));
   const IntVec power = reinterpret_cast<IntVec>(_mm512_permutex2var_epi32(
       reinterpret_cast<__m512i>(low), reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(high)));
-  const FloatVec p = (f * 2.4022651e-01f + 6.9314718e-01f) * f + 1.0f;
-  return reinterpret_cast<FloatVec>(power + (index << (23 - kBits))) * p;
+  const FloatVec s = f + 1.442712f;
+  return reinterpret_cast<FloatVec>(power + (index << (23 - kBits))) * (s * s + 2.08132f);
 #elif defined(__AVX2__)
   constexpr int kBits = 3;
   constexpr float kRound = 1.5f * (1 << (23 - kBits));
