@@ -26,10 +26,12 @@ struct ScanTile {
   const T* row[kTile];
   int64_t to_b, to_c;
   const Vec<T>*A, *lane_b, *lane_c;
-  Vec<T> reach;  // the largest |A|
+  Vec<T> longest, reach;  // the largest |dt| of the tile, and the largest |A|
 
   const T* b(int64_t t) const { return row[t] + to_b; }
   const T* c(int64_t t) const { return row[t] + to_c; }
+  // Whether exp2_near serves all decays; NaN in dt it keeps either way.
+  bool near() const { return all_of<T>(longest * reach <= static_cast<T>(kNearExponent)); }
 };
 
 // The largest |A| of a vector's channels over the states.
@@ -40,28 +42,20 @@ Vec<T> largest(const Vec<T>* A, int64_t states) {
   return found;
 }
 
-// Whether exp2_near serves exp2(dt A) of some tokens whose A is at most `reach`; NaN in dt it keeps either way.
-template <typename T>
-MTLKIT_INLINE bool decays_near(const Vec<T>* dt, int64_t tokens, Vec<T> reach) {
-  Vec<T> longest{};
-  for (int64_t t = 0; t < tokens; ++t) longest = max(longest, abs(dt[t]));
-  return all_of<T>(longest * reach <= static_cast<T>(kNearExponent));
-}
-
 template <typename T>
 MTLKIT_INLINE Vec<T> pick(bool lanes, const T* scalars, const Vec<T>* vectors, int n) {
   return lanes ? vectors[n] : splat(scalars[n]);
 }
 
-template <typename T, int N, bool LaneB, bool LaneC, bool near>
-void advance(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y) {
+template <typename T, int N, bool LaneB, bool LaneC, bool near, typename Give>
+MTLKIT_INLINE void advance(const ScanTile<T>& tile, int64_t from, int64_t to, Vec<T>* __restrict h, const Give& give) {
   const int states = N ? N : tile.states;
   Vec<T> held[N ? N : 1];
   Vec<T>* state = N ? held : h;
   if constexpr (N > 0) {
     for (int n = 0; n < N; ++n) held[n] = h[n];
   }
-  for (int64_t t = 0; t < tile.tokens; ++t) {
+  for (int64_t t = from; t < to; ++t) {
     const Vec<T> dt = tile.dt[t], x = tile.x[t];
     const T *b = tile.b(t), *c = tile.c(t);
     Vec<T> even{}, odd{};
@@ -70,20 +64,22 @@ void advance(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y
       state[n] = state[n] * exp2_if<near>(dt * tile.A[n]) + x * pick<T>(LaneB, b, tile.lane_b, n);
       (n & 1 ? odd : even) += state[n] * pick<T>(LaneC, c, tile.lane_c, n);
     }
-    y[t] = even + odd;
+    give(t, even + odd);
   }
   if constexpr (N > 0) {
     for (int n = 0; n < N; ++n) h[n] = held[n];
   }
 }
 
-// Advances h over the tile and writes y. N is the compile-time count of states, or 0 for any.
-template <typename T, int N, bool LaneB = false, bool LaneC = false>
-void scan_forward(const ScanTile<T>& tile, Vec<T>* __restrict h, Vec<T>* __restrict y) {
-  if (decays_near<T>(tile.dt, tile.tokens, tile.reach)) {
-    advance<T, N, LaneB, LaneC, true>(tile, h, y);
+// Advances h over the tokens [from, to) of the tile and gives y token by token: give(t, y). N is the compile-time count
+// of states, or 0 for any.
+template <typename T, int N, bool LaneB = false, bool LaneC = false, typename Give>
+MTLKIT_INLINE void scan_forward(const ScanTile<T>& tile, int64_t from, int64_t to, Vec<T>* __restrict h,
+                                const Give& give) {
+  if (tile.near()) {
+    advance<T, N, LaneB, LaneC, true>(tile, from, to, h, give);
   } else {
-    advance<T, N, LaneB, LaneC, false>(tile, h, y);
+    advance<T, N, LaneB, LaneC, false>(tile, from, to, h, give);
   }
 }
 
@@ -220,7 +216,7 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   constexpr bool kFolds = kLanes<T> >= kGroup;
   const int states = N ? N : tile.states;
   const bool grouped = kFolds && states % kGroup == 0;
-  const bool near = decays_near<T>(tile.dt, tile.tokens, tile.reach);
+  const bool near = tile.near();
   const int64_t pitch = grouped ? states / kGroup : states;
   Vec<T>*partial_b = out.partial, *partial_c = out.partial + kTile * pitch;
   for (int64_t t = 0; t < tile.tokens; ++t) {

@@ -120,11 +120,14 @@ struct Gathered {
     scan.lane_c = parameters.lane_c;
     load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);
     load_tokens<T>(p.delta, parameters.block, first, scan.tokens, raw);
+    Vec<T> longest{};
     for (int64_t t = 0; t < scan.tokens; ++t) {
       raw[t] += parameters.bias;
       scan.dt[t] = p.delta_softplus ? softplus(raw[t]) : raw[t];
       scan.x[t] = scan.dt[t] * u[t];
+      longest = max(longest, abs(scan.dt[t]));
     }
+    scan.longest = longest;
     if (p.z) load_tokens<T>(p.z, parameters.block, first, scan.tokens, z);
   }
 
@@ -196,7 +199,8 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
       for (const Tensor<3>* x : {&p.u, &p.delta, &p.z}) expect_tokens<0>(*x, next_block, next, s.tokens);
       expect_tokens<1>(p.out, next_block, next, s.tokens);
       tile.gather_block(p, parameters, first);
-      scan_forward<T, N, LaneB, LaneC>(tile.scan, scratch.h[i], scratch.y);
+      scan_forward<T, N, LaneB, LaneC>(tile.scan, 0, tile.scan.tokens, scratch.h[i],
+                                       [&](int64_t t, Vec<T> y) { scratch.y[t] = y; });
       for (int64_t t = 0; t < tile.scan.tokens; ++t) {
         scratch.y[t] += parameters.D * tile.u[t];
         if (p.z) scratch.y[t] *= silu(tile.z[t]);

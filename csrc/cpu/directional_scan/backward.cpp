@@ -21,45 +21,6 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
-// One tile of one direction, gathered: time step, scan input and the rows of x_dbl.
-template <typename T>
-struct Gathered {
-  ScanTile<T> scan;
-  int64_t token[kTile];
-  Vec<T> raw[kTile];  // the time step before the softplus
-
-  // Takes the tokens of the steps from `order` on, `left` of which remain.
-  void gather(const DirectionalScanForward& p, const int32_t* order, int64_t left, const Parameters<T>& parameters,
-              const T* x_dbl, const Vec<T>* plane) {
-    const DirectionalScanShape& s = p.shape;
-    const int64_t tokens = min(kTile, left), pitch = s.pitch();
-    scan.tokens = tokens;
-    scan.states = static_cast<int>(s.states);
-    scan.A = parameters.A;
-    scan.reach = parameters.reach;
-    scan.to_b = s.rank;
-    scan.to_c = s.rank + s.states;
-    for (int64_t t = 0; t < kTile; ++t) {  // past the end, the last token again
-      token[t] = order[min(t, tokens - 1)];
-      scan.row[t] = x_dbl + token[t] * pitch;
-      prefetch<0>(scan.row[t], s.row());
-    }
-    constexpr int64_t kAbreast = 4;  // tokens whose sums hide each other's latency
-    for (int64_t t = 0; t < tokens; t += kAbreast) {
-      Vec<T> sum[kAbreast];
-      for (int64_t i = 0; i < kAbreast; ++i) sum[i] = parameters.bias;
-      for (int64_t r = 0; r < s.rank; ++r) {
-        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += parameters.dt_weight[r] * scan.row[t + i][r];
-      }
-      for (int64_t i = 0; i < kAbreast; ++i) {
-        raw[t + i] = sum[i];
-        scan.dt[t + i] = softplus(sum[i]);
-        scan.x[t + i] = scan.dt[t + i] * plane[token[t + i]];
-      }
-    }
-  }
-};
-
 template <typename T>
 struct BackwardScratch {
   Parameters<T> parameters;
@@ -97,6 +58,7 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
   out.dc = scratch.part_dc;
   part.states = whole.states;
   part.A = whole.A;
+  part.longest = whole.longest;
   part.reach = whole.reach;
   part.to_b = whole.to_b;
   part.to_c = whole.to_c;
@@ -155,7 +117,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, d);
     load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, scratch.start);
     Gathered<T>& tile = scratch.tile;
-    tile.gather(p, order + first, s.steps - first, parameters, x_dbl, u_plane);
+    tile.gather(p, order + first, min(kTile, s.steps - first), parameters, x_dbl, packed_plane<const T>(u_plane));
     const int64_t tokens = tile.scan.tokens;
     for (int64_t t = 0; t < tokens; ++t) {
       scratch.dy[t] = dy_plane[tile.token[t]];
@@ -169,7 +131,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
 
     Vec<T> draw[kTile] = {};
     for (int64_t t = 0; t < tokens; ++t) {
-      const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = u_plane[tile.token[t]];
+      const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
       du_plane[tile.token[t]] += dx * tile.scan.dt[t] + dy * parameters.D;
       dD += dy * u;
       draw[t] = (scratch.ddt[t] + dx * u) * softplus_slope(tile.raw[t]);
@@ -182,7 +144,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     }
     for (int64_t r = 0; r < rank; ++r) {
       Vec<T> sum[4] = {};  // the draw of tokens past the end is 0
-      for (int64_t t = 0; t < kTile; t += 4) {
+      for (int64_t t = 0; t < tokens; t += 4) {
         for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.scan.row[t + i][r];
       }
       scratch.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);

@@ -1,4 +1,5 @@
-// What both passes of the directional scan share: the order of a direction, its parameters, and blocks of channels.
+// What both passes of the directional scan share: the order of a direction, its parameters, blocks of channels, and the
+// gathering of a tile.
 #pragma once
 
 #include "cpu/directional_scan/directional_scan.h"
@@ -34,6 +35,16 @@ template <int for_write, typename T>
 MTLKIT_INLINE void prefetch(const T* row, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i, for_write);
+}
+
+// The same for a row of x_dbl. Where the states are known it takes no loop, but may ask for one line too many.
+template <int for_write, int N, typename T>
+MTLKIT_INLINE void prefetch_row(const T* row, int64_t count) {
+  if constexpr (N * sizeof(T) == 64) {
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(row + i * N, for_write);
+  } else {
+    prefetch<for_write>(row, count);
+  }
 }
 
 // The parameters of one direction and one block of channels, as vectors over the channels.
@@ -84,6 +95,51 @@ template <typename T, typename V>
 Plane<T> packed_plane(V* vectors) {
   return {reinterpret_cast<T*>(vectors), static_cast<int64_t>(sizeof(V) / sizeof(T))};
 }
+
+// One tile of one direction, gathered: time step, scan input and the rows of x_dbl.
+template <typename T>
+struct Gathered {
+  static constexpr int kAbreast = kVectorBytes == 64 ? 8 : 4;  // tokens whose chains hide each other's latency
+  ScanTile<T> scan;
+  int64_t token[kTile];
+  Vec<T> u[kTile], raw[kTile];  // raw is the time step before the softplus
+
+  // Takes the tokens of so many steps, at most kTile, from `order` on.
+  void gather(const DirectionalScanForward& p, const int32_t* order, int64_t tokens, const Parameters<T>& parameters,
+              const T* x_dbl, Plane<const T> plane) {
+    const DirectionalScanShape& s = p.shape;
+    const int64_t pitch = s.pitch();
+    scan.tokens = tokens;
+    scan.states = static_cast<int>(s.states);
+    scan.A = parameters.A;
+    scan.reach = parameters.reach;
+    scan.to_b = s.rank;
+    scan.to_c = s.rank + s.states;
+    Vec<T> longest{};
+    for (int64_t t = 0; t < tokens; t += kAbreast) {
+      const T* rows[kAbreast];
+      Vec<T> sum[kAbreast];
+      for (int64_t i = 0; i < kAbreast; ++i) {  // past the end, the last token again
+        const int64_t at = token[t + i] = order[min(t + i, tokens - 1)];
+        scan.row[t + i] = rows[i] = x_dbl + at * pitch;
+        u[t + i] = load(plane.at(at));
+        sum[i] = parameters.bias;
+      }
+      for (int64_t r = 0; r < s.rank; ++r) {
+        const Vec<T> weight = parameters.dt_weight[r];
+        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * rows[i][r];
+      }
+      for (int64_t i = 0; i < kAbreast; ++i) raw[t + i] = sum[i];
+      softplus<kAbreast>(sum);
+      for (int64_t i = 0; i < kAbreast; ++i) {
+        longest = max(longest, sum[i]);
+        scan.dt[t + i] = sum[i];
+        scan.x[t + i] = sum[i] * u[t + i];
+      }
+    }
+    scan.longest = longest;
+  }
+};
 
 // The images of direction k.
 MTLKIT_INLINE Tensor<4> images_of(const Tensor<5>& all, int64_t k) {
