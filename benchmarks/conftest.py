@@ -88,9 +88,14 @@ def measure_gpu(request: pytest.FixtureRequest, record_property) -> Callable[[An
 @pytest.fixture(scope="session")
 def _yardstick(request: pytest.FixtureRequest):
     results = request.config.stash[RESULTS]
-    results.yardsticks.append(machine.yardstick())
+
+    def read() -> None:
+        results.yardsticks.append(machine.yardstick())
+        results.polynomials.append(machine.yardstick(polynomial=True))
+
+    read()
     yield
-    results.yardsticks.append(machine.yardstick())
+    read()
 
 
 @pytest.fixture(autouse=True)

@@ -105,6 +105,7 @@ class Results:
 
     rows: list[Row] = field(default_factory=list)
     yardsticks: list[float | None] = field(default_factory=list)
+    polynomials: list[float | None] = field(default_factory=list)  # of the yardstick with a polynomial, at both ends
 
     @property
     def limit(self) -> float | None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -255,3 +256,36 @@ def test_a_row_is_named_by_its_test():
     case = SimpleNamespace(key=Key("op", "b", "forward", "torch"))
     item = SimpleNamespace(callspec=SimpleNamespace(params={"case": case}), get_closest_marker=lambda name: None)
     assert measuring.key_of(item) == case.key
+
+
+@pytest.mark.parametrize(
+    ("provider", "compiles", "calls"),
+    [("torch", False, 1), ("torch-compile", True, 2), ("mtlkit", False, 1 + measuring.FEW)],
+)
+def test_a_slow_peer_is_called_once(monkeypatch, provider, compiles, calls):
+    """Its checked call is the one that counts, unless that has compiled."""
+    monkeypatch.setattr(measuring, "SLOW", 0.001)
+    monkeypatch.setattr(measuring, "MOST_SECONDS", 0.002)
+    monkeypatch.setattr(machine, "yardstick", lambda *arguments: 1e10)
+    mark = SimpleNamespace(kwargs={"key": lambda: Key("op", "shape", "forward", provider)})
+    node = SimpleNamespace(get_closest_marker=lambda name: mark)
+    benchmark = SimpleNamespace(disabled=False, extra_info={}, pedantic=lambda call, rounds: call())
+    results, said, made = Results(), [], []
+
+    def call() -> int:
+        time.sleep(0.002)
+        made.append(1)
+        return 7
+
+    measure = measuring.Measure(benchmark, results, SimpleNamespace(node=node), said.append)
+    row = measure(call, lambda got: (float(got), None), unit=("updates", 1e6), compiles=compiles, extra=1)
+    assert len(made) == calls
+    assert results.rows == said == [row]
+    assert row["rounds"] == max(1, calls - 1)
+    assert (row["group"], row["relative_error"], row["extra"]) == ("op-shape-float32-forward", 7, 1)
+    assert row["low_s"] <= row["median_s"] <= row["high_s"]
+    assert row["updates_per_s"] == 1e6 / row["median_s"]
+    assert benchmark.extra_info == row
+    with pytest.raises(ZeroDivisionError):
+        measure(call, lambda got: 1 / 0, unit=("updates", 1e6))
+    assert len(results.rows) == 1
