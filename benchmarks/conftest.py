@@ -168,7 +168,8 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     for entry in output_json["benchmarks"]:
         row = entry["extra_info"]
         names = {"median": "median_s", "min": "min_s", "max": "max_s", "rounds": "rounds"}
-        entry["stats"] = {name: row[ours] for name, ours in names.items()}
+        if "median_s" in row:
+            entry["stats"] = {name: row[ours] for name, ours in names.items()}
 
 
 def why_kept(config: pytest.Config, exitstatus: int) -> str | None:
