@@ -134,8 +134,8 @@ def of_floor(document: Document, row: Row) -> Figure:
     """The share of the least time that multiply-adds allow, softplus and the projection of the time step counted."""
     shape = shape_of(row["op"], row["shape"])
     rank = shape.R if row["op"] == "ss2d" else 0
-    limit = document["yardstick"]["limit_updates_per_s"]
-    floor = machine.scan_floor(shape.updates, shape.N, rank, row["direction"] == BOTH, limit)
+    operations = machine.scan_operations(document["machine"]["isa"], shape.N, rank, row["direction"] == BOTH)
+    floor = shape.updates * operations / document["yardstick"]["multiply_adds_per_s"]
     return Figure(seconds(row["median_s"]), f"counted floor {seconds(floor)}", floor / row["median_s"], "%")
 
 

@@ -163,32 +163,39 @@ def _program_ticks() -> dict[tuple[str, str], int]:
 # Operations on the pipes of the multiply-adds, counted in csrc/cpu/scan.h and simd.h, one a vector. Additions, integer
 # operations, shuffles and loads run on other pipes of most CPUs and are left out, as is the folding of dB and dC over
 # the channels, which consists of those: the floor is what a scan of this form cannot do without.
-EXP2 = ("reduce", "series", "series", "T p")
-UPDATE = ("dt A", *EXP2, "x B", "h")
-FORWARD_UPDATE = (*UPDATE, "y")
-BACKWARD_UPDATE = (*UPDATE, "g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")
-# Once for all states of a token and channel, the time step's R multiply-adds apart.
-SOFTPLUS = ("|x| log2 e", "reduce", *5 * ("series",), "scale", *8 * ("log1p series",), "p x")
-SLOPE = ("x log2 e", "reduce", *5 * ("series",), "scale", "1 / (1 + e)")  # of softplus, for its gradient
-FORWARD_TOKEN = (*SOFTPLUS, "dt u", "D u")
-BACKWARD_TOKEN = (*SOFTPLUS, "dt u", *SLOPE, "dx u", "ddt slope", "dx dt", "D dy", "dD")
-FORWARD_RANKS, BACKWARD_RANKS = 1, 3  # the time step; again, with the gradients of its input and its weight
+SERIES = ("series",)
+TABLE = {"avx512": ("reduce", "square", "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
+POLYNOMIAL = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}  # exp2
+AROUND = ("dt A", "x B", "h")  # the rest of an update
+FORWARD = ("y",)
+BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the states have been rebuilt
+# Once for all states of a token and channel, beside the polynomial of softplus and that of its slope, and the R
+# multiply-adds of the time step, which backward takes three times: again, for its input and for its weight.
+FORWARD_TOKEN = ("|x| log2 e", *8 * ("log1p series",), "p x", "dt u", "D u")
+BACKWARD_TOKEN = (*FORWARD_TOKEN[:-1], "x log2 e", "1 / (1 + e)", "dx u", "ddt slope", "dx dt", "D dy", "dD")
 
 
-def scan_floor(updates: int, states: int, rank: int, backward: bool, rate: float) -> float:
-    """The least seconds of a scan, of forward and backward together where `backward`.
+def multiply_adds(isa: str, table: float, polynomial: float) -> float:
+    """Vector operations a second, by lane, that the pipes of the multiply-adds execute: the more of both yardsticks."""
+    around = len(AROUND) + len(FORWARD)
+    return max(table * (len(TABLE[isa]) + around), polynomial * (len(POLYNOMIAL[isa]) + around))
+
+
+def scan_operations(isa: str, states: int, rank: int, backward: bool) -> float:
+    """Of a state update, its share of what a token takes once included; forward and backward together if `backward`.
 
     Args:
-        updates: state updates of a forward pass.
+        isa: instruction-set level of the code.
         states: N.
         rank: of the projection of the time step; 0 where the scan is given time steps.
         backward: whether gradients are computed, too.
-        rate: of the yardstick, which executes the operations of a forward update at the limit of their pipes.
     """
-    operations = len(FORWARD_UPDATE) + (len(FORWARD_TOKEN) + FORWARD_RANKS * rank) / states
+    update = len(TABLE[isa]) + len(AROUND)
+    exp2 = len(POLYNOMIAL[isa])
+    operations = update + len(FORWARD) + (exp2 + len(FORWARD_TOKEN) + rank) / states
     if backward:
-        operations += len(BACKWARD_UPDATE) + (len(BACKWARD_TOKEN) + BACKWARD_RANKS * rank) / states
-    return updates * operations / (rate * len(FORWARD_UPDATE))
+        operations += update + len(BACKWARD) + (2 * exp2 + len(BACKWARD_TOKEN) + 3 * rank) / states
+    return operations
 
 
 def yardstick(runs: int = 9, seconds: float = 0.05, *, polynomial: bool = False) -> float | None:

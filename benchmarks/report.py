@@ -126,8 +126,11 @@ def remarks(results: Results, document: Document) -> Iterator[str]:
         elif provider.left_out:
             yield f"in part: {provider.label}: {provider.left_out}"
     if document["yardstick"]:
-        first, last, most, old = map(rate, document["yardstick"].values())
-        yield f"yardstick: {first} at the start, {last} at the end; highest {most}; with a polynomial {old}"
+        first, last, most, old, operations = map(rate, document["yardstick"].values())
+        yield (
+            f"yardstick: {first} at the start, {last} at the end; highest {most}; with a polynomial {old}; "
+            f"operations of the multiply-adds {operations}"
+        )
     disturbed = results.disturbed()
     if disturbed:
         yield (
@@ -145,11 +148,13 @@ def document_of(results: Results, description: dict[str, Any], load: dict[str, s
     yardstick = {}
     if results.limit:
         start, *_, end = results.yardsticks
+        polynomial = max(results.polynomials)
         yardstick = {
             "start_updates_per_s": start,
             "end_updates_per_s": end,
             "limit_updates_per_s": results.limit,
-            "polynomial_updates_per_s": max(results.polynomials),
+            "polynomial_updates_per_s": polynomial,
+            "multiply_adds_per_s": machine.multiply_adds(description["machine"]["isa"], results.limit, polynomial),
         }
     return description | {
         "load": load,

@@ -128,11 +128,14 @@ def test_load_is_that_of_other_programs(monkeypatch, tmp_path):
 
 
 def test_the_floor_counts_operations():
-    """Of the yardstick's eight an update: forward 8 and a token's share, backward 15 more."""
-    assert (len(machine.FORWARD_UPDATE), len(machine.BACKWARD_UPDATE)) == (8, 15)
-    forward = machine.scan_floor(1000, 16, 3, False, 1e6)
-    assert forward == pytest.approx(1e-3 * (8 + (len(machine.FORWARD_TOKEN) + 3) / 16) / 8)
-    assert machine.scan_floor(1000, 10**9, 0, True, 1e6) == pytest.approx(1e-3 * 23 / 8)
+    """Forward, backward, and a token's share; the yardsticks tell how many of them run a second."""
+    assert machine.scan_operations("avx512", 10**9, 0, False) == pytest.approx(7)
+    assert machine.scan_operations("avx2", 10**9, 0, False) == pytest.approx(8)
+    assert machine.scan_operations("avx512", 10**9, 0, True) == pytest.approx(7 + 14)
+    assert machine.scan_operations("avx512", 16, 3, False) == pytest.approx(7 + (6 + 12 + 3) / 16)
+    assert machine.scan_operations("avx512", 16, 3, True) == pytest.approx(21 + (21 + 12 + 18 + 9) / 16)
+    assert machine.multiply_adds("avx512", 8e9, 5e9) == 7 * 8e9
+    assert machine.multiply_adds("avx512", 8e9, 6e9) == 10 * 6e9
 
 
 # --- what is kept -----------------------------------------------------------------------------------------------------
@@ -165,6 +168,7 @@ def document(isa: str = "avx512", factor: float = 1.0) -> dict:
             "end_updates_per_s": 1e10,
             "limit_updates_per_s": 1e10,
             "polynomial_updates_per_s": 9e9 if isa == "avx512" else 4e9,
+            "multiply_adds_per_s": 8e10,
         },
         "disturbed_rows": 0,
         "rows": rows,
