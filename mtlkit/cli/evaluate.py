@@ -11,7 +11,7 @@ from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
 Runs the network of a training run over a part of a data set, and writes a folder: every figure of the papers with a
-95 % bootstrap interval (IoU, Dice, sensitivity, precision; accuracy, F1, AUC), how well the gates foretell failure,
+95 % bootstrap interval (IoU, Dice, HD95, surface Dice, ...; accuracy, F1, AUC), how well the gates foretell failure,
 what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report to read.
 With --oracle also what the interaction brings: each gate is forced off and on, for every image.
 
@@ -67,6 +67,13 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="also judge N passes of Monte-Carlo dropout, and flips, as failure scores; N is 20 if not given",
     )
+    add(
+        "--tolerance",
+        type=float,
+        default=2.0,
+        metavar="D",
+        help="up to which distance surface Dice takes boundaries for the same, in pixels and mm; default 2",
+    )
     add_judging(command, examples=5, shown="best and worst masks to show")
     add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
     command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
@@ -80,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.evaluation import evaluate, evaluate_repeats
     from mtlkit.training.saved_run import runs_within
 
-    names = ("part", "layout", "samples", "seed", "examples", "tsne", "oracle", "rivals")
+    names = ("part", "layout", "tolerance", "samples", "seed", "examples", "tsne", "oracle", "rivals")
     names += ("batch_size", "max_pixels", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     several = bool(runs_within(options.run_folder))

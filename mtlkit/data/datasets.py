@@ -99,7 +99,8 @@ class LesionDataset(_Augmented):
         max_pixels: the most that a frame may have.
 
     An item has "image" (3, size, size) float32, "mask" (1, size, size) float32 of 0 and 1, "label" int64 (-1 where it
-    is not known), "segmented" bool (whether the mask is known) and "key".
+    is not known), "segmented" bool (whether the mask is known), "spacing" (2,) float32 (mm between its rows and between
+    its columns, NaN where the file does not say) and "key".
 
     Raises:
         ValueError: no record, or an unknown option.
@@ -133,15 +134,15 @@ class LesionDataset(_Augmented):
     ) -> None:
         super().__init__(records, size, augment, copies, seed, normalize, cache, max_pixels)
 
-    def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """Image (3, size, size) and mask (1, size, size), uint8."""
+    def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Image (3, size, size) and mask (1, size, size), uint8, and spacing (2,)."""
         first = not self._epoch  # warnings are not told again in the epochs that follow
         found = read_lesion(self.records[index], self.size, max_pixels=self.max_pixels, warn=first)
-        return torch.from_numpy(found.image), torch.from_numpy(found.mask)
+        return torch.from_numpy(found.image), torch.from_numpy(found.mask), torch.tensor(found.spacing)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = self._number(index)
-        record, (pixels, outline) = self.records[number], self._decoded(number)
+        record, (pixels, outline, spacing) = self.records[number], self._decoded(number)
         image, mask = tv_tensors.Image(pixels), tv_tensors.Mask(outline)
         if self._is_augmented(index):
             with self._draw(index):
@@ -151,6 +152,7 @@ class LesionDataset(_Augmented):
             "mask": mask.as_subclass(Tensor).float(),
             "label": torch.tensor(record.label),
             "segmented": torch.tensor(record.segmented),
+            "spacing": spacing,
             "key": record.key,
         }
 

@@ -3,6 +3,7 @@
 Training and prediction, with PyTorch or without, prepare images by these functions.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,6 +27,14 @@ class Lesion(NamedTuple):
     image: np.ndarray  # (3, size, size), uint8
     mask: np.ndarray  # (1, size, size), uint8 of 0 and 1
     loaded: Loaded  # the image in its own size
+
+    @property
+    def spacing(self) -> tuple[float, float]:
+        """How far rows and columns of the resized image lie apart, in mm; NaN where the file does not say."""
+        if self.loaded.spacing is None:
+            return math.nan, math.nan
+        (height, width), size = self.loaded.pixels.shape[:2], self.image.shape[-1]
+        return self.loaded.spacing[0] * height / size, self.loaded.spacing[1] * width / size
 
 
 def read_lesion(record: Record, size: int, *, max_pixels: int = MAX_PIXELS, warn: bool = True) -> Lesion:

@@ -7,6 +7,7 @@ TIM's displacement at a decoder level, of the vector by the map and of the map b
 Source: the published code of MBDI (arXiv 2603.01295).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from mtlkit.data import Exam, Record
 from mtlkit.evaluation.uncertainty import ENTROPY, entropies
-from mtlkit.metrics import segmentation_scores
+from mtlkit.metrics import boundary_scores, segmentation_scores
 from mtlkit.models.network import Network
 from mtlkit.nn import InteractionLevel, TaskInteraction
 from mtlkit.training import SavedRun
@@ -29,6 +30,8 @@ __all__ = ["Predictions", "pool", "predict_records"]
 
 SIDES = ("left", "right")
 SCORES = ("iou", "dice", "sensitivity", "precision")
+DISTANCES = ("hd95", "assd", "surface_dice")
+TOLERANCE = 2.0  # of the surface Dice
 INSIDE = ("gates", "signals", "stages")
 
 
@@ -43,7 +46,8 @@ class Predictions:
         labels: of each task, (N,), -1 where the class is not known.
         probabilities: of each task, (N, K).
         scores: IoU and so on, (N,) each, NaN where there is no lesion or its mask is not known; empty where the network
-            draws no mask.
+            draws no mask. "hd95", "assd" and "surface_dice", of `mtlkit.metrics.boundary_scores`, are in pixels of the
+            size that the network sees; where an image says how large its pixels are, "hd95_mm" and so on in mm.
         lesion: share of the pixels that are lesion, (N,), NaN where the mask is not known; and of those so predicted.
         masks: those predicted, packed, for `mask`.
         gates: (N, gates), and their names.
@@ -229,6 +233,7 @@ def predict_records(
     *,
     batch_size: int | None = None,
     features: bool = False,
+    tolerance: float = TOLERANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Runs the network over records.
@@ -238,10 +243,11 @@ def predict_records(
         records: of a catalogue.
         batch_size: by default that which the run was judged with.
         features: whether to keep what the classifier's last layer is given.
+        tolerance: of the surface Dice, in pixels and in mm.
         progress: told how many of how many records are done.
 
     Raises:
-        ValueError: no record.
+        ValueError: no record, or a tolerance below 0.
         DataError: an image cannot be read.
         FloatingPointError: the network's answer is no number.
 
@@ -278,7 +284,7 @@ def predict_records(
             values |= {name: found.get(name) for name in INSIDE}
             values |= {f"entropy {what}": value for what, value in entropies(found, list(run.tasks)).items()}
             if "mask" in found:
-                values |= _judge_masks(found["mask"], batch["mask"], batch["segmented"])
+                values |= _judge_masks(found["mask"], batch, tolerance)
             for name, value in values.items():
                 if value is not None:
                     parts.setdefault(name, []).append(value)
@@ -289,12 +295,15 @@ def predict_records(
     return _as_rows(run, tuple(records), whole)
 
 
-def _judge_masks(probabilities: Tensor, masks: Tensor, known: Tensor) -> dict[str, Tensor]:
+def _judge_masks(probabilities: Tensor, batch: Mapping[str, Any], tolerance: float) -> dict[str, Tensor]:
     """Scores and shares of the lesion, (B,) each, and the predicted masks, packed, (B, bytes)."""
-    nan = torch.tensor(float("nan"))
+    masks, known, nan = batch["mask"], batch["segmented"], torch.tensor(float("nan"))
     predicted = (probabilities >= 0.5).flatten(1)  # (B, H W)
     scores = segmentation_scores(probabilities, masks)
     values = {name: torch.where(known, scores[name], nan) for name in SCORES}
+    for unit, spacing in (("", None), ("_mm", batch["spacing"])):
+        found = boundary_scores(probabilities, masks, spacing=spacing, tolerance=tolerance)
+        values |= {name + unit: torch.where(known, found[name], nan) for name in DISTANCES}
     values["lesion"] = torch.where(known, masks.flatten(1).mean(1), nan)
     values["predicted_lesion"] = predicted.float().mean(1)
     values["masks"] = torch.from_numpy(np.packbits(predicted.numpy(), axis=1))
@@ -306,13 +315,14 @@ def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[A
     pick = rows_of(run, records)
     index, side = pick if isinstance(pick, tuple) else (pick, None)
     wide = {name: value[index].astype(np.float64) for name, value in whole.items() if name != "masks"}
+    in_mm = [f"{name}_mm" for name in DISTANCES if not np.isnan(wide.get("surface_dice_mm", math.nan)).all()]
     return Predictions(
         run=run,
         records=tuple(records[i] for i in index),
         sides=() if side is None else tuple(SIDES[i] for i in side),
         labels={task: whole[f"label {task}"][pick] for task in run.tasks},
         probabilities={task: whole[task][pick].astype(np.float64) for task in run.tasks},
-        scores={name: wide[name] for name in SCORES if name in wide},
+        scores={name: wide[name] for name in (*SCORES, *DISTANCES, *in_mm) if name in wide},
         lesion=wide.get("lesion"),
         predicted_lesion=wide.get("predicted_lesion"),
         masks=tuple(whole.get("masks", ())),

@@ -29,7 +29,7 @@ from mtlkit.evaluation.comparison_plots import draw_curves, read_epochs
 from mtlkit.evaluation.interaction_plots import draw_interaction
 from mtlkit.evaluation.oracle import check_oracle, force_gates, judge_oracle, oracle_rows
 from mtlkit.evaluation.plots import draw_all
-from mtlkit.evaluation.predictions import Predictions, predict_records, rows_of
+from mtlkit.evaluation.predictions import TOLERANCE, Predictions, predict_records, rows_of
 from mtlkit.evaluation.report import write_report
 from mtlkit.evaluation.uncertainty import DROPOUT, run_rivals
 from mtlkit.training import SavedRun, load_run
@@ -42,6 +42,7 @@ PARTS = ("test", "val", "train", "all")
 SAMPLES = 2000  # of the bootstrap
 FEW = 100  # images, below which intervals are wide
 MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
+BOUNDARIES = "of images where something is drawn; surface Dice at a tolerance of {} pixels of this resolution, or mm"
 PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
 
 
@@ -52,6 +53,7 @@ def evaluate(
     *,
     part: str | None = None,
     layout: str | None = None,
+    tolerance: float = TOLERANCE,
     samples: int = SAMPLES,
     seed: int = 0,
     examples: int = 5,
@@ -75,6 +77,8 @@ def evaluate(
         part: "test", "val" or "train" of the run's own split, or "all" of the data set. By default "test" (where the
             recipe left nothing to test on, "val") of the run's own data set, all of another.
         layout: of the data set; by default found by looking.
+        tolerance: up to which distance the surface Dice takes two boundaries for the same, in pixels of the size that
+            the network sees, and in mm.
         samples: of the bootstrap behind the intervals; 0 leaves them out.
         seed: of the bootstrap and of t-SNE.
         examples: how many of the best and of the worst masks are shown.
@@ -107,7 +111,13 @@ def evaluate(
     """
     if part is not None and part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
-    least = {"samples": (samples, 0), "seed": (seed, 0), "examples": (examples, 0), "rivals": (rivals, 0)}
+    least = {
+        "tolerance": (tolerance, 0),
+        "samples": (samples, 0),
+        "seed": (seed, 0),
+        "examples": (examples, 0),
+        "rivals": (rivals, 0),
+    }
     least |= {} if batch_size is None else {"batch_size": (batch_size, 1)}
     for name, (value, low) in least.items():
         if value < low:
@@ -128,7 +138,7 @@ def evaluate(
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)
         part, records, remarks = choose_records(run, catalogue, part, skip_bad)
         steps = {"batch_size": batch_size, "progress": progress}
-        predictions = predict_records(run, records, features=tsne, **steps)
+        predictions = predict_records(run, records, features=tsne, tolerance=tolerance, **steps)
         if rivals:
             predictions = _with_rivals(predictions, records, *run_rivals(run, records, rivals, seed=seed, **steps))
         judgement = judge(predictions, samples, seed)
@@ -137,8 +147,8 @@ def evaluate(
             judgement["oracle"] = judge_oracle(predictions, forced, samples, seed)
             draft.write_text("oracle.csv", csv_text(oracle_rows(predictions, forced)))
         remarks += _remarks(run, catalogue, predictions, rivals)
-        about = _about(predictions, catalogue, part, samples, seed)
-        metrics = plain(_settings(run, catalogue, part, samples, seed) | {"remarks": remarks} | judgement)
+        about = _about(predictions, catalogue, part, samples, seed, tolerance)
+        metrics = plain(_settings(run, catalogue, part, samples, seed, tolerance) | {"remarks": remarks} | judgement)
         gates = [epoch_gates(run.folder, name) for name in ("val", "train")]
         plots = draw_all(predictions, judgement, gates[0], training=gates[1], examples=examples, seed=seed)
         if epochs := read_epochs(run.folder):
@@ -236,7 +246,9 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions, riva
     return remarks
 
 
-def _settings(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, Any]:
+def _settings(
+    run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int, tolerance: float
+) -> dict[str, Any]:
     """What was judged, and how, for programs."""
     return {
         "mtlkit": mtlkit.__version__,
@@ -246,13 +258,17 @@ def _settings(run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed
         "data": str(catalogue.root.resolve()),
         "layout": catalogue.layout,
         "part": part,
+        "tolerance": tolerance,
         "bootstrap": {"samples": samples, "seed": seed, "percentiles": PERCENTILES},
     }
 
 
-def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int) -> dict[str, str]:
+def _about(
+    predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int, tolerance: float
+) -> dict[str, str]:
     """Of run, data and method, for the reader."""
     run, size = predictions.run, predictions.run.config.data.size
+    boundaries = BOUNDARIES.format(f"{tolerance:g}")
     config, count = run.config, sum(parameter.numel() for parameter in run.model.parameters())
     drawn = "images" if len(set(predictions.groups)) == len(predictions) else "patients or other groups"
     interval = f"percentiles 2.5 and 97.5 of {samples} bootstrap samples of {drawn}, seed {seed}" if samples else "none"
@@ -266,7 +282,7 @@ def _about(predictions: Predictions, catalogue: Catalogue, part: str, samples: i
         "layout": catalogue.layout,
         "part": part,
         "resolution": f"{size} x {size} pixels",
-        **({"masks": MASKS} if predictions.scores else {}),
+        **({"masks": MASKS, "boundaries": boundaries} if predictions.scores else {}),
         "intervals": interval,
         "footer": f"{time.strftime('%Y-%m-%d')}: mtlkit {mtlkit.__version__}, torch {torch.__version__}. For research.",
     }

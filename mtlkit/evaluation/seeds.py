@@ -29,7 +29,7 @@ from mtlkit.training.saved_run import read_recipe, runs_within
 __all__ = ["evaluate_repeats"]
 
 DRAWN = ("lesion_not_found", "empty_with_prediction")  # counts that depend on the run
-SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "bootstrap")  # what all runs have in common
+SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "tolerance", "bootstrap")  # what all runs have in common
 # sections of which the means over the images are averaged, or the figures, however deep they lie
 AVERAGED = ("seconds", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
 Key = tuple[str, ...]
@@ -124,6 +124,8 @@ def _pooled(folds: Sequence[Predictions], part: str) -> Predictions | None:
 def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What metrics.json holds, and the rows of metrics.csv."""
     of_runs = {name: dict(_values(metrics)) for name, metrics in found.items()}
+    common = set.intersection(*map(set, of_runs.values()))  # distances in mm may be known in some runs only
+    of_runs = {name: {key: values[key] for key in values if key in common} for name, values in of_runs.items()}
     first = next(iter(found.values()))
     metrics = {name: first[name] for name in SHARED} | {
         "folder": str(folder.resolve()),

@@ -56,7 +56,11 @@ def best_of(name: str) -> Callable[[Iterable[float]], float] | None:
     """
     if name.startswith("gate_") or digits_of(name) == 0:
         return None
-    return min if name in LOSSES or name.endswith(("_error", "_distance", "_seconds")) else max
+    return (
+        min
+        if name in LOSSES or name.endswith(("_error", "_distance", "_seconds", "hd95", "assd", "hd95_mm", "assd_mm"))
+        else max
+    )
 
 
 def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:

@@ -1,8 +1,12 @@
 """Items in NumPy: those of the data sets that networks are trained with, to the last bit, and nothing of torch."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydicom.data import get_testdata_file
 from torchvision import tv_tensors
 
 from mtlkit.data import LesionDataset, MammographyDataset, Record, open_dataset, preparation
@@ -44,3 +48,14 @@ def test_errors_are_those_of_the_file(tmp_path):
     (tmp_path / "a.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"a.png: cannot be read as an image"):
         read_lesion(Record("a", tmp_path / "a.png", -1, (), "a"), 32)
+
+
+def test_the_spacing_is_that_of_the_resized_image():
+    path = Path(get_testdata_file("CT_small.dcm"))  # 128 x 128, 0.661468 mm
+    found = read_lesion(Record("a", path, 0, (), "a"), 32)
+    assert found.spacing == pytest.approx((4 * 0.661468, 4 * 0.661468))
+
+
+def test_a_picture_has_no_spacing(tmp_path):
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / "a.png")
+    assert np.isnan(read_lesion(Record("a", tmp_path / "a.png", 0, (), "a"), 32).spacing).all()

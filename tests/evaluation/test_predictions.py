@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pydicom.data import get_testdata_file
 
-from mtlkit.data import Exam
+from mtlkit.data import Exam, Record
 from mtlkit.evaluation import predict_records
 from mtlkit.evaluation.predictions import displacement, watched
-from mtlkit.metrics import SegmentationMetrics
+from mtlkit.metrics import SegmentationMetrics, boundary_scores
 from mtlkit.models import create_model
 from mtlkit.nn import InteractionLevel
 
@@ -171,3 +173,23 @@ def test_a_row_for_each_breast_of_which_there_is_a_view(mammography):
 
 def test_paths_are_those_of_the_data(lesion, records, ultrasound):
     assert all(Path(record.image).is_relative_to(ultrasound) for record in predict_records(lesion, records[:2]).records)
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+def test_distances_are_in_pixels_and_where_the_file_says_it_in_mm(plain, tmp_path):
+    pixels = np.zeros((128, 128), np.uint8)
+    pixels[40:90, 30:80] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128), np.uint8)).save(tmp_path / "image.png")
+    images = Path(get_testdata_file("CT_small.dcm")), tmp_path / "image.png"  # of 0.661468 mm, and of what is not known
+    records = [Record(str(i), path, 0, (tmp_path / "mask.png",), str(i)) for i, path in enumerate(images)]
+    found = predict_records(plain, records, tolerance=5)
+    batch = next(iter(plain.loader(records)))
+    expected = boundary_scores(plain.predict(batch)["mask"], batch["mask"], tolerance=5)
+    for name in ("hd95", "assd", "surface_dice"):
+        np.testing.assert_allclose(found.scores[name], expected[name], rtol=1e-6)
+    step = 0.661468 * 128 / plain.config.data.size
+    np.testing.assert_allclose(found.scores["hd95_mm"], [step * expected["hd95"][0], np.nan], rtol=1e-5)
+    assert "hd95_mm" not in predict_records(plain, records[1:]).scores
