@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench demo oracle gpu lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench demo oracle gpu native-all lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -92,6 +92,9 @@ ubsan: ## test the CPU kernels with UndefinedBehaviorSanitizer
 tsan: ## test the CPU kernels with ThreadSanitizer
 asan ubsan tsan: $(STAMP)
 	$(PY) tests/sanitize.py $@
+
+native-all: $(STAMP) ## build the libraries for Linux (x86-64, aarch64) and Windows, into build/native
+	$(PY) tools/native.py linux-x86_64 linux-aarch64 windows-x86_64
 
 lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
 	$(PY) -m ruff check

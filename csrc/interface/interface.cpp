@@ -194,8 +194,7 @@ mtlkit_status mtlkit_dwconv_silu(const mtlkit_dwconv_silu_arguments* arguments, 
   return status_of([&] {
     expect(arguments, "arguments");
     const mtlkit_dwconv_silu_arguments& a = *arguments;
-    run_node("DwconvSilu", {{"offset", channel(a.offset)}},
-             ArrayCall({&a.x, &a.weight, &a.bias}, {{"y", a.y}}), pool);
+    run_node("DwconvSilu", {{"offset", channel(a.offset)}}, ArrayCall({&a.x, &a.weight, &a.bias}, {{"y", a.y}}), pool);
   });
 }
 

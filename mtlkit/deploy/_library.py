@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 DOMAIN, VERSION = "mtlkit", 1  # of the operators
 FACTS, FORMAT = "mtlkit", 1  # the key of a file's metadata, and the version of what they say
 _FOLDER = Path(__file__).parent
-# CMake's suffixes of modules, which programs load, and of libraries, which they link
-_MODULE, _SHARED = {"darwin": (".so", ".dylib"), "win32": (".dll", ".dll")}.get(sys.platform, (".so", ".so"))
-_LIBRARIES = {"onnxruntime": f"libmtlkit_onnxruntime{_MODULE}", "c": f"libmtlkit{_SHARED}"}
+# CMake's names of modules, which programs load, and of libraries, which they link
+_MODULE, _SHARED = {"darwin": ("lib{}.so", "lib{}.dylib"), "win32": ("{}.dll", "{}.dll")}.get(
+    sys.platform, ("lib{}.so", "lib{}.so")
+)
+_LIBRARIES = {"onnxruntime": _MODULE.format("mtlkit_onnxruntime"), "c": _SHARED.format("mtlkit")}
 
 
 def _installed(path: Path, function: str) -> str:

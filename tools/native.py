@@ -1,0 +1,92 @@
+"""Builds the libraries for other programs, for this platform and for others: `make native-all`.
+
+    python tools/native.py linux-x86_64 linux-aarch64 windows-x86_64
+
+leaves them in build/native/PLATFORM/lib, and their header in build/native/PLATFORM/include. The compiler is Zig's,
+from the package ziglang, so that libraries for Linux need glibc 2.28 or later and nothing else.
+"""
+
+import argparse
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "native"
+# system and processor as CMake names them, and Zig's target
+PLATFORMS = {
+    "linux-x86_64": ("Linux", "x86_64", "x86_64-linux-gnu.2.28"),
+    "linux-aarch64": ("Linux", "aarch64", "aarch64-linux-gnu.2.28"),
+    "windows-x86_64": ("Windows", "x86_64", "x86_64-windows-gnu"),
+}
+LIBRARIES = ("mtlkit", "mtlkit_onnxruntime")
+PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+
+
+def tool(name: str, package: str) -> str:
+    """The path of a program of the environment, or of PATH."""
+    path = shutil.which(name, path=PATH)
+    if path is None:
+        raise SystemExit(f"{name} was not found; first: pip install {package}")
+    return path
+
+
+def compiler(folder: Path, target: str) -> Path:
+    """A program that compiles C++ for one of Zig's targets."""
+    try:
+        import ziglang
+    except ImportError:
+        raise SystemExit("Zig's compiler was not found; first: pip install ziglang") from None
+    program = folder / "zig-c++"
+    zig = Path(ziglang.__file__).parent / "zig"
+    words = f'#!/bin/sh\nexec "{zig}" c++ -target {target} "$@"\n'
+    if not program.exists() or program.read_text() != words:
+        program.write_text(words)
+        program.chmod(0o755)
+    return program
+
+
+def build(platform: str, targets: list[str], cxx: str | None, folder: Path) -> None:
+    """Builds targets of CMakeLists.txt for a platform in build/native; one process at a time."""
+    system, processor, target = PLATFORMS[platform]
+    objects = folder / "objects"
+    objects.mkdir(parents=True, exist_ok=True)
+    with (objects / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        configure = [
+            *(tool("cmake", "cmake"), "-S", ROOT, "-B", objects, "-G", "Ninja", "-DMTLKIT_MODULE=off"),
+            *(f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'ninja')}", f"-DMTLKIT_LIBRARY_DIR={folder}"),
+            *(f"-DCMAKE_SYSTEM_NAME={system}", f"-DCMAKE_SYSTEM_PROCESSOR={processor}"),
+            f"-DCMAKE_CXX_COMPILER={cxx or compiler(objects, target)}",
+            "-DCMAKE_CXX_STANDARD_LIBRARIES=",  # of Windows; what is needed are the C++ ones
+        ]
+        for command in (configure, [tool("cmake", "cmake"), "--build", objects, "--target", *targets]):
+            subprocess.run(list(map(str, command)), check=True)
+        for stray in (folder / "lib").glob("*.cpp.lib"):  # Zig's, of a module that nothing links
+            stray.unlink()
+
+
+def main() -> int:
+    """Builds for the platforms that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("platforms", nargs="+", choices=PLATFORMS, metavar="PLATFORM", help=", ".join(PLATFORMS))
+    parser.add_argument("--target", nargs="+", default=LIBRARIES, help="of CMakeLists.txt; the two libraries if none")
+    parser.add_argument("--cxx", help="another compiler than Zig's")
+    parser.add_argument("--folder", type=Path, help="another folder than build/native/PLATFORM")
+    arguments = parser.parse_args()
+    for platform in arguments.platforms:
+        folder = (arguments.folder or FOLDER / platform).resolve()
+        try:
+            build(platform, list(arguments.target), arguments.cxx, folder)
+        except subprocess.CalledProcessError:
+            raise SystemExit(f"{platform}: was not built; the reason stands above") from None
+        print(f"{platform}: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
