@@ -23,9 +23,9 @@ def peak_memory(op: str, shape_name: str, direction: str, provider: str) -> int 
     return _ask("operator", op, shape_name, direction, provider)
 
 
-def peak_of_training(name: str, backend: str) -> int | None:
+def peak_of_training(name: str) -> int | None:
     """Bytes that a training step takes on top of a network of test_bench_models.py; None as above."""
-    return _ask("training", name, backend)
+    return _ask("training", name)
 
 
 @functools.cache
@@ -95,21 +95,18 @@ def operator(op: str, shape_name: str, direction: str, provider_name: str) -> in
         return peak_of(lambda: full.run(direction))
 
 
-def training(name: str, backend: str) -> int | None:
+def training(name: str) -> int | None:
     """Of a step, after one that has made the optimizer's state."""
     import torch
     from test_bench_models import given, network, train
 
-    import mtlkit
-
-    with mtlkit.use_backend(backend):
-        model, inputs = network(name).train(), given(name, True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        model.zero_grad()
-        return peak_of(lambda: train(model, optimizer, *inputs))
+    model, inputs = network(name).train(), given(name, True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    model.zero_grad()
+    return peak_of(lambda: train(model, optimizer, *inputs))
 
 
 if __name__ == "__main__":

@@ -244,11 +244,6 @@ def _torch_serves(workload: Workload) -> bool:
     return _fp32(workload) and (workload.images == 1 or affordable)
 
 
-def _compile_serves(workload: Workload) -> bool:
-    short = workload.shape_name == "medmamba_t_stage4" and workload.op == "ss2d"
-    return _fp32(workload) and (short or _56_forward(workload))
-
-
 def _56_forward(workload: Workload) -> bool:
     return (
         _fp32(workload)
@@ -307,8 +302,8 @@ PROVIDERS = (
         selective_scan=lambda **inputs: compiled(chunked_selective_scan)(**inputs),
         task_interaction=lambda *inputs, signals: compiled(eager_interaction)(*inputs, signals=signals),
         why_absent=why_no_compiler,
-        serves=lambda workload: _compile_serves(workload) or _compile_serves_level(workload),
-        left_out="of chunked PyTorch at 56 x 56 forward and 7 x 7 only, of task interaction at the four levels of "
+        serves=lambda workload: _56_forward(workload) or _compile_serves_level(workload),
+        left_out="of chunked PyTorch at 56 x 56 forward only, of task interaction at the four levels of "
         "224 x 224 and batch 8 in float32 and NCHW only: seconds to a minute of compiling a shape",
     ),
     Provider(
