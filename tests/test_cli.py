@@ -280,6 +280,8 @@ def test_export(monkeypatch, tmp_path, capsys):
     assert (facts["size"], len(facts["mean"]), facts["recipe"]["task"]) == (32, 3, "lesion")
     assert main(["export", "run", "--out", str(tmp_path / "net.onnx")]) == 2
     assert "--force overwrites it" in capsys.readouterr().err
-    assert main(["export", "run", "--out", str(tmp_path / "plain.onnx"), "--plain"]) == 0
+    assert main(["export", "run", "--out", str(tmp_path / "plain.onnx"), "--plain", "--licence", "MIT"]) == 0
     session = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
+    assert "licence" not in facts
+    assert deploy.facts_of(session)["licence"] == "MIT"

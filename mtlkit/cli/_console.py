@@ -1,5 +1,6 @@
 """The terminal of the commands."""
 
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mtlkit._text import printable
@@ -25,3 +26,28 @@ def open_console(**options: Any) -> "Console":
             return super().render_str(printable(text), **style)
 
     return OpenConsole(highlight=False, markup=False, emoji=False, **options)
+
+
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
+    """The lines of a table, without rich.
+
+    Args:
+        headings: of the columns.
+        rows: the cells, in which what is not printable stands as its escape.
+        right: headings of the columns that are aligned to the right.
+
+    Example:
+        >>> from mtlkit.cli._console import table_lines
+        >>> for line in table_lines(["image", "pixels"], [["a", "7"], ["scan 2", "120"]], ["pixels"]):
+        ...     print(line)
+        image   pixels
+        ------  ------
+        a            7
+        scan 2     120
+    """
+    cells = [[printable(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    marks = [f"{'>' if heading in right else '<'}{width}" for heading, width in zip(headings, widths, strict=True)]
+    lines = ("  ".join(f"{cell:{mark}}" for cell, mark in zip(row, marks, strict=True)) for row in cells)
+    return [line.rstrip() for line in lines]

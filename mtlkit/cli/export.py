@@ -7,7 +7,7 @@ from typing import Any
 DESCRIPTION = """\
 Writes the network of a run as an ONNX file, which runs on a CPU without PyTorch. Batch, height and width stay open. The
 file says how images are prepared and what the classes are called. Before it gets its name, ONNX Runtime runs it, and
-what it gives must be what PyTorch gives.
+what it gives must be what PyTorch gives. `mtlkit predict` takes the file in the place of the run.
 
 Scans and task interaction are operators of mtlkit, for which ONNX Runtime loads the library that the command names in
 the end. --plain writes standard operators alone, for engines without that library.
@@ -15,6 +15,7 @@ the end. --plain writes standard operators alone, for engines without that libra
 EPILOG = """\
 examples:
   mtlkit export runs/mbdi --out mbdi.onnx
+  mtlkit export runs/mbdi --out mbdi.onnx --licence CC-BY-NC-4.0
   mtlkit export runs/mbdi --out plain.onnx --plain      of the size that the run was trained with
 
 exit status: 0 exported, 2 not exported; one sentence on standard error says what and where
@@ -34,6 +35,7 @@ def add_command(commands: Any) -> None:
     add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     add("--plain", action="store_true", help="standard operators alone: slower, and of one size")
+    add("--licence", metavar="TEXT", help="terms of the weights, as CC-BY-NC-4.0, for the file's metadata")
     add("--force", action="store_true", help="replace the file if it exists")
     command.set_defaults(run=run, command="export", needs=("train",))
 
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         example=saved.example(),
         plain=options.plain,
-        metadata=saved.facts(),
+        metadata=saved.facts() | ({} if options.licence is None else {"licence": options.licence}),
         force=options.force,
     )
     console = open_console(soft_wrap=True)

@@ -2,17 +2,20 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mtlkit._extras import check_installed
+from mtlkit._text import printable
+from mtlkit.cli._console import table_lines
 from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
-from mtlkit.cli._progress import progress_bar
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from mtlkit.cli._progress import progress_shown
 
 DESCRIPTION = """\
 Runs a trained network over images, and writes for each its mask and an overlay, in the image's own size, and a row of
 class probabilities, area and gates.
+
+RUN is the folder of a run, or a file that `mtlkit export` wrote: with it neither PyTorch nor the extra `train` is
+needed, only ONNX Runtime, Pillow and pydicom, and the predictions are the same.
 
 INPUT is an image (PNG, JPEG, BMP, TIFF, DICOM; each frame of a DICOM file is an image by itself) or a folder of images,
 also of folders. For a network of four-view mammograms it is a folder with the views of an exam, or a folder of such
@@ -25,6 +28,7 @@ examples:
   mtlkit predict runs/btinet scans/ more/scan7.png --out found    all images of a folder, and one more
   mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that looks at a known lesion
   mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: ends as if there had been none
+  mtlkit predict mbdi.onnx scans/ --out found                     without PyTorch
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
 the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out)
@@ -47,12 +51,13 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or net.onnx")
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="an image or a folder")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
     add("--masks", type=Path, metavar="FOLDER", help="masks by the names of the images, for csa_moe")
+    add("--engine", metavar="NAME", help="torch for a run, onnxruntime for a file; follows from RUN")
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
-    add("--device", metavar="NAME", help="cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add("--device", metavar="NAME", help="of PyTorch: cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
@@ -60,46 +65,47 @@ def add_command(commands: Any) -> None:
     either.add_argument(
         "--force", action="store_true", help="begin again; an earlier prediction stays until the new one has ended"
     )
-    command.set_defaults(run=run, command="predict", needs=("train",), memory=LESS_AT_ONCE)
+    command.set_defaults(run=run, command="predict", memory=LESS_AT_ONCE)
 
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit predict`."""
-    from mtlkit.cli._console import open_console
-    from mtlkit.cli.evaluate import usable_device
     from mtlkit.inference import predict
+    from mtlkit.inference.networks import check_network, engine_of
 
+    engine = engine_of(options.run_folder, options.engine)
+    check_installed("`mtlkit predict`", {"torch": "train", "onnxruntime": "predict"}[engine])
+    if engine != "torch" and options.device not in (None, "cpu"):
+        raise ValueError(f"--device {options.device}: {options.run_folder} runs on the CPU alone, as a file of ONNX")
+    check_network(options.run_folder)  # before torch is loaded
     names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
-    settings["device"] = usable_device(options.device)
-    with progress_bar("predicting") as progress:
+    with progress_shown("predicting") as progress:
+        if engine == "torch":
+            from mtlkit.cli.evaluate import usable_device
+
+            settings["device"] = usable_device(options.device)
         found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)
-    console = open_console(soft_wrap=True)
-    console.print(_table(found.rows[:SHOWN]))
+    lines = _table(found.rows[:SHOWN])
     if len(found.rows) > SHOWN:
-        console.print(f"... and {len(found.rows) - SHOWN} more")
-    for words in found.remarks:
-        console.print(words)
-    for words in found.skipped:
-        console.print(f"left out: {words}")
-    console.print(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions")
+        lines.append(f"... and {len(found.rows) - SHOWN} more")
+    lines += [*found.remarks, *(f"left out: {words}" for words in found.skipped)]
+    lines.append(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions")
+    print("\n".join(map(printable, lines)))  # noqa: T201 - the command's own voice
     return 0
 
 
-def _table(rows: list[dict[str, Any]]) -> "Table":
+def _table(rows: list[dict[str, Any]]) -> list[str]:
     """The likeliest classes, their probabilities, and areas."""
-    from rich.table import Table
-
     tasks = [name.removesuffix("_predicted") for name in rows[0] if name.endswith("_predicted")]
-    areas = [name for name in ("area_pixels", "area_mm2") if any(row.get(name, "") != "" for row in rows)]
-    table = Table("image" if "image" in rows[0] else "exam", *(task.replace("_", " ") for task in tasks))
-    for name in areas:
-        table.add_column({"area_pixels": "pixels", "area_mm2": "mm²"}[name], justify="right")
+    titles = {"area_pixels": "pixels", "area_mm2": "mm²"}
+    areas = [name for name in titles if any(row.get(name, "") != "" for row in rows)]
+    cells = []
     for row in rows:
-        cells = []
+        cells.append([row["key"]])
         for task in tasks:
             best = row[f"{task}_predicted"]
-            cells.append(f"{best} {row[f'{task}_p_{best}']:.2f}" if best else "no view")
-        sizes = [row[name] if row[name] == "" else f"{row[name]:.0f}" for name in areas]
-        table.add_row(row["key"], *cells, *sizes)
-    return table
+            cells[-1].append(f"{best} {row[f'{task}_p_{best}']:.2f}" if best else "no view")
+        cells[-1] += [row[name] if row[name] == "" else f"{row[name]:.0f}" for name in areas]
+    headings = ["image" if "image" in rows[0] else "exam", *(task.replace("_", " ") for task in tasks)]
+    return table_lines([*headings, *(titles[name] for name in areas)], cells, list(titles.values()))

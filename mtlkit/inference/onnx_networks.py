@@ -12,8 +12,6 @@ from mtlkit.inference.networks import Facts, OpenNetwork
 
 __all__ = ["FileNetwork"]
 
-DTYPES = {"tensor(float)": np.float32, "tensor(bool)": np.bool_}
-
 
 class FileNetwork(OpenNetwork):
     """The network of a file that `mtlkit export RUN` wrote."""
@@ -25,10 +23,11 @@ class FileNetwork(OpenNetwork):
         self.session = open_session(path, threads=threads)
         values = facts_of(self.session)
         if not values:
-            raise DataError("does not say what its network takes and gives; `mtlkit export` writes it", path=path)
+            words = "has no metadata of mtlkit, so that it is not known what its network takes and gives"
+            raise DataError(f"{words}; `mtlkit export` writes a file that has it", path=path)
         if "recipe" not in values:
-            words = "was exported from a bare network, and does not say how images are prepared, nor what the classes "
-            raise DataError(f"{words}are called; export the run", path=path)
+            words = "was exported from a bare network, and does not say how images are prepared and what classes mean"
+            raise DataError(f"{words}; export the run instead", path=path)
         facts = Fields(path, values, "its metadata are not as mtlkit writes them")
         self.facts, self.weights = Facts.read(facts), facts.text("weights")
         self.shapes = {one.name: tuple(one.shape) for one in self.session.get_inputs()}
@@ -36,7 +35,7 @@ class FileNetwork(OpenNetwork):
         missing = [name for name in self.facts.logits.values() if name not in self.outputs]
         if missing or not set(self.shapes) <= set(self.facts.inputs):
             names = f"{', '.join(self.shapes)} to {', '.join(self.outputs)}"
-            raise DataError(f"its metadata are not those of its network, which leads {names}", path=path)
+            raise DataError(f"its metadata are of another network than that from {names}", path=path)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `OpenNetwork` has it; raises a ValueError for inputs of another shape than the file's."""

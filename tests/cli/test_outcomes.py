@@ -108,7 +108,8 @@ def test_every_command_says_what_it_needs_and_what_to_lower(command):
     options = parser().parse_args([*command.split(), *more[command]])
     assert options.command == command
     assert options.memory
-    assert options.needs[0] == "train"
+    if command != "predict":  # which needs what its engine does
+        assert options.needs[0] == "train"
 
 
 def test_other_errors_are_mistakes_in_the_code(monkeypatch, tmp_path):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mtlkit import deploy
 from mtlkit.models.network import Network
+from mtlkit.nn import VSSBlock
 from mtlkit.training import Config, SavedRun, create_module, load_config
 
 CLASSES = ("benign", "malignant", "normal")
@@ -85,10 +86,10 @@ class SmallLesion(_Small):
 
     def __init__(self) -> None:
         super().__init__(3, 3)
-        self.draw = nn.Conv2d(3, 1, 5, padding=2)
+        self.draw, self.scan = nn.Conv2d(3, 1, 5, padding=2), VSSBlock(4)
 
     def forward(self, images: Tensor) -> LesionOutput:
-        means = self.means(images)
+        means = self.scan(self.features(images).permute(0, 2, 3, 1)).mean((1, 2))
         return LesionOutput(4 * self.draw(images), self.classify(means), means[:, :2].sigmoid()[:, None])
 
 

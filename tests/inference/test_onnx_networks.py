@@ -1,16 +1,25 @@
 """Networks of files: the same predictions as those of the runs that they were exported from."""
 
 import csv
+import importlib.metadata
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+import mtlkit
 from mtlkit import deploy
+from mtlkit.cli import main
+from mtlkit.data import DataError
+from mtlkit.deploy import _library
 from mtlkit.inference import open_network, predict
 
 
@@ -95,3 +104,202 @@ def test_exams(small_mammography, draw_phantoms, tmp_path):
     ]
     assert remarks[0] == remarks[1]
     assert_same(*folders)
+
+
+# --- without PyTorch --------------------------------------------------------------------------------------------------
+
+PACKAGES = ("numpy", "pillow", "pydicom", "onnxruntime")
+SCRIPT = """
+import sys
+sys.path.append(sys.argv[1])
+from mtlkit.cli import main
+import mtlkit
+mtlkit.deploy.open_session
+for line in sys.stdin.read().splitlines():
+    assert main(["predict", *line.split("\t")]) == 0, line
+files = {name.partition(".")[0]: getattr(module, "__file__", None) or "" for name, module in sys.modules.items()}
+print(*sorted(name for name, file in files.items() if file.startswith(sys.argv[1])), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """A folder to import from with NumPy, Pillow, pydicom, ONNX Runtime and mtlkit, and nothing else."""
+    folder = tmp_path_factory.mktemp("packages")
+    for package in PACKAGES:
+        distribution = importlib.metadata.distribution(package)
+        for top in {Path(file).parts[0] for file in distribution.files or () if not str(file).startswith("..")}:
+            (folder / top).symlink_to(Path(str(distribution.locate_file(top))))
+    (folder / "mtlkit").symlink_to(Path(mtlkit.__file__).parent)
+    return folder
+
+
+def test_without_torch(bare, small_lesion, small_views, small_mammography, image, draw_phantoms, tmp_path):
+    """Masks, overlays, tables, DICOM: all as with it, in a Python that has nothing but what the extra asks for."""
+    image("scans/a.png", 40, 52)
+    image("scans/more/b.jpg", 133, 121, seed=1)
+    Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 30).save(tmp_path / "scans/e.tif")
+    dicom = Path(get_testdata_file("examples_rgb_color.dcm", download=False))
+    (tmp_path / "scans/d.dcm").write_bytes(dicom.read_bytes())
+    (tmp_path / "masks/more").mkdir(parents=True)
+    exams = draw_phantoms("mammography", 5) / "CMMD"
+    for name, size in (("a", (40, 52)), ("more/b", (133, 121)), ("d", (240, 320)), ("e", (20, 30))):
+        mask = np.zeros(size, np.uint8)
+        mask[5:15, 10:25] = 255
+        Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
+    calls = {
+        "lesion": (small_lesion, tmp_path / "scans", {}),
+        "views": (small_views, tmp_path / "scans", {"masks": tmp_path / "masks"}),
+        "mammography": (small_mammography, exams, {}),
+    }
+    lines = []
+    for name, (pair, inputs, options) in calls.items():
+        predict(pair.run, inputs, tmp_path / f"torch-{name}", **options)
+        flags = [part for option, value in options.items() for part in (f"--{option}", str(value))]
+        lines.append("\t".join([str(pair.file), str(inputs), "--out", str(tmp_path / f"bare-{name}"), *flags]))
+    command = [sys.executable, "-I", "-S", "-c", SCRIPT, str(bare)]
+    process = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.split() == ["PIL", "mtlkit", "numpy", "onnxruntime", "pydicom"]
+    assert "bare-views/predictions.csv: 4 predictions" in process.stdout
+    for name in calls:
+        assert_same(tmp_path / f"bare-{name}", tmp_path / f"torch-{name}")
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def changed(small_lesion, tmp_path):
+    """Writes the file of the small lesion network with other metadata: changed(facts), or None for none at all."""
+
+    def write(facts: dict | None) -> Path:
+        model = onnx.load(small_lesion.file)
+        del model.metadata_props[:]
+        if facts is not None:
+            model.metadata_props.add(key=_library.FACTS, value=json.dumps(facts))
+        onnx.save(model, tmp_path / "net.onnx")
+        return tmp_path / "net.onnx"
+
+    return write
+
+
+def known(pair) -> dict:
+    return deploy.facts_of(deploy.open_session(pair.file))
+
+
+def test_foreign_and_damaged_files(changed, small_lesion, image, tmp_path, monkeypatch):
+    path = image("a.png")
+
+    def refused(words: str, file: Path) -> None:
+        with pytest.raises(DataError, match=f"^{re.escape(str(file))}: {words}"):
+            predict(file, path, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    facts = known(small_lesion)
+    refused(
+        "has no metadata of mtlkit, so that it is not known .*; `mtlkit export` writes a file that has it$",
+        changed(None),
+    )
+    bare = {name: facts[name] for name in ("mtlkit", "format", "network", "operators", "weights")}
+    refused("was exported from a bare network, .*; export the run instead$", changed(bare))
+    refused("expected metadata of version 1 or before, got 2; a later mtlkit wrote it$", changed(facts | {"format": 2}))
+    refused("expected operators of version 1 or before, got 2; a later", changed(facts | {"operators": 2}))
+    words = r"its metadata are not as mtlkit writes them \(size: expected an integer, got None\)"
+    refused(words, changed(facts | {"size": None}))
+    refused(
+        "its metadata are of another network than that from images to seg_logits, cls_logits, gates$",
+        changed(facts | {"logits": {"class": "label_logits"}}),
+    )
+    refused("its metadata are of another network", changed(facts | {"inputs": ["views", "present"]}))
+    file = changed(facts)
+    file.write_bytes(file.read_bytes()[:-200])
+    refused("cannot be opened by ONNX Runtime", file)
+    file.write_bytes(b"")
+    refused("cannot be opened by ONNX Runtime", file)
+    refused("there is no such file", tmp_path / "none.onnx")
+
+
+def test_images_of_another_shape(small_lesion):
+    network = open_network(small_lesion.file)
+    for shape in ((1, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(ValueError, match=r"net.onnx: images: expected shape \(batch, 3, height, width\), got \("):
+            network({"images": np.zeros(shape, np.float32)})
+
+
+def test_a_file_of_another_channel_count(small_lesion, image, tmp_path):
+    model = onnx.load(small_lesion.file)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    for node in model.graph.node:
+        node.input[:] = ["images3" if name == "images" else name for name in node.input]
+    tile = onnx.helper.make_node("Concat", ["images"] * 3, ["images3"], axis=1)
+    model.graph.node.insert(0, tile)
+    onnx.save(model, tmp_path / "net.onnx")
+    words = r"net.onnx: images: expected shape \(batch, 1, height, width\), got \(1, 3, 32, 32\)$"
+    with pytest.raises(ValueError, match=words):
+        predict(tmp_path / "net.onnx", image("a.png"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_library(small_lesion, small_mammography, draw_phantoms, image, tmp_path, monkeypatch):
+    """A file with mtlkit's operators needs it; one of standard operators alone does without."""
+    monkeypatch.setattr(_library, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"mtlkit\.deploy\.library_path\(\) found nothing there"):
+        predict(small_lesion.file, image("a.png"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert predict(small_mammography.file, draw_phantoms("mammography", 5) / "CMMD", tmp_path / "out").rows
+
+
+def test_answers_that_are_no_numbers(small_lesion, image, tmp_path):
+    model = onnx.load(small_lesion.file)
+    for tensor in model.graph.initializer:
+        if "classify" in tensor.name and "bias" in tensor.name:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), tensor.name))
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(FloatingPointError, match=r"net.onnx: the network's answer to a is no number"):
+        predict(tmp_path / "net.onnx", image("a.png"), tmp_path / "out")
+
+
+def test_resumed_and_refused(small_lesion, image, tmp_path):
+    """A file goes on with its own predictions, and not with those of its run, which differ by rounding."""
+    for i in range(3):
+        image(f"scans/{i}.png", seed=i)
+    whole = predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2)
+    assert predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2, resume=True) == whole
+    words = r"run: expected .*net\.onnx.*, of the prediction to go on with, got '/runs/one'"
+    with pytest.raises(DataError, match=words):
+        predict(small_lesion.run, tmp_path / "scans", tmp_path / "out", batch_size=2, resume=True)
+    again = predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2, force=True)
+    assert again == whole
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_command(small_lesion, image, tmp_path, capsys):
+    file, path = str(small_lesion.file), str(image("scan 7.png"))
+    assert (
+        main(["predict", file, path, "--engine", "onnxruntime", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["image", "class", "pixels"]
+    assert lines[2].startswith("scan 7  ")
+    assert lines[-1] == f"{tmp_path}/out/predictions.csv: 1 predictions"
+
+    def failing(*arguments: object) -> str:
+        assert main(["predict", *map(str, arguments), path, "--out", str(tmp_path / "none")]) == 2
+        assert not (tmp_path / "none").exists()
+        return capsys.readouterr().err.removeprefix("mtlkit: ").strip()
+
+    assert failing(file, "--device", "cuda") == f"--device cuda: {file} runs on the CPU alone, as a file of ONNX"
+    assert "engine: expected 'onnxruntime' for" in failing(file, "--engine", "torch")
+    assert "; `mtlkit export` writes a run as a file" in failing(tmp_path, "--engine", "onnxruntime")
+    assert failing(file, "--max-pixels", 100).endswith("; --max-pixels raises the limit")
+    assert "batch_size: expected at least 1, got 0" in failing(file, "--batch-size", 0)
+
+
+def test_missing_packages_are_named_by_the_extra(small_lesion, image, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["predict", str(small_lesion.file), str(image("a.png")), "--out", str(tmp_path / "out")]) == 2
+    words = "`mtlkit predict` needs onnxruntime, which is not installed: pip install 'mtlkit[predict]'"
+    assert capsys.readouterr().err == f"mtlkit: {words}\n"
