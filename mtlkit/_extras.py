@@ -30,6 +30,13 @@ EXTRAS = {
         "monai": "monai",
         "einops": "einops",
     },
+    "loggers": {
+        "tensorboard": "tensorboard",
+        "mlflow": "mlflow-skinny",
+        "sqlalchemy": "sqlalchemy",
+        "alembic": "alembic",
+        "wandb": "wandb",
+    },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "predict": {"onnxruntime": "onnxruntime", "PIL": "pillow", "pydicom": "pydicom"},
 }

@@ -246,6 +246,11 @@ def check_outside(folder: str | Path, *inputs: str | Path | None, shown: Path | 
             raise OccupiedError(f"{shown or folder}: {words}")
 
 
+def final_place(path: str | Path) -> Path:
+    """Where a folder lies in the end, which may be within one that is to replace another."""
+    return Path(*(part for part in Path(path).parts if part != NEW))
+
+
 # --- places -----------------------------------------------------------------------------------------------------------
 
 

@@ -63,6 +63,8 @@ def add_command(commands: Any) -> None:
     add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
+    add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in logs/ of each run")
+    add("--trainer", action="append", default=[], metavar="NAME=VALUE", help="set an argument of Lightning's Trainer")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()

@@ -64,6 +64,14 @@ def add_command(commands: Any) -> None:
     several.add_argument("--folds", type=int, metavar="N", help="cross-validate: N folds, each in its own folder")
     add("--fold", type=int, metavar="K", help="with --folds: train only this one, from 1 on, in the folder fold-K")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
+    add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in the folder logs of the run")
+    add(
+        "--trainer",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an argument of Lightning's Trainer, as accelerator=gpu or max_time=00:08:00:00",
+    )
     add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
@@ -75,7 +83,7 @@ def add_command(commands: Any) -> None:
     command.set_defaults(run=run, command="train", needs=("train",), memory=MEMORY)
 
 
-def parse_changes(settings: list[str]) -> dict[str, Any]:
+def parse_changes(settings: list[str], option: str = "--set") -> dict[str, Any]:
     """Nested dictionaries of "section.name=value"; values are read as YAML.
 
     Example:
@@ -92,19 +100,19 @@ def parse_changes(settings: list[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         setting = setting if len(setting) <= LONGEST else f"{setting[:LONGEST]}..."  # for messages
         if not equals or not name:
-            raise ValueError(f"--set {setting}: expected NAME=VALUE")
+            raise ValueError(f"{option} {setting}: expected NAME=VALUE")
         try:
             value = parse_yaml(text)
         except yaml.YAMLError:
-            raise ValueError(f"--set {setting}: the value is no YAML") from None
+            raise ValueError(f"{option} {setting}: the value is no YAML") from None
         *sections, last = name.split(".")
         place = changes
         for depth, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise ValueError(f"--set {setting}: {'.'.join(sections[:depth])} has a value by another --set")
+                raise ValueError(f"{option} {setting}: {'.'.join(sections[:depth])} has a value by another {option}")
         if isinstance(place.get(last), dict) and not isinstance(value, dict):
-            raise ValueError(f"--set {setting}: {name} has settings of its own by another --set")
+            raise ValueError(f"{option} {setting}: {name} has settings of its own by another {option}")
         place[last] = value
     return changes
 
@@ -131,9 +139,9 @@ def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str
     if options.devices < 1:
         raise ValueError(f"--devices: expected at least 1, got {options.devices}")
     settings = {name: getattr(options, name) for name in ("split", "resume", "force", "skip_bad")}
-    if options.devices != 1:
-        settings["trainer"] = {"devices": options.devices, "strategy": "ddp"}
-    return settings | {"progress": progress}
+    trainer = {} if options.devices == 1 else {"devices": options.devices, "strategy": "ddp"}
+    trainer |= parse_changes(options.trainer, "--trainer")
+    return settings | {"progress": progress, "logger": options.logger, "trainer": trainer}
 
 
 def run(options: argparse.Namespace) -> int:

@@ -89,6 +89,7 @@ Number = Annotated[float, Field(strict=True), BeforeValidator(_parsed)]
 Weight = Annotated[float, Field(strict=True, ge=0), BeforeValidator(_parsed)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1), BeforeValidator(_parsed)]
 Above0 = Annotated[float, Field(strict=True, gt=0), BeforeValidator(_parsed)]
+Decay = Annotated[float, Field(strict=True, gt=0, lt=1), BeforeValidator(_parsed)]
 Count = Annotated[StrictInt, Field(ge=0)]
 AtLeast1 = Annotated[StrictInt, Field(ge=1)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]  # what NumPy and Lightning take
@@ -184,7 +185,7 @@ class LossConfig:
 
 @section(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """Adam or AdamW, and the largest norm of the gradient."""
+    """Adam or AdamW, the largest norm of the gradient, and how many batches a step takes its gradient from."""
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Above0 = 3e-4
@@ -192,6 +193,7 @@ class OptimizerConfig:
     eps: Weight = 1e-8
     weight_decay: Weight = 0.0
     clip: Above0 | None = 1.0
+    accumulate: AtLeast1 = 1
 
 
 @section(frozen=True, config=STRICT)
@@ -235,6 +237,8 @@ class Config:
             has no such stage.
         seed: of weights, order and augmentations.
         precision: as Lightning names it: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or "bf16-true".
+        ema: decay of an exponential moving average of the weights, as 0.999, which is then what is validated, saved and
+            judged; None trains without.
         sync_batch_norm: BatchNorm takes the statistics of all processes of a run, in place of each its own batch's. Of
             no effect with one process; several need GPUs for it.
 
@@ -258,6 +262,7 @@ class Config:
     second_stage: dict[StrictStr, Any] | None = None
     seed: Seed = 42
     precision: Precision = "32-true"
+    ema: Decay | None = None
     sync_batch_norm: StrictBool = False
 
     def __post_init__(self) -> None:

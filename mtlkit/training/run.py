@@ -5,6 +5,7 @@
     stage1/ [stage2/]                best.ckpt, last.ckpt, metrics.csv (a row for each epoch), done.json
     model/                           the best network, for `mtlkit.models.from_pretrained`
     result.json                      figures of the validation and test parts; written last
+    logs/                            what a logger of Lightning's wrote, where one was asked for; it is not replaced
 
 A run that was killed goes on from the last whole epoch, and ends with the weights it would have had. Several processes
 save what the first of them has; BatchNorm's statistics are the first's from each validation on.
@@ -13,22 +14,24 @@ save what the first of them has; BatchNorm's statistics are the first's from eac
 import logging
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, write_json
 from mtlkit._memory import out_of_memory
-from mtlkit._output import OutputFolder, resumable_folder
+from mtlkit._output import OutputFolder, final_place, resumable_folder
 from mtlkit.data import Catalogue, Split, load_split, make_split, near_duplicates, open_dataset
 from mtlkit.data.duplicates import surplus
 from mtlkit.data.files import check_folder
@@ -38,6 +41,7 @@ from mtlkit.errors import CheckpointError, DataError
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
 from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
+from mtlkit.training.loggers import check_logger, make_logger
 from mtlkit.training.modules import TrainingModule, check_recipe, create_module
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
 from mtlkit.training.tasks import find_task, record_of
@@ -57,6 +61,7 @@ def train(
     force: bool = False,
     skip_bad: bool = False,
     progress: bool = True,
+    logger: str | None = None,
     callbacks: Sequence[Callback] = (),
     trainer: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
@@ -71,6 +76,7 @@ def train(
         force: begins again where there is a run already, whose files stay until the new run has ended.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         progress: shows a bar.
+        logger: "csv", "tensorboard", "mlflow" or "wandb": also logs to it, in the folder logs of the run.
         callbacks: Lightning's, besides those that stop, save and log.
         trainer: further arguments of Lightning's Trainer, as {"devices": 2, "strategy": "ddp"}.
 
@@ -79,7 +85,9 @@ def train(
 
     Raises:
         DataError: the data set or the run's folder is not as it must be.
-        ValueError: the recipe does not fit the data, or not the processes; or `resume` and `force` are both given.
+        ValueError: the recipe does not fit the data, or not the processes; there is no such logger; or `resume` and
+            `force` are both given.
+        ImportError: the logger is not installed.
 
     Example:
         >>> import tempfile
@@ -98,6 +106,8 @@ def train(
         words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
         raise ValueError(f"trainer['sync_batchnorm']: {words}")
     check_installed("training")
+    if logger is not None:
+        check_logger(logger)
     if not resume:
         check_sources(data, split)
     with resumable_folder(out, "a run", resume=resume, force=force, main=is_main()) as place:
@@ -115,12 +125,13 @@ def train(
             place.check_room(_size_on_disk(module))
             _write_plan(place, config, catalogue, parts)
         arguments = {"enable_progress_bar": progress} | dict(trainer or {})
-        figures = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments)
+        log = None if logger is None else partial(make_logger, logger, final_place(out))
+        figures = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments, log)
         if config.second_stage is not None:
             stage = config.stage(2)
             module = _create(stage, catalogue, parts, gates_only=True)
             _load(module, place.path / "stage1" / "best.ckpt")
-            figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments)
+            figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments, log)
         if is_main():
             with place.files("model") as draft:
                 _save_network(module, draft)
@@ -258,6 +269,7 @@ def _run_stage(
     name: str,
     more_callbacks: Sequence[Callback],
     arguments: Mapping[str, Any],
+    log: Callable[[str], Logger] | None,
 ) -> dict[str, float]:
     """Trains one stage, or takes the one that is done, and judges its best epoch, whose weights the module has then."""
     data = DataModule(catalogue, split, config)
@@ -275,12 +287,16 @@ def _run_stage(
     if s.patience is not None:
         stop = EarlyStopping(s.monitor, s.min_delta, s.patience, mode=s.mode, check_on_train_epoch_end=True)
         callbacks.append(stop)
+    averaged = None if config.ema is None else EMAWeightAveraging(decay=config.ema)
+    if averaged is not None:
+        callbacks.insert(0, averaged)
     options = {
         "max_epochs": s.epochs,
         "precision": config.precision,
         "gradient_clip_val": config.optimizer.clip,
+        "accumulate_grad_batches": config.optimizer.accumulate,
         "callbacks": callbacks,
-        "logger": False,
+        "logger": False if log is None or (folder / "done.json").is_file() else log(name),
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
@@ -307,6 +323,9 @@ def _run_stage(
             _fit(trainer, module, data, path if path.is_file() else None)
             if is_main():
                 place.write_json(f"{name}/done.json", {"epochs": trainer.current_epoch})
+        if averaged is not None:  # else it would put the last average in the place of the best one
+            cast(list[Callback], trainer.callbacks).remove(averaged)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.loggers = []  # they have the epochs, and result.json what follows
         _load(module, folder / "best.ckpt")
         return _judge(trainer, module, data)
 
@@ -331,7 +350,7 @@ def synchronise(model: _Network) -> _Network:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's remarks on the machine, and its advertisements."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)

@@ -115,6 +115,51 @@ def test_clipping_and_precision(tmp_path, ultrasound, small):
     assert watch.kinds == {torch.bfloat16}
 
 
+def test_the_recipe_accumulates_gradients(tmp_path, ultrasound, small):
+    config = small.change({"optimizer": {"accumulate": 2}, "stopping": {"epochs": 1}})
+    assert run(config, ultrasound, tmp_path / "run").steps == [0, 1]
+
+
+def test_averaged_weights_are_what_is_judged_and_saved(tmp_path, ultrasound, small):
+    """By hand: decay times the average, and the rest of the weights after each step; the best epoch's, not the last."""
+    config = small.change({"ema": 0.5, "stopping": {"epochs": 3}, "optimizer": {"lr": 1e-2}})
+    steps = []
+
+    class Weights(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            steps.append([p.detach().clone() for p in module.model.parameters()])
+
+    train(config, ultrasound, tmp_path / "run", progress=False, callbacks=[Weights()])
+    averages, mean = [], steps[0]
+    for step in steps[1:]:
+        mean = [0.5 * a + 0.5 * b for a, b in zip(mean, step, strict=True)]
+        averages.append(mean)
+    combined = [float(row["val/combined"]) for row in rows(tmp_path / "run")]
+    best = combined.index(max(combined))
+    expected = averages[(best + 1) * len(steps) // 3 - 2]
+    saved = from_pretrained(tmp_path / "run/model")
+    for found, value in zip(saved.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, value)
+    figures = json.loads((tmp_path / "run/result.json").read_text())
+    assert figures["val/combined"] == pytest.approx(combined[best], abs=1e-6)
+
+
+def test_averages_are_resumed_exactly(tmp_path, ultrasound, small):
+    config = small.change({"ema": 0.9, "stopping": {"epochs": 3}})
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+
+    train(config, ultrasound, tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, ultrasound, tmp_path / "run", progress=False, callbacks=[Stop()])
+    train(config, ultrasound, tmp_path / "run", progress=False, resume=True)
+    for name in ("result.json", "stage1/metrics.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
 def test_drop_duplicates_leaves_copies_out_of_the_drawn_split(tmp_path, ultrasound, small):
     data = shutil.copytree(ultrasound, tmp_path / "busi")
     for end in ("", "_mask"):

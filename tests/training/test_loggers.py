@@ -1,0 +1,84 @@
+"""Loggers: what they wrote is read back by their own readers, and belongs to them."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from mtlkit.cli import main
+from mtlkit.training import repeat, train
+
+
+@pytest.fixture(scope="module")
+def short(small):
+    return small.change({"stopping": {"epochs": 2}})
+
+
+def told(run) -> dict[int, float]:
+    with (run / "stage1/metrics.csv").open() as file:
+        return {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file)}
+
+
+def test_tensorboard(tmp_path, ultrasound, short):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(short, ultrasound, tmp_path / "run", logger="tensorboard", progress=False)
+    (folder,) = (tmp_path / "run/logs/tensorboard/stage1").glob("version_*")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    values = [event.value for event in events.Scalars("val/loss")]
+    assert values == pytest.approx(list(told(tmp_path / "run").values()))
+
+
+def test_mlflow(tmp_path, ultrasound, short, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train(short, ultrasound, tmp_path / "run", logger="mlflow", progress=False)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'run/logs/mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("mtlkit").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("run stage1", "FINISHED")
+    values = [entry.value for entry in client.get_metric_history(run.info.run_id, "val/loss")]
+    assert values == pytest.approx(list(told(tmp_path / "run").values()))
+
+
+def test_logs_stay_where_a_run_is_replaced_and_change_nothing(tmp_path, ultrasound, short):
+    train(short, ultrasound, tmp_path / "plain", progress=False)
+    for _ in range(2):
+        train(short, ultrasound, tmp_path / "run", logger="csv", force=(tmp_path / "run").exists(), progress=False)
+    logs = sorted((tmp_path / "run/logs/csv/stage1").iterdir())
+    assert [path.name for path in logs] == ["version_0", "version_1"]
+    assert not (tmp_path / "run/.mtlkit-new").exists()
+    for name in ("result.json", "stage1/metrics.csv"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "plain" / name).read_text()
+
+
+def test_logs_of_a_series_are_in_its_runs(tmp_path, ultrasound, short):
+    config = short.change({"stopping": {"epochs": 1}})
+    for force in (False, True):
+        repeat(config, ultrasound, tmp_path / "runs", 1, logger="csv", force=force, progress=False)
+    assert len(list((tmp_path / "runs/seed-42/logs/csv/stage1").iterdir())) == 2
+    assert not (tmp_path / "runs/.mtlkit-new").exists()
+
+
+def test_an_unknown_logger_and_one_that_is_not_installed(tmp_path, ultrasound, monkeypatch, capsys):
+    command = ["train", "demo", "--data", str(ultrasound), "--out", str(tmp_path / "run")]
+    assert main([*command, "--logger", "comet"]) == 2
+    assert "logger: expected one of csv, tensorboard, mlflow, wandb, got 'comet'" in capsys.readouterr().err
+    monkeypatch.setattr("mtlkit._extras.find_spec", lambda name: None if name == "wandb" else object())
+    assert main([*command, "--logger", "wandb"]) == 2
+    assert (
+        "the logger wandb needs wandb, which is not installed: pip install 'mtlkit[loggers]'" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_of_the_trainer_reach_it(tmp_path, ultrasound, short, capsys):
+    short.save(tmp_path / "short.yaml")
+    command = ["train", str(tmp_path / "short.yaml"), "--data", str(ultrasound), "--out", str(tmp_path / "run")]
+    assert main([*command, "--trainer", "max_epochs=1", "--trainer", "limit_train_batches=1"]) == 0
+    assert json.loads((tmp_path / "run/stage1/done.json").read_text()) == {"epochs": 1}
+    shutil.rmtree(tmp_path / "run")
+    assert main([*command, "--trainer", "max_epoch=1"]) == 2
+    assert "max_epoch" in capsys.readouterr().err
