@@ -22,7 +22,7 @@ using Sizes = std::vector<int64_t>;
 // As messages spell them, e.g. "(2, 3)".
 std::string spelled(const Sizes& sizes);
 
-// An input, float32 and contiguous; without data where it was left out.
+// An input, float32 or int32, and contiguous; without data where it was left out.
 struct Input {
   const char* name = "";
   float* data = nullptr;
@@ -30,6 +30,9 @@ struct Input {
   bool given = false;
 
   int64_t elements() const;
+
+  // The numbers of an input that the node's kind has among its integers.
+  const int32_t* integers() const { return reinterpret_cast<const int32_t*>(data); }
 
   // Throw unless the input has so many dimensions, of which all from `first` on are at least 1; or this shape. The
   // message spells either as `letters` too.
@@ -90,6 +93,7 @@ struct NodeKind {
   size_t required, optional, outputs;
   std::unique_ptr<Kernel> (*make)(const NodeAttributes&);
   void (*infer)(const NodeShapes&);
+  uint64_t integers = 0;  // the bit of each input that is int32
 };
 
 // All of them, in csrc/inference/operators.cpp.

@@ -4,29 +4,13 @@
 // tensors are contiguous; a node reads some of an image's channels where they start at its attribute, so that no copy
 // has to split them.
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "cpu/dispatch.h"
-#include "inference/node.h"
+#include "inference/kernel_node.h"
 
 namespace mtlkit {
 namespace {
-
-constexpr int64_t kMostStates = 256;
-
-void check(int status) {
-  if (status != kOk) throw std::bad_alloc();
-}
-
-template <typename K>
-std::unique_ptr<Kernel> make(const NodeAttributes& attributes) {
-  return std::make_unique<K>(attributes);
-}
-
-void check_attribute(bool fits, const char* words) {
-  if (!fits) throw Refused(words);
-}
 
 // (B, H, W, C) as the kernels see images, (B, C, H, W), from channel `first` on.
 Tensor<4> image(float* data, const Sizes& sizes, int64_t first = 0) {
@@ -410,31 +394,35 @@ class TaskInteractionKernel : public Kernel {
 }  // namespace
 
 const std::vector<NodeKind>& node_kinds() {
-  static const std::vector<NodeKind> kinds = {
-      {"SS2D", 6, 3, 1, make<SS2DKernel>, [](const NodeShapes& s) { s.same(0, 0); }},
-      {"SelectiveScan", 5, 3, 2, make<SelectiveScanKernel>,
-       [](const NodeShapes& s) {
-         s.same(0, 0);
-         s.set(1, {of_input(0, 0), of_input(0, 1), of_input(2, 1)});
-       }},
-      {"DwconvSilu", 2, 1, 1, make<DwconvSiluKernel>,
-       [](const NodeShapes& s) { s.set(0, {of_input(0, 0), of_input(0, 1), of_input(0, 2), of_input(1, 0)}); }},
-      {"NormGate", 1, 3, 1, make<NormGateKernel>, [](const NodeShapes& s) { s.same(0, 0); }},
-      {"InteractionReduce", 1, 3, 4, make<InteractionReduceKernel>,
-       [](const NodeShapes& s) {
-         for (size_t i = 0; i < 2; ++i) s.set(i, {of_input(0, 0), of_input(0, 1)});
-         s.set(2, {of_input(0, 0)});
-       }},
-      {"TaskInteraction", 20, 4, 6, make<TaskInteractionKernel>,
-       [](const NodeShapes& s) {
-         s.same(0, 0);
-         s.same(1, 1);
-         s.set(2, {of_input(0, 0), number(2)});
-         s.set(3, {of_input(0, 0), of_input(16, 1)});
-         s.same(4, 1);
-         s.set(5, {of_input(0, 0), of_input(0, 1)});
-       }},
-  };
+  static const std::vector<NodeKind> kinds = [] {
+    std::vector<NodeKind> all = {
+        {"SS2D", 6, 3, 1, make<SS2DKernel>, [](const NodeShapes& s) { s.same(0, 0); }},
+        {"SelectiveScan", 5, 3, 2, make<SelectiveScanKernel>,
+         [](const NodeShapes& s) {
+           s.same(0, 0);
+           s.set(1, {of_input(0, 0), of_input(0, 1), of_input(2, 1)});
+         }},
+        {"DwconvSilu", 2, 1, 1, make<DwconvSiluKernel>,
+         [](const NodeShapes& s) { s.set(0, {of_input(0, 0), of_input(0, 1), of_input(0, 2), of_input(1, 0)}); }},
+        {"NormGate", 1, 3, 1, make<NormGateKernel>, [](const NodeShapes& s) { s.same(0, 0); }},
+        {"InteractionReduce", 1, 3, 4, make<InteractionReduceKernel>,
+         [](const NodeShapes& s) {
+           for (size_t i = 0; i < 2; ++i) s.set(i, {of_input(0, 0), of_input(0, 1)});
+           s.set(2, {of_input(0, 0)});
+         }},
+        {"TaskInteraction", 20, 4, 6, make<TaskInteractionKernel>,
+         [](const NodeShapes& s) {
+           s.same(0, 0);
+           s.same(1, 1);
+           s.set(2, {of_input(0, 0), number(2)});
+           s.set(3, {of_input(0, 0), of_input(16, 1)});
+           s.same(4, 1);
+           s.set(5, {of_input(0, 0), of_input(0, 1)});
+         }},
+    };
+    all.insert(all.end(), sequence_node_kinds().begin(), sequence_node_kinds().end());
+    return all;
+  }();
   return kinds;
 }
 

@@ -62,7 +62,10 @@ ort::Status* compute(void* kernel, ort::Call* call) {
 void describe(ort::Operator& op) {
   op.name = [](const ort::Operator* op) { return kind_of(op).name; };
   op.provider = [](const ort::Operator*) { return "CPUExecutionProvider"; };
-  op.input_type = op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
+  op.input_type = [](const ort::Operator* op, size_t input) {
+    return kind_of(op).integers >> input & 1 ? ort::kInt32 : ort::kFloat;
+  };
+  op.output_type = [](const ort::Operator*, size_t) { return ort::kFloat; };
   op.inputs = [](const ort::Operator* op) { return kind_of(op).required + kind_of(op).optional; };
   op.outputs = [](const ort::Operator* op) { return kind_of(op).outputs; };
   op.input_characteristic = [](const ort::Operator* op, size_t input) {

@@ -120,15 +120,19 @@ def _pads(conv: ir.Node) -> bool:
     return any(_ints(conv, "pads", (0,))) or (auto is not None and auto.as_string() not in ("NOTSET", "VALID"))
 
 
+# the input that a node of mtlkit reads from some channel on, the attribute that says from which, and the channels' axis
+PARTS = {"DwconvSilu": (0, "offset", 3), "SS2D": (8, "z_offset", 3), "CausalConv1d": (0, "offset", 2)}
+
+
 def _read_in_place(r: Rewriting, node: ir.Node) -> None:
-    """Half of an image's channels, of what is split, by DwconvSilu and SS2D; rows of SS2D without their reshaping."""
-    if node.domain != DOMAIN or node.op_type not in ("DwconvSilu", "SS2D"):
+    """Half of the channels, of what is split, by the nodes of PARTS; rows of SS2D without their reshaping."""
+    if node.domain != DOMAIN or node.op_type not in PARTS:
         return
-    place, offset = (0, "offset") if node.op_type == "DwconvSilu" else (8, "z_offset")
+    place, offset, axis = PARTS[node.op_type]
     value = node.inputs[place] if place < len(node.inputs) else None
     split = _node(value, "Split")
-    if split is not None and value is not None and split.attributes["axis"].as_int() in (3, -1):
-        size = value.shape[3] if value.shape is not None else None
+    if split is not None and value is not None and split.attributes["axis"].as_int() in (axis, -1):
+        size = value.shape[axis] if value.shape is not None else None
         equal = len(split.outputs) == 2 and len(split.inputs) == 1
         if equal and isinstance(size, int):
             start = size * split.outputs.index(value)

@@ -17,8 +17,12 @@ CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 # node -> its inputs, the optional ones in brackets; how many outputs; attributes
 SCAN = "u x_dbl dt_weight dt_bias A_logs Ds"
+INTEGERS = {"order", "seq_idx"}  # inputs that are int32
 NODES: dict[str, tuple[str, int, dict[str, type]]] = {
     "SS2D": (f"{SCAN} [norm_weight] [norm_bias] [z]", 1, {"norm": int, "eps": float, "z_offset": int}),
+    "DirectionalScan": (f"{SCAN} order [seq_idx] [initial_state]", 2, {}),
+    "DirectionalScans": (f"{SCAN} order [seq_idx] [initial_state]", 2, {}),
+    "CausalConv1d": ("x weight [bias] [seq_idx] [initial_states]", 2, {"silu": int, "offset": int}),
     "SelectiveScan": ("u delta A B C [D] [z] [delta_bias]", 2, {"delta_softplus": int}),
     "DwconvSilu": ("x weight [bias]", 1, {"offset": int}),
     "NormGate": ("x [weight] [bias] [z]", 1, {"eps": float}),
@@ -50,12 +54,14 @@ def node(name: str) -> Any:
             VERSION,
             inputs=[
                 schema.FormalParameter(
-                    one.strip("[]"), "T", param_option=option.Optional if one.startswith("[") else option.Single
+                    one.strip("[]"),
+                    "I" if one.strip("[]") in INTEGERS else "T",
+                    param_option=option.Optional if one.startswith("[") else option.Single,
                 )
                 for one in inputs.split()
             ],
             outputs=[schema.FormalParameter(f"y{i}", "T") for i in range(outputs)],
-            type_constraints=[("T", ["tensor(float)"], "")],
+            type_constraints=[("T", ["tensor(float)"], ""), ("I", ["tensor(int32)"], "")],
             attributes=[schema.Attribute(one, kinds[kind], required=False) for one, kind in attributes.items()],
         ),
     )
@@ -93,6 +99,35 @@ def translations() -> dict[Any, Callable[..., Any]]:
         out, last_state = node("SelectiveScan")(u, delta, A, B, C, D, z, delta_bias, delta_softplus=int(delta_softplus))
         return out, last_state, op.Identity(out)
 
+    def order_of(walks, steps):
+        """The table of an order that is arithmetic, (K, T)."""
+        step = op.Range(0, steps, 1)
+        rows = []
+        for i in range(0, len(walks), 4):
+            start, run, inner, outer = walks[i : i + 4]
+            row = op.Add(op.Add(start, op.Mul(op.Div(step, run), outer)), op.Mul(op.Mod(step, run), inner))
+            rows.append(op.Unsqueeze(row, [0]))
+        return op.Cast(op.Concat(*rows, axis=0), to=6)  # int32
+
+    def tokens(x):
+        """The channels of each token, or of each direction's tokens, side by side."""
+        return op.Transpose(x, perm=(0, 2, 1) if len(x.shape) == 3 else (0, 1, 3, 2))
+
+    def directional_scan(
+        _backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, table, seq_idx, initial_state, merge, out_dtype, steps,
+        walks, save=False,
+    ):  # fmt: skip
+        order = order_of(walks, steps) if table is None else table
+        rows = op.Transpose(x_dbl, perm=(0, 3, 1, 2))  # (B, L, K, M)
+        given = tokens(u), rows, dt_weight, dt_bias, A_logs, Ds, order, seq_idx, initial_state
+        y, last_state = node("DirectionalScan" if merge else "DirectionalScans")(*given)
+        y = op.Transpose(y, perm=(0, 2, 1) if merge else (0, 1, 3, 2))
+        return y, last_state, op.Identity(last_state)
+
+    def causal_conv1d(_backend, x, weight, bias, seq_idx, initial_states, silu, final_states):
+        y, last = node("CausalConv1d")(tokens(x), weight, bias, seq_idx, initial_states, silu=int(silu))
+        return op.Transpose(y, perm=(0, 2, 1)), last
+
     def dwconv_silu(_backend, x, weight, bias=None):
         return first(node("DwconvSilu")(last(x), weight, bias))
 
@@ -107,11 +142,29 @@ def translations() -> dict[Any, Callable[..., Any]]:
         *tensors, tau, eps = others
         return node("TaskInteraction")(x, f, *tensors, tau=tau, eps=eps)
 
+    def remainder(x, other):  # torch's own translation does not take an open size
+        divisor = op.CastLike(other, x)
+        if x.dtype.is_integer():
+            return op.Mod(x, divisor)
+        return op.Sub(x, op.Mul(op.Floor(op.Div(x, divisor)), divisor))
+
     def conv2d_same(x, weight, bias, stride, dilation, groups):
         options = {"strides": stride, "dilations": dilation, "group": groups}
         return op.Conv(x, weight, bias, auto_pad="SAME_UPPER", **options)
 
-    found = (ss2d, ss2d_norm_gate, selective_scan, dwconv_silu, norm_gate, interaction_reduce)
+    found = (
+        ss2d,
+        ss2d_norm_gate,
+        directional_scan,
+        causal_conv1d,
+        selective_scan,
+        dwconv_silu,
+        norm_gate,
+        interaction_reduce,
+    )
     table: dict[Any, Callable[..., Any]] = {getattr(torch.ops.mtlkit, f.__name__).default: f for f in found}
+    table[torch.ops.aten.remainder.Scalar] = remainder
     own = torch.ops.mtlkit_deploy
-    return table | {own.task_interaction.default: task_interaction, own.conv2d_same.default: conv2d_same}
+    for f in (task_interaction, conv2d_same):
+        table[getattr(own, f.__name__).default] = f
+    return table

@@ -21,10 +21,14 @@ def session_of(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def model_of(nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str], constants=()) -> onnx.ModelProto:
+def model_of(
+    nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str], constants=(), integers: Sequence[str] = ()
+) -> onnx.ModelProto:
     """A file of these nodes; of each input the number of its dimensions, all of which are open."""
     given = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)])
+        helper.make_tensor_value_info(
+            name, TensorProto.INT32 if name in integers else TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)]
+        )
         for name, rank in inputs.items()
     ]
     found = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
@@ -39,7 +43,8 @@ def node_session(kind: str, inputs: Sequence[Tensor | None], outputs: int, threa
     results = [f"y{i}" for i in range(outputs)]
     node = helper.make_node(kind, names, results, domain="mtlkit", **attributes)
     ranks = {name: t.dim() for name, t in zip(names, inputs, strict=True) if t is not None}
-    return session_of(model_of([node], ranks, results), threads)
+    integers = [name for name, t in zip(names, inputs, strict=True) if t is not None and t.dtype == torch.int32]
+    return session_of(model_of([node], ranks, results, integers=integers), threads)
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Sequence[Tensor | None]) -> list[Tensor]:

@@ -1,0 +1,29 @@
+// What the nodes over the CPU kernels share.
+#pragma once
+
+#include <new>
+
+#include "inference/node.h"
+
+namespace mtlkit {
+
+inline constexpr int64_t kMostStates = 256;
+
+// Throws what a kernel's status says.
+inline void check(int status) {
+  if (status != kOk) throw std::bad_alloc();
+}
+
+inline void check_attribute(bool fits, const char* words) {
+  if (!fits) throw Refused(words);
+}
+
+template <typename K>
+std::unique_ptr<Kernel> make(const NodeAttributes& attributes) {
+  return std::make_unique<K>(attributes);
+}
+
+// The kinds of csrc/inference/sequence_operators.cpp.
+const std::vector<NodeKind>& sequence_node_kinds();
+
+}  // namespace mtlkit
