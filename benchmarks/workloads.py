@@ -140,7 +140,7 @@ def problem(
     shape = shape_of(op, shape_name)
     if op == "ss2d_layer":
         torch.manual_seed(0)
-        layer = mtlkit.nn.SS2D(d_model=shape.D // 2, d_state=shape.N).to(dtype).to(work)
+        layer = mtlkit.nn.SS2D(d_model=shape.D // 2, d_state=shape.N).to(dtype).to(work).eval()
         x = torch.randn(shape.B, shape.H, shape.W, shape.D // 2).to(dtype).to(work).requires_grad_()
         tensors = {"x": x, **dict(layer.named_parameters())}
         forward = functools.partial(layer, x)

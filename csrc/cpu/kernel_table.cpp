@@ -7,6 +7,7 @@ namespace MTLKIT_ISA {
 
 int ss2d_forward(const SS2DForward&);
 int ss2d_backward(const SS2DBackward&);
+int ss2d_layer_forward(const SS2DLayerForward&);
 int directional_scan_forward(const DirectionalScanForward&);
 int directional_scan_backward(const DirectionalScanBackward&);
 int selective_scan_forward(const SelectiveScanForward&);
@@ -43,6 +44,7 @@ const CpuKernels kernels = {
     MTLKIT_NAME(MTLKIT_ISA),
     ss2d_forward,
     MTLKIT_BACKWARD(ss2d_backward),
+    ss2d_layer_forward,
     directional_scan_forward,
     MTLKIT_BACKWARD(directional_scan_backward),
     selective_scan_forward,

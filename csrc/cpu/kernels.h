@@ -10,6 +10,7 @@
 #include "cpu/selective_scan.h"
 #include "cpu/selective_state_update.h"
 #include "cpu/ss2d.h"
+#include "cpu/ss2d_layer.h"
 
 namespace mtlkit {
 
@@ -26,6 +27,7 @@ struct CpuKernels {
   const char* isa;
   int (*ss2d_forward)(const SS2DForward&);
   int (*ss2d_backward)(const SS2DBackward&);
+  int (*ss2d_layer_forward)(const SS2DLayerForward&);
   int (*directional_scan_forward)(const DirectionalScanForward&);
   int (*directional_scan_backward)(const DirectionalScanBackward&);
   int (*selective_scan_forward)(const SelectiveScanForward&);

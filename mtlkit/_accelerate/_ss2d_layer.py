@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._accelerate._scans import CROSS, Scan, says, scan_map
 from mtlkit._accelerate._share import Shared, share
+from mtlkit._as_made import as_made
 from mtlkit._check import check_tensor
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.ss2d import SS2D
@@ -68,6 +69,7 @@ class SharedSS2D(Shared, SS2D):
     """
 
     marked = False
+    _projection = _Projection
 
     def __init__(self, original: Any, form: Form) -> None:
         super().__init__(
@@ -119,6 +121,10 @@ class SharedSS2D(Shared, SS2D):
         share(self, self.original)
         self.original.train(self.training)
         return self.original.forward(x)
+
+    def _whole(self) -> Any:
+        plain = self.scans == CROSS and self.norm in ("layer", None) and self.gate != "act"
+        return super()._whole() if plain and as_made(self.act, nn.SiLU) else None
 
     def _conv_silu(self, x: Tensor) -> Tensor:
         if isinstance(self.act, nn.SiLU):

@@ -19,12 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit import ops
+from mtlkit._as_made import as_made
 from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn._marked import Marked
+from mtlkit.operators import ss2d_layer
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
+SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 
 
 class SS2D(Marked):
@@ -73,6 +76,8 @@ class SS2D(Marked):
         >>> second(torch.randn(2, 7, 5, 32)).shape
         torch.Size([2, 7, 5, 32])
     """
+
+    _projection: type[nn.Linear] = PixelLinear  # of in_proj and out_proj
 
     def __init__(
         self,
@@ -150,6 +155,8 @@ class SS2D(Marked):
     def forward(self, x: Tensor) -> Tensor:
         """Scans the image in four directions: (B, H, W, C) to (B, H, W, C)."""
         check_channels_last("x", x, self.d_model)
+        if not self.training and (whole := self._whole()) is not None and ss2d_layer.can_run(x, *whole):
+            return self.dropout(ss2d_layer.ss2d_layer(x, *whole))
         xz = self.in_proj(x)  # (B, H, W, 2 D), without a gate (B, H, W, D)
         x, z = (xz, None) if self.gate is None else xz.chunk(2, -1)  # (B, H, W, D) each, views
         u = self._conv_silu(x.permute(0, 3, 1, 2))  # (B, D, H, W)
@@ -165,25 +172,56 @@ class SS2D(Marked):
         )  # (B, H, W, D)
         return self.dropout(self.out_proj(y.to(u.dtype)))  # (B, H, W, C)
 
+    def _whole(self) -> tuple[ss2d_layer.Weights, ss2d_layer.Options] | None:
+        """What `ss2d_layer` takes; None if the layer is of another form, or one of its parts has to be called."""
+        parts = self._modules
+        into, norm, out = parts["in_proj"], parts["out_norm"], parts["out_proj"]
+        normed = type(norm) is nn.LayerNorm
+        if (
+            self.out_act
+            or (self.d_conv > 1 and not self._fused_conv())
+            or not as_made(into, self._projection)
+            or not as_made(out, self._projection)
+            or not as_made(norm, nn.LayerNorm if normed else nn.Identity)
+        ):
+            return None
+        conv = _registered(self.conv2d) if self.d_conv > 1 else (None, None)
+        affine = _registered(norm) if normed else (None, None)
+        scan = (self._parameters.get(name) for name in SCAN_PARAMETERS)
+        weights = (*_matrix_and_bias(into), *conv, *scan, *affine, *_matrix_and_bias(out))
+        options = ss2d_layer.Options(self.gate, self.d_conv > 1, normed, norm.eps if normed else 0.0)
+        return ss2d_layer.Weights._make(weights), options
+
+    def _fused_conv(self) -> bool:
+        """Whether the convolution is one of `ops.dwconv_silu`, and need not be called."""
+        conv = self.conv2d
+        return (
+            as_made(conv, nn.Conv2d)
+            and conv.kernel_size == (3, 3)
+            and conv.padding == conv.stride == conv.dilation == (1, 1)
+            and conv.padding_mode == "zeros"
+        )
+
     def _conv_silu(self, x: Tensor) -> Tensor:
         """(B, D, H, W) in and out."""
-        if self.d_conv == 3:
+        if self.d_conv > 1 and self._fused_conv():
             return ops.dwconv_silu(x, self.conv2d.weight, self.conv2d.bias)
         return F.silu(self.conv2d(x) if self.d_conv > 1 else x)
 
     def _scan_norm(self, z: Tensor | None, u: Tensor, *others: Tensor) -> Tensor:
         """From the arguments of ss2d, and the gate (B, H, W, D), to what is projected, (B, H, W, D)."""
         wide = torch.float32 if u.dtype == torch.float16 else None  # the sum of four may pass float16's range
-        if isinstance(self.out_norm, nn.LayerNorm):
+        norm = self.out_norm
+        if as_made(norm, nn.LayerNorm):
             fused = z if self.gate == "silu" and not self.out_act else None
-            norm = self.out_norm
             y = ops.ss2d_norm_gate(
                 u, *others, weight=norm.weight, bias=norm.bias, z=fused, eps=norm.eps, out_dtype=wide
             )
             if fused is not None:
                 return y
         else:
-            y = ops.ss2d(u, *others, out_dtype=wide).permute(0, 2, 3, 1)
+            bare = isinstance(norm, nn.Identity)
+            y = norm(ops.ss2d(u, *others, out_dtype=wide if bare else None).permute(0, 2, 3, 1))
         if self.out_act:
             y = F.gelu(y)
         if z is None:
@@ -201,3 +239,14 @@ class SS2D(Marked):
             f"d_model={self.d_model}, d_inner={self.d_inner}, d_state={self.d_state}, dt_rank={self.dt_rank}, "
             f"d_conv={self.d_conv}, gate={self.gate!r}, out_act={self.out_act}, init={self.init!r}"
         )
+
+
+def _registered(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias."""
+    return module._parameters.get("weight"), module._parameters.get("bias")
+
+
+def _matrix_and_bias(projection: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Those of a linear layer; its weight may be that of a 1 x 1 convolution."""
+    weight, bias = _registered(projection)
+    return (weight if weight is None or weight.dim() == 2 else weight.flatten(1)), bias

@@ -93,6 +93,15 @@ def choose(op: str, served: Collection[str], device: torch.device, limit: Callab
     return _requested
 
 
+def serves(name: str, device: torch.device) -> bool:
+    """Whether a backend that serves tensors on a device is asked for, by name or by "auto"; no transform is active."""
+    return (
+        _requested in (name, "auto")
+        and not torch._C._are_functorch_transforms_active()
+        and obstacle(name, device) is None
+    )
+
+
 def obstacle(name: str, device: torch.device) -> str | None:
     """What keeps a backend from serving tensors on a device, and the fix, in a sentence; None if nothing does."""
     if name == "cpu":
