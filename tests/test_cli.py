@@ -285,3 +285,33 @@ def test_export(monkeypatch, tmp_path, capsys):
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
     assert "licence" not in facts
     assert deploy.facts_of(session)["licence"] == "MIT"
+
+
+def test_export_in_8_bits(monkeypatch, tmp_path, capsys, phantoms):
+    """Calibrated with half of a data set, judged on the other; a fall of more than a point is said."""
+    pytest.importorskip("onnxruntime")
+    from mtlkit import deploy, training
+    from mtlkit.evaluation import exported
+
+    config = training.load_config("demo").change({"data": {"size": 32}})
+    model = mtlkit.models.create_model("unet", encoder="resnet18", dim=4, num_classes=3).eval()
+    classes = ("benign", "malignant", "normal")
+    saved = training.SavedRun(tmp_path, config, model, classes, (), None, {}, phantoms, {})
+    monkeypatch.setattr(training, "load_run", lambda folder: saved)
+    path = tmp_path / "net.onnx"
+    assert main(["export", "run", "--out", str(path), "--int8", "--calibrate", str(phantoms)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "calibrated with" in out
+    assert "iou" in out
+    assert "accuracy" in out
+    facts = deploy.facts_of(deploy.open_session(path))
+    assert facts["int8"]["images"] > 0
+    found = deploy.Exported(path, {}, {}, 9, 0.02, deploy.Calibration(3, "5d"))
+    monkeypatch.setattr(deploy, "export", lambda *_, **__: found)
+    figures = iter(({"iou": 0.8, "auc": 0.9}, {"iou": 0.7, "auc": 0.895}))
+    monkeypatch.setattr(exported, "key_figures", lambda *_, **__: next(figures))
+    assert main(["export", "run", "--out", str(path), "--int8", "--force"]) == 0
+    assert "8 bits lower iou by 10.0 points: judge the file before it is used\n" in capsys.readouterr().out
+    assert main(["export", "run", "--out", str(path), "--calibrate", str(phantoms), "--force"]) == 2
+    assert "--calibrate: expected with --int8" in capsys.readouterr().err

@@ -1,8 +1,14 @@
 """`mtlkit export`: a trained network as a file of ONNX."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from mtlkit.cli._progress import progress_bar
+
+if TYPE_CHECKING:
+    from mtlkit.training import SavedRun
 
 DESCRIPTION = """\
 Writes the network of a run as an ONNX file, which runs on a CPU without PyTorch. Batch, height and width stay open. The
@@ -11,12 +17,19 @@ what it gives must be what PyTorch gives. `mtlkit predict` takes the file in the
 
 Scans and task interaction are operators of mtlkit, for which ONNX Runtime loads the library that the command names in
 the end. --plain writes standard operators alone, for engines without that library.
+
+--int8 writes a network that computes in 8 bits, in half the time on CPUs with VNNI. Some images of a data set tell the
+ranges of its numbers; the others tell what that costs: IoU, accuracy and AUROC before and after.
 """
+CALIBRATION = 64  # images, at most
+
 EPILOG = """\
 examples:
   mtlkit export runs/mbdi --out mbdi.onnx
   mtlkit export runs/mbdi --out mbdi.onnx --licence CC-BY-NC-4.0
   mtlkit export runs/mbdi --out plain.onnx --plain      of the size that the run was trained with
+  mtlkit export runs/mbdi --out mbdi8.onnx --int8       calibrated with training images, judged on the test part
+  mtlkit export runs/mbdi --out mbdi8.onnx --int8 --calibrate BUSI_WHU     with part of another data set, on the rest
 
 exit status: 0 exported, 2 not exported; one sentence on standard error says what and where
 """
@@ -36,6 +49,9 @@ def add_command(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     add("--plain", action="store_true", help="standard operators alone: slower, and of one size")
     add("--licence", metavar="TEXT", help="terms of the weights, as CC-BY-NC-4.0, for the file's metadata")
+    add("--int8", action="store_true", help="in 8 bits: about half the time, slightly other answers")
+    add("--calibrate", type=Path, metavar="DATA", help="the data set for --int8; default: that of the run")
+    add("--skip-bad", action="store_true", help="leave out what cannot be used in that data set")
     add("--force", action="store_true", help="replace the file if it exists")
     command.set_defaults(run=run, command="export", needs=("train",))
 
@@ -46,18 +62,72 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.cli._console import open_console
     from mtlkit.training import load_run
 
+    if options.calibrate is not None and not options.int8:
+        raise ValueError("--calibrate: expected with --int8, which is not given")
     saved = load_run(options.run_folder)
+    chosen, held_out = _records(saved, options) if options.int8 else ([], [])
     found = deploy.export(
         saved.model,
         options.out,
         example=saved.example(),
         plain=options.plain,
         metadata=saved.facts() | ({} if options.licence is None else {"licence": options.licence}),
+        int8=_batches(saved, chosen) if options.int8 else None,
         force=options.force,
     )
     console = open_console(soft_wrap=True)
     shapes = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in found.inputs.items())
     console.print(f"{options.out}: {found.nodes} nodes, takes {shapes}; differs from PyTorch by {found.error:.0e}")
+    if found.calibration is not None:
+        _judge(console, saved, held_out, options, found.calibration.images)
     if not options.plain:
         console.print(f"library to register with ONNX Runtime: {deploy.library_path()}")
     return 0
+
+
+# --- 8 bits -----------------------------------------------------------------------------------------------------------
+
+
+def _records(saved: "SavedRun", options: argparse.Namespace) -> tuple[Any, Any]:
+    """What to calibrate with, and what to judge on."""
+    from mtlkit.errors import DataError
+    from mtlkit.evaluation.exported import split_for_calibration
+    from mtlkit.evaluation.runner import choose_records
+
+    catalogue = saved.open_data(options.calibrate, skip_bad=options.skip_bad)
+    part, records, _ = choose_records(saved, catalogue, None, options.skip_bad)
+    if part == "all":
+        chosen, held_out = split_for_calibration(records, CALIBRATION)
+    else:
+        training = choose_records(saved, catalogue, "train", options.skip_bad)[1]
+        chosen, held_out = split_for_calibration(training, CALIBRATION)[0], records
+    if not chosen:
+        raise DataError(
+            f"{catalogue.root}: expected images of two groups (patients) or more, to calibrate and to judge"
+        )
+    return chosen, held_out
+
+
+def _batches(saved: "SavedRun", records: Any) -> Iterator[tuple[Any, ...]]:
+    for batch in saved.loader(records):
+        yield tuple(batch[item] for item in saved.task.inputs.values())
+
+
+def _judge(console: Any, saved: "SavedRun", records: Any, options: argparse.Namespace, images: int) -> None:
+    """Figures before and after, and a line if one fell."""
+    from rich.table import Table
+
+    from mtlkit import deploy
+    from mtlkit.evaluation.exported import POINT, in_session, key_figures
+
+    session = deploy.open_session(options.out)
+    with progress_bar("judging") as progress:
+        before, after = (key_figures(run, records, progress=progress) for run in (saved, in_session(saved, session)))
+    title = f"calibrated with {images} images, judged on {len(records)} others"
+    table = Table("figure", "float32", "int8", title=title, title_justify="left")
+    for name, value in before.items():
+        table.add_row(name, f"{value:.3f}", f"{after.get(name, float('nan')):.3f}")
+    console.print(table)
+    lost = {name: value - after.get(name, 0) for name, value in before.items()}
+    if falls := ", ".join(f"{name} by {100 * loss:.1f} points" for name, loss in lost.items() if loss > POINT):
+        console.print(f"8 bits lower {falls}: judge the file before it is used")

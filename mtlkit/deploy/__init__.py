@@ -7,14 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtlkit.deploy._calibration import Calibration
     from mtlkit.deploy._export import Exported, export
     from mtlkit.deploy._library import facts_of, include_path, library_path, open_session
     from mtlkit.deploy._optimize import Optimized, optimize
 
-__all__ = ["Exported", "Optimized", "export", "facts_of", "include_path", "library_path", "open_session", "optimize"]
+__all__ = [
+    "Calibration",
+    "Exported",
+    "Optimized",
+    "export",
+    "facts_of",
+    "include_path",
+    "library_path",
+    "open_session",
+    "optimize",
+]
 
 # public name -> module
 _LAZY = {
+    "Calibration": "mtlkit.deploy._calibration",
     "Exported": "mtlkit.deploy._export",
     "Optimized": "mtlkit.deploy._optimize",
     "export": "mtlkit.deploy._export",

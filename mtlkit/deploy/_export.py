@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from mtlkit import __version__, ops
 from mtlkit._extras import check_installed
 from mtlkit._files import check_new, json_text, written_whole
 from mtlkit.deploy import _modules, _nodes
+from mtlkit.deploy._calibration import Calibration
 from mtlkit.deploy._example import example_of, input_names, named_outputs
 from mtlkit.deploy._library import FACTS, FORMAT, VERSION, library_path, open_session
 from mtlkit.testing import relative_error
@@ -40,6 +41,7 @@ class Exported:
         outputs: by name, in their order, likewise.
         nodes: how many the graph has.
         error: the largest relative error of an output, against PyTorch.
+        calibration: what the file in 8 bits was calibrated with; None of one in float32.
 
     Example:
         >>> import mtlkit
@@ -52,6 +54,7 @@ class Exported:
     outputs: Mapping[str, tuple[int | str, ...]]
     nodes: int
     error: float
+    calibration: Calibration | None = None
 
 
 def export(
@@ -60,6 +63,7 @@ def export(
     *,
     example: Tensor | Sequence[Tensor] | None = None,
     plain: bool = False,
+    int8: Iterable[Tensor | Sequence[Tensor]] | None = None,
     metadata: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> Exported:
@@ -77,6 +81,9 @@ def export(
             matter, its sizes must be such as the network serves.
         plain: writes standard operators alone, for engines without mtlkit's library: slower, larger, and of the
             example's height and width only.
+        int8: batches of what the model takes, a tensor or several each, of images like those to come. The file then
+            computes in 8 bits, with the ranges that these show; scans, task interaction, vectors and the last
+            convolutions stay in float32. It differs from PyTorch by some per cent: judge it on other images.
         metadata: further facts to write into the file, as JSON has them.
         force: replaces the file if it exists.
 
@@ -84,9 +91,10 @@ def export(
         Shapes, nodes, and the error that was found.
 
     Raises:
-        TypeError: the model is not a module, or the example has what is not a tensor.
-        ValueError: parameters in another dtype than float32, no example where one is needed, or a model that cannot be
-            traced, has operators without a node, or gives other results in ONNX Runtime.
+        TypeError: the model is not a module, or the example or a batch has what is not a tensor.
+        ValueError: no batch for int8, or one that the model does not take; parameters in another dtype than float32, no
+            example where one is needed, or a model that cannot be traced, has operators without a node, or gives other
+            results in ONNX Runtime.
         ExistsError: the file exists, and `force` is not given.
         DataError: the file cannot be written.
         FileNotFoundError: mtlkit was installed without its native part.
@@ -120,7 +128,7 @@ def export(
     with torch.no_grad():
         named = named_outputs(twin(*given))
         program = _traced(twin, given, plain)
-        file = _translated(program, input_names(twin)[: len(given)], list(named), plain)
+        file = _translated(program, input_names(twin)[: len(given)], list(named), plain, int8 is not None)
         file.producer_name, file.producer_version = "mtlkit", __version__
         file.metadata_props[FACTS] = json_text(facts)
         with written_whole(path, force=force) as draft:
@@ -131,8 +139,31 @@ def export(
                     f"{path}: expected ONNX Runtime to give what PyTorch gives, got a relative error of {error:.1e}; "
                     "nothing was written"
                 )
+            nodes, calibration = len(file.graph), None
+            if int8 is not None:
+                nodes, calibration = _quantize(file, draft, int8, facts)
+                error = _compare(twin, given, file, draft, plain)
+                if not math.isfinite(error):
+                    raise ValueError(f"{path}: expected numbers in 8 bits, got some that are none; nothing was written")
     graph = file.graph
-    return Exported(Path(path), _shapes(graph.inputs), _shapes(graph.outputs), len(graph), error)
+    return Exported(Path(path), _shapes(graph.inputs), _shapes(graph.outputs), nodes, error, calibration)
+
+
+def _quantize(
+    file: "onnx_ir.Model", draft: Path, batches: Iterable[Tensor | Sequence[Tensor]], facts: Mapping[str, Any]
+) -> tuple[int, Calibration]:
+    """Writes the file in 8 bits; how many nodes it has, and what it was calibrated with."""
+    import onnx
+
+    from mtlkit.deploy import _int8
+
+    proto, calibration = _int8.quantize(onnx.load(draft), [str(value.name) for value in file.graph.inputs], batches)
+    facts = {**facts, "int8": {"images": calibration.images, "sha256": calibration.sha256}}
+    for entry in proto.metadata_props:
+        if entry.key == FACTS:
+            entry.value = json_text(facts)
+    draft.write_bytes(proto.SerializeToString())
+    return len(proto.graph.node), calibration
 
 
 def _check_dtypes(model: nn.Module) -> None:
@@ -180,7 +211,9 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
-def _translated(program: "ExportedProgram", inputs: list[str], outputs: list[str], plain: bool) -> "onnx_ir.Model":
+def _translated(
+    program: "ExportedProgram", inputs: list[str], outputs: list[str], plain: bool, int8: bool
+) -> "onnx_ir.Model":
     try:
         found = torch.onnx.export(
             program,
@@ -198,6 +231,10 @@ def _translated(program: "ExportedProgram", inputs: list[str], outputs: list[str
         from mtlkit.deploy import _graph
 
         _graph.rewrite(file)
+    if int8:
+        from mtlkit.deploy import _int8
+
+        _int8.prepare(file)
     _name_dimensions(file)
     file.ir_version = min(file.ir_version, IR_VERSION)
     return file

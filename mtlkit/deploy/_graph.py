@@ -20,16 +20,16 @@ LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class Rewriting:
-    """A graph that is being rewritten."""
+    """A graph that is being rewritten; names of what is new begin with the prefix."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self.model, self.graph = model, model.graph
+    def __init__(self, model: ir.Model, prefix: str = "mtlkit") -> None:
+        self.model, self.graph, self.prefix = model, model.graph, prefix
         self._count = 0
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """An initializer."""
         self._count += 1
-        name = f"mtlkit_constant_{self._count}"
+        name = f"{self.prefix}_constant_{self._count}"
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         self.graph.register_initializer(value)
@@ -40,7 +40,7 @@ class Rewriting:
         given = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
         node = ir.Node("", kind, list(inputs), given)
         self._count += 1
-        node.outputs[0].name = f"mtlkit_value_{self._count}"
+        node.outputs[0].name = f"{self.prefix}_value_{self._count}"
         self.graph.insert_before(before, node)
         return node.outputs[0]
 
