@@ -10,7 +10,7 @@ from machine import kind
 from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
 
 OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's, for all eyes
-SHOWN = ("mtlkit", "torch-compile", "torch", "mambapy", "mamba-ssm", "reference")
+SHOWN = ("mtlkit", "torch", "mambapy", "mamba-ssm", "reference")
 
 Rates = dict[str, float]  # provider -> state updates a second
 

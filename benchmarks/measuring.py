@@ -17,7 +17,7 @@ OURS = ("mtlkit", "accelerated")  # how the names of providers begin that are no
 
 PRECISION = 0.015  # of the median, either way: how well it must be known
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-LEAST_SECONDS, MOST_SECONDS = 0.04, 0.3  # of a row's rounds, whatever their spread
+LEAST_SECONDS, MOST_SECONDS = 0.04, 0.2  # of a row's rounds, whatever their spread
 FEW = 3  # rounds of a call that takes longer than the row's seconds
 SLOW = 0.5  # seconds of a peer's call that is timed once
 UNDISTURBED = 0.85  # of the limit: what the yardstick reaches at least while nothing else runs
