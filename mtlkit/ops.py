@@ -4,6 +4,7 @@ import warnings
 
 from mtlkit.operators import BACKENDS, use_backend
 from mtlkit.operators.causal_conv1d import causal_conv1d, causal_conv1d_update
+from mtlkit.operators.depthwise_conv2d import depthwise_conv2d
 from mtlkit.operators.directional_scan import directional_scan, orders
 from mtlkit.operators.dwconv_silu import dwconv_silu
 from mtlkit.operators.interaction import task_interaction, tim, tim_modulate, tim_pool, upa, upa_gate, upa_stats
@@ -34,6 +35,7 @@ __all__ = [
     "causal_conv1d_update",
     "cross_merge",
     "cross_scan",
+    "depthwise_conv2d",
     "directional_scan",
     "dwconv_silu",
     "layer_norm",

@@ -175,21 +175,41 @@ void bind_selective_scan(py::module_& m) {
                  });
 }
 
-void bind_dwconv_silu(py::module_& m) {
-  using Forward = DwconvSiluForward;
-  using Backward = DwconvSiluBackward;
-  add_kernel(m, "dwconv_silu_forward", "Depthwise convolution, bias and SiLU.", &CpuKernels::dwconv_silu_forward,
-             dwconv_silu_inputs<Forward, Forward>() + computation<Forward, Forward>() +
-                 Arguments<Forward>{argument<Forward>("y", "(B, D, H, W)", &Forward::y)});
-  add_kernel(m, "dwconv_silu_backward", "The gradients of dwconv_silu.", &CpuKernels::dwconv_silu_backward,
-             dwconv_silu_inputs<Backward, Forward>(&Backward::forward) +
-                 computation<Backward, Forward>(&Backward::forward) +
-                 Arguments<Backward>{
-                     argument<Backward>("dy", "(B, D, H, W)", &Backward::dy),
-                     argument<Backward>("dx", "(B, D, H, W)", &Backward::dx),
-                     argument<Backward>("dweight", "(D, 3, 3)", &Backward::dweight),
-                     argument<Backward>("dbias", "(D), 0 without bias", &Backward::dbias),
-                 });
+template <typename Params, typename... Path>
+Arguments<Params> depthwise_conv2d_inputs(Path... to) {
+  using Inputs = DepthwiseConv2dForward;
+  using Shape = DepthwiseConv2dShape;
+  return {
+      sizes<Params>("(B, D, H, W, k, H', W')", member_of<Params>(to..., &Inputs::shape), &Shape::batch,
+                    &Shape::channels, &Shape::height, &Shape::width, &Shape::kernel, &Shape::out_height,
+                    &Shape::out_width),
+      argument<Params>("stride", "pixels between windows, 1 or 2", to..., &Inputs::shape, &Shape::stride),
+      argument<Params>("dilation", "pixels between taps, 1 with stride 2", to..., &Inputs::shape, &Shape::dilation),
+      argument<Params>("top", "rows of zeros above", to..., &Inputs::shape, &Shape::top),
+      argument<Params>("left", "columns of zeros before", to..., &Inputs::shape, &Shape::left),
+      argument<Params>("x", "(B, D, H, W)", to..., &Inputs::x),
+      argument<Params>("weight", "(D, k, k)", to..., &Inputs::weight),
+      argument<Params>("bias", "(D), may be absent", to..., &Inputs::bias),
+      argument<Params>("silu", "whether SiLU follows", to..., &Inputs::silu),
+  };
+}
+
+void bind_depthwise_conv2d(py::module_& m) {
+  using Forward = DepthwiseConv2dForward;
+  using Backward = DepthwiseConv2dBackward;
+  add_kernel(m, "depthwise_conv2d_forward", "Depthwise convolution of 3, 5 or 7, bias and SiLU.",
+             &CpuKernels::depthwise_conv2d_forward,
+             depthwise_conv2d_inputs<Forward>() + computation<Forward, Forward>() +
+                 Arguments<Forward>{argument<Forward>("y", "(B, D, H', W')", &Forward::y)});
+  add_kernel(
+      m, "depthwise_conv2d_backward", "The gradients of depthwise_conv2d.", &CpuKernels::depthwise_conv2d_backward,
+      depthwise_conv2d_inputs<Backward>(&Backward::forward) + computation<Backward, Forward>(&Backward::forward) +
+          Arguments<Backward>{
+              argument<Backward>("dy", "(B, D, H', W')", &Backward::dy),
+              argument<Backward>("dx", "(B, D, H, W), may be absent", &Backward::dx),
+              argument<Backward>("dweight", "(D, k, k), 0 if it is not wanted", &Backward::dweight),
+              argument<Backward>("dbias", "(D), 0 without bias", &Backward::dbias),
+          });
 }
 
 void bind_causal_conv1d(py::module_& m) {
@@ -461,7 +481,7 @@ void bind_cpu(py::module_& m) {
   bind_ss2d_layer(m);
   bind_directional_scan(m);
   bind_selective_scan(m);
-  bind_dwconv_silu(m);
+  bind_depthwise_conv2d(m);
   bind_causal_conv1d(m);
   bind_selective_state_update(m);
   bind_norm_gate(m);

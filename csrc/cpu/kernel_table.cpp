@@ -12,8 +12,8 @@ int directional_scan_forward(const DirectionalScanForward&);
 int directional_scan_backward(const DirectionalScanBackward&);
 int selective_scan_forward(const SelectiveScanForward&);
 int selective_scan_backward(const SelectiveScanBackward&);
-int dwconv_silu_forward(const DwconvSiluForward&);
-int dwconv_silu_backward(const DwconvSiluBackward&);
+int depthwise_conv2d_forward(const DepthwiseConv2dForward&);
+int depthwise_conv2d_backward(const DepthwiseConv2dBackward&);
 int causal_conv1d_forward(const CausalConv1dForward&);
 int causal_conv1d_backward(const CausalConv1dBackward&);
 int causal_conv1d_update(const CausalConv1dUpdate&);
@@ -49,8 +49,8 @@ const CpuKernels kernels = {
     MTLKIT_BACKWARD(directional_scan_backward),
     selective_scan_forward,
     MTLKIT_BACKWARD(selective_scan_backward),
-    dwconv_silu_forward,
-    MTLKIT_BACKWARD(dwconv_silu_backward),
+    depthwise_conv2d_forward,
+    MTLKIT_BACKWARD(depthwise_conv2d_backward),
     causal_conv1d_forward,
     MTLKIT_BACKWARD(causal_conv1d_backward),
     causal_conv1d_update,

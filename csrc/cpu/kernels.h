@@ -3,7 +3,7 @@
 
 #include "cpu/causal_conv1d.h"
 #include "cpu/directional_scan/directional_scan.h"
-#include "cpu/dwconv_silu.h"
+#include "cpu/depthwise_conv2d.h"
 #include "cpu/interaction/gating.h"
 #include "cpu/interaction/interaction.h"
 #include "cpu/norm_gate.h"
@@ -32,8 +32,8 @@ struct CpuKernels {
   int (*directional_scan_backward)(const DirectionalScanBackward&);
   int (*selective_scan_forward)(const SelectiveScanForward&);
   int (*selective_scan_backward)(const SelectiveScanBackward&);
-  int (*dwconv_silu_forward)(const DwconvSiluForward&);
-  int (*dwconv_silu_backward)(const DwconvSiluBackward&);
+  int (*depthwise_conv2d_forward)(const DepthwiseConv2dForward&);
+  int (*depthwise_conv2d_backward)(const DepthwiseConv2dBackward&);
   int (*causal_conv1d_forward)(const CausalConv1dForward&);
   int (*causal_conv1d_backward)(const CausalConv1dBackward&);
   int (*causal_conv1d_update)(const CausalConv1dUpdate&);

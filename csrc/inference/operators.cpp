@@ -189,14 +189,15 @@ class DwconvSiluKernel : public Kernel {
     const Sizes sizes = {B, H, W, D};
     float* y = call.output(0, sizes);
     if (B == 0) return;
-    DwconvSiluForward p{};
-    p.shape = {B, D, H, W};
+    DepthwiseConv2dForward p{};
+    p.shape = same_3x3(B, D, H, W);
+    p.silu = true;
     p.x = image(x.data, x.sizes, offset_);
     p.y = image(y, sizes);
     p.weight = tensor(weight.data, int64_t{9}, int64_t{3}, int64_t{1});
     p.bias = tensor(bias.data, int64_t{1});
     p.threads = threads;
-    check(cpu_kernels().dwconv_silu_forward(p));
+    check(cpu_kernels().depthwise_conv2d_forward(p));
   }
 
  private:

@@ -87,6 +87,7 @@ def _operations() -> dict[Any, Callable[..., int]]:
         ops.directional_scan: _directional_scan,
         ops.ss2d: _ss2d,
         ops.ss2d_norm_gate: _ss2d,
+        ops.depthwise_conv2d: _depthwise_conv2d,
         ops.dwconv_silu: _dwconv_silu,
         ops.interaction_reduce: _interaction_reduce,
     }
@@ -121,6 +122,10 @@ def _directional_scan(
 
 def _dwconv_silu(backend: Any, x: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:
     return 2 * math.prod(x) * math.prod(weight[1:])
+
+
+def _depthwise_conv2d(backend: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None, **options: Any) -> int:
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def _interaction_reduce(backend: Any, seg: Any, weight: Any, *others: Any, out_val: Any = None, **options: Any) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -216,6 +216,36 @@ def conv_call(
     return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None, **tensors})}, inputs).placed(x=place)
 
 
+def depthwise_call(
+    shape: tuple[int, int, int, int],
+    kernel: int = 3,
+    dtype: torch.dtype = torch.float32,
+    place: Place = NHWC,
+    *,
+    parameters: torch.dtype | None = None,
+    bias: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Call:
+    """`parameters` is a dtype, by default that of x; `options` are those of the operator."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    inputs = {
+        "x": normal(*shape).to(dtype),
+        "weight": normal(shape[1], 1, kernel, kernel).to(parameters or dtype) / 2,
+        "bias": normal(shape[1]).to(parameters or dtype),
+    }
+    inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
+
+    def function(**tensors: Tensor) -> dict[str, Tensor]:
+        return {"y": mtlkit.ops.depthwise_conv2d(**tensors, **options)}
+
+    return Call(function, inputs).placed(x=place)
+
+
 def causal_conv_call(
     shape: tuple[int, int, int],
     width: int = 4,
@@ -293,6 +323,8 @@ def one_of_each(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, 
         "directional_scan": directional_call(DirectionalScanShape(2, 3, 34, 35, 16, 3, True, True), dtype, seed=seed),
         "norm_gate": norm_call((35, 132), dtype, **wide),
         "norm_gate, ragged": norm_call((9, 37), dtype, **wide),
+        "depthwise_conv2d": depthwise_call((2, 36, 9, 13), 5, dtype, activation="silu", **wide),
+        "depthwise_conv2d, stride 2": depthwise_call((1, 5, 9, 12), 3, dtype, NCHW, bias=False, stride=2, **wide),
         "dwconv_silu": conv_call((2, 36, 9, 13), dtype, **wide),
         "dwconv_silu, channels first": conv_call((1, 5, 6, 11), dtype, NCHW, **wide),
     }

@@ -133,6 +133,19 @@ class ConvCase(NamedTuple):
         return f"{self.size}" + ("" if self.bias else " without bias")
 
 
+class DepthwiseCase(NamedTuple):
+    """A call of depthwise_conv2d: `options` are its keywords."""
+
+    size: tuple[int, int, int, int]
+    kernel: int = 3
+    options: tuple[tuple[str, Any], ...] = ()
+    bias: bool = True
+
+    def __str__(self) -> str:
+        words = [str(self.size), f"k{self.kernel}", *(f"{name}={value}" for name, value in self.options)]
+        return " ".join(words) + ("" if self.bias else " without bias")
+
+
 class CausalConvCase(NamedTuple):
     """A call of causal_conv1d: `without` names arguments that are None."""
 

@@ -224,6 +224,24 @@ def _dwconv_silu(dice: _Dice, small: bool) -> _Shape:
     return _Shape(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**tensors)}, inputs, ("x",))
 
 
+def _depthwise_conv2d(dice: _Dice, small: bool) -> _Shape:
+    D, (H, W), kernel = dice.channels(small), dice.image(small), dice.choice((3, 3, 5, 7, 2, 9))
+    stride, dilation = dice.choice(((1, 1), (1, 1), (2, 1), (1, 2), (1, 4), (3, 1), (2, 2)))
+    reach = dilation * (kernel - 1)
+    least = max(0, reach + 1 - min(H, W))  # of padding, for a window to fit
+    padding = dice.choice((None, tuple(dice.randint(least, max(least, reach)) for _ in range(4))))
+    if padding is None and 2 * (reach // 2) < least:
+        padding = (least,) * 4
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "activation": dice.choice((None, "silu"))}
+    inputs = {
+        "x": dice.normal(dice.batch(), D, H, W),
+        "weight": dice.normal(D, 1, kernel, kernel) / 2,
+        "bias": dice.normal(D),
+    }
+    inputs = _without(inputs, dice.leave_out(("bias",)))
+    return _Shape(lambda **tensors: {"y": mtlkit.ops.depthwise_conv2d(**tensors, **options)}, inputs, ("x",))
+
+
 def _level(dice: _Dice, small: bool) -> tuple[dict[str, Tensor], str]:
     signals, attention = dice.choice(("variance", "alignment")), dice.happens(0.5)
     B, (H, W) = dice.batch(), dice.image(small)
@@ -352,6 +370,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[[_Dice, bool], _Shape]]] = {
     "selective_scan": (20, _selective_scan),
     "directional_scan": (20, _directional_scan),
     "norm_gate": (12, _norm_gate),
+    "depthwise_conv2d": (12, _depthwise_conv2d),
     "dwconv_silu": (12, _dwconv_silu),
     "causal_conv1d": (12, _causal_conv1d),
     "task_interaction": (10, _task_interaction),

@@ -34,6 +34,7 @@ ELEMENTWISE = (
     "selective_scan",
     "directional_scan",
     "norm_gate",
+    "depthwise_conv2d",
     "dwconv_silu",
     "causal_conv1d",
 )

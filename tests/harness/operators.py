@@ -14,6 +14,7 @@ from harness.calls import (
     Call,
     causal_conv_call,
     conv_call,
+    depthwise_call,
     directional_call,
     level_call,
     norm_call,
@@ -23,6 +24,7 @@ from harness.calls import (
 from harness.cases import (
     CausalConvCase,
     ConvCase,
+    DepthwiseCase,
     DirectionalCase,
     LevelCase,
     NormCase,
@@ -299,7 +301,7 @@ DWCONV_SILU = Operator(
     by_level=(ConvCase((2, 37, 6, 9)),),
     threaded=(ConvCase((1, 20, 9, 5)), ConvCase((1, 20, 9, 5), bias=False)),
     counts=(1, 2, 3, 16),
-    same_by_count=("y", "dx"),
+    same_by_count=("y", "dx", "dweight", "dbias"),
     repeated=(ConvCase((3, 50, 14, 9)),),
     empty=(ConvCase((0, 5, 3, 4)),),
     gradcheck=(ConvCase((2, 3, 4, 3)),),
@@ -309,6 +311,64 @@ DWCONV_SILU = Operator(
     dynamic=False,
     mixed={"x": torch.bfloat16, "bias": torch.float64},
     spoilt=dict.fromkeys(("x", "weight", "bias"), (NAN, INF, -INF)),
+    spoilt_gradients="all",
+    result_layout=_channels_stay_inside,
+)
+
+# --- depthwise_conv2d -------------------------------------------------------------------------------------------------
+
+_SILU = ("activation", "silu")
+_SAME = ("padding", (0, 1, 0, 1))  # as TensorFlow pads even sizes
+_WINDOWS = (
+    DepthwiseCase((1, 1, 1, 1), 5, (_SILU,)),
+    DepthwiseCase((2, 3, 1, 5), 7, bias=False),
+    DepthwiseCase((1, 33, 6, 1), 3, (("dilation", 2), _SILU)),
+    DepthwiseCase((2, 1, 4, 9), 5, (("dilation", 4),)),
+    DepthwiseCase((1, 20, 11, 10), 3, (("stride", 2), _SAME), bias=False),
+    DepthwiseCase((1, 16, 8, 9), 5, (("stride", 2), _SILU)),
+    DepthwiseCase((1, 3, 2, 3), 7, (("stride", 2),)),
+    DepthwiseCase((1, 9, 9, 11), 3, (("padding", 0),)),
+    DepthwiseCase((1, 5, 6, 7), 5, (("padding", (4, 3, 2, 4)),)),
+    DepthwiseCase((1, 2, 41, 60), 5, (_SILU,)),
+    DepthwiseCase((1, 2, 70, 61), 7, (("stride", 2),), bias=False),
+    DepthwiseCase((1, 3, 66, 62), 3, (("dilation", 2),), bias=False),
+)
+
+DEPTHWISE_CONV2D = Operator(
+    name="depthwise_conv2d",
+    call=lambda case, dtype: depthwise_call(case.size, case.kernel, dtype, bias=case.bias, **dict(case.options)),
+    node_options=(1, (1, 1, 1, 1), 1, False),
+    shapes=(*_WINDOWS, DepthwiseCase((2, 19, 5, 6))),
+    small=(DepthwiseCase((1, 18, 4, 5), 5), DepthwiseCase((1, 18, 4, 5), 3, (("stride", 2),))),
+    dense={
+        "contiguous": {"x": NCHW},
+        "channels last": {"x": NHWC},
+        "half": {"x": inside(1, part(-1, after=-1))},
+        "sparse": {"x": spread(2, 3)},
+    },
+    batched=("x",),
+    packed=(DepthwiseCase((2, 16, 4, 16)), DepthwiseCase((1, 18, 4, 5), 5)),
+    by_level=tuple(DepthwiseCase((2, 37, 6, 9), k, o) for k in (3, 5, 7) for o in ((), (("stride", 2), _SILU))),
+    threaded=(
+        DepthwiseCase((1, 20, 9, 5)),
+        DepthwiseCase((1, 3, 70, 41), 5, (("stride", 2),), bias=False),
+        DepthwiseCase((1, 3, 60, 41), 3, (("dilation", 2), _SILU)),
+    ),
+    counts=(1, 2, 3, 16),
+    same_by_count=("y", "dx", "dweight", "dbias"),
+    repeated=(DepthwiseCase((3, 50, 14, 9), 5),),
+    empty=(DepthwiseCase((0, 5, 3, 4)),),
+    gradcheck=(
+        DepthwiseCase((2, 3, 4, 3), 3, (_SILU,)),
+        DepthwiseCase((1, 2, 5, 4), 5, (("stride", 2),)),
+        DepthwiseCase((1, 2, 5, 4), 3, (("dilation", 2),), bias=False),
+    ),
+    opcheck=(DepthwiseCase((2, 5, 4, 3)), DepthwiseCase((2, 5, 4, 3), 5, (("stride", 2), _SILU), bias=False)),
+    compiled=(tuple(DepthwiseCase((B, 6, 4, 5), 5, (("stride", 2), _SILU)) for B in (2, 3, 5)),),
+    compiler="inductor",
+    dynamic=False,
+    mixed={"x": torch.bfloat16, "bias": torch.float64},
+    spoilt=dict.fromkeys(("x", "bias"), (NAN, INF, -INF)),
     spoilt_gradients="all",
     result_layout=_channels_stay_inside,
 )
@@ -424,7 +484,16 @@ TASK_INTERACTION = Operator(
     result_layout=_same_format("x"),
 )
 
-OPERATORS = (SS2D, SELECTIVE_SCAN, DIRECTIONAL_SCAN, NORM_GATE, DWCONV_SILU, CAUSAL_CONV1D, TASK_INTERACTION)
+OPERATORS = (
+    SS2D,
+    SELECTIVE_SCAN,
+    DIRECTIONAL_SCAN,
+    NORM_GATE,
+    DEPTHWISE_CONV2D,
+    DWCONV_SILU,
+    CAUSAL_CONV1D,
+    TASK_INTERACTION,
+)
 
 # --- as kernels for a GPU meet them -----------------------------------------------------------------------------------
 

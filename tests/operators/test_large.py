@@ -9,6 +9,7 @@ from harness.calls import (
     assert_same,
     causal_conv_call,
     conv_call,
+    depthwise_call,
     directional_call,
     level_call,
     norm_call,
@@ -41,6 +42,7 @@ FAR = {
         {"u": far_tokens, "x_dbl": far_apart, "initial_state": far_apart},
     ),
     "norm_gate": (norm_call((2, 3, 37), torch.float16), dict.fromkeys("xz", far_apart)),
+    "depthwise_conv2d": (depthwise_call((2, 19, 4, 5), 5, torch.float16, stride=2), {"x": far_pixels}),
     "dwconv_silu": (conv_call((2, 19, 4, 5), torch.float16), {"x": far_pixels}),
     "dwconv_silu, channels first": (conv_call((2, 5, 4, 5), place=NCHW), {"x": far_apart}),
     "causal_conv1d": (

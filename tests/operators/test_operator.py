@@ -34,6 +34,10 @@ CASES = {
         partial(mtlkit.ops.directional_scan, order=mtlkit.ops.orders.both(7)),
         DirectionalScanShape(2, 2, 4, 7, 3, 2, state=True).inputs(torch.float64),
     ),
+    "depthwise_conv2d": (
+        partial(mtlkit.ops.depthwise_conv2d, stride=2),
+        {"x": normal(2, 3, 4, 5), "weight": normal(3, 1, 3, 3), "bias": normal(3)},
+    ),
     "dwconv_silu": (
         mtlkit.ops.dwconv_silu,
         {"x": normal(2, 3, 4, 5), "weight": normal(3, 1, 3, 3), "bias": normal(3)},
