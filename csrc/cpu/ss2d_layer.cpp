@@ -12,7 +12,7 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 
 int ss2d_forward(const SS2DForward&);
-int dwconv_silu_forward(const DwconvSiluForward&);
+int depthwise_conv2d_forward(const DepthwiseConv2dForward&);
 int norm_gate_forward(const NormGateForward&);
 
 namespace {
@@ -79,14 +79,15 @@ struct Layer {
       fill(u, [&](int64_t i, int64_t left) { return silu(load_left<float>(x + i, left)); });
       return kOk;
     }
-    DwconvSiluForward q{};
-    q.shape = {p.shape.batch, channels, p.shape.height, p.shape.width};
+    DepthwiseConv2dForward q{};
+    q.shape = same_3x3(p.shape.batch, channels, p.shape.height, p.shape.width);
+    q.silu = true;
     q.x = image(x);
     q.weight = p.conv_weight;
     q.bias = p.conv_bias;
     q.y = image(u);
     q.threads = threads(16 * pixels * channels);
-    return dwconv_silu_forward(q);
+    return depthwise_conv2d_forward(q);
   }
 
   // x <- scan of u
