@@ -17,6 +17,9 @@ inline constexpr int kTile = kCheckpointTokens;
 // States beyond which a scan is refused; the buffers below grow with it.
 inline constexpr int kMaxStates = 256;
 
+// Tokens whose time steps are worked out side by side: their long chains of instructions hide each other's latency.
+inline constexpr int kAbreast = kVectorBytes == 64 ? 8 : 4;
+
 // What one tile's scan reads. The scalars of token t stand at row[t] + to_b and row[t] + to_c, N each.
 template <typename T>
 struct ScanTile {
@@ -90,7 +93,7 @@ struct ScanGradients {
   Vec<T>* dA;                // (N) added to; the gradient for A, not for A in units of log2(e)
   Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone
   Vec<T>* dx;                // (tokens)
-  Vec<T>* y;                 // (tokens) the output of the scan, or null if not wanted
+  Vec<T>* y;                 // (tokens) the output of the scan, where it is wanted
   T *db, *dc;                // (tokens, N) sums over the lanes; not written where B or C is per lane
   Vec<T>*dlane_b, *dlane_c;  // (N) added to where B or C is per lane
   Vec<T>* partial;           // scratch, 2 kTile N

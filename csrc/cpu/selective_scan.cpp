@@ -53,14 +53,17 @@ void store_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t
                 tile);
 }
 
-// The tile from `first` on, if it lies in the sequence, is wanted soon. (Were it not inlined, GCC would take a function
-// that only prefetches for one without effect, and drop its calls.)
+// The tile from `first` on, if it lies in the sequence.
 template <int for_write>
-MTLKIT_INLINE void expect_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t length) {
-  if (!x || first < 0 || first >= length) return;
+Expected<for_write> expected(const Tensor<3>& x, const Block& block, int64_t first, int64_t length) {
+  if (!x || first < 0 || first >= length) return {};
   const int64_t* s = x.stride;
-  prefetch_tile<for_write>(at(x, block.b * s[0] + block.d * s[1] + first * s[2]), x.dtype, s[1], s[2], block.channels,
-                           min(kTile, length - first));
+  return {at(x, block.b * s[0] + block.d * s[1] + first * s[2]),
+          x.dtype,
+          s[1],
+          s[2],
+          block.channels,
+          min(kTile, length - first)};
 }
 
 // A vector per state from a (D, N) matrix.
@@ -120,12 +123,20 @@ struct Gathered {
     scan.lane_c = parameters.lane_c;
     load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);
     load_tokens<T>(p.delta, parameters.block, first, scan.tokens, raw);
+    for (int64_t t = scan.tokens; t % kAbreast; ++t) {  // past the end, the last token again
+      u[t] = u[t - 1];
+      raw[t] = raw[t - 1];
+    }
     Vec<T> longest{};
-    for (int64_t t = 0; t < scan.tokens; ++t) {
-      raw[t] += parameters.bias;
-      scan.dt[t] = p.delta_softplus ? softplus(raw[t]) : raw[t];
-      scan.x[t] = scan.dt[t] * u[t];
-      longest = max(longest, abs(scan.dt[t]));
+    for (int64_t t = 0; t < scan.tokens; t += kAbreast) {
+      Vec<T> dt[kAbreast];
+      for (int i = 0; i < kAbreast; ++i) dt[i] = raw[t + i] += parameters.bias;
+      if (p.delta_softplus) softplus<kAbreast>(dt);
+      for (int i = 0; i < kAbreast; ++i) {
+        longest = max(longest, abs(dt[i]));
+        scan.dt[t + i] = dt[i];
+        scan.x[t + i] = dt[i] * u[t + i];
+      }
     }
     scan.longest = longest;
     if (p.z) load_tokens<T>(p.z, parameters.block, first, scan.tokens, z);
@@ -196,11 +207,25 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
       const bool last_block = i + 1 == to - from;
       const Block& next_block = scratch.parameters[last_block ? 0 : i + 1].block;
       const int64_t next = last_block ? first + kTile : first;
-      for (const Tensor<3>* x : {&p.u, &p.delta, &p.z}) expect_tokens<0>(*x, next_block, next, s.tokens);
-      expect_tokens<1>(p.out, next_block, next, s.tokens);
+      Expected<0> u = expected<0>(p.u, next_block, next, s.tokens), z = expected<0>(p.z, next_block, next, s.tokens);
+      Expected<0> delta = expected<0>(p.delta, next_block, next, s.tokens);
+      Expected<1> out = expected<1>(p.out, next_block, next, s.tokens), kept;
+      if (p.checkpoints && next < s.tokens) {
+        const Tensor<2> c = checkpoint<T>(p.checkpoints, next_block.b, next, s, next_block.d);
+        kept = {c.data, c.dtype, 1, s.channels, next_block.channels, s.states};
+      }
+      if constexpr (N == 1) {  // its few instructions leave no room
+        for (Expected<0>* x : {&u, &delta, &z}) x->all();
+        for (Expected<1>* x : {&out, &kept}) x->all();
+      }
       tile.gather_block(p, parameters, first);
-      scan_forward<T, N, LaneB, LaneC>(tile.scan, 0, tile.scan.tokens, scratch.h[i],
-                                       [&](int64_t t, Vec<T> y) { scratch.y[t] = y; });
+      scan_forward<T, N, LaneB, LaneC>(tile.scan, 0, tile.scan.tokens, scratch.h[i], [&](int64_t t, Vec<T> y) {
+        scratch.y[t] = y;
+        if constexpr (N != 1) {
+          for (Expected<0>* x : {&u, &delta, &z}) (*x)();
+          for (Expected<1>* x : {&out, &kept}) (*x)();
+        }
+      });
       for (int64_t t = 0; t < tile.scan.tokens; ++t) {
         scratch.y[t] += parameters.D * tile.u[t];
         if (p.z) scratch.y[t] *= silu(tile.z[t]);
@@ -306,7 +331,11 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
       carried.carry, carried.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,
       scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c, scratch.partial,
   };
-  scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
+  if (p.z) {
+    scan_backward<T, N, LaneB, LaneC, true>(tile.scan, scratch.dy, scratch.start, gradients);
+  } else {
+    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
+  }
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
     scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
@@ -355,8 +384,8 @@ void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t 
       const bool last_block = i + 1 == to - from;
       const Block& next_block = scratch.parameters[last_block ? 0 : i + 1].block;
       const int64_t next = last_block ? first - kTile : first;
-      for (const Tensor<3>* x : {&p.u, &p.delta, &p.z, &q.dout}) expect_tokens<0>(*x, next_block, next, s.tokens);
-      for (const Tensor<3>* x : {&q.du, &q.ddelta, &q.dz}) expect_tokens<1>(*x, next_block, next, s.tokens);
+      for (const Tensor<3>* x : {&p.u, &p.delta, &p.z, &q.dout}) expected<0>(*x, next_block, next, s.tokens).all();
+      for (const Tensor<3>* x : {&q.du, &q.ddelta, &q.dz}) expected<1>(*x, next_block, next, s.tokens).all();
       backward_block<T, N, LaneB, LaneC>(q, scratch.parameters[i], first, LaneB ? nullptr : db + first * s.states,
                                          LaneC ? nullptr : dc + first * s.states, scratch.carried[i], scratch);
     }

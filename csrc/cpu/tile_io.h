@@ -7,6 +7,25 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
+// A whole block of lines of tokens, one a channel, into a vector a token; and back.
+template <typename T, typename E>
+MTLKIT_INLINE void load_block(const typename E::Storage* data, int64_t channel_stride, Vec<T>* tile) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> block[lanes];
+  for (int c = 0; c < lanes; ++c) block[c] = E::read(data + c * channel_stride, T{});
+  transpose<T>(block);
+  for (int i = 0; i < lanes; ++i) tile[i] = block[i];
+}
+
+template <typename T, typename E>
+MTLKIT_INLINE void store_block(typename E::Storage* data, int64_t channel_stride, const Vec<T>* tile) {
+  constexpr int lanes = kLanes<T>;
+  Vec<T> block[lanes];
+  for (int i = 0; i < lanes; ++i) block[i] = tile[i];
+  transpose<T>(block);
+  for (int c = 0; c < lanes; ++c) E::write(data + c * channel_stride, block[c]);
+}
+
 template <typename T, typename E>
 void load_tile_of(const typename E::Storage* data, int64_t channel_stride, int64_t token_stride, int64_t channels,
                   int64_t tokens, Vec<T>* tile) {
@@ -20,6 +39,10 @@ void load_tile_of(const typename E::Storage* data, int64_t channel_stride, int64
   }
   for (int64_t t = 0; t < tokens; t += lanes) {
     const int64_t some = min(lanes, tokens - t);
+    if (token_stride == 1 && channels == lanes && some == lanes) {
+      load_block<T, E>(data + t, channel_stride, tile + t);
+      continue;
+    }
     Vec<T> block[lanes] = {};
     for (int64_t c = 0; c < channels; ++c) {
       const auto* line = data + c * channel_stride + t * token_stride;
@@ -49,6 +72,10 @@ void store_tile_of(typename E::Storage* data, int64_t channel_stride, int64_t to
   }
   for (int64_t t = 0; t < tokens; t += lanes) {
     const int64_t some = min(lanes, tokens - t);
+    if (token_stride == 1 && channels == lanes && some == lanes) {
+      store_block<T, E>(data + t, channel_stride, tile + t);
+      continue;
+    }
     Vec<T> block[lanes] = {};
     for (int64_t i = 0; i < some; ++i) block[i] = tile[t + i];
     transpose<T>(block);
@@ -86,21 +113,43 @@ void store_tile(void* data, DType dtype, int64_t channel_stride, int64_t token_s
   });
 }
 
-// Asks for a tile's cache lines before its turn comes: a tile of many channels is more streams than the machine follows
-// on its own. for_write is 1 where the tile will be written.
+// The cache lines of a tile whose turn comes soon, to be asked for one by one while another is worked on: a tile of
+// many channels is more streams than the machine follows on its own, and more lines than it fetches at once. for_write
+// is 1 where the tile will be written.
 template <int for_write>
-MTLKIT_INLINE void prefetch_tile(const void* data, DType dtype, int64_t channel_stride, int64_t token_stride,
-                                 int64_t channels, int64_t tokens) {
-  const char* start = static_cast<const char*>(data);
-  const bool lines_of_tokens = token_stride == 1;
-  const int64_t lines = lines_of_tokens ? channels : tokens, stride = lines_of_tokens ? channel_stride : token_stride;
-  const int64_t bytes = (lines_of_tokens ? tokens : channels) * size_of(dtype);
-  for (int64_t i = 0; i < lines; ++i) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) {
-      __builtin_prefetch(start + i * stride * size_of(dtype) + byte, for_write);
+class Expected {
+ public:
+  Expected() = default;
+  Expected(const void* data, DType dtype, int64_t channel_stride, int64_t token_stride, int64_t channels,
+           int64_t tokens)
+      : start_(static_cast<const char*>(data)) {
+    const bool lines_of_tokens = token_stride == 1;
+    streams_ = lines_of_tokens ? channels : tokens;
+    stride_ = (lines_of_tokens ? channel_stride : token_stride) * size_of(dtype);
+    count_ = streams_ * ceil_div((lines_of_tokens ? tokens : channels) * size_of(dtype), kLine);
+  }
+
+  // Asks for all lines that are left.
+  MTLKIT_INLINE void all() {
+    while (at_ < count_) (*this)();
+  }
+
+  // Asks for the next line, if there is one left.
+  MTLKIT_INLINE void operator()() {
+    if (at_ == count_) return;
+    ++at_;
+    __builtin_prefetch(start_ + stream_ * stride_ + byte_, for_write);
+    if (++stream_ == streams_) {
+      stream_ = 0;
+      byte_ += kLine;
     }
   }
-}
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* start_ = nullptr;
+  int64_t streams_ = 0, stride_ = 0, count_ = 0, at_ = 0, stream_ = 0, byte_ = 0;
+};
 
 // A block of channels of one image: (H, W) pixels in row-major order, a vector each. The strides are those of a
 // (B, D, H, W) tensor.

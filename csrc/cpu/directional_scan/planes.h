@@ -99,7 +99,6 @@ Plane<T> packed_plane(V* vectors) {
 // One tile of one direction, gathered: time step, scan input and the rows of x_dbl.
 template <typename T>
 struct Gathered {
-  static constexpr int kAbreast = kVectorBytes == 64 ? 8 : 4;  // tokens whose chains hide each other's latency
   ScanTile<T> scan;
   int64_t token[kTile];
   Vec<T> u[kTile], raw[kTile];  // raw is the time step before the softplus
