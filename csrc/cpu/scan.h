@@ -91,7 +91,7 @@ template <typename T>
 struct ScanGradients {
   Vec<T>* carry;             // (N) in and out: decay times the gradient of the state, from the tokens behind
   Vec<T>* dA;                // (N) added to; the gradient for A, not for A in units of log2(e)
-  Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone
+  Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone, in units of ln(2)
   Vec<T>* dx;                // (tokens)
   Vec<T>* y;                 // (tokens) the output of the scan, where it is wanted
   T *db, *dc;                // (tokens, N) sums over the lanes; not written where B or C is per lane
@@ -122,7 +122,7 @@ MTLKIT_INLINE Vec<T> fold_group(Vec<T>* v) {
 //   q = a_t g_t h_{t-1}             ddt_t = sum_n q A              dA += q dt_t
 //
 // Sums over the lanes are left to partial_b and partial_c, `pitch` vectors a token.
-template <typename T, int G, bool LaneB, bool LaneC>
+template <typename T, int G, bool LaneB, bool LaneC, bool wants_y>
 void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, int stride, bool near,
                     const ScanGradients<T>& out, Vec<T>* partial_b, Vec<T>* partial_c, int64_t pitch) {
   Vec<T> h[kTile + 1][G], decay[kTile][G];
@@ -160,13 +160,13 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
       const Vec<T> q = carry[j] * h[t][j];
       ddt += q * A[j];
       dA[j] += q * dt;
-      y += h[t + 1][j] * c_j;
+      if constexpr (wants_y) y += h[t + 1][j] * c_j;
       if constexpr (LaneB) dlane_b[j] += db[j];
       if constexpr (LaneC) dlane_c[j] += dc[j];
     }
     out.dx[t] += dx;
-    out.ddt[t] += ddt * kLn2<T>;
-    if (out.y) out.y[t] += y;
+    out.ddt[t] += ddt;
+    if constexpr (wants_y) out.y[t] += y;
     if constexpr (G == kGroup) {
       if constexpr (!LaneB) partial_b[t * pitch] = fold_group<T>(db);
       if constexpr (!LaneC) partial_c[t * pitch] = fold_group<T>(dc);
@@ -213,7 +213,7 @@ MTLKIT_INLINE void sum_groups(Vec<T>* v, int64_t groups, T* out) {
 }
 
 // Takes one tile back, from the states at its start.
-template <typename T, int N, bool LaneB = false, bool LaneC = false>
+template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false>
 void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out) {
   // Two lanes cannot hold four sums.
   constexpr bool kFolds = kLanes<T> >= kGroup;
@@ -224,13 +224,13 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   Vec<T>*partial_b = out.partial, *partial_c = out.partial + kTile * pitch;
   for (int64_t t = 0; t < tile.tokens; ++t) {
     out.dx[t] = out.ddt[t] = Vec<T>{};
-    if (out.y) out.y[t] = Vec<T>{};
+    if constexpr (wants_y) out.y[t] = Vec<T>{};
   }
   if (grouped) {
     if constexpr (kFolds) {
       for (int64_t i = 0; i < pitch; ++i) {
-        backward_group<T, kGroup, LaneB, LaneC>(tile, dy, start, i, pitch, near, out, partial_b + i, partial_c + i,
-                                                pitch);
+        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, i, pitch, near, out, partial_b + i,
+                                                         partial_c + i, pitch);
       }
       for (int64_t t = 0; t < tile.tokens; ++t) {
         if constexpr (!LaneB) sum_groups<T>(partial_b + t * pitch, pitch, out.db + t * states);
@@ -240,7 +240,7 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
     return;
   }
   for (int n = 0; n < states; ++n) {
-    backward_group<T, 1, LaneB, LaneC>(tile, dy, start, n, 1, near, out, partial_b + n, partial_c + n, pitch);
+    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, 1, near, out, partial_b + n, partial_c + n, pitch);
   }
   if constexpr (!LaneB) sum_singles<T>(partial_b, tile.tokens * states, out.db);
   if constexpr (!LaneC) sum_singles<T>(partial_c, tile.tokens * states, out.dc);

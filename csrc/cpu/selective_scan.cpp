@@ -328,7 +328,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
     scratch.dy[t] *= gate.value;
   }
   const ScanGradients<T> gradients = {
-      carried.carry, carried.dA, scratch.ddt,     scratch.dx,      p.z ? scratch.y : nullptr,
+      carried.carry, carried.dA, scratch.ddt,     scratch.dx,      scratch.y,
       scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c, scratch.partial,
   };
   if (p.z) {
@@ -340,7 +340,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
     const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
     scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
     carried.dD += dy * u;
-    Vec<T> draw = scratch.ddt[t] + dx * u;
+    Vec<T> draw = scratch.ddt[t] * kLn2<T> + dx * u;
     if (p.delta_softplus) draw *= softplus_slope(tile.raw[t]);
     carried.dbias += draw;
     scratch.ddt[t] = draw;

@@ -119,10 +119,10 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     Gathered<T>& tile = scratch.tile;
     tile.gather(p, order + first, min(kTile, s.steps - first), parameters, x_dbl, packed_plane<const T>(u_plane));
     const int64_t tokens = tile.scan.tokens;
-    for (int64_t t = 0; t < tokens; ++t) {
-      scratch.dy[t] = dy_plane[tile.token[t]];
-      prefetch<1>(dx_dbl + tile.token[t] * pitch, s.row());
-    }
+    for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = dy_plane[tile.token[t]];
+    const int64_t next = max(first - kTile, 0);
+    const T* const next_start = static_cast<T*>(checkpoint<T>(p.checkpoints, b * s.directions + k, next, s, d).data);
+    for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next_start + n * s.channels);
     if (starts && std::memchr(starts + first, 1, tokens)) {
       backward_parts<T, N>(starts + first, gradients, scratch);
     } else {
@@ -131,10 +131,15 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
 
     Vec<T> draw[kTile] = {};
     for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t later = order[next + t];  // of the tile whose turn comes next
+      prefetch_row<0, N>(x_dbl + later * pitch, s.row());
+      prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
+      __builtin_prefetch(u_plane + later);
+      __builtin_prefetch(dy_plane + later);
       const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
       du_plane[tile.token[t]] += dx * tile.scan.dt[t] + dy * parameters.D;
       dD += dy * u;
-      draw[t] = (scratch.ddt[t] + dx * u) * softplus_slope(tile.raw[t]);
+      draw[t] = (scratch.ddt[t] * kLn2<T> + dx * u) * softplus_slope(tile.raw[t]);
       dbias += draw[t];
       T* row = dx_dbl + tile.token[t] * pitch;
       for (int64_t n = 0; n < states; ++n) {
@@ -159,7 +164,8 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
           even += draw[t0 + c] * parameters.dt_weight[r][c];
           odd += draw[t0 + c + 1] * parameters.dt_weight[r][c + 1];
         }
-        const Vec<T> sum = even + odd;
+        T sum[kLanes<T>];
+        store(sum, even + odd);
         for (int64_t i = 0; i < some; ++i) dx_dbl[tile.token[t0 + i] * pitch + r] += sum[i];
       }
     }
