@@ -14,7 +14,7 @@ from mtlkit._pixel_linear import PixelLinear
 from mtlkit.deploy._example import example_of, named_outputs
 from mtlkit.deploy._flow import Flow, is_hooked
 from mtlkit.deploy._packed import Packed, PackedConv2d, PackedLinear, PhasedConvTranspose2d, fused_name
-from mtlkit.nn import ConvUpsample
+from mtlkit.nn import SS2D, ConvUpsample
 from mtlkit.testing import relative_error
 
 LIMIT = 1e-4  # of the relative error in the 2-norm of each output, in float32
@@ -180,7 +180,9 @@ def _is_activation(layer: nn.Module) -> bool:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    return any(is_one(layer) for is_one in (_is_conv, _is_transposed, _is_linear, _is_norm, _is_activation))
+    """Whether a layer is one that may change; SS2D is left whole, as it runs in one call."""
+    kinds = _is_conv, _is_transposed, _is_linear, _is_norm, _is_activation
+    return isinstance(layer, SS2D) or any(is_one(layer) for is_one in kinds)
 
 
 # --- rewriting --------------------------------------------------------------------------------------------------------
