@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from mtlkit._fields import Fields
+from mtlkit.deploy import optimize
 from mtlkit.inference.networks import Facts, OpenNetwork
 from mtlkit.training import SavedRun, load_run
 
@@ -30,10 +32,11 @@ class RunNetwork(OpenNetwork):
     engine = "torch"
 
     def __init__(self, run: SavedRun) -> None:
-        self.run, self.source = run, run.folder
+        self.source = run.folder
         self.facts = Facts.read(Fields(run.folder, run.facts()))
         self.device = next(run.model.parameters()).device.type
         self.weights = digest_of_weights(run.model)
+        self.run = _optimized(run) if self.device == "cpu" else run
 
     @classmethod
     def open(cls, run: SavedRun | str | Path, device: torch.device | str | None = None) -> "RunNetwork":
@@ -48,3 +51,11 @@ class RunNetwork(OpenNetwork):
         items = self.run.task.inputs
         found = self.run.predict({items[name]: torch.from_numpy(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in found.items()}
+
+
+def _optimized(run: SavedRun) -> SavedRun:
+    """With a copy of its network that runs faster on a CPU; as it is where that cannot be made."""
+    try:
+        return replace(run, model=optimize(run.model))
+    except ValueError:
+        return run
