@@ -120,7 +120,7 @@ void store_row(const Tensor<4>& image, const Place& place, int64_t h, int64_t wi
 
 inline void prefetch_row(const Tensor<4>& image, const Place& place, int64_t h, int64_t width) {
   const int64_t* s = image.stride;
-  if (s[1] == 1) prefetch_tile<0>(row_of(image, place, h), image.dtype, 1, s[3], place.channels, width);
+  if (s[1] == 1) Expected<0>(row_of(image, place, h), image.dtype, 1, s[3], place.channels, width).all();
 }
 
 // Calls f(write) where write(w, v) puts pixel w of a row into memory at once, if a vector of it is one of the image's,
