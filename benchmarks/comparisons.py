@@ -277,8 +277,15 @@ def networks(pair: Callable[..., tuple[Key, ...]]) -> Iterator[Comparison]:
     keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-onnx-int8", "mtlkit-onnx")
     yield Comparison("mbdi.int8", "MBDI exported, int8", keys, time_over("fp32"))
     for peer in ("onnxruntime", "openvino"):
-        keys = pair("medmamba_t", FRAME, INFERENCE, "mtlkit-onnx", peer)
-        yield Comparison(f"medmamba_t.onnx/{peer}", "MedMamba-T exported, one image", keys, times)
+        keys = pair("medmamba_t", "busi_64", INFERENCE, "mtlkit-onnx", peer)
+        yield Comparison(f"medmamba_t.onnx/{peer}", "MedMamba-T exported, one image of 64 x 64", keys, times)
+    for name, words, shape in (
+        ("medmamba_t", "MedMamba-T", FRAME),
+        ("vmamba_t_s1l8", "VMamba-T", FRAME),
+        ("hybrid_vssm", "Hybrid VSSM", "mammo_4view_512"),
+    ):
+        keys = pair(name, shape, INFERENCE, "mtlkit-onnx", "mtlkit")
+        yield Comparison(f"{name}.onnx", f"{words} exported", keys, time_over("PyTorch"))
     keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-optimized", "torch-compile-frozen")
     yield Comparison("mbdi.optimized", "MBDI in PyTorch, optimized", keys, time_over("torch.compile, frozen"))
     keys = pair("cold_start", FRAME, INFERENCE, "mtlkit-onnx", "pytorch")

@@ -1,4 +1,6 @@
-"""Builds the CPU kernels with a sanitizer and runs the tests of the operators on them: `make asan`, `ubsan`, `tsan`.
+"""Builds the CPU kernels with a sanitizer and runs the tests of the operators on them, in PyTorch and ONNX Runtime.
+
+`make asan`, `ubsan`, `tsan`.
 
 A process ends at the first finding. Memory that is never given back is not looked for: Python and PyTorch keep some.
 """
@@ -25,23 +27,25 @@ class Sanitizer(NamedTuple):
     skips: tuple[str, ...] = ()
 
 
+NODES = tuple(f"tests/deploy/test_{part}nodes.py" for part in ("", "sequence_", "map_"))  # in ONNX Runtime
+
 # A signal is left to the tests that expect one.
 SANITIZERS = {
     "asan": Sanitizer("address", "libasan.so", "ASAN_OPTIONS=handle_segv=0:detect_leaks=0"),
     "ubsan": Sanitizer("undefined", None, "UBSAN_OPTIONS=handle_segv=0:print_stacktrace=1"),
     # The kernels' threads are std::thread here (csrc/cpu/team.cpp), because ThreadSanitizer does not see how libgomp's
-    # threads wait for each other. Nor does it see that of PyTorch's, whose code is left out, nor follow a fork of
-    # several threads.
+    # threads wait for each other. Nor does it see that of PyTorch's and ONNX Runtime's, whose code is left out, nor
+    # follow a fork of several threads.
     "tsan": Sanitizer(
         "thread",
         "libtsan.so",
         "TSAN_OPTIONS=handle_segv=0:halt_on_error=1:ignore_noninstrumented_modules=1",
-        ("--ignore=tests/operators/test_fork.py",),
+        ("--ignore=tests/operators/test_fork.py", *(f"--deselect={path}" for path in NODES)),
     ),
 }
 THREADS = 4
 # torch.compile starts a compiler, which would run with the sanitizer, too.
-TESTS = ("tests/operators", "-k", "not compiles_once")
+TESTS = ("tests/operators", *NODES, "-k", "not compiles_once")
 
 
 def build(name: str) -> Path:

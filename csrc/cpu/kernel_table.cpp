@@ -26,6 +26,8 @@ int interaction_scale_forward(const InteractionScaleForward&);
 int interaction_scale_backward(const InteractionScaleBackward&);
 int interaction_gating_forward(const InteractionGatingForward&);
 int interaction_gating_backward(const InteractionGatingBackward&);
+int gated_residual_forward(const GatedResidualForward&);
+int interleave_forward(const InterleaveForward&);
 int64_t peak_rate(int64_t tokens, int threads, bool polynomial);
 
 extern const CpuKernels kernels;
@@ -64,6 +66,8 @@ const CpuKernels kernels = {
     MTLKIT_BACKWARD(interaction_scale_backward),
     interaction_gating_forward,
     MTLKIT_BACKWARD(interaction_gating_backward),
+    gated_residual_forward,
+    interleave_forward,
     peak_rate,
 };
 

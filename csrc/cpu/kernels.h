@@ -2,8 +2,9 @@
 #pragma once
 
 #include "cpu/causal_conv1d.h"
-#include "cpu/directional_scan/directional_scan.h"
 #include "cpu/depthwise_conv2d.h"
+#include "cpu/directional_scan/directional_scan.h"
+#include "cpu/gated_residual.h"
 #include "cpu/interaction/gating.h"
 #include "cpu/interaction/interaction.h"
 #include "cpu/norm_gate.h"
@@ -47,6 +48,8 @@ struct CpuKernels {
   int (*interaction_scale_backward)(const InteractionScaleBackward&);
   int (*interaction_gating_forward)(const InteractionGatingForward&);
   int (*interaction_gating_backward)(const InteractionGatingBackward&);
+  int (*gated_residual_forward)(const GatedResidualForward&);
+  int (*interleave_forward)(const InterleaveForward&);
   int64_t (*peak_rate)(int64_t tokens, int threads, bool polynomial);
 };
 

@@ -23,7 +23,8 @@ std::unique_ptr<Kernel> make(const NodeAttributes& attributes) {
   return std::make_unique<K>(attributes);
 }
 
-// The kinds of csrc/inference/sequence_operators.cpp.
+// The kinds of csrc/inference/sequence_operators.cpp and map_operators.cpp.
 const std::vector<NodeKind>& sequence_node_kinds();
+const std::vector<NodeKind>& map_node_kinds();
 
 }  // namespace mtlkit

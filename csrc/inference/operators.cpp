@@ -421,7 +421,8 @@ const std::vector<NodeKind>& node_kinds() {
            s.set(5, {of_input(0, 0), of_input(0, 1)});
          }},
     };
-    all.insert(all.end(), sequence_node_kinds().begin(), sequence_node_kinds().end());
+    for (const auto* more : {&sequence_node_kinds(), &map_node_kinds()})
+      all.insert(all.end(), more->begin(), more->end());
     return all;
   }();
   return kinds;

@@ -3,7 +3,8 @@
 linear          a 1 x 1 convolution between two transpositions, as PyTorch runs linear layers over pixels: MatMul
 splits          halves of the channels, taken where they are by the nodes of mtlkit that read them
 batch norms     into the convolution that follows, where it pads nothing
-upsampling      a transposed convolution of stride 2: a convolution for each of its four phases, then DepthToSpace
+upsampling      a transposed convolution of stride 2: a convolution for each of its four phases, then Interleave
+means           over all pixels: GlobalAveragePool, which reads ONNX Runtime's blocked layout
 transpositions  that meet their reverse: none
 """
 
@@ -35,10 +36,12 @@ class Rewriting:
         self.graph.register_initializer(value)
         return value
 
-    def insert(self, before: ir.Node, kind: str, inputs: Iterable[Any], **attributes: Any) -> ir.Value:
+    def insert(
+        self, before: ir.Node, kind: str, inputs: Iterable[Any], domain: str = "", **attributes: Any
+    ) -> ir.Value:
         """The output of a new node in front of another."""
         given = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
-        node = ir.Node("", kind, list(inputs), given)
+        node = ir.Node(domain, kind, list(inputs), given)
         self._count += 1
         node.outputs[0].name = f"{self.prefix}_value_{self._count}"
         self.graph.insert_before(before, node)
@@ -167,6 +170,20 @@ def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     return scale, bias - mean * scale
 
 
+def _pool_globally(r: Rewriting, node: ir.Node) -> None:
+    """ReduceMean over the last two of four dimensions."""
+    if node.op_type != "ReduceMean" or len(node.inputs) < 2:
+        return
+    x = node.inputs[0]
+    axes, shape = _array(node.inputs[1]), None if x is None else x.shape
+    if axes is None or shape is None or len(shape) != 4 or sorted(int(a) % 4 for a in axes) != [2, 3]:
+        return
+    y = r.insert(node, "GlobalAveragePool", [x])
+    if not node.attributes["keepdims"].as_int():
+        y = r.insert(node, "Flatten", [y], axis=1)
+    r.replace(node.outputs[0], y)
+
+
 def _by_phases(r: Rewriting, node: ir.Node) -> None:
     """A transposed convolution of stride 2, by the convolutions of its phases.
 
@@ -192,14 +209,33 @@ def _by_phases(r: Rewriting, node: ir.Node) -> None:
             kernel = r.constant(np.ascontiguousarray(taps.transpose(1, 0, 2, 3)))
             options = {"kernel_shape": taps.shape[2:], "pads": (rows[1], columns[1], rows[2], columns[2])}
             parts.append(r.insert(node, "Conv", [node.inputs[0], kernel, *bias], **options, group=1))
-    blocks = r.insert(node, "Concat", parts, axis=1)  # (B, 4 O, M, M)
-    y = r.insert(node, "DepthToSpace", [blocks], blocksize=2, mode="DCR")
-    crop = [axis[0][3] for axis in axes]
-    if any(crop):
-        ends = [-c if c else np.iinfo(np.int64).max for c in crop]
-        indices = (np.array(values, dtype=np.int64) for values in ((0, 0), ends, (2, 3)))
-        y = r.insert(node, "Slice", [y, *map(r.constant, indices)])
-    r.replace(node.outputs[0], y)
+    crop = {"crop_rows": axes[0][0][3], "crop_columns": axes[1][0][3]}
+    r.replace(node.outputs[0], r.insert(node, "Interleave", parts, DOMAIN, **crop))
+
+
+def _crop_phases(r: Rewriting, node: ir.Node) -> None:
+    """The last row, or column, of what is interleaved: not computed, where it is cut off and its neighbour with it."""
+    phases = _node(node.inputs[0], "Interleave", DOMAIN) if node.op_type == "Slice" else None
+    if phases is None or _only_use(phases.outputs[0]) is not node or len(node.inputs) < 4:
+        return
+    known = [_array(value) for value in node.inputs[1:]]
+    if any(v is None or v.size != 1 for v in known):
+        return
+    start, end, axis, *steps = (v.item() for v in known)
+    if (start, end) != (0, -1) or any(step != 1 for step in steps):
+        return
+    axis %= 4
+    crop = {2: "crop_rows", 3: "crop_columns"}.get(axis, "")
+    convs = [_node(value, "Conv") for value in phases.inputs]
+    if not crop or phases.attributes[crop].as_int() != 1 or any(c is None or _ints(c, "pads")[axis] < 1 for c in convs):
+        return
+    for conv in convs:
+        pads = list(_ints(conv, "pads"))
+        pads[axis] -= 1
+        conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
+    phases.attributes[crop] = ir.AttrInt64(crop, 0)
+    r.replace(node.outputs[0], phases.outputs[0])
+    node.replace_input_with(0, None)  # so that a second one finds itself alone
 
 
 def _phases(taps: int, before: int, after: int, extra: int) -> Any:
@@ -226,6 +262,8 @@ REWRITES: tuple[Callable[[Rewriting, ir.Node], None], ...] = (
     _read_in_place,
     _fold_batch_norm,
     _by_phases,
+    _crop_phases,
+    _pool_globally,
 )
 
 

@@ -1,16 +1,20 @@
-"""Layers that become one node, where PyTorch would trace many: levels of task interaction, and TensorFlow's padding."""
+"""Layers that become one node, where PyTorch would trace many.
+
+They are levels of task interaction, the ends of residual blocks with multi-scale fusion, and TensorFlow's padding.
+"""
 
 import sys
 import types
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from mtlkit import ops
 from mtlkit._check import check_channels_first, check_vectors
-from mtlkit.nn import InteractionLevel
+from mtlkit.nn import DualPathAttention, InteractionLevel, MultiScaleFusion, ResidualBlock
 from mtlkit.operators.interaction.types import DIRECTIONS, AlignmentSignals, VarianceSignals
 
 # of a level: the tensors of the node TaskInteraction in their order
@@ -21,14 +25,21 @@ REQUIRED = (
 )
 OPTIONAL = ("seg_proj", "clf_proj", "attn", "normaliser")
 
+# of the end of a residual block: the tensors of the node GatedResidual in their order
+MIXED = ("first", "second", "third", "weights", "bias", "residual")
+GATES = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "spatial_weight", "spatial_bias")
+
 _LIBRARY = torch.library.Library("mtlkit_deploy", "DEF")  # operators that are traced, and never run
 _TENSORS = ", ".join([*(f"Tensor {name}" for name in REQUIRED), *(f"Tensor? {name}" for name in OPTIONAL)])
 _LIBRARY.define(f"task_interaction({_TENSORS}, float tau, float eps) -> ({', '.join(['Tensor'] * 6)})")
+_TENSORS = ", ".join([*(f"Tensor {name}" for name in MIXED), *(f"Tensor? {name}" for name in GATES)])
+_LIBRARY.define(f"gated_residual({_TENSORS}) -> Tensor")
 _LIBRARY.define(
     "conv2d_same(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] dilation, int groups) -> Tensor"
 )
 
 
+@torch.no_grad()
 def make_whole(model: nn.Module) -> None:
     """Changes the layers of a model, so that each is traced as one operator."""
     same = getattr(sys.modules.get("timm.layers"), "Conv2dSame", ())
@@ -36,6 +47,9 @@ def make_whole(model: nn.Module) -> None:
         if isinstance(module, InteractionLevel) and module.tim.directions == DIRECTIONS:
             shared = type(module).forward is not InteractionLevel.forward  # accelerate's, which gives map and vector
             module.forward = types.MethodType(_pair if shared else _level, module)
+        elif isinstance(module, ResidualBlock) and isinstance(module.hmsf, MultiScaleFusion):
+            _fold_fusion(module.hmsf)
+            module.forward = types.MethodType(_residual_block, module)
         elif isinstance(module, same):
             module.forward = types.MethodType(_conv2d_same, module)
 
@@ -75,6 +89,38 @@ def _level(
 def _pair(self: InteractionLevel, seg: Tensor, clf: Tensor) -> tuple[Tensor, Tensor]:
     out = _level(self, seg, clf)
     return out.seg, out.clf
+
+
+# --- residual blocks --------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("mtlkit_deploy::gated_residual", lib=_LIBRARY)
+def _fake_gated_residual(first: Tensor, *_others: Any) -> Tensor:
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
+
+
+def _fold_fusion(fusion: MultiScaleFusion) -> None:
+    """Puts the fusion's last convolution, which is linear as the sum in front of it, into those of the three scales."""
+    last = fusion.fuse.weight.flatten(1).double()  # (C, C)
+    for scale in (fusion.sep_d1, fusion.sep_d2, fusion.sep_d4):
+        conv = scale.pointwise
+        assert conv.bias is not None  # as SeparableConv makes it
+        conv.weight.copy_((last @ conv.weight.flatten(1).double())[:, :, None, None])
+        conv.bias.copy_(last @ conv.bias.double())
+
+
+def _residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
+    """As ResidualBlock.forward, of a block whose fusion is folded."""
+    check_channels_first("x", x, self.in_dim)
+    h = self.bn2(self.conv2(self.bn1(F.relu(self.conv1(x)))))  # (B, dim, H, W)
+    fusion: Any = self.hmsf
+    alpha = fusion.att_fc2(F.relu(fusion.att_fc1(h.mean((2, 3))))).softmax(-1)  # (B, 3)
+    mixed = fusion.sep_d1(h), fusion.sep_d2(h), fusion.sep_d4(h), alpha, fusion.fuse.bias, self.proj(x)
+    gates: list[Tensor | None] = [None] * len(GATES)
+    if isinstance(self.attn, DualPathAttention):
+        layers = self.attn.ch_fc1, self.attn.ch_fc2, self.attn.spatial
+        gates = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+    return torch.ops.mtlkit_deploy.gated_residual(*mixed, *gates)
 
 
 # --- TensorFlow's padding ---------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ NODES: dict[str, tuple[str, int, dict[str, type]]] = {
     "SelectiveScan": ("u delta A B C [D] [z] [delta_bias]", 2, {"delta_softplus": int}),
     "DwconvSilu": ("x weight [bias]", 1, {"offset": int}),
     "NormGate": ("x [weight] [bias] [z]", 1, {"eps": float}),
+    "GatedResidual": (" ".join([*_modules.MIXED, *(f"[{name}]" for name in _modules.GATES)]), 1, {}),
+    "Interleave": ("phase_00 phase_01 phase_10 phase_11", 1, {"crop_rows": int, "crop_columns": int}),
     "InteractionReduce": ("x [weight] [bias] [attn]", 4, {}),
     "TaskInteraction": (
         " ".join([*_modules.REQUIRED, *(f"[{name}]" for name in _modules.OPTIONAL)]),
@@ -73,7 +75,9 @@ def node(name: str) -> Any:
 @cache
 def translations() -> dict[Any, Callable[..., Any]]:
     """By operator of torch, as `custom_translation_table` of torch.onnx.export takes it."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types are those of eager calls
 
     def last(x):
         return op.Transpose(x, perm=CHANNELS_LAST)
@@ -148,6 +152,9 @@ def translations() -> dict[Any, Callable[..., Any]]:
             return op.Mod(x, divisor)
         return op.Sub(x, op.Mul(op.Floor(op.Div(x, divisor)), divisor))
 
+    def gated_residual(*tensors):
+        return node("GatedResidual")(*tensors)
+
     def conv2d_same(x, weight, bias, stride, dilation, groups):
         options = {"strides": stride, "dilations": dilation, "group": groups}
         return op.Conv(x, weight, bias, auto_pad="SAME_UPPER", **options)
@@ -165,6 +172,6 @@ def translations() -> dict[Any, Callable[..., Any]]:
     table: dict[Any, Callable[..., Any]] = {getattr(torch.ops.mtlkit, f.__name__).default: f for f in found}
     table[torch.ops.aten.remainder.Scalar] = remainder
     own = torch.ops.mtlkit_deploy
-    for f in (task_interaction, conv2d_same):
+    for f in (task_interaction, gated_residual, conv2d_same):
         table[getattr(own, f.__name__).default] = f
     return table

@@ -83,7 +83,7 @@ def test_upsampling(kernel, padding, extra, bias):
     node = helper.make_node("ConvTranspose", names, ["y"], **options)
     before, after = rewritten([node], {"x": 4}, ["y"], constants)
     assert "ConvTranspose" not in kinds(after)
-    assert kinds(after)["Conv"] == 4
+    assert kinds(after) == Counter({"Conv": 4, "Interleave": 1})
     x = torch.randn(2, 3, 4, 6)
     assert_same(before, after, x=x)
     with torch.no_grad():
@@ -109,6 +109,33 @@ def test_batch_norm_in_front_of_a_convolution():
         before, after = rewritten([norm, conv], {"x": 4}, ["y"], constants)
         assert kinds(after) == Counter({"Conv": 1, **left})
         assert_same(before, after, x=torch.randn(2, 3, 5, 6))
+
+
+@pytest.mark.parametrize(("ends", "left"), [((-1, -1), 0), ((-1, -2), 1), ((7, -1), 2)])
+def test_upsampling_that_is_cropped(ends, left):
+    nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["t"], strides=(2, 2), group=1)]
+    constants = [constant("w", 3, 5, 3, 3)]
+    for axis, (source, target, end) in enumerate((("t", "r", ends[0]), ("r", "y", ends[1])), 2):
+        names = [f"{target}_{part}" for part in ("start", "end", "axis", "step")]
+        nodes.append(helper.make_node("Slice", [source, *names], [target]))
+        values = zip(names, (0, end, axis, 1), strict=True)
+        constants += [numpy_helper.from_array(np.array([value]), name) for name, value in values]
+    before, after = rewritten(nodes, {"x": 4}, ["y"], constants)
+    assert kinds(after) == Counter({"Conv": 4, "Interleave": 1} | ({"Slice": left} if left else {}))
+    assert_same(before, after, x=torch.randn(2, 3, 4, 6))
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize(
+    ("axes", "kind"), [([2, 3], "GlobalAveragePool"), ([-1, -2], "GlobalAveragePool"), ([1], "ReduceMean")]
+)
+def test_means_over_all_pixels(axes, kind, keepdims):
+    node = helper.make_node("ReduceMean", ["n", "axes"], ["y"], keepdims=keepdims)
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), node]
+    constants = [numpy_helper.from_array(np.array(axes), "axes")]
+    before, after = rewritten(nodes, {"x": 4}, ["y"], constants, {"n": ["a", "b", "c", "d"]})
+    assert kind in kinds(after)
+    assert_same(before, after, x=torch.randn(2, 3, 5, 6))
 
 
 def test_transpositions_that_meet():

@@ -53,6 +53,18 @@ def test_levels(options, kind, tmp_path):
     assert kinds.count(kind) == 1
 
 
+@pytest.mark.parametrize(("dim", "attention"), [(8, True), (12, False)])
+def test_residual_blocks(dim, attention, tmp_path):
+    block = mtlkit.nn.ResidualBlock(8, dim, attention).eval().requires_grad_(False)
+    for parameter in block.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    before = {name: value.clone() for name, value in block.state_dict().items()}
+    kinds = check(block, tmp_path / "net.onnx", (torch.randn(2, 8, 16, 24),), (torch.randn(1, 8, 13, 22),))
+    assert kinds.count("GatedResidual") == 1
+    assert kinds.count("Conv") == 10 + (dim != 8)  # without the fusion's last
+    assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
+
+
 def test_padding_of_tensorflow(tmp_path):
     layers = pytest.importorskip("timm.layers")
     model = nn.Sequential(layers.Conv2dSame(3, 4, 3, 2), layers.Conv2dSame(4, 4, 5, 2, groups=4, bias=False)).eval()

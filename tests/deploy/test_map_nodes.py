@@ -1,0 +1,80 @@
+"""The nodes between convolutions, against the layers that they stand for, in float64 by the policy."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mtlkit
+from harness.onnx_nodes import node_session, run, run_node
+from mtlkit.testing import assert_accurate
+
+# batches of 0 and 5, one pixel, heights and widths that differ, more pixels than a block has
+MAPS = [(2, 9, 5, 7), (1, 16, 1, 1), (5, 17, 3, 11), (0, 8, 4, 4), (1, 24, 41, 53), (2, 8, 2, 1100)]
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("shape", MAPS, ids=str)
+def test_gated_residual(shape, gated):
+    B, C = shape[:2]
+    maps, weights = [draw(*shape) + i for i in range(3)], draw(B, 3).softmax(-1)
+    bias, residual = draw(C), -draw(*shape)
+    attention = mtlkit.nn.DualPathAttention(C).requires_grad_(False)
+    for parameter in attention.parameters():
+        parameter.copy_(draw(*parameter.shape) / 3)
+    layers = attention.ch_fc1, attention.ch_fc2, attention.spatial
+    gates = [tensor for layer in layers for tensor in (layer.weight, layer.bias)] if gated else []
+    (y,) = run_node("GatedResidual", [*maps, weights, bias, residual, *gates])
+    h = sum(m.double() * w for m, w in zip(maps, weights.double()[:, :, None, None, None].unbind(1), strict=True))
+    h = h + bias.double()[:, None, None]
+    if gated:
+        h = attention.double()(h)
+    assert_accurate("y", y, F.relu(h + residual.double()))
+
+
+def test_two_sessions_run_at_once_on_any_threads():
+    calls = []
+    for threads, shape in ((1, (1, 24, 41, 53)), (2, (3, 8, 30, 40)), (3, (1, 40, 64, 64))):
+        given = [*(draw(*shape) for _ in range(3)), torch.full((shape[0], 3), 0.3), draw(shape[1]), draw(*shape)]
+        calls.append((node_session("GatedResidual", given, 1, threads), given))
+    alone = [run(*call)[0] for call in calls]
+    with ThreadPoolExecutor(3) as pool:
+        together = [pool.submit(lambda call=call: [run(*call)[0] for _ in range(10)]) for call in calls]
+        for expected, future in zip(alone, together, strict=True):
+            assert all(torch.equal(y, expected) for y in future.result())
+
+
+@pytest.mark.parametrize("crop", [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 2, 1, 1), (0, 2, 3, 3)], ids=str)
+def test_interleave(shape, crop):
+    phases = [draw(*shape) + i for i in range(4)]
+    (y,) = run_node("Interleave", phases, crop_rows=crop[0], crop_columns=crop[1])
+    B, C, H, W = shape
+    expected = torch.stack(phases, -1).view(B, C, H, W, 2, 2).permute(0, 1, 2, 4, 3, 5).reshape(B, C, 2 * H, 2 * W)
+    assert torch.equal(y, expected[:, :, : 2 * H - crop[0], : 2 * W - crop[1]])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "attributes", "words"),
+    [
+        ("Interleave", [(1, 2, 3, 3)] * 3 + [(1, 2, 3, 4)], {}, r"phase_11: expected shape .* got \(1, 2, 3, 4\)"),
+        ("Interleave", [(1, 2, 3, 3)] * 4, {"crop_rows": 2}, "crop_rows: expected 0 or 1"),
+        ("GatedResidual", [(1, 2, 3, 3)] * 3 + [(1, 2), (2,), (1, 2, 3, 3)], {}, r"weights: expected shape \(B, 3\)"),
+        ("GatedResidual", [(1, 2, 3, 3)] * 3 + [(1, 3), (2,), (1, 2, 3)], {}, r"residual: expected shape"),
+        (
+            "GatedResidual",
+            [(1, 2, 3, 3)] * 3 + [(1, 3), (2,), (1, 2, 3, 3), (4, 2)],
+            {},
+            r"fc1_bias: expected shape \(hidden,\) = \(4,\), got none",
+        ),
+    ],
+)
+def test_wrong_shapes(kind, shapes, attributes, words):
+    with pytest.raises(Exception, match=words):
+        run_node(kind, [torch.randn(shape) for shape in shapes], **attributes)
