@@ -19,14 +19,18 @@ DEFLATE_RATIO = 1032  # the most bytes that deflate makes of one
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is named as DICOM or begins as such."""
-    from pydicom.misc import is_dicom as has_preamble
-
     if path.suffix.lower() in DICOM:
         return True
     try:
-        return path.is_file() and (has_preamble(path) or (is_unnamed(path) and _begins_with_tags(path)))
+        return path.is_file() and (_has_preamble(path) or (is_unnamed(path) and _begins_with_tags(path)))
     except OSError:
         return False
+
+
+def _has_preamble(path: Path) -> bool:
+    """As pydicom's `is_dicom`, which takes half a second to load where there is no DICOM."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def is_unnamed(path: Path) -> bool:

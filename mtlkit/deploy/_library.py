@@ -1,5 +1,6 @@
 """The libraries for other programs: operators of ONNX Runtime, with sessions that have them, and a C interface."""
 
+import ctypes
 import json
 import sys
 from pathlib import Path
@@ -110,6 +111,7 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
         if missing is not None and f"{DOMAIN}:" in words:
             raise missing from None
         raise DataError(f"{path}: cannot be opened by ONNX Runtime ({words})") from None
+    _give_back_memory()
     facts = facts_of(session)
     for name, what, known in (("operators", "operators", VERSION), ("format", "metadata", FORMAT)):
         version = facts.get(name, known)
@@ -118,6 +120,14 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
                 f"{path}: expected {what} of version {known} or before, got {version!r}; a later mtlkit wrote it"
             )
     return session
+
+
+def _give_back_memory() -> None:
+    """Returns freed memory to the system, where the C library keeps it: weights in their first layout, here."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
 
 
 def facts_of(session: "InferenceSession") -> dict[str, Any]:

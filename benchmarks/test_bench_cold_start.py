@@ -1,0 +1,84 @@
+"""Cold start: a fresh process imports, opens a network and predicts its first image, by a file and by a run.
+
+`pytest benchmarks -k cold_start --benchmark-only` measures these rows alone. Both processes end with the very same
+folder of predictions but for rounding. `resident_bytes` is what a process has after the image, `peak_bytes` the most
+that it had.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from comparisons import FRAME, INFERENCE
+from measuring import Key
+
+from mtlkit import deploy
+from mtlkit.data import synthesize_ultrasound
+from mtlkit.training import create_module, load_config, load_run
+
+PROVIDERS = ("mtlkit-onnx", "pytorch")
+CLASSES = ("benign", "malignant", "normal")
+THREADS = "2"
+PROGRAM = """
+import json, sys
+from mtlkit.inference import predict
+(row,) = predict(*sys.argv[1:], force=True).rows
+with open("/proc/self/status") as status:
+    kilobytes = {line.partition(":")[0]: int(line.split()[1]) for line in status if line.startswith("Vm")}
+p = [value for name, value in row.items() if "_p_" in name]
+json.dump({"p": p, "resident_bytes": 1024 * kilobytes["VmRSS"], "peak_bytes": 1024 * kilobytes["VmHWM"]}, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory) -> dict[str, Path]:
+    """MBDI with the weights of its beginning, as the folder of a run, and exported."""
+    folder = tmp_path_factory.mktemp("cold") / "run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    config = load_config("mbdi").adjust({"model": {"options": {"pretrained": False, "num_classes": len(CLASSES)}}})
+    create_module(config).model.save_pretrained(folder / "model")
+    config.save(folder / "config.yaml")
+    data = {"root": str(folder), "layout": "busi", "classes": CLASSES, "birads": [], "prints": {}}
+    for name, value in (("data.json", data), ("result.json", {}), (".mtlkit-run", None)):
+        (folder / name).write_text(json.dumps(value))
+    run, file = load_run(folder), folder.with_name("net.onnx")
+    deploy.export(run.model, file, example=run.example(), metadata=run.facts())
+    return {"mtlkit-onnx": file, "pytorch": folder}
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    synthesize_ultrasound(folder, cases=3, size=500)
+    return next(path for path in sorted(folder.rglob("*.png")) if "mask" not in path.name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells the memory of a process so")
+@pytest.mark.row(key=lambda provider: Key("cold_start", FRAME, INFERENCE, provider))
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_cold_start(provider: str, networks: dict[str, Path], image: Path, measure, tmp_path: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": THREADS}
+
+    memory: dict[str, int] = {}
+
+    def start(name: str = provider) -> list[float]:
+        command = [sys.executable, "-c", PROGRAM, networks[name], image, tmp_path / name]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        found = json.loads(process.stdout)
+        memory.update({key: value for key, value in found.items() if key != "p"})
+        return found["p"]
+
+    expected = torch.tensor(start(PROVIDERS[0]))
+
+    def check(found: list[float]) -> tuple[float, None]:
+        error = (torch.tensor(found) - expected).abs().max().item()
+        assert error < 1e-4, f"{provider}: the probabilities differ by {error:.1e} from those of {PROVIDERS[0]}"
+        return error, None
+
+    row = measure(start, check, unit=("images", 1), network="mbdi", threads=int(THREADS))
+    row |= memory
