@@ -47,9 +47,17 @@ def test_import_is_silent_and_light(run_python, use):
     assert not {name.partition(".")[0] for name in added} & HEAVY
 
 
-def test_import_alone_needs_no_torch(run_python):
-    process = run_python("-c", "import sys, mtlkit; print('torch' in sys.modules)")
-    assert process.stdout == "False\n"
+@pytest.mark.parametrize(
+    "use",
+    [
+        "mtlkit",
+        "mtlkit.deploy.open_session, mtlkit.inference.predict",
+        "__import__('mtlkit.cli'); mtlkit.cli.parser().format_help(); mtlkit.cli.predict.run",
+    ],
+)
+def test_what_needs_no_torch_loads_none(run_python, use):
+    process = run_python("-c", f"import sys, mtlkit; {use}; print('torch' in sys.modules)")
+    assert process.stdout == "False\n", process.stderr
 
 
 def test_public_names():

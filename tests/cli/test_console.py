@@ -4,7 +4,7 @@ import io
 
 from rich.table import Table
 
-from mtlkit.cli._console import open_console
+from mtlkit.cli._console import open_console, table_lines
 
 NAMES = ["[/red]run", "[bold]x[/bold]", ":warning:", "\x1b[2J\x1b]0;t\x07", "\u202egnp", "a\nb", "\udce9", "\r\x9b"]
 SHOWN = ["[/red]run", "[bold]x[/bold]", ":warning:", r"\x1b[2J\x1b]0;t\x07", r"\u202egnp", r"a\nb", r"\xe9", r"\r\x9b"]
@@ -38,3 +38,10 @@ def test_styles_are_left():
     file = io.StringIO()
     open_console(file=file, force_terminal=True, color_system="standard").print("\x1b[1m", style="red")
     assert file.getvalue() == "\x1b[31m\\x1b[1m\x1b[0m\n"
+
+
+def test_plain_tables():
+    lines = table_lines(["image", "pixels"], [[name, "12"] for name in NAMES], ["pixels"])
+    assert [line.split("  ")[0] for line in lines[2:]] == SHOWN
+    assert {line[-8:] for line in lines[2:]} == {"      12"}
+    assert lines[0].split() == ["image", "pixels"]
