@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mtlkit.cli._calibrating import add_no_calibrate
 from mtlkit.cli._judging import add_judging
 from mtlkit.cli._limits import LESS_AT_ONCE
 from mtlkit.cli._progress import progress_bar
@@ -74,6 +75,7 @@ def add_command(commands: Any) -> None:
         metavar="D",
         help="up to which distance surface Dice takes boundaries for the same, in pixels and mm; default 2",
     )
+    add_no_calibrate(command)
     add_judging(command, examples=5, shown="best and worst masks to show")
     add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
     command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
@@ -89,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     names = ("part", "layout", "tolerance", "samples", "seed", "examples", "tsne", "oracle", "rivals")
     names += ("batch_size", "max_pixels", "skip_bad", "force")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in names} | {"calibrate": not options.no_calibrate}
     several = bool(runs_within(options.run_folder))
     judge = evaluate_repeats if several else evaluate
     with progress_bar("looking at images") as progress:

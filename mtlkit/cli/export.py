@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit.cli._calibrating import add_no_calibrate
 from mtlkit.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def add_command(commands: Any) -> None:
     add("--int8", action="store_true", help="in 8 bits: about half the time, slightly other answers")
     add("--calibrate", type=Path, metavar="DATA", help="the data set for --int8; default: that of the run")
     add("--skip-bad", action="store_true", help="leave out what cannot be used in that data set")
+    add_no_calibrate(command)
     add("--force", action="store_true", help="replace the file if it exists")
     command.set_defaults(run=run, command="export", needs=("train",))
 
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
     if options.calibrate is not None and not options.int8:
         raise ValueError("--calibrate: expected with --int8, which is not given")
     saved = load_run(options.run_folder)
+    saved = saved.uncalibrated() if options.no_calibrate else saved
     chosen, held_out = _records(saved, options) if options.int8 else ([], [])
     found = deploy.export(
         saved.model,

@@ -1,11 +1,13 @@
 """`mtlkit predict`: masks and classes of images of one's own."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
 from mtlkit._extras import check_installed
 from mtlkit._text import printable
+from mtlkit.cli._calibrating import add_no_calibrate
 from mtlkit.cli._console import table_lines
 from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
 from mtlkit.cli._progress import progress_shown
@@ -58,6 +60,7 @@ def add_command(commands: Any) -> None:
     add("--engine", metavar="NAME", help="torch for a run, onnxruntime for a file; follows from RUN")
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
     add("--device", metavar="NAME", help="of PyTorch: cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add_no_calibrate(command)
     add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
@@ -80,17 +83,20 @@ def run(options: argparse.Namespace) -> int:
     check_network(options.run_folder)  # before torch is loaded
     names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings["calibrate"] = not options.no_calibrate
+    start = time.monotonic()
     with progress_shown("predicting") as progress:
         if engine == "torch":
             from mtlkit.cli.evaluate import usable_device
 
             settings["device"] = usable_device(options.device)
         found = predict(options.run_folder, options.inputs, options.out, progress=progress, **settings)
+    each = (time.monotonic() - start) / len(found.rows)
     lines = _table(found.rows[:SHOWN])
     if len(found.rows) > SHOWN:
         lines.append(f"... and {len(found.rows) - SHOWN} more")
     lines += [*found.remarks, *(f"left out: {words}" for words in found.skipped)]
-    lines.append(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions")
+    lines.append(f"{options.out / 'predictions.csv'}: {len(found.rows)} predictions, {each:.2g} s each")
     print("\n".join(map(printable, lines)))  # noqa: T201 - the command's own voice
     return 0
 

@@ -9,7 +9,16 @@ Needs the extra `train`.
 """
 
 from mtlkit.evaluation.analysis import judge
-from mtlkit.evaluation.bootstrap import Figure, classification, intervals, ranking, risk_area, score_means, spearman
+from mtlkit.evaluation.bootstrap import (
+    Figure,
+    classification,
+    intervals,
+    ranking,
+    reliability,
+    risk_area,
+    score_means,
+    spearman,
+)
 from mtlkit.evaluation.comparison import compare
 from mtlkit.evaluation.predictions import Predictions, pool, predict_records
 from mtlkit.evaluation.runner import PARTS, evaluate
@@ -28,6 +37,7 @@ __all__ = [
     "pool",
     "predict_records",
     "ranking",
+    "reliability",
     "risk_area",
     "score_means",
     "spearman",

@@ -6,15 +6,26 @@ of those with a lesion: easy ones, whose masks have the highest IoU, hard ones w
 
 import csv
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlkit.evaluation.bootstrap import Array, Figure, Values, classification, intervals, score_means
+from mtlkit.evaluation.bootstrap import (
+    Array,
+    Figure,
+    Values,
+    classification,
+    intervals,
+    reliability,
+    score_means,
+    threshold_scores,
+)
 from mtlkit.evaluation.failure import failure_values, failures
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.metrics import positive_class
 from mtlkit.training.tasks import CLASS, HEADS
 
 __all__ = ["epoch_gates", "epoch_rows", "judge", "table_rows"]
@@ -38,7 +49,27 @@ def _statistic(predictions: Predictions, weights: Array) -> Values:
                 found["figures", HEADS[task].prefix + name] = value
             else:
                 found[("classes", task, *name)] = value
-    return found | failure_values(predictions, weights)
+    return found | _calibration_values(predictions, weights) | failure_values(predictions, weights)
+
+
+def _calibration_values(predictions: Predictions, weights: Array) -> Values:
+    """What the temperatures change, and what the thresholds of the validation part come to, by ("calibration", ...)."""
+    found: Values = {}
+    for task, one in predictions.run.calibration.items():
+        shares, labels = predictions.probabilities[task], predictions.labels[task]
+        before = shares**one.temperature  # in proportion: logits / T, times T again
+        before /= before.sum(1, keepdims=True)
+        for when, values in (("before", before), ("after", shares)):
+            found |= {("calibration", task, when, name): v for name, v in reliability(weights, values, labels).items()}
+        positive = positive_class(shares.shape[1], predictions.positive if task == CLASS.name else None)
+        for name, threshold in one.thresholds.items():
+            assert positive is not None  # thresholds are of its probability
+            known = labels >= 0
+            scores = threshold_scores(
+                weights[:, known], shares[known, positive] >= threshold, labels[known] == positive
+            )
+            found |= {("calibration", task, "thresholds", name, score): value for score, value in scores.items()}
+    return found
 
 
 def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -51,7 +82,8 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
 
     Returns:
         "counts" of images and masks; "figures" by name, as training names them; "classes" by task and class;
-        "confusion", a matrix for each task, rows being the true classes; "failure_detection"; and of networks that have
+        "confusion", a matrix for each task, rows being the true classes; "calibration" of probabilities, where the run
+        has temperatures and thresholds; "failure_detection"; and of networks that have
         them "gates", "stages", "displacement" and "displacement_by_difficulty", mean and standard deviation over the
         images; where they were measured the "seconds" that each way to foretell failure takes for an image.
 
@@ -87,6 +119,7 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         "figures": {key[1]: value for key, value in found.items() if key[0] == "figures"},
         "classes": classes,
         "confusion": {task: confusion(predictions, task).tolist() for task in names},
+        "calibration": _calibration(predictions, found),
         "failure_detection": failure,
         "seconds": dict(predictions.seconds),
         "gates": _weights(predictions, predictions.gates, predictions.gate_names),
@@ -94,6 +127,20 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         "displacement": _displacement(predictions),
         "displacement_by_difficulty": _by_difficulty(predictions),
     }
+
+
+def _calibration(predictions: Predictions, found: Mapping[Any, Figure]) -> dict[str, Any]:
+    """By classifier: its temperature, its probabilities before and after, and its thresholds."""
+    calibration: dict[str, Any] = {}
+    for task, one in predictions.run.calibration.items():
+        entry: dict[str, Any] = {"temperature": one.temperature, "before": {}, "after": {}}
+        entry["thresholds"] = {name: {"threshold": value} for name, value in one.thresholds.items()}
+        for key, value in found.items():
+            if key[:2] == ("calibration", task):
+                place = entry[key[2]] if len(key) == 4 else entry[key[2]][key[3]]
+                place[key[-1]] = value
+        calibration[task] = entry
+    return calibration
 
 
 def _counts(predictions: Predictions) -> dict[str, int]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mtlkit.metrics import positive_class
 
-__all__ = ["Figure", "classification", "intervals", "ranking", "risk_area", "score_means", "spearman"]
+__all__ = ["Figure", "classification", "intervals", "ranking", "reliability", "risk_area", "score_means", "spearman"]
 
 Array = NDArray[np.float64]
 Values = dict[Any, Array]
@@ -222,9 +222,8 @@ def classification(
         positive: the class that is to be found; by default class 1 of two.
 
     Returns:
-        The figures of mtlkit.metrics.ClassificationMetrics, "calibration_error" (the mean distance of confidence and
-        accuracy, over ten bins of confidence), and for each class k (k, "sensitivity"), (k, "specificity"),
-        (k, "precision"), (k, "f1") and (k, "auc"), the class against the rest.
+        The figures of mtlkit.metrics.ClassificationMetrics, those of `reliability`, and for each class k
+        (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc"), the class against the rest.
 
     Example:
         >>> import numpy as np
@@ -257,7 +256,7 @@ def classification(
     areas = [ranking(weights, probabilities[:, k], labels == k)[0] for k in range(classes)]
     judged = ~np.isnan(areas)
     figures["auc"] = areas[1] if classes == 2 else _divide(np.nansum(areas, 0), judged.sum(0))
-    figures["calibration_error"] = _calibration_error(weights, probabilities, right)
+    figures |= reliability(weights, probabilities, labels)
     rest = total[:, None]
     of_each = {
         "sensitivity": scores["recall"],
@@ -268,6 +267,41 @@ def classification(
     }
     figures |= {(k, name): value[:, k] for name, value in of_each.items() for k in range(classes)}
     return figures
+
+
+def reliability(weights: Array, probabilities: Array, labels: NDArray[np.int64]) -> Values:
+    """What probabilities (N, K) are worth as such, (r,) each; labels of -1 are left out.
+
+    Returns:
+        "calibration_error", the mean distance of confidence and accuracy over ten bins of confidence; "brier", the mean
+        square distance of the probabilities from 1 for the true class and 0 for the others, summed over the classes.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation import reliability
+        >>> found = reliability(np.ones((1, 2)), np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0]))
+        >>> {name: value.round(2).tolist() for name, value in found.items()}
+        {'calibration_error': [0.35], 'brier': [0.37]}
+    """
+    known = labels >= 0
+    weights, probabilities, labels = weights[:, known], probabilities[known], labels[known]
+    is_true = labels[:, None] == np.arange(probabilities.shape[1])
+    right = is_true[np.arange(len(labels)), probabilities.argmax(1)] if len(labels) else labels
+    distances = ((probabilities - is_true) ** 2).sum(1)
+    return {
+        "calibration_error": _calibration_error(weights, probabilities, right.astype(np.float64)),
+        "brier": _divide(weights @ distances, weights.sum(1)),
+    }
+
+
+def threshold_scores(weights: Array, called: NDArray[np.bool_], positive: NDArray[np.bool_]) -> Values:
+    """Sensitivity, specificity and precision of calling some images (N,) positive, (r,) each."""
+    hits, true = weights @ (called & positive), weights @ positive
+    return {
+        "sensitivity": _divide(hits, true),
+        "specificity": _divide(weights @ (~called & ~positive), weights @ ~positive),
+        "precision": _divide(hits, weights @ called),
+    }
 
 
 def confidence_bins(confidence: Array) -> NDArray[np.int64]:

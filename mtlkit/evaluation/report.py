@@ -48,6 +48,7 @@ FIGURES = {
     "f1_positive": "F1 of the positive class",
     "auc": "AUC",
     "calibration_error": "calibration error",
+    "brier": "Brier score",
 }
 BRANCHES = {  # by the branch of a gate, what it is to raise, and what readers know that by
     "seg": ("iou", "IoU, gates of the mask"),
@@ -62,6 +63,7 @@ GAIN_COLUMNS = {
     "helps": "gains above 0",
     "right": "gate is right",
 }
+THRESHOLDS = {"youden": "Youden's index", "sensitivity_95": "sensitivity of 95 %"}
 WHAT = {"mask": "Masks (IoU below 0.5)"} | {name: capital(head.titles) for name, head in HEADS.items()}
 COUNTS = {
     "images": "images",
@@ -171,6 +173,7 @@ def write_summary(
     """
     heading = f"mean ± standard deviation, {len(runs)} runs"
     together = () if pooled is None else figure_rows(pooled["figures"])
+    summary = {**summary, "calibration": {}}  # each run has its own
     return _render(summary, about, remarks, heading=heading, runs=runs, gates=summary["gates"], pooled=together)
 
 
@@ -193,6 +196,8 @@ def _render(judgement: Mapping[str, Any], about: Mapping[str, str], remarks: Seq
         figures=figure_rows(judgement["figures"]),
         counts=[(COUNTS[name], count) for name, count in judgement["counts"].items()],
         classes={capital(HEADS[task].title): classes for task, classes in judgement["classes"].items()},
+        calibration={capital(HEADS[task].title): entry for task, entry in judgement["calibration"].items()},
+        thresholds=THRESHOLDS,
         failure={WHAT[what]: entry for what, entry in judgement["failure_detection"].items()},
         unit="breasts" if "breasts" in judgement["counts"] else "images",
         seconds=judgement.get("seconds", {}),

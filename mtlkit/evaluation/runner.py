@@ -53,6 +53,7 @@ def evaluate(
     *,
     part: str | None = None,
     layout: str | None = None,
+    calibrate: bool = True,
     tolerance: float = TOLERANCE,
     samples: int = SAMPLES,
     seed: int = 0,
@@ -77,6 +78,7 @@ def evaluate(
         part: "test", "val" or "train" of the run's own split, or "all" of the data set. By default "test" (where the
             recipe left nothing to test on, "val") of the run's own data set, all of another.
         layout: of the data set; by default found by looking.
+        calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
         tolerance: up to which distance the surface Dice takes two boundaries for the same, in pixels of the size that
             the network sees, and in mm.
         samples: of the bootstrap behind the intervals; 0 leaves them out.
@@ -130,7 +132,7 @@ def evaluate(
     with new_folder(out, KIND, force=force) as draft:
         run = run if isinstance(run, SavedRun) else load_run(run, device=device)
         draft.check_inputs(run.folder, run.data if data is None else data)
-        run = run.adjusted(max_pixels)
+        run = (run if calibrate else run.uncalibrated()).adjusted(max_pixels)
         if oracle:
             check_oracle(run)
         if device is not None:

@@ -31,7 +31,7 @@ __all__ = ["evaluate_repeats"]
 DRAWN = ("lesion_not_found", "empty_with_prediction")  # counts that depend on the run
 SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "tolerance", "bootstrap")  # what all runs have in common
 # sections of which the means over the images are averaged, or the figures, however deep they lie
-AVERAGED = ("seconds", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
+AVERAGED = ("calibration", "seconds", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
 Key = tuple[str, ...]
 
 

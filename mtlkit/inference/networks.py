@@ -1,8 +1,9 @@
 """Trained networks as prediction sees them: arrays in, arrays out, whichever engine computes between."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ class Facts:
         inputs: the names of what it takes; see `mtlkit.models.network.Network`.
         classes: the names of the classes, by classifier.
         logits: the name of the output, by classifier.
+        temperatures: by which the logits are divided, by classifier.
         gates: the names of its gates.
         needs_masks: whether it cannot do without masks.
         size: of its images, pixels a side.
@@ -40,12 +42,20 @@ class Facts:
         batch_size: images at once, as in training.
         max_pixels: the most that an image may have.
         workers: how many images are read at once.
+
+    Example:
+        >>> from mtlkit.inference import Facts
+        >>> inputs, classes, logits = ("images",), {"class": ("benign", "malignant")}, {"class": "cls_logits"}
+        >>> facts = Facts("mbdi", inputs, classes, logits, {"class": 1.0}, (), False, 224, None, None, 24, 10**8, 0)
+        >>> facts.takes_exams
+        False
     """
 
     network: str
     inputs: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]]
     logits: Mapping[str, str]
+    temperatures: Mapping[str, float]
     gates: tuple[str, ...]
     needs_masks: bool
     size: int
@@ -63,12 +73,14 @@ class Facts:
             DataError: something is missing, or of another type.
         """
         recipe, classes, logits = (facts.fields(name) for name in ("recipe", "classes", "logits"))
+        temperatures = facts.fields("temperatures")
         data = recipe.fields("data")
         return cls(
             network=recipe.fields("model").text("name"),
             inputs=facts.texts("inputs"),
             classes={name: classes.texts(name) for name in classes.values},
             logits={name: logits.text(name) for name in classes.values},
+            temperatures={name: temperatures.number(name) for name in classes.values},
             gates=facts.texts("gates"),
             needs_masks=bool(facts.get("needs_masks")),
             size=facts.integer("size"),
@@ -94,6 +106,7 @@ class OpenNetwork(ABC):
         engine: one of `ENGINES`.
         device: where it runs.
         weights: tells its parameters from others.
+        remarks: what the reader of its predictions must know.
     """
 
     engine: str
@@ -101,6 +114,7 @@ class OpenNetwork(ABC):
     facts: Facts
     device: str
     weights: str
+    remarks: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,6 +128,12 @@ class OpenNetwork(ABC):
             Float32: the probabilities of the classes by classifier, (B, K), or (B, 2, K) for the left and the right
             breast; where the network has them, "mask" (B, 1, H, W), probabilities, and "gates" (B, ...).
         """
+
+    def uncalibrated(self) -> "OpenNetwork":
+        """The network with its probabilities as they are."""
+        other = copy.copy(self)
+        other.facts = replace(self.facts, temperatures=dict.fromkeys(self.facts.temperatures, 1.0))
+        return other
 
 
 def engine_of(run: Any, engine: str | None = None) -> str:
@@ -163,7 +183,8 @@ def open_network(
     """Opens a trained network to predict with it.
 
     Args:
-        run: the folder of a run, what `mtlkit.training.load_run` made of one, or a file that `mtlkit export` wrote.
+        run: the folder of a run, what `mtlkit.training.load_run` made of one, or a file that `mtlkit export` wrote. Of
+            a folder of several runs, as the folds of a cross-validation, it is the mean of what their networks say.
         device: where PyTorch runs it; by default where it is, on the CPU if it was not loaded yet.
         threads: of ONNX Runtime; by default its own choice.
 
@@ -184,6 +205,6 @@ def open_network(
         from mtlkit.inference.onnx_networks import FileNetwork
 
         return FileNetwork(Path(run), threads=threads)  # pyright: ignore[reportArgumentType] - as engine_of found
-    from mtlkit.inference.torch_networks import RunNetwork
+    from mtlkit.inference.torch_networks import open_run
 
-    return RunNetwork.open(run, device)
+    return open_run(run, device)

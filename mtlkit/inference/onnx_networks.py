@@ -46,7 +46,10 @@ class FileNetwork(OpenNetwork):
                 raise ValueError(f"{self.source}: {name}: expected shape ({expected}), got {got}")
         values = self.session.run(None, {name: inputs[name] for name in self.shapes})
         output = {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
-        found = {task: _softmax(output[name]) for task, name in self.facts.logits.items()}
+        found = {
+            task: _softmax(output[name] / np.float32(self.facts.temperatures[task]))
+            for task, name in self.facts.logits.items()
+        }
         if "seg_logits" in output:
             found["mask"] = _sigmoid(output["seg_logits"])
         if "gates" in output:

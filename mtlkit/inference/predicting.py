@@ -78,6 +78,7 @@ def predict(
     force: bool = False,
     skip_bad: bool = False,
     max_pixels: int | None = None,
+    calibrate: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Runs a trained network over images, and writes what it says.
@@ -86,7 +87,8 @@ def predict(
     in pixels, and in mm² where a DICOM file says how large these are. Each frame of a DICOM file is an image.
 
     Args:
-        run: the folder of a run, what `mtlkit.training.load_run` made of one, a file that `mtlkit export` wrote, or
+        run: the folder of a run, or of several (folds or seeds), whose mean it is then, what
+            `mtlkit.training.load_run` made of one, a file that `mtlkit export` wrote, or
             what `open_network` made of any of them.
         inputs: images (PNG, JPEG, BMP, TIFF, DICOM), and folders of them; for a network of four-view mammograms folders
             with the views of an exam, or folders of such folders.
@@ -101,6 +103,7 @@ def predict(
         force: begins again where there is a prediction already, whose files stay until the new one has ended.
         skip_bad: leaves out what cannot be used, instead of raising.
         max_pixels: the most that a frame may have; by default as in the run's recipe.
+        calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
         progress: told how many of how many images are done.
 
     Raises:
@@ -127,12 +130,14 @@ def predict(
     if masks is not None:
         check_folder(masks)
     network = open_network(run, device=device)  # before anything is told about the folder to write
+    network = network if calibrate else network.uncalibrated()
     facts, problems = network.facts, Problems(skip=skip_bad)
     max_pixels = max_pixels or facts.max_pixels
     batch_size = batch_size or facts.batch_size
     with resumable_folder(out, KIND, resume=resume, force=force, resumes_at="the next image") as place:
         place.check_inputs(network.source, masks, *paths)
         records, remarks = _find(network, paths, masks, problems)
+        remarks = [*network.remarks, *remarks]
         about = {
             "mtlkit": mtlkit.__version__,
             "run": str(network.source.resolve()),
@@ -140,6 +145,7 @@ def predict(
             "weights": network.weights,
             "engine": network.engine,
             "device": network.device,
+            "calibrated": calibrate,
             "classes": {task: list(names) for task, names in facts.classes.items()},
             "inputs": [str(path.resolve()) for path in paths],
             "masks": None if masks is None else str(masks.resolve()),

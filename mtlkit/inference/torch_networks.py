@@ -1,7 +1,8 @@
 """Networks of runs, which PyTorch computes."""
 
+import copy
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch import nn
 
 from mtlkit._fields import Fields
 from mtlkit.deploy import optimize
+from mtlkit.errors import DataError
 from mtlkit.inference.networks import Facts, OpenNetwork
 from mtlkit.training import SavedRun, load_run
+from mtlkit.training.saved_run import runs_within
 
-__all__ = ["RunNetwork"]
+__all__ = ["Ensemble", "RunNetwork", "open_run"]
 
 
 def digest_of_weights(network: nn.Module) -> str:
@@ -51,6 +54,55 @@ class RunNetwork(OpenNetwork):
         items = self.run.task.inputs
         found = self.run.predict({items[name]: torch.from_numpy(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in found.items()}
+
+    def uncalibrated(self) -> "RunNetwork":
+        """As `OpenNetwork` has it."""
+        other = copy.copy(self)
+        other.run = self.run.uncalibrated()
+        other.facts = Facts.read(Fields(self.source, other.run.facts()))
+        return other
+
+
+class Ensemble(OpenNetwork):
+    """The networks of several runs of one recipe, as the folds of a cross-validation: the mean of what they say.
+
+    Args:
+        source: the folder of the runs.
+        networks: theirs.
+
+    Raises:
+        DataError: they do not all take and tell the same.
+    """
+
+    engine = "torch"
+
+    def __init__(self, source: Path, networks: Sequence[RunNetwork]) -> None:
+        first = networks[0]
+        for other in networks[1:]:
+            if replace(other.facts, temperatures={}) != replace(first.facts, temperatures={}):
+                words = f"{first.source.name} and {other.source.name} have two"
+                raise DataError(f"{source}: expected runs of one recipe, and {words}")
+        self.source, self.networks = source, tuple(networks)
+        self.facts, self.device = first.facts, first.device
+        names = ", ".join(network.source.name for network in networks)
+        self.remarks = (f"the mean of {len(networks)} networks: {names}",)
+        self.weights = "+".join(network.weights for network in networks)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `OpenNetwork` has it."""
+        answers = [network(inputs) for network in self.networks]
+        return {name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]}
+
+    def uncalibrated(self) -> "Ensemble":
+        """As `OpenNetwork` has it."""
+        return Ensemble(self.source, [network.uncalibrated() for network in self.networks])
+
+
+def open_run(run: SavedRun | str | Path, device: torch.device | str | None = None) -> OpenNetwork:
+    """The network of a run, or of its folder; of a folder of several runs, all of theirs."""
+    if not isinstance(run, SavedRun) and (runs := runs_within(run)):
+        return Ensemble(Path(run), [RunNetwork.open(one, device) for one in runs])
+    return RunNetwork.open(run, device)
 
 
 def _optimized(run: SavedRun) -> SavedRun:

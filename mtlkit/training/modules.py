@@ -54,6 +54,7 @@ class TrainingModule(lightning.LightningModule):
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
         self.metrics = nn.ModuleDict({part: self._new_metrics() for part in PARTS.values()})
         self._alone = False
+        self.answers: dict[str, list[tuple[Tensor, Tensor]]] | None = None  # logits and labels, where they are kept
         if gates_only:
             model.requires_grad_(False)
             for parameter in model.stage2_parameters():
@@ -164,6 +165,10 @@ class TrainingModule(lightning.LightningModule):
     def _judge(self, batch: dict[str, Any], part: str) -> None:
         values, output = self.compute_losses(batch)
         self._take(values, output, batch, part)
+        if self.answers is not None:
+            for head in self.losses.heads:
+                pair = getattr(output, head.logits).float().cpu(), batch[head.item].cpu()
+                self.answers.setdefault(head.name, []).append(pair)
 
     def _take(self, values: dict[str, Tensor], output: Any, batch: dict[str, Any], part: str) -> None:
         """Takes a batch into the means and the figures of an epoch."""

@@ -3,6 +3,7 @@
     config.yaml split.json           what was asked for
     data.json                        of which data set, and the names of its classes
     stage1/ [stage2/]                best.ckpt, last.ckpt, metrics.csv (a row for each epoch), done.json
+    calibration.json                 temperature and thresholds of each classifier, by the validation part
     model/                           the best network, for `mtlkit.models.from_pretrained`
     result.json                      figures of the validation and test parts; written last
     logs/                            what a logger of Lightning's wrote, where one was asked for; it is not replaced
@@ -21,12 +22,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
+from torch import Tensor, nn
 
 from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, write_json
@@ -38,13 +40,16 @@ from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import find_layout
 from mtlkit.data.splits import read_split
 from mtlkit.errors import CheckpointError, DataError
+from mtlkit.metrics import positive_class
+from mtlkit.training.calibration import FILE as CALIBRATION
+from mtlkit.training.calibration import Calibration, as_values, fit_calibration
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
 from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.loggers import check_logger, make_logger
 from mtlkit.training.modules import TrainingModule, check_recipe, create_module
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
-from mtlkit.training.tasks import find_task, record_of
+from mtlkit.training.tasks import CLASS, find_task, record_of
 
 __all__ = ["train"]
 
@@ -126,13 +131,15 @@ def train(
             _write_plan(place, config, catalogue, parts)
         arguments = {"enable_progress_bar": progress} | dict(trainer or {})
         log = None if logger is None else partial(make_logger, logger, final_place(out))
-        figures = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments, log)
+        judged = _run_stage(config.stage(1), module, catalogue, parts, place, "stage1", callbacks, arguments, log)
         if config.second_stage is not None:
             stage = config.stage(2)
             module = _create(stage, catalogue, parts, gates_only=True)
             _load(module, place.path / "stage1" / "best.ckpt")
-            figures = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments, log)
+            judged = _run_stage(stage, module, catalogue, parts, place, "stage2", callbacks, arguments, log)
+        figures, calibration = judged
         if is_main():
+            place.write_json(CALIBRATION, as_values(calibration))
             with place.files("model") as draft:
                 _save_network(module, draft)
             place.write_json(RESULT, figures)
@@ -270,7 +277,7 @@ def _run_stage(
     more_callbacks: Sequence[Callback],
     arguments: Mapping[str, Any],
     log: Callable[[str], Logger] | None,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, Calibration]]:
     """Trains one stage, or takes the one that is done, and judges its best epoch, whose weights the module has then."""
     data = DataModule(catalogue, split, config)
     folder = place.path / name
@@ -397,14 +404,32 @@ def _load(module: TrainingModule, path: Path) -> None:
         raise CheckpointError(f"{path}: the checkpoint is not one of this network") from None
 
 
-def _judge(trainer: lightning.Trainer, module: TrainingModule, data: DataModule) -> dict[str, float]:
-    """The figures of the validation part and, where there is one, of the test part.
+def _judge(
+    trainer: lightning.Trainer, module: TrainingModule, data: DataModule
+) -> tuple[dict[str, float], dict[str, Calibration]]:
+    """The figures of the validation part and, where there is one, of the test part; and the calibration by the first.
 
     Each process judges all images: divided among them, some would count twice, to fill the last share.
     """
     data.divided = False
     module.judge_alone()
+    module.answers = {}
     (found,) = trainer.validate(module, data, verbose=False)
+    answers, module.answers = module.answers, None
     if data.split.test:
         found = {**found, **trainer.test(module, data, verbose=False)[0]}
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in found.items()}, _calibrate(module, answers)
+
+
+def _calibrate(
+    module: TrainingModule, answers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
+) -> dict[str, Calibration]:
+    """What the logits and labels of the validation part say of each classifier."""
+    found = {}
+    for head in module.losses.heads:
+        logits, labels = (torch.cat(values) for values in zip(*answers[head.name], strict=True))
+        logits, labels = logits.flatten(0, -2), labels.flatten()  # of both breasts
+        named = module.config.data.positive_index if head is CLASS else None
+        positive = positive_class(logits.shape[-1], named)
+        found[head.name] = fit_calibration(logits.double().numpy(), labels.numpy(), positive)
+    return found

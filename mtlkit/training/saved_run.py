@@ -27,6 +27,8 @@ from mtlkit.data.splits import read_split
 from mtlkit.errors import DataError, UnfinishedError
 from mtlkit.models import from_pretrained
 from mtlkit.models.network import Network
+from mtlkit.training.calibration import FILE as CALIBRATION
+from mtlkit.training.calibration import Calibration, read_calibration
 from mtlkit.training.config import Config, load_config
 from mtlkit.training.tasks import Task, find_task, kind_of, record_of
 
@@ -51,6 +53,7 @@ class SavedRun:
         figures: of its validation and test parts, by names as "test/accuracy".
         data: where its data set lay.
         prints: of the records of its split, by key; see `recognise`.
+        calibration: of each classifier's probabilities; see `mtlkit.training.calibration`.
 
     Example:
         >>> from mtlkit.training import load_run
@@ -68,6 +71,7 @@ class SavedRun:
     figures: Mapping[str, float]
     data: Path
     prints: Mapping[str, str] = field(repr=False)
+    calibration: Mapping[str, Calibration] = field(default_factory=dict, repr=False)
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
@@ -84,6 +88,14 @@ class SavedRun:
         if max_pixels is None:
             return self
         return replace(self, config=self.config.change({"data": {"max_pixels": max_pixels}}))
+
+    def uncalibrated(self) -> "SavedRun":
+        """The run with the network's probabilities as they are."""
+        return replace(self, calibration={})
+
+    def temperature(self, task: str) -> float:
+        """By which the logits of a classifier are divided."""
+        return self.calibration[task].temperature if task in self.calibration else 1.0
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -171,6 +183,7 @@ class SavedRun:
             "std": list(STD) if data.normalize else None,
             "classes": {name: list(names) for name, names in self.tasks.items()},
             "logits": {head.name: head.logits for head in task.heads_of(self.model)},
+            "temperatures": {name: self.temperature(name) for name in self.tasks},
             "gates": list(self.model.gate_names),
             "recipe": self.config.to_dict(),
         }
@@ -201,7 +214,10 @@ class SavedRun:
         task, model = self.task, self.model
         inputs = {item: batch[item].to(device) for item in task.inputs.values()}
         output = task.inspect(model, inputs, gates) if inspect or gates else task.run(model, inputs)
-        found = {head.name: getattr(output, head.logits).float().softmax(-1) for head in task.heads_of(model)}
+        found = {
+            head.name: (getattr(output, head.logits).float() / self.temperature(head.name)).softmax(-1)
+            for head in task.heads_of(model)
+        }
         if task.draws_masks:
             found["mask"] = output.seg_logits.float().sigmoid()
         for name in ("gates", "stages", "signals"):
@@ -266,7 +282,9 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
         raise DataError(f"{folder / 'model'}: the network cannot be loaded ({words})") from None
     except SafetensorError as error:
         raise DataError(f"{folder / 'model'}: the network cannot be loaded ({error})") from None
-    run = SavedRun(folder, config, model, split=split, figures=figures, **data)
+    run = SavedRun(
+        folder, config, model, split=split, figures=figures, calibration=read_calibration(folder / CALIBRATION), **data
+    )
     for head in run.task.heads_of(model):
         names, count = getattr(run, head.classes), getattr(model.options, head.option)
         if len(names) != count:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mtlkit.data import Record
-from mtlkit.evaluation import Predictions
+from mtlkit.evaluation import Predictions, judge
 from mtlkit.evaluation.analysis import epoch_gates, failures
+from mtlkit.training import Config, SavedRun
+from mtlkit.training.calibration import Calibration, softmax
 
 
 def test_gates_of_the_epochs(tmp_path):
@@ -39,3 +41,20 @@ def test_a_mask_fails_below_one_half_and_not_at_it():
     failed, known = found["class"]
     assert known.tolist() == [True] * 3 + [False, True]
     assert failed[known].tolist() == [False, False, True, True]
+
+
+def test_calibration_before_and_after_and_the_thresholds():
+    logits = np.array([[0.0, 2.0], [0.0, -1.0], [0.0, 1.0], [0.0, -3.0]])
+    labels, shares = np.array([1, 0, 0, -1]), softmax(logits, 2.0)
+    calibration = {"class": Calibration(2.0, 9, {"youden": 0.6})}
+    config = Config("views")
+    run = SavedRun(Path(), config, None, ("benign", "malignant"), (), None, {}, Path(), {}, calibration)
+    images = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in "abcd")
+    found = judge(Predictions(run, images, (), {"class": labels}, {"class": shares}), samples=0)["calibration"]["class"]
+    for when, values in (("before", softmax(logits)), ("after", shares)):
+        brier = ((values[:3] - np.eye(2)[labels[:3]]) ** 2).sum(1).mean()
+        assert found[when]["brier"].value == pytest.approx(brier)
+    assert found["temperature"] == 2.0
+    row = found["thresholds"]["youden"]
+    assert row["threshold"] == 0.6
+    assert [row[name].value for name in ("sensitivity", "specificity", "precision")] == [1.0, 0.5, 0.5]
