@@ -75,7 +75,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         >>> import numpy as np
         >>> from mtlkit.data.resizing import resize
         >>> resize(np.array([[[0, 100, 200, 100]]], np.uint8), 1, 2).tolist()
-        [[[63, 138]]]
+        [[[71, 143]]]
     """
     channels, rows, columns = pixels.shape
     if columns != width:
