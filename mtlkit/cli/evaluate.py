@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     names = ("part", "layout", "tolerance", "samples", "seed", "examples", "tsne", "oracle", "rivals")
     names += ("batch_size", "max_pixels", "skip_bad", "force")
-    settings = {name: getattr(options, name) for name in names} | {"calibrate": not options.no_calibrate}
+    settings = {name: getattr(options, name) for name in names}
     several = bool(runs_within(options.run_folder))
     judge = evaluate_repeats if several else evaluate
     with progress_bar("looking at images") as progress:
@@ -101,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
             options.out,
             device=usable_device(options.device),
             progress=progress,
+            calibrate=not options.no_calibrate,
             **settings,
         )
     title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
