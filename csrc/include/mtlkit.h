@@ -94,6 +94,12 @@ typedef struct mtlkit_output {
   int64_t sizes[MTLKIT_MAX_RANK];
 } mtlkit_output;
 
+typedef struct mtlkit_indices {
+  const int32_t* data;
+  int32_t rank;
+  int64_t sizes[MTLKIT_MAX_RANK];
+} mtlkit_indices;
+
 /* ---- Operators --------------------------------------------------------------------------------------------------- */
 
 /* The selective scan in four directions (rows, columns, both reversed), their sum, and what follows it in an SS2D
@@ -137,6 +143,39 @@ typedef struct mtlkit_selective_scan_arguments {
 } mtlkit_selective_scan_arguments;
 
 MTLKIT_API mtlkit_status mtlkit_selective_scan(const mtlkit_selective_scan_arguments* arguments, mtlkit_pool* pool);
+
+/* The selective scan along any orders of L tokens, with the steps of time and the parameters of ss2d. */
+typedef struct mtlkit_directional_scan_arguments {
+  mtlkit_input u;         /* (B, L, D), which the K directions share, or (B, K, L, D) */
+  mtlkit_input x_dbl;     /* (B, L, K, R + 2 N) */
+  mtlkit_input dt_weight; /* (K, D, R) */
+  mtlkit_input dt_bias;   /* (K, D) */
+  mtlkit_input A_logs;    /* (K D, N) */
+  mtlkit_input Ds;        /* (K D) */
+  mtlkit_indices order;   /* (K, T) or (B, K, T), the token of each step; a direction visits one once at most */
+  mtlkit_indices seq_idx; /* (B, L), may be left out: where it differs from step to step, the state is zeros again */
+  mtlkit_input initial_state; /* (B, K, D, N), may be left out: zeros */
+  int32_t merge;              /* 1: y is the sum over the directions */
+  mtlkit_output y;            /* (B, K, L, D), with merge (B, L, D); 0 where no step was */
+  mtlkit_output last_state;   /* (B, K, D, N), may be left out */
+} mtlkit_directional_scan_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_directional_scan(const mtlkit_directional_scan_arguments* arguments, mtlkit_pool* pool);
+
+/* The causal depthwise convolution of Mamba's block: y[t] = bias + sum_i weight[i] x[t - (w - 1) + i], then SiLU. */
+typedef struct mtlkit_causal_conv1d_arguments {
+  mtlkit_input x;              /* (B, L, C); its channels from offset on are read */
+  mtlkit_input weight;         /* (D, w), w from 2 to 4 */
+  mtlkit_input bias;           /* (D), may be left out */
+  mtlkit_indices seq_idx;      /* (B, L), may be left out: tokens of other sequences count as zeros */
+  mtlkit_input initial_states; /* (B, D, w - 1), the tokens before x, may be left out: zeros; not with seq_idx */
+  int64_t offset;              /* at most C - D */
+  int32_t silu;                /* 1: SiLU follows */
+  mtlkit_output y;             /* (B, L, D) */
+  mtlkit_output last_states;   /* (B, D, w - 1), the last tokens, may be left out */
+} mtlkit_causal_conv1d_arguments;
+
+MTLKIT_API mtlkit_status mtlkit_causal_conv1d(const mtlkit_causal_conv1d_arguments* arguments, mtlkit_pool* pool);
 
 /* y = SiLU(depthwise 3 x 3 convolution of x, padded by 1, + bias) */
 typedef struct mtlkit_dwconv_silu_arguments {

@@ -1,4 +1,4 @@
-// The plain C interface: every function checks, packs and calls a node of csrc/inference.
+// The plain C interface: every function packs its arrays and calls a node of csrc/inference.
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -101,6 +101,13 @@ void run_node(const char* name, const ArrayAttributes& attributes, const ArrayCa
   kernel->compute(call, pool->threads);
 }
 
+// Indices as a node is given them, which knows them by their place.
+mtlkit_input integers(const mtlkit_indices& indices) {
+  mtlkit_input input = {reinterpret_cast<const float*>(indices.data), indices.rank, {}};
+  std::copy_n(indices.sizes, MTLKIT_MAX_RANK, input.sizes);
+  return input;
+}
+
 void give_pool(std::unique_ptr<HostPool> made, int threads, mtlkit_pool** pool) {
   *pool = new mtlkit_pool{std::move(made), threads};
 }
@@ -187,6 +194,29 @@ mtlkit_status mtlkit_selective_scan(const mtlkit_selective_scan_arguments* argum
              ArrayCall({&a.u, &a.delta, &a.A, &a.B, &a.C, &a.D, &a.z, &a.delta_bias},
                        {{"out", a.out}, {"last_state", a.last_state, true}}),
              pool);
+  });
+}
+
+mtlkit_status mtlkit_directional_scan(const mtlkit_directional_scan_arguments* arguments, mtlkit_pool* pool) {
+  return status_of([&] {
+    expect(arguments, "arguments");
+    const mtlkit_directional_scan_arguments& a = *arguments;
+    const mtlkit_input order = integers(a.order), seq_idx = integers(a.seq_idx);
+    const ArrayCall call(
+        {&a.u, &a.x_dbl, &a.dt_weight, &a.dt_bias, &a.A_logs, &a.Ds, &order, &seq_idx, &a.initial_state},
+        {{"y", a.y}, {"last_state", a.last_state, true}});
+    run_node(a.merge ? "DirectionalScan" : "DirectionalScans", {}, call, pool);
+  });
+}
+
+mtlkit_status mtlkit_causal_conv1d(const mtlkit_causal_conv1d_arguments* arguments, mtlkit_pool* pool) {
+  return status_of([&] {
+    expect(arguments, "arguments");
+    const mtlkit_causal_conv1d_arguments& a = *arguments;
+    const mtlkit_input seq_idx = integers(a.seq_idx);
+    const ArrayCall call({&a.x, &a.weight, &a.bias, &seq_idx, &a.initial_states},
+                         {{"y", a.y}, {"last_states", a.last_states, true}});
+    run_node("CausalConv1d", {{"silu", a.silu}, {"offset", channel(a.offset)}}, call, pool);
   });
 }
 

@@ -88,9 +88,10 @@ void selective_scan(Case& c, int threads) {
 
 void dwconv_silu(Case& c, int threads) {
   const int64_t B = c.size("x", 0), H = c.size("x", 1), W = c.size("x", 2), D = c.size("x", 3);
-  DwconvSiluBackward q{};
-  DwconvSiluForward& p = q.forward;
-  p.shape = {B, D, H, W};
+  DepthwiseConv2dBackward q{};
+  DepthwiseConv2dForward& p = q.forward;
+  p.shape = same_3x3(B, D, H, W);
+  p.silu = true;
   p.x = image(c.data("x"), H, W, D);
   p.weight = tensor(c.data("weight"), int64_t{9}, int64_t{3}, int64_t{1});
   p.bias = tensor(c.data("bias"), int64_t{1});
@@ -99,7 +100,7 @@ void dwconv_silu(Case& c, int threads) {
   q.dx = image(c.output("dx"), H, W, D);
   q.dweight = c.output("dweight");
   q.dbias = c.output("dbias");
-  check(cpu_kernels().dwconv_silu_backward(q));
+  check(cpu_kernels().depthwise_conv2d_backward(q));
 }
 
 void norm_gate(Case& c, int threads) {

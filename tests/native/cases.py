@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 import mtlkit
-from mtlkit.testing import FORWARD_BOUND, GRADIENT_BOUND, InteractionShape, SelectiveScanShape, SS2DShape
+from mtlkit.testing import (
+    FORWARD_BOUND,
+    GRADIENT_BOUND,
+    DirectionalScanShape,
+    InteractionShape,
+    SelectiveScanShape,
+    SS2DShape,
+)
 
+PARAMETERS = ("dt_weight", "dt_bias", "A_logs", "Ds")
 FORWARD, GRADIENT = FORWARD_BOUND[torch.float32], GRADIENT_BOUND[torch.float32]
 Tensors = Mapping[str, Tensor | None]
 
@@ -128,6 +136,46 @@ def selective_scan_cases() -> Iterator[Case]:
         yield case(f"{shape} plain", "selective_scan", plain, inputs | steps)
 
 
+def directional_scan_cases() -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(5)
+    for shape, steps, merge in (
+        (DirectionalScanShape(2, 3, 19, 37, 4, 2), 37, True),
+        (DirectionalScanShape(1, 2, 5, 11, 16, 1, own=True, state=True), 11, False),
+        (DirectionalScanShape(5, 4, 8, 9, 1, 3, state=True), 6, True),
+        (DirectionalScanShape(0, 2, 4, 5, 2, 1), 5, False),
+    ):
+        order = torch.stack([torch.randperm(shape.L, generator=generator)[:steps] for _ in range(shape.K)])
+
+        def scan(u, x_dbl, order, merge=merge, **others):
+            tensors = (u.transpose(-1, -2), x_dbl.permute(0, 2, 3, 1), *(others.pop(key) for key in PARAMETERS))
+            options = {"merge": merge, "return_last_state": True}
+            y, last = mtlkit.ops.directional_scan(*tensors, order.long(), **options, **others)
+            return {"y": y.transpose(-1, -2), "last_state": last}
+
+        inputs = shape.inputs()
+        rows = inputs["x_dbl"].permute(0, 3, 1, 2)
+        inputs |= {"u": inputs["u"].transpose(-1, -2), "x_dbl": rows, "order": order}
+        name = f"{shape} {steps} steps{' merged' if merge else ''}"
+        yield case(name, "directional_scan", scan, inputs, constant=("order",), merge=merge)
+
+
+def causal_conv1d_cases() -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(6)
+    for (B, D, L), width in (((2, 5, 37), 4), ((1, 19, 1), 3), ((5, 33, 6), 2), ((0, 4, 5), 4)):
+        for whole in (True, False):
+
+            def convolve(x, whole=whole, D=D, **others: Tensor) -> dict[str, Tensor]:
+                options = {"activation": "silu" if whole else None, "return_final_states": True}
+                y, last = mtlkit.ops.causal_conv1d(x[..., 2 : D + 2].transpose(1, 2), **others, **options)
+                return {"y": y.transpose(1, 2), "last_states": last}
+
+            sizes = {"x": (B, L, D + 3), "weight": (D, width)}
+            sizes |= {"bias": (D,), "initial_states": (B, D, width - 1)} if whole else {}
+            inputs = {key: torch.randn(size, generator=generator) for key, size in sizes.items()}
+            name = f"{(B, D, L)} w{width}{'' if whole else ' alone'}"
+            yield case(name, "causal_conv1d", convolve, inputs, silu=whole, offset=2)
+
+
 def dwconv_silu_cases() -> Iterator[Case]:
     generator = torch.Generator().manual_seed(3)
     for B, D, H, W, offset in ((2, 8, 5, 7, 0), (1, 19, 1, 1, 4), (5, 3, 9, 2, 7), (0, 4, 3, 3, 0), (5, 33, 4, 6, 0)):
@@ -206,7 +254,7 @@ def arrays(given: Tensors, bound: Callable[[str], float]) -> bytes:
 
 def encoded(one: Case) -> bytes:
     numbers = b"".join(words(key) + struct.pack("<d", value) for key, value in one.numbers.items())
-    outputs = ("y", "out", "last_state", "seg", "clf")
+    outputs = ("y", "out", "last_state", "last_states", "seg", "clf")
     return b"".join(
         [
             *(words(one.name), words(one.kind), struct.pack("<I", len(one.numbers)), numbers),
@@ -217,7 +265,8 @@ def encoded(one: Case) -> bytes:
 
 
 def all_cases() -> list[Case]:
-    groups = (ss2d_cases, selective_scan_cases, dwconv_silu_cases, norm_gate_cases, task_interaction_cases)
+    scans = (ss2d_cases, selective_scan_cases, directional_scan_cases)
+    groups = (*scans, causal_conv1d_cases, dwconv_silu_cases, norm_gate_cases, task_interaction_cases)
     return [one for group in groups for one in group()]
 
 

@@ -58,6 +58,37 @@ mtlkit_status selective_scan(Case& c, mtlkit_pool* pool) {
   return mtlkit_selective_scan(&a, pool);
 }
 
+mtlkit_status directional_scan(Case& c, mtlkit_pool* pool) {
+  mtlkit_directional_scan_arguments a = {};
+  a.u = input(c, "u");
+  a.x_dbl = input(c, "x_dbl");
+  a.dt_weight = input(c, "dt_weight");
+  a.dt_bias = input(c, "dt_bias");
+  a.A_logs = input(c, "A_logs");
+  a.Ds = input(c, "Ds");
+  a.initial_state = input(c, "initial_state");
+  const std::vector<double>& tokens = c.inputs.at("order").values;
+  const std::vector<int32_t> order(tokens.begin(), tokens.end());
+  a.order = {order.data(), 2, {c.size("order", 0), c.size("order", 1)}};
+  a.merge = static_cast<int32_t>(c.number("merge"));
+  a.y = output(c, "y");
+  a.last_state = output(c, "last_state");
+  return mtlkit_directional_scan(&a, pool);
+}
+
+mtlkit_status causal_conv1d(Case& c, mtlkit_pool* pool) {
+  mtlkit_causal_conv1d_arguments a = {};
+  a.x = input(c, "x");
+  a.weight = input(c, "weight");
+  a.bias = input(c, "bias");
+  a.initial_states = input(c, "initial_states");
+  a.offset = static_cast<int64_t>(c.number("offset"));
+  a.silu = static_cast<int32_t>(c.number("silu"));
+  a.y = output(c, "y");
+  a.last_states = output(c, "last_states");
+  return mtlkit_causal_conv1d(&a, pool);
+}
+
 mtlkit_status dwconv_silu(Case& c, mtlkit_pool* pool) {
   mtlkit_dwconv_silu_arguments a = {};
   a.x = input(c, "x");
@@ -118,8 +149,13 @@ mtlkit_status task_interaction(Case& c, mtlkit_pool* pool) {
 
 void run_forward(Case& c, mtlkit_pool* pool) {
   static const std::map<std::string, mtlkit_status (*)(Case&, mtlkit_pool*)> operators = {
-      {"ss2d", ss2d},           {"selective_scan", selective_scan},     {"dwconv_silu", dwconv_silu},
-      {"norm_gate", norm_gate}, {"task_interaction", task_interaction},
+      {"ss2d", ss2d},
+      {"selective_scan", selective_scan},
+      {"dwconv_silu", dwconv_silu},
+      {"norm_gate", norm_gate},
+      {"task_interaction", task_interaction},
+      {"directional_scan", directional_scan},
+      {"causal_conv1d", causal_conv1d},
   };
   if (operators.at(c.kind)(c, pool) != MTLKIT_OK) throw std::runtime_error(mtlkit_last_error());
 }

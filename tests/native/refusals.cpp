@@ -50,6 +50,29 @@ void refuse_offsets() {
   }
 }
 
+void refuse_orders() {
+  std::vector<float> numbers(64);
+  const auto call = [&](std::vector<int32_t> order) {
+    mtlkit_directional_scan_arguments a = {};
+    a.u = {numbers.data(), 3, {1, 3, 2}};
+    a.x_dbl = {numbers.data(), 4, {1, 3, 2, 3}};
+    a.dt_weight = {numbers.data(), 3, {2, 2, 1}};
+    a.dt_bias = {numbers.data(), 2, {2, 2}};
+    a.A_logs = {numbers.data(), 2, {4, 1}};
+    a.Ds = {numbers.data(), 1, {4}};
+    if (!order.empty()) a.order = {order.data(), 2, {2, static_cast<int64_t>(order.size() / 2)}};
+    a.merge = 1;
+    std::vector<float> y(6);
+    a.y = {y.data(), 3, {1, 3, 2}};
+    return mtlkit_directional_scan(&a, nullptr);
+  };
+  expect(call({0, 1, 2, 2, 1, 0}), "status 0");
+  expect(call({}), "order: expected shape (K, T) or (B, K, T), got none");
+  expect(call({0, 1, 2, 3, 1, 0}), "order: expected tokens from 0 to 2, got 3");
+  expect(call({0, -1, 2, 2, 1, 0}), "order: expected tokens from 0 to 2, got -1");
+  expect(call({0, 1, 1, 2, 1, 0}), "order: expected each token once at most in a direction, got token 1 twice");
+}
+
 void refuse_levels_and_pools() {
   const std::string level = mtlkit_isa();
   if (mtlkit_set_isa("sse9") != MTLKIT_INVALID_ARGUMENT || level != mtlkit_isa()) wrong.push_back("mtlkit_set_isa");
@@ -67,6 +90,7 @@ void refuse_levels_and_pools() {
 std::vector<std::string> check_refusals() {
   refuse_arrays();
   refuse_offsets();
+  refuse_orders();
   refuse_levels_and_pools();
   return wrong;
 }

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "native"
 CROSS = "aarch64-linux-gnu-"
 SUMS = "sum -23.6697, sum of squares 310.0006"  # of examples/c/scan.c
-CASES, BACKWARD = 45, 11
+CASES, BACKWARD = 57, 11
 
 
 @pytest.fixture(scope="module")
