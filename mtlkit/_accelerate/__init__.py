@@ -6,7 +6,7 @@ from typing import Literal, TypeVar, overload
 
 from torch import nn
 
-from mtlkit._accelerate import _cores, _levels, _mamba, _ss2d
+from mtlkit._accelerate import _cores, _depthwise, _levels, _mamba, _ss2d
 from mtlkit._accelerate._compare import Match, compare
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, kind, require, share
 from mtlkit.nn import SS2D, InteractionLevel, Mamba, TaskInteraction
@@ -103,10 +103,11 @@ def accelerate(
     The SS2D layers of MedMamba, VM-UNet and VMamba, and of whatever was made from them, in any published order of the
     scan, the blocks of Mamba, Vim and their kin, and the scans of SegMAN, MambaIRv2, MSVMamba and Sigma are recognised
     by their parameters and shapes; TIM, and TIM with UPA, by the names of their published parts, which are those of
-    mtlkit.nn.InteractionLevel. The new layers hold the very same Parameters under the same names and in the same order:
-    optimizers, state dicts, exponential averages, tied and frozen weights go on as before. Hooks of the layers,
-    training mode, device and dtype survive. Everything else in the model is left as it is, and a second call finds
-    nothing to do.
+    mtlkit.nn.InteractionLevel. On a CPU depthwise convolutions of 3 x 3, 5 x 5 and 7 x 7 are replaced, too, as their
+    training takes PyTorch several times as long; the memory format of their input is kept. The new layers hold the very
+    same Parameters under the same names and in the same order: optimizers, state dicts, exponential averages, tied and
+    frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
+    model is left as it is, and a second call finds nothing to do.
 
     Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
 
@@ -136,7 +137,9 @@ def accelerate(
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
             continue  # a part of a layer that was dealt with as a whole
-        recogniser = next((r for r in (_cores, _ss2d, _mamba, _levels) if r.resembles(module)), None)
+        recogniser = next((r for r in (_cores, _ss2d, _mamba, _levels, _depthwise) if r.resembles(module)), None)
+        if recogniser is _depthwise and name.startswith(tuple(f"{entry.name}." for entry in left)):
+            continue  # a layer that is left alone keeps its parts
         if isinstance(module, SS2D | Mamba | InteractionLevel | TaskInteraction | Shared):
             already.append(name)
             done.append(f"{name}.")
