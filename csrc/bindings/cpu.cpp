@@ -67,31 +67,31 @@ void bind_ss2d(py::module_& m) {
 
 void bind_ss2d_layer(py::module_& m) {
   using Params = SS2DLayerForward;
-  add_kernel(
-      m, "ss2d_layer_forward", "A whole SS2D layer in float32.", &CpuKernels::ss2d_layer_forward,
-      Arguments<Params>{
-          ss2d_sizes<Params>(&Params::shape),
-          argument<Params>("x", "(B, H, W, C), contiguous", &Params::x),
-          argument<Params>("in_weight", "(2 D, C), without a gate (D, C)", &Params::in_weight),
-          argument<Params>("in_bias", "may be absent", &Params::in_bias),
-          argument<Params>("conv_weight", "(D, 3, 3), absent without a convolution", &Params::conv_weight),
-          argument<Params>("conv_bias", "(D), may be absent", &Params::conv_bias),
-          argument<Params>("x_proj_weight", "(4 (R + 2 N), D)", &Params::x_proj_weight),
-          argument<Params>("dt_weight", "(4, D, R)", &Params::dt_weight),
-          argument<Params>("dt_bias", "(4, D)", &Params::dt_bias),
-          argument<Params>("A_logs", "(4 D, N)", &Params::A_logs),
-          argument<Params>("Ds", "(4 D)", &Params::Ds),
-          argument<Params>("norm", "whether LayerNorm follows the scan", &Params::norm),
-          argument<Params>("norm_weight", "(D), absent for ones", &Params::norm_weight),
-          argument<Params>("norm_bias", "(D), absent for zeros", &Params::norm_bias),
-          argument<Params>("eps", "what is added to the variance", &Params::eps),
-          argument<Params>("gate", "0 for none, 1 for SiLU(z), 2 for z", &Params::gate),
-          argument<Params>("out_weight", "(C, D)", &Params::out_weight),
-          argument<Params>("out_bias", "(C), may be absent", &Params::out_bias),
-          argument<Params>("y", "(B, H, W, C), contiguous", &Params::y),
-          argument<Params>("model", "channels in and out, C", &Params::model),
-          argument<Params>("threads", "how many to use at most", &Params::threads),
-      });
+  add_kernel(m, "ss2d_layer_forward", "A whole SS2D layer in float32.", &CpuKernels::ss2d_layer_forward,
+             Arguments<Params>{
+                 ss2d_sizes<Params>(&Params::shape),
+                 argument<Params>("x", "(B, H, W, C), contiguous", &Params::x),
+                 argument<Params>("in_weight", "(2 D, C), without a gate (D, C)", &Params::in_weight),
+                 argument<Params>("in_bias", "may be absent", &Params::in_bias),
+                 argument<Params>("conv_weight", "(D, k, k), absent without a convolution", &Params::conv_weight),
+                 argument<Params>("conv_bias", "(D), may be absent", &Params::conv_bias),
+                 argument<Params>("x_proj_weight", "(4 (R + 2 N), D)", &Params::x_proj_weight),
+                 argument<Params>("dt_weight", "(4, D, R)", &Params::dt_weight),
+                 argument<Params>("dt_bias", "(4, D)", &Params::dt_bias),
+                 argument<Params>("A_logs", "(4 D, N)", &Params::A_logs),
+                 argument<Params>("Ds", "(4 D)", &Params::Ds),
+                 argument<Params>("norm", "whether LayerNorm follows the scan", &Params::norm),
+                 argument<Params>("norm_weight", "(D), absent for ones", &Params::norm_weight),
+                 argument<Params>("norm_bias", "(D), absent for zeros", &Params::norm_bias),
+                 argument<Params>("eps", "what is added to the variance", &Params::eps),
+                 argument<Params>("gate", "0 for none, 1 for SiLU(z), 2 for z", &Params::gate),
+                 argument<Params>("out_weight", "(C, D)", &Params::out_weight),
+                 argument<Params>("out_bias", "(C), may be absent", &Params::out_bias),
+                 argument<Params>("y", "(B, H, W, C), contiguous", &Params::y),
+                 argument<Params>("model", "channels in and out, C", &Params::model),
+                 argument<Params>("kernel", "rows and columns of the convolution, k: 3, 5 or 7", &Params::kernel),
+                 argument<Params>("threads", "how many to use at most", &Params::threads),
+             });
 }
 
 // `to` leads to DirectionalScanForward.

@@ -73,9 +73,17 @@ struct Element<DType::kBFloat16> : HalfElement<from_bfloat16, to_bfloat16> {};
 template <>
 struct Element<DType::kFloat16> : HalfElement<from_float16, to_float16> {};
 
+// Whether some lanes of a vector are read and written at once, by a mask, and not by way of an array of their own: that
+// waits for the parts which were written to it.
+template <typename T, typename E>
+inline constexpr bool kMasked = sizeof(T) == sizeof(float) && sizeof(typename E::Storage) == sizeof(float);
+
 // Reads `count` neighbours, fewer than a vector holds; the lanes behind are 0.
 template <typename T, typename E>
 MTLKIT_INLINE Vec<T> read_some(const typename E::Storage* p, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (kMasked<T, E>) return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#endif
   typename E::Storage lanes[kLanes<T>] = {};
   std::memcpy(lanes, p, count * sizeof lanes[0]);
   return E::read(lanes, T{});
@@ -83,6 +91,9 @@ MTLKIT_INLINE Vec<T> read_some(const typename E::Storage* p, int64_t count) {
 
 template <typename T, typename E>
 MTLKIT_INLINE void write_some(typename E::Storage* p, Vec<T> v, int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (kMasked<T, E>) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), v);
+#endif
   typename E::Storage lanes[kLanes<T>];
   E::write(lanes, v);
   std::memcpy(p, lanes, count * sizeof lanes[0]);

@@ -118,9 +118,8 @@ void pixel_linear(const PixelLinear<T>& p, int thread, int team, T* panel) {
     } else {
       std::memset(bias, 0, wide * sizeof(T));
     }
-    with_count<kPanelVectors>(vectors, [&](auto count) {
-      pixel_blocks<T, decltype(count)::value>(p, pixels, column, panel, bias);
-    });
+    with_count<kPanelVectors>(
+        vectors, [&](auto count) { pixel_blocks<T, decltype(count)::value>(p, pixels, column, panel, bias); });
   }
 }
 

@@ -80,13 +80,14 @@ struct Layer {
       return kOk;
     }
     DepthwiseConv2dForward q{};
-    q.shape = same_3x3(p.shape.batch, channels, p.shape.height, p.shape.width);
+    const int64_t height = p.shape.height, width = p.shape.width, padding = p.kernel / 2;
+    q.shape = {p.shape.batch, channels, height, width, p.kernel, height, width, 1, 1, padding, padding};
     q.silu = true;
     q.x = image(x);
     q.weight = p.conv_weight;
     q.bias = p.conv_bias;
     q.y = image(u);
-    q.threads = threads(16 * pixels * channels);
+    q.threads = threads((p.kernel * p.kernel + 8) * pixels * channels);
     return depthwise_conv2d_forward(q);
   }
 

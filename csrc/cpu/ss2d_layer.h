@@ -11,10 +11,11 @@ enum class Gate : int { kNone = 0, kSilu = 1, kLinear = 2 };
 struct SS2DLayerForward {
   SS2DShape shape;          // its channels are those of the scan, D
   int64_t model;            // channels in and out, C
+  int64_t kernel;           // rows and columns of the convolution, k: 3, 5 or 7
   const void* x;            // (B, H, W, C), contiguous
   Tensor<2> in_weight;      // (2 D, C), without a gate (D, C)
   Tensor<1> in_bias;        // may be absent
-  Tensor<3> conv_weight;    // (D, 3, 3), absent without a convolution
+  Tensor<3> conv_weight;    // (D, k, k), absent without a convolution
   Tensor<1> conv_bias;      // (D), may be absent
   Tensor<2> x_proj_weight;  // (4 M, D)
   Tensor<3> dt_weight;      // (4, D, R)
@@ -25,10 +26,10 @@ struct SS2DLayerForward {
   Tensor<1> norm_weight;    // (D), absent for ones
   Tensor<1> norm_bias;      // (D), absent for zeros
   double eps;
-  int gate;                 // Gate
-  Tensor<2> out_weight;     // (C, D)
-  Tensor<1> out_bias;       // (C), may be absent
-  void* y;                  // (B, H, W, C), contiguous
+  int gate;              // Gate
+  Tensor<2> out_weight;  // (C, D)
+  Tensor<1> out_bias;    // (C), may be absent
+  void* y;               // (B, H, W, C), contiguous
   int threads;
 };
 

@@ -39,6 +39,9 @@ class SS2D(Marked):
     dt_projs_bias (4, D), A_logs (4 D, N), Ds (4 D), out_norm, out_proj. A_logs and Ds carry `_no_weight_decay = True`
     and are at least float32 when made.
 
+    In eval mode, in float32 on a CPU, and where no gradient is wanted, the whole layer is one call of the kernels.
+    Parts that have hooks or stand in the place of the layer's own are called as in every module.
+
     Args:
         d_model: channels in and out, C.
         d_state: states of each channel, N.
@@ -179,7 +182,7 @@ class SS2D(Marked):
         normed = type(norm) is nn.LayerNorm
         if (
             self.out_act
-            or (self.d_conv > 1 and not self._fused_conv())
+            or (self.d_conv > 1 and not self._same_conv())
             or not as_made(into, self._projection)
             or not as_made(out, self._projection)
             or not as_made(norm, nn.LayerNorm if normed else nn.Identity)
@@ -189,22 +192,24 @@ class SS2D(Marked):
         affine = _registered(norm) if normed else (None, None)
         scan = (self._parameters.get(name) for name in SCAN_PARAMETERS)
         weights = (*_matrix_and_bias(into), *conv, *scan, *affine, *_matrix_and_bias(out))
-        options = ss2d_layer.Options(self.gate, self.d_conv > 1, normed, norm.eps if normed else 0.0)
+        kernel = self.d_conv if self.d_conv > 1 else 0
+        options = ss2d_layer.Options(self.gate, kernel, normed, norm.eps if normed else 0.0)
         return ss2d_layer.Weights._make(weights), options
 
-    def _fused_conv(self) -> bool:
-        """Whether the convolution is one of `ops.dwconv_silu`, and need not be called."""
-        conv = self.conv2d
+    def _same_conv(self) -> bool:
+        """Whether calling the convolution does what it did when the layer was made, as far as its parameters tell."""
+        conv, size = self.conv2d, self.d_conv
         return (
             as_made(conv, nn.Conv2d)
-            and conv.kernel_size == (3, 3)
-            and conv.padding == conv.stride == conv.dilation == (1, 1)
+            and conv.kernel_size == (size, size)
+            and conv.padding == (size // 2, size // 2)
+            and conv.stride == conv.dilation == (1, 1)
             and conv.padding_mode == "zeros"
         )
 
     def _conv_silu(self, x: Tensor) -> Tensor:
         """(B, D, H, W) in and out."""
-        if self.d_conv > 1 and self._fused_conv():
+        if self.d_conv == 3 and self._same_conv():
             return ops.dwconv_silu(x, self.conv2d.weight, self.conv2d.bias)
         return F.silu(self.conv2d(x) if self.d_conv > 1 else x)
 

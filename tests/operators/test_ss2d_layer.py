@@ -25,6 +25,8 @@ FORMS = {
     "linear_gate": {"d_model": 9, "d_state": 3, "gate": "linear"},
     "without_norm": {"d_model": 17, "d_state": 2, "norm": None, "dt_rank": 5},
     "linear_gate_alone": {"d_model": 8, "d_state": 2, "norm": None, "gate": "linear"},
+    "conv_5": {"d_model": 17, "d_state": 2, "d_conv": 5},
+    "conv_7": {"d_model": 8, "d_state": 2, "d_conv": 7, "gate": None},
     "without_conv": {"d_model": 25, "d_state": 4, "d_conv": 1},
     "biased_projections": {"d_model": 50, "d_state": 7, "bias": True},
     "narrow": {"d_model": 1, "d_state": 1, "ssm_ratio": 1.0},
@@ -221,7 +223,7 @@ def test_parameters_that_do_not_fit_are_named(name):
 # --- what leaves the layer to its parts ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"out_act": True}, {"d_conv": 5}, {"dtype": torch.float64}])
+@pytest.mark.parametrize("options", [{"out_act": True}, {"d_conv": 9}, {"dtype": torch.float64}])
 def test_other_forms(by_parts, options):
     layer = make(**options)
     by_parts(layer, image(layer).to(options.get("dtype", torch.float32)))

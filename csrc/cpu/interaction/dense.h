@@ -23,12 +23,11 @@ MTLKIT_INLINE Vec<T> load_left(const T* p, int64_t left) {
 
 template <typename T>
 MTLKIT_INLINE void store_left(T* p, Vec<T> v, int64_t left) {
-  if (left >= kLanes<T>) return store(p, v);
-  if (left <= 0) return;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << left) - 1), v);
-#endif
-  write_some<T, ElementOf<T>>(p, v, left);
+  if (left >= kLanes<T>) {
+    store(p, v);
+  } else if (left > 0) {
+    write_some<T, ElementOf<T>>(p, v, left);
+  }
 }
 
 // y[i] = f(y[i]) for whole vectors of `count` numbers.

@@ -24,6 +24,7 @@ from mtlkit.operators._launch import MAX_STATES, argument, check, fresh
 from mtlkit.operators._operator import in_memory, traced, wants_grad
 from mtlkit.operators.ss2d.orders import DIRECTIONS
 
+KERNELS = (3, 5, 7)
 GATES = {None: 0, "silu": 1, "linear": 2}  # as csrc/cpu/ss2d_layer.h has them
 
 
@@ -35,7 +36,7 @@ class Weights(NamedTuple):
 
     in_weight: Tensor  # (2 D, C), without a gate (D, C)
     in_bias: Tensor | None
-    conv_weight: Tensor | None  # (D, 1, 3, 3)
+    conv_weight: Tensor | None  # (D, 1, k, k)
     conv_bias: Tensor | None  # (D,)
     x_proj_weight: Tensor  # (4, M, D)
     dt_weight: Tensor  # (4, D, R)
@@ -52,7 +53,7 @@ class Options(NamedTuple):
     """Which parts a layer has."""
 
     gate: str | None  # of GATES
-    conv: bool
+    kernel: int  # rows and columns of the convolution, of KERNELS; 0 without one
     norm: bool
     eps: float
 
@@ -72,7 +73,7 @@ def _fit(x: Tensor, weights: Weights, options: Options) -> bool:
         (A_logs, (DIRECTIONS * inner, states)),
         (weights.Ds, (DIRECTIONS * inner,)),
         (weights.out_weight, (model, inner)),
-        *(((weights.conv_weight, (inner, 1, 3, 3)),) if options.conv else ()),
+        *(((weights.conv_weight, (inner, 1, options.kernel, options.kernel)),) if options.kernel else ()),
     )
     optional = (
         (weights.in_bias, wide),
@@ -82,7 +83,8 @@ def _fit(x: Tensor, weights: Weights, options: Options) -> bool:
         (weights.out_bias, model),
     )
     return (
-        inner >= 1
+        options.kernel in (0, *KERNELS)
+        and inner >= 1
         and rank >= 1
         and 1 <= states <= MAX_STATES
         and all(t is not None and t.shape == shape for t, shape in needed)
@@ -159,6 +161,7 @@ def ss2d_layer(x: Tensor, weights: Weights, options: Options) -> Tensor:
         out_bias=argument(weights.out_bias),
         y=y.data_ptr(),
         model=model,
+        kernel=options.kernel,
         threads=torch.get_num_threads(),
     )
     check(status)
