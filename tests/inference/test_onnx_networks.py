@@ -284,7 +284,7 @@ def test_command(small_lesion, image, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["image", "class", "pixels"]
     assert lines[2].startswith("scan 7  ")
-    assert lines[-1] == f"{tmp_path}/out/predictions.csv: 1 predictions"
+    assert lines[-1].startswith(f"{tmp_path}/out/predictions.csv: 1 predictions, ")
 
     def failing(*arguments: object) -> str:
         assert main(["predict", *map(str, arguments), path, "--out", str(tmp_path / "none")]) == 2
