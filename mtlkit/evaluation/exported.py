@@ -80,7 +80,7 @@ def split_for_calibration(
         >>> from mtlkit.evaluation.exported import split_for_calibration
         >>> images = [Record(name, Path(f"{name}.png"), 0, (), name[0]) for name in ("a1", "b1", "a2", "c1", "d1")]
         >>> [[record.key for record in part] for part in split_for_calibration(images, 2)]
-        [['b1', 'd1'], ['a1', 'a2', 'c1']]
+        [['a1', 'a2'], ['b1', 'c1', 'd1']]
     """
     groups: dict[str, list[Record | Exam]] = {}
     for record in records:

@@ -38,7 +38,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def assert_same(model: nn.Module, fast: nn.Module, *given: Tensor) -> None:
-    """Within the policy, or no further from float64 than twice PyTorch's own float32."""
+    """Within the policy for one operator, or, as these are many, within three times the error of PyTorch's float32."""
     exact_model = copy.deepcopy(model).eval().double()
     with torch.no_grad(), mtlkit.use_backend("torch"):
         exact = named_outputs(exact_model(*(one.double() if one.is_floating_point() else one for one in given)))
@@ -46,7 +46,7 @@ def assert_same(model: nn.Module, fast: nn.Module, *given: Tensor) -> None:
         plain = named_outputs(copy.deepcopy(model).eval()(*given))
         for _ in range(2):  # before and after weights are packed
             for name, got in named_outputs(fast(*given)).items():
-                bound = max(FORWARD_BOUND[torch.float32], 2 * relative_error(plain[name], exact[name]))
+                bound = max(FORWARD_BOUND[torch.float32], 3 * relative_error(plain[name], exact[name]))
                 assert relative_error(got, exact[name]) <= bound, name
 
 
