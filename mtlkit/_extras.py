@@ -38,6 +38,7 @@ EXTRAS = {
         "wandb": "wandb",
     },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "dicom": {"highdicom": "highdicom", "pydicom": "pydicom"},
     "predict": {"onnxruntime": "onnxruntime", "PIL": "pillow", "pydicom": "pydicom"},
 }
 READING = (

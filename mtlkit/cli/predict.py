@@ -31,9 +31,11 @@ examples:
   mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that looks at a known lesion
   mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: ends as if there had been none
   mtlkit predict mbdi.onnx scans/ --out found                     without PyTorch
+  mtlkit predict runs/mbdi scans/ --out found --dicom-seg         DICOM Segmentations in found/dicom/seg/, too
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
-the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out)
+the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out); dicom/seg/ and
+dicom/sr/ with an object for each image or frame that is DICOM (extra `dicom`), in the study of its source
 
 in predictions.csv area_mm2 is empty where a file does not say how large its pixels are; gates of BTI-Net are scores of
 failure: the higher, the likelier is the mask (gate_seg_*) or the class (gate_clf_*) to be wrong
@@ -62,6 +64,8 @@ def add_command(commands: Any) -> None:
     add("--device", metavar="NAME", help="of PyTorch: cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
     add_no_calibrate(command)
     add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
+    add("--dicom-seg", action="store_true", help="write DICOM Segmentations, too, of images that are DICOM")
+    add("--dicom-sr", action="store_true", help="write DICOM measurement reports (TID 1500), too")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="go on with a prediction that was interrupted")
@@ -78,10 +82,12 @@ def run(options: argparse.Namespace) -> int:
 
     engine = engine_of(options.run_folder, options.engine)
     check_installed("`mtlkit predict`", {"torch": "train", "onnxruntime": "predict"}[engine])
+    if options.dicom_seg or options.dicom_sr:
+        check_installed("`mtlkit predict --dicom-seg` or `--dicom-sr`", "dicom")
     if engine != "torch" and options.device not in (None, "cpu"):
         raise ValueError(f"--device {options.device}: {options.run_folder} runs on the CPU alone, as a file of ONNX")
     check_network(options.run_folder)  # before torch is loaded
-    names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels")
+    names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels", "dicom_seg", "dicom_sr")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["calibrate"] = not options.no_calibrate
     start = time.monotonic()

@@ -2,6 +2,7 @@
 
     predictions.csv          a row for each image, frame or exam
     masks/ overlays/         PNG, in the sizes of the images, where the network draws masks or was given them
+    dicom/seg/ dicom/sr/     Segmentations and measurement reports that refer to images of DICOM, where they are wanted
     predictions.json         which network and options, the rows with all digits, and what was left out; written last
 
 Masks and overlays are written as they come, the table at the end; a prediction that was interrupted is resumed where it
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 import mtlkit
+from mtlkit._extras import check_installed
 from mtlkit._files import csv_text
 from mtlkit._output import OutputFolder, resumable_folder
 from mtlkit.data import VIEWS, Exam, Record, read_mask
@@ -26,6 +28,7 @@ from mtlkit.data.items import read_lesion, read_views, stack_views, to_range
 from mtlkit.data.pixels import Loaded
 from mtlkit.data.resizing import resize_map
 from mtlkit.errors import DataError, MasksNeededError
+from mtlkit.inference.dicom_out import DicomWriter, check_dicom, remarks_on
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import KIND, MARK, Problems, check_exists, find_exams, find_images
 from mtlkit.inference.networks import OpenNetwork, check_network, engine_of, open_network
@@ -79,6 +82,8 @@ def predict(
     skip_bad: bool = False,
     max_pixels: int | None = None,
     calibrate: bool = True,
+    dicom_seg: bool = False,
+    dicom_sr: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Runs a trained network over images, and writes what it says.
@@ -104,6 +109,8 @@ def predict(
         skip_bad: leaves out what cannot be used, instead of raising.
         max_pixels: the most that a frame may have; by default as in the run's recipe.
         calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
+        dicom_seg: writes a DICOM Segmentation for each image or frame of DICOM, too (extra `dicom`).
+        dicom_sr: writes a DICOM report (TID 1500) for each, too: area, longest diameter, class and probabilities.
         progress: told how many of how many images are done.
 
     Raises:
@@ -121,6 +128,8 @@ def predict(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if dicom_seg or dicom_sr:
+        check_installed("writing DICOM", "dicom")
     engine_of(run, engine)
     check_network(run, device)
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
@@ -138,6 +147,8 @@ def predict(
         place.check_inputs(network.source, masks, *paths)
         records, remarks = _find(network, paths, masks, problems)
         remarks = [*network.remarks, *remarks]
+        if dicom_seg or dicom_sr:
+            check_dicom(network, records, seg=dicom_seg, sr=dicom_sr)
         about = {
             "mtlkit": mtlkit.__version__,
             "run": str(network.source.resolve()),
@@ -151,16 +162,20 @@ def predict(
             "masks": None if masks is None else str(masks.resolve()),
             "batch_size": batch_size,
             "max_pixels": max_pixels,
+            "dicom_seg": dicom_seg,
+            "dicom_sr": dicom_sr,
             "images": len(records),
             "records": digest_of_records(records),
         }
         if (ended := saved_prediction(place, about)) is not None:
             return Predicted(*ended)
         found = Progress(place, about, records, batch_size)
-        rows = _run(network, records, found, problems, max_pixels, progress) if records else []
+        dicom = DicomWriter(network, found.started, dicom_seg, dicom_sr) if dicom_seg or dicom_sr else None
+        rows = _run(network, records, found, problems, max_pixels, dicom, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
+        remarks += remarks_on(rows)
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         place.write_text("predictions.csv", csv_text(cells))
         values = {"predicted": len(rows), "skipped": problems.found, "remarks": remarks, "rows": rows}
@@ -223,6 +238,7 @@ def _run(
     found: Progress,
     problems: Problems,
     max_pixels: int,
+    dicom: DicomWriter | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """The rows; each is written, with its mask and overlay, as soon as it is known."""
@@ -244,7 +260,8 @@ def _run(
                     words = f"the network's answer to {records[index].key} is no number"
                     raise FloatingPointError(f"{network.source}: {words}")
                 if index not in found.rows:
-                    found.add_row(index, _row(network, records[index], one, image, found.place, max_pixels))
+                    row = _row(network, records[index], index, one, image, found.place, max_pixels, dicom)
+                    found.add_row(index, row)
         if progress is not None:
             progress(done, len(records))
     problems.found += [found.problems[index] for index in sorted(found.problems)]
@@ -257,10 +274,12 @@ def _run(
 def _row(
     network: OpenNetwork,
     record: Record | Exam,
+    index: int,
     found: Mapping[str, np.ndarray],
     image: Loaded | None,
     draft: OutputFolder,
     max_pixels: int,
+    dicom: DicomWriter | None,
 ) -> dict[str, Any]:
     """The row of an image or exam; its mask and overlay are written."""
     row: dict[str, Any] = {"key": record.key}
@@ -275,7 +294,11 @@ def _row(
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
         for task, classes in network.facts.classes.items():
             row |= _classes(task, classes, found[task])
-        row |= _lesion(record, found.get("mask"), image, draft, max_pixels)
+        mask = _drawn(found, image)
+        row |= _lesion(record, mask, image, draft, max_pixels)
+        if dicom is not None:
+            classes = {task: found[task] for task in network.facts.classes}
+            row |= dicom.write(draft, record, index, mask, image.spacing, classes)
     if "gates" in found:
         gates = found["gates"].flatten().tolist()
         row |= {f"gate_{name}": gate for name, gate in zip(network.facts.gates, gates, strict=True)}
@@ -291,27 +314,31 @@ def _classes(task: str, names: Sequence[str], probabilities: np.ndarray, *, seen
     }
 
 
+def _drawn(found: Mapping[str, np.ndarray], image: Loaded) -> np.ndarray | None:
+    """The mask that the network drew, in the size of the image."""
+    return resize_map(found["mask"][0], *image.pixels.shape[:2]) >= THRESHOLD if "mask" in found else None
+
+
 def _lesion(
-    record: Record, found: np.ndarray | None, image: Loaded, draft: OutputFolder, max_pixels: int
+    record: Record, drawn: np.ndarray | None, image: Loaded, draft: OutputFolder, max_pixels: int
 ) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
-    height, width = image.pixels.shape[:2]
-    if found is not None:
-        mask = resize_map(found[0], height, width) >= THRESHOLD  # (H, W)
+    if drawn is not None:
+        mask = drawn
     elif record.masks:
-        mask = read_mask(record.masks, (height, width), max_pixels=max_pixels).astype(bool)
+        mask = read_mask(record.masks, image.pixels.shape[:2], max_pixels=max_pixels).astype(bool)
     else:
         return {}
     row = {"area_pixels": int(mask.sum()), "area_mm2": ""}
     if image.spacing is not None:
         row["area_mm2"] = row["area_pixels"] * image.spacing[0] * image.spacing[1]
     drawings = {"overlay": draw_overlay(image.pixels, mask)}
-    if found is not None:
+    if drawn is not None:
         drawings = {"mask": mask.astype(np.uint8) * 255} | drawings
-    for what, drawn in drawings.items():
+    for what, pixels in drawings.items():
         name = f"{what}s/{record.key}.png"
         with draft.file(name) as file:
-            Image.fromarray(drawn).save(file)
+            Image.fromarray(pixels).save(file)
         row[what] = name
     return row
 

@@ -7,6 +7,7 @@ the prediction is of. Batches are made of the same images as without the kill, s
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,12 @@ from mtlkit.errors import DataError
 from mtlkit.inference.inputs import MARK
 
 JOURNAL = "rows"
-DRAWINGS = ("mask", "overlay")  # columns of a row that name files
+DRAWINGS = ("mask", "overlay", "dicom_seg", "dicom_sr")  # columns of a row that name files
+
+
+def now() -> str:
+    """The local time in ISO 8601, without that of the zone, as DICOM tells it."""
+    return datetime.now().isoformat(timespec="seconds")
 
 
 def digest_of_records(records: Sequence[Record] | Sequence[Exam]) -> str:
@@ -67,6 +73,7 @@ class Progress:
     Attributes:
         rows: those that are known, by the numbers of their records.
         problems: why records were left out, by their numbers.
+        started: when the prediction began, before any interruption.
 
     Raises:
         DataError: the folder holds a prediction of another network, or of other inputs or options; or an image has
@@ -84,12 +91,14 @@ class Progress:
         self.rows: dict[int, dict[str, Any]] = {}
         self.problems: dict[int, str] = {}
         self._prints: dict[tuple[Path, ...], str] = {}
+        self.started = now()
         self._journal = place.journal(JOURNAL)
         if not self._journal.lines:
-            self._journal.append(dict(about))
+            self._journal.append({**about, "started": self.started})
             return
         first, *lines = (Fields(self._journal.shown, line) for line in self._journal.lines)
         _check_same(first, about)
+        self.started = first.text("started")
         for line in lines:
             self._take(line)
         place.resumable = True
@@ -105,7 +114,7 @@ class Progress:
             self.problems[index] = line.text("problem")
             return
         row = line.fields("row")
-        drawings = [row.text(name) for name in DRAWINGS if name in row.values]
+        drawings = [row.text(name) for name in DRAWINGS if row.values.get(name)]
         if all(self.place.owns(name) for name in drawings):
             self.rows[index] = dict(row.values)
 
