@@ -13,6 +13,7 @@ Sources: DICOM PS3.3, A.51 (Segmentation IOD) and A.35.3 (Comprehensive SR); PS3
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -139,7 +140,7 @@ class DicomWriter:
         try:
             source = _source(record)
             if self.seg and mask is not None:
-                objects["seg"] = self._segmentation(source, record.frame, number, mask, spacing)
+                objects["seg"] = self._segmentation(source, record.frame, number, mask)
             if self.sr:
                 objects["sr"] = self._report(
                     source, record.frame, number, mask, spacing, probabilities, objects.get("seg")
@@ -160,14 +161,7 @@ class DicomWriter:
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
-    def _segmentation(
-        self,
-        source: "Dataset",
-        frame: int | None,
-        number: int,
-        mask: np.ndarray,
-        spacing: tuple[float, float] | None,
-    ) -> Any:
+    def _segmentation(self, source: "Dataset", frame: int | None, number: int, mask: np.ndarray) -> Any:
         import highdicom as hd
         from pydicom.sr.codedict import codes
 
@@ -193,9 +187,6 @@ class DicomWriter:
             tracking_id="Lesion",
             anatomic_regions=[codes.SCT.Breast] if breast else None,
         )
-        measures = None
-        if spacing is not None and "FrameOfReferenceUID" not in source:
-            measures = hd.PixelMeasuresSequence(pixel_spacing=spacing, slice_thickness=None)
         found = hd.seg.Segmentation(
             source_images=[source],
             pixel_array=mask.astype(np.uint8)[None],
@@ -211,7 +202,6 @@ class DicomWriter:
             device_serial_number=self.network.weights,
             content_label="LESION",
             content_description=f"Lesion, by mtlkit ({facts.network})",
-            pixel_measures=measures,
             omit_empty_frames=False,
             series_description=f"Lesion, by mtlkit ({facts.network})",
             specific_character_set="ISO_IR 192",
@@ -219,6 +209,11 @@ class DicomWriter:
         organization = self._uid("dimensions", source, frame)
         for item in (*found.DimensionOrganizationSequence, *found.DimensionIndexSequence):
             item.DimensionOrganizationUID = organization
+        (shared,) = found.SharedFunctionalGroupsSequence
+        if "PixelMeasuresSequence" in shared and "SliceThickness" not in shared.PixelMeasuresSequence[0]:
+            del shared.PixelMeasuresSequence  # which readers take for one of slices
+        if "PlaneOrientationSequence" not in shared:
+            found.PatientOrientation = source.get("PatientOrientation", "")
         if frame is not None:
             _name_frame(found, frame + 1)
         return self._dated(found)
@@ -233,8 +228,8 @@ class DicomWriter:
         probabilities: Mapping[str, np.ndarray],
         segmentation: Any,
     ) -> Any:
-        import highdicom as hd
         from highdicom import sr
+        from highdicom.coding_schemes import CodingSchemeIdentificationItem
         from pydicom.sr.codedict import codes
 
         facts = self.network.facts
@@ -268,6 +263,7 @@ class DicomWriter:
                     segment_number=1,
                     source_image=sr.SourceImageForSegmentation(*where),
                 )
+                del segment[0].ReferencedSOPSequence[0].ReferencedSegmentNumber  # either this or a frame
                 groups.append(sr.PlanarROIMeasurementsAndQualitativeEvaluations(**lesion, referenced_segment=segment))
         for task, values in probabilities.items():
             names = facts.classes[task]
@@ -313,7 +309,7 @@ class DicomWriter:
             is_complete=True,
             series_description=f"Measurements, by mtlkit ({facts.network})",
             specific_character_set="ISO_IR 192",
-            coding_schemes=[hd.CodingSchemeIdentificationItem(SCHEME, name="mtlkit")],
+            coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name="mtlkit")],
         )
         return self._dated(found)
 
@@ -333,6 +329,8 @@ class DicomWriter:
         for what in ("InstanceCreation", "Content", "Series"):
             setattr(found, f"{what}Date", f"{time:%Y%m%d}")
             setattr(found, f"{what}Time", f"{time:%H%M%S}")
+        for item in found.get("ContributingEquipmentSequence", []):  # highdicom's own
+            item.ContributionDateTime = f"{time:%Y%m%d%H%M%S}"
         return found
 
 
@@ -366,28 +364,28 @@ def _source(record: Record) -> "Dataset":
         source.PatientSex = ""
     if "NumberOfFrames" in source:
         source.NumberOfFrames = 1
-    if "PerFrameFunctionalGroupsSequence" in source:
         _keep_frame(tags, record.frame or 0)
     return source
 
 
 def _keep_frame(tags: Tags, index: int) -> None:
-    """Leaves the functional groups of one frame, where planes are described for all."""
-    source = tags.dataset
-    own = tags.items("PerFrameFunctionalGroupsSequence")[index]
-    source.PerFrameFunctionalGroupsSequence = [own]
-    shared = tags.items("SharedFunctionalGroupsSequence")
+    """Leaves the functional groups of one frame, with its planes among those of all, where highdicom looks for them."""
+    from pydicom import Dataset
+
+    own = tags.items("PerFrameFunctionalGroupsSequence")[index : index + 1]
+    shared = tags.items("SharedFunctionalGroupsSequence") or [Dataset()]
     for name in PLANES:
-        if shared and name in own:
-            setattr(shared[0], name, own[name].value)
+        if own and name in own[0]:
+            setattr(shared[0], name, own[0][name].value)
+    if "PixelMeasuresSequence" not in shared[0]:
+        shared[0].PixelMeasuresSequence = [Dataset()]  # without it highdicom takes no film
+    tags.dataset.SharedFunctionalGroupsSequence = shared
+    tags.dataset.PerFrameFunctionalGroupsSequence = own
 
 
 def _name_frame(segmentation: Any, number: int) -> None:
     """Tells of which frame of its source a segmentation is."""
-    from pydicom import Dataset
-
-    (item,) = segmentation.SourceImageSequence  # which highdicom shares with other sequences
-    item = Dataset(item)
+    item = deepcopy(segmentation.SourceImageSequence[0])  # highdicom shares it with other sequences
     item.ReferencedFrameNumber = number
     segmentation.SourceImageSequence = [item]
     for group in segmentation.PerFrameFunctionalGroupsSequence:

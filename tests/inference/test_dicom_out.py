@@ -77,6 +77,27 @@ def mammogram(path: Path) -> None:
     file.save_as(path)
 
 
+def enhanced(path: Path) -> pydicom.Dataset:
+    """Two slices in one file, whose planes and measures are told in functional groups."""
+    file = pydicom.dcmread(real("CT_small.dcm"))
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    file.NumberOfFrames, file.PixelData = 2, 2 * file.PixelData
+    groups = []
+    for i in range(2):
+        group, position, orientation, measures = (pydicom.Dataset() for _ in range(4))
+        position.ImagePositionPatient = [0, 0, 5 * i]
+        orientation.ImageOrientationPatient = file.ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = list(SPACING), 5
+        group.PlanePositionSequence, group.PlaneOrientationSequence = [position], [orientation]
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    file.PerFrameFunctionalGroupsSequence, file.SharedFunctionalGroupsSequence = groups, [pydicom.Dataset()]
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(file, name)
+    file.save_as(path)
+    return file
+
+
 @pytest.fixture(scope="module", params=["torch", "onnxruntime"])
 def found(request, small_lesion, scans, tmp_path_factory):
     """Folder and rows of a prediction with all objects."""
@@ -135,15 +156,12 @@ def test_what_segmentations_refer_to(found):
     ct = hd.seg.segread(objects(found, "seg")["CT_small"])
     plane = ct.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
     assert plane.ImagePositionPatient == pydicom.dcmread(real("CT_small.dcm")).ImagePositionPatient
-    measures = hd.seg.segread(objects(found, "seg")["mammogram"]).SharedFunctionalGroupsSequence[0]
-    assert list(measures.PixelMeasuresSequence[0].PixelSpacing) == list(SPACING)
 
 
 def test_an_enhanced_file_has_an_object_for_each_frame_in_its_place(small_lesion, tmp_path):
-    file = pydicom.dcmread(real("eCT_Supplemental.dcm"))
-    file.save_as(tmp_path / "a.dcm")
-    rows = predict(small_lesion.run, tmp_path / "a.dcm", tmp_path / "out", dicom_seg=True).rows
-    assert len(rows) == file.NumberOfFrames == 2
+    file = enhanced(tmp_path / "a.dcm")
+    rows = predict(small_lesion.file, tmp_path / "a.dcm", tmp_path / "out", dicom_seg=True).rows
+    assert [row["dicom_left_out"] for row in rows] == ["", ""]
     for group, row in zip(file.PerFrameFunctionalGroupsSequence, rows, strict=True):
         segmentation = hd.seg.segread(tmp_path / "out" / row["dicom_seg"])
         own, shared = segmentation.PerFrameFunctionalGroupsSequence[0], segmentation.SharedFunctionalGroupsSequence[0]
@@ -151,7 +169,7 @@ def test_an_enhanced_file_has_an_object_for_each_frame_in_its_place(small_lesion
         position = group.PlanePositionSequence[0].ImagePositionPatient
         assert own.PlanePositionSequence[0].ImagePositionPatient == position
         assert own.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber == row["frame"]
-        assert "PixelSpacing" in shared.PixelMeasuresSequence[0]
+        assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == list(SPACING)
 
 
 # --- reports ----------------------------------------------------------------------------------------------------------
@@ -167,7 +185,9 @@ def test_reports(found):
         segment = lesion.referenced_segmentation_frame
         assert segment.referenced_sop_instance_uid == hd.seg.segread(out / row["dicom_seg"]).SOPInstanceUID
         assert segment.source_image_for_segmentation.referenced_sop_instance_uid == source.SOPInstanceUID
-        assert segment.source_image_for_segmentation.referenced_frame_numbers == ([row["frame"]] if row["frame"] else None)
+        assert segment.source_image_for_segmentation.referenced_frame_numbers == (
+            [row["frame"]] if row["frame"] else None
+        )
         sizes = {one.name.meaning: (one.value, one.unit.value) for one in lesion.get_measurements()}
         mask = drawn(out, row)
         if row["area_mm2"] == "":
@@ -177,8 +197,8 @@ def test_reports(found):
             if mask.any():
                 assert sizes["Long axis"][1] == "mm"
         (classes,) = report.content.get_image_measurement_groups()
-        (predicted,) = classes.get_qualitative_evaluations()
-        assert (predicted.name.meaning, predicted.value.meaning) == ("Predicted class", row["class_predicted"])
+        told = {one.name.meaning: one.value.meaning for one in classes.get_qualitative_evaluations()}
+        assert told["Predicted class"] == row["class_predicted"]
         for one in classes.get_measurements():
             name = one.name.meaning.removeprefix("Probability of ")
             assert one.value == pytest.approx(row[f"class_p_{name}"], rel=1e-5)
@@ -195,16 +215,17 @@ def test_a_report_alone_refers_to_the_image(small_views, scans, small_lesion, tm
     assert lesion.finding_type.meaning == "Lesion"
     assert lesion.source_images[0].referenced_frame_numbers == [2]
     assert classes.source_images[0].referenced_sop_instance_uid == "2.25.1"
-    given = predict(
-        small_views.file, scans / "CT_small.dcm", tmp_path / "given", masks=tmp_path / "masks", dicom_sr=True
-    ) if _mask(tmp_path / "masks/CT_small.png") else None
+    masks = _mask(tmp_path / "masks/CT_small.png").parent
+    given = predict(small_views.file, scans / "CT_small.dcm", tmp_path / "given", masks=masks, dicom_sr=True)
     report = hd.sr.srread(tmp_path / "given" / given.rows[0]["dicom_sr"])
     assert len(report.content.get_image_measurement_groups()) == 1  # classes: the mask is not the network's
 
 
 def _mask(path: Path) -> Path:
     path.parent.mkdir()
-    Image.fromarray(np.full((128, 128), 255, np.uint8)).save(path)
+    pixels = np.zeros((128, 128), np.uint8)
+    pixels[30:60, 40:80] = 255
+    Image.fromarray(pixels).save(path)
     return path
 
 
@@ -251,7 +272,7 @@ def test_killed_and_resumed_is_as_if_undisturbed(small_lesion, scans, tmp_path, 
     monkeypatch.setattr(Progress, "add_row", add_row)
     (tmp_path / "out" / whole.rows[0]["dicom_sr"]).unlink()
     monkeypatch.setattr(progress, "now", lambda: "2027-01-01T00:00:00")
-    with pytest.raises(DataError, match="dicom_sr: expected true"):
+    with pytest.raises(DataError, match="dicom_sr: expected True"):
         predict(small_lesion.file, scans, tmp_path / "out", resume=True, dicom_seg=True, batch_size=2)
     assert predict(small_lesion.file, scans, tmp_path / "out", resume=True, **wanted) == whole
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
