@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,7 +198,7 @@ class DicomWriter:
             manufacturer="mtlkit",
             manufacturer_model_name=facts.network,
             software_versions=mtlkit.__version__,
-            device_serial_number=self.network.weights,
+            device_serial_number=self.network.weights[:64],  # an ensemble has those of all its members
             content_label="LESION",
             content_description=f"Lesion, by mtlkit ({facts.network})",
             omit_empty_frames=False,
@@ -241,7 +240,7 @@ class DicomWriter:
         )
         where = (source.SOPClassUID, source.SOPInstanceUID, None if frame is None else [frame + 1])
         groups: list[Any] = []
-        content = [f"{name} {values.tolist()}" for name, values in probabilities.items()]
+        content: list[Any] = [f"{name} {values.tolist()}" for name, values in probabilities.items()]
         if mask is not None:
             content.append(zlib.crc32(np.packbits(mask).tobytes()))
             lesion: dict[str, Any] = {

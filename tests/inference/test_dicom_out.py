@@ -306,8 +306,8 @@ def test_what_cannot_be_written_is_refused_first(small_lesion, small_views, smal
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"^dicom_seg and dicom_sr: expected DICOM files .* none among the 1 images$"):
         predict(small_lesion.file, scans / "picture.png", out, dicom_seg=True, dicom_sr=True)
+    masks = _mask(tmp_path / "masks/CT_small.png").parent
     with pytest.raises(DataError, match="draws no masks, it is given them"):
-        masks = _mask(tmp_path / "masks/CT_small.png").parent
         predict(small_views.file, scans / "CT_small.dcm", out, masks=masks, dicom_seg=True)
     exam = tmp_path / "exam"
     exam.mkdir()
