@@ -318,7 +318,7 @@ def test_command(run_folder, phantoms, image, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any("scan 7" in line for line in lines)
     assert "9 files are masks of images beside them, and were left out" in lines
-    assert lines[-1] == f"{out}/predictions.csv: 10 predictions"
+    assert lines[-1].startswith(f"{out}/predictions.csv: 10 predictions, ")
     rows = table(out)
     assert [row["key"] for row in rows][-1] == "scan 7"
     expected = predict(load_run(run_folder), path, tmp_path / "again").rows[0]
