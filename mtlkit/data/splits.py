@@ -6,7 +6,7 @@ of a cross-validation come from its `StratifiedGroupKFold`, and have all records
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mtlkit._fields import Fields
 from mtlkit._files import check_file, write_json
 from mtlkit._text import composed, parse_json, shown
 from mtlkit.data.names import Names
-from mtlkit.data.records import Catalogue, and_more
+from mtlkit.data.records import Catalogue, Exam, Record, and_more
 from mtlkit.errors import DataError
 
 __all__ = ["Split", "load_split", "make_folds", "make_split"]
@@ -88,6 +88,20 @@ def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: in
         raise DataError(f"{catalogue.root}: {words}") from None
 
 
+def _strata(records: Iterable[Record | Exam]) -> dict[str, int]:
+    """What splits balance, of each group."""
+    strata: dict[str, int] = {}
+    for record in records:
+        strata[record.group] = max(strata.get(record.group, -1), record.stratum)
+    return strata
+
+
+def _draw_val(catalogue: Catalogue, rest: dict[str, int], shares: tuple[float, float, float], seed: int) -> list[str]:
+    """The groups that validate, out of those that are not tested on."""
+    train_share, val_share, _ = shares
+    return _divide(catalogue, rest, val_share / (train_share + val_share), seed)[1]
+
+
 def make_split(
     catalogue: Catalogue,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
@@ -119,25 +133,22 @@ def make_split(
         >>> len(split.train), len(split.val), len(split.test)
         (28, 6, 6)
     """
-    train_share, val_share, test_share = check_fractions(fractions)
-    strata: dict[str, int] = {}
+    shares = check_fractions(fractions)
     fixed: dict[str, str] = {}
     left_out = set(unused)
     records = [record for record in catalogue.records if record.key not in left_out]
     for record in records:
-        strata[record.group] = max(strata.get(record.group, -1), record.stratum)
         if published and record.split is not None and fixed.setdefault(record.group, record.split) != record.split:
             raise DataError(f"{catalogue.root}: group {record.group!r} lies in two parts of the published partition")
-    strata = dict(sorted(strata.items()))  # so that the order of files on disk decides nothing
+    strata = dict(sorted(_strata(records).items()))  # so that the order of files on disk decides nothing
     rest = {group: stratum for group, stratum in strata.items() if fixed.get(group, "train") == "train"}
     part_of = {group: part for group, part in fixed.items() if part != "train"}
     if "test" not in fixed.values():
-        names, drawn = _divide(catalogue, rest, test_share, seed)
+        names, drawn = _divide(catalogue, rest, shares[2], seed)
         part_of |= dict.fromkeys(drawn, "test")
         rest = {name: rest[name] for name in sorted(names)}
     if "val" not in fixed.values():
-        _, drawn = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
-        part_of |= dict.fromkeys(drawn, "val")
+        part_of |= dict.fromkeys(_draw_val(catalogue, rest, shares, seed), "val")
     return _by_part(catalogue, part_of, seed, left_out)
 
 
@@ -174,12 +185,10 @@ def make_folds(
     """
     if folds < 2:
         raise ValueError(f"folds: expected at least 2, got {folds}")
-    train_share, val_share, _ = check_fractions(fractions)
+    shares = check_fractions(fractions)
     left_out = set(unused)
     records = sorted((r for r in catalogue.records if r.key not in left_out), key=lambda record: record.key)
-    strata: dict[str, int] = {}
-    for record in records:
-        strata[record.group] = max(strata.get(record.group, -1), record.stratum)
+    strata = _strata(records)
     _check_enough(catalogue, strata, folds)
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -194,7 +203,7 @@ def make_folds(
             raise DataError(
                 f"{catalogue.root}: fold {number} of {folds} has no test image of class {name!r}; take fewer folds"
             )
-        _, val = _divide(catalogue, rest, val_share / (train_share + val_share), seed)
+        val = _draw_val(catalogue, rest, shares, seed)
         part_of = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
         splits.append(_by_part(catalogue, part_of, seed, left_out))
     return tuple(splits)
