@@ -44,7 +44,7 @@ def resembles(module: nn.Module) -> bool:
         return False
     served = kernel[0] in WINDOWS and (stride[0] == 1 or (stride[0] == 2 and dilation[0] == 1))
     padding = module.padding
-    fits = padding in ("valid", "same") or max(padding) <= dilation[0] * (kernel[0] - 1)
+    fits = isinstance(padding, str) or max(padding) <= dilation[0] * (kernel[0] - 1)
     depthwise = module.groups == module.in_channels == module.out_channels >= LEAST_CHANNELS
     return served and fits and depthwise and module.weight.device.type == "cpu"
 
@@ -98,12 +98,13 @@ class SharedDepthwise(Shared, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves each channel: (B, C, H, W) to (B, C, H', W')."""
-        x, options = input, {"stride": self.stride[0], "dilation": self.dilation[0]}
+        x, stride, dilation = input, self.stride[0], self.dilation[0]
         if x.dim() != 4 or x.device.type != "cpu" or _for_others():
             left, right, top, bottom = self._sides(x)
             if left != right or top != bottom:
                 x, left, top = F.pad(x, (left, right, top, bottom)), 0, 0
-            return F.conv2d(x, self.weight, self.bias, padding=(top, left), groups=self.groups, **options)
+            return F.conv2d(x, self.weight, self.bias, stride, (top, left), dilation, self.groups)
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
-        return ops.depthwise_conv2d(x, self.weight, self.bias, padding=self._sides(x), **options)
+        sides = self._sides(x)
+        return ops.depthwise_conv2d(x, self.weight, self.bias, stride=stride, padding=sides, dilation=dilation)
