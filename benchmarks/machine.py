@@ -164,7 +164,7 @@ def _program_ticks() -> dict[tuple[str, str], int]:
 # operations, shuffles and loads run on other pipes of most CPUs and are left out, as is the folding of dB and dC over
 # the channels, which consists of those: the floor is what a scan of this form cannot do without.
 SERIES = ("series",)
-TABLE = {"avx512": ("reduce", "square", "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
+TABLE = {"avx512": ("reduce", *2 * SERIES, "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
 POLYNOMIAL = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}  # exp2
 AROUND = ("dt A", "x B", "h")  # the rest of an update
 FORWARD = ("y",)

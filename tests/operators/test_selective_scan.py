@@ -5,6 +5,8 @@ import torch
 
 import mtlkit
 from harness.calls import assert_meets, scan_call
+from harness.matrix import at_level
+from mtlkit import _native
 from mtlkit.operators._launch import MAX_STATES
 from mtlkit.ops import selective_scan
 from mtlkit.testing import SelectiveScanShape, assert_accurate
@@ -150,3 +152,20 @@ def test_decays_that_grow():
         wanted = selective_scan(*(t.double() for t in (u, delta, A, rows, rows)))
     assert_accurate("out", selective_scan(u, delta, A, rows, rows), wanted)
     assert selective_scan(u, 2 * delta, A, rows, rows)[..., 1].isinf().all()
+
+
+@pytest.mark.parametrize("level", _native.C.cpu_isa_levels() if _native.C else ())
+def test_states_that_decay_slowly_have_no_drift(level):
+    """What rounds exp(dt A) to one side shows in its difference from 1, which a state that sums up ones is divided by.
+
+    The mean over channels leaves that; a series too short for the exponential is off by 1e-5 and more.
+    """
+    generator = torch.Generator().manual_seed(0)
+    A = -0.02 * torch.rand(4096, 1, generator=generator) - 0.001
+    ones = torch.ones(1, 4096, 2000)
+    with at_level(level), mtlkit.use_backend("cpu"):
+        found = selective_scan(ones, ones, A, ones[:, :1], ones[:, :1])[0, :, -1].double()
+    a = A[:, 0].double()
+    drift = found / (torch.expm1(2000 * a) / torch.expm1(a)) - 1
+    for far in (0.005, 0.01, 0.02):
+        assert drift[(-a > far / 2) & (-a <= far)].mean().abs() < 7e-6
