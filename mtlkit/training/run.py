@@ -30,6 +30,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from mtlkit._accelerate import accelerate, restore
 from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, write_json
 from mtlkit._memory import out_of_memory
@@ -319,6 +320,8 @@ def _run_stage(
             trainer = lightning.Trainer(**{**options, **arguments, "plugins": plugins})
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())}") from None
+        if config.channels_last and trainer.strategy.root_device.type == "cpu":
+            lay_out(module.model)
         if config.sync_batch_norm and trainer.world_size > 1:
             _check_sync_batch_norm(trainer)
             module.model = synchronise(module.model)
@@ -333,8 +336,22 @@ def _run_stage(
         if averaged is not None:  # else it would put the last average in the place of the best one
             cast(list[Callback], trainer.callbacks).remove(averaged)  # pyright: ignore[reportAttributeAccessIssue]
         trainer.loggers = []  # they have the epochs, and result.json what follows
+        lay_back(module.model)  # as it is opened later, so that its figures are those of its predictions
         _load(module, folder / "best.ckpt")
         return _judge(trainer, module, data)
+
+
+def lay_out(model: nn.Module) -> None:
+    """Puts channels side by side, and mtlkit's depthwise convolutions in the place of PyTorch's, as suits a CPU."""
+    model.to(memory_format=torch.channels_last)
+    accelerate(model, check=False)
+
+
+def lay_back(model: nn.Module) -> None:
+    """Undoes `lay_out`."""
+    restore(model)
+    for parameter in model.parameters():  # 1 x 1 filters count as contiguous either way, but convolve in another order
+        parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype).copy_(parameter.data)
 
 
 def _check_sync_batch_norm(trainer: lightning.Trainer) -> None:

@@ -18,7 +18,7 @@ from mtlkit.data import DataError
 from mtlkit.data.splits import read_split
 from mtlkit.models import create_model, from_pretrained
 from mtlkit.training import create_module, load_config, load_run, recipe_schema, train
-from mtlkit.training.run import synchronise
+from mtlkit.training.run import lay_back, lay_out, synchronise
 
 
 def weights(run, name="last", stage=1):
@@ -542,3 +542,23 @@ def test_schema_is_printed(capsys):
 
 def test_changes_by_name():
     assert parse_changes(["a.b.c=1", "a.b.d=[x, 2.5]", "e=null"]) == {"a": {"b": {"c": 1, "d": ["x", 2.5]}}, "e": None}
+
+
+def test_networks_are_laid_out_for_a_cpu():
+    torch.manual_seed(0)
+    plain, laid = (create_model("mbdi", encoder="tf_efficientnet_b0", decoder_dims=(32, 24, 16, 16)) for _ in range(2))
+    laid.load_state_dict(plain.state_dict())
+    lay_out(laid)
+    assert_same(laid.state_dict(), plain.state_dict())
+    kinds = {type(layer).__name__ for layer in laid.modules()}
+    assert "SharedDepthwise" in kinds
+    assert laid.encoder.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
+    images, found = torch.randn(2, 3, 64, 64), []
+    for model in (plain.eval(), laid.eval()):
+        logits = model(images).seg_logits
+        logits.square().mean().backward()
+        found.append([logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for got, exact in zip(*found, strict=True):
+        assert (got - exact).norm() <= 1e-3 * exact.norm() + 1e-7
+    lay_back(laid)
+    assert torch.equal(laid(images).seg_logits, plain(images).seg_logits)

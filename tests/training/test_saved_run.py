@@ -59,7 +59,7 @@ def test_predictions_give_the_figures_of_the_run(run):
     """The same images, prepared and batched in the same way, judged by the same metrics."""
     masks, classes = SegmentationMetrics(), ClassificationMetrics(3)
     for batch in run.loader(run.open_data().subset(run.split.test).records):
-        found = run.predict(batch)
+        found = run.uncalibrated().predict(batch)  # as the figures of training are
         masks.update(found["mask"], batch["mask"])
         classes.update(found["class"], batch["label"])
         assert found["gates"].shape == (len(batch["key"]), 4, 2)
