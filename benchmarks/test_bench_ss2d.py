@@ -1,4 +1,4 @@
-"""SS2D: the operator at every named shape, and the whole layer around it at 56 x 56."""
+"""ss2d at every named shape."""
 
 import pytest
 from workloads import cases
@@ -6,9 +6,4 @@ from workloads import cases
 
 @pytest.mark.parametrize("case", cases("ss2d"), ids=str)
 def test_ss2d(case, measure_case) -> None:
-    measure_case(case)
-
-
-@pytest.mark.parametrize("case", cases("ss2d_layer"), ids=str)
-def test_ss2d_layer(case, measure_case) -> None:
     measure_case(case)

@@ -107,6 +107,11 @@ class OpenNetwork(ABC):
         device: where it runs.
         weights: tells its parameters from others.
         remarks: what the reader of its predictions must know.
+
+    Example:
+        >>> from mtlkit.inference import OpenNetwork, open_network
+        >>> def predict(network: OpenNetwork, images):  # (B, 3, H, W), in the range that network.facts tells
+        ...     return network({"images": images})["class"]
     """
 
     engine: str
