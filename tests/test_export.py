@@ -299,6 +299,7 @@ def recorded_calls() -> dict[str, tuple]:
     for function, tensors in (
         (mtlkit.selective_scan_fn, (u, u, A, rows, rows)),
         (mtlkit.ops.ss2d, SS2DShape(2, 3, 4, 5, 4, 2).inputs().values()),
+        (mtlkit.ops.depthwise_conv2d, (torch.randn(2, 4, 6, 5), torch.randn(4, 1, 5, 5), torch.randn(4))),
         (mtlkit.ops.norm_gate, (torch.randn(3, 6), torch.randn(6), torch.randn(6), torch.randn(3, 6))),
         (lambda x, factors: scale("cpu", x, factors), (torch.randn(2, 3, 4, 5), torch.randn(2, 3))),
     ):

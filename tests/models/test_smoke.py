@@ -141,13 +141,15 @@ def test_smoke(case, tmp_path):
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             rounded = logits_of(model(*given))
+        plain = logits_of(model(*given))  # SS2D layers take one call where no gradient is wanted
         model.save_pretrained(tmp_path)
         loaded = logits_of(from_pretrained(tmp_path).eval()(*given))
         model.to(memory_format=torch.channels_last)
         images = given[0].contiguous(memory_format=torch.channels_last) if given[0].dim() == 4 else given[0]
         other_format = logits_of(model(images, *given[1:]))
     for key, output in outputs.items():
-        assert torch.equal(output, loaded[key]), key
+        assert torch.equal(plain[key], loaded[key]), key
+        assert relative_error(plain[key], output) < 1e-4, key
         assert relative_error(other_format[key], output) < 1e-4, key
         assert relative_error(rounded[key], output) < 0.1, key
 

@@ -66,7 +66,15 @@ def copy(ended, tmp_path) -> Path:
     return shutil.copytree(ended, tmp_path / "run", copy_function=os.link)
 
 
-READ = ["config.yaml", "data.json", "result.json", "split.json", "model/config.json", "model/model.safetensors"]
+READ = [
+    "config.yaml",
+    "calibration.json",
+    "data.json",
+    "result.json",
+    "split.json",
+    "model/config.json",
+    "model/model.safetensors",
+]
 
 
 @pytest.mark.parametrize("name", READ)
