@@ -214,22 +214,25 @@ def _first_line(error: BaseException) -> str:
 def _translated(
     program: "ExportedProgram", inputs: list[str], outputs: list[str], plain: bool, int8: bool
 ) -> "onnx_ir.Model":
+    from mtlkit.deploy import _graph
+
     try:
         found = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
+            optimize=False,
             input_names=inputs,
             output_names=outputs,
             custom_translation_table={} if plain else _nodes.translations(),
         )
+        assert found is not None  # as dynamo=True has it
+        with _graph.kept_from_rounding(found.model):
+            found.optimize()
     except Exception as error:
         raise ValueError(f"model: has no form in ONNX ({_first_line(error.__cause__ or error)})") from error
-    assert found is not None  # as dynamo=True has it
     file: Any = found.model
     if not plain:
-        from mtlkit.deploy import _graph
-
         _graph.rewrite(file)
     if int8:
         from mtlkit.deploy import _int8

@@ -8,7 +8,8 @@ means           over all pixels: GlobalAveragePool, which reads ONNX Runtime's b
 transpositions  that meet their reverse: none
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,30 @@ def _transposed(value: ir.Value | None, order: tuple[int, ...]) -> ir.Value | No
 def _only_use(value: ir.Value) -> ir.Node | None:
     uses = value.uses()
     return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+# --- constants --------------------------------------------------------------------------------------------------------
+
+NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
+NEAR = 1e-4
+EXACT = "mtlkit.exact"  # a domain that nothing is known of
+
+
+@contextmanager
+def kept_from_rounding(model: ir.Model) -> Iterator[None]:
+    """Keeps PyTorch's optimiser from additions of 1e-8, and products with 1.00001: for it these are 0 and 1."""
+    found = [node for node in model.graph if any(_nearly_neutral(node.op_type, value) for value in node.inputs)]
+    for node in found:
+        node.domain = EXACT
+    yield
+    for node in model.graph:
+        if node.domain == EXACT:
+            node.domain = ""
+
+
+def _nearly_neutral(kind: str, value: ir.Value | None) -> bool:
+    tensor = ir.convenience.get_const_tensor(value) if kind in NEUTRAL and value is not None else None
+    return tensor is not None and tensor.size == 1 and 0 < abs(float(tensor.numpy().item()) - NEUTRAL[kind]) < NEAR
 
 
 # --- rewrites ---------------------------------------------------------------------------------------------------------

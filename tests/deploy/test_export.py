@@ -125,6 +125,21 @@ def test_plain(tmp_path):
     assert "If" not in kinds(tmp_path / "net.onnx", "")
 
 
+class Small(nn.Module):
+    """Constants that PyTorch's optimiser takes for 0 and 1."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.log(x + 1e-8), x - 1e-9, 1 - x * 1.000005, 1 - x / 1.000005, x.mean() + 1e-9
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_small_constants_stay(plain, tmp_path):
+    x = torch.tensor([[1e-9, 2e-9], [1e-8, 1.0]])
+    found = mtlkit.export(Small(), tmp_path / "net.onnx", example=x, plain=plain)
+    assert found.error < 1e-6
+    assert {node.domain for node in onnx.load(tmp_path / "net.onnx").graph.node} == {""}
+
+
 def test_the_model_stays_as_it_is(tmp_path):
     layer = mtlkit.nn.SS2D(8, 4).train()
     before = copy.deepcopy(layer.state_dict())
