@@ -8,260 +8,29 @@ The policy compares with the reference in float64 by the relative error |got - e
 - a gradient that is zero where the exact one is not fails whatever the bounds are.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from mtlkit._accuracy import FORWARD_BOUND, GRADIENT_BOUND, ROUNDING, assert_accurate, relative_error
+from mtlkit.operators.shapes import (
+    DirectionalScanShape,
+    InteractionInputs,
+    InteractionShape,
+    SelectiveScanShape,
+    SS2DShape,
+)
 
-import torch
-from torch import Tensor
-
-from mtlkit.ops import TIMParameters, UPAParameters
-
-FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
-GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
-ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
-
-
-def relative_error(got: Tensor, exact: Tensor) -> float:
-    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|."""
-    got, exact = got.detach().double(), exact.detach().double()
-    scale = exact.norm().item()
-    return (got - exact).norm().item() / (scale if scale > 0 else 1.0)
-
-
-def assert_accurate(
-    name: str, got: Tensor, exact: Tensor, plain: Tensor | None = None, *, gradient: bool = False
-) -> float:
-    """Raises unless `got` meets the policy.
-
-    Args:
-        name: what is compared, for the message.
-        got: the result under test.
-        exact: the reference in float64.
-        plain: what plain PyTorch makes of the same 16-bit input; needed for 16-bit results only.
-        gradient: whether the bounds for gradients hold.
-
-    Returns:
-        The relative error.
-
-    Raises:
-        AssertionError: another shape, a missing or wrongly zero value, or an error beyond the bound.
-    """
-    assert got is not None, f"{name}: there is no result"
-    assert got.shape == exact.shape, f"{name}: expected shape {tuple(exact.shape)}, got {tuple(got.shape)}"
-    if exact.numel() == 0:
-        return 0.0
-    error = relative_error(got, exact)
-    if got.dtype in ROUNDING:
-        assert plain is not None, f"{name}: a 16-bit result is judged beside plain PyTorch's"
-        bound = (3 if gradient else 2) * relative_error(plain, exact) + ROUNDING[got.dtype]
-    else:
-        bound = (GRADIENT_BOUND if gradient else FORWARD_BOUND)[got.dtype]
-    assert error <= bound, f"{name}: relative error {error:.2e} is beyond {bound:.2e} ({got.dtype})"
-    assert exact.abs().max() == 0 or got.abs().max() > 0, f"{name}: all zero, which the exact result is not"
-    return error
-
-
-def _normal(seed: int) -> Callable[..., Tensor]:
-    """Draws normal numbers of a size, in float64, one after the other."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
-
-
-def _parameters(normal: Callable[..., Tensor], K: int, D: int, N: int, R: int) -> dict[str, Tensor]:
-    """Of a scan in K directions, with decays like those of a trained layer."""
-    steps = torch.arange(1, N + 1, dtype=torch.float64)
-    return {
-        "dt_weight": normal(K, D, R) * R**-0.5,
-        "dt_bias": normal(K, D) - 3,
-        "A_logs": torch.log(steps).expand(K * D, -1) + 0.1 * normal(K * D, N),
-        "Ds": normal(K * D),
-    }
-
-
-@dataclass(frozen=True)
-class SS2DShape:
-    """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d."""
-
-    B: int
-    D: int
-    H: int
-    W: int
-    N: int
-    R: int
-
-    @property
-    def updates(self) -> int:
-        """State updates of a forward pass, 4 B D L N: the unit of the speed tables."""
-        return 4 * self.B * self.D * self.H * self.W * self.N
-
-    def inputs(
-        self,
-        dtype: torch.dtype = torch.float32,
-        *,
-        memory_format: torch.memory_format = torch.channels_last,
-        requires_grad: bool = False,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> dict[str, Tensor]:
-        """Random arguments of `ss2d` by name, distributed as in a trained network; equal numbers for every dtype."""
-        normal = _normal(seed)
-        rows = normal(self.B, self.H, self.W, 4, self.R + 2 * self.N)
-        arguments = {
-            "u": normal(self.B, self.D, self.H, self.W).contiguous(memory_format=memory_format),
-            "x_dbl": rows.permute(0, 3, 4, 1, 2),
-            **_parameters(normal, 4, self.D, self.N, self.R),
-        }
-        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
-
-
-@dataclass(frozen=True)
-class SelectiveScanShape:
-    """The sizes of one call of `selective_scan`, letters as there; with G = 0, B and C are constant."""
-
-    B: int
-    D: int
-    L: int
-    N: int
-    G: int = 1
-
-    @property
-    def updates(self) -> int:
-        """State updates of a forward pass, B D L N."""
-        return self.B * self.D * self.L * self.N
-
-    def inputs(
-        self,
-        dtype: torch.dtype = torch.float32,
-        *,
-        requires_grad: bool = False,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> dict[str, Tensor]:
-        """Random tensor arguments of `selective_scan` by name; equal numbers for every dtype."""
-        normal = _normal(seed)
-        rows = (self.B, self.G, self.N, self.L) if self.G > 1 else (self.B, self.N, self.L)
-        rows = rows if self.G > 0 else (self.D, self.N)
-        steps = torch.arange(1, self.N + 1, dtype=torch.float64)
-        arguments = {
-            "u": normal(self.B, self.D, self.L),
-            "delta": 0.5 * normal(self.B, self.D, self.L),
-            "A": -steps * torch.exp(0.1 * normal(self.D, self.N)),
-            "B": normal(*rows),
-            "C": normal(*rows),
-            "D": normal(self.D),
-            "z": normal(self.B, self.D, self.L),
-            "delta_bias": normal(self.D) - 3,
-        }
-        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
-
-
-@dataclass(frozen=True)
-class DirectionalScanShape:
-    """The sizes of one call of `directional_scan`, letters as there.
-
-    With `own` each direction has its own u; with `state` there is an initial state.
-    """
-
-    B: int
-    K: int
-    D: int
-    L: int
-    N: int
-    R: int
-    own: bool = False
-    state: bool = False
-
-    @property
-    def updates(self) -> int:
-        """State updates of a forward pass in which every direction visits every token, K B D L N."""
-        return self.K * self.B * self.D * self.L * self.N
-
-    def inputs(
-        self,
-        dtype: torch.dtype = torch.float32,
-        *,
-        requires_grad: bool = False,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> dict[str, Tensor]:
-        """Random tensor arguments of `directional_scan` by name, channels last; equal numbers for every dtype."""
-        normal = _normal(seed)
-        directions = (self.K,) if self.own else ()
-        arguments = {
-            "u": normal(self.B, *directions, self.L, self.D).transpose(-1, -2),
-            "x_dbl": normal(self.B, self.L, self.K, self.R + 2 * self.N).permute(0, 2, 3, 1),
-            **_parameters(normal, self.K, self.D, self.N, self.R),
-        }
-        if self.state:
-            arguments["initial_state"] = normal(self.B, self.K, self.D, self.N)
-        return {name: t.to(device, dtype).requires_grad_(requires_grad) for name, t in arguments.items()}
-
-
-class InteractionInputs(NamedTuple):
-    """The arguments of `task_interaction`."""
-
-    x: Tensor
-    f: Tensor
-    tim: TIMParameters
-    upa: UPAParameters
-
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Every tensor that a gradient flows to, by name."""
-        fields = {"x": self.x, "f": self.f, **self.tim._asdict(), **self.upa._asdict()}
-        return {name: t for name, t in fields.items() if t is not None and name not in ("norm_mean", "norm_var")}
-
-
-@dataclass(frozen=True)
-class InteractionShape:
-    """The sizes of one call of `task_interaction`, letters as there."""
-
-    B: int
-    C: int
-    H: int
-    W: int
-    F: int = 256
-    signals: str = "variance"
-    attention: bool = False
-
-    @property
-    def projected(self) -> int:
-        """P, the channels of the projected map: half of C, as in the networks."""
-        return max(1, self.C // 2)
-
-    def inputs(
-        self,
-        dtype: torch.dtype = torch.float32,
-        *,
-        memory_format: torch.memory_format = torch.contiguous_format,
-        requires_grad: bool = False,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> InteractionInputs:
-        """Random arguments, gates neither open nor shut; equal numbers for every dtype."""
-        normal = _normal(seed)
-
-        def linear(rows: int, columns: int) -> tuple[Tensor, Tensor]:
-            return normal(rows, columns) * columns**-0.5, 0.1 * normal(rows)
-
-        def finish(t: Tensor, grad: bool = True) -> Tensor:
-            return t.to(device, dtype).requires_grad_(requires_grad and grad)
-
-        B, C, F, P, three = self.B, self.C, self.F, self.projected, self.signals == "alignment"
-        x = normal(B, C, self.H, self.W) * (0.5 + normal(B, C, 1, 1).abs()) + normal(B, C, 1, 1)
-        pairs = [*linear(P, C), *linear(F, P), *linear(F, F), *linear(C, F), *linear(C, C)]
-        norm = [1 + 0.1 * normal(F), 0.1 * normal(F), 0.1 * normal(F), 0.5 + normal(F).square()]
-        attn = normal(C) * C**-0.5
-        upa = [*linear(32, 3 if three else 2), *linear(2, 32)]
-        projections = [linear(64, C)[0], linear(64, F)[0]]
-        tim = [*map(finish, [*pairs, *norm[:2]]), *(finish(t, False) for t in norm[2:])]
-        return InteractionInputs(
-            finish(x.contiguous(memory_format=memory_format)),
-            finish(normal(B, F)),
-            TIMParameters._make([*tim, finish(attn) if self.attention else None]),
-            UPAParameters._make([*map(finish, upa), *(map(finish, projections) if three else (None, None))]),
-        )
-
+__all__ = [
+    "FORWARD_BOUND",
+    "GRADIENT_BOUND",
+    "INTERACTION_SHAPES",
+    "ROUNDING",
+    "SS2D_SHAPES",
+    "DirectionalScanShape",
+    "InteractionInputs",
+    "InteractionShape",
+    "SS2DShape",
+    "SelectiveScanShape",
+    "assert_accurate",
+    "relative_error",
+]
 
 # Shapes of networks in use, one image unless the name says otherwise: MedMamba-T at 224 x 224, an exam of four
 # mammograms at 512 x 512, VMamba-T (s1l8) with its single state.

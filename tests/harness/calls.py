@@ -9,13 +9,13 @@ from torch import Tensor
 
 import mtlkit
 from harness.layouts import NCHW, NHWC, Place, kept
-from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals, orders
+from mtlkit.operators.samples import FORWARD, visits
+from mtlkit.operators.shapes import causal_conv1d_inputs, depthwise_inputs, norm_gate_inputs
+from mtlkit.ops import AlignmentSignals, TIMParameters, UPAParameters, VarianceSignals
 from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
-ScanOrder = orders.ScanOrder
 NARROW = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, *NARROW)
-FORWARD = ("y", "out", "last", "seg", "clf", "enhanced_seg")  # outputs that the bounds of outputs hold for
 
 
 class Call(NamedTuple):
@@ -132,18 +132,6 @@ def scan_call(
     return Call(function, inputs)
 
 
-def visits(kind: str, directions: int, tokens: int, samples: int) -> ScanOrder:
-    """An order: "both" ways, "random", a random "half" of the tokens, or a random one of each sample's "own"."""
-    if kind == "both":
-        return orders.both(tokens)
-    generator = torch.Generator().manual_seed(tokens)
-    count = directions * (samples if kind == "own" else 1)
-    rows = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(max(1, count))])[:count]
-    rows = rows[:, : (tokens + 1) // 2] if kind == "half" else rows
-    rows = rows.view(samples, directions, tokens) if kind == "own" else rows
-    return orders.permutation(rows, tokens)
-
-
 def directional_call(
     shape: DirectionalScanShape,
     dtype: torch.dtype = torch.float32,
@@ -177,17 +165,7 @@ def norm_call(
     seed: int = 0,
 ) -> Call:
     """`parameters` and `gate` are dtypes, by default that of x."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "x": (3 * normal(*size) + 1).to(dtype),
-        "weight": normal(size[-1]).to(parameters or dtype),
-        "bias": normal(size[-1]).to(parameters or dtype),
-        "z": normal(*size).to(gate or dtype),
-    }
+    inputs = norm_gate_inputs(size, dtype, parameters=parameters, gate=gate, seed=seed)
     inputs = {name: t for name, t in inputs.items() if name not in without}
     return Call(lambda **tensors: {"y": mtlkit.ops.norm_gate(**tensors)}, inputs)
 
@@ -202,16 +180,7 @@ def conv_call(
     seed: int = 0,
 ) -> Call:
     """`parameters` is a dtype, by default that of x."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "x": normal(*shape).to(dtype),
-        "weight": normal(shape[1], 1, 3, 3).to(parameters or dtype) / 2,
-        "bias": normal(shape[1]).to(parameters or dtype),
-    }
+    inputs = depthwise_inputs(shape, 3, dtype, parameters=parameters, seed=seed)
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
     return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None, **tensors})}, inputs).placed(x=place)
 
@@ -228,16 +197,7 @@ def depthwise_call(
     **options: Any,
 ) -> Call:
     """`parameters` is a dtype, by default that of x; `options` are those of the operator."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "x": normal(*shape).to(dtype),
-        "weight": normal(shape[1], 1, kernel, kernel).to(parameters or dtype) / 2,
-        "bias": normal(shape[1]).to(parameters or dtype),
-    }
+    inputs = depthwise_inputs(shape, kernel, dtype, parameters=parameters, seed=seed)
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
 
     def function(**tensors: Tensor) -> dict[str, Tensor]:
@@ -258,18 +218,7 @@ def causal_conv_call(
     seed: int = 0,
 ) -> Call:
     """With the last states; `parameters` is a dtype, by default that of x."""
-    generator = torch.Generator().manual_seed(seed)
-    batch, channels, _ = shape
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    inputs = {
-        "x": normal(*shape).to(dtype),
-        "weight": normal(channels, width).to(parameters or dtype) / 2,
-        "bias": normal(channels).to(parameters or dtype),
-        "initial_states": normal(batch, channels, width - 1).to(dtype),
-    }
+    inputs = causal_conv1d_inputs(shape, width, dtype, parameters=parameters, seed=seed)
 
     def function(**tensors: Tensor) -> dict[str, Tensor]:
         y, last = mtlkit.ops.causal_conv1d(**tensors, return_final_states=True, activation=activation)

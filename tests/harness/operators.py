@@ -32,6 +32,7 @@ from harness.cases import (
     ScanCase,
 )
 from harness.layouts import NCHW, NHWC, dense, inside, part, repeated, spread, swapped
+from mtlkit.operators import samples
 from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape, SS2DShape
 
 NAN, INF = float("nan"), float("inf")
@@ -52,19 +53,7 @@ def _same_format(name: str) -> Callable[[dict[str, Tensor], dict[str, Tensor]], 
 
 # --- ss2d -------------------------------------------------------------------------------------------------------------
 
-# Odd and tiny: D ragged, one pixel, one row, one column, lengths around the tiles, every kind of N and R.
-_SS2D = (
-    SS2DShape(2, 24, 7, 5, 16, 3),
-    SS2DShape(1, 5, 3, 4, 1, 1),
-    SS2DShape(1, 1, 1, 1, 16, 1),
-    SS2DShape(3, 17, 9, 6, 3, 2),
-    SS2DShape(1, 33, 1, 7, 16, 2),
-    SS2DShape(1, 8, 33, 1, 64, 1),
-    SS2DShape(1, 20, 8, 13, 40, 5),
-    SS2DShape(2, 16, 4, 8, 1, 4),
-    SS2DShape(1, 19, 5, 13, 4, 24),
-    SS2DShape(1, 3, 8, 8, 2, 1),
-)
+_SS2D = samples.SS2D
 
 SS2D = Operator(
     name="ss2d",
@@ -98,17 +87,7 @@ SS2D = Operator(
 
 # --- selective_scan ---------------------------------------------------------------------------------------------------
 
-_SCAN = (
-    SelectiveScanShape(2, 24, 35, 16),
-    SelectiveScanShape(1, 5, 1, 1),
-    SelectiveScanShape(1, 1, 33, 16),
-    SelectiveScanShape(3, 18, 64, 3, G=3),
-    SelectiveScanShape(1, 33, 31, 40),
-    SelectiveScanShape(2, 16, 97, 1, G=2),
-    SelectiveScanShape(1, 12, 70, 4, G=12),
-    SelectiveScanShape(2, 17, 40, 8, G=0),
-    SelectiveScanShape(1, 7, 513, 2),
-)
+_SCAN = samples.SELECTIVE_SCAN
 
 
 def scan_options(shape: SelectiveScanShape) -> tuple[ScanCase, ...]:
@@ -164,16 +143,7 @@ SELECTIVE_SCAN = Operator(
 
 # --- directional_scan -------------------------------------------------------------------------------------------------
 
-# D ragged, one token, lengths around the tiles, one direction and many, every kind of N, R, order and input.
-_DIRECTIONS = (
-    DirectionalCase(DirectionalScanShape(2, 3, 24, 35, 16, 3, own=True, state=True), sequences=9, merge=False),
-    DirectionalCase(DirectionalScanShape(1, 1, 5, 1, 1, 1, state=True)),
-    DirectionalCase(DirectionalScanShape(2, 5, 17, 54, 3, 2), "half"),
-    DirectionalCase(DirectionalScanShape(2, 2, 33, 7, 16, 2, own=True), "own"),
-    DirectionalCase(DirectionalScanShape(1, 2, 8, 33, 64, 1), "both", merge=False),
-    DirectionalCase(DirectionalScanShape(1, 4, 20, 104, 1, 5, state=True), "half", sequences=31),
-    DirectionalCase(DirectionalScanShape(2, 3, 16, 32, 16, 16), "own", sequences=5),
-)
+_DIRECTIONS = tuple(DirectionalCase(*case) for case in samples.DIRECTIONAL_SCAN)
 
 
 def _directional_call(case: DirectionalCase, dtype: torch.dtype) -> Call:
@@ -225,8 +195,7 @@ DIRECTIONAL_SCAN = Operator(
 
 # --- norm_gate --------------------------------------------------------------------------------------------------------
 
-# One row, one channel; channels below, at and beside whole vectors; more and fewer rows than a vector has lanes.
-_ROWS = ((1,), (5,), (4, 1), (2, 3, 3, 7), (1, 33, 16), (2, 5, 37), (3, 1, 2, 100), (1, 7, 11, 96), (2, 768))
+_ROWS = samples.NORM_GATE
 _ABSENT = (("z",), ("weight",), ("bias",), ("weight", "bias"), ("weight", "bias", "z"))
 
 
@@ -274,8 +243,7 @@ NORM_GATE = Operator(
 
 # --- dwconv_silu ------------------------------------------------------------------------------------------------------
 
-# One pixel, one row, one column, one channel; channels below, at and beside whole vectors; H != W.
-_MAPS = ((1, 1, 1, 1), (2, 3, 1, 5), (1, 33, 6, 1), (2, 1, 4, 9), (3, 20, 2, 4), (1, 16, 5, 8), (1, 100, 13, 11))
+_MAPS = samples.DWCONV_SILU
 
 
 def _channels_stay_inside(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
@@ -318,22 +286,7 @@ DWCONV_SILU = Operator(
 # --- depthwise_conv2d -------------------------------------------------------------------------------------------------
 
 _SILU = ("activation", "silu")
-_SAME = ("padding", (0, 1, 0, 1))  # as TensorFlow pads even sizes
-_WINDOWS = (
-    DepthwiseCase((1, 1, 1, 1), 5, (_SILU,)),
-    DepthwiseCase((2, 3, 1, 5), 7, bias=False),
-    DepthwiseCase((1, 33, 6, 1), 3, (("dilation", 2), _SILU)),
-    DepthwiseCase((2, 1, 4, 9), 5, (("dilation", 4),)),
-    DepthwiseCase((1, 20, 11, 10), 3, (("stride", 2), _SAME), bias=False),
-    DepthwiseCase((1, 16, 8, 9), 5, (("stride", 2), _SILU)),
-    DepthwiseCase((1, 3, 2, 3), 7, (("stride", 2),)),
-    DepthwiseCase((1, 9, 9, 11), 3, (("padding", 0),)),
-    DepthwiseCase((1, 5, 6, 7), 5, (("padding", (4, 3, 2, 4)),)),
-    DepthwiseCase((1, 2, 41, 60), 5, (_SILU,)),
-    DepthwiseCase((1, 2, 70, 61), 7, (("stride", 2),), bias=False),
-    # dilated ones stay small: PyTorch's own gradient in bfloat16 reads memory that nobody wrote where maps are larger
-    DepthwiseCase((1, 3, 66, 62), 3, bias=False),
-)
+_WINDOWS = tuple(DepthwiseCase(*case) for case in samples.DEPTHWISE_CONV2D)
 
 DEPTHWISE_CONV2D = Operator(
     name="depthwise_conv2d",
@@ -376,16 +329,7 @@ DEPTHWISE_CONV2D = Operator(
 
 # --- causal_conv1d ----------------------------------------------------------------------------------------------------
 
-# One token, one channel; channels below, at and beside whole vectors; fewer tokens than taps; more than a tile holds.
-_SEQUENCES = (
-    CausalConvCase((1, 1, 1)),
-    CausalConvCase((2, 3, 5), 3, ("bias",)),
-    CausalConvCase((1, 33, 2), 4, ("initial_states",)),
-    CausalConvCase((2, 1, 40), 2),
-    CausalConvCase((1, 16, 97), 4),
-    CausalConvCase((3, 20, 70), 3, activation=None),
-    CausalConvCase((1, 18, 530), 4),
-)
+_SEQUENCES = tuple(CausalConvCase(*case) for case in samples.CAUSAL_CONV1D)
 
 
 def _channels_of_x_stay_inside(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
@@ -436,9 +380,8 @@ CAUSAL_CONV1D = Operator(
 
 # --- task_interaction -------------------------------------------------------------------------------------------------
 
-# One pixel, one row, one column; channels below, at and beside whole vectors; several bands of pixels; one channel.
-_LEVELS = ((2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 48, 14, 14), (2, 20, 41, 37))
-SIGNALS = ("variance", "alignment")
+_LEVELS = samples.TASK_INTERACTION
+SIGNALS = samples.SIGNALS
 
 
 def _level(size: tuple[int, ...], signals: str, attention: bool = False, enhanced: bool = False) -> LevelCase:

@@ -63,13 +63,19 @@ from mtlkit.operators.interaction.types import (
 )
 
 SERVED = reduce.OPERATOR.served
+INFERENCE = Normalisation(training=False, momentum=0.01, eps=1e-3)
+
+
+def limit(backend, x, *others):
+    """What keeps a backend from serving a call of these tensors, whatever the device; None if nothing does.
+
+    It has no types, as torch.compile of torch 2.6 does not evaluate `str | None`.
+    """
+    return single_precision_only((x, *others)) if backend == "triton" else None
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
-    def limit(name):  # without types: torch.compile of torch 2.6 does not evaluate `str | None`
-        return single_precision_only((x, *others)) if name == "triton" else None
-
-    return choose(op, SERVED, x.device, limit)
+    return choose(op, SERVED, x.device, lambda name: limit(name, x, *others))
 
 
 # --- the modules ------------------------------------------------------------------------------------------------------
@@ -103,14 +109,40 @@ def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=No
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
 
 
-# --- public -----------------------------------------------------------------------------------------------------------
-
-
 def _full_precision(x: Tensor) -> AbstractContextManager:
     """Keeps autocast away from the vectors, which are computed in the type of computation."""
     kind = x.device.type
     enabled = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if enabled else nullcontext()
+
+
+def interact(
+    backend: str,
+    x: Tensor,
+    f: Tensor,
+    tim: TIMParameters,
+    upa: UPAParameters,
+    signals: str,
+    tau: float = 0.7,
+    normaliser: Tensor | None = None,
+    norm: Normalisation = INFERENCE,
+    return_enhanced: bool = False,
+    gates: Tensor | None = None,
+) -> InteractionOutput:
+    """`task_interaction` by a backend that can serve the call, of arguments that fit together."""
+    with _full_precision(x):
+        if backend != "reference":
+            options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
+            found = level(backend, x, f, tim, upa, tau, normaliser, norm, options, gates)
+            enhanced_seg = enhance(backend, x, found.mu, tim) if return_enhanced else None
+            clf, enhanced_clf = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
+            return InteractionOutput(found.seg, clf, found.gates, found.signals, enhanced_clf, enhanced_seg)
+        enhanced = _enhance(backend, x, f, tim, tau, norm)
+        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group, gates)
+        return out if return_enhanced else out._replace(enhanced_seg=None)
+
+
+# --- public -----------------------------------------------------------------------------------------------------------
 
 
 def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None = None) -> Tensor:
@@ -399,13 +431,4 @@ def task_interaction(
     check_gates(x, gates)
     backend = _choose("task_interaction", f, *projection_of(x, tim))
     norm = Normalisation(training, momentum, eps, group if training else None)
-    with _full_precision(x):
-        if backend != "reference":
-            options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
-            found = level(backend, x, f, tim, upa, tau, normaliser, norm, options, gates)
-            enhanced_seg = enhance(backend, x, found.mu, tim) if return_enhanced else None
-            clf, enhanced_clf = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
-            return InteractionOutput(found.seg, clf, found.gates, found.signals, enhanced_clf, enhanced_seg)
-        enhanced = _enhance(backend, x, f, tim, tau, norm)
-        out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group, gates)
-        return out if return_enhanced else out._replace(enhanced_seg=None)
+    return interact(backend, x, f, tim, upa, signals, tau, normaliser, norm, return_enhanced, gates)

@@ -1,0 +1,87 @@
+"""One policy of how exact a result must be, for tests, benchmarks and checks.
+
+It compares with the reference in float64 by the relative error |got - exact| / |exact| in the 2-norm:
+
+- float64 and float32 within fixed bounds;
+- 16-bit within twice (output) or three times (gradients) the error that plain PyTorch makes in the same dtype, plus
+  the dtype's own rounding;
+- a gradient that is zero where the exact one is not fails whatever the bounds are.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
+GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
+ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+
+
+class Accuracy(NamedTuple):
+    """How far a result is from the exact one, how far it may be, and what is wrong with it, in a sentence, if anything.
+
+    Of a result that is not comparable the error is NaN.
+    """
+
+    error: float
+    bound: float
+    fault: str | None
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|."""
+    got, exact = got.detach().double(), exact.detach().double()
+    scale = exact.norm().item()
+    return (got - exact).norm().item() / (scale if scale > 0 else 1.0)
+
+
+def accuracy(
+    name: str, got: Tensor | None, exact: Tensor, plain: Tensor | None = None, *, gradient: bool = False
+) -> Accuracy:
+    """How a result meets the policy.
+
+    Args:
+        name: what is compared, for the words of the fault.
+        got: the result under test.
+        exact: the reference in float64.
+        plain: what plain PyTorch makes of the same 16-bit input; needed for 16-bit results only.
+        gradient: whether the bounds for gradients hold.
+    """
+    nan = float("nan")
+    if got is None:
+        return Accuracy(nan, nan, f"{name}: there is no result")
+    if got.shape != exact.shape:
+        return Accuracy(nan, nan, f"{name}: expected shape {tuple(exact.shape)}, got {tuple(got.shape)}")
+    if exact.numel() == 0:
+        return Accuracy(0.0, 0.0, None)
+    error = relative_error(got, exact)
+    if got.dtype in ROUNDING:
+        if plain is None:
+            return Accuracy(error, nan, f"{name}: a 16-bit result is judged beside plain PyTorch's")
+        bound = (3 if gradient else 2) * relative_error(plain, exact) + ROUNDING[got.dtype]
+    else:
+        bound = (GRADIENT_BOUND if gradient else FORWARD_BOUND)[got.dtype]
+    fault = None
+    if not error <= bound:  # NaN is not, either
+        fault = f"{name}: relative error {error:.2e} is beyond {bound:.2e} ({got.dtype})"
+    elif exact.abs().max() > 0 and not got.abs().max() > 0:
+        fault = f"{name}: all zero, which the exact result is not"
+    return Accuracy(error, bound, fault)
+
+
+def assert_accurate(
+    name: str, got: Tensor | None, exact: Tensor, plain: Tensor | None = None, *, gradient: bool = False
+) -> float:
+    """Raises unless `got` meets the policy; arguments as for `accuracy`.
+
+    Returns:
+        The relative error.
+
+    Raises:
+        AssertionError: another shape, a missing or wrongly zero value, or an error beyond the bound.
+    """
+    found = accuracy(name, got, exact, plain, gradient=gradient)
+    if found.fault is not None:
+        raise AssertionError(found.fault)
+    return found.error
