@@ -17,7 +17,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench demo oracle gpu native-all lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu native-all lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -51,6 +51,9 @@ mutants: $(STAMP) ## plant faults in a copy of the sources, of which the tests m
 
 bench: $(STAMP) ## measure every operator and print the speed table; FAST=1 the README's rows alone, FORCE=1 on a busy machine, too
 	$(PY) -m pytest benchmarks --benchmark-only $(if $(FAST),--fast) $(if $(FORCE),--force)
+
+docs: $(STAMP) ## build the documentation into build/site, warnings being errors; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 # Ultrasound that comes inside pydicom: a lymph node, and 30 frames of a heart. It is no breast: the masks to judge by
 # are those in the report; this shows what is written of files as they come from a hospital.

@@ -30,7 +30,14 @@ class Accuracy(NamedTuple):
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
-    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|."""
+    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|.
+
+    Example:
+        >>> import torch
+        >>> from mtlkit.testing import relative_error
+        >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
+        0.1
+    """
     got, exact = got.detach().double(), exact.detach().double()
     scale = exact.norm().item()
     return (got - exact).norm().item() / (scale if scale > 0 else 1.0)
@@ -80,6 +87,15 @@ def assert_accurate(
 
     Raises:
         AssertionError: another shape, a missing or wrongly zero value, or an error beyond the bound.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> from mtlkit.testing import SS2DShape, assert_accurate
+        >>> arguments = SS2DShape(B=1, D=4, H=5, W=3, N=2, R=1).inputs()
+        >>> with mtlkit.use_backend("reference"):
+        ...     exact = mtlkit.ops.ss2d(**{name: t.double() for name, t in arguments.items()})
+        >>> assert_accurate("output", mtlkit.ops.ss2d(**arguments), exact) < 2e-6
+        True
     """
     found = accuracy(name, got, exact, plain, gradient=gradient)
     if found.fault is not None:

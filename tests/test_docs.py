@@ -30,10 +30,13 @@ PACKAGES = [
     "mtlkit.errors",
     "mtlkit.inference",
     "mtlkit.evaluation",
+    "mtlkit.training",
+    "mtlkit.deploy",
+    "mtlkit.testing",
 ]
 SYMBOLS = [
     pytest.param(getattr(importlib.import_module(package), name), id=f"{package}.{name}")
-    for package in PACKAGES
+    for package in [*PACKAGES, "mtlkit.operators.directional_scan.orders"]
     for name in importlib.import_module(package).__all__
 ]
 

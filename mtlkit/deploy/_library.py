@@ -136,6 +136,15 @@ def facts_of(session: "InferenceSession") -> dict[str, Any]:
 
     Raises:
         DataError: it is damaged.
+
+    Example:
+        >>> import tempfile, mtlkit
+        >>> network = mtlkit.models.create_model("medmamba_t", num_classes=2, depths=(1,), dims=(16,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = mtlkit.export(network, f"{folder}/net.onnx")
+        ...     session = mtlkit.deploy.open_session(f"{folder}/net.onnx")
+        >>> mtlkit.deploy.facts_of(session)["network"]
+        'MedMamba'
     """
     try:
         facts = json.loads(session.get_modelmeta().custom_metadata_map.get(FACTS, "{}"))

@@ -29,7 +29,14 @@ def _parameters(normal: Callable[..., Tensor], K: int, D: int, N: int, R: int) -
 
 @dataclass(frozen=True)
 class SS2DShape:
-    """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d."""
+    """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d.
+
+    Example:
+        >>> import mtlkit
+        >>> shape = mtlkit.testing.SS2DShape(B=1, D=8, H=7, W=5, N=4, R=2)
+        >>> mtlkit.ops.ss2d(**shape.inputs()).shape, shape.updates
+        (torch.Size([1, 8, 7, 5]), 4480)
+    """
 
     B: int
     D: int
@@ -65,7 +72,14 @@ class SS2DShape:
 
 @dataclass(frozen=True)
 class SelectiveScanShape:
-    """The sizes of one call of `selective_scan`, letters as there; with G = 0, B and C are constant."""
+    """The sizes of one call of `selective_scan`, letters as there; with G = 0, B and C are constant.
+
+    Example:
+        >>> import mtlkit
+        >>> shape = mtlkit.testing.SelectiveScanShape(B=2, D=8, L=20, N=4)
+        >>> mtlkit.ops.selective_scan(**shape.inputs()).shape, shape.updates
+        (torch.Size([2, 8, 20]), 1280)
+    """
 
     B: int
     D: int
@@ -109,6 +123,12 @@ class DirectionalScanShape:
     """The sizes of one call of `directional_scan`, letters as there.
 
     With `own` each direction has its own u; with `state` there is an initial state.
+
+    Example:
+        >>> import mtlkit
+        >>> shape = mtlkit.testing.DirectionalScanShape(B=1, K=2, D=8, L=20, N=4, R=2)
+        >>> mtlkit.ops.directional_scan(**shape.inputs(), order=mtlkit.ops.orders.both(20)).shape
+        torch.Size([1, 8, 20])
     """
 
     B: int
@@ -147,7 +167,14 @@ class DirectionalScanShape:
 
 
 class InteractionInputs(NamedTuple):
-    """The arguments of `task_interaction`."""
+    """The arguments of `task_interaction`.
+
+    Example:
+        >>> import mtlkit
+        >>> inputs = mtlkit.testing.InteractionShape(B=2, C=8, H=7, W=5, F=16).inputs()
+        >>> sorted(inputs.named_tensors())[:4]
+        ['clf_gate_bias', 'clf_gate_weight', 'context_bias', 'context_weight']
+    """
 
     x: Tensor
     f: Tensor
@@ -162,7 +189,14 @@ class InteractionInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class InteractionShape:
-    """The sizes of one call of `task_interaction`, letters as there."""
+    """The sizes of one call of `task_interaction`, letters as there.
+
+    Example:
+        >>> import mtlkit
+        >>> inputs = mtlkit.testing.InteractionShape(B=2, C=8, H=7, W=5, F=16).inputs()
+        >>> mtlkit.ops.task_interaction(*inputs).seg.shape
+        torch.Size([2, 8, 7, 5])
+    """
 
     B: int
     C: int

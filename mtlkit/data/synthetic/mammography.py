@@ -180,7 +180,9 @@ def _lesion(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple, breast:
     return added + _calcifications(rng, y, x, centre, "tight") if choice < 0.6 else added
 
 
-def draw_mammogram(view: str, breast: Breast | None = None, size: int = 512, seed: int | Sequence[int] = 0):
+def draw_mammogram(
+    view: str, breast: Breast | None = None, size: int = 512, seed: int | Sequence[int] = 0
+) -> np.ndarray:
     """One view of a breast.
 
     Args:

@@ -152,7 +152,9 @@ def _scan(rng: Generator, strength: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.clip((decibels - bottom) / (top - bottom), 0, 1) ** rng.uniform(0.9, 1.2)
 
 
-def draw_ultrasound(kind: str, size: int | tuple[int, int] = 256, seed: int | Generator = 0):
+def draw_ultrasound(
+    kind: str, size: int | tuple[int, int] = 256, seed: int | Generator = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """One ultrasound phantom.
 
     Args:

@@ -13,11 +13,35 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+__all__ = [
+    "ScanOrder",
+    "Walk",
+    "atrous",
+    "both",
+    "columns",
+    "cross",
+    "diagonal",
+    "forward",
+    "join",
+    "permutation",
+    "reverse",
+    "rows",
+    "slices",
+    "snake",
+    "windows",
+]
+
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Walk(NamedTuple):
-    """A direction as arithmetic: step t visits token `start + t // run * outer + t % run * inner`."""
+    """A direction as arithmetic: step t visits token `start + t // run * outer + t % run * inner`.
+
+    Example:
+        >>> import mtlkit
+        >>> mtlkit.ops.orders.columns(2, 3).walks
+        (Walk(start=0, run=2, inner=3, outer=1),)
+    """
 
     start: int
     run: int
@@ -35,6 +59,12 @@ class ScanOrder:
         tokens: how many tokens there are to visit, L.
         steps: how many of them each direction visits, T.
         walks: the directions as arithmetic, if all of them are; None where a table is needed.
+
+    Example:
+        >>> import mtlkit
+        >>> order = mtlkit.ops.orders.cross(2, 3)
+        >>> order.directions, order.tokens, order.steps
+        (4, 6, 6)
     """
 
     name: str
