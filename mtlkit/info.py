@@ -106,7 +106,7 @@ def native(module: ModuleType | None, why_not: str) -> Iterator[Row]:
         return
     yield "file", str(module.__file__)
     yield "compiler", attempt(lambda: module.compiler)
-    yield "OpenMP", attempt(lambda: "yes" if module.openmp else "no: one thread only")
+    yield "OpenMP", attempt(lambda: module.openmp() or "none loaded: threads of its own")
     yield (
         "CUDA",
         attempt(

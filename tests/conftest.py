@@ -3,7 +3,7 @@
 import functools
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,14 @@ def device() -> torch.device:
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is allocated unset holds NaN."""
     poison(monkeypatch)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """A setter of the thread count, undone at the end."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

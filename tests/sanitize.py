@@ -33,9 +33,9 @@ NODES = tuple(f"tests/deploy/test_{part}nodes.py" for part in ("", "sequence_", 
 SANITIZERS = {
     "asan": Sanitizer("address", "libasan.so", "ASAN_OPTIONS=handle_segv=0:detect_leaks=0"),
     "ubsan": Sanitizer("undefined", None, "UBSAN_OPTIONS=handle_segv=0:print_stacktrace=1"),
-    # The kernels' threads are std::thread here (csrc/cpu/team.cpp), because ThreadSanitizer does not see how libgomp's
-    # threads wait for each other. Nor does it see that of PyTorch's and ONNX Runtime's, whose code is left out, nor
-    # follow a fork of several threads.
+    # The kernels' threads are std::thread here (csrc/bindings/threads.cpp), because ThreadSanitizer does not see how
+    # libgomp's threads wait for each other. Nor does it see that of PyTorch's and ONNX Runtime's, whose code is left
+    # out, nor follow a fork of several threads.
     "tsan": Sanitizer(
         "thread",
         "libtsan.so",

@@ -1,15 +1,11 @@
 // mtlkit._C.
 #include "bindings/bindings.h"
+#include "bindings/threads.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "mtlkit's compiled kernels. Addresses in, a status out; use mtlkit.ops.";
 
   m.attr("compiler") = MTLKIT_COMPILER;
-#if defined(_OPENMP)
-  m.attr("openmp") = true;
-#else
-  m.attr("openmp") = false;
-#endif
 #if defined(MTLKIT_WITH_CUDA)
   m.attr("cuda") = true;
   m.attr("cuda_archs") = MTLKIT_CUDA_ARCHS;
@@ -18,5 +14,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda") = false;
   m.attr("cuda_archs") = "";
 #endif
+  mtlkit::bind_threads(m);
   mtlkit::bind_cpu(m);
 }

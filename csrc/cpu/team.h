@@ -1,4 +1,4 @@
-// The threads of a call: the host's, where it has handed over a pool; else OpenMP's, where the compiler has it.
+// The threads of a call: those of the pool that the calling thread was handed, else of the process's pool.
 #pragma once
 
 namespace mtlkit {
@@ -28,5 +28,8 @@ class UsePool {
   UsePool(const UsePool&) = delete;
   UsePool& operator=(const UsePool&) = delete;
 };
+
+// The pool of calls from threads without one, for good; without it they run on the calling thread. Set before any call.
+void set_process_pool(HostPool& pool);
 
 }  // namespace mtlkit

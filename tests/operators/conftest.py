@@ -1,8 +1,7 @@
 """Fixtures that every operator's tests use."""
 
 import pytest
-import torch
-import torch._dynamo.testing  # torch 2.6 does not load it by itself
+import torch._dynamo.testing  # noqa: F401 - torch 2.6 does not load it by itself
 
 from mtlkit import _native
 
@@ -14,11 +13,3 @@ def isa(request: pytest.FixtureRequest):
     _native.C.set_cpu_isa(request.param)
     yield request.param
     _native.C.set_cpu_isa(before)
-
-
-@pytest.fixture
-def threads():
-    """A setter of the thread count, undone at the end."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
