@@ -1,14 +1,12 @@
 """The nodes between convolutions, against the layers that they stand for, in float64 by the policy."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import mtlkit
-from harness.onnx_nodes import node_session, run, run_node
+from harness.onnx_nodes import run_node
 from mtlkit.testing import assert_accurate
 
 # batches of 0 and 5, one pixel, heights and widths that differ, more pixels than a block has
@@ -36,18 +34,6 @@ def test_gated_residual(shape, gated):
     if gated:
         h = attention.double()(h)
     assert_accurate("y", y, F.relu(h + residual.double()))
-
-
-def test_two_sessions_run_at_once_on_any_threads():
-    calls = []
-    for threads, shape in ((1, (1, 24, 41, 53)), (2, (3, 8, 30, 40)), (3, (1, 40, 64, 64))):
-        given = [*(draw(*shape) for _ in range(3)), torch.full((shape[0], 3), 0.3), draw(shape[1]), draw(*shape)]
-        calls.append((node_session("GatedResidual", given, 1, threads), given))
-    alone = [run(*call)[0] for call in calls]
-    with ThreadPoolExecutor(3) as pool:
-        together = [pool.submit(lambda call=call: [run(*call)[0] for _ in range(10)]) for call in calls]
-        for expected, future in zip(alone, together, strict=True):
-            assert all(torch.equal(y, expected) for y in future.result())
 
 
 @pytest.mark.parametrize("crop", [(0, 0), (1, 0), (0, 1), (1, 1)])

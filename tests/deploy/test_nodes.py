@@ -74,19 +74,6 @@ def test_threads_give_the_same_result_again(threads):
     assert_accurate("y", first, last(exact(mtlkit.ops.ss2d, u, x_dbl, *others)))
 
 
-def test_two_sessions_run_at_once():
-    calls = []
-    for shape in (SS2DShape(2, 40, 9, 13, 8, 3), SS2DShape(3, 24, 11, 6, 16, 2)):
-        u, x_dbl, *others = shape.inputs().values()
-        inputs = [last(u), rows(x_dbl), *others]
-        calls.append((node_session("SS2D", inputs, 1), inputs))
-    alone = [run(*call)[0] for call in calls]
-    with ThreadPoolExecutor(2) as pool:
-        together = [pool.submit(lambda call=call: [run(*call)[0] for _ in range(20)]) for call in calls]
-        for expected, future in zip(alone, together, strict=True):
-            assert all(torch.equal(y, expected) for y in future.result())
-
-
 @pytest.mark.parametrize(
     "shape",
     [
@@ -196,6 +183,48 @@ def test_interaction_reduce_without_projection():
     mean, *_, pooled = run_node("InteractionReduce", [x], 4)
     assert_accurate("mean", mean, x.double().mean((2, 3)))
     assert pooled.shape == (2, 0)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def call_of(kind: str, B: int, D: int, H: int, W: int) -> list[Tensor | None]:
+    """Small numbers as a node takes them."""
+    N, R, L, order = 4, 2, H * W, []
+    image, tokens, sequence, plane = (B, H, W, D), (B, L, D), (B, D, L), (B, D, H, W)
+    scan = (4, D, R), (4, D), (4 * D, N), (4 * D,)
+    if kind == "TaskInteraction":
+        return tensors_of(InteractionShape(B, D, H, W, 16).inputs())
+    if kind.startswith("Directional"):
+        order = [torch.stack([torch.arange(L), torch.arange(L).flip(0)] * 2).int()]
+    shapes = {
+        "SS2D": (image, (B, H, W, 4, R + 2 * N), *scan),
+        "DirectionalScan": (tokens, (B, L, 4, R + 2 * N), *scan),
+        "DirectionalScans": (tokens, (B, L, 4, R + 2 * N), *scan),
+        "CausalConv1d": (tokens, (D, 4), (D,)),
+        "SelectiveScan": (sequence, sequence, (D, N), (B, N, L), (B, N, L)),
+        "DwconvSilu": (image, (D, 1, 3, 3), (D,)),
+        "NormGate": (image, (D,), (D,), image),
+        "GatedResidual": (plane, plane, plane, (B, 3), (D,), plane),
+        "Interleave": (plane,) * 4,
+        "InteractionReduce": (plane, (8, D), (8,)),
+    }
+    generator = torch.Generator().manual_seed(B)
+    return [*(torch.rand(shape, generator=generator) / 10 for shape in shapes[kind]), *order]
+
+
+@pytest.mark.parametrize("kind", _nodes.NODES)
+def test_sessions_run_at_once_on_any_threads(kind):
+    calls = []
+    for threads, sizes in ((1, (2, 24, 9, 13)), (2, (3, 40, 11, 6)), (3, (1, 33, 20, 17))):
+        given = call_of(kind, *sizes)
+        calls.append((node_session(kind, given, _nodes.NODES[kind][1], threads), given))
+    alone = [run(*call) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        together = [pool.submit(lambda call=call: [run(*call) for _ in range(10)]) for call in calls]
+        for expected, future in zip(alone, together, strict=True):
+            assert all(len(y) for y in expected)
+            assert all(all(map(torch.equal, expected, found)) for found in future.result())
 
 
 # --- wrong shapes -----------------------------------------------------------------------------------------------------
