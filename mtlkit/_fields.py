@@ -109,9 +109,11 @@ class Fields:
         """A list of them."""
         return self._read(name, default, "numbers", _number, several=True)
 
-    def fields(self, name: str) -> "Fields":
+    def fields(self, name: str, default: Any = REQUIRED) -> "Fields":
         """Names and values within."""
-        return Fields(self.path, self.get(name), self.what, f"{self.where}{name}.")
+        absent = default is not REQUIRED and self.values.get(name) is None
+        value = default if absent else self.get(name)
+        return Fields(self.path, value, self.what, f"{self.where}{name}.")
 
     def list_of_fields(self, name: str) -> "list[Fields]":
         """A list of them."""

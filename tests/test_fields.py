@@ -28,6 +28,8 @@ def test_values_of_their_types():
     assert found.number("n") == 1
     assert type(found.number("n")) is float
     assert found.fields("f").integer("a") == 1
+    assert found.fields("f", {}).integer("a") == 1
+    assert found.fields("none", {}).values == {}
     assert found.list_of_fields("l")[0].integer("a") == 2
     assert found.integer("none", None) is None
     assert math.isnan(found.number("missing", math.nan))

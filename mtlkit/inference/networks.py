@@ -73,14 +73,14 @@ class Facts:
             DataError: something is missing, or of another type.
         """
         recipe, classes, logits = (facts.fields(name) for name in ("recipe", "classes", "logits"))
-        temperatures = facts.fields("temperatures")
+        temperatures = facts.fields("temperatures", {})  # files of earlier versions have none
         data = recipe.fields("data")
         return cls(
             network=recipe.fields("model").text("name"),
             inputs=facts.texts("inputs"),
             classes={name: classes.texts(name) for name in classes.values},
             logits={name: logits.text(name) for name in classes.values},
-            temperatures={name: temperatures.number(name) for name in classes.values},
+            temperatures={name: temperatures.number(name, 1.0) for name in classes.values},
             gates=facts.texts("gates"),
             needs_masks=bool(facts.get("needs_masks")),
             size=facts.integer("size"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mtlkit._fields import Fields
+from mtlkit._probabilities import sigmoid, softmax
 from mtlkit.deploy import facts_of, open_session
 from mtlkit.errors import DataError
 from mtlkit.inference.networks import Facts, OpenNetwork
@@ -46,22 +47,9 @@ class FileNetwork(OpenNetwork):
                 raise ValueError(f"{self.source}: {name}: expected shape ({expected}), got {got}")
         values = self.session.run(None, {name: inputs[name] for name in self.shapes})
         output = {name: np.asarray(value) for name, value in zip(self.outputs, values, strict=True)}
-        found = {
-            task: _softmax(output[name] / np.float32(self.facts.temperatures[task]))
-            for task, name in self.facts.logits.items()
-        }
+        found = {task: softmax(output[name], self.facts.temperatures[task]) for task, name in self.facts.logits.items()}
         if "seg_logits" in output:
-            found["mask"] = _sigmoid(output["seg_logits"])
+            found["mask"] = sigmoid(output["seg_logits"])
         if "gates" in output:
             found["gates"] = output["gates"]
         return found
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # 1 / inf is 0
-        return 1 / (1 + np.exp(-logits))

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtlkit._fields import read_fields
+from mtlkit._probabilities import softmax
 
-__all__ = ["Calibration", "fit_calibration", "softmax"]
+__all__ = ["Calibration", "fit_calibration"]
 
 FILE = "calibration.json"  # in the folder of a run
 NOT_OURS = "is not as a run writes it"
@@ -48,19 +49,6 @@ class Calibration:
     temperature: float = 1.0
     images: int = 0
     thresholds: Mapping[str, float] = field(default_factory=dict)
-
-
-def softmax(logits: Array, temperature: float = 1.0) -> Array:
-    """Probabilities (..., K) of logits.
-
-    Example:
-        >>> import numpy as np
-        >>> from mtlkit.training.calibration import softmax
-        >>> softmax(np.array([0.0, np.log(9.0)]), 2.0).round(3).tolist()
-        [0.25, 0.75]
-    """
-    powers = np.exp((logits - logits.max(-1, keepdims=True)) / temperature)
-    return powers / powers.sum(-1, keepdims=True)
 
 
 def fit_calibration(logits: Array, labels: NDArray[np.int64], positive: int | None = None) -> Calibration:

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mtlkit._probabilities import softmax
 from mtlkit.data import Record
 from mtlkit.evaluation import Predictions, judge
 from mtlkit.evaluation.analysis import epoch_gates, failures
 from mtlkit.training import Config, SavedRun
-from mtlkit.training.calibration import Calibration, softmax
+from mtlkit.training.calibration import Calibration
 
 
 def test_gates_of_the_epochs(tmp_path):

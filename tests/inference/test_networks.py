@@ -50,3 +50,7 @@ def test_facts_of_another_type_are_named(small_lesion):
         Facts.read(Fields(small_lesion.file, values | {"size": "large"}))
     with pytest.raises(DataError, match=r"\(logits.class is missing\)"):
         Facts.read(Fields(small_lesion.file, values | {"logits": {}}))
+    values.pop("temperatures")  # as in files of earlier versions
+    assert Facts.read(Fields(small_lesion.file, values)).temperatures == {"class": 1.0}
+    with pytest.raises(DataError, match=r"\(temperatures: expected names and values, got \[1.0\]\)"):
+        Facts.read(Fields(small_lesion.file, values | {"temperatures": [1.0]}))

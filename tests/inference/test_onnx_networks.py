@@ -63,6 +63,16 @@ def test_what_both_engines_say(small_lesion, small_views, small_mammography):
             np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_file_of_an_earlier_version_is_not_calibrated(small_lesion, tmp_path):
+    model, path = onnx.load(small_lesion.file), tmp_path / "old.onnx"
+    (entry,) = (one for one in model.metadata_props if one.key == "mtlkit")
+    facts = json.loads(entry.value)
+    del facts["temperatures"]
+    entry.value = json.dumps(facts)
+    onnx.save(model, path)
+    assert open_network(path).facts == open_network(small_lesion.file).facts
+
+
 def test_images(small_lesion, image, tmp_path):
     """PNG, JPEG, frames of DICOM, and a DICOM file that says how large its pixels are."""
     image("scans/a.png", 40, 52)

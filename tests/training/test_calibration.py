@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy.special import softmax as scipy_softmax
 
+from mtlkit._probabilities import softmax
 from mtlkit.data import DataError
 from mtlkit.training import load_run, train
-from mtlkit.training.calibration import Calibration, fit_calibration, read_calibration, softmax
+from mtlkit.training.calibration import Calibration, fit_calibration, read_calibration
 
 
 def drawn(temperature: float, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
