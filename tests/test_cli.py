@@ -66,8 +66,10 @@ def test_help_teaches(capsys, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "COMMAND"),
-        (["dada"], "invalid choice: 'dada'"),
+        (["dada"], "invalid choice: 'dada'; did you mean 'data'?"),
+        (["help", "trian"], "did you mean 'train'?"),
+        (["xyz"], "invalid choice: 'xyz' (choose from"),
+        (["data"], "COMMAND"),
         (["data", "check"], "FOLDER"),
         (["data", "check", "x", "--birads", "1,x"], "expected numbers with commas between them, got '1,x'"),
         (["data", "synthesize", "ct", "x"], "invalid choice: 'ct'"),
@@ -79,6 +81,27 @@ def test_wrong_usage(capsys, arguments, words):
         main(arguments)
     assert exit_status.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_command_alone_shows_where_to_begin(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    commands = [line.split()[1:] for line in shown.splitlines() if line.startswith("  mtlkit ")]
+    for command in commands[:4]:
+        assert parser().parse_args(command).run
+    assert f"mtlkit {mtlkit.__version__}" in shown
+
+
+def test_help_is_a_command_too(capsys):
+    texts = []
+    for arguments in (["help", "data", "check"], ["data", "check", "--help"], ["help"], ["--help"]):
+        with pytest.raises(SystemExit) as exit_status:
+            main(arguments)
+        assert exit_status.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
+    assert texts[0] != texts[2]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -193,7 +216,7 @@ def test_bad_options(failing, tmp_path, phantoms):
 
 def test_nothing_is_overwritten_without_force(failing, tmp_path, phantoms):
     before = sorted(phantoms.rglob("*"))
-    assert "exists already; --force overwrites" in failing("data", "synthesize", "ultrasound", phantoms)
+    assert "exists already; --force replaces" in failing("data", "synthesize", "ultrasound", phantoms)
     assert sorted(phantoms.rglob("*")) == before
     thesis = tmp_path / "thesis"
     thesis.mkdir()
@@ -279,7 +302,7 @@ def test_export(monkeypatch, tmp_path, capsys):
     assert facts["classes"] == {"class": ["a", "b", "c"]}
     assert (facts["size"], len(facts["mean"]), facts["recipe"]["task"]) == (32, 3, "lesion")
     assert main(["export", "run", "--out", str(tmp_path / "net.onnx")]) == 2
-    assert "--force overwrites it" in capsys.readouterr().err
+    assert "--force replaces it" in capsys.readouterr().err
     assert main(["export", "run", "--out", str(tmp_path / "plain.onnx"), "--plain", "--licence", "MIT"]) == 0
     session = onnxruntime.InferenceSession(tmp_path / "plain.onnx")
     assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]

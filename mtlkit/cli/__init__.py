@@ -1,6 +1,7 @@
 """The command `mtlkit`."""
 
 import argparse
+import difflib
 import errno
 import sys
 import traceback
@@ -15,11 +16,25 @@ from mtlkit._text import printable
 from mtlkit.cli import ablate, bench, compare, data, evaluate, export, predict, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 
+OVERVIEW = """\
+mtlkit {version}: selective scans, task interaction and breast-imaging networks, on CPU and GPU
+
+Try it on phantoms, from images to masks:
+  mtlkit data synthesize ultrasound phantoms/busi
+  mtlkit train demo --data phantoms/busi --out runs/demo
+  mtlkit evaluate runs/demo --out report
+  mtlkit predict runs/demo phantoms/busi/benign --out masks
+
+Look around:
+  mtlkit info              what runs on this machine
+  mtlkit --help            all commands
+  mtlkit help COMMAND      the options of one, with examples
+"""
 EPILOG = """\
 exit status:
   0  done
-  1  the data have errors (data check)
-  2  it could not be done; one sentence on standard error says what and where
+  1  the data set has errors (data check)
+  2  the command failed; one sentence on standard error says why
   130, 143  interrupted (SIGINT), terminated (SIGTERM)
   141  the reader of standard output has gone, as in `mtlkit info | head -1`
 """
@@ -34,6 +49,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As argparse's, in printable characters."""
         super().error(printable(message))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the choice that a typing mistake probably meant."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            if meant := difflib.get_close_matches(str(value), [str(choice) for choice in action.choices or ()], n=1):
+                error.message = f"invalid choice: {value!r}; did you mean {meant[0]!r}?"
+            raise
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,9 +75,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"mtlkit {mtlkit.__version__}")
-    whole.add_argument("--debug", action="store_true", help="show where in the code an error was raised")
-    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    command = commands.add_parser("info", help="what is active on this machine, what is not, and why")
+    whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    whole.set_defaults(run=show_overview)
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND")
+    command = commands.add_parser("info", help="show which backends this machine can use, and why not the others")
     command.set_defaults(run=lambda _: info.main(), command="info")
     data.add_commands(commands)
     train.add_command(commands)
@@ -64,6 +89,23 @@ def parser() -> argparse.ArgumentParser:
     export.add_command(commands)
     bench.add_command(commands)
     return whole
+
+
+def show_overview(_: argparse.Namespace) -> int:
+    """`mtlkit` alone."""
+    print(OVERVIEW.format(version=mtlkit.__version__), end="")  # noqa: T201 - what was asked for
+    return 0
+
+
+def spelt_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `help COMMAND` as `COMMAND --help`.
+
+    Example:
+        >>> from mtlkit.cli import spelt_out
+        >>> spelt_out(["help", "data", "check"])
+        ['data', 'check', '--help']
+    """
+    return [*arguments[1:], "--help"] if arguments[:1] in (["help"], ("help",)) else list(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = argparse.Namespace(debug=False)
     try:
         try:
-            options = parser().parse_args(arguments)
+            options = parser().parse_args(spelt_out(sys.argv[1:] if arguments is None else arguments))
         except SystemExit:
             if reader_gone():
                 return READER_GONE

@@ -8,5 +8,5 @@ def add_no_calibrate(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-calibrate",
         action="store_true",
-        help="take the network's probabilities as they are, without the temperature that was fitted after training",
+        help="use the network's probabilities without the temperature that was fitted after training",
     )

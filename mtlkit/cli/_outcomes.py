@@ -20,9 +20,9 @@ from mtlkit.errors import (
 )
 
 HINTS = {
-    ExistsError: "--force overwrites it",
-    UnfinishedError: "`mtlkit train --resume` goes on with it",
-    CheckpointError: "--force begins the run again",
+    ExistsError: "--force replaces it",
+    UnfinishedError: "`mtlkit train --resume` continues it",
+    CheckpointError: "--force starts the run again",
     UnusableError: "--skip-bad leaves it out",
     MasksNeededError: "--masks names it",
     TooLargeError: "--max-pixels raises the limit",
@@ -60,10 +60,10 @@ def sentence(error: BaseException, memory: str = "") -> str:
         words = ": ".join([" and ".join(names), error.strerror] if names else [error.strerror])
     words = printable(words, keep="" if isinstance(error, DataError) else "\n")
     if isinstance(error, ExistsError) and error.resumable:
-        return f"{words}; --resume goes on with it, --force begins again"
+        return f"{words}; --resume continues it, --force starts again"
     hints = [hint for kind, hint in HINTS.items() if isinstance(error, kind)][:1]
     if (place := getattr(error, "resumable", "")) and not isinstance(error, FloatingPointError):
-        hints.append(f"--resume goes on from {place}")
+        hints.append(f"--resume continues from {place}")
     return "; ".join([words, ", ".join(hints)] if hints else [words])
 
 
@@ -77,7 +77,7 @@ def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
     if status not in STOPPED:
         raise error
     place = getattr(error, "resumable", "")
-    return STOPPED[status] + (f"; --resume goes on from {place}" if place else ""), status
+    return STOPPED[status] + (f"; --resume continues from {place}" if place else ""), status
 
 
 @contextmanager

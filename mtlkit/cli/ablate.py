@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from mtlkit.training import Ablation, AblationRow
 
 DESCRIPTION = """\
-Trains one recipe once for each row of a table, a part more or less in each, on the same split and with the same seeds,
-and sets the figures of the test part side by side, next to the published ones.
+Trains a recipe once for each row of a table, with the same split and seeds but with different parts switched off, and
+prints the test metrics of all rows next to the published ones.
 
-tables: --list names those of the papers; a path ending in .yaml is one of yours:
+tables: --list names those of the papers; a path that ends in .yaml is your own:
 
   name: Without and with TIM
   recipe: mbdi
@@ -29,15 +29,15 @@ EPILOG = """\
 examples:
   mtlkit ablate --list                                           every table: paper, data set, rows and training steps
   mtlkit ablate csa_moe_table4 --costs                           parameters and FLOPs of each row; trains nothing
-  mtlkit ablate mbdi_table1_busi --data phantoms --rehearse --out runs/rehearsal     minutes: does every row run?
-  mtlkit ablate mbdi_table1_busi --measure                       hours that the table takes on this machine
+  mtlkit ablate mbdi_table1_busi --data phantoms --rehearse --out runs/rehearsal     does every row run? takes minutes
+  mtlkit ablate mbdi_table1_busi --measure                       how long the table takes on this machine
   mtlkit ablate demo --data phantoms/busi --out runs/ablation --repeats 3
   mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --set data.batch_size=8
-  mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --resume     after a crash; rows that ended are kept
+  mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --resume     after a crash; finished rows are kept
 
 the folder: table.json, table.csv and table.md, written again after each row, and a folder of runs for each row
 
-exit status: 0 all rows trained, 2 not; one sentence on standard error says what and where
+exit status: 0 all rows trained, 2 not; one sentence on standard error says why
 """
 
 
@@ -45,7 +45,7 @@ def add_command(commands: Any) -> None:
     """Adds `ablate` to the command line."""
     command = commands.add_parser(
         "ablate",
-        help="train a table of ablations",
+        help="train the rows of an ablation table",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -55,22 +55,22 @@ def add_command(commands: Any) -> None:
     add("--list", action="store_true", help="list the tables of the papers and train nothing")
     add("--costs", action="store_true", help="print parameters and FLOPs of each row and train nothing")
     add("--measure", action="store_true", help="time a training step of each row on this machine and train nothing")
-    add("--data", type=Path, metavar="FOLDER", help="the data set; with --rehearse also the word phantoms")
-    add("--out", type=Path, metavar="FOLDER", help="the runs and their table; a new folder")
+    add("--data", type=Path, metavar="FOLDER", help="the data set; with --rehearse also the word `phantoms`")
+    add("--out", type=Path, metavar="FOLDER", help="folder to write; it must be new")
     add("--rehearse", action="store_true", help="train each row for one epoch on 16 small images, to see that it runs")
     add("--repeats", type=int, default=1, metavar="N", help="train each row with N seeds; default 1")
-    add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
-    add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
+    add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
+    add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in logs/ of each run")
     add("--trainer", action="append", default=[], metavar="NAME=VALUE", help="set an argument of Lightning's Trainer")
-    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on with a table that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue a table that was interrupted")
     either.add_argument(
-        "--force", action="store_true", help="begin again; an earlier table stays until the new one is complete"
+        "--force", action="store_true", help="start again; the files of the earlier table, and no others, are replaced"
     )
     command.set_defaults(run=run, command="ablate", needs=("train",), memory=MEMORY)
 

@@ -9,9 +9,9 @@ from typing import Any
 from mtlkit._extras import TIMING
 
 DESCRIPTION = """\
-Times mtlkit's operators and a network on this machine, beside mtlkit's own vectorised PyTorch (the `torch` backend),
-which is what would run without kernels. Each result is checked against a reference in float64 before it is timed; the
-times are medians of rounds that take turns.
+Times mtlkit's operators and a network on this machine, and compares them with mtlkit's vectorised PyTorch code (the
+`torch` backend), which would run if there were no kernels. Each result is checked against a float64 reference before it
+is timed. Times are medians over rounds in which the candidates alternate.
 """
 EPILOG = """\
 examples:
@@ -20,9 +20,9 @@ examples:
   mtlkit bench --model btinet --json speed.json
   mtlkit bench --device cuda            needs a GPU
 
-peers such as mamba-ssm and torch.compile are measured by `make bench` in a checkout
+to compare with mamba-ssm, torch.compile and others, run `make bench` in a checkout
 
-exit status: 0 measured, 2 not measured, or a result was wrong; one sentence on standard error says which
+exit status: 0 measured, 2 not measured, or a result was wrong; one sentence on standard error says why
 """
 
 
@@ -30,7 +30,7 @@ def add_command(commands: Any) -> None:
     """Adds `bench` to the command line."""
     command = commands.add_parser(
         "bench",
-        help="how fast this installation is on this machine",
+        help="benchmark this installation on this machine",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -39,7 +39,7 @@ def add_command(commands: Any) -> None:
     add("--model", default="medmamba_t", metavar="NAME", help="one of mtlkit.models.list_models(); default medmamba_t")
     add("--quick", action="store_true", help="smaller sizes, fewer rounds, no training step")
     add("--device", default="cpu", metavar="NAME", help="cpu, cuda, ...; default cpu")
-    add("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
+    add("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
     add("--force", action="store_true", help="overwrite that file")
     command.set_defaults(run=run, command="bench", needs=("train", TIMING), memory="take --quick")
 

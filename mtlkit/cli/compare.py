@@ -9,9 +9,9 @@ from mtlkit.cli._limits import LESS_AT_ONCE
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
-Compares runs with the first of them on the same images, and writes a folder: every figure of every run, its difference
-from the first run's with a 95 % bootstrap interval, and tests: Wilcoxon's of the masks, McNemar's of the classes,
-DeLong's of the area under the ROC curve, adjusted by Holm's method where there are several runs.
+Compares runs with the first of them on the same images, and writes a folder: every metric of every run, its difference
+from the first run with a 95 % bootstrap interval, and tests: Wilcoxon's test for masks, McNemar's for classes, DeLong's
+for the area under the ROC curve, adjusted by Holm's method if there are several runs.
 """
 EPILOG = """\
 examples:
@@ -20,10 +20,10 @@ examples:
   mtlkit compare runs/a runs/b --out comparison --data BUSI_WHU  another data set, all of it
 
 the folder: comparison.md, .csv and .json; curves.png (loss and accuracy by epoch), gates.png (gates by epoch),
-masks.png (masks of all runs, with the outline of the truth), features.png (with --tsne)
+masks.png (masks of all runs, with the outline of the true one), features.png (with --tsne)
 
-exit status: 0 compared, 2 not compared; one sentence on standard error says what and where. The folder is written whole
-or not at all.
+exit status: 0 compared, 2 not compared; one sentence on standard error says why. The folder is written whole or
+not at all.
 """
 
 
@@ -31,18 +31,18 @@ def add_command(commands: Any) -> None:
     """Adds `compare` to the command line."""
     command = commands.add_parser(
         "compare",
-        help="compare trained networks on the same images: differences, tests, figures",
+        help="compare trained networks on the same images: differences, tests, plots",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs that have ended; the first is the baseline")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
-    add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the first run, where it lay")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs; the first is the baseline")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; it must be new")
+    add("--data", type=Path, metavar="FOLDER", help="the data set; default: the one that the first run was trained on")
     add("--part", metavar="NAME", help="test, val, train or all; default as for `mtlkit evaluate`")
     add_judging(command, examples=4, shown="images to show with the masks of all runs")
-    add("--force", action="store_true", help="overwrite what an earlier comparison wrote there")
+    add("--force", action="store_true", help="replace the files of an earlier comparison, and no others")
     command.set_defaults(run=run, command="compare", needs=("train",), memory=LESS_AT_ONCE)
 
 

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from mtlkit.data import Report
 
 CHECK = """\
-Reads every file of a data set once and tells what is missing or odd: missing masks, rows, tags and classes, unreadable
-files, masks of another size than their image, duplicates, images that look alike but are of different groups, several
-masks of one image (which are merged), and more. Nothing is changed.
+Reads every file of a data set once and reports what is missing or odd: missing masks, rows, tags and classes, files
+that cannot be read, masks whose size differs from that of their image, duplicates, images of different groups that look
+the same, several masks of one image (which are merged), and more. It changes nothing.
 
 layouts:
   busi        {benign,malignant,normal}/benign (1).png, benign (1)_mask.png, ...
@@ -22,7 +22,7 @@ layouts:
   ham10000    HAM10000_metadata.csv, HAM10000_images_*/, HAM10000_segmentations_*/
   brisc       classification_task/, segmentation_task/
   cmmd        CMMD/<patient>/**/*.dcm with the table of TOMPEI-CMMD or of CMMD
-  folder      images/<class>/, masks/<class>/, groups.csv (optional; lists every image): for data of your own
+  folder      images/<class>/, masks/<class>/, groups.csv (optional; lists every image): for your own data
 """
 CHECK_EXAMPLES = """\
 examples:
@@ -31,12 +31,12 @@ examples:
   mtlkit data check busi --split runs/mbdi/split.json --thumbnails alike.html
   mtlkit data check TOMPEI-CMMD --birads 1,5
 
-exit status: 0 nothing wrong (warnings and notes apart), 1 errors, 2 it could not be checked
+exit status: 0 no errors (there may be warnings), 1 errors, 2 not checked
 """
 SYNTHESIZE = """\
-Writes phantoms: drawn images that look like the real thing closely enough to learn from. Ultrasound comes in the layout
-of BUSI with masks, mammograms as DICOM in that of CMMD, with BI-RADS categories. They are for trying, testing and
-teaching: nothing measured on them says anything about patients.
+Writes phantoms: drawn images that are realistic enough for a network to learn from. Ultrasound images have masks and
+the layout of BUSI; mammograms are DICOM files with BI-RADS categories in the layout of CMMD. Use them to try, test and
+teach: no result on phantoms says anything about patients.
 """
 SYNTHESIZE_EXAMPLES = """\
 examples:
@@ -51,28 +51,29 @@ DEFAULTS = {"ultrasound": (200, 256), "mammography": (100, 512)}
 
 def add_commands(commands: Any) -> None:
     """Adds `data` and its subcommands to the command line."""
-    command = commands.add_parser("data", help="check a data set; write phantoms to try things on")
+    command = commands.add_parser("data", help="check a data set, or write phantoms to try mtlkit on")
     actions = command.add_subparsers(title="commands", required=True, metavar="COMMAND")
     style = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 
     check = actions.add_parser(
-        "check", help="what is missing or odd in a data set", description=CHECK, epilog=CHECK_EXAMPLES, **style
+        "check", help="find what is missing or odd in a data set", description=CHECK, epilog=CHECK_EXAMPLES, **style
     )
     check.add_argument("folder", type=Path, metavar="FOLDER", help="the data set")
-    check.add_argument(
-        "--layout", default="auto", metavar="NAME", help="one of those above; by default found by looking"
-    )
+    check.add_argument("--layout", default="auto", metavar="NAME", help="one of those above; detected by default")
     check.add_argument("--classes", type=_names, metavar="A,B", help="the classes to use, in the order of their labels")
     check.add_argument("--birads", type=_numbers, metavar="1,5", help="the BI-RADS categories to use (cmmd)")
     add_max_pixels(check)
     check.add_argument(
-        "--split", type=Path, metavar="FILE", help="a saved split: what looks alike across its parts is told"
+        "--split", type=Path, metavar="FILE", help="a saved split: report images that look the same across its parts"
     )
     check.add_argument(
-        "--thumbnails", type=Path, metavar="FILE", help="write a page (.html) that shows what looks alike side by side"
+        "--thumbnails",
+        type=Path,
+        metavar="FILE",
+        help="write an HTML page that shows images that look the same side by side",
     )
     check.add_argument("--all", action="store_true", help="list every finding, not only the first of each kind")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write the findings to a file, too")
+    check.add_argument("--json", type=Path, metavar="FILE", help="also write the findings to a file")
     check.add_argument("--force", action="store_true", help="overwrite those files")
     needs = ("train", READING)
     check.set_defaults(run=run_check, command="data check", needs=needs, memory=FEWER_PIXELS)
@@ -82,10 +83,16 @@ def add_commands(commands: Any) -> None:
     )
     synthesize.add_argument("kind", choices=DEFAULTS, help="what to draw")
     synthesize.add_argument("folder", type=Path, metavar="FOLDER", help="where to write; it must not exist yet")
-    synthesize.add_argument("--cases", type=int, metavar="N", help="images, or women; default 200, or 100")
-    synthesize.add_argument("--size", type=int, metavar="PIXELS", help="height of the images; default 256, or 512")
+    synthesize.add_argument(
+        "--cases", type=int, metavar="N", help="images (default 200) or patients (mammography, default 100)"
+    )
+    synthesize.add_argument(
+        "--size", type=int, metavar="PIXELS", help="height of the images; default 256, mammography 512"
+    )
     synthesize.add_argument("--seed", type=int, default=0, help="the same seed writes the same files; default 0")
-    synthesize.add_argument("--force", action="store_true", help="overwrite what an earlier run wrote there")
+    synthesize.add_argument(
+        "--force", action="store_true", help="replace the files that an earlier run wrote there, and no others"
+    )
     synthesize.set_defaults(run=run_synthesize, command="data synthesize", needs=needs, memory="lower --size")
 
 

@@ -1,4 +1,4 @@
-"""`mtlkit evaluate`: how good a trained network is, how sure that is, and where it fails."""
+"""`mtlkit evaluate`: how good a trained network is, how certain that is, and where it fails."""
 
 import argparse
 from collections.abc import Iterator
@@ -11,13 +11,13 @@ from mtlkit.cli._limits import LESS_AT_ONCE
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
-Runs the network of a training run over a part of a data set, and writes a folder: every figure of the papers with a
-95 % bootstrap interval (IoU, Dice, HD95, surface Dice, ...; accuracy, F1, AUC), how well the gates foretell failure,
-what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report to read.
-With --oracle also what the interaction brings: each gate is forced off and on, for every image.
+Runs the network of a training run on a part of a data set, and writes a folder: every metric of the papers with a
+95 % bootstrap interval (IoU, Dice, HD95, surface Dice, ...; accuracy, F1, AUC), how well the gates predict failure,
+what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report.
+With --oracle it also measures what the interaction gains: each gate is forced off and on, for every image.
 
-Groups (patients, where the data set knows them) are drawn whole for the intervals. Images without lesion are left out
-of the figures of the masks, and counted.
+The bootstrap resamples patients, where the data set names them, not single images. Images without a lesion are left
+out of the mask metrics, and counted.
 """
 EPILOG = """\
 examples:
@@ -25,17 +25,17 @@ examples:
   mtlkit evaluate runs/mbdi --out mbdi-whu --data BUSI_WHU       another data set, all of it
   mtlkit evaluate runs/csa --out csa                             all seeds of --repeats: mean ± standard deviation
   mtlkit evaluate runs/cv --out cv                               folds of --folds: also all test images together
-  mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; features in the plane
-  mtlkit evaluate runs/btinet --out oracle --oracle --rivals     are the gates right, and what else would tell
-  mtlkit evaluate runs/mbdi --out mbdi-test --force              once more, in place of the earlier one
+  mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; and a plot of the features
+  mtlkit evaluate runs/btinet --out oracle --oracle --rivals     do the gates, or other scores, predict failure?
+  mtlkit evaluate runs/mbdi --out mbdi-test --force              again, replacing the earlier one
 
 the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png, with --oracle
 oracle.csv; of several seeds a folder for each, and metrics.json, metrics.csv and report.html over them
 
-another data set is matched by the names of its classes: those that the network does not know are left out.
+classes of another data set are matched by name; images of classes that the network does not know are left out.
 
-exit status: 0 evaluated, 2 not evaluated; one sentence on standard error says what and where. The folder is written
-whole or not at all.
+exit status: 0 evaluated, 2 not evaluated; one sentence on standard error says why. The folder is written whole or
+not at all.
 """
 
 
@@ -43,22 +43,22 @@ def add_command(commands: Any) -> None:
     """Adds `evaluate` to the command line."""
     command = commands.add_parser(
         "evaluate",
-        help="judge a trained network: figures with intervals, plots, a report",
+        help="evaluate a trained network: metrics with intervals, plots, a report",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or of several seeds or folds")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
-    add("--data", type=Path, metavar="FOLDER", help="the data set; default: that of the run, where it lay")
+    add("run_folder", type=Path, metavar="RUN", help="folder of a finished run, or of several seeds or folds")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; it must be new")
+    add("--data", type=Path, metavar="FOLDER", help="the data set; default: the one that the run was trained on")
     add(
         "--part",
         metavar="NAME",
         help="test, val or train of the run's split, or all; default test, of another data set all",
     )
-    add("--layout", metavar="NAME", help="of the data set, as in `mtlkit data check`; by default found by looking")
-    add("--oracle", action="store_true", help="force each gate off and on: what the interaction brings, and who knows")
+    add("--layout", metavar="NAME", help="layout of the data set, as in `mtlkit data check`; detected by default")
+    add("--oracle", action="store_true", help="force each gate off and on, to measure what the interaction gains")
     add(
         "--rivals",
         type=int,
@@ -66,18 +66,18 @@ def add_command(commands: Any) -> None:
         const=20,
         default=0,
         metavar="N",
-        help="also judge N passes of Monte-Carlo dropout, and flips, as failure scores; N is 20 if not given",
+        help="also evaluate Monte Carlo dropout (N passes, default 20) and flips as failure scores",
     )
     add(
         "--tolerance",
         type=float,
         default=2.0,
         metavar="D",
-        help="up to which distance surface Dice takes boundaries for the same, in pixels and mm; default 2",
+        help="distance within which surface Dice counts boundaries as equal, in pixels and mm; default 2",
     )
     add_no_calibrate(command)
     add_judging(command, examples=5, shown="best and worst masks to show")
-    add("--force", action="store_true", help="overwrite what an earlier evaluation wrote there")
+    add("--force", action="store_true", help="replace the files of an earlier evaluation, and no others")
     command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
 
 
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         )
     title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
     title += f", {len(metrics['runs'])} runs" if several else ""
-    headings = ("figure", "mean ± sd", "lowest to highest") if several else ("figure", "value", "95 % interval")
+    headings = ("metric", "mean ± sd", "lowest to highest") if several else ("metric", "value", "95 % interval")
     table = Table(*headings, title=title, title_justify="left")
     for row in (_repeated if several else _single)(metrics["figures"]):
         table.add_row(*row)

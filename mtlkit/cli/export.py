@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from mtlkit.training import SavedRun
 
 DESCRIPTION = """\
-Writes the network of a run as an ONNX file, which runs on a CPU without PyTorch. Batch, height and width stay open. The
-file says how images are prepared and what the classes are called. Before it gets its name, ONNX Runtime runs it, and
-what it gives must be what PyTorch gives. `mtlkit predict` takes the file in the place of the run.
+Writes the network of a run as an ONNX file that runs on a CPU without PyTorch, for any batch, height and width. The
+file also says how to prepare images and what the classes are called. Before it is saved, ONNX Runtime runs it, and its
+outputs must match PyTorch's. `mtlkit predict` accepts the file in place of the run.
 
-Scans and task interaction are operators of mtlkit, for which ONNX Runtime loads the library that the command names in
-the end. --plain writes standard operators alone, for engines without that library.
+Scans and task interaction become mtlkit's own operators; ONNX Runtime loads them from a library, whose path the command
+prints at the end. --plain writes standard operators only, for engines that cannot load it.
 
---int8 writes a network that computes in 8 bits, in half the time on CPUs with VNNI. Some images of a data set tell the
-ranges of its numbers; the others tell what that costs: IoU, accuracy and AUROC before and after.
+--int8 quantises the network to 8 bits, which takes half the time on CPUs with VNNI. Some images of a data set calibrate
+it; the others measure what it costs: IoU, accuracy and AUROC before and after.
 """
 CALIBRATION = 64  # images, at most
 
@@ -28,11 +28,11 @@ EPILOG = """\
 examples:
   mtlkit export runs/mbdi --out mbdi.onnx
   mtlkit export runs/mbdi --out mbdi.onnx --licence CC-BY-NC-4.0
-  mtlkit export runs/mbdi --out plain.onnx --plain      of the size that the run was trained with
-  mtlkit export runs/mbdi --out mbdi8.onnx --int8       calibrated with training images, judged on the test part
-  mtlkit export runs/mbdi --out mbdi8.onnx --int8 --calibrate BUSI_WHU     with part of another data set, on the rest
+  mtlkit export runs/mbdi --out plain.onnx --plain      for the image size of the run
+  mtlkit export runs/mbdi --out mbdi8.onnx --int8       calibrated on training images, evaluated on the test part
+  mtlkit export runs/mbdi --out mbdi8.onnx --int8 --calibrate BUSI_WHU     calibrated and evaluated on another data set
 
-exit status: 0 exported, 2 not exported; one sentence on standard error says what and where
+exit status: 0 exported, 2 not exported; one sentence on standard error says why
 """
 
 
@@ -40,19 +40,19 @@ def add_command(commands: Any) -> None:
     """Adds `export` to the command line."""
     command = commands.add_parser(
         "export",
-        help="a trained network as an ONNX file",
+        help="write a trained network as an ONNX file",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
+    add("run_folder", type=Path, metavar="RUN", help="folder of a finished run")
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
-    add("--plain", action="store_true", help="standard operators alone: slower, and of one size")
-    add("--licence", metavar="TEXT", help="terms of the weights, as CC-BY-NC-4.0, for the file's metadata")
-    add("--int8", action="store_true", help="in 8 bits: about half the time, slightly other answers")
+    add("--plain", action="store_true", help="use standard ONNX operators only: slower, and for one image size")
+    add("--licence", metavar="TEXT", help="terms of the weights, such as CC-BY-NC-4.0, for the file's metadata")
+    add("--int8", action="store_true", help="quantise to 8 bits: about half the time, slightly different outputs")
     add("--calibrate", type=Path, metavar="DATA", help="the data set for --int8; default: that of the run")
-    add("--skip-bad", action="store_true", help="leave out what cannot be used in that data set")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
     add_no_calibrate(command)
     add("--force", action="store_true", help="replace the file if it exists")
     command.set_defaults(run=run, command="export", needs=("train",))

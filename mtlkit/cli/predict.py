@@ -1,4 +1,4 @@
-"""`mtlkit predict`: masks and classes of images of one's own."""
+"""`mtlkit predict`: masks and classes of your own images."""
 
 import argparse
 import time
@@ -13,34 +13,34 @@ from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
 from mtlkit.cli._progress import progress_shown
 
 DESCRIPTION = """\
-Runs a trained network over images, and writes for each its mask and an overlay, in the image's own size, and a row of
+Runs a trained network on images. For each it writes the mask and an overlay, in the size of the image, and a row of
 class probabilities, area and gates.
 
-RUN is the folder of a run, or a file that `mtlkit export` wrote: with it neither PyTorch nor the extra `train` is
-needed, only ONNX Runtime, Pillow and pydicom, and the predictions are the same.
+RUN is the folder of a run, or a file that `mtlkit export` wrote. The file needs neither PyTorch nor the extra `train`,
+only ONNX Runtime, Pillow and pydicom, and gives the same predictions.
 
-INPUT is an image (PNG, JPEG, BMP, TIFF, DICOM; each frame of a DICOM file is an image by itself) or a folder of images,
-also of folders. For a network of four-view mammograms it is a folder with the views of an exam, or a folder of such
-folders; the views tell what they are by their DICOM tags, or by names as L_CC.png. Missing views are done without, and
-told.
+INPUT is an image (PNG, JPEG, BMP, TIFF, DICOM; each frame of a DICOM file counts as an image) or a folder of images,
+with subfolders. For a network of four-view mammograms it is a folder with the views of an exam, or a folder of such
+folders; views are recognised by their DICOM tags, or by names such as L_CC.png. Missing views are left out and
+reported.
 """
 EPILOG = """\
 examples:
   mtlkit predict runs/mbdi scan.dcm --out found                   one image
   mtlkit predict runs/btinet scans/ more/scan7.png --out found    all images of a folder, and one more
-  mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that looks at a known lesion
-  mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: ends as if there had been none
+  mtlkit predict runs/csa scans/ --masks found/masks --out types  a network that needs the mask of the lesion
+  mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: continues where it stopped
   mtlkit predict mbdi.onnx scans/ --out found                     without PyTorch
   mtlkit predict runs/mbdi scans/ --out found --dicom-seg         DICOM Segmentations in found/dicom/seg/, too
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
-the folder: predictions.csv, masks/, overlays/, predictions.json (which network, and what was left out); dicom/seg/ and
+the folder: predictions.csv, masks/, overlays/, predictions.json (the network, and what was left out); dicom/seg/ and
 dicom/sr/ with an object for each image or frame that is DICOM (extra `dicom`), in the study of its source
 
-in predictions.csv area_mm2 is empty where a file does not say how large its pixels are; gates of BTI-Net are scores of
-failure: the higher, the likelier is the mask (gate_seg_*) or the class (gate_clf_*) to be wrong
+in predictions.csv, area_mm2 is empty where a file does not state the size of its pixels; gates of BTI-Net are failure
+scores: the higher, the likelier the mask (gate_seg_*) or the class (gate_clf_*) is wrong
 
-exit status: 0 predicted, 2 not predicted; one sentence on standard error says what and where
+exit status: 0 predicted, 2 not predicted; one sentence on standard error says why
 """
 SHOWN = 20
 
@@ -49,28 +49,30 @@ def add_command(commands: Any) -> None:
     """Adds `predict` to the command line."""
     command = commands.add_parser(
         "predict",
-        help="masks and classes of images of your own",
+        help="predict masks and classes of your own images",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended, or net.onnx")
+    add("run_folder", type=Path, metavar="RUN", help="folder of a finished run, or net.onnx")
     add("inputs", type=Path, nargs="+", metavar="INPUT", help="an image or a folder")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where to write; a new folder")
-    add("--masks", type=Path, metavar="FOLDER", help="masks by the names of the images, for csa_moe")
-    add("--engine", metavar="NAME", help="torch for a run, onnxruntime for a file; follows from RUN")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; it must be new")
+    add("--masks", type=Path, metavar="FOLDER", help="masks with the names of the images, for csa_moe")
+    add("--engine", metavar="NAME", help="torch for a run, onnxruntime for a file; by default chosen by RUN")
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
-    add("--device", metavar="NAME", help="of PyTorch: cpu, cuda, ...; default: cuda where there is a GPU, else cpu")
+    add("--device", metavar="NAME", help="PyTorch device: cpu, cuda, ...; default: cuda if there is a GPU, else cpu")
     add_no_calibrate(command)
-    add("--skip-bad", action="store_true", help="leave out what cannot be read, and tell")
-    add("--dicom-seg", action="store_true", help="write DICOM Segmentations, too, of images that are DICOM")
-    add("--dicom-sr", action="store_true", help="write DICOM measurement reports (TID 1500), too")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
+    add("--dicom-seg", action="store_true", help="also write DICOM Segmentations, for images that are DICOM")
+    add("--dicom-sr", action="store_true", help="also write DICOM measurement reports (TID 1500)")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on with a prediction that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue a prediction that was interrupted")
     either.add_argument(
-        "--force", action="store_true", help="begin again; an earlier prediction stays until the new one has ended"
+        "--force",
+        action="store_true",
+        help="start again; the files of the earlier prediction, and no others, are replaced",
     )
     command.set_defaults(run=run, command="predict", memory=LESS_AT_ONCE)
 

@@ -2,26 +2,31 @@
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from mtlkit.cli._limits import add_max_pixels
 
 DESCRIPTION = """\
-Trains a network as a recipe says: reads the data set, splits it, trains with checkpoints, keeps the best epoch, and
-judges it on the test part.
+Trains a network from a recipe: reads the data set, splits it, trains with checkpoints, keeps the best epoch, and
+evaluates it on the test part.
 
-recipes: mbdi, btinet, csa_moe and hybrid_vssm are the papers'; demo is small; a path ending in .yaml is one of yours.
-Editors check it by the schema that --schema prints: # yaml-language-server: $schema=recipe.json
+recipes: mbdi, btinet, csa_moe and hybrid_vssm reproduce the papers; demo is small; a path that ends in .yaml is your
+own. --schema prints the JSON schema with which editors check it: # yaml-language-server: $schema=recipe.json
+
+The papers' recipes start from ImageNet weights, which are downloaded from the Hugging Face hub the first time. Without
+a network connection, either put them into its cache beforehand or train from scratch:
+--set model.options.pretrained=false
 """
 EPILOG = """\
 examples:
   mtlkit data synthesize ultrasound phantoms/busi
   mtlkit train demo --data phantoms/busi --out runs/demo
   mtlkit train mbdi --data BUSI --out runs/mbdi --set data.batch_size=8 --set model.options.pretrained=false
-  mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: ends as if there had been none
+  mtlkit train mbdi --data BUSI --out runs/mbdi --resume         after a crash: continues where it stopped
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
-  mtlkit train mbdi --data BUSI --out runs/cv --folds 5          cross-validation, patients whole
+  mtlkit train mbdi --data BUSI --out runs/cv --folds 5          cross-validation by patient
   mtlkit train mbdi --data BUSI --out runs/cv --folds 5 --fold 2   one of the folds, as a job of its own
   mtlkit train mbdi --data BUSI --out runs/mbdi --devices 4 --set data.batch_size=6 --set sync_batch_norm=true
 
@@ -31,7 +36,7 @@ gates, from each process's own batch, unless sync_batch_norm=true, which needs G
 the folder of a run: config.yaml, split.json, data.json, stage1/ (best.ckpt, last.ckpt, metrics.csv), model/,
 result.json
 
-exit status: 0 trained, 2 not trained; one sentence on standard error says what and where
+exit status: 0 trained, 2 not trained; one sentence on standard error says why
 """
 LONGEST = 160  # characters of an option in a message
 MEMORY = "lower data.batch_size or data.size, as with --set data.batch_size=4, or data.workers, or set data.cache=false"
@@ -53,12 +58,12 @@ def add_command(commands: Any) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="the data set; `mtlkit data check` tells if it is sound",
+        help="the data set; `mtlkit data check` finds what is wrong with it",
     )
-    add("--out", type=Path, required=True, metavar="FOLDER", help="the run; a new folder")
-    add("--split", type=Path, metavar="FILE", help="a saved split, in place of a drawn one")
-    add("--drop-duplicates", action="store_true", help="leave out images that look like others, when splitting")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, as data.batch_size=8")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; it must be new")
+    add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
+    add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, such as data.batch_size=8")
     several = command.add_mutually_exclusive_group()
     several.add_argument("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     several.add_argument("--folds", type=int, metavar="N", help="cross-validate: N folds, each in its own folder")
@@ -70,14 +75,16 @@ def add_command(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set an argument of Lightning's Trainer, as accelerator=gpu or max_time=00:08:00:00",
+        help="set an argument of Lightning's Trainer, such as accelerator=gpu or max_time=00:08:00:00",
     )
-    add("--skip-bad", action="store_true", help="leave out what cannot be used in the data set")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     either.add_argument(
-        "--force", action="store_true", help="begin again; an earlier run stays until the new one has ended"
+        "--force",
+        action="store_true",
+        help="start again; the files of the earlier run, and no others, are replaced once the new one has ended",
     )
     add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
     command.set_defaults(run=run, command="train", needs=("train",), memory=MEMORY)
@@ -154,6 +161,7 @@ def run(options: argparse.Namespace) -> int:
     from mtlkit.training.aggregate import digits_of, in_words
     from mtlkit.training.config import named_recipe
     from mtlkit.training.run import is_main
+    from mtlkit.training.tasks import LOSSES
 
     if options.repeats is not None and options.repeats < 1:
         raise ValueError(f"--repeats: expected at least 1, got {options.repeats}")
@@ -169,7 +177,6 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(options.recipe).adjust(changes_of(options))
     console = open_console(quiet=not is_main())  # of several processes one tells
     settings = training_options(options, progress=console.is_terminal)
-    table = Table("figure", "validation", "test", title=str(options.out), title_justify="left")
     with named_recipe(options.recipe):
         if options.folds is not None:
             pairs = cross_validate(config, options.data, options.out, options.folds, fold=options.fold, **settings)
@@ -180,7 +187,36 @@ def run(options: argparse.Namespace) -> int:
             pairs = repeat(config, options.data, options.out, options.repeats, **settings)
     cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
-    for name in shown:
-        table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""))
+    table = Table("metric", "validation", "test", "meaning", title=str(options.out), title_justify="left")
+    for name in sorted(shown, key=lambda name: name in LOSSES):  # what the network achieves first
+        table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""), metric_meaning(name))
     console.print(table)
+    out = shlex.quote(str(options.out))
+    for line in (
+        "next:",
+        f"  mtlkit evaluate {out} --out REPORT         intervals, plots and a report for the browser",
+        f"  mtlkit predict {out} IMAGES --out MASKS    masks and classes of your own images",
+    ):
+        console.print(line, soft_wrap=True)
     return 0
+
+
+def metric_meaning(name: str) -> str:
+    """A few words on a row of the table that ends a training.
+
+    Example:
+        >>> from mtlkit.cli.train import metric_meaning
+        >>> metric_meaning("f1_macro"), metric_meaning("label_auc"), metric_meaning("combined")
+        ('F1, macro', 'Label: AUC', 'score that picks the epoch')
+    """
+    from mtlkit.evaluation.report import COUNTS, FIGURES, figure_rows
+    from mtlkit.training.tasks import HEADS, LOSSES
+
+    base = name
+    for head in HEADS.values():
+        base = base.removeprefix(head.prefix)
+    if base in FIGURES:
+        return figure_rows({name: None})[0][0]
+    if name in LOSSES:
+        return "loss, lower is better"
+    return "score that picks the epoch" if name == "combined" else COUNTS.get(base, "")

@@ -71,7 +71,7 @@ def test_command(fast, capsys, tmp_path):
         assert (row["mtlkit_s"], row["torch_s"], row["ratio"]) == (0.5, 0.5, 1.0)
         assert 0 < row["relative_error"] < 1e-5
     assert main(["bench", "--quick", "--json", str(path)]) == 2
-    assert "the file exists already; --force overwrites it" in capsys.readouterr().err
+    assert "the file exists already; --force replaces it" in capsys.readouterr().err
 
 
 def test_a_wrong_result_is_told_and_not_timed(fast, capsys, monkeypatch, tmp_path):

@@ -33,13 +33,13 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (errors.ExistsError("out: exists already"), "out: exists already; --force overwrites it"),
+        (errors.ExistsError("out: exists already"), "out: exists already; --force replaces it"),
         (
             errors.ExistsError("out: there is a run already", resumable=True),
-            "out: there is a run already; --resume goes on with it, --force begins again",
+            "out: there is a run already; --resume continues it, --force starts again",
         ),
-        (errors.UnfinishedError("out: has not ended"), "out: has not ended; `mtlkit train --resume` goes on with it"),
-        (errors.CheckpointError("a.ckpt: is missing"), "a.ckpt: is missing; --force begins the run again"),
+        (errors.UnfinishedError("out: has not ended"), "out: has not ended; `mtlkit train --resume` continues it"),
+        (errors.CheckpointError("a.ckpt: is missing"), "a.ckpt: is missing; --force starts the run again"),
         (errors.UnusableError("a.png: is gone"), "a.png: is gone; --skip-bad leaves it out"),
         (errors.MasksNeededError("masks are needed"), "masks are needed; --masks names it"),
         (errors.DataError("out: is odd"), "out: is odd"),
@@ -223,7 +223,7 @@ def test_a_training_that_was_stopped_can_be_resumed(tmp_path, phantoms, start, n
             time.sleep(0.05)
         process.send_signal(number)
         sentence = process.communicate(timeout=60)[1]
-        assert sentence == f"mtlkit: {word}; --resume goes on from the last whole epoch\n"
+        assert sentence == f"mtlkit: {word}; --resume continues from the last whole epoch\n"
         assert process.returncode == 128 + number
 
 

@@ -81,7 +81,7 @@ def test_command(tmp_path, capsys, lesion, plain):
     assert "Wilcoxon" in text
     assert not list((tmp_path / "out").glob("*.png"))
     assert main(arguments) == 2
-    assert "exists already; --force overwrites it" in capsys.readouterr().err
+    assert "exists already; --force replaces it" in capsys.readouterr().err
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

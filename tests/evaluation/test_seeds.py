@@ -120,7 +120,7 @@ def test_command(done, runs, tmp_path, capsys):
     assert f"{min(pair['runs'].values()):.3f} to {max(pair['runs'].values()):.3f}" in line
     assert "3 runs" in text
     assert main(arguments) == 2
-    assert "exists already; --force overwrites" in capsys.readouterr().err
+    assert "exists already; --force replaces" in capsys.readouterr().err
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

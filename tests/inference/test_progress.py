@@ -77,7 +77,7 @@ def test_interrupted_and_begun_again(lesion, scans, tmp_path, kill_after, monkey
     monkeypatch.undo()
     with pytest.raises(ExistsError) as error:
         predict(lesion, scans, tmp_path / "out")
-    assert sentence(error.value).endswith("--resume goes on with it, --force begins again")
+    assert sentence(error.value).endswith("--resume continues it, --force starts again")
     assert predict(lesion, scans, tmp_path / "out", resume=True) == whole
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     kill_after(1)
@@ -125,7 +125,7 @@ def test_a_broken_image_ends_a_prediction_that_can_be_resumed(lesion, scans, tmp
     (scans / "3.png").write_bytes(b"broken")
     with pytest.raises(UnusableError) as error:
         predict(lesion, scans, tmp_path / "out", batch_size=1)
-    words = r"3.png: cannot be read as an image .*; --skip-bad leaves it out, --resume goes on from the next image$"
+    words = r"3.png: cannot be read as an image .*; --skip-bad leaves it out, --resume continues from the next image$"
     assert re.search(words, sentence(error.value))
     whole = predict(lesion, scans, tmp_path / "whole", batch_size=1, skip_bad=True)
     resumed = predict(lesion, scans, tmp_path / "out", batch_size=1, skip_bad=True, resume=True)

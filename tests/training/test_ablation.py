@@ -249,7 +249,7 @@ def test_command(done, file, ultrasound, capsys):
     assert f"{done[1]['Gates | all']['test/iou']['mean']:.4f} ±" in text
     assert "**" not in text
     assert main(arguments) == 2
-    assert "there is an ablation already; --resume goes on with it" in capsys.readouterr().err
+    assert "there is an ablation already; --resume continues it" in capsys.readouterr().err
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
