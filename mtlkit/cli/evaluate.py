@@ -13,7 +13,8 @@ from mtlkit.cli._progress import progress_bar
 DESCRIPTION = """\
 Runs the network of a training run on a part of a data set, and writes a folder: every metric of the papers with a
 95 % bootstrap interval (IoU, Dice, HD95, surface Dice, ...; accuracy, F1, AUC), how well the gates predict failure,
-what the gates and the interaction of the tasks do at each level, a row for each image, plots, and a report.
+what the gates and the interaction of the tasks do at each level, where the network sees the class (Grad-CAM of the
+worst, median and best image), a row for each image, plots, and a report.
 With --oracle it also measures what the interaction gains: each gate is forced off and on, for every image.
 
 The bootstrap resamples patients, where the data set names them, not single images. Images without a lesion are left

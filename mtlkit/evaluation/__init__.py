@@ -9,6 +9,7 @@ Needs the extra `train`.
 """
 
 from mtlkit.evaluation.analysis import judge
+from mtlkit.evaluation.attribution import GradCam, grad_cam
 from mtlkit.evaluation.bootstrap import (
     Figure,
     classification,
@@ -27,11 +28,13 @@ from mtlkit.evaluation.seeds import evaluate_repeats
 __all__ = [
     "PARTS",
     "Figure",
+    "GradCam",
     "Predictions",
     "classification",
     "compare",
     "evaluate",
     "evaluate_repeats",
+    "grad_cam",
     "intervals",
     "judge",
     "pool",

@@ -180,10 +180,10 @@ def draw_scores(predictions: Predictions) -> bytes:
     return to_png(canvas)
 
 
-def draw_outlines(ax: Axes, image: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> None:
-    """An image with both outlines."""
+def draw_outlines(ax: Axes, image: np.ndarray, *masks: np.ndarray) -> None:
+    """An image with the outlines of its true and of its predicted mask, as far as they are given."""
     ax.imshow(image, interpolation="bilinear")
-    for mask, colour in ((true, GREEN), (predicted, ORANGE)):
+    for mask, colour in zip(masks, (GREEN, ORANGE), strict=False):
         if mask.any():
             ax.contour(mask, levels=[0.5], colors="black", linewidths=2.6)
             ax.contour(mask, levels=[0.5], colors=colour, linewidths=1.4)
@@ -225,7 +225,7 @@ def shorten(words: str, most: int = 28) -> str:
 # --- the inside -------------------------------------------------------------------------------------------------------
 
 
-def _gate_label(name: str) -> str:
+def gate_label(name: str) -> str:
     """What a gate is called: level 1 for seg_level1, L-CC for l_cc."""
     _, _, level = name.partition("_level")
     return f"level {level}" if level else name.replace("_", "-").upper() if "_" in name else name
@@ -253,7 +253,7 @@ def draw_gates(gates: Mapping[str, Any]) -> bytes:
             ax.errorbar(place + shift, means, spreads, fmt=mark, color=colour, ms=5.5, lw=1.6, capsize=2.5, label=name)
         for edge in place[1:] - 0.5:
             ax.axvline(edge, color="#E3E3E3", lw=0.8)
-        ax.set_xticks(place, [_gate_label(name) for name in names])
+        ax.set_xticks(place, [gate_label(name) for name in names])
         ax.set(xlim=(-0.5, len(names) - 0.5), ylim=(-0.02, 1.02))
         add_grid(ax, "y")
         set_labels(ax, "", "weight" if ax is axes[0] else "", title)
@@ -277,7 +277,7 @@ def draw_epochs(
                 ax.axvline(first - 0.5, color=INK, lw=1, ls="--")
                 ax.text(first - 0.5, 1.0, " gates alone", fontsize=8.5, color=INK, va="top")
             for i, name in enumerate(chosen):
-                words = _gate_label(name) if number == 0 else None
+                words = gate_label(name) if number == 0 else None
                 epochs = range(first, first + length)
                 colour = COLOURS[i % len(COLOURS)]
                 ax.plot(epochs, stage[name], "o--", ms=3.5, lw=1.8, color=colour, label=words)

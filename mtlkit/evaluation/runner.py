@@ -24,6 +24,7 @@ from mtlkit.data.files import check_folder
 from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
 from mtlkit.evaluation.analysis import epoch_gates, judge, table_rows
+from mtlkit.evaluation.attribution_plots import draw_attribution
 from mtlkit.evaluation.bootstrap import PERCENTILES
 from mtlkit.evaluation.comparison_plots import draw_curves, read_epochs
 from mtlkit.evaluation.interaction_plots import draw_interaction
@@ -83,7 +84,7 @@ def evaluate(
             the network sees, and in mm.
         samples: of the bootstrap behind the intervals; 0 leaves them out.
         seed: of the bootstrap and of t-SNE.
-        examples: how many of the best and of the worst masks are shown.
+        examples: how many of the best and of the worst masks are shown; 0 also leaves out where the class was seen.
         tsne: also draws the features of the classifier in the plane.
         oracle: also forces the gates of each level off and on, for every image: what the interaction brings, and
             whether gates and signals know it. The network runs four times more a level, and twice for all at once.
@@ -156,6 +157,7 @@ def evaluate(
         if epochs := read_epochs(run.folder):
             words = "Training solid, as its batches were answered; validation dashed."
             plots["training"] = draw_curves({run.config.model.name: epochs}), "Loss and accuracy by epoch", words
+        plots |= draw_attribution(predictions) if examples else {}
         plots |= draw_interaction(predictions, judgement)
         draft.write_text("images.csv", csv_text(table_rows(predictions)))
         for name, (png, _, _) in plots.items():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mtlkit._check import check_choice, check_probability
 from mtlkit.models._common import check_at_least_one, check_images
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
-from mtlkit.models.network import last_linear
+from mtlkit.models.network import ClassMap, last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import AdaptiveGate, CrossStageAttention, LesionViews
@@ -173,6 +173,11 @@ class CSAMoE(Pretrained):
     def last_layer(self) -> nn.Linear:
         """The last layer of the classifier."""
         return last_linear(self.head)
+
+    @property
+    def class_maps(self) -> tuple[ClassMap, ...]:
+        """The last stage of each expert's encoder."""
+        return tuple(ClassMap(expert.get_submodule("encoder"), (name,)) for name, expert in self.experts.items())
 
     def forward(self, images: Tensor, masks: Tensor | None = None) -> CSAMoEOutput:
         """Logits and weights: (B, in_chans, H, W) and (B, 1, H, W) to CSAMoEOutput."""

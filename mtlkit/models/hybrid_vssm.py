@@ -31,7 +31,7 @@ from mtlkit.models._common import (
     ss_conv_ssm_stages,
 )
 from mtlkit.models.encoders import Encoder, check_encoder
-from mtlkit.models.network import last_linear
+from mtlkit.models.network import ClassMap, last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import GatedViewFusion, PatchEmbed
@@ -199,6 +199,17 @@ class HybridVSSM(Pretrained):
     def last_layer(self) -> nn.Linear:
         """The layer that classifies the right breast."""
         return last_linear(self.heads)
+
+    @property
+    def class_maps(self) -> tuple[ClassMap, ...]:
+        """The last map of each view."""
+        o, names = self.options, {"all": VIEWS, "cc": VIEWS[::2], "mlo": VIEWS[1::2]}
+        whole = o.backbone.startswith("resnet")
+        last = "stem" if whole else f"stages.{len(o.depths) - 1}"
+        return tuple(
+            ClassMap(backbone.get_submodule(last), names[name], channels_last=not whole)
+            for name, backbone in self.backbones.items()
+        )
 
     def forward(self, views: Tensor | Mapping[str, Tensor], present: Tensor | None = None) -> HybridVSSMOutput:
         """Logits and gates: (B, 4, in_chans, H, W), or a dictionary of (B, in_chans, H, W), to HybridVSSMOutput."""

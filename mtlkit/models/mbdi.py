@@ -26,7 +26,7 @@ from mtlkit._check import check_choice, check_probability, check_shape
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
-from mtlkit.models.network import last_linear
+from mtlkit.models.network import ClassMap, last_linear
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
 from mtlkit.nn import (
@@ -243,6 +243,11 @@ class MBDI(Pretrained):
         """What UPA's gates come from, level by level."""
         levels = self.interaction_levels if self.options.upa else ()
         return tuple(f"{signal}_level{level}" for level in levels for signal in SIGNALS[self.signals])
+
+    @property
+    def class_maps(self) -> tuple[ClassMap, ...]:
+        """E_4, the coarsest of the encoder's refined features."""
+        return (ClassMap(self.refine[-1], ("image",), multiple=STRIDE),)
 
     @property
     def interaction_levels(self) -> tuple[int, ...]:

@@ -1,9 +1,25 @@
 """What a network says of itself, so that training, evaluation and inference need not guess."""
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from torch import Tensor, nn
+
+
+class ClassMap(NamedTuple):
+    """A feature map that a class comes from, and whose it is: what `mtlkit.evaluation.grad_cam` looks at.
+
+    Example:
+        >>> from mtlkit.models import create_model
+        >>> network = create_model("csa_moe")
+        >>> [one.names for one in network.class_maps]
+        [('image',), ('tumor',), ('boundary',)]
+    """
+
+    module: nn.Module  # returns it, or several maps of which it is the last
+    names: tuple[str, ...]  # of the maps that each row of a batch has there, one after the other along the batch
+    channels_last: bool = False  # (B, H, W, C)
+    multiple: int = 1  # of pixels, to which the network fills up the image at the bottom and on the right
 
 
 class Network(nn.Module):
@@ -76,6 +92,11 @@ class Network(nn.Module):
     def last_layer(self) -> nn.Linear | None:
         """The last linear layer of its classifier, whose input is what it knows of an image; by default not known."""
         return None
+
+    @property
+    def class_maps(self) -> tuple[ClassMap, ...]:
+        """The last feature maps that the class comes from, of each expert or view; by default not told."""
+        return ()
 
     def inspect(self, *inputs: Tensor, gates: Mapping[str, float | Tensor] | None = None) -> Any:
         """The output of `forward`, with `signals` (B, ...) where the network can tell them.

@@ -112,3 +112,4 @@ def mammography(tmp_path_factory, mammograms) -> SavedRun:
 def undrawn(monkeypatch):
     """Without plots, which take most of the time."""
     monkeypatch.setattr("mtlkit.evaluation.runner.draw_all", lambda *_, **__: {})
+    monkeypatch.setattr("mtlkit.evaluation.runner.draw_attribution", lambda *_: {})

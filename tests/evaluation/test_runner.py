@@ -250,7 +250,7 @@ def test_views(views, tmp_path, tables):
     assert {"gate_image", "gate_tumor", "gate_boundary", "class_p_malignant"} <= set(rows[0])
     assert "iou" not in rows[0]
     plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert plots == {"confusion", "curves", "calibration", "gates", "stages", "tsne"}
+    assert plots == {"confusion", "curves", "calibration", "gates", "stages", "tsne", "attribution"}
     Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
 
 
@@ -304,7 +304,7 @@ def test_interaction_without_gates(tmp_path, lesion_config, ultrasound, write_ru
     assert metrics["gates"] == {}
     assert all(entry["mean"] > 0 for levels in metrics["displacement"].values() for entry in levels.values())
     plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    inside = {"displacement", "displacement_by_difficulty"}
+    inside = {"displacement", "displacement_by_difficulty", "attribution"}
     assert plots == {"iou", "worst", "best", "confusion", "curves", "calibration"} | inside
 
 
