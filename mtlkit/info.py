@@ -21,7 +21,14 @@ import mtlkit
 from mtlkit._streams import READER_GONE, reader_gone
 
 BACKENDS = ("reference", "torch", "cpu", "triton", "cuda")
-SETTINGS = ("MTLKIT_BACKEND", "MTLKIT_CPU_ISA", "MTLKIT_CUDA", "MTLKIT_CUDA_ARCHS", "MTLKIT_NATIVE")
+SETTINGS = (
+    "MTLKIT_BACKEND",
+    "MTLKIT_CPU_ISA",
+    "MTLKIT_CUDA",
+    "MTLKIT_CUDA_ARCHS",
+    "MTLKIT_NATIVE",
+    "MTLKIT_SELF_CHECK",
+)
 REBUILD = "pip install -e . (in the folder of mtlkit's sources)"
 
 Row = tuple[str, str]

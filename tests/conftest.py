@@ -12,6 +12,8 @@ import pytest
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+os.environ["MTLKIT_SELF_CHECK"] = "off"  # the tests are the check; tests of it switch it on
+
 import torch
 
 import mtlkit

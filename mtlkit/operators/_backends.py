@@ -85,12 +85,17 @@ def choose(op: str, served: Collection[str], device: torch.device, limit: Callab
                 return name
     _check_name(_requested, "MTLKIT_BACKEND")
     if _requested in served:
-        reason = limit(_requested) or obstacle(_requested, device)
+        reason = obstacle(_requested, device) or limit(_requested)
     else:
         reason = f"it has no {op}; those that have: {', '.join(served)}"
     if reason:
         raise ValueError(f"backend {_requested!r} was asked for and cannot serve {op}: {reason}")
     return _requested
+
+
+def asked_for(name: str) -> bool:
+    """Whether a backend is asked for by name."""
+    return _requested == name
 
 
 def serves(name: str, device: torch.device) -> bool:

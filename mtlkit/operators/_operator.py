@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, get_type_hints, overload
 import torch
 from torch import Tensor
 
-from mtlkit.operators._backends import choose
+from mtlkit.operators._backends import asked_for, choose
+from mtlkit.operators._self_check import CHECKED, apart, fault
 
 _OF_TORCH = {Tensor, torch.nn.Parameter}  # any other class of tensor watches what is done with it
 
@@ -205,7 +206,12 @@ class Operator:
             RuntimeError: the call is made under a transform of torch.func, such as vmap.
         """
         self.check(inputs, options)
-        backend = choose(self.function, self.served, inputs[0].device, lambda name: self.limit(name, inputs, options))
+        backend = choose(
+            self.function,
+            self.served,
+            inputs[0].device,
+            lambda name: self.limit(name, inputs, options) or (self.fault(name, inputs) if name in CHECKED else None),
+        )
         return self.run(backend, inputs, options)
 
     def run(self, backend: str, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - as above
@@ -233,6 +239,10 @@ class Operator:
     def limit(self, backend: str, inputs: Any, options: Any) -> str | None:
         """What keeps a backend from serving a call, whatever the device; None if nothing does."""
         return self.backends[backend].supports(inputs, options) if backend in self.backends else None
+
+    def fault(self, backend: str, inputs: Any) -> str | None:
+        """Why a GPU's kernels cannot be trusted, whose first call checks them; None if nothing speaks against them."""
+        return fault(self.function, backend, inputs[0], asked_for(backend))
 
     def unset(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
         """What `forward` returns, unset."""
@@ -264,6 +274,45 @@ class Operator:
                 grads = tuple(map(plain, grads))
             gradients = self.backends[backend].backward(inputs, options, kept, grads, wanted)
         return settled(gradients, inputs, wanted)
+
+    # The backend of a graph is settled while it is traced, and checked only when it runs: PyTorch then takes the place
+    # of kernels that fail.
+
+    def replaced(self, backend: str, inputs: Any) -> bool:
+        """Whether PyTorch takes the place of a backend in a graph that runs.
+
+        Raises:
+            RuntimeError: the backend was asked for.
+        """
+        words = self.fault(backend, inputs) if backend in CHECKED and inputs[0].numel() else None
+        if words and asked_for(backend):
+            raise RuntimeError(f"backend {backend!r} was asked for and cannot serve {self.function}: {words}")
+        return words is not None
+
+    def forward_in_torch(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
+        """As `forward`, by PyTorch; what is kept stays unset."""
+        outputs = self.plain_forms["torch"](*inputs, *options)
+        found = self.unset(backend, inputs, options, save)
+        for new, output in zip(found, outputs if isinstance(outputs, tuple) else (outputs,), strict=False):
+            new.copy_(output)
+        return found
+
+    def backward_in_torch(
+        self, inputs: Any, options: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """As `backward`, by PyTorch, which computes the outputs again."""
+
+        def differentiated() -> list[Tensor | None]:
+            leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
+            outputs = self.plain_forms["torch"](*leaves, *options)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            given = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+            wanting = [t for t, w in zip(leaves, wanted, strict=True) if t is not None and w]
+            ys, gs = zip(*given, strict=True)
+            found = iter(torch.autograd.grad(ys, wanting, gs, allow_unused=True))
+            return [next(found) if t is not None and w else None for t, w in zip(leaves, wanted, strict=True)]
+
+        return settled(apart(differentiated), inputs, wanted)
 
 
 class _Call(torch.autograd.Function):
@@ -322,7 +371,9 @@ def _node(operator: Operator) -> Callable[..., Any]:
         return *found, *(found[0].new_empty(0, dtype=torch.float32) for _ in range(many - len(found)))
 
     def forward(backend, *arguments):
-        return returned(operator.forward(backend, *split(arguments)))
+        inputs, chosen, save = split(arguments)
+        run = operator.forward_in_torch if operator.replaced(backend, inputs) else operator.forward
+        return returned(run(backend, inputs, chosen, save))
 
     def fake_forward(backend, *arguments):
         return returned(operator.unset(backend, *split(arguments)))
@@ -343,7 +394,10 @@ def _node(operator: Operator) -> Callable[..., Any]:
 
     def backward(backend, *arguments):
         inputs, chosen, kept, grads = split_backward(arguments)
-        found = operator.backward(backend, inputs, chosen, kept, grads, differentiable(inputs))
+        if operator.replaced(backend, inputs):
+            found = operator.backward_in_torch(inputs, chosen, grads, differentiable(inputs))
+        else:
+            found = operator.backward(backend, inputs, chosen, kept, grads, differentiable(inputs))
         return [like(g, t) for g, t in zip(found, inputs, strict=True) if g is not None]
 
     def fake_backward(backend, *arguments):

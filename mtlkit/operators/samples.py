@@ -385,8 +385,8 @@ def _scan(shape: SelectiveScanShape) -> Sample:
 def samples() -> dict[str, tuple[Sample, ...]]:
     """Those of each operator by its name, a dozen if it has as many kinds of calls.
 
-    The first is that of the check at first use: of sizes that Triton's compiler treats as those of networks, most of
-    them multiples of 16, while neither channels nor tokens fill the last block or tile.
+    The first is of sizes that Triton's compiler treats as those of networks, most of them multiples of 16, while
+    neither channels nor tokens fill the last block or tile.
     """
     channels_first = torch.contiguous_format
     nhwc = (_dwconv_silu(size, torch.channels_last) for size in DWCONV_SILU)
@@ -427,3 +427,8 @@ def samples() -> dict[str, tuple[Sample, ...]]:
         "selective_state_update": tuple(_state_update(shape) for shape in SELECTIVE_SCAN if shape.G == 1),
         "causal_conv1d_update": tuple(_conv_update(size, width) for size, width, *_ in CAUSAL_CONV1D),
     }
+
+
+def first_samples(operator: str) -> tuple[Sample, ...]:
+    """Those of the check at first use: the first, and of task interaction one for each kind of signals."""
+    return samples()[operator][: len(SIGNALS) if operator == "task_interaction" else 1]

@@ -37,8 +37,9 @@ from torch import Tensor
 
 from mtlkit._check import check_device, check_shape, check_tensor
 from mtlkit._distributed import Group
-from mtlkit.operators._backends import choose
+from mtlkit.operators._backends import asked_for, choose
 from mtlkit.operators._launch import compute_dtype, single_precision_only
+from mtlkit.operators._self_check import CHECKED, fault
 from mtlkit.operators.interaction import reduce
 from mtlkit.operators.interaction.gating import Normalisation, alignment_of, gates_of, mix, tim_vectors, variance_of
 from mtlkit.operators.interaction.level import enhance, gather, level, multiply, projection_of
@@ -75,7 +76,12 @@ def limit(backend, x, *others):
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
-    return choose(op, SERVED, x.device, lambda name: limit(name, x, *others))
+    def obstacle(name):  # without types, as above
+        if reason := limit(name, x, *others):
+            return reason
+        return fault("task_interaction", name, x, asked_for(name)) if name in CHECKED else None
+
+    return choose(op, SERVED, x.device, obstacle)
 
 
 # --- the modules ------------------------------------------------------------------------------------------------------
@@ -320,7 +326,7 @@ def tim(
     check_map("x", x)
     check_vector(f, x)
     check_tim(x, f, tim, tau)
-    backend = _choose("tim", f, *projection_of(x, tim))
+    backend = _choose("tim", *projection_of(x, tim), f)
     with _full_precision(x):
         return _enhance(backend, x, f, tim, tau, Normalisation(training, momentum, eps, group if training else None))
 
@@ -429,6 +435,6 @@ def task_interaction(
     signals = signals_named(signals)
     check_upa(x, f, upa, signals, normaliser)
     check_gates(x, gates)
-    backend = _choose("task_interaction", f, *projection_of(x, tim))
+    backend = _choose("task_interaction", *projection_of(x, tim), f)
     norm = Normalisation(training, momentum, eps, group if training else None)
     return interact(backend, x, f, tim, upa, signals, tau, normaliser, norm, return_enhanced, gates)
