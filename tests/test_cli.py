@@ -51,6 +51,7 @@ def failing(capsys):
         (["ablate", "--help"], ["examples:", "rows:", "csa_moe_table4", "--repeats", "--resume", "exit status"]),
         (["compare", "--help"], ["examples:", "Wilcoxon", "--tsne", "--max-pixels", "--force", "exit status"]),
         (["predict", "--help"], ["examples:", "DICOM", "L_CC", "--masks", "--skip-bad", "area_mm2", "exit status"]),
+        (["publish", "--help"], ["examples:", "README.md", "--evaluation", "--hub", "--licence", "exit status"]),
         (["bench", "--help"], ["examples:", "medmamba_t", "--quick", "--json", "exit status"]),
     ],
 )
@@ -212,6 +213,19 @@ def test_bad_options(failing, tmp_path, phantoms):
     assert "cases: expected an integer" in failing("data", "synthesize", "ultrasound", out, "--cases", 1)
     assert "size: expected at most 4096" in failing("data", "synthesize", "ultrasound", out, "--size", 10**6)
     assert not out.exists()
+
+
+def test_bad_options_of_publish(failing, tmp_path, monkeypatch):
+    assert failing("publish", "run") == "--out, --hub: expected at least one of them"
+    assert "--private: expected with --hub" in failing("publish", "run", "--out", tmp_path / "card", "--private")
+    assert "no/run: there is no such folder" in failing("publish", "no/run", "--out", tmp_path / "card")
+
+    def unreachable(*_, **__):
+        kind = type("ConnectError", (Exception,), {"__module__": "httpx"})  # huggingface_hub has one of several clients
+        raise kind("Name or service not known")
+
+    monkeypatch.setattr("mtlkit.evaluation.publish", unreachable)
+    assert failing("publish", "run", "--hub", "a/b") == "--hub a/b: Name or service not known"
 
 
 def test_nothing_is_overwritten_without_force(failing, tmp_path, phantoms):

@@ -22,6 +22,7 @@ from mtlkit.evaluation.bootstrap import (
 )
 from mtlkit.evaluation.comparison import compare
 from mtlkit.evaluation.predictions import Predictions, pool, predict_records
+from mtlkit.evaluation.publishing import publish
 from mtlkit.evaluation.runner import PARTS, evaluate
 from mtlkit.evaluation.seeds import evaluate_repeats
 
@@ -39,6 +40,7 @@ __all__ = [
     "judge",
     "pool",
     "predict_records",
+    "publish",
     "ranking",
     "reliability",
     "risk_area",

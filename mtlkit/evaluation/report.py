@@ -13,10 +13,11 @@ from mtlkit._text import printable
 from mtlkit.evaluation.analysis import worst_rows
 from mtlkit.evaluation.plots import DPI
 from mtlkit.evaluation.predictions import Predictions
+from mtlkit.models.card import FIGURES, THRESHOLDS
 from mtlkit.training.aggregate import in_words
 from mtlkit.training.tasks import HEADS
 
-__all__ = ["FIGURES", "figure_rows", "write_report", "write_summary"]
+__all__ = ["figure_rows", "write_report", "write_summary"]
 
 T = TypeVar("T")
 
@@ -26,30 +27,6 @@ def capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-# by name in metrics.json: what people call it
-FIGURES = {
-    "iou": "IoU",
-    "dice": "Dice",
-    "sensitivity": "sensitivity of the mask",
-    "precision": "precision of the mask",
-    "hd95": "HD95, pixels",
-    "assd": "ASSD, pixels",
-    "surface_dice": "surface Dice",
-    "hd95_mm": "HD95, mm",
-    "assd_mm": "ASSD, mm",
-    "surface_dice_mm": "surface Dice, mm",
-    "accuracy": "accuracy",
-    "precision_macro": "precision, macro",
-    "recall_macro": "recall, macro",
-    "f1_macro": "F1, macro",
-    "f1_weighted": "F1, weighted",
-    "precision_positive": "precision of the positive class",
-    "recall_positive": "recall of the positive class",
-    "f1_positive": "F1 of the positive class",
-    "auc": "AUC",
-    "calibration_error": "calibration error",
-    "brier": "Brier score",
-}
 BRANCHES = {  # by the branch of a gate, what it is to raise, and what readers know that by
     "seg": ("iou", "IoU, gates of the mask"),
     "clf": ("probability", "Probability of the true class, gates of the class"),
@@ -63,7 +40,6 @@ GAIN_COLUMNS = {
     "helps": "gains above 0",
     "right": "gate is right",
 }
-THRESHOLDS = {"youden": "Youden's index", "sensitivity_95": "sensitivity of 95 %"}
 WHAT = {"mask": "Masks (IoU below 0.5)"} | {name: capital(head.titles) for name, head in HEADS.items()}
 COUNTS = {
     "images": "images",

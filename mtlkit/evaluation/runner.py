@@ -34,6 +34,7 @@ from mtlkit.evaluation.predictions import TOLERANCE, Predictions, predict_record
 from mtlkit.evaluation.report import write_report
 from mtlkit.evaluation.uncertainty import DROPOUT, run_rivals
 from mtlkit.training import SavedRun, load_run
+from mtlkit.training.origin import is_phantoms
 from mtlkit.training.saved_run import read_recipe
 
 __all__ = ["PARTS", "evaluate"]
@@ -44,7 +45,7 @@ SAMPLES = 2000  # of the bootstrap
 FEW = 100  # images, below which intervals are wide
 MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
 BOUNDARIES = "of images where something is drawn; surface Dice at a tolerance of {} pixels of this resolution, or mm"
-PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
+PHANTOMS = "These are phantoms, not patients: nothing measured on them says anything about patients."
 
 
 def evaluate(
@@ -232,8 +233,8 @@ def _with_rivals(predictions: Predictions, records: Any, found: Any, seconds: di
 
 def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions, rivals: int) -> list[str]:
     remarks = []
-    if (catalogue.root / PHANTOMS).is_file():
-        remarks.append("These are phantoms, not patients: nothing measured on them says anything about patients.")
+    if is_phantoms(catalogue.root):
+        remarks.append(PHANTOMS)
     if len(predictions) < FEW:
         what = "breasts" if predictions.sides else "images"
         remarks.append(f"There are only {len(predictions)} {what}: the intervals are wide, and not exact.")

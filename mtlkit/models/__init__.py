@@ -9,6 +9,7 @@ from mtlkit.models.baselines import (
     SMPBaselineOptions,
 )
 from mtlkit.models.btinet import BTINet, BTINetOptions
+from mtlkit.models.card import Origin, Result
 from mtlkit.models.costs import Costs, count_costs
 from mtlkit.models.csa_moe import CSAMoE, CSAMoEOptions, CSAMoEOutput
 from mtlkit.models.encoders import Encoder, list_encoders
@@ -49,7 +50,9 @@ __all__ = [
     "MedMambaOptions",
     "MonaiBaseline",
     "MonaiBaselineOptions",
+    "Origin",
     "Pretrained",
+    "Result",
     "SMPBaseline",
     "SMPBaselineOptions",
     "VMUNet",

@@ -1,9 +1,15 @@
-"""Networks in folders and on the Hugging Face Hub: options in config.json, parameters in model.safetensors."""
+"""Networks in folders and on the Hugging Face Hub: options in config.json, parameters in model.safetensors.
+
+Next to them lies the model card, README.md. It is written again with the network as long as it is as mtlkit wrote it,
+by the hash of it in config.json; a card that was edited, or comes from elsewhere, is kept, and a warning says so.
+"""
 
 import functools
+import hashlib
 import inspect
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -17,10 +23,11 @@ import mtlkit
 from mtlkit._text import parse_json, shown
 from mtlkit.models._common import install_hint
 from mtlkit.models._state_dict import unwrapped
+from mtlkit.models.card import Origin, card_of
 from mtlkit.models.network import Network
 from mtlkit.models.registry import guess, network_named, options_type
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of parameters alone
 REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -28,7 +35,8 @@ REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 class Pretrained(Network):
     """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`, as huggingface_hub has them.
 
-    Its constructor takes its options, a device and a dtype.
+    Its constructor takes its options, a device and a dtype. `origin` is where its parameters come from, for its model
+    card; a network that a run has trained has one. `licence` is that of its weights, where it is known.
 
     Example:
         >>> from mtlkit.models import MedMamba, Pretrained
@@ -36,29 +44,46 @@ class Pretrained(Network):
         True
     """
 
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> str | None:
-        """Writes options and parameters into `folder`, which is made where it does not exist.
+    origin: Origin | None = None
+    licence: str | None = None
+
+    def save_pretrained(self, folder: str | Path, *, licence: str | None = None, **kwargs: Any) -> str | None:
+        """Writes options, parameters and a model card into `folder`, which is made where it does not exist.
+
+        A card that is not as mtlkit wrote it is kept, with a warning.
 
         Args:
             folder: where to.
+            licence: of the weights, for the card: an identifier of the Hub, as "cc-by-nc-4.0", or text; by default
+                that of the network.
             **kwargs: of huggingface_hub's ModelHubMixin.save_pretrained, such as push_to_hub and repo_id.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
         """
-        return _checkpoint_class()(self).save_pretrained(folder, **kwargs)
+        return self._checkpoint(licence).save_pretrained(folder, **kwargs)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Uploads options and parameters to the Hugging Face Hub.
+    def push_to_hub(self, repo_id: str, *, licence: str | None = None, **kwargs: Any) -> str:
+        """Uploads options, parameters and a model card to the Hugging Face Hub.
+
+        A card that is there, and is not as mtlkit wrote it, is kept, with a warning.
 
         Args:
             repo_id: "user/name".
+            licence: of the weights, for the card: an identifier of the Hub, as "cc-by-nc-4.0", or text; by default
+                that of the network.
             **kwargs: of huggingface_hub's ModelHubMixin.push_to_hub, such as private, branch and token.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
         """
-        return _checkpoint_class()(self).push_to_hub(repo_id, **kwargs)
+        return self._checkpoint(licence).push_to_hub(repo_id, **kwargs)
+
+    def _checkpoint(self, licence: str | None) -> Any:
+        checkpoint = _checkpoint_class()(self)
+        if licence is not None:
+            checkpoint.licence = licence
+        return checkpoint
 
     @classmethod
     def from_pretrained(
@@ -131,18 +156,50 @@ def from_pretrained(
 def _checkpoint_class() -> type:
     """huggingface_hub's mixin around a network; made on first use, so that mtlkit imports without it."""
     try:
-        from huggingface_hub import ModelHubMixin, hf_hub_download
+        from huggingface_hub import HfApi, ModelHubMixin, hf_hub_download
         from safetensors.torch import load_file, save_file
     except ImportError as error:
         raise ImportError(install_hint(error.name or "huggingface_hub", "saving and loading")) from error
 
     class Checkpoint(ModelHubMixin, library_name="mtlkit", tags=["mtlkit"]):
-        def __init__(self, module: Any) -> None:
-            self.module = module
+        def __init__(self, module: Any) -> None:  # the mixin makes each further argument one of from_pretrained
+            self.module, self.licence = module, module.licence
+            self.repository = ""
+            self.keeps_card = False
+
+        def save_pretrained(self, save_directory: str | Path, *, repo_id: str | None = None, **others: Any):
+            folder = Path(save_directory)
+            self.repository = self.repository or repo_id or ""
+            self.keeps_card = not _card_is_ours(folder / CARD, folder / CONFIG)
+            if self.keeps_card:
+                _warn_of_card(str(folder / CARD))
+            return super().save_pretrained(folder, repo_id=repo_id, **others)
+
+        def push_to_hub(self, repo_id: str, **others: Any) -> str:
+            api, branch = HfApi(token=others.get("token")), others.get("branch")
+            self.repository = api.create_repo(repo_id=repo_id, private=others.get("private"), exist_ok=True).repo_id
+            with tempfile.TemporaryDirectory() as folder:
+                there = [Path(folder, name) for name in (CARD, CONFIG)]
+                for path in there:
+                    if api.file_exists(self.repository, path.name, revision=branch):
+                        api.hf_hub_download(self.repository, path.name, revision=branch, local_dir=folder)
+                if not _card_is_ours(*there):
+                    _warn_of_card(f"{CARD} of {self.repository}")
+                    ignored = others.get("ignore_patterns") or []
+                    others["ignore_patterns"] = [*([ignored] if isinstance(ignored, str) else ignored), CARD]
+            return super().push_to_hub(self.repository, **others)
 
         def _save_pretrained(self, save_directory: Path) -> None:
             model = self.module
             config = {"mtlkit": mtlkit.__version__, "model": type(model).__name__, "options": asdict(model.options)}
+            if self.licence is not None:
+                config["licence"] = self.licence
+            if model.origin is not None:
+                config["origin"] = model.origin.to_dict()
+            if not self.keeps_card:
+                text = str(card_of(model, self.repository, licence=self.licence))
+                config["card"] = hashlib.sha256(text.encode()).hexdigest()
+                (save_directory / CARD).write_bytes(text.encode())
             (save_directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
             state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
             save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
@@ -179,9 +236,37 @@ def _checkpoint_class() -> type:
                 raise ValueError(f"source: these parameters are not of this {name}: {reason}")
             model.load_state_dict({key: value for key, value in state.items() if key not in fresh}, strict=False)
             warn_of_fresh(model, fresh)
+            model.origin, model.licence = _origin(config), config.get("licence")
             return cls(model)
 
     return Checkpoint
+
+
+def _card_is_ours(card: Path, config: Path) -> bool:
+    """Whether a model card may be replaced: there is none, or it is as mtlkit wrote it."""
+    if not card.exists():
+        return True
+    try:
+        known = parse_json(config.read_text(encoding="utf-8"))["card"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return hashlib.sha256(card.read_bytes()).hexdigest() == known
+
+
+def _warn_of_card(name: str) -> None:
+    words = "is not as mtlkit wrote it, and is kept; delete or rename it, and save again, to have a new one"
+    warnings.warn(f"{name}: {words}", stacklevel=4)
+
+
+def _origin(config: Mapping[str, Any]) -> Origin | None:
+    """Where stored parameters come from, if that is told and can be read."""
+    if config.get("origin") is None:
+        return None
+    try:
+        return Origin.from_dict(config["origin"])
+    except ValueError as error:
+        warnings.warn(f"{CONFIG}: {error}, so that a model card cannot tell of it", stacklevel=4)
+        return None
 
 
 def decode_options(network: type[nn.Module], values: dict[str, Any]) -> Any:

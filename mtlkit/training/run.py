@@ -4,7 +4,7 @@
     data.json                        of which data set, and the names of its classes
     stage1/ [stage2/]                best.ckpt, last.ckpt, metrics.csv (a row for each epoch), done.json
     calibration.json                 temperature and thresholds of each classifier, by the validation part
-    model/                           the best network, for `mtlkit.models.from_pretrained`
+    model/                           the best network, for `mtlkit.models.from_pretrained`, with its model card
     result.json                      figures of the validation and test parts; written last
     logs/                            what a logger of Lightning's wrote, where one was asked for; it is not replaced
 
@@ -42,6 +42,7 @@ from mtlkit.data.layouts import find_layout
 from mtlkit.data.splits import read_split
 from mtlkit.errors import CheckpointError, DataError
 from mtlkit.metrics import positive_class
+from mtlkit.models import Pretrained
 from mtlkit.training.calibration import FILE as CALIBRATION
 from mtlkit.training.calibration import Calibration, as_values, fit_calibration
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
@@ -49,6 +50,7 @@ from mtlkit.training.config import Config, load_config, named_recipe
 from mtlkit.training.datamodule import DataModule
 from mtlkit.training.loggers import check_logger, make_logger
 from mtlkit.training.modules import TrainingModule, check_recipe, create_module
+from mtlkit.training.origin import origin_of
 from mtlkit.training.saved_run import DATA, MARK, RESULT, SPLIT, data_values, read_figures
 from mtlkit.training.tasks import CLASS, find_task, record_of
 
@@ -141,6 +143,11 @@ def train(
         figures, calibration = judged
         if is_main():
             place.write_json(CALIBRATION, as_values(calibration))
+            model = cast(Pretrained, module.model)
+            heads = find_task(config.task).heads_of(model)
+            names = {head.name: head.names(getattr(catalogue, head.classes)) for head in heads}
+            root, layout = catalogue.root, catalogue.layout
+            model.origin = origin_of(model, config, root, layout, names, parts, figures, calibration)
             with place.files("model") as draft:
                 _save_network(module, draft)
             place.write_json(RESULT, figures)

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from mtlkit.evaluation.report import COUNTS, FIGURES, figure_rows, write_summary
+from mtlkit.evaluation.report import COUNTS, figure_rows, write_summary
+from mtlkit.models.card import FIGURES
 from mtlkit.training.tasks import HEADS
 
 SUMMARY = {

@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
 
 import huggingface_hub
@@ -11,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtlkit.models import MedMamba, VMamba, create_model, from_pretrained, pretrained
+from mtlkit.models import MedMamba, Origin, Result, VMamba, create_model, from_pretrained, pretrained
+from mtlkit.models.card import print_of_parameters
 
 TINY = {"depths": (1, 1), "dims": (16, 32), "num_classes": 3}
 
@@ -58,29 +60,52 @@ def test_dtype_and_device(folder):
     assert torch.equal(twin.head.weight, MedMamba.from_pretrained(folder).head.weight.double())
 
 
-def test_push_and_load_from_the_hub(folder, tmp_path, fresh):
-    uploaded = {}
+class FakeHub:
+    """What the Hub has, as files in a folder, by the methods of HfApi that uploading calls."""
 
-    def upload(self, *, repo_id, folder_path, **_):
-        for path in folder_path.iterdir():
-            (tmp_path / f"hub-{path.name}").write_bytes(path.read_bytes())
-        uploaded["repo_id"] = repo_id
-        return f"https://example.org/{repo_id}"
+    def __init__(self, folder):
+        self.folder, self.uploads = folder, []
+        folder.mkdir()
 
-    def create(self, repo_id, **_):
+    def create_repo(self, repo_id, **_):
         return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
 
+    def file_exists(self, repo_id, filename, *, revision=None):
+        return (self.folder / filename).is_file()
+
+    def hf_hub_download(self, repo_id, filename, *, revision=None, local_dir=None):
+        (Path(local_dir) / filename).write_bytes((self.folder / filename).read_bytes())
+
+    def upload_folder(self, *, repo_id, folder_path, ignore_patterns=None, **_):
+        self.uploads.append(repo_id)
+        for path in folder_path.iterdir():
+            if path.name not in (ignore_patterns or []):
+                (self.folder / path.name).write_bytes(path.read_bytes())
+        return f"https://example.org/{repo_id}"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = FakeHub(tmp_path / "hub")
+    for name in ("create_repo", "file_exists", "hf_hub_download", "upload_folder"):
+        call = getattr(hub, name)
+        monkeypatch.setattr(huggingface_hub.HfApi, name, lambda _, *given, call=call, **more: call(*given, **more))
+    return hub
+
+
+def test_push_and_load_from_the_hub(folder, hub, fresh):
     model = from_pretrained(folder)
-    api = huggingface_hub.HfApi
-    with patch.object(api, "upload_folder", upload), patch.object(api, "create_repo", create):
-        assert model.push_to_hub("someone/tiny") == "https://example.org/someone/tiny"
+    assert model.push_to_hub("someone/tiny", licence="mit") == "https://example.org/someone/tiny"
+    card = huggingface_hub.ModelCard.load(hub.folder / "README.md")
+    assert card.data.license == "mit"
+    assert 'from_pretrained("someone/tiny")' in card.text
 
     known = set(inspect.signature(huggingface_hub.hf_hub_download).parameters)
 
     def download(*, repo_id, filename, revision, **others):
         assert (repo_id, revision) == ("someone/tiny", "v1")
         assert set(others) <= known
-        return str(tmp_path / f"hub-{filename}")
+        return str(hub.folder / filename)
 
     fresh()
     with (
@@ -89,6 +114,79 @@ def test_push_and_load_from_the_hub(folder, tmp_path, fresh):
     ):
         twin = from_pretrained("someone/tiny", revision="v1")
     assert torch.equal(twin.head.weight, model.head.weight)
+    assert twin.licence == "mit"
+
+
+def test_an_edited_card_stays_on_the_hub(folder, hub):
+    model = from_pretrained(folder)
+    model.push_to_hub("someone/tiny")
+    model.push_to_hub("someone/tiny", licence="mit")  # as mtlkit wrote it: it is replaced
+    assert "license: mit" in (hub.folder / "README.md").read_text()
+    (hub.folder / "README.md").write_text("mine")
+    with torch.no_grad():
+        model.head.bias += 1
+    for ignored in (None, "*.txt", ["*.txt"]):
+        with pytest.warns(UserWarning, match=r"README.md of someone/tiny: is not as mtlkit wrote it, and is kept"):
+            model.push_to_hub("someone/tiny", ignore_patterns=ignored)
+    assert (hub.folder / "README.md").read_text() == "mine"
+    assert torch.equal(load_file(hub.folder / "model.safetensors")["head.bias"], model.head.bias)
+
+
+def test_saving_and_pushing_in_one(folder, hub, tmp_path):
+    from_pretrained(folder).save_pretrained(tmp_path / "new", push_to_hub=True, repo_id="someone/tiny")
+    assert hub.uploads == ["someone/tiny"]
+    for place in (hub.folder, tmp_path / "new"):
+        assert 'from_pretrained("someone/tiny")' in (place / "README.md").read_text()
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def test_a_card_is_written_again_with_its_network(folder, recwarn):
+    model = from_pretrained(folder)
+    model.save_pretrained(folder, licence="mit")
+    assert huggingface_hub.ModelCard.load(folder / "README.md").data.license == "mit"
+    from_pretrained(folder).save_pretrained(folder)
+    assert huggingface_hub.ModelCard.load(folder / "README.md").data.license == "mit"
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("config", ["kept", "gone", "damaged"])
+def test_an_edited_card_stays(folder, config):
+    model = from_pretrained(folder)
+    edited = (folder / "README.md").read_text() + "Ask us.\n"
+    (folder / "README.md").write_text(edited)
+    if config == "gone":
+        (folder / "config.json").unlink()
+    if config == "damaged":
+        (folder / "config.json").write_text("[")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"README.md: is not as mtlkit wrote it, and is kept; delete or rename it"):
+            model.save_pretrained(folder)
+        assert (folder / "README.md").read_text() == edited
+    assert torch.equal(from_pretrained(folder).head.weight, model.head.weight)
+
+
+def test_origins_come_with_their_parameters(folder, tmp_path):
+    model = from_pretrained(folder)
+    result = Result("BUSI", "test", {"accuracy": (0.9, 0.8, 1.0)})
+    model.origin = Origin(print_of_parameters(model), "medmamba_t", "BUSI", results=(result,))
+    model.save_pretrained(tmp_path / "a")
+    twin = from_pretrained(tmp_path / "a")
+    assert twin.origin == model.origin
+    twin.save_pretrained(tmp_path / "b")
+    assert huggingface_hub.ModelCard.load(tmp_path / "b" / "README.md").data.eval_results[0].metric_value == 0.9
+    with pytest.warns(UserWarning, match="fresh"):
+        other = from_pretrained(tmp_path / "b", num_classes=5)
+    other.save_pretrained(tmp_path / "c")
+    assert huggingface_hub.ModelCard.load(tmp_path / "c" / "README.md").data.eval_results is None
+
+
+def test_a_damaged_origin_does_not_stop_loading(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"origin": {"data": 5}}))
+    with pytest.warns(UserWarning, match=r"config.json: origin: is not as mtlkit writes it .*, so that a model card"):
+        assert from_pretrained(folder).origin is None
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
