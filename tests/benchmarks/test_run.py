@@ -178,7 +178,8 @@ def document(isa: str = "avx512", factor: float = 1.0) -> dict:
 @pytest.fixture
 def written(monkeypatch, tmp_path):
     """A README and a folder of results of their own."""
-    (tmp_path / "README.md").write_text(f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n")
+    parts = "".join(f"{begin}\nold\n{end}\nbetween\n" for begin, end in (readme.CHART, readme.TABLE))
+    (tmp_path / "README.md").write_text(f"above\n{parts}below\n")
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(readme, "README", tmp_path / "README.md")
     return tmp_path
@@ -199,7 +200,10 @@ def test_results_are_a_file_a_machine_and_ranges_in_the_readme(written):
     text = (written / "README.md").read_text()
     assert text.startswith("above\n")
     assert text.endswith("\nbelow\n")
+    assert text.count("\nbetween\n") == 2
     assert "old" not in text
+    assert "the scan is 20x to 40x as fast as the PyTorch loop" in text
+    assert text.index("results/zen5.png") < text.index("results/zen5.json")
     assert "| what | compared with | ratio | Zen 5 | Zen 5, AVX2 code |" in text
     assert "| SS2D forward | PyTorch loop | 20x to 40x | 1 ms | 1 ms |" in text
     assert "| SS2D forward + backward | counted floor |" in text
@@ -230,8 +234,9 @@ def test_force_overrides_a_busy_machine(root, cores, force, kept):
 
 def test_the_readme_says_what_the_results_say():
     text = readme.README.read_text()
-    found = text.partition(readme.BEGIN)[2].partition(readme.END)[0].strip()
-    assert found == readme.section(readme.documents()), "python benchmarks/report.py writes the table"
+    for (begin, end), content in ((readme.CHART, readme.chart), (readme.TABLE, readme.section)):
+        found = text.partition(begin)[2].partition(end)[0].strip()
+        assert found == content(readme.documents()), "python benchmarks/report.py writes the table"
 
 
 def test_every_target_is_a_comparison():
