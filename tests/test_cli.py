@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import mtlkit
-from mtlkit.cli import main, parser
+from mtlkit.cli import demo, main, parser
 from mtlkit.data import open_dataset
 
 
@@ -105,29 +104,40 @@ def test_help_is_a_command_too(capsys):
     assert texts[0] != texts[2]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
-def test_the_commands_of_make_demo_are_understood(root):
-    """Every command that the target shows, its options and the files that it names."""
-    dry = subprocess.run(["make", "-n", "demo", "VENV=venv"], cwd=root, capture_output=True, text=True, check=True)
-    commands = [line for line in dry.stdout.splitlines() if line.startswith("venv/bin/mtlkit ")]
-    parsed = []
-    for command in commands:
-        line, found, rest = command.partition("$(venv/bin/python -c '")
-        if found:
-            code, _, rest = rest.partition("')")
-            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            files = run.stdout.split()
-            assert len(files) == 2
-            assert all(Path(file).is_file() for file in files)
-            line += run.stdout.strip()
-        parsed.append(parser().parse_args(shlex.split(line + rest)[1:]))
-    data, _, train, evaluate, predict = parsed
-    assert data.folder == train.data == evaluate.data
+def test_the_commands_of_the_demo_are_understood():
+    """Every command that the demo runs, its options and the files that it names."""
+    parsed = [parser().parse_args(line) for line in demo.lines(Path("there"), force=True)]
+    data, check, train, evaluate, predict = parsed
+    assert data.folder == check.folder == train.data == evaluate.data
     assert train.out == evaluate.run_folder == predict.run_folder
     assert len(predict.inputs) == 2
+    assert all(Path(file).is_file() for file in predict.inputs)
     folders = {options.out for options in (train, evaluate, predict)} | {data.folder}
     assert len(folders) == 4
-    assert {folder.parts[0] for folder in folders} == {"demo"}
+    assert {folder.parts[0] for folder in folders} == {"there"}
+    assert all(options.force for options in parsed if options is not check)
+
+
+def test_the_demo_ends_at_the_first_command_that_fails(monkeypatch, tmp_path, capsys):
+    phantoms, absent = str(tmp_path / "busi"), str(tmp_path / "absent")
+    drawing = ["data", "synthesize", "ultrasound", phantoms, "--cases", "6", "--size", "64"]
+    monkeypatch.setattr(demo, "lines", lambda *_, **__: [drawing, ["data", "check", absent], ["info"]])
+    assert main(["demo"]) == 2
+    captured = capsys.readouterr()
+    shown = [line for line in captured.out.splitlines() if line.startswith("$ ")]
+    assert shown == [f"$ mtlkit {shlex.join(drawing)}", f"$ mtlkit data check {absent}"]
+    assert absent in captured.err
+
+
+@pytest.mark.slow
+def test_the_demo_ends_with_a_report(tmp_path, capfd):
+    there = str(tmp_path / "demo")
+    assert main(["demo", "--quick", "--out", there]) == 0
+    assert f"{there}/report/report.html" in capfd.readouterr().out
+    assert (tmp_path / "demo" / "report" / "report.html").is_file()
+    assert len(list((tmp_path / "demo" / "real").rglob("*.png"))) >= 31
+    assert main(["demo", "--quick", "--out", there]) == 2
+    assert "--force" in capfd.readouterr().err
 
 
 def test_version(capsys):
@@ -290,7 +300,7 @@ def test_as_a_process(phantoms, tmp_path):
 def test_checking_and_drawing_load_no_torch(run_python, tmp_path):
     script = f"""
 import sys
-from mtlkit.cli import main, parser
+from mtlkit.cli import demo, main, parser
 main(["data", "synthesize", "ultrasound", {str(tmp_path / "us")!r}, "--cases", "3", "--size", "64"])
 main(["data", "check", {str(tmp_path / "us")!r}])
 print("torch" in sys.modules)

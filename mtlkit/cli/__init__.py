@@ -13,7 +13,7 @@ from mtlkit import info
 from mtlkit._extras import check_installed
 from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_gone
 from mtlkit._text import printable
-from mtlkit.cli import ablate, bench, compare, data, evaluate, export, predict, publish, train
+from mtlkit.cli import ablate, bench, compare, data, demo, evaluate, export, predict, publish, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 
 OVERVIEW = """\
@@ -24,6 +24,7 @@ Try it on phantoms, from images to masks:
   mtlkit train demo --data phantoms/busi --out runs/demo
   mtlkit evaluate runs/demo --out report
   mtlkit predict runs/demo phantoms/busi/benign --out masks
+  mtlkit demo              all of that, and real ultrasound, in one command
 
 Look around:
   mtlkit info              what runs on this machine
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_command(commands)
     publish.add_command(commands)
     bench.add_command(commands)
+    demo.add_command(commands)
     return whole
 
 
