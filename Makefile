@@ -55,19 +55,8 @@ bench: $(STAMP) ## measure every operator and print the speed table; FAST=1 the 
 docs: $(STAMP) ## build the documentation into build/site, warnings being errors; open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-# Ultrasound that comes inside pydicom: a lymph node, and 30 frames of a heart. It is no breast: the masks to judge by
-# are those in the report; this shows what is written of files as they come from a hospital.
-REAL = $$($(PY) -c 'from pydicom.data import get_testdata_file as path; print(*(path(f"examples_{name}_color.dcm", download=False) for name in ("rgb", "ybr")))')
-
 demo: $(STAMP) ## train a small network on phantoms, judge it, try it on real ultrasound: five minutes on two cores
-	$(MTLKIT) data synthesize ultrasound demo/busi --force
-	$(MTLKIT) data check demo/busi
-	$(MTLKIT) train demo --data demo/busi --out demo/run --force
-	$(MTLKIT) evaluate demo/run --data demo/busi --out demo/report --force
-	$(MTLKIT) predict demo/run $(REAL) --out demo/real --force
-	@echo
-	@echo 'the report, to be opened in a browser: $(CURDIR)/demo/report/report.html'
-	@echo 'masks, overlays and table of the real frames: $(CURDIR)/demo/real'
+	$(MTLKIT) demo --out demo --force
 
 # Smaller than the recipe, for three seeds take long; SMALLER= is the recipe as it is.
 SMALLER ?= --set data.size=64 --set stopping.epochs=12 --set second_stage.stopping.epochs=5
@@ -99,11 +88,18 @@ asan ubsan tsan: $(STAMP)
 native-all: $(STAMP) ## build the libraries for Linux (x86-64, aarch64) and Windows, into build/native
 	$(PY) tools/native.py linux-x86_64 linux-aarch64 windows-x86_64
 
-lint: $(STAMP) ## check style and types: ruff, pyright and clang-format
+wheel: $(STAMP) ## build a wheel for Linux with glibc 2.28 or later, into dist; CUDA=on: with CUDA kernels
+	$(PY) tools/wheel.py --cuda $(or $(CUDA),off)
+
+# The last subjects alone, so that a shallow clone serves; outside of a clone there are none.
+lint: $(STAMP) ## check style, types, spelling and commit subjects: ruff, pyright, clang-format, codespell
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	git ls-files 2>/dev/null | xargs -r $(PY) -m codespell_lib
+	@git log -100 --no-merges --format=%s 2>/dev/null | \
+		awk 'length > 72 { print "commit subject of " length " characters, expected at most 72: " $$0; bad = 1 } END { exit bad }'
 
 format: $(STAMP) ## rewrite the sources in the house style
 	$(PY) -m ruff check --fix
