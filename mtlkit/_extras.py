@@ -39,6 +39,7 @@ EXTRAS = {
     },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
     "dicom": {"highdicom": "highdicom", "pydicom": "pydicom"},
+    "completion": {"shtab": "shtab"},
     "predict": {"onnxruntime": "onnxruntime", "PIL": "pillow", "pydicom": "pydicom"},
 }
 READING = (

@@ -193,6 +193,28 @@ def report() -> str:
     return "\n".join(lines)
 
 
+def summary() -> str:
+    """Version and active kernels in two lines, without importing torch: what `mtlkit --version` prints.
+
+    Example:
+        >>> from mtlkit.info import summary
+        >>> print(summary())  # doctest: +ELLIPSIS
+        mtlkit ...
+        CPU kernels ...; torch ..., Python ...
+    """
+    module, why_not = load_native()
+    if module is None:
+        kernels = f"CPU kernels off: {why_not}; CUDA kernels off"
+    else:
+        cuda = attempt(lambda: f"built for {module.cuda_archs}" if module.cuda else "not built")
+        cuda += "" if shutil.which("nvidia-smi") else ", no GPU (no nvidia-smi)"
+        kernels = f"CPU kernels {attempt(module.cpu_isa)}; CUDA kernels {cuda}"
+    asked = os.environ.get("MTLKIT_BACKEND")
+    forced = f"; MTLKIT_BACKEND={asked}" if asked else ""
+    versions = f"torch {version_of('torch')}, Python {platform.python_version()}"
+    return f"mtlkit {mtlkit.__version__}\n{kernels}{forced}; {versions}"
+
+
 def main() -> int:
     """Prints the report; returns the exit status 0."""
     print(report())  # noqa: T201 - printing is what this command is for

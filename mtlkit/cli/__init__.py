@@ -15,6 +15,7 @@ from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_
 from mtlkit._text import printable
 from mtlkit.cli import ablate, bench, compare, data, demo, evaluate, export, predict, publish, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
+from mtlkit.cli.completion import PrintCompletion, PrintVersion
 
 OVERVIEW = """\
 mtlkit {version}: selective scans, task interaction and breast-imaging networks, on CPU and GPU
@@ -75,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    whole.add_argument("--version", action="version", version=f"mtlkit {mtlkit.__version__}")
+    whole.add_argument("--version", action=PrintVersion)
+    whole.add_argument("--print-completion", action=PrintCompletion)
     whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
     whole.set_defaults(run=show_overview)
     commands = whole.add_subparsers(title="commands", metavar="COMMAND")

@@ -81,7 +81,7 @@ def add_commands(commands: Any) -> None:
     synthesize = actions.add_parser(
         "synthesize", help="write phantoms", description=SYNTHESIZE, epilog=SYNTHESIZE_EXAMPLES, **style
     )
-    synthesize.add_argument("kind", choices=DEFAULTS, help="what to draw")
+    synthesize.add_argument("kind", choices=list(DEFAULTS), help="what to draw")
     synthesize.add_argument("folder", type=Path, metavar="FOLDER", help="where to write; it must not exist yet")
     synthesize.add_argument(
         "--cases", type=int, metavar="N", help="images (default 200) or patients (mammography, default 100)"
