@@ -290,31 +290,11 @@ void bind_norm_gate(py::module_& m) {
                  });
 }
 
-template <typename Params, typename... Path>
-Argument<Params> interaction_sizes(Path... to) {
-  using Shape = InteractionShape;
-  return sizes<Params>("(B, C, H, W, P), P = 0 where nothing is projected", member_of<Params>(to...), &Shape::batch,
-                       &Shape::channels, &Shape::height, &Shape::width, &Shape::projected);
-}
-
 // `to` leads to InteractionReduceForward.
 template <typename Params, typename... Path>
 Arguments<Params> reduce_arguments(Path... to) {
   using Forward = InteractionReduceForward;
-  return Arguments<Params>{
-             interaction_sizes<Params>(to..., &Forward::shape),
-             argument<Params>("x", "(B, C, L)", to..., &Forward::x),
-             argument<Params>("weight", "(P, C), absent where nothing is pooled", to..., &Forward::weight),
-             argument<Params>("bias", "(P), absent with weight", to..., &Forward::bias),
-             argument<Params>("attn", "(C), absent for the plain mean", to..., &Forward::attn),
-             argument<Params>("mean", "(B, C)", to..., &Forward::mean),
-             argument<Params>("pooled", "(B, P), 0 without weight", to..., &Forward::pooled),
-             argument<Params>("softmax", "(B, 2), largest logit and sum of exponentials, 0 without attn", to...,
-                              &Forward::softmax),
-             argument<Params>("signs", "those of the projection as interaction_block says, 0 if not wanted", to...,
-                              &Forward::signs),
-         } +
-         computation<Params, Forward>(to...);
+  return interaction_reduce_inputs<Params, Forward>(to...) + computation<Params, Forward>(to...);
 }
 
 void bind_interaction_reduce(py::module_& m) {
@@ -364,65 +344,11 @@ void bind_interaction_scale(py::module_& m) {
                  });
 }
 
-// `to` leads to the weights of the small layers, or to their gradients, whose names have a prefix.
-template <typename Params, typename... Path>
-Arguments<Params> gating_weights(const std::string& prefix, Path... to) {
-  Arguments<Params> found;
-  const auto add = [&](GatingWeight weight, const char* name, const char* shape) {
-    found.push_back(argument<Params>(prefix + name, shape, to..., size_t{weight}));
-  };
-  add(kContextWeight, "context_weight", "(F, P)");
-  add(kContextBias, "context_bias", "(F)");
-  add(kClfGateWeight, "clf_gate_weight", "(F, F)");
-  add(kClfGateBias, "clf_gate_bias", "(F)");
-  add(kGainWeight, "gain_weight", "(C, F)");
-  add(kGainBias, "gain_bias", "(C)");
-  add(kSegGateWeight, "seg_gate_weight", "(C, C)");
-  add(kSegGateBias, "seg_gate_bias", "(C)");
-  add(kNormWeight, "norm_weight", "(F)");
-  add(kNormBias, "norm_bias", "(F)");
-  add(kFc1Weight, "fc1_weight", "(H, signals)");
-  add(kFc1Bias, "fc1_bias", "(H)");
-  add(kFc2Weight, "fc2_weight", "(2, H)");
-  add(kFc2Bias, "fc2_bias", "(2)");
-  add(kSegProj, "seg_proj", "(Q, C), 0 for two signals");
-  add(kClfProj, "clf_proj", "(Q, F), 0 for two signals");
-  return found;
-}
-
 // `to` leads to InteractionGatingForward.
 template <typename Params, typename... Path>
 Arguments<Params> gating_arguments(Path... to) {
   using Forward = InteractionGatingForward;
-  return Arguments<Params>{
-             sizes<Params>("(B, C, P, F, H, Q)", member_of<Params>(to...), &Forward::batch, &Forward::channels,
-                           &Forward::projected, &Forward::features, &Forward::hidden, &Forward::queries),
-             argument<Params>("tau", "strength of the modulation", to..., &Forward::tau),
-             argument<Params>("momentum", "of the running statistics", to..., &Forward::momentum),
-             argument<Params>("eps", "of the normalisation", to..., &Forward::eps),
-             argument<Params>("alignment", "whether the signals are alignment, energy and spread, else two variances",
-                              to..., &Forward::alignment),
-             argument<Params>("training", "whether the batch's statistics normalise", to..., &Forward::training),
-         } +
-         computation<Params, Forward>(to...) +
-         Arguments<Params>{
-             argument<Params>("mean", "(B, C)", to..., &Forward::mean),
-             argument<Params>("variance", "(B, C), read for two signals", to..., &Forward::variance),
-             argument<Params>("energy", "(B), read for three signals", to..., &Forward::energy),
-             argument<Params>("pooled", "(B, P)", to..., &Forward::pooled),
-             argument<Params>("f", "(B, F)", to..., &Forward::f),
-             argument<Params>("normaliser", "(2), 0 for the mean over the batch", to..., &Forward::normaliser),
-             argument<Params>("norm_mean", "(F)", to..., &Forward::norm_mean),
-             argument<Params>("norm_var", "(F)", to..., &Forward::norm_var),
-         } +
-         gating_weights<Params>("", to..., &Forward::weights) +
-         Arguments<Params>{
-             argument<Params>("mu", "(B, C)", to..., &Forward::mu),
-             argument<Params>("enhanced", "(B, F)", to..., &Forward::enhanced),
-             argument<Params>("gates", "(B, 2)", to..., &Forward::gates),
-             argument<Params>("signals", "three, (B) each", to..., &Forward::signals),
-             argument<Params>("kept", "for the backward pass, 2 B (F + C + Q) + 2 F elements", to..., &Forward::kept),
-         };
+  return interaction_gating_inputs<Params, Forward>(to...) + computation<Params, Forward>(to...);
 }
 
 void bind_interaction_gating(py::module_& m) {
@@ -436,21 +362,7 @@ void bind_interaction_gating(py::module_& m) {
                                            });
   add_kernel(m, "interaction_gating_backward", "The gradients of the gates and the factors.",
              &CpuKernels::interaction_gating_backward,
-             gating_arguments<Backward>(&Backward::forward) +
-                 Arguments<Backward>{
-                     argument<Backward>("dfactors", "(B, C), 0 for zeros", &Backward::dfactors),
-                     argument<Backward>("dmu", "(B, C), 0 for zeros", &Backward::dmu),
-                     argument<Backward>("dclf", "(B, F), 0 for zeros", &Backward::dclf),
-                     argument<Backward>("denhanced", "(B, F), 0 for zeros", &Backward::denhanced),
-                     argument<Backward>("dgates", "(B, 2), 0 for zeros", &Backward::dgates),
-                     argument<Backward>("dsignals", "three, (B) each, 0 for zeros", &Backward::dsignals),
-                     argument<Backward>("dmean", "(B, C), 0 if not wanted", &Backward::dmean),
-                     argument<Backward>("dvariance", "(B, C), 0 if not wanted", &Backward::dvariance),
-                     argument<Backward>("denergy", "(B), 0 if not wanted", &Backward::denergy),
-                     argument<Backward>("dpooled", "(B, P), 0 if not wanted", &Backward::dpooled),
-                     argument<Backward>("df", "(B, F), 0 if not wanted", &Backward::df),
-                 } +
-                 gating_weights<Backward>("d", &Backward::dweights));
+             gating_arguments<Backward>(&Backward::forward) + interaction_gating_gradients<Backward, Backward>());
 }
 
 }  // namespace

@@ -268,6 +268,95 @@ void bind_norm_gate(py::module_& m) {
           });
 }
 
+void bind_interaction_passes(py::module_& m) {
+  using Planned = Problem<InteractionShape>;
+  py::class_<InteractionPlan>(m, "InteractionPlan", py::module_local(), "How the work of task interaction is cut.")
+      .def_readonly("tiles", &InteractionPlan::tiles, "Of an image.")
+      .def_readonly("sign_words", &InteractionPlan::sign_words, "Of a pixel.")
+      .def_readonly("sign_bytes", &InteractionPlan::sign_bytes, "Of such a word.")
+      .def_readonly("row_blocks", &InteractionPlan::row_blocks, "Blocks along P.")
+      .def_readonly("shares", &InteractionPlan::shares, "Of all pixels, for the gradients of the parameters.")
+      .def_readonly("chunks", &InteractionPlan::chunks, "Of an image, for the gradient of the factors.");
+  add_function(m, "cuda_interaction_plan", "The plan of the passes over a map.",
+               Arguments<Planned>{interaction_sizes<Planned>(&Planned::shape), multiprocessors<Planned>()},
+               [](const Planned& p) { return plan_interaction(p.shape, p.gpu.multiprocessors); });
+
+  using Forward = Launch<InteractionReduceForward>;
+  constexpr auto forward = &Forward::params;
+  add_launch(m, "cuda_interaction_reduce_forward", "Mean, variance, gradient energy and pooled projection of a map.",
+             launch_interaction_reduce_fwd,
+             interaction_reduce_inputs<Forward, InteractionReduce>(forward, &InteractionReduceForward::reduce) +
+                 Arguments<Forward>{
+                     argument<Forward>("variance", "(B, C)", forward, &InteractionReduceForward::variance),
+                     argument<Forward>("energy", "(B), 0 if not wanted", forward, &InteractionReduceForward::energy),
+                     argument<Forward>("parts", "(B, tiles, 2 C + P + 3)", forward, &InteractionReduceForward::parts),
+                 });
+  using Backward = Launch<InteractionReduceBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(m, "cuda_interaction_reduce_backward", "The gradients of what was gathered from a map, plus dy factors.",
+             launch_interaction_reduce_bwd,
+             interaction_reduce_inputs<Backward, InteractionReduce>(to, &InteractionReduceBackward::reduce) +
+                 Arguments<Backward>{
+                     argument<Backward>("shares", "as the plan has it", to, &InteractionReduceBackward::shares),
+                     argument<Backward>("dy", "(B, C, L), may be absent", to, &InteractionReduceBackward::dy),
+                     argument<Backward>("factors", "(B, C), 0 without dy", to, &InteractionReduceBackward::factors),
+                     argument<Backward>("dmean", "(B, C), 0 for zeros", to, &InteractionReduceBackward::dmean),
+                     argument<Backward>("dvariance", "(B, C), 0 for zeros", to, &InteractionReduceBackward::dvariance),
+                     argument<Backward>("denergy", "(B), 0 for zeros", to, &InteractionReduceBackward::denergy),
+                     argument<Backward>("dpooled", "(B, P), 0 for zeros", to, &InteractionReduceBackward::dpooled),
+                     argument<Backward>("reached", "(B, row blocks, L), 0 without attn", to,
+                                        &InteractionReduceBackward::reached),
+                     argument<Backward>("logits", "(B, L), 0 without attn", to, &InteractionReduceBackward::logits),
+                     argument<Backward>("parts", "(shares, P C + P + C), 0 where no parameter's gradient is wanted", to,
+                                        &InteractionReduceBackward::parts),
+                     argument<Backward>("dx", "(B, C, L), absent if not wanted", to, &InteractionReduceBackward::dx),
+                     argument<Backward>("dweight", "(P, C), 0 if not wanted", to, &InteractionReduceBackward::dweight),
+                     argument<Backward>("dbias", "(P), 0 if not wanted", to, &InteractionReduceBackward::dbias),
+                     argument<Backward>("dattn", "(C), 0 if not wanted", to, &InteractionReduceBackward::dattn),
+                 });
+
+  using Scale = Launch<InteractionScale>;
+  constexpr auto scale = &Scale::params;
+  add_launch(m, "cuda_interaction_scale", "A map times a factor for each channel.", launch_interaction_scale,
+             Arguments<Scale>{
+                 interaction_sizes<Scale>(scale, &InteractionScale::shape),
+                 argument<Scale>("x", "(B, C, L)", scale, &InteractionScale::x),
+                 argument<Scale>("factors", "(B, C)", scale, &InteractionScale::factors),
+                 argument<Scale>("y", "(B, C, L)", scale, &InteractionScale::y),
+             });
+  using Factors = Launch<InteractionFactors>;
+  constexpr auto factors = &Factors::params;
+  add_launch(m, "cuda_interaction_factors", "Parts of the gradient of the factors.", launch_interaction_factors,
+             Arguments<Factors>{
+                 interaction_sizes<Factors>(factors, &InteractionFactors::shape),
+                 argument<Factors>("x", "(B, C, L)", factors, &InteractionFactors::x),
+                 argument<Factors>("dy", "(B, C, L)", factors, &InteractionFactors::dy),
+                 argument<Factors>("parts", "(B, chunks, C)", factors, &InteractionFactors::parts),
+                 argument<Factors>("chunks", "as the plan has it", factors, &InteractionFactors::chunks),
+             });
+}
+
+void bind_interaction_gating(py::module_& m) {
+  using Forward = Launch<InteractionGatingForward>;
+  constexpr auto forward = &Forward::params;
+  add_launch(m, "cuda_interaction_gating_forward",
+             "From the sums over a map to the gates and the factors of its channels.", launch_interaction_gating_fwd,
+             interaction_gating_inputs<Forward, InteractionGating>(forward, &InteractionGatingForward::gating) +
+                 Arguments<Forward>{
+                     argument<Forward>("normalised", "(B, F), scratch", forward, &InteractionGatingForward::normalised),
+                     argument<Forward>("factors", "(B, C)", forward, &InteractionGatingForward::factors),
+                     argument<Forward>("clf", "(B, F)", forward, &InteractionGatingForward::clf),
+                 });
+  using Backward = Launch<InteractionGatingBackward>;
+  constexpr auto to = &Backward::params;
+  add_launch(m, "cuda_interaction_gating_backward", "The gradients of the gates and the factors.",
+             launch_interaction_gating_bwd,
+             interaction_gating_inputs<Backward, InteractionGating>(to, &InteractionGatingBackward::gating) +
+                 Arguments<Backward>{argument<Backward>("scratch", "B (4 C + 6 F + 2 Q + 5) elements", to,
+                                                        &InteractionGatingBackward::scratch)} +
+                 interaction_gating_gradients<Backward, InteractionGatingBackward>(to));
+}
+
 }  // namespace
 }  // namespace cuda
 
@@ -280,6 +369,8 @@ void bind_cuda(py::module_& m) {
   cuda::bind_dwconv_silu(m);
   cuda::bind_causal_conv1d(m);
   cuda::bind_norm_gate(m);
+  cuda::bind_interaction_passes(m);
+  cuda::bind_interaction_gating(m);
 }
 
 }  // namespace mtlkit

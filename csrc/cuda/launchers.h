@@ -7,6 +7,7 @@
 
 #include "cuda/causal_conv1d/causal_conv1d.h"
 #include "cuda/dwconv_silu/dwconv_silu.h"
+#include "cuda/interaction/interaction.h"
 #include "cuda/norm_gate/norm_gate.h"
 #include "cuda/selective_scan/selective_scan.h"
 #include "cuda/ss2d/ss2d.h"
@@ -18,6 +19,13 @@ int launch_norm_gate_bwd(const NormGateBackward& params, void* stream);
 
 int launch_dwconv_silu_fwd(const DwconvSiluForward& params, void* stream);
 int launch_dwconv_silu_bwd(const DwconvSiluBackward& params, void* stream);
+
+int launch_interaction_reduce_fwd(const InteractionReduceForward& params, void* stream);
+int launch_interaction_reduce_bwd(const InteractionReduceBackward& params, void* stream);
+int launch_interaction_scale(const InteractionScale& params, void* stream);
+int launch_interaction_factors(const InteractionFactors& params, void* stream);
+int launch_interaction_gating_fwd(const InteractionGatingForward& params, void* stream);
+int launch_interaction_gating_bwd(const InteractionGatingBackward& params, void* stream);
 
 int launch_causal_conv1d_fwd(const CausalConv1dForward& params, void* stream);
 int launch_causal_conv1d_bwd(const CausalConv1dBackward& params, void* stream);

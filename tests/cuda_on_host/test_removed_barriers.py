@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mtlkit.operators._launch import address, argument
-from mtlkit.ops import causal_conv1d, selective_scan, ss2d
-from mtlkit.testing import SelectiveScanShape, SS2DShape
+from mtlkit.ops import causal_conv1d, selective_scan, ss2d, task_interaction
+from mtlkit.testing import InteractionShape, SelectiveScanShape, SS2DShape
 
 CUDA = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
 CALL = re.compile(r"\b(block_sync|copy_async_wait)\(\);")
@@ -124,6 +124,33 @@ def test_selective_scan(on_host, kernels, line):
     def run():
         errors, results = zip(*(forward_and_backward(on_host, scan, inputs) for inputs in calls), strict=True)
         return "".join(errors), [t for some in results for t in some]
+
+    assert_missed(kernels, line, run)
+
+
+INTERACTION = ("tile.cuh", "project.cu", "reduce_bwd.cu", "scale.cu", "gating_bwd.cu")
+
+
+@pytest.mark.parametrize("line", calls(*(f"interaction/{name}" for name in INTERACTION)))
+def test_task_interaction(on_host, kernels, line):
+    """Three signals with attention, and two without it, channels-last: every kernel, and two steps along its depth."""
+    levels = {
+        signals: InteractionShape(9, 70, 5, 13, 9, signals, attention).inputs(requires_grad=True)
+        for signals, attention in (("alignment", True), ("variance", False))
+    }
+    last = levels["variance"].x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    levels["variance"] = levels["variance"]._replace(x=last)
+
+    def run():
+        results = []
+        for signals, level in levels.items():
+            try:
+                out = task_interaction(*level, signals=signals)
+                given = [t for t in (level.x, level.f, *level.tim, *level.upa) if t is not None and t.requires_grad]
+                results += [out.seg, *torch.autograd.grad(out.seg.square().sum() + out.clf.sum(), given)]
+            except RuntimeError as error:
+                return str(error), results
+        return "", results
 
     assert_missed(kernels, line, run)
 

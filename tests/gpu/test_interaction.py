@@ -17,10 +17,10 @@ FORMS = [("variance", False), ("alignment", False), ("alignment", True)]
 SHAPES = [(2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 150, 14, 14), (2, 48, 56, 56)]
 
 
-@pytest.fixture(autouse=True)
-def _triton():
-    with mtlkit.use_backend("triton"):
-        yield
+@pytest.fixture(autouse=True, params=["triton", "cuda"])
+def backend(request):
+    with mtlkit.use_backend(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
@@ -38,10 +38,10 @@ def test_in_training(signals, device):
 
 
 @pytest.mark.parametrize("case", VECTOR_CASES, ids=str)
-def test_gating(case, device):
+def test_gating(case, device, backend):
     call = VectorCall(case)
     exact = call.run("torch", torch.float64)
-    got = call.run("triton", torch.float32, device=device)
+    got = call.run(backend, torch.float32, device=device)
     assert_same_numbers({name: value.cpu() for name, value in got.items()}, exact)
 
 

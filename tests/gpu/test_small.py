@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import mtlkit
 from harness.calls import DTYPES, NAMES, level_call, one_of_each
 from mtlkit.testing import InteractionShape
 
@@ -19,7 +18,6 @@ def test_accurate(name, dtype, backend, device):
 
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize(("signals", "attention"), [("variance", False), ("alignment", False), ("alignment", True)])
-def test_interaction(signals, attention, dtype, device):
-    with mtlkit.use_backend("triton"):
-        level_call(InteractionShape(2, 20, 7, 9, 12, signals, attention), dtype).check(device)
+def test_interaction(signals, attention, dtype, backend, device):
+    level_call(InteractionShape(2, 20, 7, 9, 12, signals, attention), dtype).check(device)
     torch.cuda.synchronize()

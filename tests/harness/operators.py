@@ -519,6 +519,15 @@ GPU_CAUSAL_CONV1D = replace(
     shapes=_SEQUENCES[:-1],
     mixed={"x": torch.bfloat16, "initial_states": torch.float16},
 )
+GPU_TASK_INTERACTION = replace(
+    TASK_INTERACTION,
+    shapes=tuple(
+        _level(size, signals, attention)
+        for signals, attention in zip(SIGNALS, (True, False), strict=True)
+        for size in ((2, 5, 1, 1), (1, 7, 13, 1), (2, 33, 5, 7), (2, 20, 9, 13))
+    ),
+    repeated=TASK_INTERACTION.repeated[:1],
+)
 GPU_OPERATORS = (
     GPU_SS2D,
     GPU_SELECTIVE_SCAN,
@@ -526,6 +535,7 @@ GPU_OPERATORS = (
     GPU_NORM_GATE,
     GPU_DWCONV_SILU,
     GPU_CAUSAL_CONV1D,
+    GPU_TASK_INTERACTION,
 )
 
 # --- as Triton's interpreter meets them: in half a second a call of a scan --------------------------------------------

@@ -43,7 +43,8 @@ T logistic(T x) {
 template <typename T>
 struct Level {
   const InteractionGatingForward& p;
-  const int64_t B = p.batch, C = p.channels, P = p.projected, F = p.features, H = p.hidden, Q = p.queries;
+  const int64_t B = p.shape.batch, C = p.shape.channels, P = p.shape.projected, F = p.shape.features,
+                H = p.shape.hidden, Q = p.shape.queries;
   const int count = p.alignment ? 3 : 2;  // of signals
   const T *mean = typed(p.mean), *variance = typed(p.variance), *energy = typed(p.energy), *pooled = typed(p.pooled),
           *f = typed(p.f);

@@ -1,38 +1,19 @@
 // Arguments of task interaction between its two passes over the map: from sums to factors (formulas:
 // mtlkit/operators/interaction).
 //
-// B images, C channels, P projected channels, F entries of the vector, H hidden units and Q projected entries of UPA.
-// All tensors are contiguous and in the type of computation.
+// Letters are as in common/interaction.h. All tensors are contiguous and in the type of computation.
 #pragma once
 
 #include <array>
-#include <cstdint>
+
+#include "common/interaction.h"
 
 namespace mtlkit {
 
-enum GatingWeight {
-  kContextWeight,  // (F, P)
-  kContextBias,    // (F)
-  kClfGateWeight,  // (F, F)
-  kClfGateBias,    // (F)
-  kGainWeight,     // (C, F)
-  kGainBias,       // (C)
-  kSegGateWeight,  // (C, C)
-  kSegGateBias,    // (C)
-  kNormWeight,     // (F)
-  kNormBias,       // (F)
-  kFc1Weight,      // (H, S), of S signals
-  kFc1Bias,        // (H)
-  kFc2Weight,      // (2, H)
-  kFc2Bias,        // (2)
-  kSegProj,        // (Q, C), null for two signals, as the next
-  kClfProj,        // (Q, F)
-  kGatingWeights,
-};
 using GatingWeights = std::array<void*, kGatingWeights>;
 
 struct InteractionGatingForward {
-  int64_t batch, channels, projected, features, hidden, queries;
+  GatingShape shape;
   double tau, momentum, eps;
   bool alignment;          // signals: alignment, energy, spread; else the two variances
   bool training;           // the batch's statistics normalise, and the running ones follow

@@ -13,15 +13,10 @@
 // vectors.
 #pragma once
 
+#include "common/interaction.h"
 #include "common/tensor.h"
 
 namespace mtlkit {
-
-struct InteractionShape {
-  int64_t batch, channels, height, width, projected;
-
-  int64_t pixels() const { return height * width; }
-};
 
 struct InteractionReduceForward {
   InteractionShape shape;

@@ -72,7 +72,7 @@ def limit(backend, x, *others):
 
     It has no types, as torch.compile of torch 2.6 does not evaluate `str | None`.
     """
-    return single_precision_only((x, *others)) if backend == "triton" else None
+    return single_precision_only((x, *others)) if backend in ("cuda", "triton") else None
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:

@@ -5,7 +5,7 @@ most of the time of PyTorch's operations would go into calling them. Kernels tak
 PyTorch computes. Each backend has `MOST_IMAGES`, `forward` and `backward`.
 """
 
-from mtlkit.operators.interaction.gating import cpu, triton
+from mtlkit.operators.interaction.gating import cpu, cuda, triton
 from mtlkit.operators.interaction.gating.reference import (
     alignment_of,
     gates_of,
@@ -33,4 +33,4 @@ __all__ = [
     "variance_of",
 ]
 
-BACKENDS = {"cpu": cpu, "triton": triton}
+BACKENDS = {"cpu": cpu, "triton": triton, "cuda": cuda}

@@ -5,10 +5,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 from mtlkit._distributed import Group
+from mtlkit.operators._launch import address
 from mtlkit.operators.interaction.types import Signals, TIMParameters, UPAParameters
 
 # what gating learns, by the names that mtlkit._C has for it
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)
+_DWEIGHTS = tuple(f"d{name}" for name in WEIGHTS)
 
 
 class Normalisation(NamedTuple):
@@ -85,3 +87,51 @@ def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
         like.new_empty(2 * B * (F + C + Q) + 2 * F),
     )
     return like.new_empty(B, C), like.new_empty(B, F), results
+
+
+def arguments_of(call: Call, sums, f, normaliser, running, weights, results: Results) -> dict[str, object]:
+    """What the kernels of mtlkit._C take in both directions; `sums` are those that reduce gathers."""
+    mean, variance, energy, pooled = map(address, sums)
+    mu, enhanced, gates, *signals, kept = map(address, results)
+    return {
+        "sizes": call.sizes,
+        "tau": call.numbers.tau,
+        "momentum": call.numbers.momentum,
+        "eps": call.numbers.eps,
+        "alignment": call.alignment,
+        "training": call.training,
+        "mean": mean,
+        "variance": variance,
+        "energy": energy,
+        "pooled": pooled,
+        "f": address(f),
+        "normaliser": address(normaliser),
+        "norm_mean": address(running[0]),
+        "norm_var": address(running[1]),
+        **dict(zip(WEIGHTS, map(address, weights), strict=True)),
+        "mu": mu,
+        "enhanced": enhanced,
+        "gates": gates,
+        "signals": tuple(signals),
+        "kept": kept,
+    }
+
+
+def gradients_of(grads, dinputs, dweights) -> dict[str, object]:
+    """What they take backward beside: gradients of factors, mu, vectors, gates and signals, and where others go."""
+    dfactors, dmu, dclf, denhanced, dgates, *dsignals = map(address, grads)
+    dmean, dvariance, denergy, dpooled, df = map(address, dinputs)
+    return {
+        "dfactors": dfactors,
+        "dmu": dmu,
+        "dclf": dclf,
+        "denhanced": denhanced,
+        "dgates": dgates,
+        "dsignals": tuple(dsignals),
+        "dmean": dmean,
+        "dvariance": dvariance,
+        "denergy": denergy,
+        "dpooled": dpooled,
+        "df": df,
+        **dict(zip(_DWEIGHTS, map(address, dweights), strict=True)),
+    }

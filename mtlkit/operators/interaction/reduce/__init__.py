@@ -11,7 +11,7 @@ Source: as in mtlkit/operators/interaction.
 """
 
 from mtlkit.operators._operator import Operator
-from mtlkit.operators.interaction.reduce import cpu, triton
+from mtlkit.operators.interaction.reduce import cpu, cuda, triton
 from mtlkit.operators.interaction.reduce.reference import gradient_energy, reduce_reference, reduce_torch
 from mtlkit.operators.interaction.reduce.signature import Inputs, Options, Reduced, check, new_outputs
 
@@ -37,5 +37,5 @@ OPERATOR = Operator(
     saved_outputs=(Reduced._fields.index("mean"), Reduced._fields.index("pooled")),
     reference=reduce_reference,
     torch_form=reduce_torch,
-    backends={"cpu": cpu, "triton": triton},
+    backends={"cpu": cpu, "triton": triton, "cuda": cuda},
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from mtlkit._check import check_tensor
 from mtlkit.operators._operator import NoOptions, Operator
 from mtlkit.operators.interaction.maps import new_map
-from mtlkit.operators.interaction.scale import cpu, triton
+from mtlkit.operators.interaction.scale import cpu, cuda, triton
 from mtlkit.operators.interaction.types import check_map
 
 
@@ -41,5 +41,5 @@ OPERATOR = Operator(
     new_outputs=lambda inputs, options: (new_map(inputs.x),),
     reference=scale_torch,
     torch_form=scale_torch,
-    backends={"cpu": cpu, "triton": triton},
+    backends={"cpu": cpu, "triton": triton, "cuda": cuda},
 )
