@@ -38,6 +38,7 @@ EXTRAS = {
         "wandb": "wandb",
     },
     "deploy": {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"},
+    "cluster": {"ray": "ray"},
     "dicom": {"highdicom": "highdicom", "pydicom": "pydicom"},
     "completion": {"shtab": "shtab"},
     "predict": {"onnxruntime": "onnxruntime", "PIL": "pillow", "pydicom": "pydicom"},
@@ -79,7 +80,7 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
 def missing_words(module: str) -> str:
     """What to say of a module that an import did not find."""
     top = module.partition(".")[0]
-    extra = next((name for name in ("train", "baselines", "deploy") if top in EXTRAS[name]), None)
+    extra = next((name for name in ("train", "baselines", "deploy", "cluster") if top in EXTRAS[name]), None)
     package = EXTRAS[extra][top] if extra is not None else top
     words = f"needs {module if package == top else package}, which is not installed"
     return words if extra is None else f"{words}: pip install 'mtlkit[{extra}]'"

@@ -13,9 +13,9 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mtlkit._claims import claimed
 from mtlkit._files import json_text
@@ -28,6 +28,14 @@ CLAIM, NEW = ".mtlkit-claim", ".mtlkit-new"
 
 
 # --- a folder that is being written -----------------------------------------------------------------------------------
+
+
+class Files(Protocol):
+    """What takes files by their names within a folder."""
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """As that of `OutputFolder`."""
+        ...
 
 
 class OutputFolder:

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit.cli._cluster import add_ray
 from mtlkit.cli._limits import add_max_pixels
-from mtlkit.cli.train import MEMORY, changes_of, training_options
+from mtlkit.cli.train import MEMORY, changes_of, cluster_options, training_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +35,7 @@ examples:
   mtlkit ablate demo --data phantoms/busi --out runs/ablation --repeats 3
   mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --set data.batch_size=8
   mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --resume     after a crash; finished rows are kept
+  mtlkit ablate mbdi_table2_busi --data BUSI --out runs/table --repeats 20 --ray auto    over the GPUs of a Ray cluster
 
 the folder: table.json, table.csv and table.md, written again after each row, and a folder of runs for each row
 
@@ -62,6 +64,7 @@ def add_command(commands: Any) -> None:
     add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
     add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
+    add_ray(add, "rows and seeds")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in logs/ of each run")
     add("--trainer", action="append", default=[], metavar="NAME=VALUE", help="set an argument of Lightning's Trainer")
@@ -108,6 +111,7 @@ def _train(console: "Console", options: argparse.Namespace) -> int:
         console.print(f"{number + 1} of {len(table.rows)}: {row.name}")
 
     settings = training_options(options, progress=console.is_terminal) | {"rehearse": options.rehearse}
+    settings |= cluster_options(options)
     with named_recipe(options.table):
         found = ablate(table, options.data, options.out, repeats=options.repeats, on_row=on_row, **settings)
     costs = count_table(table) if COSTS.keys() & set(table.figures) else None

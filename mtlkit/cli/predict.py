@@ -8,6 +8,7 @@ from typing import Any
 from mtlkit._extras import check_installed
 from mtlkit._text import printable
 from mtlkit.cli._calibrating import add_no_calibrate
+from mtlkit.cli._cluster import add_ray
 from mtlkit.cli._console import table_lines
 from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
 from mtlkit.cli._progress import progress_shown
@@ -32,6 +33,7 @@ examples:
   mtlkit predict runs/mbdi scans/ --out found --resume            after a crash: continues where it stopped
   mtlkit predict mbdi.onnx scans/ --out found                     without PyTorch
   mtlkit predict runs/mbdi scans/ --out found --dicom-seg         DICOM Segmentations in found/dicom/seg/, too
+  mtlkit predict runs/mbdi scans/ --out found --ray auto          over the GPUs of a Ray cluster
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
 the folder: predictions.csv, masks/, overlays/, predictions.json (the network, and what was left out); dicom/seg/ and
@@ -66,6 +68,7 @@ def add_command(commands: Any) -> None:
     add("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     add("--dicom-seg", action="store_true", help="also write DICOM Segmentations, for images that are DICOM")
     add("--dicom-sr", action="store_true", help="also write DICOM measurement reports (TID 1500)")
+    add_ray(add, "batches")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue a prediction that was interrupted")
@@ -89,12 +92,25 @@ def run(options: argparse.Namespace) -> int:
     if engine != "torch" and options.device not in (None, "cpu"):
         raise ValueError(f"--device {options.device}: {options.run_folder} runs on the CPU alone, as a file of ONNX")
     check_network(options.run_folder)  # before torch is loaded
-    names = ("masks", "batch_size", "resume", "force", "skip_bad", "max_pixels", "dicom_seg", "dicom_sr")
+    names = (
+        "masks",
+        "batch_size",
+        "resume",
+        "force",
+        "skip_bad",
+        "max_pixels",
+        "dicom_seg",
+        "dicom_sr",
+        "ray",
+        "ray_cpus",
+    )
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     settings["calibrate"] = not options.no_calibrate
     start = time.monotonic()
     with progress_shown("predicting") as progress:
-        if engine == "torch":
+        if options.ray is not None:
+            settings["device"] = options.device
+        elif engine == "torch":
             from mtlkit.cli.evaluate import usable_device
 
             settings["device"] = usable_device(options.device)

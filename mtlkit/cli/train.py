@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mtlkit.cli._cluster import add_ray
 from mtlkit.cli._limits import add_max_pixels
 
 DESCRIPTION = """\
@@ -28,6 +29,7 @@ examples:
   mtlkit train csa_moe --data BUSI --out runs/csa --repeats 20   mean and standard deviation over seeds
   mtlkit train mbdi --data BUSI --out runs/cv --folds 5          cross-validation by patient
   mtlkit train mbdi --data BUSI --out runs/cv --folds 5 --fold 2   one of the folds, as a job of its own
+  mtlkit train mbdi --data BUSI --out runs/cv --folds 5 --ray auto   folds spread over the GPUs of a Ray cluster
   mtlkit train mbdi --data BUSI --out runs/mbdi --devices 4 --set data.batch_size=6 --set sync_batch_norm=true
 
 with --devices the batch size is that of each process; BatchNorm takes its statistics, and MBDI the signals of its
@@ -68,6 +70,7 @@ def add_command(commands: Any) -> None:
     several.add_argument("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     several.add_argument("--folds", type=int, metavar="N", help="cross-validate: N folds, each in its own folder")
     add("--fold", type=int, metavar="K", help="with --folds: train only this one, from 1 on, in the folder fold-K")
+    add_ray(add, "folds or seeds")
     add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
     add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in the folder logs of the run")
     add(
@@ -151,6 +154,13 @@ def training_options(options: argparse.Namespace, *, progress: bool) -> dict[str
     return settings | {"progress": progress, "logger": options.logger, "trainer": trainer}
 
 
+def cluster_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of series of trainings that say where they run."""
+    if options.ray is not None and options.devices != 1:
+        raise ValueError(f"--devices: expected 1 with --ray, whose jobs are one process each, got {options.devices}")
+    return {"ray": options.ray, "ray_cpus": options.ray_cpus}
+
+
 def run(options: argparse.Namespace) -> int:
     """`mtlkit train`."""
     from rich.table import Table
@@ -172,6 +182,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--fold: expected {among}, got {options.fold}")
     if options.folds is not None and options.split is not None:
         raise ValueError("--split: expected none with --folds, which draws the splits")
+    series = cluster_options(options)
+    if options.ray is not None and (options.fold is not None or options.folds is options.repeats is None):
+        raise ValueError("--ray: expected --repeats, or --folds without --fold, as well: one run is not divided")
     if options.force:
         check_outside(options.out, options.recipe)
     config = load_config(options.recipe).adjust(changes_of(options))
@@ -179,12 +192,14 @@ def run(options: argparse.Namespace) -> int:
     settings = training_options(options, progress=console.is_terminal)
     with named_recipe(options.recipe):
         if options.folds is not None:
-            pairs = cross_validate(config, options.data, options.out, options.folds, fold=options.fold, **settings)
+            pairs = cross_validate(
+                config, options.data, options.out, options.folds, fold=options.fold, **settings, **series
+            )
         elif options.repeats is None:
             found = train(config, options.data, options.out, **settings)
             pairs = {name: {"mean": value, "sd": None} for name, value in found.items()}
         else:
-            pairs = repeat(config, options.data, options.out, options.repeats, **settings)
+            pairs = repeat(config, options.data, options.out, options.repeats, **settings, **series)
     cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
     table = Table("metric", "validation", "test", "meaning", title=str(options.out), title_justify="left")

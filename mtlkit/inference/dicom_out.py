@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import mtlkit
-from mtlkit._output import OutputFolder
+from mtlkit._output import Files
 from mtlkit.data import Exam, Record
 from mtlkit.data.dicom_file import Tags, first_line, is_dicom, open_dicom
 from mtlkit.errors import DataError
@@ -117,7 +117,7 @@ class DicomWriter:
 
     def write(
         self,
-        place: OutputFolder,
+        place: Files,
         record: Record,
         number: int,
         mask: np.ndarray | None,

@@ -6,13 +6,18 @@
     predictions.json         which network and options, the rows with all digits, and what was left out; written last
 
 Masks and overlays are written as they come, the table at the end; a prediction that was interrupted is resumed where it
-was, and ends with the very same files.
+was, and ends with the very same files. On a Ray cluster workers read, compute and draw, a batch at a time, and the
+process that was started writes.
 """
 
+import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +26,8 @@ from PIL import Image
 import mtlkit
 from mtlkit._extras import check_installed
 from mtlkit._files import csv_text
-from mtlkit._output import OutputFolder, resumable_folder
+from mtlkit._jobs import Cluster, Here, Job, open_runner
+from mtlkit._output import Files, OutputFolder, resumable_folder
 from mtlkit.data import VIEWS, Exam, Record, read_mask
 from mtlkit.data.files import check_folder
 from mtlkit.data.items import read_lesion, read_views, stack_views, to_range
@@ -84,6 +90,8 @@ def predict(
     calibrate: bool = True,
     dicom_seg: bool = False,
     dicom_sr: bool = False,
+    ray: str | None = None,
+    ray_cpus: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
     """Runs a trained network over images, and writes what it says.
@@ -111,13 +119,17 @@ def predict(
         calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
         dicom_seg: writes a DICOM Segmentation for each image or frame of DICOM, too (extra `dicom`).
         dicom_sr: writes a DICOM report (TID 1500) for each, too: area, longest diameter, class and probabilities.
+        ray: address of a Ray cluster, over which the batches are spread: "auto" for that of this machine, "local" for
+            one that is started here, "host:port" or "ray://host:port". Of runs, each worker has a GPU where the cluster
+            has any and `device` is not "cpu".
+        ray_cpus: CPUs of each worker of a cluster, and threads of PyTorch.
         progress: told how many of how many images are done.
 
     Raises:
         DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
             or it holds a prediction of something else than what is to be resumed.
-        ValueError: `batch_size` is below 1, `resume` and `force` are both given, or `engine` or `device` is none for
-            this network.
+        ValueError: `batch_size` is below 1, `resume` and `force` are both given, `engine` or `device` is none for
+            this network, or there is no such cluster.
         FloatingPointError: the network's answer is no number.
 
     Example:
@@ -132,19 +144,27 @@ def predict(
         check_installed("writing DICOM", "dicom")
     engine_of(run, engine)
     check_network(run, device)
+    if ray is not None and not isinstance(run, str | Path):
+        raise ValueError("run: expected a folder or file with a cluster, whose workers open it, got an open network")
+    if ray is not None and str(device) not in ("None", "cpu", "cuda"):
+        raise ValueError(f"device: expected cpu, cuda or None with a cluster, got {str(device)!r}")
     paths = [Path(path) for path in ([inputs] if isinstance(inputs, str | Path) else inputs)]
     masks = None if masks is None else Path(masks)
     for path in paths:
         check_exists(path)
     if masks is not None:
         check_folder(masks)
-    network = open_network(run, device=device)  # before anything is told about the folder to write
+    network = open_network(run, device=device if ray is None else None)  # before anything is told about the folder
     network = network if calibrate else network.uncalibrated()
     facts, problems = network.facts, Problems(skip=skip_bad)
     max_pixels = max_pixels or facts.max_pixels
     batch_size = batch_size or facts.batch_size
-    with resumable_folder(out, KIND, resume=resume, force=force, resumes_at="the next image") as place:
+    with (
+        open_runner(ray, ray_cpus, gpu=network.engine == "torch" and str(device) != "cpu") as where,
+        resumable_folder(out, KIND, resume=resume, force=force, resumes_at="the next image") as place,
+    ):
         place.check_inputs(network.source, masks, *paths)
+        where.check_shared(None, network.source, masks, *paths)
         records, remarks = _find(network, paths, masks, problems)
         remarks = [*network.remarks, *remarks]
         if dicom_seg or dicom_sr:
@@ -155,7 +175,7 @@ def predict(
             "network": facts.network,
             "weights": network.weights,
             "engine": network.engine,
-            "device": network.device,
+            "device": "cuda" if where.gpu else network.device,
             "calibrated": calibrate,
             "classes": {task: list(names) for task, names in facts.classes.items()},
             "inputs": [str(path.resolve()) for path in paths],
@@ -171,7 +191,8 @@ def predict(
             return Predicted(*ended)
         found = Progress(place, about, records, batch_size)
         dicom = DicomWriter(network, found.started, dicom_seg, dicom_sr) if dicom_seg or dicom_sr else None
-        rows = _run(network, records, found, problems, max_pixels, dicom, progress) if records else []
+        work = _Work(network, max_pixels, dicom, calibrate)
+        rows = _run(work, where, records, found, problems, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
@@ -200,20 +221,6 @@ def _find(
     return find_images(paths, masks, problems, masks_needed=facts.needs_masks)
 
 
-def _read(network: OpenNetwork, records: Sequence[Record] | Sequence[Exam], index: int, max_pixels: int) -> _Item:
-    """A record as the network takes it."""
-    facts, record = network.facts, records[index]
-    try:
-        if isinstance(record, Exam):
-            views = read_views(record, facts.size, max_pixels=max_pixels)
-            return _Item(index, dict(zip(("views", "present"), stack_views(views, facts.mean, facts.std), strict=True)))
-        image, mask, loaded = read_lesion(record, facts.size, max_pixels=max_pixels)
-    except DataError as error:
-        return _Item(index, {}, error=error)
-    arrays = {"images": to_range(image, facts.mean, facts.std), "masks": mask.astype(np.float32)}
-    return _Item(index, {name: arrays[name] for name in facts.inputs}, loaded)
-
-
 def _read_ahead(read: Callable[[int], _Item], batches: Sequence[Sequence[int]], workers: int) -> Iterator[list[_Item]]:
     """The items of each batch; with workers, those of the next one are read meanwhile."""
     if not workers:
@@ -233,42 +240,171 @@ def _read_ahead(read: Callable[[int], _Item], batches: Sequence[Sequence[int]], 
 
 
 def _run(
-    network: OpenNetwork,
+    work: "_Work",
+    where: Here | Cluster,
     records: Sequence[Record] | Sequence[Exam],
     found: Progress,
     problems: Problems,
-    max_pixels: int,
-    dicom: DicomWriter | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """The rows; each is written, with its mask and overlay, as soon as it is known."""
-    workers = network.facts.workers if len(records) > 2 * found.batch_size else 0
     batches = found.left()
     done = len(records) - sum(map(len, batches))
-    for batch in _read_ahead(lambda index: _read(network, records, index, max_pixels), batches, workers):
-        done += len(batch)
-        for item in batch:
-            if item.error is not None:
-                problems.check(item.error)
-                found.add_problem(item.index, str(item.error))
-        good = [item for item in batch if item.error is None]
-        if good:
-            answers = network({name: np.stack([item.arrays[name] for item in good]) for name in good[0].arrays})
-            for i, (index, _, image, _) in enumerate(good):
-                one = {name: value[i] for name, value in answers.items()}
-                if not all(np.isfinite(value).all() for value in one.values()):
-                    words = f"the network's answer to {records[index].key} is no number"
-                    raise FloatingPointError(f"{network.source}: {words}")
-                if index not in found.rows:
-                    row = _row(network, records[index], index, one, image, found.place, max_pixels, dicom)
+    here = isinstance(where, Here)
+    found_by = _here(work, records, batches, found) if here else _on_cluster(where, work, records, batches, found)
+    with closing(found_by) as answers:
+        for batch, answer in zip(batches, answers, strict=True):
+            for index, row in answer:
+                if isinstance(row, DataError):
+                    problems.check(row)
+                    found.add_problem(index, str(row))
+                elif index not in found.rows:
                     found.add_row(index, row)
-        if progress is not None:
-            progress(done, len(records))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(records))
     problems.found += [found.problems[index] for index in sorted(found.problems)]
     return [found.rows[index] for index in sorted(found.rows)]
 
 
+Answer = Iterator[tuple[int, dict[str, Any] | DataError]]  # of a batch: numbers and rows, or why there is none
+
+
+def _here(
+    work: "_Work",
+    records: Sequence[Record] | Sequence[Exam],
+    batches: Sequence[Sequence[int]],
+    found: Progress,
+) -> Generator[Answer, None, None]:
+    """The answer to each batch, from this process."""
+    workers = work.network.facts.workers if len(records) > 2 * found.batch_size else 0
+    for items in _read_ahead(lambda index: work.read(records[index], index), batches, workers):
+        yield work.answer({item.index: records[item.index] for item in items}, items, found.place, found.rows)
+
+
+def _on_cluster(
+    where: Cluster,
+    work: "_Work",
+    records: Sequence[Record] | Sequence[Exam],
+    batches: Sequence[Sequence[int]],
+    found: Progress,
+) -> Generator[Answer, None, None]:
+    """The same, from workers."""
+    network, dicom = work.network, work.dicom
+    opened = (str(network.source), "cuda" if where.gpu else None, work.calibrated)
+    drawn = None if dicom is None else (dicom.started, dicom.seg, dicom.sr)
+    jobs = []
+    for batch in batches:
+        those = {index: records[index] for index in batch}
+        known = [index for index in batch if index in found.rows]
+        name = f"predicting {records[batch[0]].key}" + (f" to {records[batch[-1]].key}" if len(batch) > 1 else "")
+        jobs.append(Job(name, _answer_there, (opened, work.max_pixels, drawn, those, known)))
+    with where.results(jobs, few=True, reuse=True) as results:
+        for result in results:
+            yield _unpacked(result, found.place)
+
+
+class _Parcel:
+    """Takes files in the place of a folder, to be written into it elsewhere."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """As `OutputFolder.file`."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder, Path(name).name)
+            yield path
+            self.files[name] = path.read_bytes()
+
+
+def _answer_there(
+    opened: tuple[str, str | None, bool],
+    max_pixels: int,
+    drawn: tuple[str, bool, bool] | None,
+    records: Mapping[int, Record | Exam],
+    known: Sequence[int],
+) -> list[tuple[int, dict[str, Any] | DataError, dict[str, bytes]]]:
+    """What a worker says of a batch, with the files that belong to it."""
+    run, device, calibrated = opened
+    network = _opened(run, device, calibrated=calibrated)
+    work = _Work(network, max_pixels, None if drawn is None else DicomWriter(network, *drawn), calibrated)
+    items = [work.read(record, index) for index, record in records.items()]
+    answer, parcel = [], _Parcel()
+    for index, row in work.answer(records, items, parcel, known):
+        answer.append((index, row, parcel.files))
+        parcel.files = {}
+    return answer
+
+
+@lru_cache(maxsize=1)
+def _opened(run: str, device: str | None, *, calibrated: bool) -> OpenNetwork:
+    """The network of a worker, for all batches that it gets."""
+    network = open_network(run, device=device, threads=int(os.environ["OMP_NUM_THREADS"]))
+    return network if calibrated else network.uncalibrated()
+
+
+def _unpacked(answer: Sequence[tuple[int, Any, Mapping[str, bytes]]], place: OutputFolder) -> Answer:
+    for index, row, files in answer:
+        for name, content in files.items():
+            with place.file(name) as file:
+                file.write_bytes(content)
+        yield index, row
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class _Work(NamedTuple):
+    """What is done with each batch."""
+
+    network: OpenNetwork
+    max_pixels: int
+    dicom: DicomWriter | None
+    calibrated: bool
+
+    def read(self, record: Record | Exam, index: int) -> _Item:
+        """A record as the network takes it."""
+        facts, max_pixels = self.network.facts, self.max_pixels
+        try:
+            if isinstance(record, Exam):
+                views = stack_views(read_views(record, facts.size, max_pixels=max_pixels), facts.mean, facts.std)
+                return _Item(index, dict(zip(("views", "present"), views, strict=True)))
+            image, mask, loaded = read_lesion(record, facts.size, max_pixels=max_pixels)
+        except DataError as error:
+            return _Item(index, {}, error=error)
+        arrays = {"images": to_range(image, facts.mean, facts.std), "masks": mask.astype(np.float32)}
+        return _Item(index, {name: arrays[name] for name in facts.inputs}, loaded)
+
+    def answer(
+        self,
+        records: Mapping[int, Record | Exam],
+        items: Sequence[_Item],
+        place: Files,
+        known: Container[int],
+    ) -> Answer:
+        """The row of each image or exam of a batch that is not known, or why there is none.
+
+        Args:
+            records: the batch, by numbers.
+            items: the same, read.
+            place: where masks, overlays and objects of DICOM are written.
+            known: numbers of those that need no row.
+        """
+        yield from ((item.index, item.error) for item in items if item.error is not None)
+        good = [item for item in items if item.error is None]
+        if not good:
+            return
+        answers = self.network({name: np.stack([item.arrays[name] for item in good]) for name in good[0].arrays})
+        for i, (index, _, image, _) in enumerate(good):
+            one = {name: value[i] for name, value in answers.items()}
+            if not all(np.isfinite(value).all() for value in one.values()):
+                words = f"the network's answer to {records[index].key} is no number"
+                raise FloatingPointError(f"{self.network.source}: {words}")
+            if index not in known:
+                row = _row(self.network, records[index], index, one, image, place, self.max_pixels, self.dicom)
+                yield index, row
 
 
 def _row(
@@ -277,7 +413,7 @@ def _row(
     index: int,
     found: Mapping[str, np.ndarray],
     image: Loaded | None,
-    draft: OutputFolder,
+    draft: Files,
     max_pixels: int,
     dicom: DicomWriter | None,
 ) -> dict[str, Any]:
@@ -319,9 +455,7 @@ def _drawn(found: Mapping[str, np.ndarray], image: Loaded) -> np.ndarray | None:
     return resize_map(found["mask"][0], *image.pixels.shape[:2]) >= THRESHOLD if "mask" in found else None
 
 
-def _lesion(
-    record: Record, drawn: np.ndarray | None, image: Loaded, draft: OutputFolder, max_pixels: int
-) -> dict[str, Any]:
+def _lesion(record: Record, drawn: np.ndarray | None, image: Loaded, draft: Files, max_pixels: int) -> dict[str, Any]:
     """Area and files of the mask that the network drew, or of the one that it was given."""
     if drawn is not None:
         mask = drawn

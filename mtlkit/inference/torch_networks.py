@@ -40,6 +40,7 @@ class RunNetwork(OpenNetwork):
         self.device = next(run.model.parameters()).device.type
         self.weights = digest_of_weights(run.model)
         self.run = _optimized(run) if self.device == "cpu" else run
+        self.shapes: list[torch.Size] = []  # of the last batch
 
     @classmethod
     def open(cls, run: SavedRun | str | Path, device: torch.device | str | None = None) -> "RunNetwork":
@@ -52,7 +53,12 @@ class RunNetwork(OpenNetwork):
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """As `OpenNetwork` has it."""
         items = self.run.task.inputs
-        found = self.run.predict({items[name]: torch.from_numpy(value) for name, value in inputs.items()})
+        batch = {items[name]: torch.from_numpy(value) for name, value in inputs.items()}
+        shapes = [tensor.shape for tensor in batch.values()]
+        if self.device == "cpu" and shapes != self.shapes:  # the second call of a size packs weights, which round
+            self.run.predict(batch)  # otherwise: what is said of a batch must not depend on those before it
+            self.shapes = shapes
+        found = self.run.predict(batch)
         return {name: value.numpy() for name, value in found.items()}
 
     def uncalibrated(self) -> "RunNetwork":

@@ -25,9 +25,10 @@ All rows are trained on the same split and with the same seeds. Parameters are p
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,8 +44,7 @@ from mtlkit.training.ablation_table import COSTS, Trained, write_table
 from mtlkit.training.config import Config, RecipeError, beside, did_you_mean, load_config, read_yaml
 from mtlkit.training.modules import TrainingModule, check_recipe, create_network
 from mtlkit.training.run import check_sources, is_main
-from mtlkit.training.saved_run import RESULT, read_figures
-from mtlkit.training.series import repeat
+from mtlkit.training.series import open_series, open_train_runner, seeds
 
 __all__ = ["Ablation", "AblationRow", "ablate", "count_table", "list_ablations", "load_ablation"]
 
@@ -262,6 +262,8 @@ def ablate(
     force: bool = False,
     rehearse: bool = False,
     on_row: Callable[[int, AblationRow], None] | None = None,
+    ray: str | None = None,
+    ray_cpus: int = 1,
     **options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Trains every row of a table, and writes what came out as table.json, table.csv and table.md.
@@ -277,7 +279,9 @@ def ablate(
         resume: goes on where an earlier call was interrupted: rows that ended are left as they are.
         force: begins again where there is an ablation already, whose files stay until the new one has ended.
         rehearse: trains each row for one epoch of 16 small images from random weights, to see that all of them run.
-        on_row: is told the number, from 0, and the row that is trained next.
+        on_row: is told the number, from 0, and the row that is trained next, or waited for on a cluster.
+        ray: address of a Ray cluster, over which the seeds of all rows are spread; see `repeat`.
+        ray_cpus: as for `repeat`.
         **options: as for `train`: split, skip_bad, progress, callbacks, trainer.
 
     Returns:
@@ -301,6 +305,7 @@ def ablate(
         raise ValueError("rehearse: expected False with resume, as a rehearsal begins again, got True")
     if not resume and not rehearse:
         check_sources(data, options.get("split"))
+    split = options.pop("split", None)
     source = None if isinstance(table, Ablation) else table
     table = table if isinstance(table, Ablation) else load_ablation(table)
     if rehearse:
@@ -309,37 +314,29 @@ def ablate(
     modules = {row.name: _module(row) for row in table.rows}
     _check_figures(table, list(modules.values()))
     costs = {row.name: _costs(row, modules[row.name]) for row in table.rows}
-    seeds = range(table.rows[0].config.seed, table.rows[0].config.seed + repeats)
     trained: dict[str, Trained] = {}
+    progress = options.get("progress", True)
     with (
         _data_of(table, data) as folder_of_data,
+        open_train_runner(ray, ray_cpus, options) as where,
         resumable_folder(out, "an ablation", resume=resume, force=force, main=is_main()) as place,
+        ExitStack() as rows,
     ):
-        place.check_inputs(folder_of_data, options.get("split"), source)
-        for number, row in enumerate(table.rows):
-            if on_row is not None:
-                on_row(number, row)
-            folder = place.nested(row.folder)
-            with _named_row(row):
-                summary = repeat(row.config, folder_of_data, folder, repeats, resume=resume, **options)
-            if is_main():
-                runs = [read_figures(folder / f"seed-{seed}" / RESULT) for seed in seeds]
-                trained[row.name] = Trained(summary, runs)
-                write_table(place, table, trained, costs, repeats)
+        place.check_inputs(folder_of_data, split, source)
+        series = []
+        for row in table.rows:
+            settings: dict[str, Any] = {**options, "resume": resume, "prefix": f"row {row.name!r}"}
+            runs, folder = seeds(row.config, repeats, split), place.nested(row.folder)
+            series.append(rows.enter_context(open_series(where, runs, folder_of_data, folder, **settings)))
+        with where.results([job for one in series for job in one.jobs], progress=progress) as results:
+            for number, (row, one) in enumerate(zip(table.rows, series, strict=True)):
+                if on_row is not None:
+                    on_row(number, row)
+                found = list(islice(results, repeats))
+                trained[row.name] = Trained(one.end(found), found)
+                if is_main():
+                    write_table(place, table, trained, costs, repeats)
     return {name: row.summary for name, row in trained.items()}
-
-
-@contextmanager
-def _named_row(row: AblationRow) -> Iterator[None]:
-    """Inside, an error of the recipe or of the training names the row."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (ValueError, FloatingPointError) as error:
-        kinds = (FloatingPointError, RecipeError, ValueError)
-        kind = next(kind for kind in kinds if isinstance(error, kind))
-        raise kind(f"row {row.name!r}: {error}") from None
 
 
 def _module(row: AblationRow) -> TrainingModule:

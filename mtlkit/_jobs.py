@@ -1,0 +1,378 @@
+"""Where jobs run: here, one after the other, or spread over the machines of a Ray cluster.
+
+A job is a call of a function of a module. What it has done lies in its files: on a cluster a job whose worker is lost
+is called again, and goes on from there.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import mtlkit
+from mtlkit._extras import check_installed
+from mtlkit._owned import DRAFT
+from mtlkit.errors import DataError, InUseError
+
+LOSSES = 3  # workers that a job may lose
+POLL = 1.0  # seconds between two looks at what the jobs have done
+REACHED, PROBED, STOPPED, RELEASED = 10, 120, 20, 120  # seconds to wait for a server, a node, jobs that end, a lock
+MEMORY = 256 * 2**20  # bytes of a local cluster for arguments and results on their way
+# By these, libraries would take a worker for one of several processes of a job.
+RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
+
+
+class State(NamedTuple):
+    """How far a job has come."""
+
+    where: str  # it runs; "" where it waits
+    done: int
+    total: int
+
+
+class Job(NamedTuple):
+    """A call.
+
+    Example:
+        >>> from mtlkit._jobs import Here, Job
+        >>> with Here().results([Job("a", max, (1, 2)), Job("b", max, (4, 3))]) as results:
+        ...     list(results)
+        [2, 4]
+    """
+
+    name: str  # for messages
+    call: Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    options: Mapping[str, Any] = {}
+    state: Callable[[], State] | None = None
+
+
+class Here:
+    """This process, in which jobs run one after the other."""
+
+    gpu: bool | None = None  # not known: PyTorch chooses
+
+    def check_shared(self, folder: Path | None, *read: str | Path | None) -> None:
+        """All that this process sees is seen by its jobs."""
+
+    @contextmanager
+    def results(self, jobs: Sequence[Job], **_: Any) -> Iterator[Iterator[Any]]:
+        """Gives what the jobs return, each of which runs when its result is asked for."""
+        yield (job.call(*job.arguments, **job.options) for job in jobs)
+
+
+@contextmanager
+def open_runner(address: str | None, cpus: int = 1, *, gpu: bool = True) -> "Iterator[Here | Cluster]":
+    """Gives what runs jobs.
+
+    Args:
+        address: of a Ray cluster: "host:port" from one of its machines, "ray://host:port" from elsewhere, "auto" for
+            the one that runs on this machine, "local" to start one here; None runs jobs in this process.
+        cpus: of each job on a cluster.
+        gpu: gives each job a GPU where the cluster has any.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: there is no such cluster, or no machine of it has so many CPUs.
+    """
+    if address is None:
+        yield Here()
+        return
+    if cpus < 1:
+        raise ValueError(f"ray_cpus: expected at least 1, got {cpus}")
+    check_installed("a Ray cluster", "cluster")
+    with _connected(address):
+        yield Cluster(cpus, gpu=gpu)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Inside, this process is connected to a cluster."""
+    import ray
+
+    if ray.is_initialized():  # by the caller, whose it stays
+        yield
+        return
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        options |= {"include_dashboard": False, "object_store_memory": MEMORY}
+    elif address != "auto":
+        _check_reached(address)
+    stop = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        if address == "auto" and isinstance(error, ConnectionError):
+            words = "no Ray cluster runs on this machine; `ray start --head` starts one, and 'local' needs none"
+        else:
+            words = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"ray: expected the address of a cluster, got {address!r} ({words})") from None
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)  # Ray has set its own
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reached(address: str) -> None:
+    """Raises where nothing answers at an address, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"ray: expected auto, local, HOST:PORT or ray://HOST:PORT, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"ray: expected the address of a cluster, got {address!r} ({why})") from None
+
+
+class Cluster:
+    """A Ray cluster, to which this process is connected.
+
+    Args:
+        cpus: of each job.
+        gpu: gives each job a GPU where there are any.
+
+    Attributes:
+        gpu: whether each job has one.
+        slots: how many jobs run at once.
+    """
+
+    def __init__(self, cpus: int, *, gpu: bool) -> None:
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        self.cpus, self.gpu = cpus, gpu and any(node["Resources"].get("GPU", 0) >= 1 for node in alive)
+        most = max((int(node["Resources"].get("CPU", 0)) for node in alive), default=0)
+        if 0 < most < cpus:  # one without any may be about to grow
+            raise ValueError(f"ray_cpus: expected at most {most}, as no machine of the cluster has more, got {cpus}")
+        self.nodes = [node for node in alive if self._room(node)]
+        self.slots = max(1, sum(map(self._room, self.nodes)))
+
+    def _room(self, node: Mapping[str, Any]) -> int:
+        """How many jobs run at once on a node."""
+        resources = node["Resources"]
+        room = int(resources.get("CPU", 0)) // self.cpus
+        return min(room, int(resources.get("GPU", 0))) if self.gpu else room
+
+    # --- what nodes see -----------------------------------------------------------------------------------------------
+
+    def check_shared(self, folder: Path | None, *read: str | Path | None) -> None:
+        """Raises where a node does not see the same files as this process.
+
+        Args:
+            folder: what jobs write to.
+            read: what they read.
+
+        Raises:
+            DataError: the folder, or what is read, is not there on a node.
+            ValueError: a node lacks mtlkit, or has another version.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        inputs = [str(Path(path).absolute()) for path in read if path is not None]
+        with ExitStack() as stack:
+            probe, token = None, uuid4().hex
+            if folder is not None:
+                probe = folder / f"{DRAFT}-probe-{token}"
+                stack.callback(probe.unlink, missing_ok=True)
+                probe.write_text(token)
+            look = ray.remote(num_cpus=0, max_retries=0)(_look)
+            found = {}
+            for node in self.nodes:
+                on = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                found[node["NodeManagerHostname"]] = look.options(scheduling_strategy=on).remote(probe, token, inputs)
+            for host, ref in found.items():
+                try:
+                    version, missing = ray.get(ref, timeout=PROBED)
+                except ray.exceptions.RayError as error:
+                    why = str(error).strip().splitlines()[-1]
+                    raise ValueError(f"ray: mtlkit does not run on {host} ({why})") from None
+                if version != mtlkit.__version__:
+                    words = f"expected mtlkit {mtlkit.__version__} on {host}, as here, got {version}"
+                    raise ValueError(f"ray: {words}")
+                for path in missing:
+                    path = folder if path == str(probe) else path
+                    words = f"{host}, of the cluster, does not see it; its machines must share it, under the same path"
+                    raise DataError(f"{path}: {words}")
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def results(
+        self, jobs: Sequence[Job], *, few: bool = False, reuse: bool = False, progress: bool = False
+    ) -> Iterator[Iterator[Any]]:
+        """Gives what the jobs return, in their order; behind it, those that still run are stopped.
+
+        An error of a job is raised as soon as it comes.
+
+        Args:
+            jobs: what to do.
+            few: gives out no more than keep the cluster busy, where results are large.
+            reuse: runs several jobs in one process, where they keep what takes long to load.
+            progress: shows on a terminal what the jobs have done.
+        """
+        flight = _Flight(self, jobs, 2 * self.slots if few else len(jobs), reuse=reuse)
+        with ExitStack() as stack:
+            stack.callback(flight.stop)
+            show = stack.enter_context(_view(len(jobs))) if progress else None
+            yield flight.results(show)
+
+
+class _Flight:
+    """Jobs that a cluster runs."""
+
+    def __init__(self, cluster: Cluster, jobs: Sequence[Job], most: int, *, reuse: bool) -> None:
+        import ray
+
+        self.jobs, self.most, self.cpus = jobs, most, cluster.cpus
+        self.call = ray.remote(
+            num_cpus=cluster.cpus,
+            num_gpus=int(cluster.gpu),
+            max_retries=0,  # those that are lost are called again here
+            max_calls=0 if reuse else 1,
+            scheduling_strategy="SPREAD",
+        )(_run)
+        self.running: dict[Any, int] = {}  # references, and the numbers of their jobs
+        self.found: dict[int, Any] = {}
+        self.lost = [0] * len(jobs)
+
+    def results(self, show: "Callable[[int, Sequence[Job]], None] | None") -> Iterator[Any]:
+        """What they return, in their order."""
+        given = 0
+        for number in range(len(self.jobs)):
+            while number not in self.found:
+                while given < min(len(self.jobs), number + self.most):
+                    self._give(given)
+                    given += 1
+                self._wait()
+                if show is not None:
+                    show(number + len(self.found), [self.jobs[i] for i in sorted(self.running.values())])
+            yield self.found.pop(number)
+
+    def _give(self, number: int) -> None:
+        from ray import cloudpickle
+
+        job = self.jobs[number]
+        call = cloudpickle.dumps((job.call, job.arguments, dict(job.options)))
+        here = str(Path.cwd())
+        ref = self.call.options(name=job.name).remote(call, self.cpus, here, again=self.lost[number] > 0)
+        self.running[ref] = number
+
+    def _wait(self) -> None:
+        """Takes what has ended in the meantime."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        ended, _ = ray.wait(list(self.running), num_returns=1, timeout=POLL)
+        for ref in ended:
+            number = self.running.pop(ref)
+            try:
+                self.found[number] = ray.get(ref)
+            except RayTaskError as error:
+                raise error.cause from error
+            except RayError as error:  # of the worker or its node, not of the call
+                self._lose(number, " ".join(str(error).split()).partition(". ")[0])
+
+    def _lose(self, number: int, why: str) -> None:
+        name, self.lost[number] = self.jobs[number].name, self.lost[number] + 1
+        if self.lost[number] > LOSSES:
+            raise ChildProcessError(f"{name}: its worker was lost {self.lost[number]} times ({why})")
+        warnings.warn(f"{name}: its worker was lost, and another takes it up again ({why})", stacklevel=2)
+        self._give(number)
+
+    def stop(self) -> None:
+        """Stops what still runs, first so that it can tidy up."""
+        import ray
+
+        for force in (False, True):
+            if not self.running:
+                return
+            for ref in self.running:
+                with suppress(ray.exceptions.RayError, ValueError):
+                    ray.cancel(ref, force=force)
+            _, left = ray.wait(list(self.running), num_returns=len(self.running), timeout=STOPPED)
+            self.running = {ref: self.running[ref] for ref in left}
+
+
+@contextmanager
+def _view(total: int) -> "Iterator[Callable[[int, Sequence[Job]], None]]":
+    """Gives a function that shows how many jobs are done, and how far those have come that run."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        whole = bars.add_task("runs", total=total)
+        rows: dict[str, Any] = {}
+
+        def show(done: int, running: Sequence[Job]) -> None:
+            bars.update(whole, completed=done)
+            states = {job.name: job.state() for job in running if job.state is not None}
+            states = {name: state for name, state in states.items() if state.where}
+            for name in rows.keys() - states.keys():
+                bars.remove_task(rows.pop(name))
+            for name, (where, finished, of) in states.items():
+                if name not in rows:
+                    rows[name] = bars.add_task("")
+                bars.update(rows[name], description=escape(f"{name}: {where}"), completed=finished, total=of)
+
+        show(0, ())
+        yield show
+
+
+# --- on a node --------------------------------------------------------------------------------------------------------
+
+
+def _look(probe: Path | None, token: str, read: Sequence[str]) -> tuple[str, list[str]]:
+    """The version of mtlkit on a node, and what is not there of what it should see."""
+    missing = [path for path in read if not os.path.lexists(path)]
+    if probe is not None:
+        try:
+            seen = probe.read_text()
+        except OSError:
+            seen = ""
+        missing += [] if seen == token else [str(probe)]
+    return mtlkit.__version__, missing
+
+
+def _run(call: bytes, cpus: int, folder: str, *, again: bool) -> Any:
+    """Runs a job in a worker.
+
+    Args:
+        call: the function and its arguments, pickled; PyTorch is loaded with them, behind what is set here.
+        cpus: how many threads it may have.
+        folder: where the paths of arguments begin, which a node need not have where all of them are absolute.
+        again: whether an earlier worker was lost, whose locks a file system may hold for a while.
+    """
+    from ray import cloudpickle
+
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in RANKS]:
+        del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = str(cpus)
+    with suppress(OSError):
+        os.chdir(folder)
+    function, arguments, options = cloudpickle.loads(call)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(cpus)
+    end = monotonic() + (RELEASED if again else 0)
+    while True:
+        try:
+            return function(*arguments, **options)
+        except InUseError:
+            if monotonic() >= end:
+                raise
+            sleep(POLL)

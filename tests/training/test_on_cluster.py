@@ -1,0 +1,149 @@
+"""Series, tables and predictions on a Ray cluster of two nodes on this machine: the files are those of one process."""
+
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+
+from mtlkit import _jobs
+from mtlkit._jobs import Job, open_runner
+from mtlkit._output import CLAIM
+from mtlkit.cli import main
+from mtlkit.errors import DataError
+from mtlkit.training import cross_validate, train
+from tests.kill import difference
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster with two nodes, of one CPU each."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        try:
+            cluster.add_node(**NODE)
+            cluster.wait_for_nodes()
+            yield cluster.address
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As a worker with one CPU computes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Killer(threading.Thread):
+    """Kills a worker.
+
+    Args:
+        find: tells its number, or 0 while it is not to be killed.
+
+    Attributes:
+        killed: the number, when that is done.
+    """
+
+    def __init__(self, find: Callable[[], int]) -> None:
+        super().__init__(daemon=True)
+        self.find, self.killed = find, 0
+        self.start()
+
+    def run(self) -> None:
+        end = time.monotonic() + 300
+        while not (found := self.find()) and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(found, signal.SIGKILL)
+        self.killed = found
+
+
+def writer_of(folder: Path, mark: str) -> int:
+    """The process that writes to a folder, as soon as that holds a file."""
+    return int((folder / CLAIM).read_text().split()[1]) if (folder / mark).exists() else 0
+
+
+def worker_in(folder: Path, name: str) -> int:
+    """A worker of Ray whose job's name begins so, and whose directory is this one."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            title = (process / "cmdline").read_bytes()
+            if title.startswith(f"ray::{name}".encode()) and (process / "cwd").readlink() == folder:
+                return int(process.name)
+    return 0
+
+
+def test_jobs(address, tmp_path, monkeypatch):
+    """Results in order; an error as it was raised, and what runs then is stopped; a worker that is lost each time."""
+    monkeypatch.setattr(_jobs, "LOSSES", 1)
+    with open_runner(address) as where:
+        assert (where.slots, where.gpu) == (2, False)
+        where.check_shared(tmp_path, Path(__file__), None)
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(DataError, match=r"/no/such: .* does not see it; its machines must share it"):
+            where.check_shared(None, "/no/such")
+        with where.results([Job(f"{i}", pow, (i, 2)) for i in range(5)], few=True, reuse=True) as found:
+            assert list(found) == [0, 1, 4, 9, 16]
+        jobs = [Job("waits", time.sleep, (600,)), Job("fails", int, ("x",))]
+        with pytest.raises(ValueError, match="invalid literal"), where.results(jobs, reuse=True) as found:
+            next(found)
+        with (
+            pytest.warns(UserWarning, match="dies: its worker was lost, and another takes it up again"),
+            pytest.raises(ChildProcessError, match="dies: its worker was lost 2 times"),
+            where.results([Job("dies", os._exit, (1,))], reuse=True) as found,
+        ):
+            next(found)
+    words = "ray_cpus: expected at most 1, as no machine of the cluster has more, got 2"
+    with pytest.raises(ValueError, match=words), open_runner(address, 2):
+        pass
+
+
+def test_folds_of_which_one_is_killed(address, one_thread, tmp_path, ultrasound, two_stages):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    expected = cross_validate(two_stages, ultrasound, whole, 2, progress=False)
+    killer = Killer(lambda: writer_of(out / "fold-2", "stage1/last.ckpt"))
+    with pytest.warns(UserWarning, match="fold 2: its worker was lost, and another takes it up again"):
+        found = cross_validate(two_stages, ultrasound, out, 2, progress=False, ray=address)
+    assert killer.killed
+    assert found.keys() == expected.keys()
+    assert difference(out, whole) == ""
+
+
+@pytest.fixture(scope="module")
+def run(one_thread, tmp_path_factory, ultrasound, small) -> Path:
+    """The folder of a run."""
+    out = tmp_path_factory.mktemp("predicted") / "run"
+    train(small.change({"stopping": {"epochs": 1}}), ultrasound, out, progress=False)
+    return out
+
+
+def test_predictions_of_which_a_worker_is_killed(address, run, tmp_path, ultrasound, capsys, monkeypatch):
+    """By the command, from a folder that paths are relative to; one image cannot be read."""
+    scans = shutil.copytree(ultrasound / "benign", tmp_path / "scans")
+    (scans / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    monkeypatch.chdir(tmp_path)
+    command = ["predict", str(run), "scans", "--skip-bad", "--batch-size", "3", "--device", "cpu", "--out"]
+    assert main([*command, "whole"]) == 0
+    words = capsys.readouterr().out
+    killer = Killer(lambda: worker_in(tmp_path, "predicting"))
+    with pytest.warns(UserWarning, match=r"predicting .* to .*: its worker was lost, and another takes it up again"):
+        assert main([*command, "out", "--ray", address]) == 0
+    assert killer.killed
+    last = words.splitlines()[:-1]
+    assert [line for line in capsys.readouterr().out.splitlines() if line in last] == last
+    assert difference(tmp_path / "out", tmp_path / "whole") == ""
