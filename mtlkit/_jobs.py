@@ -179,6 +179,7 @@ class Cluster:
             ValueError: a node lacks mtlkit, or has another version.
         """
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         inputs = [str(Path(path).absolute()) for path in read if path is not None]
@@ -196,7 +197,7 @@ class Cluster:
             for host, ref in found.items():
                 try:
                     version, missing = ray.get(ref, timeout=PROBED)
-                except ray.exceptions.RayError as error:
+                except RayError as error:
                     why = str(error).strip().splitlines()[-1]
                     raise ValueError(f"ray: mtlkit does not run on {host} ({why})") from None
                 if version != mtlkit.__version__:
@@ -237,13 +238,14 @@ class _Flight:
         import ray
 
         self.jobs, self.most, self.cpus = jobs, most, cluster.cpus
-        self.call = ray.remote(
+        remote: Any = ray.remote(  # whose types do not know all options
             num_cpus=cluster.cpus,
             num_gpus=int(cluster.gpu),
             max_retries=0,  # those that are lost are called again here
             max_calls=0 if reuse else 1,
             scheduling_strategy="SPREAD",
-        )(_run)
+        )
+        self.call = remote(_run)
         self.running: dict[Any, int] = {}  # references, and the numbers of their jobs
         self.found: dict[int, Any] = {}
         self.lost = [0] * len(jobs)
@@ -295,12 +297,13 @@ class _Flight:
     def stop(self) -> None:
         """Stops what still runs, first so that it can tidy up."""
         import ray
+        from ray.exceptions import RayError
 
         for force in (False, True):
             if not self.running:
                 return
             for ref in self.running:
-                with suppress(ray.exceptions.RayError, ValueError):
+                with suppress(RayError, ValueError):
                     ray.cancel(ref, force=force)
             _, left = ray.wait(list(self.running), num_returns=len(self.running), timeout=STOPPED)
             self.running = {ref: self.running[ref] for ref in left}

@@ -1,6 +1,7 @@
 """Series, tables and predictions on a Ray cluster of two nodes on this machine: the files are those of one process."""
 
 import os
+import re
 import shutil
 import signal
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mtlkit import _jobs
 from mtlkit._jobs import Job, open_runner
@@ -113,6 +115,7 @@ def test_jobs(address, tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_folds_of_which_one_is_killed(address, one_thread, tmp_path, ultrasound, two_stages):
     whole, out = tmp_path / "whole", tmp_path / "out"
     expected = cross_validate(two_stages, ultrasound, whole, 2, progress=False)
@@ -147,3 +150,22 @@ def test_predictions_of_which_a_worker_is_killed(address, run, tmp_path, ultraso
     last = words.splitlines()[:-1]
     assert [line for line in capsys.readouterr().out.splitlines() if line in last] == last
     assert difference(tmp_path / "out", tmp_path / "whole") == ""
+
+
+@pytest.mark.slow
+def test_a_table(address, one_thread, tmp_path, ultrasound, small, capsys):
+    """Rows and seeds by the command; a row that fails is named, and all others can be resumed without the cluster."""
+    short = {"stopping": {"epochs": 1}}
+    small.change(short).save(tmp_path / "recipe.yaml")
+    rows = [{"name": "plain"}, {"name": "slower", "changes": {"optimizer": {"lr": 0.0001}}}]
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump({"recipe": "recipe.yaml", "rows": rows}))
+    command = ["ablate", str(tmp_path / "table.yaml"), "--data", str(ultrasound), "--repeats", "2", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    shown = capsys.readouterr().out.replace("whole", "out")
+    assert main([*command, str(tmp_path / "out"), "--ray", address]) == 0
+    assert capsys.readouterr().out == shown
+    assert difference(tmp_path / "out", tmp_path / "whole") == ""
+    out = str(tmp_path / "failed")
+    assert main([*command, out, "--ray", address, "--trainer", "accelerator=none"]) == 2
+    assert re.search(r"row '(plain|slower)', seed 4[23]: trainer: .*none", capsys.readouterr().err)
+    assert not Path(out).exists()
