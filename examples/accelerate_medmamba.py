@@ -1,6 +1,6 @@
 """One line for a model that you have: MedMamba in plain PyTorch, before and after `mtlkit.accelerate`.
 
-`python accelerate_medmamba.py 224` takes images of 224 x 224; in place of plain_medmamba.py import your own model.
+`python accelerate_medmamba.py 224` takes images of 224 x 224; import your own model in place of plain_medmamba.py.
 """
 
 import sys
@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from plain_medmamba import MedMamba
+from plain_pictures import draw_times
 
 import mtlkit
 
@@ -41,16 +42,17 @@ def main() -> None:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    logits, inference = infer(), seconds(infer)
+    logits, before = infer(), {"inference": seconds(infer)}
 
     report = mtlkit.accelerate(model)
 
     print(report)
     print(f"logits differ by {(infer() - logits).abs().max():.0e}")
-    print(f"inference: {inference:.3f} s before, {seconds(infer):.3f} s after")
-    training = seconds(train)
+    after = {"inference": seconds(infer), "training step": seconds(train)}
     mtlkit.restore(model)  # the way back
-    print(f"training step: {seconds(train):.3f} s before, {training:.3f} s after")
+    before["training step"] = seconds(train)
+    print(*(f"{what}: {before[what]:.3f} s before, {after[what]:.3f} s after" for what in before), sep="\n")
+    draw_times("accelerate_medmamba.png", before, after, f"MedMamba at {size} x {size}, accelerated")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
-"""A layer in your own network: a U-Net that mixes its deepest maps with SS2D, trained to find bright discs."""
+"""A layer in your own network: a U-Net that mixes its deepest maps with SS2D learns to find lesions of phantoms.
+
+`python layer_in_your_unet.py 30` trains for 30 steps; needs the extra `train`, draws layer_in_your_unet.png.
+"""
+
+import sys
 
 import torch
 import torch.nn.functional as F
+from plain_pictures import draw_rows
+from plain_training import fit, phantoms
 from torch import Tensor, nn
 
 import mtlkit
@@ -17,13 +24,10 @@ class UNet(nn.Module):
 
     def __init__(self, dim: int = 16) -> None:
         super().__init__()
-        self.down = convolve(1, dim)
-        self.deep = convolve(dim, 2 * dim)
+        self.down, self.deep, self.merge = convolve(1, dim), convolve(dim, 2 * dim), convolve(2 * dim, dim)
         self.norm = nn.LayerNorm(2 * dim)
         self.mix = mtlkit.nn.SS2D(d_model=2 * dim)  # (B, H, W, C) in and out: every pixel sees the whole image
-        self.up = nn.ConvTranspose2d(2 * dim, dim, 2, 2)
-        self.merge = convolve(2 * dim, dim)
-        self.head = nn.Conv2d(dim, 1, 1)
+        self.up, self.head = nn.ConvTranspose2d(2 * dim, dim, 2, 2), nn.Conv2d(dim, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) to logits of the same size."""
@@ -33,26 +37,21 @@ class UNet(nn.Module):
         return self.head(self.merge(torch.cat((self.up(x), skip), 1)))
 
 
-def discs(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Noisy images of one disc each, and its mask."""
-    y, x = torch.arange(size)[:, None], torch.arange(size)
-    centre, radius = torch.randint(8, size - 8, (2, count, 1, 1)), torch.randint(4, 8, (count, 1, 1))
-    masks = (((y - centre[0]) ** 2 + (x - centre[1]) ** 2) < radius**2).float()[:, None]
-    return masks + 0.5 * torch.randn_like(masks), masks
+def train(steps: int) -> UNet:
+    """On 96 phantoms."""
+    torch.manual_seed(0)
+    model = UNet()
+    fit(model, *phantoms(range(96)), steps)
+    return model
 
 
 def main() -> None:
-    """Thirty steps of training."""
-    torch.manual_seed(0)
-    model = UNet()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(31):
-        images, masks = discs(8)
-        loss = F.binary_cross_entropy_with_logits(model(images), masks)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        print(f"step {step:2}: loss {loss.item():.3f}")
+    """Trains, and draws six phantoms that it has not seen: the image, its mask, and the network's."""
+    model = train(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    images, masks = phantoms(range(1000, 1006))
+    with torch.no_grad():
+        found = model(images).sigmoid()
+    draw_rows("layer_in_your_unet.png", {"phantom": images[:, 0], "lesion": masks[:, 0], "network": found[:, 0]})
 
 
 if __name__ == "__main__":

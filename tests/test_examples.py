@@ -6,16 +6,32 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from harness import processes
 from mtlkit import compat, deploy
 
-SCRIPTS = ("accelerate_medmamba", "layer_in_your_unet", "mamba_ssm_on_cpu")
+SCRIPTS = {  # and what makes them small enough for a test
+    "accelerate_medmamba": ["32"],
+    "export_without_torch": ["2"],
+    "failures_by_gates": ["24", "32", "1"],
+    "layer_in_your_unet": ["30"],
+    "mamba_ssm_on_cpu": [],
+    "volumes_with_mamba": ["30"],
+}
+DRAWN = sorted(set(SCRIPTS) - {"mamba_ssm_on_cpu"})
+TIMED = {"accelerate_medmamba"}  # whose picture is in the repository only where a quiet machine drew it
 
 
 @pytest.fixture
-def output(root, run_python, request):
-    process = run_python(str(root / "examples" / f"{request.param}.py"))
+def output(root, tmp_path, request):
+    """What a script prints; it draws into a folder of its own."""
+    script = root / "examples" / f"{request.param}.py"
+    process = processes.run_python([script, *SCRIPTS[request.param]], tmp_path)
     assert process.returncode == 0, process.stderr
+    if request.param in DRAWN:
+        with Image.open(tmp_path / f"{request.param}.png") as picture:
+            assert picture.getextrema() != ((255, 255),) * len(picture.getbands())
     return process.stdout
 
 
@@ -39,9 +55,43 @@ def test_accelerate_medmamba(output):
 
 @pytest.mark.parametrize("output", ["layer_in_your_unet"], indirect=True)
 def test_layer_in_your_unet(output):
-    losses = [float(loss) for loss in re.findall(r"loss (\S+)", output)]
+    losses = losses_of(output)
     assert len(losses) == 31
     assert losses[-1] < 0.5 * losses[0]
+
+
+def losses_of(output: str) -> list[float]:
+    return [float(loss) for loss in re.findall(r"loss (\S+)", output)]
+
+
+@pytest.mark.parametrize("output", ["volumes_with_mamba"], indirect=True)
+def test_volumes_with_mamba(output):
+    losses = losses_of(output)
+    assert len(losses) == 31
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("output", ["export_without_torch"], indirect=True)
+def test_export_without_torch(output):
+    assert float(re.search(r"logits differ by (\S+)", output).group(1)) < 1e-4
+
+
+@pytest.mark.parametrize("output", ["failures_by_gates"], indirect=True)
+def test_failures_by_gates(output):
+    assert re.findall(r"^(.+): AUROC (?:nan|[01]\.\d\d)$", output, re.MULTILINE) == [
+        "gates",
+        "low spread",
+        "1 - confidence",
+    ]
+
+
+def test_pictures_are_there_and_small(root):
+    pictures = {path.stem: path.stat().st_size for path in (root / "examples").glob("*.png")}
+    assert set(DRAWN) - TIMED <= set(pictures) <= set(DRAWN)
+    assert max(pictures.values()) < 150_000
+    gallery = (root / "docs" / "gallery.md").read_text()
+    assert all(f"../examples/{name}.png" in gallery for name in pictures)
+    assert all(f"../examples/{name}.py" in gallery for name in SCRIPTS)
 
 
 @pytest.mark.parametrize("output", ["mamba_ssm_on_cpu"], indirect=True)

@@ -47,9 +47,15 @@ ONLY = {"mtlkit.info": ["report"]}  # the rest is the report's
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Puts the pages of the API into the navigation, and links to the sources where the repository is known."""
+    """Completes the navigation: the API, pages that it does not name, and the sources if the repository is known."""
+    written = set(re.findall(r"[\w/]+\.md", str(config.nav)))
+    others = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in written]
     entries = ["api/index.md", *(f"api/{name}.md" for name in MODULES)]
-    config.nav = [{"API": entries} if "API" in entry else entry for entry in config.nav or []]
+    for section in config.nav or []:
+        if "API" in section:
+            section["API"] = entries
+        elif "Guides" in section:
+            section["Guides"] = [*section["Guides"], *others]
     server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
     if server and repository:  # set by GitHub's workflows; theme's repo_url would ask GitHub for stars at every view
         config.extra["sources"] = f"{server}/{repository}"
@@ -84,9 +90,20 @@ HTML = re.compile(r"(?P<open>\b(?:src|srcset|href)=\")(?P<target>[^\"\s]+)(?P<cl
 FENCE = re.compile(r"(^[ ]*```.*?^[ ]*```[ ]*$)", re.MULTILINE | re.DOTALL)
 
 
+SCRIPT = re.compile(r"^\[`(?P<name>\w+\.py)`\]\(\S+\)$", re.MULTILINE)
+
+
+def listing(match: re.Match[str]) -> str:
+    """A script of the gallery, folded, in place of a line that only links to it."""
+    code = (ROOT / "examples" / match["name"]).read_text().replace("\n", "\n    ")
+    return f'??? example "{match["name"]}"\n\n    ```python\n    {code.rstrip()}\n    ```'
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links that are right on GitHub become right in the site; drawn figures get their dark twin."""
     source = source_of(page.file.src_uri)
+    if page.file.src_uri == "gallery.md":
+        markdown = SCRIPT.sub(listing, markdown)
     parts = FENCE.split(markdown)  # code between fences stays as it is
     for i in range(0, len(parts), 2):
         text = LINK.sub(lambda match: rewritten(match, source, page, config, files), parts[i])
