@@ -8,6 +8,7 @@ from typing import Any
 from mtlkit.cli._calibrating import add_no_calibrate
 from mtlkit.cli._judging import add_judging
 from mtlkit.cli._limits import LESS_AT_ONCE
+from mtlkit.cli._passes import add_passes
 from mtlkit.cli._progress import progress_bar
 
 DESCRIPTION = """\
@@ -28,6 +29,7 @@ examples:
   mtlkit evaluate runs/cv --out cv                               folds of --folds: also all test images together
   mtlkit evaluate runs/csa/seed-42 --out csa --part val --tsne   one of them; and a plot of the features
   mtlkit evaluate runs/btinet --out oracle --oracle --rivals     do the gates, or other scores, predict failure?
+  mtlkit evaluate runs/mbdi --out flips --tta                    mean over each image and its mirror images
   mtlkit evaluate runs/mbdi --out mbdi-test --force              again, replacing the earlier one
 
 the folder: report.html (open it in a browser; it needs no other file), metrics.json, images.csv, *.png, with --oracle
@@ -77,6 +79,7 @@ def add_command(commands: Any) -> None:
         help="distance within which surface Dice counts boundaries as equal, in pixels and mm; default 2",
     )
     add_no_calibrate(command)
+    add_passes(command)
     add_judging(command, examples=5, shown="best and worst masks to show")
     add("--force", action="store_true", help="replace the files of an earlier evaluation, and no others")
     command.set_defaults(run=run, command="evaluate", needs=("train",), memory=LESS_AT_ONCE)
@@ -88,9 +91,11 @@ def run(options: argparse.Namespace) -> int:
 
     from mtlkit.cli._console import open_console
     from mtlkit.evaluation import evaluate, evaluate_repeats
+    from mtlkit.inference.passes import cost_in_words
     from mtlkit.training.saved_run import runs_within
 
     names = ("part", "layout", "tolerance", "samples", "seed", "examples", "tsne", "oracle", "rivals")
+    names += ("sliding_window", "tta")
     names += ("batch_size", "max_pixels", "skip_bad", "force")
     settings = {name: getattr(options, name) for name in names}
     several = bool(runs_within(options.run_folder))
@@ -122,6 +127,9 @@ def run(options: argparse.Namespace) -> int:
         console.print(table)
     for remark in metrics["remarks"]:
         console.print(remark)
+    if cost := metrics["cost"]:
+        passes, seconds = (cost[name]["mean"] if several else cost[name] for name in ("passes", "seconds"))
+        console.print(cost_in_words(passes, seconds, tta=options.tta, sliding_window=options.sliding_window))
     console.print(f"{options.out / 'report.html'}: the report")
     return 0
 

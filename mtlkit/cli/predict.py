@@ -11,6 +11,7 @@ from mtlkit.cli._calibrating import add_no_calibrate
 from mtlkit.cli._cluster import add_ray
 from mtlkit.cli._console import table_lines
 from mtlkit.cli._limits import LESS_AT_ONCE, add_max_pixels
+from mtlkit.cli._passes import add_passes
 from mtlkit.cli._progress import progress_shown
 
 DESCRIPTION = """\
@@ -34,13 +35,15 @@ examples:
   mtlkit predict mbdi.onnx scans/ --out found                     without PyTorch
   mtlkit predict runs/mbdi scans/ --out found --dicom-seg         DICOM Segmentations in found/dicom/seg/, too
   mtlkit predict runs/mbdi scans/ --out found --ray auto          over the GPUs of a Ray cluster
+  mtlkit predict runs/mbdi scans/ --out found --tta               mean over the image and its mirror images
   mtlkit predict runs/hybrid exams/ --out birads                  exams/<name>/L_CC.dcm, L_MLO.dcm, R_CC.dcm, R_MLO.dcm
 
 the folder: predictions.csv, masks/, overlays/, predictions.json (the network, and what was left out); dicom/seg/ and
 dicom/sr/ with an object for each image or frame that is DICOM (extra `dicom`), in the study of its source
 
 in predictions.csv, area_mm2 is empty where a file does not state the size of its pixels; gates of BTI-Net are failure
-scores: the higher, the likelier the mask (gate_seg_*) or the class (gate_clf_*) is wrong
+scores: the higher, the likelier the mask (gate_seg_*) or the class (gate_clf_*) is wrong; passes and seconds, with
+--tta or --sliding-window, are how often the network ran for the image, and for how long
 
 exit status: 0 predicted, 2 not predicted; one sentence on standard error says why
 """
@@ -65,6 +68,7 @@ def add_command(commands: Any) -> None:
     add("--batch-size", type=int, metavar="N", help="images at once; default: as in training")
     add("--device", metavar="NAME", help="PyTorch device: cpu, cuda, ...; default: cuda if there is a GPU, else cpu")
     add_no_calibrate(command)
+    add_passes(command)
     add("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     add("--dicom-seg", action="store_true", help="also write DICOM Segmentations, for images that are DICOM")
     add("--dicom-sr", action="store_true", help="also write DICOM measurement reports (TID 1500)")
@@ -101,6 +105,8 @@ def run(options: argparse.Namespace) -> int:
         "max_pixels",
         "dicom_seg",
         "dicom_sr",
+        "sliding_window",
+        "tta",
         "ray",
         "ray_cpus",
     )

@@ -8,6 +8,7 @@ Source: the published code of MBDI (arXiv 2603.01295).
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtlkit.data import Exam, Record
+from mtlkit.data.images import load_image
+from mtlkit.data.items import MEAN, STD
+from mtlkit.data.resizing import resize_map
 from mtlkit.evaluation.uncertainty import ENTROPY, entropies
+from mtlkit.inference.passes import EXAM_FLIPS, IMAGE_FLIPS, check_windows, count_windows, flip_average, slide
 from mtlkit.metrics import boundary_scores, segmentation_scores
 from mtlkit.models.network import Network
 from mtlkit.nn import InteractionLevel, TaskInteraction
@@ -58,6 +63,7 @@ class Predictions:
         positive: the class of images that is to be found, where the recipe names one.
         uncertainty: by method, "entropy" among them, and by what it is of, "mask" or a task, (N,).
         seconds: that a method takes for an image, where they were measured.
+        cost: with flips or windows, the "passes" of the network and the "seconds" for an image, on average.
 
     Example:
         >>> import numpy as np
@@ -92,6 +98,7 @@ class Predictions:
     positive: int | None = None
     uncertainty: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -163,7 +170,9 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 
     rows = ("records", "sides", "labels", "probabilities", "scores", "lesion", "predicted_lesion", "masks", "gates")
     rows += ("signals", "stages", "displacement", "features", "uncertainty")
-    return replace(first, seconds={}, **{name: joined([getattr(part, name) for part in parts]) for name in rows})
+    return replace(
+        first, seconds={}, cost={}, **{name: joined([getattr(part, name) for part in parts]) for name in rows}
+    )
 
 
 # --- looking inside ---------------------------------------------------------------------------------------------------
@@ -234,6 +243,8 @@ def predict_records(
     batch_size: int | None = None,
     features: bool = False,
     tolerance: float = TOLERANCE,
+    sliding_window: bool = False,
+    tta: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
     """Runs the network over records.
@@ -244,10 +255,13 @@ def predict_records(
         batch_size: by default that which the run was judged with.
         features: whether to keep what the classifier's last layer is given.
         tolerance: of the surface Dice, in pixels and in mm.
+        sliding_window: as for `mtlkit.inference.predict`; masks are brought back to the size that the network sees, and
+            judged there as without.
+        tta: as for `mtlkit.inference.predict`. Displacement and features are of the image as it is.
         progress: told how many of how many records are done.
 
     Raises:
-        ValueError: no record, or a tolerance below 0.
+        ValueError: no record, a tolerance below 0, or windows for a network that draws no masks.
         DataError: an image cannot be read.
         FloatingPointError: the network's answer is no number.
 
@@ -268,18 +282,25 @@ def predict_records(
         >>> found.probabilities["class"].shape, found.mask(0).shape
         ((6, 3), (32, 32))
     """
+    if sliding_window:
+        check_windows(run.folder, tuple(run.task.inputs))
     parts: dict[str, list[Tensor]] = {}
-    done = 0
+    done, passes, seconds = 0, 0, 0.0
     with watched(run.model, features=features) as watch:
         for batch in run.loader(records, batch_size):
-            found = run.predict(batch, inspect=True)
+            start = time.perf_counter()
+            found, (levels, seen) = _answer(run, batch, watch, tta=tta)
+            windows = [0] * len(batch["key"])
+            if sliding_window:
+                windows = _blend(run, records[done : done + len(windows)], found["mask"], watch, tta=tta)
+            seconds += time.perf_counter() - start
+            passes += sum(1 + count for count in windows) * (len(_flips(run)) if tta else 1)
             for task in run.tasks:
                 if not found[task].isfinite().all():
                     keys = ", ".join(batch["key"][:3])
                     raise FloatingPointError(f"{run.folder}: the network's answer to the images {keys} is no number")
             values = {task: found[task] for task in run.tasks}
             values |= {f"label {task}": batch[HEADS[task].item] for task in run.tasks}
-            levels, seen = watch.take()
             values |= {"displacement": levels, "features": seen}
             values |= {name: found.get(name) for name in INSIDE}
             values |= {f"entropy {what}": value for what, value in entropies(found, list(run.tasks)).items()}
@@ -292,7 +313,45 @@ def predict_records(
             if progress is not None:
                 progress(done, len(records))
     whole = {name: torch.cat(values).numpy() for name, values in parts.items()}
-    return _as_rows(run, tuple(records), whole)
+    cost = {"passes": passes / done, "seconds": seconds / done} if sliding_window or tta else {}
+    return replace(_as_rows(run, tuple(records), whole), cost=cost)
+
+
+def _flips(run: SavedRun) -> Any:
+    return EXAM_FLIPS if run.task.record is Exam else IMAGE_FLIPS
+
+
+def _answer(run: SavedRun, batch: Mapping[str, Any], watch: _Watch, *, tta: bool) -> tuple[dict[str, Tensor], Any]:
+    """What the network says of a batch, and what the watch saw of the images as they are."""
+    seen = []
+
+    def network(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        found = run.predict({name: torch.as_tensor(value) for name, value in inputs.items()}, inspect=True)
+        seen.append(watch.take())
+        return {name: value.numpy() for name, value in found.items()}
+
+    inputs = {item: batch[item].numpy() for item in run.task.inputs.values()}
+    found = flip_average(network, inputs, _flips(run) if tta else ((),))
+    return {name: torch.from_numpy(value) for name, value in found.items()}, seen[0]
+
+
+def _blend(run: SavedRun, records: Sequence[Any], masks: Tensor, watch: _Watch, *, tta: bool) -> list[int]:
+    """How many windows there are of each image; the masks (B, 1, H, W) of those that have some are replaced."""
+    data, counts = run.config.data, []
+    mean, std = (MEAN, STD) if data.normalize else (None, None)
+
+    def draw(images: np.ndarray) -> np.ndarray:
+        return _answer(run, {"image": torch.from_numpy(images)}, watch, tta=tta)[0]["mask"].numpy()
+
+    for record, mask in zip(records, masks, strict=True):
+        pixels = load_image(record.image, record.frame, data.max_pixels).pixels
+        counts.append(count_windows(pixels.shape, data.size))
+        if counts[-1]:
+            large = slide(
+                draw, pixels, data.size, mean=mean, std=std, batch_size=data.eval_batch_size or data.batch_size
+            )
+            mask[0] = torch.from_numpy(resize_map(large, data.size, data.size).copy())
+    return counts
 
 
 def _judge_masks(probabilities: Tensor, batch: Mapping[str, Any], tolerance: float) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from mtlkit.evaluation.plots import draw_all
 from mtlkit.evaluation.predictions import TOLERANCE, Predictions, predict_records, rows_of
 from mtlkit.evaluation.report import write_report
 from mtlkit.evaluation.uncertainty import DROPOUT, run_rivals
+from mtlkit.inference.passes import cost_in_words
 from mtlkit.training import SavedRun, load_run
 from mtlkit.training.origin import is_phantoms
 from mtlkit.training.saved_run import read_recipe
@@ -63,6 +64,8 @@ def evaluate(
     tsne: bool = False,
     oracle: bool = False,
     rivals: int = 0,
+    sliding_window: bool = False,
+    tta: bool = False,
     batch_size: int | None = None,
     max_pixels: int | None = None,
     device: torch.device | str | None = None,
@@ -91,6 +94,8 @@ def evaluate(
             whether gates and signals know it. The network runs four times more a level, and twice for all at once.
         rivals: passes of Monte-Carlo dropout, which is then judged as a failure score too, and so are flips; 0 leaves
             both out.
+        sliding_window: as for `mtlkit.inference.predict`; masks are judged at the resolution of training all the same.
+        tta: averages over the image and its mirror images, as for `mtlkit.inference.predict`.
         batch_size: by default that which the run was judged with. MBDI as published depends on it.
         max_pixels: the most that a frame may have; by default as in the recipe.
         device: where the network runs; of a run that is open already, None leaves it where it is.
@@ -126,6 +131,8 @@ def evaluate(
     for name, (value, low) in least.items():
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
+    if oracle and (sliding_window or tta):
+        raise ValueError("oracle: expected False with sliding_window or tta, as gates are forced in single passes")
     check_installed("the evaluation")
     if not isinstance(run, SavedRun):
         read_recipe(check_folder(run))  # what is named wrongly is told before anything about the folder to write
@@ -142,7 +149,8 @@ def evaluate(
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)
         part, records, remarks = choose_records(run, catalogue, part, skip_bad)
         steps = {"batch_size": batch_size, "progress": progress}
-        predictions = predict_records(run, records, features=tsne, tolerance=tolerance, **steps)
+        ways = {"sliding_window": sliding_window, "tta": tta}
+        predictions = predict_records(run, records, features=tsne, tolerance=tolerance, **ways, **steps)
         if rivals:
             predictions = _with_rivals(predictions, records, *run_rivals(run, records, rivals, seed=seed, **steps))
         judgement = judge(predictions, samples, seed)
@@ -152,7 +160,9 @@ def evaluate(
             draft.write_text("oracle.csv", csv_text(oracle_rows(predictions, forced)))
         remarks += _remarks(run, catalogue, predictions, rivals)
         about = _about(predictions, catalogue, part, samples, seed, tolerance)
-        metrics = plain(_settings(run, catalogue, part, samples, seed, tolerance) | {"remarks": remarks} | judgement)
+        about |= {"passes": cost_in_words(**predictions.cost, **ways)} if predictions.cost else {}
+        settings = _settings(run, catalogue, part, samples, seed, tolerance) | ways
+        metrics = plain(settings | {"remarks": remarks, "cost": predictions.cost} | judgement)
         gates = [epoch_gates(run.folder, name) for name in ("val", "train")]
         plots = draw_all(predictions, judgement, gates[0], training=gates[1], examples=examples, seed=seed)
         if epochs := read_epochs(run.folder):

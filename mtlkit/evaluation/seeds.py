@@ -29,9 +29,20 @@ from mtlkit.training.saved_run import read_recipe, runs_within
 __all__ = ["evaluate_repeats"]
 
 DRAWN = ("lesion_not_found", "empty_with_prediction")  # counts that depend on the run
-SHARED = ("mtlkit", "model", "task", "data", "layout", "part", "tolerance", "bootstrap")  # what all runs have in common
+SHARED = (
+    "mtlkit",
+    "model",
+    "task",
+    "data",
+    "layout",
+    "part",
+    "tolerance",
+    "bootstrap",
+    "sliding_window",
+    "tta",
+)  # what all runs have in common
 # sections of which the means over the images are averaged, or the figures, however deep they lie
-AVERAGED = ("calibration", "seconds", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
+AVERAGED = ("calibration", "seconds", "cost", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
 Key = tuple[str, ...]
 
 

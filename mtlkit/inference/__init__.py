@@ -10,6 +10,18 @@ Runs need the extra `train`, files of ONNX only `predict`.
 
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.networks import Facts, OpenNetwork, open_network
+from mtlkit.inference.passes import EXAM_FLIPS, IMAGE_FLIPS, flip_average, slide
 from mtlkit.inference.predicting import Predicted, predict
 
-__all__ = ["Facts", "OpenNetwork", "Predicted", "draw_overlay", "open_network", "predict"]
+__all__ = [
+    "EXAM_FLIPS",
+    "IMAGE_FLIPS",
+    "Facts",
+    "OpenNetwork",
+    "Predicted",
+    "draw_overlay",
+    "flip_average",
+    "open_network",
+    "predict",
+    "slide",
+]

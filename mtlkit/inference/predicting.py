@@ -11,6 +11,7 @@ process that was started writes.
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,7 @@ from mtlkit.inference.dicom_out import DicomWriter, check_dicom, remarks_on
 from mtlkit.inference.drawing import draw_overlay
 from mtlkit.inference.inputs import KIND, MARK, Problems, check_exists, find_exams, find_images
 from mtlkit.inference.networks import OpenNetwork, check_network, engine_of, open_network
+from mtlkit.inference.passes import Ways, check_windows
 from mtlkit.inference.progress import Progress, digest_of_records, saved_prediction
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ def predict(
     calibrate: bool = True,
     dicom_seg: bool = False,
     dicom_sr: bool = False,
+    sliding_window: bool = False,
+    tta: bool = False,
     ray: str | None = None,
     ray_cpus: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -119,6 +123,11 @@ def predict(
         calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
         dicom_seg: writes a DICOM Segmentation for each image or frame of DICOM, too (extra `dicom`).
         dicom_sr: writes a DICOM report (TID 1500) for each, too: area, longest diameter, class and probabilities.
+        sliding_window: draws the masks of images that are larger than those of training from windows over their own
+            pixels, blended (`slide`). The network sees these images magnified, compared with training; class and gates
+            come from the whole image, as ever.
+        tta: averages what the network says of an image and of its mirror images (`flip_average`): 4 passes, and 2 for
+            exams, which are not turned upside down. With either option each row has "passes" and "seconds".
         ray: address of a Ray cluster, over which the batches are spread: "auto" for that of this machine, "local" for
             one that is started here, "host:port" or "ray://host:port". Of runs, each worker has a GPU where the cluster
             has any and `device` is not "cpu".
@@ -129,7 +138,7 @@ def predict(
         DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
             or it holds a prediction of something else than what is to be resumed.
         ValueError: `batch_size` is below 1, `resume` and `force` are both given, `engine` or `device` is none for
-            this network, or there is no such cluster.
+            this network, it draws no masks that windows could serve, or there is no such cluster.
         FloatingPointError: the network's answer is no number.
 
     Example:
@@ -157,6 +166,8 @@ def predict(
     network = open_network(run, device=device if ray is None else None)  # before anything is told about the folder
     network = network if calibrate else network.uncalibrated()
     facts, problems = network.facts, Problems(skip=skip_bad)
+    if sliding_window:
+        check_windows(network.source, facts.inputs)
     max_pixels = max_pixels or facts.max_pixels
     batch_size = batch_size or facts.batch_size
     with (
@@ -184,6 +195,8 @@ def predict(
             "max_pixels": max_pixels,
             "dicom_seg": dicom_seg,
             "dicom_sr": dicom_sr,
+            "sliding_window": sliding_window,
+            "tta": tta,
             "images": len(records),
             "records": digest_of_records(records),
         }
@@ -191,12 +204,13 @@ def predict(
             return Predicted(*ended)
         found = Progress(place, about, records, batch_size)
         dicom = DicomWriter(network, found.started, dicom_seg, dicom_sr) if dicom_seg or dicom_sr else None
-        work = _Work(network, max_pixels, dicom, calibrate)
+        ways = Ways(sliding_window, tta, batch_size)
+        work = _Work(network, max_pixels, dicom, calibrate, ways)
         rows = _run(work, where, records, found, problems, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
             raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
-        remarks += remarks_on(rows)
+        remarks += [*remarks_on(rows), *ways.remarks(rows)]
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         place.write_text("predictions.csv", csv_text(cells))
         values = {"predicted": len(rows), "skipped": problems.found, "remarks": remarks, "rows": rows}
@@ -298,7 +312,7 @@ def _on_cluster(
         those = {index: records[index] for index in batch}
         known = [index for index in batch if index in found.rows]
         name = f"predicting {records[batch[0]].key}" + (f" to {records[batch[-1]].key}" if len(batch) > 1 else "")
-        jobs.append(Job(name, _answer_there, (opened, work.max_pixels, drawn, those, known)))
+        jobs.append(Job(name, _answer_there, (opened, work.max_pixels, drawn, work.ways, those, known)))
     with where.results(jobs, few=True, reuse=True) as results:
         for result in results:
             yield _unpacked(result, found.place)
@@ -323,13 +337,14 @@ def _answer_there(
     opened: tuple[str, str | None, bool],
     max_pixels: int,
     drawn: tuple[str, bool, bool] | None,
+    ways: Ways,
     records: Mapping[int, Record | Exam],
     known: Sequence[int],
 ) -> list[tuple[int, dict[str, Any] | DataError, dict[str, bytes]]]:
     """What a worker says of a batch, with the files that belong to it."""
     run, device, calibrated = opened
     network = _opened(run, device, calibrated=calibrated)
-    work = _Work(network, max_pixels, None if drawn is None else DicomWriter(network, *drawn), calibrated)
+    work = _Work(network, max_pixels, None if drawn is None else DicomWriter(network, *drawn), calibrated, ways)
     items = [work.read(record, index) for index, record in records.items()]
     answer, parcel = [], _Parcel()
     for index, row in work.answer(records, items, parcel, known):
@@ -363,6 +378,7 @@ class _Work(NamedTuple):
     max_pixels: int
     dicom: DicomWriter | None
     calibrated: bool
+    ways: Ways
 
     def read(self, record: Record | Exam, index: int) -> _Item:
         """A record as the network takes it."""
@@ -396,15 +412,24 @@ class _Work(NamedTuple):
         good = [item for item in items if item.error is None]
         if not good:
             return
-        answers = self.network({name: np.stack([item.arrays[name] for item in good]) for name in good[0].arrays})
+        start = time.perf_counter()
+        stacked = {name: np.stack([item.arrays[name] for item in good]) for name in good[0].arrays}
+        answers = self.ways.answer(self.network, stacked)
+        each = (time.perf_counter() - start) / len(good)
         for i, (index, _, image, _) in enumerate(good):
-            one = {name: value[i] for name, value in answers.items()}
+            if index in known:
+                continue
+            one, cost = {name: value[i] for name, value in answers.items()}, dict[str, float]()
+            if self.ways.several:
+                start = time.perf_counter()
+                mask, passes = self.ways.mask(self.network, None if image is None else image.pixels)
+                one |= {} if mask is None else {"mask": mask}
+                cost = {"passes": passes, "seconds": round(each + time.perf_counter() - start, 4)}
             if not all(np.isfinite(value).all() for value in one.values()):
                 words = f"the network's answer to {records[index].key} is no number"
                 raise FloatingPointError(f"{self.network.source}: {words}")
-            if index not in known:
-                row = _row(self.network, records[index], index, one, image, place, self.max_pixels, self.dicom)
-                yield index, row
+            row = _row(self.network, records[index], index, one, image, place, self.max_pixels, self.dicom)
+            yield index, row | cost
 
 
 def _row(

@@ -10,8 +10,13 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from mtlkit.data import Exam, Record
+from mtlkit.data.images import load_image
+from mtlkit.data.items import MEAN, STD
+from mtlkit.data.resizing import resize_map
 from mtlkit.evaluation import predict_records
 from mtlkit.evaluation.predictions import displacement, watched
+from mtlkit.inference import IMAGE_FLIPS, slide
+from mtlkit.inference.passes import count_windows
 from mtlkit.metrics import SegmentationMetrics, boundary_scores
 from mtlkit.models import create_model
 from mtlkit.nn import InteractionLevel
@@ -193,3 +198,53 @@ def test_distances_are_in_pixels_and_where_the_file_says_it_in_mm(plain, tmp_pat
     step = 0.661468 * 128 / plain.config.data.size
     np.testing.assert_allclose(found.scores["hd95_mm"], [step * expected["hd95"][0], np.nan], rtol=1e-5)
     assert "hd95_mm" not in predict_records(plain, records[1:]).scores
+
+
+# --- several passes ---------------------------------------------------------------------------------------------------
+
+
+def test_flips_are_averaged_and_what_is_watched_is_of_the_image_itself(lesion):
+    records = lesion.open_data().records[:5]
+    plain = predict_records(lesion, records, features=True, batch_size=5)
+    found = predict_records(lesion, records, features=True, batch_size=5, tta=True)
+    (batch,) = lesion.loader(records, 5)
+    turned = [lesion.predict({**batch, "image": batch["image"].flip(axes)}) for axes in IMAGE_FLIPS]
+    mean = torch.stack([one["class"] for one in turned]).mean(0)
+    np.testing.assert_allclose(found.probabilities["class"], mean, atol=1e-6)
+    masks = torch.stack([one["mask"].flip(axes) for one, axes in zip(turned, IMAGE_FLIPS, strict=True)]).mean(0)
+    sure = ((masks - 0.5).abs() > 1e-5).numpy()
+    drawn = np.stack([found.mask(row) for row in range(5)])[:, None]
+    np.testing.assert_array_equal(drawn[sure], (masks >= 0.5).numpy()[sure])
+    np.testing.assert_array_equal(found.features, plain.features)
+    np.testing.assert_array_equal(found.displacement, plain.displacement)
+    assert (found.cost["passes"], plain.cost) == (4, {})
+    assert found.cost["seconds"] > 0
+
+
+def test_windows_are_judged_at_the_resolution_of_training(lesion):
+    """The phantoms are larger than the 32 pixels that the network was trained with."""
+    records = lesion.open_data().records[:2]
+    plain, found = predict_records(lesion, records), predict_records(lesion, records, sliding_window=True)
+    np.testing.assert_array_equal(found.probabilities["class"], plain.probabilities["class"])
+    windows = []
+
+    def draw(images):
+        return lesion.predict({"image": torch.from_numpy(images)})["mask"].numpy()
+
+    for row, record in enumerate(records):
+        pixels = load_image(record.image).pixels
+        windows.append(count_windows(pixels.shape, 32))
+        expected = resize_map(slide(draw, pixels, 32, mean=MEAN, std=STD), 32, 32)
+        sure = np.abs(expected - 0.5) > 1e-4
+        np.testing.assert_array_equal(found.mask(row)[sure], (expected >= 0.5)[sure])
+    assert found.cost["passes"] == 1 + np.mean(windows) > 5
+    assert all((found.mask(row) != plain.mask(row)).any() for row in range(2))
+
+
+def test_flips_of_exams_and_windows_without_masks(mammography):
+    exams = mammography.open_data().records[:2]
+    assert predict_records(mammography, exams, tta=True).cost["passes"] == 2
+    with pytest.raises(
+        ValueError, match=r"^sliding_window: expected a network that draws masks, and that of .*run does"
+    ):
+        predict_records(mammography, exams, sliding_window=True)

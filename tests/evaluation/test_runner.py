@@ -495,6 +495,23 @@ def test_command(lesion, tmp_path, capsys):
     assert captured.err == ""
 
 
+def test_command_with_flips_and_windows(lesion, tmp_path, capsys, undrawn):
+    """The report, the metrics and the command say what they cost."""
+    out = tmp_path / "out"
+    options = ["--samples", "0", "--part", "val", "--tta", "--sliding-window"]
+    assert main(["evaluate", str(lesion.folder), "--out", str(out), *options]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    passes = metrics["cost"]["passes"]
+    assert (metrics["tta"], metrics["sliding_window"]) == (True, True)
+    assert passes >= 4 * (1 + 9)
+    words = f"flips averaged and windows blended: {passes:.0f}"[:-1]
+    assert words in capsys.readouterr().out
+    assert words in (out / "report.html").read_text(encoding="utf-8")
+    for way in ("tta", "sliding_window"):
+        with pytest.raises(ValueError, match=r"^oracle: expected False with sliding_window or tta"):
+            evaluate(lesion, None, tmp_path / "other", oracle=True, **{way: True})
+
+
 def test_command_with_bad_input(failing, lesion, tmp_path):
     out = tmp_path / "out"
     assert failing(tmp_path / "none", "--out", out).endswith("none: there is no such folder")
