@@ -93,6 +93,18 @@ def test_site_builds(root, run_python, tmp_path):
     anchors = set().union(*(links.anchors for path, links in pages.items() if path.parent.name == "api"))
     assert not public_names() - anchors
 
+    commands = {
+        f"mtlkit-{name.replace(' ', '-')}" for name in load(root / "docs" / "_site" / "hooks.py").command_helps()
+    }
+    assert {"mtlkit-train", "mtlkit-data-check"} <= commands <= pages[tmp_path / "command_line.html"].anchors
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "a.html").write_text('<h1 id="top"><a href="b.html#there">b</a><a href="b.html#gone">b</a>')
+    (tmp_path / "b.html").write_text('<p id="there"><img src="gone.png"><a href="#there"></a><a href="https://x.org">')
+    pages = {path: read(path) for path in tmp_path.glob("*.html")}
+    assert sorted(broken_links(tmp_path, pages)) == ["a.html: b.html#gone", "b.html: gone.png"]
+
 
 def test_every_public_module_has_a_page(root):
     modules = load(root / "docs" / "_site" / "hooks.py").MODULES

@@ -4,11 +4,15 @@ README.md, CHANGELOG.md, CONTRIBUTING.md, the results of the benchmarks, the pic
 names of mtlkit become pages here, so that nothing is written twice.
 """
 
+import argparse
 import json
 import os
 import posixpath
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
@@ -47,13 +51,13 @@ ONLY = {"mtlkit.info": ["report"]}  # the rest is the report's
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Completes the navigation: the API, pages that it does not name, and the sources if the repository is known."""
+    """Completes the navigation: the reference, pages without a place, and the sources if the repository is known."""
     written = set(re.findall(r"[\w/]+\.md", str(config.nav)))
     others = [path.name for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in written]
-    entries = ["api/index.md", *(f"api/{name}.md" for name in MODULES)]
+    entries = ["api/index.md", "command_line.md", *(f"api/{name}.md" for name in MODULES)]
     for section in config.nav or []:
-        if "API" in section:
-            section["API"] = entries
+        if "Reference" in section:
+            section["Reference"] = entries
         elif "Guides" in section:
             section["Guides"] = [*section["Guides"], *others]
     server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
@@ -68,6 +72,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     files.append(File.generated(config, "write_an_operator.md", content=operator_guide()))
+    files.append(File.generated(config, "command_line.md", content=command_page()))
     files.append(File.generated(config, "benchmarks.md", content=benchmark_page()))
     for name, content in api_pages().items():
         files.append(File.generated(config, f"api/{name}.md", content=content))
@@ -164,6 +169,29 @@ def operator_guide() -> str:
     return f"# Write an operator\n\n{wanted['Add an operator']}\n## Style\n\n{wanted['Style']}"
 
 
+def command_page() -> str:
+    """The help of every command."""
+    sections = [f"## mtlkit {name}\n\n```text\n{text}```\n" for name, text in sorted(command_helps().items())]
+    return "# Command line\n\n`mtlkit help COMMAND` prints the same in a terminal.\n\n" + "\n".join(sections)
+
+
+def command_helps() -> dict[str, str]:
+    """Of each command that has options of its own, by its words; mtlkit's parsers need no torch."""
+    with mock.patch.object(sys, "path", [str(ROOT), *sys.path]), mock.patch.dict(os.environ, COLUMNS="100"):
+        from mtlkit import cli
+
+        return dict(helps_of(cli.parser(), ()))
+
+
+def helps_of(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Those of a parser and of its subcommands."""
+    choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not choices:
+        yield " ".join(words), parser.format_help()
+    for name, command in (entry for found in choices for entry in found.items()):
+        yield from helps_of(command, (*words, name))
+
+
 def benchmark_page() -> str:
     """Every row of benchmarks/results, a section for each machine."""
     lines = [
@@ -222,7 +250,7 @@ def api_pages() -> dict[str, str]:
     pages = {name: api_page(package, name) for name in MODULES}
     rows = "\n".join(f"| [`{name}`]({name}.md) | {what} |" for name, what in MODULES.items())
     pages["index"] = (
-        f"# API reference\n\nEvery example on these pages runs in the tests.\n\n| module | what |\n|---|---|\n{rows}\n"
+        f"# Reference\n\nEvery example on these pages runs in the tests.\n\n| module | what |\n|---|---|\n{rows}\n"
     )
     return pages
 
