@@ -120,6 +120,7 @@ def test_links_lead_to_the_same_place_in_the_site(root):
     assert resolve("../deploy.md#platforms")[0] == "../deploy.md#platforms"
     assert resolve("../../CHANGELOG.md")[0] == "../changelog.md"
     assert resolve("../../examples")[0] == "../gallery.md"
+    assert resolve("../../examples/c/scan.c")[0] == "../gallery.md"
     assert resolve("../../benchmarks/results/zen4.png")[0] == "../pictures/benchmarks_results_zen4.png"
     assert resolve("../../mtlkit/ops.py")[0] is None
     assert resolve("https://example.org/x")[0] == "https://example.org/x"

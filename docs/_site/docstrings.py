@@ -12,9 +12,13 @@ ARGUMENTS = re.compile(r"^Args:\n {4}(\w+)", re.MULTILINE)
 class Docstrings(griffe.Extension):
     """Runs over every object of the package, once it is read whole."""
 
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
+        """The package itself is not among the objects."""
+        self.on_object(obj=pkg)
+
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring in place."""
-        if obj.docstring is None:
+        if obj.docstring is None or "```" in obj.docstring.value:  # or it is done already
             return
         text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
         first = ARGUMENTS.search(text)

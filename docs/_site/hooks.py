@@ -150,6 +150,8 @@ def resolved(target: str, source: str, page: Page, config: MkDocsConfig) -> tupl
         found = path.removeprefix("docs/")
     elif any(Path(path).match(pattern) for pattern in PICTURES):
         found = site_path(path)
+    elif path.startswith("examples/") and page.file.src_uri != "gallery.md":
+        found = "gallery.md"
     elif (ROOT / path).exists():
         sources = config.extra.get("sources")
         return (f"{sources}/blob/main/{path}" if sources else None), path
