@@ -190,7 +190,7 @@ def report() -> str:
     }
     for title, rows in sections.items():
         lines += ["", title, *([f"  {name:<13} {value}" for name, value in rows] or ["  none"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "To check the kernels on this machine: mtlkit doctor"])
 
 
 def summary() -> str:

@@ -13,7 +13,7 @@ from mtlkit import info
 from mtlkit._extras import check_installed
 from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_gone
 from mtlkit._text import printable
-from mtlkit.cli import ablate, bench, compare, data, demo, evaluate, export, predict, publish, train
+from mtlkit.cli import ablate, bench, compare, data, demo, doctor, evaluate, export, predict, publish, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 from mtlkit.cli.completion import PrintCompletion, PrintVersion
 
@@ -29,13 +29,14 @@ Try it on phantoms, from images to masks:
 
 Look around:
   mtlkit info              what runs on this machine
+  mtlkit doctor            whether it computes the right numbers
   mtlkit --help            all commands
   mtlkit help COMMAND      the options of one, with examples
 """
 EPILOG = """\
 exit status:
   0  done
-  1  the data set has errors (data check)
+  1  the data set has errors (data check), or a kernel is wrong (doctor)
   2  the command failed; one sentence on standard error says why
   130, 143  interrupted (SIGINT), terminated (SIGTERM)
   141  the reader of standard output has gone, as in `mtlkit info | head -1`
@@ -93,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     publish.add_command(commands)
     bench.add_command(commands)
     demo.add_command(commands)
+    doctor.add_command(commands)
     return whole
 
 
