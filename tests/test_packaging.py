@@ -166,7 +166,13 @@ def test_each_configuration_counts_anew(tree, tmp_path):
 
 @needs_nvcc
 @pytest.mark.parametrize(
-    ("archs", "expected"), [("", "CUDA kernels for 80, 90"), ("90 80", "for 80, 90+PTX"), ("80,7", "does not know '7'")]
+    ("archs", "expected"),
+    [
+        ("", "CUDA kernels for 80, 90"),
+        ("90 80", "for 80, 90+PTX"),
+        ("all", "for 75, 80, 86, 89, 90"),
+        ("80,7", "does not know '7'"),
+    ],
 )
 def test_architectures(tree, tmp_path, archs, expected):
     process = configure(tree, tmp_path, "auto", f'exec {NVCC} "$@"', archs)

@@ -178,15 +178,30 @@ __device__ inline void check_aligned(const void*, int) {}  // the GPU itself fau
 // block_sync.
 template <int kBytes>
 __device__ inline void copy_async(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
   const auto address = static_cast<unsigned>(__cvta_generic_to_shared(to));
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
   }
+#else  // Turing has no such copies: the thread makes it at once
+  struct alignas(kBytes) Bytes {
+    unsigned words[kBytes / 4];
+  };
+  *static_cast<Bytes*>(to) = *static_cast<const Bytes*>(from);
+#endif
 }
-__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ inline void copy_async_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ inline void copy_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+__device__ inline void copy_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 // The block's shared memory, whose size the launch gives.
 __device__ inline char* dynamic_shared() {

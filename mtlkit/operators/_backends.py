@@ -5,6 +5,7 @@ name, and one that is asked for and cannot serve raises, naming the reason and t
 """
 
 import os
+import re
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from types import TracebackType
@@ -22,7 +23,7 @@ BACKENDS = {
     "cuda": "CUDA kernels for NVIDIA GPUs",
 }
 
-LEAST_CAPABILITY = (8, 0)  # of a GPU, for the CUDA kernels
+LEAST_CAPABILITY = (7, 5)  # of a GPU, that the CUDA kernels can be compiled for
 
 _requested = os.environ.get("MTLKIT_BACKEND") or "auto"
 
@@ -127,10 +128,24 @@ def _cuda_obstacle(device: torch.device) -> str | None:
     if _native.C is None or not _native.C.cuda:
         return "mtlkit was built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e ."
     capability = torch.cuda.get_device_capability(device)
+    if _has_code(capability, _native.C.cuda_archs):
+        return None
+    have, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
+    gpu = f"{torch.cuda.get_device_name(device)} has {have}"
     if capability < LEAST_CAPABILITY:
-        least, have = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
-        return f"it needs compute capability {least}, and {torch.cuda.get_device_name(device)} has {have}"
-    return None
+        return f"it needs compute capability {least}, and {gpu}"
+    fix = f"MTLKIT_CUDA=on MTLKIT_CUDA_ARCHS={''.join(map(str, capability))} pip install -e ."
+    return f"it is compiled for {_native.C.cuda_archs}, and {gpu}; for that: {fix}"
+
+
+def _has_code(capability: tuple[int, int], archs: str) -> bool:
+    """Whether a GPU runs kernels compiled for `archs`, "80, 90+PTX" say.
+
+    Real code runs on the GPUs of its major version from its minor version on; PTX, of the highest, on all above.
+    """
+    compiled = [divmod(int(arch), 10) for arch in re.findall(r"\d+", archs)]
+    real = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
+    return real or ("PTX" in archs and capability >= max(compiled))
 
 
 def _triton_obstacle(device: torch.device) -> str | None:

@@ -46,6 +46,9 @@ int64_t launches();
 // Fixes the orders of all launches to come.
 void seed(uint64_t value);
 
+// The bytes of shared memory that a block of a launch to come may have.
+void limit_shared(unsigned bytes);
+
 // Leaves out the barriers and waits that stand in this line of a source, so that a test can see that they are missed;
 // 0 for none.
 void leave_out(int line);

@@ -58,7 +58,7 @@ int64_t launched = 0;
 std::mt19937_64 random_bits(0);
 alignas(128) char shared_memory[kGuard + kMaxShared + kGuard + 128];
 char* const shared_start = shared_memory + kGuard + 16;  // a multiple of 16 and of no more, as on a GPU
-unsigned shared_size;
+unsigned shared_size, shared_limit = kMaxShared;
 
 // ---- Fibers ---------------------------------------------------------------------------------------------------------
 
@@ -225,7 +225,7 @@ void check_guards() {
 int run(unsigned grid, unsigned block, unsigned shared_bytes, const std::function<void()>& thread) {
   static std::mutex one_at_a_time;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
-  if (grid < 1 || grid > kMaxGrid || block < 1 || block > kMaxThreads || shared_bytes > kMaxShared) {
+  if (grid < 1 || grid > kMaxGrid || block < 1 || block > kMaxThreads || shared_bytes > shared_limit) {
     error = "no GPU runs " + std::to_string(grid) + " blocks of " + std::to_string(block) + " threads with " +
             std::to_string(shared_bytes) + " bytes of shared memory";
     return kInvalidConfiguration;
@@ -254,6 +254,8 @@ const char* last_error() { return error.c_str(); }
 int64_t launches() { return launched; }
 
 void seed(uint64_t value) { random_bits.seed(value); }
+
+void limit_shared(unsigned bytes) { shared_limit = std::min(bytes, kMaxShared); }
 
 void leave_out(int line) { left_out = line; }
 

@@ -20,5 +20,6 @@ PYBIND11_MODULE(mtlkit_cuda_on_host, m) {
   mtlkit::bind_cuda(m);
   m.def("launches", &cuda_on_host::launches, "How many kernels have been launched.");
   m.def("seed", &cuda_on_host::seed, "Fixes the order of blocks, warps and lanes from here on.");
+  m.def("limit_shared", &cuda_on_host::limit_shared, "The bytes of shared memory that a block may have.");
   m.def("leave_out", &cuda_on_host::leave_out, "Leaves out the barriers and waits in this line of a source; 0: none.");
 }

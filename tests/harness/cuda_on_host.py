@@ -105,6 +105,7 @@ def serve(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
     def plan_for(multiprocessors: int, shared_bytes: int = 227 << 10) -> None:
         monkeypatch.setattr(_launch, "gpu", lambda device: (multiprocessors, shared_bytes))
+        kernels.limit_shared(shared_bytes)
 
     kernels.seed(0)
     monkeypatch.setattr(_native, "C", as_native(kernels))

@@ -109,7 +109,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA Example")
-    monkeypatch.setattr(_native, "C", SimpleNamespace(**vars(_native.C) | {"cuda": True, "cuda_archs": "80;90"}))
+    monkeypatch.setattr(_native, "C", SimpleNamespace(**vars(_native.C) | {"cuda": True, "cuda_archs": "80, 90+PTX"}))
     of(9, 0)
     return of
 
@@ -151,18 +151,35 @@ def test_a_build_without_cuda_names_the_fix(gpu, monkeypatch):
         choice(served=ALL, device=GPU)
 
 
-@pytest.mark.parametrize("capability", [(7, 0), (7, 5)])
-def test_a_gpu_below_capability_8_is_named(gpu, capability):
+@pytest.mark.parametrize(
+    ("capability", "archs", "reason"),
+    [
+        ((7, 0), "80, 90+PTX", r"it needs compute capability 7\.5, and NVIDIA Example has 7\.0"),
+        ((7, 5), "80, 90+PTX", r"compiled for 80, 90\+PTX, and NVIDIA Example has 7\.5; .* MTLKIT_CUDA_ARCHS=75 pip"),
+        ((8, 0), "75, 86, 90+PTX", r"and NVIDIA Example has 8\.0; .*=80 pip"),
+        ((12, 1), "75, 80, 90", r"and NVIDIA Example has 12\.1; .*=121 pip"),
+    ],
+)
+def test_a_gpu_without_code_is_named(gpu, monkeypatch, capability, archs, reason):
     gpu(*capability)
-    reason = r"it needs compute capability 8\.0, and NVIDIA Example has {}\.{}".format(*capability)
+    monkeypatch.setattr(_native.C, "cuda_archs", archs)
     with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=reason):
         choice(served=ALL, device=GPU)
     assert choice(served=ALL, device=GPU) == "triton"
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)])
-def test_a_gpu_of_capability_8_and_above_gets_the_cuda_kernels(gpu, capability):
+@pytest.mark.parametrize(
+    ("capability", "archs"),
+    [
+        *((capability, "80, 90+PTX") for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (12, 0))),
+        ((7, 5), "75, 80, 90+PTX"),
+        ((12, 1), "75, 80, 120+PTX"),
+        ((12, 1), "120"),
+    ],
+)
+def test_a_gpu_that_has_code_gets_the_cuda_kernels(gpu, monkeypatch, capability, archs):
     gpu(*capability)
+    monkeypatch.setattr(_native.C, "cuda_archs", archs)
     assert choice(served=ALL, device=GPU) == "cuda"
 
 

@@ -12,8 +12,8 @@ constexpr unsigned shared_bytes() {
 
 // The moments of the channels from `first` on, eight threads each.
 template <typename T>
-__device__ inline void find_moments(const PartialSums& part, int64_t first, int64_t channels, int count,
-                                    const float* right, const float* shifts) {
+__device__ inline void find_moments(const PartialSums& part, int first, int channels, int count, const float* right,
+                                    const float* shifts) {
   constexpr int kThreads = kTileThreads / kTileDepth, kEach = kTileColumns / kThreads;
   const int k = threadIdx.x / kThreads, start = threadIdx.x % kThreads * kEach;
   const float* const line = right + k * kRightPitch + start;
@@ -50,10 +50,13 @@ __device__ inline float steps(const T* at, float value, int64_t stride, int64_t 
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(const Projected params) {
   const InteractionReduce& p = params.reduce;
-  const int64_t C = p.shape.channels, P = p.shape.projected, L = p.shape.pixels();
-  const int64_t tiles = ceil_div(L, kTileColumns), blocks = p.weight ? ceil_div(P, kRows * kTileWarps) : 1;
-  const int64_t row = blockIdx.x / blocks, block = blockIdx.x % blocks, image = row / tiles, tile = row % tiles;
-  const int64_t first_pixel = tile * kTileColumns;
+  const int C = static_cast<int>(p.shape.channels), P = static_cast<int>(p.shape.projected);
+  const int64_t L = p.shape.pixels();
+  const int tiles = static_cast<int>(ceil_div(L, kTileColumns));
+  const int blocks = p.weight ? static_cast<int>(ceil_div(P, kRows * kTileWarps)) : 1;
+  const int row = blockIdx.x / blocks, block = blockIdx.x % blocks, tile = row % tiles;
+  const int64_t image = row / tiles;
+  const int64_t first_pixel = int64_t{tile} * kTileColumns;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, count = pixels_of_tile(tile, L);
   const bool across = channels_side_by_side(p.x, L), again = params.reached != nullptr, lead = block == 0 && !again;
   float* const left = reinterpret_cast<float*>(dynamic_shared());
@@ -63,7 +66,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
   const PartialSums part(params, again ? 0 : row);
 
   float sum[kRows][2] = {}, logits[2] = {}, energy = 0.0f;
-  for (int64_t first = 0; first < C; first += kTileDepth) {
+  for (int first = 0; first < C; first += kTileDepth) {
     block_sync();
     for (int e = threadIdx.x; e < kTileDepth * kTileColumns; e += kTileThreads) {
       const auto [k, i] = place_of<kTileDepth, kTileColumns>(e, across);
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
       right[k * kRightPitch + i] = value;
     }
     if (threadIdx.x < kTileDepth) {
-      const int64_t c = first + threadIdx.x;
+      const int c = first + static_cast<int>(threadIdx.x);
       shifts[threadIdx.x] = c < C ? finite_or_zero(to_float(*row_of<const T>(p.x, image, c))) : 0.0f;
       attn[threadIdx.x] = c < C && p.attn ? p.attn[c] : 0.0f;
     }
@@ -84,8 +87,8 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
 #pragma unroll 4
       for (int j = 0; j < kRows; ++j) {  // eight neighbours of four rows a warp
         const int run = j * kTileWarps + warp, k = run % 4 * 8 + lane % 8, r = run / 4 * 4 + lane / 8;
-        const int64_t q = block * kRows * kTileWarps + r;
-        left[k * kLeftPitch<kRows> + r] = q < P && first + k < C ? p.weight[q * C + first + k] : 0.0f;
+        const int q = block * kRows * kTileWarps + r;
+        left[k * kLeftPitch<kRows> + r] = q < P && first + k < C ? p.weight[int64_t{q} * C + first + k] : 0.0f;
       }
     }
     block_sync();
@@ -124,7 +127,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
       }
     }
   }
-  const int64_t q = (block * kTileWarps + warp) * kRows;
+  const int q = (block * kTileWarps + warp) * kRows;
   uint32_t bits[2] = {};
   float reached[2] = {};
 #pragma unroll
