@@ -93,12 +93,37 @@ class InterleaveKernel : public Kernel {
   int64_t crop_rows_, crop_columns_;
 };
 
+// ---- Shuffle --------------------------------------------------------------------------------------------------------
+
+// y[..., 2 d] = left[..., d], y[..., 2 d + 1] = right[..., d]. Inputs: both (..., D).
+class ShuffleKernel : public Kernel {
+ public:
+  explicit ShuffleKernel(const NodeAttributes&) {}
+
+  void compute(const NodeCall& call, int threads) const override {
+    const Input left = call.input("left", 0), right = call.input("right", 1);
+    Sizes sizes = left.sizes;
+    if (sizes.empty() || sizes.back() < 1) left.check_rank("(..., D)", std::max<size_t>(sizes.size(), 1));
+    right.check_shape("(..., D), that of left,", sizes);
+    InterleaveForward p{};
+    p.columns = sizes.back(), p.width = 2 * p.columns, p.rows = p.height = 1;
+    p.planes = left.elements() / p.columns;
+    sizes.back() = p.width;
+    p.y = call.output(0, sizes);
+    if (p.planes == 0) return;
+    p.phases[0] = left.data, p.phases[1] = right.data;
+    p.threads = threads;
+    check(cpu_kernels().interleave_forward(p));
+  }
+};
+
 }  // namespace
 
 const std::vector<NodeKind>& map_node_kinds() {
   static const std::vector<NodeKind> kinds = {
       {"GatedResidual", 6, 6, 1, make<GatedResidualKernel>, [](const NodeShapes& s) { s.same(0, 0); }},
       {"Interleave", 4, 0, 1, make<InterleaveKernel>, [](const NodeShapes&) {}},
+      {"Shuffle", 2, 0, 1, make<ShuffleKernel>, [](const NodeShapes&) {}},
   };
   return kinds;
 }

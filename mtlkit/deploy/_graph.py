@@ -3,6 +3,7 @@
 linear          a 1 x 1 convolution between two transpositions, as PyTorch runs linear layers over pixels: MatMul
 splits          halves of the channels, taken where they are by the nodes of mtlkit that read them
 batch norms     into the convolution that follows, where it pads nothing
+shuffles        of the channels of two halves: Shuffle
 upsampling      a transposed convolution of stride 2: a convolution for each of its four phases, then Interleave
 means           over all pixels: GlobalAveragePool, which reads ONNX Runtime's blocked layout
 transpositions  that meet their reverse: none
@@ -195,6 +196,21 @@ def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
     return scale, bias - mean * scale
 
 
+def _shuffle(r: Rewriting, node: ir.Node) -> None:
+    """Two tensors, stacked behind their last dimension and flattened, so that their channels alternate."""
+    stack = _node(node.inputs[0], "Concat") if node.op_type == "Reshape" else None
+    halves = [] if stack is None else [_node(value, "Unsqueeze") for value in stack.inputs]
+    if len(halves) != 2 or None in halves or node.outputs[0].shape is None or halves[0].inputs[0].shape is None:
+        return
+    wide, half = tuple(node.outputs[0].shape), tuple(halves[0].inputs[0].shape)
+    behind = (-1, len(half))
+    axes = [_array(one.inputs[1]) for one in halves]
+    if stack.attributes["axis"].as_int() not in behind or any(a is None or a.flatten()[0] not in behind for a in axes):
+        return
+    if wide[:-1] == half[:-1] and isinstance(half[-1], int) and wide[-1] == 2 * half[-1]:
+        r.replace(node.outputs[0], r.insert(node, "Shuffle", [one.inputs[0] for one in halves], DOMAIN))
+
+
 def _pool_globally(r: Rewriting, node: ir.Node) -> None:
     """ReduceMean over the last two of four dimensions."""
     if node.op_type != "ReduceMean" or len(node.inputs) < 2:
@@ -286,6 +302,7 @@ REWRITES: tuple[Callable[[Rewriting, ir.Node], None], ...] = (
     _make_linear,
     _read_in_place,
     _fold_batch_norm,
+    _shuffle,
     _by_phases,
     _crop_phases,
     _pool_globally,

@@ -28,6 +28,7 @@ NODES: dict[str, tuple[str, int, dict[str, type]]] = {
     "NormGate": ("x [weight] [bias] [z]", 1, {"eps": float}),
     "GatedResidual": (" ".join([*_modules.MIXED, *(f"[{name}]" for name in _modules.GATES)]), 1, {}),
     "Interleave": ("phase_00 phase_01 phase_10 phase_11", 1, {"crop_rows": int, "crop_columns": int}),
+    "Shuffle": ("left right", 1, {}),
     "InteractionReduce": ("x [weight] [bias] [attn]", 4, {}),
     "TaskInteraction": (
         " ".join([*_modules.REQUIRED, *(f"[{name}]" for name in _modules.OPTIONAL)]),

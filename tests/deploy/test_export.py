@@ -92,7 +92,7 @@ def test_networks(name, options, tmp_path):
 def test_a_third_party_model(tmp_path):
     model = accelerated(spread(MedMamba(3, (1,), (8,), 4)))
     mtlkit.export(model, tmp_path / "net.onnx", example=torch.rand(1, 3, 32, 48))
-    assert kinds(tmp_path / "net.onnx") == {"SS2D", "DwconvSilu"}
+    assert kinds(tmp_path / "net.onnx") == {"SS2D", "DwconvSilu", "Shuffle"}
     session = deploy.open_session(tmp_path / "net.onnx")
     for size in SIZES:
         assert_agrees(model, session, inputs("", *size))

@@ -111,6 +111,23 @@ def test_batch_norm_in_front_of_a_convolution():
         assert_same(before, after, x=torch.randn(2, 3, 5, 6))
 
 
+@pytest.mark.parametrize(("rows", "kind"), [("b", "Shuffle"), ("other", "Reshape")])
+def test_shuffle(rows, kind):
+    nodes = [
+        helper.make_node("Neg", ["x"], ["l"]),
+        helper.make_node("Unsqueeze", ["l", "end"], ["left"]),
+        helper.make_node("Unsqueeze", ["x", "end"], ["right"]),
+        helper.make_node("Concat", ["left", "right"], ["stack"], axis=-1),
+        helper.make_node("Reshape", ["stack", "shape"], ["view"]),
+        helper.make_node("Neg", ["view"], ["y"]),
+    ]
+    constants = [numpy_helper.from_array(np.array(v), name) for name, v in (("end", [-1]), ("shape", [0, 0, 10]))]
+    shapes = {"l": ["a", "b", 5], "view": ["a", rows, 10]}
+    before, after = rewritten(nodes, {"x": 3}, ["y"], constants, shapes)
+    assert kinds(after)[kind] == 1
+    assert_same(before, after, x=torch.randn(2, 3, 5))
+
+
 @pytest.mark.parametrize(("ends", "left"), [((-1, -1), 0), ((-1, -2), 1), ((7, -1), 2)])
 def test_upsampling_that_is_cropped(ends, left):
     nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["t"], strides=(2, 2), group=1)]

@@ -46,9 +46,18 @@ def test_interleave(shape, crop):
     assert torch.equal(y, expected[:, :, : 2 * H - crop[0], : 2 * W - crop[1]])
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 1), (4,), (0, 8), (3, 24, 48)], ids=str)
+def test_shuffle(shape):
+    left, right = draw(*shape), draw(*shape) + 1
+    (y,) = run_node("Shuffle", [left, right])
+    assert torch.equal(y, torch.stack([left, right], -1).flatten(-2))
+
+
 @pytest.mark.parametrize(
     ("kind", "shapes", "attributes", "words"),
     [
+        ("Shuffle", [(2, 3), (2, 4)], {}, r"right: expected shape \(..., D\), that of left, = \(2, 3\), got \(2, 4\)"),
+        ("Shuffle", [(2, 0), (2, 0)], {}, r"left: expected shape \(..., D\) with sizes of at least 1, got \(2, 0\)"),
         ("Interleave", [(1, 2, 3, 3)] * 3 + [(1, 2, 3, 4)], {}, r"phase_11: expected shape .* got \(1, 2, 3, 4\)"),
         ("Interleave", [(1, 2, 3, 3)] * 4, {"crop_rows": 2}, "crop_rows: expected 0 or 1"),
         ("GatedResidual", [(1, 2, 3, 3)] * 3 + [(1, 2), (2,), (1, 2, 3, 3)], {}, r"weights: expected shape \(B, 3\)"),

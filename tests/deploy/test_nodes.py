@@ -207,6 +207,7 @@ def call_of(kind: str, B: int, D: int, H: int, W: int) -> list[Tensor | None]:
         "NormGate": (image, (D,), (D,), image),
         "GatedResidual": (plane, plane, plane, (B, 3), (D,), plane),
         "Interleave": (plane,) * 4,
+        "Shuffle": (image, image),
         "InteractionReduce": (plane, (8, D), (8,)),
     }
     generator = torch.Generator().manual_seed(B)
