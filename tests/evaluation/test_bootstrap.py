@@ -1,6 +1,7 @@
 """Figures and intervals: against mtlkit.metrics, scikit-learn and plain loops, with what can go missing missing."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -276,3 +277,25 @@ def test_bad_input():
         intervals(lambda w: {}, [])
     with pytest.raises(ValueError, match="samples: expected at least 0, got -1"):
         intervals(lambda w: {}, ["a"], -1)
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_take_seconds():
+    """All figures of masks and classes, with 2,000 draws of 5,000 patients.
+
+    `pytest -m slow -s tests/evaluation/test_bootstrap.py` prints the time.
+    """
+    generator = np.random.default_rng(0)
+    count = 10_000
+    groups = [f"patient {i // 2}" for i in range(count)]
+    probabilities, labels = generator.dirichlet([1, 1, 1], count), generator.integers(3, size=count)
+    scores = {str(i): generator.random(count) for i in range(10)}
+
+    def statistic(weights):
+        return score_means(weights, scores) | classification(weights, probabilities, labels, 1)
+
+    start = time.process_time()  # of one core; other programs add nothing
+    found = intervals(statistic, groups, samples=2000)
+    seconds = time.process_time() - start
+    print(f"{len(found)} figures of {count:,} images: {seconds:.1f} s of the processor")
+    assert seconds < 20
