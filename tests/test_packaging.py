@@ -1,6 +1,7 @@
 """What a user gets: the source archive, the wheel built from it, and the words when a build cannot be had."""
 
 import os
+import platform
 import re
 import shutil
 import stat
@@ -106,6 +107,24 @@ def test_wheel_imports(wheel, tmp_path, run_python):
     process = run_python("-c", script, copy=folder)
     assert process.returncode == 0, process.stderr
     assert all(Path(name).is_relative_to(folder) for name in process.stdout.split())
+
+
+@pytest.mark.slow  # five minutes of processor time
+@pytest.mark.skipif(sys.platform != "linux", reason="wheels of other systems have no policy")
+def test_wheel_for_any_linux(source_archive, root, tmp_path, run_python):
+    """What `make wheel` builds: of the policy that auditwheel holds it to, it runs without a compiler on PATH."""
+    out, empty, folder = (tmp_path / name for name in ("out", "empty", "installed"))
+    process = run([sys.executable, "tools/wheel.py", "--out", out], source_archive)
+    assert process.returncode == 0, process.stdout + process.stderr
+    (path,) = out.glob("*.whl")
+    assert path.name.endswith(f"manylinux_2_28_{platform.machine()}.whl")
+    assert path.stat().st_size < 20e6
+    empty.mkdir()
+    folder.mkdir()
+    process = run_python(root / "tools" / "try_wheel.py", copy=install(path, folder), PATH=str(empty))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert str(folder) in process.stdout
+    assert "Clang" in process.stdout
 
 
 def test_pure_python(pure_wheel, tmp_path, run_python):

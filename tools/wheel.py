@@ -51,7 +51,8 @@ def build(sources: Path, out: Path, cuda: str) -> Path:
     cxx = compiler(sources, PLATFORMS[f"linux-{platform.machine()}"][2])
     raw = sources / "raw"
     wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", raw, "."]
-    run(wheel, sources, CXX=str(cxx), MTLKIT_CUDA=cuda, MTLKIT_NATIVE="on")
+    # Zig's objects carry debug information, which -s leaves out
+    run(wheel, sources, CXX=str(cxx), LDFLAGS="-s", MTLKIT_CUDA=cuda, MTLKIT_NATIVE="on")
     (built,) = raw.glob("*.whl")
     checked = sources / "checked"
     # fails where the wheel needs a newer system than the policy says
