@@ -199,8 +199,10 @@ def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
 def _shuffle(r: Rewriting, node: ir.Node) -> None:
     """Two tensors, stacked behind their last dimension and flattened, so that their channels alternate."""
     stack = _node(node.inputs[0], "Concat") if node.op_type == "Reshape" else None
-    halves = [] if stack is None else [_node(value, "Unsqueeze") for value in stack.inputs]
-    if len(halves) != 2 or None in halves or node.outputs[0].shape is None or halves[0].inputs[0].shape is None:
+    if stack is None or len(stack.inputs) != 2:
+        return
+    halves = [_node(value, "Unsqueeze") for value in stack.inputs]
+    if None in halves or node.outputs[0].shape is None or halves[0].inputs[0].shape is None:
         return
     wide, half = tuple(node.outputs[0].shape), tuple(halves[0].inputs[0].shape)
     behind = (-1, len(half))

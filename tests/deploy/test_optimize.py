@@ -1,6 +1,7 @@
 """Copies of networks for inference in PyTorch: the same outputs at all sizes, and the model as it was."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -62,6 +63,30 @@ def test_networks(name):
     if name in SMALL:
         odd = [one[:1, ..., :49, :63] if one.dim() > 3 else one[:1] for one in example_of(model, None)]
         assert_same(model, fast, *odd)
+
+
+@pytest.mark.parametrize("name", ["mbdi", "medmamba_t"])
+def test_in_bfloat16(name):
+    torch.manual_seed(0)
+    model = spread(create_model(name, **SMALL[name])).eval()
+    fast, done = mtlkit.optimize(model, dtype=torch.bfloat16, report=True)
+    assert {p.dtype for p in fast.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert 1e-4 < done.error < 0.05
+    given = example_of(model, None)
+    with torch.no_grad():
+        expected = named_outputs(model(*given))
+        for one in (fast, pickle.loads(pickle.dumps(fast))):
+            found = named_outputs(one(*given))
+            assert found.keys() == expected.keys()
+            for key, value in found.items():
+                assert value.dtype == torch.float32
+                assert relative_error(value, expected[key]) < 0.05, key
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ValueError, match=r"dtype: expected torch\.bfloat16 or None, got torch\.float16"):
+        mtlkit.optimize(nn.Linear(2, 2), example=torch.rand(2, 2), dtype=torch.float16)
 
 
 def test_everything_is_folded_and_fused():
