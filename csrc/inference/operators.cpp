@@ -351,7 +351,7 @@ class TaskInteractionKernel : public Kernel {
     reduce(x, proj_weight, proj_bias, attn, mean, variance, alignment ? energy : nullptr, pooled, threads);
 
     InteractionGatingForward p{};
-    p.batch = B, p.channels = C, p.projected = P, p.features = F, p.hidden = hidden, p.queries = Q;
+    p.shape = {B, C, P, F, hidden, Q};
     p.tau = tau_;
     p.eps = eps_;
     p.alignment = alignment;

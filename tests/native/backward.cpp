@@ -154,8 +154,7 @@ void task_interaction(Case& c, int threads) {
 
   InteractionGatingBackward gating{};
   InteractionGatingForward& gates = gating.forward;
-  gates.batch = B, gates.channels = C, gates.projected = P, gates.features = F, gates.queries = Q;
-  gates.hidden = c.size("fc1_weight", 0);
+  gates.shape = {B, C, P, F, c.size("fc1_weight", 0), Q};
   gates.tau = c.number("tau");
   gates.eps = c.number("eps");
   gates.alignment = Q > 0;
