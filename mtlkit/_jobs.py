@@ -107,7 +107,7 @@ def _connected(address: str) -> Iterator[None]:
         options |= {"include_dashboard": False, "object_store_memory": MEMORY}
     elif address != "auto":
         _check_reached(address)
-    stop = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
     except (OSError, RuntimeError, ValueError) as error:
@@ -116,12 +116,40 @@ def _connected(address: str) -> Iterator[None]:
         else:
             words = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"ray: expected the address of a cluster, got {address!r} ({words})") from None
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, stop)  # Ray has set its own
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        if handler is not None and threading.current_thread() is threading.main_thread():  # Ray has set its own
+            stack.callback(signal.signal, signal.SIGTERM, handler)
+            signal.signal(signal.SIGTERM, _kept(handler) if callable(handler) else handler)
         yield
-    finally:
-        ray.shutdown()
+
+
+_raised: list[BaseException] = []  # by a signal's handler
+
+
+def _kept(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
+    """The handler, whose exception `_waiting` raises: where Ray waits, it ends as SystemExit(1)."""
+    _raised.clear()
+
+    def handle(number: int, frame: Any) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            _raised.append(error)
+            raise
+
+    return handle
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    """Inside, Ray waits; what a signal's handler raises meanwhile is raised as it is."""
+    try:
+        yield
+    except SystemExit:
+        if _raised:
+            raise _raised.pop() from None
+        raise
 
 
 def _check_reached(address: str) -> None:
@@ -258,7 +286,8 @@ class _Flight:
                 while given < min(len(self.jobs), number + self.most):
                     self._give(given)
                     given += 1
-                self._wait()
+                with _waiting():
+                    self._wait()
                 if show is not None:
                     show(number + len(self.found), [self.jobs[i] for i in sorted(self.running.values())])
             yield self.found.pop(number)

@@ -2,6 +2,7 @@
 
 import sys
 import types
+from contextlib import suppress
 
 import pytest
 
@@ -81,3 +82,22 @@ def test_a_job_that_is_called_again_waits_for_the_lock_of_the_lost_one(monkeypat
     calls.clear()
     with pytest.raises(InUseError):
         _jobs._run(pickle.dumps(None), 2, "/", again=False)
+
+
+def test_a_signal_ends_a_wait_as_it_ends_the_rest():
+    """Ray, while it waits, turns what the handler of a signal raises into SystemExit(1)."""
+
+    def handler(number, _):
+        raise SystemExit(128 + number)
+
+    def wait(handle):
+        with _jobs._waiting():
+            if handle is not None:
+                with suppress(SystemExit):
+                    handle(15, None)
+            raise SystemExit(1)
+
+    for handle, status in ((_jobs._kept(handler), 143), (None, 1)):
+        with pytest.raises(SystemExit) as ended:
+            wait(handle)
+        assert ended.value.code == status
