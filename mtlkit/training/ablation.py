@@ -392,8 +392,7 @@ def _rehearsal(config: Config) -> Config:
     if config.model.options.get("pretrained"):
         changes["model"] = {"options": {"pretrained": False}}
     if config.second_stage is not None:
-        stage = dict(config.second_stage)
-        changes["second_stage"] = {**stage, "stopping": {**stage.get("stopping", {}), "epochs": 1}}
+        changes["second_stage"] = {"stopping": {"epochs": 1}}
     return config.adjust(changes)
 
 

@@ -290,11 +290,16 @@ class Config:
         return _changed(self, changes, "")
 
     def adjust(self, changes: Mapping[str, Any]) -> "Config":
-        """As `change`, but options of the network are added to those that there are, in place of replacing them all.
+        """As `change`, but adds to the options of the network and to the changes of the second stage that there are.
 
         Where another network is named, of the options that there are those stay that it has too.
         """
-        model = changes.get("model") if isinstance(changes, Mapping) else None
+        if not isinstance(changes, Mapping):
+            return self.change(changes)
+        changes, stage = dict(changes), changes.get("second_stage")
+        if isinstance(stage, Mapping) and self.second_stage is not None:
+            changes["second_stage"] = _added(self.second_stage, stage)
+        model = changes.get("model")
         if not isinstance(model, Mapping) or not isinstance(model.get("options", {}), Mapping):
             return self.change(changes)
         options, name = self.model.options, model.get("name", self.model.name)
@@ -343,6 +348,15 @@ def all_of(lines: list[str]) -> str:
 def lines_of(error: PydanticError, name: str = "") -> list[str]:
     """What pydantic found wrong in what is called `name`, a line each."""
     return [_in_words(one, name) for one in error.errors()]
+
+
+def _added(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with changes, mappings within it among them."""
+    added = dict(current)
+    for name, value in changes.items():
+        inner = added.get(name)
+        added[name] = _added(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return added
 
 
 def _merged(current: Any, changes: Mapping[str, Any]) -> dict[str, Any]:

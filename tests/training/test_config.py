@@ -225,6 +225,14 @@ def test_wrong_files(tmp_path):
         Config().stage(2)
 
 
+def test_a_change_of_the_second_stage_keeps_the_rest_of_it():
+    demo = load_config("demo")
+    stage = demo.adjust({"second_stage": {"stopping": {"epochs": 1}}}).second_stage
+    assert stage == {**demo.second_stage, "stopping": {**demo.second_stage["stopping"], "epochs": 1}}
+    assert demo.adjust({"second_stage": None}).second_stage is None
+    assert demo.change({"second_stage": {"seed": 1}}).second_stage == {"seed": 1}
+
+
 def test_another_network_keeps_the_options_that_it_has():
     config = load_config("demo").adjust({"model": {"name": "unet", "options": {"num_classes": 2}}})
     options = load_config("demo").model.options
