@@ -21,7 +21,7 @@ def read_fields(path: str | Path, what: str = "is not as mtlkit writes it") -> "
         what: what to say of a file with other values than expected.
 
     Raises:
-        DataError: it cannot be read, is no JSON, or holds something else.
+        DataError: it cannot be read, is not valid JSON, or holds something else.
     """
     path = Path(path)
     if path.exists():  # a pipe might be waited for
@@ -31,7 +31,7 @@ def read_fields(path: str | Path, what: str = "is not as mtlkit writes it") -> "
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", path=path) from None
     except ValueError:
-        raise DataError("is no JSON", path=path) from None
+        raise DataError("is not valid JSON", path=path) from None
     return Fields(path, value, what)
 
 

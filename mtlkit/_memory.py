@@ -27,6 +27,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def loader_killed(error: BaseException) -> bool:
-    """Whether an error says that the system ended a process that loads data, which it does for want of memory."""
+    """Whether an error says that the system ended a process that loads data, which it does when memory runs out."""
     words = str(error) if isinstance(error, RuntimeError) else ""
     return "DataLoader worker" in words and any(sign in words for sign in KILLED)

@@ -203,7 +203,7 @@ def resumable_folder(
         path: where the folder is to be; links are followed.
         kind: what it holds, as "a run"; only a folder of the same kind is ever continued or replaced.
         resume: continues where there is a folder already.
-        force: begins again where there is a folder already.
+        force: starts again if there is a folder already.
         main: False for those of several processes that only read.
         resumes_at: where `resume` continues, in words. An error that leaves something to continue has them as its
             attribute `resumable`.

@@ -1,4 +1,4 @@
-"""How the papers judge: per-image segmentation, classification, and whether a score foretells failure.
+"""How the papers judge: per-image segmentation, classification, and whether a score predicts failure.
 
 Needs torchmetrics (the extra `train`), which counts, ranks and gathers across processes; here is what it leaves open:
 what an image without lesion counts, and what a class without example does to an average.
@@ -398,7 +398,7 @@ class ClassificationMetrics(Metric):
 
 
 def failure_detection(scores: Tensor, failed: Tensor) -> dict[str, Tensor]:
-    """How well a score, such as a gate, foretells failure.
+    """How well a score, such as a gate, predicts failure.
 
     Args:
         scores: (N,): higher is to mean that failure is likelier. NaN marks an image to be left out.

@@ -64,7 +64,7 @@ class SharedSS2D(Shared, SS2D):
         As the original: (B, H, W, C) in and out, or (B, C, H, W) where that one is channels-first.
 
     Raises:
-        TypeError: the input is no floating-point tensor.
+        TypeError: the input is not a floating-point tensor.
         ValueError: the input has another shape.
     """
 

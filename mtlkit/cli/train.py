@@ -114,7 +114,7 @@ def parse_changes(settings: list[str], option: str = "--set") -> dict[str, Any]:
         try:
             value = parse_yaml(text)
         except yaml.YAMLError:
-            raise ValueError(f"{option} {setting}: the value is no YAML") from None
+            raise ValueError(f"{option} {setting}: the value is not valid YAML") from None
         *sections, last = name.split(".")
         place = changes
         for depth, section in enumerate(sections, 1):

@@ -107,7 +107,7 @@ def mamba_inner_fn(
         The output, (B, L, C).
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or A is complex.
+        TypeError: an argument is not a floating-point tensor, or A is complex.
         ValueError: shapes or devices do not fit together.
 
     Example:

@@ -99,7 +99,7 @@ def selective_scan_oflex(
         The output, (B, D, L).
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together.
 
     Source: Liu et al., "VMamba: Visual State Space Model" (2024).

@@ -226,7 +226,7 @@ def _stretched(values: np.ndarray, image: Image.Image, path: Path, pages: list[i
     if scale.remark:
         remarks.append(scale.remark)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        remarks.append("holds values that are no numbers, which are black")
+        remarks.append("contains NaN or infinite values, which are shown as black")
     inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
     with np.errstate(all="ignore"):  # floats that are no numbers become black
         return eight_bits(render(values, scale, inverted=inverted))

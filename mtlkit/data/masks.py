@@ -168,7 +168,7 @@ def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
         DataError: there are more than two values, or JPEG's noise cannot be told from them.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError("expected a mask of two values, got some that are no numbers", path=path)
+        raise DataError("expected a mask of two values, got NaN or infinite ones", path=path)
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.full(values.shape, low != 0)

@@ -83,7 +83,7 @@ def quantize(
         batches: what the network takes, a tensor or several, once for each batch.
 
     Raises:
-        TypeError: a batch that is no tensors.
+        TypeError: a batch that is not made of tensors.
         ValueError: no batch, or one that the network does not take.
     """
     import onnx

@@ -1,6 +1,6 @@
 """From predictions to everything that is reported: figures by task and class, failure detection, gates, displacement.
 
-What foretells failure is in mtlkit.evaluation.failure. The displacement by TIM is told for all images, and for thirds
+What predicts failure is in mtlkit.evaluation.failure. The displacement by TIM is told for all images, and for thirds
 of those with a lesion: easy ones, whose masks have the highest IoU, hard ones with the lowest, and those between.
 """
 
@@ -85,7 +85,7 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         "confusion", a matrix for each task, rows being the true classes; "calibration" of probabilities, where the run
         has temperatures and thresholds; "failure_detection"; and of networks that have
         them "gates", "stages", "displacement" and "displacement_by_difficulty", mean and standard deviation over the
-        images; where they were measured the "seconds" that each way to foretell failure takes for an image.
+        images; where they were measured the "seconds" that each way to predict failure takes for an image.
 
     Example:
         >>> from pathlib import Path

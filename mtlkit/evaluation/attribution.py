@@ -66,7 +66,7 @@ def grad_cam(
 
     Raises:
         ValueError: there are no such logits, class, side or maps, or the class does not come from a map.
-        FloatingPointError: a map is no number.
+        FloatingPointError: a map is NaN or infinite.
 
     Source: arXiv 1610.02391.
 
@@ -100,7 +100,7 @@ def grad_cam(
             raise ValueError(f"maps: expected what the class comes from, and it does not from {', '.join(one.names)}")
         found |= zip(one.names, _maps(one, feature, gradient, len(chosen), size), strict=True)
     if not all(value.isfinite().all() for value in found.values()):
-        raise FloatingPointError("the network's answer, or its gradient, is no number")
+        raise FloatingPointError("the network's output, or its gradient, is NaN or infinite")
     return GradCam(found, classes.detach(), chosen.detach().float())
 
 

@@ -71,12 +71,12 @@ def compare(
         seed: of the bootstrap and of t-SNE.
         examples: how many images are shown with the masks of all runs.
         tsne: also draws the features of the classifiers in the plane.
-        batch_size: by default that which each run was judged with.
+        batch_size: default: that of each run's own evaluation.
         max_pixels: the most that a frame may have; by default as in each recipe.
         device: where the networks run.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         force: replaces what an earlier comparison wrote.
-        progress: told how many of how many images are done, those of all runs together.
+        progress: called with the number of images that are done, and their total, those of all runs together.
 
     Returns:
         What comparison.json holds.

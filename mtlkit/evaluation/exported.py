@@ -53,7 +53,7 @@ def key_figures(
     Args:
         run: what `load_run` opened, or `in_session` made of it.
         records: of a catalogue.
-        progress: told how many of how many records are done.
+        progress: called with the number of records that are done, and their total.
 
     Example:
         >>> from mtlkit.evaluation.exported import key_figures

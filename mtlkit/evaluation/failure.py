@@ -1,10 +1,10 @@
-"""What may foretell that a network fails, and how well it does.
+"""What may predict that a network fails, and how well it does.
 
 A mask has failed where its IoU is below 0.5, a class where it is another than the true one; images without lesion have
 no mask that could fail. A good failure score is high where the network fails. Judged are the gates of each level, w_seg
 for masks and w_clf for classes, and the signals that they come from, turned to where the publications expect failure;
 and what needs neither: 1 less the probability of the likeliest class, the entropy, and where they were asked for the
-entropies of Monte-Carlo dropout and of flips (mtlkit.evaluation.uncertainty).
+entropies of Monte Carlo dropout and of flips (mtlkit.evaluation.uncertainty).
 
 Source: the published evaluation of BTI-Net (arXiv 2606.29102); for the risk-coverage curve Geifman and El-Yaniv,
 "Selective Classification for Deep Neural Networks" (arXiv 1705.08500).
@@ -20,7 +20,7 @@ __all__ = ["BASELINE", "FAILED_IOU", "failure_scores", "failure_values", "failur
 
 FAILED_IOU = 0.5
 BASELINE = "1 - confidence"
-BRANCHES = {"mask": "seg", "class": "clf"}  # what failed, and the gate that is to foretell it
+BRANCHES = {"mask": "seg", "class": "clf"}  # what failed, and the gate that is to predict it
 # by UPA's signal: what it is called as a failure score, and its sign
 SIGNALS = {
     "alignment": ("low alignment", -1),
@@ -43,7 +43,7 @@ def failures(predictions: Predictions) -> dict[str, tuple[NDArray[np.bool_], NDA
 
 
 def failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
-    """What may foretell the failure of a mask or a task, (N,) each, by name: gates, signals, and what needs neither."""
+    """What may predict the failure of a mask or a task, (N,) each, by name: gates, signals, and what needs neither."""
     scores = {}
     for i, name in enumerate(predictions.gate_names):
         branch, _, level = name.partition("_level")
@@ -60,7 +60,7 @@ def failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
 
 
 def failure_values(predictions: Predictions, weights: Array) -> Values:
-    """How well each score foretells, by ("failure", what, score, figure), for `intervals`."""
+    """How well each score predicts, by ("failure", what, score, figure), for `intervals`."""
     found: Values = {}
     for what, (failed, known) in failures(predictions).items():
         for name, score in failure_scores(predictions, what).items():

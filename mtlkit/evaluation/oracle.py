@@ -49,8 +49,8 @@ def force_gates(
     Args:
         run: what `mtlkit.training.load_run` opened.
         records: of a catalogue.
-        batch_size: by default that which the run was judged with.
-        progress: told how many of how many records are done.
+        batch_size: default: that of the run's own evaluation.
+        progress: called with the number of records that are done, and their total.
 
     Returns:
         By the name of a gate, or "all", by "off" and "on", and by "iou" and "probability": (N,), NaN where there is no
@@ -84,7 +84,7 @@ def _learnt(predictions: Predictions) -> dict[str, Array]:
     return {"iou": predictions.scores["iou"], "probability": np.where(labels >= 0, of_true, np.nan)}
 
 
-def _foretellers(predictions: Predictions, gate: str) -> dict[str, Array]:
+def _predictors(predictions: Predictions, gate: str) -> dict[str, Array]:
     """What may know of the gain of a gate, (N,) each."""
     assert predictions.gates is not None
     assert predictions.signals is not None
@@ -110,7 +110,7 @@ def _statistic(predictions: Predictions, forced: Forced, weights: Array) -> Valu
             continue
         target = TARGETS[name.partition("_level")[0]]
         gain = states["on"][target] - states["off"][target]
-        scores = _foretellers(predictions, name)
+        scores = _predictors(predictions, name)
         decided = ~np.isnan(gain) & (gain != 0)
         rows = {
             "helps": np.where(decided, gain > 0, np.nan),

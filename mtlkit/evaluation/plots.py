@@ -312,7 +312,7 @@ def draw_displacement(found: Mapping[str, Any]) -> bytes:
 
 
 def draw_failure(found: Mapping[str, Any]) -> bytes:
-    """The AUROC of each score that may foretell failure, with intervals."""
+    """The AUROC of each score that may predict failure, with intervals."""
     shown = {what: entry for what, entry in found.items() if 0 < entry["failures"] < entry["images"]}
     most = max(len(entry["scores"]) for entry in shown.values())
     canvas, axes = new_canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
@@ -428,7 +428,7 @@ def draw_all(
         plots[f"calibration{tail}"] = picture, f"Calibration{title}", words
     failed = [entry for entry in judgement["failure_detection"].values() if 0 < entry["failures"] < entry["images"]]
     if any(entry["scores"].keys() - {BASELINE, ENTROPY} for entry in failed):
-        words = "How well a score foretells failure, with its interval: 1 is perfect, 0.5 is chance."
+        words = "How well a score predicts failure, with its interval: 1 is perfect, 0.5 is chance."
         plots["failure"] = draw_failure(judgement["failure_detection"]), "Failure detection", words
     if judgement["gates"]:
         words = "Mean and standard deviation over the images, and over those of each class."

@@ -252,18 +252,18 @@ def predict_records(
     Args:
         run: what `mtlkit.training.load_run` opened.
         records: of a catalogue.
-        batch_size: by default that which the run was judged with.
+        batch_size: default: that of the run's own evaluation.
         features: whether to keep what the classifier's last layer is given.
         tolerance: of the surface Dice, in pixels and in mm.
         sliding_window: as for `mtlkit.inference.predict`; masks are brought back to the size that the network sees, and
             judged there as without.
         tta: as for `mtlkit.inference.predict`. Displacement and features are of the image as it is.
-        progress: told how many of how many records are done.
+        progress: called with the number of records that are done, and their total.
 
     Raises:
         ValueError: no record, a tolerance below 0, or windows for a network that draws no masks.
         DataError: an image cannot be read.
-        FloatingPointError: the network's answer is no number.
+        FloatingPointError: the network's output is NaN or infinite.
 
     Example:
         >>> import tempfile
@@ -298,7 +298,8 @@ def predict_records(
             for task in run.tasks:
                 if not found[task].isfinite().all():
                     keys = ", ".join(batch["key"][:3])
-                    raise FloatingPointError(f"{run.folder}: the network's answer to the images {keys} is no number")
+                    words = f"the network's output for the images {keys} is NaN or infinite"
+                    raise FloatingPointError(f"{run.folder}: {words}")
             values = {task: found[task] for task in run.tasks}
             values |= {f"label {task}": batch[HEADS[task].item] for task in run.tasks}
             values |= {"displacement": levels, "features": seen}

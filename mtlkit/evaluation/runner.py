@@ -92,16 +92,16 @@ def evaluate(
         tsne: also draws the features of the classifier in the plane.
         oracle: also forces the gates of each level off and on, for every image: what the interaction brings, and
             whether gates and signals know it. The network runs four times more a level, and twice for all at once.
-        rivals: passes of Monte-Carlo dropout, which is then judged as a failure score too, and so are flips; 0 leaves
+        rivals: passes of Monte Carlo dropout, which is then judged as a failure score too, and so are flips; 0 leaves
             both out.
         sliding_window: as for `mtlkit.inference.predict`; masks are judged at the resolution of training all the same.
         tta: averages over the image and its mirror images, as for `mtlkit.inference.predict`.
-        batch_size: by default that which the run was judged with. MBDI as published depends on it.
+        batch_size: default: that of the run's own evaluation. MBDI as published depends on it.
         max_pixels: the most that a frame may have; by default as in the recipe.
         device: where the network runs; of a run that is open already, None leaves it where it is.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         force: replaces what an earlier evaluation wrote.
-        progress: told how many of how many images are done.
+        progress: called with the number of images that are done, and their total.
         judged: given the predictions.
 
     Returns:
@@ -110,7 +110,7 @@ def evaluate(
     Raises:
         DataError: the run, the data set or the folder is not as it must be.
         ValueError: an option out of its range.
-        FloatingPointError: the network's answer is no number.
+        FloatingPointError: the network's output is NaN or infinite.
 
     Example:
         >>> from mtlkit.evaluation import evaluate

@@ -65,7 +65,7 @@ def evaluate_repeats(
         data: folder of the data set; None is that of the runs.
         out: the folder to write, whole or not at all.
         force: replaces what an earlier evaluation wrote.
-        progress: told how many of how many images are done.
+        progress: called with the number of images that are done, and their total.
         **options: as for `evaluate`.
 
     Returns:

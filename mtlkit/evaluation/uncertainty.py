@@ -2,7 +2,7 @@
 
     entropy      of a class    -sum_k p_k log p_k
                  of a mask     sum of the pixels' -p log p - (1-p) log(1-p), over the lesion's expected size, sum p
-    dropout      the entropy of the mean over passes with dropout at work (Monte-Carlo dropout)
+    dropout      the entropy of the mean over passes with dropout at work (Monte Carlo dropout)
     flips        the entropy of the mean over the image and its mirror images (test-time augmentation)
 
 Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation" (arXiv 1506.02142); Wang et al., "Aleatoric
@@ -25,7 +25,7 @@ from mtlkit.training import SavedRun
 
 __all__ = ["DROPOUT", "ENTROPY", "FLIPS", "entropies", "run_rivals"]
 
-ENTROPY, DROPOUT, FLIPS = "entropy", "Monte-Carlo dropout", "flips"
+ENTROPY, DROPOUT, FLIPS = "entropy", "Monte Carlo dropout", "flips"
 ONE_PASS = "one pass"
 MIRRORS = ((), (-1,), (-2,), (-1, -2))  # what is flipped
 
@@ -94,9 +94,9 @@ def run_rivals(
         run: what `mtlkit.training.load_run` opened.
         records: of a catalogue.
         passes: with dropout. A network without dropout has no entropy by it.
-        batch_size: by default that which the run was judged with.
+        batch_size: default: that of the run's own evaluation.
         seed: of the dropout.
-        progress: told how many of how many records are done.
+        progress: called with the number of records that are done, and their total.
 
     Returns:
         By method and by what it is of, "mask" and each task, the entropies, (N,) or (N, 2) for both breasts; and how

@@ -1,4 +1,4 @@
-"""Trained networks on images of one's own: masks, overlays, and a table of probabilities.
+"""Trained networks on your own images: masks, overlays, and a table of probabilities.
 
 >>> from mtlkit.inference import predict
 >>> found = predict("runs/mbdi", "scans", "found")  # doctest: +SKIP

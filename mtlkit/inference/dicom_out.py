@@ -4,7 +4,7 @@
     dicom/sr/KEY.dcm     area, longest diameter, class and probabilities
 
 An object for each image or frame. Their UIDs come from a hash of source, frame, network, content and the time at which
-the prediction began, so that one that was interrupted and resumed has the very same objects; a later prediction has
+the prediction began, so that one that was interrupted and resumed has the same objects; a later prediction has
 others, as DICOM wants it.
 
 Sources: DICOM PS3.3, A.51 (Segmentation IOD) and A.35.3 (Comprehensive SR); PS3.16, TID 1500, 1410 and 1501.

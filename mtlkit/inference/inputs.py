@@ -121,7 +121,7 @@ def find_images(
         check_exists(path)
         if path.is_file():
             if not is_image(path):
-                raise DataError(f"{path}: is no image; expected PNG, JPEG, BMP, TIFF or DICOM")
+                raise DataError(f"{path}: is not an image; expected PNG, JPEG, BMP, TIFF or DICOM")
             found.append(_Found(PurePath(path.name), path))
             continue
         check_folder(path)

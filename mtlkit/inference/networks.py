@@ -35,7 +35,7 @@ class Facts:
         logits: the name of the output, by classifier.
         temperatures: by which the logits are divided, by classifier.
         gates: the names of its gates.
-        needs_masks: whether it cannot do without masks.
+        needs_masks: whether it needs masks.
         size: of its images, pixels a side.
         mean: to which they are brought; None leaves them in [0, 1].
         std: likewise.

@@ -6,7 +6,7 @@
     predictions.json         which network and options, the rows with all digits, and what was left out; written last
 
 Masks and overlays are written as they come, the table at the end; a prediction that was interrupted is resumed where it
-was, and ends with the very same files. On a Ray cluster workers read, compute and draw, a batch at a time, and the
+was, and ends with the same files. On a Ray cluster workers read, compute and draw, a batch at a time, and the
 process that was started writes.
 """
 
@@ -115,9 +115,9 @@ def predict(
             batch.
         engine: "torch" for a run or "onnxruntime" for a file, where it is to be said; it follows from `run`.
         device: where PyTorch runs the network; by default where it is, on the CPU if it was not loaded yet.
-        resume: goes on with a prediction that was interrupted, of the same network, inputs and options; one that has
+        resume: continues a prediction that was interrupted, of the same network, inputs and options; one that has
             ended is left as it is.
-        force: begins again where there is a prediction already, whose files stay until the new one has ended.
+        force: starts again if there is a prediction already, whose files stay until the new one has ended.
         skip_bad: leaves out what cannot be used, instead of raising.
         max_pixels: the most that a frame may have; by default as in the run's recipe.
         calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
@@ -132,14 +132,14 @@ def predict(
             one that is started here, "host:port" or "ray://host:port". Of runs, each worker has a GPU where the cluster
             has any and `device` is not "cpu".
         ray_cpus: CPUs of each worker of a cluster, and threads of PyTorch.
-        progress: told how many of how many images are done.
+        progress: called with the number of images that are done, and their total.
 
     Raises:
         DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
             or it holds a prediction of something else than what is to be resumed.
         ValueError: `batch_size` is below 1, `resume` and `force` are both given, `engine` or `device` is none for
             this network, it draws no masks that windows could serve, or there is no such cluster.
-        FloatingPointError: the network's answer is no number.
+        FloatingPointError: the network's output is NaN or infinite.
 
     Example:
         >>> from mtlkit.inference import predict
@@ -426,7 +426,7 @@ class _Work(NamedTuple):
                 one |= {} if mask is None else {"mask": mask}
                 cost = {"passes": passes, "seconds": round(each + time.perf_counter() - start, 4)}
             if not all(np.isfinite(value).all() for value in one.values()):
-                words = f"the network's answer to {records[index].key} is no number"
+                words = f"the network's output for {records[index].key} is NaN or infinite"
                 raise FloatingPointError(f"{self.network.source}: {words}")
             row = _row(self.network, records[index], index, one, image, place, self.max_pixels, self.dicom)
             yield index, row | cost

@@ -1,7 +1,7 @@
 """What a prediction has found so far, written as it comes, and taken up again after a kill.
 
 A line for each image goes to a file within the folder, behind a first line that says which network, inputs and options
-the prediction is of. Batches are made of the same images as without the kill, so that the very same numbers come out.
+the prediction is of. Batches are made of the same images as without the kill, so that the same numbers come out.
 """
 
 import json
@@ -57,7 +57,7 @@ def saved_prediction(
 def _check_same(saved: Fields, about: Mapping[str, Any]) -> None:
     for name, value in about.items():
         if (old := saved.get(name)) != value:
-            words = f"{name}: expected {shown(old)}, of the prediction to go on with, got {shown(value)}"
+            words = f"{name}: expected {shown(old)}, of the prediction to be continued, got {shown(value)}"
             raise DataError(words, path=saved.path.parent)
 
 

@@ -113,7 +113,7 @@ class CSAMoE(Pretrained):
     Raises:
         ImportError: timm is not installed.
         ValueError: options out of their range; images or masks of another shape, or too small; masks missing.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 2605.25518.
 

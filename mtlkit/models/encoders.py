@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: no such encoder or module; taps of an encoder that is not in `list_encoders()`; images of another
             shape.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: the taps of EfficientNet: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast
     Ultrasound Analysis" (2026), published code; networks and weights: timm.

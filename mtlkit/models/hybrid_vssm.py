@@ -152,7 +152,7 @@ class HybridVSSM(Pretrained):
         ImportError: timm is not installed.
         ValueError: options out of their range; views or `present` of another shape; a patient without any view, which
             compiled code does not notice.
-        TypeError: views that are no floating-point tensors; `present` that is not boolean.
+        TypeError: views that are not floating-point tensors; `present` that is not boolean.
 
     Source: arXiv 2507.16955.
 

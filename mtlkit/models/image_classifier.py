@@ -76,7 +76,7 @@ class ImageClassifier(Pretrained):
     Raises:
         ImportError: timm is not installed.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit

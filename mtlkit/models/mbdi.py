@@ -173,7 +173,7 @@ class MBDI(Pretrained):
     Raises:
         ImportError: timm is not installed.
         ValueError: options out of their range; images of another shape or too small; gates that there are not.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 2603.01295.
 

@@ -73,7 +73,7 @@ class MedMamba(Pretrained):
 
     Raises:
         ValueError: options that do not fit together; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit

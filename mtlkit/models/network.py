@@ -70,7 +70,7 @@ class Network(nn.Module):
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """What its gates come from, in the order in which they lie in `signals` of `inspect`; by default not told."""
+        """What its gates come from, in the order in which they lie in `signals` of `inspect`; unknown by default."""
         return ()
 
     @property
@@ -80,7 +80,7 @@ class Network(nn.Module):
 
     @property
     def needs_masks(self) -> bool:
-        """Whether it cannot do without `masks`."""
+        """Whether it needs `masks`."""
         return False
 
     @property
@@ -95,7 +95,7 @@ class Network(nn.Module):
 
     @property
     def class_maps(self) -> tuple[ClassMap, ...]:
-        """The last feature maps that the class comes from, of each expert or view; by default not told."""
+        """The last feature maps that the class comes from, of each expert or view; unknown by default."""
         return ()
 
     def inspect(self, *inputs: Tensor, gates: Mapping[str, float | Tensor] | None = None) -> Any:

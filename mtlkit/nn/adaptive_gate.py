@@ -27,7 +27,7 @@ class AdaptiveGate(nn.Module):
 
     Raises:
         ValueError: an option out of its range; features of another shape.
-        TypeError: features that are no floating-point tensor.
+        TypeError: features that are not a floating-point tensor.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), equations 10 and 11.

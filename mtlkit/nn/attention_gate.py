@@ -31,7 +31,7 @@ class AttentionGate(nn.Module):
 
     Raises:
         ValueError: a size is not above 0, or an input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Oktay et al., "Attention U-Net" (2018), in the form of arXiv 2603.01295.
 

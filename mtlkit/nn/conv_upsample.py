@@ -25,7 +25,7 @@ class ConvUpsample(nn.ConvTranspose2d):
 
     Raises:
         ValueError: a size is not above 0, or the input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
 

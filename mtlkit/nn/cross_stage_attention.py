@@ -30,7 +30,7 @@ class CrossStageAttention(nn.Module):
 
     Raises:
         ValueError: a size is not above 0; another number of maps, or maps of another shape.
-        TypeError: maps that are no floating-point tensors.
+        TypeError: maps that are not floating-point tensors.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), equations 4 to 9.

@@ -17,7 +17,7 @@ class DropPath(nn.Module):
         (B, ...) in and out.
 
     Raises:
-        ValueError: `p` is no probability below 1.
+        ValueError: `p` is not a probability below 1.
 
     Source: Huang et al., "Deep Networks with Stochastic Depth" (2016).
 

@@ -30,7 +30,7 @@ class DualPathAttention(nn.Module):
 
     Raises:
         ValueError: `dim` is not above 0, or the input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Woo et al., "CBAM: Convolutional Block Attention Module" (2018), in the form of arXiv 2603.01295.
 

@@ -28,7 +28,7 @@ class GatedViewFusion(nn.Module):
 
     Raises:
         ValueError: a size is not above 0; features or `present` of another shape.
-        TypeError: features that are no floating-point tensor; `present` that is not boolean.
+        TypeError: features that are not a floating-point tensor; `present` that is not boolean.
 
     Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis" (arXiv 2507.16955), equations 8
     to 10.

@@ -40,7 +40,7 @@ class InteractionLevel(nn.Module):
 
     Raises:
         ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 1 to 8; "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating"

@@ -34,7 +34,7 @@ class LesionViews(nn.Module):
 
     Raises:
         ValueError: `iterations` is not above 0; images or masks of another shape.
-        TypeError: images that are no floating-point tensor; masks that are no tensor.
+        TypeError: images that are not a floating-point tensor; masks that are not a tensor.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), section II-A.

@@ -84,7 +84,7 @@ class Mamba(Marked):
 
     Raises:
         ValueError: an option out of its range; an input of another shape; decoding with more than one direction.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; Zhu et al.,
     "Vision Mamba" (2024), algorithm 1; Xing et al., "SegMamba" (2024), section 2.3.

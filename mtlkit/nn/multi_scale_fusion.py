@@ -32,7 +32,7 @@ class MultiScaleFusion(nn.Module):
 
     Raises:
         ValueError: `dim` is below 8, or the input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 9 and 10.

@@ -36,7 +36,7 @@ class ResidualBlock(nn.Module):
 
     Raises:
         ValueError: a size is not above 0 (`dim` below 8 with the fusion), or the input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), section 2.

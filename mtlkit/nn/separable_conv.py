@@ -26,7 +26,7 @@ class SeparableConv(nn.Module):
 
     Raises:
         ValueError: a size is not above 0, or the input has another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions" (2017).
 

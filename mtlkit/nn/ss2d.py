@@ -66,7 +66,7 @@ class SS2D(Marked):
 
     Raises:
         ValueError: an option out of its range; an input of another shape.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and Li, "MedMamba" (2024).
 

@@ -46,7 +46,7 @@ class TaskInteraction(nn.Module):
 
     Raises:
         ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 1 to 5.

@@ -58,7 +58,7 @@ class UncertaintyProxyAttention(nn.Module):
 
     Raises:
         ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is no floating-point tensor.
+        TypeError: an input that is not a floating-point tensor.
 
     Source: arXiv 2603.01295, equations 6 to 8, for two signals; "Bidirectional Decoder-Level Task Interaction via
     Uncertainty-Aware Gating" (arXiv 2606.29102) for three.

@@ -277,7 +277,7 @@ def ablate(
         out: folder of the runs.
         repeats: how many seeds each row is trained with.
         resume: goes on where an earlier call was interrupted: rows that ended are left as they are.
-        force: begins again where there is an ablation already, whose files stay until the new one has ended.
+        force: starts again if there is an ablation already, whose files stay until the new one has ended.
         rehearse: trains each row for one epoch of 16 small images from random weights, to see that all of them run.
         on_row: is told the number, from 0, and the row that is trained next, or waited for on a cluster.
         ray: address of a Ray cluster, over which the seeds of all rows are spread; see `repeat`.

@@ -500,7 +500,7 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
     """The values of a file, and its path: one that ends with .yaml or .yml, or the name of one within a package.
 
     Raises:
-        ValueError: there is no such file, or it is no YAML.
+        ValueError: there is no such file, or it is not valid YAML.
     """
     folder = Path(str(files(package)))
     if str(name).endswith((".yaml", ".yml")):
@@ -517,5 +517,5 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
     return {} if values is None else values, path

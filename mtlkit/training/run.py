@@ -8,8 +8,8 @@
     result.json                      figures of the validation and test parts; written last
     logs/                            what a logger of Lightning's wrote, where one was asked for; it is not replaced
 
-A run that was killed goes on from the last whole epoch, and ends with the weights it would have had. Several processes
-save what the first of them has; BatchNorm's statistics are the first's from each validation on.
+A run that was killed continues from the last whole epoch, and gives the weights of an uninterrupted one. With several
+processes, the first one saves; from each validation on, all have its BatchNorm statistics.
 """
 
 import logging
@@ -80,8 +80,8 @@ def train(
         data: folder of the data set.
         out: folder of the run.
         split: one that is saved, or was drawn; by default one is drawn as the recipe says.
-        resume: goes on with a run that was interrupted; one that has ended is left as it is.
-        force: begins again where there is a run already, whose files stay until the new run has ended.
+        resume: continues a run that was interrupted; a finished one is left alone.
+        force: starts again if there is a run already, whose files stay until the new run has ended.
         skip_bad: leaves out what cannot be used in the data set, instead of raising.
         progress: shows a bar.
         logger: "csv", "tensorboard", "mlflow" or "wandb": also logs to it, in the folder logs of the run.
@@ -187,7 +187,7 @@ def _save_network(module: TrainingModule, folder: Path) -> None:
 
 def _check_same_recipe(saved: Path, config: Config) -> None:
     if saved.exists() and load_config(saved).to_dict() != config.to_dict():
-        raise DataError(f"{saved}: is another recipe than the one to go on with")
+        raise DataError(f"{saved}: differs from the recipe of the run to be continued")
 
 
 def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts: Split) -> None:

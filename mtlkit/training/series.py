@@ -44,8 +44,8 @@ def repeat(
         data: folder of the data set.
         out: folder of the runs; `summary.json` in it holds what is returned.
         times: how often.
-        resume: goes on with the runs that were interrupted, and leaves those that ended.
-        force: begins again where there are such runs already, whose files stay until all new runs have ended.
+        resume: continues the runs that were interrupted, and leaves finished ones alone.
+        force: starts again if there are such runs already, whose files stay until all new runs have ended.
         ray: address of a Ray cluster, over which the runs are spread, each with a GPU where there are any: "auto" for
             that of this machine, "local" for one that is started here, "host:port" or "ray://host:port". None trains
             one run after the other in this process.
@@ -100,8 +100,8 @@ def cross_validate(
         folds: how many, at least 2.
         fold: trains this one alone, from 1 on, so that each can be a job of its own; all of them share `out`, which
             then has no `summary.json`.
-        resume: goes on with the folds that were interrupted, and leaves those that ended.
-        force: begins again where there are such runs already, whose files stay until all new runs have ended.
+        resume: continues the folds that were interrupted, and leaves finished ones alone.
+        force: starts again if there are such runs already, whose files stay until all new runs have ended.
         ray: address of a Ray cluster, over which the folds are spread; see `repeat`.
         ray_cpus: as for `repeat`.
         **options: as for `train`, but for `split`.

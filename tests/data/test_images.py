@@ -123,7 +123,7 @@ def test_floats_that_are_no_numbers_are_black(tmp_path):
     found = load_image(tmp_path / "a.tif")
     assert not found.pixels[:4, :4].any()
     assert found.pixels.max() == 255
-    assert "holds values that are no numbers, which are black" in found.remarks
+    assert "contains NaN or infinite values, which are shown as black" in found.remarks
     Image.fromarray(np.full((8, 8), np.nan, np.float32)).save(tmp_path / "b.tif")
     assert not read_image(tmp_path / "b.tif").any()
 

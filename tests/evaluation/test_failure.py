@@ -1,4 +1,4 @@
-"""Which scores are to foretell failure, and how risk and coverage come about; test_runner.py has their figures."""
+"""Which scores are to predict failure, and how risk and coverage come about; test_runner.py has their figures."""
 
 from pathlib import Path
 

@@ -93,9 +93,9 @@ def test_evaluation_with_oracle_and_rivals(lesion, tmp_path, tables, capsys):
     gains = [float(row["iou_seg_level4_on"]) - float(row["iou_seg_level4_off"]) for row in tables(out / "oracle.csv")]
     assert np.nanmean(gains) == pytest.approx(metrics["oracle"]["seg_level4"]["iou"]["gain"]["value"], abs=1e-6)
     scores = metrics["failure_detection"]["class"]["scores"]
-    assert {"Monte-Carlo dropout", "flips", "entropy", "1 - confidence", "level 1"} <= set(scores)
+    assert {"Monte Carlo dropout", "flips", "entropy", "1 - confidence", "level 1"} <= set(scores)
     assert set(scores["flips"]) == {"auroc", "average_precision", "aurc"}
-    assert set(metrics["seconds"]) == {"one pass", "Monte-Carlo dropout", "flips"}
+    assert set(metrics["seconds"]) == {"one pass", "Monte Carlo dropout", "flips"}
     pictures = {path.stem for path in out.glob("*.png")}
     assert {"oracle_gain", "oracle_correlation", "failure_roc", "failure_precision_recall", "risk_coverage"} <= pictures
     page = (out / "report.html").read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def test_an_answer_that_is_no_number_is_named(lesion, records, monkeypatch):
     broken = {"class": torch.full((2, 3), float("nan"))}
     monkeypatch.setattr(type(lesion), "predict", lambda self, batch, **options: broken)
     keys = re.escape(f"{records[0].key}, {records[1].key}")
-    with pytest.raises(FloatingPointError, match=f"answer to the images {keys} is no number"):
+    with pytest.raises(FloatingPointError, match=f"output for the images {keys} is NaN or infinite"):
         predict_records(lesion, records[:2])
 
 

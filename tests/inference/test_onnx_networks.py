@@ -266,7 +266,7 @@ def test_answers_that_are_no_numbers(small_lesion, image, tmp_path):
         if "classify" in tensor.name and "bias" in tensor.name:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), tensor.name))
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(FloatingPointError, match=r"net.onnx: the network's answer to a is no number"):
+    with pytest.raises(FloatingPointError, match=r"net.onnx: the network's output for a is NaN or infinite"):
         predict(tmp_path / "net.onnx", image("a.png"), tmp_path / "out")
 
 
@@ -276,7 +276,7 @@ def test_resumed_and_refused(small_lesion, image, tmp_path):
         image(f"scans/{i}.png", seed=i)
     whole = predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2)
     assert predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2, resume=True) == whole
-    words = r"run: expected .*net\.onnx.*, of the prediction to go on with, got '/runs/one'"
+    words = r"run: expected .*net\.onnx.*, of the prediction to be continued, got '/runs/one'"
     with pytest.raises(DataError, match=words):
         predict(small_lesion.run, tmp_path / "scans", tmp_path / "out", batch_size=2, resume=True)
     again = predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2, force=True)

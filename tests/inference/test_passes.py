@@ -201,7 +201,7 @@ def test_networks_without_masks_and_other_options_on_resuming(
             predict(source, scan, tmp_path / "out", sliding_window=True, **options)
     assert not (tmp_path / "out").exists()
     predict(small_lesion.file, scan, tmp_path / "out", tta=True)
-    with pytest.raises(DataError, match=r"tta: expected True, of the prediction to go on with, got False"):
+    with pytest.raises(DataError, match=r"tta: expected True, of the prediction to be continued, got False"):
         predict(small_lesion.file, scan, tmp_path / "out", resume=True)
     assert predict(small_lesion.file, scan, tmp_path / "out", resume=True, tta=True).rows[0]["passes"] == 4
 

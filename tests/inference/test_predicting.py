@@ -269,7 +269,7 @@ def test_an_answer_that_is_no_number(lesion, image, tmp_path):
             return out._replace(cls_logits=out.cls_logits * float("nan"))
 
     broken = SavedRun(**{**vars(lesion), "model": Broken(lesion.model)})
-    with pytest.raises(FloatingPointError, match="the network's answer to a is no number"):
+    with pytest.raises(FloatingPointError, match="the network's output for a is NaN or infinite"):
         predict(broken, image("a.png"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -380,7 +380,7 @@ def test_command_with_bad_input(run_folder, image, tmp_path, capsys):
     assert failing(tmp_path / "none", path) == f"{tmp_path}/none: there is no such folder"
     assert "is not the folder of a run" in failing(tmp_path / "texts", path)
     assert failing(run_folder, tmp_path / "x.png") == f"{tmp_path}/x.png: there is no such file or folder"
-    assert "is no image; expected PNG, JPEG, BMP, TIFF or DICOM" in failing(run_folder, text)
+    assert "is not an image; expected PNG, JPEG, BMP, TIFF or DICOM" in failing(run_folder, text)
     assert failing(run_folder, tmp_path / "empty") == f"{tmp_path}/empty: the folder is empty"
     assert failing(run_folder, tmp_path / "texts") == f"{tmp_path}/texts: there is not a single image in it"
     assert "batch_size: expected at least 1, got 0" in failing(run_folder, path, "--batch-size", "0")

@@ -102,11 +102,11 @@ def test_nothing_else_is_resumed(lesion, scans, image, tmp_path, kill_after, mon
             predict(lesion, inputs, tmp_path / "out", resume=True, **{"batch_size": 2, **options})
         assert files(tmp_path / "out") == before
 
-    refused(r"out: batch_size: expected 2, of the prediction to go on with, got 3$", batch_size=3)
-    refused(r"out: max_pixels: expected 100000000, of the prediction to go on with, got 5000", max_pixels=5000)
+    refused(r"out: batch_size: expected 2, of the prediction to be continued, got 3$", batch_size=3)
+    refused(r"out: max_pixels: expected 100000000, of the prediction to be continued, got 5000", max_pixels=5000)
     refused(r"out: inputs: expected", scans / "0.png")
     extra = image("scans/extra.png", seed=9)
-    refused(r"out: images: expected 5, of the prediction to go on with, got 6")
+    refused(r"out: images: expected 5, of the prediction to be continued, got 6")
     extra.unlink()
     first = (scans / "0.png").read_bytes()
     image("scans/0.png", seed=9)
@@ -116,7 +116,7 @@ def test_nothing_else_is_resumed(lesion, scans, image, tmp_path, kill_after, mon
     assert digest_of_weights(other) != digest_of_weights(lesion.model)
     weights = {name: value.clone() for name, value in lesion.model.state_dict().items()}
     lesion.model.load_state_dict({name: value + 1 for name, value in weights.items()})
-    refused(r"out: weights: expected '\w+', of the prediction to go on with")
+    refused(r"out: weights: expected '\w+', of the prediction to be continued")
     lesion.model.load_state_dict(weights)
     assert len(predict(lesion, scans, tmp_path / "out", batch_size=2, resume=True).rows) == 5
 

@@ -276,7 +276,7 @@ def test_command(done, file, ultrasound, capsys):
         ("rows: [{name: a b}, {name: A-B}]", "rows: expected names of their own, got 'a b' and 'A-B'"),
         ("rows: [{name: x, changes: {data: {sise: 3}}}]", "row 'x': data.sise: there is no such setting (did you mean"),
         ("recipe: nonsense", "there is no configuration 'nonsense'"),
-        ("rows: [", "is no YAML"),
+        ("rows: [", "is not valid YAML"),
     ],
 )
 def test_tables_that_are_refused(tmp_path, text, words):

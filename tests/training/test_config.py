@@ -215,7 +215,7 @@ def test_wrong_files(tmp_path):
         load_config("unet")
     with pytest.raises(ValueError, match=r"none.yaml: cannot be read \(No such file or directory\)"):
         load_config(tmp_path / "none.yaml")
-    for text, message in (("a: [", "is no YAML"), ("- 1", "configuration: expected names and values")):
+    for text, message in (("a: [", "is not valid YAML"), ("- 1", "configuration: expected names and values")):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"a.yaml: {message}"):
             load_config(tmp_path / "a.yaml")

@@ -361,7 +361,7 @@ def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
     out = shutil.copytree(finished[0], tmp_path / "run")
     with pytest.raises(DataError, match=r"there is a run already$"):
         train(small, ultrasound, out)
-    with pytest.raises(DataError, match="is another recipe than the one to go on with"):
+    with pytest.raises(DataError, match="differs from the recipe of the run to be continued"):
         train(small.change({"seed": 7}), ultrasound, out, resume=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("x")
@@ -463,7 +463,7 @@ def test_damaged_and_missing_checkpoints_are_named(finished, tmp_path, ultrasoun
 def test_damaged_figures_are_named(finished, tmp_path, ultrasound):
     out = shutil.copytree(finished[0], tmp_path / "run")
     (out / "result.json").write_text("{")
-    with pytest.raises(DataError, match=r"result.json: is no JSON"):
+    with pytest.raises(DataError, match=r"result.json: is not valid JSON"):
         train(load_config(out / "config.yaml"), ultrasound, out, resume=True, progress=False)
 
 
@@ -511,7 +511,7 @@ def test_one_of_several_processes_tells(finished, ultrasound, capsys, monkeypatc
     [
         (["nonsense"], "there is no configuration 'nonsense'; there are: btinet"),
         (["demo", "--set", "x"], "--set x: expected NAME=VALUE"),
-        (["demo", "--set", "data.size=["], "--set data.size=[: the value is no YAML"),
+        (["demo", "--set", "data.size=["], "--set data.size=[: the value is not valid YAML"),
         (["demo", "--set", "data.sise=3"], "data.sise: there is no such setting (did you mean 'size'?)"),
         (["demo", "--set", "seed=1", "--set", "seed.x=2"], "--set seed.x=2: seed has a value by another --set"),
         (

@@ -61,7 +61,7 @@ def stray_findings(folder: Path, known: Iterable[str] = ()) -> Iterator[Finding]
         elif path.is_dir():
             yield Finding("warning", "unknown folder", path, "this folder is not part of the layout, and is not read")
         elif path.suffix.lower() not in PICTURES:
-            yield Finding("note", "unknown file", path, "this is no image, and is not read")
+            yield Finding("note", "unknown file", path, "this is not an image, and is not read")
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A layout for data of one's own.
+"""A layout for your own data.
 
     images/<class>/scan 1.png       PNG, JPEG, BMP, TIFF or DICOM
     masks/<class>/scan 1.png        of the same name, in any of these formats; scan 1_1.png, scan 1_2.png ...

@@ -92,7 +92,7 @@ class Baseline(Pretrained):
     Raises:
         ImportError: a library that the network comes from is not installed.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
     """
 
     defaults: ClassVar[Any]

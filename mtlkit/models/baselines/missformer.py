@@ -69,7 +69,7 @@ class MISSFormer(Baseline):
 
     Raises:
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 2109.07162; official code: ZhifangDeng/MISSFormer.
 

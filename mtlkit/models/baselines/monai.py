@@ -134,7 +134,7 @@ class MonaiBaseline(Baseline):
     Raises:
         ImportError: monai or einops is not installed.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: Hatamizadeh et al., "Swin UNETR" (2022) and "UNETR" (2022); Myronenko, "3D MRI Brain Tumor Segmentation
     Using Autoencoder Regularization" (2018); code: MONAI.

@@ -63,7 +63,7 @@ class MTAN(Baseline):
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 1803.10704; official code: lorenmt/mtan.
 

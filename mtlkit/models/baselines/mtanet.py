@@ -69,7 +69,7 @@ class MTANet(Baseline):
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: IEEE TMI 43 (2024), 674-685; official code: yatingling/MTANet.
 

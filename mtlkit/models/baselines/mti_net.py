@@ -70,7 +70,7 @@ class MTINet(Baseline):
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 2001.06902; official code: SimonVandenhende/Multi-Task-Learning-PyTorch.
 

@@ -68,7 +68,7 @@ class MTLOCA(Baseline):
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: Frontiers in Oncology 15 (2025), 1567577.
 

@@ -110,7 +110,7 @@ class SMPBaseline(Baseline):
         ImportError: segmentation-models-pytorch is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: Ronneberger et al., "U-Net" (2015); Oktay et al., "Attention U-Net" (2018); Zhou et al., "UNet++" (2018);
     Fan et al., "MA-Net" (2020); Chen et al., "DeepLabv3+" (2018); Kirillov et al., "Panoptic Feature Pyramid Networks"

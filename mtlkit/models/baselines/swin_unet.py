@@ -64,7 +64,7 @@ class SwinUNet(Baseline):
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
         ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are no floating-point tensor.
+        TypeError: images that are not a floating-point tensor.
 
     Source: arXiv 2105.05537; official code: HuCaoFighting/Swin-Unet.
 

@@ -104,7 +104,7 @@ def causal_conv1d(
         contiguous. With `return_final_states` also the final states, (B, D, w - 1), in the dtype and layout of x.
 
     Raises:
-        TypeError: an argument is no tensor, or of the wrong dtype.
+        TypeError: an argument is not a tensor, or of the wrong dtype.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:
@@ -149,7 +149,7 @@ def causal_conv1d_update(
         The output, in the shape and dtype of x.
 
     Raises:
-        TypeError: an argument is no tensor, or of the wrong dtype.
+        TypeError: an argument is not a tensor, or of the wrong dtype.
         ValueError: shapes or devices do not fit together, conv_state is an expanded tensor, or the backend that was
             asked for cannot serve.
         IndexError: conv_state_indices names a row that conv_state does not have.

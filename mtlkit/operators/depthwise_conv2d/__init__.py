@@ -67,7 +67,7 @@ def depthwise_conv2d(
         contiguous.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:

@@ -152,7 +152,7 @@ def directional_scan(
         state, (B, K, D, N) in the type of computation.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or no integer tensor where one is expected.
+        TypeError: an argument is not a floating-point tensor, or not an integer tensor where one is expected.
         ValueError: shapes or devices do not fit together, the order visits a token twice or one that is not there, both
             seq_idx and cu_seqlens are given, or the backend that was asked for cannot serve.
 

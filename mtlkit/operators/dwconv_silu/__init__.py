@@ -50,7 +50,7 @@ def dwconv_silu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         contiguous.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:

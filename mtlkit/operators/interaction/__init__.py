@@ -167,7 +167,7 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
         The pooled projection, (B, P), in float32; float64 where x is.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, the map has no pixel, or the backend that was asked for
             cannot serve.
 
@@ -199,7 +199,7 @@ def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Ten
         The enhanced map, in the shape, dtype and memory format of x.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or tau no number.
+        TypeError: an argument is not a floating-point tensor, or tau is not a number.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:
@@ -244,7 +244,7 @@ def upa_stats(
         VarianceSignals or AlignmentSignals, (B,) each, in float32; float64 where x or f is.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: no such signals, shapes or devices that do not fit together, or a backend that was asked for and
             cannot serve.
 
@@ -278,7 +278,7 @@ def upa_gate(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
         The mixture, in the shape and dtype of base.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together.
 
     Example:
@@ -313,7 +313,7 @@ def tim(
         TIMOutput: the enhanced map and vector, in the shapes and dtypes of x and f, and the factors mu.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:
@@ -347,7 +347,7 @@ def upa(
         InteractionOutput: final map and vector, gates, signals, and the enhanced map and vector as they came.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:
@@ -417,7 +417,7 @@ def task_interaction(
         enhanced vector, and the enhanced map if asked.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, the map has no pixel, training with a batch of one, or the
             backend that was asked for cannot serve.
 

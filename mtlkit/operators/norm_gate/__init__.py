@@ -69,7 +69,7 @@ def norm_gate(
         The output, contiguous, in the shape and dtype of x.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:

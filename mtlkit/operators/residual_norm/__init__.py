@@ -120,7 +120,7 @@ def rms_norm(
         one in that of x or float32.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together.
 
     Example:
@@ -198,7 +198,7 @@ def layer_norm(
         The output in the shape and dtype of x; with `prenorm` also the sum.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together.
 
     Example:

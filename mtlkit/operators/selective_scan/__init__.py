@@ -109,7 +109,7 @@ def selective_scan(
         the type of computation.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or A is complex.
+        TypeError: an argument is not a floating-point tensor, or A is complex.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:

@@ -66,7 +66,7 @@ def selective_state_update(
         The output, in the shape and dtype of x.
 
     Raises:
-        TypeError: an argument is no tensor, or of the wrong dtype, or A is complex.
+        TypeError: an argument is not a tensor, or of the wrong dtype, or A is complex.
         ValueError: shapes or devices do not fit together, the state is an expanded tensor, or the backend that was
             asked for cannot serve.
         IndexError: state_batch_indices names a row that the state does not have.

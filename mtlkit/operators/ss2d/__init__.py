@@ -75,7 +75,7 @@ def ss2d(
         The output, (B, D, H, W) in the memory format of u.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:

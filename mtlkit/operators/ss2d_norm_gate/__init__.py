@@ -72,7 +72,7 @@ def ss2d_norm_gate(
         The output, (B, H, W, D), contiguous.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
 
     Example:
