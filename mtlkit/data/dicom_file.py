@@ -50,7 +50,7 @@ def _begins_with_tags(path: Path) -> bool:
 
 
 class Tags:
-    """The tags of a file; what cannot be used is told as a DataError, or as a remark where it can be done without.
+    """The tags of a file; unusable ones are reported as a DataError, or as a remark if they are not needed.
 
     Args:
         path: of the file, for the messages.

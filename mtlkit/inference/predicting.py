@@ -64,7 +64,7 @@ class Predicted(NamedTuple):
 
     rows: list[dict[str, Any]]  # of predictions.csv
     skipped: list[str]  # why images were left out
-    remarks: list[str]  # on what is missing and was done without
+    remarks: list[str]  # on what is missing
 
 
 class _Item(NamedTuple):

@@ -1,7 +1,7 @@
 """Which implementation serves a call.
 
 `auto` takes the fastest backend that serves the tensors' device; `use_backend` and `MTLKIT_BACKEND` ask for one by
-name, and one that is asked for and cannot serve raises, naming the reason and the fix.
+name; a backend that is requested but cannot run raises an error with the reason and the fix.
 """
 
 import os
@@ -90,7 +90,7 @@ def choose(op: str, served: Collection[str], device: torch.device, limit: Callab
     else:
         reason = f"it has no {op}; those that have: {', '.join(served)}"
     if reason:
-        raise ValueError(f"backend {_requested!r} was asked for and cannot serve {op}: {reason}")
+        raise ValueError(f"backend {_requested!r} was requested but cannot run {op}: {reason}")
     return _requested
 
 

@@ -286,7 +286,7 @@ class Operator:
         """
         words = self.fault(backend, inputs) if backend in CHECKED and inputs[0].numel() else None
         if words and asked_for(backend):
-            raise RuntimeError(f"backend {backend!r} was asked for and cannot serve {self.function}: {words}")
+            raise RuntimeError(f"backend {backend!r} was requested but cannot run {self.function}: {words}")
         return words is not None
 
     def forward_in_torch(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:

@@ -93,7 +93,7 @@ def test_tensors_on_different_devices(backend, device):
 
 def test_float64_falls_back_unless_asked_for(backend, device):
     call = one_of_each(torch.float64)["ss2d"]
-    with pytest.raises(ValueError, match=f"backend '{backend}' was asked for and cannot serve ss2d.*float64"):
+    with pytest.raises(ValueError, match=f"backend '{backend}' was requested but cannot run ss2d.*float64"):
         call.run(device)
     with mtlkit.use_backend("auto"):
         call.check(device)

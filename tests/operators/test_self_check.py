@@ -110,7 +110,7 @@ def test_wrong_kernels_that_are_asked_for_raise(gpu):
     gpu.forward_fault = nan
     with mtlkit.use_backend("cuda"):
         for _ in range(2):
-            with pytest.raises(ValueError, match=r"'cuda' was asked for and cannot serve norm_gate: .*mtlkit doctor"):
+            with pytest.raises(ValueError, match=r"'cuda' was requested but cannot run norm_gate: .*mtlkit doctor"):
                 call()
     with pytest.warns(RuntimeWarning, match=WRONG.format("y")):  # not said before
         call()
@@ -193,7 +193,7 @@ def test_a_compiled_call_is_checked_when_it_runs(gpu, wrong):
         ):
             torch.testing.assert_close(got, want)
     if wrong:
-        with mtlkit.use_backend("cuda"), pytest.raises(RuntimeError, match="'cuda' was asked for and cannot serve"):
+        with mtlkit.use_backend("cuda"), pytest.raises(RuntimeError, match="'cuda' was requested but cannot run"):
             torch.ops.mtlkit.norm_gate("cuda", x.detach(), None, None, None, 1e-5)
 
 
