@@ -273,9 +273,9 @@ def networks(pair: Callable[..., tuple[Key, ...]]) -> Iterator[Comparison]:
         yield Comparison(f"{name}-training/plain", f"{words}: training step", keys, times)
     for name, words in (("mbdi", "MBDI"), ("btinet", "BTI-Net")):
         keys = pair(name, FRAME, INFERENCE, "mtlkit-onnx", "onnxruntime", "openvino")
-        yield Comparison(f"{name}.onnx", f"{words} exported, one image", keys, time_over_better)
+        yield Comparison(f"{name}.onnx", f"{words} exported, one image", keys, time_over_better, name == "mbdi")
     keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-onnx-int8", "mtlkit-onnx")
-    yield Comparison("mbdi.int8", "MBDI exported, int8", keys, time_over("fp32"))
+    yield Comparison("mbdi.int8", "MBDI exported, int8", keys, time_over("float32"), True)
     for peer in ("onnxruntime", "openvino"):
         keys = pair("medmamba_t", "busi_64", INFERENCE, "mtlkit-onnx", peer)
         yield Comparison(f"medmamba_t.onnx/{peer}", "MedMamba-T exported, one image of 64 x 64", keys, times)
@@ -285,7 +285,7 @@ def networks(pair: Callable[..., tuple[Key, ...]]) -> Iterator[Comparison]:
         ("hybrid_vssm", "Hybrid VSSM", "mammo_4view_512"),
     ):
         keys = pair(name, shape, INFERENCE, "mtlkit-onnx", "mtlkit")
-        yield Comparison(f"{name}.onnx", f"{words} exported", keys, time_over("PyTorch"))
+        yield Comparison(f"{name}.onnx", f"{words} exported", keys, time_over("PyTorch"), name == "medmamba_t")
     keys = pair("mbdi", FRAME, INFERENCE, "mtlkit-optimized", "torch-compile-frozen")
     yield Comparison("mbdi.optimized", "MBDI in PyTorch, optimized", keys, time_over("torch.compile, frozen"))
     keys = pair("cold_start", FRAME, INFERENCE, "mtlkit-onnx", "pytorch")

@@ -74,6 +74,14 @@ def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, la
     return InteractionInputs(give("x", x), give("f", f), TIMParameters(*tim), UPAParameters(*upa))
 
 
+@functools.lru_cache(maxsize=2)
+def cotangents_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, layout: str) -> tuple[Tensor, Tensor]:
+    """As from a loss that grows with the outputs: of noise alone, the sums behind the gates leave next to nothing."""
+    given, generator = inputs_of(shape, dtype, work, layout)[:2], torch.Generator().manual_seed(1)
+    seg, clf = (t.detach() + torch.randn(t.shape, generator=generator).to(work) for t in given)
+    return seg, clf
+
+
 def level_problem(
     _op: str,
     shape_name: str,
@@ -84,10 +92,7 @@ def level_problem(
 ) -> LevelProblem:
     work, shape = work or dtype, level_shape(shape_name)
     inputs = inputs_of(shape, dtype, work, layout)
-    generator = torch.Generator().manual_seed(1)
-    # as from a loss that grows with the outputs: of noise alone, the sums behind the gates would leave next to nothing
-    noise = (torch.randn(t.shape, generator=generator).to(work) for t in inputs[:2])
-    cotangents = tuple(t.detach() + n for t, n in zip(inputs[:2], noise, strict=True))
+    cotangents = cotangents_of(shape, dtype, work, layout)
     forward = functools.partial(provider.task_interaction, *inputs, signals=shape.signals)
     return LevelProblem(inputs.named_tensors(), forward, cotangents)
 

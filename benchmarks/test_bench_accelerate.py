@@ -1,5 +1,6 @@
 """Models of other codebases before and after `mtlkit.accelerate`: one image of 224 x 224, inference and training."""
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -23,10 +24,16 @@ PROVIDERS = ("accelerated", "plain")
 
 
 def network(name: str, provider: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = NETWORKS[name][0]().eval()
     if provider == "accelerated":
-        assert not mtlkit.accelerate(model, strict=True).left
+        return copy.deepcopy(accelerated(name))
+    torch.manual_seed(0)
+    return NETWORKS[name][0]().eval()
+
+
+@functools.lru_cache(maxsize=1)
+def accelerated(name: str) -> nn.Module:
+    model = network(name, "plain")
+    assert not mtlkit.accelerate(model, strict=True).left
     return model
 
 

@@ -11,14 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from comparisons import FRAME, INFERENCE
 from measuring import Key
+from test_bench_deploy import file_of
+from test_bench_models import network
 
-from mtlkit import deploy
 from mtlkit.data import synthesize_ultrasound
-from mtlkit.training import create_module, load_config, load_run
+from mtlkit.training import load_config, load_run
 
 PROVIDERS = ("mtlkit-onnx", "pytorch")
 CLASSES = ("benign", "malignant", "normal")
@@ -36,18 +38,19 @@ json.dump({"p": p, "resident_bytes": 1024 * kilobytes["VmRSS"], "peak_bytes": 10
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> dict[str, Path]:
-    """MBDI with the weights of its beginning, as the folder of a run, and exported."""
+    """MBDI with the weights of its beginning, as the folder of a run, and as the file of test_bench_deploy.py."""
     folder = tmp_path_factory.mktemp("cold") / "run"
     folder.mkdir()
-    torch.manual_seed(0)
     config = load_config("mbdi").adjust({"model": {"options": {"pretrained": False, "num_classes": len(CLASSES)}}})
-    create_module(config).model.save_pretrained(folder / "model")
+    network("mbdi").save_pretrained(folder / "model")
     config.save(folder / "config.yaml")
     data = {"root": str(folder), "layout": "busi", "classes": CLASSES, "birads": [], "prints": {}}
     for name, value in (("data.json", data), ("result.json", {}), (".mtlkit-run", None)):
         (folder / name).write_text(json.dumps(value))
-    run, file = load_run(folder), folder.with_name("net.onnx")
-    deploy.export(run.model, file, example=run.example(), metadata=run.facts())
+    model, file = onnx.load(file_of("mbdi", FRAME)), folder.with_name("net.onnx")
+    (facts,) = model.metadata_props
+    facts.value = json.dumps(json.loads(facts.value) | load_run(folder).facts())
+    onnx.save(model, file)
     return {"mtlkit-onnx": file, "pytorch": folder}
 
 
