@@ -26,6 +26,17 @@ def test_the_citation_has_the_version_and_the_papers():
     assert all(hasattr(mtlkit.models, paper["notes"].rpartition(".")[2]) for paper in citation["references"])
 
 
+def test_the_citation_has_the_authors_and_titles_of_the_model_cards():
+    entries = (ROOT / "mtlkit/models/citations.bib").read_text().split("\n\n")
+    by_key = {re.findall(r"eprint = {(.+)}", entry)[0]: entry for entry in entries}
+    for paper in yaml.safe_load((ROOT / "CITATION.cff").read_text())["references"]:
+        entry = by_key[paper["url"].rpartition("/")[2]]
+        names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+        assert re.findall(r"author = {(.+)}", entry) == [" and ".join(names)]
+        (title,) = re.findall(r"title = {(.+)}", entry)
+        assert paper["title"] == re.sub(r"[{}]", "", title)
+
+
 @pytest.mark.parametrize("name", YAML)
 def test_yaml_is_read(name):
     assert isinstance(yaml.safe_load((ROOT / name).read_text()), dict)

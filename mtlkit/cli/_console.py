@@ -7,6 +7,7 @@ from mtlkit._text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -26,6 +27,16 @@ def open_console(**options: Any) -> "Console":
             return super().render_str(printable(text), **style)
 
     return OpenConsole(highlight=False, markup=False, emoji=False, **options)
+
+
+def open_table(*headings: str, title: str, **options: Any) -> "Table":
+    """Rich's table with its title on the left; words that are wider than their column go on in the next line.
+
+    Rich would cut them, by default. The options are those of rich's `Table`.
+    """
+    from rich.table import Column, Table
+
+    return Table(*(Column(name, overflow="fold") for name in headings), title=title, title_justify="left", **options)
 
 
 def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:

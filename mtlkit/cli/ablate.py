@@ -167,14 +167,12 @@ def _durations(table: "Ablation") -> tuple[list[str], list[list[str]]]:
 
 def _print(console: "Console", title: str, headings: list[str], cells: list[list[str]]) -> None:
     """A table on the screen; the best of a column stands in bold, where files have asterisks."""
-    from rich.table import Table
     from rich.text import Text
 
     from mtlkit._text import printable
+    from mtlkit.cli._console import open_table
 
-    drawn = Table(title=Text(printable(title)), title_justify="left")
-    for number, heading in enumerate(headings):
-        drawn.add_column(Text(printable(heading)), no_wrap=number == 0)
+    drawn = open_table(*headings, title=title)
     for name, *figures in cells:
         bold = ("bold" if cell.startswith("**") else "" for cell in figures)
         shown = (Text(cell.replace("**", ""), style) for cell, style in zip(figures, bold, strict=True))

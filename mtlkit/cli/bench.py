@@ -48,10 +48,9 @@ def run(options: argparse.Namespace) -> int:
     """`mtlkit bench`."""
     from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from mtlkit._files import check_new, write_json
-    from mtlkit.cli._console import open_console
+    from mtlkit.cli._console import open_console, open_table
     from mtlkit.cli._timing import Row, measure_network, measure_operators
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.models import list_models
@@ -76,15 +75,11 @@ def run(options: argparse.Namespace) -> int:
                 status.update(f"measured {row.what}, {row.direction}")
     except AssertionError as error:
         raise ValueError(f"a result is wrong, and nothing was measured further: {error}") from None
-    table = Table(
-        box=SIMPLE,
-        title=f"{about['processor']}, {about['threads']} threads",
-        title_justify="left",
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for name in ("what", "size", "pass", "mtlkit", "torch", "ratio"):
-        table.add_column(name, justify="right" if name in ("mtlkit", "torch", "ratio") else "left", no_wrap=True)
+    title = f"{about['processor']}, {about['threads']} threads"
+    names = ("what", "size", "pass", "mtlkit", "torch", "ratio")
+    table = open_table(*names, title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    for column in table.columns[3:]:
+        column.justify = "right"
     for row in rows:
         times = [_time(row.seconds[name]) for name in ("mtlkit", "torch")]
         table.add_row(row.what, row.shape, row.direction, *times, f"{row.ratio:.1f}")

@@ -48,11 +48,10 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit compare`."""
-    from rich.table import Table
     from rich.text import Text
 
     from mtlkit._text import printable
-    from mtlkit.cli._console import open_console
+    from mtlkit.cli._console import open_console, open_table
     from mtlkit.cli.evaluate import usable_device
     from mtlkit.evaluation import compare
 
@@ -68,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
             **settings,
         )
     title = f"{len(found['runs'])} runs on {found['images']} images of the part {found['part']}"
-    table = Table("figure", "run", "value", "difference", "test", "p", title=title, title_justify="left")
+    table = open_table("figure", "run", "value", "difference", "test", "p", title=title)
     for figure, runs in found["figures"].items():
         for name, entry in runs.items():
             table.add_row(*(Text(printable(cell)) for cell in _cells(figure, name, entry)))

@@ -87,9 +87,7 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit evaluate`."""
-    from rich.table import Table
-
-    from mtlkit.cli._console import open_console
+    from mtlkit.cli._console import open_console, open_table
     from mtlkit.evaluation import evaluate, evaluate_repeats
     from mtlkit.inference.passes import cost_in_words
     from mtlkit.training.saved_run import runs_within
@@ -113,13 +111,13 @@ def run(options: argparse.Namespace) -> int:
     title = f"{metrics['model']}, {metrics['part']} part of {metrics['data']}"
     title += f", {len(metrics['runs'])} runs" if several else ""
     headings = ("metric", "mean ± sd", "lowest to highest") if several else ("metric", "value", "95 % interval")
-    table = Table(*headings, title=title, title_justify="left")
+    table = open_table(*headings, title=title)
     for row in (_repeated if several else _single)(metrics["figures"]):
         table.add_row(*row)
     console = open_console(soft_wrap=True)
     console.print(table)
     if "pooled" in metrics:
-        table = Table("figure", "value", "95 % interval", title="all folds together", title_justify="left")
+        table = open_table("figure", "value", "95 % interval", title="all folds together")
         for row in _single(metrics["pooled"]["figures"]):
             table.add_row(*row)
         console.print(table)
@@ -157,8 +155,7 @@ def _repeated(figures: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 def _of_oracle(oracle: dict[str, Any]) -> Iterator[Any]:
     """The tables of the oracle, if there is one."""
-    from rich.table import Table
-
+    from mtlkit.cli._console import open_table
     from mtlkit.evaluation.report import oracle_tables
     from mtlkit.training.aggregate import in_words
 
@@ -172,7 +169,7 @@ def _of_oracle(oracle: dict[str, Any]) -> Iterator[Any]:
         return told if low is None else f"{told} ({low:.3f} to {high:.3f})"
 
     for found in oracle_tables(oracle) if oracle else ():
-        table = Table("", *found["head"], title=found["title"], title_justify="left")
+        table = open_table("", *found["head"], title=found["title"])
         for name, figures in found["rows"]:
             table.add_row(name, *map(words, figures))
         yield table

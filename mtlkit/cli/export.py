@@ -118,16 +118,15 @@ def _batches(saved: "SavedRun", records: Any) -> Iterator[tuple[Any, ...]]:
 
 def _judge(console: Any, saved: "SavedRun", records: Any, options: argparse.Namespace, images: int) -> None:
     """Figures before and after, and a line if one fell."""
-    from rich.table import Table
-
     from mtlkit import deploy
+    from mtlkit.cli._console import open_table
     from mtlkit.evaluation.exported import POINT, in_session, key_figures
 
     session = deploy.open_session(options.out)
     with progress_bar("judging") as progress:
         before, after = (key_figures(run, records, progress=progress) for run in (saved, in_session(saved, session)))
     title = f"calibrated with {images} images, judged on {len(records)} others"
-    table = Table("figure", "float32", "int8", title=title, title_justify="left")
+    table = open_table("figure", "float32", "int8", title=title)
     for name, value in before.items():
         table.add_row(name, f"{value:.3f}", f"{after.get(name, float('nan')):.3f}")
     console.print(table)

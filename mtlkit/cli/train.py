@@ -163,10 +163,8 @@ def cluster_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit train`."""
-    from rich.table import Table
-
     from mtlkit._output import check_outside
-    from mtlkit.cli._console import open_console
+    from mtlkit.cli._console import open_console, open_table
     from mtlkit.training import cross_validate, load_config, repeat, train
     from mtlkit.training.aggregate import digits_of, in_words
     from mtlkit.training.config import named_recipe
@@ -202,7 +200,7 @@ def run(options: argparse.Namespace) -> int:
             pairs = repeat(config, options.data, options.out, options.repeats, **settings, **series)
     cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
-    table = Table("metric", "validation", "test", "meaning", title=str(options.out), title_justify="left")
+    table = open_table("metric", "validation", "test", "meaning", title=str(options.out))
     for name in sorted(shown, key=lambda name: name in LOSSES):  # what the network achieves first
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""), metric_meaning(name))
     console.print(table)

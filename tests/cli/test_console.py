@@ -4,7 +4,7 @@ import io
 
 from rich.table import Table
 
-from mtlkit.cli._console import open_console, table_lines
+from mtlkit.cli._console import open_console, open_table, table_lines
 
 NAMES = ["[/red]run", "[bold]x[/bold]", ":warning:", "\x1b[2J\x1b]0;t\x07", "\u202egnp", "a\nb", "\udce9", "\r\x9b"]
 SHOWN = ["[/red]run", "[bold]x[/bold]", ":warning:", r"\x1b[2J\x1b]0;t\x07", r"\u202egnp", r"a\nb", r"\xe9", r"\r\x9b"]
@@ -12,7 +12,7 @@ SHOWN = ["[/red]run", "[bold]x[/bold]", ":warning:", r"\x1b[2J\x1b]0;t\x07", r"\
 
 def printed(*things, **options) -> str:
     file = io.StringIO()
-    console = open_console(file=file, width=100, **options)
+    console = open_console(**{"file": file, "width": 100} | options)
     for thing in things:
         console.print(thing)
     return file.getvalue()
@@ -30,6 +30,18 @@ def test_tables():
         text = printed(table)
         assert text.count(words) == 5
         assert name == words or name not in text
+
+
+def test_nothing_of_a_table_is_cut_where_it_is_narrow():
+    table = open_table("figure", "test", title="two runs")
+    names = ["precision_positive", "runs/mbdi-with-a-long-name"]
+    for name in names:
+        table.add_row(name, "Wilcoxon signed-rank test, of images")
+    lines = printed(table, width=40).splitlines()
+    assert max(map(len, lines)) <= 40
+    cells = [cell.strip() for line in lines if line.startswith("│") for cell in line.split("│")[1:2]]
+    assert "".join(cells) == "".join(names)
+    assert printed(table, width=50).count("precision_positive") == 1
 
 
 def test_styles_are_left():

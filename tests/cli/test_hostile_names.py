@@ -90,7 +90,8 @@ def test_ablate(tmp_path, shown, monkeypatch):
 @pytest.mark.parametrize("several", [False, True])
 def test_evaluate(tmp_path, shown, monkeypatch, several):
     figures = {"iou": {"mean": 0.5, "sd": 0.1, "runs": {NAME: 0.5}} if several else {"value": 0.5, "low": 0, "high": 1}}
-    metrics = {"model": "unet", "part": "test", "data": NAME, "runs": [NAME], "figures": figures, "remarks": [NAME]}
+    metrics = {"model": "unet", "part": "test", "data": NAME, "runs": [NAME], "figures": figures}
+    metrics |= {"remarks": [NAME], "cost": {}}
     for name in ("evaluate", "evaluate_repeats"):
         monkeypatch.setattr(mtlkit.evaluation, name, lambda *_, **__: metrics)
     run = tmp_path / NAME
