@@ -23,6 +23,17 @@ LOGGERS = {
 LOGS = "logs"
 
 
+class _StageOfWandb(WandbLogger):
+    """Finishes its run with its stage: Lightning's would give the next stage the same run, and write it at exit."""
+
+    def finalize(self, status: str) -> None:
+        import wandb
+
+        super().finalize(status)
+        if wandb.run is not None:
+            wandb.run.finish(exit_code=int(status != "success"))
+
+
 def make_logger(name: str, run: Path, stage: str) -> Logger:
     """A logger for one stage of a run.
 
@@ -47,7 +58,7 @@ def make_logger(name: str, run: Path, stage: str) -> Logger:
     if name == "tensorboard":
         return TensorBoardLogger(folder / name, name=stage)
     if name == "wandb":
-        return WandbLogger(name=f"{run.name} {stage}", save_dir=folder, project="mtlkit")
+        return _StageOfWandb(name=f"{run.name} {stage}", save_dir=folder, project="mtlkit")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
     return MLFlowLogger("mtlkit", f"{run.name} {stage}", tracking_uri=uri)
 

@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,8 @@ def short(small):
     return small.change({"stopping": {"epochs": 2}})
 
 
-def told(run) -> dict[int, float]:
-    with (run / "stage1/metrics.csv").open() as file:
+def told(run: Path, stage: str = "stage1") -> dict[int, float]:
+    with (run / stage / "metrics.csv").open() as file:
         return {int(row["epoch"]): float(row["val/loss"]) for row in csv.DictReader(file)}
 
 
@@ -41,6 +44,41 @@ def test_mlflow(tmp_path, ultrasound, short, monkeypatch):
     assert (run.info.run_name, run.info.status) == ("run stage1", "FINISHED")
     values = [entry.value for entry in client.get_metric_history(run.info.run_id, "val/loss")]
     assert values == pytest.approx(list(told(tmp_path / "run").values()))
+
+
+def records_of_wandb(path: Path) -> Iterator[Any]:
+    """What a transaction log holds: a header of 7 bytes, then parts of records in blocks as in LevelDB's logs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, parts = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        if (left := 2**15 - at % 2**15) < 7:
+            at += left
+            continue
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def test_wandb_offline(tmp_path, ultrasound, two_stages, monkeypatch):
+    pytest.importorskip("wandb", reason="Weights & Biases is not installed: pip install 'mtlkit[loggers]'")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    short = two_stages.change({"stopping": {"epochs": 1}, "second_stage": {"stopping": {"epochs": 1}}})
+    train(short, ultrasound, tmp_path / "run", logger="wandb", progress=False)
+    names = set()
+    for log in (tmp_path / "run/logs/wandb").glob("offline-run-*/*.wandb"):
+        records = list(records_of_wandb(log))
+        name = next(record.run.display_name for record in records if record.HasField("run"))
+        rows = [{item.key or item.nested_key[0]: item.value_json for item in r.history.item} for r in records]
+        values = [float(row["val/loss"]) for row in rows if "val/loss" in row]
+        assert values == pytest.approx(list(told(tmp_path / "run", name.removeprefix("run ")).values()))
+        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+        names.add(name)
+    assert names == {"run stage1", "run stage2"}
 
 
 def test_logs_stay_where_a_run_is_replaced_and_change_nothing(tmp_path, ultrasound, short):
