@@ -175,7 +175,8 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 def why_kept(config: pytest.Config, exitstatus: int) -> str | None:
     """Why the files in results/ stay as they are, if they do."""
     load = config.stash[LOAD]
-    if exitstatus != 0 or config.stash[DESELECTED]:
+    whole = [config.invocation_params.dir / argument for argument in config.args] == [Path(__file__).parent]
+    if exitstatus != 0 or config.stash[DESELECTED] or not whole:
         return "not every benchmark ran and passed"
     if load.busy and not config.option.force:
         return f"other programs used {load.in_words()} before the run, more than {machine.BUSY} (--force overrides)"

@@ -217,16 +217,33 @@ def test_a_busy_machine_keeps_its_results(written):
     assert not (written / "results").exists()
 
 
-@pytest.mark.parametrize(("cores", "force", "kept"), [(0.9, False, True), (0.9, True, False), (0.2, False, False)])
-def test_force_overrides_a_busy_machine(root, cores, force, kept):
+@pytest.fixture
+def why_kept(root):
+    """Calls the function of benchmarks/conftest.py for a run of so busy a machine, with these arguments."""
     spec = importlib.util.spec_from_file_location("conftest_of_benchmarks", root / "benchmarks/conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    stash = {module.LOAD: machine.Load(cores, "", None), module.DESELECTED: 0}
-    config = SimpleNamespace(stash=stash, option=SimpleNamespace(force=force))
-    why = module.why_kept(config, 0)
-    assert (why is not None) == kept
-    assert module.why_kept(config, 1) == "not every benchmark ran and passed"
+
+    def call(cores=0.0, force=False, failed=0, arguments=("benchmarks",)):
+        config = SimpleNamespace(
+            stash={module.LOAD: machine.Load(cores, "", None), module.DESELECTED: 0},
+            option=SimpleNamespace(force=force),
+            invocation_params=SimpleNamespace(dir=root),
+            args=list(arguments),
+        )
+        return module.why_kept(config, failed)
+
+    return call
+
+
+@pytest.mark.parametrize(("cores", "force", "kept"), [(0.9, False, True), (0.9, True, False), (0.2, False, False)])
+def test_force_overrides_a_busy_machine(why_kept, cores, force, kept):
+    assert (why_kept(cores, force) is not None) == kept
+
+
+@pytest.mark.parametrize("part", [{"failed": 1}, {"arguments": ["benchmarks/test_bench_ss2d.py"]}])
+def test_a_part_of_the_benchmarks_keeps_the_results(why_kept, part):
+    assert why_kept(force=True, **part) == "not every benchmark ran and passed"
 
 
 # --- the README and the targets ---------------------------------------------------------------------------------------
