@@ -42,7 +42,7 @@ def section(found: list[Document]) -> str:
         *(f"- {_machine_line(document)}" for document in found),
         "",
         "SS2D on a 56 x 56 map with 96 channels and 16 states, one image; task interaction with 8 images; float32.",
-        "Ratios are ranges over the machines; the times and rates below a machine's name are mtlkit's.",
+        "Nx is N times as fast; ratios are ranges over machines; times and rates below a machine's name are mtlkit's.",
         "",
         f"| what | compared with | ratio | {' | '.join(kinds)} |",
         f"|---|---|---{'|---' * len(kinds)}|",
