@@ -163,28 +163,32 @@ constexpr unsigned kPullBytes = kTileWarps * kImages * kWarp * sizeof(float);
 
 // Where a block of a pull stands: columns of one of some layers, and some images.
 struct Columns {
-  int64_t layer, n, first;  // first: image
+  int layer;
+  int64_t n, first;  // first: image
 
   __device__ Columns(int64_t images, int64_t one, int64_t two) : layer(0) {
-    const int64_t groups = ceil_div(images, kImages);
-    int64_t block = blockIdx.x / groups;
-    first = blockIdx.x % groups * kImages;
-    if (block >= ceil_div(one, kWarp)) {
-      block -= ceil_div(one, kWarp);
+    const unsigned groups = static_cast<unsigned>(ceil_div(images, kImages));
+    unsigned block = blockIdx.x / groups;
+    first = int64_t{blockIdx.x % groups} * kImages;
+    const unsigned ones = static_cast<unsigned>(ceil_div(one, kWarp)),
+                   twos = static_cast<unsigned>(ceil_div(two, kWarp));
+    if (block >= ones) {
+      block -= ones;
       layer = 1;
-      if (block >= ceil_div(two, kWarp)) {
-        block -= ceil_div(two, kWarp);
+      if (block >= twos) {
+        block -= twos;
         layer = 2;
       }
     }
-    n = block * kWarp + threadIdx.x % kWarp;
+    n = int64_t{block} * kWarp + threadIdx.x % kWarp;
   }
 };
 
 int64_t column_blocks(int64_t images, int64_t columns) { return ceil_div(images, kImages) * ceil_div(columns, kWarp); }
 
 // What the two projections of three signals add to the gradients of mu, mean and vectors.
-__global__ void __launch_bounds__(kTileThreads) interaction_queries_bwd_kernel(const InteractionGatingBackward params) {
+__global__ void __launch_bounds__(kTileThreads, 2)
+    interaction_queries_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const Columns at(v.B, v.C, v.F);
   const int64_t b = at.first + threadIdx.x / kWarp, n = at.n;
@@ -235,7 +239,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_gate_bwd_kernel(cons
 }
 
 // Columns of the context's layer, of the gain's and of the map's gate.
-__global__ void __launch_bounds__(kTileThreads) interaction_rows_bwd_kernel(const InteractionGatingBackward params) {
+__global__ void __launch_bounds__(kTileThreads, 2) interaction_rows_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const Columns at(v.B, v.P, v.F);
   const int64_t b = at.first + threadIdx.x / kWarp, n = at.n;

@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
   float sum[kRows][2] = {}, logits[2] = {}, energy = 0.0f;
   for (int first = 0; first < C; first += kTileDepth) {
     block_sync();
+#pragma unroll(kRows > 12 ? 2 : 8)  // for want of registers
     for (int e = threadIdx.x; e < kTileDepth * kTileColumns; e += kTileThreads) {
       const auto [k, i] = place_of<kTileDepth, kTileColumns>(e, across);
       float value = 0.0f;
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
       attn[threadIdx.x] = c < C && p.attn ? p.attn[c] : 0.0f;
     }
     if (p.weight) {
-#pragma unroll 4
+#pragma unroll(kRows > 12 ? 2 : 4)
       for (int j = 0; j < kRows; ++j) {  // eight neighbours of four rows a warp
         const int run = j * kTileWarps + warp, k = run % 4 * 8 + lane % 8, r = run / 4 * 4 + lane / 8;
         const int q = block * kRows * kTileWarps + r;

@@ -42,7 +42,7 @@ inline constexpr int kTileFloats = kTileDepth * (kLeftPitch<kRows> + kRightPitch
 template <int kRows>
 __device__ inline void multiply(const float* left, const float* right, float (&sum)[kRows][2]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-#pragma unroll(kRows > 12 ? 2 : 4)
+#pragma unroll(kRows > 12 ? 1 : 4)  // for want of registers
   for (int k = 0; k < kTileDepth; ++k) {
     const float first = right[k * kRightPitch + lane], second = right[k * kRightPitch + lane + kWarp];
 #pragma unroll

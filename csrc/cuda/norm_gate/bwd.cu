@@ -112,7 +112,7 @@ __device__ void block_sums(float* scratch, float* first, float* second) {
 // Any number of channels: the block owns a row, a thread some channels of every row. It reads the row again from the
 // cache, and gathers the sums for weight and bias in its channels of the block's partials.
 template <typename X, typename Y>
-__global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_any_kernel(const NormGateBackward params) {
+__global__ void __launch_bounds__(kNormGateThreads, 2) norm_gate_bwd_any_kernel(const NormGateBackward params) {
   const NormGate& p = params.norm;
   const float per_channel = 1.0f / static_cast<float>(p.shape.channels);
   float* const scratch = reinterpret_cast<float*>(dynamic_shared());

@@ -289,11 +289,17 @@ __device__ float* waiting(const SS2DBackward& params, const Portion& portion, co
   return channel < p.shape.channels ? params.carries + (row * p.shape.channels + channel) * L::kPadded : nullptr;
 }
 
-// Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill.
+// Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill. On 12.0 the
+// widest layout's shared memory leaves room for one alone.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+inline constexpr int kWidestBlocks = 1;
+#else
+inline constexpr int kWidestBlocks = 2;
+#endif
 template <typename L, bool kEndsOnly>
 constexpr int kLeastBlocks = kEndsOnly            ? 512 / (2 * L::kThreads)
                              : L::kLanes > 4      ? 1
-                             : L::kThreads == 128 ? 2
+                             : L::kThreads == 128 ? kWidestBlocks
                                                   : 3;
 
 // kEndsOnly: finds the carry that each chunk leaves instead of the gradients, from all of its tiles.
