@@ -1,23 +1,21 @@
 """DICOM: pixels as they are meant to be seen, and the tags that say which view of which breast it is.
 
-Sources: DICOM PS3.3, C.8.11.7 (mammography image module), 10.7.1.3 (pixel spacing) and C.8.5.5 (ultrasound regions);
-PS3.16, CID 4014 (views, by SNOMED CT code and by the older SNOMED RT code).
+Sources: DICOM PS3.3, C.8.11.7 (mammography image module); PS3.16, CID 4014 (views, by SNOMED CT code and by the older
+SNOMED RT code).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mtlkit.data.dicom_file import Tags, open_dicom
-from mtlkit.data.dicom_pixels import functional_group, render_dicom
+from mtlkit.data.dicom_file import open_dicom
+from mtlkit.data.dicom_pixels import render_dicom
+from mtlkit.data.dicom_spacing import pixel_spacing
 from mtlkit.data.pixels import MAX_PIXELS
 
 __all__ = ["DicomTags", "read_dicom", "read_dicom_tags", "read_pixel_spacing"]
 
-LARGEST = 1e6  # mm; what is beyond is no size of a pixel
-TISSUE, CENTIMETRES = 1, 3  # of an ultrasound region: its kind, two-dimensional, and its units
 VIEW_CODES = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226": "MLO"}
 
 
@@ -67,11 +65,16 @@ def read_dicom_tags(path: str | Path) -> DicomTags:
     return DicomTags(tags.text("PatientID") or None, side if side in ("L", "R") else None, view)
 
 
-def read_pixel_spacing(path: str | Path) -> tuple[float, float] | None:
+def read_pixel_spacing(path: str | Path, frame: int = 0) -> tuple[float, float] | None:
     """How far rows and columns lie apart, in mm; None where the file does not say.
 
-    Of PixelSpacing; else of ImagerPixelSpacing, in the plane of the detector, divided by the magnification where that
-    is known; else of the regions of an ultrasound image, if all that show tissue have the same scale.
+    The regions of an ultrasound image count before PixelSpacing; PixelSpacing, where it was calibrated, before
+    ImagerPixelSpacing, which is of the plane of the detector, and is divided by the magnification where that is known.
+    It is also None where the file says several things, of which none is better than another.
+
+    Args:
+        path: the file.
+        frame: which frame, where there are several.
 
     Raises:
         DataError: the file cannot be read.
@@ -82,43 +85,7 @@ def read_pixel_spacing(path: str | Path) -> tuple[float, float] | None:
         >>> read_pixel_spacing(get_testdata_file("CT_small.dcm"))
         (0.661468, 0.661468)
     """
-    return pixel_spacing(open_dicom(Path(path), max_pixels=2**32))
-
-
-def pixel_spacing(tags: Tags) -> tuple[float, float] | None:
-    """As `read_pixel_spacing`, of tags that are read already."""
-    magnification = 1.0
-    spacing = tags.numbers("PixelSpacing", functional_group(tags, "PixelMeasuresSequence", 0))
-    if not spacing:
-        spacing = tags.numbers("ImagerPixelSpacing")
-        magnification = tags.number("EstimatedRadiographicMagnificationFactor", 1.0) or 1.0
-    if not spacing:
-        regions = [
-            region
-            for region in tags.items("SequenceOfUltrasoundRegions")
-            if tags.number("RegionSpatialFormat", None, region) == TISSUE
-        ]
-        if any(_reaches_beyond(region, tags) for region in regions):
-            return None  # the image was resized or cropped, and its regions were not
-        units = {_pair(tags, region, "PhysicalUnitsYDirection", "PhysicalUnitsXDirection") for region in regions}
-        scales = {_pair(tags, region, "PhysicalDeltaY", "PhysicalDeltaX") for region in regions}
-        if units == {(CENTIMETRES, CENTIMETRES)} and len(scales) == 1:
-            spacing = [10 * abs(delta) for delta in scales.pop() if delta is not None]
-    if len(spacing) != 2:
-        return None
-    rows, columns = (value / magnification for value in spacing)
-    return (rows, columns) if min(rows, columns) > 0 and max(rows, columns) < LARGEST else None
-
-
-def _pair(tags: Tags, item: Any, rows: str, columns: str) -> tuple[float | None, float | None]:
-    return tags.number(rows, None, item), tags.number(columns, None, item)
-
-
-def _reaches_beyond(region: Any, tags: Tags) -> bool:
-    """Whether an ultrasound region lies partly outside of the image."""
-    rows, columns = tags.shape
-    bottom, right = _pair(tags, region, "RegionLocationMaxY1", "RegionLocationMaxX1")
-    return (right or 0) >= columns + 1 or (bottom or 0) >= rows + 1  # some count to the end
+    return pixel_spacing(open_dicom(Path(path), max_pixels=2**32), frame).value
 
 
 def read_dicom(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

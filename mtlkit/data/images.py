@@ -16,9 +16,9 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from mtlkit._files import check_file
-from mtlkit.data.dicom import pixel_spacing
 from mtlkit.data.dicom_file import is_dicom, open_dicom
 from mtlkit.data.dicom_pixels import render_dicom
+from mtlkit.data.dicom_spacing import pixel_spacing
 from mtlkit.data.pixels import (
     MAX_PIXELS,
     Loaded,
@@ -257,7 +257,7 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
         unit, tags = render_dicom(path, frame, max_pixels)
         pixels = eight_bits(unit)
         pixels = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
-        return Loaded(pixels, pixel_spacing(tags), tuple(tags.remarks))
+        return Loaded(pixels, *pixel_spacing(tags, frame or 0), tuple(tags.remarks))
     remarks: list[str] = []
     with opened(path, max_pixels) as image:
         pages = seek(image, path, frame, max_pixels)
@@ -269,7 +269,7 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
             values = upright_numbers(values, image, remarks)
             pixels = _stretched(values, image, path, pages, remarks)
             pixels = np.repeat(pixels[..., None], 3, 2) if pixels.ndim == 2 else pixels
-    return Loaded(pixels, None, tuple(remarks))
+    return Loaded(pixels, remarks=tuple(remarks))
 
 
 def read_image(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -37,6 +37,7 @@ class Loaded(NamedTuple):
 
     pixels: np.ndarray  # (H, W, 3), uint8
     spacing: tuple[float, float] | None = None  # mm between rows and between columns
+    conflict: str = ""  # what else the file says of that
     remarks: tuple[str, ...] = ()  # how its numbers were read, and what in the file could not be used
 
 

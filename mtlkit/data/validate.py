@@ -1,7 +1,7 @@
 """Checking a data set before any training: every file is read once, and what is missing or odd is told."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from mtlkit.data.duplicates import Looks, NearDuplicate
 from mtlkit.data.images import load_image
 from mtlkit.data.layouts import scan
 from mtlkit.data.masks import odd_mask, read_mask
-from mtlkit.data.pixels import MAX_PIXELS
+from mtlkit.data.pixels import MAX_PIXELS, Loaded
 from mtlkit.data.records import Catalogue, Exam, Finding, Record
 from mtlkit.data.splits import load_split
 from mtlkit.errors import DataError, MismatchError, TooLargeError
@@ -82,16 +82,18 @@ def _error(error: DataError, path: Path, key: str) -> Finding:
     return Finding("error", KINDS.get(type(error), "unreadable"), error.path or path, error.text, key)
 
 
-def _remarks(path: Path, remarks: Sequence[str]) -> list[Finding]:
-    return [Finding("note", "reading", path, text) for text in remarks]
+def _remarks(path: Path, loaded: Loaded) -> list[Finding]:
+    """What the file says of itself."""
+    notes = [Finding("note", "reading", path, text) for text in loaded.remarks]
+    return [*notes, *([Finding("warning", "contradicting spacing", path, loaded.conflict)] if loaded.conflict else [])]
 
 
 def _check_record(record: Record, seen: dict[bytes, Record], max_pixels: int, looks: Looks | None) -> list[Finding]:
     try:
-        image, _, remarks = load_image(record.image, record.frame, max_pixels)
+        loaded = load_image(record.image, record.frame, max_pixels)
     except DataError as error:
         return [_error(error, record.image, record.key)]
-    findings = _remarks(record.image, remarks)
+    image, findings = loaded.pixels, _remarks(record.image, loaded)
     height, width, _ = image.shape
     if min(height, width) < SMALLEST:
         text = f"has only {width} x {height} pixels"
@@ -120,12 +122,12 @@ def _check_exam(exam: Exam, seen: dict[bytes, Path], max_pixels: int, looks: Loo
     findings = []
     for path in exam.files:
         try:
-            image, _, remarks = load_image(path, None, max_pixels)
+            loaded = load_image(path, None, max_pixels)
         except DataError as error:
             findings.append(_error(error, path, exam.key))
             continue
-        findings += _remarks(path, remarks)
-        pixels = image[..., 0]
+        findings += _remarks(path, loaded)
+        image, pixels = loaded.pixels, loaded.pixels[..., 0]
         if (image != pixels[..., None]).any():
             findings.append(Finding("error", "colours", path, "has colours where a mammogram is grey", exam.key))
             continue
@@ -179,8 +181,8 @@ def check_dataset(
     Errors concern what cannot be used: missing masks, rows, tags and classes, unreadable files, masks of another size
     than their image, the same image in two classes. Warnings concern what can be used and should be looked at:
     duplicates, images that look alike but are of different groups (see `near_duplicates`), empty masks, masks without
-    image, missing views. Notes are for information, as on merged masks and on
-    how numbers of more than 8 bits were read.
+    image, missing views, tags that contradict each other on the size of the pixels. Notes are for information, as on
+    merged masks and on how numbers of more than 8 bits were read.
 
     Args:
         root: its folder.

@@ -8,6 +8,7 @@ report.html                      all of it to read, in one file
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from mtlkit._extras import check_installed
 from mtlkit._files import csv_text, plain
 from mtlkit._output import new_folder
 from mtlkit.data import Catalogue, Exam, Record
+from mtlkit.data.dicom_spacing import spacing_conflicts
 from mtlkit.data.files import check_folder
 from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
@@ -148,6 +150,9 @@ def evaluate(
             run.model.to(device)
         catalogue = run.open_data(data, layout, skip_bad=skip_bad)
         part, records, remarks = choose_records(run, catalogue, part, skip_bad)
+        if run.task.draws_masks and (conflicts := spacing_conflicts(records)):
+            warnings.warn(f"distances in mm are doubtful: {conflicts}", stacklevel=2)
+            remarks.append(f"Distances in mm are doubtful: {conflicts}.")
         steps = {"batch_size": batch_size, "progress": progress}
         ways = {"sliding_window": sliding_window, "tta": tta}
         predictions = predict_records(run, records, features=tsne, tolerance=tolerance, **ways, **steps)

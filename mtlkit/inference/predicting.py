@@ -12,6 +12,7 @@ process that was started writes.
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -489,6 +490,8 @@ def _lesion(record: Record, drawn: np.ndarray | None, image: Loaded, draft: File
     else:
         return {}
     row = {"area_pixels": int(mask.sum()), "area_mm2": ""}
+    if image.conflict:
+        warnings.warn(f"area_mm2: {record.image}: {image.conflict}", stacklevel=2)
     if image.spacing is not None:
         row["area_mm2"] = row["area_pixels"] * image.spacing[0] * image.spacing[1]
     drawings = {"overlay": draw_overlay(image.pixels, mask)}

@@ -328,6 +328,13 @@ def test_absent_class_and_images_without_lesion_alone(lesion, ultrasound, tmp_pa
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_doubtful_sizes_of_pixels_are_told_before_images_are_read(lesion, tmp_path, monkeypatch):
+    monkeypatch.setattr("mtlkit.evaluation.runner.spacing_conflicts", lambda records: f"{len(records)} are odd")
+    with pytest.warns(UserWarning, match="distances in mm are doubtful: .* are odd"):
+        metrics = evaluate(lesion, None, tmp_path / "out", examples=0, samples=0)
+    assert any(remark.startswith("Distances in mm are doubtful: ") for remark in metrics["remarks"])
+
+
 def test_parts(lesion, tmp_path, tables):
     for part in ("train", "val", "test"):
         metrics = evaluate(lesion, None, tmp_path / part, part=part, examples=0, samples=0)

@@ -127,6 +127,10 @@ def test_area_in_square_millimetres(lesion, tmp_path):
     (row,) = predict(lesion, tmp_path / "a.dcm", tmp_path / "out").rows
     assert row["area_pixels"] > 0
     assert row["area_mm2"] == pytest.approx(row["area_pixels"] / 8)
+    file.ImagerPixelSpacing = [0.25, 0.25]
+    file.save_as(tmp_path / "b.dcm")
+    with pytest.warns(UserWarning, match=r"area_mm2: .*b\.dcm: PixelSpacing, 0.5 x 0.25 mm, which counts, contradicts"):
+        predict(lesion, tmp_path / "b.dcm", tmp_path / "doubtful")
 
 
 def test_the_pixels_of_a_file_are_read_once(lesion, tmp_path, monkeypatch):
