@@ -41,7 +41,7 @@ def test_a_kernel_without_its_barrier_is_not_used(first_use, kernels, monkeypatc
     try:
         with pytest.warns(RuntimeWarning, match=r"norm_gate: another backend takes the place of 'cuda': .*doctor"):
             got = mtlkit.ops.norm_gate(x)
-        with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="cannot serve norm_gate: its kernels failed"):
+        with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="cannot run norm_gate: its kernels failed"):
             mtlkit.ops.norm_gate(x)
     finally:
         kernels.leave_out(0)

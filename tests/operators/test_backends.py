@@ -52,7 +52,7 @@ def test_a_request_holds_until_the_next_or_the_end_of_its_block():
     ],
 )
 def test_a_request_that_cannot_be_met_says_why(backend, device, reason):
-    with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot serve op: {reason}"):
+    with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot run op: {reason}"):
         choice(device=device)
 
 
@@ -136,7 +136,7 @@ def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
         "task_interaction": lambda: mtlkit.ops.task_interaction(*level),
     }
     for op, call in calls.items():
-        with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot serve {op}: {reason}"):
+        with mtlkit.use_backend(backend), pytest.raises(ValueError, match=f"{backend}.*cannot run {op}: {reason}"):
             call()
 
 

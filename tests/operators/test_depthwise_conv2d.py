@@ -27,7 +27,7 @@ def test_windows_without_a_kernel_go_to_torch(kernel, options):
     got = call.function(**call.inputs)["y"]
     with mtlkit.use_backend("reference"):
         assert torch.allclose(got, call.function(**call.inputs)["y"], rtol=1e-12)
-    with mtlkit.use_backend("cpu"), pytest.raises(ValueError, match="cannot serve depthwise_conv2d: it "):
+    with mtlkit.use_backend("cpu"), pytest.raises(ValueError, match="cannot run depthwise_conv2d: it "):
         call.function(**call.inputs)
 
 
