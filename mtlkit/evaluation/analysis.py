@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mtlkit.evaluation.bootstrap import (
     Array,
     Figure,
+    Ranked,
     Values,
     classification,
     intervals,
@@ -23,7 +24,7 @@ from mtlkit.evaluation.bootstrap import (
     score_means,
     threshold_scores,
 )
-from mtlkit.evaluation.failure import failure_values, failures
+from mtlkit.evaluation.failure import failure_values, failures, rank_failures
 from mtlkit.evaluation.predictions import Predictions
 from mtlkit.metrics import positive_class
 from mtlkit.training.tasks import CLASS, HEADS
@@ -37,7 +38,7 @@ DIFFICULTIES = ("easy", "medium", "hard")  # thirds of the images, by their IoU
 # --- all figures ------------------------------------------------------------------------------------------------------
 
 
-def _statistic(predictions: Predictions, weights: Array) -> Values:
+def _statistic(predictions: Predictions, ranked: Mapping[tuple[str, str], Ranked], weights: Array) -> Values:
     """All figures that have an interval, by (section, ...)."""
     found: Values = {}
     for name, value in score_means(weights, predictions.scores).items():
@@ -49,7 +50,7 @@ def _statistic(predictions: Predictions, weights: Array) -> Values:
                 found["figures", HEADS[task].prefix + name] = value
             else:
                 found[("classes", task, *name)] = value
-    return found | _calibration_values(predictions, weights) | failure_values(predictions, weights)
+    return found | _calibration_values(predictions, weights) | failure_values(ranked, weights)
 
 
 def _calibration_values(predictions: Predictions, weights: Array) -> Values:
@@ -100,7 +101,8 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
         >>> found["confusion"], round(found["figures"]["accuracy"].value, 3)
         ({'class': [[1, 1], [0, 1]]}, 0.667)
     """
-    found = intervals(lambda weights: _statistic(predictions, weights), predictions.groups, samples, seed)
+    ranked = rank_failures(predictions)
+    found = intervals(lambda weights: _statistic(predictions, ranked, weights), predictions.groups, samples, seed)
     names = predictions.run.tasks
     classes: dict[str, Any] = {task: {} for task in names}
     for task, labels in predictions.labels.items():

@@ -24,6 +24,7 @@ Statistic = Callable[[Array], Values]
 
 PERCENTILES = (2.5, 97.5)
 BINS = 10  # of confidence, for the calibration error
+TINY = np.finfo(np.float64).tiny
 CELLS = 200_000  # of a matrix of weights that is made at once: 1.6 MB, which stays in a cache
 
 
@@ -121,6 +122,75 @@ def score_means(weights: Array, scores: Mapping[str, Array]) -> Values:
     return found
 
 
+class Ranked:
+    """Scores (N,) in their order, some of them of positives, for `ranking` and `risk_area`; NaN is left out.
+
+    A bootstrap calls a statistic once for each portion of samples: what it needs of the scores is sorted once here.
+
+    Args:
+        scores: (N,).
+        positive: (N,), of which scores.
+
+    Example:
+        >>> import numpy as np
+        >>> from mtlkit.evaluation.bootstrap import Ranked
+        >>> Ranked(np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True])).figures(np.ones((1, 4)))
+        (array([0.875]), array([0.83333333]), array([0.29166667]))
+    """
+
+    def __init__(self, scores: Array, positive: NDArray[np.bool_]) -> None:
+        known = np.flatnonzero(~np.isnan(scores))
+        self.order = known[np.argsort(scores[known], kind="stable")]
+        distinct = np.diff(scores[self.order], prepend=np.nan) != 0
+        self.starts = np.flatnonzero(distinct)  # of each distinct score
+        hit = positive[self.order]
+        self.positives = self.order[hit]
+        of = (np.cumsum(distinct) - 1)[hit]  # of each positive, which of the distinct scores it has
+        self.first = np.flatnonzero(np.diff(of, prepend=-1) != 0)
+        self.at = of[self.first]  # the distinct scores of positives
+
+    def figures(self, weights: Array) -> tuple[Array, Array, Array]:
+        """Area under the ROC curve, average precision and area under the risk-coverage curve, (r,) each."""
+        if not len(self.order):
+            nothing = np.full(len(weights), np.nan)
+            return nothing, nothing, nothing
+        here = _sums(weights.take(self.order, axis=1), self.starts)  # (r, distinct): weight at each score
+        kept = here.cumsum(1)  # at most it
+        everything = kept[:, -1].copy()
+        if not len(self.at):
+            nothing = np.full(len(weights), np.nan)
+            return nothing, nothing, _divide(np.zeros(len(weights)), everything)
+        above = _sums(weights.take(self.positives, axis=1), self.first)  # (r, scores of positives): their own weight
+        here_too, kept_too, found = here[:, self.at], kept[:, self.at], above.cumsum(1)
+        positives = found[:, -1]
+        negatives = everything - positives
+        possible = (positives > 0) & (negatives > 0)
+        least = np.where(above > 0, everything[:, None] - kept_too + here_too, 1)  # weight of at least the score
+        average = _divide(_dot(above, (positives[:, None] - found + above) / least), positives)
+        area = _divide(_dot(above, kept_too - found - (here_too - above) / 2), positives * negatives)
+        # the risk at each score is the weight of the positives up to it, over that of all: a positive counts in its
+        # own share and in those of all scores above it
+        shares = np.divide(here, np.maximum(kept, TINY, out=kept), out=here)
+        shares_too = shares[:, self.at]
+        behind = shares.cumsum(1, out=kept)
+        risk = _dot(above, behind[:, -1:] - behind[:, self.at] + shares_too)
+        return (
+            np.where(possible, area, np.nan),
+            np.where(possible, average, np.nan),
+            _divide(risk, everything),
+        )
+
+
+def _sums(values: Array, starts: NDArray[np.int64]) -> Array:
+    """The sums between `starts` along the rows."""
+    return values if len(starts) == values.shape[1] else np.add.reduceat(values, starts, axis=1)
+
+
+def _dot(first: Array, second: Array) -> Array:
+    """The scalar product of each pair of rows."""
+    return np.einsum("rn,rn->r", first, second)
+
+
 def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple[Array, Array]:
     """Area under the ROC curve and average precision of scores (N,), (r,) each; scores of NaN are left out.
 
@@ -133,25 +203,7 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
         >>> ranking(np.ones((1, 4)), np.array([0.1, 0.4, 0.4, 0.9]), np.array([False, False, True, True]))
         (array([0.875]), array([0.83333333]))
     """
-    known = ~np.isnan(scores)
-    if not known.any():
-        nothing = np.full(len(weights), np.nan)
-        return nothing, nothing
-    weights, scores, positive = weights[:, known], scores[known], positive[known]
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score
-    weights, positive = weights[:, order], positive[order]
-    above, below = weights * positive, weights * ~positive  # (r, N): weight of the positives, and of the negatives
-    if len(starts) < len(scores):
-        above, below = (np.add.reduceat(values, starts, axis=1) for values in (above, below))  # (r, distinct)
-    positives, negatives, lower = above.sum(1), below.sum(1), below.cumsum(1)
-    possible = (positives > 0) & (negatives > 0)
-    hits = positives[:, None] - above.cumsum(1) + above  # of at least this score
-    alarms = negatives[:, None] - lower + below
-    precision = np.nan_to_num(_divide(hits, hits + alarms))
-    area = _divide((above * (lower - below / 2)).sum(1), positives * negatives)
-    average = _divide((above * precision).sum(1), positives)
-    return np.where(possible, area, np.nan), np.where(possible, average, np.nan)
+    return Ranked(scores, positive).figures(weights)[:2]
 
 
 def risk_area(weights: Array, scores: Array, failed: NDArray[np.bool_]) -> Array:
@@ -166,17 +218,7 @@ def risk_area(weights: Array, scores: Array, failed: NDArray[np.bool_]) -> Array
         >>> risk_area(np.ones((1, 4)), np.array([0.1, 0.2, 0.3, 0.9]), np.array([False, False, False, True]))
         array([0.0625])
     """
-    known = ~np.isnan(scores)
-    if not known.any():
-        return np.full(len(weights), np.nan)
-    weights, scores, failed = weights[:, known], scores[known], failed[known]
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of each distinct score
-    weights, failed = weights[:, order], failed[order]
-    here, wrong = (np.add.reduceat(values, starts, axis=1) for values in (weights, weights * failed))
-    kept = here.cumsum(1)
-    risk = np.nan_to_num(_divide(wrong.cumsum(1), kept))
-    return _divide((here * risk).sum(1), kept[:, -1])
+    return Ranked(scores, failed).figures(weights)[2]
 
 
 def _ranks(weights: Array, values: Array) -> Array:

@@ -10,13 +10,15 @@ Source: the published evaluation of BTI-Net (arXiv 2606.29102); for the risk-cov
 "Selective Classification for Deep Neural Networks" (arXiv 1705.08500).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from mtlkit.evaluation.bootstrap import Array, Values, ranking, risk_area
+from mtlkit.evaluation.bootstrap import Array, Ranked, Values
 from mtlkit.evaluation.predictions import Predictions
 
-__all__ = ["BASELINE", "FAILED_IOU", "failure_scores", "failure_values", "failures"]
+__all__ = ["BASELINE", "FAILED_IOU", "failure_scores", "failure_values", "failures", "rank_failures"]
 
 FAILED_IOU = 0.5
 BASELINE = "1 - confidence"
@@ -59,18 +61,21 @@ def failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
     return scores | {method: of[what] for method, of in predictions.uncertainty.items() if what in of}
 
 
-def failure_values(predictions: Predictions, weights: Array) -> Values:
-    """How well each score predicts, by ("failure", what, score, figure), for `intervals`."""
+def rank_failures(predictions: Predictions) -> dict[tuple[str, str], Ranked]:
+    """Each score in its order, with what failed, by what can fail and the score's name."""
+    return {
+        (what, name): Ranked(np.where(known, score, np.nan), failed)
+        for what, (failed, known) in failures(predictions).items()
+        for name, score in failure_scores(predictions, what).items()
+    }
+
+
+def failure_values(ranked: Mapping[tuple[str, str], Ranked], weights: Array) -> Values:
+    """How well each score predicts failure, by ("failure", what, score, figure), for `intervals`."""
     found: Values = {}
-    for what, (failed, known) in failures(predictions).items():
-        for name, score in failure_scores(predictions, what).items():
-            score = np.where(known, score, np.nan)
-            auroc, average = ranking(weights, score, failed)
-            found |= {
-                ("failure", what, name, "auroc"): auroc,
-                ("failure", what, name, "average_precision"): average,
-                ("failure", what, name, "aurc"): risk_area(weights, score, failed),
-            }
+    for (what, name), scores in ranked.items():
+        figures = zip(("auroc", "average_precision", "aurc"), scores.figures(weights), strict=True)
+        found |= {("failure", what, name, figure): value for figure, value in figures}
     return found
 
 

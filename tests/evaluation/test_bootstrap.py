@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from mtlkit.evaluation import Figure, classification, intervals, ranking, risk_area, score_means, spearman
-from mtlkit.evaluation.bootstrap import confidence_bins, resampled
+from mtlkit.evaluation.bootstrap import Ranked, confidence_bins, resampled
 from mtlkit.metrics import ClassificationMetrics, failure_detection
 
 
@@ -291,8 +291,14 @@ def test_ten_thousand_images_take_seconds():
     probabilities, labels = generator.dirichlet([1, 1, 1], count), generator.integers(3, size=count)
     scores = {str(i): generator.random(count) for i in range(10)}
 
+    failed = generator.random(count) < 0.2
+    ranked = {name: Ranked(values, failed) for name, values in scores.items()}
+
     def statistic(weights):
-        return score_means(weights, scores) | classification(weights, probabilities, labels, 1)
+        found = score_means(weights, scores) | classification(weights, probabilities, labels, 1)
+        for name, one in ranked.items():  # as scores that are to predict failure
+            found |= {(name, index): value for index, value in enumerate(one.figures(weights))}
+        return found
 
     start = time.process_time()  # of one core; other programs add nothing
     found = intervals(statistic, groups, samples=2000)

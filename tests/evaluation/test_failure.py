@@ -7,7 +7,7 @@ import pytest
 
 from mtlkit.data import Record
 from mtlkit.evaluation import Predictions
-from mtlkit.evaluation.failure import failure_scores, failure_values, risk_coverage
+from mtlkit.evaluation.failure import failure_scores, failure_values, rank_failures, risk_coverage
 
 
 def test_risk_and_coverage_by_hand():
@@ -43,6 +43,6 @@ def test_signals_are_turned_to_where_failure_is_expected():
         "entropy": [0.3, 0.6],
     }
     assert failure_scores(predictions, "mask")["level 2"].tolist() == [0.1, 0.3]
-    values = failure_values(predictions, np.ones((1, 2)))
+    values = failure_values(rank_failures(predictions), np.ones((1, 2)))
     assert values["failure", "mask", "entropy", "auroc"].tolist() == [1]
     assert values["failure", "mask", "low alignment, level 2", "aurc"].tolist() == [0.25]
