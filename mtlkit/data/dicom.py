@@ -91,10 +91,10 @@ def read_pixel_spacing(path: str | Path, frame: int = 0) -> tuple[float, float] 
 def read_dicom(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The pixels as they are meant to be seen.
 
-    The modality LUT and the VOI LUT or window are applied, MONOCHROME1 is inverted, and padding is black. Without a
-    window, numbers of more than 8 bits are stretched by the depth that holds the maximum of all frames, as in any other
-    file (see `mtlkit.data.pixels`). Colours come as RGB. Tags that cannot be used, as a window of width 0, count as
-    absent.
+    The modality LUT and the VOI LUT or window are applied, of each frame where it has its own; MONOCHROME1 is inverted,
+    unless PresentationLUTShape says otherwise; padding is black. Without a window, numbers of more than 8 bits are
+    stretched by the depth that holds the maximum of all frames, as in any other file (see `mtlkit.data.pixels`).
+    Colours come as RGB. Tags that cannot be used, as a window of width 0, count as absent.
 
     Args:
         path: the file.

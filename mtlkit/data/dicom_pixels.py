@@ -1,7 +1,7 @@
 """The pixels of a DICOM file as they are meant to be seen: decoded and rendered by pydicom, of tags that can be used.
 
-Sources: DICOM PS3.3, C.7.6.3.1.2 (photometric interpretation), C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.11.2
-(VOI LUT and window), C.7.6.16.2 (functional groups of frames).
+Sources: DICOM PS3.3, C.7.6.3.1.2 (photometric interpretation), C.8.11.3 (presentation LUT shape), C.7.5.1.1.2
+(padding), C.11.1 (modality LUT), C.11.2 (VOI LUT and window), C.7.6.16.2 (functional groups of frames).
 """
 
 from collections.abc import Iterable, Iterator
@@ -153,7 +153,7 @@ def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
 
 def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
     """Grey through modality LUT, VOI LUT or window, without padding."""
-    inverted = tags.text("PhotometricInterpretation") == "MONOCHROME1"
+    inverted = _is_inverted(tags)
     hidden = _padding(stored, tags)
     values = _modality(stored, tags, index)
     span = extent(values, hidden)
@@ -183,6 +183,16 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
     lut = _lut(tags, "ModalityLUTSequence", index)
     bits = values.dtype.itemsize * 8 if lut is None else _depth(lut, tags)
     return render(values, _told(choose_scale(film.values, values.dtype, bits), tags), hidden, inverted=inverted)
+
+
+def _is_inverted(tags: Tags) -> bool:
+    """Whether low values are white: by PresentationLUTShape, else by MONOCHROME1, with which it should agree."""
+    photometric, shape = tags.text("PhotometricInterpretation"), tags.text("PresentationLUTShape").upper()
+    inverted = photometric == "MONOCHROME1"
+    if shape not in ("IDENTITY", "INVERSE") or (shape == "INVERSE") == inverted:
+        return inverted
+    tags.remarks.append(f"PresentationLUTShape {shape}, which counts, contradicts {photometric}")
+    return not inverted
 
 
 def _stored_scale(stored: np.ndarray, tags: Tags) -> Scale:

@@ -5,6 +5,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
+from pydicom.uid import EnhancedCTImageStorage
 
 from mtlkit.data import DataError, read_dicom, read_image, read_pixel_spacing
 from mtlkit.data.images import load_image
@@ -318,6 +319,31 @@ def test_windows_of_frames_in_functional_groups(tmp_path, write_dicom):
     np.testing.assert_allclose(read_dicom(path, 0), (frames[0] / 1000).clip(0, 1), atol=1e-6)
     np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 4000, atol=1e-6)
     assert read_pixel_spacing(path) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("shape", ["", "IDENTITY", "INVERSE"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_frames_of_an_enhanced_file_are_those_of_highdicom(tmp_path, write_dicom, photometric, shape):
+    hd = pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'mtlkit[dicom]'")
+    windows = [{"WindowCenter": [500, 40], "WindowWidth": [400, 9]}, {"WindowCenter": 900, "WindowWidth": 1500}]
+    windows.append({"WindowCenter": 700, "WindowWidth": 300, "VOILUTFunction": "SIGMOID"})
+    values = item(RescaleSlope=1, RescaleIntercept=-24, RescaleType="HU")
+    tags = {
+        "SOPClassUID": EnhancedCTImageStorage,
+        "PhotometricInterpretation": photometric,
+        "SharedFunctionalGroupsSequence": [group(PixelValueTransformationSequence=values)],
+        "PerFrameFunctionalGroupsSequence": [group(FrameVOILUTSequence=item(**window)) for window in windows],
+    }
+    tags |= dict.fromkeys(("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"), "1.2.3")
+    tags |= {"PresentationLUTShape": shape} if shape else {}
+    path, _ = film(tmp_path, write_dicom, 1000, 2000, 1500, **tags)
+    image = hd.imread(path)
+    for index in range(3):
+        expected = image.get_frame(index, as_index=True, apply_voi_transform=True)
+        np.testing.assert_allclose(read_dicom(path, index), expected, atol=1e-6)
+    contradicting = (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
+    words = f"PresentationLUTShape {shape}, which counts, contradicts {photometric}"
+    assert (words in load_image(path, 0).remarks) == contradicting
 
 
 # --- decoders ---------------------------------------------------------------------------------------------------------
