@@ -66,15 +66,9 @@ oracle: $(STAMP) ## train three seeds on phantoms, force their gates, and print 
 	$(MTLKIT) train demo --data demo/busi --out demo/oracle-runs --repeats 3 $(SMALLER) --force
 	$(MTLKIT) evaluate demo/oracle-runs --data demo/busi --out demo/oracle --oracle --rivals --force
 
-gpu: $(STAMP) ## GPU tests, compute-sanitizer and benchmarks; fails where torch sees no GPU
+gpu: $(STAMP) ## doctor, GPU tests, compute-sanitizer and benchmarks, each with a log in build/gpu; fails where torch sees no GPU
 	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU here")'
-	@command -v $(SANITIZER) >/dev/null || \
-		{ echo 'make gpu: $(SANITIZER) not found; it comes with the CUDA toolkit: name it, e.g. SANITIZER=/usr/local/cuda/bin/compute-sanitizer'; exit 1; }
-	$(PY) -m mtlkit.info
-	$(PY) -m pytest tests -m gpu
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
-	$(SANITIZER) --tool racecheck --error-exitcode 1 $(PY) -m pytest tests/gpu/test_small.py -m gpu
-	$(PY) -m pytest benchmarks -m gpu
+	$(PY) tools/gpu.py --sanitizer $(SANITIZER)
 
 fuzz: $(STAMP) ## compare random operator calls with float64 for half an hour
 	$(PY) -m tests.fuzz --minutes 30
