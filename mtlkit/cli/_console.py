@@ -30,13 +30,28 @@ def open_console(**options: Any) -> "Console":
 
 
 def open_table(*headings: str, title: str, **options: Any) -> "Table":
-    """Rich's table with its title on the left; words that are wider than their column go on in the next line.
+    """Rich's table with its title on the left, of which nothing is cut.
 
-    Rich would cut them, by default. The options are those of rich's `Table`.
+    Where it is too wide, cells of several words take several lines; where that is not enough, so do single words. The
+    options are those of rich's `Table`.
     """
+    from rich.measure import Measurement
     from rich.table import Column, Table
 
-    return Table(*(Column(name, overflow="fold") for name in headings), title=title, title_justify="left", **options)
+    class OpenTable(Table):
+        def __rich_console__(self, console: Any, options: Any) -> Any:
+            spans = []
+            for column in self.columns:
+                cells = [Measurement.get(console, options, cell) for cell in (column.header, *column.cells)]
+                spans.append((max(cell.minimum for cell in cells), max(cell.maximum for cell in cells)))
+            frame = 3 * len(spans) + 1
+            if frame + sum(least for least, _ in spans) <= options.max_width:
+                for column, (least, most) in zip(self.columns, spans, strict=True):
+                    column.no_wrap = least == most
+            return super().__rich_console__(console, options)
+
+    columns = (Column(name, overflow="fold") for name in headings)
+    return OpenTable(*columns, title=title, title_justify="left", **options)
 
 
 def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = ()) -> list[str]:
