@@ -8,6 +8,8 @@ from measuring import Key, Row, find
 from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_14, MEDMAMBA_56
 from workloads import shape_of
 
+from mtlkit.operators import floors
+
 FRAME = "busi_224"
 LEVEL = "busi_224_level{}_batch8"
 INFERENCE, TRAINING = "inference", "training_step"
@@ -134,7 +136,7 @@ def of_floor(document: Document, row: Row) -> Figure:
     """The share of the least time that multiply-adds allow, softplus and the projection of the time step counted."""
     shape = shape_of(row["op"], row["shape"])
     rank = shape.R if row["op"] == "ss2d" else 0
-    operations = machine.scan_operations(document["machine"]["isa"], shape.N, rank, row["direction"] == BOTH)
+    operations = floors.scan_operations(document["machine"]["isa"], shape.N, rank, row["direction"] == BOTH)
     floor = shape.updates * operations / document["yardstick"]["multiply_adds_per_s"]
     return Figure(seconds(row["median_s"]), f"counted floor {seconds(floor)}", floor / row["median_s"], "%")
 

@@ -7,32 +7,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from providers import FORWARD
 
-# What a multiprocessor does in a clock cycle, of compute capability 8.0 and 9.0: exponentials, and instructions of one
-# lane. Every state update takes an exponential forward, and every time step's softplus two; backward an update takes
-# 24 instructions at least.
-EXPONENTIALS, LANES, OF_SOFTPLUS, BACKWARD_INSTRUCTIONS = 16, 128, 2, 24
+from mtlkit.operators.floors import EXPONENTIALS, LANES, Limits
+
 SECONDS, FEWEST, MOST = 0.5, 10, 200  # of the rounds of a row
 WARM_UPS = 3
-
-
-class Limits(NamedTuple):
-    """What bounds a kernel: per second, exponentials, instructions of a lane, and bytes to and from memory."""
-
-    exponentials: float
-    instructions: float
-    bytes: float
-
-
-class Floor(NamedTuple):
-    """The least seconds that a call can take, and what bounds it."""
-
-    seconds: float
-    bound: str
 
 
 def device() -> torch.device:
@@ -63,19 +45,6 @@ def limits() -> Limits:
     target = torch.empty_like(source)
     seconds = statistics.median(durations([lambda: target.copy_(source)]))
     return Limits(EXPONENTIALS * cycles, LANES * cycles, 2 * source.nbytes / seconds)
-
-
-def scan_floor(updates: int, states: int, nbytes: int, direction: str, limits: Limits) -> Floor:
-    """The higher of those of arithmetic and of memory, for state updates and bytes that no scan can do without."""
-    arithmetic = updates * (1 + OF_SOFTPLUS / states) / limits.exponentials
-    if direction != FORWARD:
-        arithmetic += BACKWARD_INSTRUCTIONS * updates / limits.instructions
-    memory = memory_floor(nbytes, limits)
-    return Floor(arithmetic, "arithmetic") if arithmetic >= memory.seconds else memory
-
-
-def memory_floor(nbytes: int, limits: Limits) -> Floor:
-    return Floor(nbytes / limits.bytes, "memory")
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

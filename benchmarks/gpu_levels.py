@@ -15,6 +15,7 @@ from providers import BOTH, BY_NAME, FORWARD
 from torch import Tensor
 
 import mtlkit
+from mtlkit.operators.floors import Floor, Limits, memory_floor
 from mtlkit.testing import (
     INTERACTION_SHAPES,
     ROUNDING,
@@ -101,8 +102,8 @@ class LevelCase(NamedTuple):
     def unit(self) -> tuple[str, int]:
         return "bytes", self.bytes
 
-    def floor(self, limits: gpu.Limits) -> gpu.Floor:
-        return gpu.memory_floor(self.bytes, limits)
+    def floor(self, limits: Limits) -> Floor:
+        return memory_floor(self.bytes, limits)
 
     def problem(self) -> LevelGiven:
         wanted = level_problem(self.op, self.shape_name, self.dtype, BY_NAME["eager"], layout=self.layout)

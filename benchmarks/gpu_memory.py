@@ -28,11 +28,12 @@ from torch.utils._pytree import tree_leaves
 import mtlkit
 from mtlkit import _native
 from mtlkit.operators import _backends, _launch
+from mtlkit.operators.floors import GPUS
 from mtlkit.testing import SS2D_SHAPES, SS2DShape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_kernels.md"
 TABLE = r"\| shape \| batch \| mtlkit float32.*\n(?:\|.*\n)+"
-H200 = (132, 232_448)  # multiprocessors, and bytes of shared memory that a block may have
+H200 = GPUS["h200"][:2]  # multiprocessors, and bytes of shared memory that a block may have
 DTYPES = (torch.float32, torch.bfloat16)
 BLOCK = 512  # bytes, of which torch's allocator on a GPU gives whole ones
 ROWS = {

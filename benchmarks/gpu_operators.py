@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import gpu
 import torch
 from gpu_providers import why_no_backend
 from gpu_workloads import (
@@ -28,6 +27,7 @@ from workloads import MAPS, conv_inputs, norm_inputs
 
 import mtlkit
 from mtlkit.operators.dwconv_silu import dwconv_silu_torch
+from mtlkit.operators.floors import Floor, Limits, memory_floor, scan_floor
 from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape
 
 Call = Callable[..., Tensor]
@@ -178,11 +178,11 @@ class OperatorCase(NamedTuple):
             return "updates", scan_shape(self.shape_name, self.batch).updates
         return "bytes", self.bytes
 
-    def floor(self, limits: gpu.Limits) -> gpu.Floor:
+    def floor(self, limits: Limits) -> Floor:
         if self.op == "selective_scan":
             s = scan_shape(self.shape_name, self.batch)
-            return gpu.scan_floor(s.updates, s.N, self.bytes, self.direction, limits)
-        return gpu.memory_floor(self.bytes, limits)
+            return scan_floor(s.updates, s.N, self.bytes, self.direction != FORWARD, limits)
+        return memory_floor(self.bytes, limits)
 
     def problem(self) -> Problem:
         """Arguments on the GPU, and the gradient of the output."""

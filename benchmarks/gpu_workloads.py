@@ -13,6 +13,7 @@ from torch import Tensor
 from workloads import dtype_name
 
 import mtlkit
+from mtlkit.operators.floors import Floor, Limits, scan_floor
 from mtlkit.testing import ROUNDING, SS2D_SHAPES, SS2DShape, assert_accurate, relative_error
 
 SHAPES = {
@@ -62,9 +63,9 @@ class GpuCase(NamedTuple):
     def unit(self) -> tuple[str, int]:
         return "updates", self.shape.updates
 
-    def floor(self, limits: gpu.Limits) -> gpu.Floor:
+    def floor(self, limits: Limits) -> Floor:
         s = self.shape
-        return gpu.scan_floor(s.updates, s.N, least_bytes(s, self.dtype, self.direction), self.direction, limits)
+        return scan_floor(s.updates, s.N, least_bytes(s, self.dtype, self.direction), self.direction != FORWARD, limits)
 
     def function(self) -> Callable[..., Tensor]:
         return mtlkit.ops.ss2d if self.op == "ss2d" else self.provider.scan

@@ -1,10 +1,8 @@
 """The machine and the software that the figures belong to, how busy it is, and what its arithmetic bounds."""
 
-import functools
 import os
 import platform
 import re
-import statistics
 import subprocess
 import time
 from collections import Counter
@@ -17,6 +15,7 @@ import torch
 import mtlkit
 from mtlkit import _native
 from mtlkit.info import cpu_name, version_of
+from mtlkit.operators import floors
 
 ROOT = Path(__file__).resolve().parents[1]
 PROC = Path("/proc")
@@ -160,68 +159,10 @@ def _program_ticks() -> dict[tuple[str, str], int]:
 
 # --- what its arithmetic bounds ---------------------------------------------------------------------------------------
 
-# Operations on the pipes of the multiply-adds, counted in csrc/cpu/scan.h and simd.h, one a vector. Additions, integer
-# operations, shuffles and loads run on other pipes of most CPUs and are left out, as is the folding of dB and dC over
-# the channels, which consists of those: the floor is what a scan of this form cannot do without.
-SERIES = ("series",)
-TABLE = {"avx512": ("reduce", *2 * SERIES, "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
-POLYNOMIAL = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}  # exp2
-AROUND = ("dt A", "x B", "h")  # the rest of an update
-FORWARD = ("y",)
-BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the states have been rebuilt
-# Once for all states of a token and channel, beside the polynomial of softplus and that of its slope, and the R
-# multiply-adds of the time step, which backward takes three times: again, for its input and for its weight.
-FORWARD_TOKEN = ("|x| log2 e", *8 * ("log1p series",), "p x", "dt u", "D u")
-BACKWARD_TOKEN = (*FORWARD_TOKEN[:-1], "x log2 e", "1 / (1 + e)", "dx u", "ddt slope", "dx dt", "D dy", "dD")
-
-
-def multiply_adds(isa: str, table: float, polynomial: float) -> float:
-    """Vector operations a second, by lane, that the pipes of the multiply-adds execute: the more of both yardsticks."""
-    around = len(AROUND) + len(FORWARD)
-    return max(table * (len(TABLE[isa]) + around), polynomial * (len(POLYNOMIAL[isa]) + around))
-
-
-def scan_operations(isa: str, states: int, rank: int, backward: bool) -> float:
-    """Of a state update, its share of what a token takes once included; forward and backward together if `backward`.
-
-    Args:
-        isa: instruction-set level of the code.
-        states: N.
-        rank: of the projection of the time step; 0 where the scan is given time steps.
-        backward: whether gradients are computed, too.
-    """
-    update = len(TABLE[isa]) + len(AROUND)
-    exp2 = len(POLYNOMIAL[isa])
-    operations = update + len(FORWARD) + (exp2 + len(FORWARD_TOKEN) + rank) / states
-    if backward:
-        operations += update + len(BACKWARD) + (2 * exp2 + len(BACKWARD_TOKEN) + 3 * rank) / states
-    return operations
-
 
 def yardstick(runs: int = 9, seconds: float = 0.05, *, polynomial: bool = False) -> float | None:
-    """State updates a second on operands in registers and cache, on all threads of the run: the median of the runs.
-
-    With `polynomial` the exponential is the polynomial that serves any decay: the limit that results from before
-    November 2026 refer to.
-    """
-    if _native.C is None:
-        return None
-    tokens = max(1, round(_tokens_a_second(_native.C.cpu_isa()) * seconds))
-    return statistics.median(_rate(tokens, polynomial) for _ in range(runs))
-
-
-def _rate(tokens: int, polynomial: bool) -> float:
-    start = time.perf_counter()
-    updates = _native.C.peak_rate(tokens, THREADS, polynomial)
-    return updates / (time.perf_counter() - start)
-
-
-@functools.cache
-def _tokens_a_second(_isa: str) -> float:
-    tokens = 50_000
-    start = time.perf_counter()
-    _native.C.peak_rate(tokens, THREADS, False)
-    return tokens / (time.perf_counter() - start)
+    """As `floors.yardstick` has it, on all threads of the run."""
+    return floors.yardstick(runs, seconds, threads=THREADS, polynomial=polynomial)
 
 
 # --- what one needs to know to read the figures, or to repeat them ----------------------------------------------------

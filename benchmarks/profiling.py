@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from mtlkit import _native
+from mtlkit.operators.profiling import Call, watching
 
 # kind of work -> how the names of its events begin; the first that fits counts
 KINDS = {
@@ -36,22 +36,9 @@ KINDS = {
 REST = "rest"
 
 
-class _Recorded:
-    """mtlkit._C with an event of the profiler around each call."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._module, name)
-        if not callable(value):
-            return value
-
-        def recorded(*arguments: Any, **named: Any) -> Any:
-            with record_function(f"mtlkit::{name}"):
-                return value(*arguments, **named)
-
-        return recorded
+def _recorded(call: Call, run: Callable[[], Any]) -> Any:
+    with record_function(f"mtlkit::{call.operator}"):
+        return run()
 
 
 def profile(call: Callable[[], Any], rounds: int = 3) -> dict[str, float] | None:
@@ -59,7 +46,7 @@ def profile(call: Callable[[], Any], rounds: int = 3) -> dict[str, float] | None
     if _native.C is None:
         return None
     with (
-        patch.object(_native, "C", _Recorded(_native.C)),
+        watching(_recorded),
         torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler,
     ):
         for _ in range(rounds):

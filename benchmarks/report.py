@@ -22,6 +22,8 @@ from rich.table import Table
 from rich.text import Text
 from targets import TARGETS
 
+from mtlkit.operators import floors
+
 
 def one_line(row: Row) -> str:
     """A row on its line of the progress."""
@@ -154,7 +156,7 @@ def document_of(results: Results, description: dict[str, Any], load: dict[str, s
             "end_updates_per_s": end,
             "limit_updates_per_s": results.limit,
             "polynomial_updates_per_s": polynomial,
-            "multiply_adds_per_s": machine.multiply_adds(description["machine"]["isa"], results.limit, polynomial),
+            "multiply_adds_per_s": floors.multiply_adds(description["machine"]["isa"], results.limit, polynomial),
         }
     return description | {
         "load": load,

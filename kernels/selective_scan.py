@@ -40,7 +40,7 @@ from mtlkit.kernels._selective_scan_tiles import (
     time_steps,
     visited,
 )
-from mtlkit.kernels.tables import STATE_INTERVAL, scan_tiles, split
+from mtlkit.kernels.tables import STATE_INTERVAL, chunking, scan_tiles
 
 # --- the states alone, for split scans --------------------------------------------------------------------------------
 
@@ -383,11 +383,7 @@ class _Plan:
         self.tiles = scan_tiles(kind, self.N, self.D // self.groups, self.B * self.groups, 1, processors(u))
         self.blocks = triton.cdiv(self.D // self.groups, self.tiles.channels)
         programs = self.B * self.groups * self.blocks
-        blocks = triton.cdiv(self.L, self.tiles.T)
-        every = STATE_INTERVAL // self.tiles.T
-        chunks = split(programs * self.tiles.num_warps, self.L, processors(u))
-        self.chunk_blocks = triton.cdiv(triton.cdiv(blocks, chunks), every) * every
-        self.chunks = triton.cdiv(blocks, self.chunk_blocks)
+        self.chunks, self.chunk_blocks = chunking(programs, self.tiles, self.L, processors(u))
         self.grid = (programs * self.chunks,)
         self.wide = is_wide(*(t for t in (u, B, C, *others) if t is not None and t.dim() > 2))
 

@@ -51,7 +51,7 @@ from mtlkit.kernels._ss2d_tiles import (
     values,
     within,
 )
-from mtlkit.kernels.tables import STATE_INTERVAL, held, rank_tile, scan_tiles, split
+from mtlkit.kernels.tables import STATE_INTERVAL, chunking, held, rank_tile, scan_tiles
 
 DIRECTIONS = 4
 
@@ -391,11 +391,7 @@ class _Plan:
         self.RP = rank_tile(kind, self.R, self.tiles)
         self.held = held(kind, self.R, self.tiles)
         programs = 2 * self.B * triton.cdiv(self.D, self.tiles.channels)
-        blocks = triton.cdiv(self.L, self.tiles.T)
-        every = STATE_INTERVAL // self.tiles.T
-        chunks = split(programs * self.tiles.num_warps, self.L, processors(u))
-        self.chunk_blocks = triton.cdiv(triton.cdiv(blocks, chunks), every) * every
-        self.chunks = triton.cdiv(blocks, self.chunk_blocks)
+        self.chunks, self.chunk_blocks = chunking(programs, self.tiles, self.L, processors(u))
         self.grid = (programs * self.chunks,)
         self.divisions = (*division(self.W), *division(self.H))
         self.wide = is_wide(u, x_dbl, *others) or self.L * max(self.D, x_dbl.shape[1] * x_dbl.shape[2]) >= 1 << 31

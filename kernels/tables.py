@@ -100,6 +100,15 @@ def split(warps: int, tokens: int, processors: int) -> int:
     return max(1, min(FULL_WARPS * processors // warps, tokens // CHUNK_TOKENS))
 
 
+def chunking(programs: int, tiles: Tiles, tokens: int, processors: int) -> tuple[int, int]:
+    """(chunks, tiles of a chunk) of each of so many programs: `split`, in whole intervals of states that are kept."""
+    steps, every = -(-tokens // tiles.T), STATE_INTERVAL // tiles.T
+    chunks = split(programs * tiles.num_warps, tokens, processors)
+    shortest = -(-steps // chunks)
+    length = -(-shortest // every) * every
+    return -(-steps // length), length
+
+
 MAX_ROW_CHANNELS = 16384  # of norm_gate: a row lies in the registers of one program
 
 

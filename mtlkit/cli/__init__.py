@@ -13,7 +13,7 @@ from mtlkit import info
 from mtlkit._extras import check_installed
 from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_gone
 from mtlkit._text import printable
-from mtlkit.cli import ablate, bench, compare, data, demo, doctor, evaluate, export, predict, publish, train
+from mtlkit.cli import ablate, bench, compare, data, demo, doctor, evaluate, export, predict, profile, publish, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 from mtlkit.cli.completion import PrintCompletion, PrintVersion
 
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_command(commands)
     publish.add_command(commands)
     bench.add_command(commands)
+    profile.add_command(commands)
     demo.add_command(commands)
     doctor.add_command(commands)
     return whole

@@ -130,17 +130,21 @@ def network(name: str, dtype: torch.dtype, device: str, quick: bool) -> tuple[nn
     """A network by name with fresh weights, what it is called with, and the size of that in words."""
     torch.manual_seed(0)
     model = mtlkit.models.create_model(name).to(device, dtype).eval()
-    channels = getattr(model.options, "in_chans", 3)
     size = 64 if quick else 224
-    taken = takes(model)
-    shape = (1, 4, channels, size, size) if "views" in taken else (1, channels, size, size)
+    inputs = inputs_of(model, size, 1, dtype, device)
+    return model, inputs, f"{'4 views' if inputs[0].dim() == 5 else '1 image'}, {size} x {size}"
+
+
+def inputs_of(model: nn.Module, size: int, batch: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """What a network is called with: random square images, or exams of four views, and masks if it takes them."""
+    channels, taken = getattr(model.options, "in_chans", 3), takes(model)
+    shape = (batch, *((4,) if "views" in taken else ()), channels, size, size)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(device, dtype)
-    words = f"{'4 views' if 'views' in taken else '1 image'}, {size} x {size}"
     if "masks" not in taken:
-        return model, (images,), words
-    masks = torch.zeros(1, 1, size, size, device=device)
+        return (images,)
+    masks = torch.zeros(batch, 1, size, size, device=device)
     masks[..., size // 3 : 2 * size // 3, size // 4 : size // 2] = 1
-    return model, (images, masks), words
+    return images, masks
 
 
 def logits(output: Any) -> Tensor:

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     if options.model not in list_models():
         raise ValueError(f"--model {options.model}: there is no such model; there are: {', '.join(list_models())}")
     device = usable_device(options.device)
-    about = _machine(device)
+    about = machine(device)
     console = open_console()
     seconds = 0.1 if options.quick else 1.0
     rows: list[Row] = []
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     for column in table.columns[3:]:
         column.justify = "right"
     for row in rows:
-        times = [_time(row.seconds[name]) for name in ("mtlkit", "torch")]
+        times = [time_words(row.seconds[name]) for name in ("mtlkit", "torch")]
         table.add_row(row.what, row.shape, row.direction, *times, f"{row.ratio:.1f}")
     console.print(table)
     console.print(about["kernels"])
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
     """What the figures belong to, for the table and the file."""
     import torch
 
@@ -113,7 +113,7 @@ def _machine(device: str) -> dict[str, Any]:
     }
 
 
-def _time(seconds: float) -> str:
+def time_words(seconds: float) -> str:
     """Three digits in the unit that suits."""
     for unit, scale in (("s", 1.0), ("ms", 1e3)):
         if seconds * scale >= 1:

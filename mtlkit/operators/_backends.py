@@ -128,7 +128,7 @@ def _cuda_obstacle(device: torch.device) -> str | None:
     if _native.C is None or not _native.C.cuda:
         return "mtlkit was built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e ."
     capability = torch.cuda.get_device_capability(device)
-    if _has_code(capability, _native.C.cuda_archs):
+    if has_code(capability, _native.C.cuda_archs):
         return None
     have, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
     gpu = f"{torch.cuda.get_device_name(device)} has {have}"
@@ -138,7 +138,7 @@ def _cuda_obstacle(device: torch.device) -> str | None:
     return f"it is compiled for {_native.C.cuda_archs}, and {gpu}; for that: {fix}"
 
 
-def _has_code(capability: tuple[int, int], archs: str) -> bool:
+def has_code(capability: tuple[int, int], archs: str) -> bool:
     """Whether a GPU runs kernels compiled for `archs`, "80, 90+PTX" say.
 
     Real code runs on the GPUs of its major version from its minor version on; PTX, of the highest, on all above.

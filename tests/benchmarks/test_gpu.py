@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from mtlkit.operators.floors import Limits
 from mtlkit.testing import INTERACTION_SHAPES, SS2D_SHAPES, InteractionShape, SS2DShape
 
 OPERATORS = ("selective_scan", "norm_gate", "dwconv_silu")
@@ -27,7 +28,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(gpu_workloads.SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
     monkeypatch.setitem(INTERACTION_SHAPES, LEVEL, InteractionShape(8, 8, 6, 5))
     monkeypatch.setattr(gpu, "device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(gpu, "limits", lambda: gpu.Limits(1e12, 1e13, 1e12))
+    monkeypatch.setattr(gpu, "limits", lambda: Limits(1e12, 1e13, 1e12))
     caches = [
         *(getattr(module, name) for module in (gpu_operators, gpu_workloads) for name in ("given", "exact_results")),
         gpu_operators.plain_results,

@@ -127,17 +127,6 @@ def test_load_is_that_of_other_programs(monkeypatch, tmp_path):
     assert not machine.load().busy
 
 
-def test_the_floor_counts_operations():
-    """Forward, backward, and a token's share; the yardsticks tell how many of them run a second."""
-    assert machine.scan_operations("avx512", 10**9, 0, False) == pytest.approx(8)
-    assert machine.scan_operations("avx2", 10**9, 0, False) == pytest.approx(8)
-    assert machine.scan_operations("avx512", 10**9, 0, True) == pytest.approx(8 + 15)
-    assert machine.scan_operations("avx512", 16, 3, False) == pytest.approx(8 + (6 + 12 + 3) / 16)
-    assert machine.scan_operations("avx512", 16, 3, True) == pytest.approx(23 + (21 + 12 + 18 + 9) / 16)
-    assert machine.multiply_adds("avx512", 8e9, 5e9) == 8 * 8e9
-    assert machine.multiply_adds("avx512", 7e9, 6e9) == 10 * 6e9
-
-
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 

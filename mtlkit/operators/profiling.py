@@ -1,0 +1,297 @@
+"""What a profiler asks of the operators: which calls there are, how a backend cuts them, and the work in them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from mtlkit import _native
+from mtlkit.operators import (
+    causal_conv1d,
+    depthwise_conv2d,
+    directional_scan,
+    dwconv_silu,
+    norm_gate,
+    selective_scan,
+    ss2d,
+    ss2d_layer,
+    ss2d_norm_gate,
+)
+from mtlkit.operators._backends import has_code
+from mtlkit.operators._operator import Operator
+from mtlkit.operators.directional_scan import signature as directional
+from mtlkit.operators.floors import GPU
+from mtlkit.operators.interaction import gating, reduce, scale
+from mtlkit.operators.selective_scan import signature as selective
+from mtlkit.operators.ss2d import signature as four_directions
+
+OPERATORS: Mapping[str, Operator] = {
+    part.OPERATOR.name: part.OPERATOR
+    for part in (
+        causal_conv1d,
+        depthwise_conv2d,
+        directional_scan,
+        dwconv_silu,
+        norm_gate,
+        selective_scan,
+        ss2d,
+        ss2d_norm_gate,
+        reduce,
+        scale,
+    )
+}
+GATING, LAYER = "interaction_gating", "ss2d_layer"
+BACKWARD = ("backward", "backward_with", "gradient_of_factors")  # of a backend
+
+
+class Call(NamedTuple):
+    """A call of an operator.
+
+    Args:
+        operator: its name.
+        backend: that serves it.
+        inputs: its tensors, as the operator names them if it is the forward pass or the whole of the backward pass.
+        options: its settings.
+        grads: the gradients of its outputs, in the backward pass.
+        backward: whether it is the backward pass.
+    """
+
+    operator: str
+    backend: str
+    inputs: Sequence[Tensor | None]
+    options: Any = ()
+    grads: Sequence[Tensor | None] = ()
+    backward: bool = False
+
+    def nbytes(self, results: Any) -> int:
+        """What must be read and written at least: inputs, and outputs or the gradients of both."""
+        if not self.backward and self.operator in OPERATORS:  # what is kept beyond the outputs is not needed
+            results = results[: OPERATORS[self.operator].outputs]
+        return bytes_of(self.inputs, self.grads, results)
+
+
+def bytes_of(*tensors: Any) -> int:
+    """Of all tensors in trees of them."""
+    return sum(t.nbytes for t in tree_leaves(tensors) if isinstance(t, Tensor))
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+Watch = Callable[[Call, Callable[[], Any]], Any]
+
+
+class _Watched:
+    """A backend whose calls are watched."""
+
+    def __init__(self, backend: Any, operator: str, name: str, watch: Watch) -> None:
+        self._backend, self._operator, self._name, self._watch = backend, operator, name, watch
+
+    def __getattr__(self, attribute: str) -> Any:
+        function = getattr(self._backend, attribute)
+        if attribute != "forward" and attribute not in BACKWARD:
+            return function
+
+        def watched(*arguments: Any) -> Any:
+            return self._watch(self._call(attribute, arguments), lambda: function(*arguments))
+
+        return watched
+
+    def _call(self, attribute: str, arguments: tuple[Any, ...]) -> Call:
+        operator, name, backward = self._operator, self._name, attribute != "forward"
+        if operator == GATING:
+            tensors = [t for t in tree_leaves(arguments[1:]) if isinstance(t, Tensor)]
+            return Call(operator, name, tensors, backward=backward)
+        if attribute == "gradient_of_factors":
+            dy, *inputs = arguments
+            return Call(operator, name, inputs, (), (dy,), True)
+        inputs, options, *others = arguments
+        return Call(operator, name, inputs, options, tree_leaves(others[1:-1]) if backward else (), backward)
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Has every call of an operator go through `watch(call, run)`, which returns what `run()` does.
+
+    Calls within one that is watched are not told; nor are those of graphs that are traced or compiled.
+
+    Example:
+        >>> import torch, mtlkit
+        >>> from mtlkit.operators.profiling import watching
+        >>> names = []
+        >>> def watch(call, run):
+        ...     names.append(call.operator)
+        ...     return run()
+        >>> with torch.no_grad(), watching(watch):
+        ...     y = mtlkit.ops.norm_gate(torch.randn(2, 4, 8))
+        >>> names
+        ['norm_gate']
+    """
+    within = False
+
+    def outermost(call: Call, run: Callable[[], Any]) -> Any:
+        nonlocal within
+        if within:
+            return run()
+        within = True
+        try:
+            return watch(call, run)
+        finally:
+            within = False
+
+    def plain(operator: Operator, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        count = len(operator.inputs._fields)
+
+        def watched(*arguments: Any) -> Any:
+            inputs, options = operator.inputs._make(arguments[:count]), operator.options._make(arguments[count:])
+            return outermost(Call(operator.name, name, inputs, options), lambda: function(*arguments))
+
+        return watched
+
+    def backends(given: Mapping[str, Any], operator: str) -> dict[str, Any]:
+        return {name: _Watched(backend, operator, name, outermost) for name, backend in given.items()}
+
+    def layer(x: Tensor, weights: ss2d_layer.Weights, options: ss2d_layer.Options) -> Tensor:
+        return outermost(
+            Call(LAYER, "cpu", (x, *weights), (weights, options)), lambda: whole_layer(x, weights, options)
+        )
+
+    whole_layer, gates = ss2d_layer.ss2d_layer, dict(gating.BACKENDS)
+    before = {operator: (operator.backends, operator.plain_forms) for operator in OPERATORS.values()}
+    try:
+        ss2d_layer.ss2d_layer = layer
+        gating.BACKENDS.update(backends(gates, GATING))
+        for operator, (compiled, forms) in before.items():
+            operator.backends = backends(compiled, operator.name)
+            operator.plain_forms = {name: plain(operator, name, function) for name, function in forms.items()}
+        yield
+    finally:
+        ss2d_layer.ss2d_layer = whole_layer
+        gating.BACKENDS.update(gates)
+        for operator, (compiled, forms) in before.items():
+            operator.backends, operator.plain_forms = compiled, forms
+
+
+# --- the work in a call -----------------------------------------------------------------------------------------------
+
+
+class Scan(NamedTuple):
+    """The scan in a call: state updates of a forward pass, states, and the rank of the time step, 0 without one."""
+
+    updates: int
+    states: int
+    rank: int
+
+
+def scan_in(call: Call) -> Scan | None:
+    """The scan in a call; None where there is none."""
+    given: Any = call.inputs
+    if call.operator in ("ss2d", "ss2d_norm_gate"):
+        states, rank = given.A_logs.shape[1], given.dt_weight.shape[2]
+        return Scan(4 * given.u.numel() * states, states, rank)
+    if call.operator == LAYER:
+        weights, (batch, height, width, _) = call.options[0], given[0].shape
+        (directions, channels, rank), states = weights.dt_weight.shape, weights.A_logs.shape[1]
+        return Scan(batch * height * width * directions * channels * states, states, rank)
+    if call.operator == "selective_scan":
+        return Scan(given.u.numel() * given.A.shape[1], given.A.shape[1], 0)
+    if call.operator == "directional_scan":
+        directions, channels, rank = given.dt_weight.shape
+        states = given.A_logs.shape[1]
+        return Scan(given.u.shape[0] * directions * channels * call.options.steps * states, states, rank)
+    return None
+
+
+def projection_in(call: Call) -> int:
+    """Multiply-adds of the projection that a forward pass of `interaction_reduce` has; 0 in all other calls.
+
+    The backward pass has signs for one side of its products, and can do with fewer.
+    """
+    if call.operator != reduce.OPERATOR.name or call.backward:
+        return 0
+    given: Any = call.inputs
+    return 0 if given.weight is None else given.x.numel() * given.weight.shape[0]
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def gpu_backend(operator: str, gpu: GPU) -> str:
+    """The backend that `auto` takes for an operator on a GPU; "torch" where it has no kernels for one."""
+    for name in OPERATORS[operator].backends:
+        if name == "triton":
+            return name
+        native = _native.C
+        if name == "cuda" and native is not None and native.cuda and has_code(gpu.capability, native.cuda_archs):
+            return name
+    return "torch"
+
+
+def plan_of(call: Call, backend: str, gpu: GPU | tuple[int, int] | None) -> dict[str, int]:
+    """How a backend cuts a call, as far as it plans before it launches; empty where it does not.
+
+    Args:
+        call: of an operator.
+        backend: that is to serve it.
+        gpu: for which it is planned: its multiprocessors and the bytes of shared memory that a block may have come
+            first. None for the CPU.
+    """
+    if gpu is None or backend not in ("cuda", "triton"):
+        return {}
+    multiprocessors, shared = gpu[:2]
+    found = (_cuda_plan if backend == "cuda" else _triton_plan)(call, multiprocessors, shared)
+    if "blocks" in found:
+        found["blocks_per_sm"] = -(-found["blocks"] // multiprocessors)
+    return found
+
+
+def _scan_sizes(call: Call) -> selective.Sizes | None:
+    """As selective_scan has them; None for other operators."""
+    given: Any = call.inputs
+    if call.operator == "selective_scan":
+        return selective.sizes_of(given)
+    if call.operator == "directional_scan":  # whose directions are groups of channels
+        sizes = directional.sizes_of(given, call.options)
+        return selective.Sizes(
+            sizes.batch, sizes.directions * sizes.channels, sizes.steps, sizes.states, sizes.directions
+        )
+    return None
+
+
+def _cuda_plan(call: Call, multiprocessors: int, shared: int) -> dict[str, int]:
+    native: ModuleType | Any = _native.C
+    given: Any = call.inputs
+    gpu = multiprocessors, shared
+    if call.operator in ("ss2d", "ss2d_norm_gate"):
+        sizes = four_directions.sizes_of(given)
+        plan = native.cuda_ss2d_plan(sizes=sizes, gpu=gpu, backward=call.backward)
+        tokens = native.cuda_ss2d_tiling(states=sizes.states, rank=sizes.rank, gpu=gpu).tokens
+        blocks = plan.images * plan.pairs * plan.channel_blocks * plan.chunks
+        return {"tile_tokens": tokens, "tiles": plan.tiles, "chunks": plan.chunks, "blocks": blocks}
+    if (sizes := _scan_sizes(call)) is not None:
+        constant = call.operator == "selective_scan" and (given.B.dim() == 2 or given.C.dim() == 2)
+        plan = native.cuda_selective_scan_plan(sizes=sizes, constant=constant, gpu=gpu)
+        blocks = sizes.batch * sizes.groups * plan.group_blocks * plan.chunks
+        return {"tile_tokens": plan.tile_tokens, "tiles": plan.tiles, "chunks": plan.chunks, "blocks": blocks}
+    return {}
+
+
+def _triton_plan(call: Call, multiprocessors: int, _shared: int) -> dict[str, int]:
+    from mtlkit.kernels import tables
+
+    given: Any = call.inputs
+    kind = "backward" if call.backward else "forward"
+    if call.operator in ("ss2d", "ss2d_norm_gate"):
+        batch, channels, height, width, states, _ = four_directions.sizes_of(given)
+        length, scans, directions = height * width, 2 * batch, 2
+    elif (sizes := _scan_sizes(call)) is not None:
+        channels, length, states = sizes.channels // sizes.groups, sizes.length, sizes.states
+        scans, directions = sizes.batch * sizes.groups, 1
+    else:
+        return {}
+    tiles = tables.scan_tiles(kind, states, channels, scans, directions, multiprocessors)
+    programs = scans * -(-channels // tiles.channels)
+    chunks, _ = tables.chunking(programs, tiles, length, multiprocessors)
+    return {"tile_tokens": tiles.T, "tiles": -(-length // tiles.T), "chunks": chunks, "blocks": programs * chunks}
