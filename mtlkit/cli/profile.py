@@ -139,22 +139,21 @@ def _table(rows: "list[Row]") -> list[str]:
 
     predicted = all(row.seconds is None for row in rows)
     both = any(row.direction == "backward" for row in rows)
+    planned = any(row.plan for row in rows)  # on a GPU
     cells = []
     for row in rows:
         floor = "-" if row.floor is None else time_words(row.floor)
         time = [] if row.seconds is None else [time_words(row.seconds)]
         what = f"{row.what}, {row.direction}" if both and row.direction else row.what
-        calls = str(row.calls) if row.calls else "-"
-        share = f"{100 * row.share:.1f} %"
-        cells.append(
-            [what, row.sizes or "-", calls, row.backend or "-", _plan(row.plan), floor, row.bound or "-", *time, share]
-        )
+        cut = [_plan(row.plan)] if planned else []
+        calls, share = str(row.calls) if row.calls else "-", f"{100 * row.share:.1f} %"
+        cells.append([what, row.sizes or "-", calls, row.backend or "-", *cut, floor, row.bound or "-", *time, share])
     floor, share = ("predicted floor", "of floors") if predicted else ("floor", "share")
-    time = [] if predicted else ["time"]
-    total = sum((row.floor or 0.0) if predicted else (row.seconds or 0.0) for row in rows)
-    words = time_words(total)
-    cells.append(["all", "-", "-", "-", "-", *([words, "-"] if predicted else ["-", "-", words]), "100.0 %"])
-    headings = ["operator", "size", "calls", "backend", "plan", floor, "bound", *time, share]
+    time, cut = [] if predicted else ["time"], ["plan"] if planned else []
+    words = time_words(sum((row.floor or 0.0) if predicted else (row.seconds or 0.0) for row in rows))
+    total = [words, "-"] if predicted else ["-", "-", words]
+    cells.append(["all", "-", "-", "-", *("-" for _ in cut), *total, "100.0 %"])
+    headings = ["operator", "size", "calls", "backend", *cut, floor, "bound", *time, share]
     return table_lines(headings, cells, ["calls", floor, *time, share])
 
 

@@ -53,6 +53,7 @@ def test_a_prediction_needs_no_gpu_and_tells_no_time(capsys, tmp_path):
     found = rows_of(tmp_path / "profile.json", "--dry-run", "--gpu", "H200", "--batch", "2")
     text = capsys.readouterr().out
     assert "predicted floors on H200, from its data sheet; nothing is measured" in text
+    assert text.splitlines()[0] == "small, inference, 2 images, 32 x 32, float32"
     assert "time" not in text.splitlines()[3]
     assert found["predicted"]
     assert "seconds" not in found
