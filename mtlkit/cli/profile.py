@@ -90,10 +90,9 @@ def run(options: argparse.Namespace) -> int:
         rows, whole = measure(step, torch.device(device))
         about |= {"predicted": False, "seconds": whole} | machine(device)
         title = f"{about['processor']}, {about['threads']} threads; {1e3 * whole:.3g} ms without the profiler"
-    views = "exams of 4 views" if inputs[0].dim() == 5 else "images"
-    text = (
-        f"{options.model}, {about['pass']}, batch of {options.batch} {views}, {options.size} x {options.size}, float32"
-    )
+    many = "" if options.batch == 1 else "s"
+    what = f"exam{many} of 4 views" if inputs[0].dim() == 5 else f"image{many}"
+    text = f"{options.model}, {about['pass']}, {options.batch} {what}, {options.size} x {options.size}, float32"
     print("\n".join([text, title, "", *_table(rows)]))  # noqa: T201 - the command's own voice
     if options.json is not None:
         write_json(options.json, about | {"rows": [row.to_dict() for row in rows]}, force=options.force)
