@@ -17,6 +17,7 @@ def session_of(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.Inferenc
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # of errors it tells twice
+    options.enable_cpu_mem_arena = False  # each array is allocated by itself, so that a sanitizer sees where it ends
     options.register_custom_ops_library(library_path())
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
