@@ -5,7 +5,7 @@ import torch
 
 import mtlkit
 from harness.directions import CASES, B, assert_sequences_apart, check, inputs_of, random_order, results
-from mtlkit.kernels import selective_scan
+from mtlkit.kernels import tables
 from mtlkit.ops import orders
 
 
@@ -29,7 +29,7 @@ def test_16_bit(dtype):
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_sequences_and_chunks(monkeypatch, chunks):
     """Sequences that end within a chunk, at its border and across it."""
-    monkeypatch.setattr(selective_scan, "split", lambda *_: chunks)
+    monkeypatch.setattr(tables, "split", lambda *_: chunks)
     seq_idx = torch.tensor([[0] * 5 + [7] + [3] * 10 + [1] * 20, [2] * 36])
     inputs = inputs_of(2, 36)
     check(inputs, order=orders.both(36), seq_idx=seq_idx)
@@ -38,7 +38,7 @@ def test_sequences_and_chunks(monkeypatch, chunks):
 
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_nothing_passes_from_one_sequence_to_the_next(monkeypatch, chunks):
-    monkeypatch.setattr(selective_scan, "split", lambda *_: chunks)
+    monkeypatch.setattr(tables, "split", lambda *_: chunks)
     assert_sequences_apart(40, 24)
 
 

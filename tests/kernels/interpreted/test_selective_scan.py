@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from mtlkit.kernels import selective_scan
+from mtlkit.kernels import selective_scan, tables
 from mtlkit.kernels.tables import Tiles
 from mtlkit.operators.selective_scan import selective_scan_reference, selective_scan_torch
 from mtlkit.testing import SelectiveScanShape, assert_accurate
@@ -104,14 +104,14 @@ def test_one_constant_matrix():
 @pytest.mark.parametrize(("length", "chunks"), [(33, 3), (32, 2), (31, 2)])
 def test_split(monkeypatch, length, chunks):
     """Chunks that end with the sequence, one token behind a border, one before."""
-    monkeypatch.setattr(selective_scan, "split", lambda *_: chunks)
+    monkeypatch.setattr(tables, "split", lambda *_: chunks)
     shape = SelectiveScanShape(2, 3, length, 2)
     wanted = _doubles(shape)
     check(run(arguments(shape, torch.float32), *output_gradients(shape)), wanted, wanted)
 
 
 def test_split_without_a_gradient_of_the_last_state(monkeypatch):
-    monkeypatch.setattr(selective_scan, "split", lambda *_: 2)
+    monkeypatch.setattr(tables, "split", lambda *_: 2)
     dout, _ = output_gradients(SMALL)
     inputs = arguments(SMALL, torch.float32)
     wanted = composed(selective_scan_reference, {n: t.double() for n, t in inputs.items()}, dout, None)

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from mtlkit.kernels import ss2d
+from mtlkit.kernels import ss2d, tables
 from mtlkit.kernels._launch import division
 from mtlkit.kernels._scan import walk
 from mtlkit.kernels._ss2d_tiles import lines
@@ -88,7 +88,7 @@ def test_walks_lead_through_the_image(height, width, wide):
 
 
 def cut(monkeypatch, chunks: int) -> None:
-    monkeypatch.setattr(ss2d, "split", lambda *_: chunks)
+    monkeypatch.setattr(tables, "split", lambda *_: chunks)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
