@@ -202,7 +202,7 @@ def _build() -> str:
 def _driver() -> str:
     """The version of the driver; raises where nothing tells it."""
     words = [path.read_text().splitlines()[0] for path in map(Path, DRIVERS) if path.exists()]
-    return ", ".join(words) or str(torch._C._cuda_getDriverVersion())
+    return ", ".join(words) or str(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue] - of builds with CUDA
 
 
 def _folder() -> Path:

@@ -27,7 +27,7 @@ class _StageOfWandb(WandbLogger):
     """Finishes its run with its stage: Lightning's would give the next stage the same run, and write it at exit."""
 
     def finalize(self, status: str) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - of the extra `loggers`
 
         super().finalize(status)
         if wandb.run is not None:

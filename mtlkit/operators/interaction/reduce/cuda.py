@@ -69,7 +69,8 @@ def _arguments(
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     """Mean, variance, energy and pooled projection, and what is kept."""
     mean, variance, energy, pooled = sums = new_outputs(inputs, options)
-    softmax, signs = kept = room(inputs, options) if save else (_new_softmax(inputs), None)
+    kept = room(inputs, options) if save else ()
+    softmax, signs = kept or (_new_softmax(inputs), None)
     B, C, *_, P = _sizes(inputs)
     with launching(inputs.x) as stream:
         rows, parameters = rows_of(inputs.x), [None if t is None else as_float(t) for t in inputs[1:]]
