@@ -154,6 +154,9 @@ def _in_float(file: "onnx.ModelProto") -> list[str]:
         elif node.op_type in VECTORWISE and all(one in vectors or one in constants for one in node.input):
             vectors.update(node.output)
             found.append(node.name)
+        elif node.op_type == "Concat" and any(one in vectors for one in node.input):
+            vectors.update(node.output)  # of features whose ranges differ: one scale would round the small ones away
+            found.append(node.name)
     for output in file.graph.output:
         node = makers.get(output.name)
         while node is not None and node.op_type not in ("Conv", *POOLS) and len(given := _given(node, constants)) == 1:

@@ -26,15 +26,15 @@ class Small(nn.Module):
         self.stem, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.mix, self.gate = nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.Conv2d(16, 16, 1)
         self.scan, self.after = mtlkit.nn.SS2D(16, 4), nn.Conv2d(16, 16, 3, padding=1)
-        self.head, self.classes = nn.Conv2d(16, 1, 1), nn.Linear(16, 3)
+        self.head, self.classes = nn.Conv2d(16, 1, 1), nn.Linear(32, 3)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.norm(F.relu(self.stem(images)))
         x = F.silu(self.mix(x))
         x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
         x = x + self.scan(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        x = F.relu(self.after(x))
-        return self.head(x), self.classes(x.mean((2, 3)))
+        y = F.relu(self.after(x))
+        return self.head(y), self.classes(torch.cat((x.mean((2, 3)), y.mean((2, 3))), 1))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,8 @@ def test_what_is_in_8_bits(exported):
     in_float = [node for node in products if makers.get(node.input[1]) is None]
     assert len(products) == 9  # with the norm, and three within the scan's layer
     assert [node.op_type for node in in_float] == ["Conv", "Conv"]  # the gate, and the head
+    (joined,) = (node for node in file.graph.node if node.op_type == "Concat")  # vectors
+    assert not any(joined.output[0] in node.input for node in file.graph.node if node.op_type == "QuantizeLinear")
     scan = next(node for node in file.graph.node if node.op_type == "SS2D")
     assert not any(makers[name].op_type == "QuantizeLinear" for name in scan.input if name in makers)
 
