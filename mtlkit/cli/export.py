@@ -19,8 +19,8 @@ outputs must match PyTorch's. `mtlkit predict` accepts the file in place of the 
 Scans and task interaction become mtlkit's own operators; ONNX Runtime loads them from a library, whose path the command
 prints at the end. --plain writes standard operators only, for engines that cannot load it.
 
---int8 quantises the network to 8 bits, which takes half the time on CPUs with VNNI. Some images of a data set calibrate
-it; the others measure what it costs: IoU, accuracy and AUROC before and after.
+--int8 quantises the network to 8 bits: half the time on one thread of a CPU with VNNI. Some images of a data set
+calibrate it; the others measure what it costs: IoU, accuracy and AUROC before and after.
 """
 CALIBRATION = 64  # images, at most
 
@@ -50,7 +50,7 @@ def add_command(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="FILE", help="the file to write")
     add("--plain", action="store_true", help="use standard ONNX operators only: slower, and for one image size")
     add("--licence", metavar="TEXT", help="terms of the weights, such as CC-BY-NC-4.0, for the file's metadata")
-    add("--int8", action="store_true", help="quantise to 8 bits: about half the time, slightly different outputs")
+    add("--int8", action="store_true", help="quantise to 8 bits: faster on few threads, slightly different outputs")
     add("--calibrate", type=Path, metavar="DATA", help="the data set for --int8; default: that of the run")
     add("--skip-bad", action="store_true", help="leave out images that cannot be used")
     add_no_calibrate(command)
