@@ -4,6 +4,8 @@ import json
 import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 LENGTH = 80  # characters of a value
@@ -119,3 +121,20 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("its brackets are nested too deeply") from None
     except (ValueError, OverflowError) as error:  # a date or a number that there is not
         raise yaml.YAMLError(str(error)) from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that a mistyped one is probably meant to be; empty where none is near."""
+    return next(iter(get_close_matches(word, list(known), 1)), "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Words in brackets, with a space before, that offer the nearest of what is known; nothing where none is near.
+
+    Example:
+        >>> from mtlkit._text import did_you_mean
+        >>> did_you_mean("trian", ["train", "predict"]), did_you_mean("xyz", ["train", "predict"])
+        (" (did you mean 'train'?)", '')
+    """
+    meant = nearest(word, known)
+    return f" (did you mean {meant!r}?)" if meant else ""

@@ -1,7 +1,6 @@
 """The command `mtlkit`."""
 
 import argparse
-import difflib
 import errno
 import sys
 import traceback
@@ -12,7 +11,7 @@ import mtlkit
 from mtlkit import info
 from mtlkit._extras import check_installed
 from mtlkit._streams import READER_GONE, escape_unknown, give_up_output, reader_gone
-from mtlkit._text import printable
+from mtlkit._text import nearest, printable
 from mtlkit.cli import ablate, bench, compare, data, demo, doctor, evaluate, export, predict, profile, publish, train
 from mtlkit.cli._outcomes import is_foreseen, printable_warnings, sentence, stopped, terminable
 from mtlkit.cli.completion import PrintCompletion, PrintVersion
@@ -58,8 +57,8 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            if meant := difflib.get_close_matches(str(value), [str(choice) for choice in action.choices or ()], n=1):
-                error.message = f"invalid choice: {value!r}; did you mean {meant[0]!r}?"
+            if meant := nearest(str(value), map(str, action.choices or ())):
+                error.message = f"invalid choice: {value!r}; did you mean {meant!r}?"
             raise
 
 

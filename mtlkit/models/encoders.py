@@ -11,12 +11,12 @@ EfficientNet (`aa_in1k`) and torchvision's of the others (`tv_in1k`), where timm
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mtlkit._text import did_you_mean
 from mtlkit.models._common import check_images, install_hint
 
 STRIDES = (2, 4, 8, 16, 32)
@@ -68,8 +68,7 @@ def check_encoder(name: str) -> None:
         if name not in weights:
             raise ValueError(f"encoder: there are no weights {name!r}; there are: {', '.join(weights)}")
     elif not timm.is_model(network):
-        close = get_close_matches(name, _TAPS, 1) or get_close_matches(name, timm.list_models(), 1)
-        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        guess = did_you_mean(name, _TAPS) or did_you_mean(name, timm.list_models())
         known = f"{', '.join(list_encoders())}, and all of timm.list_models()"
         raise ValueError(f"encoder: there is no encoder {name!r}{guess}; there are: {known}")
 

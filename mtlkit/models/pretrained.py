@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 import mtlkit
-from mtlkit._text import parse_json, shown
+from mtlkit._text import did_you_mean, parse_json, shown
 from mtlkit.models._common import install_hint
 from mtlkit.models._state_dict import unwrapped
 from mtlkit.models.card import Origin, card_of
 from mtlkit.models.network import Network
-from mtlkit.models.registry import guess, network_named, options_type
+from mtlkit.models.registry import network_named, options_type
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 FILES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")  # of parameters alone
@@ -350,7 +350,7 @@ def _known(network: type[nn.Module], options: Mapping[str, Any]) -> dict[str, An
     for name in options:
         if name not in known:
             raise TypeError(
-                f"{name}: {network.__name__} has no such option{guess(name, known)}; it has: {', '.join(known)}"
+                f"{name}: {network.__name__} has no such option{did_you_mean(name, known)}; it has: {', '.join(known)}"
             )
     return {name: _tuples(value) for name, value in options.items()}
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from mtlkit._text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def create_model(
     entry, known = _entry(name), option_names(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"{option}: {name} has no such option{guess(option, known)}; it has: {', '.join(known)}")
+            raise ValueError(
+                f"{option}: {name} has no such option{did_you_mean(option, known)}; it has: {', '.join(known)}"
+            )
     return entry.make(replace(entry.options, **options), device=device, dtype=dtype)
 
 
@@ -140,7 +143,7 @@ def network_named(name: str) -> type[nn.Module]:
     classes = {entry.make.__name__: entry.make for entry in _MODELS.values()}
     if name not in classes:
         raise ValueError(
-            f"model: there is no network {name!r}{guess(name, list(classes))}; there are: {', '.join(classes)}"
+            f"model: there is no network {name!r}{did_you_mean(name, classes)}; there are: {', '.join(classes)}"
         )
     return classes[name]
 
@@ -160,11 +163,5 @@ def options_type(network: type[nn.Module]) -> type:
 def _entry(name: str) -> _Entry:
     if name not in _MODELS:
         known = list_models()
-        raise ValueError(f"name: there is no model {name!r}{guess(name, known)}; there are: {', '.join(known)}")
+        raise ValueError(f"name: there is no model {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}")
     return _MODELS[name]
-
-
-def guess(word: str, known: list[str]) -> str:
-    """The known word that is meant, in parentheses, if one is close."""
-    close = get_close_matches(word, known, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

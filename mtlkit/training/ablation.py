@@ -34,14 +34,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mtlkit._output import resumable_folder
-from mtlkit._text import shown
+from mtlkit._text import did_you_mean, shown
 from mtlkit.data.files import check_folder
 from mtlkit.data.layouts import LAYOUTS, find_layout
 from mtlkit.data.synthetic import synthesize_layout
 from mtlkit.errors import DataError
 from mtlkit.models import Costs, count_costs
 from mtlkit.training.ablation_table import COSTS, Trained, write_table
-from mtlkit.training.config import Config, RecipeError, beside, did_you_mean, load_config, read_yaml
+from mtlkit.training.config import Config, RecipeError, beside, load_config, read_yaml
 from mtlkit.training.modules import TrainingModule, check_recipe, create_network
 from mtlkit.training.run import check_sources, is_main
 from mtlkit.training.series import open_series, open_train_runner, seeds

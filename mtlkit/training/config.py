@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +19,7 @@ from pydantic.dataclasses import dataclass as section
 from pydantic_core import ErrorDetails, core_schema
 
 from mtlkit._files import why_unreadable
-from mtlkit._text import parse_yaml, printable, shown
+from mtlkit._text import did_you_mean, parse_yaml, printable, shown
 from mtlkit.data.layouts import LAYOUTS
 from mtlkit.data.pixels import MAX_PIXELS
 from mtlkit.data.splits import check_fractions
@@ -407,12 +406,6 @@ def _section_at(place: tuple[int | str, ...]) -> type:
     """The class of the section at a place, () being the whole."""
     sections: dict[Any, Any] = {f.name: f.type for f in fields(Config)}
     return sections[place[0]] if place else Config
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Words in brackets, with a space before, that offer the nearest of what is known; nothing where none is near."""
-    close = get_close_matches(word, known, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from mtlkit import losses
 from mtlkit._distributed import Group, all_processes
 from mtlkit._memory import out_of_memory
+from mtlkit._text import did_you_mean
 from mtlkit.data import Catalogue, Split
 from mtlkit.models import Pretrained, create_model
 from mtlkit.models.registry import default_options
-from mtlkit.training.config import Config, RecipeError, all_of, did_you_mean, lines_of
+from mtlkit.training.config import Config, RecipeError, all_of, lines_of
 from mtlkit.training.schedule import Schedule, task_weights
 from mtlkit.training.tasks import find_task, record_in
 

@@ -44,7 +44,7 @@ def _new_softmax(inputs: Inputs) -> Tensor:
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
     """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
     softmax = _new_softmax(inputs)
-    inputs = inputs if inputs.attn is None else inputs._replace(weight=None)  # attention finds them anew
+    inputs = inputs if inputs.attn is None else inputs._replace(weight=None)  # attention computes them again
     return softmax, _new_signs(inputs)
 
 
