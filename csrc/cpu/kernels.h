@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/causal_conv1d.h"
-#include "cpu/depthwise_conv2d.h"
+#include "cpu/depthwise_conv2d/depthwise_conv2d.h"
 #include "cpu/directional_scan/directional_scan.h"
 #include "cpu/gated_residual.h"
 #include "cpu/interaction/gating.h"

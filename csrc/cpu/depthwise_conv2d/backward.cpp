@@ -1,0 +1,202 @@
+// The gradients of the depthwise convolution.
+//
+// The gradient of the convolution passes through a second ring; where SiLU follows, the convolution is computed again.
+#include "cpu/depthwise_conv2d/loops.h"
+#include "cpu/kernels.h"
+#include "cpu/scratch.h"
+#include "cpu/silu.h"
+
+namespace mtlkit {
+namespace MTLKIT_ISA {
+namespace {
+
+template <typename T, int kKernel, int kStride, bool kDilated>
+struct Backward {
+  using V = Vec<T>;
+  using Rows = Ring<T, kKernel>;
+
+  // A band of the backward pass: rows of dx, and rows of the output whose part of the filter's gradient it adds.
+  struct Band {
+    int64_t in_first, in_last, own_first, own_last;
+
+    Band(const Lattice& l, int64_t bands, int64_t band) {
+      const Share rows = share(l.in_last - l.in_first, bands, band);
+      in_first = l.in_first + rows.first, in_last = l.in_first + rows.last;
+      own_first = band == 0 ? 0 : owner(l, in_first);
+      own_last = band == bands - 1 ? l.out_rows : owner(l, in_last);
+    }
+
+    // The first row of the output whose middle is at the input's row or below.
+    static int64_t owner(const Lattice& l, int64_t row) {
+      return clamp(ceil_of(row - kKernel / 2, kStride), 0, l.out_rows);
+    }
+  };
+
+  static constexpr int kSums = kKernel * kKernel + 1;  // of the filter and the bias
+
+  // The scratch memory of a thread, in vectors: zeros, a row, and the two rings of each lane.
+  struct Layout {
+    int64_t x_pitch, da_left, da_pitch, pairs, row, zeros, ring;
+
+    explicit Layout(const DepthwiseConv2dShape& s) : x_pitch(MTLKIT_ISA::x_pitch(s)), pairs(0) {
+      const int64_t reach = (kKernel - 1) * s.dilation;
+      if constexpr (kStride == 1) {
+        da_left = reach - s.left;
+        da_pitch = max(da_left + whole(s.out_width), whole(s.width) + reach);
+      } else {
+        pairs = whole(ceil_div(s.width + s.left, 2));
+        da_left = kKernel / 2;
+        da_pitch = da_left + max(whole(s.out_width), pairs);
+      }
+      row = max(max(whole(s.out_width), whole(s.width)), 2 * pairs);
+      zeros = max(x_pitch, da_pitch);
+      ring = kKernel * (x_pitch + da_pitch);
+    }
+  };
+
+  // A lane of a backward pass.
+  struct Lane {
+    Filter<T, kKernel> filter, back;
+    V sum[kSums];
+    int64_t next_x, next_dx;
+    Rows x, da;
+  };
+
+  static int run(const DepthwiseConv2dBackward& q) {
+    const DepthwiseConv2dForward& p = q.forward;
+    const Layout layout(p.shape);
+    const Plan<T> plan(p, layout.ring, true);
+    const int64_t lanes = min(plan.lanes(layout.ring), plan.blocks);
+    const int64_t size = layout.zeros + layout.row + lanes * layout.ring;
+    Scratch<V> scratch(plan.threads * size);
+    Scratch<Lane> all(plan.threads * lanes);
+    Scratch<V> sums(q.dweight ? plan.parts() * plan.blocks * kSums : 0);
+    if (!scratch.ok() || !all.ok() || !sums.ok()) return kOutOfMemory;
+
+    on_threads(plan.threads, [&](int thread, int team) {
+      V* const zeros = scratch.get() + thread * size;
+      std::memset(zeros, 0, size * sizeof(V));
+      V* const row = zeros + layout.zeros;
+      Lane* const lane = all.get() + thread * lanes;
+      for (int64_t k = 0; k < lanes; ++k) {
+        V* const ring = row + layout.row + k * layout.ring;
+        lane[k].x = Rows(ring, zeros, layout.x_pitch, p.shape.left);
+        lane[k].da = Rows(ring + kKernel * layout.x_pitch, zeros, layout.da_pitch, layout.da_left);
+      }
+      int64_t group = -1;
+      const Share work = share(plan.items, team, thread);
+      for (int64_t i = work.first; i < work.last; ++i) {
+        const Item item = plan.item(i);
+        for (int64_t k = 0; item.group != group && k < item.last - item.first; ++k) {
+          lane[k].filter.load(p, plan.place(item, item.first + k));
+          lane[k].back = kStride == 1 ? lane[k].filter.turned() : lane[k].filter;
+        }
+        group = item.group;
+        run_item(q, plan, layout, item, lane, row);
+        for (int64_t block = item.first; q.dweight && block < item.last; ++block) {
+          V* const sum = sums.get() + (block * plan.parts() + plan.part(item)) * kSums;
+          std::memcpy(sum, lane[block - item.first].sum, kSums * sizeof(V));
+        }
+      }
+    });
+    if (q.dweight) fold(q, plan, sums.get());
+    return kOk;
+  }
+
+  static void run_item(const DepthwiseConv2dBackward& q, const Plan<T>& plan, const Layout& layout, const Item& item,
+                       Lane* lanes, V* row) {
+    const Lattice l(q.forward.shape, item.index);
+    const Band band(l, plan.bands, item.band);
+    // The rows next to the band reach into it, so that their gradient is needed too.
+    const int64_t begin = min(band.own_first, clamp(ceil_of(band.in_first - kKernel + 1, kStride), 0, l.out_rows));
+    const int64_t end = max(band.own_last, clamp(ceil_of(band.in_last, kStride), 0, l.out_rows));
+    for (int64_t block = item.first; block < item.last; ++block) {
+      Lane& lane = lanes[block - item.first];
+      lane.x.begin(l.in_first, l.in_last);
+      lane.da.begin(begin, end);
+      lane.next_x = begin * kStride, lane.next_dx = band.in_first;
+      std::memset(lane.sum, 0, sizeof lane.sum);
+    }
+    for (int64_t t = begin; t <= end; ++t) {
+      for (int64_t block = item.first; block < item.last; ++block) {
+        Lane& lane = lanes[block - item.first];
+        const Place place = plan.place(item, block);
+        if (t < end) take(q, place, l, band, t, lane, row);
+        if (q.dx)
+          go_back(q, layout, place, l, lane, row, t < end ? min(band.in_last, (t + 1) * kStride) : band.in_last);
+      }
+    }
+  }
+
+  // Row t of the output: its gradient into the ring, and its part of the filter's gradient.
+  static void take(const DepthwiseConv2dBackward& q, const Place& place, const Lattice& l, const Band& band, int64_t t,
+                   Lane& lane, V* row) {
+    const DepthwiseConv2dForward& p = q.forward;
+    const DepthwiseConv2dShape& s = p.shape;
+    const bool own = q.dweight && t >= band.own_first && t < band.own_last;
+    const V* rows[kKernel] = {};
+    if (own || p.silu) {
+      load_window(p, place, l, lane.x, t, lane.next_x);
+      lane.x.window(t * kStride, rows);
+    }
+    V* const da = lane.da.pixels(t);
+    load_row<T>(q.dy, place, l.first + l.step * t, s.out_width, p.silu ? row : da);
+    if (lane.da.has(t + 1)) prefetch_row(q.dy, place, l.first + l.step * (t + 1), s.out_width);
+    if (p.silu) {
+      convolve<T, kKernel, kStride, kDilated>(rows, s.out_width, s.dilation, lane.filter,
+                                              [&](int64_t w, V a) { da[w] = row[w] * silu_and_slope(a).slope; });
+      lane.da.clear_behind(t, s.out_width);
+    }
+    if (!own) return;
+    add_to_filter<T, kKernel, kStride, kDilated>(rows, s.out_width, s.dilation, da, lane.sum);
+    V total{};
+    for (int64_t w = 0; w < s.out_width; ++w) total += da[w];
+    lane.sum[kSums - 1] += total;
+  }
+
+  // Rows of dx up to `last`, those from the lane's next on.
+  static void go_back(const DepthwiseConv2dBackward& q, const Layout& layout, const Place& place, const Lattice& l,
+                      Lane& lane, V* row, int64_t last) {
+    const DepthwiseConv2dShape& s = q.forward.shape;
+    for (int64_t& u = lane.next_dx; u < last; ++u) {
+      const int64_t h = l.base + l.step * u;
+      const V* rows[kKernel];
+      if constexpr (kStride == 1) {
+        lane.da.window(u - kKernel + 1, rows);
+        with_row<T>(q.dx, place, h, s.width, row, [&](auto write) {
+          convolve<T, kKernel, 1, kDilated>(rows, s.width, s.dilation, lane.back, write);
+        });
+      } else {
+        const int odd = static_cast<int>(u & 1);
+        for (int i = odd; i < kKernel; i += 2) rows[i / 2] = lane.da.padded((u - i) / 2);
+        spread<T, kKernel>(rows, odd, layout.pairs, lane.back, row);
+        store_row<T>(q.dx, place, h, s.width, row + s.left);
+      }
+    }
+  }
+
+  // Adds what the parts of each block have, in their order.
+  static void fold(const DepthwiseConv2dBackward& q, const Plan<T>& plan, const V* sums) {
+    on_threads(min(plan.threads, plan.blocks), [&](int thread, int team) {
+      const Share work = share(plan.blocks, team, thread);
+      for (int64_t block = work.first; block < work.last; ++block) {
+        V total[kSums] = {};
+        for (int64_t part = 0; part < plan.parts(); ++part) {
+          for (int i = 0; i < kSums; ++i) total[i] += sums[(block * plan.parts() + part) * kSums + i];
+        }
+        const int64_t d = block * kLanes<T>, here = min(kLanes<T>, plan.channels - d);
+        store_tile<T>(static_cast<T*>(q.dweight) + d * (kSums - 1), dtype_of<T>, kSums - 1, 1, here, kSums - 1, total);
+        if (q.dbias) store_tile<T>(static_cast<T*>(q.dbias) + d, dtype_of<T>, 1, 0, here, 1, total + kSums - 1);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+int depthwise_conv2d_backward(const DepthwiseConv2dBackward& p) {
+  return with_shape<Backward>(p.forward, [&](auto pass) { return pass.run(p); });
+}
+
+}  // namespace MTLKIT_ISA
+}  // namespace mtlkit
