@@ -1,9 +1,17 @@
 """What layers that come from Keras share: its batch normalisation and its initial values."""
 
+from typing import TypedDict
+
 from torch import nn
 
+
+class _BatchNorm(TypedDict):
+    eps: float
+    momentum: float
+
+
 # Keras' defaults for BatchNormalization; its momentum of 0.99 is 0.01 in PyTorch's terms.
-BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
+BATCH_NORM: _BatchNorm = {"eps": 1e-3, "momentum": 0.01}
 
 
 def init_as_keras(module: nn.Module) -> None:

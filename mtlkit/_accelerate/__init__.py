@@ -133,7 +133,7 @@ def accelerate(
     """
     _check_model(model)
     replacements: dict[nn.Module, Shared] = {}
-    replaced, left, already, done = [], [], [], []
+    replaced, left, already, done = list[Replaced](), list[Left](), list[str](), list[str]()
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
             continue  # a part of a layer that was dealt with as a whole
@@ -182,7 +182,7 @@ def restore(model: nn.Module) -> list[str]:
         []
     """
     _check_model(model)
-    names, originals = [], {}
+    names, originals = list[str](), dict[nn.Module, nn.Module]()
     for name, module in model.named_modules():
         if isinstance(module, Shared) and name:
             original = originals[module] = module.original

@@ -237,7 +237,7 @@ def plan(module: Any) -> Plan:
     return Plan(values, [(inputs, [partial(make, module)])], outputs, published=make is SharedBareScan)
 
 
-def _inputs(module: Any, make: Callable) -> tuple[tuple[Tensor, ...], int]:
+def _inputs(module: Any, make: Callable[..., Any]) -> tuple[tuple[Tensor, ...], int]:
     batch, height, width = SIZE
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     tokens = height * width
@@ -270,7 +270,7 @@ def _check_multi_scale(module: Any) -> None:
 def _random_parameters(module: nn.Module) -> dict[str, Tensor]:
     """Values with which every parameter shows in the output, by name."""
     generator = torch.Generator().manual_seed(1)
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         if name.startswith("A_log"):

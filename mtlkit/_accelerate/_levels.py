@@ -55,7 +55,7 @@ class SharedTaskInteraction(Shared, TaskInteraction):
 class _BatchUPA(UncertaintyProxyAttention):
     """Without the running averages, which the originals have not."""
 
-    def __init__(self, *arguments, **options) -> None:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._buffers.clear()
 
@@ -167,7 +167,7 @@ def _check_upa(module: Any, channels: int, entries: int) -> None:
     require(next(module.buffers(), None) is None, "upa has buffers, and UPA's weights come from the batch alone")
 
 
-def _check_children(module: nn.Module, expected: dict[str, tuple[type, tuple]], biased: set[str]) -> None:
+def _check_children(module: nn.Module, expected: dict[str, Any], biased: set[str]) -> None:
     require(not module._parameters, f"it has parameters of its own: {', '.join(module._parameters)}")
     for name, part in module.named_children():
         if name not in expected and not part.state_dict():
@@ -183,7 +183,7 @@ def _check_children(module: nn.Module, expected: dict[str, tuple[type, tuple]], 
 
 
 def _random_values(module: nn.Module, generator: torch.Generator) -> dict[str, Tensor]:
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]:
         if not tensor.is_floating_point():
             continue

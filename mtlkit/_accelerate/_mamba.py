@@ -176,7 +176,7 @@ def _table(module: Any, choices: Any) -> Tensor:
     size: Any = getattr(module, "token_size", None)
     require(isinstance(size, list | tuple) and len(size) == 2, "it does not say how many tokens it has")
     height, width = size
-    found = []
+    found: list[Tensor] = []
     for choice in choices:
         shape, _, flip = str(choice).partition("_")
         window = int(shape[1:]) if re.fullmatch(r"w\d+", shape) else 0
@@ -296,7 +296,7 @@ def _random_parameters(original: nn.Module) -> dict[str, Tensor]:
         (r"gamma|.*norm\.weight", lambda noise: 1 + 0.1 * noise),
         (r".*\.weight", lambda noise: noise * noise[0].numel() ** -0.5),
     )
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, parameter in original.named_parameters(remove_duplicate=False):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         centre = next((change for pattern, change in centres if re.fullmatch(pattern, name)), lambda noise: 0.1 * noise)

@@ -86,7 +86,7 @@ def named_scans(names: Any) -> tuple[Scan, ...]:
     Raises:
         NotRecognised: a name is none of those.
     """
-    scans = []
+    scans: list[Scan] = []
     for name in names:
         stem, _, flip = str(name).partition("_")
         window = stem[1:] if stem.startswith("w") else ""
@@ -141,7 +141,7 @@ def scan_map(
         members.append(scan)
         taken += range(first, first + scan.directions)
         first += scan.directions
-    results = []
+    results: list[Tensor] = []
     for (tall, wide), (members, taken) in groups.items():
         x, x_rows, weights = u, rows, (dt_weight, dt_bias, A_logs, Ds)
         if len(groups) > 1:

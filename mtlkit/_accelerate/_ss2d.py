@@ -233,7 +233,7 @@ def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
         "in_proj.weight": lambda noise: noise * form.d_model**-0.5,
         "out_proj.weight": lambda noise: noise * form.d_inner**-0.5,
     }
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, parameter in original.named_parameters(remove_duplicate=False):
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         values[name] = centres[name](noise) if name in centres else 0.1 * noise

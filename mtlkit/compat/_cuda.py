@@ -36,7 +36,9 @@ def allow_cpu_contexts(allow: bool) -> None:
 class _OnCPU(TorchFunctionMode):
     """Reads every CUDA device among the arguments of a function of torch as the CPU."""
 
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         if func is torch.Tensor.cuda:
             return args[0]
         if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:

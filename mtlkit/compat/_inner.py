@@ -11,6 +11,9 @@ Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State S
 "Vision Mamba" (2024), algorithm 1, for the form without the output projection and the bidirectional one.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -264,19 +267,44 @@ def bimamba_inner_ref(
     return F.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)  # (B, L, C)
 
 
-def _scan_both(scan, projected, A, A_b, D, delta_bias, delta_softplus) -> Tensor:
+def _scan_both(
+    scan: Callable[..., Any],
+    projected: tuple[Tensor, ...],
+    A: Tensor,
+    A_b: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
     backwards = tuple(t if t.dim() == 2 else t.flip(-1) for t in projected)  # what is constant has no direction
     y = _scan(scan, projected, A, D, delta_bias, delta_softplus)  # (B, D, L)
     return y + _scan(scan, backwards, A_b, D, delta_bias, delta_softplus).flip(-1)
 
 
-def _scan(scan, projected, A, D, delta_bias, delta_softplus) -> Tensor:
+def _scan(
+    scan: Callable[..., Any],
+    projected: tuple[Tensor, ...],
+    A: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
     x, delta, B, C, z = projected
     return scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
 def _project(
-    xz, conv1d_weight, conv1d_bias, x_proj_weight, delta_proj_weight, A, B, C, B_proj_bias, C_proj_bias, rms=None
+    xz: Tensor,
+    conv1d_weight: Tensor,
+    conv1d_bias: Tensor | None,
+    x_proj_weight: Tensor,
+    delta_proj_weight: Tensor,
+    A: Tensor,
+    B: Tensor | None,
+    C: Tensor | None,
+    B_proj_bias: Tensor | None,
+    C_proj_bias: Tensor | None,
+    rms: tuple[Any, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What the scan takes: x (B, D, L), the time step (B, D, L), B and C as given or (B, N, L), and z (B, D, L)."""
     check_tensor("xz", xz, 3)

@@ -98,33 +98,48 @@ class Block(nn.Module):
 
 
 def layer_norm_fn_1(
-    x, weight, bias, residual=None, eps=1e-6, prenorm=False, residual_in_fp32=False, is_rms_norm=False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
 ) -> Any:
     """`layer_norm_fn` of mamba-ssm 1.x."""
     norm = ops.rms_norm if is_rms_norm else ops.layer_norm
     return norm(x, weight, bias, residual, eps=eps, prenorm=prenorm, residual_in_fp32=residual_in_fp32)
 
 
-def rms_norm_fn_1(x, weight, bias, residual=None, prenorm=False, residual_in_fp32=False, eps=1e-6) -> Any:
+def rms_norm_fn_1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    eps: float = 1e-6,
+) -> Any:
     """`rms_norm_fn` of mamba-ssm 1.x."""
     return layer_norm_fn_1(x, weight, bias, residual, eps, prenorm, residual_in_fp32, True)
 
 
 def layer_norm_fn(
-    x,
-    weight,
-    bias,
-    residual=None,
-    x1=None,
-    weight1=None,
-    bias1=None,
-    eps=1e-6,
-    dropout_p=0.0,
-    rowscale=None,
-    prenorm=False,
-    residual_in_fp32=False,
-    is_rms_norm=False,
-    return_dropout_mask=False,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    x1: Tensor | None = None,
+    weight1: Tensor | None = None,
+    bias1: Tensor | None = None,
+    eps: float = 1e-6,
+    dropout_p: float = 0.0,
+    rowscale: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    is_rms_norm: bool = False,
+    return_dropout_mask: bool = False,
 ) -> Any:
     """`layer_norm_fn` of later versions; of what these added, dropout and a scale for each row are served."""
     for name, value in (("x1", x1), ("weight1", weight1), ("bias1", bias1)):

@@ -82,7 +82,14 @@ def causal_conv1d_update(
     )
 
 
-def causal_conv1d_update_ref(x, conv_state, weight, bias=None, activation=None, cache_seqlens=None) -> Tensor:
+def causal_conv1d_update_ref(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    cache_seqlens: Tensor | None = None,
+) -> Tensor:
     """The same in plain PyTorch."""
     with ops.use_backend("reference"):
         return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)
@@ -100,7 +107,15 @@ def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -
 
 
 @torch.no_grad()
-def _fwd(x, weight, bias, seq_idx, initial_states, final_states_out, silu_activation) -> Tensor:
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    final_states_out: Tensor | None,
+    silu_activation: bool,
+) -> Tensor:
     found = causal_conv1d_fn(
         x,
         weight,
@@ -115,8 +130,17 @@ def _fwd(x, weight, bias, seq_idx, initial_states, final_states_out, silu_activa
 
 
 def _bwd(
-    x, weight, bias, dout, seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu_activation
-) -> tuple:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dout: Tensor,
+    seq_idx: Tensor | None,
+    initial_states: Tensor | None,
+    dfinal_states: Tensor | None,
+    dx: Tensor | None,
+    return_dinitial_states: bool,
+    silu_activation: bool,
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, which `dx` takes where it is given, of weight, bias and the initial states."""
     leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, initial_states)]
     with torch.enable_grad():
@@ -138,7 +162,15 @@ def _bwd(
     return found_x, found_weight, found_bias, found_initial if return_dinitial_states else None
 
 
-def _update(x, conv_state, weight, bias, silu_activation, cache_seqlens=None, conv_state_indices=None) -> Tensor:
+def _update(
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    silu_activation: bool,
+    cache_seqlens: Tensor | None = None,
+    conv_state_indices: Tensor | None = None,
+) -> Tensor:
     return causal_conv1d_update(x, conv_state, weight, bias, _named(silu_activation), cache_seqlens, conv_state_indices)
 
 
@@ -146,7 +178,7 @@ def _named(silu: bool) -> str | None:
     return "silu" if silu else None
 
 
-def _extension_fwd(x, weight, bias, *rest) -> Tensor | None:
+def _extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
     """silu; seq_idx, silu; seq_idx, initial and final states, silu; the same with an output before the final states."""
     _check_count("causal_conv1d_fwd", rest, (1, 2, 4, 5), 3)
     given, silu = dict(zip(("seq_idx", "initial_states"), rest[:-1], strict=False)), rest[-1]
@@ -158,7 +190,9 @@ def _extension_fwd(x, weight, bias, *rest) -> Tensor | None:
     return out
 
 
-def _extension_bwd(x, weight, bias, dout, *rest) -> tuple | None:
+def _extension_bwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *rest: Any
+) -> tuple[Tensor | None, ...] | None:
     """dx, silu; seq_idx, dx, silu; then states and their gradients; in the end a place for each gradient."""
     _check_count("causal_conv1d_bwd", rest, (2, 3, 6, 8), 4)
     given: list[Any] = list(rest)
@@ -175,10 +209,10 @@ def _extension_bwd(x, weight, bias, dout, *rest) -> tuple | None:
     return None
 
 
-def _extension_update(x, conv_state, weight, bias, *rest) -> Tensor | None:
+def _extension_update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
     """silu, cache_seqlens, conv_state_indices; the last two came later, and in the end an output before all three."""
     _check_count("causal_conv1d_update", rest, (1, 2, 3, 4), 4)
-    indices = rest[-3:] if len(rest) == 4 else (*rest, None, None)[:3]
+    indices: tuple[Any, ...] = rest[-3:] if len(rest) == 4 else (*rest, None, None)[:3]
     out = _update(x, conv_state, weight, bias, indices[0], indices[1], indices[2])
     if len(rest) == 4:
         rest[0].copy_(out)
@@ -186,7 +220,7 @@ def _extension_update(x, conv_state, weight, bias, *rest) -> Tensor | None:
     return out
 
 
-def _check_count(name: str, rest: tuple, counts: tuple[int, ...], before: int) -> None:
+def _check_count(name: str, rest: tuple[Any, ...], counts: tuple[int, ...], before: int) -> None:
     if len(rest) not in counts:
         known = ", ".join(str(before + count) for count in counts)
         raise TypeError(
@@ -194,8 +228,8 @@ def _check_count(name: str, rest: tuple, counts: tuple[int, ...], before: int) -
         )
 
 
-_FUNCTIONS = {"causal_conv1d_fn": causal_conv1d_fn, "causal_conv1d_update": causal_conv1d_update}
-MODULES = {
+_FUNCTIONS: dict[str, Any] = {"causal_conv1d_fn": causal_conv1d_fn, "causal_conv1d_update": causal_conv1d_update}
+MODULES: dict[str, dict[str, Any]] = {
     "causal_conv1d": {"__version__": "1.6.1"} | _FUNCTIONS,
     "causal_conv1d.causal_conv1d_interface": _FUNCTIONS
     | {"causal_conv1d_ref": causal_conv1d_ref, "causal_conv1d_update_ref": causal_conv1d_update_ref},

@@ -1,5 +1,7 @@
 """The package `mamba_ssm`: which of its modules are served, and what is in them."""
 
+from typing import Any
+
 from torch import Tensor
 
 from mtlkit.compat import _inner, _language_model, _layers
@@ -8,7 +10,18 @@ from mtlkit.ops import selective_state_update, use_backend
 __all__ = ["MODULES", "THEIRS_FIRST"]
 
 
-def selective_state_update_ref(state, x, dt, A, B, C, D=None, z=None, dt_bias=None, dt_softplus=False) -> Tensor:
+def selective_state_update_ref(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+) -> Tensor:
     """`selective_state_update` in plain PyTorch."""
     with use_backend("reference"):
         return selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
@@ -26,8 +39,12 @@ _INTERFACE = {
         "bimamba_inner_ref",
     )
 }
-_NORMS = {"RMSNorm": _layers.RMSNorm, "layer_norm_fn": _layers.layer_norm_fn, "rms_norm_fn": _layers.rms_norm_fn}
-MODULES = {
+_NORMS: dict[str, Any] = {
+    "RMSNorm": _layers.RMSNorm,
+    "layer_norm_fn": _layers.layer_norm_fn,
+    "rms_norm_fn": _layers.rms_norm_fn,
+}
+MODULES: dict[str, dict[str, Any]] = {
     "mamba_ssm": {
         "__version__": "1.2.2",
         "Mamba": _layers.Mamba,

@@ -1,5 +1,7 @@
 """The package `selective_scan` that VMamba and the projects after it install: the scan without a gate."""
 
+from typing import Any
+
 from torch import Tensor
 
 from mtlkit.compat.selective_scan_cuda import selective_scan_oflex
@@ -8,12 +10,31 @@ from mtlkit.operators.selective_scan import selective_scan_reference
 __all__ = ["MODULES"]
 
 
-def selective_scan_fn(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False, nrows=1) -> Tensor:
+def selective_scan_fn(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    nrows: int = 1,
+) -> Tensor:
     """The output, (B, D, L); arguments as of `mtlkit.compat.selective_scan_oflex`, and in the dtype of u."""
     return selective_scan_oflex(u, delta, A, B, C, D, delta_bias, delta_softplus, oflex=False)
 
 
-def selective_scan_ref(u, delta, A, B, C, D=None, delta_bias=None, delta_softplus=False) -> Tensor:
+def selective_scan_ref(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor:
     """The same token by token in plain PyTorch."""
     return selective_scan_reference(u, delta, A, B, C, D, None, delta_bias, delta_softplus)[0]
 
@@ -24,12 +45,12 @@ class SelectiveScanFn:
     apply = staticmethod(selective_scan_fn)
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Any] = {
     "selective_scan_fn": selective_scan_fn,
     "selective_scan_ref": selective_scan_ref,
     "SelectiveScanFn": SelectiveScanFn,
 }
-MODULES = {
+MODULES: dict[str, dict[str, Any]] = {
     "selective_scan": _FUNCTIONS | {"selective_scan_fn_v1": selective_scan_fn},
     "selective_scan.selective_scan_interface": _FUNCTIONS,
 }

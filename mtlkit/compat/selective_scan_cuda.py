@@ -45,17 +45,51 @@ def _gradients(function: Any, tensors: Sequence[Tensor | None], dout: Tensor) ->
 # --- mamba-ssm's ------------------------------------------------------------------------------------------------------
 
 
-def _fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> list[Tensor]:
+def _fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> list[Tensor]:
     """The output before the gate, the states, and where there is a gate the output after it."""
     out, states = _scanned(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return [out, states] if z is None else [out, states, out * silu(z)]
 
 
-def _bwd(u, delta, A, B, C, D, z, delta_bias, dout, x, out, dz, delta_softplus, recompute_out_z) -> list[Tensor | None]:
+def _bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor | None,
+    out: Tensor | None,
+    dz: Tensor | None,
+    delta_softplus: bool,
+    recompute_out_z: bool,
+) -> list[Tensor | None]:
     """The gradients of u, delta, A, B, C, D and delta_bias; then that of z, which `dz` takes, and the gated output."""
-    kept = []
+    kept: list[Tensor] = []
 
-    def scan(u, delta, A, B, C, D, z, delta_bias):
+    def scan(
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+    ):
         kept.append(selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
         return kept[0]
 
@@ -127,12 +161,35 @@ def _widened(u: Tensor, delta: Tensor, delta_bias: Tensor | None, oflex: bool) -
     return u.to(torch.promote_types(u.dtype, torch.float32)) if oflex else u, delta, delta_bias
 
 
-def _oflex_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows=1, out_float=True) -> list[Tensor]:
+def _oflex_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int = 1,
+    out_float: bool = True,
+) -> list[Tensor]:
     u, delta, delta_bias = _widened(u, delta, delta_bias, out_float)
     return list(_scanned(u, delta, A, B, C, D, delta_bias, delta_softplus))
 
 
-def _oflex_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows=1) -> list[Tensor | None]:
+def _oflex_bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor,
+    delta_softplus: bool,
+    nrows: int = 1,
+) -> list[Tensor | None]:
     wide = dout.dtype != u.dtype
     return _gradients(
         lambda *tensors: selective_scan_oflex(*tensors, delta_softplus=delta_softplus, oflex=wide),
@@ -141,16 +198,48 @@ def _oflex_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows=
     )
 
 
-def _core_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows=1) -> list[Tensor]:
+def _core_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int = 1,
+) -> list[Tensor]:
     return _oflex_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows, False)
 
 
-def _ndstate_fwd(u, delta, A, B, C, D, delta_bias, delta_softplus, nrows=1) -> list[Tensor]:
+def _ndstate_fwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    nrows: int = 1,
+) -> list[Tensor]:
     """A (D,), B and C (B, G, L)."""
     return _core_fwd(u, delta, A[:, None], B[:, :, None], C[:, :, None], D, delta_bias, delta_softplus, nrows)
 
 
-def _ndstate_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrows=1) -> list[Tensor | None]:
+def _ndstate_bwd(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    dout: Tensor,
+    x: Tensor,
+    delta_softplus: bool,
+    nrows: int = 1,
+) -> list[Tensor | None]:
     return _gradients(
         lambda u, delta, A, B, C, *rest: selective_scan_oflex(
             u, delta, A[:, None], B[:, :, None], C[:, :, None], *rest, delta_softplus=delta_softplus, oflex=False
@@ -161,7 +250,7 @@ def _ndstate_bwd(u, delta, A, B, C, D, delta_bias, dout, x, delta_softplus, nrow
 
 
 _CORE = {"fwd": _core_fwd, "bwd": _oflex_bwd}
-MODULES = {
+MODULES: dict[str, dict[str, Any]] = {
     "selective_scan_cuda": {"fwd": _fwd, "bwd": _bwd},
     "selective_scan_cuda_core": _CORE,
     "selective_scan_cuda_nrow": _CORE,

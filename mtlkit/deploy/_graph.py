@@ -250,7 +250,10 @@ def _by_phases(r: Rewriting, node: ir.Node) -> None:
         for columns in axes[1]:
             taps = weight[:, :, rows[0]][:, :, :, columns[0]]
             kernel = r.constant(np.ascontiguousarray(taps.transpose(1, 0, 2, 3)))
-            options = {"kernel_shape": taps.shape[2:], "pads": (rows[1], columns[1], rows[2], columns[2])}
+            options: dict[str, Any] = {
+                "kernel_shape": taps.shape[2:],
+                "pads": (rows[1], columns[1], rows[2], columns[2]),
+            }
             parts.append(r.insert(node, "Conv", [node.inputs[0], kernel, *bias], **options, group=1))
     crop = {"crop_rows": axes[0][0][3], "crop_columns": axes[1][0][3]}
     r.replace(node.outputs[0], r.insert(node, "Interleave", parts, DOMAIN, **crop))

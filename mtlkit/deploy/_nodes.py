@@ -4,6 +4,9 @@ Images have their channels last in these nodes, so that a translation transposes
 away what meets its reverse.
 """
 
+# pyright: basic
+# torch.onnx reads the annotations of translations as schemas, so that they have none
+
 from collections.abc import Callable
 from functools import cache
 from typing import Any

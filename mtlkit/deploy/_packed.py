@@ -18,6 +18,14 @@ ROWS = 8  # of a linear layer, from which packed weights pay
 
 Name = tuple[str, list[float | None], str]  # of an activation
 
+_NAMES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.SiLU: "swish",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.Hardswish: "hardswish",
+}
+
 
 def fused_name(layer: nn.Module) -> Name | None:
     """What oneDNN calls an activation, which it computes as it stores: name, numbers, form; None if it has none."""
@@ -27,8 +35,7 @@ def fused_name(layer: nn.Module) -> Name | None:
         return "leaky_relu", [layer.negative_slope], ""
     if isinstance(layer, nn.Hardtanh):  # ReLU6 is one
         return "hardtanh", [layer.min_val, layer.max_val], ""
-    names = {nn.ReLU: "relu", nn.SiLU: "swish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.Hardswish: "hardswish"}
-    name = names.get(type(layer))
+    name = _NAMES.get(type(layer))
     return None if name is None else (name, [], "")
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_tensor
+from mtlkit._factory import Factory
 from mtlkit.nn import PatchMerging, SSConvSSM
 
 
@@ -105,7 +106,7 @@ def ss_conv_ssm_stages(
     dtype: torch.dtype | None = None,
 ) -> nn.ModuleList:
     """The stages of MedMamba, one for each of `dims`."""
-    factory = {"device": device, "dtype": dtype}
+    factory = Factory(device=device, dtype=dtype)
     rates = drop_path_rates(depths, drop_path_rate)
     stages = nn.ModuleList()
     for i, dim in enumerate(dims):

@@ -125,12 +125,12 @@ class Origin:
     data: str
     layout: str = ""
     phantoms: bool = False
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    parts: Mapping[str, int] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    parts: Mapping[str, int] = field(default_factory=dict[str, int])
     images: str = ""
     results: tuple[Result, ...] = ()
-    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mtlkit: str = mtlkit.__version__
 
     def with_result(self, result: Result) -> "Origin":
@@ -334,7 +334,7 @@ def _use(draws: bool) -> str:
 def _eval_results(origin: Origin) -> list[Any]:
     from huggingface_hub import EvalResult
 
-    found = []
+    found: list[Any] = []
     for result in origin.results:
         for name, (value, low, high) in result.figures.items():
             interval = None if low is None or high is None else {"interval": [low, high]}
@@ -389,7 +389,7 @@ def _lines(origin: Origin) -> dict[str, Any]:
 def _result_lines(result: Result) -> dict[str, str]:
     images = "" if result.images is None else f", {int(result.images):,} images"
     intervals = any(low is not None for _, low, _ in result.figures.values())
-    rows = []
+    rows: list[list[str]] = []
     for name, (value, low, high) in result.figures.items():
         interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         rows.append([escape_markdown(_title(name)), f"{value:.3f}", *([interval] if intervals else [])])

@@ -10,12 +10,13 @@ Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Bre
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_choice, check_probability
+from mtlkit._factory import Factory
 from mtlkit.models._common import check_at_least_one, check_images
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder
 from mtlkit.models.network import ClassMap, last_linear
@@ -135,7 +136,7 @@ class CSAMoE(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or CSAMoEOptions()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.views = LesionViews(o.iterations)
         experts = {name: _Expert(o, factory) for name in o.experts}
         self.experts = nn.ModuleDict(experts)
@@ -199,7 +200,7 @@ class CSAMoE(Pretrained):
 class _Expert(nn.Module):
     """An encoder and its cross-stage attention: (B, in_chans, H, W) to (B, C) and, with attention, alpha (B, S)."""
 
-    def __init__(self, o: CSAMoEOptions, factory: dict[str, Any]) -> None:
+    def __init__(self, o: CSAMoEOptions, factory: Factory) -> None:
         super().__init__()
         taps = _VGG16_STAGES if o.encoder.startswith("vgg16") else None
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, taps, **factory)

@@ -16,12 +16,13 @@ Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_choice, check_probability, check_tensor
+from mtlkit._factory import Factory
 from mtlkit.models._common import (
     check_at_least_one,
     check_images,
@@ -172,7 +173,7 @@ class HybridVSSM(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or HybridVSSMOptions()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         backbones = {name: _Backbone(o, factory) for name in (["all"] if o.shared else ["cc", "mlo"])}
         self.backbones = nn.ModuleDict(backbones)
         dim = next(iter(backbones.values())).dim
@@ -272,7 +273,7 @@ def _stack(views: Mapping[str, Tensor], present: Tensor | None) -> tuple[Tensor,
 class _Backbone(nn.Module):
     """A view to a vector: (B, in_chans, H, W) to (B, D)."""
 
-    def __init__(self, o: HybridVSSMOptions, factory: dict[str, Any]) -> None:
+    def __init__(self, o: HybridVSSMOptions, factory: Factory) -> None:
         super().__init__()
         self.dim = o.dims[-1]
         if o.resnet is None:

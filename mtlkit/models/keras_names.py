@@ -162,7 +162,7 @@ def _encoder_layers(encoder: Encoder) -> dict[str, str]:
     """Path of each part, and Keras' name of it."""
     if not encoder.name.startswith("tf_efficientnet"):
         raise ValueError(f"module: expected a tf_efficientnet as encoder, as the official code has, got {encoder.name}")
-    found = {}
+    found: dict[str, str] = {}
     for path, _ in _leaves(encoder):
         if path in _STEM_AND_TOP:
             found[path] = _STEM_AND_TOP[path]
@@ -216,7 +216,7 @@ def _layer_names(wanted: dict[str, str], names: list[str]) -> dict[str, str | No
     """Which of Keras' layers each layer of ours is, by path; None for one that is not there."""
     counted = sorted((name for name in names if _COUNTED.fullmatch(name)), key=_count)
     queues = {kind: iter([n for n in counted if _count(n)[0] == kind]) for kind in set(wanted.values())}
-    found = {}
+    found: dict[str, str | None] = {}
     for path, name in wanted.items():
         if _COUNTED.fullmatch(name):
             found[path] = next(queues[name], None)

@@ -16,13 +16,14 @@ Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Bre
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_choice, check_probability, check_shape
+from mtlkit._factory import Factory
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.models._common import check_at_least_one, check_images, pad_to_multiple
 from mtlkit.models.encoders import STRIDE, Encoder, check_encoder, check_strides
@@ -196,7 +197,7 @@ class MBDI(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or self.defaults
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.encoder = Encoder(o.encoder, o.pretrained, o.in_chans, o.freeze_until, **factory)
         check_strides(self.encoder)
         dims = self.encoder.channels  # of E_0 .. E_4
@@ -224,7 +225,7 @@ class MBDI(Pretrained):
         for part in (self.vectors, self.seg_head, self.cls_head):
             part.apply(init_as_keras)
 
-    def _interaction(self, dim: int, factory: dict[str, Any]) -> nn.Module:
+    def _interaction(self, dim: int, factory: Factory) -> nn.Module:
         o = self.options
         if not o.upa:
             return TaskInteraction(dim, o.clf_dim, o.tau, o.pooling, directions=o.directions, **factory)
@@ -293,7 +294,7 @@ class MBDI(Pretrained):
         features = [block(tap) for block, tap in zip(self.refine, taps, strict=True)]  # E: (B, C, H/2 .. H/32, ...)
         pooled = [e.mean((2, 3)) for e in features[1:]]  # (B, C) each, from E_1 to E_4
 
-        seg, vectors, gated = features[-1], [], []
+        seg, vectors, gated = features[-1], list[Tensor](), list[InteractionOutput]()
         for number, (level, project, skip, vector) in enumerate(
             zip(self.decoder, self.vectors, features[-2::-1], pooled[::-1], strict=True), 1
         ):
@@ -328,7 +329,7 @@ class _Level(nn.Module):
         hmsf: bool,
         dropout: float,
         interaction: nn.Module | None,
-        factory: dict[str, Any],
+        factory: Factory,
     ) -> None:
         super().__init__()
         self.up = ConvUpsample(below, dim, **factory)

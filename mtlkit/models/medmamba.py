@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mtlkit._factory import Factory
 from mtlkit.models._common import check_images, check_stages, init_ss_conv_ssm, ss_conv_ssm_stages
 from mtlkit.models.pretrained import Pretrained
 from mtlkit.models.registry import register
@@ -91,7 +92,7 @@ class MedMamba(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or MedMambaOptions()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.patch_embed = PatchEmbed(o.in_chans, o.dims[0], o.patch_size, **factory)
         self.layers = ss_conv_ssm_stages(
             o.depths, o.dims, o.d_state, o.ssm_ratio, o.dropout, o.drop_path_rate, **factory

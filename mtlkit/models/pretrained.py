@@ -205,7 +205,16 @@ def _checkpoint_class() -> type:
             save_file(state, save_directory / WEIGHTS, metadata={"format": "pt"})
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, network, device, dtype, options, **download):
+        def _from_pretrained(
+            cls,
+            *,
+            model_id: str,
+            network: type[Pretrained] | None,
+            device: torch.device | str | None,
+            dtype: torch.dtype | None,
+            options: Mapping[str, Any],
+            **download: Any,
+        ) -> "Checkpoint":
             def find(name: str) -> Path:
                 if not Path(model_id).is_dir():
                     return Path(hf_hub_download(repo_id=model_id, filename=name, **download))
@@ -324,7 +333,7 @@ def changed_by_classes(network: type[nn.Module], options: Any, counts: Mapping[s
         counts: other numbers of classes, by option; by default one more of each.
     """
     counts = {name: count + 1 for name, count in class_options(options).items()} if counts is None else counts
-    shapes = []
+    shapes: list[dict[str, torch.Size]] = []
     for made in (_offline(options), _offline(replace(options, **counts))):
         shapes.append({key: value.shape for key, value in network(made, device="meta").state_dict().items()})
     return {key for key in shapes[0] if shapes[0][key] != shapes[1].get(key)}
@@ -411,7 +420,7 @@ def _of_a_run(path: Path) -> str:
 
 def renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
     """`state` with other names: each old one, in turn, at the beginning, or anywhere if it begins with a dot."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for key, value in state.items():
         for old, new in names:
             if old.startswith("."):

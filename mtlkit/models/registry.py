@@ -148,7 +148,7 @@ def network_named(name: str) -> type[nn.Module]:
     return classes[name]
 
 
-def options_type(network: type[nn.Module]) -> type:
+def options_type(network: type[nn.Module]) -> type[Any]:
     """The dataclass of a network's options.
 
     Raises:

@@ -9,11 +9,12 @@ Source: Ruan, Li and Xiang, "VM-UNet: Vision Mamba UNet for Medical Image Segmen
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mtlkit._factory import Factory
 from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm, pad_to_multiple
 from mtlkit.models.pretrained import Pretrained, renamed, translate
 from mtlkit.models.registry import register
@@ -117,7 +118,7 @@ class VMUNet(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or VMUNetOptions()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.patch_embed = PatchEmbed(o.in_chans, o.dims[0], PATCH, **factory)
         self.layers, self.layers_up = nn.ModuleList(), nn.ModuleList()
         for dim, rates in zip(o.dims, drop_path_rates(o.depths, o.drop_path_rate), strict=True):
@@ -139,7 +140,7 @@ class VMUNet(Pretrained):
         check_images(images, o.in_chans, stride)
         height, width = images.shape[2:]
         x = self.patch_embed(pad_to_multiple(images, stride))  # (B, H/4, W/4, C)
-        given = []
+        given: list[Tensor] = []
         for stage in self.layers:
             given.append(x)
             x = stage(x)  # (B, H/8, W/8, 2 C), ..., (B, H/32, W/32, 8 C)
@@ -173,7 +174,7 @@ _PUBLISHED_NAMES = (
 class _PatchExpand(nn.Module):
     """Each pixel becomes f x f with 1/f of its channels: (B, H, W, C) to (B, f H, f W, C / f)."""
 
-    def __init__(self, dim: int, factor: int, factory: dict[str, Any]) -> None:
+    def __init__(self, dim: int, factor: int, factory: Factory) -> None:
         super().__init__()
         self.factor = factor
         self.expand = nn.Linear(dim, factor * dim, bias=False, **factory)
@@ -190,7 +191,7 @@ def _stage(
     o: VMUNetOptions,
     dim: int,
     rates: list[float],
-    factory: dict[str, Any],
+    factory: Factory,
     upsample: nn.Module | None = None,
     downsample: nn.Module | None = None,
 ) -> nn.Sequential:

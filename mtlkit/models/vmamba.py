@@ -8,12 +8,13 @@ Source: Liu et al., "VMamba: Visual State Space Model" (2024).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_choice
+from mtlkit._factory import Factory
 from mtlkit.models._common import check_images, check_stages, drop_path_rates, init_linear_and_norm
 from mtlkit.models.pretrained import Pretrained, renamed, translate
 from mtlkit.models.registry import register
@@ -126,7 +127,7 @@ class VMamba(Pretrained):
     ) -> None:
         super().__init__()
         self.options = o = options or VMambaOptions()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.patch_embed = _patch_stem(o, factory) if o.stem == "patch" else ConvStem(o.in_chans, o.dims[0], **factory)
         rates = drop_path_rates(o.depths, o.drop_path_rate)
         self.layers = nn.ModuleList(_stage(o, i, rates[i], factory) for i in range(len(o.dims)))
@@ -159,7 +160,7 @@ class VMamba(Pretrained):
         return {k: v.flatten(1) if k in linear and v.shape[2:] == (1, 1) else v for k, v in found.items()}
 
 
-def _patch_stem(o: VMambaOptions, factory: dict[str, Any]) -> nn.Sequential:
+def _patch_stem(o: VMambaOptions, factory: Factory) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(o.in_chans, o.dims[0], 4, 4, **factory),  # (B, C, H/4, W/4)
         Permute(0, 2, 3, 1),
@@ -167,7 +168,7 @@ def _patch_stem(o: VMambaOptions, factory: dict[str, Any]) -> nn.Sequential:
     )
 
 
-def _stage(o: VMambaOptions, i: int, rates: list[float], factory: dict[str, Any]) -> nn.Sequential:
+def _stage(o: VMambaOptions, i: int, rates: list[float], factory: Factory) -> nn.Sequential:
     dim = o.dims[i]
     blocks = [
         VSSBlock(

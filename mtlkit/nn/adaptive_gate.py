@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_positive, check_probability, check_tensor
+from mtlkit._factory import Factory
 
 
 class AdaptiveGate(nn.Module):
@@ -51,7 +52,7 @@ class AdaptiveGate(nn.Module):
         super().__init__()
         check_positive(dim=dim, experts=experts, hidden=hidden)
         check_probability(dropout=dropout)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.experts = dim, experts
         self.fc1 = nn.Linear(experts * dim, hidden, **factory)
         self.bn = nn.BatchNorm1d(hidden, **factory)

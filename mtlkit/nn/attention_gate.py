@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_first, check_positive
+from mtlkit._factory import Factory
 from mtlkit._keras import init_as_keras
 from mtlkit.nn.separable_conv import SeparableConv
 
@@ -52,7 +53,7 @@ class AttentionGate(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(dim=dim, gate_dim=gate_dim, inter_dim=inter_dim)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.gate_dim, self.inter_dim = dim, gate_dim, inter_dim
         self.x_proj = nn.Conv2d(dim, inter_dim, 1, **factory)
         self.g_proj = nn.Conv2d(gate_dim, inter_dim, 1, **factory)

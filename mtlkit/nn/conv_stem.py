@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from mtlkit._factory import Factory
 from mtlkit.nn.permute import Permute
 
 
@@ -40,7 +41,7 @@ class ConvStem(nn.Sequential):
     ) -> None:
         if dim < 2 or dim % 2:
             raise ValueError(f"dim: expected an even number of channels, got {dim}")
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         super().__init__(
             nn.Conv2d(in_chans, dim // 2, 3, 2, 1, **factory),  # (B, C/2, H/2, W/2)
             Permute(0, 2, 3, 1),

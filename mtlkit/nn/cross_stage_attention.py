@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_positive, check_tensor
+from mtlkit._factory import Factory
 
 
 class CrossStageAttention(nn.Module):
@@ -53,7 +54,7 @@ class CrossStageAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(channels=min(channels, default=0), dim=dim, hidden=hidden)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.channels, self.dim = tuple(channels), dim
         self.query = nn.Parameter(torch.empty(dim, **factory).normal_(std=0.02))
         self.keys = nn.ModuleList(nn.Linear(c, dim, bias=False, **factory) for c in channels)

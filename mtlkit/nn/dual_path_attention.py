@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_first, check_positive
+from mtlkit._factory import Factory
 from mtlkit._keras import init_as_keras
 
 REDUCTION = 16
@@ -48,7 +49,7 @@ class DualPathAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(dim=dim)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         hidden = max(SMALLEST_HIDDEN, dim // REDUCTION)
         self.dim = dim
         self.ch_fc1 = nn.Linear(dim, hidden, **factory)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_positive, check_tensor
+from mtlkit._factory import Factory
 
 
 class GatedViewFusion(nn.Module):
@@ -52,7 +53,7 @@ class GatedViewFusion(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(dim=dim, views=views, hidden=hidden)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.views = dim, views
         self.fc1 = nn.Linear(views * dim, hidden, **factory)
         self.fc2 = nn.Linear(hidden, views, **factory)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mtlkit import ops
 from mtlkit._check import check_channels_first, check_vectors
+from mtlkit._factory import Factory
 from mtlkit.nn.task_interaction import TaskInteraction
 from mtlkit.nn.uncertainty_proxy_attention import UncertaintyProxyAttention
 from mtlkit.operators.interaction.types import DIRECTIONS
@@ -69,7 +70,7 @@ class InteractionLevel(nn.Module):
         directions: tuple[str, ...] = DIRECTIONS,
     ) -> None:
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.clf_dim = dim, clf_dim
         self.tim = TaskInteraction(dim, clf_dim, tau, pooling, **factory, directions=directions)
         self.upa = UncertaintyProxyAttention(dim, clf_dim, signals, normaliser, momentum, **factory)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from mtlkit import ops
 from mtlkit._check import check_choice, check_positive, check_tensor
+from mtlkit._factory import Factory
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit._text import shown
 from mtlkit.nn._marked import Marked
@@ -146,8 +147,8 @@ class Mamba(Marked):
         self.bimamba_type, self.nslices = bimamba_type, nslices
         self.if_divide_out, self.init_layer_scale = if_divide_out, init_layer_scale
 
-        factory = {"device": device, "dtype": dtype}
-        wide = {"device": device, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        factory = Factory(device=device, dtype=dtype)
+        wide = Factory(device=device, dtype=torch.promote_types(dtype or torch.get_default_dtype(), torch.float32))
         if init_layer_scale is not None:
             self.gamma = nn.Parameter(torch.full((d_model,), float(init_layer_scale), **wide))
         self.in_proj = PixelLinear(d_model, 2 * inner, bias=bias, **factory)
@@ -176,7 +177,7 @@ class Mamba(Marked):
         step = step.exp().clamp(min=floor)
         bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
 
-    def _add_states(self, suffix: str, wide: dict[str, Any]) -> None:
+    def _add_states(self, suffix: str, wide: Factory) -> None:
         states = torch.arange(1, self.d_state + 1, **wide).log().expand(self.d_inner, -1)
         self.register_parameter(_log_name(suffix), nn.Parameter(states.contiguous()))
         self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(self.d_inner, **wide)))

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_first
+from mtlkit._factory import Factory
 from mtlkit._keras import init_as_keras
 from mtlkit.nn.separable_conv import SeparableConv
 
@@ -52,7 +53,7 @@ class MultiScaleFusion(nn.Module):
         super().__init__()
         if dim < REDUCTION:
             raise ValueError(f"dim: expected at least {REDUCTION} channels, got {dim}")
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim = dim
         self.sep_d1, self.sep_d2, self.sep_d4 = (SeparableConv(dim, dim, r, **factory) for r in DILATIONS)
         self.att_fc1 = nn.Linear(dim, dim // REDUCTION, **factory)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_first, check_positive
+from mtlkit._factory import Factory
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.nn.dual_path_attention import DualPathAttention
 from mtlkit.nn.multi_scale_fusion import MultiScaleFusion
@@ -58,7 +59,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(in_dim=in_dim, dim=dim)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.in_dim, self.dim = in_dim, dim
         self.conv1 = SeparableConv(in_dim, dim, **factory)
         self.bn1 = nn.BatchNorm2d(dim, **BATCH_NORM, **factory)

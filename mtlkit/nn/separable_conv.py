@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_first, check_positive
+from mtlkit._factory import Factory
 from mtlkit._keras import init_as_keras
 
 
@@ -46,7 +47,7 @@ class SeparableConv(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(in_dim=in_dim, out_dim=out_dim, dilation=dilation)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.in_dim = in_dim
         self.depthwise = nn.Conv2d(
             in_dim, in_dim, 3, padding=dilation, dilation=dilation, groups=in_dim, bias=False, **factory

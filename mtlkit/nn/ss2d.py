@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._as_made import as_made
 from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
+from mtlkit._factory import Factory
 from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn._marked import Marked
 from mtlkit.operators import ss2d_layer
@@ -119,8 +120,8 @@ class SS2D(Marked):
         self.d_conv, self.gate, self.out_act, self.init = d_conv, gate, out_act, init
         self.dt_min, self.dt_max = dt_min, dt_max
 
-        factory = {"device": device, "dtype": dtype}
-        wide = {"device": device, "dtype": torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)}
+        factory = Factory(device=device, dtype=dtype)
+        wide = Factory(device=device, dtype=torch.promote_types(dtype or torch.get_default_dtype(), torch.float32))
         self.in_proj = PixelLinear(d_model, inner if gate is None else 2 * inner, bias=bias, **factory)
         if d_conv > 1:
             self.conv2d = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, bias=conv_bias, **factory)

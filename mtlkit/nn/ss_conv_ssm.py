@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_last
+from mtlkit._factory import Factory
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.ss2d import SS2D
 
@@ -54,7 +55,7 @@ class SSConvSSM(nn.Module):
         super().__init__()
         if dim < 2 or dim % 2:
             raise ValueError(f"dim: expected an even number of channels, got {dim}")
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         half = dim // 2
         self.dim = dim
         self.ln_1 = nn.LayerNorm(half, **factory)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._check import check_channels_first, check_choice, check_positive, check_vectors
 from mtlkit._distributed import group_of
+from mtlkit._factory import Factory
 from mtlkit._keras import BATCH_NORM, init_as_keras
 from mtlkit.operators.interaction.types import DIRECTIONS, check_directions
 
@@ -78,7 +79,7 @@ class TaskInteraction(nn.Module):
             raise ValueError(f"tau: expected a number that is at least 0, got {tau!r}")
         check_choice("pooling", pooling, ("mean", "attention"))
         check_directions(directions)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.clf_dim, self.tau, self.pooling = dim, clf_dim, tau, pooling
         self.directions = tuple(directions)
         if "seg_to_clf" in directions:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._check import check_channels_first, check_choice, check_positive, check_probability, check_vectors
 from mtlkit._distributed import Group, mean_over
+from mtlkit._factory import Factory
 from mtlkit._keras import init_as_keras
 from mtlkit.operators.interaction.types import signals_named
 
@@ -92,7 +93,7 @@ class UncertaintyProxyAttention(nn.Module):
         check_choice("signals", signals, ("variance", "alignment"))
         check_choice("normaliser", normaliser, ("batch", "running"))
         check_probability(momentum=momentum)
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim, self.clf_dim, self.signals = dim, clf_dim, signals
         self.normaliser, self.momentum = normaliser, momentum
         if signals == "alignment":

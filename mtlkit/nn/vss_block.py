@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_last
+from mtlkit._factory import Factory
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.mlp import Mlp
 from mtlkit.nn.ss2d import SS2D
@@ -68,7 +69,7 @@ class VSSBlock(nn.Module):
         super().__init__()
         if mlp_ratio < 0:
             raise ValueError(f"mlp_ratio: expected a number that is at least 0, got {mlp_ratio!r}")
-        factory = {"device": device, "dtype": dtype}
+        factory = Factory(device=device, dtype=dtype)
         self.dim = dim
         self.mlp_ratio = mlp_ratio
         self.norm = nn.LayerNorm(dim, **factory)

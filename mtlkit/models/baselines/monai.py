@@ -171,7 +171,7 @@ class MonaiBaseline(Baseline):
 
 def _monai_nets() -> Any:
     try:
-        import einops  # noqa: F401  # an optional dependency of MONAI that its transformers need
+        import einops  # noqa: F401  # pyright: ignore[reportUnusedImport] - an optional dependency of MONAI that its transformers need
         from monai.networks import nets
     except ImportError as error:
         raise ImportError(install_hint(error.name or "monai", "networks of MONAI", "baselines")) from error

@@ -150,7 +150,7 @@ class SMPBaseline(Baseline):
         self._frozen = freeze_modules(self, o.freeze_until, prefix, o.encoder)
 
     @property
-    def cls_head(self) -> nn.Module | None:
+    def cls_head(self) -> nn.Module | None:  # pyright: ignore[reportIncompatibleVariableOverride] - which is read alone
         """The library's classifier."""
         return self.net.classification_head
 

@@ -101,7 +101,7 @@ class SwinUNet(Baseline):
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Down, and up again; channels last."""
-        x, skips = self.patch_embed(images), []
+        x, skips = self.patch_embed(images), list[Tensor]()
         for layer in self.layers:
             x = layer.downsample(x)  # (B, H/4, W/4, C), ..., (B, H/32, W/32, 8C)
             skips.append(x)

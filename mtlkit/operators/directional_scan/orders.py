@@ -7,7 +7,7 @@ Tokens of an image are numbered row by row, h W + w, those of a volume plane by 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -336,7 +336,7 @@ def _windows(height: int, width: int, window: int, by_columns: bool) -> ScanOrde
     return _of_table("windows", key.flatten().argsort()[None], height * width)
 
 
-def permutation(table: Tensor | Sequence, tokens: int | None = None, *, check: bool = True) -> ScanOrder:
+def permutation(table: Tensor | Sequence[Any], tokens: int | None = None, *, check: bool = True) -> ScanOrder:
     """The order of a table.
 
     Args:
