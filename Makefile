@@ -6,6 +6,8 @@ TORCH  ?= torch
 EXTRAS ?= $(if $(filter demo oracle,$(MAKECMDGOALS)),train,bench$(COMMA)test)
 COMMA  := ,
 SANITIZER ?= compute-sanitizer
+TARGET_PYTHON ?= python3.12
+TARGET_TORCH  ?= 2.11
 JOBS   ?= auto
 PARALLEL = -n $(JOBS) --maxprocesses 8 --dist worksteal
 
@@ -17,7 +19,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu native-all lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu gpu-bundle native-all lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -66,9 +68,12 @@ oracle: $(STAMP) ## train three seeds on phantoms, force their gates, and print 
 	$(MTLKIT) train demo --data demo/busi --out demo/oracle-runs --repeats 3 $(SMALLER) --force
 	$(MTLKIT) evaluate demo/oracle-runs --data demo/busi --out demo/oracle --oracle --rivals --force
 
-gpu: $(STAMP) ## doctor, GPU tests, compute-sanitizer and benchmarks, each with a log in build/gpu; fails where torch sees no GPU
-	@$(PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else f"make gpu: torch {torch.__version__} sees no GPU here")'
-	$(PY) tools/gpu.py --sanitizer $(SANITIZER)
+gpu: $(STAMP) ## doctor, GPU tests, compute-sanitizer and benchmarks, results in build/gpu and benchmarks/results; MINUTES=10 what fits
+	$(PY) tools/gpu.py --sanitizer $(SANITIZER) $(if $(MINUTES),--minutes $(MINUTES))
+
+gpu-bundle: ## pack what make gpu needs for a machine without a network, into dist; TARGET_PYTHON, TARGET_TORCH, VMAMBA, PEERS=off
+	$(PYTHON) tools/gpu_bundle.py --python $(TARGET_PYTHON) --torch $(TARGET_TORCH) \
+		$(if $(VMAMBA),--vmamba $(VMAMBA)) $(if $(PEERS),--peers $(PEERS))
 
 fuzz: $(STAMP) ## compare random operator calls with float64 for half an hour
 	$(PY) -m tests.fuzz --minutes 30

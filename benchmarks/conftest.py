@@ -3,7 +3,8 @@
 `pytest benchmarks --benchmark-only` runs everything, writes the file of this kind of machine in benchmarks/results/ and
 the README's table. A run of a part (`-k ss2d`, or `--fast`: the rows of the README's table), one with failures, and one
 on a machine that other programs use (unless `--force`) prints its figures and leaves those files as they are.
-`pytest benchmarks -m gpu` runs the benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png.
+`pytest benchmarks -m gpu` runs the benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png; with
+`--results FOLDER` also a run of a part does, into that folder, while it goes on.
 
 A new file `test_bench_<stem>.py` gives each test the parameter `case` (workloads.py) or a mark that says which row it
 makes (`measuring.key_of`), and calls the fixture `measure` once.
@@ -64,8 +65,16 @@ def measure_case(measure: Measure) -> Callable[[Any], None]:
     return run
 
 
+@pytest.fixture(scope="session")
+def _journal(request: pytest.FixtureRequest) -> gpu_report.Journal | None:
+    folder = request.config.option.results
+    return None if folder is None else gpu_report.Journal(machine.description(), folder)
+
+
 @pytest.fixture
-def measure_gpu(request: pytest.FixtureRequest, record_property) -> Callable[[Any], None]:
+def measure_gpu(
+    request: pytest.FixtureRequest, _journal: gpu_report.Journal | None, record_property
+) -> Callable[[Any], None]:
     """measure_gpu(case): one row of a run on a GPU.
 
     Times are medians between CUDA events, each call on other tensors than those that the GPU's caches hold.
@@ -79,7 +88,10 @@ def measure_gpu(request: pytest.FixtureRequest, record_property) -> Callable[[An
                 pytest.skip(f"{case.provider.label} takes more memory than this GPU has")
             finally:
                 torch.cuda.empty_cache()
-        request.config.stash[GPU_ROWS].append(row)
+        rows = request.config.stash[GPU_ROWS]
+        rows.append(row)
+        if _journal is not None:
+            _journal.note(rows)
         record_property("figures", gpu_report.one_line(row))
 
     return run
@@ -110,6 +122,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mtlkit's benchmarks")
     group.addoption("--fast", action="store_true", help="measure the rows of the README's table only")
     group.addoption("--force", action="store_true", help="write results/ although other programs use the machine")
+    group.addoption(
+        "--results", type=Path, metavar="FOLDER", help="on a GPU: add rows to <gpu>.json there, also those of a part"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -186,8 +201,9 @@ def why_kept(config: pytest.Config, exitstatus: int) -> str | None:
 def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
     results, why = config.stash[RESULTS], why_kept(config, exitstatus)
     if config.stash[GPU_ROWS]:
-        folder = report.readme.RESULTS if why is None else None
-        text = gpu_report.finish(config.stash[GPU_ROWS], machine.description(), folder, terminalreporter.hasmarkup)
+        folder = config.option.results or (report.readme.RESULTS if why is None else None)
+        rows, whole = config.stash[GPU_ROWS], config.option.results is None
+        text = gpu_report.finish(rows, machine.description(), folder, whole, terminalreporter.hasmarkup)
         terminalreporter.ensure_newline()
         terminalreporter.write(text)
     if not results.rows:

@@ -51,13 +51,16 @@ class LevelProvider:
 
 
 LEVEL_PROVIDERS = (
-    LevelProvider(
-        "mtlkit-triton",
-        "mtlkit, Triton",
-        BY_NAME["mtlkit"].task_interaction,
-        functools.partial(why_no_backend, "triton"),
-        functools.partial(mtlkit.use_backend, "triton"),
-        own=True,
+    *(
+        LevelProvider(
+            f"mtlkit-{backend}",
+            f"mtlkit, {label}",
+            BY_NAME["mtlkit"].task_interaction,
+            functools.partial(why_no_backend, backend),
+            functools.partial(mtlkit.use_backend, backend),
+            own=True,
+        )
+        for backend, label in (("cuda", "CUDA"), ("triton", "Triton"))
     ),
     LevelProvider("eager", "eager PyTorch", BY_NAME["eager"].task_interaction),
     LevelProvider("torch-compile", "torch.compile", BY_NAME["torch-compile"].task_interaction),

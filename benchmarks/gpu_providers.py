@@ -120,13 +120,13 @@ def vmamba_scan(
     copies = import_module("csm_triton")
     batch, channels, height, width = u.shape
     rank, states = dt_weight.shape[2], A_logs.shape[1]
-    xs = copies.CrossScanTriton.apply(u).flatten(1, 2)  # (B, 4 D, L)
+    xs = copies.cross_scan_fn(u).flatten(1, 2)  # (B, 4 D, L)
     x_dbl = F.conv1d(xs, x_proj_weight.reshape(-1, channels, 1), groups=4).unflatten(1, (4, -1))
     dts, Bs, Cs = (t.contiguous() for t in x_dbl.split((rank, states, states), 2))
     dts = F.conv1d(dts.flatten(1, 2), dt_weight.to(u.dtype).reshape(-1, rank, 1), groups=4)  # (B, 4 D, L)
     A = -torch.exp(A_logs.float())
     ys = _Oflex.apply(xs, dts.contiguous(), A, Bs, Cs, Ds.float(), dt_bias.float().flatten())  # (B, 4 D, L)
-    y = copies.CrossMergeTriton.apply(ys.view(batch, 4, channels, height, width))  # (B, D, L)
+    y = copies.cross_merge_fn(ys.view(batch, 4, channels, height, width))  # (B, D, L)
     return y.view(batch, channels, height, width).to(u.dtype)
 
 
@@ -145,7 +145,7 @@ def why_no_vmamba() -> str | None:
     reason = missing("csm_triton", "nothing: put VMamba's classification/models on PYTHONPATH")()
     if reason:
         return reason
-    names = ("CrossScanTriton", "CrossMergeTriton")
+    names = ("cross_scan_fn", "cross_merge_fn")
     lacking = [name for name in names if not hasattr(import_module("csm_triton"), name)]
     return f"its csm_triton has no {' or '.join(lacking)}" if lacking else None
 

@@ -1,10 +1,13 @@
-"""What a run on a GPU ends with: a table of ratios, and for a whole run benchmarks/results/<gpu>.json and <gpu>.png."""
+"""What a run on a GPU ends with: tables of ratios, and benchmarks/results/<gpu>.json and <gpu>.png."""
 
 import io
 import json
+import math
 import statistics
 import sys
+import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import gpu
 import torch
 from comparisons import megabytes, rate, seconds
 from gpu_levels import LEVEL_PROVIDERS, LevelCase
+from gpu_networks import NETWORK_PROVIDERS, NetworkCase
 from gpu_operators import OPERATOR_PROVIDERS, OperatorCase
 from gpu_providers import GPU_PROVIDERS
 from gpu_workloads import OPS, SHAPES, GpuCase
@@ -35,9 +39,12 @@ TARGETS = {"medmamba": {FORWARD: 4, BOTH: 3}, "vmamba": {FORWARD: 2, BOTH: 2}}
 LEVEL_TARGETS, LEVEL_FLOOR_TARGET = {"eager": 5, "torch-compile": 1.5}, 0.7
 FLOOR_TARGET, MEMORY_TARGET = 0.6, 0.4
 CHARTED_BATCH = 32
+JOURNAL_SECONDS = 5
 
 
-def row(case: GpuCase | OperatorCase | LevelCase, errors: tuple[float, float], rounds: list[float], peak: int) -> Row:
+def row(
+    case: GpuCase | OperatorCase | LevelCase | NetworkCase, errors: tuple[float, float], rounds: list[float], peak: int
+) -> Row:
     """A row of the results: seconds between events, bytes at the peak, errors against float64."""
     median = statistics.median(rounds)
     what, count = case.unit
@@ -59,16 +66,20 @@ def row(case: GpuCase | OperatorCase | LevelCase, errors: tuple[float, float], r
         "max_abs_error": errors[1],
     }
     floor = case.floor(gpu.limits())
+    if floor is None:
+        return found
     return found | {"floor_s": floor.seconds, "bound": floor.bound, "share_of_floor": floor.seconds / median}
 
 
 def one_line(row: Row) -> str:
     """A row on its line of the progress."""
-    amount = f"{rate(row['updates_per_s'])} updates" if "updates_per_s" in row else gigabytes(row)
-    return (
-        f"{row['median_s'] * 1e6:.0f} us, {amount}, {row['share_of_floor']:.0%} of the "
-        f"floor ({row['bound']}), peak {megabytes(row['peak_bytes'])}, error {row['relative_error']:.0e}"
-    )
+    if "images_per_s" in row:
+        amount = f"{row['images_per_s']:.0f} images/s"
+    else:
+        amount = f"{rate(row['updates_per_s'])} updates" if "updates_per_s" in row else gigabytes(row)
+        amount += f", {row['share_of_floor']:.0%} of the floor ({row['bound']})"
+    memory, error = megabytes(row["peak_bytes"]), row["relative_error"]
+    return f"{row['median_s'] * 1e6:.0f} us, {amount}, peak {memory}, error {error:.0e}"
 
 
 def gigabytes(row: Row) -> str:
@@ -128,7 +139,7 @@ def operators_table(rows: list[Row]) -> Table:
         drawn.add_column(name, justify="right")
     for group, by_provider in groups(rows).items():
         ours = fastest(by_provider)
-        if ours is None or ours["op"] in OPS:
+        if ours is None or ours["op"] in OPS or "images_per_s" in ours:
             continue
         peers = [by_provider.get(p) for p in PEERS]
         drawn.add_row(
@@ -138,6 +149,28 @@ def operators_table(rows: list[Row]) -> Table:
             f"{ours['share_of_floor']:.0%}",
             megabytes(ours["peak_bytes"]),
             *(f"{r['median_s'] / ours['median_s']:.1f}x slower" if r else "" for r in peers),
+        )
+    return drawn
+
+
+def networks_table(rows: list[Row]) -> Table:
+    """Training steps of whole networks."""
+    drawn = Table(title="Training steps", title_justify="left", title_style="bold")
+    drawn.add_column("network, image, batch, dtype")
+    plain = next(p for p in NETWORK_PROVIDERS if not p.own)
+    for name in ("mtlkit", "images/s", "memory", plain.label, "memory of that"):
+        drawn.add_column(name, justify="right")
+    for group, by_provider in groups(rows).items():
+        ours, peer = fastest(by_provider), by_provider.get(plain.name)
+        if ours is None or "images_per_s" not in ours:
+            continue
+        drawn.add_row(
+            group.removesuffix(f"-{ours['direction']}"),
+            seconds(ours["median_s"]),
+            f"{ours['images_per_s']:.0f}",
+            megabytes(ours["peak_bytes"]),
+            f"{peer['median_s'] / ours['median_s']:.1f}x slower" if peer else "",
+            f"{peer['peak_bytes'] / ours['peak_bytes']:.1f}x" if peer else "",
         )
     return drawn
 
@@ -217,17 +250,17 @@ def described(description: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, colour: bool) -> str:
-    """Draws the table and writes the files; no folder writes none, for a run of a part or with failures."""
-    found = [*verdicts(rows), *level_verdicts(rows)]
-    document = described(description) | {"verdicts": found, "rows": rows}
+def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, whole: bool, colour: bool) -> str:
+    """Draws the tables and writes the files; no folder writes none, and rows of a part are added to those there."""
+    document = document_of(rows, description) if folder is None or whole else added(rows, description, folder)
     out = io.StringIO()
     console = Console(file=out, force_terminal=colour, no_color=not colour, width=190, highlight=False)
     console.print()
     for name, reason in document["absent"].items():
         console.print(f"absent: {(LABELS | PEERS)[name]}: {reason}", style="dim")
-    console.print(table(rows, f"{document['gpu']['name']}; torch {document['versions']['torch']}"))
-    console.print(operators_table(rows))
+    console.print(table(document["rows"], f"{document['gpu']['name']}; torch {document['versions']['torch']}"))
+    console.print(operators_table(document["rows"]))
+    console.print(networks_table(document["rows"]))
     for verdict in document["verdicts"]:
         console.print(verdict)
     if folder is None:
@@ -237,13 +270,52 @@ def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, co
     return out.getvalue()
 
 
+def document_of(rows: list[Row], description: dict[str, Any]) -> dict[str, Any]:
+    """What <gpu>.json holds."""
+    return described(description) | {"verdicts": [*verdicts(rows), *level_verdicts(rows)], "rows": rows}
+
+
+def added(rows: list[Row], description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The document of rows, and of those that the folder's <gpu>.json has of the same commit, software and GPU."""
+    document = document_of(rows, description)
+    try:
+        earlier = json.loads((folder / f"{gpu.stem()}.json").read_text())
+    except FileNotFoundError:
+        return document
+    if any(earlier[name] != document[name] for name in ("commit", "versions")):
+        return document
+    measured = {(row["group"], row["provider"]) for row in rows}
+    kept = [row for row in earlier["rows"] if (row["group"], row["provider"]) not in measured]
+    return document_of([*kept, *rows], description)
+
+
+class Journal:
+    """Writes rows into a folder's <gpu>.json while they are measured, so that a run that is cut off leaves them."""
+
+    def __init__(self, description: dict[str, Any], folder: Path) -> None:
+        self.description, self.folder, self.written = description, folder, -math.inf
+
+    def note(self, rows: list[Row]) -> None:
+        """Writes the rows so far; every few seconds, for a document takes some milliseconds."""
+        if time.monotonic() - self.written > JOURNAL_SECONDS:
+            write_rows(added(rows, self.description, self.folder), self.folder)
+            self.written = time.monotonic()
+
+
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes <gpu>.json and <gpu>.png, each whole or not at all."""
+    """Writes <gpu>.json and, with Matplotlib, <gpu>.png, each whole or not at all."""
+    paths = [write_rows(document, folder)]
+    if find_spec("matplotlib"):
+        paths.append(folder / f"{gpu.stem()}.png")
+        replace(paths[-1], draw(document))
+    return paths
+
+
+def write_rows(document: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    json_path, png_path = (folder / f"{gpu.stem()}.{suffix}" for suffix in ("json", "png"))
-    replace(json_path, (json.dumps(document, indent=1) + "\n").encode())
-    replace(png_path, draw(document))
-    return [json_path, png_path]
+    path = folder / f"{gpu.stem()}.json"
+    replace(path, (json.dumps(document, indent=1) + "\n").encode())
+    return path
 
 
 # --- the chart --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The machine and the software that the figures belong to, how busy it is, and what its arithmetic bounds."""
 
+import json
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from mtlkit.info import cpu_name, version_of
 from mtlkit.operators import floors
 
 ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundle.json"
 PROC = Path("/proc")
 THREADS = torch.get_num_threads()  # of the run: a benchmark on one thread keeps the yardstick on as many as before
 BUSY = 0.5  # cores that other programs may use before a run whose results are kept
@@ -175,6 +177,8 @@ def git(*arguments: str) -> str | None:
 
 def commit() -> str | None:
     """The commit, with a mark where files that are compiled or imported differ from it."""
+    if BUNDLE.exists():  # what tools/gpu_bundle.py has packed
+        return json.loads(BUNDLE.read_text())["commit"]
     try:
         revision = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "mtlkit", "benchmarks/*.py")

@@ -1,8 +1,9 @@
-"""The operators on a GPU, beside their peers: `pytest benchmarks -m gpu`, the last step of `make gpu`."""
+"""The operators and networks on a GPU, beside their peers: `pytest benchmarks -m gpu`, in the stages of `make gpu`."""
 
 from typing import Any
 
 import gpu_levels
+import gpu_networks
 import gpu_operators
 import gpu_workloads
 import pytest
@@ -10,6 +11,7 @@ import pytest
 CASES = [
     *gpu_workloads.cases(),
     *gpu_levels.cases(),
+    *gpu_networks.cases(),
     *(case for op in gpu_operators.OPERATORS for case in gpu_operators.cases(op)),
 ]
 

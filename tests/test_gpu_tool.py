@@ -1,44 +1,105 @@
-"""tools/gpu.py: stages that leave their logs, whatever the others do."""
+"""tools/gpu.py: stages that leave their results, whatever the others do and however long they take."""
 
 import importlib.util
+import signal
 import sys
 
 import pytest
 
 
-@pytest.fixture
-def gpu(root):
-    spec = importlib.util.spec_from_file_location("gpu_tool", root / "tools/gpu.py")
+def load(root, name):
+    spec = importlib.util.spec_from_file_location(name, root / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_a_stage_that_fails_does_not_stop_the_others(gpu, monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def gpu(root, monkeypatch):
+    module = load(root, "gpu")
+    monkeypatch.setattr(module, "why_no_gpu", lambda: None)
+    return module
+
+
+def summary(folder) -> list[list[str]]:
+    lines = (folder / "summary.md").read_text().splitlines()
+    return [row.strip("| ").split(" | ") for row in lines if row.startswith("| ")][1:]
+
+
+@pytest.fixture
+def here(tmp_path):
+    return ["--out", str(tmp_path), "--results", str(tmp_path)]
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(gpu, monkeypatch, tmp_path, here, capsys):
     def command(stage, *_):
-        return [sys.executable, "-c", f"print('this is {stage}'); raise SystemExit({int(stage == 'small')})"]
+        return [sys.executable, "-c", f"print('this is | {stage}'); raise SystemExit({int(stage == 'small')})"]
 
     monkeypatch.setattr(gpu, "command", command)
-    assert gpu.main(["doctor", "small", "tests", "--out", str(tmp_path)]) == 1
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["doctor.log", "small.log", "summary.md", "tests.log"]
-    assert (tmp_path / "tests.log").read_text() == "this is tests\n"
-    rows = [row.split(" | ")[:2] for row in (tmp_path / "summary.md").read_text().splitlines()[2:]]
-    assert rows == [["| doctor", "passed"], ["| small", "failed (1)"], ["| tests", "passed"]]
-    assert "this is small" in capsys.readouterr().out
-    assert gpu.main(["doctor", "--out", str(tmp_path)]) == 0
+    assert gpu.main(["doctor", "small", "tests", *here]) == 1
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["log.txt", "summary.md"]
+    log = (tmp_path / "log.txt").read_text()
+    assert all(f"== {stage}: " in log and f"\nthis is | {stage}\n" in log for stage in ("doctor", "small", "tests"))
+    assert [row[:2] for row in summary(tmp_path)] == [
+        ["doctor", "passed"],
+        ["small", "failed (1)"],
+        ["tests", "passed"],
+    ]
+    assert summary(tmp_path)[0][3] == "this is / doctor"
+    assert "this is | small" in capsys.readouterr().out
+    assert gpu.main(["doctor", *here]) == 0
 
 
-def test_a_missing_sanitizer_is_named(gpu, tmp_path, capsys):
-    assert gpu.main(["memcheck", "--out", str(tmp_path), "--sanitizer", "/no/such/compute-sanitizer"]) == 1
+def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
+    """The first says what it has on Ctrl-C, the second does not listen, and for the third no time is left."""
+    waits = "import signal, time; print('begun', flush=True); "
+    code = {
+        "doctor": f"{waits}\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('1 failed, 2 passed')",
+        "small": f"{waits}signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
+        "tests": "print('never')",
+    }
+    monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", code[stage]])
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu, "STAGES", {name: stage._replace(share=0.4) for name, stage in gpu.STAGES.items()})
+    assert gpu.main(["doctor", "small", "tests", "--minutes", "0.035", *here]) == 1
+    assert [row[:2] for row in summary(tmp_path)] == [
+        ["doctor", "cut off"],
+        ["small", "cut off"],
+        ["tests", "not run"],
+    ]
+    assert summary(tmp_path)[0][3] == "1 failed, 2 passed"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_gpu_doctor_alone_runs(gpu, monkeypatch, tmp_path, here, capsys):
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: "torch 2.11.0 sees no GPU here")
+    monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", "print('All 7 calls are right')"])
+    assert gpu.main(here) == 1
+    assert summary(tmp_path)[0][:2] == ["doctor", "passed"]
+    assert len(summary(tmp_path)) == 1
+    assert "No GPU: torch 2.11.0 sees no GPU here" in (tmp_path / "summary.md").read_text()
+    assert "No GPU" in capsys.readouterr().out
+
+
+def test_a_missing_sanitizer_is_named(gpu, tmp_path, here, capsys):
+    assert gpu.main(["memcheck", "--sanitizer", "/no/such/compute-sanitizer", *here]) == 1
     assert "/no/such/compute-sanitizer not found" in capsys.readouterr().out
-    assert "failed (127)" in (tmp_path / "summary.md").read_text()
+    assert summary(tmp_path)[0][:2] == ["memcheck", "failed"]
+
+
+def test_a_limit_must_be_a_time(gpu, here, capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--minutes", "0", *here])
+    assert "--minutes: expected more than 0, got 0" in capsys.readouterr().err
 
 
 def test_commands(gpu, root, tmp_path):
     """Every file that they name is there, and only the sanitizer's stages go through it."""
+    folders = gpu.Folders(tmp_path, tmp_path / "rows")
     for stage in gpu.STAGES:
-        line = gpu.command(stage, tmp_path, "sanitizer")
+        line = gpu.command(stage, folders, "sanitizer")
         assert (line[0] == "sanitizer") == (stage in ("memcheck", "racecheck"))
         files = [part for part in line if part.startswith(("tests", "benchmarks"))]
         assert all((root / file).exists() for file in files)
-    assert gpu.command("doctor", tmp_path, "")[-1] == str(tmp_path / "doctor.md")
+        assert (f"--results={tmp_path / 'rows'}" in line) == (stage in ("scans", "networks", "benchmarks"))
+    assert gpu.command("doctor", folders, "")[-1] == str(tmp_path / "doctor.md")

@@ -1,83 +1,179 @@
 """`make gpu`: checks and measures mtlkit on a GPU, in stages, the most valuable first.
 
-Each stage leaves its log in build/gpu, and all of them a line in build/gpu/summary.md, so that an hour that is cut off
-is not lost. A stage that fails does not stop the others.
+What a stage prints goes to build/gpu/log.txt, its result into a line of build/gpu/summary.md, and what benchmarks
+measure into benchmarks/results/<gpu>.json every few seconds, so that a run that is cut off is not lost. A stage that
+fails does not stop the others. Without a GPU only `mtlkit doctor` runs, and the exit status is 1.
 
-    python tools/gpu.py                    all stages
+    python tools/gpu.py                    all stages, to their ends
+    python tools/gpu.py --minutes 10       what fits into ten minutes
     python tools/gpu.py doctor small       these alone
 """
 
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ("pytest", "tests/gpu/test_small.py", "-m", "gpu")
+GRACE = 10.0  # seconds in which a stage that is interrupted may write its end
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, whose end is seen
-STAGES: Mapping[str, tuple[str, ...]] = {
-    "doctor": ("mtlkit", "doctor", "--force", "--report"),
-    "small": SMALL,
-    "scans": ("pytest", "benchmarks/test_bench_gpu.py", "-m", "gpu", "-k", "ss2d or selective_scan or interaction"),
-    "memcheck": SMALL,
-    "racecheck": SMALL,
-    "tests": ("pytest", "tests", "-m", "gpu"),
-    "benchmarks": ("pytest", "benchmarks", "-m", "gpu"),
+SMALL = ("pytest", "tests/gpu/test_small.py", "-m", "gpu")
+ROWS = ("pytest", "benchmarks/test_bench_gpu.py", "-m", "gpu", "-k")
+FIRST_ROWS = "(ss2d or selective_scan or task_interaction) and (batch32 or batch24)"
+
+
+class Stage(NamedTuple):
+    """What Python runs as a module, and how much of a limited time it may take."""
+
+    line: tuple[str, ...]
+    share: float
+    processes: bool = False  # whether several may share its tests
+
+
+STAGES: Mapping[str, Stage] = {
+    "doctor": Stage(("mtlkit", "doctor", "--quick", "--force", "--report"), 0.12),
+    "small": Stage(SMALL, 0.15, processes=True),
+    "scans": Stage((*ROWS, FIRST_ROWS), 0.33),
+    "memcheck": Stage(SMALL, 0.1),
+    "racecheck": Stage(SMALL, 0.1),
+    "networks": Stage((*ROWS, "training_step"), 0.1),
+    "tests": Stage(("pytest", "tests/gpu", "-m", "gpu"), 0.5, processes=True),
+    "benchmarks": Stage((*ROWS, f"not training_step and not ({FIRST_ROWS})"), 1),
 }
+HEAD = "| stage | result | seconds | last line |\n|---|---|---|---|\n"
 
 
-def command(stage: str, out: Path, sanitizer: str) -> list[str]:
+class Folders(NamedTuple):
+    """Where results go: logs and summary, and rows of benchmarks."""
+
+    out: Path
+    results: Path
+
+
+def command(stage: str, folders: Folders, sanitizer: str) -> list[str]:
     """What a stage runs."""
-    line = [sys.executable, "-m", *STAGES[stage]]
+    line = [sys.executable, "-m", *STAGES[stage].line]
     if stage == "doctor":
-        line.append(str(out / "doctor.md"))
+        line.append(str(folders.out / "doctor.md"))
+    if STAGES[stage].line[: len(ROWS)] == ROWS:
+        line.append(f"--results={folders.results}")
+    if STAGES[stage].processes and find_spec("xdist"):
+        line += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal"]
     if stage in ("memcheck", "racecheck"):
         line = [sanitizer, "--tool", stage, "--error-exitcode", "1", *line]
     return line
 
 
-def run(stage: str, line: Sequence[str], out: Path) -> int:
-    """Runs a stage, shows what it prints, and keeps that in its log; returns the exit status."""
+def cut(process: subprocess.Popen) -> None:
+    """Ends a stage: by Ctrl-C first, after which pytest still says what it has found."""
+    for sign, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(seconds)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def run(line: Sequence[str], log: TextIO, variables: Mapping[str, str], seconds: float | None) -> tuple[str, str]:
+    """Runs a stage, and shows and logs what it prints; returns its result in words and its last line."""
     if shutil.which(line[0]) is None:
-        print(f"{line[0]} not found; compute-sanitizer comes with the CUDA toolkit: name it by SANITIZER=PATH")
-        return 127
-    environment = os.environ | (SANITIZED if stage == "memcheck" else {})
-    with (out / f"{stage}.log").open("w") as log:
-        process = subprocess.Popen(
-            line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        return (
+            "failed",
+            f"{line[0]} not found; it comes with the CUDA toolkit: name it by --sanitizer, SANITIZER of make",
         )
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(variables)
+    process = subprocess.Popen(
+        line, cwd=ROOT, env=environment, text=True, errors="replace", start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    over = threading.Event()
+
+    def stop() -> None:
+        over.set()
+        cut(process)
+
+    timer = threading.Timer(seconds, stop) if seconds is not None else None
+    last = ""
+    try:
+        if timer is not None:
+            timer.start()
         assert process.stdout is not None
         for text in process.stdout:
             print(text, end="", flush=True)
             log.write(text)
             log.flush()
-    return process.wait()
+            last = text.strip(" =\n") or last
+        status = process.wait()
+    except BaseException:
+        cut(process)
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if over.is_set():
+        return "cut off", last
+    return "passed" if status == 0 else f"failed ({status})", last
+
+
+def why_no_gpu() -> str | None:
+    """Why nothing can be measured here, if so; asked in a process of its own, which leaves the GPU alone."""
+    code = "import torch; print(torch.__version__, torch.cuda.is_available())"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if process.returncode != 0:
+        return f"torch does not import: {process.stderr.strip().splitlines()[-1]}"
+    version, found = process.stdout.split()[-2:]
+    return None if found == "True" else f"torch {version} sees no GPU here"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages; returns 1 where one failed."""
+    """Runs the stages; returns 1 where one failed, or there is no GPU."""
+    start = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help=f"default: {' '.join(STAGES)}")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="default: build/gpu")
+    parser.add_argument("--minutes", type=float, help="what all may take, each stage its share; default: no limit")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="of log and summary")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of <gpu>.json")
     parser.add_argument("--sanitizer", default="compute-sanitizer", help="the program")
     options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    summary = options.out / "summary.md"
-    summary.write_text("| stage | result | seconds | command |\n|---|---|---|---|\n")
-    failed = False
-    for stage in options.stages or STAGES:
-        line = command(stage, options.out, options.sanitizer)
-        print(f"\n== {stage}: {' '.join(line)}", flush=True)
-        start = time.monotonic()
-        status = run(stage, line, options.out)
-        failed |= status != 0
-        result = "passed" if status == 0 else f"failed ({status})"
-        with summary.open("a") as file:
-            file.write(f"| {stage} | {result} | {time.monotonic() - start:.0f} | `{' '.join(line)}` |\n")
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes: expected more than 0, got {options.minutes:g}")
+    folders = Folders(options.out.resolve(), options.results.resolve())
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    summary, log = folders.out / "summary.md", folders.out / "log.txt"
+    missing = why_no_gpu()
+    summary.write_text(f"**No GPU: {missing}. Only mtlkit doctor ran.**\n\n{HEAD}" if missing else HEAD)
+    stages = ["doctor"] if missing else options.stages or list(STAGES)
+    failed = missing is not None
+    with log.open("w") as file:
+        for stage in stages:
+            line, left = command(stage, folders, options.sanitizer), None
+            began = time.monotonic()
+            if options.minutes is not None:
+                left = 60 * options.minutes - (began - start) - GRACE
+                left = min(left, 60 * options.minutes * STAGES[stage].share)
+            title = f"\n== {stage}: {' '.join(line)}\n"
+            print(title, flush=True)
+            file.write(title)
+            variables = SANITIZED if stage == "memcheck" else {}
+            result, last = "not run", "the time is up"
+            if left is None or left > 0:
+                result, last = run(line, file, variables, left)
+            if result == "failed":  # what to run was not found
+                print(last)
+            failed |= result.startswith("failed") or (result == "cut off" and "failed" in last)
+            with summary.open("a") as rows:
+                rows.write(f"| {stage} | {result} | {time.monotonic() - began:.0f} | {last.replace('|', '/')} |\n")
     print(f"\n{summary}:\n\n{summary.read_text()}")
     return int(failed)
 

