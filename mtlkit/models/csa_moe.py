@@ -104,8 +104,8 @@ class CSAMoE(Pretrained):
 
     Args:
         options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) and masks (B, 1, H, W) of any real or boolean dtype, lesion where

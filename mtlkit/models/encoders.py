@@ -96,8 +96,8 @@ class Encoder(nn.Module):
             in inference mode. None freezes nothing.
         taps: names of the modules whose outputs are returned, in order, for one of `list_encoders()`; default: five, of
             strides 2, 4, 8, 16 and 32. Other networks return the features that timm lists, the last five at most.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
         channels: of each feature map.

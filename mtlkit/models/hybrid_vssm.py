@@ -141,8 +141,8 @@ class HybridVSSM(Pretrained):
 
     Args:
         options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Views (B, 4, in_chans, H, W) with H and W at least 32, and if wanted `present` (B, 4), boolean: absent views

@@ -67,8 +67,8 @@ class ImageClassifier(Pretrained):
 
     Args:
         options: which network, and its sizes.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W), H and W at least 32, in; ImageClassifierOutput out.

@@ -63,7 +63,7 @@ class InteractionOptions:
         levels: the decoder levels that interact, of 1 (coarsest) to 4.
         directions: of TIM, "seg_to_clf", "clf_to_seg", or both in this order; the other is cut.
         pooling: of TIM, "mean" as in the published code or "attention" as in the paper's text.
-        tau: of TIM, the largest amplification, less 1.
+        tau: largest amplification in TIM minus 1.
         dropout: probability after each decoder level and in the classifier.
 
     Example:
@@ -165,8 +165,8 @@ class MBDI(Pretrained):
 
     Args:
         options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in, H and W at least 32; InteractionNetOutput out.

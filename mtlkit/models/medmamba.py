@@ -65,8 +65,8 @@ class MedMamba(Pretrained):
 
     Args:
         options: sizes and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in, H and W at least 32 (with four stages); logits (B, num_classes)

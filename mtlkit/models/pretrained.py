@@ -98,8 +98,8 @@ class Pretrained(Network):
 
         Args:
             source: a folder, or "user/name" on the Hub.
-            device: where the parameters are made.
-            dtype: of the parameters.
+            device: device of the parameters.
+            dtype: dtype of the parameters.
             **options: as `mtlkit.models.from_pretrained` takes them.
 
         Raises:
@@ -129,8 +129,8 @@ def from_pretrained(
 
     Args:
         source: a folder that `save_pretrained` wrote, or "user/name" on the Hub.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         **options: of the network, such as num_classes; and of huggingface_hub's ModelHubMixin.from_pretrained, such as
             revision and token.
 

@@ -94,8 +94,8 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         **options: fields of the network's dataclass that differ from the defaults of `name`.
 
     Raises:

@@ -101,8 +101,8 @@ class VMamba(Pretrained):
 
     Args:
         options: sizes and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in; logits (B, num_classes) out.

@@ -1,4 +1,4 @@
-"""Parameters that carry a mark for training code, such as one that asks for no weight decay."""
+"""Parameters with a mark for training code, such as "no weight decay"."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import nn
 
 
 class Marked(nn.Module):
-    """A layer whose parameters keep their marks wherever others are put in their place.
+    """A layer whose parameters keep their marks when they are replaced.
 
-    A subclass has `_mark`, which sets them, and calls it when it is made.
+    A subclass defines `_mark`, which sets the marks, and calls it in its constructor.
     """
 
     def _mark(self) -> None:
@@ -16,11 +16,11 @@ class Marked(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._mark()  # copy.deepcopy takes no attributes of a Parameter along
+        self._mark()  # copy.deepcopy drops attributes of a Parameter
 
     def _apply(self, *arguments: Any, **options: Any) -> "Marked":
         super()._apply(*arguments, **options)
-        self._mark()  # to_empty has put new Parameters in their place
+        self._mark()  # to_empty has replaced the Parameters
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:

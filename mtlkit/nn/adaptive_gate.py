@@ -1,4 +1,4 @@
-"""The gate that weighs the experts of CSA-MoE-Net."""
+"""The gate that weights the experts of CSA-MoE-Net."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from mtlkit._factory import Factory
 
 
 class AdaptiveGate(nn.Module):
-    """Weighs the features of several experts, for every sample by itself.
+    """Weights the features of several experts, separately for every sample.
 
         w     = softmax(W2 Dropout(ReLU(BN(W1 [F_1; ..; F_E] + b1))) + b2)
         fused = sum_e w_e F_e
@@ -16,19 +16,19 @@ class AdaptiveGate(nn.Module):
     Parameters: fc1 (W1), bn, fc2 (W2).
 
     Args:
-        dim: entries of each expert's features, C.
-        experts: how many, E.
-        hidden: between W1 and W2.
+        dim: number of features of each expert, C.
+        experts: number of experts, E.
+        hidden: units between W1 and W2.
         dropout: probability before W2.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Features (B, E, C) in; fused (B, C) and weights (B, E) out. In training B is at least 2, for BatchNorm.
 
     Raises:
-        ValueError: an option out of its range; features of another shape.
-        TypeError: features that are not a floating-point tensor.
+        ValueError: an option is out of range, or the features have another shape.
+        TypeError: the features are not a floating-point tensor.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), equations 10 and 11.

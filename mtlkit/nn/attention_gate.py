@@ -11,28 +11,29 @@ from mtlkit.nn.separable_conv import SeparableConv
 
 
 class AttentionGate(nn.Module):
-    """Scales every pixel of a skip connection by what the decoder makes of it.
+    """Scales every pixel of a skip connection by a factor computed with the decoder's feature map.
 
         q   = ReLU(W_x skip + b_x + W_g g + b_g)               1 x 1 convolutions
         q   = Sep3x3,dilation 2 (Sep3x3,dilation 1 (q))        no activation between
         out = skip sigmoid(w q + b)
 
-    Where `g` has another size than `skip`, its term is resized to that, bilinearly, with half-pixel centres. Oktay's
-    original has neither the separable convolutions nor this resizing. Parameters: x_proj, g_proj, ctx1, ctx2, psi.
+    If `g` and `skip` differ in size, the term of `g` is resized bilinearly to that of `skip`, with half-pixel centres.
+    The original by Oktay et al. has neither the separable convolutions nor this resizing. Parameters: x_proj, g_proj,
+    ctx1, ctx2, psi.
 
     Args:
-        dim: channels of the skip connection, in and out.
+        dim: channels of the skip connection, input and output.
         gate_dim: channels of the decoder's feature map.
-        inter_dim: channels between.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        inter_dim: channels of q.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: skip (B, dim, H, W) and g (B, gate_dim, H', W') in, (B, dim, H, W) out.
 
     Raises:
         ValueError: a size is not above 0, or an input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Oktay et al., "Attention U-Net" (2018), in the form of arXiv 2603.01295.
 
@@ -67,7 +68,7 @@ class AttentionGate(nn.Module):
         check_channels_first("skip", skip, self.dim)
         check_channels_first("g", g, self.gate_dim)
         if g.shape[0] != skip.shape[0]:
-            raise ValueError(f"g: expected a batch of {skip.shape[0]}, that of skip, got {g.shape[0]}")
+            raise ValueError(f"g: expected a batch of {skip.shape[0]} as in skip, got {g.shape[0]}")
         gate = self.g_proj(g)  # (B, inter, H', W')
         if gate.shape[2:] != skip.shape[2:]:
             gate = F.interpolate(gate, skip.shape[2:], mode="bilinear", align_corners=False)  # (B, inter, H, W)

@@ -7,15 +7,15 @@ from mtlkit.nn.permute import Permute
 
 
 class ConvDownsample(nn.Sequential):
-    """A strided 3 x 3 convolution, then LayerNorm: half the rows and columns.
+    """A strided 3 x 3 convolution, then LayerNorm; halves the rows and columns.
 
-    Known as downsampling v3 in VMamba, whose indices name the parameters: 1, 3.
+    Called downsampling v3 in VMamba; parameters have its indices: 1, 3.
 
     Args:
         in_dim: channels of the input.
         out_dim: channels of the output.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-last: (B, H, W, in_dim) to (B, H / 2, W / 2, out_dim), rounded up.

@@ -8,15 +8,15 @@ from mtlkit.nn.permute import Permute
 
 
 class ConvStem(nn.Sequential):
-    """Two strided 3 x 3 convolutions with LayerNorm and GELU: a quarter of the rows and columns.
+    """Two strided 3 x 3 convolutions with LayerNorm and GELU; a quarter of the rows and columns remain.
 
-    Known as patch embedding v2 in VMamba, whose indices name the parameters: 0, 2, 5, 7.
+    Called patch embedding v2 in VMamba; parameters have its indices: 0, 2, 5, 7.
 
     Args:
         in_chans: channels of the image.
         dim: channels of the output, C; even.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first in, (B, in_chans, H, W); channels-last out, (B, H / 4, W / 4, C), rounded up.

@@ -8,24 +8,24 @@ from mtlkit._keras import init_as_keras
 
 
 class ConvUpsample(nn.ConvTranspose2d):
-    """A 3 x 3 transposed convolution with stride 2: twice the rows and columns.
+    """A 3 x 3 transposed convolution with stride 2; doubles the rows and columns.
 
-    Keras' Conv2DTranspose with padding "same": of the 2 H + 1 rows and 2 W + 1 columns that the taps reach, the last of
-    each is dropped. PyTorch's padding, which takes from both sides, cannot say that. Parameters: weight
-    (in_dim, out_dim, 3, 3), bias (out_dim); at the start Glorot-uniform and 0, as in Keras.
+    It is Keras' Conv2DTranspose with padding "same": of the 2 H + 1 rows and 2 W + 1 columns that the taps reach, the
+    last row and column are dropped. PyTorch's padding crops both sides and cannot express this. Parameters: weight
+    (in_dim, out_dim, 3, 3), bias (out_dim); initialised Glorot-uniform and to 0, as in Keras.
 
     Args:
         in_dim: channels of the input.
         out_dim: channels of the output.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: (B, in_dim, H, W) to (B, out_dim, 2 H, 2 W).
 
     Raises:
-        ValueError: a size is not above 0, or the input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: a size is not positive, or the input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
 

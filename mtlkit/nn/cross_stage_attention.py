@@ -8,7 +8,7 @@ from mtlkit._factory import Factory
 
 
 class CrossStageAttention(nn.Module):
-    """Scales the channels of the last stage by what all stages of an encoder say.
+    """Scales the channels of an encoder's last stage by attention over all its stages.
 
         z_k   = GAP(F_k)                                       k = 1 .. S
         alpha = softmax_k(q . W^K_k z_k / sqrt(dim))
@@ -16,22 +16,22 @@ class CrossStageAttention(nn.Module):
         w     = sigmoid(W_up ReLU(W_down fused + b_down) + b_up)
         F^_S  = w F_S
 
-    Parameters: query (dim), keys and values (W^K and W^V, no bias), down, up. The query starts normal with a standard
-    deviation of 0.02, for which nothing is published.
+    Parameters: query (dim), keys and values (W^K and W^V, no bias), down, up. The query is initialised from a normal
+    distribution with a standard deviation of 0.02; the paper does not say how.
 
     Args:
-        channels: of each stage, C_1 .. C_S.
-        dim: entries of keys, values and the query.
-        hidden: between W_down and W_up.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        channels: channels of each stage, C_1 .. C_S.
+        dim: size of keys, values and the query.
+        hidden: units between W_down and W_up.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: a sequence of S feature maps (B, C_k, H_k, W_k) in; (B, C_S, H_S, W_S) and alpha (B, S) out.
 
     Raises:
-        ValueError: a size is not above 0; another number of maps, or maps of another shape.
-        TypeError: maps that are not floating-point tensors.
+        ValueError: a size is not positive, or the number of maps or a shape is wrong.
+        TypeError: a map is not a floating-point tensor.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), equations 4 to 9.

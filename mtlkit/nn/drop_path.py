@@ -6,9 +6,9 @@ from mtlkit._check import check_probability
 
 
 class DropPath(nn.Module):
-    """Drops the branch of a residual block for whole samples, and scales the others to keep the mean.
+    """Drops the branch of a residual block for random samples and scales the other samples to keep the mean.
 
-    Does nothing in eval mode. No parameters.
+    It does nothing in eval mode and has no parameters.
 
     Args:
         p: probability that a sample's branch is dropped, in [0, 1).

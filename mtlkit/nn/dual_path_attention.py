@@ -1,4 +1,4 @@
-"""Channel attention and spatial attention side by side."""
+"""Channel attention and spatial attention in parallel."""
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,25 @@ SMALLEST_HIDDEN = 8
 
 
 class DualPathAttention(nn.Module):
-    """Scales every channel by one gate and every pixel by another; both gates come from the input.
+    """Scales every channel by one gate and every pixel by another; both gates are computed from the input.
 
         channels = sigmoid(W2 ReLU(W1 mean(X) + b1) + b2)      max(8, C / 16) hidden units
         pixels   = sigmoid(Conv7x7([max_c X; mean_c X]))       zeros beyond the borders
         out      = X channels pixels
 
-    CBAM has the second gate look at what the first has scaled. Parameters: ch_fc1, ch_fc2, spatial.
+    In CBAM, by contrast, the second gate sees the output of the first. Parameters: ch_fc1, ch_fc2, spatial.
 
     Args:
-        dim: channels in and out, C.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        dim: input and output channels, C.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: (B, C, H, W) in and out.
 
     Raises:
-        ValueError: `dim` is not above 0, or the input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: `dim` is not positive, or the input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Woo et al., "CBAM: Convolutional Block Attention Module" (2018), in the form of arXiv 2603.01295.
 

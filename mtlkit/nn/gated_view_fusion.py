@@ -8,28 +8,28 @@ from mtlkit._factory import Factory
 
 
 class GatedViewFusion(nn.Module):
-    """Weighs the features of each view and joins them.
+    """Weights the features of each view and concatenates them.
 
         alpha = softmax(W2 ReLU(W1 [v_1; ..; v_V] + b1) + b2)
         fused = [alpha_1 v_1; ..; alpha_V v_V]
 
-    A view that is absent according to `present` gets alpha = 0, a logit of -inf; without `present` all take part, as
-    published. Parameters: fc1 (W1), fc2 (W2).
+    A view that is missing according to `present` gets alpha = 0 (a logit of -inf); without `present` all views count,
+    as published. Parameters: fc1 (W1), fc2 (W2).
 
     Args:
-        dim: entries of a view's features, D.
-        views: how many, V.
-        hidden: between W1 and W2.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        dim: number of features of a view, D.
+        views: number of views, V.
+        hidden: units between W1 and W2.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
-        Features (B, V, D), and if wanted `present` (B, V), boolean, with at least one True in each row, in; fused
-        (B, V D) and alpha (B, V) out. A row of `present` without any True gives NaN.
+        Features (B, V, D) and optionally boolean `present` (B, V) in; fused (B, V D) and alpha (B, V) out. A row of
+        `present` without any True gives NaN.
 
     Raises:
-        ValueError: a size is not above 0; features or `present` of another shape.
-        TypeError: features that are not a floating-point tensor; `present` that is not boolean.
+        ValueError: a size is not positive, or features or `present` have another shape.
+        TypeError: the features are not a floating-point tensor, or `present` is not boolean.
 
     Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis" (arXiv 2507.16955), equations 8
     to 10.
@@ -79,8 +79,7 @@ def check_present(present: Tensor, batch: int, views: int) -> None:
     """Raises unless `present` is boolean and (batch, views).
 
     Raises:
-        TypeError: no boolean tensor.
-        ValueError: another shape.
+        TypeError: it is not a boolean tensor. ValueError: it has another shape.
     """
     if not isinstance(present, Tensor) or present.dtype != torch.bool:
         kind = present.dtype if isinstance(present, Tensor) else type(present).__name__

@@ -14,34 +14,35 @@ from mtlkit.operators.interaction.types import DIRECTIONS
 
 
 class InteractionLevel(nn.Module):
-    """TIM and UPA of one decoder level, fused: one pass reads the map, one writes it.
+    """TIM and UPA of one decoder level, fused: one pass reads the map and one writes it.
 
         (D~, f~) = TIM(D, f)
         (D^, f^) = UPA(D, D~, f, f~)
 
-    It computes what TaskInteraction and UncertaintyProxyAttention compute one after the other, with their parameters,
-    named tim and upa. The enhanced map D~ is made only if it is asked for. Where TIM's batch normalisation is
-    synchronised between processes (see there), so are in training the means that UPA's two signals are divided by.
+    It computes TaskInteraction followed by UncertaintyProxyAttention, with their parameters under the names tim and
+    upa. The enhanced map D~ is computed only if requested. If TIM's batch normalisation is synchronised between
+    processes (see TaskInteraction), then in training so are the means that UPA's two signals are divided by.
 
     Args:
         dim: channels of the map, C; at least 2.
-        clf_dim: entries of the vector.
+        clf_dim: size of the vector.
         signals: "variance" is UPA as in MBDI, "alignment" as in BTI-Net.
-        normaliser: of UPA's two signals in eval mode, "batch" or "running".
-        tau: of TIM, the largest amplification, less 1.
-        pooling: of TIM, "mean" or "attention".
-        momentum: share of a new batch in UPA's running average of its signals.
-        device: where the parameters are made.
-        dtype: of the parameters.
-        directions: of TIM, "seg_to_clf", "clf_to_seg", or both in this order. Where one is cut the alignment is 0.
+        normaliser: normaliser of UPA's two signals in eval mode, "batch" or "running".
+        tau: largest amplification in TIM minus 1.
+        pooling: pooling in TIM, "mean" or "attention".
+        momentum: weight of a new batch in UPA's running average of its signals.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        directions: directions of TIM, "seg_to_clf", "clf_to_seg", or both in this order. If one is cut, the alignment
+        is 0.
 
     Shape:
         Channels-first map (B, C, H, W) and vector (B, clf_dim) in; InteractionOutput with `seg` and `clf` of the same
-        shapes, `gates` (B, 2), the signals `stats`, `enhanced_clf`, and if asked for `enhanced_seg`, out.
+        shapes, `gates` (B, 2), the signals `stats`, `enhanced_clf`, and if requested `enhanced_seg`, out.
 
     Raises:
-        ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: an option is out of range, or an input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 1 to 8; "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating"
@@ -78,13 +79,13 @@ class InteractionLevel(nn.Module):
     def forward(
         self, seg: Tensor, clf: Tensor, return_enhanced: bool = False, gates: Tensor | None = None
     ) -> ops.InteractionOutput:
-        """One level: (B, C, H, W) and (B, clf_dim) to the same shapes.
+        """Runs one level: (B, C, H, W) and (B, clf_dim) to the same shapes.
 
         Args:
             seg: the decoder's map D.
             clf: the vector f of this level.
-            return_enhanced: whether `enhanced_seg`, the map after TIM alone, is made too.
-            gates: weights (B, 2) that stand in for those of UPA, which are kept where NaN is.
+            return_enhanced: whether to return `enhanced_seg`, the map after TIM, too.
+            gates: weights (B, 2) that replace UPA's; NaN keeps UPA's.
         """
         check_channels_first("seg", seg, self.dim)
         check_vectors("clf", clf, self.clf_dim, seg.shape[0])

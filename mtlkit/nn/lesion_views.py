@@ -17,24 +17,24 @@ class Views(NamedTuple):
 
 
 class LesionViews(nn.Module):
-    """Image, tumor core and boundary band, from an image and the lesion's mask.
+    """Image, tumor core and boundary band, computed from an image and the mask of the lesion.
 
         tumor    = erode(mask) image                           a 3 x 3 square, `iterations` times
-        boundary = (dilate(mask) - mask) image                 likewise
+        boundary = (dilate(mask) - mask) image                 the same square
 
-    As in OpenCV, erosion takes what is outside of the image for lesion, and dilation takes it for background. There are
-    no parameters and, as to the mask, no gradients.
+    As in OpenCV, erosion treats pixels outside the image as lesion, and dilation treats them as background. There are
+    no parameters, and no gradients flow to the mask.
 
     Args:
-        iterations: of erosion and of dilation; 5 are one square of 11 x 11.
+        iterations: iterations of erosion and of dilation; 5 of them equal one square of 11 x 11.
 
     Shape:
         Channels-first: images (B, C, H, W) and masks (B, 1, H, W) of any real or boolean dtype, lesion where above 0.5,
         to `Views`: image, tumor and boundary, (B, C, H, W) each.
 
     Raises:
-        ValueError: `iterations` is not above 0; images or masks of another shape.
-        TypeError: images that are not a floating-point tensor; masks that are not a tensor.
+        ValueError: `iterations` is not positive, or images or masks have another shape.
+        TypeError: the images are not a floating-point tensor, or the masks are not a tensor.
 
     Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
     (arXiv 2605.25518), section II-A.
@@ -54,7 +54,7 @@ class LesionViews(nn.Module):
         self.iterations = iterations
 
     def forward(self, images: Tensor, masks: Tensor) -> Views:
-        """(B, C, H, W) and (B, 1, H, W) to three of (B, C, H, W)."""
+        """(B, C, H, W) and (B, 1, H, W) to three tensors (B, C, H, W)."""
         check_tensor("images", images, 4)
         if not isinstance(masks, Tensor):
             raise TypeError(f"masks: expected a tensor, got {type(masks).__name__}")
@@ -67,7 +67,7 @@ class LesionViews(nn.Module):
         return Views(images, core * images, band * images)
 
     def _dilate(self, mask: Tensor) -> Tensor:
-        """The maximum over a square, which is one over rows, then one over columns; outside is -inf."""
+        """The maximum over a square, by rows and then by columns; pixels outside count as -inf."""
         reach = self.iterations
         mask = F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0))  # (B, 1, H, W)
         return F.max_pool2d(mask, (1, 2 * reach + 1), 1, (0, reach))  # (B, 1, H, W)

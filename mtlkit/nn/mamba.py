@@ -7,10 +7,10 @@ the convolution.
     u_k        = SiLU(causal_conv1d_k(P_k x))                    token t of the order sees x_{t-w+1} .. x_t
     dts, B, C  = split(u_k W_x,k)                                R | N | N
     y_k        = selective_scan(u_k, softplus(dts W_dt,k + b_k), -exp(A_log_k), B, C, D_k)
-    out        = (sum_k P_k^-1 y_k) SiLU(z) W_out gamma          gamma only with init_layer_scale
+    out        = (sum_k P_k^-1 y_k) SiLU(z) W_out gamma          gamma is optional (init_layer_scale)
 
-P_k puts the tokens into the order of direction k: as they come, last to first, or across n slices of m = L / n tokens,
-token i m + j as the j n + i-th. The gate is a token's own, so that it follows the sum.
+P_k arranges the tokens in the order of direction k: first to last, last to first, or across n slices of m = L / n
+tokens, which puts token i m + j at place j n + i. The gate is applied per token after the sum.
 
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; Zhu et al.,
 "Vision Mamba" (2024), algorithm 1; Xing et al., "SegMamba" (2024), section 2.3.
@@ -32,14 +32,14 @@ from mtlkit.nn._marked import Marked
 from mtlkit.ops import orders
 
 BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")
-SUFFIXES = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}  # of the parameters of each direction
+SUFFIXES = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}  # suffixes of the parameters of each direction
 UNDECAYED = ("A_log", "D", "A_b_log", "D_b", "A_s_log", "D_s")
 
 
 class Direction(NamedTuple):
-    """The parameters of one direction; letters as above."""
+    """The parameters of one direction, with the letters above."""
 
-    conv_weight: Tensor | None  # (D, 1, w); None where the input is convolved already
+    conv_weight: Tensor | None  # (D, 1, w); None if the input is already convolved
     conv_bias: Tensor | None  # (D,)
     x_proj: Tensor  # (R + 2 N, D)
     dt_weight: Tensor  # (D, R)
@@ -52,40 +52,42 @@ class Mamba(Marked):
     """The block of Mamba, Vision Mamba, VideoMamba and SegMamba, with the arguments and parameters of mamba-ssm's.
 
     Parameters have the original names and shapes, so that checkpoints load unchanged: in_proj, conv1d, x_proj, dt_proj,
-    A_log (D, N), D (D,), out_proj; with two directions of their own weights conv1d_b, x_proj_b, dt_proj_b, A_b_log and
-    D_b, with three conv1d_s, x_proj_s, dt_proj_s, A_s_log and D_s as well. From the same seed it starts from the same
-    values. The parameters A and D are at least float32 when made and carry `_no_weight_decay = True`, dt_proj's bias
-    `_no_reinit = True`.
+    A_log (D, N), D (D,), out_proj; two directions with separate weights add conv1d_b, x_proj_b, dt_proj_b, A_b_log and
+    D_b, three add conv1d_s, x_proj_s, dt_proj_s, A_s_log and D_s too. The same seed gives the same initial values as in
+    mamba-ssm. The parameters A and D are created in at least float32 and have the attribute `_no_weight_decay = True`;
+    dt_proj's bias has `_no_reinit = True`.
 
     Args:
-        d_model: channels in and out, C.
+        d_model: input and output channels, C.
         d_state: states of each channel, N.
         d_conv: taps of the causal convolution, w.
-        expand: channels of the scan for each of the block, D / C.
+        expand: ratio of the scan's channels to the block's, D / C.
         dt_rank: rank of the time step, R; "auto" is C / 16, rounded up.
-        dt_min: smallest time step at the start.
-        dt_max: largest; steps are log-uniform in between.
-        dt_init: weights of the time step at the start: "random" is uniform, "constant" the bound of that.
-        dt_scale: scales that bound, R^-0.5.
-        dt_init_floor: no time step at the start is smaller.
+        dt_min: smallest initial time step.
+        dt_max: largest initial time step; steps are log-uniform in between.
+        dt_init: initial weights of the time step: "random" is uniform, "constant" uses the bound of that distribution.
+        dt_scale: factor of that bound, R^-0.5.
+        dt_init_floor: lower limit of the initial time step.
         conv_bias: whether the convolution has a bias.
-        bias: whether the two projections have one.
+        bias: whether the two projections have a bias.
         use_fast_path: accepted for compatibility; the block chooses its kernels itself.
-        layer_idx: the place of its states in the cache of `inference_params`.
-        device: where the parameters are made.
-        dtype: of the parameters.
-        bimamba_type: directions. None or "none": forward. "v1": both, which share all but the state matrix (A_b_log).
-            "v2": both, each with its own convolution and scan. "v3": those and one across the slices of a volume.
-        nslices: slices of "v3", n; L must be a multiple.
-        if_divide_out: whether "v2" and "v3" take the mean of the directions, not their sum.
-        init_layer_scale: where given, the output is multiplied by `gamma` (C,), which starts with this value.
+        layer_idx: key of this block's states in the cache of `inference_params`.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+        bimamba_type: directions. None or "none": forward. "v1": both, sharing everything except the state matrix
+        (A_b_log).
+            "v2": both, each with its own convolution and scan. "v3": as "v2", and one across the slices of a volume.
+        nslices: slices of "v3", n; L must be a multiple of it.
+        if_divide_out: whether "v2" and "v3" use the mean of the directions instead of their sum.
+        init_layer_scale: initial value of a parameter `gamma` (C,) that multiplies the output; None for no such
+        parameter.
 
     Shape:
         (B, L, C) in and out. B may be 0.
 
     Raises:
-        ValueError: an option out of its range; an input of another shape; decoding with more than one direction.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: an option is out of range, the input has another shape, or decoding is used with several directions.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; Zhu et al.,
     "Vision Mamba" (2024), algorithm 1; Xing et al., "SegMamba" (2024), section 2.3.
@@ -157,7 +159,7 @@ class Mamba(Marked):
             self.add_module(f"conv1d{suffix}", conv)
             self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * d_state, bias=False, **factory))
             self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner, **factory))
-            if not suffix:  # those of the other directions start as any linear layer, as published
+            if not suffix:  # the other directions use the default initialisation of linear layers, as published
                 self._start_time_step(dt_min, dt_max, dt_init, dt_scale, dt_init_floor)
             self._add_states(suffix, wide)
         if bimamba_type == "v1":
@@ -175,7 +177,7 @@ class Mamba(Marked):
             weight.fill_(bound)
         step = torch.rand_like(bias) * (math.log(most) - math.log(least)) + math.log(least)  # (D,)
         step = step.exp().clamp(min=floor)
-        bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
+        bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
 
     def _add_states(self, suffix: str, wide: Factory) -> None:
         states = torch.arange(1, self.d_state + 1, **wide).log().expand(self.d_inner, -1)
@@ -186,9 +188,9 @@ class Mamba(Marked):
         """Mixes the tokens: (B, L, C) to (B, L, C).
 
         Args:
-            hidden_states: the tokens; with states of earlier tokens in the cache, one for each sequence.
-            inference_params: where the states are kept between calls: an object with `seqlen_offset`, the count of
-                tokens before these, and `key_value_memory_dict`, a dictionary. The first call, at offset 0, fills it.
+            hidden_states: the tokens; if the cache has states of earlier tokens, one token per sequence.
+            inference_params: cache for the states between calls: an object with `seqlen_offset`, the number of earlier
+                tokens, and `key_value_memory_dict`, a dictionary. The first call, at offset 0, fills it.
         """
         _check_tokens(hidden_states, self.d_model)
         states = None
@@ -208,11 +210,11 @@ class Mamba(Marked):
         return self._project_out(gate(y, z))
 
     def step(self, hidden_states: Tensor, conv_state: Tensor, ssm_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One further token of every sequence.
+        """Processes the next token of every sequence.
 
         Args:
             hidden_states: the tokens, (B, 1, C).
-            conv_state: the inputs of the convolution before it, (B, D, w); updated in place.
+            conv_state: earlier inputs of the convolution, (B, D, w); updated in place.
             ssm_state: the state of the scan, (B, D, N); updated in place.
 
         Returns:
@@ -221,7 +223,7 @@ class Mamba(Marked):
         _check_tokens(hidden_states, self.d_model)
         self._check_decoding()
         if hidden_states.shape[1] != 1:
-            raise ValueError(f"hidden_states: expected one token of each sequence, got {hidden_states.shape[1]}")
+            raise ValueError(f"hidden_states: expected one token per sequence, got {hidden_states.shape[1]}")
         x, z = self.in_proj(hidden_states)[:, 0].chunk(2, -1)  # (B, D) each
         _, _, x_proj, dt_weight, dt_bias, A_log, D = self._direction("")
         u = self._step_conv(x, conv_state)  # (B, D)
@@ -243,12 +245,12 @@ class Mamba(Marked):
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The states of `step` before the first token: (B, D, w) of the convolution and (B, D, N) of the scan.
+        """The initial states for `step`: (B, D, w) of the convolution and (B, D, N) of the scan.
 
         Args:
-            batch_size: sequences, B.
-            max_seqlen: accepted for compatibility; the states have one size.
-            dtype: of the states; that of the parameters if None.
+            batch_size: number of sequences, B.
+            max_seqlen: accepted for compatibility; the size of the states does not depend on it.
+            dtype: dtype of the states; that of the parameters if None.
             kwargs: accepted for compatibility.
         """
         self._check_decoding()
@@ -259,9 +261,9 @@ class Mamba(Marked):
         )
 
     def _states(self, inference_params: Any, batch: int) -> tuple[Tensor, Tensor]:
-        """Those in the cache, new ones where there are none."""
+        """The states in the cache; new ones if it has none."""
         if self.layer_idx is None:
-            raise ValueError("layer_idx: expected the place of this block in the cache of inference_params, got None")
+            raise ValueError("layer_idx: expected the key of this block in the cache of inference_params, got None")
         cache = inference_params.key_value_memory_dict
         if self.layer_idx not in cache:
             cache[self.layer_idx] = self.allocate_inference_cache(batch, 0)
@@ -276,8 +278,8 @@ class Mamba(Marked):
     def _check_decoding(self) -> None:
         if self.bimamba_type not in (None, "none"):
             raise ValueError(
-                f"bimamba_type: expected None for decoding token by token, got {self.bimamba_type!r}, of which each "
-                "token sees those that follow"
+                f"bimamba_type: expected None for decoding token by token, got {self.bimamba_type!r}, in which each "
+                "token depends on later ones"
             )
 
     def _direction(self, suffix: str) -> Direction:
@@ -310,10 +312,10 @@ class Mamba(Marked):
         return out if self.init_layer_scale is None else out * self.gamma
 
     def _mark(self) -> None:
-        """Tells training code which parameters to leave out of weight decay and of a new start."""
+        """Marks parameters that training code must exclude from weight decay and from reinitialisation."""
         for parameter in (self._parameters[name] for name in UNDECAYED if name in self._parameters):
-            parameter._no_weight_decay = True  # pyright: ignore - what such code looks for
-        self.dt_proj.bias._no_reinit = True  # pyright: ignore - likewise
+            parameter._no_weight_decay = True  # pyright: ignore - read by training code
+        self.dt_proj.bias._no_reinit = True  # pyright: ignore - as above
 
     def extra_repr(self) -> str:
         """The options, for repr."""
@@ -340,9 +342,9 @@ def _check_tokens(x: Tensor, channels: int) -> None:
 
 
 def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool = False) -> Tensor:
-    """The causal convolution along the tokens, from the first or from the last on, and SiLU: (B, L, D) to (B, L, D)."""
+    """The causal convolution along the tokens, forwards or backwards, and SiLU: (B, L, D) to (B, L, D)."""
     taps = weight.shape[-1]
-    if backwards:  # what comes first is what follows in memory, so that the taps change places and look ahead
+    if backwards:  # earlier tokens are later in memory, so the taps are reversed and look ahead
         return conv_silu(F.pad(x, (0, 0, 0, taps - 1)), weight.flip(-1), bias)[:, taps - 1 :]
     if 2 <= taps <= 4:
         return ops.causal_conv1d(x.transpose(1, 2), weight[:, 0], bias, activation="silu").transpose(1, 2)
@@ -351,12 +353,12 @@ def conv_silu(x: Tensor, weight: Tensor, bias: Tensor | None, backwards: bool = 
 
 
 def scan_tokens(x: Tensor, direction: Direction, backwards: bool = False) -> Tensor:
-    """From the input of the convolution to the output of the scan, along the tokens as they lie in memory.
+    """From the input of the convolution to the output of the scan, along the tokens in memory order.
 
     Args:
         x: input, (B, L, D).
         direction: the parameters.
-        backwards: whether the last token is the first.
+        backwards: whether to start at the last token.
 
     Returns:
         The output, (B, L, D).
@@ -365,7 +367,7 @@ def scan_tokens(x: Tensor, direction: Direction, backwards: bool = False) -> Ten
 
 
 def _scan(x: Tensor, direction: Direction, backwards: bool = False) -> tuple[Tensor, Tensor]:
-    """The output (B, L, D), and the state behind the last token (B, D, N)."""
+    """The output (B, L, D), and the state after the last token (B, D, N)."""
     conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = direction
     u = x if conv_weight is None else conv_silu(x, conv_weight, conv_bias, backwards)  # (B, L, D)
     order = orders.forward(x.shape[1])
@@ -383,7 +385,7 @@ def _scan(x: Tensor, direction: Direction, backwards: bool = False) -> tuple[Ten
 
 
 def scan_both(x: Tensor, direction: Direction, A_b_log: Tensor) -> Tensor:
-    """The sum of the scans from both ends, which share all but the state matrix: (B, L, D) to (B, L, D)."""
+    """The sum of both scans, which share everything except the state matrix: (B, L, D) to (B, L, D)."""
     conv_weight, conv_bias, x_proj, dt_weight, dt_bias, A_log, D = direction
     u = x if conv_weight is None else conv_silu(x, conv_weight, conv_bias)  # (B, L, D)
     y = ops.directional_scan(
@@ -399,11 +401,11 @@ def scan_both(x: Tensor, direction: Direction, A_b_log: Tensor) -> Tensor:
 
 
 def accumulate(y: Tensor, other: Tensor) -> Tensor:
-    """Y + other, in the memory of y where no gradient is wanted."""
+    """The sum y + other, in place if no gradient is needed."""
     return y + other if y.requires_grad or other.requires_grad else y.add_(other)
 
 
 def gate(y: Tensor, z: Tensor) -> Tensor:
-    """The product y SiLU(z), in the memory of y where no gradient is wanted."""
-    z = z.contiguous()  # PyTorch's SiLU takes several times as long for rows that lie apart
+    """The product y SiLU(z), in place if no gradient is needed."""
+    z = z.contiguous()  # PyTorch's SiLU is several times slower on rows that are not contiguous
     return y * F.silu(z) if y.requires_grad or z.requires_grad else y.mul_(F.silu(z))

@@ -13,11 +13,11 @@ class Mlp(nn.Module):
     Parameters are named as in VMamba: fc1, fc2.
 
     Args:
-        dim: channels in and out, C.
-        hidden: channels between.
+        dim: input and output channels, C.
+        hidden: channels between the two linear layers.
         dropout: probability after either linear layer.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         (..., C) in and out.

@@ -1,4 +1,4 @@
-"""Hierarchical multi-scale fusion (HMSF): three dilations, weighed by the image."""
+"""Hierarchical multi-scale fusion (HMSF): three dilations, weighted per image."""
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +14,26 @@ REDUCTION = 8
 
 
 class MultiScaleFusion(nn.Module):
-    """HMSF: separable convolutions of three dilations, summed by weights that sum to 1, then a 1 x 1 convolution.
+    """HMSF: separable convolutions with three dilations, their weighted mean, then a 1 x 1 convolution.
 
         F_r   = Sep3x3,dilation r (X)                          r = 1, 2, 4
-        alpha = softmax(W2 ReLU(W1 mean(X) + b1) + b2)         three weights an image; C / 8 hidden units, rounded down
+        alpha = softmax(W2 ReLU(W1 mean(X) + b1) + b2)         three weights per image; C / 8 hidden units, rounded down
         out   = Conv1x1(sum_r alpha_r F_r)
 
-    Known as MSCF in BTI-Net. There is no residual inside: it is that of the block around. Parameters: sep_d1, sep_d2,
+    Called MSCF in BTI-Net. The residual connection is that of the enclosing block. Parameters: sep_d1, sep_d2,
     sep_d4, att_fc1, att_fc2, fuse.
 
     Args:
-        dim: channels in and out, C; at least 8.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        dim: input and output channels, C; at least 8.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: (B, C, H, W) in and out.
 
     Raises:
         ValueError: `dim` is below 8, or the input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        TypeError: an input is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 9 and 10.

@@ -1,4 +1,4 @@
-"""Patches of an image as pixels of a smaller one."""
+"""Patches of an image become pixels of a smaller one."""
 
 import torch
 from torch import Tensor, nn
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Convolution of patches that do not overlap, then LayerNorm.
 
-    Rows and columns beyond the last whole patch are cropped. Parameters are named as in MedMamba: proj, norm.
+    Rows and columns beyond the last complete patch are cropped. Parameters are named as in MedMamba: proj, norm.
 
     Args:
         in_chans: channels of the image.
         dim: channels of the output, C.
         patch_size: rows and columns of a patch, p.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first in, (B, in_chans, H, W); channels-last out, (B, H // p, W // p, C).
@@ -40,6 +40,6 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        """One vector a patch: (B, in_chans, H, W) to (B, H // p, W // p, C)."""
+        """One vector per patch: (B, in_chans, H, W) to (B, H // p, W // p, C)."""
         x = self.proj(images).permute(0, 2, 3, 1)  # (B, H / p, W / p, C)
         return self.norm(x)

@@ -18,15 +18,16 @@ class PatchMerging(nn.Module):
 
     Args:
         dim: channels of the input, C.
-        odd: what becomes of an odd last row or column: "crop" drops it, as in MedMamba, "pad" adds zeros, as in VMamba.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        odd: how to treat an odd number of rows or columns: "crop" drops the last one, as in MedMamba, "pad" adds zeros,
+        as in VMamba.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-last: (B, H, W, C) to (B, H / 2, W / 2, 2 C), rounded down with "crop", up with "pad".
 
     Raises:
-        ValueError: `odd` is neither; the input has another shape, or nothing would be left of it.
+        ValueError: `odd` has another value, or the input has another shape or is too small.
 
     Source: Liu et al., "Swin Transformer" (2021), section 3.1.
 
@@ -55,9 +56,9 @@ class PatchMerging(nn.Module):
         check_channels_last("x", x, self.dim)
         height, width = x.shape[1:3]
         if self.odd == "crop" and min(height, width) < 2:
-            raise ValueError(f"x: expected H and W of at least 2, got {tuple(x.shape)}; odd='pad' takes less")
+            raise ValueError(f"x: expected H and W of at least 2, got {tuple(x.shape)}; odd='pad' accepts smaller maps")
         sign = 1 if self.odd == "pad" else -1
-        # also crops by padding, which leaves no view behind that torch.compile would tell odd sizes from even ones by
+        # crops by padding too: a view would make torch.compile distinguish odd sizes from even ones
         x = F.pad(x, (0, 0, 0, sign * (width % 2), 0, sign * (height % 2)))
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
         x = x.unflatten(2, (columns, 2)).unflatten(1, (rows, 2))  # (B, H/2, 2, W/2, 2, C)

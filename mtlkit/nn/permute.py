@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class Permute(nn.Module):
-    """Permutes dimensions: what stands between channels-first and channels-last layers of a Sequential.
+    """Permutes dimensions, for example between channels-first and channels-last layers in a Sequential.
 
     Args:
         *dims: the new order.

@@ -13,13 +13,13 @@ from mtlkit.nn.separable_conv import SeparableConv
 
 
 class ResidualBlock(nn.Module):
-    """Two separable convolutions, multi-scale fusion and attention beside a residual.
+    """Two separable convolutions, multi-scale fusion and attention, with a residual connection.
 
         h   = BN1(ReLU(Sep3x3(X)))
         h   = BN2(Sep3x3(h))
         h   = HMSF(h)
         h   = DualPathAttention(h)                             only with `attention`
-        out = ReLU(h + X)                                      X through a 1 x 1 convolution where the channels differ
+        out = ReLU(h + X)                                      X through a 1 x 1 convolution if the channels differ
 
     Batch normalisation has Keras' eps of 1e-3 and momentum (0.01 as PyTorch counts it). Parameters: conv1, bn1, conv2,
     bn2, hmsf, attn, proj.
@@ -27,17 +27,17 @@ class ResidualBlock(nn.Module):
     Args:
         in_dim: channels of the input.
         dim: channels of the output.
-        attention: whether DualPathAttention follows the fusion.
-        multi_scale: whether there is the fusion; False is the ablation without HMSF.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        attention: whether to apply DualPathAttention after the fusion.
+        multi_scale: whether to apply the fusion; False is the ablation without HMSF.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: (B, in_dim, H, W) to (B, dim, H, W).
 
     Raises:
-        ValueError: a size is not above 0 (`dim` below 8 with the fusion), or the input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: a size is not positive (`dim` below 8 with the fusion), or the input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), section 2.

@@ -9,25 +9,25 @@ from mtlkit._keras import init_as_keras
 
 
 class SeparableConv(nn.Module):
-    """A 3 x 3 convolution of each channel by itself, then a 1 x 1 convolution across them.
+    """A depthwise 3 x 3 convolution, then a 1 x 1 convolution across the channels.
 
-    Keras' SeparableConv2D with padding "same": no bias and no activation between the two. Rows and columns that are
-    missing at the borders count as 0. Parameters: depthwise.weight (in_dim, 1, 3, 3), pointwise.weight
-    (out_dim, in_dim, 1, 1), pointwise.bias (out_dim); at the start Glorot-uniform and 0, as in Keras.
+    It is Keras' SeparableConv2D with padding "same": no bias and no activation between the two, and zeros beyond the
+    borders. Parameters: depthwise.weight (in_dim, 1, 3, 3), pointwise.weight (out_dim, in_dim, 1, 1), pointwise.bias
+    (out_dim); initialised Glorot-uniform and to 0, as in Keras.
 
     Args:
         in_dim: channels of the input.
         out_dim: channels of the output.
-        dilation: pixels from one tap of the 3 x 3 to the next.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        dilation: dilation of the 3 x 3 convolution.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first: (B, in_dim, H, W) to (B, out_dim, H, W).
 
     Raises:
-        ValueError: a size is not above 0, or the input has another shape.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: a size is not positive, or the input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions" (2017).
 

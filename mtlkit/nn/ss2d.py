@@ -1,7 +1,7 @@
 r"""SS2D, the layer around the four-direction selective scan.
 
-B images, C channels of the layer, D = ssm_ratio C of the scan, H x W pixels, K = 4 directions, N states, R rank of the
-time step, M = R + 2 N.
+B images, C channels of the layer, D = ssm_ratio C channels of the scan, H x W pixels, K = 4 directions, N states, R
+rank of the time step, M = R + 2 N.
 
     x, z  = split(X W_in)                                  no z without a gate
     u     = SiLU(DWConv(x))
@@ -34,40 +34,40 @@ SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs"
 class SS2D(Marked):
     """Four-direction 2-D selective scan layer of VMamba, MedMamba and VM-UNet.
 
-    The defaults are the form of MedMamba, VM-UNet and the first VMamba. The form of VMamba's second version is
+    The defaults give the layer of MedMamba, VM-UNet and the first VMamba. For VMamba's second version, use
     `d_state=1, ssm_ratio=1.0 or 2.0, conv_bias=False, gate=None`. Parameters have the original names and shapes, so
     that checkpoints load unchanged: in_proj, conv2d, x_proj_weight (4, M, D), dt_projs_weight (4, D, R),
-    dt_projs_bias (4, D), A_logs (4 D, N), Ds (4 D), out_norm, out_proj. A_logs and Ds carry `_no_weight_decay = True`
-    and are at least float32 when made.
+    dt_projs_bias (4, D), A_logs (4 D, N), Ds (4 D), out_norm, out_proj. A_logs and Ds have the attribute
+    `_no_weight_decay = True` and are created in at least float32.
 
-    In eval mode, in float32 on a CPU, and where no gradient is wanted, the whole layer is one call of the kernels.
-    Parts that have hooks or stand in the place of the layer's own are called as in every module.
+    In eval mode, in float32 on a CPU and without gradients, the complete layer is a single call of the kernels.
+    Submodules that have hooks or were replaced are still called.
 
     Args:
-        d_model: channels in and out, C.
+        d_model: input and output channels, C.
         d_state: states of each channel, N.
-        ssm_ratio: channels of the scan for each of the layer, D / C.
+        ssm_ratio: ratio of the scan's channels to the layer's, D / C.
         dt_rank: rank of the time step, R; "auto" is C / 16, rounded up.
-        d_conv: rows and columns of the depthwise convolution, odd; 1 or less leaves it out.
+        d_conv: rows and columns of the depthwise convolution, odd; 1 or less for no convolution.
         conv_bias: whether that convolution has a bias.
-        gate: "silu" multiplies by SiLU(z), "linear" by z; None has no z, and half the input projection.
+        gate: "silu" multiplies by SiLU(z), "linear" by z; None drops z and half of the input projection.
         norm: "layer" normalises the merged scan over its channels; None does not.
-        out_act: whether GELU follows the norm ("_oact" in VMamba).
+        out_act: whether to apply GELU after the norm ("_oact" in VMamba).
         dropout: probability after the output projection.
-        bias: whether the two projections have one.
-        init: of the scan's parameters. "v0": A = -1..-N, steps log-uniform in [dt_min, dt_max]; "v1": A_logs normal,
+        bias: whether the two projections have a bias.
+        init: initialisation of the scan. "v0": A = -1..-N, steps log-uniform in [dt_min, dt_max]; "v1": A_logs normal,
             time step 0.1 normal; "v2": A_logs 0, time step 0.1 uniform.
-        dt_min: smallest time step at the start, with "v0".
-        dt_max: largest.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        dt_min: smallest initial time step, with "v0".
+        dt_max: largest initial time step, with "v0".
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-last as in the originals: (B, H, W, C) in and out. B may be 0.
 
     Raises:
-        ValueError: an option out of its range; an input of another shape.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: an option is out of range, or the input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3; Yue and Li, "MedMamba" (2024).
 
@@ -81,7 +81,7 @@ class SS2D(Marked):
         torch.Size([2, 7, 5, 32])
     """
 
-    _projection: type[nn.Linear] = PixelLinear  # of in_proj and out_proj
+    _projection: type[nn.Linear] = PixelLinear  # bias of in_proj and out_proj
 
     def __init__(
         self,
@@ -138,14 +138,14 @@ class SS2D(Marked):
 
     @torch.no_grad()
     def reset_scan_parameters(self) -> None:
-        """Initialises what belongs to the scan: x_proj_weight, dt_projs_*, A_logs and Ds."""
+        """Initialises the parameters of the scan: x_proj_weight, dt_projs_*, A_logs and Ds."""
         self.x_proj_weight.uniform_(-(self.d_inner**-0.5), self.d_inner**-0.5)
         self.Ds.fill_(1)
         if self.init == "v0":
             self.dt_projs_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
             step = torch.empty_like(self.dt_projs_bias, dtype=self.Ds.dtype)  # (4, D)
             step.uniform_(math.log(self.dt_min), math.log(self.dt_max)).exp_().clamp_(min=SMALLEST_STEP)
-            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step back
+            self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
             self.A_logs.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float64).log())
         elif self.init == "v1":
             self.dt_projs_weight.normal_(std=0.1)
@@ -177,7 +177,7 @@ class SS2D(Marked):
         return self.dropout(self.out_proj(y.to(u.dtype)))  # (B, H, W, C)
 
     def _whole(self) -> tuple[ss2d_layer.Weights, ss2d_layer.Options] | None:
-        """What `ss2d_layer` takes; None if the layer is of another form, or one of its parts has to be called."""
+        """The arguments of `ss2d_layer`; None if it does not support this layer, or a submodule must be called."""
         parts = self._modules
         into, norm, out = parts["in_proj"], parts["out_norm"], parts["out_proj"]
         normed = type(norm) is nn.LayerNorm
@@ -198,7 +198,7 @@ class SS2D(Marked):
         return ss2d_layer.Weights._make(weights), options
 
     def _same_conv(self) -> bool:
-        """Whether calling the convolution does what it did when the layer was made, as far as its parameters tell."""
+        """Whether the convolution still has the type and settings that the layer gave it."""
         conv, size = self.conv2d, self.d_conv
         return (
             as_made(conv, nn.Conv2d)
@@ -215,8 +215,8 @@ class SS2D(Marked):
         return F.silu(self.conv2d(x) if self.d_conv > 1 else x)
 
     def _scan_norm(self, z: Tensor | None, u: Tensor, *others: Tensor) -> Tensor:
-        """From the arguments of ss2d, and the gate (B, H, W, D), to what is projected, (B, H, W, D)."""
-        wide = torch.float32 if u.dtype == torch.float16 else None  # the sum of four may pass float16's range
+        """From the arguments of ss2d and the gate (B, H, W, D) to the input of the output projection, (B, H, W, D)."""
+        wide = torch.float32 if u.dtype == torch.float16 else None  # the sum of four may exceed float16's range
         norm = self.out_norm
         if as_made(norm, nn.LayerNorm):
             fused = z if self.gate == "silu" and not self.out_act else None
@@ -235,9 +235,9 @@ class SS2D(Marked):
         return y * (F.silu(z) if self.gate == "silu" else z)
 
     def _mark(self) -> None:
-        """Asks training code to leave A_logs and Ds out of weight decay."""
+        """Marks A_logs and Ds so that training code excludes them from weight decay."""
         for parameter in (self.A_logs, self.Ds):
-            parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] - what such code looks for
+            parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] - read by training code
 
     def extra_repr(self) -> str:
         """The options, for repr."""
@@ -253,6 +253,6 @@ def _registered(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _matrix_and_bias(projection: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Those of a linear layer; its weight may be that of a 1 x 1 convolution."""
+    """Weight and bias of a linear layer or of a 1 x 1 convolution."""
     weight, bias = _registered(projection)
     return (weight if weight is None or weight.dim() == 2 else weight.flatten(1)), bias

@@ -10,7 +10,7 @@ from mtlkit.nn.ss2d import SS2D
 
 
 class SSConvSSM(nn.Module):
-    """Half of the channels through convolutions, half through SS2D, shuffled, plus the input.
+    """Half of the channels go through convolutions, half through SS2D; then they are shuffled and the input is added.
 
         left, right = split(X)
         left'  = ReLU(Conv1(ReLU(BN(Conv3(ReLU(BN(Conv3(BN(left)))))))))
@@ -20,13 +20,13 @@ class SSConvSSM(nn.Module):
     Parameters are named as in MedMamba: ln_1, self_attention, conv33conv33conv11.
 
     Args:
-        dim: channels in and out, C; even.
+        dim: input and output channels, C; even.
         d_state: states of each channel of the scan.
-        ssm_ratio: channels of the scan for each of the half.
+        ssm_ratio: ratio of the scan's channels to those of its half.
         dropout: probability after the output projection of SS2D.
         drop_path: probability that a sample's SS2D branch is dropped.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-last as in the original: (B, H, W, C) in and out.
@@ -71,10 +71,10 @@ class SSConvSSM(nn.Module):
             nn.ReLU(),
             nn.Conv2d(half, half, 1, **factory),
             nn.ReLU(),
-        ).to(memory_format=torch.channels_last)  # as the images are; else every call would rearrange the weights
+        ).to(memory_format=torch.channels_last)  # as the images; otherwise every call would convert the weights
 
     def forward(self, x: Tensor) -> Tensor:
-        """Local and global mixing side by side: (B, H, W, C) to (B, H, W, C)."""
+        """Local and global mixing in parallel: (B, H, W, C) to (B, H, W, C)."""
         check_channels_last("x", x, self.dim)
         left, right = x.chunk(2, -1)  # (B, H, W, C/2) each
         left = left.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # (B, C/2, H, W), dense for BN

@@ -19,26 +19,26 @@ class TaskInteraction(nn.Module):
         c    = BN(ReLU(W_c mean(ReLU(Conv1x1(D): C -> C / 2)) + b_c))
         f~   = f + sigmoid(W_g c + b_g) c
         mu   = 1 + tau sigmoid(W_d mean(D) + b_d) sigmoid(W_s f + b_s)
-        D~   = D mu                                            one factor a channel, between 1 and 1 + tau
+        D~   = D mu                                            one factor per channel, between 1 and 1 + tau
 
-    The official code pools the projected map by its plain mean; `pooling="attention"` is the learned attention of the
-    paper's text, sum_xy softmax_xy(a D) ReLU(Conv1x1(D)). A direction can be cut: without "seg_to_clf" f~ is f, without
-    "clf_to_seg" D~ is D, and its layers do not exist. Followed by UncertaintyProxyAttention it is better used through
-    InteractionLevel, which fuses the two and need not write D~.
+    The official code pools the projected map by its mean; `pooling="attention"` is the learned attention described in
+    the paper, sum_xy softmax_xy(a D) ReLU(Conv1x1(D)). A direction can be cut: without "seg_to_clf" f~ is f, without
+    "clf_to_seg" D~ is D, and its layers do not exist. If UncertaintyProxyAttention follows, use InteractionLevel, which
+    fuses the two and does not write D~.
 
     Parameters, with the letters above: s2c_conv (the 1 x 1 convolution), s2c_dense (W_c), s2c_bn, clf_gate (W_g),
-    seg_gate (W_d), c2s_dense (W_s), s2c_attn (a, only with attention). At the start Glorot-uniform with biases 0; the
-    batch normalisation has eps 1e-3 and momentum 0.01, all as in Keras. Its running variance is PyTorch's, B / (B - 1)
-    times that of Keras, and training needs at least two images. Once torch.nn.SyncBatchNorm.convert_sync_batchnorm has
-    made s2c_bn its own, statistics are those of all processes, on GPUs and CPUs.
+    seg_gate (W_d), c2s_dense (W_s), s2c_attn (a, only with attention). Weights are initialised Glorot-uniform and
+    biases to 0; the batch normalisation has eps 1e-3 and momentum 0.01, all as in Keras. Its running variance is
+    PyTorch's, B / (B - 1) times that of Keras, and training needs at least two images. After
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm, statistics are computed over all processes, on GPUs and CPUs.
 
     Args:
         dim: channels of the map, C; at least 2.
-        clf_dim: entries of the vector.
-        tau: the largest amplification, less 1.
+        clf_dim: size of the vector.
+        tau: the largest amplification minus 1.
         pooling: "mean" or "attention".
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
         directions: "seg_to_clf", "clf_to_seg", or both in this order.
 
     Shape:
@@ -46,8 +46,8 @@ class TaskInteraction(nn.Module):
         and the factors `mu` (B, C) out.
 
     Raises:
-        ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: an option is out of range, or an input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis"
     (arXiv 2603.01295), equations 1 to 5.
@@ -95,7 +95,7 @@ class TaskInteraction(nn.Module):
         self.apply(init_as_keras)
 
     def operands(self) -> ops.TIMParameters:
-        """The parameters as mtlkit.ops takes them."""
+        """The parameters in the form that mtlkit.ops takes."""
         there, back = ("seg_to_clf" in self.directions), ("clf_to_seg" in self.directions)
         layers = (self.s2c_conv, self.s2c_dense, self.clf_gate) if there else (None, None, None)
         layers += (self.c2s_dense, self.seg_gate) if back else (None, None)
@@ -103,15 +103,15 @@ class TaskInteraction(nn.Module):
         pairs = (None if layer is None else getattr(layer, name) for layer in layers for name in ("weight", "bias"))
         running = (self.s2c_bn.running_mean, self.s2c_bn.running_var) if there else (None, None)
         attention = self.s2c_attn.weight if there and self.pooling == "attention" else None
-        return ops.TIMParameters(*pairs, *running, attention)  # pyright: ignore[reportCallIssue] - of six layers a pair
+        return ops.TIMParameters(*pairs, *running, attention)  # pyright: ignore[reportCallIssue] - a pair from each of six layers
 
     def step(self) -> dict[str, Any]:
-        """How the batch normalisation runs, as mtlkit.ops takes it; counts the batch in training."""
+        """The settings of the batch normalisation for mtlkit.ops; in training it also counts the batch."""
         if "seg_to_clf" not in self.directions:
             return {"training": self.training}
         norm, group = self.s2c_bn, None
         if self.training:
-            norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess] - it tracks
+            norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess] - it tracks running statistics
             group = group_of(norm)
         return {"training": self.training, "momentum": norm.momentum, "eps": norm.eps, "group": group}
 

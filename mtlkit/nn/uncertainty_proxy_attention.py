@@ -17,22 +17,22 @@ PROJECTED = 64
 
 
 class UncertaintyProxyAttention(nn.Module):
-    """UPA: weighs per image how much of the enhanced map and vector is taken over.
+    """UPA: decides per image how much of the enhanced map and vector to adopt.
 
         D^ = D + w_seg (D~ - D),   f^ = f + w_clf (f~ - f)     w = 0 keeps the base, w = 1 takes the enhanced one
 
-    With `signals="variance"`, the form of MBDI, the weights come from how much the activations are spread:
+    With `signals="variance"`, the form of MBDI, the weights depend on the variance of the activations:
 
         u = mean_c Var_hw(D~_c), Var_j(f~_j)                   each divided by (its normaliser + 1e-8)
         [w_seg, w_clf] = softmax(W2 ReLU(W1 u + b1) + b2)      32 hidden units; the two sum to 1
 
-    The normaliser is the mean of u over the batch, and in training always that. `normaliser` says what it is in eval
-    mode: "batch" is the official code, whose outputs depend on the other images of the batch, and whose weights are
-    constants for a batch of one, where u / mean(u) = 1 whatever the image is; "running" is the average that training
-    kept in the buffer `running_signals`, so that an image's output depends on that image alone. Before the first batch
-    in training the buffer is 1. The option may be changed at any time: `upa.normaliser = "running"`.
+    In training the normaliser is the mean of u over the batch. The option `normaliser` selects it for eval mode.
+    "batch" follows the official code: outputs depend on the other images of the batch, and for a batch of one the
+    weights are constant, because u / mean(u) = 1 for any image. "running" is the running average from training in the
+    buffer `running_signals`, so that the output for an image depends only on that image. Before the first training
+    batch the buffer is 1. The option can be changed at any time: `upa.normaliser = "running"`.
 
-    With `signals="alignment"`, the form of BTI-Net, no batch is involved:
+    With `signals="alignment"`, the form of BTI-Net, the weights do not depend on the batch:
 
         a = cos(P_s mean_hw(D~ - D), P_c (f~ - f))             alignment of the tasks, in 64 dimensions
         e = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)
@@ -41,25 +41,25 @@ class UncertaintyProxyAttention(nn.Module):
 
     The signals are statistics of activations, not estimates of predictive uncertainty; gradients flow through them.
 
-    Parameters: fc1 (W1), fc2 (W2), and for three signals seg_proj (P_s) and clf_proj (P_c); at the start Glorot-uniform
-    with biases 0.
+    Parameters: fc1 (W1), fc2 (W2), and for three signals seg_proj (P_s) and clf_proj (P_c); weights are initialised
+    Glorot-uniform, biases to 0.
 
     Args:
         dim: channels of the map, C.
-        clf_dim: entries of the vector.
+        clf_dim: size of the vector.
         signals: "variance" or "alignment".
-        normaliser: "batch" or "running"; of no effect with three signals.
-        momentum: share of a new batch in `running_signals`; the first batches are averaged evenly.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        normaliser: "batch" or "running"; ignored with three signals.
+        momentum: weight of a new batch in `running_signals`; the first batches are averaged evenly.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first maps (B, C, H, W), base and enhanced, and vectors (B, clf_dim), base and enhanced, in;
         InteractionOutput with `seg` and `clf` of the same shapes, `gates` (B, 2) and `stats` out.
 
     Raises:
-        ValueError: an option out of its range; inputs of other shapes.
-        TypeError: an input that is not a floating-point tensor.
+        ValueError: an option is out of range, or an input has another shape.
+        TypeError: an input is not a floating-point tensor.
 
     Source: arXiv 2603.01295, equations 6 to 8, for two signals; "Bidirectional Decoder-Level Task Interaction via
     Uncertainty-Aware Gating" (arXiv 2606.29102) for three.
@@ -101,27 +101,29 @@ class UncertaintyProxyAttention(nn.Module):
             self.clf_proj = nn.Linear(clf_dim, PROJECTED, bias=False, **factory)
         else:
             wide = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
-            self.register_buffer("running_signals", torch.ones(2, device=device, dtype=wide))  # of map and vector
+            self.register_buffer(
+                "running_signals", torch.ones(2, device=device, dtype=wide)
+            )  # signals of map and vector
             self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
         self.fc1 = nn.Linear(3 if signals == "alignment" else 2, HIDDEN, **factory)
         self.fc2 = nn.Linear(HIDDEN, 2, **factory)
         self.apply(init_as_keras)
 
     def operands(self) -> ops.UPAParameters:
-        """The parameters as mtlkit.ops takes them."""
+        """The parameters in the form that mtlkit.ops takes."""
         alignment = self.signals == "alignment"
         projections = (self.seg_proj.weight, self.clf_proj.weight) if alignment else (None, None)
         return ops.UPAParameters(self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, *projections)
 
     def means(self) -> Tensor | None:
-        """What the signals of the next call are divided by, (2,); None for their mean over its batch."""
+        """The divisors of the signals in the next call, (2,); None for their mean over the batch."""
         check_choice("normaliser", self.normaliser, ("batch", "running"))
         running = self.signals == "variance" and self.normaliser == "running" and not self.training
         return self.running_signals if running else None
 
     @torch.no_grad()
     def track(self, signals: ops.VarianceSignals | ops.AlignmentSignals, group: Group | None = None) -> None:
-        """Takes a batch into `running_signals`, in training; with a group that of all its processes."""
+        """Updates `running_signals` in training; with a group, by the batches of all its processes."""
         if not self.training or not isinstance(signals, ops.VarianceSignals):
             return
         if group is None and signals.seg.shape[0] == 0:

@@ -13,28 +13,28 @@ from mtlkit.nn.ss2d import SS2D
 
 
 class VSSBlock(nn.Module):
-    """SS2D and a perceptron, each behind a LayerNorm and beside a residual.
+    """SS2D and a perceptron, each after a LayerNorm and with a residual connection.
 
         x   = X + DropPath(SS2D(LayerNorm(X)))
-        out = x + DropPath(Mlp(LayerNorm(x)))                  the second line only where mlp_ratio > 0
+        out = x + DropPath(Mlp(LayerNorm(x)))                  this line only if mlp_ratio > 0
 
-    The defaults are those of VMamba's second version; its first has `d_state=16, gate="silu", conv_bias=True,
+    The defaults are those of VMamba's second version; the first has `d_state=16, gate="silu", conv_bias=True,
     mlp_ratio=0`. Parameters are named as in VMamba: norm, op, norm2, mlp.
 
     Args:
-        dim: channels in and out, C.
+        dim: input and output channels, C.
         d_state: states of each channel of the scan.
-        ssm_ratio: channels of the scan for each of the block.
+        ssm_ratio: ratio of the scan's channels to the block's.
         dt_rank: rank of the time step; "auto" is C / 16, rounded up.
         d_conv: rows and columns of the depthwise convolution.
         conv_bias: whether that convolution has a bias.
-        gate: of SS2D: "silu", "linear" or None.
-        init: of the scan's parameters: "v0", "v1" or "v2".
-        mlp_ratio: hidden channels of the perceptron for each of the block; 0 leaves it out.
+        gate: gate of SS2D: "silu", "linear" or None.
+        init: initialisation of the scan: "v0", "v1" or "v2".
+        mlp_ratio: ratio of the perceptron's hidden channels to the block's; 0 for no perceptron.
         dropout: probability after the output projection of SS2D and in the perceptron.
         drop_path: probability that a sample's branch is dropped.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-last: (B, H, W, C) in and out.

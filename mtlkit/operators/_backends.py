@@ -1,7 +1,7 @@
-"""Which implementation serves a call.
+"""Selects the implementation of a call.
 
-`auto` takes the fastest backend that serves the tensors' device; `use_backend` and `MTLKIT_BACKEND` ask for one by
-name; a backend that is requested but cannot run raises an error with the reason and the fix.
+`auto` takes the fastest backend for the tensors' device; `use_backend` and `MTLKIT_BACKEND` request one by name. A
+requested backend that cannot run raises an error with the reason and the fix.
 """
 
 import os
@@ -29,12 +29,12 @@ _requested = os.environ.get("MTLKIT_BACKEND") or "auto"
 
 
 class use_backend:  # noqa: N801 - reads as a verb, as torch.no_grad does
-    """Asks for one backend in every operator: at once as a call, until the end of the block in a `with` statement.
+    """Selects one backend for every operator: from now on if called, inside the block if used in a `with` statement.
 
-    The request holds for the whole process, all threads included.
+    The selection applies to the whole process, including all threads.
 
     Args:
-        name: "reference", "torch", "cpu", "triton", "cuda", or "auto" for the fastest that serves.
+        name: "reference", "torch", "cpu", "triton", "cuda", or "auto" for the fastest one that can run.
 
     Raises:
         ValueError: `name` is not a backend.
@@ -66,20 +66,20 @@ def _check_name(name: str, argument: str) -> None:
 
 
 def choose(op: str, served: Collection[str], device: torch.device, limit: Callable[[str], str | None]) -> str:
-    """The backend that serves a call.
+    """The backend that runs a call.
 
     Args:
         op: name of the operator, for messages.
-        served: the backends that implement it, fastest first.
+        served: the backends that implement the operator, fastest first.
         device: where the tensors are.
-        limit: what keeps a backend from serving this very call, in a sentence; None if nothing does.
+        limit: a function that says why a backend cannot run this particular call; it returns None if the backend can.
 
     Raises:
-        ValueError: the backend that was asked for cannot serve.
+        ValueError: the requested backend cannot run the call.
         RuntimeError: the call is made under a transform of torch.func, such as vmap.
     """
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(f"{op} does not run under torch.vmap and its like; it takes a batch as it is")
+        raise RuntimeError(f"{op} does not support torch.vmap and other torch.func transforms; pass it the whole batch")
     if _requested == "auto":
         for name in served:
             if obstacle(name, device) is None and limit(name) is None:
@@ -88,19 +88,19 @@ def choose(op: str, served: Collection[str], device: torch.device, limit: Callab
     if _requested in served:
         reason = obstacle(_requested, device) or limit(_requested)
     else:
-        reason = f"it has no {op}; those that have: {', '.join(served)}"
+        reason = f"it does not implement {op}; backends that do: {', '.join(served)}"
     if reason:
         raise ValueError(f"backend {_requested!r} was requested but cannot run {op}: {reason}")
     return _requested
 
 
 def asked_for(name: str) -> bool:
-    """Whether a backend is asked for by name."""
+    """Whether a backend is requested by name."""
     return _requested == name
 
 
 def serves(name: str, device: torch.device) -> bool:
-    """Whether a backend that serves tensors on a device is asked for, by name or by "auto"; no transform is active."""
+    """Whether the selected backend, or one that "auto" chooses, runs on a device, and no transform is active."""
     return (
         _requested in (name, "auto")
         and not torch._C._are_functorch_transforms_active()
@@ -109,12 +109,12 @@ def serves(name: str, device: torch.device) -> bool:
 
 
 def obstacle(name: str, device: torch.device) -> str | None:
-    """What keeps a backend from serving tensors on a device, and the fix, in a sentence; None if nothing does."""
+    """Why a backend cannot run on a device, and the fix, in a sentence; None if it can."""
     if name == "cpu":
         if device.type != "cpu":
-            return f"it serves tensors on the CPU, and these are on {device}"
+            return f"it runs on the CPU, but the tensors are on {device}"
         if _native.C is None:
-            return f"{_native.why_not}; install where there is a C++ compiler: pip install -e ."
+            return f"{_native.why_not}; reinstall with a C++ compiler available: pip install -e ."
     if name == "cuda":
         return _cuda_obstacle(device)
     if name == "triton":
@@ -124,9 +124,9 @@ def obstacle(name: str, device: torch.device) -> str | None:
 
 def _cuda_obstacle(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is not None:
-        return f"it serves tensors on an NVIDIA GPU, and these are on {device}"
+        return f"it runs on NVIDIA GPUs, but the tensors are on {device}"
     if _native.C is None or not _native.C.cuda:
-        return "mtlkit was built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e ."
+        return "mtlkit was built without CUDA; reinstall with nvcc available: MTLKIT_CUDA=on pip install -e ."
     capability = torch.cuda.get_device_capability(device)
     if has_code(capability, _native.C.cuda_archs):
         return None
@@ -139,9 +139,10 @@ def _cuda_obstacle(device: torch.device) -> str | None:
 
 
 def has_code(capability: tuple[int, int], archs: str) -> bool:
-    """Whether a GPU runs kernels compiled for `archs`, "80, 90+PTX" say.
+    """Whether a GPU runs kernels compiled for `archs`, for example "80, 90+PTX".
 
-    Real code runs on the GPUs of its major version from its minor version on; PTX, of the highest, on all above.
+    Machine code runs on GPUs of the same major version and at least the same minor version; PTX, of the highest
+    architecture, runs on all newer GPUs.
     """
     compiled = [divmod(int(arch), 10) for arch in re.findall(r"\d+", archs)]
     real = any(major == capability[0] and minor <= capability[1] for major, minor in compiled)
@@ -151,7 +152,7 @@ def has_code(capability: tuple[int, int], archs: str) -> bool:
 def _triton_obstacle(device: torch.device) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # then kernels run on the CPU, for tests
     if device.type != "cuda" and not interpreted:
-        return f"it serves tensors on a GPU, and these are on {device}"
+        return f"it runs on GPUs, but the tensors are on {device}"
     if find_spec("triton") is None:
         return "the package triton is not installed; pip install triton"
     return None

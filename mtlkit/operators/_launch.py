@@ -1,4 +1,4 @@
-"""How backends call `mtlkit._C`: tensors as addresses and strides, statuses as exceptions."""
+"""How backends call `mtlkit._C`: tensors become addresses and strides, status codes become exceptions."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from mtlkit._check import INDICES
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# As csrc/common/ss2d.h and csrc/cpu/scan.h have them: the tokens between two states that are kept for the backward
-# pass, and the most states.
+# The same values as in csrc/common/ss2d.h and csrc/cpu/scan.h: how many tokens lie between two states saved for the #
+# backward pass, and the maximal number of states.
 CHECKPOINT_TOKENS = 32
 MAX_STATES = 256
 
@@ -36,19 +36,19 @@ def argument(tensor: Tensor | None) -> Argument | None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """The address of a tensor that the kernel takes as contiguous and of the type of computation.
+    """The address of a tensor that is contiguous and in the dtype of the computation.
 
-    It is 0 for none and, as PyTorch has it, for one without elements.
+    It is 0 for None and, as in PyTorch, for a tensor without elements.
     """
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def check(status: int) -> None:
-    """Raises what a CPU function's status says.
+    """Raises the exception that the status of a CPU function stands for.
 
     Raises:
         MemoryError: the scratch buffers could not be allocated.
-        ValueError: an order visits a token that is not there.
+        ValueError: an order visits a token that does not exist.
     """
     if status:
         kind = ValueError if status == _TOKEN_OUT_OF_RANGE else MemoryError
@@ -57,14 +57,14 @@ def check(status: int) -> None:
 
 @cache
 def gpu(device: torch.device) -> tuple[int, int]:
-    """What plans are made for: a GPU's multiprocessors, and the bytes of shared memory that a block may have."""
+    """What launch plans depend on: a GPU's number of multiprocessors, and its shared memory per block in bytes."""
     properties = torch.cuda.get_device_properties(device)
     return properties.multi_processor_count, properties.shared_memory_per_block_optin
 
 
 @contextmanager
 def launching(tensor: Tensor) -> Iterator[int]:
-    """Makes the tensor's GPU the current one and gives the address of its current stream, 0 for a tensor on the CPU."""
+    """Makes the tensor's GPU the current one and returns the address of its current stream; 0 for a CPU tensor."""
     if tensor.device.type != "cuda":
         yield 0
         return
@@ -73,34 +73,34 @@ def launching(tensor: Tensor) -> Iterator[int]:
 
 
 def check_cuda(status: int) -> None:
-    """Raises what a CUDA launcher answers.
+    """Raises an error if a CUDA launcher failed.
 
     Raises:
-        RuntimeError: the launch failed; CUDA's own text says why.
+        RuntimeError: the launch failed; the message contains CUDA's own.
     """
     if status:
         raise RuntimeError(f"mtlkit: CUDA error {status}: {_native.C.cuda_error_string(status)}")
 
 
 def as_float(tensor: Tensor) -> Tensor:
-    """A parameter as the CUDA kernels read it: float32, contiguous; no copy where it is so."""
+    """A parameter as the CUDA kernels read it: float32, contiguous; copied only if needed."""
     return tensor.to(torch.float32).contiguous()
 
 
 def as_int32(indices: Tensor | None) -> Tensor | None:
-    """Indices as the kernels take them, contiguous; what holds no integers comes back for the shape rule to name."""
+    """Indices as the kernels take them, contiguous; other types are returned for the shape rule to reject."""
     if isinstance(indices, Tensor) and indices.dtype in INDICES:
         return indices.to(torch.int32).contiguous()
     return indices
 
 
 def aligned(tensor: Tensor, size: int = 16) -> Tensor:
-    """The contiguous tensor at an address that is a multiple of `size` bytes; no copy where it is so."""
+    """The tensor, contiguous and aligned to `size` bytes; copied only if needed."""
     return tensor if tensor.data_ptr() % size == 0 else tensor.clone()
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
-    """The type of computation: double where any tensor is double, else float."""
+    """The dtype of the computation: float64 if any tensor is float64, otherwise float32."""
     for tensor in tensors:
         if tensor is not None and tensor.dtype == torch.float64:
             return torch.float64
@@ -108,21 +108,21 @@ def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
 
 
 def single_precision_only(tensors: Iterable[Tensor | None]) -> str | None:
-    """Why the GPU kernels cannot serve the tensors: none of them may be float64."""
+    """Why the GPU kernels cannot take these tensors: none of them may be float64."""
     if any(t is not None and t.dtype == torch.float64 for t in tensors):
-        return "it computes in float32, and float64 came"
+        return "it computes in float32, but a tensor is float64"
     return None
 
 
 def few_states(states: int) -> str | None:
-    """Why the kernels of the scans cannot serve so many states."""
-    return None if states <= MAX_STATES else f"it keeps at most {MAX_STATES} states, got {states}"
+    """Why the scan kernels cannot run with this many states."""
+    return None if states <= MAX_STATES else f"it supports at most {MAX_STATES} states, got {states}"
 
 
 def fresh(tensor: Tensor) -> Tensor:
-    """The tensor, new and not yet written; if it is large and on the CPU, large pages are asked for.
+    """The tensor, just allocated and not written yet; if it is large and on the CPU, it gets huge pages.
 
-    An allocator takes large blocks from the system again for every call, and the faults of small pages would then cost
+    The allocator requests large blocks from the system at every call, and page faults of small pages would then cost
     more than a pass over the map.
     """
     if tensor.nbytes >= LARGE_BLOCK and tensor.device.type == "cpu":
@@ -131,6 +131,6 @@ def fresh(tensor: Tensor) -> Tensor:
 
 
 def computed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor contiguous and in the type of computation; itself where it is so."""
+    """The tensor, contiguous and in the dtype of the computation; copied only if needed."""
     plain = tensor.dtype == dtype and tensor.is_contiguous()
     return tensor if plain else tensor.to(dtype).contiguous()

@@ -1,16 +1,16 @@
-"""The machinery of operators: one check, one choice of a backend, and one way through autograd and torch.library.
+"""The machinery of operators: the argument check, the choice of a backend, autograd and torch.library, each once.
 
 An operator is declared once, as `Operator(...)`, and is handed one module for each compiled backend, with
 
-    supports(inputs, options) -> str | None          why the backend cannot serve the call, in a sentence
-    room(inputs, options) -> tuple                   unset tensors for what forward keeps for backward, if it does
-    forward(inputs, options, save) -> tuple          the outputs, then, if `save`, what is kept
-    backward(inputs, options, kept, grads, wanted)   the gradient of each input, None where it is not wanted
+    supports(inputs, options) -> str | None          why the backend cannot run the call, in a sentence
+    room(inputs, options) -> tuple                   unset tensors for what forward saves for backward, if anything
+    forward(inputs, options, save) -> tuple          the outputs, then, if `save`, what is saved
+    backward(inputs, options, kept, grads, wanted)   the gradient of each input, None where not needed
         -> sequence
 
-`inputs` and `options` are the operator's named tuples of tensors and of settings. `kept` is what forward kept, `grads`
-are the gradients of the outputs (that of the first is always there), and `wanted` says which inputs need a gradient.
-Empty batches do not reach a backend, nor do tensors whose memory is not what their strides say.
+`inputs` and `options` are the operator's named tuples of tensors and of settings. `kept` is what forward saved,
+`grads` are the gradients of the outputs (the first is never None), and `wanted` says which inputs need a gradient.
+Backends never see empty batches, nor tensors with lazy negation, conjugation or zeros.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from torch import Tensor
 from mtlkit.operators._backends import asked_for, choose
 from mtlkit.operators._self_check import CHECKED, apart, fault
 
-_OF_TORCH = {Tensor, torch.nn.Parameter}  # any other class of tensor watches what is done with it
+_OF_TORCH = {Tensor, torch.nn.Parameter}  # other tensor classes intercept the operations on them
 
 _SCHEMA = {
     Tensor: "Tensor",
@@ -36,11 +36,11 @@ _SCHEMA = {
 
 
 class NoOptions(NamedTuple):
-    """The options of an operator that has none."""
+    """The options of an operator without any."""
 
 
 def schema_of(fields: type[NamedTuple]) -> dict[str, str]:
-    """The types of the fields of a named tuple, in the language of torch.library."""
+    """The field types of a named tuple, in the schema language of torch.library."""
     return {field: _SCHEMA[kind] for field, kind in get_type_hints(fields).items()}
 
 
@@ -48,7 +48,7 @@ def schema_of(fields: type[NamedTuple]) -> dict[str, str]:
 
 
 def wants_grad(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether a backward pass through a call with these tensors can follow."""
+    """Whether a backward pass through a call with these tensors is possible."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
@@ -67,7 +67,7 @@ def traced(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def in_memory(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether the numbers of all tensors are in memory as their strides say."""
+    """Whether the memory of all tensors holds their values, without lazy negation, conjugation or zeros."""
     for t in tensors:  # noqa: SIM110 - as above
         if t is not None and (t.is_neg() or t._is_zerotensor()):
             return False
@@ -79,14 +79,14 @@ def plain(tensor: Tensor) -> Tensor: ...
 @overload
 def plain(tensor: Tensor | None) -> Tensor | None: ...
 def plain(tensor: Tensor | None) -> Tensor | None:
-    """The tensor with its numbers in memory as its strides say: a view that negates, or stands for zeros, is copied."""
+    """The tensor with its values in memory: a lazily negated view or lazy zeros are copied."""
     if tensor is None or not (tensor.is_neg() or tensor._is_zerotensor()):
         return tensor
-    return tensor.resolve_neg() if tensor.is_neg() else torch.zeros_like(tensor) + tensor  # the sum has a gradient
+    return tensor.resolve_neg() if tensor.is_neg() else torch.zeros_like(tensor) + tensor  # differentiable
 
 
 def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the dtype of its tensor, dense; no copy where it is so."""
+    """The gradient, dense and in the dtype of its tensor; copied only if needed."""
     if gradient.dtype == tensor.dtype and (
         gradient.stride() == tensor.stride()
         or gradient.is_contiguous()
@@ -100,14 +100,14 @@ def fitting(gradient: Tensor, tensor: Tensor) -> Tensor:
 def settled(
     gradients: Sequence[Tensor | None], tensors: Sequence[Tensor | None], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """What a kernel gave, as autograd takes it: `fitting`, zeros where it gave none, None where none is wanted."""
+    """The result of a kernel as autograd expects it: `fitting`, zeros if there is none, None if it is not needed."""
     found = []
     for g, t, want in zip(gradients, tensors, wanted, strict=True):
         if t is None or not want:
             found.append(None)
         elif g is None:
             found.append(torch.zeros_like(t))
-        elif g.dtype == t.dtype and g.stride() == t.stride():  # as most are; `fitting` would say so later
+        elif g.dtype == t.dtype and g.stride() == t.stride():  # the common case, faster than `fitting`
             found.append(g)
         else:
             found.append(fitting(g, t))
@@ -115,7 +115,7 @@ def settled(
 
 
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of `torch.empty_like` of its tensor; no copy where it has them."""
+    """The gradient in the dtype and layout of `torch.empty_like` of its tensor; copied only if needed."""
     wanted = torch.empty_like(tensor, device="meta").stride()
     if gradient.dtype == tensor.dtype and gradient.stride() == wanted:
         return gradient
@@ -123,7 +123,7 @@ def like(gradient: Tensor, tensor: Tensor) -> Tensor:
 
 
 class _FirstOrderOnly(torch.autograd.Function):
-    """Hands a gradient on; differentiating it again raises."""
+    """Passes a gradient through; a second differentiation raises an error."""
 
     @staticmethod
     def forward(ctx, op, gradient, *_inputs):
@@ -133,14 +133,14 @@ class _FirstOrderOnly(torch.autograd.Function):
     @staticmethod
     def backward(ctx, _gradient):
         raise RuntimeError(
-            f"{ctx.op} has first-order gradients only; mtlkit.use_backend('torch') has second-order ones"
+            f"{ctx.op} has first-order gradients only; use mtlkit.use_backend('torch') for second-order ones"
         )
 
 
 def first_order_only(
     op: str, gradients: Sequence[Tensor | None], depends: Sequence[Tensor | None]
 ) -> Sequence[Tensor | None]:
-    """Makes a second differentiation through the gradients raise, where create_graph=True prepares one."""
+    """Makes a second differentiation of the gradients raise an error, if create_graph=True allows one."""
     if not torch.is_grad_enabled():
         return gradients
     depends = [t for t in depends if t is not None and t.requires_grad]
@@ -156,16 +156,16 @@ class Operator:
     Calling it with the two named tuples gives the tuple of its outputs.
 
     Args:
-        name: of the node in `torch.ops.mtlkit`.
-        function: of the function in `mtlkit.ops` that messages name; `name` if None.
-        inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
-            on the backend, and a call with no element in it launches nothing.
+        name: name of the node in `torch.ops.mtlkit`.
+        function: name of the function in `mtlkit.ops`, for messages; `name` if None.
+        inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The device of the first decides
+            on the backend; if the first has no elements, nothing is launched.
         options: named tuple of the settings, annotated as bool, int, tuple[int, ...], float or torch.dtype.
         check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
-        new_outputs: (inputs, options) -> tuple, the outputs, unset, in their shapes, dtypes and layouts.
-        outputs: how many there are.
-        kept: how many tensors forward keeps for backward at most, beyond the inputs.
-        saved_outputs: which outputs backward needs too; they are the first of its `kept`.
+        new_outputs: (inputs, options) -> tuple, the outputs, uninitialised, in their shapes, dtypes and layouts.
+        outputs: number of outputs.
+        kept: maximal number of tensors that forward saves for backward, besides the inputs.
+        saved_outputs: which outputs backward needs; they come first in its `kept`.
         indices: names of the inputs that hold integers, which have no gradient.
         reference: the formula in plain PyTorch, (*inputs, *options) -> output or tuple of outputs.
         torch_form: the same, vectorised.
@@ -198,11 +198,11 @@ class Operator:
         self.served = (*self.backends, *self.plain_forms)
         self.node = _node(self)
 
-    def __call__(self, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - it has no state
+    def __call__(self, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - it is immutable
         """The outputs.
 
         Raises:
-            TypeError, ValueError: as `check` has it, or the backend that was asked for cannot serve.
+            TypeError, ValueError: from `check`, or the requested backend cannot run this call.
             RuntimeError: the call is made under a transform of torch.func, such as vmap.
         """
         self.check(inputs, options)
@@ -215,42 +215,42 @@ class Operator:
         return self.run(backend, inputs, options)
 
     def run(self, backend: str, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - as above
-        """The outputs, by a backend that can serve the call, of inputs that fit together."""
+        """The outputs, computed by a backend that can run the call; the inputs have been checked."""
         if backend in self.plain_forms and inputs[0].device.type != "meta":
             outputs = self.plain_forms[backend](*inputs, *options)
             return outputs if isinstance(outputs, tuple) else (outputs,)
         grad = wants_grad(inputs)
-        if backend in self.plain_forms or traced(inputs):  # on "meta" the shape rule is all there is to compute
+        if backend in self.plain_forms or traced(inputs):  # on "meta" only shapes are computed
             if grad and not torch.compiler.is_compiling() and torch._C._is_tracing():
                 raise RuntimeError(
-                    f"{self.function}: torch.jit.trace records no gradients of mtlkit's kernels: trace under "
-                    "torch.no_grad(), or undo accelerate by mtlkit.restore(model)"
+                    f"{self.function}: torch.jit.trace does not record gradients of mtlkit's kernels: trace under "
+                    "torch.no_grad(), or call mtlkit.restore(model) before you trace"
                 )
             backend = next(iter(self.backends)) if backend in self.plain_forms else backend
             found = self.node(backend, *inputs, *options, *([grad] if self.kept else []))
             return found[: self.outputs] if isinstance(found, tuple) else (found,)
         if not in_memory(inputs):
             inputs = inputs._make(map(plain, inputs))
-        if not grad:  # an autograd.Function costs as much as a small kernel
+        if not grad:  # an autograd.Function takes as long as a small kernel
             return self.forward(backend, inputs, options, False)
         found = _Call.apply((self, backend, options), *inputs)
         return found if isinstance(found, tuple) else (found,)
 
     def limit(self, backend: str, inputs: Any, options: Any) -> str | None:
-        """What keeps a backend from serving a call, whatever the device; None if nothing does."""
+        """Why a backend cannot run a call, apart from the device; None if it can."""
         return self.backends[backend].supports(inputs, options) if backend in self.backends else None
 
     def fault(self, backend: str, inputs: Any) -> str | None:
-        """Why a GPU's kernels cannot be trusted, whose first call checks them; None if nothing speaks against them."""
+        """Why the kernels failed their check on this GPU, made at their first call; None if they passed."""
         return fault(self.function, backend, inputs[0], asked_for(backend))
 
     def unset(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
-        """What `forward` returns, unset."""
+        """What `forward` returns, uninitialised."""
         kept = self.backends[backend].room(inputs, options) if save and self.kept else ()
         return *self.new_outputs(inputs, options), *kept
 
     def forward(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
-        """The kernel: the outputs, then, if `save`, what backward needs beyond the inputs."""
+        """Runs the kernel: the outputs, then, if `save`, what backward needs besides the inputs."""
         if inputs[0].numel() == 0:
             return self.unset(backend, inputs, options, save)
         return self.backends[backend].forward(inputs, options, save)
@@ -264,7 +264,7 @@ class Operator:
         grads: Sequence[Tensor | None],
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
-        """The kernel: the gradient of each input, None where there is no input or none is wanted."""
+        """Runs the kernel: the gradient of each input, None where there is no input or no gradient is needed."""
         if inputs[0].numel() == 0:
             gradients = [None] * len(inputs)
         else:
@@ -275,14 +275,14 @@ class Operator:
             gradients = self.backends[backend].backward(inputs, options, kept, grads, wanted)
         return settled(gradients, inputs, wanted)
 
-    # The backend of a graph is settled while it is traced, and checked only when it runs: PyTorch then takes the place
-    # of kernels that fail.
+    # The backend of a graph is chosen when it is traced, but its kernels are checked only when it runs. If they fail #
+    # then, PyTorch computes instead.
 
     def replaced(self, backend: str, inputs: Any) -> bool:
-        """Whether PyTorch takes the place of a backend in a graph that runs.
+        """Whether PyTorch must replace a backend in a running graph because its kernels failed the check.
 
         Raises:
-            RuntimeError: the backend was asked for.
+            RuntimeError: the backend was requested by name.
         """
         words = self.fault(backend, inputs) if backend in CHECKED and inputs[0].numel() else None
         if words and asked_for(backend):
@@ -290,7 +290,7 @@ class Operator:
         return words is not None
 
     def forward_in_torch(self, backend: str, inputs: Any, options: Any, save: bool) -> tuple[Tensor, ...]:
-        """As `forward`, by PyTorch; what is kept stays unset."""
+        """`forward` in PyTorch; what would be saved stays uninitialised."""
         outputs = self.plain_forms["torch"](*inputs, *options)
         found = self.unset(backend, inputs, options, save)
         for new, output in zip(found, outputs if isinstance(outputs, tuple) else (outputs,), strict=False):
@@ -300,7 +300,7 @@ class Operator:
     def backward_in_torch(
         self, inputs: Any, options: Any, grads: Sequence[Tensor | None], wanted: Sequence[bool]
     ) -> list[Tensor | None]:
-        """As `backward`, by PyTorch, which computes the outputs again."""
+        """`backward` in PyTorch, which recomputes the outputs."""
 
         def differentiated() -> list[Tensor | None]:
             leaves = [t if t is None else t.detach().requires_grad_(w) for t, w in zip(inputs, wanted, strict=True)]
@@ -344,7 +344,7 @@ class _Call(torch.autograd.Function):
 
 
 def _node(operator: Operator) -> Callable[..., Any]:
-    """Registers mtlkit::<name> and mtlkit::<name>_backward with schema, fake kernels and gradient."""
+    """Registers mtlkit::<name> and mtlkit::<name>_backward with schema, fake kernels and autograd."""
     kinds, settings = schema_of(operator.inputs), schema_of(operator.options)
     count, many = len(kinds), operator.outputs + operator.kept
     stop = count + len(settings)
@@ -365,7 +365,7 @@ def _node(operator: Operator) -> Callable[..., Any]:
         return inputs, chosen, arguments[stop] if operator.kept else True
 
     def returned(found: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """As many tensors as the schema has: a backend may keep fewer than another."""
+        """Pads to the number of tensors in the schema: some backends save fewer than others."""
         if many == 1:
             return found[0]
         return *found, *(found[0].new_empty(0, dtype=torch.float32) for _ in range(many - len(found)))
@@ -379,7 +379,7 @@ def _node(operator: Operator) -> Callable[..., Any]:
         return returned(operator.unset(backend, *split(arguments)))
 
     def differentiable(inputs: Sequence[Tensor | None]) -> list[bool]:
-        """Of which inputs the node gives the gradient: of all that are there and hold no integers."""
+        """The inputs that the node has gradients for: all that are given and do not hold integers."""
         return [t is not None and has for t, has in zip(inputs, operator.has_gradient, strict=True)]
 
     def split_backward(arguments: tuple) -> tuple[Any, Any, tuple, tuple]:
@@ -414,8 +414,8 @@ def _node(operator: Operator) -> Callable[..., Any]:
     def gradient(ctx, *grads):
         if ctx.without_gradients:
             raise RuntimeError(
-                f"{operator.function}: the graph was traced under torch.no_grad(), and keeps nothing for gradients; "
-                "trace the model after mtlkit.restore(model) to train what was traced"
+                f"{operator.function}: the graph was traced under torch.no_grad() and cannot compute gradients; "
+                "to train a traced model, call mtlkit.restore(model) before you trace it"
             )
         tensors = ctx.saved_tensors
         present = iter(backward_node(ctx.backend, *grads[: operator.outputs], *tensors, *ctx.options))

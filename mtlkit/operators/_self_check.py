@@ -1,12 +1,12 @@
-"""The check of a GPU's kernels at their first use.
+"""Checks the kernels for GPUs at their first use.
 
-Such kernels run as code that nobody has run before: on another architecture, after another driver's compilation of PTX,
-or by another version of Triton's compiler. So the first call of an operator by them, on each GPU and in each dtype,
-first makes a small call whose outputs and gradients are compared with the reference on the CPU. What passes is noted in
-the user's cache folder, so that it is done once a machine; what fails is not, and is done again in every process.
+On a GPU, the code that runs may never have been tested: another architecture, another driver that compiles the PTX,
+another version of Triton. So the first call of an operator, on each GPU and in each dtype, first makes a small call
+and compares its outputs and gradients with the reference on the CPU. A pass is recorded in the user's cache folder, so
+that the check runs once per machine; a failure is not recorded, so that the check runs again in every process.
 
-Kernels for the CPU are not checked here: the machine code that runs is the same that was tested, and a check of every
-call would cost what a call costs. `mtlkit doctor` does check them.
+Kernels for the CPU are not checked here, because the machine code that runs is the code that was tested. `mtlkit
+doctor` checks them too.
 """
 
 import functools
@@ -41,15 +41,15 @@ _here = threading.local()
 
 
 def fault(operator: str, backend: str, tensor: Tensor, asked: bool) -> str | None:
-    """Why an operator's kernels cannot be trusted on the GPU of a call; None if nothing speaks against them.
+    """Why an operator's kernels failed their check on the GPU of a call; None if they passed.
 
     Nothing is checked while a graph is traced or captured, nor within a check.
 
     Args:
-        operator: as `mtlkit.ops` has it.
+        operator: its name in `mtlkit.ops`.
         backend: one of CHECKED.
-        tensor: the first of the call.
-        asked: whether the backend was asked for by name: the caller then raises, and no warning is needed.
+        tensor: the first tensor of the call.
+        asked: whether the backend was requested by name; the caller then raises an error, so no warning is needed.
     """
     if torch.compiler.is_compiling():
         return None
@@ -65,16 +65,14 @@ def fault(operator: str, backend: str, tensor: Tensor, asked: bool) -> str | Non
         return None
     if not asked and key not in _told:
         _told.add(key)
-        warnings.warn(
-            f"{operator}: another backend takes the place of {backend!r}: {words}", RuntimeWarning, stacklevel=2
-        )
+        warnings.warn(f"{operator}: another backend replaces {backend!r}: {words}", RuntimeWarning, stacklevel=2)
     return words
 
 
 def apart(call: Callable[[], Any]) -> Any:
-    """The result of a call in a thread of its own, where no mode, no autocast and no state of autograd is set.
+    """The result of a call in a new thread, without the modes, autocast and autograd state of this one.
 
-    It has the GPU's stream that is current here.
+    The new thread uses the current GPU stream of this one.
     """
     found: list[Any] = []
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
@@ -105,7 +103,7 @@ def _may_check(tensor: Tensor) -> bool:
 
 
 def _check(key: Key) -> None:
-    """Settles whether the kernels pass, unless memory is lacking."""
+    """Runs the check and records the outcome, unless memory runs out."""
     if _switched_off():
         _passed.add(key)
         return
@@ -121,7 +119,7 @@ def _check(key: Key) -> None:
             *_, device, dtype = key
             _faults[key] = (
                 f"its kernels failed their first check on {_name(device)} in {dtype} ({faults[0]}); "
-                "`mtlkit doctor` writes a report to attach to an issue"
+                "run `mtlkit doctor` and attach its report to an issue"
             )
             return
         if note is not None:
@@ -138,7 +136,7 @@ def _switched_off() -> bool:
 
 def _run(key: Key) -> list[str]:
     """What is wrong, in sentences."""
-    from mtlkit.operators.samples import compare, first_samples  # which import this
+    from mtlkit.operators.samples import compare, first_samples  # they import this module
 
     operator, backend, device, dtype = key
     wrong = []
@@ -159,7 +157,7 @@ def _name(device: torch.device) -> str:
 
 
 def _note(key: Key) -> str | None:
-    """All that the outcome may depend on, in lines; None where that is not known."""
+    """Everything that the outcome may depend on, one item per line; None if part of it is unknown."""
     operator, backend, device, dtype = key
     try:
         lines = [
@@ -175,14 +173,14 @@ def _note(key: Key) -> str | None:
             import triton
 
             lines.append(f"triton {triton.__version__}")
-    except Exception:  # a version that is not there or cannot be read: the check is made in every process
+    except Exception:  # a version is missing or unreadable: the check runs in every process
         return None
     return "\n".join(lines) + "\n"
 
 
 @functools.cache
 def _build() -> str:
-    """A hash of the compiled module and of the sources that call it or are compiled at run time."""
+    """A hash of the compiled module, the sources that call it, and those compiled at run time."""
     import mtlkit.kernels
 
     found = hashlib.sha256()
@@ -200,13 +198,13 @@ def _build() -> str:
 
 @functools.cache
 def _driver() -> str:
-    """The version of the driver; raises where nothing tells it."""
+    """The version of the driver; raises an error if it cannot be found."""
     words = [path.read_text().splitlines()[0] for path in map(Path, DRIVERS) if path.exists()]
     return ", ".join(words) or str(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue] - of builds with CUDA
 
 
 def _folder() -> Path:
-    """Where applications keep what they can make again, by the rules of the system."""
+    """The user's cache folder on this operating system."""
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         return Path(chosen, "mtlkit")
     if sys.platform == "win32":
@@ -219,7 +217,7 @@ def _file(note: str) -> Path:
 
 
 def _noted(note: str) -> bool:
-    """Whether a file says so; one that is damaged does not."""
+    """Whether a valid file records the pass; a damaged file does not count."""
     try:
         return _file(note).read_bytes() == note.encode()
     except (OSError, RuntimeError):  # the second: there is no home
@@ -227,7 +225,7 @@ def _noted(note: str) -> bool:
 
 
 def _keep(note: str) -> None:
-    """Writes the file, whole or not at all; where that cannot be done, the check is made again."""
+    """Writes the file atomically; if that fails, the next process checks again."""
     try:
         path = _file(note)
         path.parent.mkdir(parents=True, exist_ok=True)

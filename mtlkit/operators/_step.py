@@ -18,24 +18,24 @@ from mtlkit.operators._operator import NoOptions, in_memory, plain, schema_of, t
 
 
 def check_rows(name: str, rows: Tensor, state: Tensor) -> None:
-    """Raises an IndexError unless the state has all rows that are named; on a GPU this would wait for it."""
+    """Raises an IndexError if an index is beyond the rows of the state; a GPU would have to wait for this."""
     if rows.numel() and int(rows.max()) >= state.shape[0]:
-        raise IndexError(f"{name}: expected rows below {state.shape[0]}, which the state has, got {int(rows.max())}")
+        raise IndexError(f"{name}: expected rows below {state.shape[0]}, the rows of the state, got {int(rows.max())}")
 
 
 class Step:
     """A decoding step: its tensors and options, its shape rule, its plain PyTorch form, and its compiled backends.
 
-    Calling it with the two named tuples gives the output. No gradient flows through it.
+    Calling it with the two named tuples returns the output. It has no gradients.
 
     Args:
-        name: of the function in `mtlkit.ops`, and of the node in `torch.ops.mtlkit`.
-        state: which of the inputs is written.
-        inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The first one's device decides
+        name: name of the function in `mtlkit.ops` and of the node in `torch.ops.mtlkit`.
+        state: name of the input that is updated in place.
+        inputs: named tuple of the tensors, each annotated as Tensor or Tensor | None. The device of the first decides
             on the backend.
         options: named tuple of the settings, annotated as bool, float or torch.dtype.
         check: (inputs, options) -> None, the shape rule; raises a TypeError or ValueError that names the argument.
-        new_output: (inputs, options) -> Tensor, the output, unset.
+        new_output: (inputs, options) -> Tensor, the output, uninitialised.
         torch_form: the formula in plain PyTorch, (inputs, options) -> output.
         backends: name -> backend, fastest first.
     """
@@ -57,18 +57,18 @@ class Step:
         self.backends = {**backends, "torch": torch_form, "reference": torch_form}
         self.node = self._node()
 
-    def __call__(self, inputs: Any, options: Any = NoOptions()) -> Tensor:  # noqa: B008 - it has no state
+    def __call__(self, inputs: Any, options: Any = NoOptions()) -> Tensor:  # noqa: B008 - it is immutable
         """The output; the state is written in place.
 
         Raises:
-            TypeError, ValueError: as `check` has it, the state is an expanded tensor, or the backend that was asked
-                for cannot serve.
+            TypeError, ValueError: from `check`, the state is an expanded tensor, or the requested backend cannot run
+                this call.
             RuntimeError: the call is made under a transform of torch.func, such as vmap.
         """
         self.check(inputs, options)
         state = getattr(inputs, self.state)
         if any(stride == 0 and size > 1 for size, stride in zip(state.shape, state.stride(), strict=True)):
-            raise ValueError(f"{self.state}: expected a tensor that can be written, got an expanded one")
+            raise ValueError(f"{self.state}: expected a tensor that can be written to, got an expanded one")
         backend = choose(self.name, self.backends, inputs[0].device, lambda name: None)
         with torch.no_grad():
             if traced(inputs):
@@ -76,7 +76,7 @@ class Step:
             return self.run(backend, inputs, options)
 
     def run(self, backend: str, inputs: Any, options: Any) -> Tensor:
-        """The output by a backend, of inputs that fit together."""
+        """The output, computed by a backend; the inputs have been checked."""
         if inputs[0].numel() == 0:
             return self.new_output(inputs, options)
         if in_memory(inputs):
@@ -87,7 +87,7 @@ class Step:
         return output
 
     def _node(self) -> Callable[..., Any]:
-        """Registers mtlkit::<name>, which writes its state, with schema and fake kernel."""
+        """Registers mtlkit::<name>, which mutates its state, with schema and fake kernel."""
         tensors, options = schema_of(self.inputs), schema_of(self.options)
         tensors[self.state] = "Tensor(a!)"
         declared = ", ".join(["str backend", *(f"{kind} {field}" for field, kind in {**tensors, **options}.items())])

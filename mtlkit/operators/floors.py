@@ -1,6 +1,6 @@
-"""The least time that a call can take: counts of what the kernels cannot do without, and the speed of a machine.
+"""A lower bound for the time of a call, from the operations and bytes it needs and the speed of the machine.
 
-On a CPU the speed is measured, on a GPU it is that of its data sheet: nothing here needs a GPU.
+The speed of a CPU is measured, that of a GPU comes from its data sheet: nothing here needs a GPU.
 """
 
 import functools
@@ -15,35 +15,35 @@ from mtlkit import _native
 
 # --- CPU --------------------------------------------------------------------------------------------------------------
 
-# Operations on the pipes of the multiply-adds, counted in csrc/cpu/scan.h and simd.h, one a vector. Additions, integer
-# operations, shuffles and loads run on other pipes of most CPUs and are left out, as is the folding of dB and dC over
-# the channels, which consists of those: the floor is what a scan of this form cannot do without.
+# Operations on the multiply-add units, counted in csrc/cpu/scan.h and simd.h, one per vector. Additions, integer #
+# operations, shuffles and loads run on other units of most CPUs and are not counted, nor is the sum of dB and dC over #
+# the channels, which consists of them.
 SERIES = ("series",)
 TABLE = {"avx512": ("reduce", *2 * SERIES, "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
 POLYNOMIAL = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}  # exp2
 AROUND = ("dt A", "x B", "h")  # the rest of an update
 FORWARD = ("y",)
-BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the states have been rebuilt
-# Once for all states of a token and channel, beside the polynomial of softplus and that of its slope, and the R
-# multiply-adds of the time step, which backward takes three times: again, for its input and for its weight.
+BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the states have been recomputed
+# Per token and channel, in addition to the polynomials of softplus and of its slope, and the R multiply-adds of the #
+# time step. Backward needs those three times: recomputed, for its input and for its weight.
 FORWARD_TOKEN = ("|x| log2 e", *8 * ("log1p series",), "p x", "dt u", "D u")
 BACKWARD_TOKEN = (*FORWARD_TOKEN[:-1], "x log2 e", "1 / (1 + e)", "dx u", "ddt slope", "dx dt", "D dy", "dD")
 
 
 def multiply_adds(isa: str, table: float, polynomial: float) -> float:
-    """Vector operations a second, by lane, that the pipes of the multiply-adds execute: the more of both yardsticks."""
+    """Vector operations per second and lane that the multiply-add units execute: the larger of two measurements."""
     around = len(AROUND) + len(FORWARD)
     return max(table * (len(TABLE[isa]) + around), polynomial * (len(POLYNOMIAL[isa]) + around))
 
 
 def scan_operations(isa: str, states: int, rank: int, backward: bool) -> float:
-    """Of a state update, its share of what a token takes once included; forward and backward together if `backward`.
+    """Operations per state update, including its share of the work per token; with `backward`, of both passes.
 
     Args:
         isa: instruction-set level of the code.
         states: N.
-        rank: of the projection of the time step; 0 where the scan is given time steps.
-        backward: whether gradients are computed, too.
+        rank: rank of the time step's projection; 0 if the scan gets time steps directly.
+        backward: whether gradients are computed too.
     """
     update = len(TABLE[isa]) + len(AROUND)
     exp2 = len(POLYNOMIAL[isa])
@@ -56,10 +56,10 @@ def scan_operations(isa: str, states: int, rank: int, backward: bool) -> float:
 def yardstick(
     runs: int = 9, seconds: float = 0.05, *, threads: int | None = None, polynomial: bool = False
 ) -> float | None:
-    """State updates a second on operands in registers and cache: the median of the runs; None without kernels.
+    """State updates per second on operands in registers and cache: the median of the runs; None without kernels.
 
-    With `polynomial` the exponential is the polynomial that serves any decay: the limit that results from before
-    November 2026 refer to.
+    With `polynomial` the exponential is the polynomial that is valid for any decay: results from before November 2026
+    refer to this limit.
     """
     if _native.C is None:
         return None
@@ -84,9 +84,9 @@ def _tokens_a_second(_isa: str, threads: int) -> float:
 
 @functools.lru_cache(maxsize=1024)
 def copy_seconds(nbytes: int, runs: int = 5) -> float:
-    """The least seconds in which this CPU moves so many bytes, those read and those written together, by a copy.
+    """The shortest time in seconds in which this CPU copies data, for a number of bytes read plus written.
 
-    What fits its caches is there already, as it may be for an operator.
+    Data that fits the caches is already there, as it may be for an operator.
     """
     source = torch.zeros(max(1, nbytes // 2), dtype=torch.uint8)
     target = torch.empty_like(source)
@@ -102,13 +102,14 @@ def copy_seconds(nbytes: int, runs: int = 5) -> float:
 
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
-# What a multiprocessor does in a clock cycle: exponentials, and instructions of one lane. Every state update takes an
-# exponential forward, and every time step's softplus two; backward an update takes 24 instructions at least.
+# Throughput of a multiprocessor per clock cycle: exponentials, and instructions of one lane. Forward, every state #
+# update needs one exponential and the softplus of every time step two; backward, an update needs at least 24 #
+# instructions.
 EXPONENTIALS, LANES, OF_SOFTPLUS, BACKWARD_INSTRUCTIONS = 16, 128, 2, 24
 
 
 class Limits(NamedTuple):
-    """What bounds a kernel: per second, exponentials, instructions of a lane, and bytes to and from memory."""
+    """Limits of a GPU per second: exponentials, instructions of a lane, and bytes to and from memory."""
 
     exponentials: float
     instructions: float
@@ -116,16 +117,16 @@ class Limits(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """The least seconds that a call can take, and what bounds it."""
+    """The shortest time in seconds that a call can take, and what limits it."""
 
     seconds: float
     bound: str
 
 
 class GPU(NamedTuple):
-    """A GPU as its data sheet has it; nothing in it is measured.
+    """A GPU according to its data sheet; nothing is measured.
 
-    `shared_bytes` are those that a block may have, `hertz` the boost clock, `bytes` those of its memory in a second.
+    `shared_bytes` is the shared memory per block, `hertz` the boost clock, `bytes` the memory bandwidth per second.
     """
 
     multiprocessors: int
@@ -136,7 +137,7 @@ class GPU(NamedTuple):
 
     @property
     def limits(self) -> Limits:
-        """What bounds its kernels."""
+        """The limits of its kernels."""
         cycles = self.hertz * self.multiprocessors
         return Limits(EXPONENTIALS * cycles, LANES * cycles, self.bytes)
 
@@ -155,7 +156,7 @@ GPUS = {
 
 
 def gpu_named(name: str) -> GPU | None:
-    """The GPU of a driver's name or of one in `GPUS`; None where the table does not have it.
+    """The GPU with a name as the driver reports it or as in `GPUS`; None if the table does not have it.
 
     Example:
         >>> from mtlkit.operators.floors import gpu_named
@@ -167,14 +168,14 @@ def gpu_named(name: str) -> GPU | None:
 
 
 def scan_floor(updates: int, states: int, nbytes: int, backward: bool, limits: Limits) -> Floor:
-    """The higher of those of arithmetic and of memory, for state updates and bytes that no scan can do without.
+    """The larger of the arithmetic and the memory floor of a scan.
 
     Args:
-        updates: of states, in a forward pass.
+        updates: number of state updates in a forward pass.
         states: N.
-        nbytes: that are read and written.
+        nbytes: number of bytes read and written.
         backward: whether the backward pass follows.
-        limits: of the GPU.
+        limits: limits of the GPU.
     """
     arithmetic = updates * (1 + OF_SOFTPLUS / states) / limits.exponentials
     if backward:
@@ -184,5 +185,5 @@ def scan_floor(updates: int, states: int, nbytes: int, backward: bool, limits: L
 
 
 def memory_floor(nbytes: int, limits: Limits) -> Floor:
-    """That of the bytes that must be read and written."""
+    """The floor from the bytes that must be read and written."""
     return Floor(nbytes / limits.bytes, "memory")

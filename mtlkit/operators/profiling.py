@@ -1,4 +1,4 @@
-"""What a profiler asks of the operators: which calls there are, how a backend cuts them, and the work in them."""
+"""What a profiler needs from the operators: their calls, how a backend divides each call, and the work in it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,12 +51,12 @@ class Call(NamedTuple):
     """A call of an operator.
 
     Args:
-        operator: its name.
-        backend: that serves it.
-        inputs: its tensors, as the operator names them if it is the forward pass or the whole of the backward pass.
-        options: its settings.
-        grads: the gradients of its outputs, in the backward pass.
-        backward: whether it is the backward pass.
+        operator: name of the operator.
+        backend: name of the backend that runs the call.
+        inputs: tensors of the call, by the operator's names in the forward pass and in a complete backward pass.
+        options: settings of the call.
+        grads: gradients of the outputs, in the backward pass.
+        backward: whether this is the backward pass.
     """
 
     operator: str
@@ -67,14 +67,14 @@ class Call(NamedTuple):
     backward: bool = False
 
     def nbytes(self, results: Any) -> int:
-        """What must be read and written at least: inputs, and outputs or the gradients of both."""
-        if not self.backward and self.operator in OPERATORS:  # what is kept beyond the outputs is not needed
+        """The bytes that must be read and written: inputs, and outputs or the gradients of both."""
+        if not self.backward and self.operator in OPERATORS:  # other saved tensors are not strictly needed
             results = results[: OPERATORS[self.operator].outputs]
         return bytes_of(self.inputs, self.grads, results)
 
 
 def bytes_of(*tensors: Any) -> int:
-    """Of all tensors in trees of them."""
+    """Bytes of all tensors in nested containers."""
     return sum(t.nbytes for t in tree_leaves(tensors) if isinstance(t, Tensor))
 
 
@@ -84,7 +84,7 @@ Watch = Callable[[Call, Callable[[], Any]], Any]
 
 
 class _Watched:
-    """A backend whose calls are watched."""
+    """A backend that reports its calls."""
 
     def __init__(self, backend: Any, operator: str, name: str, watch: Watch) -> None:
         self._backend, self._operator, self._name, self._watch = backend, operator, name, watch
@@ -113,9 +113,9 @@ class _Watched:
 
 @contextmanager
 def watching(watch: Watch) -> Iterator[None]:
-    """Has every call of an operator go through `watch(call, run)`, which returns what `run()` does.
+    """Passes every call of an operator to `watch(call, run)`, which must return what `run()` returns.
 
-    Calls within one that is watched are not told; nor are those of graphs that are traced or compiled.
+    Calls inside a watched call are not reported, nor are calls in traced or compiled graphs.
 
     Example:
         >>> import torch, mtlkit
@@ -178,7 +178,7 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 class Scan(NamedTuple):
-    """The scan in a call: state updates of a forward pass, states, and the rank of the time step, 0 without one."""
+    """The scan in a call: state updates of a forward pass, states, and the rank of the time step (0 without one)."""
 
     updates: int
     states: int
@@ -186,7 +186,7 @@ class Scan(NamedTuple):
 
 
 def scan_in(call: Call) -> Scan | None:
-    """The scan in a call; None where there is none."""
+    """The scan in a call; None if there is none."""
     given: Any = call.inputs
     if call.operator in ("ss2d", "ss2d_norm_gate"):
         states, rank = given.A_logs.shape[1], given.dt_weight.shape[2]
@@ -205,9 +205,9 @@ def scan_in(call: Call) -> Scan | None:
 
 
 def projection_in(call: Call) -> int:
-    """Multiply-adds of the projection that a forward pass of `interaction_reduce` has; 0 in all other calls.
+    """Multiply-adds of the projection in a forward pass of `interaction_reduce`; 0 for all other calls.
 
-    The backward pass has signs for one side of its products, and can do with fewer.
+    The backward pass needs fewer, because one factor of its products is a sign.
     """
     if call.operator != reduce.OPERATOR.name or call.backward:
         return 0
@@ -219,7 +219,7 @@ def projection_in(call: Call) -> int:
 
 
 def gpu_backend(operator: str, gpu: GPU) -> str:
-    """The backend that `auto` takes for an operator on a GPU; "torch" where it has no kernels for one."""
+    """The backend that `auto` takes for an operator on a GPU; "torch" if it has no GPU kernels."""
     for name in OPERATORS[operator].backends:
         if name == "triton":
             return name
@@ -230,13 +230,13 @@ def gpu_backend(operator: str, gpu: GPU) -> str:
 
 
 def plan_of(call: Call, backend: str, gpu: GPU | tuple[int, int] | None) -> dict[str, int]:
-    """How a backend cuts a call, as far as it plans before it launches; empty where it does not.
+    """How a backend divides a call, if it plans before the launch; otherwise empty.
 
     Args:
-        call: of an operator.
-        backend: that is to serve it.
-        gpu: for which it is planned: its multiprocessors and the bytes of shared memory that a block may have come
-            first. None for the CPU.
+        call: a call of an operator.
+        backend: name of the backend.
+        gpu: multiprocessors and shared memory per block in bytes (the first two values) of the GPU to plan for. None
+            for the CPU.
     """
     if gpu is None or backend not in ("cuda", "triton"):
         return {}
@@ -248,11 +248,11 @@ def plan_of(call: Call, backend: str, gpu: GPU | tuple[int, int] | None) -> dict
 
 
 def _scan_sizes(call: Call) -> selective.Sizes | None:
-    """As selective_scan has them; None for other operators."""
+    """The sizes of a selective scan; None for other operators."""
     given: Any = call.inputs
     if call.operator == "selective_scan":
         return selective.sizes_of(given)
-    if call.operator == "directional_scan":  # whose directions are groups of channels
+    if call.operator == "directional_scan":  # the directions are groups of channels
         sizes = directional.sizes_of(given, call.options)
         return selective.Sizes(
             sizes.batch, sizes.directions * sizes.channels, sizes.steps, sizes.states, sizes.directions

@@ -1,7 +1,7 @@
-"""A dozen small calls of every operator, and what any backend makes of them beside the reference.
+"""A dozen small calls of every operator, and a comparison of any backend with the reference on them.
 
-`mtlkit doctor` and the check of a GPU's kernels at their first use make these calls, the latter the first of each
-operator; the test matrix takes its shapes from here. Sizes are odd and tiny, lengths next to those of the tiles.
+`mtlkit doctor` makes these calls, and the check of a GPU's kernels at their first use makes the first call of each
+operator; the test matrix takes its shapes from here. Sizes are odd and tiny, or close to the tile sizes.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from mtlkit.operators.shapes import (
 Tensors = dict[str, Tensor]
 Results = dict[str, Tensor]
 
-# outputs that the bounds of outputs hold for; those of gradients hold for the others, such as gates, and for gradients
+# outputs compared with the tolerances for outputs; others, such as gates, and gradients use those for gradients
 FORWARD = ("y", "out", "last", "seg", "clf", "enhanced_seg", "state", "conv_state")
 
 
@@ -52,13 +52,13 @@ class Sample(NamedTuple):
     """A call of an operator.
 
     Fields:
-        operator: its name, as in `mtlkit.ops`.
-        words: its sizes and settings.
-        tensors: its arguments by name, in float32 on the CPU; integers have their own dtype.
-        served: the backends that its operator has, fastest first.
-        limit: (backend, tensors) -> what keeps a backend from serving it; None if nothing does.
-        run: (backend, tensors) -> its outputs by name.
-        gradients: whether it has any.
+        operator: name of the operator in `mtlkit.ops`.
+        words: sizes and settings in words.
+        tensors: arguments by name, in float32 on the CPU; integers have their own dtype.
+        served: backends of the operator, fastest first.
+        limit: (backend, tensors) -> why a backend cannot run the call; None if it can.
+        run: (backend, tensors) -> outputs by name.
+        gradients: whether the operator has gradients.
     """
 
     operator: str
@@ -70,7 +70,7 @@ class Sample(NamedTuple):
     gradients: bool = True
 
     def given(self, dtype: torch.dtype) -> Tensors:
-        """The arguments in a dtype: the same numbers in the two of 16 bits, and the same in those of 32 and 64."""
+        """The arguments in a dtype: equal values in both 16-bit dtypes, and equal values in float32 and float64."""
 
         def cast(t: Tensor) -> Tensor:
             if not t.is_floating_point():
@@ -80,7 +80,7 @@ class Sample(NamedTuple):
         return {name: cast(t) for name, t in self.tensors().items()}
 
     def results(self, backend: str, tensors: Tensors) -> Results:
-        """The outputs of a backend, and the gradient of every argument as "d" and its name, where the arguments are."""
+        """The outputs of a backend, and the gradient of every argument under "d" plus its name, on the same device."""
         leaves = {n: t.detach().requires_grad_(self.gradients and t.is_floating_point()) for n, t in tensors.items()}
         outputs = self.run(backend, leaves)
         if not self.gradients:
@@ -92,23 +92,23 @@ class Sample(NamedTuple):
         return named | {f"d{name}": g for name, g in zip(wanted, found, strict=True)}
 
     def exact(self, dtype: torch.dtype) -> Results:
-        """What the reference makes of the numbers of a dtype, in float64."""
+        """The results of the reference in float64, for the values in a dtype."""
         given = self.given(dtype)
         return self.results("reference", {n: t.double() if t.is_floating_point() else t for n, t in given.items()})
 
     def plain(self, dtype: torch.dtype) -> Results | None:
-        """What plain PyTorch makes of the numbers of a dtype of 16 bits, which its bounds depend on; None of others."""
+        """The results of plain PyTorch in a 16-bit dtype, for its tolerances; None for other dtypes."""
         return self.results("torch", self.given(dtype)) if dtype in ROUNDING else None
 
 
 def weights_of(outputs: Results) -> list[Tensor]:
-    """Random gradients of outputs, of numbers that every dtype has; equal ones for equal shapes."""
+    """Random gradients of outputs, exact in every dtype and the same for the same shapes."""
     generator = torch.Generator().manual_seed(7)
     return [torch.randn(t.shape, generator=generator).half().bfloat16().to(t) for t in outputs.values()]
 
 
 def compare(got: Results, exact: Results, plain: Results | None) -> dict[str, Accuracy]:
-    """How each result, on whatever device, meets the policy of mtlkit.testing."""
+    """Compares each result, on any device, by the tolerances of mtlkit.testing."""
 
     def judge(name: str) -> Accuracy:
         beside = None if plain is None else plain[name]
@@ -128,7 +128,7 @@ def _call(
     options: Callable[[Tensors], tuple] = lambda given: (),
     fixed: Callable[[Tensors], Tensors] = lambda given: {},
 ) -> Sample:
-    """Of an operator with gradients; what `options` and further tensors are may depend on the given ones."""
+    """A call of an operator with gradients; `options` and further tensors may depend on the given tensors."""
 
     def packed(given: Tensors) -> tuple[Any, Any]:
         whole = given | fixed(given)
@@ -145,7 +145,7 @@ def _call(
 
 
 def _step(step: Step, words: object, tensors: Callable[[], Tensors], *options: Any) -> Sample:
-    """Of a decoding step: its output, and the new state."""
+    """A call of a decoding step, with its output and the new state."""
 
     def run(backend: str, given: Tensors) -> Results:
         given = {**given, step.state: given[step.state].clone()}
@@ -156,11 +156,11 @@ def _step(step: Step, words: object, tensors: Callable[[], Tensors], *options: A
 
 
 def _level(size: tuple[int, int, int, int], signals: str, attention: bool) -> Sample:
-    """Of a level of task interaction."""
+    """A call of a level of task interaction."""
     shape = InteractionShape(*size, F=12, signals=signals, attention=attention)
 
     def made() -> InteractionInputs:
-        return shape.inputs(seed=7)  # of a pixel or a channel, other draws may leave next to nothing of a sum
+        return shape.inputs(seed=7)  # for a single pixel or channel, other seeds may give a sum close to zero
 
     def run(backend: str, given: Tensors) -> Results:
         fixed = made().tim
@@ -180,7 +180,7 @@ def _level(size: tuple[int, int, int, int], signals: str, attention: bool) -> Sa
 
 # --- the calls --------------------------------------------------------------------------------------------------------
 
-# Every kind of N and R; one pixel, one row, one column, one channel; D ragged; many tokens.
+# Every kind of N and R; one pixel, one row, one column, one channel; D not a multiple of the vector; many tokens.
 SS2D = (
     SS2DShape(2, 24, 7, 5, 16, 3),
     SS2DShape(1, 5, 3, 4, 1, 1),
@@ -194,7 +194,7 @@ SS2D = (
     SS2DShape(1, 3, 8, 8, 2, 1),
 )
 
-# B and C of one group, of several, of one a channel, and constant (G = 0).
+# B and C with one group, several groups, one per channel, and constant (G = 0).
 SELECTIVE_SCAN = (
     SelectiveScanShape(2, 24, 35, 16),
     SelectiveScanShape(1, 5, 1, 1),
@@ -207,8 +207,8 @@ SELECTIVE_SCAN = (
     SelectiveScanShape(1, 7, 513, 2),
 )
 
-# Shape, kind of order, length of the sequences (0: one of all tokens), merged or not: one token, one direction and
-# many, every kind of N, R, order and input.
+# Shape, kind of order, length of the sequences (0: a single one), merged or not: one token, one direction and # many,
+# every kind of N, R, order and input.
 DIRECTIONAL_SCAN = (
     (DirectionalScanShape(2, 3, 24, 35, 16, 3, own=True, state=True), "random", 9, False),
     (DirectionalScanShape(1, 1, 5, 1, 1, 1, state=True), "random", 0, True),
@@ -219,15 +219,15 @@ DIRECTIONAL_SCAN = (
     (DirectionalScanShape(2, 3, 16, 32, 16, 16), "own", 5, True),
 )
 
-# One row, one channel; channels below, at and next to whole vectors; more and fewer rows than a vector has lanes.
+# One row, one channel; channels below, at and next to full vectors; more and fewer rows than a vector has lanes.
 NORM_GATE = ((1,), (5,), (4, 1), (2, 3, 3, 7), (1, 33, 16), (2, 5, 37), (3, 1, 2, 100), (1, 7, 11, 96), (2, 768))
 
-# One pixel, one row, one column, one channel; channels below, at and next to whole vectors; H != W.
+# One pixel, one row, one column, one channel; channels below, at and next to full vectors; H != W.
 DWCONV_SILU = ((1, 1, 1, 1), (2, 3, 1, 5), (1, 33, 6, 1), (2, 1, 4, 9), (3, 20, 2, 4), (1, 16, 5, 8), (1, 100, 13, 11))
 
 # Size, window, settings, whether there is a bias.
 _SILU = ("activation", "silu")
-_SAME = ("padding", (0, 1, 0, 1))  # as TensorFlow pads even sizes
+_SAME = ("padding", (0, 1, 0, 1))  # TensorFlow's padding for even sizes
 DEPTHWISE_CONV2D = (
     ((1, 1, 1, 1), 5, (_SILU,), True),
     ((2, 3, 1, 5), 7, (), False),
@@ -240,7 +240,7 @@ DEPTHWISE_CONV2D = (
     ((1, 5, 6, 7), 5, (("padding", (4, 3, 2, 4)),), True),
     ((1, 2, 41, 60), 5, (_SILU,), True),
     ((1, 2, 70, 61), 7, (("stride", 2),), False),
-    # dilated ones stay small: PyTorch's own gradient in bfloat16 reads memory that nobody wrote where maps are larger
+    # dilated ones stay small: on larger maps, PyTorch's own bfloat16 gradient reads uninitialised memory
     ((1, 3, 66, 62), 3, (), False),
 )
 
@@ -255,7 +255,7 @@ CAUSAL_CONV1D: tuple[tuple[tuple[int, int, int], int, tuple[str, ...], str | Non
     ((1, 18, 530), 4, (), "silu"),
 )
 
-# One pixel, one row, one column; channels below, at and next to whole vectors; several bands of pixels; one channel.
+# One pixel, one row, one column; channels below, at and next to full vectors; several bands of pixels; one channel.
 TASK_INTERACTION = (
     (2, 5, 1, 1),
     (2, 16, 1, 9),
@@ -269,7 +269,7 @@ SIGNALS = ("variance", "alignment")
 
 
 def visits(kind: str, directions: int, tokens: int, samples: int) -> ScanOrder:
-    """An order: "both" ways, "random", a random "half" of the tokens, or a random one of each sample's "own"."""
+    """An order: "both" ways, "random", a random "half" of the tokens, or each sample's "own" random order."""
     if kind == "both":
         return both(tokens)
     generator = torch.Generator().manual_seed(tokens)
@@ -383,10 +383,10 @@ def _scan(shape: SelectiveScanShape) -> Sample:
 
 
 def samples() -> dict[str, tuple[Sample, ...]]:
-    """Those of each operator by its name, a dozen if it has as many kinds of calls.
+    """The sample calls of each operator by its name, up to a dozen.
 
-    The first is of sizes that Triton's compiler treats as those of networks, most of them multiples of 16, while
-    neither channels nor tokens fill the last block or tile.
+    The first call has sizes that Triton's compiler treats like those of networks, most of them multiples of 16, while
+    channels and tokens do not fill the last block or tile.
     """
     channels_first = torch.contiguous_format
     nhwc = (_dwconv_silu(size, torch.channels_last) for size in DWCONV_SILU)
@@ -409,7 +409,9 @@ def samples() -> dict[str, tuple[Sample, ...]]:
         ),
         "norm_gate": (
             _norm_gate((2, 8, 6, 48)),
-            *(_norm_gate(size) for size in NORM_GATE if size[-1] > 1),  # of one channel, x has no gradient but rounding
+            *(
+                _norm_gate(size) for size in NORM_GATE if size[-1] > 1
+            ),  # with one channel, the gradient of x is only rounding error
             *(_norm_gate((3, 5, 41), without) for without in (("z",), ("weight",), ("bias",))),
         ),
         "ss2d_norm_gate": (_ss2d_norm_gate(SS2DShape(2, 48, 8, 6, 16, 3)), *map(_ss2d_norm_gate, SS2D)),
@@ -430,5 +432,5 @@ def samples() -> dict[str, tuple[Sample, ...]]:
 
 
 def first_samples(operator: str) -> tuple[Sample, ...]:
-    """Those of the check at first use: the first, and of task interaction one for each kind of signals."""
+    """The calls of the check at first use: the first one, and for task interaction one for each kind of signals."""
     return samples()[operator][: len(SIGNALS) if operator == "task_interaction" else 1]

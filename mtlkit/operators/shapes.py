@@ -1,4 +1,4 @@
-"""The sizes that calls of operators have, and random arguments of each, the same for tests, benchmarks and checks."""
+"""Sizes of operator calls and random arguments for them, shared by tests, benchmarks and checks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from mtlkit.operators.interaction.types import TIMParameters, UPAParameters
 
 
 def _normal(seed: int) -> Callable[..., Tensor]:
-    """Draws normal numbers of a size, in float64, one after the other."""
+    """Draws normal numbers in float64."""
     generator = torch.Generator().manual_seed(seed)
     return lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
 def _parameters(normal: Callable[..., Tensor], K: int, D: int, N: int, R: int) -> dict[str, Tensor]:
-    """Of a scan in K directions, with decays like those of a trained layer."""
+    """Parameters of a scan in K directions, with decays like those of a trained layer."""
     steps = torch.arange(1, N + 1, dtype=torch.float64)
     return {
         "dt_weight": normal(K, D, R) * R**-0.5,
@@ -29,7 +29,7 @@ def _parameters(normal: Callable[..., Tensor], K: int, D: int, N: int, R: int) -
 
 @dataclass(frozen=True)
 class SS2DShape:
-    """The sizes of one call of `ss2d`: letters as in mtlkit.ops.ss2d.
+    """The sizes of one call of `ss2d`, with the letters of mtlkit.ops.ss2d.
 
     Example:
         >>> import mtlkit
@@ -59,7 +59,7 @@ class SS2DShape:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
-        """Random arguments of `ss2d` by name, distributed as in a trained network; equal numbers for every dtype."""
+        """Random arguments of `ss2d` by name, distributed as in a trained network; the same values for every dtype."""
         normal = _normal(seed)
         rows = normal(self.B, self.H, self.W, 4, self.R + 2 * self.N)
         arguments = {
@@ -72,7 +72,7 @@ class SS2DShape:
 
 @dataclass(frozen=True)
 class SelectiveScanShape:
-    """The sizes of one call of `selective_scan`, letters as there; with G = 0, B and C are constant.
+    """The sizes of one call of `selective_scan`, with its letters; with G = 0, B and C are constant.
 
     Example:
         >>> import mtlkit
@@ -100,7 +100,7 @@ class SelectiveScanShape:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
-        """Random tensor arguments of `selective_scan` by name; equal numbers for every dtype."""
+        """Random tensor arguments of `selective_scan` by name; the same values for every dtype."""
         normal = _normal(seed)
         rows = (self.B, self.G, self.N, self.L) if self.G > 1 else (self.B, self.N, self.L)
         rows = rows if self.G > 0 else (self.D, self.N)
@@ -120,7 +120,7 @@ class SelectiveScanShape:
 
 @dataclass(frozen=True)
 class DirectionalScanShape:
-    """The sizes of one call of `directional_scan`, letters as there.
+    """The sizes of one call of `directional_scan`, with its letters.
 
     With `own` each direction has its own u; with `state` there is an initial state.
 
@@ -153,7 +153,7 @@ class DirectionalScanShape:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> dict[str, Tensor]:
-        """Random tensor arguments of `directional_scan` by name, channels last; equal numbers for every dtype."""
+        """Random tensor arguments of `directional_scan` by name, channels last; the same values for every dtype."""
         normal = _normal(seed)
         directions = (self.K,) if self.own else ()
         arguments = {
@@ -182,14 +182,14 @@ class InteractionInputs(NamedTuple):
     upa: UPAParameters
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Every tensor that a gradient flows to, by name."""
+        """Every tensor that gets a gradient, by name."""
         fields = {"x": self.x, "f": self.f, **self.tim._asdict(), **self.upa._asdict()}
         return {name: t for name, t in fields.items() if t is not None and name not in ("norm_mean", "norm_var")}
 
 
 @dataclass(frozen=True)
 class InteractionShape:
-    """The sizes of one call of `task_interaction`, letters as there.
+    """The sizes of one call of `task_interaction`, with its letters.
 
     Example:
         >>> import mtlkit
@@ -220,7 +220,7 @@ class InteractionShape:
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> InteractionInputs:
-        """Random arguments, gates neither open nor shut; equal numbers for every dtype."""
+        """Random arguments with gates that are neither fully open nor closed; the same values for every dtype."""
         normal = _normal(seed)
 
         def linear(rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -179,7 +179,7 @@ def test_inner_under_autocast():
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"A": torch.ones(WIDTH, STATES, dtype=torch.complex64)}, TypeError, "complex state spaces are not served"),
+        ({"A": torch.ones(WIDTH, STATES, dtype=torch.complex64)}, TypeError, "complex state spaces are not supported"),
         ({"xz": torch.ones(1, 2 * WIDTH + 1, 4)}, ValueError, r"xz: expected shape \(B, 2 D, L\)"),
         ({"x_proj_weight": torch.ones(3, WIDTH)}, ValueError, r"x_proj_weight: expected .* = \(8, 6\), got \(3, 6\)"),
         ({"conv1d_weight": torch.ones(WIDTH, 4)}, ValueError, "conv1d_weight: expected 3 dimensions"),

@@ -149,5 +149,5 @@ def test_complex_states_are_refused():
     import selective_scan_cuda
 
     u, A = torch.rand(1, 2, 3), torch.rand(2, 4, dtype=torch.complex64)
-    with pytest.raises(TypeError, match="complex state spaces are not served"):
+    with pytest.raises(TypeError, match="complex state spaces are not supported"):
         selective_scan_cuda.fwd(u, u, A, torch.rand(1, 1, 4, 3), torch.rand(1, 1, 4, 3), None, None, None, True)

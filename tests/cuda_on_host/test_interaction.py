@@ -187,6 +187,6 @@ def test_the_parts_ask_for_these_kernels(on_host, kernels):
 
 def test_float64_is_refused(on_host):
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match="it computes in float32, and float64 came"):
+    with pytest.raises(ValueError, match="it computes in float32, but a tensor is float64"):
         mtlkit.ops.tim_modulate(x, torch.rand(2, 4), torch.rand(2, 4))
     assert _native.C.cuda

@@ -39,7 +39,7 @@ def test_a_kernel_without_its_barrier_is_not_used(first_use, kernels, monkeypatc
     x = torch.randn(5, 6)
     kernels.leave_out(line)
     try:
-        with pytest.warns(RuntimeWarning, match=r"norm_gate: another backend takes the place of 'cuda': .*doctor"):
+        with pytest.warns(RuntimeWarning, match=r"norm_gate: another backend replaces 'cuda': .*doctor"):
             got = mtlkit.ops.norm_gate(x)
         with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="cannot run norm_gate: its kernels failed"):
             mtlkit.ops.norm_gate(x)

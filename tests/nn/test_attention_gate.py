@@ -21,5 +21,5 @@ def test_bad_input_of_the_gate():
         gate(torch.randn(1, 3, 4, 4), torch.randn(1, 3, 4, 4))
     with pytest.raises(ValueError, match=r"g: expected shape \(B, 3, H, W\)"):
         gate(torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))
-    with pytest.raises(ValueError, match="g: expected a batch of 2, that of skip, got 1"):
+    with pytest.raises(ValueError, match="g: expected a batch of 2 as in skip, got 1"):
         gate(torch.randn(2, 8, 4, 4), torch.randn(1, 3, 4, 4))

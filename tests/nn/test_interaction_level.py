@@ -328,8 +328,11 @@ def test_single_pixel_and_odd_channels(backend, form):
         ({"pooling": "max"}, "pooling: expected one of 'mean', 'attention', got 'max'"),
         ({"tau": -0.1}, "tau: expected a number that is at least 0, got -0.1"),
         ({"momentum": 1.0}, "momentum: expected a probability"),
-        ({"directions": ()}, r"directions: expected some of seg_to_clf, clf_to_seg in this order, got \(\)"),
-        ({"directions": ("up",)}, r"directions: expected some of seg_to_clf, clf_to_seg in this order, got \('up',\)"),
+        ({"directions": ()}, r"directions: expected one or more of seg_to_clf, clf_to_seg, in this order, got \(\)"),
+        (
+            {"directions": ("up",)},
+            r"directions: expected one or more of seg_to_clf, clf_to_seg, in this order, got \('up',\)",
+        ),
     ],
 )
 def test_bad_options(options, message):

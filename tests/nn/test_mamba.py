@@ -407,7 +407,7 @@ def test_bad_input(form, x, error, message):
 def test_bad_decoding():
     params = SimpleNamespace(seqlen_offset=0, key_value_memory_dict={})
     x = torch.ones(2, 3, 6)
-    with pytest.raises(ValueError, match="layer_idx: expected the place"):
+    with pytest.raises(ValueError, match="layer_idx: expected the key"):
         Mamba(**ONE)(x, params)
     with pytest.raises(ValueError, match="bimamba_type: expected None for decoding token by token, got 'v2'"):
         Mamba(**FORMS["v2"], layer_idx=0)(x, params)
@@ -415,5 +415,5 @@ def test_bad_decoding():
     layer(x, params)
     with pytest.raises(ValueError, match=r"hidden_states: expected the 2 sequences whose states .* got 3"):
         layer(torch.ones(3, 3, 6), params)
-    with pytest.raises(ValueError, match="hidden_states: expected one token of each sequence, got 3"):
+    with pytest.raises(ValueError, match="hidden_states: expected one token per sequence, got 3"):
         layer.step(x, *layer.allocate_inference_cache(2, 3))

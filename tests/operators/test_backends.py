@@ -46,9 +46,9 @@ def test_a_request_holds_until_the_next_or_the_end_of_its_block():
 @pytest.mark.parametrize(
     ("backend", "device", "reason"),
     [
-        ("cuda", CPU, "it has no op; those that have: cpu, torch, reference"),
-        ("triton", CPU, "it has no op"),
-        ("cpu", META, "it serves tensors on the CPU, and these are on meta"),
+        ("cuda", CPU, "it does not implement op; backends that do: cpu, torch, reference"),
+        ("triton", CPU, "it does not implement op"),
+        ("cpu", META, "it runs on the CPU, but the tensors are on meta"),
     ],
 )
 def test_a_request_that_cannot_be_met_says_why(backend, device, reason):
@@ -116,7 +116,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize(
     ("backend", "reason"),
-    [("cuda", "it serves tensors on an NVIDIA GPU, and these are on cpu"), ("triton", "it serves tensors on a GPU")],
+    [("cuda", "it runs on NVIDIA GPUs, but the tensors are on cpu"), ("triton", "it runs on GPUs")],
 )
 def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -142,7 +142,7 @@ def test_gpu_backends_refuse_tensors_on_the_cpu(backend, reason, monkeypatch):
 
 def test_a_build_without_cuda_names_the_fix(gpu, monkeypatch):
     monkeypatch.setattr(_native.C, "cuda", False)
-    fix = r"built without CUDA; install where nvcc is: MTLKIT_CUDA=on pip install -e \."
+    fix = r"built without CUDA; reinstall with nvcc available: MTLKIT_CUDA=on pip install -e \."
     with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match=fix):
         choice(served=ALL, device=GPU)
     assert choice(served=ALL, device=GPU) == "triton"
@@ -186,7 +186,7 @@ def test_a_gpu_that_has_code_gets_the_cuda_kernels(gpu, monkeypatch, capability,
 def test_gpus_of_other_vendors_get_triton(gpu, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.3")
     assert choice(served=ALL, device=GPU) == "triton"
-    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="it serves tensors on an NVIDIA GPU"):
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="it runs on NVIDIA GPUs"):
         choice(served=ALL, device=GPU)
 
 

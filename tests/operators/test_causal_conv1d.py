@@ -261,7 +261,7 @@ BAD_UPDATES = {
         ValueError,
     ),
     "conv_state: expected at least w - 1 = 3 tokens, got 2": ({"conv_state": torch.ones(2, 4, 2)}, ValueError),
-    "conv_state: expected a tensor that can be written, got an expanded one": (
+    "conv_state: expected a tensor that can be written to, got an expanded one": (
         {"conv_state": torch.ones(1, 4, 3).expand(2, 4, 3)},
         ValueError,
     ),

@@ -68,8 +68,8 @@ BAD = {
     "bias: expected device cpu, where x is, got meta": ({"bias": torch.ones(4, device="meta")}, ValueError),
     "stride: expected a number that is at least 1, got 0": ({"stride": 0}, ValueError),
     "dilation: expected a number that is at least 1, got 0": ({"dilation": 0, "padding": 1}, ValueError),
-    "padding: expected numbers that are at least 0": ({"padding": -1}, ValueError),
-    "padding: expected .* 4 of them, got": ({"padding": (1, 1)}, ValueError),
+    "padding: expected one number or 4, each at least 0": ({"padding": -1}, ValueError),
+    "padding: expected .* each at least 0, got": ({"padding": (1, 1)}, ValueError),
     "x: expected at least the 3 rows and columns of a window": (
         {"padding": 0, "x": torch.ones(1, 4, 2, 9)},
         ValueError,

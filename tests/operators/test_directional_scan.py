@@ -167,7 +167,7 @@ def test_outputs_lie_as_the_input():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"order": torch.zeros(2, L, dtype=torch.long)}, ValueError, "order: .* once at most, got token 0 twice"),
+        ({"order": torch.zeros(2, L, dtype=torch.long)}, ValueError, "order: .* at most once, got token 0 twice"),
         ({"order": torch.arange(1, L + 1).repeat(2, 1)}, ValueError, f"order: expected tokens from 0 to 11, got {L}"),
         ({"order": -torch.arange(L).repeat(2, 1)}, ValueError, "order: expected tokens from 0 to 11, got -11"),
         ({"order": torch.ones(2, L)}, TypeError, "order: expected integers, got torch.float32"),
@@ -185,7 +185,7 @@ def test_outputs_lie_as_the_input():
         ({"seq_idx": torch.ones(B, L)}, TypeError, "seq_idx: expected int32 or int64"),
         ({"seq_idx": torch.ones(B, L - 1).int()}, ValueError, "seq_idx: expected shape .B, L. = .2, 12."),
         ({"seq_idx": torch.ones(B, L).int(), "cu_seqlens": torch.tensor([0, L])}, ValueError, "cu_seqlens: .* both"),
-        ({"cu_seqlens": torch.tensor([0, L])}, ValueError, "cu_seqlens: expected a batch of 1"),
+        ({"cu_seqlens": torch.tensor([0, L])}, ValueError, "cu_seqlens: expected u with a batch of 1"),
         ({"out_dtype": torch.int32}, TypeError, "out_dtype: expected"),
     ],
 )
@@ -207,5 +207,5 @@ def test_an_order_is_read_within_range_where_nothing_checks_it(token):
 @pytest.mark.parametrize("bounds", [[0, 5, 3, L], [1, L], [0, L - 1]])
 def test_bad_bounds(bounds):
     inputs = {name: t[:1] if name in ("u", "x_dbl") else t for name, t in inputs_of(2).items()}
-    with pytest.raises(ValueError, match=f"cu_seqlens: expected bounds that rise from 0 to L = {L}"):
+    with pytest.raises(ValueError, match=f"cu_seqlens: expected bounds that increase from 0 to L = {L}"):
         directional_scan(**inputs, order=orders.both(L), cu_seqlens=torch.tensor(bounds))

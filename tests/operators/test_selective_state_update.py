@@ -154,7 +154,7 @@ def test_rows_of_a_larger_state(backend):
 BAD = {
     "state: expected 3 or 4 dimensions, got 2": {"state": torch.ones(3, 19)},
     r"state: expected shape \(B, D, N\) with no size of 0": {"state": torch.ones(3, 19, 0)},
-    "state: expected a tensor that can be written, got an expanded one": {
+    "state: expected a tensor that can be written to, got an expanded one": {
         "state": torch.ones(1, 19, 16).expand(3, 19, 16)
     },
     r"x: expected shape \(B, D\) = \(3, 19\), got \(2, 19\)": {"x": torch.ones(2, 19)},

@@ -14,9 +14,7 @@ from mtlkit.operators.norm_gate import OPERATOR, cpu
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
-WRONG = (
-    r"norm_gate: another backend takes the place of 'cuda': its kernels failed .* in torch.float32 \({}.*mtlkit doctor"
-)
+WRONG = r"norm_gate: another backend replaces 'cuda': its kernels failed .* in torch.float32 \({}.*mtlkit doctor"
 
 
 def call(dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -79,8 +79,8 @@ class Baseline(Pretrained):
 
     Args:
         options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
         stride: what H and W are filled up to a multiple of.

@@ -61,8 +61,8 @@ class DenseMTL(Baseline):
 
     Args:
         options: sizes, parts and rates.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. In training a batch has

@@ -125,7 +125,7 @@ class MonaiBaseline(Baseline):
     Args:
         options: the network, and its sizes.
         device: where the parameters are moved to; they are made on the CPU.
-        dtype: of the parameters.
+        dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in, H and W at least 64 (UNETR 32, SegResNet 16; UNETR's are

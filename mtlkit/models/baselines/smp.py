@@ -96,8 +96,8 @@ class SMPBaseline(Baseline):
 
     Args:
         options: the network, its encoder and its sizes.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Attributes:
         tag: of timm's weights that `pretrained` loads; None for a mix transformer.

@@ -1,12 +1,12 @@
-r"""causal_conv1d: depthwise causal convolution of a few taps, bias and SiLU in one pass over the sequence.
+r"""causal_conv1d: depthwise causal convolution with a few taps, bias and SiLU in one pass over the sequence.
 
 B sequences, D channels, L tokens, w taps; the tokens before the first are `initial_states`, or 0.
 
     a[b, d, t] = bias[d] + sum_i weight[d, i] x[b, d, t - (w - 1) + i],   i in 0 .. w - 1
     y = SiLU(a) = a / (1 + exp(-a))          or y = a
 
-It is what stands between the input projection and the scan in every Mamba block. `causal_conv1d_update` computes the
-next tokens of a sequence from the last ones, which it keeps.
+Every Mamba block has it between the input projection and the scan. `causal_conv1d_update` is the decoding step: it
+keeps the last tokens of each sequence and computes the output of the next ones.
 
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), figure 3; names and
 semantics are those of the package causal-conv1d.
@@ -82,34 +82,34 @@ def causal_conv1d(
     return_final_states: bool = False,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Depthwise causal convolution of 2 to 4 taps over sequences, plus a bias, then SiLU if asked for.
+    """Depthwise causal convolution with 2 to 4 taps over sequences, plus a bias and optionally SiLU.
 
-    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; x is fastest where its
-    channels or its tokens lie side by side. Sums are float32 (float64 where x is). First-order gradients flow to every
-    tensor but seq_idx; the backward pass computes the convolution again instead of keeping it. Results repeat bit by
-    bit on the same machine and thread count.
+    Inputs may be float32, float64, bfloat16 or float16, in any combination, with any strides; x is fastest with
+    contiguous channels or contiguous tokens. Sums are float32 (float64 if x is). First-order gradients flow to
+    every tensor except seq_idx; the backward pass recomputes the convolution instead of storing it. Results are
+    bitwise reproducible on the same machine with the same number of threads.
 
     Args:
         x: input, (B, D, L).
-        weight: one filter a channel, (D, w) with w from 2 to 4; its last tap meets the token itself.
+        weight: one filter per channel, (D, w) with w from 2 to 4; the last tap multiplies the current token.
         bias: added before the activation, (D,).
-        seq_idx: (B, L) integers, which sequence each token belongs to: taps do not cross a boundary, and tokens below
-            0 are padding, whose output is 0. Not together with initial or final states.
+        seq_idx: the sequence that each token belongs to, (B, L) integers: taps do not cross a boundary. A negative
+            value marks padding, whose output is 0. Cannot be combined with initial or final states.
         initial_states: the w - 1 tokens before x, (B, D, w - 1); zeros if None.
-        return_final_states: whether the last w - 1 tokens are returned too, the initial states of what follows.
+        return_final_states: whether to return also the last w - 1 tokens, the initial states of the next call.
         activation: None, "silu" or "swish", which is the same.
 
     Returns:
-        The output, (B, D, L) in the dtype of x: channels-last where the channels of x lie side by side, otherwise
-        contiguous. With `return_final_states` also the final states, (B, D, w - 1), in the dtype and layout of x.
+        The output, (B, D, L) in the dtype of x: channels-last if x is, otherwise contiguous. With
+        `return_final_states` also the final states, (B, D, w - 1), in the dtype and layout of x.
 
     Raises:
         TypeError: an argument is not a tensor, or of the wrong dtype.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit
-        >>> x = torch.randn(2, 100, 8).transpose(1, 2)  # the channels lie side by side
+        >>> x = torch.randn(2, 100, 8).transpose(1, 2)  # contiguous channels
         >>> mtlkit.ops.causal_conv1d(x, torch.randn(8, 4), torch.randn(8), activation="silu").shape
         torch.Size([2, 8, 100])
     """
@@ -129,29 +129,30 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """`causal_conv1d` of the tokens that come next, with the last ones kept in `conv_state`, which is updated in place.
+    """`causal_conv1d` of the next tokens; the last tokens are kept in `conv_state`, which is updated in place.
 
-    Tensors may be float32, float64, bfloat16 or float16, mixed as they come, of any strides. It is a step of decoding:
-    no gradient flows through it.
+    Tensors may be float32, float64, bfloat16 or float16, in any combination, with any strides. It is a decoding step
+    without gradients.
 
     Args:
         x: the next token, (B, D), or the next tokens, (B, D, L).
-        conv_state: the last S tokens, (B, D, S) with S at least w - 1; x is appended, and the oldest tokens leave.
-        weight: one filter a channel, (D, w) with w from 2 to 4.
+        conv_state: the last S tokens, (B, D, S) with S at least w - 1; x is appended and the oldest tokens are
+        dropped.
+        weight: one filter per channel, (D, w) with w from 2 to 4.
         bias: added before the activation, (D,).
         activation: None, "silu" or "swish", which is the same.
-        cache_seqlens: how many tokens each sequence had before, (B,) integers; then conv_state is a ring, in which
-            token t is at place t modulo S.
-        conv_state_indices: which rows of conv_state the sequences have, (B,) integers; below 0 is padding, whose output
-            is 0. conv_state may then have any count of rows.
+        cache_seqlens: number of earlier tokens of each sequence, (B,) integers; conv_state is then a ring buffer with
+            token t at index t modulo S.
+        conv_state_indices: the row of conv_state of each sequence, (B,) integers; a negative value marks padding,
+            whose output is 0. conv_state may then have any number of rows.
 
     Returns:
         The output, in the shape and dtype of x.
 
     Raises:
         TypeError: an argument is not a tensor, or of the wrong dtype.
-        ValueError: shapes or devices do not fit together, conv_state is an expanded tensor, or the backend that was
-            asked for cannot serve.
+        ValueError: shapes or devices do not fit together, conv_state is an expanded tensor, or the requested backend
+            cannot run this call.
         IndexError: conv_state_indices names a row that conv_state does not have.
 
     Example:

@@ -21,7 +21,7 @@ def supports(_inputs: Inputs, _options: Options) -> None:
 
 
 def _arguments(inputs: Inputs, options: Options) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     x, weight, bias, seq_idx, initial_states = inputs
     return {
         "sizes": (*x.shape, weight.shape[1]),
@@ -37,7 +37,7 @@ def _arguments(inputs: Inputs, options: Options) -> dict[str, object]:
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tensor]:
-    """Y and the final states."""
+    """The output and the final states."""
     y, final_states = new_outputs(inputs, options)
     check(_native.C.causal_conv1d_forward(**_arguments(inputs, options), y=argument(fresh(y))))
     if options.final_states:
@@ -46,12 +46,12 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tens
 
 
 def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias, nothing of seq_idx, and those of the initial states."""
+    """The gradients of x, weight, bias, seq_idx (None) and the initial states."""
     x, weight, bias, _, initial_states = inputs
     dx, dtype, (dy, dfinal_states) = fresh(new_map(x, x.shape[2])), compute_dtype(x), grads
     dweight, dbias = (None if t is None else torch.empty(t.shape, dtype=dtype) for t in (weight, bias))
     dinitial_states = None if initial_states is None else torch.empty_like(initial_states)
-    if channels_inside(x) and dy.stride(1) != 1:  # the kernel is fastest where all have their channels inside
+    if channels_inside(x) and dy.stride(1) != 1:  # the kernel is fastest if all are channels-last
         dy = new_map(x, x.shape[2]).copy_(dy)
     status = _native.C.causal_conv1d_backward(
         **_arguments(inputs, options),

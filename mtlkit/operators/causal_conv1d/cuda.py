@@ -23,7 +23,7 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
 
 
 def _arguments(inputs: Inputs, options: Options) -> tuple[dict[str, object], list]:
-    """What the kernels of both directions take, and the tensors that must live until they are launched."""
+    """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     x, weight, bias, seq_idx, initial_states = inputs
     parameters = [None if t is None else as_float(t) for t in (weight, bias, initial_states)]
     names = ("weight", "bias", "initial_states")
@@ -38,7 +38,7 @@ def _arguments(inputs: Inputs, options: Options) -> tuple[dict[str, object], lis
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tensor]:
-    """Y and the final states."""
+    """The output and the final states."""
     y, final_states = new_outputs(inputs, options)
     with launching(inputs.x) as stream:
         arguments, _alive = _arguments(inputs, options)
@@ -49,7 +49,7 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tens
 
 
 def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias, nothing of seq_idx, and those of the initial states."""
+    """The gradients of x, weight, bias, seq_idx (None) and the initial states."""
     x, weight, bias, _, initial_states = inputs
     dx, (dy, dfinal_states), width = new_map(x, x.shape[2]), grads, weight.shape[1]
     if channels_inside(x) and dy.stride(1) != 1:  # neighbouring threads have neighbouring channels

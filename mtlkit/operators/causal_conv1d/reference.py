@@ -1,4 +1,4 @@
-"""The formula, and PyTorch's own convolution and activation."""
+"""The formula, and a form made of PyTorch's own convolution and activation."""
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,14 @@ def _with_history(x: Tensor, initial_states: Tensor | None, count: int) -> Tenso
 
 
 def _final_states(x: Tensor, initial_states: Tensor | None, count: int) -> Tensor:
-    """The last `count` tokens of x and what was before, in the layout of x."""
+    """The last `count` tokens of `initial` followed by x, in the layout of x."""
     return new_map(x, count).copy_(_with_history(x, initial_states, count)[..., x.shape[-1] :])
 
 
 def _reached(seq_idx: Tensor, width: int) -> list[Tensor]:
-    """For each tap whether its token is in the sequence of the output's, (B, 1, L): no boundary is between them."""
+    """For each tap, whether its token is in the same sequence as the output's token, (B, 1, L)."""
     padding = seq_idx < 0  # (B, L)
-    continues = F.pad(seq_idx[:, 1:] == seq_idx[:, :-1], (1, 0))  # (B, L), whether the token before is of the sequence
+    continues = F.pad(seq_idx[:, 1:] == seq_idx[:, :-1], (1, 0))  # (B, L), same sequence as the previous
     reached = [~padding]
     for back in range(1, width):
         last = F.pad(continues, (back - 1, 0))[:, : seq_idx.shape[1]]  # that of the token back - 1 before
@@ -39,7 +39,7 @@ def causal_conv1d_reference(
     silu: bool,
     final_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The formula, tap by tap."""
+    """The formula, one tap after another."""
     dtype, width, length = compute_dtype(x), weight.shape[1], x.shape[2]
     history = _with_history(x.to(dtype), initial_states, width - 1)  # (B, D, w - 1 + L)
     a = torch.zeros_like(x, dtype=dtype)  # (B, D, L)
@@ -66,7 +66,7 @@ def causal_conv1d_torch(
     silu: bool,
     final_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    """PyTorch's own convolution and activation, in the dtype of x; tap by tap where there are boundaries."""
+    """PyTorch's own convolution and activation, in the dtype of x; one tap after another if there are boundaries."""
     width, length = weight.shape[1], x.shape[2]
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if seq_idx is None:

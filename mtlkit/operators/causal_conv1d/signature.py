@@ -1,4 +1,4 @@
-"""What causal_conv1d is given, the layout of what it returns, and the tokens that its final states hold."""
+"""The arguments of causal_conv1d, the layout of its results, and the tokens in its final states."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ WIDTHS = (2, 3, 4)
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.causal_conv1d` has them; seq_idx is int32 and contiguous."""
+    """The tensors of `mtlkit.ops.causal_conv1d`; seq_idx is int32 and contiguous."""
 
     x: Tensor
     weight: Tensor
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Whether SiLU follows, and whether final states are wanted."""
+    """Whether to apply SiLU, and whether to return final states."""
 
     silu: bool
     final_states: bool
@@ -58,25 +58,25 @@ def check(inputs: Inputs, options: Options) -> None:
 
 
 def channels_inside(x: Tensor) -> bool:
-    """Whether the channels of (B, D, L) lie side by side."""
+    """Whether (B, D, L) is channels-last."""
     return x.shape[1] > 1 and x.stride(1) == 1
 
 
 def new_map(x: Tensor, length: int) -> Tensor:
-    """(B, D, length), unset, dense, with the channels where x has them; also for the gradient of x."""
+    """(B, D, length), uninitialised, dense, in the layout of x; also for the gradient of x."""
     batch, channels = x.shape[:2]
     strides = (length * channels, 1, channels) if channels_inside(x) else (channels * length, length, 1)
     return torch.empty_strided((batch, channels, length), strides, dtype=x.dtype, device=x.device)  # not a view
 
 
 def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
-    """The output, and the final states: (B, D, w - 1), or (B, D, 0) where they are not wanted."""
+    """The output, and the final states: (B, D, w - 1), or (B, D, 0) if they are not returned."""
     x, weight = inputs.x, inputs.weight
     return new_map(x, x.shape[2]), new_map(x, weight.shape[1] - 1 if options.final_states else 0)
 
 
-# The final states are the last w - 1 tokens of the initial states and x, one behind the other. They are a few tokens,
-# so that the kernels leave them to these two functions.
+# The final states are the last w - 1 tokens of the initial states followed by x. They are only a few tokens, so that #
+# these two functions compute them rather than the kernels.
 
 
 def set_final_states(final_states: Tensor, inputs: Inputs) -> None:
@@ -90,7 +90,7 @@ def set_final_states(final_states: Tensor, inputs: Inputs) -> None:
 
 
 def add_final_states_gradient(dfinal_states: Tensor, dx: Tensor, dinitial_states: Tensor | None) -> None:
-    """Adds their gradient to those of x and of the initial states."""
+    """Adds the gradient of the final states to those of x and of the initial states."""
     count, length = dfinal_states.shape[2], dx.shape[2]
     new = min(count, length)
     dx[..., length - new :] += dfinal_states[..., count - new :]

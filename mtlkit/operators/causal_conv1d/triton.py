@@ -19,7 +19,7 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
 
 
 def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tensor]:
-    """Y and the final states."""
+    """The output and the final states."""
     from mtlkit.kernels import causal_conv1d as kernels
 
     y, final_states = new_outputs(inputs, options)
@@ -30,7 +30,7 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tens
 
 
 def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias, nothing of seq_idx, and those of the initial states."""
+    """The gradients of x, weight, bias, seq_idx (None) and the initial states."""
     from mtlkit.kernels import causal_conv1d as kernels
 
     dx = new_map(inputs.x, inputs.x.shape[2])

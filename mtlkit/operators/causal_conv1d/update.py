@@ -1,4 +1,4 @@
-"""causal_conv1d_update: what it is given, its formula in plain PyTorch, and its C++ kernel."""
+"""causal_conv1d_update: its arguments, its formula in plain PyTorch, and its C++ kernel."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from mtlkit.operators.causal_conv1d.signature import check_filter
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.causal_conv1d_update` has them; the indices are int32 and contiguous."""
+    """The tensors of `mtlkit.ops.causal_conv1d_update`; the indices are int32 and contiguous."""
 
     x: Tensor
     conv_state: Tensor
@@ -50,7 +50,7 @@ def check(inputs: Inputs, _: Options) -> None:
 
 
 def update_torch(inputs: Inputs, options: Options) -> Tensor:
-    """The formula, tap by tap."""
+    """The formula, one tap after another."""
     x, conv_state, weight, bias, cache_seqlens, conv_state_indices = inputs
     dtype, width, length = compute_dtype(x, conv_state), weight.shape[1], conv_state.shape[2]
     tokens = x if x.dim() == 3 else x[..., None]  # (B, D, L)
@@ -64,7 +64,7 @@ def update_torch(inputs: Inputs, options: Options) -> Tensor:
         history = history[..., length - width + 1 :]  # (B, D, w - 1 + L)
     else:
 
-        def at(first: int, last: int) -> Tensor:  # the places of tokens in the ring, by their distance to the first new
+        def at(first: int, last: int) -> Tensor:  # ring-buffer indices, by distance from the first new token
             distance = torch.arange(first, last, device=x.device)
             return ((cache_seqlens[:, None] + distance) % length)[:, None].expand(-1, x.shape[1], -1)
 
@@ -91,7 +91,7 @@ def new_output(inputs: Inputs, _: Options) -> Tensor:
 
 
 def update_cpu(inputs: Inputs, options: Options) -> Tensor:
-    """By the C++ kernel."""
+    """Runs the C++ kernel."""
     x, conv_state, weight, bias, cache_seqlens, conv_state_indices = inputs
     if conv_state_indices is not None:
         check_rows("conv_state_indices", conv_state_indices, conv_state)

@@ -5,7 +5,7 @@ B images, D channels, H x W pixels, a filter of k x k for each channel; pixels b
     a[b, d, h, w] = bias[d] + sum_ij weight[d, 0, i, j] x[b, d, s h + e i - top, s w + e j - left],   i, j in 0 .. k - 1
     y = SiLU(a) = a / (1 + exp(-a))          or y = a
 
-with stride s and dilation e. It is the spatial half of the separable convolutions of MobileNet, EfficientNet and
+with stride s and dilation e. It is the spatial part of the separable convolutions of MobileNet, EfficientNet and
 ConvNeXt.
 
 Source: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications" (2017).
@@ -43,32 +43,31 @@ def depthwise_conv2d(
     dilation: int = 1,
     activation: str | None = None,
 ) -> Tensor:
-    """Depthwise convolution, plus a bias, then SiLU if asked for.
+    """Depthwise convolution, plus a bias and optionally SiLU.
 
-    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; pixels whose channels lie
-    side by side are the fast case, wherever the pixels themselves lie. Sums are float32 (float64 where x is).
-    First-order gradients flow to every tensor; with SiLU the backward pass computes the convolution again instead of
-    keeping it. Results repeat bit by bit on the same machine, whatever the number of threads.
+    Inputs may be float32, float64, bfloat16 or float16, in any combination, with any strides; pixels with contiguous
+    channels are the fast case, whatever the strides between pixels. Sums are float32 (float64 if x is). First-order
+    gradients flow to every tensor; with SiLU the backward pass recomputes the convolution instead of storing it.
+    Results are bitwise reproducible on the same machine, for any number of threads.
 
-    On the CPU a compiled kernel serves windows of 3, 5 and 7 with stride 1, or 2 without dilation. Elsewhere, and for
-    other windows, PyTorch's convolution does.
+    On the CPU a compiled kernel runs windows of 3, 5 and 7 with stride 1, or 2 without dilation. Everything else runs
+    PyTorch's convolution.
 
     Args:
         x: input, (B, D, H, W).
-        weight: one filter a channel, (D, 1, k, k).
+        weight: one filter per channel, (D, 1, k, k).
         bias: added before the activation, (D,).
         stride: pixels between neighbouring windows.
-        padding: zeros on each side, or (left, right, top, bottom) as F.pad has them; None for dilation * (k - 1) // 2.
+        padding: zeros on each side, or (left, right, top, bottom) as in F.pad; None for dilation * (k - 1) // 2.
         dilation: pixels between neighbouring taps.
         activation: None or "silu".
 
     Returns:
-        The output, (B, D, H', W') in the dtype of x: channels-last where the channels of x lie side by side, otherwise
-        contiguous.
+        The output, (B, D, H', W') in the dtype of x: channels-last if x is, otherwise contiguous.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit

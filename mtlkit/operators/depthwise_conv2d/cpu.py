@@ -1,4 +1,4 @@
-"""depthwise_conv2d by the C++ kernels, which serve dwconv_silu as well."""
+"""depthwise_conv2d by the C++ kernels, which also compute dwconv_silu."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,19 @@ KERNELS = (3, 5, 7)
 
 
 def supports(inputs: Inputs, options: Options) -> str | None:
-    """Windows of 3, 5 and 7, with stride 1, or 2 and neighbouring taps."""
+    """Windows of 3, 5 and 7 with stride 1, or with stride 2 without dilation."""
     kernel, (left, _, top, _) = inputs.weight.shape[-1], options.padding
     if kernel not in KERNELS:
-        return f"it has windows of 3, 5 and 7, got {kernel}"
+        return f"it supports windows of 3, 5 and 7, got {kernel}"
     if options.stride > 2 or (options.stride == 2 and options.dilation > 1):
-        return f"it has stride 1, or 2 without dilation, got {options.stride} and dilation {options.dilation}"
+        return f"it supports stride 1, or 2 without dilation, got {options.stride} and dilation {options.dilation}"
     if max(left, top) > options.dilation * (kernel - 1):
-        return f"it pads by less than the window, got padding {options.padding}"
+        return f"it supports padding below the window size, got padding {options.padding}"
     return None
 
 
 def _arguments(inputs: Inputs, options: Options) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     x, weight, bias = inputs
     left, _, top, _ = options.padding
     return {

@@ -1,4 +1,4 @@
-"""The formula, and PyTorch's own convolution and activation."""
+"""The formula, and a form made of PyTorch's own convolution and activation."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from mtlkit.operators.depthwise_conv2d.signature import Options, memory_format, 
 def depthwise_conv2d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, ...], dilation: int, silu: bool
 ) -> Tensor:
-    """The formula, tap by tap."""
+    """The formula, one tap after another."""
     dtype, taps = compute_dtype(x), weight.shape[-1]
     height, width = out_size(x, weight, Options(stride, padding, dilation, silu))
     padded = F.pad(x.to(dtype), padding)  # (B, D, top + H + bottom, left + W + right)
@@ -29,7 +29,7 @@ def depthwise_conv2d_reference(
 def depthwise_conv2d_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, ...], dilation: int, silu: bool
 ) -> Tensor:
-    """PyTorch's own convolution and activation, in the dtype of x."""
+    """The same by PyTorch's own convolution and activation, in the dtype of x."""
     bias = None if bias is None else bias.to(x.dtype)
     left, right, top, bottom = padding
     inside = (top, left)

@@ -1,4 +1,4 @@
-"""What depthwise_conv2d is given, and the layout of what it returns."""
+"""The arguments of depthwise_conv2d, and the layout of its output."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mtlkit._check import check_device, check_shape, check_tensor
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.depthwise_conv2d` has them."""
+    """The tensors of `mtlkit.ops.depthwise_conv2d`."""
 
     x: Tensor
     weight: Tensor
@@ -17,7 +17,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The window: padding is (left, right, top, bottom); then whether SiLU follows."""
+    """The window, with padding as (left, right, top, bottom), and whether to apply SiLU."""
 
     stride: int
     padding: tuple[int, ...]
@@ -50,7 +50,7 @@ def check(inputs: Inputs, options: Options) -> None:
         if getattr(options, name) < 1:
             raise ValueError(f"{name}: expected a number that is at least 1, got {getattr(options, name)}")
     if len(options.padding) != 4 or min(options.padding) < 0:
-        raise ValueError(f"padding: expected numbers that are at least 0, one or 4 of them, got {options.padding}")
+        raise ValueError(f"padding: expected one number or 4, each at least 0, got {options.padding}")
     if min(out_size(x, weight, options)) < 1:
         raise ValueError(
             f"x: expected at least the {1 + options.dilation * (weight.shape[-1] - 1)} rows and columns of a window, "
@@ -59,12 +59,12 @@ def check(inputs: Inputs, options: Options) -> None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels-last where the channels of x lie side by side."""
+    """Channels-last if x is."""
     return torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
 
 
 def new_map(x: Tensor, height: int, width: int) -> Tensor:
-    """(B, D, height, width), unset, dense, with the channels where x has them; also for the gradient of x."""
+    """(B, D, height, width), uninitialised, dense, in the layout of x; also for the gradient of x."""
     size = (*x.shape[:2], height, width)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 

@@ -1,4 +1,4 @@
-r"""The selective scan along any orders of the tokens, of which ss2d is the case of four and selective_scan that of one.
+r"""The selective scan along any orders of the tokens. ss2d is its special case with four, selective_scan with one.
 
 B samples, D channels, L tokens, K directions of T steps each, N states, R rank of the time step, M = R + 2 N.
 
@@ -6,10 +6,10 @@ Direction k visits token o = order[k, t] at its step t. With the rows of x_dbl[k
 
     dt_t = softplus(dt_weight[k] dts_o + dt_bias[k])
     h_t  = exp(-dt_t exp(A_logs[k])) h_{t-1} + dt_t u_o B_o,   h_{-1} = initial_state[k]
-    y_o  = sum_n h_t[n] C_o[n] + Ds[k] u_o,                    0 for a token that direction k leaves out
+    y_o  = sum_n h_t[n] C_o[n] + Ds[k] u_o,                    0 for a token that direction k skips
 
-h_{t-1} is replaced by zeros where the sequence of token o is not that of the token before it. The output is y of every
-direction, or the sum of all.
+h_{t-1} is replaced by zeros where token o belongs to another sequence than the token before it. The output is the y of
+every direction, or their sum.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2. The orders are those of Huang et al.,
 "LocalMamba" (2024), Pei et al., "EfficientVMamba" (2024), Yang et al., "PlainMamba" (2024) and Xing et al., "SegMamba"
@@ -118,43 +118,44 @@ def directional_scan(
     return_last_state: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Selective scan of tokens along K directions, each in an order of its own, from their projections to the output.
+    """Selective scan of tokens along K directions, each with its own order, from their projections to the output.
 
-    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; a token's channels side by
-    side is the fast layout. State and sums are float32 (float64 where u or x_dbl is). First-order gradients flow to
-    every tensor of floating-point numbers. Results repeat bit by bit on the same machine and thread count.
+    Inputs may be float32, float64, bfloat16 or float16, in any combination, with any strides; contiguous channels per
+    token are the fast layout. State and sums are float32 (float64 if u or x_dbl is). First-order gradients flow to
+    every floating-point tensor. Results are bitwise reproducible on the same machine with the same number of threads.
 
-    An order of `mtlkit.ops.orders` was checked when it was made. A tensor is checked at every call in eager mode, for
-    which a GPU is waited for, and not at all where the call is compiled.
+    An order of `mtlkit.ops.orders` is checked once, when it is made. An order given as a tensor is checked at every
+    eager call, which synchronises with a GPU, and is not checked in compiled code.
 
     Args:
         u: input, (B, D, L), the same for every direction, or (B, K, D, L).
         x_dbl: projections of u for each direction, in the order of u's tokens, (B, K, R + 2 N, L): R values for the
-            time step, then B, then C. Fastest where a token's values lie side by side, as a linear layer leaves them.
+            time step, then B, then C. Fastest if the values of a token are contiguous, as a linear layer produces
+            them.
         dt_weight: projection of the time step, (K, D, R).
         dt_bias: its bias, added before softplus, (K, D).
         A_logs: logarithm of -A, (K D, N).
-        Ds: skip, (K D,).
+        Ds: weight of the skip connection, (K D,).
         order: the token that each direction visits at each step: an order of `mtlkit.ops.orders`, or integers, (K, T)
-            or (B, K, T). A direction visits a token once at most; where it leaves one out, its output is 0.
+            or (B, K, T). A direction visits each token at most once; for a token that it skips, its output is 0.
         initial_state: the state before the first step of each direction, (B, K, D, N); zeros if None.
         seq_idx: the sequence that each token belongs to, integers (B, L). The state starts again at zero where the
             sequence changes along a direction; `initial_state` belongs to the first one visited.
-        cu_seqlens: the same as the bounds of S sequences, which lie one after the other in a batch of 1: integers
-            (S + 1,), from 0 to L.
-        merge: whether the output is the sum over the directions, else that of each.
-        return_last_state: whether the state behind the last step of each direction is returned too.
-        out_dtype: dtype of the output; that of u if None. Pass torch.float32 with float16 input where the output may
-            pass float16's range.
+        cu_seqlens: alternative to seq_idx for S sequences that are concatenated in a batch of 1: their bounds from 0
+            to L, integers (S + 1,).
+        merge: whether to sum the output over the directions.
+        return_last_state: whether to return also the state after the last step of each direction.
+        out_dtype: dtype of the output; that of u if None. Pass torch.float32 with float16 input if the output may
+            exceed float16's range.
 
     Returns:
-        The output, (B, D, L), or (B, K, D, L) unless merged, in the layout of u; with `return_last_state` also the last
-        state, (B, K, D, N) in the type of computation.
+        The output, (B, D, L), or (B, K, D, L) unless merged, in the layout of u; with `return_last_state` also the
+        last state, (B, K, D, N) in the dtype of the computation.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or not an integer tensor where one is expected.
-        ValueError: shapes or devices do not fit together, the order visits a token twice or one that is not there, both
-            seq_idx and cu_seqlens are given, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, the order visits a token twice or one that does not exist,
+            both seq_idx and cu_seqlens are given, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit

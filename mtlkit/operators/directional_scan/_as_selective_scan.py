@@ -1,4 +1,4 @@
-"""What the kernels for GPUs share: the directions are groups of channels of a selective scan, each with its order."""
+"""Shared by the GPU kernels: the directions become channel groups of a selective scan, each with its own order."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mtlkit.operators.directional_scan.signature import Inputs, Options, channel
 
 
 class Scan(NamedTuple):
-    """The arguments of the selective scan of K D channels in K groups, all in float32 but for u, B and C."""
+    """The arguments of a selective scan of K D channels in K groups, all in float32 except u, B and C."""
 
     u: Tensor  # (B, K, D, L); the same memory for every direction where they share it
     delta: Tensor  # (B, K, D, L)
@@ -18,13 +18,13 @@ class Scan(NamedTuple):
     C: Tensor  # (B, K, N, L)
     D: Tensor  # (K D,)
     delta_bias: Tensor  # (K D,)
-    table: Tensor | None  # (K, T) or (B, K, T); None where every direction takes the tokens as they come
+    table: Tensor | None  # (K, T) or (B, K, T); None if every direction visits the tokens in their order
     seq_idx: Tensor | None  # (B, L)
     initial_state: Tensor | None  # (B, K D, N)
 
 
 def scan_of(inputs: Inputs, options: Options) -> Scan:
-    """The scan of a call. The time steps before softplus are made here, by one product of matrices."""
+    """The scan of a call. The time steps before softplus are computed here, by one matrix product."""
     directions, _, rank = inputs.dt_weight.shape
     states = inputs.A_logs.shape[1]
     u = inputs.u if inputs.u.dim() == 4 else inputs.u[:, None].expand(-1, directions, -1, -1)
@@ -51,19 +51,19 @@ def scan_of(inputs: Inputs, options: Options) -> Scan:
 
 
 def _in_order(inputs: Inputs, options: Options) -> bool:
-    """Whether every direction takes all tokens as they come."""
+    """Whether every direction visits all tokens in their order."""
     tokens, walks = inputs.u.shape[-1], options.walks
     forward = (0, tokens, 1, tokens)
     return inputs.table is None and options.steps == tokens and tuple(walks) == forward * (len(walks) // 4)
 
 
 def _everywhere(tensor: Tensor, inputs: Inputs, options: Options) -> Tensor:
-    """The tensor, whose tokens are about to be set; zeros where a direction may leave one out."""
+    """The tensor that the kernel will fill; zeroed first if a direction may skip a token."""
     return tensor if options.steps == inputs.u.shape[-1] else tensor.zero_()
 
 
 def _for_each_direction(scan: Scan) -> Tensor:
-    """What the directions are to leave before they are summed, (B, K, D, L), float32, in the layout of u."""
+    """Buffer for the outputs of the directions before they are summed, (B, K, D, L), float32, in the layout of u."""
     batch, directions, channels, tokens = scan.u.shape
     if channels_last(scan.u):
         return torch.empty_like(scan.delta)
@@ -71,7 +71,7 @@ def _for_each_direction(scan: Scan) -> Tensor:
 
 
 def outputs_of(inputs: Inputs, options: Options, scan: Scan) -> tuple[Tensor, Tensor]:
-    """The output, unset, and where the directions leave theirs, (B, K, D, L): parts of it, or what `merged` sums."""
+    """The output, uninitialised, and where each direction writes, (B, K, D, L): views of it, or what `merged` sums."""
     y, _ = new_outputs(inputs, options)
     if y.dim() == 4:
         parts = y
@@ -81,14 +81,14 @@ def outputs_of(inputs: Inputs, options: Options, scan: Scan) -> tuple[Tensor, Te
 
 
 def merged(parts: Tensor, total: Tensor) -> Tensor:
-    """`total`, (B, D, L), set to the sum over the directions in their order, unless it has the parts in it already."""
+    """`total`, (B, D, L), set to the sum over the directions in order, unless the directions wrote to it directly."""
     if total.dim() == 4 or parts.shape[1] == 1:
         return total
     return torch.sum(parts, 1, out=total) if total.dtype == parts.dtype else total.copy_(parts.sum(1))
 
 
 def input_gradient(inputs: Inputs, options: Options, scan: Scan) -> tuple[Tensor, Tensor]:
-    """The gradient of u, unset, and where the directions leave theirs, as `outputs_of` has them."""
+    """The gradient of u, uninitialised, and where each direction writes, as in `outputs_of`."""
     du = torch.empty_like(inputs.u)
     if du.dim() == 4:
         parts = du
@@ -98,7 +98,7 @@ def input_gradient(inputs: Inputs, options: Options, scan: Scan) -> tuple[Tensor
 
 
 def output_gradient(grad: Tensor, scan: Scan) -> Tensor:
-    """That of each direction, (B, K, D, L); the same memory for all where they are merged."""
+    """The output's gradient for each direction, (B, K, D, L); all share the same memory if they are merged."""
     return grad if grad.dim() == 4 else grad[:, None].expand(-1, scan.u.shape[1], -1, -1)
 
 
@@ -114,7 +114,7 @@ def gradients(
     dbias: Tensor,
     dinitial: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Those of the inputs in their order, of those of the scan; dB and dC are (B, K, N, L), ddelta is (B, K, D, L)."""
+    """The gradients of the inputs from those of the scan; dB and dC are (B, K, N, L), ddelta is (B, K, D, L)."""
     rank, states = inputs.dt_weight.shape[2], scan.A.shape[1]
     dts = inputs.x_dbl[:, :, :rank]
     dx_dbl = torch.empty_like(inputs.x_dbl)

@@ -19,7 +19,7 @@ from mtlkit.operators.directional_scan.signature import (
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states."""
+    """Calls with at most MAX_STATES states."""
     return few_states(inputs.A_logs.shape[1])
 
 
@@ -32,7 +32,7 @@ def room(inputs: Inputs, options: Options) -> tuple[Tensor]:
 
 
 def _images(tokens: Tensor) -> Argument:
-    """(B, D, L), shared by the directions, or (B, K, D, L), as images of one row, (B, K, D, 1, L)."""
+    """(B, D, L), shared by the directions, or (B, K, D, L), viewed as images with one row, (B, K, D, 1, L)."""
     data, dtype, stride = argument(tokens)
     shared = (stride[0], 0, *stride[1:]) if len(stride) == 3 else stride
     return data, dtype, (*shared[:3], 0, shared[3])
@@ -41,7 +41,7 @@ def _images(tokens: Tensor) -> Argument:
 def _arguments(
     inputs: Inputs, options: Options, x_rows: Tensor, checkpoints: Tensor | None
 ) -> tuple[dict[str, object], list[Tensor | None]]:
-    """What the kernels of both directions take, and the tensors that must live until they return."""
+    """The arguments shared by the forward and backward kernels, and the tensors to keep alive until they return."""
     u, _, dt_weight, dt_bias, A_logs, Ds, _, seq_idx, initial_state = inputs
     batch, directions, channels, tokens, *others = sizes_of(inputs, options)
     order = table_of(inputs, options)

@@ -20,24 +20,24 @@ from mtlkit.operators.selective_scan.signature import Sizes
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64."""
+    """Calls with at most MAX_STATES states, without float64."""
     return few_states(inputs.A_logs.shape[1]) or single_precision_only(inputs)
 
 
 def _sizes(inputs: Inputs, options: Options) -> Sizes:
-    """As selective_scan has them: the directions are groups of channels."""
+    """The sizes of the selective_scan whose channel groups are the directions."""
     directions, channels, _ = inputs.dt_weight.shape
     return Sizes(inputs.u.shape[0], directions * channels, options.steps, inputs.A_logs.shape[1], directions)
 
 
 def _arguments(scan: Scan) -> tuple[Arguments, kernels.Order]:
-    """Those of selective_scan, and the order."""
+    """The arguments of selective_scan, and the order."""
     u, delta, A, B, C, D, delta_bias, *order = scan
     return Arguments(u, delta, A, B, C, D, None, delta_bias), kernels.Order(*order)
 
 
 def room(inputs: Inputs, options: Options) -> tuple[Tensor]:
-    """A state for each tile of steps."""
+    """One state for each tile of steps, uninitialised."""
     states = int(inputs.A_logs.shape[1])
     plan = kernels.plan_of(Sizes(1, 1, 1, states, 1), inputs.u.device, constant=False)
     batch, channels, steps, *_ = _sizes(inputs, options)
@@ -45,7 +45,7 @@ def room(inputs: Inputs, options: Options) -> tuple[Tensor]:
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """The output, the last state, and the states kept for the backward pass."""
+    """The output, the last state, and the states saved for the backward pass."""
     scan = scan_of(inputs, options)
     arguments, order = _arguments(scan)
     y, parts = outputs_of(inputs, options, scan)
@@ -56,7 +56,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return outputs if checkpoints is None else (*outputs, checkpoints)
 
 
-@torch.no_grad()  # which a second derivative, that is refused, does not set
+@torch.no_grad()  # unset only in a second derivative, which raises
 def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     scan = scan_of(inputs, options)

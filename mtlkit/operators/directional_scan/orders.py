@@ -1,7 +1,7 @@
 """Orders: which token each direction of a scan visits at each step.
 
-Tokens of an image are numbered row by row, h W + w, those of a volume plane by plane. Every function gives a
-`ScanOrder`; `join` puts the directions of several together and `reverse` runs them backwards.
+Tokens of an image are numbered row by row, h W + w, those of a volume plane by plane. Every function returns a
+`ScanOrder`; `join` combines the directions of several orders and `reverse` reverses them.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class Walk(NamedTuple):
-    """A direction as arithmetic: step t visits token `start + t // run * outer + t % run * inner`.
+    """A direction given by a formula: step t visits token `start + t // run * outer + t % run * inner`.
 
     Example:
         >>> import mtlkit
@@ -54,11 +54,11 @@ class ScanOrder:
     """The tokens that each of several directions visits, in their order.
 
     Attributes:
-        name: what the order is called in messages.
-        directions: how many there are, K.
-        tokens: how many tokens there are to visit, L.
-        steps: how many of them each direction visits, T.
-        walks: the directions as arithmetic, if all of them are; None where a table is needed.
+        name: name of the order in messages.
+        directions: number of directions, K.
+        tokens: number of tokens, L.
+        steps: number of tokens that each direction visits, T.
+        walks: the directions as formulas; None if one of them needs a table.
 
     Example:
         >>> import mtlkit
@@ -99,19 +99,19 @@ class ScanOrder:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Those of the walks, four a direction; none where there is a table."""
+        """The numbers of the walks, four per direction; empty if there is a table."""
         return tuple(number for walk in self.walks or () for number in walk)
 
 
 def table_of_numbers(numbers: Sequence[int], steps: int, device: torch.device) -> Tensor:
-    """The table of directions that are arithmetic, (K, T) in int32, from the four numbers of each in turn."""
+    """The table of walks, (K, T) in int32, from the four numbers of each direction."""
     t = torch.arange(steps, device=device)
     walks = (numbers[i : i + 4] for i in range(0, len(numbers), 4))
     return torch.stack([start + t // run * outer + t % run * inner for start, run, inner, outer in walks]).int()
 
 
 def _can_keep() -> bool:
-    """Whether tensors that are made now can serve later calls: they are neither traced nor made under a mode."""
+    """Whether tensors made now can be cached for later calls: no tracing and no mode is active."""
     return not torch.compiler.is_compiling() and _get_current_dispatch_mode() is None
 
 
@@ -122,7 +122,7 @@ def _kept(build: Callable[..., ScanOrder], *arguments: int) -> ScanOrder:
 
 
 def _cached(build: Callable[..., ScanOrder], *arguments: int) -> ScanOrder:
-    """`build(*arguments)`, once for all calls with the same arguments."""
+    """`build(*arguments)`, cached by its arguments."""
     return _kept(build, *map(int, arguments)) if _can_keep() else build(*arguments)
 
 
@@ -136,7 +136,7 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def forward(length: int) -> ScanOrder:
-    """The tokens as they come, K = 1.
+    """The tokens in their order, K = 1.
 
     Example:
         >>> import mtlkit
@@ -152,7 +152,7 @@ def _forward(length: int) -> ScanOrder:
 
 
 def both(length: int) -> ScanOrder:
-    """The tokens as they come and backwards, K = 2, as Vim has them.
+    """The tokens forwards and backwards, K = 2, as in Vim.
 
     Example:
         >>> import mtlkit
@@ -216,11 +216,11 @@ def _cross(height: int, width: int) -> ScanOrder:
 def slices(length: int, count: int) -> ScanOrder:
     """The first token of each of `count` equal slices, then the second of each, and so on, K = 1.
 
-    The third direction of SegMamba: with the slices of a volume the scan runs along its depth.
+    This is the third direction of SegMamba: for the slices of a volume, the scan runs along its depth.
 
     Args:
-        length: how many tokens there are.
-        count: how many slices; it divides the length.
+        length: number of tokens.
+        count: number of slices; it must divide the length.
 
     Example:
         >>> import mtlkit
@@ -234,14 +234,14 @@ def slices(length: int, count: int) -> ScanOrder:
 
 
 def atrous(height: int, width: int, step: int = 2) -> ScanOrder:
-    """Every `step`-th pixel of every `step`-th row, K = step², each direction another part of the pixels.
+    """Every `step`-th pixel of every `step`-th row, K = step²; each direction covers another subset of the pixels.
 
-    Direction k begins at row k % step and column k // step. Those of odd k run by columns, the others by rows, as
-    EfficientVMamba's four do for a step of 2.
+    Direction k starts at row k % step and column k // step. Directions with odd k run along columns, the others along
+    rows, as EfficientVMamba's four directions do for a step of 2.
 
     Args:
-        height: of the image; a multiple of `step`.
-        width: of the image; a multiple of `step`. EfficientVMamba pads other images with zeros.
+        height: height of the image, a multiple of `step`.
+        width: width of the image, a multiple of `step`. EfficientVMamba pads other images with zeros.
         step: distance between neighbours.
 
     Example:
@@ -270,7 +270,7 @@ def _atrous(height: int, width: int, step: int) -> ScanOrder:
 
 
 def diagonal(height: int, width: int) -> ScanOrder:
-    """The pixels by h + w, and from the top down where that is the same, K = 1.
+    """The pixels along anti-diagonals: by h + w, then from top to bottom, K = 1.
 
     Example:
         >>> import mtlkit
@@ -287,7 +287,7 @@ def _diagonal(height: int, width: int) -> ScanOrder:
 
 
 def snake(height: int, width: int) -> ScanOrder:
-    """Rows to and fro, the same backwards, columns to and fro, the same backwards, K = 4: PlainMamba's directions.
+    """Rows in alternating direction, their reverse, columns likewise, their reverse, K = 4, as in PlainMamba.
 
     Example:
         >>> import mtlkit
@@ -307,16 +307,16 @@ def _snake(height: int, width: int) -> ScanOrder:
 
 
 def windows(height: int, width: int, window: int, *, columns: bool = False) -> ScanOrder:
-    """Window after window of `window` by `window` pixels, and row by row in each, K = 1: LocalMamba's directions.
+    """One window of `window` by `window` pixels after another, each row by row, K = 1, as in LocalMamba.
 
-    Windows at the right and the lower edge are cut off where the sizes are no multiples. LocalMamba pads the image with
-    zeros there, which decay the state as tokens do: for its results, pad first.
+    Windows at the right and lower edges are smaller if the size is not a multiple of `window`. LocalMamba pads the
+    image with zeros there, and padding decays the state as tokens do: pad the image first to get its results.
 
     Args:
-        height: of the image.
-        width: of the image.
-        window: height and width of a window.
-        columns: whether windows follow each other, and the pixels in each, column by column.
+        height: height of the image.
+        width: width of the image.
+        window: side of a window.
+        columns: whether the windows, and the pixels inside each window, are visited column by column.
 
     Example:
         >>> import mtlkit
@@ -337,18 +337,18 @@ def _windows(height: int, width: int, window: int, by_columns: bool) -> ScanOrde
 
 
 def permutation(table: Tensor | Sequence[Any], tokens: int | None = None, *, check: bool = True) -> ScanOrder:
-    """The order of a table.
+    """An order given as a table.
 
     Args:
-        table: the token that each direction visits at each step, integers (K, T), or (B, K, T) where every sample has
-            an order of its own.
-        tokens: how many tokens there are; T if None, so that every direction visits all.
-        check: whether the table is checked, which waits for a GPU that holds it. Tables that are not must be known to
-            be right.
+        table: the token that each direction visits at each step, integers (K, T), or (B, K, T) if every sample has its
+            own order.
+        tokens: number of tokens; T if None, so that every direction visits all tokens.
+        check: whether to check the table, which synchronises if it is on a GPU. Skip the check only for a table that
+            you know to be valid.
 
     Raises:
-        TypeError: the table has no integers.
-        ValueError: a token out of range, or visited twice by a direction.
+        TypeError: the table does not hold integers.
+        ValueError: a token is out of range, or a direction visits it twice.
 
     Example:
         >>> import mtlkit
@@ -368,7 +368,7 @@ def permutation(table: Tensor | Sequence[Any], tokens: int | None = None, *, che
 
 
 def reverse(order: ScanOrder) -> ScanOrder:
-    """Every direction backwards.
+    """The order with every direction reversed.
 
     Example:
         >>> import mtlkit
@@ -389,7 +389,7 @@ def reverse(order: ScanOrder) -> ScanOrder:
 
 
 def join(*orders: ScanOrder) -> ScanOrder:
-    """The directions of all orders, one after the other.
+    """One order with the directions of all given orders.
 
     Raises:
         ValueError: the orders have different tokens or steps.
@@ -406,7 +406,7 @@ def join(*orders: ScanOrder) -> ScanOrder:
         _check_order("orders", order)
         if (order.tokens, order.steps) != (orders[0].tokens, orders[0].steps):
             raise ValueError(
-                f"orders: expected {orders[0].steps} steps over {orders[0].tokens} tokens as the first has, got "
+                f"orders: expected {orders[0].steps} steps over {orders[0].tokens} tokens as in the first, got "
                 f"{order.steps} over {order.tokens} of {order.name}"
             )
     name = ", ".join(order.name for order in orders)
@@ -438,7 +438,7 @@ def _check_order(name: str, order: object) -> None:
 
 
 def check_table(name: str, table: Tensor) -> None:
-    """Raises unless the table has integers, (K, T) or (B, K, T)."""
+    """Raises unless the table holds integers, (K, T) or (B, K, T)."""
     if table.dtype not in _INTEGERS:
         raise TypeError(f"{name}: expected integers, got {table.dtype}")
     if table.dim() not in (2, 3):
@@ -446,13 +446,13 @@ def check_table(name: str, table: Tensor) -> None:
 
 
 def check_steps(name: str, steps: int, tokens: int) -> None:
-    """Raises unless a direction of so many steps can visit each token once at most."""
+    """Raises unless the number of steps is between 1 and the number of tokens."""
     if not 1 <= steps <= tokens:
         raise ValueError(f"{name}: expected between 1 and L = {tokens} steps, got {steps}")
 
 
 def check_visits(name: str, table: Tensor, tokens: int) -> None:
-    """Raises unless every direction visits tokens that there are, and each once at most."""
+    """Raises unless every direction visits only existing tokens, and each at most once."""
     if table.numel() == 0:
         return
     table = table.long()
@@ -464,5 +464,5 @@ def check_visits(name: str, table: Tensor, tokens: int) -> None:
         in_order = table.sort(-1).values
         twice = in_order[..., 1:][in_order[..., 1:] == in_order[..., :-1]]
         raise ValueError(
-            f"{name}: expected directions that visit a token once at most, got token {int(twice[0])} twice in one"
+            f"{name}: expected directions that visit each token at most once, got token {int(twice[0])} twice in one"
         )

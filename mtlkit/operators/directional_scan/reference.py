@@ -1,4 +1,4 @@
-"""The formula in plain PyTorch: the tokens of each direction in its order, scanned, and put back."""
+"""The formula in plain PyTorch: gather the tokens in the order of each direction, scan, scatter back."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,12 +13,12 @@ from mtlkit.operators.selective_scan.reference import scan_chunked, scan_sequent
 
 
 def directional_scan_reference(*arguments) -> tuple[Tensor, Tensor]:
-    """The formula, token by token: (output, last state)."""
+    """The formula, one token after another: (output, last state)."""
     return _composed(scan_sequential, *arguments)
 
 
 def directional_scan_torch(*arguments) -> tuple[Tensor, Tensor]:
-    """As the reference, with the vectorised scan."""
+    """The reference with the vectorised scan."""
     return _composed(scan_chunked, *arguments)
 
 

@@ -1,4 +1,4 @@
-"""What directional_scan is given, its sizes, and the layout of what it returns."""
+"""The arguments of directional_scan, its sizes, and the layout of its results."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from mtlkit.operators.directional_scan.orders import (
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.directional_scan` has them; `table` is the order, None where the options have it as arithmetic."""
+    """The tensors of `mtlkit.ops.directional_scan`; `table` is the order, None if the options have it as walks."""
 
     u: Tensor
     x_dbl: Tensor
@@ -36,9 +36,9 @@ INDICES = ("table", "seq_idx")
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.directional_scan` has them.
+    """The options of `mtlkit.ops.directional_scan`.
 
-    `walks` are the four numbers of a `Walk` of each direction in turn, none where there is a table.
+    `walks` holds the four numbers of the `Walk` of each direction; it is empty if there is a table.
     """
 
     merge: bool
@@ -66,18 +66,19 @@ def sizes_of(inputs: Inputs, options: Options) -> Sizes:
     return Sizes(batch, directions, channels, tokens, options.steps, inputs.A_logs.shape[1], rank)
 
 
-# --- what the caller gives --------------------------------------------------------------------------------------------
+# --- arguments
+# --------------------------------------------------------------------------------------------------------
 
 
 def _readable(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at: no graph is being traced or captured."""
+    """Whether the values of a tensor can be read: no graph is being traced or captured."""
     if traced((tensor,)) or tensor.device.type == "meta":
         return False
     return tensor.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def order_of(order: ScanOrder | Tensor, u: Tensor) -> tuple[Tensor | None, int, tuple[int, ...]]:
-    """The table, the steps and the walks of an order of the tokens of u."""
+    """The table, the number of steps and the walks of an order for the tokens of u."""
     tokens = u.shape[-1]
     if isinstance(order, ScanOrder):
         if order.tokens != tokens:
@@ -100,7 +101,7 @@ def order_of(order: ScanOrder | Tensor, u: Tensor) -> tuple[Tensor | None, int, 
 
 
 def sequences_of(seq_idx: Tensor | None, cu_seqlens: Tensor | None, u: Tensor) -> Tensor | None:
-    """The sequence of each token, (B, L) in int32, however it was given."""
+    """The sequence of each token, (B, L) in int32, from seq_idx or cu_seqlens."""
     if seq_idx is not None and cu_seqlens is not None:
         raise ValueError("cu_seqlens: expected None where seq_idx is given, got both")
     batch, tokens = u.shape[0], u.shape[-1]
@@ -115,12 +116,12 @@ def sequences_of(seq_idx: Tensor | None, cu_seqlens: Tensor | None, u: Tensor) -
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"cu_seqlens: expected shape (S + 1,) with S at least 1, got {tuple(cu_seqlens.shape)}")
     if batch != 1:
-        raise ValueError(f"cu_seqlens: expected a batch of 1, whose sequences it bounds, got u of {batch}")
+        raise ValueError(f"cu_seqlens: expected u with a batch of 1, got {batch}")
     check_device(u=u, cu_seqlens=cu_seqlens)
     if _readable(cu_seqlens):
         bounds = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != tokens or bounds != sorted(bounds):
-            raise ValueError(f"cu_seqlens: expected bounds that rise from 0 to L = {tokens}, got {bounds}")
+            raise ValueError(f"cu_seqlens: expected bounds that increase from 0 to L = {tokens}, got {bounds}")
     positions = torch.arange(tokens, device=u.device, dtype=cu_seqlens.dtype)
     return torch.bucketize(positions, cu_seqlens[1:], right=True).to(torch.int32)[None]
 
@@ -183,16 +184,17 @@ def check(inputs: Inputs, options: Options) -> None:
     check_float_dtype("out_dtype", options.out_dtype)
 
 
-# --- what backends share ----------------------------------------------------------------------------------------------
+# --- shared by the backends
+# -------------------------------------------------------------------------------------------
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
-    """The type of computation, which the last state has."""
+    """The dtype of the computation and of the last state."""
     return compute_dtype(inputs.u, inputs.x_dbl)
 
 
 def channels_last(u: Tensor) -> bool:
-    """Whether the channels of a token lie side by side."""
+    """Whether the channels of a token are contiguous."""
     return u.shape[-2] > 1 and u.stride(-2) == 1
 
 
@@ -212,7 +214,7 @@ def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 
 
 def table_of(inputs: Inputs, options: Options) -> Tensor:
-    """The order as a table, on the device of u, for a backend that has no use for walks."""
+    """The order as a table on the device of u, for backends that do not support walks."""
     if inputs.table is not None:
         return inputs.table
     if traced(inputs):
@@ -227,7 +229,7 @@ def _kept_table(numbers: tuple[int, ...], steps: int, device: torch.device) -> T
 
 
 def starts_of(seq_idx: Tensor, table: Tensor) -> Tensor:
-    """The steps before which the state starts again at zero, (B, K, T), of sequences (B, L) and a table."""
+    """The steps at which a new sequence starts and the state is zero, (B, K, T), from sequences (B, L) and a table."""
     batch, directions = seq_idx.shape[0], table.shape[-2]
     index = table.long().expand(batch, -1, -1)  # (B, K, T)
     visited = seq_idx[:, None].expand(-1, directions, -1).gather(-1, index)  # (B, K, T)
@@ -236,7 +238,7 @@ def starts_of(seq_idx: Tensor, table: Tensor) -> Tensor:
 
 
 def rows(x_dbl: Tensor) -> Tensor:
-    """x_dbl with a token's values side by side, (B, L, K, M), as the kernels read it; no copy where it is so."""
+    """x_dbl with the values of a token contiguous, (B, L, K, M), as the kernels read it; copied only if needed."""
     return x_dbl.permute(0, 3, 1, 2).contiguous()
 
 

@@ -16,12 +16,12 @@ from mtlkit.operators.directional_scan.signature import Inputs, Options
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64."""
+    """Calls with at most MAX_STATES states, without float64."""
     return few_states(inputs.A_logs.shape[1]) or single_precision_only(inputs)
 
 
 def room(inputs: Inputs, options: Options) -> tuple[Tensor]:
-    """The states kept for the backward pass."""
+    """The states saved for the backward pass, unset."""
     from mtlkit.kernels import selective_scan as kernels
 
     batch, *others = kernels.checkpoint_shape(inputs.u, inputs.A_logs, options.steps)
@@ -29,7 +29,7 @@ def room(inputs: Inputs, options: Options) -> tuple[Tensor]:
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """The output, the last state, and the states kept for the backward pass."""
+    """The output, the last state, and the states saved for the backward pass."""
     from mtlkit.kernels import selective_scan as kernels
 
     scan = scan_of(inputs, options)
@@ -41,7 +41,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return (*outputs, checkpoints) if save else outputs
 
 
-@torch.no_grad()  # which a second derivative, that is refused, does not set
+@torch.no_grad()  # unset only in a second derivative, which raises
 def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     from mtlkit.kernels import selective_scan as kernels

@@ -16,7 +16,7 @@ def supports(inputs: Inputs, _options: NoOptions) -> str | None:
 
 
 def _arguments(inputs: Inputs) -> tuple[dict[str, object], list]:
-    """What the kernels of both directions take, and the tensors that must live until they are launched."""
+    """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     x, weight, bias = inputs
     weight, bias = as_float(weight[:, 0]), None if bias is None else as_float(bias)
     arguments = {"sizes": x.shape, "x": argument(x), "weight": address(weight), "bias": address(bias)}

@@ -1,4 +1,4 @@
-"""The formula, and PyTorch's own convolution and activation."""
+"""The formula, and a form made of PyTorch's own convolution and activation."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from mtlkit.operators.dwconv_silu.signature import TAPS, memory_format, new_outp
 
 
 def dwconv_silu_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The formula, tap by tap."""
+    """The formula, one tap after another."""
     dtype = compute_dtype(x)
     height, width = x.shape[2:]
     padded = F.pad(x.to(dtype), (1, 1, 1, 1))  # (B, D, H + 2, W + 2)
@@ -24,7 +24,7 @@ def dwconv_silu_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 
 def dwconv_silu_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """PyTorch's own convolution and activation, in the dtype of x."""
+    """The same by PyTorch's own convolution and activation, in the dtype of x."""
     bias = None if bias is None else bias.to(x.dtype)
     a = F.conv2d(x, weight.to(x.dtype), bias, padding=1, groups=x.shape[1])  # (B, D, H, W)
     return F.silu(a).to(x.dtype).contiguous(memory_format=memory_format(x))

@@ -1,4 +1,4 @@
-"""What dwconv_silu is given, and the layout of what it returns."""
+"""The arguments of dwconv_silu, and the layout of its output."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ TAPS = 3
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.dwconv_silu` has them."""
+    """The tensors of `mtlkit.ops.dwconv_silu`."""
 
     x: Tensor
     weight: Tensor
@@ -35,10 +35,10 @@ def check(inputs: Inputs, _: NoOptions) -> None:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels-last where the channels of x lie side by side."""
+    """Channels-last if x is."""
     return torch.channels_last if x.shape[1] > 1 and x.stride(1) == 1 else torch.contiguous_format
 
 
 def new_output(x: Tensor) -> Tensor:
-    """Dense, with the channels where x has them; also for the gradient of x."""
+    """Dense, in the layout of x; also for the gradient of x."""
     return torch.empty_like(x, memory_format=memory_format(x))

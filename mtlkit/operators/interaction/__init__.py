@@ -1,4 +1,4 @@
-r"""Task interaction: TIM couples a segmentation map and a classification vector, UPA weighs what each takes over.
+r"""Task interaction: TIM couples a segmentation map and a classification vector, UPA weighs how much each adopts.
 
 B images, C channels of the map D, H x W pixels, L = H W; P channels of the projected map, F entries of the vector f.
 sigma is the sigmoid, (.) the elementwise product, GAP the mean over the pixels.
@@ -20,14 +20,14 @@ UPA, Uncertainty Proxy Attention, on three signals or two:
 
     D^ = D + w_seg (D~ - D),   f^ = f + w_clf (f~ - f)
 
-Variances are of the population. Fused, the enhanced map D~ = D (.) mu need not exist: Var(D~_c) = mu_c^2 Var(D_c),
-GAP(D~ - D)_c = (mu_c - 1) GAP(D_c), and D^ = D (.) (1 + w_seg (mu - 1)). One pass over D gathers means, variances,
-gradient energy and the pooled projection; a few vectors go through small layers; one pass scales.
+Variances are population variances. The fused kernels do not need the enhanced map D~ = D (.) mu: Var(D~_c) = mu_c^2
+Var(D_c), GAP(D~ - D)_c = (mu_c - 1) GAP(D_c), and D^ = D (.) (1 + w_seg (mu - 1)). One pass over D computes means,
+variances, gradient energy and the pooled projection; small layers process a few vectors; a second pass scales D.
 
 Source: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis" (2026),
 equations 1 to 8, and its official code for projection pooling and two signals; "Bidirectional Decoder-Level Task
-Interaction via Uncertainty-Aware Gating" (2026) for three signals. Its official code sets e to 0 below 8 rows, which no
-level of its network has; here the formula holds at every size.
+Interaction via Uncertainty-Aware Gating" (2026) for three signals. Its official code sets e to 0 below 8 rows, which
+does not occur in its network; here the formula holds at every size.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -68,15 +68,15 @@ INFERENCE = Normalisation(training=False, momentum=0.01, eps=1e-3)
 
 
 def limit(backend, x, *others):
-    """What keeps a backend from serving a call of these tensors, whatever the device; None if nothing does.
+    """Why a backend cannot run a call with these tensors, apart from the device; None if it can.
 
-    It has no types, as torch.compile of torch 2.6 does not evaluate `str | None`.
+    It has no annotations because torch.compile in torch 2.6 does not evaluate `str | None`.
     """
     return single_precision_only((x, *others)) if backend in ("cuda", "triton") else None
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
-    def obstacle(name):  # without types, as above
+    def obstacle(name):  # without annotations, as above
         if reason := limit(name, x, *others):
             return reason
         return fault("task_interaction", name, x, asked_for(name)) if name in CHECKED else None
@@ -116,7 +116,7 @@ def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=No
 
 
 def _full_precision(x: Tensor) -> AbstractContextManager:
-    """Keeps autocast away from the vectors, which are computed in the type of computation."""
+    """Disables autocast for the vectors, which are computed in the dtype of the computation."""
     kind = x.device.type
     enabled = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if enabled else nullcontext()
@@ -135,7 +135,7 @@ def interact(
     return_enhanced: bool = False,
     gates: Tensor | None = None,
 ) -> InteractionOutput:
-    """`task_interaction` by a backend that can serve the call, of arguments that fit together."""
+    """`task_interaction` by a backend that can run the call; the arguments have been checked."""
     with _full_precision(x):
         if backend != "reference":
             options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
@@ -154,8 +154,8 @@ def interact(
 def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None = None) -> Tensor:
     """The pooled projection of a map: the mean of relu(weight x + bias) over the pixels, or its mean under attention.
 
-    With `attn_weight` the pixels are weighed by the softmax of attn_weight x over all of them; a bias in there would
-    change nothing. The `cpu` backend never writes the projected map.
+    With `attn_weight` the pixels are weighted by the softmax of attn_weight x over all pixels; a bias there would have
+    no effect. The `cpu` backend never writes the projected map to memory.
 
     Args:
         x: map, (B, C, H, W), in any memory format.
@@ -164,12 +164,12 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
         attn_weight: attention, (C,) or (1, C, 1, 1); None for the plain mean.
 
     Returns:
-        The pooled projection, (B, P), in float32; float64 where x is.
+        The pooled projection, (B, P), in float32; float64 if x is.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, the map has no pixel, or the backend that was asked for
-            cannot serve.
+        ValueError: shapes or devices do not fit together, the map has no pixel, or the requested backend cannot run
+            this call.
 
     Example:
         >>> import torch, mtlkit
@@ -187,20 +187,20 @@ def tim_pool(x: Tensor, weight: Tensor, bias: Tensor, attn_weight: Tensor | None
 
 
 def tim_modulate(x: Tensor, gate: Tensor, gain: Tensor, tau: float = 0.7) -> Tensor:
-    """The enhanced map x (1 + tau gate gain): amplified by at most 1 + tau where gate and gain lie between 0 and 1.
+    """The enhanced map x (1 + tau gate gain), amplified by at most 1 + tau if gate and gain are between 0 and 1.
 
     Args:
         x: map, (B, C, H, W).
         gate: g_s, (B, C).
         gain: s, (B, C).
-        tau: the largest amplification, less 1.
+        tau: the largest amplification minus 1.
 
     Returns:
         The enhanced map, in the shape, dtype and memory format of x.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or tau is not a number.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit
@@ -228,25 +228,25 @@ def upa_stats(
     seg_proj: Tensor | None = None,
     clf_proj: Tensor | None = None,
 ) -> Signals:
-    """UPA's signals of a base and an enhanced map and vector.
+    """UPA's signals from a base and an enhanced map and vector.
 
     Args:
         x: base map D, (B, C, H, W).
-        x_enhanced: enhanced map, likewise.
+        x_enhanced: enhanced map, in the shape of x.
         f: base vector, (B, F).
-        f_enhanced: enhanced vector, likewise.
+        f_enhanced: enhanced vector, in the shape of f.
         signals: "variance" for the variances of enhanced map and vector, "alignment" for alignment of the tasks,
             gradient energy of the base map, and spread of the enhanced vector.
         seg_proj: P_s, (Q, C); only for "alignment".
         clf_proj: P_c, (Q, F); only for "alignment".
 
     Returns:
-        VarianceSignals or AlignmentSignals, (B,) each, in float32; float64 where x or f is.
+        VarianceSignals or AlignmentSignals, (B,) each, in float32; float64 if x or f is.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: no such signals, shapes or devices that do not fit together, or a backend that was asked for and
-            cannot serve.
+        ValueError: unknown signals, shapes or devices that do not fit together, or a requested backend that cannot run
+            this call.
 
     Example:
         >>> import torch, mtlkit
@@ -265,7 +265,7 @@ def upa_stats(
 
 
 def upa_gate(base: Tensor, enhanced: Tensor, weight: Tensor) -> Tensor:
-    """Base + weight (enhanced - base), of maps or of vectors: 0 keeps the base, 1 takes the enhanced one.
+    """Base + weight (enhanced - base), for maps or vectors: 0 keeps the base, 1 takes the enhanced one.
 
     Plain PyTorch on every backend.
 
@@ -307,14 +307,14 @@ def tim(
     eps: float = 1e-3,
     group: Group | None = None,
 ) -> TIMOutput:
-    """The whole Task Interaction Module: pooling, gates, modulation. Arguments as `task_interaction` has them.
+    """The complete Task Interaction Module: pooling, gates, modulation. Arguments: see `task_interaction`.
 
     Returns:
         TIMOutput: the enhanced map and vector, in the shapes and dtypes of x and f, and the factors mu.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import mtlkit
@@ -341,14 +341,14 @@ def upa(
     signals: str = "variance",
     normaliser: Tensor | None = None,
 ) -> InteractionOutput:
-    """The whole Uncertainty Proxy Attention on any enhanced map and vector. Arguments as `task_interaction` has them.
+    """The complete Uncertainty Proxy Attention for any enhanced map and vector. Arguments: see `task_interaction`.
 
     Returns:
-        InteractionOutput: final map and vector, gates, signals, and the enhanced map and vector as they came.
+        InteractionOutput: final map and vector, gates, signals, and the given enhanced map and vector.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit
@@ -384,42 +384,42 @@ def task_interaction(
     group: Group | None = None,
     gates: Tensor | None = None,
 ) -> InteractionOutput:
-    """A level of bidirectional task interaction: TIM, then UPA, on one reading and one writing pass over the map.
+    """A level of bidirectional task interaction: TIM, then UPA, in one pass that reads the map and one that writes it.
 
     Maps and vectors may be float32, float64, bfloat16 or float16, in any memory format; NCHW and channels-last are read
-    where they are. Sums and vectors are float32 (float64 where x or f is). First-order gradients flow to every tensor
-    but the running ones. Results repeat bit by bit on the same machine and thread count. Neither the projected map nor,
-    unless it is asked for, the enhanced map is written.
+    without a copy. Sums and vectors are float32 (float64 if x or f is). First-order gradients flow to every tensor
+    except the running statistics. Results are bitwise reproducible on the same machine with the same number of threads.
+    The projected map is never written to memory, the enhanced map only if requested.
 
-    With `signals="variance"` and no normaliser, the variances are divided by their mean over the batch, so that an
-    image's result depends on the others; of a batch of one, both signals are 1 and the gates are constants.
+    With `signals="variance"` and no normaliser, the variances are divided by their mean over the batch, so that the
+    result of an image depends on the others; in a batch of one, both signals are 1 and the gates are constant.
 
     Args:
         x: map of the segmentation branch D, (B, C, H, W).
         f: vector of the classification branch, (B, F).
-        tim: what TIM learns.
-        upa: what UPA learns.
+        tim: parameters of TIM.
+        upa: parameters of UPA.
         signals: UPA's signals, "variance" (two, softmax gates) or "alignment" (three: alignment, gradient energy,
             spread; sigmoid gates).
-        tau: TIM's largest amplification of the map, less 1.
-        normaliser: what the two variances are divided by, (2,), running means say; their means over the batch if None.
-        training: whether TIM's batch normalisation takes the batch's statistics, and updates the running ones.
-        momentum: weight of the batch in that update.
+        tau: TIM's largest amplification of the map minus 1.
+        normaliser: divisors of the two variances, (2,), for example running means; their means over the batch if None.
+        training: whether TIM's batch normalisation uses the batch's statistics and updates the running ones.
+        momentum: weight of the batch in the running statistics.
         eps: added to the variance in the batch normalisation.
-        return_enhanced: whether to return the enhanced map too, which costs another pass.
-        group: processes of torch.distributed whose batches count as one in training, as for torch.nn.SyncBatchNorm: in
-            TIM's batch normalisation, and in the means of the variances. PyTorch computes the vectors then.
-        gates: weights (B, 2) that stand in for UPA's, which are kept where NaN is: 0 leaves the map or the vector as
-            it came, 1 takes the enhanced one. PyTorch computes the vectors then, as where `tim` cuts a direction.
+        return_enhanced: whether to return the enhanced map too, which takes another pass.
+        group: torch.distributed process group whose batches count as one in training, as in torch.nn.SyncBatchNorm: for
+            TIM's batch normalisation and for the means of the variances. PyTorch then computes the vectors.
+        gates: weights (B, 2) that replace UPA's; NaN keeps UPA's. 0 leaves the map or the vector unchanged, 1 takes the
+            enhanced one. PyTorch then computes the vectors, as it does if `tim` cuts a direction.
 
     Returns:
         InteractionOutput: final map and vector in the shapes, dtypes and memory format of x and f; gates, signals, the
-        enhanced vector, and the enhanced map if asked.
+        enhanced vector, and the enhanced map if requested.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
         ValueError: shapes or devices do not fit together, the map has no pixel, training with a batch of one, or the
-            backend that was asked for cannot serve.
+            requested backend cannot run this call.
 
     Example:
         >>> import mtlkit

@@ -1,4 +1,4 @@
-"""A level of task interaction on one reading and one writing pass over the map: reduce, gate, scale."""
+"""A level of task interaction in one reading and one writing pass over the map: reduce, gate, scale."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,7 +15,7 @@ from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMPar
 
 
 class Level(NamedTuple):
-    """What a level gives: the map in its dtype, all else in the type of computation."""
+    """The results of a level: the map in its dtype, everything else in the dtype of the computation."""
 
     seg: Tensor  # (B, C, H, W)
     clf: Tensor  # (B, F)
@@ -26,7 +26,7 @@ class Level(NamedTuple):
 
 
 def projection_of(x: Tensor, tim: TIMParameters) -> reduce.Inputs:
-    """The map with TIM's projection, as `reduce` takes it."""
+    """The map and TIM's projection, the inputs of `reduce`."""
     if tim.proj_weight is None:
         return reduce.Inputs(x, None, None, None)
     attn = None if tim.attn_weight is None else tim.attn_weight.flatten()  # (C,)
@@ -34,20 +34,20 @@ def projection_of(x: Tensor, tim: TIMParameters) -> reduce.Inputs:
 
 
 def gather(backend: str, inputs: reduce.Inputs, options: reduce.Options) -> reduce.Reduced:
-    """The sums over the map; None what was not asked for."""
+    """The sums over the map; None for those not requested."""
     mean, variance, energy, pooled = reduce.OPERATOR.run(backend, inputs, options)
     return reduce.Reduced(mean, variance, energy if options.energy else None, None if inputs.weight is None else pooled)
 
 
 def multiply(backend: str, x: Tensor, factors: Tensor) -> Tensor:
-    """The map times its factors; in PyTorch where calls are traced, so that the compiler adds it to its neighbours."""
+    """The map times its factors; in PyTorch if calls are traced, so that the compiler can fuse it."""
     if traced((x, factors)):
         return scale.scale_torch(x, factors)
     return scale.OPERATOR.run(backend, scale.Inputs(x, factors))[0]
 
 
 def enhance(backend: str, x: Tensor, factors: Tensor, tim: TIMParameters) -> Tensor:
-    """The map times its factors; the map itself where TIM leaves it."""
+    """The map times its factors; the map itself if TIM does not change it."""
     return x if tim.gain_weight is None else multiply(backend, x, factors)
 
 
@@ -63,7 +63,7 @@ def level(
     options: reduce.Options,
     given: Tensor | None = None,
 ) -> Level:
-    """By kernels as far as they serve; given gates, (B, 2), stand in for UPA's where they are not NaN.
+    """Runs the kernels where possible; given gates, (B, 2), replace UPA's unless they are NaN.
 
     Raises:
         ValueError: training with a batch of one.
@@ -109,18 +109,18 @@ def level(
 
 
 def _kernels_gate(backend: str, inputs: reduce.Inputs, f, tim, upa, normaliser: Tensor | None, norm) -> bool:
-    """Whether the kernels do all of it; if not, PyTorch gates."""
-    if traced((*inputs, f, *tim, *upa, normaliser)):  # asked first: of a batch of any size nothing may be asked
+    """Whether the kernels can do everything; otherwise PyTorch computes the gating."""
+    if traced((*inputs, f, *tim, *upa, normaliser)):  # first, because a symbolic batch size must not be compared
         return False
     if backend not in gating.BACKENDS or not 0 < f.shape[0] <= gating.BACKENDS[backend].MOST_IMAGES:
         return False
-    if norm.group is not None or (norm.training and f.shape[0] == 1):  # of one image PyTorch says what is wrong
+    if norm.group is not None or (norm.training and f.shape[0] == 1):  # PyTorch raises the error for a single image
         return False
     return normaliser is None or not normaliser.requires_grad
 
 
 class _Saved(NamedTuple):
-    """What the backward pass reads, beside what gating saves."""
+    """What the backward pass reads, besides what gating saves."""
 
     x: Tensor
     weight: Tensor | None
@@ -138,27 +138,27 @@ class _Saved(NamedTuple):
 
 
 class _Passes(NamedTuple):
-    """The two passes over the map and what lies between them, by the kernels of one backend."""
+    """The two passes over the map and gating between them, by the kernels of one backend."""
 
     backend: str
     options: reduce.Options
     call: Call
 
     def parts(self) -> tuple[Any, Any, ModuleType]:
-        """The backends of reduce, scale and gating."""
+        """The modules of reduce, scale and gating for one backend."""
         parts = (part.OPERATOR.backends[self.backend] for part in (reduce, scale))
         return *parts, gating.BACKENDS[self.backend]
 
     def sums(self, mean: Tensor, variance: Tensor, energy: Tensor, pooled: Tensor) -> reduce.Reduced:
-        """Of the sums, those that gating reads."""
+        """The sums that gating reads."""
         three = self.call.alignment
         read = None if three else variance, energy if three else None
-        return reduce.Reduced(mean, *read, pooled)  # pyright: ignore[reportArgumentType] - of three signals none is the variance
+        return reduce.Reduced(mean, *read, pooled)  # pyright: ignore[reportArgumentType] - three signals do not need the variance
 
     def forward(
         self, normaliser: Tensor | None, running: list[Tensor], tensors: tuple[Tensor | None, ...], save: bool
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
-        """Final map and vector, mu, enhanced vector, gates and signals; and if `save` what the backward pass reads."""
+        """Final map and vector, mu, enhanced vector, gates and signals; with `save` also what backward reads."""
         reducing, scaling, gates = self.parts()
         inputs, f, weights = reduce.Inputs._make(tensors[:4]), tensors[4], tensors[5:]
         gathered = reducing.forward(inputs, self.options, save)
@@ -195,7 +195,7 @@ class _Passes(NamedTuple):
 
 
 def _room(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """Where the gradients of those that are wanted go."""
+    """Buffers for the gradients that are needed."""
     return [torch.empty_like(t) if t is not None and want else None for t, want in zip(tensors, wanted, strict=True)]
 
 

@@ -1,22 +1,22 @@
-"""How the kernels read and write maps (B, C, H, W): with the pixels or the channels side by side."""
+"""How the kernels read and write maps (B, C, H, W): with contiguous pixels or contiguous channels."""
 
 import torch
 from torch import Tensor
 
 
 def by_pixels(x: Tensor) -> bool:
-    """Whether the pixels of (B, C, L) lie side by side, rather than the channels."""
+    """Whether the pixels of (B, C, L) are contiguous, rather than the channels."""
     return x.stride(2) == 1 and (x.stride(1) != 1 or x.shape[2] > 1)
 
 
 def rows_of(x: Tensor) -> Tensor:
-    """(B, C, L) with the pixels or the channels side by side; no copy where strides allow."""
+    """(B, C, L) with contiguous pixels or contiguous channels; copied only if the strides require it."""
     rows = x.flatten(2)
     return rows if 1 in rows.stride()[1:] else rows.contiguous()
 
 
 def rows_like(dy: Tensor, x: Tensor) -> Tensor:
-    """(B, C, L) of dy with those side by side that are so in the rows x; no copy where they are."""
+    """(B, C, L) of dy in the layout of the rows x; copied only if needed."""
     rows = rows_of(dy)
     if by_pixels(rows) == by_pixels(x):
         return rows
@@ -24,6 +24,6 @@ def rows_like(dy: Tensor, x: Tensor) -> Tensor:
 
 
 def new_map(x: Tensor) -> Tensor:
-    """NCHW or channels-last, whichever is nearer to x."""
+    """NCHW or channels-last, whichever is closer to the layout of x."""
     layout = torch.contiguous_format if by_pixels(rows_of(x)) else torch.channels_last
     return torch.empty_like(x, memory_format=layout)

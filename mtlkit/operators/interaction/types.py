@@ -1,4 +1,4 @@
-"""What a level of task interaction is given and gives, and the checks of what it is given."""
+"""The arguments and results of a level of task interaction, and the checks of the arguments."""
 
 import warnings
 from typing import Any, NamedTuple
@@ -12,13 +12,15 @@ DIRECTIONS = ("seg_to_clf", "clf_to_seg")
 
 
 def check_directions(directions: Any) -> None:
-    """Raises unless these are directions of TIM, in their order and at least one."""
+    """Raises unless these are directions of TIM, in order and at least one."""
     if not directions or tuple(one for one in DIRECTIONS if one in directions) != tuple(directions):
-        raise ValueError(f"directions: expected some of {', '.join(DIRECTIONS)} in this order, got {directions!r}")
+        raise ValueError(
+            f"directions: expected one or more of {', '.join(DIRECTIONS)}, in this order, got {directions!r}"
+        )
 
 
 def signals_named(kind: Any) -> Any:
-    """The name of UPA's signals, yet to be checked; that of an earlier release, with a warning."""
+    """The name of UPA's signals, not checked; a name from an earlier release is translated with a warning."""
     if kind != "three":
         return kind
     warnings.warn("signals='three' is called 'alignment' now", DeprecationWarning, stacklevel=3)
@@ -29,10 +31,10 @@ def signals_named(kind: Any) -> Any:
 
 
 class TIMParameters(NamedTuple):
-    """What TIM learns: five linear layers, each its weight and its bias, a batch normalisation, and what may attend.
+    """The parameters of TIM: weights and biases of five linear layers, batch normalisation and optional attention.
 
-    A direction all of whose fields are None is cut: without those of seg_to_clf (proj, context, clf_gate and norm) the
-    vector stays as it is, without those of clf_to_seg (gain and seg_gate) the map.
+    To cut a direction, set all its fields to None: without those of seg_to_clf (proj, context, clf_gate and norm) the
+    vector does not change, without those of clf_to_seg (gain and seg_gate) the map does not.
 
     Fields:
         proj_weight, proj_bias: projection W_p, (P, C) or (P, C, 1, 1), and (P,).
@@ -41,7 +43,7 @@ class TIMParameters(NamedTuple):
         gain_weight, gain_bias: gain of the map's channels W_s, (C, F) and (C,).
         seg_gate_weight, seg_gate_bias: gate of the map W_d, (C, C) and (C,).
         norm_weight, norm_bias: scale and shift of the batch normalisation, (F,).
-        norm_mean, norm_var: its running mean and variance, (F,), written in training.
+        norm_mean, norm_var: its running mean and variance, (F,), updated in training.
         attn_weight: attention a, (C,) or (1, C, 1, 1); None for projection pooling.
 
     Example:
@@ -74,7 +76,7 @@ class TIMParameters(NamedTuple):
 
 
 class UPAParameters(NamedTuple):
-    """What UPA learns: two linear layers, and for three signals two projections.
+    """The parameters of UPA: two linear layers, and for three signals two projections.
 
     Fields:
         fc1_weight, fc1_bias: (hidden, 2) for two signals, (hidden, 3) for three, and (hidden,).
@@ -150,15 +152,15 @@ class TIMOutput(NamedTuple):
 
 
 class InteractionOutput(NamedTuple):
-    """What a level of interaction gives.
+    """The results of a level of interaction.
 
     Fields:
         seg: final map D^, (B, C, H, W).
         clf: final vector f^, (B, F).
-        gates: w_seg and w_clf, (B, 2), those that were given where they were.
-        stats: the signals that the gates come from.
+        gates: w_seg and w_clf, (B, 2), including given ones.
+        stats: the signals from which the gates are computed.
         enhanced_clf: enhanced vector f~, (B, F).
-        enhanced_seg: enhanced map D~, (B, C, H, W), or None where it was not asked for.
+        enhanced_seg: enhanced map D~, (B, C, H, W), or None if it was not requested.
 
     Example:
         >>> import torch, mtlkit
@@ -182,7 +184,7 @@ class InteractionOutput(NamedTuple):
 
 
 def check_map(name: str, x: Tensor) -> None:
-    """Raises unless `x` is a map that has a pixel."""
+    """Raises unless `x` is a map with at least one pixel."""
     check_tensor(name, x, 4)
     if min(x.shape[1:]) < 1:
         raise ValueError(f"{name}: expected shape (B, C, H, W) with C, H and W at least 1, got {tuple(x.shape)}")
@@ -198,7 +200,7 @@ def check_vector(f: Tensor, x: Tensor) -> None:
 
 
 def check_enhanced(x: Tensor, x_enhanced: Tensor, f: Tensor, f_enhanced: Tensor) -> None:
-    """Raises unless the enhanced map and vector are shaped as their bases are."""
+    """Raises unless the enhanced map and vector have the shapes of their bases."""
     for name, tensor, base, letters in (
         ("x_enhanced", x_enhanced, x, "(B, C, H, W), that of x,"),
         ("f_enhanced", f_enhanced, f, "(B, F), that of f,"),
@@ -211,11 +213,11 @@ def check_enhanced(x: Tensor, x_enhanced: Tensor, f: Tensor, f_enhanced: Tensor)
 def check_projection(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, where: str = ""
 ) -> None:
-    """Raises unless a projection fits the map; `where` goes before the names in messages, "tim.proj_" say."""
+    """Raises unless a projection fits the map; `where` is a prefix for names in messages, for example "tim.proj_"."""
     channels = x.shape[1]
     check_tensor(f"{where}weight", weight, (2, 4))
     check_tensor(f"{where}bias", bias, 1)
-    assert weight is not None  # check_tensor refuses None
+    assert weight is not None  # check_tensor rejects None
     assert bias is not None
     sizes = (channels, 1, 1)[: weight.dim() - 1]
     letters = "(P, C)" if weight.dim() == 2 else "(P, C, 1, 1)"
@@ -245,7 +247,7 @@ def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: Shapes)
 
 
 def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
-    """Raises unless TIM's parameters fit map and vector, and of each direction are there or all None."""
+    """Raises unless TIM's parameters fit map and vector, and each direction has all of them or none."""
     if not isinstance(p, TIMParameters):
         raise TypeError(f"tim: expected TIMParameters, got {type(p).__name__}")
     C, N = x.shape[1], f.shape[1]
@@ -254,7 +256,7 @@ def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
     shapes: Shapes = {}
     if not cut:
         check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")
-        assert p.proj_weight is not None  # check_projection refuses that
+        assert p.proj_weight is not None  # check_projection rejects that
         shapes |= {
             "context_weight": ("(F, P)", (N, p.proj_weight.shape[0])),
             "context_bias": ("(F,)", (N,)),
@@ -290,7 +292,7 @@ def check_tau(tau: object) -> None:
 def check_signals(
     x: Tensor, f: Tensor, kind: str, seg_proj: Tensor | None, clf_proj: Tensor | None, where: str = ""
 ) -> None:
-    """Raises unless there are such signals, with the projections that they need and no others."""
+    """Raises unless the signals exist and have exactly the projections they need."""
     if kind not in SIGNALS:
         raise ValueError(f"signals: expected one of {', '.join(map(repr, SIGNALS))}, got {kind!r}")
     projections: dict[str, tuple[Any, str, Tensor]] = {

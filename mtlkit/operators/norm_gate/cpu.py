@@ -15,11 +15,11 @@ def supports(_inputs: Inputs, _options: Options) -> None:
 
 
 def limit(_channels: int, _tensors: Iterable[Tensor | None]) -> None:
-    """Nothing keeps the kernels from serving a call."""
+    """The kernels can run every call."""
 
 
 def _arguments(x, weight, bias, z, eps) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     return {
         "sizes": x.shape,
         "x": argument(x),

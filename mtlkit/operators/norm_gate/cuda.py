@@ -17,12 +17,12 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
 
 
 def limit(_channels: int, tensors: Iterable[Tensor | None]) -> str | None:
-    """What keeps the kernels from serving a call with these tensors."""
+    """Why the kernels cannot run a call with these tensors; None if they can."""
     return single_precision_only(tensors)
 
 
 def _arguments(x, weight, bias, z, eps, stream) -> dict[str, object]:
-    """What the kernels of both directions take: rows, and parameters in float32."""
+    """The arguments shared by the forward and backward kernels: rows, and parameters in float32."""
     return {
         "sizes": x.shape,
         "x": argument(x),
@@ -40,7 +40,7 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
 
 
 def forward_of_sum(inputs: Inputs, addend: Tensor | None, options: Options, out_dtype: torch.dtype) -> Tensor:
-    """That of x + addend, which is not written; without an addend that of x."""
+    """The output for x + addend, without writing that sum; for x if there is no addend."""
     x, weight, bias, z = inputs
     out = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     with launching(x) as stream:
@@ -71,5 +71,5 @@ def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[T
             blocks=blocks,
         )
         check_cuda(status)
-    dweight, dbias = (part.clone() for part in partials.sum(0))  # no two results of an operator share memory
+    dweight, dbias = (part.clone() for part in partials.sum(0))  # results of an operator must not share memory
     return dx, dweight, dbias, dz

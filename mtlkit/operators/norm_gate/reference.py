@@ -1,4 +1,4 @@
-"""The formula, and PyTorch's own normalisation and activation."""
+"""The formula, and a form made of PyTorch's own normalisation and activation."""
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ def norm_gate_reference(x: Tensor, weight: Tensor | None, bias: Tensor | None, z
 
 
 def norm_gate_torch(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
-    """PyTorch's own normalisation and activation, in the dtype of x."""
+    """The same by PyTorch's own normalisation and activation, in the dtype of x."""
     weight, bias, z = (None if t is None else t.to(x.dtype) for t in (weight, bias, z))
     y = F.layer_norm(x, x.shape[-1:], weight, bias, eps)  # (..., D)
     if z is not None:

@@ -1,4 +1,4 @@
-"""What norm_gate is given, and the layout of what it returns."""
+"""The arguments of norm_gate, and the layout of its output."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, overload
@@ -10,7 +10,7 @@ from mtlkit._check import check_device, check_shape, check_tensor
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.norm_gate` has them."""
+    """As `mtlkit.ops.norm_gate` takes them."""
 
     x: Tensor
     weight: Tensor | None
@@ -19,7 +19,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.norm_gate` has them."""
+    """As `mtlkit.ops.norm_gate` takes them."""
 
     eps: float
 
@@ -36,7 +36,7 @@ def check(inputs: Inputs, options: Options) -> None:
 
 
 def check_parameters(shape: Sequence[int], weight, bias, z, eps: object) -> None:
-    """The shape rule of all but x, which has this shape."""
+    """The shape rule of everything except x, whose shape is given."""
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None:
             check_tensor(name, vector, 1)
@@ -58,7 +58,7 @@ def rows(t: Tensor) -> Tensor: ...
 @overload
 def rows(t: Tensor | None) -> Tensor | None: ...
 def rows(t: Tensor | None) -> Tensor | None:
-    """(rows, D) with the channels side by side, as the kernels read it; no copy where strides allow."""
+    """(rows, D) with contiguous channels, as the kernels read it; copied only if the strides require it."""
     if t is None:
         return None
     t = t.reshape(-1, t.shape[-1])

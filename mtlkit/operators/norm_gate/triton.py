@@ -10,13 +10,13 @@ from mtlkit.operators.norm_gate.signature import Inputs, Options
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls without float64, of rows that a program can hold."""
+    """Calls without float64 whose rows fit one program."""
     return limit(inputs.x.shape[-1], inputs)
 
 
 def limit(channels: int, tensors: Iterable[Tensor | None]) -> str | None:
-    """What keeps the kernels from serving rows of so many channels in a call with these tensors."""
-    most = f"it takes at most {MAX_ROW_CHANNELS} channels, got {channels}" if channels > MAX_ROW_CHANNELS else None
+    """Why the kernels cannot run rows of this many channels with these tensors; None if they can."""
+    most = f"it supports at most {MAX_ROW_CHANNELS} channels, got {channels}" if channels > MAX_ROW_CHANNELS else None
     return single_precision_only(tensors) or most
 
 

@@ -1,4 +1,4 @@
-r"""rms_norm and layer_norm of x plus a residual, as the blocks of mamba-ssm have them in front of their mixers.
+r"""rms_norm and layer_norm of x plus a residual, as in the blocks of mamba-ssm before their mixers.
 
 C channels, the last dimension; every other dimension is a row.
 
@@ -6,7 +6,7 @@ C channels, the last dimension; every other dimension is a row.
     y = s / sqrt(mean(s^2) + eps) weight + bias               rms_norm
     y = (s - mean(s)) / sqrt(var(s) + eps) weight + bias      layer_norm
 
-Both are compositions of PyTorch's own operations, on any device.
+Both are composed of PyTorch operations and run on any device.
 
 Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019); Ba et al., "Layer Normalization" (2016);
 names and semantics are those of mamba-ssm's `rms_norm_fn` and `layer_norm_fn`.
@@ -46,7 +46,7 @@ def _normalised(
     prenorm: bool,
     residual_in_fp32: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The norm of the sum in the dtype of x, and with `prenorm` the sum."""
+    """The norm of the sum in the dtype of x, and with `prenorm` also the sum."""
     _check(x, weight, bias, residual)
     dtype = compute_dtype(x, residual)
     total = x.to(dtype) if residual is None else x.to(dtype) + residual.to(dtype)
@@ -103,7 +103,7 @@ def rms_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Divides x plus a residual by the root of its mean square over the channels, times a weight.
 
-    Tensors may be float32, float64, bfloat16 or float16, mixed as they come. Sums are float32 (float64 where x or the
+    Tensors may be float32, float64, bfloat16 or float16, in any combination. Sums are float32 (float64 if x or the
     residual is). Gradients flow to every tensor.
 
     Args:
@@ -116,8 +116,8 @@ def rms_norm(
         residual_in_fp32: whether this sum is in float32 where there is no residual whose dtype it has.
 
     Returns:
-        The output in the shape and dtype of x; with `prenorm` also the sum, in the dtype of the residual, and without
-        one in that of x or float32.
+        The output in the shape and dtype of x; with `prenorm` also the sum, in the dtype of the residual, or of x or
+        float32 if there is no residual.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -183,7 +183,7 @@ def layer_norm(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """LayerNorm over the channels of x plus a residual.
 
-    Dtypes, gradients, what is returned and what is raised are those of `rms_norm`.
+    Dtypes, gradients, results and errors are as for `rms_norm`.
 
     Args:
         x: input, (..., C).

@@ -2,13 +2,13 @@ r"""The 1-D selective scan, with the semantics of mamba-ssm's `selective_scan_fn
 
 B sequences, D channels, L tokens, N states, G groups of channels that share B and C.
 
-    dt_t = softplus(delta_t + delta_bias)          the softplus only if asked
+    dt_t = softplus(delta_t + delta_bias)          the softplus is optional
     h_t  = exp(dt_t A) h_{t-1} + dt_t u_t B_t      (D, N), h_{-1} = 0
     y_t  = sum_n h_t[n] C_t[n] + D u_t             (D)
-    out  = y SiLU(z)                               the gate only if given
+    out  = y SiLU(z)                               the gate is optional
 
 Source: Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), equation 2 with the
-zero-order hold for A and Euler's rule for B, as every published implementation has it.
+zero-order hold for A and Euler's rule for B, as in every published implementation.
 """
 
 from typing import Literal, overload
@@ -88,9 +88,9 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Selective scan over sequences, with the signature and semantics of mamba-ssm's `selective_scan_fn`.
 
-    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, of any strides. State and sums are float32
-    (float64 where u, delta, A, B or C is). First-order gradients flow to every tensor. Results repeat bit by bit on the
-    same machine and thread count.
+    Inputs may be float32, float64, bfloat16 or float16, in any combination, with any strides. State and sums are
+    float32 (float64 if u, delta, A, B or C is). First-order gradients flow to every tensor. Results are bitwise
+    reproducible on the same machine with the same number of threads.
 
     Args:
         u: input, (B, D, L).
@@ -98,19 +98,19 @@ def selective_scan(
         A: real state matrix, (D, N), negative for a stable state.
         B: input matrix: (D, N) constant, (B, N, L), or (B, G, N, L) for G groups of channels.
         C: output matrix: as B; constant and varying may be mixed.
-        D: skip, (D,).
+        D: weight of the skip connection, (D,).
         z: gate, (B, D, L); the output is multiplied by SiLU(z).
         delta_bias: added to delta, (D,).
         delta_softplus: whether softplus is applied to delta.
-        return_last_state: whether the state behind the last token is returned too.
+        return_last_state: whether to return also the state after the last token.
 
     Returns:
         The output, (B, D, L) in the dtype and layout of u; with `return_last_state` also the last state, (B, D, N) in
-        the type of computation.
+        the dtype of the computation.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or A is complex.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit

@@ -17,7 +17,7 @@ from mtlkit.operators.selective_scan.signature import (
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states."""
+    """Calls with at most MAX_STATES states."""
     return few_states(inputs.A.shape[1])
 
 
@@ -30,7 +30,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
 
 
 def _arguments(inputs: Inputs, options: Options, checkpoints: Tensor | None) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     return {
         "sizes": sizes_of(inputs),
@@ -52,7 +52,7 @@ def _arguments(inputs: Inputs, options: Options, checkpoints: Tensor | None) -> 
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """The output, the last state, and the states kept for the backward pass."""
+    """The output, the last state, and the states saved for the backward pass."""
     out, last = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
     for new in (out, *kept):

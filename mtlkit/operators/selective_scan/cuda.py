@@ -29,13 +29,13 @@ from mtlkit.operators.selective_scan.signature import (
 
 
 class Order(NamedTuple):
-    """Which tokens each group of channels visits, and from which state; tensors as Inputs, but in groups of channels.
+    """The order and initial state of each group of channels; tensors as in Inputs, but split into groups of channels.
 
     u, delta and their gradients are (B, G, D / G, L), B and C vary, and z is None.
     """
 
-    table: Tensor | None  # (G, T) or (B, G, T), int32, dense: the token at each step; all, as they come, if None
-    seq_idx: Tensor | None  # (B, L), int32, dense: where it changes, the state begins at zero
+    table: Tensor | None  # (G, T) or (B, G, T), int32, dense: the token at each step; all tokens in order if None
+    seq_idx: Tensor | None  # (B, L), int32, dense: where it changes, the state restarts at zero
     initial_state: Tensor | None  # (B, D, N), float32, dense: of the first sequence visited; zeros if None
 
 
@@ -49,18 +49,18 @@ def _plan(sizes: Sizes, inputs: Inputs) -> Any:
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64."""
+    """Calls with at most MAX_STATES states, without float64."""
     return few_states(inputs.A.shape[1]) or single_precision_only(inputs)
 
 
 def checkpoints_of(batch: int, steps: int, channels: int, plan: Any, device: torch.device) -> Tensor:
-    """A state for each tile of tokens, unset."""
+    """One state for each tile of tokens, uninitialised."""
     tiles = (steps + plan.tile_tokens - 1) // plan.tile_tokens
     return torch.empty(batch, tiles, channels, plan.padded_states, dtype=torch.float32, device=device)
 
 
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
-    """A state for each tile of tokens, and the output before the gate."""
+    """One state for each tile of tokens, and the output before the gate."""
     batch, channels, length = inputs.u.shape
     plan = _plan(Sizes(1, 1, 1, int(inputs.A.shape[1]), 1), inputs)
     checkpoints = checkpoints_of(batch, length, channels, plan, inputs.u.device)
@@ -79,7 +79,7 @@ def _by_group(tensor: Tensor | None, groups: int) -> Argument | None:
 def _arguments(
     inputs: Inputs, softplus: bool, sizes: Sizes, checkpoints: Tensor | None, plan: Any, order: Order | None
 ) -> tuple[dict[str, object], list]:
-    """What the kernels of both directions take, and the tensors that must live until they are launched."""
+    """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     many = sizes.batch * plan.chunks * sizes.channels if plan.chunks > 1 else 0
     ends = torch.empty(many, plan.padded_states, dtype=torch.float32, device=u.device)
@@ -123,9 +123,9 @@ def launch_forward(
     ungated: Tensor | None,
     order: Order | None = None,
 ) -> None:
-    """Sets the output, the last state, (B, D, N) in float32, and what is kept of them.
+    """Computes the output, the last state, (B, D, N) in float32, and what is saved for backward.
 
-    `sizes` has the tokens that are visited; what is not visited stays as it is in `out`.
+    `sizes` counts the visited tokens; other tokens of `out` are not written.
     """
     plan = _plan(sizes, inputs)
     with launching(inputs.u) as stream:
@@ -162,7 +162,7 @@ def launch_backward(
 ) -> tuple[Any, ...]:
     """The gradients of `inputs`; those of B and C, where they vary, are (B, G, L, N).
 
-    That of u goes to `du`, and that of the initial state to `dinitial`.
+    The gradient of u goes to `du`, that of the initial state to `dinitial`.
     """
     u, delta, _, B, C, _, z, _ = inputs
     plan, (batch, channels, steps, states, groups) = _plan(sizes, inputs), sizes
@@ -190,7 +190,7 @@ def launch_backward(
             stream=stream,
         )
         check_cuda(status)
-    # in a fixed order, as all of torch's sums over a dimension
+    # in a fixed order, as in all of torch's sums over a dimension
     dA, dB, dC, dD, dbias = dparameters.sum(0).split((states, states, states, 1, 1), -1)
     if varies:
         varying_B, varying_C = drows.sum(0).split(states, -1)

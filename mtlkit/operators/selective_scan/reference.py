@@ -1,4 +1,4 @@
-"""The formula token by token, and its vectorised form in chunks."""
+"""The formula one token after another, and its vectorised form in chunks."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def selective_scan_reference(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The formula, token by token, in float32 (float64 where any input is): (out, last state)."""
+    """The formula, one token after another, in float32 (float64 if any input is): (out, last state)."""
     return _with(scan_sequential, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
@@ -32,16 +32,16 @@ def scan_sequential(
     initial: Tensor | None = None,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence, token by token: (y, last state).
+    """The recurrence, one token after another: (y, last state).
 
     Args:
         dt: time step, (B, G, D/G, L).
-        x: what enters the state, time step times input, (B, G, D/G, L).
+        x: input to the state, time step times u, (B, G, D/G, L).
         A: (G, D/G, N).
         B: (B, G, 1 or D/G, N, L).
         C: as B.
         initial: the state before the first token, (B, G, D/G, N); zeros if None.
-        starts: the tokens before which the state is zeros again, (B, G, L); none if None.
+        starts: the tokens before which the state is reset to zero, (B, G, L); none if None.
     """
     h = x.new_zeros(*x.shape[:3], A.shape[-1]) if initial is None else initial  # (B, G, D/G, N)
     ys = []
@@ -84,7 +84,7 @@ def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Te
 
 
 def selective_scan_torch(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
-    """As the reference, with about 2 sqrt(L) steps instead of L: (out, last state)."""
+    """The reference with about 2 sqrt(L) steps instead of L: (out, last state)."""
     return _with(scan_chunked, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
@@ -97,15 +97,15 @@ def scan_chunked(
     initial: Tensor | None = None,
     starts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `scan_sequential`, all chunks of T tokens together: once for their last states, which are chained, then for y.
+    """`scan_sequential` for all chunks of T tokens at once: first for their last states, which are chained, then for y.
 
-    Only products of decays occur, never their inverses, so that nothing overflows however strong the decay is.
+    Only products of decays occur, never their inverses, so that nothing overflows for any decay.
     """
     length = x.shape[-1]
     T = max(1, round(length**0.5))
     chunks = -(-length // T)
 
-    def split(v: Tensor) -> Tensor:  # (..., L) -> (T, ..., chunks); tokens added behind leave the state as it is
+    def split(v: Tensor) -> Tensor:  # (..., L) -> (T, ..., chunks); padding tokens do not change the state
         return F.pad(v, (0, chunks * T - length)).unflatten(-1, (chunks, T)).movedim(-1, 0).contiguous()
 
     dt, x = split(dt).unsqueeze(-1), split(x).unsqueeze(-1)  # (T, B, G, D/G, chunks, 1)

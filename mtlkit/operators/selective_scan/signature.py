@@ -1,4 +1,4 @@
-"""What selective_scan is given, its sizes, and the layout of what it returns."""
+"""The arguments of selective_scan, its sizes, and the layout of its results."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from mtlkit.operators._launch import argument, compute_dtype
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.selective_scan` has them."""
+    """As `mtlkit.ops.selective_scan` takes them."""
 
     u: Tensor
     delta: Tensor
@@ -23,7 +23,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.selective_scan` has them."""
+    """As `mtlkit.ops.selective_scan` takes them."""
 
     delta_softplus: bool
 
@@ -54,7 +54,7 @@ def check(inputs: Inputs, _: Options) -> None:
     check_tensor("u", u, 3)
     check_tensor("delta", delta, 3)
     if isinstance(A, Tensor) and A.is_complex():
-        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not served")
+        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not supported")
     check_tensor("A", A, 2)
     batch, channels, length = u.shape
     states = A.shape[1]
@@ -91,7 +91,7 @@ def check(inputs: Inputs, _: Options) -> None:
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
-    """The type of computation, which the last state has."""
+    """The dtype of the computation and of the last state."""
     return compute_dtype(inputs.u, inputs.delta, inputs.A, inputs.B, inputs.C)
 
 
@@ -103,7 +103,7 @@ def new_outputs(inputs: Inputs, _: Options) -> tuple[Tensor, Tensor]:
 
 
 def rows(v: Tensor) -> tuple:
-    """B or C as the kernels take it: with four strides, of which constant ones use two."""
+    """B or C as the kernels take it: with four strides, of which a constant one uses two."""
     return argument(v[:, :, None, None] if v.dim() == 2 else v[:, None] if v.dim() == 3 else v)
 
 

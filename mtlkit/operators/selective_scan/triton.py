@@ -8,12 +8,12 @@ from mtlkit.operators.selective_scan.signature import Inputs, Options
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64."""
+    """Calls with at most MAX_STATES states, without float64."""
     return few_states(inputs.A.shape[1]) or single_precision_only(inputs)
 
 
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
-    """The states kept for the backward pass."""
+    """The states saved for the backward pass, unset."""
     from mtlkit.kernels import selective_scan as kernels
 
     batch, tokens, *others = kernels.checkpoint_shape(inputs.u, inputs.A)
@@ -21,7 +21,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """The output, the last state, and the states kept for the backward pass."""
+    """The output, the last state, and the states saved for the backward pass."""
     from mtlkit.kernels import selective_scan as kernels
 
     out, last, checkpoints = kernels.forward(*inputs, *options, save)

@@ -1,10 +1,10 @@
-r"""selective_state_update: one token of the selective scan, as decoding has it.
+r"""selective_state_update: one token of the selective scan, for decoding.
 
 B sequences, D channels, N states; or H heads of D channels each, with G groups of heads that share B and C.
 
-    dt = softplus(dt + dt_bias)                    the softplus only if asked
-    h  = exp(dt A) h + dt x B                      (D, N), over the state
-    y  = (sum_n h[n] C[n] + D x) SiLU(z)           the gate only if given
+    dt = softplus(dt + dt_bias)                    the softplus is optional
+    h  = exp(dt A) h + dt x B                      (D, N), replaces the state
+    y  = (sum_n h[n] C[n] + D x) SiLU(z)           the gate is optional
 
 Source: as selective_scan; names and semantics are those of mamba-ssm's `selective_state_update`.
 """
@@ -44,9 +44,9 @@ def selective_state_update(
 ) -> Tensor:
     """The next token of a selective scan, whose state is updated in place.
 
-    Tensors may be float32, float64, bfloat16 or float16, mixed as they come, of any strides; expanded ones, such as
-    the A of a head, are read as they are. Sums are float32 (float64 where x, state, dt, A, B or C is). It is a step of
-    decoding: no gradient flows through it.
+    Tensors may be float32, float64, bfloat16 or float16, in any combination, with any strides; expanded ones, such as
+    the A of a head, are read without a copy. Sums are float32 (float64 if x, state, dt, A, B or C is). It is a decoding
+    step without gradients.
 
     Args:
         state: (B, D, N), or with heads (B, H, D, N); updated in place.
@@ -55,20 +55,20 @@ def selective_state_update(
         A: real state matrix, (D, N) or (H, D, N).
         B: input matrix, (B, N), or with heads (B, G, N) for G groups of heads.
         C: output matrix, as B.
-        D: skip, (D,) or (H, D).
+        D: weight of the skip connection, (D,) or (H, D).
         z: gate, (B, D) or (B, H, D); the output is multiplied by SiLU(z).
         dt_bias: added to dt, (D,) or (H, D).
         dt_softplus: whether softplus is applied to dt.
-        state_batch_indices: which rows of the state the sequences have, (B,) integers; below 0 is padding, whose
-            output is 0. The state may then have any count of rows.
+        state_batch_indices: the row of the state of each sequence, (B,) integers; a negative value marks padding, whose
+            output is 0. The state may then have any number of rows.
 
     Returns:
         The output, in the shape and dtype of x.
 
     Raises:
         TypeError: an argument is not a tensor, or of the wrong dtype, or A is complex.
-        ValueError: shapes or devices do not fit together, the state is an expanded tensor, or the backend that was
-            asked for cannot serve.
+        ValueError: shapes or devices do not fit together, the state is an expanded tensor, or the requested backend
+            cannot run this call.
         IndexError: state_batch_indices names a row that the state does not have.
 
     Example:

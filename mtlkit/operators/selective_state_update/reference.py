@@ -9,7 +9,7 @@ from mtlkit.operators.selective_state_update.signature import Inputs, Options, w
 
 
 def selective_state_update_torch(inputs: Inputs, options: Options) -> Tensor:
-    """The formula, in float32 (float64 where any tensor is)."""
+    """The formula, in float32 (float64 if any tensor is)."""
     shape, out_dtype, dtype = inputs.x.shape, inputs.x.dtype, dtype_of(inputs)
     x, state, dt, A, B, C, D, z, dt_bias, rows = with_heads(inputs)
 
@@ -41,5 +41,5 @@ def selective_state_update_torch(inputs: Inputs, options: Options) -> Tensor:
 
 
 def dtype_of(inputs: Inputs) -> torch.dtype:
-    """The type of computation."""
+    """The dtype of the computation."""
     return compute_dtype(inputs.x, inputs.state, inputs.dt, inputs.A, inputs.B, inputs.C)

@@ -1,4 +1,4 @@
-"""What selective_state_update is given, and the layout of what it returns."""
+"""The arguments of selective_state_update, and the layout of its output."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mtlkit._check import check_device, check_indices, check_shape, check_tensor
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.selective_state_update` has them, with heads or without; the indices are int32 and contiguous."""
+    """As `mtlkit.ops.selective_state_update` takes them, with or without heads; indices are int32 and contiguous."""
 
     x: Tensor
     state: Tensor
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.selective_state_update` has them."""
+    """As `mtlkit.ops.selective_state_update` takes them."""
 
     dt_softplus: bool
 
@@ -34,7 +34,7 @@ def check(inputs: Inputs, _: Options) -> None:
     x, state, dt, A, B, C, D, z, dt_bias, state_batch_indices = inputs
     check_tensor("state", state, (3, 4))
     if isinstance(A, Tensor) and A.is_complex():
-        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not served")
+        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not supported")
     letters = "H, D" if state.dim() == 4 else "D"
     channels, states = state.shape[1:-1], state.shape[-1]  # with the heads before the channels
     if 0 in state.shape[1:]:
@@ -77,7 +77,7 @@ def new_output(inputs: Inputs, _: Options) -> Tensor:
 
 
 def with_heads(inputs: Inputs) -> Inputs:
-    """Views that have heads, and B and C that have groups."""
+    """Views with a dimension of heads, and of groups for B and C."""
     x, state, dt, A, B, C, D, z, dt_bias, state_batch_indices = inputs
     if B.dim() == 2:
         B, C = B[:, None], C[:, None]

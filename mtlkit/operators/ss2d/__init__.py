@@ -13,7 +13,7 @@ With u_k the pixels in the order of direction k, and the rows of x_dbl[k] split 
     h_t = exp(-dt_t exp(A_logs[k])) h_{t-1} + dt_t u_t B_t,   h_{-1} = 0
     y_t = sum_n h_t[n] C_t[n] + Ds[k] u_t
 
-and y is the sum of the four, each put back into image order. A 1 x 1 projection commutes with the order of pixels, so
+and y is the sum of the four, each returned to image order. A 1 x 1 projection commutes with the order of pixels, so
 x_dbl of all four directions is one matrix product on the image as it is.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), section 4.2; Yue and Li, "MedMamba" (2024).
@@ -55,28 +55,28 @@ def ss2d(
 ) -> Tensor:
     """Four-direction 2-D selective scan, from the input and its projections to the merged output.
 
-    Inputs may be float32, float64, bfloat16 or float16, mixed as they come, in any memory format and of any strides;
-    channels-last is the fast one. State and sums are float32 (float64 where u or x_dbl is). First-order gradients flow
-    to every tensor. Results repeat bit by bit on the same machine and thread count. The `cpu` backend keeps a state
-    every 32 tokens for the backward pass; nothing of size (B, 4, D, L) is written.
+    Inputs may be float32, float64, bfloat16 or float16, in any combination, in any memory format and with any strides;
+    channels-last is the fastest. State and sums are float32 (float64 if u or x_dbl is). First-order gradients flow to
+    every tensor. Results are bitwise reproducible on the same machine with the same number of threads. The `cpu`
+    backend saves a state every 32 tokens for the backward pass; no tensor of size (B, 4, D, L) is written.
 
     Args:
         u: input, (B, D, H, W).
         x_dbl: projections of u for the four directions, in image order, (B, 4, R + 2 N, H, W): R values for the time
-            step, then B, then C. Fastest where a pixel's values lie side by side, as a linear layer leaves them.
+            step, then B, then C. Fastest if the values of a pixel are contiguous, as a linear layer produces them.
         dt_weight: projection of the time step, (4, D, R).
         dt_bias: its bias, added before softplus, (4, D).
         A_logs: logarithm of -A, (4 D, N).
-        Ds: skip, (4 D,).
-        out_dtype: dtype of the output; that of u if None. Pass torch.float32 with float16 input where the output may
-            pass float16's range.
+        Ds: weight of the skip connection, (4 D,).
+        out_dtype: dtype of the output; that of u if None. Pass torch.float32 with float16 input if the output may
+            exceed float16's range.
 
     Returns:
         The output, (B, D, H, W) in the memory format of u.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit
@@ -88,4 +88,4 @@ def ss2d(
         torch.Size([1, 8, 7, 5])
     """
     inputs = Inputs(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
-    return OPERATOR(inputs, Options(out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - None only of no tensor, which `check` refuses
+    return OPERATOR(inputs, Options(out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - `check` rejects None

@@ -18,7 +18,7 @@ from mtlkit.operators.ss2d.signature import Inputs, Options, from_rows, new_outp
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states."""
+    """Calls with at most MAX_STATES states."""
     return few_states(inputs.A_logs.shape[1])
 
 
@@ -31,7 +31,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
 
 
 def _arguments(inputs: Inputs, x_rows: Tensor, checkpoints: Tensor | None) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     return {
         "sizes": sizes_of(inputs),
         "u": argument(inputs.u),
@@ -47,7 +47,7 @@ def _arguments(inputs: Inputs, x_rows: Tensor, checkpoints: Tensor | None) -> di
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """y, and the states kept for the backward pass."""
+    """y, and the states saved for the backward pass."""
     (y,) = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
     for new in (y, *kept):

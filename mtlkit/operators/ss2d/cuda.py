@@ -24,7 +24,7 @@ from mtlkit.operators.ss2d.signature import Inputs, Options, from_rows, rows, si
 
 @cache
 def _tiling(states: int, rank: int, of_gpu: tuple[int, int]) -> Any:
-    """SS2DTiling of csrc/cuda/ss2d/ss2d.h: no states where no kernel fits the GPU's shared memory."""
+    """SS2DTiling of csrc/cuda/ss2d/ss2d.h: no states if no kernel fits the GPU's shared memory."""
     return _native.C.cuda_ss2d_tiling(states=states, rank=rank, gpu=of_gpu)
 
 
@@ -38,7 +38,7 @@ def _plan(inputs: Inputs, backward: bool) -> Any:
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64, that fit the GPU's shared memory."""
+    """Calls with at most MAX_STATES states, without float64, that fit the GPU's shared memory."""
     states, rank = inputs.A_logs.shape[1], inputs.dt_weight.shape[2]
     if limit := few_states(states) or single_precision_only(inputs):
         return limit
@@ -58,7 +58,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
 
 
 def _arguments(inputs: Inputs, checkpoints: Tensor | None, plan: Any) -> tuple[dict[str, object], list[Tensor]]:
-    """What the kernels of both directions take, and the tensors that must live until they are launched."""
+    """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     u, x_dbl, *parameters = inputs
     batch, channels = u.shape[:2]
     x_rows = aligned(rows(x_dbl))
@@ -83,13 +83,13 @@ def _arguments(inputs: Inputs, checkpoints: Tensor | None, plan: Any) -> tuple[d
 
 
 def _maps(u: Tensor, count: int) -> list[Tensor]:
-    """Where the two pairs of opposite directions, or both together, leave their sums, (B, D, H, W), channels-last."""
+    """Buffers for the sums of the two pairs of opposite directions, or of both pairs, (B, D, H, W), channels-last."""
     options = {"dtype": torch.float32, "memory_format": torch.channels_last}
     return [torch.empty_like(u, **options) for _ in range(count)]
 
 
 def _sum_of_maps(maps: list[Tensor], u: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the memory format of u; where that and the dtype are the maps', in place of the first."""
+    """The output in the memory format of u; the first map's memory if format and dtype agree."""
     in_place = dtype == maps[0].dtype and u.stride() == maps[0].stride()
     total = maps[0] if in_place else torch.empty_like(u, dtype=dtype)
     if len(maps) == 2:
@@ -108,7 +108,7 @@ def forward_maps(inputs: Inputs, checkpoints: Tensor | None = None) -> list[Tens
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """y, and the states kept for the backward pass."""
+    """y, and the states saved for the backward pass."""
     kept = room(inputs, options) if save else ()
     maps = forward_maps(inputs, *kept)
     return _sum_of_maps(maps, inputs.u, options.out_dtype), *kept

@@ -1,4 +1,4 @@
-"""The order in which each direction visits the pixels."""
+"""Pixels in the order of each direction, and back."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ DIRECTIONS = 4
 
 
 def cross_scan(x: Tensor) -> Tensor:
-    """The pixels of each direction in its order: (B, 4, C, H, W), or (B, C, H, W) for all alike, to (B, 4, C, L).
+    """The pixels in the order of each direction: (B, 4, C, H, W), or (B, C, H, W) for all four, to (B, 4, C, L).
 
     Example:
         >>> import torch, mtlkit
@@ -25,7 +25,7 @@ def cross_scan(x: Tensor) -> Tensor:
 
 
 def cross_merge(ys: Tensor, height: int, width: int) -> Tensor:
-    """The way back, summed over the directions: (B, 4, C, L) to (B, C, H, W).
+    """The inverse of `cross_scan`, summed over the directions: (B, 4, C, L) to (B, C, H, W).
 
     Example:
         >>> import torch, mtlkit

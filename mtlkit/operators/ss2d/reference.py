@@ -1,4 +1,4 @@
-"""The formula in plain PyTorch: the four sequences, scanned by the 1-D operator's forms, and merged."""
+"""The formula in plain PyTorch: the four sequences, scanned by the 1-D operator's reference, then merged."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from mtlkit.operators.ss2d.orders import DIRECTIONS, cross_merge, cross_scan
 
 
 def ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
-    """The formula, token by token."""
+    """The formula, one token after another."""
     return _composed(selective_scan_reference, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
 
 
 def ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
-    """As the reference, with the vectorised scan."""
+    """The reference with the vectorised scan."""
     return _composed(selective_scan_torch, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
 
 

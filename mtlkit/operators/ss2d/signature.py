@@ -1,4 +1,4 @@
-"""What ss2d is given, its sizes, and the layout of what it returns."""
+"""The arguments of ss2d, its sizes, and the layout of its output."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from mtlkit.operators.ss2d.orders import DIRECTIONS
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.ss2d` has them."""
+    """As `mtlkit.ops.ss2d` takes them."""
 
     u: Tensor
     x_dbl: Tensor
@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.ss2d` has them."""
+    """As `mtlkit.ops.ss2d` takes them."""
 
     out_dtype: torch.dtype
 
@@ -74,7 +74,7 @@ def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor]:
 
 
 def rows(x_dbl: Tensor) -> Tensor:
-    """x_dbl with a pixel's values side by side, (B, H, W, 4, M), as the kernels read it; no copy where it is so."""
+    """x_dbl with the values of a pixel contiguous, (B, H, W, 4, M), as the kernels read it; copied only if needed."""
     return x_dbl.permute(0, 3, 4, 1, 2).contiguous()
 
 

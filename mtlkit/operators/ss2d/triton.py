@@ -8,12 +8,12 @@ from mtlkit.operators.ss2d.signature import Inputs, Options
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
-    """Calls of few states, without float64."""
+    """Calls with at most MAX_STATES states, without float64."""
     return few_states(inputs.A_logs.shape[1]) or single_precision_only(inputs)
 
 
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
-    """The states kept for the backward pass."""
+    """The states saved for the backward pass, unset."""
     from mtlkit.kernels import ss2d as kernels
 
     batch, directions, tokens, *others = kernels.checkpoint_shape(inputs.u, inputs.A_logs)
@@ -22,7 +22,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor]:
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """y, and the states kept for the backward pass."""
+    """y, and the states saved for the backward pass."""
     from mtlkit.kernels import ss2d as kernels
 
     y, checkpoints = kernels.forward(*inputs, *options, save)

@@ -1,13 +1,13 @@
-r"""ss2d_layer: all that an SS2D layer computes, as one call of the C++ kernels, where no gradient is wanted.
+r"""ss2d_layer: a complete SS2D layer as one call of the C++ kernels, for inference.
 
     x, z  = split(X W_in)                                  no z without a gate
     u     = SiLU(DWConv(x))                                without a convolution SiLU(x)
     y     = ss2d(u, u W_x, ...)                            formula in mtlkit/operators/ss2d
     out   = (LayerNorm(y) gate(z)) W_out                   either may be left out
 
-It is one backend and one direction of `nn.SS2D`, in float32: the layer composes other operators for everything else,
-and so do its compiled and exported graphs. What it saves are the calls between the parts, and what libraries spend on
-the layout of small products. Weights are read where they are in every call.
+It is the forward pass of `nn.SS2D` on the CPU in float32; for everything else, and in compiled and exported graphs, the
+layer is composed of other operators. It saves the overhead of several calls, and of libraries that rearrange small
+matrices before they multiply them. Weights are read in place at every call.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3.
 """
@@ -25,13 +25,13 @@ from mtlkit.operators._operator import in_memory, traced, wants_grad
 from mtlkit.operators.ss2d.orders import DIRECTIONS
 
 KERNELS = (3, 5, 7)
-GATES = {None: 0, "silu": 1, "linear": 2}  # as csrc/cpu/ss2d_layer.h has them
+GATES = {None: 0, "silu": 1, "linear": 2}  # as in csrc/cpu/ss2d_layer.h
 
 
 class Weights(NamedTuple):
     """C channels of the layer, D of the scan, R rank of the time step, N states, M = R + 2 N.
 
-    Those of a part that the layer does not have are None, and so are absent biases and factors of the norm.
+    Weights of a part that the layer does not have are None, and so are missing biases and scales of the norm.
     """
 
     in_weight: Tensor  # (2 D, C), without a gate (D, C)
@@ -59,7 +59,7 @@ class Options(NamedTuple):
 
 
 def _fit(x: Tensor, weights: Weights, options: Options) -> bool:
-    """Whether all weights are there and have the shapes that belong together."""
+    """Whether all weights are given and their shapes fit together."""
     dt_weight, A_logs = weights.dt_weight, weights.A_logs
     if dt_weight is None or A_logs is None or dt_weight.dim() != 3 or A_logs.dim() != 2:
         return False
@@ -93,7 +93,7 @@ def _fit(x: Tensor, weights: Weights, options: Options) -> bool:
 
 
 def _modes() -> bool:
-    """Whether code of the user's watches or changes the operators of torch that are called."""
+    """Whether user code intercepts the torch operators that are called."""
     return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
@@ -106,11 +106,11 @@ def _plain(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def can_run(x: Tensor, weights: Weights, options: Options) -> bool:
-    """Whether `ss2d_layer` may take the place of the composed layer: the caller composes it where it may not.
+    """Whether `ss2d_layer` can replace the composed layer.
 
     Args:
         x: a floating-point image, (B, H, W, C).
-        weights: of the layer, as they come; what does not fit together is left to the composed layer to name.
+        weights: weights of the layer; if they do not fit together, the composed layer raises the error.
         options: of the layer.
     """
     tensors = (x, *weights)
@@ -128,7 +128,7 @@ def can_run(x: Tensor, weights: Weights, options: Options) -> bool:
 
 
 def ss2d_layer(x: Tensor, weights: Weights, options: Options) -> Tensor:
-    """The layer's output, (B, H, W, C), contiguous; only after `can_run` has agreed.
+    """The layer's output, (B, H, W, C), contiguous; call it only if `can_run` is true.
 
     Args:
         x: image, (B, H, W, C).
@@ -139,7 +139,10 @@ def ss2d_layer(x: Tensor, weights: Weights, options: Options) -> Tensor:
     batch, height, width, model = x.shape
     _, inner, rank = weights.dt_weight.shape
     y = fresh(torch.empty_like(x))
-    conv, x_proj_weight = weights.conv_weight, weights.x_proj_weight.flatten(0, 1)  # a copy must outlive the call
+    conv, x_proj_weight = (
+        weights.conv_weight,
+        weights.x_proj_weight.flatten(0, 1),
+    )  # keeps copies alive until the call returns
     status = _native.C.ss2d_layer_forward(
         sizes=(batch, inner, height, width, weights.A_logs.shape[1], rank),
         x=x.data_ptr(),

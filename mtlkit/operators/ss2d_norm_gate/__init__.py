@@ -1,11 +1,10 @@
-"""ss2d_norm_gate: the core of every SS2D layer, the scan and then norm_gate over its channels, as one call.
+"""ss2d_norm_gate: the core of every SS2D layer, the scan followed by norm_gate over its channels, as one call.
 
     y   = ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)    (B, D, H, W), formula in mtlkit/operators/ss2d
     out = norm_gate(y, weight, bias, z)                     over D, formula in mtlkit/operators/norm_gate
 
-The arguments are checked once, one backend serves both, and one node of autograd holds both. The CUDA kernels of the
-scan leave two maps whose sum is y; where no gradient is wanted, norm_gate adds them as it reads them, and y itself is
-never written.
+Both parts share one check of the arguments, one backend and one autograd node. The CUDA kernels of the scan write two
+maps whose sum is y; if no gradient is needed, norm_gate adds them as it reads them, and y is never written.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3.
 """
@@ -50,10 +49,10 @@ def ss2d_norm_gate(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The scan in four directions, LayerNorm over its channels, times SiLU(z) where a gate z is given.
+    """The scan in four directions, LayerNorm over its channels, times SiLU(z) if a gate z is given.
 
-    What `norm_gate(ss2d(...).permute(0, 2, 3, 1), weight, bias, z, eps)` computes, in one call: less is checked and
-    chosen, which is what a small map's time goes into.
+    It computes `norm_gate(ss2d(...).permute(0, 2, 3, 1), weight, bias, z, eps)` in one call, which saves overhead on
+    small maps.
 
     Args:
         u: input, (B, D, H, W); this and the next five as in `ss2d`.
@@ -62,7 +61,7 @@ def ss2d_norm_gate(
         dt_bias: its bias, (4, D).
         A_logs: logarithm of -A, (4 D, N).
         Ds: skip, (4 D,).
-        weight: factor of each channel after the norm, (D,); ones if None.
+        weight: scale of each channel after the norm, (D,); ones if None.
         bias: added to each channel after the norm, (D,); zeros if None.
         z: gate before SiLU, (B, H, W, D).
         eps: added to the variance.
@@ -73,7 +72,7 @@ def ss2d_norm_gate(
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices do not fit together, or the backend that was asked for cannot serve.
+        ValueError: shapes or devices do not fit together, or the requested backend cannot run this call.
 
     Example:
         >>> import torch, mtlkit
@@ -85,4 +84,4 @@ def ss2d_norm_gate(
         torch.Size([1, 7, 5, 8])
     """
     inputs = Inputs(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z)
-    return OPERATOR(inputs, Options(eps, out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - None only of no tensor, which `check` refuses
+    return OPERATOR(inputs, Options(eps, out_dtype or getattr(u, "dtype", None)))[0]  # pyright: ignore[reportArgumentType] - `check` rejects None

@@ -1,4 +1,4 @@
-"""The two parts of ss2d_norm_gate, one after the other: in plain PyTorch, and by any backend that has both."""
+"""ss2d_norm_gate as ss2d followed by norm_gate: in plain PyTorch, and for any backend that has both."""
 
 from typing import Any
 
@@ -15,28 +15,28 @@ def ss2d_norm_gate_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, b
 
 
 def ss2d_norm_gate_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype) -> Tensor:
-    """As the reference, of the vectorised forms."""
+    """The reference with the vectorised forms."""
     y = ss2d.ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)  # (B, D, H, W)
     return norm_gate.norm_gate_torch(y.permute(0, 2, 3, 1), weight, bias, z, eps)
 
 
 class Composed:
-    """A backend of ss2d_norm_gate, made of one of ss2d and one of norm_gate."""
+    """A backend of ss2d_norm_gate made of a backend of ss2d and one of norm_gate."""
 
     def __init__(self, scan: Any, norm: Any) -> None:
         self.scan, self.norm = scan, norm
 
     def supports(self, inputs: Inputs, options: Options) -> str | None:
-        """Calls that both parts serve."""
+        """Calls that both parts can run."""
         return self.scan.supports(inputs, options) or self.norm.limit(inputs.u.shape[1], inputs)
 
     def room(self, inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
-        """The scan's output, and what the scan keeps."""
+        """The scan's output, and what the scan saves."""
         part = scan_part(inputs, options)
         return *ss2d.new_outputs(*part), *self.scan.room(*part)
 
     def forward(self, inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-        """The output, the scan's output, and what the scan keeps."""
+        """The output, the scan's output, and what the scan saves."""
         kept = self.scan.forward(*scan_part(inputs, options), save)
         (out,) = self.norm.forward(*norm_part(kept[0], inputs, options), save)
         return (out, *kept) if save else (out,)

@@ -1,4 +1,4 @@
-"""ss2d_norm_gate by the CUDA kernels: without gradients, the scan's output is never written."""
+"""ss2d_norm_gate by the CUDA kernels, which never write the scan's output if no gradient is needed."""
 
 from torch import Tensor
 
@@ -8,10 +8,10 @@ from mtlkit.operators.ss2d_norm_gate.signature import Inputs, Options, norm_part
 
 
 class Cuda(Composed):
-    """As the parts, but for inference, where norm_gate adds the two maps that the scan leaves."""
+    """Like the two parts, except in inference, where norm_gate adds the two maps that the scan writes."""
 
     def forward(self, inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-        """The output, the scan's output, and what the scan keeps."""
+        """The output, the scan's output, and what the scan saves."""
         if save:
             return super().forward(inputs, options, save)
         first, second = ss2d.cuda.forward_maps(scan_part(inputs, options)[0])

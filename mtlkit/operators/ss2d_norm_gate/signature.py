@@ -1,4 +1,4 @@
-"""What ss2d_norm_gate is given, as the inputs of its two parts, and the layout of what it returns."""
+"""The arguments of ss2d_norm_gate, as the inputs of its two parts, and the layout of its output."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from mtlkit.operators import norm_gate, ss2d
 
 
 class Inputs(NamedTuple):
-    """As `mtlkit.ops.ss2d_norm_gate` has them."""
+    """As `mtlkit.ops.ss2d_norm_gate` takes them."""
 
     u: Tensor
     x_dbl: Tensor
@@ -24,19 +24,19 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """As `mtlkit.ops.ss2d_norm_gate` has them."""
+    """As `mtlkit.ops.ss2d_norm_gate` takes them."""
 
     eps: float
     out_dtype: torch.dtype
 
 
 def scan_part(inputs: Inputs, options: Options) -> tuple[ss2d.Inputs, ss2d.Options]:
-    """What ss2d is given."""
+    """The inputs of ss2d."""
     return ss2d.Inputs._make(inputs[:6]), ss2d.Options(options.out_dtype)
 
 
 def norm_part(y: Tensor, inputs: Inputs, options: Options) -> tuple[norm_gate.Inputs, norm_gate.Options]:
-    """What norm_gate is given: the scan's output y, (B, D, H, W), with the channels last."""
+    """The inputs of norm_gate; the scan's output y, (B, D, H, W), becomes channels-last."""
     rest = inputs.weight, inputs.bias, inputs.z
     return norm_gate.Inputs(y.permute(0, 2, 3, 1), *rest), norm_gate.Options(options.eps)
 

@@ -1,8 +1,8 @@
-"""gating: what task interaction does between its two passes over the map, from sums to the factors of the channels.
+"""gating: the part of task interaction between its two passes over the map, from sums to the channel factors.
 
-The formulas are in the docstring of mtlkit/operators/interaction. The vectors are small and the layers many, so that
-most of the time of PyTorch's operations would go into calling them. Kernels take many at once; where calls are traced,
-PyTorch computes. Each backend has `MOST_IMAGES`, `forward` and `backward`.
+The formulas are in the docstring of mtlkit/operators/interaction. It consists of many layers on small vectors, so that
+in PyTorch most of the time is the overhead of calls. The kernels do many layers in one call; traced calls run in
+PyTorch. Each backend has `MOST_IMAGES`, `forward` and `backward`.
 """
 
 from mtlkit.operators.interaction.gating import cpu, cuda, triton

@@ -16,7 +16,7 @@ def _computation(call: Call) -> dict[str, object]:
 
 
 def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple[Tensor, Tensor, Results]:
-    """Factors, final vector and results; in training also writes the running statistics."""
+    """Factors, final vector and results; in training it also updates the running statistics."""
     factors, clf, results = new_results(call, f)
     status = _native.C.interaction_gating_forward(
         **arguments_of(call, sums, f, normaliser, running, weights, results),
@@ -29,9 +29,9 @@ def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple
 
 
 def backward(call: Call, sums: Reduced, f, normaliser, weights, results: Results, grads, dinputs, dweights) -> None:
-    """Writes the gradients of sums and f, and of the weights, where there is room for them.
+    """Writes the gradients of sums and f, and of those weights that have a buffer for them.
 
-    `grads` are those of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
+    `grads` are the gradients of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
     """
     status = _native.C.interaction_gating_backward(
         **arguments_of(call, sums, f, normaliser, (None, None), weights, results),

@@ -11,7 +11,7 @@ MOST_IMAGES = 1 << 40
 
 
 def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple[Tensor, Tensor, Results]:
-    """Factors, final vector and results; in training also writes the running statistics."""
+    """Factors, final vector and results; in training it also updates the running statistics."""
     factors, clf, results = new_results(call, f)
     with launching(f) as stream:
         normalised = f.new_empty(f.shape)
@@ -27,9 +27,9 @@ def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple
 
 
 def backward(call: Call, sums: Reduced, f, normaliser, weights, results: Results, grads, dinputs, dweights) -> None:
-    """Writes the gradients of sums and f, and of the weights, where there is room for them.
+    """Writes the gradients of sums and f, and of those weights that have a buffer for them.
 
-    `grads` are those of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
+    `grads` are the gradients of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
     """
     B, C, _, F, _, Q = call.sizes
     with launching(f) as stream:

@@ -1,4 +1,4 @@
-"""The formulas of gating in PyTorch, one after the other."""
+"""The formulas of gating in PyTorch."""
 
 from typing import Any
 
@@ -19,10 +19,9 @@ def _linear(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Ten
 
 
 def _batch_norm(x: Tensor, p: Any, norm: Normalisation) -> Tensor:
-    """Batch normalisation by TIMParameters in the dtype of x, whatever that of the running statistics is.
+    """Batch normalisation by TIMParameters in the dtype of x, whatever the dtype of the running statistics.
 
-    PyTorch's backward pass reads weights and running statistics from the wrong places unless they are contiguous, and
-    in memory.
+    PyTorch's backward pass reads wrong values from weights and running statistics that are not contiguous.
     """
     weight, bias, mean, var = learnt = p.norm_weight, p.norm_bias, p.norm_mean, p.norm_var
     if norm.group is not None:
@@ -42,7 +41,7 @@ def tim_vectors(
 ) -> tuple[Tensor, Tensor]:
     """mu, (B, C), and the enhanced vector, (B, F), from the map's means and its pooled projection.
 
-    Of a direction that is cut, mu is 1, and the enhanced vector is f.
+    If a direction is cut, mu is 1 or the enhanced vector is f.
     """
     enhanced = f = f.to(mean.dtype)  # (B, F)
     if pooled is not None:
@@ -57,12 +56,12 @@ def tim_vectors(
 
 
 def variance_of(f: Tensor) -> Tensor:
-    """Of the population, (B,)."""
+    """The population variance, (B,)."""
     return (f - f.mean(1, keepdim=True)).square().mean(1)
 
 
 def alignment_of(shift: Tensor, f_shift: Tensor, seg_proj: Tensor, clf_proj: Tensor) -> Tensor:
-    """Cosine of the projected shifts of map, (B, C), and vector, (B, F); a length below 1e-6 counts as that."""
+    """Cosine of the projected shifts of map, (B, C), and vector, (B, F); lengths are clamped to at least 1e-6."""
     seg, clf = _linear(shift, seg_proj), _linear(f_shift, clf_proj)  # (B, Q)
     seg, clf = (t * t.square().sum(1, keepdim=True).clamp(min=1e-12).rsqrt() for t in (seg, clf))
     return (seg * clf).sum(1)  # (B,)
@@ -75,7 +74,7 @@ def gates_of(
     group: Group | None = None,
     given: Tensor | None = None,
 ) -> Tensor:
-    """The gates, (B, 2): those that are given, and UPA's where NaN is."""
+    """The gates, (B, 2): the given ones, and UPA's where those are NaN."""
     u = torch.stack(tuple(signals), 1)  # (B, 2 or 3)
     if len(signals) == 2:
         if normaliser is None:
@@ -102,13 +101,13 @@ def gating_torch(
     norm: Normalisation,
     given: Tensor | None = None,
 ) -> Gated:
-    """The formulas, one after the other; f in the type of computation."""
+    """All formulas; f is in the dtype of the computation."""
     mu, enhanced = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
     spread = variance_of(enhanced)
-    if upa.seg_proj is None or upa.clf_proj is None:  # both are there, or neither
+    if upa.seg_proj is None or upa.clf_proj is None:  # both are given, or neither
         signals = VarianceSignals((mu.square() * sums.variance).mean(1), spread)
     else:
         alignment = alignment_of((mu - 1) * sums.mean, enhanced - f, upa.seg_proj, upa.clf_proj)
-        signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
+        signals = AlignmentSignals(alignment, sums.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was requested
     gates = gates_of(signals, upa, normaliser, norm.group, given)
     return Gated(1 + gates[:, :1] * (mu - 1), mu, mix(f, enhanced, gates[:, 1]), enhanced, gates, signals)

@@ -1,4 +1,4 @@
-"""What gating is given and gives, and how its kernels are called."""
+"""The arguments and results of gating, and how its kernels are called."""
 
 from typing import NamedTuple
 
@@ -8,22 +8,22 @@ from mtlkit._distributed import Group
 from mtlkit.operators._launch import address
 from mtlkit.operators.interaction.types import Signals, TIMParameters, UPAParameters
 
-# what gating learns, by the names that mtlkit._C has for it
+# the learned tensors of gating, by their names in mtlkit._C
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)
 _DWEIGHTS = tuple(f"d{name}" for name in WEIGHTS)
 
 
 class Normalisation(NamedTuple):
-    """How TIM normalises over the batch."""
+    """Settings of TIM's batch normalisation."""
 
     training: bool
     momentum: float
     eps: float
-    group: Group | None = None  # processes whose batches count as one, in training
+    group: Group | None = None  # process group whose batches count as one in training
 
 
 class Gated(NamedTuple):
-    """What becomes of the sums, in the type of computation."""
+    """The results, in the dtype of the computation."""
 
     factors: Tensor  # (B, C), 1 + w_seg (mu - 1)
     mu: Tensor  # (B, C)
@@ -53,7 +53,7 @@ class Numbers(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a call of the kernels is made with, but for its tensors."""
+    """The arguments of a kernel call that are not tensors."""
 
     sizes: Sizes
     numbers: Numbers
@@ -63,7 +63,7 @@ class Call(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What the forward kernels write and the backward kernels read, beside the factors and the final vector."""
+    """What the forward kernels write and the backward kernels read, besides the factors and the final vector."""
 
     mu: Tensor
     enhanced: Tensor
@@ -75,7 +75,7 @@ class Results(NamedTuple):
 
 
 def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
-    """Factors, final vector and results, unset."""
+    """Factors, final vector and results, uninitialised."""
     B, C, _, F, _, Q = call.sizes
     results = Results(
         like.new_empty(B, C),
@@ -90,7 +90,7 @@ def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
 
 
 def arguments_of(call: Call, sums, f, normaliser, running, weights, results: Results) -> dict[str, object]:
-    """What the kernels of mtlkit._C take in both directions; `sums` are those that reduce gathers."""
+    """The arguments shared by the forward and backward kernels of mtlkit._C; `sums` are the results of reduce."""
     mean, variance, energy, pooled = map(address, sums)
     mu, enhanced, gates, *signals, kept = map(address, results)
     return {
@@ -118,7 +118,7 @@ def arguments_of(call: Call, sums, f, normaliser, running, weights, results: Res
 
 
 def gradients_of(grads, dinputs, dweights) -> dict[str, object]:
-    """What they take backward beside: gradients of factors, mu, vectors, gates and signals, and where others go."""
+    """The additional backward arguments: gradients of factors, mu, vectors, gates and signals, and output buffers."""
     dfactors, dmu, dclf, denhanced, dgates, *dsignals = map(address, grads)
     dmean, dvariance, denergy, dpooled, df = map(address, dinputs)
     return {

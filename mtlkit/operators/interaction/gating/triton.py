@@ -5,11 +5,11 @@ from torch import Tensor
 from mtlkit.operators.interaction.gating.signature import Call, Results, new_results
 from mtlkit.operators.interaction.reduce import Reduced
 
-MOST_IMAGES = 64  # a program holds a tile of all of them
+MOST_IMAGES = 64  # a program holds a tile of all images
 
 
 def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple[Tensor, Tensor, Results]:
-    """Factors, final vector and results; in training also writes the running statistics."""
+    """Factors, final vector and results; in training it also updates the running statistics."""
     from mtlkit.kernels.interaction import gating as kernels
 
     factors, clf, results = new_results(call, f)
@@ -18,9 +18,9 @@ def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple
 
 
 def backward(call: Call, sums: Reduced, f, normaliser, weights, results: Results, grads, dinputs, dweights) -> None:
-    """Writes the gradients of sums and f, and of the weights, where there is room for them.
+    """Writes the gradients of sums and f, and of those weights that have a buffer for them.
 
-    `grads` are those of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
+    `grads` are the gradients of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.
     """
     from mtlkit.kernels.interaction import gating as kernels
 

@@ -1,11 +1,11 @@
-"""reduce: what one reading pass over a map gathers, for both modules of task interaction.
+"""reduce: all sums over a map that both modules of task interaction need, in one reading pass.
 
     mean_c = GAP(D)_c,   variance_c = Var_hw(D_c)
-    energy = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)    if asked
+    energy = (sum |D(y+1,x) - D(y,x)| + sum |D(y,x+1) - D(y,x)|) / (C H W)    if requested
     pooled = GAP(relu(W D + b)), or under attention sum_l softmax_l(a D) relu(W D + b)_l    with a projection
 
-The projected map is never written. For the backward pass a bit for the sign of each of its elements is kept, or with
-attention the softmax's largest logit and sum.
+The projected map is never written to memory. The backward pass needs one bit for the sign of each of its elements, or
+with attention the largest logit and the sum of the softmax.
 
 Source: as in mtlkit/operators/interaction.
 """

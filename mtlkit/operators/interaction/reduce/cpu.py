@@ -14,7 +14,7 @@ def supports(_inputs: Inputs, _options: Options) -> None:
 
 
 def _signs_shape(inputs: Inputs, dtype: torch.dtype) -> tuple[int, int, int]:
-    """How many words of 16 bits the signs of the projection take, in the layout of the instruction set in use."""
+    """Number of 16-bit words for the signs of the projection, in the layout of the instruction set in use."""
     x, weight, _, attn = inputs
     if weight is None or attn is not None or _native.C is None:
         return 0, 0, 0
@@ -24,13 +24,13 @@ def _signs_shape(inputs: Inputs, dtype: torch.dtype) -> tuple[int, int, int]:
 
 
 def _new_softmax(inputs: Inputs, options: Options) -> Tensor:
-    """A softmax's largest logit and sum, (B, 2); empty without attention."""
+    """The largest logit and the sum of the softmax, (B, 2); empty without attention."""
     x = inputs.x
     return torch.empty(x.shape[0], 0 if inputs.attn is None else 2, dtype=options.dtype, device=x.device)
 
 
 def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
-    """A softmax's largest logit and sum, and the signs of the projection; empty where they are not needed."""
+    """The largest logit and the sum of the softmax, and the signs of the projection; empty if not needed."""
     signs = torch.empty(_signs_shape(inputs, options.dtype), dtype=torch.int16, device=inputs.x.device)
     return _new_softmax(inputs, options), signs
 
@@ -38,7 +38,7 @@ def room(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
 def _arguments(
     inputs: Inputs, rows: Tensor, mean: Tensor, pooled: Tensor, softmax: Tensor, signs: Tensor | None
 ) -> dict[str, object]:
-    """What the kernels of both directions take; rows are those of the map, (B, C, L)."""
+    """The arguments shared by the forward and backward kernels; rows are the map as (B, C, L)."""
     x, weight, bias, attn = inputs
     return {
         "sizes": (*x.shape, 0 if weight is None else weight.shape[0]),
@@ -56,7 +56,7 @@ def _arguments(
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """Mean, variance, energy and pooled projection, and what is kept."""
+    """Mean, variance, energy and pooled projection, and what the backward pass needs."""
     mean, variance, energy, pooled = sums = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
     softmax, signs = kept or (_new_softmax(inputs, options), None)
@@ -74,7 +74,7 @@ def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Ten
 def backward_with(
     inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
 ) -> tuple[Tensor | None, ...]:
-    """As `backward`, with dy times the factors (B, C) added to the gradient of the map in the same pass."""
+    """Like `backward`, and adds dy times the factors (B, C) to the gradient of the map in the same pass."""
     mean, pooled, softmax, signs = kept
     dmean, dvariance, denergy, dpooled = (None if g is None else g.to(options.dtype).contiguous() for g in grads)
     denergy = denergy if options.energy else None

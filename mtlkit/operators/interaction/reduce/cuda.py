@@ -9,7 +9,7 @@ from mtlkit.operators._launch import address, argument, as_float, check_cuda, la
 from mtlkit.operators.interaction.maps import new_map, rows_of
 from mtlkit.operators.interaction.reduce.signature import Inputs, Options, new_outputs
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # of signs, by their bytes
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # dtypes of signs, by their size in bytes
 
 
 def supports(inputs: Inputs, _options: Options) -> str | None:
@@ -22,12 +22,12 @@ def _sizes(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _plan(inputs: Inputs):
-    """How the kernels cut the work."""
+    """How the kernels divide the work."""
     return _native.C.cuda_interaction_plan(sizes=_sizes(inputs), multiprocessors=_launch.gpu(inputs.x.device)[0])
 
 
 def _new_signs(inputs: Inputs) -> Tensor:
-    """Room for the signs of the projection, whose rows alone decide the words of a pixel; the others may be symbols."""
+    """A buffer for the signs of the projection; only its number of rows must be known while tracing."""
     x, weight, *_ = inputs
     shape, dtype = (0,), torch.uint8
     if weight is not None:
@@ -42,16 +42,16 @@ def _new_softmax(inputs: Inputs) -> Tensor:
 
 
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
-    """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
+    """The largest logit and the sum of the softmax, (B, 2), and the signs of the projection; empty if not needed."""
     softmax = _new_softmax(inputs)
-    inputs = inputs if inputs.attn is None else inputs._replace(weight=None)  # attention computes them again
+    inputs = inputs if inputs.attn is None else inputs._replace(weight=None)  # attention recomputes them
     return softmax, _new_signs(inputs)
 
 
 def _arguments(
     inputs: Inputs, x: Tensor, parameters: list[Tensor | None], mean: Tensor, pooled: Tensor, softmax: Tensor, signs
 ) -> dict[str, object]:
-    """What the kernels of both directions take: rows of the map, and parameters in float32."""
+    """The arguments shared by the forward and backward kernels: rows of the map, and parameters in float32."""
     weight, bias, attn = map(address, parameters)
     return {
         "sizes": _sizes(inputs),
@@ -67,7 +67,7 @@ def _arguments(
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """Mean, variance, energy and pooled projection, and what is kept."""
+    """Mean, variance, energy and pooled projection, and what the backward pass needs."""
     mean, variance, energy, pooled = sums = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
     softmax, signs = kept or (_new_softmax(inputs), None)
@@ -95,7 +95,7 @@ def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Ten
 def backward_with(
     inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
 ) -> tuple[Tensor | None, ...]:
-    """As `backward`, with dy times the factors (B, C) added to the gradient of the map in the same pass."""
+    """Like `backward`, and adds dy times the factors (B, C) to the gradient of the map in the same pass."""
     mean, pooled, softmax, signs = kept
     x, attn = inputs.x, inputs.attn
     B, C, H, W, P = _sizes(inputs)

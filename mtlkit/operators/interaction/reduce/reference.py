@@ -1,4 +1,4 @@
-"""The formulas, and PyTorch's own convolution and moments."""
+"""The formulas, and a form made of PyTorch's own convolution and moments."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from mtlkit.operators.interaction.reduce.signature import Reduced
 def reduce_reference(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
-    """The formulas, one after the other."""
+    """The formulas."""
     x = x.to(dtype)  # (B, C, H, W)
     mean = x.mean((2, 3))  # (B, C)
     variance = (x - mean[:, :, None, None]).square().mean((2, 3))  # (B, C)
@@ -27,7 +27,7 @@ def reduce_reference(
 
 
 def gradient_energy(x: Tensor) -> Tensor:
-    """The sum of absolute differences of neighbours over C H W, (B,)."""
+    """The sum of absolute differences between neighbours, divided by C H W, (B,)."""
     down = (x[:, :, 1:] - x[:, :, :-1]).abs().sum((1, 2, 3))  # (B,)
     across = (x[..., 1:] - x[..., :-1]).abs().sum((1, 2, 3))  # (B,)
     return (down + across) / (x.shape[1] * x.shape[2] * x.shape[3])
@@ -36,8 +36,8 @@ def gradient_energy(x: Tensor) -> Tensor:
 def reduce_torch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, dtype: torch.dtype
 ) -> Reduced:
-    """PyTorch's own convolution and moments."""
-    if x.shape[0] == 0:  # whose moments PyTorch gives with a warning
+    """The same by PyTorch's own convolution and moments."""
+    if x.shape[0] == 0:  # PyTorch warns about the moments of no image
         return reduce_reference(x, weight, bias, attn, energy, dtype)
     wide = x.to(dtype)  # (B, C, H, W)
     variance, mean = torch.var_mean(wide, (2, 3), correction=0)  # (B, C)

@@ -1,4 +1,4 @@
-"""What reduce is given, and what it gathers."""
+"""The arguments and the results of reduce."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from mtlkit.operators.interaction.types import check_map, check_projection
 
 
 class Inputs(NamedTuple):
-    """A map, and what pools it: None where nothing does."""
+    """A map and its projection; None without one."""
 
     x: Tensor  # (B, C, H, W)
     weight: Tensor | None  # (P, C)
@@ -18,30 +18,30 @@ class Inputs(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Whether the gradient energy is wanted, and the type of computation."""
+    """Whether to compute the gradient energy, and the dtype of the computation."""
 
     energy: bool
     dtype: torch.dtype
 
 
 class Reduced(NamedTuple):
-    """What is gathered, in the type of computation."""
+    """The sums, in the dtype of the computation."""
 
     mean: Tensor  # (B, C)
     variance: Tensor  # (B, C), of the population
-    energy: Tensor | None  # (B,), where it was asked for
-    pooled: Tensor | None  # (B, P), where there is a projection
+    energy: Tensor | None  # (B,), if requested
+    pooled: Tensor | None  # (B, P), if there is a projection
 
 
 def check(inputs: Inputs, _: Options) -> None:
     """The shape rule."""
     check_map("x", inputs.x)
     if inputs.weight is not None:
-        check_projection(*inputs)  # pyright: ignore[reportArgumentType] - it refuses a bias that is None
+        check_projection(*inputs)  # pyright: ignore[reportArgumentType] - it rejects a bias of None
 
 
 def new_outputs(inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
-    """As `Reduced` has them; empty what is not wanted."""
+    """The fields of `Reduced`; empty if not requested."""
     x, weight, *_ = inputs
     batch, channels = x.shape[:2]
     projected = 0 if weight is None else weight.shape[0]

@@ -13,7 +13,7 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
 
 
 def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
-    """A softmax's largest logit and sum, (B, 2), and the signs of the projection; empty where they are not needed."""
+    """The largest logit and the sum of the softmax, (B, 2), and the signs of the projection; empty if not needed."""
     from mtlkit.kernels import interaction as kernels
 
     x, weight, _, attn = inputs
@@ -22,7 +22,7 @@ def room(inputs: Inputs, _options: Options) -> tuple[Tensor, Tensor]:
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
-    """Mean, variance, energy and pooled projection, and what is kept."""
+    """Mean, variance, energy and pooled projection, and what the backward pass needs."""
     from mtlkit.kernels import interaction as kernels
 
     found = kernels.reduce_forward(*inputs, options.energy, save)
@@ -37,7 +37,7 @@ def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Ten
 def backward_with(
     inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
 ) -> tuple[Tensor | None, ...]:
-    """As `backward`, with dy times the factors (B, C) added to the gradient of the map in the same pass."""
+    """Like `backward`, and adds dy times the factors (B, C) to the gradient of the map in the same pass."""
     from mtlkit.kernels import interaction as kernels
 
     dmean, dvariance, denergy, dpooled = (None if g is None else g.to(torch.float32) for g in grads)

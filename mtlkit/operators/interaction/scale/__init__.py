@@ -17,7 +17,7 @@ from mtlkit.operators.interaction.types import check_map
 
 
 class Inputs(NamedTuple):
-    """A map, and its factors in the type of computation."""
+    """A map, and its factors in the dtype of the computation."""
 
     x: Tensor  # (B, C, H, W)
     factors: Tensor  # (B, C)

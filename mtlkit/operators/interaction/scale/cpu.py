@@ -13,7 +13,7 @@ def supports(_inputs, _options) -> None:
 
 
 def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments shared by the forward and backward kernels."""
     return {
         "use_double": factors.dtype == torch.float64,
         "threads": torch.get_num_threads(),
