@@ -103,6 +103,7 @@ def test_nvcc_compiles_for_the_bundles_architectures_alone(bundle, tmp_path, mon
 def test_arguments(bundle, tmp_path, capsys):
     for given, error in (
         (["--vmamba", str(tmp_path)], "has no folder kernels/selective_scan/csrc"),
+        (["--wheel", str(tmp_path / "mtlkit-1.whl")], "--wheel: expected a wheel of mtlkit, got "),
         (["--python", str(tmp_path / "python3.99")], "python3.99 does not run"),
     ):
         with pytest.raises(SystemExit):

@@ -104,10 +104,14 @@ def wheel_of(folder: Path, name: str) -> Path | None:
 # --- what is built ----------------------------------------------------------------------------------------------------
 
 
-def build_mtlkit(python: Path, archs: str, wheels: Path) -> None:
-    """The wheel of this checkout, with CUDA kernels."""
+def provide_mtlkit(wheel: Path | None, python: Path, archs: str, wheels: Path) -> None:
+    """Puts the wheel given, or else that of this checkout, with CUDA kernels, in the place of an earlier one."""
+    wheels.mkdir(parents=True, exist_ok=True)
     for old in wheels.glob("mtlkit-*.whl"):
         old.unlink()
+    if wheel is not None:
+        shutil.copy(wheel, wheels)
+        return
     run("nice", "-n", "10", python, "tools/wheel.py", "--cuda", "on", "--out", wheels, MTLKIT_CUDA_ARCHS=archs)
 
 
@@ -236,9 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
     parser.add_argument("--peers", choices=("on", "off"), default="on", help="what mtlkit is compared with")
     parser.add_argument("--vmamba", type=Path, help="a checkout of VMamba")
+    parser.add_argument("--wheel", type=Path, help="of mtlkit, with CUDA kernels; default: built by tools/wheel.py")
     options = parser.parse_args(arguments)
     if options.vmamba is not None and not (options.vmamba / "kernels/selective_scan/csrc").is_dir():
         parser.error(f"--vmamba: {options.vmamba} has no folder kernels/selective_scan/csrc")
+    if options.wheel is not None and not (options.wheel.is_file() and options.wheel.name.startswith("mtlkit-")):
+        parser.error(f"--wheel: expected a wheel of mtlkit, got {options.wheel}")
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     try:
         version = subprocess.check_output([options.python, "-c", code], text=True).strip()
@@ -247,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peers = options.peers == "on"
     python = environment(options.python, options.torch, peers)
     wheels, built = FOLDER / "wheels", FOLDER / f"peers-{options.torch}-sm{options.archs.replace(';', '-')}"
-    build_mtlkit(python, options.archs, wheels)
+    provide_mtlkit(options.wheel, python, options.archs, wheels)
     needed = ["pip", *NEEDED[1:], *(NEEDED_BY_PEERS if peers else ())]
     if lacking := missing_wheels(needed, wheels):
         run(python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "-d", wheels, *lacking)
