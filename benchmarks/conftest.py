@@ -83,6 +83,9 @@ def measure_gpu(
     def run(case: Any) -> None:
         with case.provider.context():
             try:
+                if request.config.option.untimed:
+                    case.run(case.problem())
+                    return
                 row = gpu_report.row(case, *gpu.measured(case))
             except torch.cuda.OutOfMemoryError:
                 pytest.skip(f"{case.provider.label} takes more memory than this GPU has")
@@ -122,6 +125,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mtlkit's benchmarks")
     group.addoption("--fast", action="store_true", help="measure the rows of the README's table only")
     group.addoption("--force", action="store_true", help="write results/ although other programs use the machine")
+    group.addoption("--untimed", action="store_true", help="on a GPU: only run each row once, which compiles it")
     group.addoption(
         "--results", type=Path, metavar="FOLDER", help="on a GPU: add rows to <gpu>.json there, also those of a part"
     )

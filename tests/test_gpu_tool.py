@@ -101,5 +101,30 @@ def test_commands(gpu, root, tmp_path):
         assert (line[0] == "sanitizer") == (stage in ("memcheck", "racecheck"))
         files = [part for part in line if part.startswith(("tests", "benchmarks"))]
         assert all((root / file).exists() for file in files)
-        assert (f"--results={tmp_path / 'rows'}" in line) == (stage in ("scans", "networks", "benchmarks"))
-    assert gpu.command("doctor", folders, "")[-1] == str(tmp_path / "doctor.md")
+        assert (f"--results={tmp_path / 'rows'}" in line) == ("benchmarks/test_bench_gpu.py" in line)
+    report = str(tmp_path / "doctor.md")
+    assert gpu.command("doctor", folders, "")[-3:] == [report, "--backend", "cuda"]
+    assert gpu.command("doctor", folders, "", gpu=False)[-1] == report
+
+
+def test_every_row_of_the_benchmarks_belongs_to_one_stage(gpu):
+    """By pytest's own reading of -k."""
+    from _pytest.mark.expression import Expression
+
+    stages = {name: stage.line[stage.line.index("-k") + 1] for name, stage in gpu.STAGES.items() if "-k" in stage.line}
+    del stages["compile"]  # whose rows are those of triton
+    rows = {
+        "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-medmamba": "scans",
+        "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-mtlkit-triton": "triton",
+        "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-torch-compile": "triton",
+        "ss2d-mammo_64-batch1-bfloat16-forward_backward-mtlkit-triton": "benchmarks",
+        "selective_scan-vim_tiny-batch32-float32-forward-mamba-ssm": "scans",
+        "task_interaction-busi_224_level4_batch24-float32-forward-mtlkit-cuda": "scans",
+        "norm_gate-medmamba_t_stage1-batch32-float32-forward-torch-compile": "benchmarks",
+        "medmamba_t-image_224-batch32-float32-training_step-mtlkit-triton": "networks",
+    }
+    for row, stage in rows.items():
+        found = [
+            name for name, k in stages.items() if Expression.compile(k).evaluate(lambda word, row=row: word in row)
+        ]
+        assert found == [stage], row

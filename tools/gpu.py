@@ -27,26 +27,29 @@ GRACE = 10.0  # seconds in which a stage that is interrupted may write its end
 SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, whose end is seen
 SMALL = ("pytest", "tests/gpu/test_small.py", "-m", "gpu")
 ROWS = ("pytest", "benchmarks/test_bench_gpu.py", "-m", "gpu", "-k")
-FIRST_ROWS = "(ss2d or selective_scan or task_interaction) and (batch32 or batch24)"
+FIRST = "(ss2d or selective_scan or task_interaction) and (batch32 or batch24)"
+COMPILED = "triton or compile"  # those whose kernels are compiled at their first use
 
 
 class Stage(NamedTuple):
-    """What Python runs as a module, and how much of a limited time it may take."""
+    """What Python runs as a module, how much of a limited time it may take, and whether several processes share it."""
 
     line: tuple[str, ...]
     share: float
-    processes: bool = False  # whether several may share its tests
+    processes: bool = False
 
 
 STAGES: Mapping[str, Stage] = {
-    "doctor": Stage(("mtlkit", "doctor", "--quick", "--force", "--report"), 0.12),
-    "small": Stage(SMALL, 0.15, processes=True),
-    "scans": Stage((*ROWS, FIRST_ROWS), 0.33),
-    "memcheck": Stage(SMALL, 0.1),
-    "racecheck": Stage(SMALL, 0.1),
+    "doctor": Stage(("mtlkit", "doctor", "--quick", "--force", "--report"), 0.1),
+    "small": Stage(SMALL, 0.14, processes=True),
+    "scans": Stage((*ROWS, f"{FIRST} and not ({COMPILED})"), 0.25),
+    "compile": Stage((*ROWS, f"{FIRST} and ({COMPILED})", "--untimed"), 0.1, processes=True),
+    "triton": Stage((*ROWS, f"{FIRST} and ({COMPILED})"), 0.14),
+    "memcheck": Stage(SMALL, 0.07),
+    "racecheck": Stage(SMALL, 0.07),
     "networks": Stage((*ROWS, "training_step"), 0.1),
     "tests": Stage(("pytest", "tests/gpu", "-m", "gpu"), 0.5, processes=True),
-    "benchmarks": Stage((*ROWS, f"not training_step and not ({FIRST_ROWS})"), 1),
+    "benchmarks": Stage((*ROWS, f"not training_step and not ({FIRST})"), 1),
 }
 HEAD = "| stage | result | seconds | last line |\n|---|---|---|---|\n"
 
@@ -58,11 +61,12 @@ class Folders(NamedTuple):
     results: Path
 
 
-def command(stage: str, folders: Folders, sanitizer: str) -> list[str]:
+def command(stage: str, folders: Folders, sanitizer: str, gpu: bool = True) -> list[str]:
     """What a stage runs."""
     line = [sys.executable, "-m", *STAGES[stage].line]
     if stage == "doctor":
         line.append(str(folders.out / "doctor.md"))
+        line += ["--backend", "cuda"] if gpu else []  # Triton's compiler would take all of its time
     if STAGES[stage].line[: len(ROWS)] == ROWS:
         line.append(f"--results={folders.results}")
     if STAGES[stage].processes and find_spec("xdist"):
@@ -157,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = missing is not None
     with log.open("w") as file:
         for stage in stages:
-            line, left = command(stage, folders, options.sanitizer), None
+            line, left = command(stage, folders, options.sanitizer, missing is None), None
             began = time.monotonic()
             if options.minutes is not None:
                 left = 60 * options.minutes - (began - start) - GRACE

@@ -98,12 +98,13 @@ def backends(sample: Sample, device: str) -> list[str]:
     return found
 
 
-def planned(names: Sequence[str], most: int) -> list[tuple[Finding, Sample]]:
+def planned(names: Sequence[str], most: int, chosen: Sequence[str] = ()) -> list[tuple[Finding, Sample]]:
     """The calls that a backend can serve, those of one sample side by side.
 
     Args:
         names: of operators.
         most: how many samples of each.
+        chosen: the backends, all if none is given.
     """
     found = []
     for device in devices():
@@ -111,7 +112,8 @@ def planned(names: Sequence[str], most: int) -> list[tuple[Finding, Sample]]:
             for dtype in DTYPES:
                 given = {name: t.to(device) for name, t in sample.given(getattr(torch, dtype)).items()}
                 for backend in backends(sample, device):
-                    if sample.limit(backend.split()[0], given) is None:
+                    name = backend.split()[0]
+                    if name in (chosen or [name]) and sample.limit(name, given) is None:
                         found.append((Finding(sample.operator, device, backend, dtype, sample.words), sample))
     return found
 
@@ -196,7 +198,7 @@ def work() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as output:
         os.dup2(2, 1)  # what others print
         faulthandler.enable()
-        plan = planned(orders["names"], orders["most"])
+        plan = planned(orders["names"], orders["most"], orders["chosen"])
         output.write(f"{len(plan)}\n")
         for call, found in examine(plan[orders["skip"] :]):
             output.write(json.dumps([found is not None, *(found or call)]) + "\n")
@@ -238,8 +240,10 @@ class _Worker:
         while True:
             watch = threading.Timer(PATIENCE, self._end)
             watch.start()
-            line = self.process.stdout.readline()
-            watch.cancel()
+            try:
+                line = self.process.stdout.readline()
+            finally:
+                watch.cancel()
             if not line.endswith(b"\n"):
                 self.process.wait()
                 return
@@ -260,7 +264,7 @@ class _Worker:
         return "; ".join([how, *said[-1:]]) if status > 0 else how
 
 
-def examine_apart(names: Sequence[str], most: int) -> Iterator[tuple[Finding, int]]:
+def examine_apart(names: Sequence[str], most: int, chosen: Sequence[str] = ()) -> Iterator[tuple[Finding, int]]:
     """What comes of each planned call, made in another process, and how many there are.
 
     Raises:
@@ -269,7 +273,7 @@ def examine_apart(names: Sequence[str], most: int) -> Iterator[tuple[Finding, in
     done = crashes = 0
     while True:
         begun: Finding | None = None
-        with _Worker(names=list(names), most=most, skip=done) as worker:
+        with _Worker(names=list(names), most=most, chosen=list(chosen), skip=done) as worker:
             lines = worker.lines()
             count = next(lines, 0)
             for ended, *fields in lines:

@@ -20,11 +20,13 @@ examples:
   mtlkit doctor                           under a minute on two cores; Triton's compiler takes longer on a GPU
   mtlkit doctor --quick                   three sizes of each
   mtlkit doctor --operator ss2d --operator norm_gate
+  mtlkit doctor --backend cuda            without Triton, whose compiler takes most of the time on a GPU
 
 each cell of the table is the largest error as a share of what it may be; below 1 is right
 
 exit status: 0 all is right, 1 a call is wrong or the compiled module is damaged, 2 nothing was checked
 """
+BACKENDS = ("torch", "cpu", "triton", "cuda")
 FEW, ALL = 3, 1000  # samples of an operator
 LEFT_OUT = 2  # the exit status where nothing was checked
 
@@ -41,6 +43,7 @@ def add_command(commands: Any) -> None:
     add = command.add_argument
     add("--quick", action="store_true", help="check three sizes of each operator")
     add("--operator", action="append", metavar="NAME", help="check this operator alone; may be given several times")
+    add("--backend", action="append", choices=BACKENDS, help="check this backend alone; may be given several times")
     add("--report", type=Path, metavar="FILE", help="where to write the report; default mtlkit-doctor-TIME.md here")
     add("--force", action="store_true", help="overwrite that file")
     command.set_defaults(run=run, command="doctor")
@@ -61,12 +64,17 @@ def run(options: argparse.Namespace) -> int:
     print(environment, end="\n\n", flush=True)  # noqa: T201 - the command's own voice
     findings: list[Finding] = []
     incomplete = f"torch does not import: {torch_error}" if torch is None else ""
+    interrupt: KeyboardInterrupt | None = None
     if torch is not None:
         try:
-            for finding in _watched(names, FEW if options.quick else ALL):
+            for finding in _watched(names, FEW if options.quick else ALL, options.backend or ()):
                 findings.append(finding)
         except OSError as error:
             incomplete = str(error)
+        except KeyboardInterrupt as error:  # what was found so far is reported all the same
+            incomplete, interrupt = "interrupted", error
+    if not findings and not incomplete:
+        incomplete = "no such backend serves a device here; mtlkit info says why"
     damaged = "" if why_not.endswith("not built") else why_not
     wrong = [finding for finding in findings if finding.fault]
     verdict = _verdict(len(findings), len(wrong), damaged, incomplete)
@@ -75,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
     with written_whole(file, force=options.force) as draft:
         draft.write_text(report(now, environment, text, findings), encoding="utf-8")
     print(f"The report, to attach to an issue: {file}")  # noqa: T201
+    if interrupt is not None:
+        raise interrupt
     if wrong or damaged:
         return 1
     return LEFT_OUT if incomplete else 0
@@ -90,12 +100,12 @@ def _chosen(given: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(given or known))
 
 
-def _watched(names: Sequence[str], most: int) -> Iterator["Finding"]:
+def _watched(names: Sequence[str], most: int, backends: Sequence[str]) -> Iterator["Finding"]:
     from mtlkit.cli._examining import examine_apart
     from mtlkit.cli._progress import progress_shown
 
     with progress_shown("checking") as show:
-        for done, (finding, count) in enumerate(examine_apart(names, most), 1):
+        for done, (finding, count) in enumerate(examine_apart(names, most, backends), 1):
             show(done, count)
             yield finding
 

@@ -83,6 +83,27 @@ def test_calls_that_could_not_all_be_made(capsys, tmp_path, monkeypatch):
     assert "Not all calls were made: 20 calls ended" in capsys.readouterr().out
 
 
+def test_ctrl_c_leaves_a_report_of_what_was_found(capsys, tmp_path, monkeypatch):
+    def some(*_):
+        yield RIGHT, 5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtlkit.cli._examining.examine_apart", some)
+    assert main(["doctor", "--report", str(tmp_path / "a.md")]) == 130
+    assert "Not all calls were made: interrupted" in capsys.readouterr().out
+    assert "All 1 calls are right" in (tmp_path / "a.md").read_text()
+
+
+def test_a_backend_alone(capsys, tmp_path, monkeypatch):
+    """It is asked for as it is named; one that serves nothing here is no success."""
+    asked = []
+    monkeypatch.setattr("mtlkit.cli._examining.examine_apart", lambda *given: asked.append(given) or iter(()))
+    line = ["doctor", "--operator", "norm_gate", "--quick", "--backend", "cuda", "--report", str(tmp_path / "a.md")]
+    assert main(line) == doctor.LEFT_OUT
+    assert asked == [(["norm_gate"], doctor.FEW, ["cuda"])]
+    assert "Nothing was checked: no such backend serves a device here" in capsys.readouterr().out
+
+
 def test_a_report_of_every_call_fits_into_an_issue():
     """Which takes 65,536 characters of text."""
     from datetime import datetime

@@ -34,6 +34,12 @@ def test_every_backend_dtype_and_instruction_set_is_examined():
     assert len(planned(["norm_gate"], 100)) > 3 * len(found)
 
 
+def test_backends_are_chosen_by_name():
+    assert {call.backend for call, _ in planned(["norm_gate"], 1, ["torch"])} == {"torch"}
+    levels = {f"cpu {level}" for level in _native.C.cpu_isa_levels()}
+    assert {call.backend for call, _ in planned(["norm_gate"], 1, ["cpu"])} == levels
+
+
 def test_a_call_is_named_before_it_is_made():
     plan = planned(["norm_gate"], 1)[:2]
     assert [(call.backend, found is not None) for call, found in examine(plan)] == [
