@@ -3,6 +3,8 @@
 It stands for the model that you bring; `accelerate_medmamba.py`, the tests and the benchmarks accelerate it.
 """
 
+# pyright: basic
+
 import math
 
 import torch

@@ -30,14 +30,14 @@ class _Sum(torch.autograd.Function):
     """The sum over the processes, in each of them. Every process's loss depends on it, so that gradients sum alike."""
 
     @staticmethod
-    def forward(ctx, group, x):
+    def forward(ctx: Any, group: Group, x: Tensor) -> Tensor:
         ctx.group = group
         total = x.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx: Any, dy: Tensor) -> tuple[None, Tensor]:
         return None, _Sum.apply(ctx.group, dy)
 
 

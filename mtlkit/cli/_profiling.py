@@ -262,7 +262,7 @@ class _Predictor(TorchDispatchMode):
         self.gpu, self.rows = gpu, {}
         self.groups = {name: Row(name) for name in GROUPS}
 
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         results = operator(*args, **(kwargs or {}))
         name = operator.name()
         if name.startswith("mtlkit::"):

@@ -22,7 +22,7 @@ from mtlkit.data.transforms import augmentation, preparation
 __all__ = ["LesionDataset", "MammographyDataset"]
 
 
-class _Augmented(Dataset):
+class _Augmented(Dataset[Any]):
     """What both share: the seed, the epoch and the transforms."""
 
     def __init__(

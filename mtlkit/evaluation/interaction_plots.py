@@ -191,6 +191,7 @@ def draw_correlations(oracle: Mapping[str, Any]) -> bytes:
     found = correlated(oracle)
     canvas, axes = new_canvas(3.9, len(TARGETS), sharey=True)
     for ax, branch in zip(axes, TARGETS, strict=True):
+        levels: Mapping[str, Any] = {}
         for i, (name, levels) in enumerate(found[branch].items()):
             place = np.arange(len(levels)) + 0.8 * ((i + 0.5) / len(found[branch]) - 0.5)
             colour = INK if name == "gate" else FAINT if "confidence" in name else COLOURS[(i - 1) % len(COLOURS)]

@@ -296,6 +296,7 @@ def draw_displacement(found: Mapping[str, Any]) -> bytes:
     """How far TIM moves the vector and the map, by level."""
     canvas, (ax,) = new_canvas(3.6)
     words = {"seg_to_clf": "mask to class", "clf_to_seg": "class to mask"}
+    levels: Mapping[str, Any] = {}
     for i, (direction, levels) in enumerate(found.items()):
         place = np.arange(len(levels)) + 0.38 * (i - 0.5)
         means, spreads = ([entry[key] for entry in levels.values()] for key in ("mean", "sd"))

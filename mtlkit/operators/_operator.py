@@ -14,7 +14,7 @@ Backends never see empty batches, nor tensors with lazy negation, conjugation or
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_type_hints, overload
+from typing import Any, NamedTuple, NoReturn, get_type_hints, overload
 
 import torch
 from torch import Tensor
@@ -126,12 +126,12 @@ class _FirstOrderOnly(torch.autograd.Function):
     """Passes a gradient through; a second differentiation raises an error."""
 
     @staticmethod
-    def forward(ctx, op, gradient, *_inputs):
+    def forward(ctx: Any, op: str, gradient: Tensor, *_inputs: Tensor) -> Tensor:
         ctx.op = op
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, _gradient):
+    def backward(ctx: Any, _gradient: Tensor) -> NoReturn:
         raise RuntimeError(
             f"{ctx.op} has first-order gradients only; use mtlkit.use_backend('torch') for second-order ones"
         )
@@ -319,7 +319,7 @@ class _Call(torch.autograd.Function):
     """A call in eager mode."""
 
     @staticmethod
-    def forward(ctx, call, *tensors):
+    def forward(ctx: Any, call: tuple[Operator, str, Any], *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         operator, backend, options = ctx.call = call
         found = operator.forward(backend, operator.inputs._make(tensors), options, True)
         if operator.kept:
@@ -332,7 +332,7 @@ class _Call(torch.autograd.Function):
         return found[: operator.outputs]
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (operator, backend, options), saved = ctx.call, ctx.saved_tensors
         count = len(operator.inputs._fields)
         inputs = operator.inputs._make(saved[:count])
@@ -360,7 +360,7 @@ def _node(operator: Operator) -> Callable[..., Any]:
     saved = len(operator.saved_outputs) + operator.kept
     kept = [f"Tensor kept{i}" for i in range(saved)]
 
-    def split(arguments: tuple) -> tuple[Any, Any, bool]:
+    def split(arguments: tuple[Any, ...]) -> tuple[Any, Any, bool]:
         inputs, chosen = operator.inputs._make(arguments[:count]), operator.options._make(arguments[count:stop])
         return inputs, chosen, arguments[stop] if operator.kept else True
 
@@ -370,19 +370,19 @@ def _node(operator: Operator) -> Callable[..., Any]:
             return found[0]
         return *found, *(found[0].new_empty(0, dtype=torch.float32) for _ in range(many - len(found)))
 
-    def forward(backend, *arguments):
+    def forward(backend: str, *arguments: Any) -> Tensor | tuple[Tensor, ...]:
         inputs, chosen, save = split(arguments)
         run = operator.forward_in_torch if operator.replaced(backend, inputs) else operator.forward
         return returned(run(backend, inputs, chosen, save))
 
-    def fake_forward(backend, *arguments):
+    def fake_forward(backend: str, *arguments: Any) -> Tensor | tuple[Tensor, ...]:
         return returned(operator.unset(backend, *split(arguments)))
 
     def differentiable(inputs: Sequence[Tensor | None]) -> list[bool]:
         """The inputs that the node has gradients for: all that are given and do not hold integers."""
         return [t is not None and has for t, has in zip(inputs, operator.has_gradient, strict=True)]
 
-    def split_backward(arguments: tuple) -> tuple[Any, Any, tuple, tuple]:
+    def split_backward(arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...], tuple[Any, ...]]:
         grads, rest = arguments[: operator.outputs], arguments[operator.outputs :]
         kept_end = count + saved
         return (
@@ -392,7 +392,7 @@ def _node(operator: Operator) -> Callable[..., Any]:
             grads,
         )
 
-    def backward(backend, *arguments):
+    def backward(backend: str, *arguments: Any) -> list[Tensor]:
         inputs, chosen, kept, grads = split_backward(arguments)
         if operator.replaced(backend, inputs):
             found = operator.backward_in_torch(inputs, chosen, grads, differentiable(inputs))
@@ -400,18 +400,18 @@ def _node(operator: Operator) -> Callable[..., Any]:
             found = operator.backward(backend, inputs, chosen, kept, grads, differentiable(inputs))
         return [like(g, t) for g, t in zip(found, inputs, strict=True) if g is not None]
 
-    def fake_backward(backend, *arguments):
+    def fake_backward(backend: str, *arguments: Any) -> list[Tensor]:
         inputs = split_backward(arguments)[0]
         return [torch.empty_like(t) for t, want in zip(inputs, differentiable(inputs), strict=True) if want]
 
-    def setup(ctx, inputs, output):
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.backend, *tensors = inputs[: 1 + count]
         ctx.options = inputs[1 + count : 1 + stop]
         ctx.without_gradients = operator.kept > 0 and not inputs[-1]
         outputs = output if many > 1 else (output,)
         ctx.save_for_backward(*tensors, *(outputs[i] for i in operator.saved_outputs), *outputs[operator.outputs :])
 
-    def gradient(ctx, *grads):
+    def gradient(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.without_gradients:
             raise RuntimeError(
                 f"{operator.function}: the graph was traced under torch.no_grad() and cannot compute gradients; "

@@ -92,13 +92,13 @@ class Step:
         tensors[self.state] = "Tensor(a!)"
         declared = ", ".join(["str backend", *(f"{kind} {field}" for field, kind in {**tensors, **options}.items())])
 
-        def split(arguments: tuple) -> tuple[Any, Any]:
+        def split(arguments: tuple[Any, ...]) -> tuple[Any, Any]:
             return self.inputs._make(arguments[: len(tensors)]), self.options._make(arguments[len(tensors) :])
 
-        def run(backend, *arguments):
+        def run(backend: str, *arguments: Any) -> Tensor:
             return self.run(backend, *split(arguments))
 
-        def fake(_backend, *arguments):
+        def fake(_backend: str, *arguments: Any) -> Tensor:
             return self.new_output(*split(arguments))
 
         schema = f"({declared}) -> Tensor"

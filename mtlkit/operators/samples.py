@@ -125,7 +125,7 @@ def _call(
     words: object,
     tensors: Callable[[], Tensors],
     *outputs: str,
-    options: Callable[[Tensors], tuple] = lambda given: (),
+    options: Callable[[Tensors], tuple[Any, ...]] = lambda given: (),
     fixed: Callable[[Tensors], Tensors] = lambda given: {},
 ) -> Sample:
     """A call of an operator with gradients; `options` and further tensors may depend on the given tensors."""
@@ -308,7 +308,7 @@ def _directional(shape: DirectionalScanShape, kind: str, sequences: int, merge: 
             found["seq_idx"] = index.expand(shape.B, -1).contiguous()
         return found
 
-    def options(given: Tensors) -> tuple:
+    def options(given: Tensors) -> tuple[Any, ...]:
         return merge, given["u"].dtype, *order(given)[1:]
 
     return _call(directional_scan.OPERATOR, words, shape.inputs, "y", "last", options=options, fixed=fixed)
@@ -331,7 +331,7 @@ def _dwconv_silu(size: tuple[int, int, int, int], memory_format: torch.memory_fo
     return _call(dwconv_silu.OPERATOR, words, made, "y")
 
 
-def _depthwise(size: tuple[int, int, int, int], kernel: int, settings: tuple, bias: bool) -> Sample:
+def _depthwise(size: tuple[int, int, int, int], kernel: int, settings: tuple[Any, ...], bias: bool) -> Sample:
     chosen = dict(settings)
     dilation = chosen.get("dilation", 1)
     padding = chosen.get("padding", dilation * (kernel - 1) // 2)

@@ -116,7 +116,7 @@ class DataModule(lightning.LightningDataModule):
             )
         return self._datasets[part]
 
-    def _loader(self, part: str, batch_size: int, limit: int | None = None) -> DataLoader:
+    def _loader(self, part: str, batch_size: int, limit: int | None = None) -> DataLoader[Any]:
         d, training = self.config.data, part == "train"
         sampler = EpochSampler(
             self.dataset(part), self.config.seed, shuffle=training, limit=limit, divided=self.divided
@@ -132,16 +132,16 @@ class DataModule(lightning.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled and augmented; in the warm-up epochs only so many batches."""
         d = self.config.data
         warming = self.trainer is not None and self.trainer.current_epoch < d.warmup_epochs
         return self._loader("train", d.batch_size, d.warmup_batches * d.batch_size if warming else None)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[Any]:
         """As it is."""
         return self._loader("val", self.config.data.eval_batch_size or self.config.data.batch_size)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[Any]:
         """As it is."""
         return self._loader("test", self.config.data.eval_batch_size or self.config.data.batch_size)

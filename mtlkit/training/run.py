@@ -42,7 +42,6 @@ from mtlkit.data.layouts import find_layout
 from mtlkit.data.splits import read_split
 from mtlkit.errors import CheckpointError, DataError
 from mtlkit.metrics import positive_class
-from mtlkit.models import Pretrained
 from mtlkit.training.calibration import FILE as CALIBRATION
 from mtlkit.training.calibration import Calibration, as_values, fit_calibration
 from mtlkit.training.checkpoints import RunCheckpoints, read_checkpoint, unwritten
@@ -143,7 +142,7 @@ def train(
         figures, calibration = judged
         if is_main():
             place.write_json(CALIBRATION, as_values(calibration))
-            model = cast(Pretrained, module.model)
+            model = module.model
             heads = find_task(config.task).heads_of(model)
             names = {head.name: head.names(getattr(catalogue, head.classes)) for head in heads}
             root, layout = catalogue.root, catalogue.layout

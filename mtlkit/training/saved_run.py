@@ -106,7 +106,7 @@ class SavedRun:
         """
         return self.task.items(records, self.config.data)
 
-    def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader:
+    def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader[Any]:
         """Batches of `dataset`, in order, by default as large as those that the run was judged by."""
         d = self.config.data
         batch_size = batch_size or d.eval_batch_size or d.batch_size

@@ -24,6 +24,8 @@ from mtlkit.data.synthetic._fields import check_options, curve, grid, inside, ou
 
 __all__ = ["Breast", "draw_mammogram", "synthesize_mammography"]
 
+Place = tuple[float, float]  # y, x
+
 MARK = "synthetic.json"
 ASPECT = 1914 / 2294  # width by height, that of CMMD
 BITS = 12
@@ -68,7 +70,7 @@ class Breast:
 # --- the breast -------------------------------------------------------------------------------------------------------
 
 
-def _shape(rng: Generator, y: np.ndarray, x: np.ndarray, view: str, build: np.ndarray) -> tuple[np.ndarray, tuple]:
+def _shape(rng: Generator, y: np.ndarray, x: np.ndarray, view: str, build: np.ndarray) -> tuple[np.ndarray, Place]:
     """Depth below the skin (0 on it, negative in air), and where the nipple is; chest wall at x = 0."""
     width = float(x.max())
     reach, half, sag = width * (0.62 + 0.22 * build[0]), 0.30 + 0.10 * build[1], 0.02 * build[2]
@@ -82,7 +84,7 @@ def _shape(rng: Generator, y: np.ndarray, x: np.ndarray, view: str, build: np.nd
 
 
 def _tissue(
-    rng: Generator, y: np.ndarray, x: np.ndarray, depth: np.ndarray, nipple: tuple, density: float
+    rng: Generator, y: np.ndarray, x: np.ndarray, depth: np.ndarray, nipple: Place, density: float
 ) -> np.ndarray:
     """How much the tissue absorbs, about 0.25 for fat and 0.8 for gland."""
     height, width = y.shape
@@ -104,7 +106,9 @@ def _tissue(
     return absorbs
 
 
-def _strand(rng: Generator, y: np.ndarray, x: np.ndarray, start: tuple, end: tuple, swing: float, width: float):
+def _strand(
+    rng: Generator, y: np.ndarray, x: np.ndarray, start: Place, end: Place, swing: float, width: float
+) -> np.ndarray:
     """A curved line from `start` to `end` (y, x)."""
     along = (x - start[1]) / (end[1] - start[1] + 1e-6)
     steps = np.clip((x[0] - start[1]) / (end[1] - start[1] + 1e-6), 0, 1)
@@ -124,7 +128,7 @@ def _pectoral(y: np.ndarray, x: np.ndarray, build: np.ndarray) -> np.ndarray:
 # --- lesions ----------------------------------------------------------------------------------------------------------
 
 
-def _mass(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple, radius: float, form: str) -> np.ndarray:
+def _mass(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, radius: float, form: str) -> np.ndarray:
     """What a mass adds: "smooth", "irregular" or "spiculated"."""
     axes = (radius, radius * rng.uniform(0.85, 1.25))
     tilt = rng.uniform(0, np.pi)
@@ -147,7 +151,7 @@ def _mass(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple, radius: f
     return added
 
 
-def _calcifications(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple, form: str) -> np.ndarray:
+def _calcifications(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, form: str) -> np.ndarray:
     """What calcifications add: "coarse", "loose" or "tight"."""
     pixel = 1 / y.shape[0]
     added = np.zeros_like(y)
@@ -163,7 +167,7 @@ def _calcifications(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple,
     return added
 
 
-def _lesion(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple, breast: Breast, choice: float) -> np.ndarray:
+def _lesion(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, breast: Breast, choice: float) -> np.ndarray:
     """What the lesion of a breast adds; `choice` in [0, 1) decides its kind alike in both views."""
     if breast.birads == 1:
         return np.zeros_like(y)

@@ -45,7 +45,9 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tens
     return y, final_states
 
 
-def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, _kept: object, grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias, seq_idx (None) and the initial states."""
     x, weight, bias, _, initial_states = inputs
     dx, dtype, (dy, dfinal_states) = fresh(new_map(x, x.shape[2])), compute_dtype(x), grads

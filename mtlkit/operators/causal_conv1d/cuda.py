@@ -22,7 +22,7 @@ def supports(inputs: Inputs, _options: Options) -> str | None:
     return single_precision_only(inputs)
 
 
-def _arguments(inputs: Inputs, options: Options) -> tuple[dict[str, object], list]:
+def _arguments(inputs: Inputs, options: Options) -> tuple[dict[str, object], list[Tensor | None]]:
     """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     x, weight, bias, seq_idx, initial_states = inputs
     parameters = [None if t is None else as_float(t) for t in (weight, bias, initial_states)]
@@ -48,7 +48,9 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor, Tens
     return y, final_states
 
 
-def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, _kept: object, grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias, seq_idx (None) and the initial states."""
     x, weight, bias, _, initial_states = inputs
     dx, (dy, dfinal_states), width = new_map(x, x.shape[2]), grads, weight.shape[1]

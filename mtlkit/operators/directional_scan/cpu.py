@@ -1,5 +1,7 @@
 """directional_scan by the C++ kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -79,7 +81,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return y, last, *kept
 
 
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     u, x_dbl, dt_weight, dt_bias, A_logs, Ds, _, _, initial_state = inputs
     (checkpoints,), (dy, dlast) = kept, grads

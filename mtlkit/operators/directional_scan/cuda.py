@@ -1,5 +1,7 @@
 """directional_scan by the CUDA kernels of selective_scan."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()  # unset only in a second derivative, which raises
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     scan = scan_of(inputs, options)
     arguments, order = _arguments(scan)

@@ -1,6 +1,7 @@
 """The formula in plain PyTorch: gather the tokens in the order of each direction, scan, scatter back."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,12 @@ from mtlkit.operators.directional_scan.signature import channels_last, starts_of
 from mtlkit.operators.selective_scan.reference import scan_chunked, scan_sequential
 
 
-def directional_scan_reference(*arguments) -> tuple[Tensor, Tensor]:
+def directional_scan_reference(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The formula, one token after another: (output, last state)."""
     return _composed(scan_sequential, *arguments)
 
 
-def directional_scan_torch(*arguments) -> tuple[Tensor, Tensor]:
+def directional_scan_torch(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The reference with the vectorised scan."""
     return _composed(scan_chunked, *arguments)
 

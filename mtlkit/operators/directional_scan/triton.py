@@ -1,5 +1,7 @@
 """directional_scan by the Triton kernels of selective_scan, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()  # unset only in a second derivative, which raises
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     from mtlkit.kernels import selective_scan as kernels
 

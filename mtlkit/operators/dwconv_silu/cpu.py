@@ -1,5 +1,7 @@
 """dwconv_silu by the C++ kernels of depthwise_conv2d."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mtlkit.operators._operator import NoOptions
@@ -20,6 +22,8 @@ def forward(inputs: Inputs, _options: NoOptions, save: bool) -> tuple[Tensor]:
     return cpu.forward(ConvInputs(*inputs), _OPTIONS, save)
 
 
-def backward(inputs: Inputs, _options: NoOptions, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, _options: NoOptions, kept: Sequence[Tensor], grads: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias."""
     return cpu.backward(ConvInputs(*inputs), _OPTIONS, kept, grads, wanted)

@@ -1,5 +1,7 @@
 """dwconv_silu by the CUDA kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def supports(inputs: Inputs, _options: NoOptions) -> str | None:
     return single_precision_only(inputs)
 
 
-def _arguments(inputs: Inputs) -> tuple[dict[str, object], list]:
+def _arguments(inputs: Inputs) -> tuple[dict[str, object], list[Tensor | None]]:
     """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     x, weight, bias = inputs
     weight, bias = as_float(weight[:, 0]), None if bias is None else as_float(bias)
@@ -33,7 +35,9 @@ def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
     return (y,)
 
 
-def backward(inputs: Inputs, _options: NoOptions, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, _options: NoOptions, _kept: object, grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias."""
     x, weight = inputs.x, inputs.weight
     dx, taps = new_output(x), TAPS * TAPS

@@ -1,5 +1,7 @@
 """dwconv_silu by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mtlkit.operators._launch import single_precision_only
@@ -19,7 +21,9 @@ def forward(inputs: Inputs, _options: NoOptions, _save: bool) -> tuple[Tensor]:
     return (kernels.forward(*inputs),)
 
 
-def backward(inputs: Inputs, _options: NoOptions, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, _options: NoOptions, _kept: object, grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight and bias."""
     from mtlkit.kernels import dwconv_silu as kernels
 

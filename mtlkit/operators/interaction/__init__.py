@@ -31,6 +31,7 @@ does not occur in its network; here the formula holds at every size.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,16 +68,16 @@ SERVED = reduce.OPERATOR.served
 INFERENCE = Normalisation(training=False, momentum=0.01, eps=1e-3)
 
 
-def limit(backend, x, *others):
+def limit(backend: str, x: Tensor, *others: "Tensor | None") -> "str | None":
     """Why a backend cannot run a call with these tensors, apart from the device; None if it can.
 
-    It has no annotations because torch.compile in torch 2.6 does not evaluate `str | None`.
+    Its annotations are strings because torch.compile in torch 2.6 does not evaluate `str | None`.
     """
     return single_precision_only((x, *others)) if backend in ("cuda", "triton") else None
 
 
 def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
-    def obstacle(name):  # without annotations, as above
+    def obstacle(name: str) -> "str | None":
         if reason := limit(name, x, *others):
             return reason
         return fault("task_interaction", name, x, asked_for(name)) if name in CHECKED else None
@@ -87,13 +88,22 @@ def _choose(op: str, x: Tensor, *others: Tensor | None) -> str:
 # --- the modules ------------------------------------------------------------------------------------------------------
 
 
-def _enhance(backend, x, f, tim, tau, norm) -> TIMOutput:
+def _enhance(backend: str, x: Tensor, f: Tensor, tim: TIMParameters, tau: float, norm: Normalisation) -> TIMOutput:
     sums = gather(backend, projection_of(x, tim), reduce.Options(False, compute_dtype(x, f)))
     mu, clf = tim_vectors(sums.mean, sums.pooled, f, tim, tau, norm)
     return TIMOutput(enhance(backend, x, mu, tim), clf.to(f.dtype), mu)
 
 
-def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) -> Signals:
+def _signals(
+    backend: str,
+    x: Tensor,
+    x_enhanced: Tensor,
+    f: Tensor,
+    f_enhanced: Tensor,
+    kind: str,
+    seg_proj: Tensor | None,
+    clf_proj: Tensor | None,
+) -> Signals:
     dtype = compute_dtype(x, f)
 
     def sums_of(t: Tensor, energy: bool) -> reduce.Reduced:
@@ -104,18 +114,30 @@ def _signals(backend, x, x_enhanced, f, f_enhanced, kind, seg_proj, clf_proj) ->
         return VarianceSignals(sums_of(x_enhanced, False).variance.mean(1), spread)
     base = sums_of(x, True)
     shift = sums_of(x_enhanced, False).mean - base.mean  # (B, C)
-    alignment = alignment_of(shift, f_enhanced.to(dtype) - f.to(dtype), seg_proj, clf_proj)
+    step = f_enhanced.to(dtype) - f.to(dtype)  # (B, F)
+    alignment = alignment_of(shift, step, seg_proj, clf_proj)  # pyright: ignore[reportArgumentType] - as kind says
     return AlignmentSignals(alignment, base.energy, torch.log1p(spread))  # pyright: ignore[reportArgumentType] - it was asked for
 
 
-def _gate(backend, x, x_enhanced, f, f_enhanced, upa, kind, normaliser, group=None, given=None) -> InteractionOutput:
+def _gate(
+    backend: str,
+    x: Tensor,
+    x_enhanced: Tensor,
+    f: Tensor,
+    f_enhanced: Tensor,
+    upa: UPAParameters,
+    kind: str,
+    normaliser: Tensor | None,
+    group: Group | None = None,
+    given: Tensor | None = None,
+) -> InteractionOutput:
     signals = _signals(backend, x, x_enhanced, f, f_enhanced, kind, upa.seg_proj, upa.clf_proj)
     gates = gates_of(signals, upa, normaliser, group, given)
     seg, clf = mix(x, x_enhanced, gates[:, 0]), mix(f, f_enhanced, gates[:, 1])
     return InteractionOutput(seg, clf, gates, signals, f_enhanced, x_enhanced)
 
 
-def _full_precision(x: Tensor) -> AbstractContextManager:
+def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Disables autocast for the vectors, which are computed in the dtype of the computation."""
     kind = x.device.type
     enabled = kind != "meta" and torch.is_autocast_enabled(kind)

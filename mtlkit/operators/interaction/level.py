@@ -108,7 +108,15 @@ def level(
     return Level(seg, clf, mu, enhanced, gates, (AlignmentSignals if call.alignment else VarianceSignals)(*signals))
 
 
-def _kernels_gate(backend: str, inputs: reduce.Inputs, f, tim, upa, normaliser: Tensor | None, norm) -> bool:
+def _kernels_gate(
+    backend: str,
+    inputs: reduce.Inputs,
+    f: Tensor,
+    tim: TIMParameters,
+    upa: UPAParameters,
+    normaliser: Tensor | None,
+    norm: Normalisation,
+) -> bool:
     """Whether the kernels can do everything; otherwise PyTorch computes the gating."""
     if traced((*inputs, f, *tim, *upa, normaliser)):  # first, because a symbolic batch size must not be compared
         return False
@@ -173,7 +181,12 @@ class _Passes(NamedTuple):
         ) if save else ()
 
     def backward(
-        self, saved: _Saved, weights, results: Results, grads: tuple[Tensor | None, ...], wanted: tuple[bool, ...]
+        self,
+        saved: _Saved,
+        weights: Sequence[Tensor | None],
+        results: Results,
+        grads: tuple[Tensor | None, ...],
+        wanted: tuple[bool, ...],
     ) -> list[Tensor | None]:
         """The gradients of map, projection, vector and weights: one reading pass, gating, one writing pass."""
         reducing, scaling, gates = self.parts()
@@ -201,7 +214,9 @@ def _room(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> list[Tens
 
 class _Level(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, passes, normaliser, running, *tensors):
+    def forward(
+        ctx: Any, passes: _Passes, normaliser: Tensor | None, running: list[Tensor], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         outputs, saved = passes.forward(normaliser, running, tensors, True)
         ctx.passes = passes
         ctx.save_for_backward(*saved)
@@ -209,7 +224,7 @@ class _Level(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         first, last = len(_Saved._fields), -len(Results._fields)
         saved, weights, results = _Saved._make(tensors[:first]), tensors[first:last], Results._make(tensors[last:])

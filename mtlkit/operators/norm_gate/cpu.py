@@ -1,6 +1,6 @@
 """norm_gate by the C++ kernels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ def limit(_channels: int, _tensors: Iterable[Tensor | None]) -> None:
     """The kernels can run every call."""
 
 
-def _arguments(x, weight, bias, z, eps) -> dict[str, object]:
+def _arguments(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float
+) -> dict[str, object]:
     """The arguments shared by the forward and backward kernels."""
     return {
         "sizes": x.shape,
@@ -41,7 +43,9 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
     return (out,)
 
 
-def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, _kept: object, grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and z."""
     x, weight, bias, z = inputs
     dx, dz = (None if t is None else fresh(new_output(t)) for t in (x, z))

@@ -1,6 +1,6 @@
 """norm_gate by the CUDA kernels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,9 @@ def limit(_channels: int, tensors: Iterable[Tensor | None]) -> str | None:
     return single_precision_only(tensors)
 
 
-def _arguments(x, weight, bias, z, eps, stream) -> dict[str, object]:
+def _arguments(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, stream: int
+) -> dict[str, object]:
     """The arguments shared by the forward and backward kernels: rows, and parameters in float32."""
     return {
         "sizes": x.shape,
@@ -52,7 +54,9 @@ def forward_of_sum(inputs: Inputs, addend: Tensor | None, options: Options, out_
     return out
 
 
-def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, _kept: object, grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and z."""
     x, weight, bias, z = inputs
     dx, dz = new_output(x), None if z is None else torch.empty(z.shape, dtype=x.dtype, device=x.device)

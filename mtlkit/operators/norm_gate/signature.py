@@ -35,7 +35,9 @@ def check(inputs: Inputs, options: Options) -> None:
     check_device(x=x, weight=weight, bias=bias, z=z)
 
 
-def check_parameters(shape: Sequence[int], weight, bias, z, eps: object) -> None:
+def check_parameters(
+    shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: object
+) -> None:
     """The shape rule of everything except x, whose shape is given."""
     for name, vector in (("weight", weight), ("bias", bias)):
         if vector is not None:

@@ -1,6 +1,6 @@
 """norm_gate by the Triton kernels, which are loaded at the first call."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -27,7 +27,9 @@ def forward(inputs: Inputs, options: Options, _save: bool) -> tuple[Tensor]:
     return (kernels.forward(*inputs, *options),)
 
 
-def backward(inputs: Inputs, options: Options, _kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, _kept: object, grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of x, weight, bias and z."""
     from mtlkit.kernels import norm_gate as kernels
 

@@ -1,5 +1,6 @@
 """selective_scan by the CUDA kernels."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ def _by_group(tensor: Tensor | None, groups: int) -> Argument | None:
 
 def _arguments(
     inputs: Inputs, softplus: bool, sizes: Sizes, checkpoints: Tensor | None, plan: Any, order: Order | None
-) -> tuple[dict[str, object], list]:
+) -> tuple[dict[str, object], list[Tensor | None]]:
     """The arguments shared by the forward and backward kernels, and the tensors to keep alive until the launch."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     many = sizes.batch * plan.chunks * sizes.channels if plan.chunks > 1 else 0
@@ -199,7 +200,9 @@ def launch_backward(
     return du, ddelta, dA, dB, dC, dD[:, 0], dz, dbias[:, 0]
 
 
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     sizes, du = sizes_of(inputs), torch.empty_like(inputs.u)
     _, ddelta, dA, dB, dC, *others = launch_backward(

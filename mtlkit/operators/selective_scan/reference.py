@@ -1,5 +1,7 @@
 """The formula one token after another, and its vectorised form in chunks."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,7 +55,18 @@ def scan_sequential(
     return torch.stack(ys, -1), h
 
 
-def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Tensor, Tensor]:
+def _with(
+    scan: Callable[..., tuple[Tensor, Tensor]],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
     """Everything around the recurrence, for any scan(dt, x, A, B, C) -> (y, last state) over groups of channels."""
     dtype = compute_dtype(u, delta, A, B, C)
     groups = groups_of(B, C)
@@ -83,7 +96,17 @@ def _with(scan, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Te
     return y.to(u.dtype), last.flatten(1, 2)
 
 
-def selective_scan_torch(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+def selective_scan_torch(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+):
     """The reference with about 2 sqrt(L) steps instead of L: (out, last state)."""
     return _with(scan_chunked, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtlkit._check import check_device, check_shape, check_tensor
-from mtlkit.operators._launch import argument, compute_dtype
+from mtlkit.operators._launch import Argument, argument, compute_dtype
 
 
 class Inputs(NamedTuple):
@@ -102,7 +102,7 @@ def new_outputs(inputs: Inputs, _: Options) -> tuple[Tensor, Tensor]:
     return torch.empty_like(u), last
 
 
-def rows(v: Tensor) -> tuple:
+def rows(v: Tensor) -> Argument:
     """B or C as the kernels take it: with four strides, of which a constant one uses two."""
     return argument(v[:, :, None, None] if v.dim() == 2 else v[:, None] if v.dim() == 3 else v)
 

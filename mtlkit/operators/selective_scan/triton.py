@@ -1,5 +1,7 @@
 """selective_scan by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return (out, last, checkpoints) if save else (out, last)
 
 
-def backward(inputs: Inputs, options: Options, kept, grads, _wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: tuple[Tensor, Tensor | None], _wanted: object
+) -> tuple[Tensor | None, ...]:
     """The gradients of the inputs in their order."""
     from mtlkit.kernels import selective_scan as kernels
 

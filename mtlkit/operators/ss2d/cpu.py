@@ -1,5 +1,7 @@
 """ss2d by the C++ kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return y, *kept
 
 
-def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[Tensor, ...]:
+def backward(
+    inputs: Inputs, _options: Options, kept: Sequence[Tensor], grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor, ...]:
     """The gradients of the inputs in their order."""
     u, x_dbl, *parameters = inputs
     (checkpoints,), (dy,) = kept, grads

@@ -1,5 +1,6 @@
 """ss2d by the CUDA kernels."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -114,7 +115,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return _sum_of_maps(maps, inputs.u, options.out_dtype), *kept
 
 
-def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[Tensor, ...]:
+def backward(
+    inputs: Inputs, _options: Options, kept: Sequence[Tensor], grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor, ...]:
     """The gradients of the inputs in their order."""
     u, x_dbl, dt_weight, dt_bias, A_logs, Ds = inputs
     plan = _plan(inputs, True)

@@ -1,5 +1,7 @@
 """The formula in plain PyTorch: the four sequences, scanned by the 1-D operator's reference, then merged."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -8,17 +10,30 @@ from mtlkit.operators.selective_scan.reference import selective_scan_reference, 
 from mtlkit.operators.ss2d.orders import DIRECTIONS, cross_merge, cross_scan
 
 
-def ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+def ss2d_reference(
+    u: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor, out_dtype: torch.dtype
+) -> Tensor:
     """The formula, one token after another."""
     return _composed(selective_scan_reference, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
 
 
-def ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+def ss2d_torch(
+    u: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor, out_dtype: torch.dtype
+) -> Tensor:
     """The reference with the vectorised scan."""
     return _composed(selective_scan_torch, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)
 
 
-def _composed(scan, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype: torch.dtype) -> Tensor:
+def _composed(
+    scan: Callable[..., tuple[Tensor, Tensor]],
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    out_dtype: torch.dtype,
+) -> Tensor:
     dtype = compute_dtype(u, x_dbl)
     height, width = u.shape[2:]
     rank, states = dt_weight.shape[2], A_logs.shape[1]

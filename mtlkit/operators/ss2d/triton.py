@@ -1,5 +1,7 @@
 """ss2d by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,9 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return (y, checkpoints) if save else (y,)
 
 
-def backward(inputs: Inputs, _options: Options, kept, grads, _wanted) -> tuple[Tensor, ...]:
+def backward(
+    inputs: Inputs, _options: Options, kept: Sequence[Tensor], grads: Sequence[Tensor], _wanted: object
+) -> tuple[Tensor, ...]:
     """The gradients of the inputs in their order."""
     from mtlkit.kernels import ss2d as kernels
 

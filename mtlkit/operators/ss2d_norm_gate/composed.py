@@ -1,20 +1,46 @@
 """ss2d_norm_gate as ss2d followed by norm_gate: in plain PyTorch, and for any backend that has both."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtlkit.operators import norm_gate, ss2d
 from mtlkit.operators.ss2d_norm_gate.signature import Inputs, Options, norm_part, scan_part
 
 
-def ss2d_norm_gate_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype) -> Tensor:
+def ss2d_norm_gate_reference(
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """The two formulas."""
     y = ss2d.ss2d_reference(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)  # (B, D, H, W)
     return norm_gate.norm_gate_reference(y.permute(0, 2, 3, 1), weight, bias, z, eps)
 
 
-def ss2d_norm_gate_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype) -> Tensor:
+def ss2d_norm_gate_torch(
+    u: Tensor,
+    x_dbl: Tensor,
+    dt_weight: Tensor,
+    dt_bias: Tensor,
+    A_logs: Tensor,
+    Ds: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    out_dtype: torch.dtype,
+) -> Tensor:
     """The reference with the vectorised forms."""
     y = ss2d.ss2d_torch(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype)  # (B, D, H, W)
     return norm_gate.norm_gate_torch(y.permute(0, 2, 3, 1), weight, bias, z, eps)
@@ -41,7 +67,9 @@ class Composed:
         (out,) = self.norm.forward(*norm_part(kept[0], inputs, options), save)
         return (out, *kept) if save else (out,)
 
-    def backward(self, inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+    def backward(
+        self, inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs in their order."""
         y, *kept = kept
         rows, *others = self.norm.backward(*norm_part(y, inputs, options), (), grads, (True, *wanted[6:]))

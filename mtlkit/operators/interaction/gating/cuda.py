@@ -4,13 +4,22 @@ from torch import Tensor
 
 from mtlkit import _native
 from mtlkit.operators._launch import address, check_cuda, launching
-from mtlkit.operators.interaction.gating.signature import Call, Results, arguments_of, gradients_of, new_results
+from mtlkit.operators.interaction.gating.signature import (
+    Call,
+    Results,
+    Tensors,
+    arguments_of,
+    gradients_of,
+    new_results,
+)
 from mtlkit.operators.interaction.reduce import Reduced
 
 MOST_IMAGES = 1 << 40
 
 
-def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple[Tensor, Tensor, Results]:
+def forward(
+    call: Call, sums: Reduced, f: Tensor, normaliser: Tensor | None, running: Tensors, weights: Tensors
+) -> tuple[Tensor, Tensor, Results]:
     """Factors, final vector and results; in training it also updates the running statistics."""
     factors, clf, results = new_results(call, f)
     with launching(f) as stream:
@@ -26,7 +35,17 @@ def forward(call: Call, sums: Reduced, f, normaliser, running, weights) -> tuple
     return factors, clf, results
 
 
-def backward(call: Call, sums: Reduced, f, normaliser, weights, results: Results, grads, dinputs, dweights) -> None:
+def backward(
+    call: Call,
+    sums: Reduced,
+    f: Tensor,
+    normaliser: Tensor | None,
+    weights: Tensors,
+    results: Results,
+    grads: Tensors,
+    dinputs: Tensors,
+    dweights: Tensors,
+) -> None:
     """Writes the gradients of sums and f, and of those weights that have a buffer for them.
 
     `grads` are the gradients of factors, mu, final vector, enhanced vector, gates and three signals, None for zeros.

@@ -1,5 +1,6 @@
 """The arguments and results of gating, and how its kernels are called."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -7,6 +8,8 @@ from torch import Tensor
 from mtlkit._distributed import Group
 from mtlkit.operators._launch import address
 from mtlkit.operators.interaction.types import Signals, TIMParameters, UPAParameters
+
+Tensors = Sequence[Tensor | None]  # None for one that is not there
 
 # the learned tensors of gating, by their names in mtlkit._C
 WEIGHTS = (*TIMParameters._fields[2:12], *UPAParameters._fields)
@@ -89,7 +92,15 @@ def new_results(call: Call, like: Tensor) -> tuple[Tensor, Tensor, Results]:
     return like.new_empty(B, C), like.new_empty(B, F), results
 
 
-def arguments_of(call: Call, sums, f, normaliser, running, weights, results: Results) -> dict[str, object]:
+def arguments_of(
+    call: Call,
+    sums: Iterable[Tensor | None],
+    f: Tensor,
+    normaliser: Tensor | None,
+    running: Tensors,
+    weights: Tensors,
+    results: Results,
+) -> dict[str, object]:
     """The arguments shared by the forward and backward kernels of mtlkit._C; `sums` are the results of reduce."""
     mean, variance, energy, pooled = map(address, sums)
     mu, enhanced, gates, *signals, kept = map(address, results)
@@ -117,7 +128,7 @@ def arguments_of(call: Call, sums, f, normaliser, running, weights, results: Res
     }
 
 
-def gradients_of(grads, dinputs, dweights) -> dict[str, object]:
+def gradients_of(grads: Tensors, dinputs: Tensors, dweights: Tensors) -> dict[str, object]:
     """The additional backward arguments: gradients of factors, mu, vectors, gates and signals, and output buffers."""
     dfactors, dmu, dclf, denhanced, dgates, *dsignals = map(address, grads)
     dmean, dvariance, denergy, dpooled, df = map(address, dinputs)

@@ -1,5 +1,7 @@
 """reduce by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,13 +31,21 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     return found if save else found[:4]
 
 
-def backward(inputs: Inputs, options: Options, kept, grads, wanted) -> tuple[Tensor | None, ...]:
+def backward(
+    inputs: Inputs, options: Options, kept: Sequence[Tensor], grads: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """The gradients of map and projection."""
     return backward_with(inputs, options, kept, grads, None, None, wanted)
 
 
 def backward_with(
-    inputs: Inputs, options: Options, kept, grads, dy: Tensor | None, factors: Tensor | None, wanted
+    inputs: Inputs,
+    options: Options,
+    kept: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    dy: Tensor | None,
+    factors: Tensor | None,
+    wanted: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Like `backward`, and adds dy times the factors (B, C) to the gradient of the map in the same pass."""
     from mtlkit.kernels import interaction as kernels

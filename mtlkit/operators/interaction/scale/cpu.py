@@ -1,5 +1,7 @@
 """scale by the C++ kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,7 +10,7 @@ from mtlkit.operators._launch import address, argument, check, fresh
 from mtlkit.operators.interaction.maps import new_map, rows_like, rows_of
 
 
-def supports(_inputs, _options) -> None:
+def supports(_inputs: object, _options: object) -> None:
     """Every call."""
 
 
@@ -22,7 +24,7 @@ def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> dict[str, object]:
     }
 
 
-def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
+def forward(inputs: tuple[Tensor, Tensor], _options: object, _save: bool) -> tuple[Tensor]:
     """Y."""
     x, factors = inputs
     y, rows, factors = fresh(new_map(x)), rows_of(x), factors.contiguous()
@@ -41,7 +43,9 @@ def gradient_of_factors(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     return dfactors
 
 
-def backward(inputs, options, _kept, grads, wanted) -> tuple[Tensor | None, Tensor | None]:
+def backward(
+    inputs: tuple[Tensor, Tensor], options: object, _kept: object, grads: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of map and factors."""
     (x, factors), (dy,) = inputs, grads
     dx = forward((dy, factors), options, False)[0] if wanted[0] else None

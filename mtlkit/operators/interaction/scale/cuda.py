@@ -1,5 +1,7 @@
 """scale by the CUDA kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,12 +11,12 @@ from mtlkit.operators._launch import address, argument, as_float, check_cuda, la
 from mtlkit.operators.interaction.maps import new_map, rows_like, rows_of
 
 
-def supports(inputs, _options) -> str | None:
+def supports(inputs: tuple[Tensor, Tensor], _options: object) -> str | None:
     """Calls without float64."""
     return single_precision_only(inputs)
 
 
-def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
+def forward(inputs: tuple[Tensor, Tensor], _options: object, _save: bool) -> tuple[Tensor]:
     """Y."""
     x, factors = inputs
     y = new_map(x)
@@ -43,7 +45,9 @@ def gradient_of_factors(dy: Tensor, x: Tensor, _factors: Tensor) -> Tensor:
         return parts.sum(1)
 
 
-def backward(inputs, options, _kept, grads, wanted) -> tuple[Tensor | None, Tensor | None]:
+def backward(
+    inputs: tuple[Tensor, Tensor], options: object, _kept: object, grads: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of map and factors."""
     (x, factors), (dy,) = inputs, grads
     dx = forward((dy, factors), options, False)[0] if wanted[0] else None

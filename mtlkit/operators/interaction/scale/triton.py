@@ -1,16 +1,18 @@
 """scale by the Triton kernels, which are loaded at the first call."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mtlkit.operators._launch import single_precision_only
 
 
-def supports(inputs, _options) -> str | None:
+def supports(inputs: tuple[Tensor, Tensor], _options: object) -> str | None:
     """Calls without float64."""
     return single_precision_only(inputs)
 
 
-def forward(inputs, _options, _save: bool) -> tuple[Tensor]:
+def forward(inputs: tuple[Tensor, Tensor], _options: object, _save: bool) -> tuple[Tensor]:
     """Y."""
     from mtlkit.kernels import interaction as kernels
 
@@ -24,7 +26,9 @@ def gradient_of_factors(dy: Tensor, x: Tensor, _factors: Tensor) -> Tensor:
     return kernels.scale_backward(dy.to(x.dtype), x)
 
 
-def backward(inputs, options, _kept, grads, wanted) -> tuple[Tensor | None, Tensor | None]:
+def backward(
+    inputs: tuple[Tensor, Tensor], options: object, _kept: object, grads: Sequence[Tensor], wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of map and factors."""
     (x, factors), (dy,) = inputs, grads
     dx = forward((dy, factors), options, False)[0] if wanted[0] else None
