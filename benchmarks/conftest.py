@@ -81,6 +81,8 @@ def measure_gpu(
     """
 
     def run(case: Any) -> None:
+        if request.config.option.missing and _journal and (case.group, case.provider.name) in _journal.earlier:
+            pytest.skip("an earlier run has this row")
         with case.provider.context():
             try:
                 if request.config.option.untimed:
@@ -126,6 +128,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fast", action="store_true", help="measure the rows of the README's table only")
     group.addoption("--force", action="store_true", help="write results/ although other programs use the machine")
     group.addoption("--untimed", action="store_true", help="on a GPU: only run each row once, which compiles it")
+    group.addoption("--missing", action="store_true", help="on a GPU: leave out the rows that --results has")
     group.addoption(
         "--results", type=Path, metavar="FOLDER", help="on a GPU: add rows to <gpu>.json there, also those of a part"
     )

@@ -275,17 +275,24 @@ def document_of(rows: list[Row], description: dict[str, Any]) -> dict[str, Any]:
     return described(description) | {"verdicts": [*verdicts(rows), *level_verdicts(rows)], "rows": rows}
 
 
-def added(rows: list[Row], description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The document of rows, and of those that the folder's <gpu>.json has of the same commit, software and GPU."""
-    document = document_of(rows, description)
+def name_of(row: Row) -> tuple[str, str]:
+    return row["group"], row["provider"]
+
+
+def earlier_rows(description: dict[str, Any], folder: Path) -> list[Row]:
+    """Those that the folder's <gpu>.json has of the same commit, software and GPU."""
     try:
         earlier = json.loads((folder / f"{gpu.stem()}.json").read_text())
     except FileNotFoundError:
-        return document
-    if any(earlier[name] != document[name] for name in ("commit", "versions")):
-        return document
-    measured = {(row["group"], row["provider"]) for row in rows}
-    kept = [row for row in earlier["rows"] if (row["group"], row["provider"]) not in measured]
+        return []
+    now = described(description)
+    return earlier["rows"] if all(earlier[name] == now[name] for name in ("commit", "versions")) else []
+
+
+def added(rows: list[Row], description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The document of rows, and of earlier ones of other names."""
+    measured = set(map(name_of, rows))
+    kept = [row for row in earlier_rows(description, folder) if name_of(row) not in measured]
     return document_of([*kept, *rows], description)
 
 
@@ -294,6 +301,7 @@ class Journal:
 
     def __init__(self, description: dict[str, Any], folder: Path) -> None:
         self.description, self.folder, self.written = description, folder, -math.inf
+        self.earlier = set(map(name_of, earlier_rows(description, folder)))
 
     def note(self, rows: list[Row]) -> None:
         """Writes the rows so far; every few seconds, for a document takes some milliseconds."""

@@ -10,9 +10,9 @@ import pytest
 
 CASES = [
     *gpu_workloads.cases(),
+    *(case for op in gpu_operators.OPERATORS for case in gpu_operators.cases(op)),
     *gpu_levels.cases(),
     *gpu_networks.cases(),
-    *(case for op in gpu_operators.OPERATORS for case in gpu_operators.cases(op)),
 ]
 
 

@@ -107,8 +107,8 @@ def test_commands(gpu, root, tmp_path):
     assert gpu.command("doctor", folders, "", gpu=False)[-1] == report
 
 
-def test_every_row_of_the_benchmarks_belongs_to_one_stage(gpu):
-    """By pytest's own reading of -k."""
+def test_first_rows_belong_to_one_stage(gpu):
+    """By pytest's own reading of -k; the last stage takes whatever is missing."""
     from _pytest.mark.expression import Expression
 
     stages = {name: stage.line[stage.line.index("-k") + 1] for name, stage in gpu.STAGES.items() if "-k" in stage.line}
@@ -117,10 +117,8 @@ def test_every_row_of_the_benchmarks_belongs_to_one_stage(gpu):
         "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-medmamba": "scans",
         "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-mtlkit-triton": "triton",
         "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-torch-compile": "triton",
-        "ss2d-mammo_64-batch1-bfloat16-forward_backward-mtlkit-triton": "benchmarks",
         "selective_scan-vim_tiny-batch32-float32-forward-mamba-ssm": "scans",
         "task_interaction-busi_224_level4_batch24-float32-forward-mtlkit-cuda": "scans",
-        "norm_gate-medmamba_t_stage1-batch32-float32-forward-torch-compile": "benchmarks",
         "medmamba_t-image_224-batch32-float32-training_step-mtlkit-triton": "networks",
     }
     for row, stage in rows.items():

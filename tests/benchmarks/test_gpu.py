@@ -236,7 +236,10 @@ def test_rows_are_written_while_they_are_measured(benchmarks, monkeypatch, tmp_p
     now += report.JOURNAL_SECONDS
     journal.note([row("mtlkit-cuda", 1.0), row("eager", 4.0)])
     assert found() == {"mtlkit-cuda": 1.0, "eager": 4.0}
-    report.Journal(first, tmp_path).note([row("eager", 3.0)])
+    assert report.Journal(first | {"commit": "b"}, tmp_path).earlier == set()
+    journal = report.Journal(first, tmp_path)
+    assert {provider for _, provider in journal.earlier} == {"mtlkit-cuda", "eager"}
+    journal.note([row("eager", 3.0)])
     assert found() == {"mtlkit-cuda": 1.0, "eager": 3.0}
     report.Journal(first | {"commit": "b"}, tmp_path).note([row("eager", 2.0)])
     assert found() == {"eager": 2.0}
