@@ -47,12 +47,10 @@ def run(command: Sequence[object], **variables: str) -> str:
     return process.stdout
 
 
-def build(platform: str, *options: object) -> Path:
+def build(platform: str, *options: object, **variables: str) -> Path:
     """Builds runner and libraries by tools/native.py; gives their folder."""
-    script = HERE.parents[1] / "tools" / "native.py"
-    return Path(
-        run([sys.executable, script, platform, "--target", "mtlkit", "runner", *options]).rpartition(": ")[2].strip()
-    )
+    command = [sys.executable, HERE.parents[1] / "tools" / "native.py", platform, "--target", "mtlkit", "runner"]
+    return Path(run([*command, *options], **variables).rpartition(": ")[2].strip())
 
 
 def check(output: str, levels: Sequence[str], backward: bool = True) -> None:
@@ -122,14 +120,17 @@ def example(folder: Path, compiler: Sequence[object]) -> Path:
     return made
 
 
-def test_aarch64(cases):
+@pytest.mark.parametrize("optimised", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["quick", "optimised"])
+def test_aarch64(cases, optimised):
     emulator, compiler = program("qemu-aarch64", "qemu-aarch64-static"), program(f"{CROSS}g++")
-    folder = build("linux-aarch64", "--cxx", compiler, "--folder", BUILD / "linux-aarch64-gcc")
+    name, how = ("gcc", {}) if optimised else ("gcc-quick", {"CMAKE_BUILD_TYPE": "None", "CXXFLAGS": "-O0"})
+    folder = build("linux-aarch64", "--cxx", compiler, "--folder", BUILD / f"linux-aarch64-{name}", **how)
     emulate = [emulator, "-L", "/usr/aarch64-linux-gnu", "-E", f"LD_LIBRARY_PATH={folder / 'lib'}"]
     check(run([*emulate, folder / "objects" / "runner", cases]), ["baseline"])
     assert f"baseline, 2 threads: {SUMS}" in run([*emulate, example(folder, [program(f"{CROSS}gcc")]), 2])
 
 
+@pytest.mark.slow  # three minutes of processor time, most of them the compiler's
 def test_windows(cases):
     zig = Path(pytest.importorskip("ziglang", reason="ziglang is not installed").__file__).parent / "zig"
     wine = program("wine", "wine64")
