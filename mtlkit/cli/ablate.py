@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtlkit.cli._cluster import add_ray
-from mtlkit.cli._limits import add_max_pixels
-from mtlkit.cli.train import MEMORY, changes_of, cluster_options, training_options
+from mtlkit.cli.train import MEMORY, add_training_options, changes_of, cluster_options, training_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,15 +60,8 @@ def add_command(commands: Any) -> None:
     add("--out", type=Path, metavar="FOLDER", help="folder to write; it must be new")
     add("--rehearse", action="store_true", help="train each row for one epoch on 16 small images, to see that it runs")
     add("--repeats", type=int, default=1, metavar="N", help="train each row with N seeds; default 1")
-    add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
-    add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of all rows")
+    add_training_options(command)
     add_ray(add, "rows and seeds")
-    add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
-    add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in logs/ of each run")
-    add("--trainer", action="append", default=[], metavar="NAME=VALUE", help="set an argument of Lightning's Trainer")
-    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
-    add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue a table that was interrupted")
     either.add_argument(

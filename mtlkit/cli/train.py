@@ -63,25 +63,12 @@ def add_command(commands: Any) -> None:
         help="the data set; `mtlkit data check` finds what is wrong with it",
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder to write; it must be new")
-    add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
-    add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, such as data.batch_size=8")
+    add_training_options(command)
     several = command.add_mutually_exclusive_group()
     several.add_argument("--repeats", type=int, metavar="N", help="train with N seeds, each in its own folder")
     several.add_argument("--folds", type=int, metavar="N", help="cross-validate: N folds, each in its own folder")
     add("--fold", type=int, metavar="K", help="with --folds: train only this one, from 1 on, in the folder fold-K")
     add_ray(add, "folds or seeds")
-    add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
-    add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in the folder logs of the run")
-    add(
-        "--trainer",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="set an argument of Lightning's Trainer, such as accelerator=gpu or max_time=00:08:00:00",
-    )
-    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
-    add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
     either.add_argument(
@@ -91,6 +78,25 @@ def add_command(commands: Any) -> None:
     )
     add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
     command.set_defaults(run=run, command="train", needs=("train",), memory=MEMORY)
+
+
+def add_training_options(command: argparse.ArgumentParser) -> None:
+    """Adds the options that `changes_of` and `training_options` read, but for --resume and --force."""
+    add = command.add_argument
+    add("--split", type=Path, metavar="FILE", help="use this saved split instead of drawing one")
+    add("--drop-duplicates", action="store_true", help="leave out images that look the same as others")
+    add("--skip-bad", action="store_true", help="leave out images that cannot be used")
+    add_max_pixels(command)
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting, such as data.batch_size=8")
+    add("--devices", type=int, default=1, metavar="N", help="processes, one for each GPU; default 1")
+    add("--logger", metavar="NAME", help="also log to csv, tensorboard, mlflow or wandb, in the folder logs of a run")
+    add(
+        "--trainer",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an argument of Lightning's Trainer, such as accelerator=gpu or max_time=00:08:00:00",
+    )
 
 
 def parse_changes(settings: list[str], option: str = "--set") -> dict[str, Any]:
