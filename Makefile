@@ -33,8 +33,9 @@ help: ## list the targets
 
 install: $(STAMP) ## build and install mtlkit into VENV
 
-test: $(STAMP) ## run the tests
-	$(PY) -m pytest tests $(PARALLEL)
+test: $(STAMP) ## run the tests; COVER=1 also tells how much of mtlkit they run, and which functions they do not
+	$(PY) -m pytest tests $(PARALLEL) $(if $(COVER),--cov --cov-report=json:build/coverage.json)
+	$(if $(COVER),$(PY) tools/uncovered.py build/coverage.json)
 
 test-all: $(STAMP) ## run the slow tests as well
 	$(PY) -m pytest tests $(PARALLEL) -m "not large"
@@ -95,6 +96,7 @@ lint: $(STAMP) ## check style, types, spelling and commit subjects: ruff, pyrigh
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright --project pyproject.toml --pythonpath $(PY)
+	$(PY) tools/typed_names.py
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	git ls-files 2>/dev/null | xargs -r $(PY) -m codespell_lib
 	@git log -100 --no-merges --format=%s 2>/dev/null | \

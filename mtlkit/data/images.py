@@ -4,7 +4,7 @@ import io
 import sys
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -126,7 +126,7 @@ def seek(image: Image.Image, path: Path, frame: int | None, max_pixels: int) -> 
 
 # --- orientation ------------------------------------------------------------------------------------------------------
 
-TURNS = {  # by EXIF's number, of (H, W, ...)
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's number, of (H, W, ...)
     2: lambda values: values[:, ::-1],
     3: lambda values: values[::-1, ::-1],
     4: lambda values: values[::-1],

@@ -7,6 +7,8 @@ Sources: MBDI and BTI-Net (arXiv 2603.01295, 2606.29102), CSA-MoE-Net (arXiv 260
 (arXiv 2507.16955).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
@@ -15,12 +17,12 @@ from mtlkit.data.items import MEAN, STD
 
 __all__ = ["AUGMENTATIONS", "augmentation", "preparation"]
 
-BILINEAR = InterpolationMode.BILINEAR
+_BILINEAR = InterpolationMode.BILINEAR
 
 
 def _mbdi() -> nn.Module:
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5)]
-    return v2.Compose([*flips, v2.RandomApply([v2.RandomRotation((-15, 15), BILINEAR)], p=0.7)])
+    return v2.Compose([*flips, v2.RandomApply([v2.RandomRotation((-15, 15), _BILINEAR)], p=0.7)])
 
 
 def _mbdi_elastic() -> nn.Module:
@@ -29,15 +31,15 @@ def _mbdi_elastic() -> nn.Module:
 
 def _csa_moe() -> nn.Module:
     flips = [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.5)]
-    return v2.Compose([*flips, v2.RandomRotation((-15, 15), BILINEAR)])
+    return v2.Compose([*flips, v2.RandomRotation((-15, 15), _BILINEAR)])
 
 
 def _hybrid_vssm() -> nn.Module:
-    affine = v2.RandomAffine(degrees=(-10, 10), translate=(0.05, 0.05), scale=(0.95, 1.05), interpolation=BILINEAR)
+    affine = v2.RandomAffine(degrees=(-10, 10), translate=(0.05, 0.05), scale=(0.95, 1.05), interpolation=_BILINEAR)
     return v2.Compose([affine, v2.RandomHorizontalFlip(0.5)])
 
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": v2.Identity,
     # flips, and rotation by up to 15 degrees in 7 of 10; BTI-Net's too
     "mbdi": _mbdi,

@@ -75,7 +75,7 @@ class Report:
         }
 
 
-KINDS = {MismatchError: "wrong size", TooLargeError: "too large"}
+KINDS: dict[type[DataError], str] = {MismatchError: "wrong size", TooLargeError: "too large"}
 
 
 def _error(error: DataError, path: Path, key: str) -> Finding:

@@ -41,7 +41,11 @@ from mtlkit.nn import (
 from mtlkit.operators.interaction.types import DIRECTIONS, AlignmentSignals, InteractionOutput, check_directions
 
 LEVELS = 4
-SIGNALS = {"variance": ("seg_variance", "clf_variance"), "alignment": AlignmentSignals._fields}  # of UPA, by its form
+# of UPA, by its form
+SIGNALS: dict[str, tuple[str, ...]] = {
+    "variance": ("seg_variance", "clf_variance"),
+    "alignment": AlignmentSignals._fields,
+}
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from mtlkit.nn._marked import Marked
 from mtlkit.ops import orders
 
 BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")
-SUFFIXES = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}  # suffixes of the parameters of each direction
+# suffixes of the parameters of each direction
+SUFFIXES: dict[str, tuple[str, ...]] = {"v2": ("", "_b"), "v3": ("", "_b", "_s")}
 UNDECAYED = ("A_log", "D", "A_b_log", "D_b", "A_s_log", "D_s")
 
 

@@ -19,8 +19,10 @@ from mtlkit import _native
 # operations, shuffles and loads run on other units of most CPUs and are not counted, nor is the sum of dB and dC over #
 # the channels, which consists of them.
 SERIES = ("series",)
-TABLE = {"avx512": ("reduce", *2 * SERIES, "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}  # exp2_near
-POLYNOMIAL = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}  # exp2
+Operations = dict[str, tuple[str, ...]]  # by instruction set
+# of exp2_near, and of exp2
+TABLE: Operations = {"avx512": ("reduce", *2 * SERIES, "T p"), "avx2": (*3 * SERIES, "T p"), "baseline": 5 * SERIES}
+POLYNOMIAL: Operations = {"avx512": ("reduce", *5 * SERIES), "avx2": 5 * SERIES, "baseline": 5 * SERIES}
 AROUND = ("dt A", "x B", "h")  # the rest of an update
 FORWARD = ("y",)
 BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the states have been recomputed

@@ -14,7 +14,7 @@ from mtlkit._extras import check_installed
 __all__ = ["LOGGERS", "make_logger"]
 
 # the modules that each needs
-LOGGERS = {
+LOGGERS: dict[str, tuple[str, ...]] = {
     "csv": (),
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),

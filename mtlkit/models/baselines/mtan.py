@@ -92,7 +92,7 @@ class MTAN(Baseline):
             for i, (in_dim, dim) in enumerate(zip(inputs, dims, strict=True)):
                 self.attention[f"{task}_{i + 1}"] = _attention(in_dim, dim)
         self.refine = nn.ModuleList(_bottleneck(dim, above) for dim, above in pairwise(dims))
-        self.seg_head = DeepLabHead(dims[-1], 1, (12, 24, 36))
+        self.seg_head: nn.Module = DeepLabHead(dims[-1], 1, (12, 24, 36))
         self.cls_head = self.pooled_classifier(dims[-1])
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

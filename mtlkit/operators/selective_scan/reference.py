@@ -106,7 +106,7 @@ def selective_scan_torch(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
-):
+) -> tuple[Tensor, Tensor]:
     """The reference with about 2 sqrt(L) steps instead of L: (out, last state)."""
     return _with(scan_chunked, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 

@@ -25,7 +25,7 @@ from mtlkit.operators._operator import in_memory, traced, wants_grad
 from mtlkit.operators.ss2d.orders import DIRECTIONS
 
 KERNELS = (3, 5, 7)
-GATES = {None: 0, "silu": 1, "linear": 2}  # as in csrc/cpu/ss2d_layer.h
+GATES: dict[str | None, int] = {None: 0, "silu": 1, "linear": 2}  # as in csrc/cpu/ss2d_layer.h
 
 
 class Weights(NamedTuple):
