@@ -1,7 +1,7 @@
-"""How the papers judge: per-image segmentation, classification, and whether a score predicts failure.
+"""The papers' metrics: segmentation per image, classification, and how well a score predicts failure.
 
-Needs torchmetrics (the extra `train`), which counts, ranks and gathers across processes; here is what it leaves open:
-what an image without lesion counts, and what a class without example does to an average.
+Needs torchmetrics (the extra `train`), which counts, ranks and gathers across processes. This module adds the treatment
+of images without lesion and of classes without examples.
 
 For an image with true and predicted pixels counted as TP, FP, FN:
 
@@ -58,7 +58,7 @@ def _check_policy(empty: str) -> None:
 
 def _check_same(name: str, value: Tensor, like: str, shape: torch.Size) -> None:
     if value.shape != shape:
-        raise ValueError(f"{name}: expected shape {tuple(shape)}, that of {like}, got {tuple(value.shape)}")
+        raise ValueError(f"{name}: expected shape {tuple(shape)} as in {like}, got {tuple(value.shape)}")
 
 
 def _check_probabilities(name: str, value: Tensor, dims: int) -> None:
@@ -82,7 +82,9 @@ def _scores(counts: Tensor, empty: str) -> dict[str, Tensor]:
     tp, fp, fn = counts.double().unbind(1)
     no_lesion = tp + fn == 0
     nan = torch.full_like(tp, float("nan"))
-    of_empty = nan if empty == "exclude" else (fp == 0).double()  # silence is right, anything else wrong
+    of_empty = (
+        nan if empty == "exclude" else (fp == 0).double()
+    )  # an empty prediction is correct, anything else is wrong
     values = {  # 0 / 0 is NaN
         "iou": tp / (tp + fp + fn),
         "dice": 2 * tp / (2 * tp + fp + fn),
@@ -93,7 +95,7 @@ def _scores(counts: Tensor, empty: str) -> dict[str, Tensor]:
 
 
 def _masks(probabilities: Tensor, target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The predicted and the true masks, (B, H, W), bool."""
+    """The predicted and true masks, (B, H, W), bool."""
     _check_probabilities("probabilities", probabilities, 4)
     if probabilities.shape[1] != 1 or 0 in probabilities.shape[1:]:
         raise ValueError(f"probabilities: expected shape (B, 1, H, W), got {tuple(probabilities.shape)}")
@@ -103,7 +105,7 @@ def _masks(probabilities: Tensor, target: Tensor, threshold: float) -> tuple[Ten
 
 def _counts(probabilities: Tensor, target: Tensor, threshold: float) -> Tensor:
     """TP, FP and FN of each image, (B, 3)."""
-    # not torchmetrics' samplewise counts, which lose the batch dimension of a single image
+    # torchmetrics' samplewise counts lose the batch dimension of a single image
     predicted, true = (mask.flatten(1) for mask in _masks(probabilities, target, threshold))  # (B, H W)
     return torch.stack([predicted & true, predicted & ~true, ~predicted & true]).sum(2).T  # (B, 3)
 
@@ -117,12 +119,12 @@ def segmentation_scores(
         probabilities: (B, 1, H, W), in [0, 1].
         target: (B, 1, H, W); above 0.5 is lesion.
         threshold: a pixel of at least so much is predicted as lesion.
-        empty: what an image without lesion scores. "exclude", as in the papers: NaN, to be left out of means;
-            "score": 1 if nothing is predicted, else 0.
+        empty: score of an image without lesion. "exclude", as in the papers: NaN, so that means exclude it; "score": 1
+            if nothing is predicted, otherwise 0.
 
     Returns:
-        "iou", "dice", "sensitivity" and "precision", each (B,), float32. Where there is a lesion and nothing is
-        predicted, precision is NaN, the others 0.
+        "iou", "dice", "sensitivity" and "precision", each (B,), float32. If there is a lesion and nothing
+                is predicted, precision is NaN and the others are 0.
 
     Raises:
         TypeError, ValueError: another dtype, shape, range or option.

@@ -1,4 +1,4 @@
-"""Data sets on disk, checked, split and augmented; and phantoms to try things on.
+"""Opens, checks, splits and augments data sets on disk, and draws phantoms to try things on.
 
 >>> import tempfile
 >>> from mtlkit.data import LesionDataset, make_split, open_dataset, synthesize_ultrasound
@@ -11,7 +11,7 @@
 >>> image.shape
 torch.Size([3, 64, 64])
 
-Needs the extra `train`. Everything is loaded on first use: checking and drawing need no torch.
+Needs the extra `train`. Everything is loaded on first use: checking data and drawing phantoms do not need torch.
 """
 
 from importlib import import_module

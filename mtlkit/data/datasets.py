@@ -1,7 +1,7 @@
-"""torch data sets of the records: images with masks, and exams of four views.
+"""torch data sets of records: images with masks, and exams with four views.
 
-An item is a dictionary of tensors and of its key. What is random in it depends on the seed, the epoch and the index
-alone, and not on the number of workers or on what was drawn before: a run that goes on after a kill sees the same data.
+An item is a dictionary of tensors and of its key. Its random numbers depend only on the seed, the epoch and the index,
+not on the number of workers or on earlier items: a run that is resumed after a kill sees the same data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ __all__ = ["LesionDataset", "MammographyDataset"]
 
 
 class _Augmented(Dataset[Any]):
-    """What both share: the seed, the epoch and the transforms."""
+    """Shared by both data sets: the seed, the epoch and the transforms."""
 
     def __init__(
         self,
@@ -46,23 +46,23 @@ class _Augmented(Dataset[Any]):
         self.records, self.size, self.seed, self.max_pixels = tuple(records), size, seed, max_pixels
         self._augment, self._prepare = augmentation(augment), preparation(normalize=normalize)
         self._cache: dict[int, Any] | None = {} if cache else None
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that already run
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with workers that are already running
 
     def __len__(self) -> int:
         return len(self.records) * (1 + self.copies)
 
     def _number(self, index: int) -> int:
-        """That of the record of an item."""
+        """The index of an item's record."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
         return index // (1 + self.copies)
 
     def _is_augmented(self, index: int) -> bool:
-        """Whether an item is a copy, or there are no copies."""
+        """Whether an item is augmented: it is a copy, or there are no copies."""
         return self.copies == 0 or index % (1 + self.copies) > 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws again: each epoch has its own augmentations."""
+        """Sets the epoch; each epoch has its own augmentations."""
         self._epoch.fill_(epoch)
 
     def _read(self, index: int) -> Any:
@@ -77,7 +77,7 @@ class _Augmented(Dataset[Any]):
 
     @contextmanager
     def _draw(self, index: int) -> Iterator[None]:
-        """Inside, the random numbers are this item's; outside, they go on undisturbed."""
+        """Uses this item's random numbers inside the block and restores the random state afterwards."""
         sequence = np.random.SeedSequence([self.seed, int(self._epoch), index])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(sequence.generate_state(1)[0]))
@@ -85,29 +85,29 @@ class _Augmented(Dataset[Any]):
 
 
 class LesionDataset(_Augmented):
-    """Images with the mask and the class of their lesion.
+    """Images with their lesion's mask and class.
 
     Args:
-        records: of a catalogue, as `catalogue.subset(split.train).records`.
-        size: pixels a side; the papers take 224.
+        records: records of a catalogue, for example `catalogue.subset(split.train).records`.
+        size: pixels per side; the papers use 224.
         augment: one of `AUGMENTATIONS`.
-        copies: how often each image comes again, augmented, besides once as it is; MBDI takes 3. With 0 every image
-            comes once, augmented.
-        seed: of the augmentations.
-        normalize: to ImageNet's mean and spread; see `preparation`.
-        cache: keeps the resized images, 4 bytes a pixel, in the memory of each worker.
-        max_pixels: the most that a frame may have.
+        copies: number of augmented copies of each image, in addition to the image itself; MBDI uses 3. With 0, every
+            image occurs once, augmented.
+        seed: seed of the augmentations.
+        normalize: whether to normalise to ImageNet's mean and standard deviation; see `preparation`.
+        cache: whether each worker keeps the resized images in memory, 4 bytes per pixel.
+        max_pixels: maximal number of pixels in a frame.
 
-    An item has "image" (3, size, size) float32, "mask" (1, size, size) float32 of 0 and 1, "label" int64 (-1 where it
-    is not known), "segmented" bool (whether the mask is known), "spacing" (2,) float32 (mm between its rows and between
-    its columns, NaN where the file does not say) and "key".
+    An item has "image" (3, size, size) float32, "mask" (1, size, size) float32 of 0 and 1, "label" int64 (-1 if
+    unknown), "segmented" bool (whether the mask is known), "spacing" (2,) float32 (mm between rows and between columns,
+    NaN if the file does not say) and "key".
 
     Raises:
-        ValueError: no record, or an unknown option.
-        DataError: when an item is read: its file is missing, broken, or of another size than its mask.
+        ValueError: there is no record, or an option is unknown.
+        DataError: when an item is read, if its file is missing or damaged, or differs in size from its mask.
 
     Warns:
-        UserWarning: when an item is read in the first epoch: its mask is empty or full, or is not empty although its
+        UserWarning: when an item is read in the first epoch, if its mask is empty or full, or not empty although its
             class has no lesion.
 
     Example:
@@ -136,7 +136,7 @@ class LesionDataset(_Augmented):
 
     def _read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """Image (3, size, size) and mask (1, size, size), uint8, and spacing (2,)."""
-        first = not self._epoch  # warnings are not told again in the epochs that follow
+        first = not self._epoch  # warnings are not repeated in later epochs
         found = read_lesion(self.records[index], self.size, max_pixels=self.max_pixels, warn=first)
         return torch.from_numpy(found.image), torch.from_numpy(found.mask), torch.tensor(found.spacing)
 
@@ -158,25 +158,25 @@ class LesionDataset(_Augmented):
 
 
 class MammographyDataset(_Augmented):
-    """Exams of four views: L-CC, L-MLO, R-CC and R-MLO, the right ones flipped so that all breasts point one way.
+    """Exams with four views, L-CC, L-MLO, R-CC and R-MLO; right ones are flipped so that all breasts point one way.
 
     Args:
-        records: exams of a catalogue, as `catalogue.subset(split.train).records`.
-        size: pixels a side; the paper takes 512.
-        augment: one of `AUGMENTATIONS`; each view is augmented by itself.
-        copies: how often each exam comes again, augmented, besides once as it is. With 0 every exam comes once,
+        records: exams of a catalogue, for example `catalogue.subset(split.train).records`.
+        size: pixels per side; the paper uses 512.
+        augment: one of `AUGMENTATIONS`; each view is augmented separately.
+        copies: number of augmented copies of each exam, in addition to the exam itself. With 0, every exam occurs once,
             augmented.
-        seed: of the augmentations.
-        normalize: to ImageNet's mean and spread; see `preparation`.
-        cache: keeps the resized views, a byte a pixel, in the memory of each worker.
-        max_pixels: the most that a frame may have.
+        seed: seed of the augmentations.
+        normalize: whether to normalise to ImageNet's mean and standard deviation; see `preparation`.
+        cache: whether each worker keeps the resized views in memory, one byte per pixel.
+        max_pixels: maximal number of pixels in a frame.
 
-    An item has "views" (4, 3, size, size) float32, all zeros where a view is missing, "present" (4,) bool, "label"
-    (2,) and "birads" (2,) int64 of the left and the right breast (-1 where not known), and "key".
+    An item has "views" (4, 3, size, size) float32, zeros for a missing view, "present" (4,) bool, "label"
+    (2,) and "birads" (2,) int64 of the left and the right breast (-1 if unknown), and "key".
 
     Raises:
-        ValueError: no exam, or an unknown option.
-        DataError: when an item is read: a file is missing or broken.
+        ValueError: there is no exam, or an option is unknown.
+        DataError: when an item is read, if a file is missing or damaged.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""DICOM: pixels as they are meant to be seen, and the tags that say which view of which breast it is.
+"""DICOM: rendered pixels, and the tags for side and view of a mammogram.
 
 Sources: DICOM PS3.3, C.8.11.7 (mammography image module); PS3.16, CID 4014 (views, by SNOMED CT code and by the older
 SNOMED RT code).
@@ -21,12 +21,12 @@ VIEW_CODES = {"399162004": "CC", "R-10242": "CC", "399368009": "MLO", "R-10226":
 
 @dataclass(frozen=True)
 class DicomTags:
-    """What a mammogram says of itself.
+    """The tags of a mammogram.
 
     Args:
         patient: PatientID.
-        side: "L" or "R", of ImageLaterality or Laterality.
-        view: "CC" or "MLO", of ViewPosition or ViewCodeSequence.
+        side: "L" or "R", from ImageLaterality or Laterality.
+        view: "CC" or "MLO", from ViewPosition or ViewCodeSequence.
 
     Example:
         >>> from mtlkit.data import DicomTags
@@ -40,12 +40,12 @@ class DicomTags:
 
     @property
     def name(self) -> str | None:
-        """One of `VIEWS`, or None where a tag is missing."""
+        """One of `VIEWS`, or None if a tag is missing."""
         return f"{self.side}-{self.view}" if self.side and self.view else None
 
 
 def read_dicom_tags(path: str | Path) -> DicomTags:
-    """Patient, side and view of a mammogram; None where the file does not say, or says something else.
+    """Patient, side and view of a mammogram; None where the file has no value or another one.
 
     Raises:
         DataError: the file cannot be read.
@@ -66,15 +66,15 @@ def read_dicom_tags(path: str | Path) -> DicomTags:
 
 
 def read_pixel_spacing(path: str | Path, frame: int = 0) -> tuple[float, float] | None:
-    """How far rows and columns lie apart, in mm; None where the file does not say.
+    """The distances between rows and between columns in mm; None if the file does not say.
 
-    The regions of an ultrasound image count before PixelSpacing; PixelSpacing, where it was calibrated, before
-    ImagerPixelSpacing, which is of the plane of the detector, and is divided by the magnification where that is known.
-    It is also None where the file says several things, of which none is better than another.
+    For an ultrasound image its regions take precedence over PixelSpacing. A calibrated PixelSpacing takes precedence
+    over ImagerPixelSpacing, which applies to the plane of the detector and is divided by the magnification if that is
+    known. The result is also None if tags contradict each other and none is more reliable.
 
     Args:
         path: the file.
-        frame: which frame, where there are several.
+        frame: index of the frame, if there are several.
 
     Raises:
         DataError: the file cannot be read.
@@ -89,23 +89,23 @@ def read_pixel_spacing(path: str | Path, frame: int = 0) -> tuple[float, float] 
 
 
 def read_dicom(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The pixels as they are meant to be seen.
+    """The pixels as a viewer renders them.
 
-    The modality LUT and the VOI LUT or window are applied, of each frame where it has its own; MONOCHROME1 is inverted,
+    The modality LUT and the VOI LUT or window are applied, per frame if frames have their own; MONOCHROME1 is inverted
     unless PresentationLUTShape says otherwise; padding is black. Without a window, numbers of more than 8 bits are
-    stretched by the depth that holds the maximum of all frames, as in any other file (see `mtlkit.data.pixels`).
-    Colours come as RGB. Tags that cannot be used, as a window of width 0, count as absent.
+    scaled by the bit depth that holds the maximum of all frames, as in any other file (see `mtlkit.data.pixels`).
+    Colours are returned as RGB. Invalid tags, such as a window of width 0, are ignored.
 
     Args:
         path: the file.
-        frame: which frame, where there are several.
-        max_pixels: the most that a frame may have.
+        frame: index of the frame, if there are several.
+        max_pixels: maximal number of pixels in a frame.
 
     Returns:
         (H, W), or (H, W, 3) for colours, float32 in [0, 1].
 
     Raises:
-        DataError: the file cannot be read or decoded, or has several frames and none is named.
+        DataError: the file cannot be read or decoded, or has several frames and none is selected.
         TooLargeError: its frames have more pixels than `max_pixels`.
 
     Example:

@@ -1,4 +1,4 @@
-"""Opening DICOM files: with or without preamble, deflated or not, and never more of them than is allowed."""
+"""Opens DICOM files, with or without preamble, deflated or not, within limits on their size."""
 
 import os
 import zlib
@@ -12,13 +12,13 @@ from mtlkit.data.files import DICOM
 from mtlkit.data.pixels import MAX_PIXELS, check_pixels
 from mtlkit.errors import DataError, TooLargeError
 
-GROUPS = (b"\x02\x00", b"\x08\x00")  # with which a data set without preamble begins
-MAX_HEADER = 64 * 2**20  # bytes of tags in front of the pixels of a deflated file
-DEFLATE_RATIO = 1032  # the most bytes that deflate makes of one
+GROUPS = (b"\x02\x00", b"\x08\x00")  # first groups of a data set without preamble
+MAX_HEADER = 64 * 2**20  # maximal bytes of tags before the pixels of a deflated file
+DEFLATE_RATIO = 1032  # deflate's largest expansion of one byte
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is named as DICOM or begins as such."""
+    """Whether a file has a DICOM name or a DICOM header."""
     if path.suffix.lower() in DICOM:
         return True
     try:
@@ -28,18 +28,18 @@ def is_dicom(path: Path) -> bool:
 
 
 def _has_preamble(path: Path) -> bool:
-    """As pydicom's `is_dicom`, which takes half a second to load where there is no DICOM."""
+    """The same as pydicom's `is_dicom`, without importing pydicom, which takes half a second."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def is_unnamed(path: Path) -> bool:
-    """Whether a file has no suffix, or the last number of a UID for one."""
+    """Whether a file has no suffix, or one that is the last number of a UID."""
     return not path.suffix or path.suffix[1:].isdigit()
 
 
 def _begins_with_tags(path: Path) -> bool:
-    """Whether a file begins with an element of the first groups, as data sets without preamble do."""
+    """Whether a file starts with an element of the first groups, like data sets without preamble."""
     with path.open("rb") as file:
         head = file.read(8)
         size = os.fstat(file.fileno()).st_size
@@ -50,12 +50,12 @@ def _begins_with_tags(path: Path) -> bool:
 
 
 class Tags:
-    """The tags of a file; unusable ones are reported as a DataError, or as a remark if they are not needed.
+    """The tags of a file; an invalid tag raises a DataError, or adds a remark if it is not needed.
 
     Args:
-        path: of the file, for the messages.
+        path: path of the file, for messages.
         dataset: pydicom's.
-        room: how many bytes are there for pixels.
+        room: number of bytes available for pixels.
     """
 
     def __init__(self, path: Path, dataset: Any, room: int) -> None:
@@ -63,28 +63,28 @@ class Tags:
         self.remarks: list[str] = []
 
     def get(self, name: str, dataset: Any = None) -> Any:
-        """The value, None where it is missing, empty or broken; of the file or of an item in it."""
+        """The value in the file or in an item of it; None if it is missing, empty or invalid."""
         dataset = self.dataset if dataset is None else dataset
         try:
             value = dataset.get(name)
-        except Exception:  # pydicom raises many kinds on values that break the rules of their type
+        except Exception:  # pydicom raises many exceptions for invalid values
             self.drop(name, _raw(dataset, name))
             return None
         return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
 
     def drop(self, name: str, value: object) -> None:
-        """Tells of a tag that is not used."""
-        remark = f"{name} {shown(value)} cannot be used, and counts as absent"
+        """Adds a remark about a tag that is ignored."""
+        remark = f"{name} {shown(value)} is not valid and is ignored"
         if remark not in self.remarks:
             self.remarks.append(remark)
 
     def text(self, name: str, dataset: Any = None) -> str:
-        """The value as text, without spaces around it; "" where there is none."""
+        """The value as stripped text; "" if there is none."""
         value = self.get(name, dataset)
         return "" if value is None else str(value).strip()
 
     def numbers(self, name: str, dataset: Any = None) -> list[float]:
-        """The finite numbers of an optional tag; none where one of them is not."""
+        """The numbers of an optional tag; empty if one of them is not finite."""
         value = self.get(name, dataset)
         if value is None:
             return []
@@ -92,7 +92,7 @@ class Tags:
             found = [float(one) for one in (value if isinstance(value, list | tuple) or _several(value) else [value])]
         except (TypeError, ValueError, OverflowError):
             found = [float("nan")]
-        if not all(abs(one) < 1e30 for one in found):  # NaN and infinity neither
+        if not all(abs(one) < 1e30 for one in found):  # rejects NaN and infinity too
             self.drop(name, value)
             return []
         return found
@@ -118,7 +118,7 @@ class Tags:
         return list(value)
 
     def count(self, name: str, default: int, most: int) -> int:
-        """A whole number from 1 to `most`; `default` where there is none.
+        """An integer from 1 to `most`; `default` if there is none.
 
         Raises:
             DataError: it is anything else.
@@ -134,13 +134,13 @@ class Tags:
         except (TypeError, ValueError, OverflowError):
             number = 0
         if not 1 <= number <= most or (isinstance(value, float) and value != number):
-            text = f"{name}: expected a whole number from 1 to {most}, got {shown(value)}"
+            text = f"{name}: expected an integer from 1 to {most}, got {shown(value)}"
             raise DataError(text, path=self.path)
         return number
 
     @property
     def compressed(self) -> bool:
-        """Whether each frame is compressed by itself."""
+        """Whether each frame is compressed separately."""
         return bool(self.dataset.file_meta.TransferSyntaxUID.is_encapsulated)
 
     @property
@@ -150,31 +150,33 @@ class Tags:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(H, W) of a frame; zeros where the file holds no image."""
+        """(H, W) of a frame; zeros if the file has no image."""
         if "Rows" not in self.dataset or "Columns" not in self.dataset:
             return 0, 0
         return self.count("Rows", 0, 65535), self.count("Columns", 0, 65535)
 
     @property
     def frame_bytes(self) -> float:
-        """How many bytes a frame has at least."""
+        """The minimal number of bytes of a frame."""
         if self.compressed:
-            return 8  # the head of its item
+            return 8  # the header of its item
         bits = self.count("BitsAllocated", 8, 64) * self.count("SamplesPerPixel", 1, 4)
         rows, columns = self.shape
-        return max(rows * columns * bits / 8 * (2 / 3 if bits == 24 else 1), 1 / 8)  # YBR 4:2:2 stores two of three
+        return max(
+            rows * columns * bits / 8 * (2 / 3 if bits == 24 else 1), 1 / 8
+        )  # YBR 4:2:2 stores two samples of three
 
     @property
     def frames(self) -> int:
-        """How many frames there are.
+        """The number of frames.
 
         Raises:
-            DataError: no number, or more than the bytes of the file can be.
+            DataError: it is not a number, or more than fit into the bytes of the file.
         """
         number = self.count("NumberOfFrames", 1, 2**31 - 1)
         most = int(self.room // self.frame_bytes)
         if number > max(most, 1):
-            text = f"NumberOfFrames: expected at most {most}, for which there are bytes, got {number}"
+            text = f"NumberOfFrames: expected at most {most}, by the size of the file, got {number}"
             raise DataError(text, path=self.path)
         return number
 
@@ -187,7 +189,7 @@ def _several(value: Any) -> bool:
 
 
 def _raw(dataset: Any, name: str) -> Any:
-    """The bytes of a broken value."""
+    """The bytes of an invalid value."""
     try:
         value = dataset.get_item(name).value
     except Exception:
@@ -198,7 +200,7 @@ def _raw(dataset: Any, name: str) -> Any:
 
 
 class _Inflated:
-    """`head`, and what the rest of a file inflates to, made as it is read: never more than `limit` bytes of it."""
+    """`head` followed by the inflated rest of a file, inflated as it is read and limited to `limit` bytes."""
 
     def __init__(self, file: BinaryIO, head: bytes, limit: int) -> None:
         self.limit = limit
@@ -209,7 +211,7 @@ class _Inflated:
         """Inflates up to `end`, or to the end."""
         while (end is None or len(self._made) < end) and not self._engine.eof:
             if len(self._made) > self.limit:
-                raise OverflowError(f"it inflates to more than the {self.limit:,} bytes that its tags account for")
+                raise OverflowError(f"it inflates to more than the {self.limit:,} bytes that its tags announce")
             chunk = self._engine.unconsumed_tail or self._file.read(2**16)
             if not chunk:
                 break
@@ -235,11 +237,11 @@ class _Inflated:
 
 
 def open_dicom(path: Path, *, pixels: bool = False, max_pixels: int = MAX_PIXELS) -> Tags:
-    """Reads the tags of a file, and its pixels where they are wanted, checked against what is there first.
+    """Reads the tags of a file and optionally its pixels, after checking the announced sizes.
 
     Raises:
-        DataError: there is no such file, it is not DICOM, or more frames are announced than there are bytes for.
-        TooLargeError: its frames have more pixels than are read.
+        DataError: there is no such file, it is not DICOM, or it announces more frames than it has bytes for.
+        TooLargeError: its frames have too many pixels.
     """
     try:
         check_file(path)
@@ -251,12 +253,12 @@ def open_dicom(path: Path, *, pixels: bool = False, max_pixels: int = MAX_PIXELS
         raise
     except RecursionError:
         raise DataError("cannot be read as DICOM (its sequences are nested too deeply)", path=path) from None
-    except Exception as error:  # pydicom raises many kinds on a damaged file
+    except Exception as error:  # pydicom raises many exceptions for a damaged file
         raise DataError(f"cannot be read as DICOM ({first_line(error)})", path=path) from None
 
 
 def first_line(error: Exception) -> str:
-    """The words of an error, as the part of a sentence."""
+    """The message of an error as part of a sentence."""
     words = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
     return words if len(words) <= 300 else f"{words[:300]}..."
 
@@ -266,13 +268,13 @@ def _open(path: Path, file: BinaryIO, *, pixels: bool, max_pixels: int) -> Tags:
 
     size = os.fstat(file.fileno()).st_size
     if file.read(132)[128:] != b"DICM" and not _begins_with_tags(path):
-        raise DataError("cannot be read as DICOM (it does not begin as such)", path=path)
+        raise DataError("cannot be read as DICOM (it has no DICOM header)", path=path)
     head = _head_of_deflated(file)
     stream: Any = file if head is None else _Inflated(file, head, MAX_HEADER)
     stream.seek(0)
     dataset = dcmread(stream, force=True, stop_before_pixels=True)
     if len(dataset) == 0:
-        raise DataError("cannot be read as DICOM (there are no tags in it)", path=path)
+        raise DataError("cannot be read as DICOM (it has no tags)", path=path)
     room = size - stream.tell() if head is None else size * DEFLATE_RATIO
     tags = Tags(path, _with_syntax(dataset), room)
     rows, columns = tags.shape
@@ -291,7 +293,7 @@ def _open(path: Path, file: BinaryIO, *, pixels: bool, max_pixels: int) -> Tags:
 
 
 def _with_syntax(dataset: Any) -> Any:
-    """The data set with a transfer syntax: that in which its tags are written where the file does not say."""
+    """The data set with a transfer syntax; if the file does not name one, the one in which its tags are written."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -304,7 +306,7 @@ def _with_syntax(dataset: Any) -> Any:
 
 
 def _head_of_deflated(file: BinaryIO) -> bytes | None:
-    """What stands before the tags of a deflated file, as of one that is not, with the file behind it; else None."""
+    """The header of a deflated file, rewritten as not deflated, and the rest of the file; None for other files."""
     from pydicom.dataset import FileMetaDataset
     from pydicom.filereader import read_dataset
     from pydicom.filewriter import write_file_meta_info
@@ -315,10 +317,10 @@ def _head_of_deflated(file: BinaryIO) -> bytes | None:
         meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2))
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return None
-    except Exception:  # no preamble, or damaged tags: pydicom looks further
+    except Exception:  # no preamble, or damaged tags: left to pydicom
         return None
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     head = BytesIO()
     head.write(bytes(128) + b"DICM")
-    write_file_meta_info(head, meta, enforce_standard=False)  # pyright: ignore[reportArgumentType] - any file serves
+    write_file_meta_info(head, meta, enforce_standard=False)  # pyright: ignore[reportArgumentType] - any file object works
     return head.getvalue()

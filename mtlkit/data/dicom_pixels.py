@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file as they are meant to be seen: decoded and rendered by pydicom, of tags that can be used.
+"""Decodes and renders the pixels of a DICOM file by pydicom, ignoring invalid tags.
 
 Sources: DICOM PS3.3, C.7.6.3.1.2 (photometric interpretation), C.8.11.3 (presentation LUT shape), C.7.5.1.1.2
 (padding), C.11.1 (modality LUT), C.11.2 (VOI LUT and window), C.7.6.16.2 (functional groups of frames).
@@ -18,8 +18,8 @@ from mtlkit.data.pixels import MAX_PIXELS, Scale, check_pixels, choose_scale, ex
 from mtlkit.errors import DataError
 
 DATA = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-DEPTHS = (8, 10, 11, 12, 13, 14, 15, 16)  # of the entries of a LUT
-# what adds a decoder, by the beginning of the name of a transfer syntax
+DEPTHS = (8, 10, 11, 12, 13, 14, 15, 16)  # dtypes of LUT entries
+# packages with a decoder, by the start of the transfer syntax's name
 DECODERS = {
     "JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
     "High-Throughput JPEG 2000": "pylibjpeg pylibjpeg-openjpeg",
@@ -28,7 +28,7 @@ DECODERS = {
 
 
 class Window(NamedTuple):
-    """A window that can be used."""
+    """A valid window."""
 
     center: float
     width: float
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A frame as it is meant to be seen."""
+    """A rendered frame."""
 
     unit: np.ndarray  # (H, W) or (H, W, 3), float32 in [0, 1]
     tags: Tags
@@ -46,8 +46,8 @@ def render_dicom(path: Path, frame: int | None = None, max_pixels: int = MAX_PIX
     """Decodes and renders a frame.
 
     Raises:
-        DataError: the file cannot be read or decoded, or has several frames and none is named.
-        TooLargeError: its frames have more pixels than are read.
+        DataError: the file cannot be read or decoded, or has several frames and none is selected.
+        TooLargeError: its frames have too many pixels.
     """
     tags = open_dicom(path, pixels=True, max_pixels=max_pixels)
     index = choose_frame(tags, frame)
@@ -58,16 +58,16 @@ def render_dicom(path: Path, frame: int | None = None, max_pixels: int = MAX_PIX
 
 
 def choose_frame(tags: Tags, frame: int | None) -> int:
-    """The index of the frame that is wanted.
+    """The index of the selected frame.
 
     Raises:
-        DataError: there is no image, no such frame, or there are several and none is named.
+        DataError: there is no image, no such frame, or there are several frames and none is selected.
     """
     path, frames = tags.path, tags.frames
     if not any(name in tags.dataset for name in DATA) or 0 in tags.shape:
-        raise DataError("this DICOM file holds no image", path=path)
+        raise DataError("this DICOM file contains no image", path=path)
     if frame is None and frames > 1:
-        raise DataError(f"holds {frames} frames where one image is expected", path=path)
+        raise DataError(f"contains {frames} frames where one image is expected", path=path)
     if frame is not None and not 0 <= frame < frames:
         raise DataError(f"there is no frame {frame}, only 0 to {frames - 1}", path=path)
     return frame or 0
@@ -78,7 +78,7 @@ def decode(tags: Tags, index: int, max_pixels: int) -> np.ndarray:
 
     Raises:
         DataError: there is no decoder, or the data are damaged.
-        TooLargeError: the compressed frame has more pixels than are read, whatever the tags say.
+        TooLargeError: the compressed frame has too many pixels, whatever the tags say.
     """
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -94,20 +94,20 @@ def decode(tags: Tags, index: int, max_pixels: int) -> np.ndarray:
 
 @contextmanager
 def rendering(path: Path) -> Iterator[None]:
-    """Whatever is raised inside, for truncated data or contradicting tags, becomes a DataError."""
+    """Turns any exception inside, from truncated data or contradicting tags, into a DataError."""
     try:
-        with np.errstate(all="ignore"):  # floats that are no numbers become black
+        with np.errstate(all="ignore"):  # NaN becomes black
             yield
     except DataError:
         raise
-    except MemoryError:  # no fault of the file, which is not to be left out for it
+    except MemoryError:  # not the file's fault, so skip_bad must not drop it
         raise MemoryError(f"{path}: there is not enough memory to decode its pixels") from None
     except Exception as error:
         raise DataError(f"its pixels cannot be decoded ({first_line(error)})", path=path) from None
 
 
 def _check_compressed(tags: Tags, index: int, max_pixels: int) -> None:
-    """Raises where a compressed frame says itself that it has too many pixels."""
+    """Raises if the header of a compressed frame announces too many pixels."""
     from PIL import Image, UnidentifiedImageError
     from pydicom.encaps import get_frame
 
@@ -118,7 +118,7 @@ def _check_compressed(tags: Tags, index: int, max_pixels: int) -> None:
     except Image.DecompressionBombError:
         width = height = 65535
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
-        return  # RLE, JPEG-LS and damaged frames: their decoders go by Rows and Columns
+        return  # RLE, JPEG-LS and damaged frames: their decoders use Rows and Columns
     check_pixels(tags.path, width, height, max_pixels)
 
 
@@ -130,7 +130,7 @@ def _is_palette(tags: Tags) -> bool:
 
 
 def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
-    """Colours of all depths, and indices of a palette, whose entries may use fewer bits than they have."""
+    """Colours of any depth, and palette indices, whose entries may use only some of their bits."""
     from pydicom.pixels import apply_color_lut
 
     if _is_palette(tags):
@@ -144,7 +144,7 @@ def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
         scale = choose_scale(extent(palette), palette.dtype, palette.dtype.itemsize * 8)
         return render(palette, scale)[(stored.astype(np.int64) - first).clip(0, len(every) - 1)]
     if stored.shape[2] < 3:
-        raise DataError(f"its pixels cannot be decoded ({stored.shape[2]} samples a pixel)", path=tags.path)
+        raise DataError(f"its pixels cannot be decoded ({stored.shape[2]} samples per pixel)", path=tags.path)
     return render(stored[..., :3], _stored_scale(stored, tags))
 
 
@@ -152,7 +152,7 @@ def _colours(stored: np.ndarray, tags: Tags) -> np.ndarray:
 
 
 def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
-    """Grey through modality LUT, VOI LUT or window, without padding."""
+    """Grey values after modality LUT and VOI LUT or window, without padding."""
     inverted = _is_inverted(tags)
     hidden = _padding(stored, tags)
     values = _modality(stored, tags, index)
@@ -173,11 +173,11 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
         ):
             return render(unit, Scale(0, 1), hidden, inverted=inverted)
         tags.remarks.append(
-            f"its window of center {window.center:g} and width {window.width:g} shows nothing of its values "
-            f"{span[0]:g} to {span[1]:g}, and counts as absent"
+            f"its window with center {window.center:g} and width {window.width:g} excludes all its values, "
+            f"{span[0]:g} to {span[1]:g}, and is ignored"
         )
     film = _film(stored, tags)
-    if film.linear:  # the values look as the stored numbers do, or where they fall with these, as their reverse
+    if film.linear:  # values rendered like the stored numbers, or inverted if they decrease with these
         falling = _rescale(tags, index)[0] < 0
         return render(stored, _stored_scale(stored, tags), hidden, inverted=inverted != falling)
     lut = _lut(tags, "ModalityLUTSequence", index)
@@ -186,22 +186,22 @@ def _grey(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
 
 
 def _is_inverted(tags: Tags) -> bool:
-    """Whether low values are white: by PresentationLUTShape, else by MONOCHROME1, with which it should agree."""
+    """Whether low values are white: by PresentationLUTShape, otherwise by MONOCHROME1; the two should agree."""
     photometric, shape = tags.text("PhotometricInterpretation"), tags.text("PresentationLUTShape").upper()
     inverted = photometric == "MONOCHROME1"
     if shape not in ("IDENTITY", "INVERSE") or (shape == "INVERSE") == inverted:
         return inverted
-    tags.remarks.append(f"PresentationLUTShape {shape}, which counts, contradicts {photometric}")
+    tags.remarks.append(f"PresentationLUTShape {shape} contradicts {photometric} and takes precedence")
     return not inverted
 
 
 def _stored_scale(stored: np.ndarray, tags: Tags) -> Scale:
-    """Black and white of stored numbers: one scale for all frames, the same as in any other kind of file."""
+    """Black and white levels of stored numbers: one scale for all frames, as in any other kind of file."""
     bits = tags.count("BitsStored", stored.dtype.itemsize * 8, 64)
     span = (0.0, 0.0) if bits <= 8 and stored.dtype.kind in "ub" else _film(stored, tags).stored
-    if stored.dtype.kind == "i":  # whether or not a film has negative numbers must not change its brightness
+    if stored.dtype.kind == "i":  # the brightness of a film must not depend on whether it has negative numbers
         low, high = span or (0.0, 0.0)
-        return _told(Scale(low, high, f"signed numbers, stretched from {low:g} to {high:g}"), tags)
+        return _told(Scale(low, high, f"signed numbers, scaled from {low:g} to {high:g}"), tags)
     return _told(choose_scale(span, stored.dtype, bits), tags)
 
 
@@ -212,16 +212,16 @@ def _told(scale: Scale, tags: Tags) -> Scale:
 
 
 class _Film(NamedTuple):
-    """What all frames have together, without padding."""
+    """The ranges over all frames, without padding."""
 
-    stored: tuple[float, float] | None  # the least and the greatest stored number
-    values: tuple[float, float] | None  # and value, behind the modality LUT
-    entries: tuple[float, float] | None  # and entry of the VOI LUTs
-    linear: bool  # whether the values of all frames come from the stored numbers by one slope and intercept
+    stored: tuple[float, float] | None  # minimum and maximum of the stored numbers
+    values: tuple[float, float] | None  # of the values after the modality LUT
+    entries: tuple[float, float] | None  # of the entries of the VOI LUTs
+    linear: bool  # whether all frames have the same slope and intercept
 
 
 def _film(stored: np.ndarray, tags: Tags) -> _Film:
-    """Of the film that a frame is of."""
+    """The ranges of the film that contains a frame."""
     if tags.frames == 1:
         return _measured([stored], tags)
     stat = tags.path.stat()
@@ -232,7 +232,7 @@ def _film(stored: np.ndarray, tags: Tags) -> _Film:
 def _cached_film(path: Path, _version: tuple[int, int]) -> _Film:
     from pydicom.pixels import iter_pixels
 
-    tags = open_dicom(path, pixels=True, max_pixels=2**32)  # checked when it was opened first
+    tags = open_dicom(path, pixels=True, max_pixels=2**32)  # checked when it was first opened
     return _measured(iter_pixels(tags.dataset), tags)
 
 
@@ -254,12 +254,12 @@ def _measured(frames: Iterable[np.ndarray], tags: Tags) -> _Film:
 
 
 def _depth(lut: Any, tags: Tags) -> int:
-    """How many bits a table says that its entries have."""
+    """The number of bits that a table declares for its entries."""
     return int(tags.numbers("LUTDescriptor", lut)[2])
 
 
 def _padding(stored: np.ndarray, tags: Tags) -> np.ndarray | None:
-    """Which pixels are padding around the image; None where none is."""
+    """Mask of the padding pixels around the image; None if there are none."""
     first = tags.number("PixelPaddingValue")
     if first is None:
         return None
@@ -285,7 +285,7 @@ def _rescale(tags: Tags, index: int) -> tuple[float, float]:
 
 
 def _modality(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
-    """Stored numbers as values: by the modality LUT, else by slope and intercept."""
+    """Values of stored numbers: by the modality LUT, otherwise by slope and intercept."""
     if (lut := _lut(tags, "ModalityLUTSequence", index)) is not None:
         return _apply_lut(stored, lut, tags)
     slope, intercept = _rescale(tags, index)
@@ -293,7 +293,7 @@ def _modality(stored: np.ndarray, tags: Tags, index: int) -> np.ndarray:
 
 
 def _lut(tags: Tags, name: str, index: int) -> Any:
-    """The first item of a sequence of LUTs that can be used."""
+    """The first valid item of a sequence of LUTs."""
     group = functional_group(tags, "FrameVOILUTSequence", index) if name.startswith("VOI") else None
     for item in tags.items(name, group):
         descriptor, data = _descriptor(tags, "LUTDescriptor", item), tags.get("LUTData", item)
@@ -306,7 +306,7 @@ def _lut(tags: Tags, name: str, index: int) -> Any:
 
 
 def _descriptor(tags: Tags, name: str, item: Any = None) -> tuple[int, int, int] | None:
-    """How many entries a table has, for which number the first is, and their depth; None where it does not say."""
+    """The number of entries of a table, the input of its first entry, and their depth; None if it does not say."""
     numbers = tags.numbers(name, item)
     if len(numbers) != 3 or any(number != int(number) for number in numbers):
         return None
@@ -317,12 +317,12 @@ def _descriptor(tags: Tags, name: str, item: Any = None) -> tuple[int, int, int]
 
 
 def _apply_lut(values: np.ndarray, item: Any, tags: Tags) -> np.ndarray:
-    """Values through a table: those outside of it take its first or last entry."""
+    """Maps values by a table; values outside its range get its first or last entry."""
     from pydicom import Dataset
     from pydicom.pixels import apply_voi
 
     descriptor = _descriptor(tags, "LUTDescriptor", item)
-    assert descriptor is not None  # it was looked at when the table was chosen
+    assert descriptor is not None  # checked when the table was chosen
     count, first, _ = descriptor
     dataset = Dataset()
     dataset.VOILUTSequence = [item]
@@ -331,7 +331,7 @@ def _apply_lut(values: np.ndarray, item: Any, tags: Tags) -> np.ndarray:
 
 
 def _windows(tags: Tags, index: int) -> list[Window]:
-    """The windows that can be used: of width at least 1, or above 0 where the function is not LINEAR."""
+    """The valid windows: width at least 1, or above 0 if the function is not LINEAR."""
     group = functional_group(tags, "FrameVOILUTSequence", index)
     centers, widths = tags.numbers("WindowCenter", group), tags.numbers("WindowWidth", group)
     function = tags.text("VOILUTFunction", group).upper() or "LINEAR"
@@ -347,7 +347,7 @@ def _windows(tags: Tags, index: int) -> list[Window]:
             continue
         exact = function == "LINEAR" and width < 1
         if exact:
-            remark = f"WindowWidth {width:g} is below 1, and is read as of LINEAR_EXACT"
+            remark = f"WindowWidth {width:g} is below 1 and is interpreted as LINEAR_EXACT"
             if remark not in tags.remarks:
                 tags.remarks.append(remark)
         found.append(Window(center, width, "LINEAR_EXACT" if exact else function))
@@ -355,7 +355,7 @@ def _windows(tags: Tags, index: int) -> list[Window]:
 
 
 def _apply_window(values: np.ndarray, window: Window) -> np.ndarray:
-    """Values through a window, in [0, 1]."""
+    """Maps values by a window to [0, 1]."""
     from pydicom import Dataset
     from pydicom.pixels import apply_windowing
 
@@ -366,7 +366,7 @@ def _apply_window(values: np.ndarray, window: Window) -> np.ndarray:
 
 
 def _shows_other_frames(window: Window, stored: np.ndarray, tags: Tags) -> bool:
-    """Whether a window that is of no use for a frame is of use for others of the film."""
+    """Whether a window that excludes all values of a frame shows values of other frames of the film."""
     if tags.frames == 1:
         return False
     low, high = _film(stored, tags).values or (0.0, 0.0)
@@ -375,7 +375,7 @@ def _shows_other_frames(window: Window, stored: np.ndarray, tags: Tags) -> bool:
 
 
 def functional_group(tags: Tags, name: str, index: int) -> Any:
-    """The item of a functional group of a frame, of its own or shared; None where the file's own tags count."""
+    """The item of a functional group for a frame, its own or a shared one; None if the file's own tags apply."""
     frames = tags.items("PerFrameFunctionalGroupsSequence")
     shared = tags.items("SharedFunctionalGroupsSequence")
     for group in (*frames[index : index + 1], *shared[:1]):

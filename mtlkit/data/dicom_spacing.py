@@ -1,13 +1,13 @@
-"""How large the pixels of a DICOM file are, of which several tags may tell, and not the same.
+"""The size of the pixels of a DICOM file, for which several tags may give different values.
 
-    ultrasound     the regions that show tissue count, if they have one scale and lie in the image; else PixelSpacing
+    ultrasound     the tissue regions, if they have one scale and lie inside the image; otherwise PixelSpacing
     projection     PixelSpacing counts where it was calibrated: where there is a PixelSpacingCalibrationType, or where
                    it is not the same as ImagerPixelSpacing; otherwise both are of the detector, and are divided by
                    the magnification, where that is known
     anything else  PixelSpacing
 
-Where another tag contradicts the one that counts, that is told; nothing counts where no tag is better than another: for
-regions of several scales, and for a PixelSpacing that is as stale as regions that reach beyond the image.
+A remark reports a tag that contradicts the selected one. The size is unknown if no tag is more reliable than another:
+with regions of several scales, and with a PixelSpacing that is as outdated as regions that extend beyond the image.
 
 Source: DICOM PS3.3, 10.7.1.3 (pixel spacing and its calibration) and C.8.5.5 (ultrasound regions).
 """
@@ -20,23 +20,23 @@ from mtlkit.data.dicom_file import Tags, is_dicom, open_dicom
 from mtlkit.data.dicom_pixels import functional_group
 from mtlkit.data.records import Exam, Record, and_more
 
-LARGEST = 1e6  # mm; what is beyond is no size of a pixel
-TISSUE, CENTIMETRES = 1, 3  # of an ultrasound region: its kind, two-dimensional, and its units
-SAME = 1e-3  # relative: how far apart the same number is written
-CLOSE = 0.02  # relative: how far apart what is measured in two ways may be
+LARGEST = 1e6  # mm; values outside are not pixel sizes
+TISSUE, CENTIMETRES = 1, 3  # ultrasound region: two-dimensional kind, and units
+SAME = 1e-3  # relative difference between two notations of one number
+CLOSE = 0.02  # relative difference between two measurements of one size
 
 Pair = tuple[float, float]
 
 
 class Spacing(NamedTuple):
-    """What a file says of its pixels."""
+    """The pixel size of a file."""
 
     value: Pair | None  # mm between rows and between columns
-    conflict: str = ""  # what contradicts it
+    conflict: str = ""  # remark on a contradiction
 
 
 def pixel_spacing(tags: Tags, frame: int = 0) -> Spacing:
-    """The spacing of a frame, see above."""
+    """The spacing of a frame, by the rules above."""
     group = functional_group(tags, "PixelMeasuresSequence", frame)
     pixel = _usable(tags.numbers("PixelSpacing", group))
     regions = [
@@ -64,7 +64,7 @@ def _ultrasound(tags: Tags, regions: list[Any], pixel: Pair | None) -> Spacing:
     if any(_reaches_beyond(region, tags) for region in regions):  # the image was resized or cropped, and they were not
         if pixel is None or not _alike(pixel, first, CLOSE):
             return Spacing(pixel)
-        text = f"its ultrasound regions reach beyond the image, and PixelSpacing, {_mm(pixel)}, is theirs"
+        text = f"its ultrasound regions extend beyond the image, and PixelSpacing, {_mm(pixel)}, agrees with them"
         return Spacing(None, f"{text}: its size in mm is not known")
     if pixel is not None and not _alike(pixel, first, CLOSE):
         text = f"PixelSpacing, {_mm(pixel)}, contradicts its ultrasound regions, {_mm(first)}"
@@ -83,13 +83,15 @@ def _projection(tags: Tags, frame: int, pixel: Pair | None) -> Spacing:
     calibration = tags.text("PixelSpacingCalibrationType").upper()
     if pixel is None or (not calibration and _alike(pixel, imager, SAME)):
         return Spacing(_usable([rows, columns]))
-    told = f"PixelSpacing, {_mm(pixel)}, which counts, contradicts"
+    told = f"PixelSpacing, {_mm(pixel)}, which is used, contradicts"
     if magnification is not None and calibration != "FIDUCIAL" and not _alike(pixel, (rows, columns), CLOSE):
         return Spacing(pixel, f"{told} ImagerPixelSpacing, {_mm(imager)}, by its magnification of {magnification:g}")
     if not _alike((pixel[0] * imager[1], 1), (pixel[1] * imager[0], 1), CLOSE):
-        return Spacing(pixel, f"{told} ImagerPixelSpacing, {_mm(imager)}, whose pixels have another shape")
+        return Spacing(pixel, f"{told} ImagerPixelSpacing, {_mm(imager)}, whose pixels have another aspect ratio")
     if pixel[0] > imager[0] * (1 + CLOSE):
-        return Spacing(pixel, f"{told} ImagerPixelSpacing, {_mm(imager)}: nothing is larger than its projection")
+        return Spacing(
+            pixel, f"{told} ImagerPixelSpacing, {_mm(imager)}: an object cannot be larger than its projection"
+        )
     return Spacing(pixel)
 
 
@@ -112,16 +114,16 @@ def _pair(tags: Tags, item: Any, rows: str, columns: str) -> tuple[float | None,
 
 
 def _reaches_beyond(region: Any, tags: Tags) -> bool:
-    """Whether an ultrasound region lies partly outside of the image."""
+    """Whether an ultrasound region extends beyond the image."""
     rows, columns = tags.shape
     bottom, right = _pair(tags, region, "RegionLocationMaxY1", "RegionLocationMaxX1")
-    return (right or 0) >= columns + 1 or (bottom or 0) >= rows + 1  # some count to the end
+    return (right or 0) >= columns + 1 or (bottom or 0) >= rows + 1  # some files count the last pixel as excluded
 
 
 def spacing_conflicts(records: Iterable[Record] | Iterable[Exam]) -> str:
-    """A sentence on the images whose tags contradict each other on the size of their pixels, "" where none do.
+    """A sentence about images with contradicting tags on the pixel size; "" if there are none.
 
-    Only tags are read, of images that are DICOM.
+    Only the tags of DICOM images are read.
 
     Raises:
         DataError: a DICOM file cannot be read.

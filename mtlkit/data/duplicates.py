@@ -1,8 +1,8 @@
-"""Images that look alike and are not of one group: what leaks from one part of a split into another.
+"""Finds images that look alike but belong to different groups, and so leak from one part of a split into another.
 
-Each image has a perceptual hash of 256 bits (`imagehash.phash`): which low frequencies of its brightness are above
-their median. A smaller copy, a JPEG of it, another brightness or a few words drawn into it change up to 30 bits, a
-border of 2 % cut off up to 50; images that have nothing in common differ in about 128. Mirrored copies are found, too.
+Each image has a perceptual hash of 256 bits (`imagehash.phash`): the low frequencies of its brightness that are above
+their median. Resizing, JPEG compression, another brightness or a few words drawn into the image change up to 30 bits,
+cropping 2 % of the border up to 50; unrelated images differ in about 128 bits. Mirrored copies are found too.
 """
 
 import base64
@@ -24,10 +24,10 @@ from mtlkit.errors import DataError
 
 __all__ = ["NearDuplicate", "near_duplicates", "surplus"]
 
-SIDE = 16  # of the square of bits
-DISTANCE = 50  # bits of 256, up to which images count as alike
-THUMBNAIL = 320  # pixels a side
-CELLS = 4_000_000  # of a matrix of distances that is made at once
+SIDE = 16  # side of the square of bits
+DISTANCE = 50  # images with at most this many different bits of 256 count as alike
+THUMBNAIL = 320  # pixels per side
+CELLS = 4_000_000  # rows of a distance matrix computed at once
 
 
 class NearDuplicate(NamedTuple):
@@ -44,7 +44,7 @@ class NearDuplicate(NamedTuple):
     first: Record | Exam
     second: Record | Exam
     files: tuple[Path, Path]
-    bits: int  # of 256 that differ
+    bits: int  # different bits of 256
     mirrored: bool
 
     def __str__(self) -> str:
@@ -53,12 +53,12 @@ class NearDuplicate(NamedTuple):
 
 
 class Looks:
-    """The hashes of images, as they are read one by one."""
+    """Collects the hashes of images as they are read."""
 
     def __init__(self) -> None:
         check_installed("looking for near-duplicates")
         self._seen: list[tuple[Record | Exam, Path]] = []
-        self._bits: list[NDArray[np.bool_]] = []  # of each image, as it is and mirrored, (2, 256)
+        self._bits: list[NDArray[np.bool_]] = []  # hash of each image and of its mirror image, (2, 256)
 
     def see(self, record: Record | Exam, path: Path, pixels: NDArray[np.uint8]) -> None:
         """Adds an image (H, W, 3)."""
@@ -71,7 +71,7 @@ class Looks:
         self._bits.append(np.stack([np.asarray(phash(side, SIDE).hash).ravel() for side in sides]))
 
     def pairs(self, distance: int = DISTANCE) -> Iterator[NearDuplicate]:
-        """Those of different groups that differ in at most so many bits, in the order of the second."""
+        """The pairs of different groups that differ in at most this many bits, in the order of the second image."""
         if len(self._seen) < 2:
             return
         signs = 2 * np.stack(self._bits).astype(np.float32) - 1  # (N, 2, 256)
@@ -96,16 +96,16 @@ def near_duplicates(
     progress: Callable[[int, int], None] | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[NearDuplicate, ...]:
-    """Pairs of images that look alike and are of different groups; what cannot be read is left out.
+    """Pairs of images that look alike but belong to different groups; unreadable files are skipped.
 
     Args:
         catalogue: the data set.
-        distance: how many of the 256 bits of a perceptual hash may differ.
-        progress: called with the number of records done and that of all.
-        max_pixels: the most that a frame may have.
+        distance: maximal number of different bits, of the 256 of a perceptual hash.
+        progress: called with the number of processed records and the total.
+        max_pixels: maximal number of pixels in a frame.
 
     Raises:
-        ValueError: a distance below 0 or above 256.
+        ValueError: the distance is below 0 or above 256.
         ImportError: ImageHash is not installed.
 
     Example:
@@ -136,7 +136,7 @@ def near_duplicates(
 
 
 def surplus(catalogue: Catalogue, pairs: Sequence[NearDuplicate]) -> tuple[str, ...]:
-    """The keys to leave out, so that one is left of what looks alike: one of a published test part, else the first."""
+    """The keys to leave out so that one of the similar images remains: one in a published test part, or the first."""
     order = {
         record.key: ((record.split != "test", record.split != "val"), i) for i, record in enumerate(catalogue.records)
     }
@@ -159,7 +159,7 @@ def write_page(
     part_of: Mapping[str, str | None],
     max_pixels: int = MAX_PIXELS,
 ) -> str:
-    """The pairs side by side with their groups, classes and parts, as HTML that needs no other file."""
+    """The pairs side by side with their groups, classes and parts, as one self-contained HTML file."""
     import jinja2
 
     shown = [

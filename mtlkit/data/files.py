@@ -1,4 +1,4 @@
-"""What is in folders, and what stands in tables."""
+"""Lists folders and reads tables."""
 
 import csv
 import io
@@ -15,16 +15,16 @@ from mtlkit.errors import DataError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 DICOM = (".dcm", ".dicom")
-ARCHIVED = "__MACOSX"  # a folder that a Mac's archives unpack to beside the real one
-MAX_TABLE = 256 * 2**20  # bytes that an .xlsx file may unpack to
-SAMPLE = 4096  # bytes of a file that its print is of
+ARCHIVED = "__MACOSX"  # extra folder in archives made on a Mac
+MAX_TABLE = 256 * 2**20  # maximal unpacked bytes of an .xlsx file
+SAMPLE = 4096  # bytes of a file that its fingerprint covers
 MASK_SUFFIX = re.compile(r"(_mask|_anno|_segmentation|_gt)?(_\d+)?$", re.IGNORECASE)
 
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def check_folder(root: str | Path) -> Path:
-    """The folder; raises a DataError where there is none, it cannot be listed, or it is empty."""
+    """The folder; raises a DataError if there is none, it cannot be listed, or it is empty."""
     root = Path(root)
     if not root.exists():
         raise DataError(f"{root}: there is no such folder")
@@ -43,10 +43,10 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in a fixed order: numbers count, so that 2 comes before 10.
+    """The entries of a folder in a fixed order; numbers sort by value, so that 2 comes before 10.
 
-    What begins with a dot is left out, as are links to a folder that they lie in. Links that lead nowhere, pipes and
-    files that cannot be read are there, to be told by those who would read them.
+    Entries that start with a dot are left out, and so are links to a parent folder. Broken links, pipes and unreadable
+    files are included; reading them raises the error.
 
     Raises:
         DataError: the folder cannot be listed.
@@ -56,19 +56,19 @@ def entries(folder: Path) -> list[Path]:
 
 
 def _leads_back(path: Path) -> bool:
-    """Whether a path is a link to a folder that it lies in."""
+    """Whether a path is a link to one of its parent folders."""
     if not path.is_symlink():
         return False
     return Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, in the order of `entries`; none where it is not there."""
+    """The folders in a folder, in the order of `entries`; empty if it does not exist."""
     return [path for path in entries(folder) if path.is_dir()] if folder.is_dir() else []
 
 
 def pictures(folder: Path, suffixes: Sequence[str] = PICTURES) -> list[Path]:
-    """What is named as an image in a folder, in the order of `entries`; nothing where it is not there."""
+    """The files with the name of an image in a folder, in the order of `entries`; empty if it does not exist."""
     return [path for path in entries(folder) if path.suffix.lower() in suffixes] if folder.is_dir() else []
 
 
@@ -78,14 +78,14 @@ def files_below(
     leave: Callable[[Path], bool] = lambda _: False,
     told: Callable[[DataError], None] | None = None,
 ) -> Iterator[Path]:
-    """What is no folder in a folder and in those below it, each folder once, whatever links lead to it.
+    """The files in a folder and its subfolders; each folder is listed once, whatever links point to it.
 
-    The folders that links lead to come last.
+    Linked folders come last.
 
     Args:
-        folder: where to begin.
-        leave: says which folders below are not entered.
-        told: takes the error of a folder that cannot be listed, which else is raised.
+        folder: where to start.
+        leave: whether to skip a subfolder.
+        told: called with the error of a folder that cannot be listed; without it, the error is raised.
     """
     waiting, links = [folder], deque[Path]()
     seen: set[str] = set()
@@ -109,7 +109,7 @@ def files_below(
 
 
 def image_stem(mask: str) -> str:
-    """The stem of the image that a mask of this stem belongs to: "a" for "a_mask", "a_1" and "a_gt_2"."""
+    """The stem of the image for a mask's stem: "a" for "a_mask", "a_1" and "a_gt_2"."""
     return MASK_SUFFIX.sub("", mask)
 
 
@@ -131,7 +131,7 @@ def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
 
 
 def print_of(files: Iterable[Path]) -> str:
-    """Tells files from others without reading them whole: of their sizes, and the bytes in their middle.
+    """A fingerprint of files from their sizes and the bytes in their middle, without reading them completely.
 
     Raises:
         DataError: a file cannot be read.
@@ -152,14 +152,14 @@ def print_of(files: Iterable[Path]) -> str:
 
 
 def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
-    """Rows of a table, .xlsx or comma- or tab-separated text, as stripped strings.
+    """The rows of a table (.xlsx, or comma- or tab-separated text) as stripped strings.
 
-    An apostrophe that marks text which would be taken for a formula, as mtlkit writes it, is no part of a cell.
+    A leading apostrophe, which mtlkit writes before text that would be read as a formula, is removed.
 
     Raises:
         DataError: it cannot be read.
     """
-    if path.exists() or path.is_symlink():  # a pipe might be waited for
+    if path.exists() or path.is_symlink():  # a pipe could block
         check_file(path)
     try:
         if path.suffix.lower() == ".xlsx":
@@ -183,14 +183,14 @@ def read_table(path: Path, sheet: str | None = None) -> list[list[str]]:
         raise
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise DataError(f"{path}: the table cannot be read ({error})") from None
-    except Exception as error:  # a damaged archive raises whatever zipfile, xml or openpyxl choose
+    except Exception as error:  # zipfile, xml and openpyxl raise many exceptions for a damaged archive
         if path.suffix.lower() == ".xlsx" and not isinstance(error, ImportError):
             raise DataError(f"{path}: the table cannot be read ({error})") from None
         raise
 
 
 def _decoded(path: Path) -> str:
-    """The text of a file in UTF-8, or in UTF-16 as Windows programs mark it.
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
         DataError: it is neither.
@@ -205,7 +205,7 @@ def _decoded(path: Path) -> str:
 
 
 def column(header: Sequence[str], path: Path, *names: str) -> int:
-    """Index of the first column with one of these names, whatever the case and the line breaks.
+    """Index of the first column with one of these names, ignoring case and line breaks.
 
     Raises:
         DataError: there is none.

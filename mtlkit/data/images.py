@@ -1,4 +1,4 @@
-"""Reading images, from whatever file, as viewers show them."""
+"""Reads images from any kind of file, as viewers show them."""
 
 import io
 import sys
@@ -41,15 +41,18 @@ _limit = threading.Lock()
 
 @contextmanager
 def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An image of Pillow's, of which nothing is decoded before its size is known.
+    """A Pillow image, not decoded before its size is known.
 
     Raises:
-        DataError: it cannot be read, then or inside.
+        DataError: it cannot be read, when it is opened or inside the block.
         TooLargeError: it has more pixels than are read.
     """
     check_file(path, "an image file")
     try:
-        with path.open("rb") as file, _open(file) as image:  # by a name, Pillow maps turned TIFFs to the wrong shape
+        with (
+            path.open("rb") as file,
+            _open(file) as image,
+        ):  # with a file name, Pillow maps rotated TIFFs to the wrong shape
             width, height = image.size
             check_pixels(path, width, height, max_pixels)
             yield image
@@ -57,17 +60,17 @@ def opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         raise DataError("there is no such file", path=path) from None
-    except MemoryError:  # no fault of the file, which is not to be left out for it
+    except MemoryError:  # not the file's fault, so skip_bad must not drop it
         raise MemoryError(f"{path}: there is not enough memory to read it") from None
     except UnidentifiedImageError:
-        raise DataError("cannot be read as an image (it is none of a known format)", path=path) from None
-    except Exception as error:  # Pillow raises many kinds on damaged files
+        raise DataError("cannot be read as an image (its format is unknown)", path=path) from None
+    except Exception as error:  # Pillow raises many exceptions for damaged files
         words = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"cannot be read as an image ({words.splitlines()[0]})", path=path) from None
 
 
 def _open(file: BinaryIO) -> Image.Image:
-    """Opens without Pillow's own limit, which is one for the process."""
+    """Opens without Pillow's own limit, which applies to the process."""
     with _limit:
         Image.init()
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -81,7 +84,7 @@ def _open(file: BinaryIO) -> Image.Image:
 
 
 def count_frames(path: str | Path) -> int:
-    """How many images a file holds: frames of DICOM, pages of TIFF.
+    """The number of images in a file: frames of DICOM, pages of TIFF.
 
     Raises:
         DataError: the file cannot be read.
@@ -100,7 +103,7 @@ def count_frames(path: str | Path) -> int:
 
 
 def _pages(image: Image.Image) -> list[int]:
-    """The pages of a TIFF that are no thumbnails of others; the one image of any other file."""
+    """The pages of a TIFF that are not thumbnails; the single image of any other file."""
     if not isinstance(image, TiffImageFile):
         return [0]
     pages = []
@@ -112,10 +115,10 @@ def _pages(image: Image.Image) -> list[int]:
 
 
 def seek(image: Image.Image, path: Path, frame: int | None, max_pixels: int) -> list[int]:
-    """Goes to a frame; returns all pages."""
+    """Seeks a frame; returns all pages."""
     pages = _pages(image)
     if frame is None and len(pages) > 1:
-        raise DataError(f"holds {len(pages)} pages where one image is expected", path=path)
+        raise DataError(f"contains {len(pages)} pages where one image is expected", path=path)
     if frame is not None and not 0 <= frame < len(pages):
         raise DataError(f"there is no frame {frame}, only 0 to {len(pages) - 1}", path=path)
     if image.format == "TIFF":
@@ -136,11 +139,11 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # by EXIF's number, of
     8: np.rot90,
 }
 DAMAGED_EXIF = (SyntaxError, ValueError, TypeError, OSError, KeyError, IndexError, OverflowError)
-AS_STORED = "its EXIF data cannot be read, so that it is shown as it is stored"
+AS_STORED = "its EXIF data cannot be read, so it is shown without rotation"
 
 
 def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
-    """The image as viewers turn it, by its EXIF orientation."""
+    """The image, rotated by its EXIF orientation."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return ImageOps.exif_transpose(image) if turned else image
@@ -150,7 +153,7 @@ def upright(image: Image.Image, remarks: list[str]) -> Image.Image:
 
 
 def upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str]) -> np.ndarray:
-    """As `upright`, of numbers that are stored in the image."""
+    """`upright` for the stored numbers of the image."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGED_EXIF:
@@ -163,7 +166,7 @@ def upright_numbers(values: np.ndarray, image: Image.Image, remarks: list[str]) 
 
 
 def stored_numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | None:
-    """The numbers of an image of more than 8 bits as they are stored, (H, W) or (H, W, 3); None for one of 8 bits."""
+    """The stored numbers of an image with more than 8 bits, (H, W) or (H, W, 3); None for one with 8 bits."""
     if image.mode in WIDE:
         return np.asarray(image)
     found = [tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ()) if tile[3]]
@@ -176,8 +179,8 @@ def stored_numbers(image: Image.Image, path: Path, page: int) -> np.ndarray | No
 
 
 def _png_colours(image: Image.Image, path: Path, packing: str) -> np.ndarray:
-    """The colours of a PNG of 16 bits, of which Pillow keeps the upper bytes; greys with transparency are (H, W)."""
-    if packing == "LA;16B":  # four bytes a pixel, which are read as those of four colours of 8 bits
+    """The colours of a 16-bit PNG, of which Pillow keeps only the upper bytes; greys with transparency are (H, W)."""
+    if packing == "LA;16B":  # four bytes per pixel, read as four 8-bit colours
         content = path.read_bytes()
         head = b"IHDR" + content[16:24] + bytes((8, 6)) + content[26:29]
         content = content[:12] + head + zlib.crc32(head).to_bytes(4, "big") + content[33:]
@@ -189,17 +192,17 @@ def _png_colours(image: Image.Image, path: Path, packing: str) -> np.ndarray:
 
 
 def _tiff_colours(image: Image.Image, path: Path, page: int, packing: str) -> np.ndarray:
-    """The colours of a TIFF of 16 bits: Pillow keeps the upper byte of each; of bytes in the other order, the lower."""
+    """The colours of a 16-bit TIFF, of which Pillow keeps one byte each: the upper one in native byte order."""
     kind, _, order = packing.partition(";16")
     other = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}.get(order)
     if kind not in ("RGB", "RGBA", "RGBX") or other is None:
-        raise DataError(f"its colours of 16 bits ({packing}) cannot be read: save it as RGB, or with 8 bits", path=path)
+        raise DataError(f"its 16-bit colours ({packing}) cannot be read: save it as RGB, or with 8 bits", path=path)
     low = _lower_bytes(path, page, f"{kind};16{other}")
     return np.asarray(image)[..., :3].astype(np.uint16) << 8 | low
 
 
 def _lower_bytes(path: Path, page: int, swapped: str) -> np.ndarray:
-    """Of an image of 16 bits what Pillow drops, by telling it that the bytes lie in the other order."""
+    """The bytes of a 16-bit image that Pillow drops, read by swapping the declared byte order."""
     with opened(path, 2**32) as again:
         again.seek(page)
         assert isinstance(again, ImageFile)
@@ -211,7 +214,7 @@ def _lower_bytes(path: Path, page: int, swapped: str) -> np.ndarray:
 
 
 def _bits(image: Image.Image) -> int:
-    """How many bits the file has for each number."""
+    """The number of bits of each number in the file."""
     bits = 32 if image.mode in ("I", "F") else 16
     return int(np.atleast_1d(image.tag_v2.get(BITS, bits))[0]) if isinstance(image, TiffImageFile) else bits
 
@@ -228,13 +231,13 @@ def _stretched(values: np.ndarray, image: Image.Image, path: Path, pages: list[i
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         remarks.append("contains NaN or infinite values, which are shown as black")
     inverted = isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
-    with np.errstate(all="ignore"):  # floats that are no numbers become black
+    with np.errstate(all="ignore"):  # NaN becomes black
         return eight_bits(render(values, scale, inverted=inverted))
 
 
 @lru_cache(maxsize=8)
 def _film_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] | None:
-    """What the pages of a TIFF span together."""
+    """The range of numbers over all pages of a TIFF."""
     with opened(path, 2**32) as image:
         extents = []
         for page in _pages(image):
@@ -246,11 +249,11 @@ def _film_extent(path: Path, _version: tuple[int, int]) -> tuple[float, float] |
 
 
 def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXELS) -> Loaded:
-    """As `read_image`, with what the file says of itself.
+    """`read_image` with the file's metadata.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or it holds several frames and none is named.
-        TooLargeError: a frame has more pixels than are read.
+        DataError: there is no such file, it cannot be read, or it contains several frames and none is selected.
+        TooLargeError: a frame has too many pixels.
     """
     check_file(path, "an image file")
     if is_dicom(path):
@@ -273,21 +276,21 @@ def load_image(path: Path, frame: int | None = None, max_pixels: int = MAX_PIXEL
 
 
 def read_image(path: str | Path, frame: int | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as colours, as viewers show it: turned by its orientation, and with the brightness that its file means.
+    """Reads an image in RGB as viewers show it, with its orientation and brightness applied.
 
-    Numbers of more than 8 bits are stretched by the depth that holds their maximum (see `mtlkit.data.pixels`), so that
-    the same pixels give the same image in any file.
+    Numbers of more than 8 bits are scaled by the bit depth that holds their maximum (see `mtlkit.data.pixels`), so that
+    the same pixels give the same image in any file format.
 
     Args:
-        path: PNG, JPEG, BMP, TIFF of any depth, or DICOM.
-        frame: which frame of a DICOM file or page of a TIFF, from 0; needed where it holds several.
-        max_pixels: the most that a frame may have.
+        path: PNG, JPEG, BMP, TIFF with any bit depth, or DICOM.
+        frame: index of the DICOM frame or TIFF page, from 0; required if there are several.
+        max_pixels: maximal number of pixels in a frame.
 
     Returns:
         (H, W, 3), uint8.
 
     Raises:
-        DataError: there is no such file, it cannot be read, or it holds several frames and none is named.
+        DataError: there is no such file, it cannot be read, or it contains several frames and none is selected.
         TooLargeError: a frame has more pixels than `max_pixels`.
 
     Example:

@@ -1,6 +1,6 @@
-"""Items as networks take them, in NumPy: files read, resized, and brought to the range of training.
+"""Items for networks, in NumPy: files read, resized and normalised as in training.
 
-Training and prediction, with PyTorch or without, prepare images by these functions.
+Training and prediction, with or without PyTorch, prepare images with these functions.
 """
 
 import math
@@ -26,11 +26,11 @@ class Lesion(NamedTuple):
 
     image: np.ndarray  # (3, size, size), uint8
     mask: np.ndarray  # (1, size, size), uint8 of 0 and 1
-    loaded: Loaded  # the image in its own size
+    loaded: Loaded  # the image in its original size
 
     @property
     def spacing(self) -> tuple[float, float]:
-        """How far rows and columns of the resized image lie apart, in mm; NaN where the file does not say."""
+        """The distances between rows and columns of the resized image in mm; NaN if the file does not say."""
         if self.loaded.spacing is None:
             return math.nan, math.nan
         (height, width), size = self.loaded.pixels.shape[:2], self.image.shape[-1]
@@ -38,16 +38,16 @@ class Lesion(NamedTuple):
 
 
 def read_lesion(record: Record, size: int, *, max_pixels: int = MAX_PIXELS, warn: bool = True) -> Lesion:
-    """The image of a record and the mask of its lesion.
+    """Reads the image of a record and the mask of its lesion.
 
     Args:
-        record: what to read; without masks, the mask is empty.
-        size: pixels a side.
-        max_pixels: the most that a file may have.
-        warn: whether to tell of a mask that is empty or full, or not empty although its class has no lesion.
+        record: the record; without masks, the mask is empty.
+        size: pixels per side.
+        max_pixels: maximal number of pixels in a file.
+        warn: whether to warn about a mask that is empty or full, or not empty although its class has no lesion.
 
     Raises:
-        DataError: a file is missing, broken, or of another size than its mask.
+        DataError: a file is missing or damaged, or differs in size from its mask.
     """
     loaded = load_image(record.image, record.frame, max_pixels)
     mask = read_mask(record.masks, loaded.pixels.shape[:2], max_pixels=max_pixels)
@@ -59,10 +59,10 @@ def read_lesion(record: Record, size: int, *, max_pixels: int = MAX_PIXELS, warn
 
 
 def read_views(exam: Exam, size: int, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray | None]:
-    """The views of an exam in the order of `VIEWS`, (1, size, size) uint8, the right ones flipped; None where missing.
+    """Reads the views of an exam in the order of `VIEWS`, (1, size, size) uint8, right ones flipped; None if missing.
 
     Raises:
-        DataError: a file is missing or broken.
+        DataError: a file is missing or damaged.
     """
     views: list[np.ndarray | None] = []
     for name, path in zip(VIEWS, exam.views, strict=True):
@@ -75,7 +75,7 @@ def read_views(exam: Exam, size: int, *, max_pixels: int = MAX_PIXELS) -> list[n
 
 
 def to_range(pixels: np.ndarray, mean: Sequence[float] | None = MEAN, std: Sequence[float] | None = STD) -> np.ndarray:
-    """Pixels (C, H, W), uint8, as float32 in [0, 1], brought to a mean and a spread unless these are None.
+    """Converts uint8 pixels (C, H, W) to float32 in [0, 1], normalised by mean and standard deviation unless None.
 
     Example:
         >>> import numpy as np
@@ -83,7 +83,7 @@ def to_range(pixels: np.ndarray, mean: Sequence[float] | None = MEAN, std: Seque
         >>> to_range(np.full((3, 1, 1), 255, np.uint8), None, None).ravel().tolist()
         [1.0, 1.0, 1.0]
     """
-    unit = pixels * np.float32(1 / 255)  # to the last bit as torchvision's transforms
+    unit = pixels * np.float32(1 / 255)  # bitwise equal to torchvision's transforms
     if mean is not None and std is not None:
         unit -= np.asarray(mean, np.float32)[:, None, None]
         unit /= np.asarray(std, np.float32)[:, None, None]
@@ -93,10 +93,10 @@ def to_range(pixels: np.ndarray, mean: Sequence[float] | None = MEAN, std: Seque
 def stack_views(
     views: Sequence[np.ndarray | None], mean: Sequence[float] | None = MEAN, std: Sequence[float] | None = STD
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What `read_views` found, in the range of training, and which there are.
+    """Normalises the views from `read_views`, and marks which are present.
 
     Returns:
-        (4, 3, size, size), float32, all zeros where a view is missing, and (4,), bool.
+        (4, 3, size, size), float32, zeros for a missing view, and (4,), bool.
     """
     size = next(view.shape[-1] for view in views if view is not None)
     whole = np.zeros((len(views), 3, size, size), np.float32)

@@ -1,12 +1,13 @@
-"""Reading masks: which pixels are lesion is decided once, by what kind of file it is.
+"""Reads masks; the kind of file decides which pixels are lesion.
 
-    index       a palette: index 0 is background, all others are lesion; a palette of black and another grey is as grey
-    alpha       where transparency varies, and of the opaque pixels all or none are black: what is opaque is lesion
+    index       a palette: index 0 is background, all others are lesion; a palette of black and one other grey counts as
+    grey
+    alpha       if transparency varies, and either all or none of the opaque pixels are black: opaque is lesion
     colour      black is background, every colour is lesion
-    grey        two values, of any size and in any depth: the greater is lesion; between them a soft edge, or JPEG's
-                noise, is cut in the middle; one value alone: lesion unless it is 0
+    grey        two values in any bit depth: the greater is lesion; values between them, from a soft edge or JPEG noise,
+                are split in the middle; a single value is lesion unless it is 0
 
-Anything else, as several labels in grey, raises and lists the values: no guess is made.
+Anything else, such as several grey labels, raises an error that lists the values.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,22 +27,22 @@ __all__ = ["read_mask"]
 
 FULL = 0.95  # of the pixels
 LOSSY = ("JPEG", "MPO", "WEBP")
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # DICOM's class of segmentations: a frame for each segment
-VOID = 255  # the index of what labelling tools leave out
-LABELS = 16  # more values than this are no labels
-FAINT = 16  # the least difference of two values that JPEG does not make by itself
-INTERIOR = 0.02  # of the pixels above background: so many of a third value are no edge
-EDGE = 0.25  # of all pixels: so many between the two values are no edge, ...
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # DICOM's segmentation class: one frame per segment
+VOID = 255  # index for ignored pixels in labelling tools
+LABELS = 16  # more values than this are not labels
+FAINT = 16  # smallest difference between two values that JPEG noise does not explain
+INTERIOR = 0.02  # fraction of the pixels above background from which a third value is not an edge
+EDGE = 0.25  # fraction of all pixels from which values between the two are not an edge, ...
 TINY = 256  # ... unless there are fewer than these
 
 
 def read_mask(paths: Sequence[str | Path], size: tuple[int, int], *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The lesion, merged from any number of masks.
+    """Reads the lesion, merged from any number of masks.
 
     Args:
-        paths: masks, see `mtlkit.data.masks`: PNG, JPEG, BMP, TIFF or DICOM; none gives an empty mask.
+        paths: masks in PNG, JPEG, BMP, TIFF or DICOM, see `mtlkit.data.masks`; none gives an empty mask.
         size: (H, W) that they must have.
-        max_pixels: the most that each may have.
+        max_pixels: maximal number of pixels in a mask.
 
     Returns:
         (H, W), uint8, 0 or 1.
@@ -66,16 +67,16 @@ def read_mask(paths: Sequence[str | Path], size: tuple[int, int], *, max_pixels:
 
 
 def odd_mask(record: Record, mask: np.ndarray) -> Iterator[Finding]:
-    """What is to be told of the merged mask of a record: that it is empty or full, or not empty where it should be."""
+    """A finding if the merged mask of a record is empty or full, or not empty although it should be."""
     if not record.masks:
         return
     share = mask.mean()
     if share == 0 and not record.without_lesion:
-        yield Finding("warning", "empty mask", record.image, "there is nothing in its mask")
+        yield Finding("warning", "empty mask", record.image, "its mask is empty")
     if share > 0 and record.without_lesion:
-        yield Finding("warning", "lesion in a normal image", record.image, "there is something in its mask")
+        yield Finding("warning", "lesion in a normal image", record.image, "its mask is not empty")
     if share > FULL:
-        yield Finding("warning", "full mask", record.image, "nearly all of it lies in its mask")
+        yield Finding("warning", "full mask", record.image, "its mask covers nearly all of the image")
 
 
 def _dicom(path: Path, max_pixels: int) -> np.ndarray:
@@ -103,7 +104,7 @@ def _picture(path: Path, max_pixels: int) -> np.ndarray:
         image.load()
         lossy = image.format in LOSSY
         whole = upright(image, [])
-        if deep is not None:  # colours of 16 bits, of which Pillow has the upper bytes alone
+        if deep is not None:  # 16-bit colours, of which Pillow has only the upper bytes
             return _deep(upright_numbers(deep, image, []), whole, path)
         if whole.mode == "P":
             return _index(whole, path)
@@ -116,7 +117,7 @@ def _picture(path: Path, max_pixels: int) -> np.ndarray:
 
 
 def _index(image: Image.Image, path: Path) -> np.ndarray:
-    """Of a palette: its indices count, unless its colours are black and another grey, or many greys."""
+    """The lesion from a palette: by index, unless its colours are black and one other grey, or many greys."""
     indices, colours = np.asarray(image), np.asarray(image.convert("RGB"))
     used, where = np.unique(indices, return_index=True)
     shown = colours.reshape(-1, 3)[where]  # (N, 3)
@@ -124,31 +125,34 @@ def _index(image: Image.Image, path: Path) -> np.ndarray:
     if grey and ((len(used) == 2 and shown.min() == 0) or len(used) > LABELS):
         return _two_values(colours[..., 0], path, lossy=False)
     if VOID in used and len(used) > 2:
-        raise DataError(f"expected background and lesion, got the indices {_listed(indices)}: is 255 one?", path=path)
+        raise DataError(
+            f"expected background and lesion, got the indices {_listed(indices)}: is 255 lesion?",
+            path=path,
+        )
     return indices != 0
 
 
 def _deep(colours: np.ndarray, whole: Image.Image, path: Path) -> np.ndarray:
-    """Of colours of 16 bits, (H, W, 3), or (H, W) for greys, and of the upper bytes of their transparency."""
+    """The lesion from 16-bit colours, (H, W, 3), or greys, (H, W), and the upper bytes of their transparency."""
     colours = colours if colours.ndim == 3 else np.repeat(colours[..., None], 3, 2)
     alpha = np.asarray(whole)[..., 3] if whole.mode == "RGBA" else np.full(colours.shape[:2], 255, np.uint8)
     return _alpha(colours, alpha, path, lossy=False)
 
 
 def _alpha(colours: np.ndarray, alpha: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
-    """Of transparency where it varies; else of the colours."""
+    """The lesion from transparency if that varies, otherwise from the colours."""
     if (alpha == alpha.flat[0]).all():
         return _colours(colours, path, lossy=lossy)
     opaque = _two_values(alpha, path, lossy=lossy)
     black = (colours.max(-1) == 0)[opaque]
     if black.any() and not black.all():
-        text = f"expected opaque pixels that are all lesion, got {black.sum():,} of {black.size:,} that are black"
+        text = f"expected opaque pixels to be all lesion, got {black.sum():,} of {black.size:,} that are black"
         raise DataError(text, path=path)
     return opaque
 
 
 def _colours(pixels: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
-    """Of colours (H, W, 3): what is not black, or the greater of two greys."""
+    """The lesion from colours (H, W, 3): everything that is not black, or the greater of two greys."""
     brightest = pixels.max(-1)
     if (pixels == pixels[..., :1]).all():
         return _two_values(brightest, path, lossy=lossy)
@@ -162,10 +166,10 @@ def _colours(pixels: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
 
 
 def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
-    """The lesion of numbers (H, W): see the head of this file.
+    """The lesion from numbers (H, W), by the rules at the top of this file.
 
     Raises:
-        DataError: there are more than two values, or JPEG's noise cannot be told from them.
+        DataError: there are more than two values, or they cannot be distinguished from JPEG noise.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError("expected a mask of two values, got NaN or infinite ones", path=path)
@@ -175,7 +179,7 @@ def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
     if lossy and high - low < FAINT and low > 255 - FAINT:
         return np.ones(values.shape, bool)
     if lossy and high - low < FAINT:
-        text = f"expected a mask of two values, got {low:g} to {high:g}, which may be noise of JPEG: save it as PNG"
+        text = f"expected a mask of two values, got {low:g} to {high:g}, which may be JPEG noise: save it as PNG"
         raise DataError(text, path=path)
     if not _is_two_values(values, low, high, lossy=lossy):
         raise DataError(f"expected a mask of two values, got {_listed(values)}: which are lesion?", path=path)
@@ -183,7 +187,7 @@ def _two_values(values: np.ndarray, path: Path, *, lossy: bool) -> np.ndarray:
 
 
 def _is_two_values(values: np.ndarray, low: float, high: float, *, lossy: bool) -> bool:
-    """Whether what lies between the two values is their edge, or noise, and fills no area of its own."""
+    """Whether values between the two are only edges or noise and do not fill an area."""
     span = high - low
     if ((values == low) | (values == high)).all():
         return True
@@ -201,7 +205,7 @@ def _is_two_values(values: np.ndarray, low: float, high: float, *, lossy: bool) 
 
 
 def _local_range(values: np.ndarray) -> np.ndarray:
-    """The difference of the greatest and the least number among a pixel and its eight neighbours."""
+    """The difference between maximum and minimum of a pixel and its eight neighbours."""
     padded = np.pad(values.astype(np.float32), 1, mode="edge")
     height, width = values.shape
     shifted = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -209,7 +213,7 @@ def _local_range(values: np.ndarray) -> np.ndarray:
 
 
 def _listed(values: np.ndarray) -> str:
-    """The values that occur, the most frequent ones of many."""
+    """The values that occur; only the most frequent ones if there are many."""
     found, counts = np.unique(values, return_counts=True)
     frequent = np.sort(found[np.argsort(-counts, kind="stable")[:8]])
     more = f" and {len(found) - len(frequent)} more" if len(found) > len(frequent) else ""

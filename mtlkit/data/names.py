@@ -1,4 +1,4 @@
-"""Names of images as keys, and as tables, masks and splits write them."""
+"""Names of images: as keys, and as tables, masks and splits write them."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -8,12 +8,12 @@ from mtlkit.data.files import DICOM, PICTURES
 
 
 def key_of(folder: str, image: Path) -> str:
-    """The key of an image: its folder and its name without suffix, in one normal form of Unicode."""
+    """The key of an image: its folder and its name without suffix, in Unicode normal form."""
     return composed(f"{folder}/{image.stem}")
 
 
 def is_text(name: str | Path) -> bool:
-    """Whether a name can be written into a file of text; bytes that are not UTF-8 cannot."""
+    """Whether a name can be written to a text file, which is not so for bytes that are not UTF-8."""
     try:
         str(name).encode()
     except UnicodeEncodeError:
@@ -22,14 +22,14 @@ def is_text(name: str | Path) -> bool:
 
 
 class Names:
-    r"""Finds names the way other programs write them.
+    r"""Finds names as other programs write them.
 
-    A name is looked for as it is; as Windows writes it, with backslashes; from a folder images/ on; and without the
-    suffix of an image, each in any normal form of Unicode. What is not found so is looked for in any case and with any
-    spaces, and found where one name alone fits.
+    A name is tried unchanged, with backslashes as on Windows, without a leading folder images/, and without an image
+    suffix, each in any Unicode normal form. If that fails, case and spaces are ignored, and the name is found if
+    exactly one fits.
 
     Args:
-        names: those that there are.
+        names: the existing names.
 
     Example:
         >>> from mtlkit.data.names import Names
@@ -46,7 +46,7 @@ class Names:
             self._loose[loose] = None if loose in self._loose else name
 
     def find(self, *names: str) -> str | None:
-        """The name that is meant by one of these, the first of which goes first; None where there is none."""
+        """The first match for the given spellings, in their order; None if there is none."""
         forms = [composed(form) for name in names for form in _forms(name)]
         exact = next((form for form in forms if form in self._exact), None)
         if exact is not None:
@@ -55,7 +55,7 @@ class Names:
 
 
 def folded(name: str) -> str:
-    """A name whatever its case, its spaces and its normal form."""
+    """A name without case and spaces, in normal form."""
     return composed(composed(" ".join(name.split())).casefold())
 
 

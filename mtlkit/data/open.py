@@ -1,4 +1,4 @@
-"""Opening a data set: the layout by name or by looking, then its records."""
+"""Opens a data set: finds its layout, then lists its records."""
 
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,20 @@ __all__ = ["open_dataset"]
 def open_dataset(
     root: str | Path, layout: str = "auto", *, skip_bad: bool = False, max_pixels: int = MAX_PIXELS, **options: Any
 ) -> Catalogue:
-    """The records of a data set on disk.
+    """Opens a data set on disk and lists its records.
 
     Args:
-        root: its folder.
-        layout: "busi", "busi_whu", "ham10000", "brisc", "cmmd" (also for TOMPEI-CMMD) or "folder"; "auto" looks.
-        skip_bad: leaves out what cannot be used, unreadable files among it, which costs reading every file once;
-            otherwise the first thing that is missing raises, and an unreadable file raises when it is read.
+        root: folder of the data set.
+        layout: "busi", "busi_whu", "ham10000", "brisc", "cmmd" (also for TOMPEI-CMMD) or "folder"; "auto" detects the
+        layout.
+        skip_bad: whether to leave out unusable records; this reads every file once to find unreadable ones. Otherwise
+            the first missing item raises an error, and an unreadable file raises one when it is read.
         max_pixels: the most that a frame may have, for `skip_bad`.
-        **options: `classes` (names in the order of their labels, for all layouts but "cmmd"), or `birads` (the BI-RADS
-            categories in use, for "cmmd": (1, 5), (1, 3, 5) or all five).
+        **options: `classes` (names in the order of their labels, for all layouts except "cmmd"), or `birads` (the
+            BI-RADS categories to use, for "cmmd": (1, 5), (1, 3, 5) or all five).
 
     Raises:
-        DataError: the folder is not there, has another layout, or something in it is missing.
+        DataError: the folder does not exist, has another layout, or is incomplete.
         ValueError: there is no such layout.
 
     Example:
@@ -44,7 +45,7 @@ def open_dataset(
 
 
 def usable(catalogue: Catalogue, *, skip_bad: bool, max_pixels: int = MAX_PIXELS) -> Catalogue:
-    """A catalogue without errors: raises the first, or leaves out what they concern.
+    """A catalogue without errors: raises the first error, or leaves out the records concerned.
 
     Raises:
         UnusableError: there is an error.
@@ -57,5 +58,5 @@ def usable(catalogue: Catalogue, *, skip_bad: bool, max_pixels: int = MAX_PIXELS
     if skip_bad:
         catalogue = catalogue.without(read_findings(catalogue, max_pixels=max_pixels))
     if not catalogue.records:
-        raise DataError(f"{catalogue.root}: there is not a single image in it that can be used")
+        raise DataError(f"{catalogue.root}: it contains no usable image")
     return catalogue

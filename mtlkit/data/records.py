@@ -1,4 +1,4 @@
-"""What a data set holds: records of images or exams, and what was found to be missing or odd on the way."""
+"""The contents of a data set: records of images or exams, and findings about missing or odd items."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,14 +20,14 @@ class Record:
     """One image with its lesion and its class.
 
     Args:
-        key: its name within the data set, by which splits list it.
-        image: the file.
-        label: index into the catalogue's classes; -1 where the class is not known.
-        masks: files of the lesion, to be merged; none stands for no lesion.
-        group: what must stay on one side of a split: patient, lesion, or the image itself.
-        split: "train", "val" or "test" where the data set says so.
-        segmented: whether the mask is known; False for an image that has a class only.
-        frame: which frame of a DICOM file that holds several, from 0.
+        key: name within the data set, as listed in splits.
+        image: image file.
+        label: index into the catalogue's classes; -1 if the class is unknown.
+        masks: mask files of the lesion, which are merged; empty for no lesion.
+        group: unit that a split must not divide: patient, lesion, or the image itself.
+        split: "train", "val" or "test" if the data set defines it.
+        segmented: whether the mask is known; False for an image with only a class.
+        frame: index of the frame in a DICOM file with several, from 0.
 
     Example:
         >>> from pathlib import Path
@@ -52,7 +52,7 @@ class Record:
 
     @property
     def without_lesion(self) -> bool:
-        """Whether it is of a class that has no lesion, by the folder in its key."""
+        """Whether its class has no lesion, by the folder in its key."""
         return Path(self.key).parent.name in WITHOUT_LESION
 
     @property
@@ -67,10 +67,10 @@ class Exam:
 
     Args:
         key: the patient.
-        views: the files of L-CC, L-MLO, R-CC and R-MLO (`VIEWS`); None where there is none.
-        labels: of the left and the right breast: 0 normal or benign, 1 malignant, -1 not known or no image.
-        birads: of the left and the right breast: index into the BI-RADS categories in use, or -1.
-        group: what must stay on one side of a split.
+        views: the files of L-CC, L-MLO, R-CC and R-MLO (`VIEWS`); None for a missing one.
+        labels: labels of the left and the right breast: 0 normal or benign, 1 malignant, -1 unknown or no image.
+        birads: index into the BI-RADS categories in use for the left and the right breast, or -1.
+        group: unit that a split must not divide.
         split: "train", "val" or "test" where the data set says so.
 
     Example:
@@ -89,7 +89,7 @@ class Exam:
 
     @property
     def stratum(self) -> int:
-        """What splits balance: the worse of the two breasts."""
+        """The class that splits balance: the worse of the two breasts."""
         return max(self.labels)
 
     @property
@@ -103,11 +103,11 @@ class Finding:
     """Something missing or odd.
 
     Args:
-        level: "error": what it concerns cannot be used; "warning": it can, but look at it; "note": good to know.
-        kind: a short name, the same for all findings of a kind.
-        path: where.
-        text: what, as the end of a sentence that begins with the path.
-        key: of the record that cannot be used.
+        level: "error" for something unusable; "warning" for something usable that needs a look; "note" for information.
+        kind: short name, the same for all findings of a kind.
+        path: file or folder.
+        text: end of a sentence that starts with the path.
+        key: key of the record that cannot be used.
 
     Example:
         >>> from pathlib import Path
@@ -128,15 +128,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A data set as found on disk.
+    """A data set on disk.
 
     Args:
-        layout: the name of its layout.
+        layout: name of its layout.
         root: its folder.
-        classes: names by label; for exams, those of a breast.
-        records: in a fixed order.
-        findings: what was missing or odd; records with an error are not among `records`.
-        birads: the BI-RADS categories in use, for exams.
+        classes: class names by label; for exams, the classes of a breast.
+        records: records in a fixed order.
+        findings: missing or odd items; records with an error are not among `records`.
+        birads: BI-RADS categories in use, for exams.
 
     Example:
         >>> import tempfile
@@ -159,17 +159,17 @@ class Catalogue:
 
     @property
     def mammography(self) -> bool:
-        """Whether its records are exams of four views."""
+        """Whether its records are exams with four views."""
         return bool(self.records) and isinstance(self.records[0], Exam)
 
     def counts(self) -> dict[str, int]:
-        """Records, or breasts, of each class, and "not known" where there are such."""
+        """The number of records, or breasts, of each class, and of those "not known" if there are any."""
         labels = Counter(label for r in self.records for label in (r.labels if isinstance(r, Exam) else (r.label,)))
         counts = {name: labels[index] for index, name in enumerate(self.classes)}
         return counts | ({"not known": labels[-1]} if labels[-1] else {})
 
     def subset(self, keys: Iterable[str]) -> "Catalogue":
-        """The records of these keys, in their order.
+        """The catalogue with only the records of these keys, in their order.
 
         Raises:
             DataError: there is no such record.
@@ -182,12 +182,12 @@ class Catalogue:
         return replace(self, records=tuple(by_key[key] for key in keys))
 
     def without(self, findings: Sequence[Finding]) -> "Catalogue":
-        """What is left when the records that these errors concern are taken out; the findings are kept."""
+        """The catalogue without the records of these errors; the findings are kept."""
         bad = {finding.key for finding in findings if finding.level == "error"}
         kept = tuple(record for record in self.records if record.key not in bad)
         return replace(self, records=kept, findings=(*self.findings, *findings))
 
 
 def and_more(items: Sequence[object]) -> str:
-    """What to say of the items after the first."""
+    """Counts the items after the first, for messages."""
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""

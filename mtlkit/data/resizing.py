@@ -1,8 +1,8 @@
-"""Resizing without torch, the same to the last bit on every machine.
+"""Resizing without torch, bitwise the same on every machine.
 
-Images are resized as torchvision's transforms resize uint8 with antialias on a CPU with AVX2: columns first, then rows,
-each by a triangle as wide as the scale, with weights that are integers of 15 bits, and rounded in between. Products and
-sums are of integers that floats hold exactly, so that no order of summation matters.
+Images are resized like uint8 images by torchvision's transforms with antialias on a CPU with AVX2: first columns, then
+rows, each with a triangle filter as wide as the scale and 15-bit integer weights, with rounding in between. All
+products and sums are integers that floats represent exactly, so the order of summation does not matter.
 """
 
 from functools import lru_cache
@@ -13,13 +13,13 @@ from PIL import Image
 
 __all__ = ["resize", "resize_map", "resize_nearest"]
 
-BLOCK = 16  # results that are computed from the same piece of a line
+BLOCK = 16  # results that are computed from the same part of a line
 WEIGHT_BITS, MOST_BITS = 15, 22
-SINGLE = 16  # bits of weights whose sums with uint8 float32 holds
+SINGLE = 16  # bits of weights for which float32 holds the sums with uint8
 
 
 class _Block(NamedTuple):
-    """Some results of a line, and the piece of it that they are computed from."""
+    """Some results of a line, and the part of the line that they are computed from."""
 
     results: slice
     piece: slice
@@ -28,7 +28,7 @@ class _Block(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _blocks(old: int, new: int) -> tuple[list[_Block], int]:
-    """The weights that bring lines of `old` numbers to `new`, multiplied by a power of two, and that power."""
+    """The weights that resize lines from `old` to `new` numbers, multiplied by a power of two, and that power."""
     scale = old / new
     reach = max(scale, 1.0)
     center = scale * (np.arange(new) + 0.5)
@@ -54,19 +54,19 @@ def _blocks(old: int, new: int) -> tuple[list[_Block], int]:
 
 
 def _rounded(sums: np.ndarray, bits: int) -> np.ndarray:
-    """Sums of multiplied weights as numbers of 0 to 255; what is assigned to uint8 loses its fraction."""
+    """Converts weighted sums to numbers from 0 to 255; assignment to uint8 drops the fraction."""
     sums += 2.0 ** (bits - 1)
     sums *= 2.0**-bits
     return sums
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """An image of another size, bilinear with antialias.
+    """Resizes an image, bilinear with antialias.
 
     Args:
         pixels: (C, H, W), uint8.
-        height: of the result.
-        width: of the result.
+        height: height of the result.
+        width: width of the result.
 
     Returns:
         (C, height, width), uint8; `pixels` itself if that is its size.
@@ -96,7 +96,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Labels (H, W) of another size, each that of the pixel in whose place it is.
+    """Resizes labels (H, W) by nearest neighbour.
 
     Example:
         >>> import numpy as np
@@ -105,7 +105,7 @@ def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
         [[1, 3], [1, 3]]
     """
 
-    def places(old: int, new: int) -> np.ndarray:  # in float32, as torch
+    def places(old: int, new: int) -> np.ndarray:  # in float32, as in torch
         return np.minimum((np.arange(new, dtype=np.float32) * np.float32(old / new)).astype(np.int64), old - 1)
 
     rows, columns = labels.shape
@@ -113,7 +113,7 @@ def resize_nearest(labels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_map(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A map (H, W), float32, of another size, bilinear with antialias.
+    """Resizes a float32 map (H, W), bilinear with antialias.
 
     Example:
         >>> import numpy as np

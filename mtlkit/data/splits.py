@@ -1,8 +1,8 @@
-"""Splits into training, validation and test: stratified, whole groups, from a seed, saved as a list.
+"""Stratified splits into training, validation and test by groups, from a seed, saved as a list.
 
-A group (patient, lesion, or an image by itself) falls whole into one part. Groups are drawn by scikit-learn's
+All records of a group (patient, lesion, or single image) are in the same part. Groups are drawn by scikit-learn's
 stratified `train_test_split`: first the test part, rounded up, then the validation part of what is left. The test parts
-of a cross-validation come from its `StratifiedGroupKFold`, and have all records between them.
+of a cross-validation come from its `StratifiedGroupKFold`, and together cover all records.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Which records train, which validate, which test.
+    """The records for training, validation and test.
 
     Args:
-        train: keys of the records to learn from.
-        val: keys of those to choose by.
-        test: keys of those to judge by.
-        seed: from which they were drawn.
-        unused: keys of those that are left out on purpose.
+        train: keys of the records for training.
+        val: keys of the records for model selection.
+        test: keys of the records for evaluation.
+        seed: seed of the split.
+        unused: keys of records that are left out on purpose.
 
     Example:
         >>> from mtlkit.data import Split
@@ -46,11 +46,11 @@ class Split:
     unused: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The keys by part, without those that are left out."""
+        """The keys by part, without the unused ones."""
         return {part: getattr(self, part) for part in PARTS}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Writes the list as JSON, whole or not at all.
+        """Writes the list as JSON, atomically.
 
         Raises:
             DataError: the file exists and `force` is not given, or it cannot be written.
@@ -59,7 +59,7 @@ class Split:
 
 
 def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
-    """The fractions; raises a ValueError unless they are three of sum 1 that leave something to train on."""
+    """The fractions; raises a ValueError unless they are three with sum 1 and the first is not 0."""
     if len(fractions) != 3 or not all(0 <= f < 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions: expected three numbers in [0, 1) of sum 1, got {tuple(fractions)}")
     if not fractions[0] > 0:
@@ -69,7 +69,7 @@ def check_fractions(fractions: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Groups in two parts, the second being `share` of them."""
+    """Divides groups into two parts; the second is a fraction `share` of them."""
     from sklearn.model_selection import train_test_split
 
     names = list(groups)
@@ -84,12 +84,12 @@ def _divide(catalogue: Catalogue, groups: dict[str, int], share: float, seed: in
         first, second = train_test_split(names, test_size=share, stratify=strata, random_state=seed)
         return list(first), list(second)
     except ValueError:
-        words = f"its {len(names)} groups are too few to give {share:.0%} of them to one part, with all classes in both"
+        words = f"its {len(names)} groups are too few for a part of {share:.0%} with all classes in both parts"
         raise DataError(f"{catalogue.root}: {words}") from None
 
 
 def _strata(records: Iterable[Record | Exam]) -> dict[str, int]:
-    """What splits balance, of each group."""
+    """The class of each group that splits balance."""
     strata: dict[str, int] = {}
     for record in records:
         strata[record.group] = max(strata.get(record.group, -1), record.stratum)
@@ -97,7 +97,7 @@ def _strata(records: Iterable[Record | Exam]) -> dict[str, int]:
 
 
 def _draw_val(catalogue: Catalogue, rest: dict[str, int], shares: tuple[float, float, float], seed: int) -> list[str]:
-    """The groups that validate, out of those that are not tested on."""
+    """The groups for validation, drawn from those not in the test part."""
     train_share, val_share, _ = shares
     return _divide(catalogue, rest, val_share / (train_share + val_share), seed)[1]
 
@@ -114,16 +114,16 @@ def make_split(
 
     Args:
         catalogue: the data set.
-        fractions: of the groups, for training, validation and test. (0.7, 0.15, 0.15) is the papers'; BTI-Net's 15 %
-            test, then 15 % of the rest, is (0.7225, 0.1275, 0.15).
+        fractions: fractions of the groups for training, validation and test. The papers use (0.7, 0.15, 0.15);
+            BTI-Net's 15 % for test, then 15 % of the rest, is (0.7225, 0.1275, 0.15).
         seed: the same seed gives the same split of the same records.
-        published: keeps a partition that the data set has itself (BRISC's test part, all of BUSI-WHU's), drawing only
-            the parts that it lacks, a validation part of val / (train + val) out of its training part.
+        published: whether to keep the data set's own partition (BRISC's test part, all parts of BUSI-WHU). Only missing
+            parts are drawn: validation as val / (train + val) of its training part.
         unused: keys of records to leave out.
 
     Raises:
         DataError: a class has too few groups.
-        ValueError: other fractions.
+        ValueError: the fractions are invalid.
 
     Example:
         >>> from pathlib import Path
@@ -140,7 +140,7 @@ def make_split(
     for record in records:
         if published and record.split is not None and fixed.setdefault(record.group, record.split) != record.split:
             raise DataError(f"{catalogue.root}: group {record.group!r} lies in two parts of the published partition")
-    strata = dict(sorted(_strata(records).items()))  # so that the order of files on disk decides nothing
+    strata = dict(sorted(_strata(records).items()))  # independent of the order of files on disk
     rest = {group: stratum for group, stratum in strata.items() if fixed.get(group, "train") == "train"}
     part_of = {group: part for group, part in fixed.items() if part != "train"}
     if "test" not in fixed.values():
@@ -160,20 +160,21 @@ def make_folds(
     *,
     unused: Collection[str] = (),
 ) -> tuple[Split, ...]:
-    """Draws the splits of a cross-validation: each record is in the test part of one of them.
+    """Draws the splits of a cross-validation: each record is in the test part of exactly one split.
 
-    A partition that the data set has itself does not count.
+    The data set's own partition is ignored.
 
     Args:
         catalogue: the data set.
-        folds: how many, at least 2.
-        fractions: as for `make_split`; of what is not in a fold's test part, val / (train + val) validate.
+        folds: number of folds, at least 2.
+        fractions: as for `make_split`; val / (train + val) of the records outside a fold's test part are for
+        validation.
         seed: the same seed gives the same folds of the same records.
         unused: keys of records to leave out.
 
     Raises:
-        DataError: a class has fewer groups than there are folds, or a part would lack a class.
-        ValueError: fewer than two folds, or other fractions.
+        DataError: a class has fewer groups than there are folds, or a part would not contain every class.
+        ValueError: there are fewer than two folds, or the fractions are invalid.
 
     Example:
         >>> from pathlib import Path
@@ -201,7 +202,7 @@ def make_folds(
         if missing := set(strata.values()) - {strata[group] for group in test}:
             name = _class_name(catalogue, min(missing))
             raise DataError(
-                f"{catalogue.root}: fold {number} of {folds} has no test image of class {name!r}; take fewer folds"
+                f"{catalogue.root}: fold {number} of {folds} has no test image of class {name!r}; use fewer folds"
             )
         val = _draw_val(catalogue, rest, shares, seed)
         part_of = dict.fromkeys(test, "test") | dict.fromkeys(val, "val")
@@ -222,7 +223,7 @@ def _check_enough(catalogue: Catalogue, strata: Mapping[str, int], folds: int) -
 
 
 def _by_part(catalogue: Catalogue, part_of: Mapping[str, str], seed: int, left_out: Collection[str]) -> Split:
-    """A split of the records by the parts of their groups, those without one being trained on."""
+    """A split of the records by the parts of their groups; groups without a part are for training."""
     keys: dict[str, list[str]] = {part: [] for part in (*PARTS, "unused")}
     for record in catalogue.records:
         keys["unused" if record.key in left_out else part_of.get(record.group, "train")].append(record.key)
@@ -230,13 +231,13 @@ def _by_part(catalogue: Catalogue, part_of: Mapping[str, str], seed: int, left_o
 
 
 def read_split(path: str | Path) -> Split:
-    """A saved split, whatever the data set.
+    """Reads a saved split without checking it against a data set.
 
     Raises:
-        DataError: the file cannot be read, or is no split.
+        DataError: the file cannot be read, or is not a split.
     """
-    path, what = Path(path), "is no list of the parts train, val and test"
-    if path.exists():  # a pipe might be waited for
+    path, what = Path(path), "is not a list of the parts train, val and test"
+    if path.exists():  # a pipe could block
         check_file(path)
     try:
         values = Fields(path, parse_json(path.read_text(encoding="utf-8")), what)
@@ -252,15 +253,15 @@ def read_split(path: str | Path) -> Split:
 
 
 def load_split(path: str | Path, catalogue: Catalogue) -> Split:
-    """Reads a saved split and holds it against a data set.
+    """Reads a saved split and checks it against a data set.
 
     Args:
-        path: what `Split.save` wrote.
-        catalogue: the data set that it is to fit.
+        path: a file written by `Split.save`.
+        catalogue: the data set that it must fit.
 
     Raises:
-        DataError: the file cannot be read, lists a record that is not there or is listed twice, leaves one out that is
-            not among the unused, or divides a group.
+        DataError: the file cannot be read, lists an unknown record or one twice, does not list a record of the data
+            set, or divides a group.
 
     Example:
         >>> import tempfile
@@ -299,7 +300,7 @@ def load_split(path: str | Path, catalogue: Catalogue) -> Split:
             f"{path}: lists {shown(unknown[0])}, which is not in {catalogue.root}{and_more(unknown)}{instead}"
         )
     if missing:
-        words = "what is to be left out is listed as 'unused'"
+        words = "list records to leave out under 'unused'"
         raise DataError(f"{path}: does not list {shown(missing[0])} of {catalogue.root}{and_more(missing)}; {words}")
     keys = {part: tuple(key for key in place if place[key] == part) for part in (*PARTS, "unused")}
     return Split(**keys, seed=split.seed)

@@ -1,7 +1,7 @@
-"""The papers' augmentations, on image and mask together, by torchvision's transforms v2.
+"""The papers' augmentations for image and mask together, with torchvision's transforms v2.
 
-Every transform takes (3, H, W) uint8 and gives (3, size, size) float32, brought to [0, 1] and then, by default, to the
-mean and spread of ImageNet, which pretrained encoders expect. Masks are resized to the nearest pixel.
+Every transform maps (3, H, W) uint8 to (3, size, size) float32 in [0, 1], by default normalised to ImageNet's mean and
+standard deviation, which pretrained encoders expect. Masks are resized by nearest neighbour.
 
 Sources: MBDI and BTI-Net (arXiv 2603.01295, 2606.29102), CSA-MoE-Net (arXiv 2605.25518), the hybrid CNN-VSSM
 (arXiv 2507.16955).
@@ -77,10 +77,10 @@ def augmentation(name: str) -> nn.Module:
 
 
 def preparation(*, normalize: bool = True) -> nn.Module:
-    """The fixed part after augmentation: uint8 to float32 in [0, 1], then to ImageNet's mean and spread.
+    """The fixed part after augmentation: uint8 to float32 in [0, 1], normalised to ImageNet's mean and deviation.
 
     Args:
-        normalize: False stays in [0, 1].
+        normalize: whether to normalise; otherwise values stay in [0, 1].
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Checking a data set before any training: every file is read once, and what is missing or odd is told."""
+"""Checks a data set before training: reads every file once and reports missing or odd items."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -19,18 +19,18 @@ from mtlkit.errors import DataError, MismatchError, TooLargeError
 
 __all__ = ["Report", "check_dataset"]
 
-SMALLEST = 32  # pixels a side, below which no network here has anything to look at
+SMALLEST = 32  # pixels per side, minimum for the networks here
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Args:
-        catalogue: the records that can be used.
-        findings: what was missing or odd, in the order in which it was met.
-        near_duplicates: images that look alike, and are of different groups.
-        parts: of each record, by key, the part of the split that it is in, where there is one.
+        catalogue: the usable records.
+        findings: missing or odd items, in the order of the check.
+        near_duplicates: images that look alike but belong to different groups.
+        parts: the part of the split of each record, by key, if there is a split.
 
     Example:
         >>> import tempfile
@@ -52,7 +52,7 @@ class Report:
         return all(finding.level != "error" for finding in self.findings)
 
     def by_kind(self) -> dict[tuple[str, str], list[Finding]]:
-        """Findings by level and kind: errors first, the frequent kinds first."""
+        """Findings by level and kind: errors first, then frequent kinds first."""
         kinds: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             kinds.setdefault((finding.level, finding.kind), []).append(finding)
@@ -83,7 +83,7 @@ def _error(error: DataError, path: Path, key: str) -> Finding:
 
 
 def _remarks(path: Path, loaded: Loaded) -> list[Finding]:
-    """What the file says of itself."""
+    """The remarks about a file."""
     notes = [Finding("note", "reading", path, text) for text in loaded.remarks]
     return [*notes, *([Finding("warning", "contradicting spacing", path, loaded.conflict)] if loaded.conflict else [])]
 
@@ -151,9 +151,9 @@ def read_findings(
     max_pixels: int = MAX_PIXELS,
     looks: Looks | None = None,
 ) -> list[Finding]:
-    """Reads every file of the records once; `progress` is told how many of how many records are done.
+    """Reads every file of the records once; `progress` is called with the number of processed records and the total.
 
-    What does not show the very same as another image is added to `looks`.
+    Images that are not exact duplicates of others are added to `looks`.
     """
     findings: list[Finding] = []
     seen: dict[bytes, Any] = {}
@@ -176,25 +176,25 @@ def check_dataset(
     max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Report:
-    """Reads every file of a data set and tells what is missing or odd.
+    """Reads every file of a data set and reports missing or odd items.
 
-    Errors concern what cannot be used: missing masks, rows, tags and classes, unreadable files, masks of another size
-    than their image, the same image in two classes. Warnings concern what can be used and should be looked at:
-    duplicates, images that look alike but are of different groups (see `near_duplicates`), empty masks, masks without
-    image, missing views, tags that contradict each other on the size of the pixels. Notes are for information, as on
-    merged masks and on how numbers of more than 8 bits were read.
+    Errors concern unusable items: missing masks, rows, tags and classes, unreadable files, masks that differ in size
+    from their image, the same image in two classes. Warnings concern usable items that need a look: duplicates, images
+    that look alike but belong to different groups (see `near_duplicates`), empty masks, masks without image, missing
+    views, contradicting tags on the pixel size. Notes give information, for example on merged masks and on how numbers
+    of more than 8 bits were read.
 
     Args:
-        root: its folder.
+        root: folder of the data set.
         layout: as for `open_dataset`.
-        split: a saved split, so that what looks alike and is in different parts of it is told; by default the parts are
-            those that the data set names itself.
-        progress: called with the number of records done and that of all.
-        max_pixels: the most that a frame may have.
+        split: a saved split; similar images in different parts of it are reported. By default the data set's own
+            partition is used.
+        progress: called with the number of processed records and the total.
+        max_pixels: maximal number of pixels in a frame.
         **options: as for `open_dataset`.
 
     Raises:
-        DataError: the folder is not there, is empty, or has none of the layouts.
+        DataError: the folder does not exist, is empty, or has none of the layouts.
         ValueError: there is no such layout.
 
     Example:
@@ -219,7 +219,7 @@ def check_dataset(
 
 
 def _leak(pair: NearDuplicate, part_of: Mapping[str, str | None]) -> Finding:
-    """What is to be told of images that look alike: it is worse where they are in two parts of a split."""
+    """The finding for images that look alike, more severe if they are in two parts of a split."""
     parts = [part_of.get(record.key) for record in (pair.second, pair.first)]
     if None in parts or parts[0] == parts[1]:
         return Finding("warning", "near-duplicate", pair.files[1], f"{pair}, of another group")

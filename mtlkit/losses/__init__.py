@@ -9,12 +9,11 @@ B images of H x W pixels; z logits, p = sigmoid(z) clipped to [1e-7, 1 - 1e-7], 
     focal CE         (1 - p_y)^gamma (-log p_y), p = softmax
     gates            mean over levels of BCE(t, w), t = 1 - minmax(quality) over the batch
 
-What is taken over a batch, the mean over its images, the index of a Tversky loss that counts it as one image, the
-weights of the labelled images, minmax, is taken over the batches of all processes of a `group` where one is given: the
-gradients that DDP averages are then those of one process with all images. Without, each process's loss is that of its
-own batch, as the published code has it, and two of half a batch come to the same only where a loss is the plain mean
-over images of which all are labelled: not with preset "abraham", class weights, images without label or mask, or the
-difficulties, which compare the images of a batch.
+With a `group`, everything that is computed over a batch (means over images, a Tversky index over the batch, weights of
+labelled images, minmax) is computed over the batches of all its processes, so that the gradients averaged by DDP equal
+those of one process with all images. Without one, each process uses only its own batch, as in the published code. The
+two agree only if the loss is the plain mean over images that are all labelled; they differ with the preset "abraham",
+class weights, images without label or mask, and the difficulties, which compare the images of a batch.
 
 Sources: Abraham and Khan, "A Novel Focal Tversky Loss Function with Improved Attention U-Net for Lesion Segmentation"
 (2019); "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast Ultrasound Analysis" (MBDI,

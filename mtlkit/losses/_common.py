@@ -1,4 +1,4 @@
-"""What the losses share: checks, precision, and means over a batch."""
+"""Shared by the losses: checks, precision, and means over a batch."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -58,14 +58,14 @@ def check_labels(logits: Tensor, labels: Tensor) -> None:
 
 
 def weighted_mean(loss: Tensor, weight: Tensor, group: Group | None) -> Tensor:
-    """Mean of `loss` (B,) weighted by `weight` (B,); 0, with a gradient of zeros, where all weights are 0."""
+    """Mean of `loss` (B,) weighted by `weight` (B,); 0 with zero gradients if all weights are 0."""
     sums = torch.stack([(loss * weight).sum(), weight.sum()])
     above, below = sums if group is None else sum_over(group, sums)
     return above / torch.where(below > 0, below, torch.ones_like(below))
 
 
 def mean_over_images(loss: Tensor, known: Tensor | None, group: Group | None) -> Tensor:
-    """Mean of `loss` (B,) over the images that are known."""
+    """Mean of `loss` (B,) over the known images."""
     if known is None and group is None:
         return loss.mean()
     return weighted_mean(loss, torch.ones_like(loss) if known is None else known.to(loss.dtype), group)

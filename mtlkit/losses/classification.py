@@ -1,4 +1,4 @@
-"""Losses of classes: focal and weighted cross-entropy, and the weights."""
+"""Classification losses: focal and weighted cross-entropy, and class weights."""
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,19 @@ def focal_cross_entropy(
     max_loss: float | None = 10.0,
     group: Group | None = None,
 ) -> Tensor:
-    """Cross-entropy that attends to what is hard, mean over the labelled images.
+    """Focal cross-entropy, which emphasises hard images; mean over the labelled images.
 
     Args:
         logits: (B, K), floating point.
-        labels: (B,), int64: the class, or `ignore_index` where it is not known.
-        weight: (K,), of each class; by default 1.
+        labels: (B,), int64: the class, or `ignore_index` if it is unknown.
+        weight: weight of each class, (K,); by default 1.
         gamma: exponent of 1 - p_y; 0 is plain cross-entropy.
-        ignore_index: what marks an image without label. A batch with nothing labelled gives 0 and gradients of zero.
-        max_loss: an image's loss is cut here, as in the published code; None cuts nothing.
-        group: processes of torch.distributed that share a batch.
+        ignore_index: label of an unlabelled image. A batch without labels gives 0 and zero gradients.
+        max_loss: upper limit of an image's loss, as in the published code; None for no limit.
+        group: torch.distributed process group that shares a batch.
 
     Raises:
-        TypeError, ValueError: another dtype or shape, a negative exponent.
+        TypeError, ValueError: wrong dtype or shape, or a negative exponent.
 
     Example:
         >>> import torch
@@ -65,17 +65,17 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Cross-entropy weighted by class, mean over the labelled images.
 
-    What torch computes, except that a batch with nothing labelled gives 0, and gradients of zero, in place of NaN.
+    The same as torch's cross-entropy, except that a batch without labels gives 0 and zero gradients instead of NaN.
 
     Args:
         logits: (B, K), floating point.
-        labels: (B,), int64: the class, or `ignore_index` where it is not known.
-        weight: (K,), of each class; by default 1.
-        ignore_index: what marks an image without label.
-        group: processes of torch.distributed that share a batch.
+        labels: (B,), int64: the class, or `ignore_index` if it is unknown.
+        weight: weight of each class, (K,); by default 1.
+        ignore_index: label of an unlabelled image.
+        group: torch.distributed process group that shares a batch.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -90,7 +90,7 @@ def weighted_cross_entropy(
 
 
 def _weight_of_images(logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """(B,): the weight of each image's class, 0 where it is not known."""
+    """(B,): the weight of each image's class, 0 if it is unknown."""
     known = labels != ignore_index
     if weight is None:
         return known.to(logits.dtype)
@@ -100,18 +100,18 @@ def _weight_of_images(logits: Tensor, labels: Tensor, weight: Tensor | None, ign
 
 
 def class_weights(labels: Tensor, num_classes: int, *, ignore_index: int = -1) -> Tensor:
-    """Inverse frequencies N / (K n_c): 1 for every class where all are as frequent.
+    """Class weights by inverse frequency, N / (K n_c); all are 1 if the classes are equally frequent.
 
     Args:
         labels: any shape, integers.
         num_classes: K.
-        ignore_index: what marks an image without label.
+        ignore_index: label of an unlabelled image.
 
     Returns:
         (K,), float32.
 
     Raises:
-        ValueError: a label that is no class, or a class without example, which has no frequency.
+        ValueError: a label is out of range, or a class has no example.
 
     Example:
         >>> import torch

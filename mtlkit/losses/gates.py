@@ -1,4 +1,4 @@
-"""The second stage of BTI-Net: what its gates are to learn, and the loss that teaches them."""
+"""The second stage of BTI-Net: the targets of the gates, and their loss."""
 
 from collections.abc import Sequence
 
@@ -13,25 +13,25 @@ __all__ = ["classification_difficulty", "gate_loss", "segmentation_difficulty"]
 
 
 def _difficulty(quality: Tensor, group: Group | None) -> Tensor:
-    """1 - minmax of (B,) over the batch, clipped off 0 and 1."""
+    """1 - minmax of (B,) over the batch, clipped away from 0 and 1."""
     low, high = torch.aminmax(quality) if group is None else extremes_over(group, quality)
     return (1 - (quality - low) / (high - low + EPS)).clamp(1e-6, 1 - 1e-6)
 
 
 @full_precision
 def segmentation_difficulty(logits: Tensor, target: Tensor, *, group: Group | None = None) -> Tensor:
-    """What the segmentation gates are to learn: 1 for the image of lowest soft IoU in the batch, 0 for the highest.
+    """The target of the segmentation gates: 1 for the image with the lowest soft IoU in the batch, 0 for the highest.
 
     Args:
         logits: (B, 1, H, W), floating point. No gradient flows into them.
         target: (B, 1, H, W), in [0, 1], any dtype.
-        group: processes of torch.distributed that share a batch.
+        group: torch.distributed process group that shares a batch.
 
     Returns:
-        (B,). In a batch of one image there is nothing to compare: it is hard, 1, whatever the prediction.
+        (B,). A single image cannot be compared and gets 1, whatever the prediction.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -47,17 +47,17 @@ def segmentation_difficulty(logits: Tensor, target: Tensor, *, group: Group | No
 
 @full_precision
 def classification_difficulty(logits: Tensor, *, group: Group | None = None) -> Tensor:
-    """What the classification gates are to learn: 1 for the least confident image of the batch, 0 for the most.
+    """The target of the classification gates: 1 for the least confident image of the batch, 0 for the most confident.
 
     Args:
         logits: (B, K), floating point. No gradient flows into them.
-        group: processes of torch.distributed that share a batch.
+        group: torch.distributed process group that shares a batch.
 
     Returns:
-        (B,). In a batch of one image there is nothing to compare: it is hard, 1, whatever the prediction.
+        (B,). A single image cannot be compared and gets 1, whatever the prediction.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -72,16 +72,16 @@ def classification_difficulty(logits: Tensor, *, group: Group | None = None) -> 
 
 
 def gate_loss(gates: Tensor | Sequence[Tensor], difficulty: Tensor) -> Tensor:
-    """Binary cross-entropy between the gates of each level and how hard each image is, mean over levels and images.
+    """Binary cross-entropy between the gates of each level and the difficulty of each image, mean over both.
 
-    It is what the second stage of BTI-Net adds to a task's own loss: hard images are to interact more.
+    The second stage of BTI-Net adds it to a task's loss, so that the tasks interact more on hard images.
 
     Args:
-        gates: one tensor (B,) or (B, 1) a level, or all of them as (levels, B); in [0, 1], floating point.
-        difficulty: (B,), in [0, 1], of `segmentation_difficulty` or `classification_difficulty`.
+        gates: one tensor (B,) or (B, 1) per level, or all levels as (levels, B); in [0, 1], floating point.
+        difficulty: (B,), in [0, 1], from `segmentation_difficulty` or `classification_difficulty`.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Losses of masks: focal Tversky, boundary, texture, and their sum."""
+"""Segmentation losses: focal Tversky, boundary, texture, and their sum."""
 
 from dataclasses import dataclass
 
@@ -23,14 +23,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TverskyOptions:
-    """How the focal Tversky loss counts.
+    """Settings of the focal Tversky loss.
 
     Args:
         fp_weight: a, the weight of false positives.
         fn_weight: b, the weight of false negatives.
         gamma: the exponent; below 1 it strengthens the gradient of well-segmented images.
-        smooth: s. With 1e-7 an image without lesion costs about 1 and teaches nothing; with 1 it has a gradient.
-        per_image: one index an image; otherwise one for the whole batch, as if it were a single image.
+        smooth: s. With 1e-7 an image without lesion has a loss of about 1 and no gradient; with 1 it has a gradient.
+        per_image: whether each image has its own index; otherwise the batch counts as a single image.
 
     Example:
         >>> from mtlkit.losses import TVERSKY_PRESETS
@@ -53,9 +53,9 @@ class TverskyOptions:
 
 
 TVERSKY_PRESETS = {
-    # the text of MBDI and BTI-Net
+    # from the text of MBDI and BTI-Net
     "mbdi": TverskyOptions(),
-    # their published code, whose weights make it a soft Dice loss
+    # from their published code, a soft Dice loss
     "mbdi_code": TverskyOptions(fp_weight=0.5, fn_weight=0.5),
     # Abraham and Khan
     "abraham": TverskyOptions(smooth=1.0, per_image=False),
@@ -85,14 +85,14 @@ def tversky_index(
         logits: (B, 1, H, W), floating point.
         target: (B, 1, H, W), in [0, 1], any dtype.
         tversky: options, or the name of a preset; `gamma` is not used.
-        known: (B,), bool: the images that count, unless `per_image`; None counts all.
-        group: processes of torch.distributed that share a batch; of no effect if `per_image`.
+        known: (B,), bool: the images to include, unless `per_image`; all if None.
+        group: torch.distributed process group that shares a batch; ignored if `per_image`.
 
     Returns:
         (B,), or (1,) unless `per_image`.
 
     Raises:
-        TypeError, ValueError: another dtype, shape or preset.
+        TypeError, ValueError: wrong dtype or shape, or an unknown preset.
 
     Example:
         >>> import torch
@@ -130,13 +130,13 @@ def focal_tversky_loss(
         logits: (B, 1, H, W), floating point.
         target: (B, 1, H, W), in [0, 1], any dtype.
         tversky: options, or the name of a preset: "mbdi", "mbdi_code" or "abraham".
-        size_boost: multiplies the loss of each image by 1 + exp(-10 r), r the share of its pixels in the lesion, as
-            the published code of MBDI does; needs `per_image`.
-        known: (B,), bool: the images that count; None counts all. 0, and gradients of zero, where none does.
-        group: processes of torch.distributed that share a batch.
+        size_boost: whether to multiply the loss of each image by 1 + exp(-10 r), where r is the lesion's fraction of
+            its pixels, as in MBDI's published code; needs `per_image`.
+        known: (B,), bool: the images to include; all if None. If there are none, the loss is 0 with zero gradients.
+        group: torch.distributed process group that shares a batch.
 
     Raises:
-        TypeError, ValueError: another dtype, shape or preset.
+        TypeError, ValueError: wrong dtype or shape, or an unknown preset.
 
     Example:
         >>> import torch
@@ -148,7 +148,7 @@ def focal_tversky_loss(
     """
     options = _options(tversky)
     if size_boost and not options.per_image:
-        raise ValueError("size_boost: needs a loss of each image, which these options (per_image=False) do not give")
+        raise ValueError("size_boost: expected False with per_image=False, got True")
     index = tversky_index(logits, target, options, known=known, group=group)  # (B,) or (1,)
     loss = (1 - index).clamp_min(EPS) ** options.gamma
     if size_boost:
@@ -159,7 +159,7 @@ def focal_tversky_loss(
 
 
 def curvature_kernel(size: int = 5, sigma: float | None = None) -> Tensor:
-    """The kernel of the boundary loss, a second difference across minus one down, of total weight 1.
+    """The kernel of the boundary loss: a horizontal minus a vertical second difference, with total weight 1.
 
     Args:
         size: rows and columns, odd, at least 3.
@@ -169,7 +169,7 @@ def curvature_kernel(size: int = 5, sigma: float | None = None) -> Tensor:
         (size, size), float64.
 
     Raises:
-        ValueError: an even or too small size, or a width that is not above 0.
+        ValueError: the size is even or too small, or the width is not positive.
 
     Example:
         >>> from mtlkit.losses import curvature_kernel
@@ -188,7 +188,7 @@ def curvature_kernel(size: int = 5, sigma: float | None = None) -> Tensor:
 
 
 def _filter(image: Tensor, kernel: Tensor) -> Tensor:
-    """Cross-correlation with zeros around: (B, 1, H, W) to the same."""
+    """Cross-correlation with zero padding: (B, 1, H, W) to the same shape."""
     return F.conv2d(image, kernel.to(image)[None, None], padding=kernel.shape[0] // 2)
 
 
@@ -206,13 +206,13 @@ def boundary_loss(
     Args:
         logits: (B, 1, H, W), floating point.
         target: (B, 1, H, W), in [0, 1], any dtype.
-        soft: compares probabilities, which can be trained. False compares masks cut at 0.5, as the paper defines it
-            and as its figures are computed; its gradient is zero everywhere.
+        soft: whether to compare probabilities, which has a gradient. False compares masks thresholded at 0.5, as the
+            paper defines and reports it; the gradient is then zero.
         known: as for `focal_tversky_loss`.
         group: as for `focal_tversky_loss`.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -232,7 +232,7 @@ def boundary_loss(
 
 @full_precision
 def texture_loss(logits: Tensor, target: Tensor, *, known: Tensor | None = None, group: Group | None = None) -> Tensor:
-    """Difference between the spread of horizontal edges in prediction and mask, mean over the images.
+    """Difference between the standard deviations of horizontal edges in prediction and mask, mean over the images.
 
     Args:
         logits: (B, 1, H, W), floating point.
@@ -241,7 +241,7 @@ def texture_loss(logits: Tensor, target: Tensor, *, known: Tensor | None = None,
         group: as for `focal_tversky_loss`.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -261,14 +261,14 @@ def texture_loss(logits: Tensor, target: Tensor, *, known: Tensor | None = None,
 
 
 class SegmentationLoss(nn.Module):
-    """Segmentation loss of MBDI and BTI-Net: focal Tversky with size boost, boundary, and texture.
+    """Segmentation loss of MBDI and BTI-Net: focal Tversky with size boost, plus boundary and texture.
 
     Args:
         tversky: options, or the name of a preset.
         boundary_weight: weight of the boundary loss.
         texture_weight: weight of the texture loss.
-        size_boost: strengthens small lesions; see `focal_tversky_loss`.
-        soft_boundary: trains the boundary loss; False is the papers' definition, without gradient.
+        size_boost: whether to emphasise small lesions; see `focal_tversky_loss`.
+        soft_boundary: whether the boundary loss has a gradient; False is the papers' definition without one.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What the networks of this package share."""
+"""Shared by the networks of this package."""
 
 from itertools import pairwise
 
@@ -15,8 +15,8 @@ def check_images(images: Tensor, in_chans: int, smallest: int) -> None:
     """Raises unless `images` is (B, in_chans, H, W) with H and W at least `smallest`.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape, or an image too small for the stages to come.
+        TypeError: it is not a floating-point tensor. ValueError: it has another shape, or the images are too small for
+        the network.
     """
     check_tensor("images", images, 4)
     _, channels, height, width = images.shape
@@ -29,14 +29,14 @@ def check_images(images: Tensor, in_chans: int, smallest: int) -> None:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and on the right until `multiple` divides H and W: (B, C, H, W) to (B, C, H', W')."""
     height, width = images.shape[-2:]
-    # not -height % multiple, which torch.compile does not carry into what depends on the sizes, such as interpolation
+    # not -height % multiple, which torch.compile cannot trace into code that depends on sizes, such as interpolation
     rows = (height + multiple - 1) // multiple * multiple - height
     columns = (width + multiple - 1) // multiple * multiple - width
     return F.pad(images, (0, columns, 0, rows)) if rows or columns else images
 
 
 def install_hint(package: str, what: str, extra: str = "models") -> str:
-    """The sentence for a missing optional package: what needs it, and what installs it."""
+    """The message for a missing optional package: what needs it, and how to install it."""
     return f'{package} is not installed, and {what} need it: pip install "mtlkit[{extra}]"'
 
 
@@ -52,12 +52,12 @@ def check_stages(depths: tuple[int, ...], dims: tuple[int, ...], num_classes: in
     if len(depths) != len(dims) or min(depths, default=0) < 1:
         raise ValueError(f"depths: expected {len(dims)} numbers of blocks, one for each of dims, got {depths}")
     if any(wide != 2 * narrow for narrow, wide in pairwise(dims)):
-        raise ValueError(f"dims: expected each to be twice the one before, got {dims}")
+        raise ValueError(f"dims: expected each to be twice the previous one, got {dims}")
     check_at_least_one(num_classes=num_classes, in_chans=in_chans)
 
 
 def drop_path_rates(depths: tuple[int, ...], last: float) -> list[list[float]]:
-    """From 0 at the first block to `last` at the last one, by stage."""
+    """Rates that grow linearly from 0 at the first block to `last` at the last one, grouped by stage."""
     count = sum(depths)
     rates = iter(last * i / max(1, count - 1) for i in range(count))
     return [[next(rates) for _ in range(depth)] for depth in depths]
@@ -81,7 +81,7 @@ def init_ss_conv_ssm(module: nn.Module) -> None:
 
 
 class SSConvSSMStage(nn.Module):
-    """Blocks of SS-Conv-SSM and, but for the last stage, patch merging: (B, H, W, C) to (B, H/2, W/2, 2 C)."""
+    """Blocks of SS-Conv-SSM and, except in the last stage, patch merging: (B, H, W, C) to (B, H/2, W/2, 2 C)."""
 
     def __init__(self, blocks: list[SSConvSSM], downsample: PatchMerging | None) -> None:
         super().__init__()

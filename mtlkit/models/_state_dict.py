@@ -1,4 +1,4 @@
-"""The parameters within what training code saves around them."""
+"""Finds the parameters in a checkpoint of other training code."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,22 +8,22 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mtlkit.models.pretrained import Pretrained
 
-# Of timm and VMamba (the average first, which is what they evaluate), Lightning, VM-UNet and others.
+# Used by timm and VMamba (the average first, because they evaluate it), Lightning, VM-UNet and others.
 ENTRIES = (
     "state_dict_ema", "model_ema", "ema", "state_dict", "model_state_dict", "model", "network", "net", "module"
 )  # fmt: skip
-# Of DataParallel, torch.compile, Lightning modules, VM-UNet, and VMamba as a backbone of detectors.
+# Used by DataParallel, torch.compile, Lightning modules, VM-UNet, and VMamba as a backbone of detectors.
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "vmunet.", "backbone.")
-COUNTERS = ("total_ops", "total_params")  # thop counts operations in buffers, which end up in checkpoints
+COUNTERS = ("total_ops", "total_params")  # thop stores its counts in buffers, which end up in checkpoints
 
 
 class Unwrapped(NamedTuple):
-    """Parameters as a network may load them.
+    """Parameters in the form that a network can load.
 
     Attributes:
-        tensors: by name, in the network's own names as far as it knows the published ones.
-        entry: what they were within, such as "model_ema"; "" for nothing.
-        others: names of tensors that were beside them.
+        tensors: tensors by name; published names that the network knows are translated to its own.
+        entry: entry of the checkpoint that held them, such as "model_ema"; "" for none.
+        others: names of other tensors next to them.
     """
 
     tensors: dict[str, Tensor]
@@ -32,10 +32,10 @@ class Unwrapped(NamedTuple):
 
 
 def unwrapped(content: Any, model: "Pretrained") -> Unwrapped:
-    """The parameters in a file's content, however wrapped: an entry of a dictionary, and prefixes of names.
+    """The parameters in the content of a file, without the entry and the name prefixes around them.
 
-    Prefixes are taken off as far as the network then knows more names; without the network nothing tells `module.` of
-    DataParallel from a part of that name.
+    A prefix is removed only if the network then knows more of the names: only the network can distinguish
+    DataParallel's `module.` from a submodule of that name.
 
     Raises:
         ValueError: there are no parameters in it.
@@ -63,7 +63,7 @@ def unwrapped(content: Any, model: "Pretrained") -> Unwrapped:
 
 
 def _stripped(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state as it is, then without each sequence of prefixes that names in it have."""
+    """The state unchanged, then without each sequence of prefixes that occurs in its names."""
     yield state
     for prefix in PREFIXES:
         inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,9 +1,9 @@
-"""BTI-Net: MBDI with gates that look at three signals and leave an image's batch alone.
+"""BTI-Net: MBDI with gates that depend on three signals and not on the other images of the batch.
 
-What differs from MBDI is UPA: the alignment of the two tasks, the gradient energy of the decoder's map and the spread
-of the vector go through a small perceptron to two independent sigmoids (mtlkit.nn.UncertaintyProxyAttention,
-`signals="alignment"`). After the whole network has been trained, a second stage trains these gates alone, towards the
-difficulty of each image, so that they serve as failure scores.
+It differs from MBDI in UPA: a small perceptron with two independent sigmoids computes the gates from the alignment of
+the two tasks, the gradient energy of the decoder's map and the spread of the vector
+(mtlkit.nn.UncertaintyProxyAttention, `signals="alignment"`). After the network has been trained, a second stage trains
+only these gates to predict the difficulty of each image, so that they can serve as failure scores.
 
 Source: "Bidirectional Decoder-Level Task Interaction via Uncertainty-Aware Gating" (arXiv 2606.29102) and its published
 code.
@@ -33,7 +33,7 @@ class BTINetOptions(InteractionOptions):
 class BTINet(MBDI):
     """BTI-Net: images to the logits of a mask and of a class, and the gates of each level.
 
-    Arguments, shapes and errors are those of MBDI, `options` by default BTINetOptions().
+    Arguments, shapes and errors are those of MBDI; `options` defaults to BTINetOptions().
 
     Source: arXiv 2606.29102.
 
@@ -50,12 +50,12 @@ class BTINet(MBDI):
     defaults = BTINetOptions()
 
     def stage2_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the gates, which the second stage trains; all else rests then.
+        """The parameters of the gates, the only ones that the second stage trains.
 
         Raises:
             ValueError: the network has no gates.
         """
         if not self.gate_names:
-            raise ValueError(f"stage2_parameters: there are no gates with {self.options}")
+            raise ValueError(f"stage2_parameters: the network has no gates with {self.options}")
         levels = (module for module in self.modules() if isinstance(module, InteractionLevel))
         return [parameter for level in levels for parameter in level.upa.parameters()]

@@ -1,8 +1,8 @@
-"""Model cards: README.md next to a network's parameters, as the Hugging Face Hub shows and reads it.
+"""Model cards: the README.md next to a network's parameters, in the format of the Hugging Face Hub.
 
-A card is filled with what is known: of any network its kind, its options and its paper; of one that a run has trained
-also data, figures, calibration and recipe, which are its `Origin`. An origin belongs to parameters, not to an object:
-once they are changed, as by training them further, the card leaves its figures out and says so.
+A card contains what is known: for any network its kind, options and paper; for a network trained by a run also the
+data, metrics, calibration and recipe, which are its `Origin`. An origin belongs to parameters, not to an object: if
+they change, for example by further training, the card omits the metrics and says so.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ __all__ = ["Origin", "Result"]
 
 HERE = Path(__file__).parent
 TEMPLATE, CITATIONS = HERE / "card.md", HERE / "citations.bib"
-PHANTOMS = "It was trained on phantoms, drawn images: nothing about it says anything about patients."
-FIGURES = {  # by name, what people call them
+PHANTOMS = "It was trained on phantoms, which are synthetic images: its results say nothing about patients."
+FIGURES = {  # display names
     "iou": "IoU",
     "dice": "Dice",
     "sensitivity": "sensitivity of the mask",
@@ -51,7 +51,7 @@ FIGURES = {  # by name, what people call them
 OF_MASKS = tuple(FIGURES)[: tuple(FIGURES).index("accuracy")]
 THRESHOLDS = {"youden": "Youden's index", "sensitivity_95": "sensitivity of 95 %"}
 PREFIXES = {"label_": "label: ", "birads_": "BI-RADS: "}
-LICENCES = {  # of the Hub's identifiers, those that weights commonly have
+LICENCES = {  # the Hub's identifiers that are common for weights
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "openrail"),
     *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0"),
 }
@@ -59,18 +59,18 @@ LICENCES = {  # of the Hub's identifiers, those that weights commonly have
 
 @dataclass(frozen=True)
 class Result:
-    """How good a network is on a part of a data set.
+    """The metrics of a network on a part of a data set.
 
     Args:
         data: name of the data set.
         part: "test", "val", "train" or "all".
-        figures: by name, as "iou" and "auc": value, and the ends of its interval, None where there is none.
-        intervals: how they were made, in words.
-        images: how many there are; None where that is not known.
-        remarks: what a reader must know about it.
+        figures: metrics by name, such as "iou" and "auc": value and both ends of its interval, None without one.
+        intervals: how the intervals were computed, in words.
+        images: number of images; None if unknown.
+        remarks: what a reader must know about the result.
 
     Raises:
-        ValueError: a figure is no finite number.
+        ValueError: a metric is not a finite number.
 
     Example:
         >>> from mtlkit.models import Result
@@ -96,18 +96,18 @@ class Origin:
     """Where the parameters of a network come from, for its model card.
 
     Args:
-        parameters: their print, as `print_of_parameters` makes it.
-        network: the name by which it was made.
+        parameters: hash of the parameters, from `print_of_parameters`.
+        network: registered name of the network.
         data: name of the data set.
-        layout: of the data set.
-        phantoms: whether they are drawn images.
+        layout: layout of the data set.
+        phantoms: whether the images are synthetic.
         classes: the names of the classes, by task.
-        parts: how many images, or exams, the parts of the split have.
-        images: how images are prepared, in words.
-        results: how good it is.
-        calibration: by task "temperature", "images" and "thresholds".
-        recipe: what it was trained by.
-        mtlkit: the version that trained it.
+        parts: number of images or exams in each part of the split.
+        images: preprocessing of the images, in words.
+        results: metrics.
+        calibration: for each task, "temperature", "images" and "thresholds".
+        recipe: recipe of the training.
+        mtlkit: version of mtlkit that trained it.
 
     Example:
         >>> import mtlkit
@@ -134,20 +134,20 @@ class Origin:
     mtlkit: str = mtlkit.__version__
 
     def with_result(self, result: Result) -> "Origin":
-        """This, with another result in the place of that on the same part of the same data set."""
+        """A copy with a new result, which replaces an earlier one on the same part of the same data set."""
         others = [one for one in self.results if (one.data, one.part) != (result.data, result.part)]
         return replace(self, results=(result, *others))
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json of a network holds of it."""
+        """The form in which config.json stores it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Origin":
-        """What `to_dict` gave, also after its way through JSON; fields of later versions are left out.
+        """The inverse of `to_dict`, also after a round trip through JSON; fields of later versions are ignored.
 
         Raises:
-            ValueError: it is not that.
+            ValueError: it is not in that form.
         """
         try:
             known = _known(cls, values)
@@ -159,9 +159,9 @@ class Origin:
                 one["figures"] = {str(name): _figure(*figure) for name, figure in one["figures"].items()}
                 one["remarks"] = tuple(map(str, one.get("remarks", ())))
             origin = cls(**known, results=tuple(Result(**one) for one in results))
-            _lines(origin)  # whatever the card takes from it is of its type
+            _lines(origin)  # checks the types that the card relies on
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"origin: is not as mtlkit writes it ({error})") from None
+            raise ValueError(f"origin: expected the form that mtlkit writes, got another ({error})") from None
         return origin
 
 
@@ -193,7 +193,7 @@ def print_of_parameters(network: nn.Module) -> str:
 
 
 def is_figure(name: str) -> bool:
-    """Whether a card shows a figure of that name; losses and gates it does not.
+    """Whether a card shows a metric of that name; it does not show losses and gates.
 
     Example:
         >>> from mtlkit.models.card import is_figure
@@ -213,7 +213,7 @@ def _without_prefix(name: str) -> tuple[str, str]:
 
 
 def _title(name: str) -> str:
-    """A figure's name, for people."""
+    """The display name of a metric."""
     prefix, name = _without_prefix(name)
     return prefix + FIGURES.get(name, name)
 
@@ -222,12 +222,12 @@ def _title(name: str) -> str:
 
 
 def card_of(network: nn.Module, source: str = "", *, licence: str | None = None) -> Any:
-    """The model card of a network, huggingface_hub's ModelCard.
+    """The model card of a network, as a huggingface_hub ModelCard.
 
     Args:
-        network: which; its attribute `origin`, if it has one, tells where its parameters come from.
-        source: the repository or folder from which `from_pretrained` will load it; "" where that is not known.
-        licence: of the weights: one of the Hub's identifiers, as "cc-by-nc-4.0", or text.
+        network: the network; its attribute `origin`, if it has one, describes the training of its parameters.
+        source: the repository or folder from which `from_pretrained` will load it; "" if unknown.
+        licence: licence of the weights: one of the Hub's identifiers, such as "cc-by-nc-4.0", or text.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -255,7 +255,7 @@ def card_of(network: nn.Module, source: str = "", *, licence: str | None = None)
     lines = {} if shown is None else _lines(shown)
     limits = lines.get("limits", [])
     if changed:
-        limits = ["The parameters have been changed since the run, so that its figures are not of them.", *limits]
+        limits = ["The parameters have changed since the run, so its metrics do not apply to them.", *limits]
     return ModelCard.from_template(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -267,12 +267,12 @@ def card_of(network: nn.Module, source: str = "", *, licence: str | None = None)
         use=_use(draws),
         data=lines.get("data", []),
         results=lines.get("results", []),
-        why_no_figures=", as its parameters have been changed since the run" if changed else "",
+        why_no_figures=", because its parameters have changed since the run" if changed else "",
         calibration=lines.get("calibration", []),
         limits=[
-            "It is not a medical device. It must not decide, or help to decide, about patients.",
+            "It is not a medical device. It must not be used for decisions about patients, nor to support them.",
             *limits,
-            "Images of other devices, hospitals and populations than those it has learnt from may go wrong unnoticed.",
+            "It may fail unnoticed on images from devices, hospitals or populations that are not in its training data.",
         ],
         licence_words=_licence_words(licence),
         citation=citation(kind),
@@ -283,7 +283,7 @@ def card_of(network: nn.Module, source: str = "", *, licence: str | None = None)
 
 
 def citation(kind: str) -> str:
-    """The BibTeX entry of a network's paper, by its class; "" where mtlkit knows none.
+    """The BibTeX entry of the paper for a class of networks; "" if mtlkit does not know one.
 
     Example:
         >>> from mtlkit.models.card import citation
@@ -303,15 +303,15 @@ def _identifier(licence: str | None) -> str | None:
 def _licence_words(licence: str | None) -> str:
     if licence is None:
         return (
-            "None has been stated: ask the authors before you use the weights. The terms of the data that they come "
+            "No licence has been stated: ask the authors before you use the weights. The terms of the training data "
             "from apply, too."
         )
-    return f"Of the weights: {escape_markdown(licence)}. The terms of the data that they come from apply, too."
+    return f"Weights: {escape_markdown(licence)}. The terms of the training data apply too."
 
 
 def _about(network: nn.Module) -> str:
     first = (type(network).__doc__ or type(network).__name__).strip().splitlines()[0]
-    return f"{first.rstrip('.')}. A network of mtlkit."
+    return f"{first.rstrip('.')}. A network from mtlkit."
 
 
 def _facts(network: nn.Module) -> list[str]:
@@ -320,14 +320,14 @@ def _facts(network: nn.Module) -> list[str]:
 
 
 def _takes(network: nn.Module) -> str:
-    return f"It takes {', '.join(f'`{name}`' for name in takes(network))}." if takes(network) else ""
+    return f"Its inputs are {', '.join(f'`{name}`' for name in takes(network))}." if takes(network) else ""
 
 
 def _use(draws: bool) -> str:
-    what = "draws lesions and tells their class" if draws else "tells the class of images"
+    what = "segments and classifies lesions" if draws else "classifies images"
     return (
-        f"Research: comparing, reproducing and further training of networks that read images. This one {what}. What it "
-        "says of an image is a result of a study, which people who can read such images are to look at."
+        f"Research: to compare, reproduce and further train networks for medical images. This one {what}. Its output "
+        "is a research result, which a person qualified to read such images must review."
     )
 
 
@@ -354,22 +354,22 @@ def _eval_results(origin: Origin) -> list[Any]:
 
 
 def _lines(origin: Origin) -> dict[str, Any]:
-    """What the template says of an origin."""
+    """The parts of the template that describe an origin."""
     import yaml
 
     data = escape_markdown(origin.data)
-    about_data = [f"Data set: {data}" + (f", laid out as {escape_markdown(origin.layout)}" if origin.layout else "")]
+    about_data = [f"Data set: {data}" + (f", in the layout {escape_markdown(origin.layout)}" if origin.layout else "")]
     if origin.phantoms:
-        about_data.append("These are phantoms, drawn images, not patients.")
+        about_data.append("These are phantoms, synthetic images, not patients.")
     for task, names in origin.classes.items():
         about_data.append(f"Classes ({escape_markdown(task)}): {', '.join(map(escape_markdown, names))}")
     if origin.parts:
         counts = ", ".join(f"{int(count):,} {escape_markdown(part)}" for part, count in origin.parts.items())
-        about_data.append(f"Split, by patient or other group where the data set knows them: {counts}")
+        about_data.append(f"Split, by patient or other group if the data set has them: {counts}")
     limits = [PHANTOMS] if origin.phantoms else []
     limits += dict.fromkeys(escape_markdown(remark) for result in origin.results for remark in result.remarks)
     if any(result.part == "val" for result in origin.results):
-        limits.append("Its best epoch was chosen by the validation part, whose figures are too good.")
+        limits.append("The best epoch was chosen on the validation part, so the metrics there are optimistic.")
     recipe = dict(origin.recipe)
     return {
         "title": f"{escape_markdown(origin.network)} on {data}",
@@ -393,7 +393,7 @@ def _result_lines(result: Result) -> dict[str, str]:
     for name, (value, low, high) in result.figures.items():
         interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         rows.append([escape_markdown(_title(name)), f"{value:.3f}", *([interval] if intervals else [])])
-    headings = ["figure", "value", *(["95 % interval"] if intervals else [])]
+    headings = ["metric", "value", *(["95 % interval"] if intervals else [])]
     note = f"Intervals: {escape_markdown(result.intervals)}." if result.intervals else "Without intervals: one run."
     return {
         "title": f"{escape_markdown(result.data)}, {escape_markdown(result.part)} part{images}:",

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, those that compute, and operations, counted without memory for any of them."""
+"""Counts a network's parameters, the parameters its outputs depend on, and its operations, on the meta device."""
 
 import copy
 import math
@@ -14,14 +14,13 @@ __all__ = ["Costs", "count_costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a network costs.
+    """The costs of a network.
 
     Args:
-        parameters: how many it has.
-        computing: how many of these its outputs depend on.
-        flops: multiply-adds of convolutions and matrix products, and four operations for each element that a BatchNorm
-            normalises, as published counts made with thop have them; nine for each update of a scan's state, as
-            VMamba counts them.
+        parameters: number of parameters.
+        computing: number of parameters that its outputs depend on.
+        flops: multiply-adds of convolutions and matrix products, plus four operations per element of a BatchNorm, as in
+            published counts made with thop, and nine per state update of a scan, as VMamba counts them.
 
     Example:
         >>> import mtlkit
@@ -38,8 +37,8 @@ def count_costs(network: nn.Module, *shapes: Sequence[int]) -> Costs:
     """The costs of a network for inputs of some shapes.
 
     Args:
-        network: on any device; "meta" saves the memory of a copy. It stays as it is.
-        *shapes: of its arguments, which are float32; as published, of one image of 224 x 224.
+        network: a network on any device; on "meta", no copy takes memory. It is not changed.
+        *shapes: shapes of its float32 arguments; publications use one image of 224 x 224.
 
     Example:
         >>> import mtlkit
@@ -48,7 +47,7 @@ def count_costs(network: nn.Module, *shapes: Sequence[int]) -> Costs:
         >>> costs.parameters, round(costs.flops / 1e9, 3)
         (34491525, 5.471)
     """
-    from torch.utils.flop_counter import FlopCounterMode  # which loads Triton
+    from torch.utils.flop_counter import FlopCounterMode  # it loads Triton
 
     network = copy.deepcopy(network).to("meta").eval().requires_grad_(True)
     parameters = list(network.parameters())
@@ -71,7 +70,7 @@ def count_costs(network: nn.Module, *shapes: Sequence[int]) -> Costs:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, which is one, or a tuple in which some are None."""
+    """The floating-point tensors of an output: a tensor, or a tuple of tensors and None."""
     parts = output if isinstance(output, tuple) else (output,)
     return [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
 
@@ -80,7 +79,7 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _operations() -> dict[Any, Callable[..., int]]:
-    """Twice the operations of each of mtlkit's operators, which torch does not know, by the shapes of its arguments."""
+    """Twice the operations of each of mtlkit's operators, from the shapes of its arguments; torch cannot count them."""
     ops = torch.ops.mtlkit
     return {
         ops.selective_scan: _selective_scan,
@@ -94,7 +93,7 @@ def _operations() -> dict[Any, Callable[..., int]]:
 
 
 def _scan(channels: int, length: int, states: int) -> int:
-    """Of so many channels of all images together."""
+    """State updates over all pixels, for a number of channels."""
     return 2 * channels * length * (9 * states + 1)
 
 

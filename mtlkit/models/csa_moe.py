@@ -1,8 +1,8 @@
-"""CSA-MoE-Net, a classifier of breast ultrasound that looks at a lesion as a radiologist does.
+"""CSA-MoE-Net, a classifier of breast ultrasound modelled on how a radiologist examines a lesion.
 
-Three experts, each an encoder of its own, see the image, the tumor's core and the band around its boundary
+Three experts, each with its own encoder, see the image, the tumor's core and the band around its boundary
 (mtlkit.nn.LesionViews). In each, attention over the encoder's stages scales the channels of the last one
-(mtlkit.nn.CrossStageAttention); a gate weighs the experts (mtlkit.nn.AdaptiveGate), and a linear layer classifies.
+(mtlkit.nn.CrossStageAttention); a gate weights the experts (mtlkit.nn.AdaptiveGate), and a linear layer classifies.
 
 Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
 (arXiv 2605.25518), section II.
@@ -25,7 +25,7 @@ from mtlkit.models.registry import register
 from mtlkit.nn import AdaptiveGate, CrossStageAttention, LesionViews
 
 EXPERTS = ("image", "tumor", "boundary")
-# The publication's count for VGG-16 asks for stages of 1024 channels in all; which they are, it does not say.
+# The published parameter count for VGG-16 implies stages with 1024 channels in total, without saying which.
 _VGG16_STAGES = ("features.6", "features.9", "features.16", "features.30")
 
 
@@ -34,20 +34,20 @@ class CSAMoEOptions:
     """Options of CSA-MoE-Net; the defaults are those of the publication's text.
 
     Attributes:
-        num_classes: logits.
+        num_classes: number of classes.
         in_chans: channels of the images, 1 or 3.
-        encoder: of each expert, any network of timm, with or without the tag of its weights; published are resnet18,
-            vgg16 and densenet121 with torchvision's.
+        encoder: encoder of each expert, any network of timm, with or without a tag for its weights; the paper uses
+            resnet18, vgg16 and densenet121 with torchvision's weights.
         pretrained: whether the encoders start from ImageNet weights.
         freeze_until: last module of each encoder that is frozen.
-        experts: some of "image", "tumor" and "boundary", in this order. One alone needs no gate: with `csa=False`,
-            ("image",) is the plain encoder with a linear classifier.
-        csa: whether there is cross-stage attention.
-        head: "linear", as the text has it, or "mlp", of 512 and 128 hidden units, whose parameter count is the
-            published one.
-        unused_classifiers: whether each VGG-16 keeps its ImageNet classifier, 123.6 M parameters that nothing uses: the
-            published counts have them.
-        iterations: of the erosion and dilation that make the views.
+        experts: some of "image", "tumor" and "boundary", in this order. A single expert needs no gate: with
+            `csa=False`, ("image",) is the plain encoder with a linear classifier.
+        csa: whether to use cross-stage attention.
+        head: "linear", as in the paper's text, or "mlp" with 512 and 128 hidden units, which gives the published
+            parameter count.
+        unused_classifiers: whether each VGG-16 keeps its unused ImageNet classifier of 123.6 M parameters, which the
+            published counts include.
+        iterations: iterations of erosion and dilation for the views.
         dropout: probability in the gate.
 
     Example:
@@ -80,7 +80,7 @@ class CSAMoEOptions:
 
 
 class CSAMoEOutput(NamedTuple):
-    """What CSA-MoE-Net returns.
+    """The output of CSA-MoE-Net.
 
     Example:
         >>> import torch
@@ -100,21 +100,22 @@ class CSAMoEOutput(NamedTuple):
 class CSAMoE(Pretrained):
     """CSA-MoE-Net: images and masks of lesions to logits, and the weights of experts and stages.
 
-    Any size from 32 x 32 is served. In training a batch has at least 2 images, for the gate's BatchNorm.
+    Images may have any size from 32 x 32. Training needs batches of at least 2 images, for the gate's BatchNorm.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
         Channels-first images (B, in_chans, H, W) and masks (B, 1, H, W) of any real or boolean dtype, lesion where
-        above 0.5, in; CSAMoEOutput out. The expert "image" alone takes no masks.
+        above 0.5, in; CSAMoEOutput out. Masks are not needed if "image" is the only expert.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: options out of their range; images or masks of another shape, or too small; masks missing.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, images or masks have another shape or are too small, or masks are
+        missing.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2605.25518.
 
@@ -167,7 +168,7 @@ class CSAMoE(Pretrained):
 
     @property
     def needs_masks(self) -> bool:
-        """Whether one of the experts looks at the lesion."""
+        """Whether an expert needs the mask of the lesion."""
         return set(self.options.experts) != {"image"}
 
     @property
@@ -185,7 +186,7 @@ class CSAMoE(Pretrained):
         check_images(images, self.options.in_chans, STRIDE)
         experts = self.options.experts
         if masks is None and self.needs_masks:
-            raise ValueError(f"masks: expected those of the lesions for the experts {', '.join(experts)}, got None")
+            raise ValueError(f"masks: expected the lesion masks for the experts {', '.join(experts)}, got None")
         views = {"image": images} if masks is None else self.views(images, masks)._asdict()
         found = [self.experts[name](views[name]) for name in experts]
         features = torch.stack([feature for feature, _ in found], 1)  # (B, E, C)
@@ -207,7 +208,7 @@ class _Expert(nn.Module):
         if o.unused_classifiers:
             widths = pairwise((512 * 7 * 7, 4096, 4096, 1000))
             self.unused = nn.ModuleList(nn.Linear(wide, narrow, **factory) for wide, narrow in widths)
-        channels = self.encoder.channels[-4:]  # without the stem of those that have five
+        channels = self.encoder.channels[-4:]  # without the stem if there are five
         self.dim = channels[-1]
         self.csa = CrossStageAttention(channels, **factory) if o.csa else None
 

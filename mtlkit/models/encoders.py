@@ -1,12 +1,12 @@
-"""Encoders with ImageNet weights: networks of timm that return the features of several scales.
+"""Encoders with ImageNet weights: networks of timm that return features at several scales.
 
-Any network of timm is an encoder by its name, and returns what timm lists as its features. The encoders of the
-publications keep timm's names of parameters, and return the features that the publications use: of the EfficientNets,
-as MBDI and BTI-Net do, the expanded, normalised and activated features of the first block of stages 2, 3, 4 and 6,
-still at the resolution before that block's stride, and those after the last convolution.
+Any network of timm can be an encoder, and returns the features that timm lists for it. The encoders of the publications
+keep timm's parameter names and return the features that the publications use. For EfficientNets, as in MBDI and
+BTI-Net, these are the expanded, normalised and activated features of the first block of stages 2, 3, 4 and 6, at the
+resolution before that block's stride, and the features after the last convolution.
 
-Their weights are those of the publications, too: a name without a tag means Keras' plain ImageNet weights of an
-EfficientNet (`aa_in1k`) and torchvision's of the others (`tv_in1k`), where timm's own default is a later training.
+They also use the weights of the publications: a name without a tag means Keras' plain ImageNet weights for an
+EfficientNet (`aa_in1k`) and torchvision's for the others (`tv_in1k`); timm's own defaults come from later training.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ STRIDE = STRIDES[-1]
 
 _Network = TypeVar("_Network")
 
-# Names of the modules whose outputs have these strides; None: those that timm lists. timm's `features_only` returns
+# Names of the modules whose outputs have these strides; None: those that timm lists. timm's `features_only` returns #
 # neither the expansions of an EfficientNet before their stride nor the poolings of a VGG, and it renames the modules of
-# VGG and DenseNet. torch.fx (timm's FeatureGraphNet) returns them, but replaces blocks by modules without a type. Each
-# of these networks is a sequence of modules, so calling one after the other is enough.
+# # VGG and DenseNet. torch.fx (timm's FeatureGraphNet) returns them, but replaces blocks by untyped modules. Each of #
+# these networks is a sequence of modules, so it is enough to call one after another.
 _EFFICIENTNET_TAPS = (*(f"blocks.{i}.0.bn1" for i in (1, 2, 3, 5)), "bn2")
 _TAPS: dict[str, tuple[str, ...] | None] = {f"tf_efficientnet_b{i}": _EFFICIENTNET_TAPS for i in range(8)} | {
     "resnet18": None,
@@ -35,7 +35,7 @@ _TAPS: dict[str, tuple[str, ...] | None] = {f"tf_efficientnet_b{i}": _EFFICIENTN
     "vgg16": tuple(f"features.{i}" for i in (4, 9, 16, 23, 30)),
     "densenet121": None,
 }
-# The encoders that networks to compare with begin with, besides these.
+# Further encoders, for the networks for comparison.
 _DEFAULTS = (
     "hrnet_w18_small_v2.ms_in1k",
     "pvt_v2_b2.in1k",
@@ -47,7 +47,7 @@ _TAGS = {name: "aa_in1k" if name.startswith("tf_efficientnet") else "tv_in1k" fo
 
 
 def list_encoders() -> list[str]:
-    """The encoders of the publications, sorted; `Encoder` takes every other network of timm as well.
+    """The encoders of the publications, sorted; `Encoder` also takes any other network of timm.
 
     Example:
         >>> import mtlkit
@@ -58,10 +58,10 @@ def list_encoders() -> list[str]:
 
 
 def check_encoder(name: str) -> None:
-    """Raises a ValueError unless timm has a network of that name, and weights of its tag if it has one."""
+    """Raises a ValueError unless timm has a network of that name, and weights for its tag if there is one."""
     network, _, tag = name.partition(".")
     if name in _DEFAULTS or (network in _TAPS and tag in ("", _TAGS[network])):
-        return  # without loading timm, which takes a second
+        return  # without importing timm, which takes a second
     timm = _timm()
     if tag and timm.is_model(network):
         weights = timm.list_pretrained(f"{network}.*")
@@ -74,7 +74,7 @@ def check_encoder(name: str) -> None:
 
 
 def check_family(name: str, family: str, title: str) -> None:
-    """Raises a ValueError unless the network of that name is in timm's module `family`, which errors call `title`."""
+    """Raises a ValueError unless the network is in timm's module `family`; `title` names the family in the message."""
     if not _timm().models.is_model_in_modules(name.partition(".")[0], {family}):
         raise ValueError(f"encoder: expected {title} of timm, got {name!r}")
 
@@ -82,40 +82,41 @@ def check_family(name: str, family: str, title: str) -> None:
 class Encoder(nn.Module):
     """Images to features of several scales, from a network of timm.
 
-    The modules of the encoders in `list_encoders()` keep timm's names, and those behind the last tap are left out; of
-    any other network of timm they are those of timm's `features_only`, within `net`. Pretrained weights expect images
-    of `mean` and `std`, per channel of images in [0, 1].
+    The encoders in `list_encoders()` keep timm's module names, without modules after the last tap; any other network of
+    timm is the result of timm's `features_only`, under the name `net`. Pretrained weights expect images in [0, 1] that
+    are normalised by `mean` and `std` per channel.
 
     Args:
-        name: one of `list_encoders()`, or any network of timm; with the tag of its weights, as
-            "tf_efficientnet_b4.aa_in1k", or without for those of the publications or, of any other network, timm's
+        name: one of `list_encoders()`, or any network of timm. A tag selects the weights, as in
+            "tf_efficientnet_b4.aa_in1k"; without one they are those of the publications or, for other networks, timm's
             default.
         pretrained: whether timm loads ImageNet weights, which it downloads once.
-        in_chans: channels of the images, 1 or 3; with 1, pretrained weights are summed over the three.
-        freeze_until: name of a module, without `net`; it and all before it get no gradient, and their BatchNorm stays
-            in inference mode. None freezes nothing.
-        taps: names of the modules whose outputs are returned, in order, for one of `list_encoders()`; default: five, of
-            strides 2, 4, 8, 16 and 32. Other networks return the features that timm lists, the last five at most.
+        in_chans: channels of the images, 1 or 3; with 1, pretrained weights are summed over the three channels.
+        freeze_until: name of a module, without `net`. This module and all before it get no gradients, and their
+            BatchNorm stays in inference mode. None freezes nothing.
+        taps: names of the modules whose outputs are returned, in order; only for `list_encoders()`. The default is five
+            modules with strides 2, 4, 8, 16 and 32. Other networks return at most the last five features that timm
+            lists.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Attributes:
-        channels: of each feature map.
-        strides: pixels of the image for a pixel of each feature map.
-        tag: of timm's weights that `pretrained` loads.
-        mean: of the images that the pretrained weights were made with.
-        std: their standard deviation.
+        channels: channels of each feature map.
+        strides: stride of each feature map, in pixels of the image.
+        tag: tag of timm's weights that `pretrained` loads.
+        mean: mean of the images for the pretrained weights. std: standard deviation of these images.
 
     Shape:
         Channels-first: (B, in_chans, H, W) with H and W at least 32, to a tuple of (B, channels[i], H / strides[i],
-        W / strides[i]), rounded as the network does: up, but down in vgg16. Some transformers take one size only.
+        W / strides[i]), rounded as the network rounds: up, except down in vgg16. Some transformers accept only one
+        size.
 
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: no such encoder or module; taps of an encoder that is not in `list_encoders()`; images of another
-            shape.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: there is no such encoder or module, taps are given for an encoder that is not in `list_encoders()`,
+            or the images have another shape.
+        TypeError: the images are not a floating-point tensor.
 
     Source: the taps of EfficientNet: "Multi-Level Bidirectional Decoder Interaction for Uncertainty-Aware Breast
     Ultrasound Analysis" (2026), published code; networks and weights: timm.
@@ -144,7 +145,7 @@ class Encoder(nn.Module):
         published = name.partition(".")[0] in _TAPS
         if taps and not published:
             raise ValueError(
-                f"taps: expected None for {name}, for it is none of {', '.join(list_encoders())}; got {taps}"
+                f"taps: expected None for {name}, which is not one of {', '.join(list_encoders())}; got {taps}"
             )
         self.name, self.in_chans, self.freeze_until = name, in_chans, freeze_until
         options = {} if published else {"features_only": True}
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
         self.train()
 
     def _adopt(self, net: Any, taps: tuple[str, ...] | None) -> None:
-        """Takes what leads to the last tap over from `net`, under its names."""
+        """Adopts the modules of `net` up to the last tap, under their names."""
         default = _TAPS[self.name.partition(".")[0]] or tuple(entry["module"] for entry in net.feature_info)
         self._taps = taps or default
         sequence = list(_sequence(net, default))
@@ -188,14 +189,14 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def _sizes(self) -> list[tuple[int, int]]:
-        """Channels and rows of what each tap makes of an image of 32 x 32 pixels."""
+        """Channels and rows of each tap's output for an image of 32 x 32 pixels."""
         first = next(self.parameters())
         self.eval()
         maps = self(torch.zeros(1, self.in_chans, STRIDE, STRIDE, device=first.device, dtype=first.dtype))
         return [tuple(features.shape[1:3]) for features in maps]
 
     def train(self, mode: bool = True) -> "Encoder":
-        """As nn.Module.train; what is frozen stays in inference mode."""
+        """nn.Module.train, except that frozen modules stay in inference mode."""
         super().train(mode)
         for name in self._frozen:
             self.get_submodule(name).training = False
@@ -221,14 +222,14 @@ class Encoder(nn.Module):
 
 
 def check_strides(encoder: Encoder) -> None:
-    """Raises a ValueError unless there is a feature map of each of STRIDES, as decoders with skip connections need."""
+    """Raises a ValueError unless there is a feature map for each of STRIDES, for decoders with skip connections."""
     if encoder.strides != STRIDES:
         expected = ", ".join(map(str, STRIDES))
         raise ValueError(f"encoder: expected strides of {expected}, got those of {encoder.name}: {encoder.strides}")
 
 
 def _sequence(module: nn.Module, taps: tuple[str, ...], prefix: str = "") -> Iterator[str]:
-    """Names of the modules within `module`, in order: the parts of one that holds a tap, any other as a whole."""
+    """Names of the modules inside `module`, in order; a module is split into its parts only if it contains a tap."""
     for child, part in module.named_children():
         path = f"{prefix}{child}"
         if any(tap.startswith(f"{path}.") for tap in taps):
@@ -238,12 +239,12 @@ def _sequence(module: nn.Module, taps: tuple[str, ...], prefix: str = "") -> Ite
 
 
 def make_network(name: str, pretrained: bool, **options: Any) -> Any:
-    """A network of timm, with the publications' weights where `name` has no tag.
+    """A network of timm, with the publications' weights if `name` has no tag.
 
     Args:
-        name: of the network, with or without a tag.
+        name: name of the network, with or without a tag.
         pretrained: whether timm loads its weights.
-        **options: of timm.create_model.
+        **options: further arguments of timm.create_model.
 
     Raises:
         ImportError: timm is not installed.
@@ -254,12 +255,12 @@ def make_network(name: str, pretrained: bool, **options: Any) -> Any:
 
 
 def with_tag(name: str) -> str:
-    """The name of an encoder with the tag of the publications' weights, where it is one of theirs and has no tag."""
+    """The name with the tag of the publications' weights, if it is one of their encoders and has no tag."""
     return f"{name}.{_TAGS[name]}" if name in _TAGS else name
 
 
 def with_weights(name: str, pretrained: bool, make: Callable[[], _Network]) -> _Network:
-    """What `make` makes.
+    """Calls `make`.
 
     Raises:
         OSError: the weights cannot be downloaded or read; the message says what to do.
@@ -268,24 +269,24 @@ def with_weights(name: str, pretrained: bool, make: Callable[[], _Network]) -> _
         return make()
     try:
         return make()
-    except (OSError, RuntimeError) as error:  # of the network, the Hub, or a file of weights
+    except (OSError, RuntimeError) as error:  # from the connection, the Hub, or the weights file
         words = " ".join(str(error).split()).partition(". ")[0].rstrip(".")
         raise OSError(
-            f"pretrained: the weights of {name} cannot be had ({words}); pretrained=False begins without them"
+            f"pretrained: cannot get the weights of {name} ({words}); pretrained=False starts without them"
         ) from error
 
 
 def freeze_modules(module: nn.Module, last: str | None, prefix: str, owner: str) -> list[str]:
-    """Stops the gradients of a network's first modules.
+    """Freezes the first modules of a network.
 
     Args:
-        module: holds the network.
-        last: name of a module, without the prefix; it and all before it are frozen. None freezes nothing.
-        prefix: of the names of the network's modules within `module`.
-        owner: what errors call the network.
+        module: module that contains the network.
+        last: name of a module, without the prefix; this module and all before it are frozen. None freezes nothing.
+        prefix: prefix of the network's module names in `module`.
+        owner: name of the network in errors.
 
     Returns:
-        Names of the frozen modules, prefix included, which are to stay in inference mode.
+        Names of the frozen modules with prefix; keep them in inference mode.
 
     Raises:
         ValueError: the network has no module of that name.
@@ -298,7 +299,7 @@ def freeze_modules(module: nn.Module, last: str | None, prefix: str, owner: str)
         first = names[0].removeprefix(prefix)
         raise ValueError(f"freeze_until: {owner} has no module {last!r}; it has: {first}, ...")
     ahead = names[: within[-1] + 1]
-    # an outer module that reaches beyond the last one is not frozen itself
+    # an outer module that extends beyond the last one is not frozen itself
     frozen = [name for name in ahead if not any(other.startswith(f"{name}.") for other in names[len(ahead) :])]
     for name in frozen:
         module.get_submodule(name).requires_grad_(False)

@@ -1,15 +1,16 @@
-"""The hybrid CNN-VSSM, a classifier of four-view mammograms, with the networks that its publication compares it with.
+"""The hybrid CNN-VSSM, a classifier of four-view mammograms, and the networks that its publication compares.
 
-A backbone, one for all views or one for each projection, turns every view into a vector; a gate weighs and joins the
-four (mtlkit.nn.GatedViewFusion); linear heads tell, for either breast, benign from malignant and the BI-RADS class.
+A backbone, one for all views or one per projection, turns every view into a vector; a gate weights and concatenates the
+four vectors (mtlkit.nn.GatedViewFusion); linear heads classify each breast as benign or malignant and by BI-RADS.
 
 | backbone | what it is |
 |---|---|
 | hybrid | ResNet-18 up to its second stage, 1/8 of the size, then stages of SS-Conv-SSM |
 | vssm | patches of 4 x 4 and stages of SS-Conv-SSM, as in MedMamba |
-| resnet18, resnet50 | the whole network |
+| resnet18, resnet50 | the complete network |
 
-Where the publication is silent, on the cut of ResNet-18, the channels and what a block is, this is one choice.
+The publication does not say where ResNet-18 is cut, how many channels there are and what a block is: these are choices
+of this implementation.
 
 Source: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis" (arXiv 2507.16955).
 """
@@ -52,20 +53,21 @@ class HybridVSSMOptions:
     Attributes:
         backbone: "hybrid", "vssm", "resnet18" or "resnet50".
         in_chans: channels of a view, 1 or 3; as published, grey images are repeated to 3.
-        pretrained: whether a ResNet, whole or in part, starts from ImageNet weights.
+        pretrained: whether the ResNet, complete or cut, starts from ImageNet weights.
         weights: timm's tag of these weights; the default is torchvision's.
         freeze_until: last module of the ResNet that is frozen.
-        shared: one backbone for all views; False makes one for the two CC views and one for the two MLO views.
+        shared: whether all views share one backbone; False makes one for the two CC views and one for the two MLO
+        views.
         tasks: some of "label" (benign or malignant) and "birads", in this order.
-        label_classes: logits of each side's label.
-        birads_classes: logits of each side's BI-RADS class; published are 2, 3 and 5.
-        depths: SS-Conv-SSM blocks of each stage; without effect in a ResNet.
-        dims: channels of each stage, each twice the one before; the first is 128 in the hybrid.
+        label_classes: number of classes of each side's label.
+        birads_classes: number of BI-RADS classes of each side; published are 2, 3 and 5.
+        depths: SS-Conv-SSM blocks of each stage; ignored for a ResNet.
+        dims: channels of each stage, each twice the previous one; the first is 128 in the hybrid.
         d_state: states of each channel of the scans.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         fusion_hidden: hidden units of the fusion's gate.
         dropout: probability before the heads.
-        mask_missing: whether absent views get no weight. Without, as published, they are images of zeros.
+        mask_missing: whether missing views get no weight. Otherwise, as published, they are images of zeros.
 
     Example:
         >>> from mtlkit.models import HybridVSSMOptions
@@ -99,7 +101,7 @@ class HybridVSSMOptions:
         if not self.backbone.startswith("resnet"):
             check_stages(self.depths, self.dims, 1, self.in_chans)
         if self.backbone == "hybrid" and self.dims[0] != 128:
-            raise ValueError(f"dims: expected 128, as ResNet-18 makes them, then 256 and so on, got {self.dims}")
+            raise ValueError(f"dims: expected 128, the channels of ResNet-18, then 256 and so on, got {self.dims}")
         if self.backbone == "vssm" and (self.pretrained or self.freeze_until):
             raise ValueError(
                 "pretrained, freeze_until: expected False and None with backbone 'vssm', which has no ResNet"
@@ -109,13 +111,13 @@ class HybridVSSMOptions:
 
     @property
     def resnet(self) -> str | None:
-        """The ResNet, whole or in part, and the tag of its weights; None without one."""
+        """The name of the ResNet with the tag of its weights; None without a ResNet."""
         name = {"hybrid": "resnet18", "vssm": None}.get(self.backbone, self.backbone)
         return name and f"{name}.{self.weights}"
 
 
 class HybridVSSMOutput(NamedTuple):
-    """What the four-view networks return.
+    """The output of the four-view networks.
 
     Example:
         >>> import torch
@@ -125,7 +127,7 @@ class HybridVSSMOutput(NamedTuple):
     """
 
     label_logits: Tensor | None  # (B, 2, label_classes), left and right; None without this task
-    birads_logits: Tensor | None  # (B, 2, birads_classes), likewise
+    birads_logits: Tensor | None  # (B, 2, birads_classes), left and right; None without this task
     gates: Tensor  # (B, 4): the weight of each view, in the order of VIEWS
 
 
@@ -136,24 +138,24 @@ class HybridVSSMOutput(NamedTuple):
 class HybridVSSM(Pretrained):
     """Four-view mammograms to logits of both breasts, and the weights of the views.
 
-    The views are L-CC, L-MLO, R-CC and R-MLO. Right breasts are expected flipped horizontally, which is the data's
-    business. Sizes that the stages do not divide lose their last rows and columns on the way.
+    The views are L-CC, L-MLO, R-CC and R-MLO. Images of right breasts must be flipped horizontally by the data
+    pipeline. If the stages do not divide a size evenly, the last rows and columns are dropped.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
-        Views (B, 4, in_chans, H, W) with H and W at least 32, and if wanted `present` (B, 4), boolean: absent views
-        are taken for zeros whatever they hold. Or a dictionary of views (B, in_chans, H, W) with some of the keys
-        "l_cc", "l_mlo", "r_cc" and "r_mlo"; keys that lack are absent. HybridVSSMOutput out.
+        Views (B, 4, in_chans, H, W) with H and W at least 32, and optionally boolean `present` (B, 4): missing views
+        count as zeros, whatever their values. Or a dictionary of views (B, in_chans, H, W) with some of the keys
+        "l_cc", "l_mlo", "r_cc" and "r_mlo"; the other views are missing. HybridVSSMOutput out.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: options out of their range; views or `present` of another shape; a patient without any view, which
-            compiled code does not notice.
-        TypeError: views that are not floating-point tensors; `present` that is not boolean.
+        ValueError: an option is out of range, views or `present` have another shape, or a patient has no view (not
+            checked in compiled code).
+        TypeError: the views are not floating-point tensors, or `present` is not boolean.
 
     Source: arXiv 2507.16955.
 
@@ -188,7 +190,7 @@ class HybridVSSM(Pretrained):
 
     @property
     def returns(self) -> tuple[str, ...]:
-        """The logits of the tasks that it has, and the gates."""
+        """The logits of the network's tasks, and the gates."""
         return (*(f"{task}_logits" for task in self.options.tasks), "gates")
 
     @property
@@ -198,7 +200,7 @@ class HybridVSSM(Pretrained):
 
     @property
     def last_layer(self) -> nn.Linear:
-        """The layer that classifies the right breast."""
+        """The last layer of the right breast's classifier."""
         return last_linear(self.heads)
 
     @property
@@ -252,9 +254,9 @@ class HybridVSSM(Pretrained):
 
 
 def _stack(views: Mapping[str, Tensor], present: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A dictionary of views as one tensor (B, 4, C, H, W), and which are there, (B, 4)."""
+    """A dictionary of views as one tensor (B, 4, C, H, W), and which views are present, (B, 4)."""
     if present is not None:
-        raise ValueError("present: expected None beside a dictionary of views, whose keys say what is there")
+        raise ValueError("present: expected None with a dictionary of views, whose keys say which views are present")
     unknown = [key for key in views if key not in VIEWS]
     if unknown or not views:
         raise ValueError(f"views: expected some of the keys {', '.join(VIEWS)}, got {list(views)}")
@@ -262,7 +264,7 @@ def _stack(views: Mapping[str, Tensor], present: Tensor | None) -> tuple[Tensor,
     for name, view in views.items():
         check_tensor(f"views[{name!r}]", view, 4)
         if view.shape != first.shape:
-            expected = f"{tuple(first.shape)}, that of {first_name}"
+            expected = f"{tuple(first.shape)} as in {first_name}"
             raise ValueError(f"views[{name!r}]: expected shape {expected}, got {tuple(view.shape)}")
     empty = torch.zeros_like(first)
     stacked = torch.stack([views.get(name, empty) for name in VIEWS], 1)  # (B, 4, C, H, W)

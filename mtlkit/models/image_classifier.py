@@ -1,4 +1,4 @@
-"""Any network of timm with its own classifier: ResNet-18, DenseNet-121 and VGG-16 as CSA-MoE-Net is compared with.
+"""Any network of timm with its own classifier, such as the ResNet-18, DenseNet-121 and VGG-16 in CSA-MoE-Net's paper.
 
 Source: "Cross-Stage Attention Multi-Expert Network for Radiologist-Inspired Breast Ultrasound Diagnosis"
 (arXiv 2605.25518), table IV.
@@ -24,10 +24,10 @@ class ImageClassifierOptions:
     """Options of a network of timm as a classifier.
 
     Attributes:
-        num_classes: logits.
+        num_classes: number of classes.
         in_chans: channels of the images, 1 or 3.
-        encoder: any network of timm; published are resnet18, vgg16 and densenet121.
-        pretrained: whether all but the classifier's last layer starts from ImageNet weights.
+        encoder: any network of timm; the paper uses resnet18, vgg16 and densenet121.
+        pretrained: whether all layers except the classifier's last one start from ImageNet weights.
 
     Example:
         >>> import mtlkit
@@ -47,7 +47,7 @@ class ImageClassifierOptions:
 
 
 class ImageClassifierOutput(NamedTuple):
-    """What an image classifier returns.
+    """The output of an image classifier.
 
     Example:
         >>> import torch
@@ -63,10 +63,10 @@ class ImageClassifierOutput(NamedTuple):
 class ImageClassifier(Pretrained):
     """A network of timm: images to the logits of a class.
 
-    It takes masks as the networks of its task do, and makes no use of them.
+    It accepts masks, as other networks for this task do, and ignores them.
 
     Args:
-        options: which network, and its sizes.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -75,8 +75,8 @@ class ImageClassifier(Pretrained):
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit

@@ -1,8 +1,8 @@
-"""Weights of the official TensorFlow code of MBDI and BTI-Net, under the names and in the layouts of this package.
+"""Converts weights of the official TensorFlow code of MBDI and BTI-Net to the names and layouts of this package.
 
-Keras calls a variable `layer/part/variable:0`. A part that the official code names ends in a name of its own
-("bti_res_d1_conv1"); one without is called by its kind and counted ("dense", "dense_1"), in the order in which it was
-made. Both are told here for each layer of mtlkit.nn, and so are the layouts:
+Keras calls a variable `layer/part/variable:0`. A part that the official code names ends in that name
+("bti_res_d1_conv1"); a part without a name is called by its kind and a counter ("dense", "dense_1") in order of
+creation. This module lists both for each layer of mtlkit.nn, and the layouts:
 
     kernel of a convolution             (kh, kw, in, out)      weight (out, in, kh, kw)
     kernel of a transposed convolution  (kh, kw, out, in)      weight (in, out, kh, kw)
@@ -23,8 +23,8 @@ from mtlkit import nn as layers
 from mtlkit.models.encoders import Encoder
 from mtlkit.models.mbdi import MBDI
 
-# The parts of a layer, in the order in which Keras makes them: the end of the part's own name, from an underscore on,
-# or its kind where it has none.
+# The parts of a layer, in the order in which Keras creates them: the end of the part's name, from an underscore on, #
+# or its kind if it has no name.
 _FUSION = {
     "sep_d1": "_sep_conv_1",
     "sep_d2": "_sep_conv_2",
@@ -80,14 +80,14 @@ _STEM_AND_TOP = {"conv_stem": "stem_conv", "bn1": "stem_bn", "conv_head": "top_c
 
 # --- variables of a part ----------------------------------------------------------------------------------------------
 
-_CONVOLUTION = (3, 2, 0, 1)  # the axes of Keras in the order of PyTorch
+_CONVOLUTION = (3, 2, 0, 1)  # axes of Keras in the order of PyTorch
 _DEPTHWISE = (2, 3, 0, 1)
 _DENSE = (1, 0)
 _VECTOR = (0,)
 
 
 def _variables(part: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What Keras calls each tensor of a part, and the order of its axes."""
+    """Keras' name of each tensor of a part, and the order of its axes."""
     if isinstance(part, layers.SeparableConv):
         return {
             "depthwise.weight": ("depthwise_kernel", _DEPTHWISE),
@@ -122,19 +122,19 @@ def _leaves(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Layer, part and variable of a Keras name; the part is the layer itself where there is none."""
+    """Layer, part and variable of a Keras name; without a part, it is the layer itself."""
     layer, *inner, variable = name.removeprefix("model_weights/").rsplit(":", 1)[0].split("/")
     return layer, inner[-1] if inner else layer, variable
 
 
 def _count(part: str) -> tuple[str, int]:
-    """Kind and number of a part without a name of its own; its name and 0 of one with."""
+    """Kind and number of an unnamed part; name and 0 of a named part."""
     counted = _COUNTED.fullmatch(part)
     return (counted[1], int(counted[2] or 0)) if counted else (part, 0)
 
 
 def _parts_of_layer(module: nn.Module, names: list[str]) -> dict[str, str | None]:
-    """Which part among `names` each part of ours is, by path; None for one that is not there."""
+    """The name in `names` for each part of our layer, by path; None for a missing one."""
     known = _PARTS.get(type(module))
     if known is None:  # a layer that is itself a part
         return {path: names[0] if names else None for path, _ in _leaves(module)}
@@ -159,9 +159,9 @@ def _parts_of_layer(module: nn.Module, names: list[str]) -> dict[str, str | None
 
 
 def _encoder_layers(encoder: Encoder) -> dict[str, str]:
-    """Path of each part, and Keras' name of it."""
+    """The path of each part and its Keras name."""
     if not encoder.name.startswith("tf_efficientnet"):
-        raise ValueError(f"module: expected a tf_efficientnet as encoder, as the official code has, got {encoder.name}")
+        raise ValueError(f"module: expected a tf_efficientnet as encoder, as in the official code, got {encoder.name}")
     found: dict[str, str] = {}
     for path, _ in _leaves(encoder):
         if path in _STEM_AND_TOP:
@@ -174,7 +174,7 @@ def _encoder_layers(encoder: Encoder) -> dict[str, str]:
 
 
 def _network_layers(network: MBDI) -> dict[str, str]:
-    """Path of each layer, and what Keras' name of it looks like: a pattern, or the kind of a nameless one."""
+    """The path of each layer and a pattern for its Keras name, or its kind if it has no name."""
     found = {f"encoder.{path}": name for path, name in _encoder_layers(network.encoder).items()}
     for i, scale in enumerate(("s1", "s2", "s3", "s4", "bridge")):
         found[f"refine.{i}"] = rf"(hct|bti)_res_{scale}"
@@ -202,7 +202,7 @@ def _network_layers(network: MBDI) -> dict[str, str]:
 
 
 def _layers(module: nn.Module) -> dict[str, str] | None:
-    """The layers of what is made of several Keras layers; None for what is one itself."""
+    """The layers of a module that corresponds to several Keras layers; None if it is a single one."""
     if isinstance(module, MBDI):
         return _network_layers(module)
     if isinstance(module, Encoder):
@@ -213,7 +213,7 @@ def _layers(module: nn.Module) -> dict[str, str] | None:
 
 
 def _layer_names(wanted: dict[str, str], names: list[str]) -> dict[str, str | None]:
-    """Which of Keras' layers each layer of ours is, by path; None for one that is not there."""
+    """The Keras layer for each of our layers, by path; None for a missing one."""
     counted = sorted((name for name in names if _COUNTED.fullmatch(name)), key=_count)
     queues = {kind: iter([n for n in counted if _count(n)[0] == kind]) for kind in set(wanted.values())}
     found: dict[str, str | None] = {}
@@ -232,31 +232,31 @@ def _layer_names(wanted: dict[str, str], names: list[str]) -> dict[str, str | No
 def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict[str, Tensor]:
     """The state dict of a layer or a network from the weights of its official Keras counterpart.
 
-    The keys of `weights` are those of an .h5 file that Keras saved, layer by layer; from a model in memory they are
-    made by
+    The keys of `weights` are as in an .h5 file saved by Keras, layer by layer; for a model in memory, use
 
         {f"{layer.name}/{w.name}": w.numpy() for layer in model.layers for w in layer.weights}
 
-    with `w.path` for `w.name` in Keras 3. The name of a weight alone does not do: many layers have a "dense/kernel:0".
+    with `w.path` instead of `w.name` in Keras 3. The name of a weight is not enough: many layers have a
+    "dense/kernel:0".
 
-    Keras' EfficientNet begins with layers that rescale the image, which ours leaves to the data. What it computes from
-    an image x is (x / 255 - mean) / std, with ImageNet's mean and deviation if it was made with ImageNet's weights, and
-    else 0 and 1; this is what to give to ours. The official code feeds it images in [0, 1], not in [0, 255].
+    Keras' EfficientNet starts with layers that rescale the image x to (x / 255 - mean) / std, with ImageNet's mean and
+    standard deviation if it was created with ImageNet weights, otherwise 0 and 1. Our networks do not, so give them
+    images rescaled in this way. The official code feeds Keras images in [0, 1], not in [0, 255].
 
     Args:
         module: MBDI or BTINet, Encoder (an EfficientNet), or a layer: MultiScaleFusion, DualPathAttention,
             ResidualBlock, AttentionGate, TaskInteraction, UncertaintyProxyAttention, InteractionLevel, SeparableConv,
-            ConvUpsample, or a Linear, Conv2d or BatchNorm of PyTorch; with the sizes of the official one. It is left
-            as it is.
-        weights: arrays by Keras name, those of this module and no others.
+            ConvUpsample, or a Linear, Conv2d or BatchNorm of PyTorch; with the sizes of the official one. It is not
+            changed.
+        weights: arrays by Keras name, exactly those of this module.
 
     Returns:
-        Everything that `module.load_state_dict` wants, in the dtypes of the module. What Keras does not have, counters
-        of batches and the running signals of UPA, is as in `module`.
+        The complete state dict for `module.load_state_dict`, in the dtypes of the module. Batch counters and the
+        running signals of UPA, which Keras does not have, are taken from `module`.
 
     Raises:
         ValueError: a variable is missing, has another shape, or is left over.
-        TypeError: `weights` is no mapping.
+        TypeError: `weights` is not a mapping.
 
     Example:
         >>> import numpy, torch, mtlkit
@@ -290,7 +290,7 @@ def state_dict_from_keras(module: nn.Module, weights: Mapping[str, Any]) -> dict
             del left[name]
     if left:
         others = f" and {len(left) - 1} others" if len(left) > 1 else ""
-        raise ValueError(f"weights: nothing of {type(module).__name__} takes {next(iter(left))!r}{others}")
+        raise ValueError(f"weights: {type(module).__name__} has no tensor for {next(iter(left))!r}{others}")
     kept = {key: value.detach().clone() for key, value in module.state_dict().items() if key not in state}
     return state | kept
 

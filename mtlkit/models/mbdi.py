@@ -1,6 +1,6 @@
-"""MBDI, a network that segments and classifies, its two tasks in touch at every level of the decoder.
+"""MBDI, a network that segments and classifies, with interaction of both tasks at every level of the decoder.
 
-Five features of the encoder, each refined by a residual block, E_0 .. E_4 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
+Residual blocks refine five features of the encoder to E_0 .. E_4 at 1/2, 1/4, 1/8, 1/16 and 1/32 of the image.
 Decoder level l = 1 .. 4, from the coarsest up:
 
     x     = ConvT3x3(D^_(l-1))                                  D^_0 = E_4
@@ -41,7 +41,7 @@ from mtlkit.nn import (
 from mtlkit.operators.interaction.types import DIRECTIONS, AlignmentSignals, InteractionOutput, check_directions
 
 LEVELS = 4
-# of UPA, by its form
+# signals of each form of UPA
 SIGNALS: dict[str, tuple[str, ...]] = {
     "variance": ("seg_variance", "clf_variance"),
     "alignment": AlignmentSignals._fields,
@@ -50,23 +50,23 @@ SIGNALS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class InteractionOptions:
-    """What MBDI and BTI-Net have in common.
+    """Options that MBDI and BTI-Net share.
 
     Attributes:
-        num_classes: logits of the classifier.
+        num_classes: number of classes.
         in_chans: channels of the images, 1 or 3.
         encoder: one of `list_encoders()`, or a network of timm whose features have strides 2, 4, 8, 16 and 32; with or
-            without the tag of its weights.
+            without a tag for its weights.
         pretrained: whether the encoder starts from ImageNet weights.
-        freeze_until: last module of the encoder that is frozen; the publication's is "blocks.1.1.bn2".
+        freeze_until: last module of the encoder that is frozen; "blocks.1.1.bn2" in the publication.
         decoder_dims: channels of the four decoder levels; the mask's head has 1/2 and 1/3 of the last.
-        clf_dim: entries of the vectors f.
+        clf_dim: size of the vectors f.
         hmsf: whether residual blocks contain the multi-scale fusion.
-        tim: whether the tasks interact; without, D^ = D and f^ = f.
-        upa: whether UPA weighs the interaction; without, D^ = D~ and f^ = f~. It needs `tim`.
-        levels: the decoder levels that interact, of 1 (coarsest) to 4.
-        directions: of TIM, "seg_to_clf", "clf_to_seg", or both in this order; the other is cut.
-        pooling: of TIM, "mean" as in the published code or "attention" as in the paper's text.
+        tim: whether the tasks interact; otherwise D^ = D and f^ = f.
+        upa: whether UPA weights the interaction; otherwise D^ = D~ and f^ = f~. It requires `tim`.
+        levels: the decoder levels that interact, from 1 (coarsest) to 4.
+        directions: directions of TIM, "seg_to_clf", "clf_to_seg", or both in this order.
+        pooling: pooling in TIM, "mean" as in the published code or "attention" as in the paper's text.
         tau: largest amplification in TIM minus 1.
         dropout: probability after each decoder level and in the classifier.
 
@@ -103,7 +103,7 @@ class InteractionOptions:
         if set(self.levels) - set(range(1, LEVELS + 1)) or list(self.levels) != sorted(set(self.levels)):
             raise ValueError(f"levels: expected some of 1, 2, 3, 4 in this order, got {self.levels}")
         if self.upa and not self.tim:
-            raise ValueError("upa: expected False without tim, whose results it weighs, got True")
+            raise ValueError("upa: expected False without tim, which it needs, got True")
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class MBDIOptions(InteractionOptions):
     """Options of MBDI: those of InteractionOptions, and one more.
 
     Attributes:
-        normaliser: of UPA's signals in eval mode: "batch", as published, where an image's output depends on the others
-            of its batch, or "running", where it does not.
+        normaliser: normaliser of UPA's signals in eval mode: "batch", as published, for which the output for an image
+            depends on the others in its batch, or "running", for which it does not.
 
     Example:
         >>> from mtlkit.models import MBDIOptions
@@ -128,7 +128,7 @@ class MBDIOptions(InteractionOptions):
 
 
 class InteractionNetOutput(NamedTuple):
-    """What MBDI and BTI-Net return.
+    """The output of MBDI and BTI-Net.
 
     Example:
         >>> import torch
@@ -143,7 +143,7 @@ class InteractionNetOutput(NamedTuple):
 
 
 class InspectedOutput(NamedTuple):
-    """What `inspect` of MBDI and BTI-Net returns: what they return, and the signals that the gates come from.
+    """The output of `inspect` of MBDI and BTI-Net: the normal output, and the signals that determine the gates.
 
     Example:
         >>> import torch, mtlkit
@@ -157,7 +157,7 @@ class InspectedOutput(NamedTuple):
 
     seg_logits: Tensor  # (B, 1, H, W)
     cls_logits: Tensor  # (B, num_classes)
-    gates: Tensor | None  # (B, levels, 2), given ones where they were; None without UPA
+    gates: Tensor | None  # (B, levels, 2), including given ones; None without UPA
     signals: Tensor | None  # (B, levels, signals), named by `signal_names`; None without UPA
 
 
@@ -165,10 +165,11 @@ class InspectedOutput(NamedTuple):
 class MBDI(Pretrained):
     """MBDI: images to the logits of a mask and of a class, and the weights of UPA.
 
-    Sizes that 32 does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped back.
+    Images whose size is not a multiple of 32 are padded with zeros at the bottom and on the right, and the mask is
+    cropped back.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -177,8 +178,9 @@ class MBDI(Pretrained):
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: options out of their range; images of another shape or too small; gates that there are not.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, the images have another shape or are too small, or there are no such
+        gates.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2603.01295.
 
@@ -239,13 +241,13 @@ class MBDI(Pretrained):
 
     @property
     def gate_names(self) -> tuple[str, ...]:
-        """The weights of the mask and of the class, level by level."""
+        """The gates of mask and class, level by level."""
         levels = self.interaction_levels if self.options.upa else ()
         return tuple(f"{branch}_level{level}" for level in levels for branch in ("seg", "clf"))
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """What UPA's gates come from, level by level."""
+        """The signals of UPA's gates, level by level."""
         levels = self.interaction_levels if self.options.upa else ()
         return tuple(f"{signal}_level{level}" for level in levels for signal in SIGNALS[self.signals])
 
@@ -277,12 +279,12 @@ class MBDI(Pretrained):
         return InteractionNetOutput(seg_logits, cls_logits, gates)
 
     def inspect(self, images: Tensor, *, gates: Mapping[str, float | Tensor] | None = None) -> InspectedOutput:
-        """Logits, gates and what they come from: (B, in_chans, H, W) to InspectedOutput.
+        """Logits, gates and their signals: (B, in_chans, H, W) to InspectedOutput.
 
         Args:
-            images: what to look at.
-            gates: weights that stand in for UPA's, by the names in `gate_names`: 0 cuts the interaction of that branch
-                at that level, 1 takes all of it; (B,) gives each image its own, and NaN leaves UPA's.
+            images: images as for `forward`.
+            gates: weights that replace UPA's, by the names in `gate_names`: 0 disables the interaction of that branch
+                at that level, 1 applies it fully. A tensor (B,) gives each image its own weight, and NaN keeps UPA's.
         """
         seg_logits, cls_logits, levels = self._run(images, {} if gates is None else self._given(gates, images))
         if not levels:
@@ -291,7 +293,7 @@ class MBDI(Pretrained):
         return InspectedOutput(seg_logits, cls_logits, torch.stack([level.gates for level in levels], 1), signals)
 
     def _run(self, images: Tensor, given: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, list[InteractionOutput]]:
-        """Logits, and what UPA gives at each of its levels; `given` are gates, by level."""
+        """Logits, and UPA's results at each level; `given` holds gates by level."""
         check_images(images, self.options.in_chans, STRIDE)
         height, width = images.shape[2:]
         taps = self.encoder(pad_to_multiple(images, STRIDE))
@@ -309,10 +311,10 @@ class MBDI(Pretrained):
         return seg_logits, self.cls_head(torch.cat([*pooled, *vectors], 1)), gated
 
     def _given(self, gates: Mapping[str, float | Tensor], images: Tensor) -> dict[int, Tensor]:
-        """Weights by level, (B, 2), NaN where UPA's are to be."""
+        """Weights by level, (B, 2), NaN to keep UPA's."""
         names = self.gate_names
         if unknown := [name for name in gates if name not in names]:
-            known = ", ".join(names) or "no name, as there are no gates"
+            known = ", ".join(names) or "no names, because there are no gates"
             raise ValueError(f"gates: expected {known}, got {unknown[0]!r}")
         given = torch.full((images.shape[0], len(names)), float("nan"), device=images.device)
         for name, value in gates.items():
@@ -345,7 +347,7 @@ class _Level(nn.Module):
     def forward(
         self, below: Tensor, skip: Tensor, clf: Tensor, gates: Tensor | None
     ) -> tuple[Tensor, Tensor, InteractionOutput | None]:
-        """(B, C', H/2, W/2), (B, C_skip, H, W) and (B, clf_dim) to (B, C, H, W), (B, clf_dim), and of UPA all."""
+        """(B, C', H/2, W/2), (B, C_skip, H, W) and (B, clf_dim) to (B, C, H, W), (B, clf_dim) and UPA's results."""
         x = self.up(below)  # (B, C, H, W)
         seg = self.dropout(self.block(torch.cat([x, self.gate(skip, x)], 1)))  # (B, C, H, W)
         if self.interaction is None:

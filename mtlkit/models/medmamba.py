@@ -20,16 +20,16 @@ from mtlkit.nn import PatchEmbed
 
 @dataclass(frozen=True)
 class MedMambaOptions:
-    """Options of MedMamba; the defaults are those of the tiny one.
+    """Options of MedMamba; the defaults are those of the tiny version.
 
     Attributes:
-        num_classes: logits.
+        num_classes: number of classes.
         in_chans: channels of the images.
         depths: blocks of each stage.
-        dims: channels of each stage, each twice the one before.
+        dims: channels of each stage, each twice the previous one.
         patch_size: rows and columns of a patch.
         d_state: states of each channel of the scans.
-        ssm_ratio: channels of a scan for each channel of its half of the block.
+        ssm_ratio: ratio of a scan's channels to those of its half of the block.
         dropout: probability after each SS2D.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
@@ -60,11 +60,11 @@ class MedMambaOptions:
 class MedMamba(Pretrained):
     """MedMamba: images to logits.
 
-    Sizes that the patches and mergings do not divide lose their last rows and columns on the way, as in the original:
-    with four stages, 255 x 230 pixels come out of the last one as 7 x 7.
+    If patches and merging do not divide a size evenly, the last rows and columns are dropped, as in the original: with
+    four stages, 255 x 230 pixels become 7 x 7.
 
     Args:
-        options: sizes and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -73,8 +73,8 @@ class MedMamba(Pretrained):
         out.
 
     Raises:
-        ValueError: options that do not fit together; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: the options do not fit together, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit
@@ -101,7 +101,7 @@ class MedMamba(Pretrained):
         self.apply(init_ss_conv_ssm)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What the last stage makes of the images: (B, in_chans, H, W) to (B, H/32, W/32, C), channels-last."""
+        """The output of the last stage: (B, in_chans, H, W) to (B, H/32, W/32, C), channels-last."""
         o = self.options
         check_images(images, o.in_chans, o.patch_size * 2 ** (len(o.dims) - 1))
         x = self.patch_embed(images)  # (B, H/4, W/4, C)

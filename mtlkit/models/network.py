@@ -1,4 +1,4 @@
-"""What a network says of itself, so that training, evaluation and inference need not guess."""
+"""What a network declares about itself, so that training, evaluation and inference do not have to guess."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, get_type_hints
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ClassMap(NamedTuple):
-    """A feature map that a class comes from, and whose it is: what `mtlkit.evaluation.grad_cam` looks at.
+    """A feature map that a classifier uses, and the expert or view it belongs to, for `mtlkit.evaluation.grad_cam`.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -16,20 +16,20 @@ class ClassMap(NamedTuple):
         [('image',), ('tumor',), ('boundary',)]
     """
 
-    module: nn.Module  # returns it, or several maps of which it is the last
-    names: tuple[str, ...]  # of the maps that each row of a batch has there, one after the other along the batch
+    module: nn.Module  # module that returns it, or several maps with it as the last
+    names: tuple[str, ...]  # names of the maps of each row of a batch, concatenated along the batch
     channels_last: bool = False  # (B, H, W, C)
-    multiple: int = 1  # of pixels, to which the network fills up the image at the bottom and on the right
+    multiple: int = 1  # the network pads the image to a multiple of this many pixels, at the bottom and on the right
 
 
 class Network(nn.Module):
-    """Base of the networks: what a network takes and returns, by name.
+    """Base of the networks; it names what a network takes and returns.
 
     The names are those in the annotations of `forward`, whose arguments are
 
         images           (B, C, H, W)
-        masks            (B, 1, H, W), of lesions that are known
-        views, present   (B, 4, C, H, W) and (B, 4), four-view mammograms and which of the views there are
+        masks            (B, 1, H, W), known lesion masks
+        views, present   (B, 4, C, H, W) and (B, 4), four-view mammograms and which of the views are present
 
     and which returns a NamedTuple with some of the fields
 
@@ -39,8 +39,8 @@ class Network(nn.Module):
         gates                        (B, ...), named by `gate_names`
         stages                       (B, ...), named by `stage_names`
 
-    A field that an option leaves out is None. `inspect` looks further inside. Its options are its constructor's first
-    argument, and kept as `options`.
+    A field that the options leave out is None. `inspect` returns more of the internals. The options are the first
+    argument of the constructor and the attribute `options`.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -53,76 +53,76 @@ class Network(nn.Module):
 
     @property
     def returns(self) -> tuple[str, ...]:
-        """The fields of its output that are not None."""
+        """The fields of the output that are not None."""
         output = get_type_hints(type(self).forward).get("return")
         named = {"gates": self.gate_names, "stages": self.stage_names}
         return tuple(name for name in getattr(output, "_fields", ()) if named.get(name, True))
 
     @property
     def gate_names(self) -> tuple[str, ...]:
-        """Its gates, in the order in which they lie in `gates`; by default it has none."""
+        """The names of the gates, in the order of `gates`; empty by default."""
         return ()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The stages of its encoders that it weighs, in the order in which they lie in `stages`; by default none."""
+        """The names of the weighted encoder stages, in the order of `stages`; empty by default."""
         return ()
 
     @property
     def signal_names(self) -> tuple[str, ...]:
-        """What its gates come from, in the order in which they lie in `signals` of `inspect`; unknown by default."""
+        """The names of the gates' signals, in the order of `signals` of `inspect`; empty by default."""
         return ()
 
     @property
     def interaction_levels(self) -> tuple[int, ...]:
-        """The numbers of the decoder levels at which the tasks interact; by default there are none."""
+        """The numbers of the decoder levels at which the tasks interact; empty by default."""
         return ()
 
     @property
     def needs_masks(self) -> bool:
-        """Whether it needs `masks`."""
+        """Whether the network needs `masks`."""
         return False
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether in eval mode its answer to an image depends on the others of the batch."""
+        """Whether the output for an image in eval mode depends on the other images of the batch."""
         return False
 
     @property
     def last_layer(self) -> nn.Linear | None:
-        """The last linear layer of its classifier, whose input is what it knows of an image; by default not known."""
+        """The last linear layer of the classifier, whose input is the feature vector of an image; None by default."""
         return None
 
     @property
     def class_maps(self) -> tuple[ClassMap, ...]:
-        """The last feature maps that the class comes from, of each expert or view; unknown by default."""
+        """The last feature maps before the classifier, for each expert or view; empty by default."""
         return ()
 
     def inspect(self, *inputs: Tensor, gates: Mapping[str, float | Tensor] | None = None) -> Any:
-        """The output of `forward`, with `signals` (B, ...) where the network can tell them.
+        """The output of `forward`, with `signals` (B, ...) if the network provides them.
 
         Args:
-            inputs: as `forward` takes them.
-            gates: weights that stand in for the network's own, by the names in `gate_names`.
+            inputs: the arguments of `forward`.
+            gates: weights that replace the network's own, by the names in `gate_names`.
 
         Raises:
-            ValueError: it has no gates that can be given.
+            ValueError: the network has no gates that can be replaced.
         """
         if gates:
-            raise ValueError(f"gates: expected None, as those of {type(self).__name__} cannot be given, got {gates}")
+            raise ValueError(f"gates: expected None, as {type(self).__name__} has no gates to replace, got {gates}")
         return self(*inputs)
 
     def stage2_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the gates, where these are trained alone in a second stage.
+        """The parameters of the gates, if a second stage trains only these.
 
         Raises:
-            ValueError: it has no such gates.
+            ValueError: the network has no such gates.
         """
-        raise ValueError(f"stage2_parameters: {type(self).__name__} has no gates that learn alone")
+        raise ValueError(f"stage2_parameters: {type(self).__name__} has no gates to train in a second stage")
 
 
 def takes(network: nn.Module) -> tuple[str, ...]:
-    """The names of what a network's forward takes, of those in its annotations.
+    """The names of the inputs that a network's forward takes.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -134,5 +134,5 @@ def takes(network: nn.Module) -> tuple[str, ...]:
 
 
 def last_linear(module: nn.Module) -> nn.Linear:
-    """The last linear layer within a module."""
+    """The last linear layer in a module."""
     return [layer for layer in module.modules() if isinstance(layer, nn.Linear)][-1]

@@ -1,7 +1,8 @@
 """Networks in folders and on the Hugging Face Hub: options in config.json, parameters in model.safetensors.
 
-Next to them lies the model card, README.md. It is written again with the network as long as it is as mtlkit wrote it,
-by the hash of it in config.json; a card that was edited, or comes from elsewhere, is kept, and a warning says so.
+The model card, README.md, is next to them. Saving a network again rewrites the card only if it is unchanged since
+mtlkit wrote it, which a hash in config.json shows; a card that was edited or comes from elsewhere is kept, with a
+warning.
 """
 
 import functools
@@ -33,10 +34,10 @@ REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 class Pretrained(Network):
-    """A network with `save_pretrained`, `from_pretrained` and `push_to_hub`, as huggingface_hub has them.
+    """A network with huggingface_hub's `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    Its constructor takes its options, a device and a dtype. `origin` is where its parameters come from, for its model
-    card; a network that a run has trained has one. `licence` is that of its weights, where it is known.
+    The constructor takes options, a device and a dtype. `origin` describes the training of the parameters for the model
+    card; networks trained by a run have one. `licence` is the licence of the weights, if known.
 
     Example:
         >>> from mtlkit.models import MedMamba, Pretrained
@@ -48,15 +49,15 @@ class Pretrained(Network):
     licence: str | None = None
 
     def save_pretrained(self, folder: str | Path, *, licence: str | None = None, **kwargs: Any) -> str | None:
-        """Writes options, parameters and a model card into `folder`, which is made where it does not exist.
+        """Writes options, parameters and a model card into `folder`, which is created if it does not exist.
 
-        A card that is not as mtlkit wrote it is kept, with a warning.
+        A card that was edited or comes from elsewhere is kept, with a warning.
 
         Args:
-            folder: where to.
+            folder: the folder to write to.
             licence: of the weights, for the card: an identifier of the Hub, as "cc-by-nc-4.0", or text; by default
                 that of the network.
-            **kwargs: of huggingface_hub's ModelHubMixin.save_pretrained, such as push_to_hub and repo_id.
+            **kwargs: arguments of huggingface_hub's ModelHubMixin.save_pretrained, such as push_to_hub and repo_id.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
@@ -66,13 +67,13 @@ class Pretrained(Network):
     def push_to_hub(self, repo_id: str, *, licence: str | None = None, **kwargs: Any) -> str:
         """Uploads options, parameters and a model card to the Hugging Face Hub.
 
-        A card that is there, and is not as mtlkit wrote it, is kept, with a warning.
+        An existing card that was edited or comes from elsewhere is kept, with a warning.
 
         Args:
             repo_id: "user/name".
             licence: of the weights, for the card: an identifier of the Hub, as "cc-by-nc-4.0", or text; by default
                 that of the network.
-            **kwargs: of huggingface_hub's ModelHubMixin.push_to_hub, such as private, branch and token.
+            **kwargs: arguments of huggingface_hub's ModelHubMixin.push_to_hub, such as private, branch and token.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
@@ -94,18 +95,18 @@ class Pretrained(Network):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> "Pretrained":
-        """The network that `save_pretrained` or `push_to_hub` wrote, in training mode as a new one.
+        """Loads the network that `save_pretrained` or `push_to_hub` wrote; like a new network, it is in training mode.
 
         Args:
             source: a folder, or "user/name" on the Hub.
             device: device of the parameters.
             dtype: dtype of the parameters.
-            **options: as `mtlkit.models.from_pretrained` takes them.
+            **options: as in `mtlkit.models.from_pretrained`.
 
         Raises:
             ImportError: huggingface_hub or safetensors is not installed.
             TypeError: there is no such option.
-            ValueError: no network, or another one, is there; the message names the first key that differs.
+            ValueError: there is no network, or another one; the message names the first key that differs.
         """
         checkpoint, network = _checkpoint_class(), None if cls is Pretrained else cls
         hub = {name: options.pop(name) for name in _hub_options(checkpoint) if name in options}
@@ -115,29 +116,29 @@ class Pretrained(Network):
         ).module
 
     def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with the names and shapes of this network, where publications have others; here as it is."""
+        """`state` with published names and shapes translated to those of this network; by default unchanged."""
         return dict(state)
 
 
 def from_pretrained(
     source: str | Path, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, **options: Any
 ) -> Pretrained:
-    """The network in a folder or on the Hugging Face Hub, of whichever kind it is.
+    """Loads the network in a folder or on the Hugging Face Hub, of any registered kind.
 
-    Options replace those that are stored. Another number of classes makes a new head, and a warning names the tensors
-    that are fresh; rates change freely; an option that changes other tensors is refused.
+    Options replace the stored ones. Another number of classes creates a new head, and a warning names its tensors;
+    dropout and similar rates may change; an option that changes other tensors is rejected.
 
     Args:
         source: a folder that `save_pretrained` wrote, or "user/name" on the Hub.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        **options: of the network, such as num_classes; and of huggingface_hub's ModelHubMixin.from_pretrained, such as
-            revision and token.
+        **options: options of the network, such as num_classes, and arguments of huggingface_hub's
+            ModelHubMixin.from_pretrained, such as revision and token.
 
     Raises:
         ImportError: huggingface_hub or safetensors is not installed.
-        TypeError: there is no such option; the message lists those that there are.
-        ValueError: no network is there, or its parameters do not fit it; the message names the first key that differs.
+        TypeError: there is no such option; the message lists the available ones.
+        ValueError: there is no network, or its parameters do not fit; the message names the first key that differs.
 
     Example:
         >>> import tempfile, torch, mtlkit
@@ -154,7 +155,7 @@ def from_pretrained(
 
 @functools.cache
 def _checkpoint_class() -> type:
-    """huggingface_hub's mixin around a network; made on first use, so that mtlkit imports without it."""
+    """huggingface_hub's mixin for a network class; created on first use, so that mtlkit imports without it."""
     try:
         from huggingface_hub import HfApi, ModelHubMixin, hf_hub_download
         from safetensors.torch import load_file, save_file
@@ -162,7 +163,7 @@ def _checkpoint_class() -> type:
         raise ImportError(install_hint(error.name or "huggingface_hub", "saving and loading")) from error
 
     class Checkpoint(ModelHubMixin, library_name="mtlkit", tags=["mtlkit"]):
-        def __init__(self, module: Any) -> None:  # the mixin makes each further argument one of from_pretrained
+        def __init__(self, module: Any) -> None:  # the mixin passes each further argument to from_pretrained
             self.module, self.licence = module, module.licence
             self.repository = ""
             self.keeps_card = False
@@ -242,7 +243,7 @@ def _checkpoint_class() -> type:
             reason = difference(model, state, fresh)
             if reason:
                 _check_options(network, stored, options, state)
-                raise ValueError(f"source: these parameters are not of this {name}: {reason}")
+                raise ValueError(f"source: the parameters do not belong to this {name}: {reason}")
             model.load_state_dict({key: value for key, value in state.items() if key not in fresh}, strict=False)
             warn_of_fresh(model, fresh)
             model.origin, model.licence = _origin(config), config.get("licence")
@@ -252,7 +253,7 @@ def _checkpoint_class() -> type:
 
 
 def _card_is_ours(card: Path, config: Path) -> bool:
-    """Whether a model card may be replaced: there is none, or it is as mtlkit wrote it."""
+    """Whether a model card may be replaced: there is none, or it is unchanged since mtlkit wrote it."""
     if not card.exists():
         return True
     try:
@@ -263,23 +264,23 @@ def _card_is_ours(card: Path, config: Path) -> bool:
 
 
 def _warn_of_card(name: str) -> None:
-    words = "is not as mtlkit wrote it, and is kept; delete or rename it, and save again, to have a new one"
+    words = "was edited or comes from elsewhere, and is kept; to get a new one, delete or rename it and save again"
     warnings.warn(f"{name}: {words}", stacklevel=4)
 
 
 def _origin(config: Mapping[str, Any]) -> Origin | None:
-    """Where stored parameters come from, if that is told and can be read."""
+    """The origin of stored parameters, if it is there and can be read."""
     if config.get("origin") is None:
         return None
     try:
         return Origin.from_dict(config["origin"])
     except ValueError as error:
-        warnings.warn(f"{CONFIG}: {error}, so that a model card cannot tell of it", stacklevel=4)
+        warnings.warn(f"{CONFIG}: {error}, so it is missing from the model card", stacklevel=4)
         return None
 
 
 def decode_options(network: type[nn.Module], values: dict[str, Any]) -> Any:
-    """The options of a network from JSON; weights of ImageNet are not asked for again.
+    """The options of a network from JSON; ImageNet weights are not loaded again.
 
     Raises:
         ValueError: there is no such option.
@@ -297,7 +298,7 @@ def _tuples(value: Any) -> Any:
 
 
 def difference(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[str] = ()) -> str | None:
-    """Where `state` first differs from the network's own keys and shapes, in words; None where it does not.
+    """The first difference of `state` from the network's keys and shapes, in words; None if there is none.
 
     Args:
         model: the network.
@@ -311,7 +312,7 @@ def difference(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[
         if key not in state:
             return f"the first key that differs is {key!r}, which is missing"
         if state[key].shape != value.shape:
-            return f"the first key that differs is {key!r}, {tuple(state[key].shape)} in place of {tuple(value.shape)}"
+            return f"the first key that differs is {key!r}, {tuple(state[key].shape)} instead of {tuple(value.shape)}"
     extra = next((key for key in state if key not in own), None)
     return None if extra is None else f"the first key that differs is {extra!r}, which is unknown"
 
@@ -320,7 +321,7 @@ def difference(model: nn.Module, state: Mapping[str, Tensor], fresh: Collection[
 
 
 def class_options(options: Any) -> dict[str, int]:
-    """The options that count classes, whose change makes a new head."""
+    """The options that count classes; changing one creates a new head."""
     return {field.name: getattr(options, field.name) for field in fields(options) if field.name.endswith("_classes")}
 
 
@@ -330,7 +331,7 @@ def changed_by_classes(network: type[nn.Module], options: Any, counts: Mapping[s
     Args:
         network: its class.
         options: its options.
-        counts: other numbers of classes, by option; by default one more of each.
+        counts: other numbers of classes, by option; by default one more for each.
     """
     counts = {name: count + 1 for name, count in class_options(options).items()} if counts is None else counts
     shapes: list[dict[str, torch.Size]] = []
@@ -340,17 +341,18 @@ def changed_by_classes(network: type[nn.Module], options: Any, counts: Mapping[s
 
 
 def _offline(options: Any) -> Any:
-    """The options without weights of ImageNet."""
+    """The options without ImageNet weights."""
     return replace(options, pretrained=False) if hasattr(options, "pretrained") else options
 
 
 def warn_of_fresh(model: nn.Module, fresh: Collection[str]) -> None:
-    """Warns that parameters are fresh, and names them; nothing where there are none."""
+    """Warns about parameters that were not loaded, by name, if there are any."""
     if fresh:
         names = [key for key in model.state_dict() if key in fresh]
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         warnings.warn(
-            f"{type(model).__name__}: fresh, not loaded, and to be trained: {', '.join(names[:8])}{more}", stacklevel=2
+            f"{type(model).__name__}: newly initialised, not loaded; train them: {', '.join(names[:8])}{more}",
+            stacklevel=2,
         )
 
 
@@ -367,7 +369,7 @@ def _known(network: type[nn.Module], options: Mapping[str, Any]) -> dict[str, An
 def _check_options(
     network: type[nn.Module], stored: Any, options: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> None:
-    """Raises where an option is to blame for parameters that do not fit, naming its two values and the parameter."""
+    """Raises if an option is the reason why parameters do not fit, and names its two values and the parameter."""
     if difference(network(stored, device="meta"), state):
         return
     for name, value in _known(network, options).items():
@@ -375,13 +377,13 @@ def _check_options(
             continue
         try:
             alone = network(replace(stored, **{name: value}), device="meta")
-        except ValueError:  # it needs the others
+        except ValueError:  # it depends on the others
             continue
         reason = difference(alone, state)
         if reason:
             raise ValueError(
-                f"{name}: expected {shown(getattr(stored, name))} as stored, got {shown(value)}, which the stored "
-                f"parameters do not fit: {reason}"
+                f"{name}: expected {shown(getattr(stored, name))} as stored, got {shown(value)}; the stored "
+                f"parameters do not fit it: {reason}"
             )
     raise ValueError(f"{', '.join(options)}: expected as stored")
 
@@ -392,7 +394,7 @@ def _hub_options(checkpoint: Any) -> list[str]:
 
 
 def _check_source(source: str | Path) -> None:
-    """Raises unless the source is a folder, or may be a repository."""
+    """Raises unless the source is a folder or can be a repository."""
     path = Path(source)
     if path.is_dir():
         return
@@ -410,7 +412,7 @@ def _check_source(source: str | Path) -> None:
 
 
 def _of_a_run(path: Path) -> str:
-    """Where the network of a run is, if a file is in the folder of one."""
+    """Names the folder of a run's network, if the file is in the folder of a run."""
     found = next((folder / "model" for folder in path.parents[:3] if (folder / "model" / CONFIG).is_file()), None)
     return "" if found is None else f"; the network of this run is in {str(found)!r}"
 
@@ -419,7 +421,7 @@ def _of_a_run(path: Path) -> str:
 
 
 def renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """`state` with other names: each old one, in turn, at the beginning, or anywhere if it begins with a dot."""
+    """`state` with names replaced: each old name in turn, at the start, or anywhere if it starts with a dot."""
     found: dict[str, Tensor] = {}
     for key, value in state.items():
         for old, new in names:
@@ -432,6 +434,6 @@ def renamed(state: Mapping[str, Tensor], names: Sequence[tuple[str, str]]) -> di
 
 
 def translate(model: Pretrained, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Gives the entries of a published checkpoint today's names and shapes, in place: a hook of load_state_dict."""
+    """Converts a published checkpoint to today's names and shapes, in place: a hook for load_state_dict."""
     published = {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
     state.update({prefix + key: value for key, value in model.from_published(published).items()})

@@ -1,4 +1,4 @@
-"""Published checkpoints of MedMamba, VMamba and VM-UNet, read as tensors alone and mapped onto mtlkit's networks."""
+"""Loads published checkpoints of MedMamba, VMamba and VM-UNet into mtlkit's networks, without running their code."""
 
 import re
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from mtlkit.models.pretrained import Pretrained, changed_by_classes, warn_of_fre
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_published` took from a file; `print` shows it.
+    """What `load_published` loaded from a file; `print` it to see the summary.
 
     Attributes:
-        file: where from.
+        file: path of the file.
         entry: the entry of the file that held the parameters, such as "model_ema"; "" if they lie in it directly.
         used: the network's tensors that were loaded.
-        missing: those that the file does not have, or has for another number of classes; they keep their values.
+        missing: tensors that the file does not have, or has for another number of classes; they keep their values.
         unexpected: names in the file that the network does not have.
 
     Example:
@@ -47,26 +47,26 @@ class LoadReport:
 
 
 def load_published(model: Pretrained, file: str | Path) -> LoadReport:
-    """Loads a published checkpoint into a network: MedMamba's, VMamba's or VM-UNet's, or one of mtlkit's own state.
+    """Loads a published checkpoint of MedMamba, VMamba or VM-UNet, or a state dict of mtlkit, into a network.
 
-    What training code saves around the parameters is recognised: entries such as "model", "state_dict" and
-    "model_ema" (averages first), and prefixes of names such as DataParallel's "module." and Lightning's "model.". The
-    names of publications become the network's own. A head for another number of classes stays as it is, and VMamba's
-    first version loads into both halves of a VM-UNet, as its authors start from it; a warning names what is fresh.
+    It recognises entries of checkpoints such as "model", "state_dict" and "model_ema" (averages first), and name
+    prefixes such as DataParallel's "module." and Lightning's "model.". Published names are translated. A head for
+    another number of classes is not loaded, and VMamba's first version loads into both halves of a VM-UNet, as in the
+    official code; a warning names the tensors that were not loaded.
 
     Only tensors and plain values are read: nothing in the file can run code.
 
     Args:
-        model: the network, in the sizes of the file.
-        file: of torch.save (.pth, .pt, .ckpt), or of safetensors.
+        model: the network, with the sizes of the file.
+        file: a file of torch.save (.pth, .pt, .ckpt) or of safetensors.
 
     Returns:
-        Which tensors were used, which are missing and which are unexpected; `print` shows it.
+        The tensors that were used, that are missing and that are unexpected.
 
     Raises:
         TypeError: `model` is not a network of mtlkit.
-        CheckpointError: there is no such file, it is damaged, it holds more than tensors and plain values, or nothing
-            in it is of this network; the network is unchanged.
+        CheckpointError: there is no such file, it is damaged, it contains more than tensors and plain values, or
+            nothing in it belongs to this network. The network is unchanged then.
 
     Example:
         >>> import tempfile, torch, mtlkit
@@ -92,7 +92,7 @@ def load_published(model: Pretrained, file: str | Path) -> LoadReport:
         if key in own and key not in fitting and key not in heads:
             raise CheckpointError(
                 f"{key}: expected shape {tuple(own[key].shape)} as in this {name}, got {tuple(value.shape)}; make the "
-                "network in the sizes of the file",
+                "network with the sizes of the file",
                 path=path,
             )
     if 2 * len(fitting) < min(len(own), len(state)):
@@ -109,10 +109,10 @@ def load_published(model: Pretrained, file: str | Path) -> LoadReport:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds; nothing in it is run.
+    """The content of a file; no code in it is run.
 
     Raises:
-        ValueError: it is missing, is damaged, or holds more than tensors and plain values.
+        ValueError: it is missing or damaged, or contains more than tensors and plain values.
     """
     if not path.is_file():
         raise ValueError("there is no such file")
@@ -133,7 +133,7 @@ def _read(path: Path) -> Any:
         if found is None:
             raise ValueError("it is damaged, or not a file of torch.save") from None
         raise ValueError(
-            f"it holds {found[1]} among its tensors, and is not opened, as that could run code; if you trust the file, "
-            "save its parameters alone: "
+            f"it contains {found[1]} besides tensors, which could run code, and is not opened; if you trust the file, "
+            "save only its parameters: "
             "torch.save(torch.load(file, weights_only=False)['model'], 'parameters.pth')"
         ) from None

@@ -1,4 +1,4 @@
-"""Which models there are, by name, and how each is made."""
+"""The registry of models by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -22,7 +22,7 @@ _Class = TypeVar("_Class", bound=type[nn.Module])
 
 
 def register(name: str, options: Any) -> Callable[[_Class], _Class]:
-    """Class decorator: makes a network known as `name`, with `options` as its defaults.
+    """Class decorator that registers a network under `name`, with `options` as its defaults.
 
     Args:
         name: lower case, unique.
@@ -56,7 +56,7 @@ def register(name: str, options: Any) -> Callable[[_Class], _Class]:
 
 
 def unregister(name: str) -> None:
-    """Forgets a model.
+    """Removes a model from the registry.
 
     Raises:
         ValueError: there is no such model.
@@ -73,7 +73,7 @@ def unregister(name: str) -> None:
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows, sorted.
+    """The names of all registered models, sorted.
 
     Example:
         >>> import mtlkit
@@ -90,16 +90,16 @@ def create_model(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> nn.Module:
-    """A new network with fresh parameters.
+    """Creates a network with newly initialised parameters.
 
     Args:
         name: one of `list_models()`.
         device: device of the parameters.
         dtype: dtype of the parameters.
-        **options: fields of the network's dataclass that differ from the defaults of `name`.
+        **options: options of the network that differ from the defaults of `name`.
 
     Raises:
-        ValueError: there is no such model or option; the message lists those that there are.
+        ValueError: there is no such model or option; the message lists the available ones.
 
     Example:
         >>> import torch, mtlkit
@@ -117,7 +117,7 @@ def create_model(
 
 
 def default_options(name: str) -> Any:
-    """The options that the network of that name has by default, a dataclass.
+    """The default options of the network of that name, a dataclass.
 
     Raises:
         ValueError: there is no such model.
@@ -126,7 +126,7 @@ def default_options(name: str) -> Any:
 
 
 def option_names(name: str) -> list[str]:
-    """The options that the network of that name has.
+    """The names of the options of the network of that name.
 
     Raises:
         ValueError: there is no such model.
@@ -135,10 +135,10 @@ def option_names(name: str) -> list[str]:
 
 
 def network_named(name: str) -> type[nn.Module]:
-    """The class of that name.
+    """The network class of that name.
 
     Raises:
-        ValueError: no registered network is of such a class.
+        ValueError: no registered network has this class.
     """
     classes = {entry.make.__name__: entry.make for entry in _MODELS.values()}
     if name not in classes:
@@ -157,7 +157,7 @@ def options_type(network: type[nn.Module]) -> type[Any]:
     for entry in _MODELS.values():
         if entry.make is network:
             return type(entry.options)
-    raise ValueError(f"model: {network.__name__} is not registered; mtlkit.models.register makes it known")
+    raise ValueError(f"model: {network.__name__} is not registered; register it with mtlkit.models.register")
 
 
 def _entry(name: str) -> _Entry:

@@ -1,8 +1,8 @@
-"""VM-UNet, which segments medical images.
+"""VM-UNet, a network that segments medical images.
 
-Patches of 4 x 4, four stages of VSS blocks with patch merging between them, and four stages up again: each adds what
-the stage of its size was given on the way down, expands each pixel to 2 x 2, and applies VSS blocks. A last expansion
-to 4 x 4 and a 1 x 1 convolution give the mask. Published checkpoints load unchanged.
+The encoder has patches of 4 x 4 and four stages of VSS blocks with patch merging between them. The decoder has four
+stages: each adds the input of the encoder's stage of its size, expands each pixel to 2 x 2, and applies VSS blocks. A
+last expansion to 4 x 4 and a 1 x 1 convolution give the mask. Published checkpoints load unchanged.
 
 Source: Ruan, Li and Xiang, "VM-UNet: Vision Mamba UNet for Medical Image Segmentation" (2024).
 """
@@ -28,16 +28,16 @@ class VMUNetOptions:
     """Options of VM-UNet; the defaults are the published ones.
 
     Attributes:
-        num_classes: maps of logits.
+        num_classes: number of masks.
         in_chans: channels of the images.
-        depths: blocks of each stage on the way down.
-        decoder_depths: blocks of each stage on the way up, coarsest first.
-        dims: channels of each stage on the way down, each twice the one before.
+        depths: blocks of each stage of the encoder.
+        decoder_depths: blocks of each stage of the decoder, coarsest first.
+        dims: channels of each stage of the encoder, each twice the one before.
         d_state: states of each channel of the scans.
-        ssm_ratio: channels of a scan for each channel of its block.
+        ssm_ratio: ratio of a scan's channels to its block's.
         dropout: probability after each SS2D.
-        drop_path_rate: stochastic depth at the bottom; it grows linearly from 0 on the way down, and falls on the way
-            up.
+        drop_path_rate: stochastic depth at the bottom; it grows linearly from 0 in the encoder and decreases in the
+            decoder.
 
     Example:
         >>> from mtlkit.models import VMUNet, VMUNetOptions
@@ -68,7 +68,7 @@ class VMUNetOptions:
 
 
 class VMUNetOutput(NamedTuple):
-    """What VM-UNet returns.
+    """The output of VM-UNet.
 
     Example:
         >>> import torch
@@ -84,14 +84,14 @@ class VMUNetOutput(NamedTuple):
 class VMUNet(Pretrained):
     """VM-UNet: images to the logits of masks.
 
-    The published code ends one map with a sigmoid; here all are logits. Sizes that 32 does not divide are filled up
-    with zeros at the bottom and on the right, and the maps are cropped back.
+    The published code applies a sigmoid to a single mask; here all masks are logits. Images whose size is not a
+    multiple of 32 are padded with zeros at the bottom and on the right, and the masks are cropped back.
 
-    Checkpoints of VM-UNet load, and those of the first VMamba into both halves, as the published code starts from them:
-    `mtlkit.models.load_published`.
+    `mtlkit.models.load_published` loads checkpoints of VM-UNet, and those of the first VMamba into both halves, as in
+    the published code.
 
     Args:
-        options: sizes and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -99,8 +99,8 @@ class VMUNet(Pretrained):
         Channels-first images (B, in_chans, H, W) in, H and W at least 32 (with four stages); VMUNetOutput out.
 
     Raises:
-        ValueError: options that do not fit together; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: the options do not fit together, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit
@@ -150,7 +150,7 @@ class VMUNet(Pretrained):
         return VMUNetOutput(self.final_conv(x)[:, :, :height, :width])  # (B, num_classes, H, W)
 
     def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with today's names: VM-UNet's, or those of the first VMamba, whose stages start both halves."""
+        """`state` with today's names, from VM-UNet or from the first VMamba, whose stages go into both halves."""
         found = renamed(state, _PUBLISHED_NAMES)
         if any(name.startswith("layers_up.") for name in found):
             return found

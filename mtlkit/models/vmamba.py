@@ -23,21 +23,21 @@ from mtlkit.nn import ConvDownsample, ConvStem, PatchMerging, Permute, VSSBlock
 
 @dataclass(frozen=True)
 class VMambaOptions:
-    """Options of VMamba; the defaults are those of the tiny one with ssm_ratio 1, "vmamba_t_s1l8".
+    """Options of VMamba; the defaults are those of the tiny version with ssm_ratio 1, "vmamba_t_s1l8".
 
     Attributes:
-        num_classes: logits.
+        num_classes: number of classes.
         in_chans: channels of the images.
         depths: blocks of each stage.
-        dims: channels of each stage, each twice the one before.
+        dims: channels of each stage, each twice the previous one.
         stem: "conv", two strided 3 x 3 convolutions, or "patch", one of 4 x 4.
         downsample: "conv", a strided 3 x 3 convolution, or "merge", patch merging that pads odd sizes.
         d_state: states of each channel of the scans.
-        ssm_ratio: channels of a scan for each channel of its block.
+        ssm_ratio: ratio of a scan's channels to its block's.
         conv_bias: whether the depthwise convolutions have a bias.
-        gate: of SS2D: "silu", "linear" or None.
-        init: of the scans' parameters: "v0", "v1" or "v2".
-        mlp_ratio: hidden channels of the perceptrons for each channel of the block; 0 leaves them out.
+        gate: gate of SS2D: "silu", "linear" or None.
+        init: initialisation of the scans: "v0", "v1" or "v2".
+        mlp_ratio: ratio of the perceptrons' hidden channels to the block's; 0 for no perceptrons.
         dropout: probability after each SS2D and in the perceptrons.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
@@ -93,14 +93,14 @@ _BASE_DIMS = (128, 256, 512, 1024)
 class VMamba(Pretrained):
     """VMamba: images to logits.
 
-    Every image size is served: convolutions and patch merging round up, padding with zeros; only the 4 x 4 patches of
-    the first version crop what is left at the bottom and on the right, and need 4 x 4 pixels.
+    Images may have any size: convolutions and patch merging pad with zeros. Only the 4 x 4 patches of the first version
+    crop the rest at the bottom and on the right, and need at least 4 x 4 pixels.
 
-    Checkpoints of all published versions load: the names of the first one (patch_embed.proj, ln_1, self_attention,
-    norm, head) are translated, and 1 x 1 convolutions are taken as the linear layers that they are.
+    Checkpoints of all published versions load: the names of the first version (patch_embed.proj, ln_1, self_attention,
+    norm, head) are translated, and 1 x 1 convolutions become linear layers.
 
     Args:
-        options: sizes and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -108,8 +108,8 @@ class VMamba(Pretrained):
         Channels-first images (B, in_chans, H, W) in; logits (B, num_classes) out.
 
     Raises:
-        ValueError: options that do not fit together; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: the options do not fit together, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Example:
         >>> import torch, mtlkit
@@ -141,7 +141,7 @@ class VMamba(Pretrained):
         self.register_load_state_dict_pre_hook(translate)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """What the last stage makes of the images, normalised: (B, in_chans, H, W) to (B, H/32, W/32, C)."""
+        """The normalised output of the last stage: (B, in_chans, H, W) to (B, H/32, W/32, C)."""
         check_images(images, self.options.in_chans, 4 if self.options.stem == "patch" else 1)
         x = self.patch_embed(images)  # (B, H/4, W/4, C)
         for stage in self.layers:
@@ -154,7 +154,7 @@ class VMamba(Pretrained):
         return self.classifier["head"](x.mean((1, 2)))  # (B, num_classes)
 
     def from_published(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`state` with today's names and shapes, where it is an older version's."""
+        """`state` with today's names and shapes, if it comes from an older version."""
         linear = {f"{name}.weight" for name, module in self.named_modules() if isinstance(module, nn.Linear)}
         found = renamed(state, _FIRST_NAMES)
         return {k: v.flatten(1) if k in linear and v.shape[2:] == (1, 1) else v for k, v in found.items()}

@@ -312,7 +312,7 @@ def check_recipe(module: TrainingModule, config: Config) -> None:
         try:
             model.stage2_parameters()
         except ValueError as error:
-            words = f"expected none, as {name} has no gates that learn alone ({error})"
+            words = f"expected none, as {name} has no gates to train in a second stage ({error})"
             raise RecipeError(f"second_stage: {words}") from None
         stages["second_stage."] = config.stage(2)
     vectors = any(isinstance(layer, nn.BatchNorm1d) for layer in model.modules())

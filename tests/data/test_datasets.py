@@ -280,9 +280,9 @@ def test_an_odd_mask_is_told_in_the_first_epoch(busi, write):
             data[i]
         told = [str(one.message) for one in found]
         assert told == [
-            f"{folder}/benign/benign (1).png: there is nothing in its mask",
-            f"{folder}/malignant/malignant (1).png: nearly all of it lies in its mask",
-            f"{folder}/normal/normal (1).png: there is something in its mask",
+            f"{folder}/benign/benign (1).png: its mask is empty",
+            f"{folder}/malignant/malignant (1).png: its mask covers nearly all of the image",
+            f"{folder}/normal/normal (1).png: its mask is not empty",
         ]
         data.set_epoch(1)
         data[0]

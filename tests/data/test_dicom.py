@@ -141,7 +141,7 @@ def test_without_pixels(tmp_path, write_dicom):
     file = pydicom.dcmread(path)
     del file.PixelData
     file.save_as(path)
-    with pytest.raises(DataError, match="this DICOM file holds no image"):
+    with pytest.raises(DataError, match="this DICOM file contains no image"):
         read_dicom(path)
 
 

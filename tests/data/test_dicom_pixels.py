@@ -71,7 +71,7 @@ def test_wide_numbers_are_the_same_in_every_file(tmp_path, write_dicom, write_de
     expected = np.repeat((pixels * (255 / depth)).round().astype(np.uint8)[..., None], 3, 2)
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(read_image(path), expected), path.name
-        assert top == 65535 or f"stretched by {depth}" in remarks(path)
+        assert top == 65535 or f"scaled by {depth}" in remarks(path)
 
 
 def test_colours_are_the_same_in_every_file(tmp_path, write_dicom, write_deep, rng):
@@ -150,23 +150,23 @@ def test_colours_of_a_palette_use_its_real_depth(tmp_path, write_dicom):
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
-        ({"WindowCenter": 0, "WindowWidth": 0}, "WindowWidth 0.0 cannot be used"),
-        ({"WindowCenter": 9, "WindowWidth": -5}, "WindowWidth -5.0 cannot be used"),
+        ({"WindowCenter": 0, "WindowWidth": 0}, "WindowWidth 0.0 is not valid"),
+        ({"WindowCenter": 9, "WindowWidth": -5}, "WindowWidth -5.0 is not valid"),
         (
             {"WindowCenter": 2000, "WindowWidth": 0, "VOILUTFunction": "LINEAR_EXACT"},
-            "WindowWidth 0.0 cannot be used",
+            "WindowWidth 0.0 is not valid",
         ),
-        ({"WindowCenter": 0, "WindowWidth": 1}, "its window of center 0 and width 1 shows nothing"),
-        ({"WindowCenter": 40, "WindowWidth": 80, "RescaleSlope": 1, "RescaleIntercept": -20000}, "shows nothing"),
-        ({"WindowCenter": 40000, "WindowWidth": 80}, "shows nothing of its values 0 to 4095, and counts as absent"),
+        ({"WindowCenter": 0, "WindowWidth": 1}, "its window with center 0 and width 1 excludes"),
+        ({"WindowCenter": 40, "WindowWidth": 80, "RescaleSlope": 1, "RescaleIntercept": -20000}, "excludes all"),
+        ({"WindowCenter": 40000, "WindowWidth": 80}, "excludes all its values, 0 to 4095, and is ignored"),
         ({"WindowCenter": None, "WindowWidth": None}, ""),
-        ({"WindowCenter": None, "WindowWidth": 400}, "WindowWidth 400.0 cannot be used"),
-        ({"WindowWidth": 400}, "WindowWidth 400.0 cannot be used"),
-        ({"WindowCenter": 400}, "WindowCenter 400.0 cannot be used"),
+        ({"WindowCenter": None, "WindowWidth": 400}, "WindowWidth 400.0 is not valid"),
+        ({"WindowWidth": 400}, "WindowWidth 400.0 is not valid"),
+        ({"WindowCenter": 400}, "WindowCenter 400.0 is not valid"),
         ({"RescaleSlope": 1}, ""),
         ({"RescaleSlope": 3}, ""),
         ({"RescaleIntercept": -1000}, ""),
-        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope 0.0 cannot be used"),
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "RescaleSlope 0.0 is not valid"),
     ],
 )
 def test_a_window_that_cannot_be_used_counts_as_absent(tmp_path, write_dicom, tags, words):
@@ -180,7 +180,7 @@ def test_a_narrow_window_is_exact(tmp_path, write_dicom):
     tags = {"RescaleSlope": 1 / 4095, "RescaleIntercept": 0, "WindowCenter": 0.4565, "WindowWidth": 0.913}
     path = write_dicom(tmp_path / "a.dcm", RAMP, **tags)
     np.testing.assert_allclose(read_dicom(path), np.clip(PLAIN / 0.913, 0, 1), atol=1e-5)
-    assert remarks(path) == "WindowWidth 0.913 is below 1, and is read as of LINEAR_EXACT"
+    assert remarks(path) == "WindowWidth 0.913 is below 1 and is interpreted as LINEAR_EXACT"
 
 
 def test_an_explicit_window_is_not_undone(tmp_path, write_dicom):
@@ -204,7 +204,7 @@ def test_functions_of_windows(tmp_path, write_dicom):
     path = write_dicom(tmp_path / "b.dcm", RAMP, **window, VOILUTFunction="CUBIC")
     plain = write_dicom(tmp_path / "c.dcm", RAMP, **window)
     assert np.array_equal(read_dicom(path), read_dicom(plain))
-    assert remarks(path) == "VOILUTFunction 'CUBIC' cannot be used, and counts as absent"
+    assert remarks(path) == "VOILUTFunction 'CUBIC' is not valid and is ignored"
 
 
 def lut(entries: np.ndarray, *, first: int = 0, count: int | None = None) -> pydicom.Dataset:
@@ -229,7 +229,7 @@ def test_tables(tmp_path, write_dicom):
         for unusable in (empty, lut(square, count=5000), lut(square[:0])):
             path = write_dicom(tmp_path / "c.dcm", RAMP, **{name: [unusable]})
             np.testing.assert_allclose(read_dicom(path), PLAIN, atol=1e-6)
-            assert f"{name} 'without a table' cannot be used" in remarks(path)
+            assert f"{name} 'without a table' is not valid" in remarks(path)
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_padding_takes_no_part_in_the_stretch_and_is_black(tmp_path, write_dicom
     found = read_dicom(path)
     assert not found[:, :16].any()
     np.testing.assert_allclose(found[:, 16:], (tissue[:, 16:] - low) / (2000 - low), atol=1e-6)
-    assert remarks(path) == f"signed numbers, stretched from {low} to 2000"
+    assert remarks(path) == f"signed numbers, scaled from {low} to 2000"
     inverted = {"PhotometricInterpretation": "MONOCHROME1"}
     path = write_dicom(tmp_path / "b.dcm", padded, **signed, **inverted, PixelPaddingValue=padding, **tags)
     assert not read_dicom(path)[:, :16].any()
@@ -342,7 +342,7 @@ def test_frames_of_an_enhanced_file_are_those_of_highdicom(tmp_path, write_dicom
         expected = image.get_frame(index, as_index=True, apply_voi_transform=True)
         np.testing.assert_allclose(read_dicom(path, index), expected, atol=1e-6)
     contradicting = (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
-    words = f"PresentationLUTShape {shape}, which counts, contradicts {photometric}"
+    words = f"PresentationLUTShape {shape}, which is used, contradicts {photometric}"
     assert (words in load_image(path, 0).remarks) == contradicting
 
 

@@ -56,12 +56,12 @@ def test_what_counts(tmp_path, write_dicom, tags, expected):
         (
             {"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"} | MAGNIFIED,
             0.1,
-            "PixelSpacing, 0.1 x 0.1 mm, which counts, contradicts ImagerPixelSpacing, 0.1 x 0.1 mm, by its "
+            "PixelSpacing, 0.1 x 0.1 mm, which is used, contradicts ImagerPixelSpacing, 0.1 x 0.1 mm, by its "
             "magnification of 1.25",
         ),
         ({"PixelSpacing": [0.05, 0.05]} | MAGNIFIED, 0.05, "by its magnification of 1.25"),
-        ({"PixelSpacing": [0.2, 0.2]} | DETECTOR, 0.2, "nothing is larger than its projection"),
-        ({"PixelSpacing": [0.08, 0.04]} | DETECTOR, (0.08, 0.04), "whose pixels have another shape"),
+        ({"PixelSpacing": [0.2, 0.2]} | DETECTOR, 0.2, "an object cannot be larger than its projection"),
+        ({"PixelSpacing": [0.08, 0.04]} | DETECTOR, (0.08, 0.04), "whose pixels have another aspect ratio"),
         (
             {"PixelSpacing": [0.5, 0.5]} | regions(region(0.02)),
             0.2,
@@ -75,7 +75,7 @@ def test_what_counts(tmp_path, write_dicom, tags, expected):
         (
             {"PixelSpacing": [0.2, 0.2]} | regions(region(0.02, right=639)),
             None,
-            "its ultrasound regions reach beyond the image, and PixelSpacing, 0.2 x 0.2 mm, is theirs",
+            "its ultrasound regions extend beyond the image, and PixelSpacing, 0.2 x 0.2 mm, agrees with them",
         ),
     ],
 )

@@ -164,7 +164,7 @@ def test_twins_that_differ_by_their_suffix_are_refused(lesions):
     victim = open_dataset(lesions).records[1].image
     twin = victim.with_suffix(".tif")
     Image.fromarray(255 - read_image(victim)).save(twin)
-    refused(lesions, "same name", "has the same name, but for suffix or spelling, as", victim, twin)
+    refused(lesions, "same name", "has the same name, except for suffix or spelling, as", victim, twin)
 
 
 def test_twins_that_differ_by_their_normal_form_are_refused(busi, write):
@@ -246,13 +246,13 @@ def change_groups(own: Path, change: Callable[[str], str]) -> Path:
     [
         (
             lambda text: text.replace("cyst/scan 3.png", "cyst/scann 3.png"),
-            r"csv: lists 'cyst/scann 3.png', of which there is no image, and does not list 'cyst/scan 3'; 1 more",
+            r"csv: lists 'cyst/scann 3.png', for which there is no image, and does not list 'cyst/scan 3'; 1 more",
         ),
         (
             lambda text: "\n".join(line for line in text.splitlines() if "cyst/scan 3" not in line),
             r"scan 3.png: is 'cyst/scan 3', which groups.csv does not list; it lists 11 others",
         ),
-        (lambda text: f"{text}cyst/more.png,patient 9\n", r"lists 'cyst/more.png', of which there is no image$"),
+        (lambda text: f"{text}cyst/more.png,patient 9\n", r"lists 'cyst/more.png', for which there is no image$"),
         (lambda text: text.replace("patient cyst 1", ""), r"groups.csv: row 4 names no group; 3 more"),
         (lambda text: f"{text},patient 9\n", "groups.csv: row 14 names no image"),
         (
@@ -281,7 +281,7 @@ def test_an_empty_table_of_groups_is_an_error(own):
 def test_a_table_of_groups_fits_whichever_classes_are_chosen(own):
     assert len(open_dataset(own, classes=("cyst",))) == 6
     change_groups(own, lambda text: text.replace("normal/scan 3", "normal/scan three"))
-    with pytest.raises(UnusableError, match=r"lists 'normal/scan three.png', of which there is no image"):
+    with pytest.raises(UnusableError, match=r"lists 'normal/scan three.png', for which there is no image"):
         open_dataset(own, classes=("cyst",))
 
 
@@ -354,7 +354,7 @@ def test_a_split_names_every_image_or_says_that_it_is_not_used(own, tmp_path):
     values = json.loads(path.read_text())
     left = values["train"].pop()
     path.write_text(json.dumps(values))
-    with pytest.raises(DataError, match=rf"split.json: does not list '{left}' of .*; what is to be left out is listed"):
+    with pytest.raises(DataError, match=rf"split.json: does not list '{left}' of .*; list records to leave out"):
         load_split(path, catalogue)
     path.write_text(json.dumps(values | {"train": [*values["train"], "cyst/scann 3"]}))
     with pytest.raises(DataError, match=rf"lists 'cyst/scann 3', which is not in .*, and does not list '{left}'"):

@@ -96,7 +96,7 @@ def test_all_of_16_bits_need_no_remark(tmp_path):
         (0.5, 0, "float from 0 to 1, multiplied by 255"),
         (255, 0, "float that fits 8 bits, stretched by 255"),
         (4095, 0, "float that fits 12 bits, stretched by 4095"),
-        (1000, -1000, "negative numbers, stretched from -1000 to 1000"),
+        (1000, -1000, "negative numbers, scaled from -1000 to 1000"),
     ],
 )
 def test_floats(tmp_path, top, low, remark):
@@ -169,7 +169,7 @@ def test_colours_of_16_bits_are_turned(tmp_path, write_deep):
 def test_colours_of_16_bits_that_cannot_be_read(tmp_path, write_deep):
     values = np.arange(80, dtype=np.uint16).reshape(4, 5, 4) * 100
     write_deep(tmp_path / "a.tif", values, extra=1)
-    with pytest.raises(DataError, match=r"a.tif: its colours of 16 bits \(RGBa;16\w\) cannot be read: save it as RGB"):
+    with pytest.raises(DataError, match=r"a.tif: its 16-bit colours \(RGBa;16\w\) cannot be read: save it as RGB"):
         read_image(tmp_path / "a.tif")
 
 

@@ -350,7 +350,7 @@ def test_cmmd_without_birads(plain_cmmd):
     exams = by_patient(plain_cmmd)
     assert exams["D2-0005"].labels == (0, 1)
     assert {exam.birads for exam in exams.values()} == {(-1, -1)}
-    with pytest.raises(DataError, match="there is no BI-RADS category in this table to choose"):
+    with pytest.raises(DataError, match="this table has no BI-RADS categories to select"):
         open_dataset(plain_cmmd, birads=(1, 5))
 
 
@@ -371,8 +371,8 @@ def test_cmmd_odd_cases(cmmd, write_dicom):
         "missing class": "error",
     }
     texts = [str(finding) for finding in check_dataset(cmmd).findings]
-    assert any(text.endswith("1-x.dcm: has no tag that says its side, and is not used") for text in texts)
-    assert any("1-y.dcm: is L-MLO a second time, after 1-LMLO.dcm" in text for text in texts)
+    assert any(text.endswith("1-x.dcm: has no tag for its side and is not used") for text in texts)
+    assert any("1-y.dcm: is a second L-MLO, after 1-LMLO.dcm" in text for text in texts)
     assert any(text.endswith("D1-0001: there is no view L-CC") for text in texts)
 
 

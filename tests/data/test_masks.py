@@ -201,7 +201,7 @@ def test_a_photo_is_no_mask(tmp_path):
 
 def test_a_faint_jpeg_is_refused(tmp_path):
     Image.fromarray(LESION.astype(np.uint8) * 3).save(tmp_path / "a.jpg", quality=95)
-    with pytest.raises(DataError, match=r"got \d+ to \d+, which may be noise of JPEG: save it as PNG"):
+    with pytest.raises(DataError, match=r"got \d+ to \d+, which may be JPEG noise: save it as PNG"):
         lesion(tmp_path / "a.jpg")
 
 
@@ -215,9 +215,7 @@ def test_alpha_and_colours_that_differ(tmp_path):
     opaque = FULL.copy()
     opaque[:10] = 0
     Image.fromarray(np.stack([WHITE, WHITE, WHITE, opaque], -1)).save(tmp_path / "a.png")
-    with pytest.raises(
-        DataError, match="expected opaque pixels that are all lesion, got 3,056 of 3,456 that are black"
-    ):
+    with pytest.raises(DataError, match="expected opaque pixels to be all lesion, got 3,056 of 3,456 that are black"):
         lesion(tmp_path / "a.png")
 
 
@@ -225,7 +223,7 @@ def test_the_void_of_labelling_tools(tmp_path):
     image = Image.fromarray(labels(0, 1, 255).astype(np.uint8), "P")
     image.putpalette(palette(VOC + [(224, 224, 192)] * 251))
     image.save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="expected background and lesion, got the indices 0, 1, 255: is 255 one"):
+    with pytest.raises(DataError, match="expected background and lesion, got the indices 0, 1, 255: is 255 lesion"):
         lesion(tmp_path / "a.png")
 
 

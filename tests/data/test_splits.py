@@ -129,7 +129,7 @@ def test_published_partition_that_divides_a_group():
     ("counts", "message"),
     [
         ([20, 1], "data: class 'class 1' has only 1 group to divide, at least 2 are needed"),
-        ([3, 3], "data: its 6 groups are too few to give 15% of them to one part, with all classes in both"),
+        ([3, 3], "data: its 6 groups are too few for a part of 15% with all classes in both parts"),
     ],
 )
 def test_too_few(counts, message):
@@ -161,8 +161,8 @@ def test_saved_split_is_the_same(tmp_path):
         (lambda v: v["val"].append("9/9"), "lists '9/9', which is not in data"),
         (lambda v: v["val"].append(v["train"][0]), "lists '0/.*' twice, in train and val"),
         (lambda v: v["val"].append(v["train"].pop(0)), "divides the group '0-.*' between train and val"),
-        (lambda v: v.pop("test"), "is no list of the parts train, val and test"),
-        (lambda v: v.update(train=3), "is no list of the parts train, val and test"),
+        (lambda v: v.pop("test"), "is not a list of the parts train, val and test"),
+        (lambda v: v.update(train=3), "is not a list of the parts train, val and test"),
     ],
 )
 def test_saved_split_is_held_against_the_data(tmp_path, change, message):
@@ -181,7 +181,7 @@ def test_split_that_is_not_there(tmp_path):
         load_split(tmp_path / "no.json", catalogue([4, 4]))
     for text in ("[", "[" * 100_000, '{"train": [' + "9" * 5000 + "]}"):
         (tmp_path / "a.json").write_text(text)
-        with pytest.raises(DataError, match="is no list of the parts"):
+        with pytest.raises(DataError, match="is not a list of the parts"):
             load_split(tmp_path / "a.json", catalogue([4, 4]))
 
 

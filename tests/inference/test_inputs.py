@@ -289,12 +289,12 @@ def test_exams_that_cannot_be_used(image, tmp_path):
     problems = Problems(skip=True)
     exams, _ = find_exams([tmp_path / "exams"], problems)
     assert [exam.key for exam in exams] == ["one"]
-    assert any("is L-CC a second time, after" in words for words in problems.found)
+    assert any("is a second L-CC, after" in words for words in problems.found)
     with pytest.raises(DataError, match="expected a folder with the views of an exam, found a file"):
         find_exams([tmp_path / "exams/one/L_CC.png"], problems)
     (tmp_path / "none").mkdir()
     (tmp_path / "none/a.txt").write_text("x")
-    with pytest.raises(DataError, match="there is not a single image in it"):
+    with pytest.raises(DataError, match="it contains no usable image"):
         find_exams([tmp_path / "none"], problems)
     with pytest.raises(DataError, match="has the same name as"):
         find_exams([tmp_path / "exams/one", tmp_path / "exams/one"], problems)

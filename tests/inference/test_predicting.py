@@ -129,7 +129,9 @@ def test_area_in_square_millimetres(lesion, tmp_path):
     assert row["area_mm2"] == pytest.approx(row["area_pixels"] / 8)
     file.ImagerPixelSpacing = [0.25, 0.25]
     file.save_as(tmp_path / "b.dcm")
-    with pytest.warns(UserWarning, match=r"area_mm2: .*b\.dcm: PixelSpacing, 0.5 x 0.25 mm, which counts, contradicts"):
+    with pytest.warns(
+        UserWarning, match=r"area_mm2: .*b\.dcm: PixelSpacing, 0.5 x 0.25 mm, which is used, contradicts"
+    ):
         predict(lesion, tmp_path / "b.dcm", tmp_path / "doubtful")
 
 
@@ -386,6 +388,6 @@ def test_command_with_bad_input(run_folder, image, tmp_path, capsys):
     assert failing(run_folder, tmp_path / "x.png") == f"{tmp_path}/x.png: there is no such file or folder"
     assert "is not an image; expected PNG, JPEG, BMP, TIFF or DICOM" in failing(run_folder, text)
     assert failing(run_folder, tmp_path / "empty") == f"{tmp_path}/empty: the folder is empty"
-    assert failing(run_folder, tmp_path / "texts") == f"{tmp_path}/texts: there is not a single image in it"
+    assert failing(run_folder, tmp_path / "texts") == f"{tmp_path}/texts: it contains no usable image"
     assert "batch_size: expected at least 1, got 0" in failing(run_folder, path, "--batch-size", "0")
     assert "--device abacus: torch cannot use it" in failing(run_folder, path, "--device", "abacus")

@@ -18,7 +18,7 @@ def test_second_stage_trains_the_gates_alone():
 
 @pytest.mark.parametrize("options", [{"upa": False}, {"levels": ()}])
 def test_there_is_no_second_stage_without_gates(options):
-    with pytest.raises(ValueError, match="stage2_parameters: there are no gates"):
+    with pytest.raises(ValueError, match="stage2_parameters: the network has no gates"):
         create_model("btinet", **SMALL, **options).stage2_parameters()
 
 

@@ -58,8 +58,8 @@ def test_of_a_network_alone(model, tmp_path):
     assert read.data.pipeline_tag == "image-classification"
     assert read.data.eval_results is None
     assert read.data.license is None
-    assert section(read, "Data") == "Nothing is known of the data that these parameters were trained on."
-    assert section(read, "Figures") == "Nothing is known of how good this network is."
+    assert section(read, "Data") == "The training data of these parameters is unknown."
+    assert section(read, "Metrics") == "No metrics are known for this network."
     assert "not a medical device" in section(read, "Limits")
     assert "ask the authors" in section(read, "Licence")
     assert "## Recipe" not in read.text
@@ -76,8 +76,8 @@ def test_of_a_network_from_a_run(model, origin, tmp_path):
     assert (iou.task_type, iou.metric_type, iou.metric_value) == ("image-segmentation", "iou", 0.75)
     assert (iou.dataset_name, iou.dataset_split, iou.metric_args) == ("BUSI", "test", {"interval": [0.7, 0.8]})
     assert (auc.task_type, auc.metric_type, auc.metric_value) == ("image-classification", "auc", 0.9)
-    assert "| IoU | 0.750 | 0.700 to 0.800 |" in section(card, "Figures")
-    assert "BUSI, test part, 120 images:" in section(card, "Figures")
+    assert "| IoU | 0.750 | 0.700 to 0.800 |" in section(card, "Metrics")
+    assert "BUSI, test part, 120 images:" in section(card, "Metrics")
     assert "500 train, 100 val, 120 test" in section(card, "Data")
     assert "benign, malignant" in section(card, "Data")
     assert "divide the logits by 1.500" in section(card, "Calibration")
@@ -104,8 +104,8 @@ def test_figures_do_not_outlive_their_parameters(model, origin):
         model.head.bias[0] += 1e-6
     card = card_of(model)
     assert card.data.eval_results is None
-    assert "have been changed since the run" in section(card, "Figures")
-    assert "have been changed since the run" in section(card, "Limits")
+    assert "have changed since the run" in section(card, "Metrics")
+    assert "have changed since the run" in section(card, "Limits")
     assert "not been calibrated" in section(card, "Calibration")
     assert "500 train" in section(card, "Data")  # what it has learnt from stays true
 
@@ -113,16 +113,16 @@ def test_figures_do_not_outlive_their_parameters(model, origin):
 def test_phantoms_say_nothing_about_patients(model, origin):
     model.origin = replace(origin, phantoms=True)
     card = card_of(model)
-    assert "nothing about it says anything about patients" in section(card, "Limits")
+    assert "its results say nothing about patients" in section(card, "Limits")
     assert "not patients" in section(card, "Data")
 
 
 def test_results_without_intervals(model, origin):
     model.origin = replace(origin, results=(Result("BUSI", "val", {"accuracy": (0.5, None, None)}),))
     card = card_of(model)
-    assert "| figure | value |\n" in card.text
+    assert "| metric | value |\n" in card.text
     assert card.data.eval_results[0].metric_args is None
-    assert "figures are too good" in section(card, "Limits")
+    assert "metrics there are optimistic" in section(card, "Limits")
 
 
 def test_another_licence_has_its_name(model):
@@ -162,7 +162,7 @@ def test_origins_through_json(origin):
     ],
 )
 def test_damaged_origins(origin, change):
-    with pytest.raises(ValueError, match="origin: is not as mtlkit writes it"):
+    with pytest.raises(ValueError, match="origin: expected the form that mtlkit writes"):
         Origin.from_dict(json.loads(json.dumps(origin.to_dict() | change)))
 
 

@@ -147,7 +147,7 @@ def test_any_size_from_the_stride_on(model):
 
 def test_bad_input(model):
     images, masks = lesions()
-    with pytest.raises(ValueError, match="masks: expected those of the lesions for the experts image, tumor, boundary"):
+    with pytest.raises(ValueError, match="masks: expected the lesion masks for the experts image, tumor, boundary"):
         model(images)
     with pytest.raises(ValueError, match=r"masks: expected shape \(B, 1, H, W\) = \(2, 1, 64, 64\), got \(2, 64, 64\)"):
         model(images, masks[:, 0])

@@ -146,7 +146,7 @@ def test_weights_out_of_reach():
     def offline(*_, **__):
         raise FileNotFoundError("Cannot find the requested files in the local cache.\nPlease check your connection.")
 
-    words = r"^pretrained: the weights of resnet18\.tv_in1k cannot be had \(Cannot find .* cache\); pretrained=False"
+    words = r"^pretrained: cannot get the weights of resnet18\.tv_in1k \(Cannot find .* cache\); pretrained=False"
     with patch("timm.create_model", offline), pytest.raises(OSError, match=words) as error:
         Encoder("resnet18", pretrained=True)
     assert "\n" not in str(error.value)
@@ -242,7 +242,7 @@ def test_bad_names_and_images():
         Encoder("resnet18", freeze_until="layer9", device="meta")
     with pytest.raises(ValueError, match="taps: resnet18 has no 'layer9'; it has: conv1"):
         Encoder("resnet18", taps=("layer9",), device="meta")
-    with pytest.raises(ValueError, match="taps: expected None for resnet34, for it is none of densenet121"):
+    with pytest.raises(ValueError, match="taps: expected None for resnet34, which is not one of densenet121"):
         Encoder("resnet34", taps=("layer1",), device="meta")
     with pytest.raises(ValueError, match="freeze_until: resnet34 has no module 'layer9'; it has: conv1"):
         Encoder("resnet34", freeze_until="layer9", device="meta")

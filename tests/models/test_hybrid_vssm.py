@@ -148,9 +148,9 @@ def test_bad_dictionaries(model):
         model({})
     with pytest.raises(ValueError, match=r"expected some of the keys .*got \['l_cc', 'top'\]"):
         model({"l_cc": view, "top": view})
-    with pytest.raises(ValueError, match=r"views\['r_cc'\]: expected shape \(2, 3, 64, 64\), that of l_cc, got \(1,"):
+    with pytest.raises(ValueError, match=r"views\['r_cc'\]: expected shape \(2, 3, 64, 64\) as in l_cc, got \(1,"):
         model({"l_cc": view, "r_cc": view[:1]})
-    with pytest.raises(ValueError, match="present: expected None beside a dictionary"):
+    with pytest.raises(ValueError, match="present: expected None with a dictionary"):
         model({"l_cc": view}, torch.ones(2, 4, dtype=torch.bool))
 
 
@@ -160,7 +160,7 @@ def test_bad_dictionaries(model):
         ({"backbone": "vit"}, "backbone: expected one of 'hybrid', 'vssm', 'resnet18', 'resnet50', got 'vit'"),
         ({"tasks": ()}, "tasks: expected some of label, birads in this order"),
         ({"tasks": ("birads", "label")}, "tasks: expected some of"),
-        ({"dims": (64, 128)}, "dims: expected 128, as ResNet-18 makes them"),
+        ({"dims": (64, 128)}, "dims: expected 128, the channels of ResNet-18"),
         ({"depths": (1,)}, "depths: expected 2 numbers of blocks"),
         ({"backbone": "vssm", "pretrained": True}, "pretrained, freeze_until: expected False and None"),
         ({"birads_classes": 0}, "birads_classes: expected at least 1"),

@@ -251,7 +251,7 @@ def test_official_networks(networks, name):
         state_dict_from_keras(ablated, fewer)
     other = create_model(name, encoder="resnet18", decoder_dims=(32, 24, 16, 12), device="meta")
     with pytest.raises(
-        ValueError, match="expected a tf_efficientnet as encoder, as the official code has, got resnet18"
+        ValueError, match="expected a tf_efficientnet as encoder, as in the official code, got resnet18"
     ):
         state_dict_from_keras(other, weights)
 

@@ -72,7 +72,7 @@ def test_stage2_trains_the_gates_alone():
     assert sum(p.numel() for p in gates) == 112_392
     names = {name for name, p in model.named_parameters() if any(p is gate for gate in gates)}
     assert names == {name for name, _ in model.named_parameters() if ".upa." in name}
-    with pytest.raises(ValueError, match="stage2_parameters: there are no gates"):
+    with pytest.raises(ValueError, match="stage2_parameters: the network has no gates"):
         create_model("btinet", upa=False, device="meta").stage2_parameters()
 
 
@@ -192,9 +192,9 @@ def test_gates_that_there_are_not():
         model.inspect(images, gates={"seg_level1": 0})
     with pytest.raises(ValueError, match=r"gates\['seg_level2'\]: expected shape \(B,\) = \(2,\), got \(3,\)"):
         model.inspect(images, gates={"seg_level2": torch.zeros(3)})
-    with pytest.raises(ValueError, match="gates: expected no name, as there are no gates, got 'seg_level2'"):
+    with pytest.raises(ValueError, match="gates: expected no names, because there are no gates, got 'seg_level2'"):
         create_model("btinet", **SMALL, upa=False).eval().inspect(images, gates={"seg_level2": 0})
-    with pytest.raises(ValueError, match="gates: expected None, as those of CSAMoE cannot be given"):
+    with pytest.raises(ValueError, match="gates: expected None, as CSAMoE has no gates to replace"):
         create_model("csa_moe", experts=("image",), device="meta").inspect(images, gates={"seg_level2": 0})
 
 
@@ -254,7 +254,7 @@ def test_bad_images(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tim": False}, "upa: expected False without tim, whose results it weighs, got True"),
+        ({"tim": False}, "upa: expected False without tim, which it needs, got True"),
         ({"levels": (0, 1)}, r"levels: expected some of 1, 2, 3, 4 in this order, got \(0, 1\)"),
         ({"levels": (2, 1)}, "levels"),
         ({"decoder_dims": (8, 8, 8)}, r"decoder_dims: expected 4 numbers of at least 8, got \(8, 8, 8\)"),

@@ -77,5 +77,5 @@ def test_a_network_that_says_nothing_has_nothing():
     assert plain.last_layer is None
     assert takes(plain) == ("images",)
     assert takes(nn.Identity()) == ("input",)
-    with pytest.raises(ValueError, match="stage2_parameters: Plain has no gates that learn alone"):
+    with pytest.raises(ValueError, match="stage2_parameters: Plain has no gates to train in a second stage"):
         plain.stage2_parameters()

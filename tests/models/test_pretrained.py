@@ -126,7 +126,9 @@ def test_an_edited_card_stays_on_the_hub(folder, hub):
     with torch.no_grad():
         model.head.bias += 1
     for ignored in (None, "*.txt", ["*.txt"]):
-        with pytest.warns(UserWarning, match=r"README.md of someone/tiny: is not as mtlkit wrote it, and is kept"):
+        with pytest.warns(
+            UserWarning, match=r"README.md of someone/tiny: was edited or comes from elsewhere, and is kept"
+        ):
             model.push_to_hub("someone/tiny", ignore_patterns=ignored)
     assert (hub.folder / "README.md").read_text() == "mine"
     assert torch.equal(load_file(hub.folder / "model.safetensors")["head.bias"], model.head.bias)
@@ -161,7 +163,9 @@ def test_an_edited_card_stays(folder, config):
     if config == "damaged":
         (folder / "config.json").write_text("[")
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"README.md: is not as mtlkit wrote it, and is kept; delete or rename it"):
+        with pytest.warns(
+            UserWarning, match=r"README.md: was edited or comes from elsewhere, and is kept; to get a new one, delete"
+        ):
             model.save_pretrained(folder)
         assert (folder / "README.md").read_text() == edited
     assert torch.equal(from_pretrained(folder).head.weight, model.head.weight)
@@ -176,7 +180,7 @@ def test_origins_come_with_their_parameters(folder, tmp_path):
     assert twin.origin == model.origin
     twin.save_pretrained(tmp_path / "b")
     assert huggingface_hub.ModelCard.load(tmp_path / "b" / "README.md").data.eval_results[0].metric_value == 0.9
-    with pytest.warns(UserWarning, match="fresh"):
+    with pytest.warns(UserWarning, match="newly initialised"):
         other = from_pretrained(tmp_path / "b", num_classes=5)
     other.save_pretrained(tmp_path / "c")
     assert huggingface_hub.ModelCard.load(tmp_path / "c" / "README.md").data.eval_results is None
@@ -185,7 +189,10 @@ def test_origins_come_with_their_parameters(folder, tmp_path):
 def test_a_damaged_origin_does_not_stop_loading(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"origin": {"data": 5}}))
-    with pytest.warns(UserWarning, match=r"config.json: origin: is not as mtlkit writes it .*, so that a model card"):
+    with pytest.warns(
+        UserWarning,
+        match=r"config.json: origin: expected the form that mtlkit writes.*, so it is missing from the model card",
+    ):
         assert from_pretrained(folder).origin is None
 
 
@@ -194,7 +201,7 @@ def test_a_damaged_origin_does_not_stop_loading(folder):
 
 def test_another_number_of_classes_makes_a_new_head(folder):
     stored = from_pretrained(folder)
-    with pytest.warns(UserWarning, match=r"MedMamba: fresh, not loaded, and to be trained: head.weight, head.bias$"):
+    with pytest.warns(UserWarning, match=r"MedMamba: newly initialised, not loaded; train .* head.weight, head.bias$"):
         twin = MedMamba.from_pretrained(folder, num_classes=5)
     assert twin.options == replace(stored.options, num_classes=5)
     assert twin.head.out_features == 5
@@ -205,7 +212,7 @@ def test_another_number_of_classes_makes_a_new_head(folder):
 def test_each_head_of_several_is_fresh_where_its_classes_change(tmp_path):
     create_model("hybrid_vssm", dims=(128, 256), label_classes=2).save_pretrained(tmp_path)
     with pytest.warns(
-        UserWarning, match=r"trained: heads.birads_left.weight, heads.birads_left.bias, .*right.bias$"
+        UserWarning, match=r"train .*: heads.birads_left.weight, heads.birads_left.bias, .*right.bias$"
     ) as found:
         twin = from_pretrained(tmp_path, birads_classes=3)
     assert "label" not in str(found[0].message)
@@ -222,10 +229,10 @@ def test_rates_change_without_a_word(folder, recwarn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_state": 8}, r"d_state: expected 16 as stored, got 8, .*'layers.0.blocks.0.self_attention.x_proj_weight'"),
+        ({"d_state": 8}, r"d_state: expected 16 as stored, got 8; .*'layers.0.blocks.0.self_attention.x_proj_weight'"),
         (
             {"in_chans": 1, "num_classes": 5},
-            r"in_chans: expected 3 as stored, got 1, .*'patch_embed.proj.weight', \(16, 3",
+            r"in_chans: expected 3 as stored, got 1; .*'patch_embed.proj.weight', \(16, 3",
         ),
         ({"depths": [1, 2], "drop_path_rate": 0.0}, r"depths: expected \(1, 1\) as stored, got .*, which is missing"),
         ({"depths": (1,), "dims": (16,)}, r"depths, dims: expected as stored"),
@@ -297,7 +304,7 @@ def test_another_network_is_named_with_the_first_key_that_differs(folder):
 def test_damaged_checkpoints_name_the_first_key_that_differs(folder):
     state = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in state.items() if k != "head.bias"}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"not of this MedMamba: .*'head.bias', which is missing"):
+    with pytest.raises(ValueError, match=r"not belong to this MedMamba: .*'head.bias', which is missing"):
         from_pretrained(folder)
     save_file(state | {"tail": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"'tail', which is unknown"):

@@ -59,7 +59,9 @@ def test_the_first_vmamba_starts_both_halves_of_vm_unet(tmp_path):
     published = perturbed(FirstVMamba())
     torch.save({"model": published.state_dict()}, tmp_path / "vmamba.pth")
     network = create_model("vm_unet", **UNET)
-    with pytest.warns(UserWarning, match=r"VMUNet: fresh, .* layers_up.1.upsample.expand.weight, .*final_conv.bias"):
+    with pytest.warns(
+        UserWarning, match=r"VMUNet: newly initialised, .* layers_up.1.upsample.expand.weight, .*final_conv.bias"
+    ):
         report = load_published(network, tmp_path / "vmamba.pth")
     ours, theirs = network.state_dict(), published.state_dict()
     for i in (0, 1):
@@ -78,7 +80,7 @@ def test_another_number_of_classes_leaves_the_head(tmp_path):
     torch.save(state(), tmp_path / "net.pth")
     network = create_model("medmamba_t", **CLASSIFIER | {"num_classes": 5})
     head = network.head.weight.detach().clone()
-    with pytest.warns(UserWarning, match=r"MedMamba: fresh, not loaded, and to be trained: head.weight, head.bias$"):
+    with pytest.warns(UserWarning, match=r"MedMamba: newly initialised, not loaded; train .* head.weight, head.bias$"):
         report = load_published(network, tmp_path / "net.pth")
     assert torch.equal(network.head.weight, head)
     assert report.missing == ("head.weight", "head.bias")
@@ -142,7 +144,9 @@ class Planted:
 def test_nothing_in_a_file_runs(model, tmp_path, zipped):
     planted = {"model": state(), "config": Planted(str(tmp_path / "ran"))}
     torch.save(planted, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"it holds posix.mkdir among its tensors, and is not opened"):
+    with pytest.raises(
+        CheckpointError, match=r"it contains posix.mkdir besides tensors, which could run code, and is not opened"
+    ):
         load_published(model, tmp_path / "net.pth")
     assert not (tmp_path / "ran").exists()
     torch.save(model, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)

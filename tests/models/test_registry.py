@@ -184,7 +184,7 @@ def test_unknown_names_are_answered_with_the_known():
     [
         ({"depths": (1, 1)}, r"depths: expected 4 numbers of blocks, one for each of dims, got \(1, 1\)"),
         ({"depths": (1, 1, 0, 1)}, "depths"),
-        ({"dims": (16, 32, 48, 64)}, "dims: expected each to be twice the one before"),
+        ({"dims": (16, 32, 48, 64)}, "dims: expected each to be twice the previous one"),
         ({"num_classes": 0}, "num_classes: expected at least 1, got 0"),
         ({"in_chans": 0}, "in_chans"),
         ({"d_state": 0}, "d_state"),

@@ -59,10 +59,10 @@ def bytes_in_name(root: Path) -> None:
 
 
 CHANGES: dict[Callable[[Path], None], str] = {
-    misspell: "lists 'benign/11.png', of which there is no image, and does not list 'benign/1'",
+    misspell: "lists 'benign/11.png', for which there is no image, and does not list 'benign/1'",
     hide: "expected one table of groups with the name groups.csv, got group.csv",
     pipe: "found a device or a pipe",
-    twin: "has the same name, but for suffix or spelling",
+    twin: "has the same name, except for suffix or spelling",
     bytes_in_name: "its name is not text in UTF-8",
 }
 

@@ -408,7 +408,7 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
         ),
         (
             {"model": {"options": {"upa": False}}, "second_stage": {"loss": {"gates": 1.0}}},
-            r"second_stage: expected none, as btinet has no gates that learn alone",
+            r"second_stage: expected none, as btinet has no gates to train in a second stage",
         ),
         (
             {"model": {"name": "mbdi"}, "second_stage": {"stopping": {"monitor": "val/los"}}},

@@ -190,7 +190,7 @@ def test_wrong_folders(tmp_path, folder):
         ("data.json", '{"classes": 3}', "data.json: is not as a run writes it"),
         ("result.json", "{", "result.json: is not valid JSON"),
         ("config.yaml", "a: [", "config.yaml: is not valid YAML"),
-        ("split.json", "{}", "split.json: is no list of the parts"),
+        ("split.json", "{}", "split.json: is not a list of the parts"),
         ("model/config.json", "{", "model: the network cannot be loaded"),
         ("model/config.json", '{"model": "MBDI", "options": {"depth": 3}}', "depth: MBDI has no such option"),
         ("model/model.safetensors", "xyz", "model: the network cannot be loaded"),

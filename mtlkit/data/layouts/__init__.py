@@ -1,4 +1,4 @@
-"""How public data sets lie on disk: one file a layout, each with `recognise` and `scan`."""
+"""The layouts of public data sets on disk: one file per layout, each with `recognise` and `scan`."""
 
 import inspect
 from pathlib import Path
@@ -10,7 +10,7 @@ from mtlkit.data.layouts._folders import sound
 from mtlkit.data.records import Catalogue
 from mtlkit.errors import DataError
 
-# in the order in which they are tried on a folder
+# in the order in which "auto" tries them
 LAYOUTS = {layout.NAME: layout for layout in (busi, busi_whu, ham10000, brisc, cmmd, folder)}
 
 
@@ -18,7 +18,7 @@ def find_layout(root: Path) -> str:
     """The name of the layout that a folder has.
 
     Raises:
-        DataError: none fits.
+        DataError: no layout fits.
     """
     for name, layout in LAYOUTS.items():
         if layout.recognise(root):
@@ -27,7 +27,7 @@ def find_layout(root: Path) -> str:
 
 
 def scan(root: str | Path, layout: str = "auto", **options: Any) -> Catalogue:
-    """As `open_dataset`, but errors are left among the findings."""
+    """`open_dataset`, except that errors stay among the findings."""
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"layout: expected 'auto' or one of {', '.join(LAYOUTS)}, got {layout!r}")
     root = check_folder(root)

@@ -1,4 +1,4 @@
-"""What the layouts share: matching masks to images, and the findings that follow."""
+"""Shared by the layouts: matching masks to images, and the findings about them."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from mtlkit.errors import DataError
 
 
 def inner(root: Path, names: Iterable[str], *parts: str) -> Path:
-    """The folder that holds `parts`: `root`, or the one of `names` in it that an archive unpacks to."""
+    """The folder that contains `parts`: `root`, or a subfolder from `names` that an archive unpacks to."""
     for folder in (root, *(root / name for name in names)):
         if all((folder / part).is_dir() for part in parts):
             return folder
@@ -21,10 +21,10 @@ def inner(root: Path, names: Iterable[str], *parts: str) -> Path:
 
 
 def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Path, list[Path]], list[Path]]:
-    """Masks by their image, and those that belong to none.
+    """Masks by their image, and masks without an image.
 
     The mask of "a" is "a", "a_mask", "a_anno", "a_segmentation" or "a_gt", and any of these with "_1", "_2", ...; names
-    of images may differ from those of masks in case and normal form.
+    of images and masks may differ in case and Unicode normal form.
     """
     names = Names(image.stem for image in images)
     of_stem: dict[str, list[Path]] = defaultdict(list)
@@ -36,7 +36,7 @@ def match_masks(images: Sequence[Path], masks: Sequence[Path]) -> tuple[dict[Pat
 
 
 def mask_findings(key: str, image: Path, masks: Sequence[Path], *, lesion: bool) -> Iterator[Finding]:
-    """Whether an image has the one mask that it should have."""
+    """Finds images that do not have exactly one mask."""
     if not masks and lesion:
         yield Finding("error", "missing mask", image, "there is no mask of this image", key)
     if len(masks) > 1:
@@ -44,13 +44,13 @@ def mask_findings(key: str, image: Path, masks: Sequence[Path], *, lesion: bool)
 
 
 def orphan_findings(orphans: Sequence[Path]) -> Iterator[Finding]:
-    """Masks whose image is not there."""
+    """Finds masks without an image."""
     for mask in orphans:
-        yield Finding("warning", "mask without image", mask, "there is no image that this mask belongs to")
+        yield Finding("warning", "mask without image", mask, "there is no image for this mask")
 
 
 def stray_findings(folder: Path, known: Iterable[str] = ()) -> Iterator[Finding]:
-    """Files and folders that the layout has no place for."""
+    """Finds files and folders that do not belong to the layout."""
     if not folder.is_dir():
         return
     for path in entries(folder):
@@ -68,7 +68,7 @@ def stray_findings(folder: Path, known: Iterable[str] = ()) -> Iterator[Finding]
 
 
 def sound(catalogue: Catalogue) -> Catalogue:
-    """A catalogue without the records that cannot be told apart, or whose files cannot be read, which become errors."""
+    """A catalogue without records that share a key or have unreadable files; these become errors."""
     alike: dict[str, list[Record | Exam]] = defaultdict(list)
     for record in catalogue.records:
         alike[record.key].append(record)
@@ -77,14 +77,12 @@ def sound(catalogue: Catalogue) -> Catalogue:
 
 
 def _record_findings(root: Path, records: Sequence[Record | Exam]) -> Iterator[Finding]:
-    """What is wrong with the names and files of the records of one key."""
+    """The errors in the names and files of the records with one key."""
     for number, record in enumerate(records):
         key, first = record.key, record.files[0]
         if len(records) > 1:
             others = [other.files[0].relative_to(root) for i, other in enumerate(records) if i != number]
-            text = (
-                f"has the same name, but for suffix or spelling, as {others[0]}{and_more(others)}: rename one of them"
-            )
+            text = f"has the same name, except for suffix or spelling, as {others[0]}{and_more(others)}: rename one"
             yield Finding("error", "same name", first, text, key)
         masks: dict[str, Path] = {}
         for path in record.files:
@@ -95,7 +93,7 @@ def _record_findings(root: Path, records: Sequence[Record | Exam]) -> Iterator[F
         for mask in record.masks if isinstance(record, Record) else ():
             other = masks.setdefault(composed(str(mask.with_suffix(""))), mask)
             if other is not mask:
-                text = f"has the same name, but for suffix or spelling, as {other.name}: which is the mask?"
+                text = f"has the same name, except for suffix or spelling, as {other.name}: which is the mask?"
                 yield Finding("error", "same name", mask, text, key)
 
 
@@ -106,7 +104,7 @@ def choose_classes(root: Path, known: Sequence[str], wanted: Sequence[str] | Non
     """The classes in use, in the order of their labels.
 
     Raises:
-        DataError: one is not known.
+        DataError: a class is unknown.
     """
     classes = tuple(wanted or known)
     unknown = [name for name in classes if name not in known]

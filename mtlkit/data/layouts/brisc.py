@@ -5,7 +5,8 @@
         segmentation_task/{train,test}/{images,masks}/brisc2025_train_00001_gl_ax_t1.{jpg,png}
 
 Source: Fateh et al., "BRISC: Annotated Dataset for Brain Tumor Segmentation and Classification" (arXiv 2506.14318).
-Slices without tumour have no mask: theirs is empty. There are no patients in it: each slice is a group of its own.
+Slices without tumour have no mask file; their mask is empty. The data set does not name patients, so each slice is its
+own group.
 """
 
 from collections.abc import Sequence

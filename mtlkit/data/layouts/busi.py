@@ -1,12 +1,12 @@
-"""BUSI: 780 breast ultrasound images of three classes, with masks beside the images.
+"""BUSI: 780 breast ultrasound images of three classes, with masks next to the images.
 
     [Dataset_BUSI_with_GT/]
         benign/     benign (1).png  benign (1)_mask.png  benign (1)_mask_1.png ...
         malignant/  ...
         normal/     normal (1).png  normal (1)_mask.png (black)
 
-Source: Al-Dhabyani et al., "Dataset of breast ultrasound images" (2020). There are no patients in it: each image is a
-group of its own.
+Source: Al-Dhabyani et al., "Dataset of breast ultrasound images" (2020). The data set does not name patients, so each
+image is its own group.
 """
 
 from collections.abc import Sequence

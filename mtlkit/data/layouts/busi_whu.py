@@ -1,14 +1,14 @@
-"""BUSI-WHU: 927 breast ultrasound images, benign and malignant, in one of the two ways in which it is handed on.
+"""BUSI-WHU: 927 breast ultrasound images, benign and malignant, in either of its two published forms.
 
-    {train,valid,test}/            the published partition; the class stands in the file's name, where it is known
+    {train,valid,test}/            the published partition; the class is in the file name, if known
         {img,images}/[ori/]  benign_0001.bmp
         {gt,masks}/[ori/]    benign_0001.bmp or benign_0001_anno.bmp
     {benign,malignant}/            without partition
         {img,images}/  ...
         {gt,masks}/    ...
 
-Source: Huang et al., "BUSI_WHU: Breast Cancer Ultrasound Image Dataset" (Mendeley Data, 2025). There are no patients in
-it: each image is a group of its own.
+Source: Huang et al., "BUSI_WHU: Breast Cancer Ultrasound Image Dataset" (Mendeley Data, 2025). The data set does not
+name patients, so each image is its own group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def _files(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def _parts(root: Path) -> Iterator[tuple[Path, str | None, str | None]]:
-    """Each folder of images and masks, with its split and its class where the folder's name says it."""
+    """Each folder of images and masks, with its split and its class if the folder's name has it."""
     for folder in (root, *(root / name for name in ARCHIVES)):
         for name in (*SPLITS, *CLASSES):
             if any((folder / name / images).is_dir() for images in IMAGES):
@@ -67,7 +67,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
             key, found = key_of(folder.name, image), masks[image]
             findings += mask_findings(key, image, found, lesion=True)
             if kind is None:
-                text = "neither folder nor name says the class, so that it is left unlabelled"
+                text = "neither folder nor name says the class, so it stays unlabelled"
                 findings.append(Finding("warning", "missing label", image, text))
             if found:
                 label = -1 if kind is None else chosen.index(kind)

@@ -1,13 +1,13 @@
 """CMMD and TOMPEI-CMMD: mammograms of 1,775 patients as DICOM, two views of one or both breasts.
 
-    [CMMD/]D1-0001/<study>/<series>/1-1.dcm ...      side and view stand in the tags
+    [CMMD/]D1-0001/<study>/<series>/1-1.dcm ...      side and view are in the tags
     TOMPEI-CMMD_clinical_data_*.xlsx                 sheet "Imaging Diagnosis Details Sheet": ID, LeftRight,
                                                      classification, BI-RADS category
     CMMD_clinicaldata_revision.xlsx                  ID1, LeftRight, classification; no BI-RADS
 
-Of the two tables (also as .csv) TOMPEI's is preferred. Normal and benign are 0, malignant is 1; a malignant lesion that
-the readers could not see on the image ("Invisible") is malignant; "Exclusion" is not known. A breast without image, or
-outside the chosen BI-RADS categories, has label and BI-RADS -1; a patient without any label is left out.
+TOMPEI's table is preferred to the other one (both may be .csv). Normal and benign are 0, malignant is 1; a malignant
+lesion that the readers could not see on the image ("Invisible") is malignant; "Exclusion" is unknown. A breast without
+image, or outside the selected BI-RADS categories, has label and BI-RADS -1; a patient without any label is left out.
 
 Sources: Cui et al., "The Chinese Mammography Database" (2021); TOMPEI-CMMD (The Cancer Imaging Archive, 2025); the
 subsets {1, 5}, {1, 3, 5} and all five: "A Hybrid CNN-VSSM model for Multi-View, Multi-Task Mammography Analysis"
@@ -47,7 +47,7 @@ def _table(root: Path) -> Path | None:
 
 
 def _patients(root: Path) -> list[Path]:
-    """Folders of patients: those with DICOM files somewhere below."""
+    """The folders of patients: those that contain DICOM files."""
     home = root / "CMMD" if (root / "CMMD").is_dir() else root
     return [folder for folder in subfolders(home) if next(_dicoms(folder), None) is not None]
 
@@ -62,7 +62,7 @@ def recognise(root: Path) -> bool:
 
 
 def _breasts(path: Path) -> tuple[dict[tuple[str, str], _Breast], bool, list[Finding]]:
-    """What the table says of each (patient, side), and whether it knows BI-RADS."""
+    """The table's entry for each (patient, side), and whether it has BI-RADS."""
     rows = read_table(path, SHEET)
     top = next((i for i, row in enumerate(rows) if {"ID", "ID1"} & set(row)), None)
     if top is None:
@@ -110,14 +110,14 @@ def _views(folder: Path, findings: list[Finding]) -> tuple[Path | None, ...]:
             findings.append(Finding("error", "unreadable", path, error.text))
             continue
         if tags.patient and composed(tags.patient) != composed(folder.name):
-            text = f"says that it is of patient {tags.patient}, and lies in the folder of {folder.name}"
+            text = f"belongs to patient {tags.patient} by its tags, but is in the folder of {folder.name}"
             findings.append(Finding("warning", "other patient", path, text))
         if tags.name is None:
             missing = " and ".join(what for what, tag in (("side", tags.side), ("view", tags.view)) if not tag)
-            text = f"has no tag that says its {missing}, and is not used"
+            text = f"has no tag for its {missing} and is not used"
             findings.append(Finding("error", "missing tags", path, text))
         elif tags.name in views:
-            text = f"is {tags.name} a second time, after {views[tags.name].name}, and is not used"
+            text = f"is a second {tags.name}, after {views[tags.name].name}, and is not used"
             findings.append(Finding("warning", "view twice", path, text))
         else:
             views[tags.name] = path
@@ -135,7 +135,7 @@ def scan(root: Path, birads: Sequence[int] = (1, 2, 3, 4, 5)) -> Catalogue:
     table, knows_birads, findings = _breasts(path)
     whole = len(chosen) == 5
     if not knows_birads and not whole:
-        raise DataError(f"{path}: there is no BI-RADS category in this table to choose {chosen} from")
+        raise DataError(f"{path}: this table has no BI-RADS categories to select {chosen} from")
     exams = []
     folders = _patients(root)
     for folder in folders:
@@ -151,7 +151,7 @@ def scan(root: Path, birads: Sequence[int] = (1, 2, 3, 4, 5)) -> Catalogue:
                 labels.append(-1)
                 categories.append(-1)
             if seen and breast is None:
-                text = f"its {'left' if side == 'L' else 'right'} breast is not listed in {path.name}: not known"
+                text = f"its {'left' if side == 'L' else 'right'} breast is not listed in {path.name}: label unknown"
                 findings.append(Finding("note", "missing row", folder, text))
             for what, view in zip(VIEWS[2 * i : 2 * i + 2], views[2 * i : 2 * i + 2], strict=True):
                 if seen and view is None:

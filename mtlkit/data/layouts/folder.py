@@ -1,13 +1,13 @@
 """A layout for your own data.
 
     images/<class>/scan 1.png       PNG, JPEG, BMP, TIFF or DICOM
-    masks/<class>/scan 1.png        of the same name, in any of these formats; scan 1_1.png, scan 1_2.png ...
+    masks/<class>/scan 1.png        with the same name, in any of these formats; scan 1_1.png, scan 1_2.png ...
                                     are merged with it
-    groups.csv                      optional, columns image and group: which images belong together, as of one patient;
-                                    where there is one, it lists every image
+    groups.csv                      optional, columns image and group: images that belong together, for example to one
+                                    patient; if it exists, it must list every image
 
-The images of the classes normal, no_tumor and healthy need no mask. Without a folder masks/ at all, the images have
-classes only. Names of images in groups.csv may have backslashes, images/ in front, a suffix or none, and another case.
+The images of the classes normal, no_tumor and healthy need no mask. Without a folder masks/, the images have only
+classes. Names of images in groups.csv may have backslashes, a leading images/, a suffix or none, and another case.
 """
 
 import re
@@ -32,7 +32,7 @@ from mtlkit.errors import DataError
 NAME = "folder"
 IMAGES = (*PICTURES, *DICOM)
 GROUPS = "groups.csv"
-NEARLY = re.compile(r"groups?(\.(csv|tsv|tab|txt|xlsx?|ods))*", re.IGNORECASE)  # names that are meant so
+NEARLY = re.compile(r"groups?(\.(csv|tsv|tab|txt|xlsx?|ods))*", re.IGNORECASE)  # accepted variants of the name
 
 
 def recognise(root: Path) -> bool:
@@ -45,29 +45,29 @@ def recognise(root: Path) -> bool:
 
 @dataclass
 class _Groups:
-    """What groups.csv says; without it, each image is a group of its own."""
+    """The groups in groups.csv; without it, each image is its own group."""
 
     path: Path | None = None
     of_key: dict[str, str] = field(default_factory=dict)
-    strays: list[str] = field(default_factory=list)  # names of images that there are not
+    strays: list[str] = field(default_factory=list)  # names without an image
     findings: list[Finding] = field(default_factory=list)
 
     def finding(self, image: Path, key: str) -> Finding | None:
-        """The error of an image that is not listed."""
+        """The error for an image that is not listed."""
         if self.path is None or key in self.of_key:
             return None
         instead = (
-            f"{shown(self.strays[0])}, of which there is no image" if self.strays else f"{len(self.of_key)} others"
+            f"{shown(self.strays[0])}, for which there is no image" if self.strays else f"{len(self.of_key)} others"
         )
         text = f"is {shown(key)}, which {self.path.name} does not list; it lists {instead}"
         return Finding("error", "missing group", image, text, key)
 
 
 def _table(root: Path) -> Path | None:
-    """The table of groups, whatever the case of its name.
+    """The table of groups; the case of its name does not matter.
 
     Raises:
-        DataError: there are several, or one whose name is nearly right.
+        DataError: there are several tables, or one with a misspelt name.
     """
     tables = [path for path in entries(root) if NEARLY.fullmatch(path.name) and not path.is_dir()]
     for path in tables:
@@ -77,7 +77,7 @@ def _table(root: Path) -> Path | None:
 
 
 def _groups(root: Path, images: Mapping[str, Path]) -> _Groups:
-    """The groups of images, by their keys, and what in the table fits none."""
+    """The groups of images by their keys, and rows of the table without an image."""
     path = _table(root)
     if path is None:
         return _Groups()
@@ -105,7 +105,7 @@ def _groups(root: Path, images: Mapping[str, Path]) -> _Groups:
             listed.setdefault(key, number)
     missing = next((key for key in images if key not in found.of_key), None)
     for name in found.strays:
-        text = f"lists {shown(name)}, of which there is no image"
+        text = f"lists {shown(name)}, for which there is no image"
         text += "" if missing is None else f", and does not list {shown(missing)}"
         found.findings.append(Finding("error", "missing image", path, text))
     return found
@@ -115,7 +115,7 @@ def _groups(root: Path, images: Mapping[str, Path]) -> _Groups:
 
 
 def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
-    """Lists the images; `classes` names those to use, in the order of their labels; by default all, by the alphabet."""
+    """Lists the images; `classes` names those to use, in the order of their labels; by default all, sorted by name."""
     if not (root / "images").is_dir():
         raise DataError(f"{root}: there is no folder images")
     folders = _classes(root / "images")
@@ -143,23 +143,23 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
 
 
 def _classes(images: Path) -> dict[str, Path]:
-    """The folders of the classes by their names, by the alphabet.
+    """The folders of the classes by name, in alphabetical order.
 
     Raises:
-        DataError: there is none, or two have one name.
+        DataError: there is none, or two have the same name.
     """
     folders: dict[str, Path] = {}
     for path in subfolders(images):
         other = folders.setdefault(composed(path.name), path)
         if other is not path:
-            raise DataError("has the same name as another folder beside it, but for the form of its letters", path=path)
+            raise DataError("has the same name as another folder, except for Unicode normal form or case", path=path)
     if not folders:
-        raise DataError(f"{images}: there is no folder of a class in it")
+        raise DataError(f"{images}: it contains no folder of a class")
     return dict(sorted(folders.items()))
 
 
 def _mask_folders(masks: Path, classes: Mapping[str, Path]) -> dict[str, Path]:
-    """The folders of masks by class, whatever the case of their names."""
+    """The folders of masks by class, ignoring the case of their names."""
     names, found = Names(classes), dict[str, Path]()
     for folder in sorted(subfolders(masks), key=lambda folder: composed(folder.name) not in classes):
         if (name := names.find(folder.name)) is not None:
@@ -172,9 +172,9 @@ def _lower(paths: Iterable[Path]) -> set[str]:
 
 
 def _stray_findings(root: Path, classes: Mapping[str, Path], masks: Mapping[str, Path]) -> Iterator[Finding]:
-    """Images and masks that lie in no folder of a class."""
+    """Finds images and masks outside the folders of classes."""
     for folder, known in ((root / "images", classes), (root / "masks", masks)):
         files = [path for path in pictures(folder, IMAGES) if not path.is_dir()]
         yield from stray_findings(folder, _lower([*known.values(), *files]))
         for path in files:
-            yield Finding("warning", "unknown file", path, "lies in no folder of a class, and is not read")
+            yield Finding("warning", "unknown file", path, "is not in the folder of a class, and is not read")

@@ -34,7 +34,7 @@ def _files(root: Path, begin: str) -> list[Path]:
 
 
 def _nested(folder: Path) -> list[Path]:
-    """An archive may unpack to a folder of its own name."""
+    """The folder, or the subfolder of the same name that an archive may unpack to."""
     return pictures(folder / folder.name)
 
 
@@ -53,7 +53,7 @@ def scan(root: Path, classes: Sequence[str] | None = None) -> Catalogue:
     lesion, image_id, dx = (column(header, path, name) for name in ("lesion_id", "image_id", "dx"))
     files = _files(root, "HAM10000_images")
     masks, orphans = match_masks(files, _files(root, "HAM10000_segmentations"))
-    images: dict[str, list[Path]] = defaultdict(list)  # more than one of a name is told by what reads the catalogue
+    images: dict[str, list[Path]] = defaultdict(list)  # several files with one name are reported later
     for file in files:
         images[composed(file.stem)].append(file)
     names = Names(images)

@@ -1,6 +1,6 @@
-"""Phantoms: drawn images that look like the real thing closely enough to learn from, in the layouts of real data sets.
+"""Phantoms: synthetic images, realistic enough for a network to learn from, in the layouts of real data sets.
 
-They are for trying, testing and teaching. Nothing measured on them says anything about patients.
+They are for trials, tests and teaching. Results on them say nothing about patients.
 """
 
 from mtlkit.data.synthetic.layouts import synthesize_layout

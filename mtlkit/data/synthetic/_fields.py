@@ -1,4 +1,4 @@
-"""What both phantoms are made of: coordinates, smooth and rough random fields, outlines, and checks of options."""
+"""Building blocks of both phantoms: coordinates, random fields, outlines, and checks of options."""
 
 import numpy as np
 from numpy.random import Generator
@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter1d
 
 
 def check_options(cases: int, size: int, seed: int, least_cases: int) -> None:
-    """Raises a ValueError unless a data set can be drawn with these."""
+    """Raises a ValueError unless a data set can be drawn with these options."""
     for name, value, least in (("cases", cases, least_cases), ("size", size, 64), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an integer that is at least {least}, got {value!r}")
@@ -15,20 +15,20 @@ def check_options(cases: int, size: int, seed: int, least_cases: int) -> None:
 
 
 def grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Y and x of the pixel centres as shares of the height, so that circles are round."""
+    """Y and x of the pixel centres as fractions of the height, so that circles are round."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return (y + 0.5) / height, (x + 0.5) / height
 
 
 def curve(rng: Generator, length: int, waves: float) -> np.ndarray:
-    """A smooth random line of spread 1, with about so many waves."""
+    """A smooth random line with standard deviation 1 and about this many waves."""
     padding = length
     line = gaussian_filter1d(rng.standard_normal(length + 2 * padding), length / (4 * waves))[padding:-padding]
     return (line - line.mean()) / (line.std() + 1e-9)
 
 
 def power_law(rng: Generator, height: int, width: int, exponent: float, stretch: float = 1.0) -> np.ndarray:
-    """Noise of spread 1 whose amplitude falls as frequency^-exponent; `stretch` draws it out sideways."""
+    """Noise with standard deviation 1 and amplitude frequency^-exponent; `stretch` widens it horizontally."""
     fy = np.fft.fftfreq(2 * height)[:, None] * 2 * height
     fx = np.fft.rfftfreq(2 * width)[None] * 2 * width * stretch * (height / width)
     amplitude = np.maximum(fy**2 + fx**2, 1.0) ** (-exponent / 2)
@@ -38,7 +38,7 @@ def power_law(rng: Generator, height: int, width: int, exponent: float, stretch:
 
 
 def outline(rng: Generator, roughness: float, orders: range, spikes: int = 0, spike: float = 0.0) -> np.ndarray:
-    """Radius by angle, 720 steps, mean about 1: harmonics of these orders, and narrow spikes."""
+    """Radius by angle in 720 steps, mean about 1, from harmonics of these orders and narrow spikes."""
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     radius = np.ones_like(angle)
     for k in orders:
@@ -57,7 +57,7 @@ def inside(
     tilt: float,
     radius: np.ndarray,
 ) -> np.ndarray:
-    """How far inside a deformed ellipse each pixel is: 1 at the centre, 0 on the outline, negative outside."""
+    """Depth of each pixel inside a deformed ellipse: 1 at the centre, 0 on the outline, negative outside."""
     dy, dx = y - centre[0], x - centre[1]
     c, s = np.cos(tilt), np.sin(tilt)
     v, u = (c * dy - s * dx) / axes[0], (s * dy + c * dx) / axes[1]

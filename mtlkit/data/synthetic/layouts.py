@@ -1,4 +1,4 @@
-"""Phantoms in every layout: small data sets to rehearse with, before the real one is there."""
+"""Phantoms in every layout: small data sets for a trial run before you have the real one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +14,24 @@ from mtlkit.data.synthetic.ultrasound import MARK, draw_ultrasound, synthesize_u
 
 __all__ = ["synthesize_layout"]
 
-Drawn = tuple[str, int, np.ndarray, np.ndarray]  # class, number within it, image and mask
+Drawn = tuple[str, int, np.ndarray, np.ndarray]  # class, number within the class, image and mask
 
 
 def synthesize_layout(layout: str, path: str | Path, cases: int, size: int = 96, seed: int = 0) -> None:
-    """Writes phantoms as the files of a public data set lie.
+    """Writes phantoms in the layout of a public data set.
 
-    Only in "busi" and "cmmd" they look like what the data set holds. In the others they are ultrasound, of classes that
-    are benign and malignant in turn: good for trying whether everything runs, and for nothing else.
+    Only in "busi" and "cmmd" do they look like the data set. In the other layouts they are ultrasound images whose
+    classes alternate between benign and malignant, useful only to check that everything runs.
 
     Args:
         layout: "busi" (also for "folder"), "busi_whu", "ham10000", "brisc" or "cmmd".
-        path: the folder to make.
-        cases: how many images or exams, at least twice as many as classes.
-        size: their height in pixels, 64 to 4096.
-        seed: the same gives the same files.
+        path: folder to create.
+        cases: number of images or exams, at least twice the number of classes.
+        size: height of the images in pixels, 64 to 4096.
+        seed: random seed; the same seed gives the same files.
 
     Raises:
-        ValueError: there is no such layout, or an option out of range.
+        ValueError: there is no such layout, or an option is out of range.
         DataError: `path` exists already, or cannot be written.
 
     Example:
@@ -59,7 +59,7 @@ def synthesize_layout(layout: str, path: str | Path, cases: int, size: int = 96,
 
 
 def _draw(classes: tuple[str, ...], cases: int, size: int, seed: int) -> Iterator[Drawn]:
-    """The classes in turn."""
+    """The classes in alternation."""
     for case in range(cases):
         number = case % len(classes)
         kind = "normal" if classes[number] == "no_tumor" else ("benign", "malignant")[number % 2]

@@ -35,13 +35,14 @@ HEADER = ("ID", "LeftRight", "Age", "classification", "Exclusion reason", "Breas
 
 @dataclass(frozen=True)
 class Breast:
-    """What is to be drawn.
+    """The contents of a breast.
 
     Args:
-        birads: 1 nothing; 2 a few coarse calcifications; 3 a smooth mass; 4 an irregular mass or a loose cluster; 5 a
+        birads: BI-RADS category. 1 nothing; 2 a few coarse calcifications; 3 a smooth mass; 4 an irregular mass or a
+        loose cluster; 5 a
             spiculated mass, often with a tight cluster of uneven calcifications.
-        malignant: whether it is; BI-RADS 5 is, 4 may be, 1 to 3 are not.
-        density: share of gland, 0 to 1.
+        malignant: whether the lesion is malignant: BI-RADS 5 is, 4 may be, 1 to 3 are not.
+        density: fraction of gland, 0 to 1.
 
     Example:
         >>> from mtlkit.data.synthetic import Breast
@@ -63,7 +64,7 @@ class Breast:
 
     @property
     def classification(self) -> str:
-        """As in CMMD's tables."""
+        """The classification in CMMD's tables."""
         return "Malignant" if self.malignant else "Normal" if self.birads == 1 else "Benign"
 
 
@@ -71,7 +72,7 @@ class Breast:
 
 
 def _shape(rng: Generator, y: np.ndarray, x: np.ndarray, view: str, build: np.ndarray) -> tuple[np.ndarray, Place]:
-    """Depth below the skin (0 on it, negative in air), and where the nipple is; chest wall at x = 0."""
+    """Depth below the skin (0 at the skin, negative in air), and the position of the nipple; chest wall at x = 0."""
     width = float(x.max())
     reach, half, sag = width * (0.62 + 0.22 * build[0]), 0.30 + 0.10 * build[1], 0.02 * build[2]
     middle = 0.5 + 0.03 * rng.uniform(-1, 1) + (0.10 + sag if view == "MLO" else 0.0)
@@ -86,7 +87,7 @@ def _shape(rng: Generator, y: np.ndarray, x: np.ndarray, view: str, build: np.nd
 def _tissue(
     rng: Generator, y: np.ndarray, x: np.ndarray, depth: np.ndarray, nipple: Place, density: float
 ) -> np.ndarray:
-    """How much the tissue absorbs, about 0.25 for fat and 0.8 for gland."""
+    """Absorption of the tissue, about 0.25 for fat and 0.8 for gland."""
     height, width = y.shape
     middle, reach = nipple
     fine, coarse = power_law(rng, height, width, 1.5), power_law(rng, height, width, 1.9)
@@ -129,7 +130,7 @@ def _pectoral(y: np.ndarray, x: np.ndarray, build: np.ndarray) -> np.ndarray:
 
 
 def _mass(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, radius: float, form: str) -> np.ndarray:
-    """What a mass adds: "smooth", "irregular" or "spiculated"."""
+    """Absorption added by a "smooth", "irregular" or "spiculated" mass."""
     axes = (radius, radius * rng.uniform(0.85, 1.25))
     tilt = rng.uniform(0, np.pi)
     if form == "smooth":
@@ -152,7 +153,7 @@ def _mass(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, radius: f
 
 
 def _calcifications(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, form: str) -> np.ndarray:
-    """What calcifications add: "coarse", "loose" or "tight"."""
+    """Absorption added by "coarse", "loose" or "tight" calcifications."""
     pixel = 1 / y.shape[0]
     added = np.zeros_like(y)
     count, spread = {"coarse": (4, 0.16), "loose": (9, 0.045), "tight": (26, 0.03)}[form]
@@ -168,7 +169,7 @@ def _calcifications(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place,
 
 
 def _lesion(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, breast: Breast, choice: float) -> np.ndarray:
-    """What the lesion of a breast adds; `choice` in [0, 1) decides its kind alike in both views."""
+    """Absorption added by the lesion of a breast; `choice` in [0, 1) selects the same kind in both views."""
     if breast.birads == 1:
         return np.zeros_like(y)
     if breast.birads == 2:
@@ -187,16 +188,16 @@ def _lesion(rng: Generator, y: np.ndarray, x: np.ndarray, centre: Place, breast:
 def draw_mammogram(
     view: str, breast: Breast | None = None, size: int = 512, seed: int | Sequence[int] = 0
 ) -> np.ndarray:
-    """One view of a breast.
+    """Draws one view of a breast.
 
     Args:
         view: "L-CC", "L-MLO", "R-CC" or "R-MLO".
-        breast: what is in it; by default nothing but tissue.
+        breast: contents of the breast; by default only tissue.
         size: height in pixels; the width is 0.834 of it, as in CMMD.
-        seed: of the woman; her four views have the same build, and the two views of a breast the same lesion.
+        seed: seed of the woman; her four views have the same shape, and both views of a breast the same lesion.
 
     Returns:
-        (H, W), float32 in [0, 1], bright where much is absorbed.
+        (H, W), float32 in [0, 1], bright where absorption is high.
 
     Raises:
         ValueError: there is no such view.
@@ -240,7 +241,7 @@ def draw_mammogram(
 
 
 def _write_dicom(path: Path, image: np.ndarray, patient: str, view: str, seeds: Sequence[int], *, inverted: bool):
-    """A mammogram of 12 bits with a window; `inverted` as MONOCHROME1."""
+    """Writes a 12-bit mammogram with a window; `inverted` as MONOCHROME1."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import UID, DigitalMammographyXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
@@ -257,7 +258,7 @@ def _write_dicom(path: Path, image: np.ndarray, patient: str, view: str, seeds: 
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = uid(patient, view)
-    file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # pyright: ignore[reportArgumentType] - new: of no file
+    file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)  # pyright: ignore[reportArgumentType] - a new data set has no file
     file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     file.StudyInstanceUID, file.SeriesInstanceUID = uid(patient), uid(patient, "series")
     file.PatientID = file.PatientName = patient
@@ -277,11 +278,11 @@ def _write_dicom(path: Path, image: np.ndarray, patient: str, view: str, seeds: 
 
 
 def _breasts(rng: Generator, category: int) -> dict[str, Breast]:
-    """A woman's breasts: one has this BI-RADS category, the other one, where it was imaged, none worse."""
+    """A woman's breasts: one has this BI-RADS category, the other one, if imaged, none worse."""
     density = float(rng.beta(2, 2.5))
     worse, other = ("L", "R") if rng.random() < 0.5 else ("R", "L")
     breasts = {worse: Breast(category, category == 5 or (category == 4 and rng.random() < 0.5), density)}
-    if rng.random() > 0.25:  # of a quarter of the women there is one breast only
+    if rng.random() > 0.25:  # a quarter of the women have only one breast imaged
         breasts[other] = Breast(int(rng.choice([1, 1, 1, 2])) if category > 1 else 1, density=density)
     return breasts
 
@@ -295,21 +296,21 @@ def synthesize_mammography(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes a data set of mammography phantoms as DICOM in CMMD's layout, with a table as TOMPEI-CMMD's.
+    """Writes a data set of mammography phantoms as DICOM in CMMD's layout, with a table in TOMPEI-CMMD's format.
 
     The five BI-RADS categories are equally frequent among the women (by the worse of the two breasts). A quarter of
-    the women have one breast imaged; a fifth of the files are MONOCHROME1. The folder is written whole or not at all.
+    the women have one breast imaged; a fifth of the files are MONOCHROME1. The folder is written atomically.
 
     Args:
-        path: the folder to make.
-        cases: how many women, at least 5.
+        path: folder to create.
+        cases: number of women, at least 5.
         size: height of the views in pixels, 64 to 4096; CMMD's have 2294.
-        seed: the same gives the same files.
-        force: overwrites what an earlier run wrote there.
-        progress: called with the number of cases done and that of all.
+        seed: random seed; the same seed gives the same files.
+        force: whether to overwrite the result of an earlier run.
+        progress: called with the number of processed cases and the total.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
         DataError: `path` exists already, or cannot be written.
 
     Example:

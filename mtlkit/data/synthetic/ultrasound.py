@@ -1,7 +1,7 @@
-"""Ultrasound phantoms: layers of the breast, lesions and their shadows, seen through speckle.
+"""Ultrasound phantoms: layers of the breast, lesions and their shadows, with speckle.
 
-An echo is a field of complex Gaussian noise, blurred by the beam, whose strength is that of the tissue, less what was
-lost on the way; its envelope is compressed to decibels, as on a scanner. Depth runs down.
+The echo is complex Gaussian noise, scaled by the tissue's strength minus the attenuation above it and blurred by the
+beam; its envelope is compressed to decibels, as in a scanner. Depth increases downwards.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mtlkit.data.synthetic._fields import check_options, curve, grid, inside, ou
 
 __all__ = ["draw_ultrasound", "synthesize_ultrasound"]
 
-# share of each class, that of BUSI
+# fraction of each class, as in BUSI
 SHARES = {"benign": 437 / 780, "malignant": 210 / 780, "normal": 133 / 780}
 MARK = "synthetic.json"
 
@@ -74,7 +74,7 @@ def _ligaments(rng: Generator, y: np.ndarray, x: np.ndarray, strength: np.ndarra
 
 
 def _fat_lobule(rng: Generator, y: np.ndarray, x: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """A grey oval with a bright rim in the gland: it may be taken for a lesion, and is none."""
+    """A grey oval with a bright rim in the gland, which resembles a lesion but is not one."""
     centre = (rng.uniform(0.25, 0.55), rng.uniform(0.1, 0.9) * float(x.max()))
     axes = (rng.uniform(0.02, 0.045), rng.uniform(0.06, 0.12))
     depth = inside(y, x, centre, axes, rng.uniform(-0.3, 0.3), outline(rng, 0.08, range(2, 5)))
@@ -97,7 +97,7 @@ def _benign(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple[float, f
         np.exp(-(((depth + 0.04) / 0.06) ** 2)) * np.abs(y - centre[0]) / axes[0]
     )  # seen where the beam meets it square
     strength += rng.uniform(3, 8) * rim
-    loss = -rng.uniform(10, 40) * smooth_step(depth, 0.06)  # dB a unit of depth: through transmission
+    loss = -rng.uniform(10, 40) * smooth_step(depth, 0.06)  # dB per unit of depth: through transmission
     sides = np.exp(-(((np.abs(x - centre[1]) - 0.97 * axes[1]) / 0.012) ** 2)) * (np.abs(y - centre[0]) < 0.03)
     return strength, loss + rng.uniform(0, 90) * sides, depth > 0  # and thin shadows of the edges
 
@@ -130,7 +130,7 @@ def _malignant(rng: Generator, y: np.ndarray, x: np.ndarray, centre: tuple[float
 
 
 def _scan(rng: Generator, strength: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """The picture of a tissue of this strength (dB), which loses so much more (dB a unit of depth) than others."""
+    """The image of a tissue with this strength (dB) and extra attenuation (dB per unit of depth)."""
     height, width = strength.shape
     spread = max(height / 256, 0.5)
     lost = gaussian_filter1d(np.cumsum(loss, 0) / height, 3.0 * spread, axis=1)
@@ -146,7 +146,7 @@ def _scan(rng: Generator, strength: np.ndarray, loss: np.ndarray) -> np.ndarray:
     field = (1 - share) * near + share * far
     field /= field.std((0, 2), keepdims=True)
     envelope = np.hypot(*field) * 10 ** (level / 20)
-    envelope += 10 ** ((-44 + 6 * share) / 20) * np.abs(rng.standard_normal((height, width)))  # the amplifier's own
+    envelope += 10 ** ((-44 + 6 * share) / 20) * np.abs(rng.standard_normal((height, width)))  # amplifier noise
     decibels = 20 * np.log10(gaussian_filter(envelope, 0.5 * spread) + 1e-6)
     bottom, top = rng.uniform(-37, -32), rng.uniform(6, 12)
     return np.clip((decibels - bottom) / (top - bottom), 0, 1) ** rng.uniform(0.9, 1.2)
@@ -155,12 +155,12 @@ def _scan(rng: Generator, strength: np.ndarray, loss: np.ndarray) -> np.ndarray:
 def draw_ultrasound(
     kind: str, size: int | tuple[int, int] = 256, seed: int | Generator = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One ultrasound phantom.
+    """Draws one ultrasound phantom.
 
     Args:
         kind: "benign", "malignant" or "normal".
-        size: pixels a side, or (height, width).
-        seed: the same gives the same phantom.
+        size: pixels per side, or (height, width).
+        seed: random seed; the same seed gives the same phantom.
 
     Returns:
         The image (H, W) and the mask of the lesion (H, W), both uint8, 0 to 255.
@@ -184,7 +184,7 @@ def draw_ultrasound(
     for _ in range(rng.integers(0, 3)):
         strength = _fat_lobule(rng, y, x, strength)
     loss, mask = np.zeros_like(strength), np.zeros(strength.shape, dtype=bool)
-    if rng.random() < 0.5:  # a strand casts a shadow of its own, lesion or not
+    if rng.random() < 0.5:  # strands cast shadows, with or without a lesion
         place, broad = rng.uniform(0, 1) * float(x.max()), rng.uniform(0.01, 0.03)
         loss += rng.uniform(5, 14) * np.exp(-(((x - place) / broad) ** 2)) * (y > rng.uniform(0.05, 0.2))
     if kind != "normal":
@@ -197,7 +197,7 @@ def draw_ultrasound(
 
 
 def class_counts(cases: int) -> dict[str, int]:
-    """Cases of each class: BUSI's shares, at least one each."""
+    """Number of cases per class, in BUSI's proportions, at least one each."""
     exact = {name: cases * share for name, share in SHARES.items()}
     counts = {name: max(1, int(value)) for name, value in exact.items()}
     for name in sorted(exact, key=lambda name: int(exact[name]) - exact[name]):
@@ -216,20 +216,20 @@ def synthesize_ultrasound(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Writes a data set of ultrasound phantoms in BUSI's layout, with BUSI's shares of the three classes.
+    """Writes a data set of ultrasound phantoms in BUSI's layout, with the three classes in BUSI's proportions.
 
-    The folder is written whole or not at all; images are between 1 and 1.35 times as wide as high.
+    The folder is written atomically; images are between 1 and 1.35 times as wide as high.
 
     Args:
-        path: the folder to make.
-        cases: how many images, at least 3.
-        size: their height in pixels, 64 to 4096.
-        seed: the same gives the same files.
-        force: overwrites what an earlier run wrote there.
-        progress: called with the number of cases done and that of all.
+        path: folder to create.
+        cases: number of images, at least 3.
+        size: height of the images in pixels, 64 to 4096.
+        seed: random seed; the same seed gives the same files.
+        force: whether to overwrite the result of an earlier run.
+        progress: called with the number of processed cases and the total.
 
     Raises:
-        ValueError: an option out of range.
+        ValueError: an option is out of range.
         DataError: `path` exists already, or cannot be written.
 
     Example:

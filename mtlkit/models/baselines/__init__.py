@@ -1,4 +1,4 @@
-"""Networks to compare with, one file a family; `create_model` makes each by its name."""
+"""Networks for comparison, one file per family; `create_model` makes each by its name."""
 
 from mtlkit.models.baselines._base import Baseline, BaselineOptions, BaselineOutput
 from mtlkit.models.baselines.densemtl import DenseMTL, DenseMTLOptions

@@ -1,4 +1,4 @@
-"""What the networks to compare with share: options, output, padding, and a classifier where theirs has none."""
+"""Shared by the networks for comparison: options, output, padding, and a classifier for those without one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from mtlkit.models.pretrained import Pretrained
 
 @dataclass(frozen=True)
 class BaselineOptions:
-    """What the networks that ours are compared with have in common.
+    """Options that all networks for comparison have.
 
     Attributes:
-        num_classes: logits of the classifier.
+        num_classes: number of classes.
         in_chans: channels of the images.
-        classifier: whether there is one; without, `cls_logits` is None.
+        classifier: whether the network has a classifier; otherwise `cls_logits` is None.
         dropout: probability before the classifier.
 
     Example:
@@ -42,11 +42,11 @@ class BaselineOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions(BaselineOptions):
-    """Options of the networks that are built on an encoder of timm.
+    """Options of the networks with an encoder from timm.
 
     Attributes:
-        encoder: its name, with or without the tag of its weights.
-        pretrained: whether it starts from them.
+        encoder: name of the encoder, with or without a tag for its weights. pretrained: whether the encoder starts from
+        these weights.
     """
 
     encoder: str = "resnet50.tv_in1k"
@@ -58,7 +58,7 @@ class EncoderOptions(BaselineOptions):
 
 
 class BaselineOutput(NamedTuple):
-    """What the networks that ours are compared with return.
+    """The output of the networks for comparison.
 
     Example:
         >>> import torch
@@ -72,27 +72,27 @@ class BaselineOutput(NamedTuple):
 
 
 class Baseline(Pretrained):
-    """Base of the networks that ours are compared with: images to the logits of a mask and of a class.
+    """Base of the networks for comparison: images to the logits of a mask and of a class.
 
-    Sizes that `stride` does not divide are filled up with zeros at the bottom and on the right, and the mask is cropped
-    back. Subclasses define `build`, which makes the layers, and `run`.
+    Images whose size is not a multiple of `stride` are padded with zeros at the bottom and on the right, and the mask
+    is cropped back. Subclasses define `build`, which makes the layers, and `run`.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Attributes:
-        stride: what H and W are filled up to a multiple of.
-        smallest: H and W.
+        stride: H and W are padded to a multiple of it.
+        smallest: smallest H and W.
 
     Shape:
         Channels-first images (B, in_chans, H, W) in; BaselineOutput out.
 
     Raises:
-        ImportError: a library that the network comes from is not installed.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ImportError: the library that provides the network is not installed.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
     """
 
     defaults: ClassVar[Any]
@@ -115,11 +115,11 @@ class Baseline(Pretrained):
         raise NotImplementedError
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, in_chans, H, W) that `stride` divides, to logits (B, 1, H, W) and (B, num_classes) or None."""
+        """Images (B, in_chans, H, W), multiples of `stride`, to logits (B, 1, H, W) and (B, num_classes) or None."""
         raise NotImplementedError
 
     def pooled_classifier(self, dim: int) -> nn.Module | None:
-        """A linear layer on the mean of a map (B, dim, H, W), after dropout; None where the options want none."""
+        """A linear layer on the mean of a map (B, dim, H, W), after dropout; None if the options disable it."""
         o = self.options
         if not o.classifier:
             return None
@@ -129,12 +129,12 @@ class Baseline(Pretrained):
 
     @property
     def returns(self) -> tuple[str, ...]:
-        """The mask, and the class where there is a classifier."""
+        """The mask, and the class if there is a classifier."""
         return ("seg_logits", "cls_logits") if self.options.classifier else ("seg_logits",)
 
     @property
     def last_layer(self) -> nn.Linear | None:
-        """The layer that classifies; None without a classifier."""
+        """The classifier's last layer; None without a classifier."""
         return None if self.cls_head is None else last_linear(self.cls_head)
 
     def forward(self, images: Tensor) -> BaselineOutput:
@@ -146,7 +146,7 @@ class Baseline(Pretrained):
 
 
 def call(head: Callable[[Tensor], Tensor] | None, x: Tensor) -> Tensor | None:
-    """What `head` makes of `x`; None without a head."""
+    """The output of `head` for `x`; None without a head."""
     return None if head is None else head(x)
 
 

@@ -1,4 +1,4 @@
-"""DenseMTL: a decoder for each task, which exchange their features by cross-task attention.
+"""DenseMTL: one decoder per task; the decoders exchange features by cross-task attention.
 
 From task u to task t (multi-task exchange block), with x_u = ReLU(conv F_u):
 
@@ -28,7 +28,7 @@ class DenseMTLOptions(EncoderOptions):
     """Options of DenseMTL: those of EncoderOptions, and one more.
 
     Attributes:
-        encoder: a ResNet of timm, with or without the tag of its weights.
+        encoder: a ResNet of timm, with or without a tag for its weights.
         pretrained: whether it starts from ImageNet weights.
         decoder_dims: channels of the decoders' five levels, coarsest first.
 
@@ -53,26 +53,26 @@ class DenseMTLOptions(EncoderOptions):
 class DenseMTL(Baseline):
     """DenseMTL on ResNet-101: images to the logits of a mask and of a class.
 
-    The parts are those of the official code for two tasks, each with its number of parameters: 42,500,160 of the
-    ResNet, its last stage dilated; 21,950,720 of a decoder down to half of the image's size, 386,560 of the exchange
-    from one task to the other, there, and 110,720 of the mask's last level. Adapted: the class comes from the mean of
-    its task's exchanged features by a linear layer, so that its decoder ends there. The mask at half of the size, which
-    the official code gives a loss of its own, is left out.
+    The parts are those of the official code for two tasks, with the same numbers of parameters: 42,500,160 in the
+    ResNet with a dilated last stage, 21,950,720 in a decoder up to half of the image's size, 386,560 in the exchange
+    from one task to the other and 110,720 in the mask's last level. Difference: a linear layer on the mean of its
+    task's exchanged features gives the class, so that this decoder ends there. The mask at half of the size, for which
+    the official code has a separate loss, is left out.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
-        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. In training a batch has
-        at least 2 images, for BatchNorm of what the decoders pool.
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. Training needs batches of
+        at least 2 images, for BatchNorm on pooled features of the decoders.
 
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2206.08927; official code: astra-vision/DenseMTL.
 
@@ -86,7 +86,7 @@ class DenseMTL(Baseline):
     defaults = DenseMTLOptions()
 
     def build(self) -> None:
-        """The ResNet, with strides of 16 at most, decoders down to 1/2, the exchange, heads."""
+        """Builds the ResNet with strides up to 16, the decoders up to 1/2, the exchange and the heads."""
         o = self.options
         check_family(o.encoder, "resnet", "a ResNet")
         self.resnet = resnet = make_network(o.encoder, o.pretrained, in_chans=o.in_chans, output_stride=16)
@@ -110,7 +110,7 @@ class DenseMTL(Baseline):
         found = [self.decoders[task](maps) for task in TASKS]  # (B, C, H/2, W/2) each
         seg, cls = (self.exchange[task](*pair) for task, pair in zip(TASKS, (found, found[::-1]), strict=True))
         seg = self.last[1](F.interpolate(self.last[0](seg), scale_factor=2))  # (B, C, H, W)
-        assert self.cls_head is not None  # as the options ask
+        assert self.cls_head is not None  # by the options
         return self.seg_head(seg), self.cls_head(cls)
 
 
@@ -132,13 +132,15 @@ class _Decoder(nn.Module):
         x = maps[-1]
         for i, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
             x = first(x)
-            x = F.interpolate(x, scale_factor=2) if i else x  # the first level has the size of its skip connection
+            x = (
+                F.interpolate(x, scale_factor=2) if i else x
+            )  # the first level already has the size of its skip connection
             x = second(torch.cat([x, maps[-2 - i]], 1))
         return x
 
 
 class _Exchange(nn.Module):
-    """What a task gains from the other: maps (B, C, H, W) of both, to the first, enriched."""
+    """Adds features of the other task: maps (B, C, H, W) of both tasks to the enriched map of the first."""
 
     def __init__(self, dim: int, scale: int = 4) -> None:
         super().__init__()

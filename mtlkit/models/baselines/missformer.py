@@ -1,4 +1,4 @@
-"""MISSFormer: a U-Net of transformers whose tokens of all scales meet in a bridge.
+"""MISSFormer: a U-Net of transformers with a bridge between the tokens of all scales.
 
 A block is attention whose keys are reduced by r x r, and a feed-forward part with a convolution in it,
 
@@ -54,13 +54,13 @@ class MISSFormerOptions(BaselineOptions):
 class MISSFormer(Baseline):
     """MISSFormer: images to the logits of a mask and of a class.
 
-    It computes what the official code does, which also holds layers that nothing passes: a decoder stage at the
-    coarsest scale and two norms of each feed-forward part, 7,009,792 of its 42,462,537 parameters with 9 classes of
-    pixels. The classifier is an addition: a linear layer on the mean of the encoder's coarsest features. There are no
-    ImageNet weights of this encoder.
+    It computes the same as the official code, which also has unused layers: a decoder stage at the coarsest scale and
+    two norms of each feed-forward part, 7,009,792 of its 42,462,537 parameters with 9 classes of pixels. The classifier
+    is an addition: a linear layer on the mean of the encoder's coarsest features. There are no ImageNet weights for
+    this encoder.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -68,8 +68,8 @@ class MISSFormer(Baseline):
         Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out.
 
     Raises:
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2109.07162; official code: ZhifangDeng/MISSFormer.
 
@@ -105,7 +105,7 @@ class MISSFormer(Baseline):
         self.apply(init_linear_and_norm)
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Down, across and up again; channels last."""
+        """Encoder, bridge and decoder; channels-last."""
         x, maps = images, list[Tensor]()
         for embed, embed_norm, blocks, norm in zip(self.embeds, self.embed_norms, self.stages, self.norms, strict=True):
             x = norm(blocks(embed_norm(embed(x).permute(0, 2, 3, 1))))  # (B, H/4, W/4, C), ..., (B, H/32, W/32, 8C)
@@ -198,7 +198,8 @@ class _BridgeLayer(nn.Module):
         normed = self.norm1(tokens)
         *finer, coarsest = maps_of(normed)
         reduced = [
-            # the official code cuts the channels of a reduced map otherwise than those of a map: C rows of f h w values
+            # the official code splits the channels of a reduced map differently from those of a map: C rows of f h w
+            # values
             reduce(x.permute(0, 3, 1, 2)).reshape(len(x), dim, -1).transpose(1, 2)
             for reduce, x in zip(self.reduces, finer, strict=True)
         ]

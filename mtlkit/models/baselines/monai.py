@@ -1,7 +1,7 @@
-"""Networks of MONAI to compare with: Swin UNETR, UNETR and SegResNet, each with a classifier.
+"""Networks of MONAI for comparison: Swin UNETR, UNETR and SegResNet, each with a classifier.
 
-The networks are MONAI's, with MONAI's parameter names. They are run here layer by layer, so that one pass gives the
-mask and the coarsest features of the encoder, which the classifier stands on.
+The networks are MONAI's, with MONAI's parameter names. They run here layer by layer, so that one pass gives both the
+mask and the encoder's coarsest features for the classifier.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ class MonaiBaselineOptions(BaselineOptions):
 
     Attributes:
         net: "swin_unetr", "unetr" or "segresnet".
-        dim: channels of the finest level, a multiple of 12, 1 and 8 for the three; None is 48, 16 and 32. UNETR's
-            tokens have 48 `dim` channels.
+        dim: channels of the finest level, a multiple of 12, 1 and 8 for the three networks; None means 48, 16 and 32.
+            UNETR's tokens have 48 `dim` channels.
         image_size: height and width of the images of UNETR, which learns a vector for each position; a multiple of 16.
             The other networks take any size.
 
@@ -68,7 +68,7 @@ def _make_unetr(nets: Any, o: MonaiBaselineOptions, dim: int) -> nn.Module:
     sizes = {"img_size": o.image_size, "feature_size": dim, "hidden_size": 48 * dim, "mlp_dim": 192 * dim}
     net = nets.UNETR(in_channels=o.in_chans, out_channels=1, spatial_dims=2, **sizes)
     for block in net.vit.blocks:
-        block.norm_cross_attn.requires_grad_(False)  # made for attention to another sequence, of which there is none
+        block.norm_cross_attn.requires_grad_(False)  # unused: for cross-attention
     return net
 
 
@@ -95,8 +95,8 @@ def _run_segresnet(net: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 class _Plan(NamedTuple):
     make: Callable[[Any, MonaiBaselineOptions, int], nn.Module]  # monai.networks.nets, options and dim to the network
     run: Callable[[Any, Tensor], tuple[Tensor, Tensor]]  # to the mask's logits and the coarsest features
-    stride: int  # what H and W are filled up to a multiple of
-    smallest: int  # H and W, so that the coarsest map has more pixels than the one that its normalisation would erase
+    stride: int  # H and W are padded to a multiple of it
+    smallest: int  # H and W, so that normalisation does not erase a coarsest map of a single pixel
     dim: int  # by default
     dim_factor: int
     width: int  # channels of the coarsest features, in dim
@@ -119,12 +119,12 @@ class MonaiBaseline(Baseline):
     """A segmentation network of MONAI with a classifier: images to the logits of a mask and of a class.
 
     The classifier is a linear layer on the mean of the encoder's coarsest features. Sizes that the stride (32 for Swin
-    UNETR, 16 for UNETR, 8 for SegResNet) does not divide are filled up with zeros at the bottom and on the right, and
+    UNETR, 16 for UNETR, 8 for SegResNet) does not divide are padded with zeros at the bottom and on the right, and
     the mask is cropped back. `net` is MONAI's module.
 
     Args:
         options: the network, and its sizes.
-        device: where the parameters are moved to; they are made on the CPU.
+        device: device to which the parameters are moved; they are created on the CPU.
         dtype: dtype of the parameters.
 
     Shape:
@@ -133,8 +133,8 @@ class MonaiBaseline(Baseline):
 
     Raises:
         ImportError: monai or einops is not installed.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: Hatamizadeh et al., "Swin UNETR" (2022) and "UNETR" (2022); Myronenko, "3D MRI Brain Tumor Segmentation
     Using Autoencoder Regularization" (2018); code: MONAI.
@@ -150,16 +150,16 @@ class MonaiBaseline(Baseline):
     defaults = MonaiBaselineOptions()
 
     def build(self) -> None:
-        """Makes MONAI's network and the classifier."""
+        """Builds MONAI's network and the classifier."""
         o, plan = self.options, _PLANS[self.options.net]
         dim = o.dim or plan.dim
         self.stride, self.smallest = plan.stride, plan.smallest
-        with torch.device("cpu"):  # MONAI reads values of tensors while it builds, and the meta device has none
+        with torch.device("cpu"):  # MONAI reads tensor values while it builds, which the meta device does not have
             self.net = plan.make(_monai_nets(), o, dim)
             self.cls_head = self.pooled_classifier(plan.width * dim)
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The mask's logits, and those of the coarsest features."""
+        """The logits of the mask and of the class."""
         o = self.options
         if o.net == "unetr" and images.shape[2:] != (o.image_size, o.image_size):
             raise ValueError(

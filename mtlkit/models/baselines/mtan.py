@@ -1,6 +1,6 @@
-"""MTAN: a shared ResNet, and for each task attention on the features of its stages.
+"""MTAN: a shared ResNet with attention on the features of its stages for each task.
 
-Stage s of the ResNet gives u_s, before its last block, and p_s, behind it; a task's features are
+Stage s of the ResNet gives u_s before its last block and p_s after it; a task's features are
 
     a_s = sigmoid(BN W_2 ReLU(BN W_1 [u_s; R_(s-1) a_(s-1)])) p_s
 
@@ -29,7 +29,7 @@ class MTANOptions(EncoderOptions):
     """Options of MTAN: those of EncoderOptions.
 
     Attributes:
-        encoder: a ResNet of timm, with or without the tag of its weights.
+        encoder: a ResNet of timm, with or without a tag for its weights.
         pretrained: whether it starts from ImageNet weights.
 
     Example:
@@ -45,25 +45,24 @@ class MTANOptions(EncoderOptions):
 class MTAN(Baseline):
     """MTAN on a dilated ResNet-50: images to the logits of a mask and of a class.
 
-    The parts are those of the official code for ResNets, each with its number of parameters: 23,508,032 of the ResNet,
-    4,175,936 of each task's attention, 7,931,392 that the tasks share, and 16,125,697 of DeepLab's head. Adapted to two
-    tasks: the class comes from the mean of its task's last features by a linear layer, where the publication has dense
-    tasks alone.
+    The parts are those of the official code for ResNets, with the same numbers of parameters: 23,508,032 in the ResNet,
+    4,175,936 in the attention of each task, 7,931,392 shared by the tasks and 16,125,697 in DeepLab's head. Difference:
+    a linear layer on the mean of its task's last features gives the class; the publication has only dense tasks.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
     Shape:
-        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. In training a batch has
-        at least 2 images, for BatchNorm of what the head pools.
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. Training needs batches of
+        at least 2 images, for BatchNorm on pooled features of the head.
 
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 1803.10704; official code: lorenmt/mtan.
 
@@ -77,7 +76,7 @@ class MTAN(Baseline):
     defaults = MTANOptions()
 
     def build(self) -> None:
-        """The ResNet, with strides of 8 at most, attention of the tasks, heads."""
+        """Builds the ResNet with strides up to 8, the attention of the tasks and the heads."""
         from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
         o = self.options
@@ -96,7 +95,7 @@ class MTAN(Baseline):
         self.cls_head = self.pooled_classifier(dims[-1])
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Stage by stage, the tasks' features beside the shared ones."""
+        """Stage by stage: shared features, then those of each task."""
         net = self.resnet
         x = net.maxpool(net.act1(net.bn1(net.conv1(images))))  # (B, 64, H/4, W/4)
         below: dict[str, Tensor] = {}

@@ -1,12 +1,12 @@
-"""MTANet: a pyramid transformer whose decoder looks where a coarse mask is not yet sure, and a classifier on top.
+"""MTANet: a pyramid transformer whose decoder attends to uncertain regions of a coarse mask, with a classifier.
 
-A coarse mask G_4 comes from receptive-field blocks on the three coarser scales and their aggregation. Then, scale by
-scale upwards (reverse addition attention), with features x_s of the encoder and D_4 = x_4:
+Receptive-field blocks on the three coarser scales and their aggregation give a coarse mask G_4. Then, from scale to
+finer scale (reverse addition attention), with features x_s of the encoder and D_4 = x_4:
 
     D_s = two convolutions(x_s + conv(upsampled D_(s+1)))
-    G_s = conv((1 - sigmoid(G_(s+1))) D_s) + G_(s+1)                        G_(s+1) brought to the size of D_s
+    G_s = conv((1 - sigmoid(G_(s+1))) D_s) + G_(s+1)                        G_(s+1) resized to D_s
 
-A convolution here is followed by ReLU, then BatchNorm, as in the official code.
+Each convolution is followed by ReLU, then BatchNorm, as in the official code.
 
 Source: Ling et al., "MTANet: Multi-Task Attention Network for Automatic Medical Image Segmentation and Classification",
 IEEE Transactions on Medical Imaging 43 (2024); encoder: timm.
@@ -29,7 +29,7 @@ class MTANetOptions(EncoderOptions):
     """Options of MTANet: those of EncoderOptions, and one more.
 
     Attributes:
-        encoder: a network of timm whose last four features have strides 4, 8, 16 and 32; with or without the tag of its
+        encoder: a network of timm whose last four features have strides 4, 8, 16 and 32; with or without a tag for its
             weights.
         pretrained: whether it starts from ImageNet weights.
         dim: channels of the receptive-field blocks.
@@ -52,13 +52,13 @@ class MTANetOptions(EncoderOptions):
 class MTANet(Baseline):
     """MTANet on PVTv2-B2: images to the logits of a mask and of a class.
 
-    Encoder and decoder are those of the official code, 29,705,959 of its 29,727,347 parameters. Adapted: its classifier
-    joins features of the image with clinical ones, eight values of a patient, by an attention bottleneck; without them
-    it is a linear layer on the mean of the encoder's coarsest features. The mask is that of the finest scale; those of
-    the coarser scales, which the official code gives losses of their own, are not returned.
+    Encoder and decoder are those of the official code, 29,705,959 of its 29,727,347 parameters. Difference: the
+    official classifier combines image features with eight clinical values of a patient by an attention bottleneck; here
+    it is a linear layer on the mean of the encoder's coarsest features. The mask is that of the finest scale; the masks
+    of coarser scales, for which the official code has separate losses, are not returned.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -68,8 +68,8 @@ class MTANet(Baseline):
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: IEEE TMI 43 (2024), 674-685; official code: yatingling/MTANet.
 
@@ -96,7 +96,7 @@ class MTANet(Baseline):
         self.cls_head = self.pooled_classifier(dims[-1])
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encoder, coarse mask, and the decoder's better ones."""
+        """Encoder, coarse mask, and the decoder's refined masks."""
         scales = self.encoder(images)[-4:]  # (B, C_s, H/4, W/4), ..., (B, C_s, H/32, W/32)
         fields = [field(x) for field, x in zip(self.fields, scales[1:], strict=True)]
         mask, x = self.aggregate(*fields[::-1]), scales[-1]  # (B, 1, H/8, W/8)
@@ -113,7 +113,7 @@ def _conv(in_dim: int, dim: int, kernel: int | tuple[int, int] = 3, dilation: in
 
 
 class _ReceptiveField(nn.Module):
-    """Four branches of growing kernels and dilations, joined, and a residual."""
+    """Four concatenated branches with growing kernels and dilations, and a residual connection."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 class _Level(nn.Module):
-    """Reverse addition attention at one scale: features below, the encoder's and the mask so far, to better ones."""
+    """Reverse addition attention at one scale: refines the coarser features and mask by the encoder's features."""
 
     def __init__(self, below: int, dim: int) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ From the coarsest scale up, with the features F_t of each task t:
     P_t = F_t + SE_t(S)
     D_t = F_t + sigmoid(V F_u) (W F_u)                                       distillation from the other task u
 
-Heads join D_t of all scales.
+The heads concatenate D_t of all scales.
 
 Source: Vandenhende et al., "MTI-Net: Multi-Scale Task Interaction Networks for Multi-Task Learning" (arXiv 2001.06902);
 backbone and residual blocks: timm, squeeze and excitation: torchvision.
@@ -29,10 +29,10 @@ TASKS = ("segmentation", "classification")
 
 @dataclass(frozen=True)
 class MTINetOptions(EncoderOptions):
-    """Options of MTI-Net: those of EncoderOptions. Without a classifier its task interacts all the same.
+    """Options of MTI-Net: those of EncoderOptions. The classifier is required.
 
     Attributes:
-        encoder: an HRNet of timm, with or without the tag of its weights.
+        encoder: an HRNet of timm, with or without a tag for its weights.
         pretrained: whether it starts from ImageNet weights.
 
     Example:
@@ -53,13 +53,12 @@ class MTINetOptions(EncoderOptions):
 class MTINet(Baseline):
     """MTI-Net on HRNet-W18-Small-v2: images to the logits of a mask and of a class.
 
-    It computes what the official code does for two tasks, and has the number of its parameters, 8,558,014 for three
-    classes, but for 1,096 of predictions at each scale, which serve losses of their own alone. Within the backbone
-    timm's HRNet repeats pixels where the official one interpolates. Adapted: the logits of the class are the mean of a
-    map of them.
+    It computes the same as the official code for two tasks and has the same number of parameters, 8,558,014 for three
+    classes, except 1,096 for predictions at each scale that only separate losses use. Differences: timm's HRNet repeats
+    pixels where the official backbone interpolates, and the class logits are the mean of a map of logits.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -69,8 +68,8 @@ class MTINet(Baseline):
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2001.06902; official code: SimonVandenhende/Multi-Task-Learning-PyTorch.
 
@@ -84,7 +83,7 @@ class MTINet(Baseline):
     defaults = MTINetOptions()
 
     def build(self) -> None:
-        """HRNet without its classifier, and the three kinds of modules at each scale."""
+        """Builds HRNet without its classifier, and the three kinds of modules at each scale."""
         o = self.options
         check_family(o.encoder, "hrnet", "an HRNet")
         self.hrnet = net = make_network(o.encoder, o.pretrained, in_chans=o.in_chans)
@@ -128,12 +127,12 @@ class MTINet(Baseline):
             maps = [finest, *(F.interpolate(x, finest.shape[2:], mode="bilinear") for x in coarser)]
             features[task] = self.heads[task](torch.cat(maps, 1))  # (B, 15C, H/4, W/4)
         mask = F.interpolate(self.seg_head(features["segmentation"]), images.shape[2:], mode="bilinear")
-        assert self.cls_head is not None  # as the options ask
+        assert self.cls_head is not None  # by the options
         return mask, self.cls_head(features["classification"])
 
 
 class _Propagation(nn.Module):
-    """Feature propagation: maps (B, C, H, W) of the tasks to as many."""
+    """Feature propagation: maps (B, C, H, W) of the tasks to the same number of maps."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -147,14 +146,14 @@ class _Propagation(nn.Module):
 
     def forward(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         joined = torch.cat([found[task] for task in TASKS], 1)  # (B, 2C, H, W)
-        # as the official code: neighbouring channels share a softmax, and not those of the same number in each task
+        # as in the official code: the softmax is over neighbouring channels, not over the same channel of each task
         weights = self.weigh(joined).unflatten(1, (-1, len(TASKS))).softmax(2).flatten(1, 2)
         shared = self.reduce(weights * joined)  # (B, C, H, W)
         return {task: found[task] + self.excite[task](shared) for task in TASKS}
 
 
 class _SelfAttention(nn.Module):
-    """What a task takes from the other's features: sigmoid(V x) (W x), both 3 x 3."""
+    """What a task takes from the other's features: sigmoid(V x) (W x), with 3 x 3 convolutions V and W."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""MTL-OCA: a U-Net whose pixels attend to lesion and background, and a classifier that looks where a first mask is.
+"""MTL-OCA: a U-Net whose pixels attend to lesion and background, and a classifier guided by a first mask.
 
 Object-contextual attention, from features x_i of the pixels and a first mask's logits m_k of the two regions k:
 
     f_k = sum_i softmax_i(m_k)_i x_i                                  features of a region
-    w_i = softmax_k(q(x_i)^T k(f_k) / sqrt(C))                        relation of a pixel to each
-    z_i = g([x_i; r(sum_k w_ik v(f_k))])                              features of the second mask, which is returned
+    w_i = softmax_k(q(x_i)^T k(f_k) / sqrt(C))                        relation of a pixel to each region
+    z_i = g([x_i; r(sum_k w_ik v(f_k))])                              features of the second mask, the output
 
-The classifier joins the encoder's last features where the first mask is, and their mean.
+The classifier uses the mean of the encoder's last features inside the first mask and over the image.
 
 Source: Lu et al., "Automatic joint segmentation and classification of breast ultrasound images via multi-task learning
 with object contextual attention", Frontiers in Oncology 15 (2025); the attention: Yuan et al., "Object-Contextual
@@ -29,7 +29,7 @@ class MTLOCAOptions(EncoderOptions):
     """Options of MTL-OCA: those of EncoderOptions, and one more.
 
     Attributes:
-        encoder: a network of timm whose features have strides 2, 4, 8, 16 and 32, with or without the tag of its
+        encoder: a network of timm whose features have strides 2, 4, 8, 16 and 32, with or without a tag for its
             weights.
         pretrained: whether it starts from ImageNet weights.
         decoder_dims: channels of the four decoder levels, coarsest first.
@@ -53,11 +53,11 @@ class MTLOCAOptions(EncoderOptions):
 class MTLOCA(Baseline):
     """MTL-OCA: images to the logits of a mask and of a class.
 
-    Neither code nor a number of parameters is published. Encoder, decoder and where the attention is are one choice:
-    ResNet-50, a U-Net's decoder, and half of the image's size.
+    Neither code nor the number of parameters is published. This implementation chooses a ResNet-50 encoder, a U-Net
+    decoder, and attention at half of the image's size.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -67,8 +67,8 @@ class MTLOCA(Baseline):
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: Frontiers in Oncology 15 (2025), 1567577.
 
@@ -99,7 +99,7 @@ class MTLOCA(Baseline):
         )
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encoder, decoder, first mask, and what attention and classifier make of it."""
+        """Encoder, decoder, first mask, attention and classifier."""
         *skips, coarsest = self.encoder(images)
         x = coarsest
         for level in self.decoder:

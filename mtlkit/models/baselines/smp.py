@@ -1,6 +1,6 @@
-"""Networks of segmentation-models-pytorch to compare with, each with its classifier on the encoder's last features.
+"""Networks of segmentation-models-pytorch for comparison, each with its classifier on the encoder's last features.
 
-U-Net, Attention U-Net, U-Net++, DeepLabV3+, FPN, MAnet, SegFormer and UPerNet, all with ImageNet weights if wanted.
+U-Net, Attention U-Net, U-Net++, DeepLabV3+, FPN, MAnet, SegFormer and UPerNet, optionally with ImageNet weights.
 """
 
 import warnings
@@ -37,7 +37,7 @@ _PLANS = {
     "unet_plus_plus": _Plan("UnetPlusPlus", 16, 1),
     "manet": _Plan("MAnet", 16, 1),
     "deeplabv3_plus": _Plan("DeepLabV3Plus", 256, 1),
-    "fpn": _Plan("FPN", 256, 128),  # GroupNorm of half as many channels in 32 groups, also of single pixels
+    "fpn": _Plan("FPN", 256, 128),  # GroupNorm with half as many channels in 32 groups
     "segformer": _Plan("Segformer", 256, 1),
     "upernet": _Plan("UPerNet", 256, 1),
 }
@@ -50,11 +50,11 @@ class SMPBaselineOptions(BaselineOptions):
 
     Attributes:
         net: "unet", "attention_unet", "unet_plus_plus", "manet", "deeplabv3_plus", "fpn", "segformer" or "upernet".
-        encoder: a network of timm, with or without the tag of its weights, or "mit_b0" to "mit_b5".
+        encoder: a network of timm, with or without a tag for its weights, or "mit_b0" to "mit_b5".
         pretrained: whether the encoder starts from ImageNet weights.
         freeze_until: last module of the encoder that is frozen.
-        dim: channels of the decoder: those of the finest of its five levels in the first four networks, 16 by default;
-            of all in the others, 256 by default, and a multiple of 128 in "fpn".
+        dim: channels of the decoder: in the first four networks those of the finest of five levels, 16 by default; in
+            the others those of all levels, 256 by default, and a multiple of 128 in "fpn".
 
     Example:
         >>> import mtlkit
@@ -90,9 +90,9 @@ class SMPBaselineOptions(BaselineOptions):
 class SMPBaseline(Baseline):
     """A network of segmentation-models-pytorch with its classifier: images to the logits of a mask and of a class.
 
-    `net` is the library's network, with its `aux_params`. Attention U-Net, which the library lacks, is its U-Net with
-    the additive gate of the publication on each skip connection. Sizes that 32 does not divide are filled up with zeros
-    at the bottom and on the right, and the mask is cropped back.
+    `net` is the library's network, with its `aux_params`. Attention U-Net, which the library does not have, is its
+    U-Net with the publication's additive gate on each skip connection. Images whose size is not a multiple of 32 are
+    padded with zeros at the bottom and on the right, and the mask is cropped back.
 
     Args:
         options: the network, its encoder and its sizes.
@@ -100,17 +100,17 @@ class SMPBaseline(Baseline):
         dtype: dtype of the parameters.
 
     Attributes:
-        tag: of timm's weights that `pretrained` loads; None for a mix transformer.
+        tag: tag of timm's weights that `pretrained` loads; None for a mix transformer.
 
     Shape:
-        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. In training DeepLabV3+
-        and UPerNet want at least 2 images, for BatchNorm of what they pool.
+        Channels-first images (B, in_chans, H, W) in, H and W at least 32; BaselineOutput out. To train DeepLabV3+ and
+        UPerNet, batches need at least 2 images, for BatchNorm on pooled features.
 
     Raises:
         ImportError: segmentation-models-pytorch is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: Ronneberger et al., "U-Net" (2015); Oktay et al., "Attention U-Net" (2018); Zhou et al., "UNet++" (2018);
     Fan et al., "MA-Net" (2020); Chen et al., "DeepLabv3+" (2018); Kirillov et al., "Panoptic Feature Pyramid Networks"
@@ -127,7 +127,7 @@ class SMPBaseline(Baseline):
     defaults = SMPBaselineOptions()
 
     def build(self) -> None:
-        """Makes the library's network."""
+        """Builds the library's network."""
         o, plan = self.options, _PLANS[self.options.net]
         timm = o.encoder not in _MIX_TRANSFORMERS
         make = getattr(_library(), plan.name)
@@ -138,7 +138,7 @@ class SMPBaseline(Baseline):
             "classes": 1,
             "aux_params": {"classes": o.num_classes, "dropout": o.dropout} if o.classifier else None,
         }
-        # mix transformers read values of tensors while they are made, and the meta device has none
+        # mix transformers read tensor values while they are built, which the meta device does not have
         with nullcontext() if timm else torch.device("cpu"):
             self.net = net = with_weights(o.encoder, o.pretrained, lambda: make(**options))
         self.tag: str | None = net.encoder.model.pretrained_cfg["tag"] if timm else None
@@ -155,7 +155,7 @@ class SMPBaseline(Baseline):
         return self.net.classification_head
 
     def train(self, mode: bool = True) -> "SMPBaseline":
-        """As nn.Module.train; what is frozen stays in inference mode."""
+        """nn.Module.train, except that frozen modules stay in inference mode."""
         super().train(mode)
         for name in self._frozen:
             self.get_submodule(name).training = False
@@ -185,7 +185,7 @@ class _AdditiveGate(nn.Module):
 def _library() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the library imports
+            warnings.simplefilter("ignore")  # raised by imports of the library
             import segmentation_models_pytorch
     except ImportError as error:
         what = "networks of segmentation-models-pytorch"

@@ -1,4 +1,4 @@
-"""Swin-Unet: a U-Net whose stages are those of a Swin transformer, patches merged on the way down and expanded back.
+"""Swin-Unet: a U-Net with the stages of a Swin transformer, patch merging in the encoder, expansion in the decoder.
 
 Source: Cao et al., "Swin-Unet: Unet-like Pure Transformer for Medical Image Segmentation" (arXiv 2105.05537);
 blocks and merging: timm.
@@ -22,9 +22,9 @@ class SwinUNetOptions(EncoderOptions):
     """Options of Swin-Unet: those of EncoderOptions, and two more.
 
     Attributes:
-        encoder: a Swin transformer of timm with four stages, with or without the tag of its weights.
+        encoder: a Swin transformer of timm with four stages, with or without a tag for its weights.
         pretrained: whether encoder and decoder start from its ImageNet weights.
-        depths: blocks of each stage; the decoder has as many, but for the last stage.
+        depths: blocks of each stage; the decoder mirrors all but the last stage.
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
 
     Example:
@@ -48,12 +48,12 @@ class SwinUNetOptions(EncoderOptions):
 class SwinUNet(Baseline):
     """Swin-Unet: images to the logits of a mask and of a class.
 
-    It has the layers and the number of parameters of the official code, 27,168,900 with 9 classes of pixels, in which
-    the decoder's blocks begin as copies of the encoder's, too. The classifier is an addition: a linear layer on the
-    mean of the encoder's last features.
+    It has the layers and the number of parameters of the official code, 27,168,900 with 9 classes of pixels. As there,
+    the decoder's blocks are initialised as copies of the encoder's. The classifier is an addition: a linear layer on
+    the mean of the encoder's last features.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -63,8 +63,8 @@ class SwinUNet(Baseline):
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2105.05537; official code: HuCaoFighting/Swin-Unet.
 
@@ -78,9 +78,9 @@ class SwinUNet(Baseline):
     defaults = SwinUNetOptions()
 
     def build(self) -> None:
-        """Takes the Swin transformer of timm apart and mirrors it."""
+        """Builds the encoder from timm's Swin transformer, and the decoder as its mirror."""
         o = self.options
-        depths = {} if o.pretrained else {"depths": o.depths}  # weights are those of all blocks
+        depths = {} if o.pretrained else {"depths": o.depths}  # the weights are for all blocks
         options = {"in_chans": o.in_chans, "strict_img_size": False, "drop_path_rate": o.drop_path_rate, **depths}
         net = make_network(o.encoder, o.pretrained, **options)
         self.patch_embed, self.layers, self.norm = net.patch_embed, net.layers, net.norm
@@ -100,7 +100,7 @@ class SwinUNet(Baseline):
             part.apply(init_linear_and_norm)
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Down, and up again; channels last."""
+        """Encoder and decoder; channels-last."""
         x, skips = self.patch_embed(images), list[Tensor]()
         for layer in self.layers:
             x = layer.downsample(x)  # (B, H/4, W/4, C), ..., (B, H/32, W/32, 8C)

@@ -1,8 +1,8 @@
-"""TransUNet: a vision transformer on the features of a ResNet, and a decoder with the ResNet's features as skips.
+"""TransUNet: a vision transformer on the features of a ResNet, and a decoder with skip connections to the ResNet.
 
-    x_1, x_2, x_3, x_4 = ResNetV2(image)         1/2, 1/4, 1/8, 1/16; three stages behind the stem
-    z = Transformer(W x_4 + positions)           one token a pixel of x_4
-    y = decoder(z; x_3, x_2, x_1)                four times bilinear upsampling and two convolutions
+    x_1, x_2, x_3, x_4 = ResNetV2(image)         1/2, 1/4, 1/8, 1/16; the stem and three stages
+    z = Transformer(W x_4 + positions)           one token per pixel of x_4
+    y = decoder(z; x_3, x_2, x_1)                four times: bilinear upsampling, two convolutions
 
 Source: Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation" (arXiv 2102.04306);
 ResNet and transformer: timm.
@@ -25,10 +25,10 @@ class TransUNetOptions(EncoderOptions):
     """Options of TransUNet: those of EncoderOptions, and two more.
 
     Attributes:
-        encoder: a hybrid of timm whose ResNet has three stages, with or without the tag of its weights.
+        encoder: a hybrid network of timm whose ResNet has three stages, with or without a tag for its weights.
         pretrained: whether the encoder starts from the weights of ImageNet-21k.
         depth: blocks of the transformer.
-        image_size: height and width of the images that the positions are learned for; those of others are interpolated.
+        image_size: height and width for which positions are learned; for other sizes they are interpolated.
 
     Example:
         >>> from mtlkit.models.baselines import TransUNetOptions
@@ -52,11 +52,11 @@ class TransUNet(Baseline):
     """TransUNet, R50-ViT-B/16: images to the logits of a mask and of a class.
 
     It has the layers and the number of parameters of the official code, 105,277,081 with 9 classes of pixels at 224 x
-    224; convolutions are padded as in the code that its weights come from. The classifier is an addition: a linear
+    224; convolutions are padded as in the code of its pretrained weights. The classifier is an addition: a linear
     layer on the mean of the transformer's tokens.
 
     Args:
-        options: sizes, parts and rates.
+        options: options of the network.
         device: device of the parameters.
         dtype: dtype of the parameters.
 
@@ -66,8 +66,8 @@ class TransUNet(Baseline):
     Raises:
         ImportError: timm is not installed.
         OSError: the pretrained weights cannot be downloaded or read.
-        ValueError: options out of their range; images of another shape or too small.
-        TypeError: images that are not a floating-point tensor.
+        ValueError: an option is out of range, or the images have another shape or are too small.
+        TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2102.04306; official code: Beckschen/TransUNet.
 
@@ -82,13 +82,13 @@ class TransUNet(Baseline):
     stride = 16
 
     def build(self) -> None:
-        """Takes the hybrid of timm apart and adds the decoder."""
+        """Builds the encoder from timm's hybrid network, and the decoder."""
         o = self.options
-        depth = {} if o.pretrained else {"depth": o.depth}  # weights are those of all blocks
+        depth = {} if o.pretrained else {"depth": o.depth}  # the weights are for all blocks
         net = make_network(o.encoder, o.pretrained, in_chans=o.in_chans, img_size=o.image_size, **depth)
         self.resnet, self.proj = net.patch_embed.backbone, net.patch_embed.proj
         grid = o.image_size // self.stride
-        positions = net.pos_embed.detach()[:, net.num_prefix_tokens :]  # (1, L, C), without that of the class token
+        positions = net.pos_embed.detach()[:, net.num_prefix_tokens :]  # (1, L, C), without the class token
         self.positions = nn.Parameter(positions.transpose(1, 2).unflatten(2, (grid, grid)).contiguous())
         self.blocks, self.norm = net.blocks[: o.depth], net.norm
         self.project = conv_bn_relu(net.embed_dim, 512)

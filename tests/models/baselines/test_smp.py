@@ -57,7 +57,7 @@ def test_weights_out_of_reach():
     with (
         patch("timm.create_model", side_effect=FileNotFoundError("Cannot find the requested files.")),
         patch("segmentation_models_pytorch.Unet", side_effect=OSError("Cannot find the requested files.")),
-        pytest.raises(OSError, match=r"^pretrained: the weights of resnet18 cannot be had \(Cannot find"),
+        pytest.raises(OSError, match=r"^pretrained: cannot get the weights of resnet18 \(Cannot find"),
     ):
         create_model("unet", encoder="resnet18", pretrained=True)
 
