@@ -81,7 +81,7 @@ def begin(arguments: Sequence[str], log: Path) -> int:
 
 
 def wait(child: int, seconds: float | None = None) -> int | None:
-    """The exit status of a child, negative for a signal; None where it has not ended after so many seconds."""
+    """The exit status of a child, negative for a signal; None where it has not finished after so many seconds."""
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         number, status = os.waitpid(child, 0 if end is None else os.WNOHANG)

@@ -288,7 +288,7 @@ P, T = torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
         (lambda: segmentation_scores(P * NAN, T), ValueError, r"probabilities: expected probabilities in \[0, 1\]"),
         (lambda: segmentation_scores(P[0], T[0]), ValueError, "probabilities: expected 4 dimensions, got 3"),
         (lambda: segmentation_scores(P.repeat(1, 2, 1, 1), T), ValueError, r"expected shape \(B, 1, H, W\), got"),
-        (lambda: segmentation_scores(P, T[:1]), ValueError, r"target: expected shape \(2, 1, 4, 4\), that of prob"),
+        (lambda: segmentation_scores(P, T[:1]), ValueError, r"target: expected shape \(2, 1, 4, 4\) as in prob"),
         (lambda: segmentation_scores(T.int(), T), TypeError, "probabilities: expected a floating-point tensor"),
         (lambda: segmentation_scores(P, T, empty="zero"), ValueError, "empty: expected 'exclude' or 'score', got 'ze"),
         (lambda: SegmentationMetrics(threshold=1), ValueError, "threshold: expected a number between 0 and 1, got 1"),
@@ -306,7 +306,7 @@ P, T = torch.rand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
         (
             lambda: ClassificationMetrics(2).update(torch.rand(2, 2), torch.tensor([0])),
             ValueError,
-            r"labels: expected shape \(2,\), that of the images, got \(1,\)",
+            r"labels: expected shape \(2,\) as in the images, got \(1,\)",
         ),
         (lambda: failure_detection(torch.rand(2), torch.ones(2)), TypeError, "failed: expected a bool tensor, got"),
         (lambda: failure_detection(torch.rand(2), torch.ones(3) > 0), ValueError, r"failed: expected shape \(2,\)"),

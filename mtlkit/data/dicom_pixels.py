@@ -201,7 +201,7 @@ def _stored_scale(stored: np.ndarray, tags: Tags) -> Scale:
     span = (0.0, 0.0) if bits <= 8 and stored.dtype.kind in "ub" else _film(stored, tags).stored
     if stored.dtype.kind == "i":  # the brightness of a film must not depend on whether it has negative numbers
         low, high = span or (0.0, 0.0)
-        return _told(Scale(low, high, f"signed numbers, scaled from {low:g} to {high:g}"), tags)
+        return _told(Scale(low, high, f"signed numbers, stretched from {low:g} to {high:g}"), tags)
     return _told(choose_scale(span, stored.dtype, bits), tags)
 
 

@@ -82,7 +82,7 @@ def choose_scale(span: tuple[float, float] | None, dtype: np.dtype, bits: int) -
     """
     low, high = span or (0.0, 0.0)
     if low < 0:
-        return Scale(low, high, f"negative numbers, scaled from {low:g} to {high:g}")
+        return Scale(low, high, f"negative numbers, stretched from {low:g} to {high:g}")
     if dtype.kind != "f" and bits <= 8:
         return Scale(0.0, 2.0**bits - 1)
     if dtype.kind == "f" and high <= 1 + 1e-3:
@@ -92,8 +92,8 @@ def choose_scale(span: tuple[float, float] | None, dtype: np.dtype, bits: int) -
     white = 2.0**depth - 1
     what = "float that fits" if dtype.kind == "f" else f"{depth} bits in {bits},"
     if dtype.kind == "f":
-        return Scale(0.0, white, f"{what} {depth} bits, scaled by {white:.0f}")
-    return Scale(0.0, white, "" if depth == bits else f"{what} scaled by {white:.0f}")
+        return Scale(0.0, white, f"{what} {depth} bits, stretched by {white:.0f}")
+    return Scale(0.0, white, "" if depth == bits else f"{what} stretched by {white:.0f}")
 
 
 def render(values: np.ndarray, scale: Scale, hidden: np.ndarray | None = None, *, inverted: bool = False) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Training as the papers describe it, on Lightning: recipes as files, a folder of data in, a network and figures out.
+"""Training as in the papers, on Lightning: a recipe and a folder of data give a network and its metrics.
 
 >>> from mtlkit.training import load_config
 >>> config = load_config("mbdi").change({"data": {"batch_size": 8}, "seed": 7})
 >>> config.loss.boundary
 0.25
 
-`train(config, data="phantoms/busi", out="runs/mbdi")` does it. Needs the extras `train` and `models`.
+`train(config, data="phantoms/busi", out="runs/mbdi")` runs it. Needs the extras `train` and `models`.
 """
 
 import warnings

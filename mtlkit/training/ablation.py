@@ -1,26 +1,26 @@
-"""Tables of ablations: one recipe with a part more or less in each row, trained, judged and set side by side.
+"""Ablation tables: variants of one recipe, one per row, trained, evaluated and compared.
 
-    table.json table.csv table.md    the figures of all rows, written again after each
-    <row>/seed-42/ ...               a run for each seed, as `mtlkit.training.train` makes it
+    table.json table.csv table.md    the metrics of all rows, updated after each row
+    <row>/seed-42/ ...               a run for each seed, as written by `mtlkit.training.train`
 
-A table is a file; mtlkit/configs/ablations/ holds those of the papers:
+A table is a file; mtlkit/configs/ablations/ has the tables of the papers:
 
     name: MBDI, its parts            title
-    paper: arXiv 2603.01295, table 2 where its published values are from
+    paper: arXiv 2603.01295, table 2 source of the published values
     data: [busi]                     layouts of the data sets that it is of; none takes all
-    images: 780                      how many images, or exams, the data set holds
-    recipe: mbdi                     a recipe by name, or the path of one, from the table's own folder
-    figures: [iou, accuracy]         to be shown; the files hold all. "parameters", "computing" and "flops" are columns
+    images: 780                      number of images or exams in the data set
+    recipe: mbdi                     a recipe by name, or its path relative to the table
+    figures: [iou, accuracy]         metrics to show; the files have all. "parameters", "computing" and "flops" are
+    columns
     unit: percent                    of the published values: "percent" or "fraction"
-    reference: whole                 the row that the others are tested against; by default the last
-    rows:
+    reference: whole                 the row that the others are tested against; by default the last rows:
       - name: plain
         changes: {model: {options: {hmsf: false, tim: false, upa: false}}}
         published: {iou: 67.43, accuracy: [93.32, 0.30]}    the second is a standard deviation
       - name: whole
         changes: {}
 
-All rows are trained on the same split and with the same seeds. Parameters are published in millions, and FLOPs in 10^9.
+All rows are trained on the same split and with the same seeds. Published parameters are in millions, FLOPs in 10^9.
 """
 
 import re
@@ -49,8 +49,8 @@ from mtlkit.training.series import open_series, open_train_runner, seeds
 __all__ = ["Ablation", "AblationRow", "ablate", "count_table", "list_ablations", "load_ablation"]
 
 PACKAGE = "mtlkit.configs.ablations"
-PHANTOMS = "phantoms"  # in place of a folder, to rehearse with
-REHEARSED = 16  # images that a row is rehearsed on
+PHANTOMS = "phantoms"  # instead of a folder, for a rehearsal
+REHEARSED = 16  # images per row in a rehearsal
 UNITS = {"percent": 0.01, "fraction": 1.0}
 
 
@@ -59,11 +59,11 @@ class AblationRow:
     """A row of a table.
 
     Args:
-        name: what it is called.
+        name: name of the row.
         config: the recipe with the row's changes.
-        published: mean and, where published, standard deviation of figures by name, in the table's unit; "parameters"
-            in millions and "flops" in 10^9.
-        remark: what is to be said about it.
+        published: mean and, if published, standard deviation of metrics by name, in the table's unit; "parameters" in
+            millions and "flops" in 10^9.
+        remark: remark on the row.
 
     Example:
         >>> from mtlkit.training import load_ablation
@@ -79,26 +79,26 @@ class AblationRow:
 
     @property
     def folder(self) -> str:
-        """The name of its folder."""
+        """The name of the row's folder."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A table of ablations.
+    """An ablation table.
 
     Args:
-        name: its title.
-        rows: what is compared.
-        figures: those to be shown, without the part of the data that they are of.
-        paper: where the published values are from.
-        data: layouts of the data sets that it is of; none takes all.
-        images: how many images, or exams, that data set holds; 0 is not known.
-        unit: of the published values, "percent" or "fraction".
+        name: title of the table.
+        rows: the variants to compare.
+        figures: metrics to show, without the part of the data in their names.
+        paper: source of the published values.
+        data: layouts of the data sets that it applies to; none for all.
+        images: number of images or exams in that data set; 0 if unknown.
+        unit: unit of the published values, "percent" or "fraction".
         reference: the row that the others are tested against; by default the last.
 
     Raises:
-        ValueError: there is no row, two rows share a folder, or an argument is not as above.
+        ValueError: there is no row, two rows share a folder, or an argument is invalid.
 
     Example:
         >>> from mtlkit.training import load_ablation
@@ -124,7 +124,7 @@ class Ablation:
                 raise ValueError(f"rows: expected names with letters or digits, got {row.name!r}")
             other = folders.setdefault(row.folder, row.name)
             if other is not row.name:
-                raise ValueError(f"rows: expected names of their own, got {other!r} and {row.name!r}")
+                raise ValueError(f"rows: expected different names, got {other!r} and {row.name!r}")
         if self.unit not in UNITS:
             raise ValueError(f"unit: expected one of {', '.join(UNITS)}, got {shown(self.unit)}")
         names = [row.name for row in self.rows]
@@ -138,14 +138,14 @@ class Ablation:
 
     @property
     def scale(self) -> float:
-        """What a published 1 stands for."""
+        """The value of a published 1."""
         return UNITS[self.unit]
 
     def check_data(self, data: str | Path) -> None:
-        """Raises a DataError unless a folder holds a data set that the table is of, or one's own images."""
+        """Raises a DataError unless the folder has a data set that the table applies to, or the user's own images."""
         found = find_layout(check_folder(data))
         if self.data and found not in (*self.data, "folder"):
-            words = f"{self.name!r} is a table of {' or '.join(self.data)}, and this folder is laid out as {found}"
+            words = f"{self.name!r} is a table for {' or '.join(self.data)}, but this folder has the layout {found}"
             raise DataError(f"{data}: {words}")
 
 
@@ -164,14 +164,14 @@ def list_ablations() -> list[str]:
 
 
 def load_ablation(name: str | Path, changes: Mapping[str, Any] | None = None) -> Ablation:
-    """A table by name or from a file.
+    """Loads a table by name or from a file.
 
     Args:
         name: one of `list_ablations()`, or a path that ends with .yaml or .yml.
-        changes: to the recipe of all rows; what a row changes itself comes on top.
+        changes: changes to the recipe of all rows; the changes of a row are applied after these.
 
     Raises:
-        ValueError: there is no such table, or something in it is not as it must be.
+        ValueError: there is no such table, or something in it is invalid.
 
     Example:
         >>> from mtlkit.training import load_ablation
@@ -219,7 +219,7 @@ def _names(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 
 def _text(name: str, value: Any) -> str:
-    """Text; a number or a truth value is taken for what is written."""
+    """Text; numbers and booleans are taken as they are written."""
     if not isinstance(value, str | int | float):
         raise ValueError(f"{name}: expected text, got {shown(value)}")
     return str(value) if isinstance(value, str) else shown(value)
@@ -232,7 +232,7 @@ def _row(base: Config, number: int, values: Any) -> AblationRow:
         config = base.adjust(values.get("changes") or {})
         published = values.get("published") or {}
         if not isinstance(published, Mapping):
-            raise ValueError(f"published: expected figures and their values, got {shown(published)}")
+            raise ValueError(f"published: expected metrics and their values, got {shown(published)}")
         pairs = {str(figure): _published(str(figure), value) for figure, value in published.items()}
         return AblationRow(name, config, pairs, _text("remark", values.get("remark", "")))
     except ValueError as error:
@@ -240,7 +240,7 @@ def _row(base: Config, number: int, values: Any) -> AblationRow:
 
 
 def _published(figure: str, value: Any) -> tuple[float, float | None]:
-    """Mean and standard deviation, where there is one."""
+    """Mean, and standard deviation if there is one."""
     pair = value if isinstance(value, list) else [value]
     numbers = [v for v in pair if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e308]
     if len(numbers) != len(pair) or len(pair) not in (1, 2):
@@ -266,30 +266,31 @@ def ablate(
     ray_cpus: int = 1,
     **options: Any,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Trains every row of a table, and writes what came out as table.json, table.csv and table.md.
+    """Trains every row of a table, and writes the results to table.json, table.csv and table.md.
 
-    Every network is made once before anything is trained, so that a wrong option in the last row does not cost the time
-    of those before it.
+    All networks are created once before training starts, so that a wrong option in the last row is found at once.
 
     Args:
-        table: what to compare, as a table or by name or path.
-        data: folder of the data set; for a rehearsal also "phantoms", which are drawn as the table's data set lies.
+        table: the table, or its name or path.
+        data: folder of the data set; for a rehearsal also "phantoms", which are drawn in the layout of the table's data
+        set.
         out: folder of the runs.
-        repeats: how many seeds each row is trained with.
-        resume: goes on where an earlier call was interrupted: rows that ended are left as they are.
-        force: starts again if there is an ablation already, whose files stay until the new one has ended.
-        rehearse: trains each row for one epoch of 16 small images from random weights, to see that all of them run.
-        on_row: is told the number, from 0, and the row that is trained next, or waited for on a cluster.
-        ray: address of a Ray cluster, over which the seeds of all rows are spread; see `repeat`.
+        repeats: number of seeds for each row.
+        resume: whether to continue an interrupted ablation; finished rows are kept.
+        force: whether to start again if there is an ablation already; its files stay until the new one has finished.
+        rehearse: whether to train each row for only one epoch of 16 small images from random weights, to check that all
+                run.
+        on_row: called with the number, from 0, and the row that is trained next, or waited for on a cluster.
+        ray: address of a Ray cluster for the seeds of all rows; see `repeat`.
         ray_cpus: as for `repeat`.
         **options: as for `train`: split, skip_bad, progress, callbacks, trainer.
 
     Returns:
-        For each row by name "mean" and "sd" of each figure, as `repeat` returns them.
+        "mean" and "sd" of each metric for each row by name, as `repeat` returns them.
 
     Raises:
-        ValueError: a row does not fit the data, or has an option that its network lacks.
-        DataError: the table is of another data set, or as for `train`.
+        ValueError: a row does not fit the data, or has an option that its network does not have.
+        DataError: the table does not apply to the data set, or as for `train`.
 
     Example:
         >>> from mtlkit.training import ablate
@@ -302,7 +303,7 @@ def ablate(
     if str(data) == PHANTOMS and not rehearse:
         raise ValueError(f"data: expected a folder, got {PHANTOMS!r}, which only a rehearsal draws")
     if rehearse and resume:
-        raise ValueError("rehearse: expected False with resume, as a rehearsal begins again, got True")
+        raise ValueError("rehearse: expected False with resume, because a rehearsal starts again, got True")
     if not resume and not rehearse:
         check_sources(data, options.get("split"))
     split = options.pop("split", None)
@@ -340,7 +341,7 @@ def ablate(
 
 
 def _module(row: AblationRow) -> TrainingModule:
-    """What a row trains, without memory for its network; raises where it cannot be made, or the recipe does not fit."""
+    """The module of a row on the meta device; raises if it cannot be made or the recipe does not fit."""
     changes = {"pretrained": False} if row.config.model.options.get("pretrained") else {}
     try:
         module = TrainingModule(create_network(row.config, "meta", **changes), row.config)
@@ -351,10 +352,10 @@ def _module(row: AblationRow) -> TrainingModule:
 
 
 def count_table(table: Ablation) -> dict[str, Costs]:
-    """What the network of each row costs, for one image of the size of its recipe.
+    """The costs of the network of each row, for one image of its recipe's size.
 
     Raises:
-        RecipeError: a network cannot be made.
+        RecipeError: a network cannot be created.
 
     Example:
         >>> from mtlkit.training import count_table, load_ablation
@@ -370,22 +371,22 @@ def _costs(row: AblationRow, module: TrainingModule) -> Costs:
 
 
 def _check_figures(table: Ablation, modules: Sequence[TrainingModule]) -> None:
-    """Raises where a figure to be shown is that of no row."""
+    """Raises if a metric to show does not exist in any row."""
     known = [*dict.fromkeys(name for module in modules for name in module.figure_names()), *COSTS]
     for name in table.figures:
         if name not in known:
-            words = f"there is no figure {name!r}{did_you_mean(name, known)}; there are: {', '.join(sorted(known))}"
+            words = f"there is no metric {name!r}{did_you_mean(name, known)}; there are: {', '.join(sorted(known))}"
             raise RecipeError(f"figures: {words}")
 
 
 # --- rehearsals -------------------------------------------------------------------------------------------------------
 
 REHEARSAL_BATCH, REHEARSAL_SIZE = 4, 64
-REHEARSAL_CASES = {"ham10000": 64}  # enough for each of seven classes in every part; else 28
+REHEARSAL_CASES = {"ham10000": 64}  # enough for seven classes in every part; otherwise 28
 
 
 def _rehearsal(config: Config) -> Config:
-    """One epoch of small images, from random weights."""
+    """The recipe for one epoch of small images from random weights."""
     data = {"size": REHEARSAL_SIZE, "batch_size": REHEARSAL_BATCH, "eval_batch_size": REHEARSAL_BATCH}
     data |= {"workers": 0, "copies": 0, "warmup_epochs": 0}
     changes: dict[str, Any] = {"data": data, "stopping": {"epochs": 1}}

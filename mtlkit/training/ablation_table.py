@@ -1,8 +1,8 @@
-"""What came out of a table of ablations, as files and on the screen: figures next to the published ones, and tests.
+"""The results of an ablation table as files and on the screen: metrics next to published ones, and tests.
 
-A cell is the mean of a figure over the seeds with its standard deviation, and in brackets what was published. With
-three seeds or more every row is held against one of them by paired t-tests over the seeds, adjusted by Holm's method
-for the number of rows.
+A cell is the mean of a metric over the seeds with its standard deviation, and in brackets the published value. With
+three or more seeds every row is compared with the reference row by paired t-tests over the seeds, adjusted by Holm's
+method for the number of rows.
 
 Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
 """
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["COSTS", "Trained", "cost_rows", "paired_tests", "show", "write_table"]
 
-COSTS = {"parameters": 1e6, "computing": 1e6, "flops": 1e9}  # columns, and what a published 1 stands for
-COST_TITLES = {"parameters": "parameters, M", "computing": "of these computing, M", "flops": "FLOPs, G"}
-FEWEST_SEEDS = 3  # that a test is made of
-Figures = dict[str, dict[str, float]]  # "mean" and "sd" of each figure
+COSTS = {"parameters": 1e6, "computing": 1e6, "flops": 1e9}  # columns, and the value of a published 1
+COST_TITLES = {"parameters": "parameters, M", "computing": "used parameters, M", "flops": "FLOPs, G"}
+FEWEST_SEEDS = 3  # minimal number of seeds for a test
+Figures = dict[str, dict[str, float]]  # "mean" and "sd" of each metric
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A row that has been trained.
+    """A trained row.
 
     Args:
-        summary: "mean" and "sd" of each figure over the seeds.
-        runs: the figures of each seed.
+        summary: "mean" and "sd" of each metric over the seeds.
+        runs: metrics of each seed.
     """
 
     summary: Figures
@@ -50,9 +50,9 @@ class Trained:
 def show(
     table: "Ablation", found: Mapping[str, Figures], costs: Mapping[str, Costs] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the figures to be shown; the best mean of each stands in asterisks.
+    """Headings and rows of the metrics to show; the best mean of each is in asterisks.
 
-    The figures are those of the test part, or where there is none of the validation part.
+    The metrics are for the test part, or for the validation part if there is no test part.
     """
     part = part_of(found)
     whole = dict.fromkeys(name for figures in found.values() for name in figures if name.startswith(f"{part}/"))
@@ -72,12 +72,12 @@ def show(
 
 
 def part_of(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The part judged by: "test" where there are figures of a test part, else "val"."""
+    """The part to report: "test" if there are metrics for a test part, otherwise "val"."""
     return "test" if any(name.startswith("test/") for figures in found.values() for name in figures) else "val"
 
 
 def _column(name: str, pairs: Sequence[Mapping[str, float] | None]) -> list[str]:
-    """A figure of all rows; the best stands in asterisks."""
+    """A metric for all rows; the best value is in asterisks."""
     means = [pair["mean"] for pair in pairs if pair is not None and not math.isnan(pair["mean"])]
     pick = best_of(name)
     best = pick(means) if pick is not None and len(means) > 1 else None
@@ -99,7 +99,7 @@ def _cost(row: "AblationRow", name: str, costs: Costs | None) -> str:
 
 
 def cost_rows(table: "Ablation", costs: Mapping[str, Costs]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of what the networks cost, next to what was published."""
+    """Headings and rows of the networks' costs next to the published ones."""
     cells = [[row.name, *(_cost(row, name, costs[row.name]) for name in COSTS)] for row in table.rows]
     return ["", *COST_TITLES.values()], cells
 
@@ -125,7 +125,7 @@ def paired_tests(table: "Ablation", trained: Mapping[str, Trained]) -> dict[str,
 
 
 def _paired_p(runs: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]], figure: str) -> float:
-    """Of a paired t-test over the seeds; 1 where the two never differ, NaN where a figure is not defined."""
+    """The p-value of a paired t-test over the seeds; 1 if the two never differ, NaN if a metric is undefined."""
     differences = [run[figure] - other[figure] for run, other in zip(runs, others, strict=True)]
     if len(set(differences)) == 1:
         return 1.0 if differences[0] == 0 else math.nan if math.isnan(differences[0]) else 0.0
@@ -198,5 +198,5 @@ def _p_in_words(p: float | None) -> str:
 
 
 def _table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """A table, of which the first column holds names."""
+    """A table whose first column has names."""
     return markdown_table(headings, [(escape_markdown(name), *figures) for name, *figures in cells])

@@ -1,4 +1,4 @@
-"""Figures over repeated runs: mean and standard deviation."""
+"""Metrics over repeated runs: mean and standard deviation."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -13,13 +13,13 @@ _Key = TypeVar("_Key")
 
 
 def summarise(runs: Sequence[Mapping[_Key, float | None]]) -> dict[_Key, dict[str, float]]:
-    """Mean and standard deviation of each figure over runs.
+    """Mean and standard deviation of each metric over runs.
 
     Args:
-        runs: the figures of each run, by the same names; None and NaN are what could not be computed.
+        runs: metrics of each run, by the same names; None and NaN mark undefined values.
 
     Returns:
-        "mean" and "sd" of each figure: with one degree of freedom less, NaN for a single run. A figure that a run lacks
+        "mean" and "sd" of each metric: with one degree of freedom less, NaN for a single run. A figure that a run lacks
         has neither.
 
     Example:
@@ -34,7 +34,7 @@ def summarise(runs: Sequence[Mapping[_Key, float | None]]) -> dict[_Key, dict[st
 
 
 def digits_of(name: str) -> int:
-    """How many digits of a figure are worth showing: of counts of images none, else four.
+    """The number of decimals to show for a metric: none for counts of images, otherwise four.
 
     Example:
         >>> from mtlkit.training.aggregate import digits_of
@@ -64,7 +64,7 @@ def best_of(name: str) -> Callable[[Iterable[float]], float] | None:
 
 
 def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
-    """Mean ± standard deviation, of which the second is left out where there is none.
+    """Mean ± standard deviation, or only the mean if there is no deviation.
 
     Example:
         >>> from mtlkit.training.aggregate import in_words
@@ -78,7 +78,7 @@ def in_words(pair: Mapping[str, float | None], digits: int = 4) -> str:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of several tests, adjusted by Holm's method so that together they err as rarely as one; NaN stays.
+    """p-values of several tests, adjusted by Holm's method for the family-wise error rate; NaN stays NaN.
 
     Example:
         >>> from mtlkit.training.aggregate import holm

@@ -1,11 +1,11 @@
-"""Probabilities that mean what they say, and thresholds: both found on the validation part, after training.
+"""Calibrated probabilities and thresholds, both fitted on the validation part after training.
 
 A classifier's logits are divided by one temperature T, which minimises the cross-entropy of the labels:
 
     p = softmax(logits / T)
 
-T leaves the likeliest class as it is. Where there is a positive class, thresholds of its probability are chosen, too:
-that of Youden's index (the largest sensitivity + specificity - 1), and the highest that keeps a sensitivity of 95 %.
+T does not change the likeliest class. If there is a positive class, two thresholds for its probability are chosen too:
+by Youden's index (the largest sensitivity + specificity - 1), and the highest with a sensitivity of at least 95 %.
 
 Source: Guo et al., "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
 """
@@ -26,19 +26,19 @@ __all__ = ["Calibration", "fit_calibration"]
 
 FILE = "calibration.json"  # in the folder of a run
 NOT_OURS = "is not as a run writes it"
-BOUNDS = 0.1, 10.0  # of the temperature: where all is right, the cross-entropy has no minimum
+BOUNDS = 0.1, 10.0  # bounds of the temperature: if all predictions are right, the cross-entropy has no minimum
 SENSITIVITY = 0.95
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation part says of a classifier's probabilities.
+    """The calibration of a classifier on the validation part.
 
     Args:
-        temperature: by which its logits are divided.
-        images: how many it was fitted on.
-        thresholds: of the probability of the positive class, by name: "youden" and "sensitivity_95".
+        temperature: divisor of the logits.
+        images: number of images it was fitted on.
+        thresholds: thresholds for the probability of the positive class, by name: "youden" and "sensitivity_95".
 
     Example:
         >>> from mtlkit.training.calibration import Calibration
@@ -56,11 +56,11 @@ def fit_calibration(logits: Array, labels: NDArray[np.int64], positive: int | No
 
     Args:
         logits: (N, K).
-        labels: (N,), -1 where not known.
-        positive: the class that is to be found, if any.
+        labels: (N,), -1 if unknown.
+        positive: the positive class, if any.
 
     Returns:
-        A temperature of 1 where nothing is known, and no thresholds where a class is missing.
+        A temperature of 1 without known labels, and no thresholds if a class is missing.
 
     Example:
         >>> import numpy as np
@@ -90,11 +90,11 @@ def fit_calibration(logits: Array, labels: NDArray[np.int64], positive: int | No
 
 
 def _thresholds(scores: Array, positive: NDArray[np.bool_]) -> dict[str, float]:
-    """Half-way between neighbouring scores, so that rounding decides nothing."""
+    """Half-way between neighbouring scores, so that rounding does not matter."""
     if positive.all() or not positive.any():
         return {}
     values = np.unique(scores)
-    cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2])  # from "all are positive" on
+    cuts = np.concatenate([[values[0] / 2], (values[1:] + values[:-1]) / 2])  # starting with "all are positive"
     sensitivity = (scores[positive] >= cuts[:, None]).mean(1)
     specificity = (scores[~positive] < cuts[:, None]).mean(1)
     enough = sensitivity >= SENSITIVITY
@@ -105,15 +105,15 @@ def _thresholds(scores: Array, positive: NDArray[np.bool_]) -> dict[str, float]:
 
 
 def as_values(calibration: Mapping[str, Calibration]) -> dict[str, Any]:
-    """What calibration.json holds, by classifier."""
+    """The content of calibration.json, by classifier."""
     return {task: asdict(one) for task, one in calibration.items()}
 
 
 def read_calibration(path: Path) -> dict[str, Calibration]:
-    """What calibration.json says; nothing where there is no such file, as in runs of earlier versions.
+    """Reads calibration.json; empty if there is no such file, as in runs of earlier versions.
 
     Raises:
-        DataError: it cannot be read, or is not as a run writes it.
+        DataError: it cannot be read, or is not in the form that a run writes.
     """
     if not path.exists():
         return {}

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: tensors and plain values, which no reader has to run code for."""
+"""Checkpoints of a run: only tensors and plain values, so that reading them cannot run code."""
 
 import shutil
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ PARTS = ("state_dict", "loops", "callbacks", "optimizer_states", "epoch", "globa
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds; nothing in it is run.
+    """Reads a checkpoint without running code in it.
 
     Raises:
-        CheckpointError: it is missing, is damaged, or holds more than tensors and plain values.
+        CheckpointError: it is missing or damaged, or contains more than tensors and plain values.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: the checkpoint is missing")
@@ -37,10 +37,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def plain_state(value: Any, where: str = "checkpoint") -> Any:
-    """The state as `read_checkpoint` can return it: dictionaries, lists, tuples, tensors, strings and numbers.
+    """The state with only types that `read_checkpoint` accepts: dictionaries, lists, tuples, tensors and plain values.
 
     Raises:
-        TypeError: something in it is of another type.
+        TypeError: it contains another type.
 
     Example:
         >>> from mtlkit.training.checkpoints import plain_state
@@ -60,7 +60,7 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, str):  # a subclass, as the members of an enumeration are
+    if isinstance(value, str):  # a subclass, such as members of an enumeration
         return str.__str__(value)
     if isinstance(value, int | float):
         return int(value) if isinstance(value, int) else float(value)
@@ -70,31 +70,31 @@ def plain_state(value: Any, where: str = "checkpoint") -> Any:
 
 
 def _moved(state: Any, folder: Path) -> Any:
-    """The state of a callback with the folder in which its checkpoints lie now."""
+    """The state of a callback with the current folder of its checkpoints."""
     old = state.get("dirpath") if isinstance(state, dict) else None
     return state if not isinstance(old, str) else _replaced(state, old, str(folder))
 
 
 def _replaced(value: Any, old: str, new: str) -> Any:
-    """A value in which texts that begin with `old` begin with `new`."""
+    """A value with the prefix `old` of its strings replaced by `new`."""
     if isinstance(value, dict):
         return {_replaced(key, old, new): _replaced(item, old, new) for key, item in value.items()}
     return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
 
 
 def unwritten(folder: Path) -> str:
-    """Why a library could not write into a folder, which does not say it."""
-    return "No space left on device" if shutil.disk_usage(folder).free < 2**20 else "the file is not whole"
+    """Why a library could not write to a folder, if its own error does not say."""
+    return "No space left on device" if shutil.disk_usage(folder).free < 2**20 else "the file is incomplete"
 
 
 class RunCheckpoints(CheckpointIO):
-    """Lightning's reading and writing of checkpoints, in the folder of a run."""
+    """Lightning's input and output of checkpoints for the folder of a run."""
 
     def __init__(self, place: OutputFolder) -> None:
         self.place = place
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Writes a checkpoint, whole or not at all."""
+        """Writes a checkpoint atomically."""
         with self.place.file(self._name(path)) as draft:
             try:
                 torch.save(plain_state(checkpoint), draft)
@@ -107,10 +107,10 @@ class RunCheckpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Reads a checkpoint, whatever is asked for, without running anything in it.
+        """Reads a checkpoint without running code in it.
 
-        What its callbacks say of files is said of those in its folder, wherever the run lay when it was written: of
-        others, Lightning would forget which epoch was the best.
+        File paths in its callbacks are changed to its current folder: otherwise Lightning would forget the best epoch
+        of a run that was moved.
         """
         found = read_checkpoint(Path(path))
         if isinstance(found["callbacks"], dict):

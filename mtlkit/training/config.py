@@ -1,7 +1,7 @@
-"""Recipes: what a training run is made of, as one file: model, data, loss, optimiser, schedule, stopping, stages.
+"""Recipes: all settings of a training run in one file: model, data, loss, optimiser, schedule, stopping, stages.
 
-The sections are pydantic dataclasses: their types and bounds are what a recipe is checked against, and what
-`recipe_schema` tells an editor.
+The sections are pydantic dataclasses: their types and bounds are used to check a recipe, and `recipe_schema` provides
+them to editors.
 """
 
 import os
@@ -48,7 +48,7 @@ class RecipeError(ValueError):
 
 
 def _parsed(value: Any) -> Any:
-    """A number as a number, as YAML takes 1e-4 for text; what is not one is refused after this."""
+    """Converts text to a number, because YAML reads 1e-4 as text; other text is rejected later."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -57,7 +57,7 @@ def _parsed(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _OneOf:
-    """Text that is one of these."""
+    """Text that is one of the given choices."""
 
     choices: tuple[str, ...]
 
@@ -91,7 +91,7 @@ Above0 = Annotated[float, Field(strict=True, gt=0), BeforeValidator(_parsed)]
 Decay = Annotated[float, Field(strict=True, gt=0, lt=1), BeforeValidator(_parsed)]
 Count = Annotated[StrictInt, Field(ge=0)]
 AtLeast1 = Annotated[StrictInt, Field(ge=1)]
-Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]  # what NumPy and Lightning take
+Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]  # the range that NumPy and Lightning accept
 Category = Annotated[StrictInt, Field(ge=1, le=5)]
 Better = Literal["max", "min"]
 Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"]
@@ -105,8 +105,8 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 class ModelConfig:
     """A network of `mtlkit.models` by its name, and the options that differ from its defaults.
 
-    `batch_norm_momentum` replaces that of the network's own BatchNorm layers (0.01 in MBDI and BTI-Net), whose running
-    statistics follow too slowly where an epoch has few batches.
+    `batch_norm_momentum` replaces the momentum of the network's BatchNorm layers (0.01 in MBDI and BTI-Net), whose
+    running statistics adapt too slowly if an epoch has few batches.
     """
 
     name: StrictStr = "mbdi"
@@ -118,10 +118,10 @@ class ModelConfig:
 class DataConfig:
     """How the data are read, split, augmented and batched; see `mtlkit.data`.
 
-    With `drop_duplicates`, a split that is drawn leaves out all but one of the images that look alike and are of
-    different groups (`mtlkit.data.near_duplicates`).
+    With `drop_duplicates`, a new split keeps only one of several images that look alike but belong to different groups
+    (`mtlkit.data.near_duplicates`).
 
-    `positive` names the one of `classes` that precision, recall and F1 of the positive class are of, against the rest.
+    `positive` names the class among `classes` for which precision, recall and F1 of the positive class are computed.
     """
 
     layout: Annotated[str, _OneOf(("auto", *LAYOUTS))] = "auto"
@@ -151,18 +151,18 @@ class DataConfig:
 
     @property
     def positive_index(self) -> int | None:
-        """The label of the positive class, where one is named."""
+        """The label of the positive class, if there is one."""
         return None if self.positive is None or self.classes is None else self.classes.index(self.positive)
 
 
 @section(frozen=True, config=STRICT)
 class LossConfig:
-    """Losses of the tasks, and how they are weighed; which of them count depends on the task.
+    """The losses and their weights; the task decides which of them apply.
 
-    With `sync`, what a loss takes over a batch is taken over the batches of all processes, so that several learn as one
-    with a batch as large as theirs together; see `mtlkit.losses`. Of no effect with one process.
+    With `sync`, batch statistics in a loss are computed over the batches of all processes, so that the gradients equal
+    those of one process with the combined batch; see `mtlkit.losses`. It has no effect with one process.
 
-    With `class_weights`, each class of a classifier weighs the inverse of its frequency in the training part.
+    With `class_weights`, each class of a classifier is weighted by its inverse frequency in the training part.
     """
 
     tversky: Annotated[str, _OneOf(tuple(TVERSKY_PRESETS))] = "mbdi"
@@ -184,7 +184,7 @@ class LossConfig:
 
 @section(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """Adam or AdamW, the largest norm of the gradient, and how many batches a step takes its gradient from."""
+    """Adam or AdamW, the maximal gradient norm, and the number of batches to accumulate per step."""
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Above0 = 3e-4
@@ -211,7 +211,7 @@ class ScheduleConfig:
 
 @section(frozen=True, config=STRICT)
 class StoppingConfig:
-    """How long to train, what to judge by, and how long to wait for it to get better."""
+    """How long to train, which metric to monitor, and how long to wait for an improvement."""
 
     epochs: AtLeast1 = 100
     monitor: StrictStr = "val/combined"
@@ -231,20 +231,21 @@ class Config:
         loss: what is minimised.
         optimizer: by what.
         schedule: the learning rate.
-        stopping: when to end, and which epoch is the best.
-        second_stage: sections to change in a second stage, which trains the gates alone from the best epoch on; None
-            has no such stage.
-        seed: of weights, order and augmentations.
-        precision: as Lightning names it: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or "bf16-true".
-        ema: decay of an exponential moving average of the weights, as 0.999, which is then what is validated, saved and
-            judged; None trains without.
-        channels_last: a network on a CPU has its channels side by side, and its depthwise convolutions are mtlkit's,
-            both of which save time; figures differ in rounding from those without. Of no effect on a GPU.
-        sync_batch_norm: BatchNorm takes the statistics of all processes of a run, in place of each its own batch's. Of
-            no effect with one process; several need GPUs for it.
+        stopping: when to stop, and which epoch is the best.
+        second_stage: changes for a second stage, which trains only the gates, starting from the best epoch; None for no
+            such stage.
+        seed: seed of weights, order and augmentations.
+        precision: Lightning's name of the precision: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or
+        "bf16-true".
+        ema: decay of an exponential moving average of the weights, such as 0.999; the average is validated, saved and
+            evaluated. None for no average.
+        channels_last: whether a network on a CPU runs channels-last and with mtlkit's depthwise convolutions, which is
+            faster; metrics differ in rounding. It has no effect on a GPU.
+        sync_batch_norm: whether BatchNorm computes its statistics over all processes of a run instead of each process's
+            batch. It has no effect with one process; several processes need GPUs for it.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
 
     Example:
         >>> from mtlkit.training import load_config
@@ -269,7 +270,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.second_stage is not None:
-            self.stage(2)  # raises where it changes what is not there
+            self.stage(2)  # raises an error if it changes unknown settings
 
     def stage(self, number: int) -> "Config":
         """The configuration of a stage: itself for the first, with the changes of `second_stage` for the second."""
@@ -284,14 +285,14 @@ class Config:
         """A copy with other values, given by section: {"data": {"batch_size": 8}, "seed": 1}.
 
         Raises:
-            RecipeError: settings that there are not, or values out of range; the message names all of them.
+            RecipeError: there are unknown settings, or values out of range; the message names all of them.
         """
         return _changed(self, changes, "")
 
     def adjust(self, changes: Mapping[str, Any]) -> "Config":
-        """As `change`, but adds to the options of the network and to the changes of the second stage that there are.
+        """Like `change`, but extends the existing options of the network and changes of the second stage.
 
-        Where another network is named, of the options that there are those stay that it has too.
+        If another network is named, only the existing options that it also has are kept.
         """
         if not isinstance(changes, Mapping):
             return self.change(changes)
@@ -315,7 +316,7 @@ class Config:
         return _plain(asdict(self))
 
     def save(self, path: str | Path) -> None:
-        """Writes it as YAML, which `load_config` reads."""
+        """Writes the recipe as YAML for `load_config`."""
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
@@ -329,7 +330,7 @@ def _plain(value: Any) -> Any:
 
 
 def _changed(config: Config, changes: Any, where: str) -> Config:
-    """The configuration with the values of a mapping; raises with what is wrong in them, all of it."""
+    """The configuration with the values of a mapping; raises one error that lists all wrong values."""
     if not isinstance(changes, Mapping):
         raise RecipeError(f"{where.rstrip('.') or 'configuration'}: expected names and values, got {shown(changes)}")
     try:
@@ -340,17 +341,17 @@ def _changed(config: Config, changes: Any, where: str) -> Config:
 
 
 def all_of(lines: list[str]) -> str:
-    """What is wrong: a line, or several below a title."""
+    """The error message: one line, or several below a title."""
     return lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} settings are wrong:", *lines])
 
 
 def lines_of(error: PydanticError, name: str = "") -> list[str]:
-    """What pydantic found wrong in what is called `name`, a line each."""
+    """The errors that pydantic found in the section `name`, one line each."""
     return [_in_words(one, name) for one in error.errors()]
 
 
 def _added(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with changes, mappings within it among them."""
+    """A mapping with changes, applied recursively."""
     added = dict(current)
     for name, value in changes.items():
         inner = added.get(name)
@@ -359,7 +360,7 @@ def _added(current: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _merged(current: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a section, sections within it among them, with changes."""
+    """The values of a section with changes, applied recursively."""
     values = {f.name: getattr(current, f.name) for f in fields(current)}
     for name, value in changes.items():
         inner = values.get(name)
@@ -393,7 +394,7 @@ def _in_words(error: ErrorDetails, name: str) -> str:
         return f"{'.'.join(map(str, place[:-2]))}: expected text for a name, got {shown(value)}"
     name = (name + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)).lstrip(".")
     if kind == "value_error":
-        of_section = len(place) == 1 and is_dataclass(_section_at(place))  # which names its setting itself
+        of_section = len(place) == 1 and is_dataclass(_section_at(place))  # the error names its setting itself
         return f"{name}{'.' if of_section else ': '}{context['error']}".removeprefix(": ")
     if kind == "literal_error":
         choices = context["expected"].replace(" or ", ", ")
@@ -403,7 +404,7 @@ def _in_words(error: ErrorDetails, name: str) -> str:
 
 
 def _section_at(place: tuple[int | str, ...]) -> type:
-    """The class of the section at a place, () being the whole."""
+    """The class of the section at a place; () is the complete recipe."""
     sections: dict[Any, Any] = {f.name: f.type for f in fields(Config)}
     return sections[place[0]] if place else Config
 
@@ -412,7 +413,7 @@ def _section_at(place: tuple[int | str, ...]) -> type:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of recipes, by which an editor completes and checks them; `mtlkit train --schema` prints it.
+    """The JSON schema of recipes, for completion and checks in an editor; `mtlkit train --schema` prints it.
 
     Example:
         >>> from mtlkit.training import recipe_schema
@@ -426,7 +427,7 @@ def recipe_schema() -> dict[str, Any]:
 
 @contextmanager
 def named_recipe(name: str | Path | None) -> Iterator[None]:
-    """Inside, a recipe that does not fit is named; None leaves the errors as they are."""
+    """Adds the name of the recipe to errors inside the block, unless it is None."""
     try:
         yield
     except RecipeError as error:
@@ -447,15 +448,15 @@ def list_configs() -> list[str]:
 
 
 def load_config(name: str | Path) -> Config:
-    """A configuration by name, one of `list_configs()`, or from a file.
+    """Loads a configuration by name, one of `list_configs()`, or from a file.
 
-    A file that begins with `extends: mbdi` has the settings of that configuration where it does not change them.
+    A file with `extends: mbdi` starts from the settings of that configuration.
 
     Args:
         name: the name, or a path that ends with .yaml or .yml.
 
     Raises:
-        ValueError: there is no such configuration or file; a RecipeError where a setting in it is wrong.
+        ValueError: there is no such configuration or file, or a RecipeError if a setting in it is wrong.
 
     Example:
         >>> from mtlkit.training import load_config
@@ -466,7 +467,7 @@ def load_config(name: str | Path) -> Config:
 
 
 def _load(name: str | Path, within: tuple[Path, ...]) -> Config:
-    """A configuration, and what it extends, unless that is one of those that it stands `within`."""
+    """Loads a configuration and what it extends; `within` holds the configurations being loaded, to detect cycles."""
     values, path = read_yaml(name, "mtlkit.configs", "configuration")
     with named_recipe(path):
         if not isinstance(values, Mapping) or "extends" not in values:
@@ -484,13 +485,13 @@ def _load(name: str | Path, within: tuple[Path, ...]) -> Config:
 
 
 def beside(path: Path, name: str) -> str | Path:
-    """What a file means by a name: a configuration, or a file in its own folder, or a path."""
+    """Resolves a name in a file: a configuration, a file in the same folder, or a path."""
     found = path.parent / name
     return found if found.suffix in (".yaml", ".yml") and os.access(found, os.F_OK) else name
 
 
 def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
-    """The values of a file, and its path: one that ends with .yaml or .yml, or the name of one within a package.
+    """The values and the path of a YAML file, given by a path or by its name in a package.
 
     Raises:
         ValueError: there is no such file, or it is not valid YAML.
@@ -503,7 +504,7 @@ def read_yaml(name: str | Path, package: str, what: str) -> tuple[Any, Path]:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         if name not in known:
             raise ValueError(f"there is no {what} {shown(str(name))}; there are: {', '.join(known)}")
-    if os.access(path, os.F_OK) and (why := why_unreadable(path)) is not None:  # a pipe might be waited for
+    if os.access(path, os.F_OK) and (why := why_unreadable(path)) is not None:  # a pipe could block
         raise ValueError(f"{printable(path)}: {why}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))

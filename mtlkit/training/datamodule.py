@@ -1,4 +1,4 @@
-"""Records to batches: the same order and the same augmentations for a seed and an epoch, on any number of processes."""
+"""Batches of records: seed and epoch determine order and augmentations, for any number of processes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,17 +17,17 @@ __all__ = ["DataModule", "EpochSampler"]
 
 
 class EpochSampler(Sampler[int]):
-    """Indices in an order that the seed and the epoch decide, divided among the processes of a run.
+    """Indices in an order that depends on seed and epoch, divided among the processes of a run.
 
-    Process r of n takes indices r, r + n, r + 2n, ... of the order, which is filled up from its beginning so that all
-    have as many: of a part that n does not divide, up to n - 1 images count twice.
+    Process r of n takes indices r, r + n, r + 2n, ... of the order. The order is extended from its start so that all
+    processes get the same number: if n does not divide a part evenly, up to n - 1 images count twice.
 
     Args:
-        dataset: what is indexed; it is told the epoch.
-        seed: of the order.
-        shuffle: False keeps the order of the data set.
-        limit: at most so many indices in all.
-        divided: False gives every process all indices.
+        dataset: the data set; its epoch is set here.
+        seed: seed of the order.
+        shuffle: whether to shuffle; otherwise the order of the data set is kept.
+        limit: maximal number of indices in total.
+        divided: whether to divide the indices; otherwise every process gets all of them.
 
     Example:
         >>> from mtlkit.training import EpochSampler
@@ -49,7 +49,7 @@ class EpochSampler(Sampler[int]):
             self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draws again; Lightning calls it before each epoch."""
+        """Sets the epoch; Lightning calls it before each epoch."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
@@ -75,15 +75,15 @@ class DataModule(lightning.LightningDataModule):
 
     Args:
         catalogue: the data set.
-        split: which records train, validate and test.
+        split: the split of the records.
         config: sizes, augmentation and batches.
 
     Attributes:
-        divided: whether the processes of a run divide the images among them; False gives each all images.
+        divided: whether the processes of a run divide the images among them; otherwise each gets all images.
 
     Raises:
-        ValueError: the split leaves nothing to train on or to validate by.
-        DataError: the split lists a record that is not there.
+        ValueError: the training or validation part of the split is empty.
+        DataError: the split lists an unknown record.
 
     Example:
         >>> import tempfile
@@ -126,14 +126,14 @@ class DataModule(lightning.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=d.workers,
-            # BatchNorm over vectors cannot learn from a single image
+            # BatchNorm over vectors cannot train on a single image
             drop_last=training and len(sampler) > batch_size and len(sampler) % batch_size == 1,
             persistent_workers=d.workers > 0 and d.warmup_epochs == 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled and augmented; in the warm-up epochs only so many batches."""
+        """Shuffled and augmented; limited in number during warm-up epochs."""
         d = self.config.data
         warming = self.trainer is not None and self.trainer.current_epoch < d.warmup_epochs
         return self._loader("train", d.batch_size, d.warmup_batches * d.batch_size if warming else None)

@@ -1,4 +1,4 @@
-"""How long a recipe trains: steps counted from the size of a data set, and the time of one as measured here."""
+"""Estimates how long a recipe trains: number of steps from the size of the data set, and measured time per step."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["count_steps", "measure_step"]
 
 
 def count_steps(config: Config, images: int) -> int:
-    """Steps of the longest training that a recipe allows, of a data set of so many images or exams.
+    """Maximal number of steps in a recipe, for a data set with this many images or exams.
 
     Example:
         >>> from mtlkit.training import count_steps, load_config
@@ -30,7 +30,7 @@ def count_steps(config: Config, images: int) -> int:
 
 
 def measure_step(config: Config, device: torch.device | str, repeats: int = 3) -> float:
-    """Seconds of one training step on random images: forward, backward and optimizer, the fastest of `repeats`.
+    """Seconds of one training step on random images (forward, backward and optimizer), the fastest of `repeats`.
 
     Example:
         >>> from mtlkit.training import load_config, measure_step
@@ -42,7 +42,7 @@ def measure_step(config: Config, device: torch.device | str, repeats: int = 3) -
     module = TrainingModule(create_network(config, device, **changes), config).to(device)
     batch, optimizer = _batch(module, device), module.configure_optimizers()
     seconds = []
-    for _ in range(repeats + 1):  # the first warms up
+    for _ in range(repeats + 1):  # the first run is warm-up
         _synchronise(device)
         start = time.perf_counter()
         values, _ = module.compute_losses(batch)
@@ -60,7 +60,7 @@ def _synchronise(device: torch.device | str) -> None:
 
 
 def _batch(module: TrainingModule, device: torch.device | str) -> dict[str, Any]:
-    """Random images, and the first class for all of them."""
+    """Random images, all with the first class as label."""
     task, data = module.task, module.config.data
     shapes = task.shapes(data.size, data.batch_size)
     batch: dict[str, Any] = {task.inputs[name]: torch.rand(shape, device=device) for name, shape in shapes.items()}

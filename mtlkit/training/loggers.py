@@ -1,7 +1,6 @@
-"""Lightning's loggers by name, as far as a run needs them.
+"""Lightning's loggers by name.
 
-Their files are in the folder `logs` of the run. They belong to the logger, not to the run: what replaces a run leaves
-them there.
+Their files are in the folder `logs` of the run. They belong to the logger, not to the run: replacing a run keeps them.
 """
 
 import os
@@ -13,7 +12,7 @@ from mtlkit._extras import check_installed
 
 __all__ = ["LOGGERS", "make_logger"]
 
-# the modules that each needs
+# modules that each logger needs
 LOGGERS: dict[str, tuple[str, ...]] = {
     "csv": (),
     "tensorboard": ("tensorboard",),
@@ -24,7 +23,7 @@ LOGS = "logs"
 
 
 class _StageOfWandb(WandbLogger):
-    """Finishes its run with its stage: Lightning's would give the next stage the same run, and write it at exit."""
+    """Finishes its W&B run with the stage: Lightning's would reuse it for the next stage and write at exit."""
 
     def finalize(self, status: str) -> None:
         import wandb  # pyright: ignore[reportMissingImports] - of the extra `loggers`
@@ -37,14 +36,14 @@ class _StageOfWandb(WandbLogger):
 def make_logger(name: str, run: Path, stage: str) -> Logger:
     """A logger for one stage of a run.
 
-    TensorBoard's and the CSV files are in logs/<name>/<stage>/version_0, what a resumed run adds in version_1. MLflow
-    writes to the server that MLFLOW_TRACKING_URI names, or else to the database logs/mlflow.db; Weights & Biases to its
-    own server, or, where WANDB_MODE=offline, to logs/wandb.
+    TensorBoard and CSV files are in logs/<name>/<stage>/version_0; a resumed run adds version_1. MLflow writes to the
+    server in MLFLOW_TRACKING_URI, or to the database logs/mlflow.db if it is not set. Weights & Biases writes to its
+    own server, or to logs/wandb with WANDB_MODE=offline.
 
     Args:
         name: one of `LOGGERS`.
-        run: its folder.
-        stage: its name, as "stage1".
+        run: folder of the run.
+        stage: name of the stage, such as "stage1".
 
     Raises:
         ValueError: there is no such logger.
@@ -64,7 +63,7 @@ def make_logger(name: str, run: Path, stage: str) -> Logger:
 
 
 def check_logger(name: str) -> None:
-    """Raises a ValueError where there is no such logger, and an ImportError where its package is not installed."""
+    """Raises a ValueError if there is no such logger, and an ImportError if its package is not installed."""
     if name not in LOGGERS:
         raise ValueError(f"logger: expected one of {', '.join(LOGGERS)}, got {name!r}")
     if LOGGERS[name]:

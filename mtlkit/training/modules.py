@@ -1,4 +1,4 @@
-"""Training as a LightningModule: optimiser, learning rate, random numbers, and the figures of each epoch."""
+"""Training as a LightningModule: optimiser, learning rate, random numbers, and the metrics of each epoch."""
 
 import warnings
 from typing import Any, get_type_hints
@@ -23,20 +23,24 @@ from mtlkit.training.tasks import find_task, record_in
 
 __all__ = ["TrainingModule", "create_module"]
 
-PARTS = {"train": "fit", "val": "valid", "test": "test"}  # of the data: under names that no nn.Module has
+PARTS = {
+    "train": "fit",
+    "val": "valid",
+    "test": "test",
+}  # parts of the data, under names that do not collide with nn.Module
 
 
 class TrainingModule(lightning.LightningModule):
     """A network that is trained for the task of its recipe.
 
-    The random numbers of a batch (dropout, stochastic depth) depend on the seed, the epoch, its place in the epoch and
-    the process alone, so that a run that goes on after a kill ends with the same weights.
+    The random numbers of a batch (dropout, stochastic depth) depend only on the seed, the epoch, its position in the
+    epoch and the process, so that a run resumed after a kill gives exactly the weights of an uninterrupted one.
 
     Args:
         model: the network.
         config: the recipe.
-        weights: of the classes of each classifier, by its name; none weighs all alike.
-        gates_only: the second stage of BTI-Net: everything but the gates rests.
+        weights: class weights of each classifier, by its name; empty for equal weights.
+        gates_only: whether to train only the gates, as in the second stage of BTI-Net.
 
     Example:
         >>> from mtlkit.training import TrainingModule, create_module, load_config
@@ -55,7 +59,7 @@ class TrainingModule(lightning.LightningModule):
         self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
         self.metrics = nn.ModuleDict({part: self._new_metrics() for part in PARTS.values()})
         self._alone = False
-        self.answers: dict[str, list[tuple[Tensor, Tensor]]] | None = None  # logits and labels, where they are kept
+        self.answers: dict[str, list[tuple[Tensor, Tensor]]] | None = None  # logits and labels, if they are kept
         if gates_only:
             model.requires_grad_(False)
             for parameter in model.stage2_parameters():
@@ -64,16 +68,18 @@ class TrainingModule(lightning.LightningModule):
     # --- the task -----------------------------------------------------------------------------------------------------
 
     def compute_losses(self, batch: dict[str, Any]) -> tuple[dict[str, Tensor], Any]:
-        """The losses by name, "loss" being what is minimised, and the model's output."""
+        """The losses by name (training minimises "loss"), and the model's output."""
         output = self.task.run(self.model, batch)
         weights = task_weights(self.config.loss, self.current_epoch)
         return self.losses(output, batch, *weights, self._group()), output
 
     def figure_names(self) -> list[str]:
-        """What is known of a part of the data after an epoch: losses, gates and figures, without the part's name."""
+        """The results for a part of the data after an epoch: losses, gates and metrics, without the part's name."""
         gates = [f"gate_{name}" for name in self.model.gate_names if "gates" in self.model.returns]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics' on figures of nothing, of which the names alone are used
+            warnings.simplefilter(
+                "ignore"
+            )  # torchmetrics' warning about empty metrics, of which only the names are used
             figures = self._figures(self._new_metrics())
         return [*self.losses.names, *gates, *figures]
 
@@ -81,18 +87,18 @@ class TrainingModule(lightning.LightningModule):
         return self.task.metrics(self.model, self.config.data.positive_index)
 
     def _group(self) -> Group | None:
-        """The processes over whose batches losses are taken; None for this one alone."""
+        """The process group over which losses are computed; None for this process only."""
         return all_processes() if self.config.loss.sync and not self._alone else None
 
     def judge_alone(self) -> None:
-        """From here on figures are those of this process's images, which are to be all that there are."""
+        """From now on, metrics are not gathered across processes: this process sees all images."""
         self._alone = True
         for part in PARTS:
             for metric in self._metrics(part).values():
                 metric.distributed_available_fn = lambda: False
 
     def _metrics(self, part: str) -> Any:
-        """What gathers the figures of a part."""
+        """The metrics of a part."""
         return self.metrics[PARTS[part]]
 
     def _update(self, metrics: Any, output: Any, batch: dict[str, Any]) -> None:
@@ -104,7 +110,7 @@ class TrainingModule(lightning.LightningModule):
     # --- optimisation -------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam or AdamW over what is trained."""
+        """Adam or AdamW for the trained parameters."""
         o = self.config.optimizer
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
@@ -112,7 +118,7 @@ class TrainingModule(lightning.LightningModule):
         return kind(trained, lr=o.lr, betas=(first, second), eps=o.eps, weight_decay=o.weight_decay)
 
     def train(self, mode: bool = True) -> "TrainingModule":
-        """As nn.Module.train; in the second stage all of the network rests, statistics included, but for dropout."""
+        """nn.Module.train, except that in the second stage only dropout is in training mode."""
         super().train(mode)
         if mode and self.gates_only:
             self.model.eval()
@@ -124,7 +130,7 @@ class TrainingModule(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Sets the learning rate of the epoch."""
         optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)  # configure_optimizers gives one
+        assert not isinstance(optimizer, list)  # configure_optimizers returns one
         for group in optimizer.param_groups:
             group["lr"] = self.schedule.lr(self.current_epoch)
 
@@ -134,7 +140,7 @@ class TrainingModule(lightning.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
     def on_train_epoch_end(self) -> None:
-        """Tells the schedule how the epoch went, before checkpoints are written."""
+        """Updates the schedule with the epoch's metric, before checkpoints are written."""
         if self.config.schedule.monitor is not None:
             self.schedule.observe(float(self.trainer.callback_metrics[self.config.schedule.monitor]))
 
@@ -143,7 +149,7 @@ class TrainingModule(lightning.LightningModule):
         checkpoint["schedule"] = self.schedule.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the state of the schedule."""
+        """Restores the state of the schedule."""
         self.schedule.load_state_dict(checkpoint["schedule"])
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -172,7 +178,7 @@ class TrainingModule(lightning.LightningModule):
                 self.answers.setdefault(head.name, []).append(pair)
 
     def _take(self, values: dict[str, Tensor], output: Any, batch: dict[str, Any], part: str) -> None:
-        """Takes a batch into the means and the figures of an epoch."""
+        """Adds a batch to the means and metrics of an epoch."""
         means = {f"{part}/{name}": value.detach() for name, value in values.items()}
         if "gates" in self.model.returns:
             gates = output.gates.float().flatten(1).mean(0)
@@ -191,7 +197,7 @@ class TrainingModule(lightning.LightningModule):
         self._judge(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
-        """The figures of the validation part, and those of the training part, as its batches were answered."""
+        """The metrics of the validation part, and of the training part as collected during training."""
         self._tell("val")
         if self.trainer.state.fn == "fit":
             self._tell("train")
@@ -201,7 +207,7 @@ class TrainingModule(lightning.LightningModule):
         self._judge(batch, "test")
 
     def on_test_epoch_end(self) -> None:
-        """The figures of the test part."""
+        """The metrics of the test part."""
         self._tell("test")
 
 
@@ -211,16 +217,16 @@ class TrainingModule(lightning.LightningModule):
 def create_module(
     config: Config, catalogue: Catalogue | None = None, split: Split | None = None, *, gates_only: bool = False
 ) -> TrainingModule:
-    """The module of a recipe, with a new network.
+    """The training module of a recipe, with a new network.
 
     Args:
         config: the recipe.
-        catalogue: the data, held against the network's classes; needed for class weights.
-        split: whose training part the class weights are counted in.
-        gates_only: for the second stage.
+        catalogue: the data, to check the network's classes; needed for class weights.
+        split: the split whose training part gives the class weights.
+        gates_only: whether the module is for the second stage.
 
     Raises:
-        ValueError: the network does not fit the task or the classes, or a class to be weighed has no example.
+        ValueError: the network does not fit the task or the classes, or a class to weight has no example.
 
     Example:
         >>> from mtlkit.training import create_module, load_config
@@ -235,10 +241,10 @@ def create_module(
 
 
 def create_network(config: Config, device: torch.device | str | None = None, **changes: Any) -> Pretrained:
-    """A new network as a recipe says, with other options where there are changes.
+    """A new network by a recipe, optionally with changed options.
 
     Raises:
-        RecipeError: there is no such network, an option of it is wrong, or it does not serve the task.
+        RecipeError: there is no such network, one of its options is wrong, or it does not support the task.
     """
     options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.model.options.items()}
     try:
@@ -249,19 +255,19 @@ def create_network(config: Config, device: torch.device | str | None = None, **c
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
         if out_of_memory(error):
             raise
-        words = f"{config.model.name} cannot be made with these options ({' '.join(str(error).split())})"
+        words = f"{config.model.name} cannot be created with these options ({' '.join(str(error).split())})"
         raise RecipeError(f"model.options: {words}") from None
     if (momentum := config.model.batch_norm_momentum) is not None:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
     if not isinstance(model, Pretrained) or not find_task(config.task).serves(model):
-        raise RecipeError(f"model.name: {config.model.name} does not serve the task {config.task!r}")
+        raise RecipeError(f"model.name: {config.model.name} does not support the task {config.task!r}")
     return model
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    """Raises unless the options that the network has are of their types."""
+    """Raises unless the network's options have the right types."""
     hints = get_type_hints(type(default_options(name)))
     words = []
     for option, value in options.items():
@@ -278,34 +284,36 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 def _class_weights(
     model: Pretrained, config: Config, catalogue: Catalogue | None, split: Split | None
 ) -> dict[str, Tensor]:
-    """Those of each of the network's classifiers, from the training part."""
+    """The class weights of each of the network's classifiers, from the training part."""
     if catalogue is None or split is None:
-        raise ValueError("catalogue, split: expected those that the class weights are counted in, got None")
+        raise ValueError("catalogue, split: expected both, to compute class weights, got None")
     records, weights = catalogue.subset(split.train).records, {}
     for head in find_task(config.task).heads_of(model):
         try:
             weights[head.name] = losses.class_weights(head.labels(records), getattr(model.options, head.option))
         except ValueError as error:
-            words = f"expected an example of each class in the training part, to weigh the {head.titles}"
+            words = f"expected an example of each class in the training part, to weight the {head.titles}"
             raise RecipeError(f"loss.class_weights: {words}; {error}") from None
     return weights
 
 
 def _check_classes(model: Pretrained, config: Config, catalogue: Catalogue) -> None:
-    """Raises unless the data are of the task's kind, and the network has a logit for each of their classes."""
+    """Raises unless the data fit the task, and the network has a logit for each of their classes."""
     task = find_task(config.task)
     task.check_kind(catalogue.root, record_in(catalogue))
     for head in task.heads_of(model):
         have, need = getattr(model.options, head.option), len(getattr(catalogue, head.classes))
         if have != need:
-            raise RecipeError(f"model.options.{head.option}: expected {need}, as the data have classes, got {have}")
+            raise RecipeError(
+                f"model.options.{head.option}: expected {need}, the number of classes in the data, got {have}"
+            )
         if len(catalogue) and not (head.labels(catalogue.records) >= 0).any():
-            words = f"expected a network without the classifier {head.name!r}, of which nothing is known"
+            words = f"expected a network without the classifier {head.name!r}, for which there are no labels"
             raise RecipeError(f"model.options: {words} in {catalogue.root}")
 
 
 def check_recipe(module: TrainingModule, config: Config) -> None:
-    """Raises where a recipe asks of its network what it cannot do."""
+    """Raises if a recipe requests something that its network cannot do."""
     model, name = module.model, config.model.name
     stages = {"": config.stage(1)}
     if config.second_stage is not None:
@@ -323,18 +331,18 @@ def check_recipe(module: TrainingModule, config: Config) -> None:
 
 
 def _check_stage(where: str, module: TrainingModule) -> None:
-    """Raises where a stage weighs gates that there are not, or watches a figure that there is not."""
+    """Raises if a stage has a loss for gates that do not exist, or monitors a metric that does not exist."""
     config, name = module.config, module.config.model.name
     if config.loss.gates > 0:
         words = None
         if "gates" not in module.losses.kinds:
             words = f"the task {config.task!r} has no loss of gates"
         elif "gates" not in module.model.returns:
-            words = f"{name} has no gates with these options (MBDI and BTI-Net have them with upa)"
+            words = f"{name} has no gates with these options (MBDI and BTI-Net have gates with upa)"
         if words is not None:
             raise RecipeError(f"{where}loss.gates: expected 0, as {words}, got {config.loss.gates:g}")
     known = [f"val/{figure}" for figure in module.figure_names()]
     for section, monitor in (("stopping", config.stopping.monitor), ("schedule", config.schedule.monitor)):
         if monitor is not None and monitor not in known:
-            words = f"there is no figure {monitor!r}; there are: {', '.join(sorted(known))}"
+            words = f"there is no metric {monitor!r}; there are: {', '.join(sorted(known))}"
             raise RecipeError(f"{where}{section}.monitor: {words}{did_you_mean(monitor, known)}")

@@ -1,4 +1,4 @@
-"""Where the network of a run comes from, as its model card tells it: data, split, figures, calibration, recipe."""
+"""The origin of a run's network for its model card: data, split, metrics, calibration, recipe."""
 
 import math
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from mtlkit.training.saved_run import SavedRun
 
 __all__ = ["is_phantoms", "origin_of", "stored_origin"]
 
-PHANTOMS = "synthetic.json"  # what `mtlkit data synthesize` leaves in its folders
-FEW = 100  # images, below which figures say little
+PHANTOMS = "synthetic.json"  # file that `mtlkit data synthesize` leaves in its folders
+FEW = 100  # number of images below which metrics say little
 
 
 def origin_of(
@@ -32,14 +32,14 @@ def origin_of(
     """The origin of a network that a run has trained.
 
     Args:
-        network: with the parameters that the figures are of.
-        config: the run's recipe.
-        data: its data set, of which the name alone is told, not where it lies.
-        layout: of the data set; "" where that is not known.
-        classes: their names, by task.
-        split: of the data set.
-        figures: of the validation and test parts, as in result.json.
-        calibration: of each classifier.
+        network: network with the evaluated parameters.
+        config: recipe of the run.
+        data: folder of the data set; only its name is recorded.
+        layout: layout of the data set; "" if unknown.
+        classes: class names, by task.
+        split: split of the data set.
+        figures: metrics of the validation and test parts, as in result.json.
+        calibration: calibration of each classifier.
 
     Example:
         >>> from pathlib import Path
@@ -70,7 +70,7 @@ def origin_of(
 
 
 def stored_origin(run: SavedRun) -> Origin:
-    """The origin of the network of a run that has ended: as training stored it, or, of earlier versions, as found."""
+    """The origin of a finished run's network: as stored by training, or reconstructed for earlier versions."""
     layout = run.config.data.layout.replace("auto", "")
     return getattr(run.model, "origin", None) or origin_of(
         run.model, run.config, run.data, layout, run.tasks, run.split, run.figures, run.calibration
@@ -78,18 +78,18 @@ def stored_origin(run: SavedRun) -> Origin:
 
 
 def is_phantoms(folder: Path) -> bool:
-    """Whether a data set is of drawn images, as `mtlkit data synthesize` writes them."""
+    """Whether a data set consists of phantoms written by `mtlkit data synthesize`."""
     return (folder / PHANTOMS).is_file()
 
 
 def _preparation(config: Config) -> str:
     data = config.data
     words = f"Images are resized to {data.size} x {data.size} pixels, with values from 0 to 1"
-    return f"{words}, less the mean {MEAN} and divided by {STD}." if data.normalize else f"{words}."
+    return f"{words}, minus the mean {MEAN} and divided by {STD}." if data.normalize else f"{words}."
 
 
 def _results(data: str, parts: Mapping[str, int], figures: Mapping[str, float]) -> tuple[Result, ...]:
-    """Those of the test part; where there is none, of the validation part."""
+    """The metrics of the test part, or of the validation part if there is no test part."""
     for part in ("test", "val"):
         found = {
             name: (value, None, None)

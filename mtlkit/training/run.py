@@ -1,15 +1,15 @@
-"""A training run: from a configuration and a data set to a folder with the best network and its figures.
+"""A training run: from a configuration and a data set to a folder with the best network and its metrics.
 
-    config.yaml split.json           what was asked for
-    data.json                        of which data set, and the names of its classes
+    config.yaml split.json           the recipe and the split
+    data.json                        the data set and the names of its classes
     stage1/ [stage2/]                best.ckpt, last.ckpt, metrics.csv (a row for each epoch), done.json
-    calibration.json                 temperature and thresholds of each classifier, by the validation part
+    calibration.json                 temperature and thresholds of each classifier, from the validation part
     model/                           the best network, for `mtlkit.models.from_pretrained`, with its model card
-    result.json                      figures of the validation and test parts; written last
-    logs/                            what a logger of Lightning's wrote, where one was asked for; it is not replaced
+    result.json                      metrics of the validation and test parts; written last
+    logs/                            output of Lightning's logger, if there is one; it is never replaced
 
-A run that was killed continues from the last whole epoch, and gives the weights of an uninterrupted one. With several
-processes, the first one saves; from each validation on, all have its BatchNorm statistics.
+A killed run continues from the last complete epoch and gives exactly the weights of an uninterrupted run. With several
+processes, the first one saves; at each validation, all take its BatchNorm statistics.
 """
 
 import logging
@@ -75,25 +75,25 @@ def train(
     """Trains a network.
 
     Args:
-        config: a recipe, or the name of one.
+        config: a recipe or its name.
         data: folder of the data set.
         out: folder of the run.
-        split: one that is saved, or was drawn; by default one is drawn as the recipe says.
-        resume: continues a run that was interrupted; a finished one is left alone.
-        force: starts again if there is a run already, whose files stay until the new run has ended.
-        skip_bad: leaves out what cannot be used in the data set, instead of raising.
-        progress: shows a bar.
-        logger: "csv", "tensorboard", "mlflow" or "wandb": also logs to it, in the folder logs of the run.
-        callbacks: Lightning's, besides those that stop, save and log.
-        trainer: further arguments of Lightning's Trainer, as {"devices": 2, "strategy": "ddp"}.
+        split: a split, or the path of a saved one; by default one is drawn by the recipe.
+        resume: whether to continue an interrupted run; a finished one is not changed.
+        force: whether to start again if there is a run already; its files stay until the new run has finished.
+        skip_bad: whether to leave out unusable records of the data set instead of raising an error.
+        progress: whether to show a progress bar.
+        logger: additional logger, "csv", "tensorboard", "mlflow" or "wandb"; it writes to the folder logs of the run.
+        callbacks: further Lightning callbacks, besides those that stop, save and log.
+        trainer: further arguments of Lightning's Trainer, such as {"devices": 2, "strategy": "ddp"}.
 
     Returns:
-        The figures of `result.json`, by names as "val/iou" and "test/accuracy".
+        The metrics of `result.json`, by names such as "val/iou" and "test/accuracy".
 
     Raises:
-        DataError: the data set or the run's folder is not as it must be.
-        ValueError: the recipe does not fit the data, or not the processes; there is no such logger; or `resume` and
-            `force` are both given.
+        DataError: the data set or the run's folder is invalid.
+        ValueError: the recipe does not fit the data or the number of processes, there is no such logger, or both
+            `resume` and `force` are given.
         ImportError: the logger is not installed.
 
     Example:
@@ -110,7 +110,7 @@ def train(
     recipe = config if isinstance(config, str) else None
     config = load_config(config) if isinstance(config, str) else config
     if (trainer or {}).get("sync_batchnorm"):
-        words = "expected none, as it loses activations of timm's encoders; the recipe's sync_batch_norm keeps them"
+        words = "expected none, as it loses activations of timm's encoders; use the recipe's sync_batch_norm instead"
         raise ValueError(f"trainer['sync_batchnorm']: {words}")
     check_installed("training")
     if logger is not None:
@@ -157,19 +157,19 @@ def train(
 
 
 def is_main() -> bool:
-    """Whether this is the first of the processes of a run; the others write nothing."""
+    """Whether this is the first process of a run; the others do not write."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def check_sources(data: str | Path, split: Split | str | Path | None) -> None:
-    """Raises where what is to be read is not there, which is told before anything about the folder to write."""
+    """Raises if an input is missing; this is reported before any problem with the output folder."""
     check_folder(data)
     if isinstance(split, str | Path):
         read_split(split)
 
 
 def _size_on_disk(module: TrainingModule) -> int:
-    """Bytes of what a run writes: the network, and three checkpoints, one a draft, with two moments of what learns."""
+    """Bytes that a run writes: the network, and three checkpoints (one temporary), with two moments per weight."""
     sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in module.model.parameters()]
     whole, trained = (sum(size for size, learns in sizes if learns or every) for every in (True, False))
     return 3 * (whole + 2 * trained) + whole
@@ -190,7 +190,7 @@ def _check_same_recipe(saved: Path, config: Config) -> None:
 
 
 def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts: Split) -> None:
-    """What is to be trained, and on what, as far as it is not written yet."""
+    """Writes recipe, split and data set of a run, unless they are written already."""
     writers = {
         MARK: Path.touch,
         "config.yaml": config.save,
@@ -204,7 +204,7 @@ def _write_plan(place: OutputFolder, config: Config, catalogue: Catalogue, parts
 
 
 def open_for(config: Config, data: str | Path, skip_bad: bool) -> Catalogue:
-    """The data set as a recipe reads it."""
+    """The data set, opened by the settings of a recipe."""
     d = config.data
     task = find_task(config.task)
     layout = find_layout(check_folder(data)) if d.layout == "auto" else d.layout
@@ -227,7 +227,7 @@ def _split(catalogue: Catalogue, config: Config, split: Split | str | Path | Non
 
 
 def left_out(catalogue: Catalogue, config: Config) -> tuple[str, ...]:
-    """The keys of what a split that is drawn leaves out."""
+    """The keys that a new split leaves out."""
     d = config.data
     return surplus(catalogue, near_duplicates(catalogue, max_pixels=d.max_pixels)) if d.drop_duplicates else ()
 
@@ -236,7 +236,7 @@ def left_out(catalogue: Catalogue, config: Config) -> tuple[str, ...]:
 
 
 class _Table(Callback):
-    """Writes the figures of each epoch as a row; what was written before a kill stays."""
+    """Writes the metrics of each epoch as a row; rows from before a kill stay."""
 
     def __init__(self, place: OutputFolder, name: str) -> None:
         self.place, self.name, self.rows = place, name, []
@@ -256,7 +256,7 @@ class _Table(Callback):
 
 
 class _Restored(Callback):
-    """Knows when training begins, behind all that is read from a checkpoint, and sets what Lightning leaves out."""
+    """Runs when training starts, after the checkpoint is restored, and restores what Lightning does not."""
 
     def __init__(self) -> None:
         self.yes = False
@@ -264,12 +264,12 @@ class _Restored(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         self.yes = True
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):  # the best one's, as it is written into the next checkpoint
+            if isinstance(callback, ModelCheckpoint):  # score of the best epoch, for the next checkpoint
                 callback.current_score = callback.best_model_score
 
 
 def _create(config: Config, catalogue: Catalogue, split: Split, *, gates_only: bool = False) -> TrainingModule:
-    """The module of a stage, as its seed makes it."""
+    """The module of a stage, initialised from its seed."""
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     return create_module(config, catalogue, split, gates_only=gates_only)
 
@@ -285,13 +285,13 @@ def _run_stage(
     arguments: Mapping[str, Any],
     log: Callable[[str], Logger] | None,
 ) -> tuple[dict[str, float], dict[str, Calibration]]:
-    """Trains one stage, or takes the one that is done, and judges its best epoch, whose weights the module has then."""
+    """Trains one stage unless it is finished, loads the weights of its best epoch, and evaluates them."""
     data = DataModule(catalogue, split, config)
     folder = place.path / name
     s = config.stopping
     saved = {"dirpath": folder, "save_on_train_epoch_end": True, "enable_version_counter": False}
     best = ModelCheckpoint(filename="best", monitor=s.monitor, mode=s.mode, **saved)
-    last = ModelCheckpoint(filename="last", monitor=None, **saved)  # after the best, whose state it carries
+    last = ModelCheckpoint(filename="last", monitor=None, **saved)  # after the best checkpoint, whose state it contains
     callbacks: list[Callback] = [
         *more_callbacks,
         _Table(place, f"{name}/metrics.csv"),
@@ -318,7 +318,7 @@ def _run_stage(
         "deterministic": "warn",
     }
     with warnings.catch_warnings(), _quiet():
-        # few workers and small last batches are chosen, and a class may lack in a small validation part
+        # few workers and small last batches are intended, and a small validation part may not have every class
         warnings.filterwarnings("ignore", module="lightning")
         try:
             plugins = arguments.get("plugins") or ()
@@ -335,20 +335,20 @@ def _run_stage(
             module.train()
             path = folder / "last.ckpt"
             if path.is_file():
-                read_checkpoint(path)  # raises in words what Lightning would in a traceback
+                read_checkpoint(path)  # raises a clear error before Lightning raises a traceback
             _fit(trainer, module, data, path if path.is_file() else None)
             if is_main():
                 place.write_json(f"{name}/done.json", {"epochs": trainer.current_epoch})
-        if averaged is not None:  # else it would put the last average in the place of the best one
+        if averaged is not None:  # otherwise it would replace the best average by the last one
             cast(list[Callback], trainer.callbacks).remove(averaged)  # pyright: ignore[reportAttributeAccessIssue]
-        trainer.loggers = []  # they have the epochs, and result.json what follows
-        lay_back(module.model)  # as it is opened later, so that its figures are those of its predictions
+        trainer.loggers = []  # they have the epochs; result.json has the final metrics
+        lay_back(module.model)  # as it is opened later, so that metrics and predictions agree
         _load(module, folder / "best.ckpt")
         return _judge(trainer, module, data)
 
 
 def lay_out(model: nn.Module) -> None:
-    """Puts channels side by side, and mtlkit's depthwise convolutions in the place of PyTorch's, as suits a CPU."""
+    """Makes a network channels-last and replaces PyTorch's depthwise convolutions by mtlkit's, for the CPU."""
     model.to(memory_format=torch.channels_last)
     accelerate(model, check=False)
 
@@ -356,30 +356,30 @@ def lay_out(model: nn.Module) -> None:
 def lay_back(model: nn.Module) -> None:
     """Undoes `lay_out`."""
     restore(model)
-    for parameter in model.parameters():  # 1 x 1 filters count as contiguous either way, but convolve in another order
+    for parameter in model.parameters():  # 1 x 1 filters count as contiguous in both formats, but sum in another order
         parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype).copy_(parameter.data)
 
 
 def _check_sync_batch_norm(trainer: lightning.Trainer) -> None:
-    """Raises where torch's SyncBatchNorm does not run."""
+    """Raises if torch's SyncBatchNorm cannot run."""
     if trainer.strategy.root_device.type == "cpu":
-        words = "expected false on a CPU, where torch has no SyncBatchNorm"
+        words = "expected false on a CPU, for which torch has no SyncBatchNorm"
         raise ValueError(f"sync_batch_norm: {words}, got true for {trainer.world_size} processes")
 
 
 def synchronise(model: _Network) -> _Network:
-    """The network with SyncBatchNorm for every BatchNorm, Parameters and statistics staying the same.
+    """The network with SyncBatchNorm instead of BatchNorm, with the same Parameters and statistics.
 
-    torch's own conversion, which is Lightning's, loses the activations that timm's BatchNormAct2d has within.
+    torch's own conversion, which Lightning uses, loses the activations inside timm's BatchNormAct2d.
     """
-    from timm.layers import convert_sync_batchnorm  # not before it is needed: it takes a second to load
+    from timm.layers import convert_sync_batchnorm  # imported late: it takes a second
 
-    return cast(_Network, convert_sync_batchnorm(model))  # itself, but for its parts
+    return cast(_Network, convert_sync_batchnorm(model))  # without its submodules
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's remarks on the machine, and its advertisements."""
+    """Silences Lightning's messages about the machine and its advertisements."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -392,11 +392,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, checkpoint: Path | None) -> None:
-    """Trains, from a checkpoint on if there is one.
+    """Trains, starting from a checkpoint if there is one.
 
     Raises:
-        KeyboardInterrupt: it was interrupted, where Lightning ends the process.
-        SystemExit: it was terminated; the exit status is that of the signal, where Lightning's is 0.
+        KeyboardInterrupt: it was interrupted; Lightning itself would end the process.
+        SystemExit: it was terminated; the exit status is that of the signal, while Lightning's would be 0.
     """
     restored = _Restored()
     cast(list[Callback], trainer.callbacks).insert(0, restored)  # pyright: ignore[reportAttributeAccessIssue]
@@ -405,7 +405,7 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, c
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if checkpoint is None or restored.yes or isinstance(error, DataError) or out_of_memory(error):
             raise
-        raise CheckpointError(f"{checkpoint}: the checkpoint is not one of this run") from None
+        raise CheckpointError(f"{checkpoint}: the checkpoint does not belong to this run") from None
     except SIGTERMException:
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as error:
@@ -417,22 +417,22 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, data: DataModule, c
 
 
 def _load(module: TrainingModule, path: Path) -> None:
-    """Takes the network's weights of a checkpoint."""
+    """Loads the network's weights from a checkpoint."""
     state = read_checkpoint(path)["state_dict"]
     try:
         module.model.load_state_dict(
             {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
         )
     except (RuntimeError, AttributeError, TypeError):
-        raise CheckpointError(f"{path}: the checkpoint is not one of this network") from None
+        raise CheckpointError(f"{path}: the checkpoint does not belong to this network") from None
 
 
 def _judge(
     trainer: lightning.Trainer, module: TrainingModule, data: DataModule
 ) -> tuple[dict[str, float], dict[str, Calibration]]:
-    """The figures of the validation part and, where there is one, of the test part; and the calibration by the first.
+    """The metrics of the validation part and of the test part, if there is one, and the calibration by the former.
 
-    Each process judges all images: divided among them, some would count twice, to fill the last share.
+    Each process evaluates all images: if they were divided, some would count twice to equalise the shares.
     """
     data.divided = False
     module.judge_alone()
@@ -447,11 +447,11 @@ def _judge(
 def _calibrate(
     module: TrainingModule, answers: Mapping[str, Sequence[tuple[Tensor, Tensor]]]
 ) -> dict[str, Calibration]:
-    """What the logits and labels of the validation part say of each classifier."""
+    """The calibration of each classifier from the logits and labels of the validation part."""
     found = {}
     for head in module.losses.heads:
         logits, labels = (torch.cat(values) for values in zip(*answers[head.name], strict=True))
-        logits, labels = logits.flatten(0, -2), labels.flatten()  # of both breasts
+        logits, labels = logits.flatten(0, -2), labels.flatten()  # both breasts
         named = module.config.data.positive_index if head is CLASS else None
         positive = positive_class(logits.shape[-1], named)
         found[head.name] = fit_calibration(logits.double().numpy(), labels.numpy(), positive)

@@ -1,7 +1,7 @@
-"""Runs that have ended, opened again: the network, what it calls its classes, and the data as it saw them.
+"""Opens finished runs: the network, the names of its classes, and the data prepared as in training.
 
-A run keeps in data.json where its data set lay, its layout, classes and BI-RADS categories, and a print of each record
-of its split, by which the records are recognised wherever they lie.
+A run stores in data.json the folder of its data set, layout, classes and BI-RADS categories, and a fingerprint of each
+record of its split, to recognise the records in another folder.
 """
 
 import math
@@ -41,19 +41,19 @@ DATA, RESULT, SPLIT = "data.json", "result.json", "split.json"
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run that has ended; `load_run` opens it.
+    """A finished run, opened by `load_run`.
 
     Args:
-        folder: the run's.
-        config: its recipe.
+        folder: folder of the run.
+        config: recipe of the run.
         model: the best network, in eval mode.
-        classes: names by label; of mammograms, those of a breast.
-        birads: of mammograms, the BI-RADS categories by label; else empty.
-        split: what it trained, validated and tested on; None where the folder has lost it.
-        figures: of its validation and test parts, by names as "test/accuracy".
-        data: where its data set lay.
-        prints: of the records of its split, by key; see `recognise`.
-        calibration: of each classifier's probabilities; see `mtlkit.training.calibration`.
+        classes: class names by label; for mammograms, the classes of a breast.
+        birads: BI-RADS categories by label, for mammograms; otherwise empty.
+        split: split of the data set; None if the folder does not have it any more.
+        figures: metrics of its validation and test parts, by names such as "test/accuracy".
+        data: folder of its data set during training.
+        prints: fingerprints of the records of its split, by key; see `recognise`.
+        calibration: calibration of each classifier; see `mtlkit.training.calibration`.
 
     Example:
         >>> from mtlkit.training import load_run
@@ -75,39 +75,39 @@ class SavedRun:
 
     @property
     def tasks(self) -> dict[str, tuple[str, ...]]:
-        """The names of the classes by task: "class", or "label" and "birads" as far as the network tells them."""
+        """The names of the classes by task: "class", or "label" and "birads" if the network predicts them."""
         return {head.name: head.names(getattr(self, head.classes)) for head in self.task.heads_of(self.model)}
 
     @property
     def task(self) -> Task:
-        """What the network was trained for."""
+        """The task of the network."""
         return find_task(self.config.task)
 
     def adjusted(self, max_pixels: int | None) -> "SavedRun":
-        """The run with another limit on the pixels of an image; None leaves that of its recipe."""
+        """The run with another limit on the pixels of an image; None keeps the recipe's limit."""
         if max_pixels is None:
             return self
         return replace(self, config=self.config.change({"data": {"max_pixels": max_pixels}}))
 
     def uncalibrated(self) -> "SavedRun":
-        """The run with the network's probabilities as they are."""
+        """The run without calibration of its probabilities."""
         return replace(self, calibration={})
 
     def temperature(self, task: str) -> float:
-        """By which the logits of a classifier are divided."""
+        """The divisor of the logits of a classifier."""
         return self.calibration[task].temperature if task in self.calibration else 1.0
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def dataset(self, records: Sequence[Record] | Sequence[Exam]) -> LesionDataset | MammographyDataset:
-        """Records as the network takes them: resized, brought to the same range, not augmented.
+        """Records prepared for the network: resized and normalised as in training, not augmented.
 
-        An image of which nothing is known is `Record(key, path, -1, (), key, segmented=False)`.
+        For an image without label and mask, use `Record(key, path, -1, (), key, segmented=False)`.
         """
         return self.task.items(records, self.config.data)
 
     def loader(self, records: Sequence[Record] | Sequence[Exam], batch_size: int | None = None) -> DataLoader[Any]:
-        """Batches of `dataset`, in order, by default as large as those that the run was judged by."""
+        """Batches of `dataset` in order, by default with the batch size of the run's own evaluation."""
         d = self.config.data
         batch_size = batch_size or d.eval_batch_size or d.batch_size
         return DataLoader(self.dataset(records), batch_size=batch_size, num_workers=d.workers)
@@ -118,16 +118,16 @@ class SavedRun:
         """A data set with the run's classes in the run's order.
 
         Args:
-            folder: of the data set; by default where that of the run lay. Another one may lack classes, and those that
-                it has besides are left out.
-            layout: of the data set; by default as the recipe says, or found by looking.
+            folder: folder of the data set; by default that of the run. Another data set may have fewer classes;
+                additional classes are left out.
+            layout: layout of the data set; by default that of the recipe, or detected.
             skip_bad: as for `mtlkit.data.open_dataset`.
 
         Raises:
-            DataError: there is no such folder, something in it is missing, or it has none of the classes.
+            DataError: there is no such folder, it is incomplete, or it has none of the classes.
         """
         if folder is None and not self.data.exists():
-            raise DataError(f"{self.data}: the data set of {self.folder} is no longer there; name where it lies now")
+            raise DataError(f"{self.data}: the data set of {self.folder} is no longer there; pass its current folder")
         root = check_folder(self.data if folder is None else folder)
         layout = layout or (self.config.data.layout if folder is None else "auto")
         layout = find_layout(root) if layout == "auto" else layout
@@ -138,17 +138,17 @@ class SavedRun:
             catalogue = scan(root, layout, birads=self.birads)
         else:
             catalogue = self._with_own_labels(root, layout)
-        # a class of which there is no image is no error here
+        # a class without images is not an error here
         kept = tuple(finding for finding in catalogue.findings if finding.kind != "missing class")
         return usable(replace(catalogue, findings=kept), skip_bad=skip_bad, max_pixels=self.config.data.max_pixels)
 
     def _with_own_labels(self, root: Path, layout: str) -> Catalogue:
-        """The records of the classes that the network knows, and those of no class, with the network's labels."""
+        """The records with classes that the network knows, or without class, with the network's labels."""
         theirs = scan(root, layout).classes
         common = [name for name in self.classes if name in theirs]
         if not common:
             knows = ", ".join(self.classes)
-            raise DataError(f"{root}: has the classes {', '.join(theirs)}, and the network knows only {knows}")
+            raise DataError(f"{root}: has the classes {', '.join(theirs)}, but the network knows only {knows}")
         catalogue = scan(root, layout, classes=common)
         labels = {-1: -1} | {label: self.classes.index(name) for label, name in enumerate(common)}
         records = tuple(
@@ -157,14 +157,14 @@ class SavedRun:
         return replace(catalogue, classes=self.classes, records=records)
 
     def recognise(self, catalogue: Catalogue) -> set[str]:
-        """The keys of those records of a data set that are the very ones of the run's split, by their files."""
+        """The keys of the records of a data set whose files are the same as in the run's split."""
         known = (record for record in catalogue.records if record.key in self.prints)
         return {record.key for record in known if print_of(record.files) == self.prints[record.key]}
 
     # --- export -------------------------------------------------------------------------------------------------------
 
     def example(self) -> tuple[Tensor, ...]:
-        """Two random items as the network takes them, of the size that it was trained with."""
+        """Two random items for the network, in the size of its training."""
         shapes = self.task.shapes(self.config.data.size, 2)
         tensors = {name: torch.rand(shape) for name, shape in shapes.items()}
         if "masks" in tensors:
@@ -172,7 +172,7 @@ class SavedRun:
         return tuple(tensors.get(name, torch.ones(2, len(VIEWS), dtype=torch.bool)) for name in self.task.inputs)
 
     def facts(self) -> dict[str, Any]:
-        """What must be known to use the network elsewhere: size and normalisation of images, names of classes."""
+        """Information to use the network elsewhere: size and normalisation of images, names of classes."""
         data, task = self.config.data, self.task
         return {
             "task": self.config.task,
@@ -198,17 +198,17 @@ class SavedRun:
         inspect: bool = False,
         gates: Mapping[str, float | Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """What the network says of a batch of `loader`, in float32 on the CPU.
+        """The network's predictions for a batch of `loader`, in float32 on the CPU.
 
         Args:
-            batch: what to look at.
-            inspect: whether to tell what the gates come from, too.
-            gates: weights that stand in for the network's own, by name.
+            batch: the batch.
+            inspect: whether to include the signals of the gates.
+            gates: weights that replace the network's own, by name.
 
         Returns:
-            Probabilities of the classes of each of `tasks`, (B, K), or (B, 2, K) for the left and the right breast;
-            where the network has them, "mask" (B, 1, H, W), probabilities, and "gates", of networks with decoder levels
-            (B, levels, 2), else (B, experts) or (B, views), "stages", and "signals" if `inspect`.
+            Class probabilities for each of `tasks`, (B, K), or (B, 2, K) for the left and the right breast. If the
+            network has them, also "mask" (B, 1, H, W), probabilities; "gates", (B, levels, 2) for networks with decoder
+            levels, otherwise (B, experts) or (B, views); "stages"; and "signals" with `inspect`.
         """
         device = next(self.model.parameters()).device
         task, model = self.task, self.model
@@ -230,7 +230,7 @@ class SavedRun:
 
 
 def data_values(catalogue: Catalogue, split: Split) -> dict[str, Any]:
-    """What data.json of a run's folder holds."""
+    """The content of a run's data.json."""
     records = catalogue.subset(key for keys in split.parts().values() for key in keys).records
     return {
         "root": str(catalogue.root.resolve()),
@@ -245,14 +245,14 @@ def data_values(catalogue: Catalogue, split: Split) -> dict[str, Any]:
 
 
 def load_run(folder: str | Path, *, device: torch.device | str | None = None) -> SavedRun:
-    """Opens a run that has ended.
+    """Opens a finished run.
 
     Args:
-        folder: what `mtlkit train` made.
-        device: where the network is to be.
+        folder: folder that `mtlkit train` made.
+        device: device of the network.
 
     Raises:
-        DataError: there is no such folder, it is not that of a run, the run has not ended, or a file of it is damaged.
+        DataError: there is no such folder, it is not a run, the run has not finished, or one of its files is damaged.
 
     Example:
         >>> import tempfile
@@ -288,13 +288,13 @@ def load_run(folder: str | Path, *, device: torch.device | str | None = None) ->
     for head in run.task.heads_of(model):
         names, count = getattr(run, head.classes), getattr(model.options, head.option)
         if len(names) != count:
-            words = f"{head.classes}: expected {count}, as many as the network has, got {len(names)}"
+            words = f"{head.classes}: expected {count} as in the network, got {len(names)}"
             raise DataError(f"{NOT_OURS} ({words})", path=folder / DATA)
     return run
 
 
 def runs_within(folder: str | Path) -> list[Path]:
-    """The folders of runs that lie in one, as those of `repeat` do; none in that of a run."""
+    """The folders of runs inside a folder, as written by `repeat`; none inside the folder of a run."""
     folder = check_folder(folder)
     if (folder / MARK).is_file():
         return []
@@ -303,22 +303,22 @@ def runs_within(folder: str | Path) -> list[Path]:
 
 
 def read_recipe(folder: Path) -> Config:
-    """The recipe of a run that has ended.
+    """The recipe of a finished run.
 
     Raises:
-        DataError: it is not the folder of a run, the run has not ended, or its recipe is damaged.
+        DataError: it is not the folder of a run, the run has not finished, or its recipe is damaged.
     """
     if not (folder / MARK).is_file():
         if runs := runs_within(folder):
             names = ", ".join(path.name for path in runs)
-            raise DataError(f"{folder}: holds several runs, of which one is to be named: {names}")
+            raise DataError(f"{folder}: contains several runs; name one of them: {names}")
         if rows := sorted({path.parent.parent.name for path in folder.glob(f"*/*/{MARK}")}):
-            raise DataError(f"{folder}: holds runs in folders, of which one is to be named: {', '.join(rows)}")
+            raise DataError(f"{folder}: contains folders of runs; name one run in them: {', '.join(rows)}")
         raise DataError(f"{folder}: is not the folder of a run; `mtlkit train` makes one")
     if not (folder / RESULT).is_file():
-        raise UnfinishedError(f"{folder}: this run has not ended")
+        raise UnfinishedError(f"{folder}: this run has not finished")
     if not (folder / "model").is_dir():
-        raise DataError(f"{folder}: there is no network in it, the folder model is missing")
+        raise DataError(f"{folder}: it contains no network, the folder model is missing")
     try:
         return load_config(folder / "config.yaml")
     except ValueError as error:
@@ -326,20 +326,20 @@ def read_recipe(folder: Path) -> Config:
 
 
 def read_figures(path: Path) -> dict[str, float]:
-    """The figures of result.json.
+    """The metrics in result.json.
 
     Raises:
-        DataError: it cannot be read, or is not as a run writes it.
+        DataError: it cannot be read, or is not in the form that a run writes.
     """
     figures = read_fields(path, NOT_OURS)
     return {name: figures.number(name, math.nan) for name in figures.values}
 
 
 def read_data(path: Path) -> dict[str, Any]:
-    """What data.json says, as arguments of `SavedRun`.
+    """The content of data.json as arguments of `SavedRun`.
 
     Raises:
-        DataError: it cannot be read, or is not as a run writes it.
+        DataError: it cannot be read, or is not in the form that a run writes.
     """
     data = read_fields(path, NOT_OURS)
     prints = data.fields("prints")

@@ -2,8 +2,8 @@
 
     lr(e) = max(lr_0 [a + (1 - a) (1 + cos(pi e / E)) / 2] r, lr_min)
 
-a is the floor of the cosine (none: without cosine); r is multiplied by a factor whenever the observed figure has not
-become better for more than `patience` epochs, not counting `cooldown` epochs after each such step.
+a is the floor of the cosine (None: no cosine); r is multiplied by a factor whenever the monitored metric has not
+improved for more than `patience` epochs, not counting `cooldown` epochs after each such step.
 
 Source: the published code of MBDI (arXiv 2603.01295): a = 0.03, factor 0.55 at the 7th such epoch,
 cooldown 2, lr_min = 1.5e-6. Without cosine it is torch's ReduceLROnPlateau with an absolute threshold.
@@ -18,11 +18,11 @@ __all__ = ["Schedule", "task_weights"]
 
 
 class Schedule:
-    """A schedule and its state, which a checkpoint carries.
+    """A schedule and its state, which checkpoints include.
 
     Args:
-        lr: the first learning rate.
-        epochs: E, in all.
+        lr: initial learning rate.
+        epochs: number of epochs, E.
         config: floor, factor, patience and so on.
 
     Example:
@@ -47,7 +47,7 @@ class Schedule:
         return max(self.first * shape * self.ratio, self.config.min_lr)
 
     def observe(self, figure: float) -> None:
-        """Tells the figure of an epoch; nothing happens without `monitor`."""
+        """Updates the schedule with an epoch's metric; does nothing without `monitor`."""
         if self.config.monitor is None:
             return
         sign = 1 if self.config.mode == "max" else -1
@@ -61,11 +61,11 @@ class Schedule:
             self.ratio, self.rest, self.bad = self.ratio * self.config.factor, self.config.cooldown, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What changes as epochs go by."""
+        """The state that changes between epochs."""
         return {name: getattr(self, name) for name in ("ratio", "best", "bad", "rest")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
+        """Restores a state."""
         for name, value in state.items():
             setattr(self, name, value)
 
@@ -73,9 +73,10 @@ class Schedule:
 def task_weights(config: Any, epoch: int) -> tuple[float, float]:
     """Weights of the two tasks in an epoch, counted from 0.
 
-    Constant, unless `ramp_start` is given: then the first task's weight is that plus `ramp_step` an epoch, at most
-    `ramp_top`, and the second's what is left of 1, for `ramp_epochs` epochs; after these the constants hold. MBDI's
-    published code means to do so and does not, as Keras ignores a change of the weights after `compile`.
+    Constant, unless `ramp_start` is given: then for `ramp_epochs` epochs the first task's weight grows from
+    `ramp_start` by `ramp_step` per epoch, up to `ramp_top`, and the second's is 1 minus that; afterwards the constants
+    apply. MBDI's published code intends this but has no effect, because Keras ignores a change of the weights after
+    `compile`.
 
     Args:
         config: a LossConfig.

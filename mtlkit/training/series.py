@@ -2,7 +2,7 @@
 
 seed-42/ seed-43/ ...    a run for each seed, all with the same split
 fold-1/ fold-2/ ...      a run for each fold
-summary.json             mean and standard deviation of each figure over the runs
+summary.json             mean and standard deviation of each metric over the runs
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ from mtlkit.training.run import check_sources, is_main, left_out, open_for, trai
 
 __all__ = ["cross_validate", "repeat"]
 
-KIND = "a series of runs"  # of its folders
+KIND = "a series of runs"  # kind of its folders
 
 
 def repeat(
@@ -37,19 +37,19 @@ def repeat(
     ray_cpus: int = 1,
     **options: Any,
 ) -> dict[str, dict[str, float]]:
-    """Trains with `times` seeds, each in a folder of its own, the split staying the same.
+    """Trains with `times` seeds on the same split, each in its own folder.
 
     Args:
         config: a recipe, or the name of one; its seed and those after it are used.
         data: folder of the data set.
-        out: folder of the runs; `summary.json` in it holds what is returned.
-        times: how often.
-        resume: continues the runs that were interrupted, and leaves finished ones alone.
-        force: starts again if there are such runs already, whose files stay until all new runs have ended.
-        ray: address of a Ray cluster, over which the runs are spread, each with a GPU where there are any: "auto" for
-            that of this machine, "local" for one that is started here, "host:port" or "ray://host:port". None trains
-            one run after the other in this process.
-        ray_cpus: CPUs of each run on a cluster, and threads of PyTorch.
+        out: folder of the runs; its `summary.json` has the returned values.
+        times: number of runs.
+        resume: whether to continue interrupted runs; finished ones are not changed.
+        force: whether to start again if there are such runs already; their files stay until all new runs have finished.
+        ray: address of a Ray cluster for the runs, each with a GPU if there are any: "auto" for the cluster of this
+            machine, "local" to start one here, "host:port" or "ray://host:port". None trains one run after another
+            in this process.
+        ray_cpus: CPUs and PyTorch threads of each run on a cluster.
         **options: as for `train`.
 
     Returns:
@@ -89,22 +89,22 @@ def cross_validate(
     ray_cpus: int = 1,
     **options: Any,
 ) -> dict[str, dict[str, float]]:
-    """Trains on the folds of a cross-validation, each in a folder of its own; every image is tested on once.
+    """Trains on the folds of a cross-validation, each in its own folder; every image is in one test part.
 
     `mtlkit.data.make_folds` draws the folds, by group and class, from the recipe's `data.split_seed`.
 
     Args:
-        config: a recipe, or the name of one.
+        config: a recipe or its name.
         data: folder of the data set.
-        out: folder of the runs; `summary.json` in it holds what is returned.
-        folds: how many, at least 2.
-        fold: trains this one alone, from 1 on, so that each can be a job of its own; all of them share `out`, which
+        out: folder of the runs; its `summary.json` has the returned values.
+        folds: number of folds, at least 2.
+        fold: number of a single fold to train, from 1, so that each fold can be a separate job; all share `out`, which
             then has no `summary.json`.
-        resume: continues the folds that were interrupted, and leaves finished ones alone.
-        force: starts again if there are such runs already, whose files stay until all new runs have ended.
-        ray: address of a Ray cluster, over which the folds are spread; see `repeat`.
+        resume: whether to continue interrupted folds; finished ones are not changed.
+        force: whether to start again if there are such runs already; their files stay until all new runs have finished.
+        ray: address of a Ray cluster for the folds; see `repeat`.
         ray_cpus: as for `repeat`.
-        **options: as for `train`, but for `split`.
+        **options: as for `train`, except `split`.
 
     Returns:
         "mean" and "sd" (over the folds, with one degree of freedom less; NaN for one) of each figure.
@@ -124,9 +124,9 @@ def cross_validate(
     if fold is not None and not 1 <= fold <= folds:
         raise ValueError(f"fold: expected 1 to {folds}, got {fold}")
     if fold is not None and ray is not None:
-        raise ValueError("ray: expected None with a fold, which is one run")
+        raise ValueError("ray: expected None with fold, which is a single run")
     if options.pop("split", None) is not None:
-        raise ValueError("split: expected none, as the folds are drawn")
+        raise ValueError("split: expected none, because the folds are drawn")
     config = load_config(config) if isinstance(config, str) else config
     check_installed("training")
     check_sources(data, None)
@@ -148,21 +148,21 @@ def cross_validate(
 
 
 class Run(NamedTuple):
-    """One of a series."""
+    """A run of a series."""
 
-    name: str  # of its folder, with a blank
+    name: str  # prefix of its folder, with a space
     config: Config
     split: Split | str | Path | None
 
 
 class Series(NamedTuple):
-    """Runs that are to be trained, in their folder."""
+    """The runs to train, in their folder."""
 
     place: OutputFolder
     jobs: list[Job]
 
     def end(self, runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """Writes and returns the summary of what the jobs returned."""
+        """Writes and returns the summary of the jobs' results."""
         summary = summarise(runs)
         if is_main():
             self.place.write_json("summary.json", summary)
@@ -170,16 +170,16 @@ class Series(NamedTuple):
 
 
 def seeds(config: Config, times: int, split: Split | str | Path | None) -> list[Run]:
-    """A run for each seed, from the recipe's on."""
+    """A run for each seed, starting with the recipe's."""
     numbers = range(config.seed, config.seed + times)
     return [Run(f"seed {number}", config.change({"seed": number}), split) for number in numbers]
 
 
 def open_train_runner(ray: str | None, cpus: int, options: Mapping[str, Any]) -> AbstractContextManager[Here | Cluster]:
-    """As `open_runner`, for trainings with these options.
+    """`open_runner` for trainings with these options.
 
     Raises:
-        ValueError: a training is to have several processes, which a job of a cluster does not start.
+        ValueError: the options request several processes, which a cluster job cannot start.
     """
     trainer = options.get("trainer") or {}
     if ray is not None and str(devices := trainer.get("devices", 1)) not in ("1", "auto"):
@@ -209,16 +209,16 @@ def open_series(
     prefix: str = "",
     **options: Any,
 ) -> Iterator[Series]:
-    """Gives runs as jobs, each of which goes on with what is there of it.
+    """Submits runs as jobs, each of which continues an existing run.
 
     Args:
-        where: they are to run.
-        runs: a folder each.
+        where: runner for the jobs.
+        runs: the runs, one folder each.
         data: folder of the data set.
         out: folder of the runs.
-        resume: goes on with those that are there.
-        force: replaces those that are there.
-        prefix: of the names of the jobs.
+        resume: whether to continue existing runs.
+        force: whether to replace existing runs.
+        prefix: prefix of the jobs' names.
         **options: as for `train`.
     """
     with resumable_folder(out, KIND, resume=resume, force=force, main=is_main()) as place:
@@ -226,7 +226,7 @@ def open_series(
         place.check_inputs(data, *files)
         where.check_shared(place.path, data, *files)
         if not isinstance(where, Here):
-            options["progress"] = False  # in a worker nobody sees it
+            options["progress"] = False  # invisible in a worker
         jobs = []
         for run in runs:
             folder = place.nested(run.name.replace(" ", "-"))
@@ -238,7 +238,7 @@ def open_series(
 
 
 def _train(name: str, *given: Any, **options: Any) -> dict[str, float]:
-    """Trains; an error of the recipe or of the training names the run, where one of data names a file."""
+    """Trains; errors of the recipe or the training name the run, while errors of the data name a file."""
     try:
         return train(*given, **options)
     except DataError:
@@ -246,12 +246,12 @@ def _train(name: str, *given: Any, **options: Any) -> dict[str, float]:
     except (ValueError, FloatingPointError) as error:
         kinds = (FloatingPointError, RecipeError, ValueError)
         named = next(kind for kind in kinds if isinstance(error, kind))(f"{name}: {error}")
-        named.__dict__.update(error.__dict__)  # from where it can be resumed
+        named.__dict__.update(error.__dict__)  # it can be resumed from here
         raise named from None
 
 
 def _state(folder: Path, config: Config) -> State:
-    """Where a run is trained, and how many of its epochs are done, as its files tell."""
+    """The stage of a run and its number of finished epochs, from its files."""
     stages = [config.stage(number) for number in range(1, 2 if config.second_stage is None else 3)]
     done = 0
     for number, stage in enumerate(stages, 1):

@@ -1,7 +1,7 @@
-"""The tasks that networks are trained for: one object each, which is all that training, evaluation and inference know.
+"""The tasks that networks are trained for: one object each, the only place that knows a task's details.
 
-A task says what its data are, what of a batch its networks take, which classifiers and masks they tell, and what they
-learn by. Another one is a `Task` in this file and an entry of `TASKS`.
+A task defines its data, its networks' inputs, classifiers and masks, and the losses. To add one, add a `Task` to this
+file and to `TASKS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,19 +28,19 @@ __all__ = ["CLASS", "HEADS", "LOSSES", "TASKS", "Head", "Task", "find_task"]
 
 @dataclass(frozen=True)
 class Head:
-    """A classifier of a network, and where its classes, labels and logits are found.
+    """A classifier of a network, and where its classes, labels and logits are.
 
     Args:
-        name: by which its predictions and figures go.
+        name: name in predictions and metrics.
         logits: field of the network's output, (..., K).
-        option: the network's, how many classes it has.
-        item: of a batch, its labels, (...), -1 where not known.
-        label: attribute of a record with its label, or those of both breasts.
-        classes: attribute of a catalogue with what its classes are.
-        title: what readers know it by.
-        titles: the plural.
-        class_name: of a class, with what the catalogue says in the place of {}.
-        prefix: of the names of its figures.
+        option: option of the network with the number of classes.
+        item: key of the labels in a batch, (...), -1 if unknown.
+        label: attribute of a record with its label, or the labels of both breasts.
+        classes: attribute of a catalogue with the classes.
+        title: title for readers.
+        titles: plural of the title.
+        class_name: format of a class name; {} is replaced by the catalogue's entry.
+        prefix: prefix of its metrics' names.
 
     Example:
         >>> from mtlkit.training.tasks import HEADS
@@ -60,11 +60,11 @@ class Head:
     prefix: str = ""
 
     def names(self, classes: Iterable[Any]) -> tuple[str, ...]:
-        """What its classes are called."""
+        """The names of its classes."""
         return tuple(self.class_name.format(one) for one in classes)
 
     def labels(self, records: Sequence[Any]) -> Tensor:
-        """Those of records, (N,) or (N, 2)."""
+        """The labels of records, (N,) or (N, 2)."""
         return torch.tensor([getattr(record, self.label) for record in records])
 
 
@@ -75,12 +75,12 @@ class TaskLosses(nn.Module):
     """The losses of a task.
 
     Args:
-        config: how they are weighed.
-        heads: the classifiers that learn.
-        weights: of the classes of each, by its name; none weighs all alike.
+        config: weights of the losses.
+        heads: the classifiers to train.
+        weights: class weights of each classifier, by its name; empty for equal weights.
 
     Attributes:
-        kinds: the losses that there may be besides "loss", which is minimised.
+        kinds: names of possible losses besides "loss", which is minimised.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
@@ -97,7 +97,7 @@ class TaskLosses(nn.Module):
         return (*self.kinds, "loss")
 
     def weights(self, head: Head) -> Tensor | None:
-        """Of the classes, (K,)."""
+        """The class weights, (K,)."""
         return getattr(self, f"{head.name}_weights")
 
     def forward(
@@ -106,17 +106,17 @@ class TaskLosses(nn.Module):
         """The losses by name.
 
         Args:
-            output: of the network.
-            batch: what it was given.
+            output: output of the network.
+            batch: input of the network.
             first: weight of the first of two losses in this epoch.
-            second: weight of the second.
-            group: the processes over whose batches losses are taken; None for this one alone.
+            second: weight of the second loss.
+            group: process group over which losses are computed; None for this process only.
         """
         raise NotImplementedError
 
 
 class LesionLosses(TaskLosses):
-    """Mask and class at once, and what the gates are to learn where the recipe weighs it."""
+    """Losses of mask and class, and of the gates if the recipe gives them a weight."""
 
     kinds = ("segmentation", "classification", "gates")
 
@@ -165,7 +165,7 @@ class ViewsLosses(TaskLosses):
 
 
 class MammographyLosses(TaskLosses):
-    """Cross-entropy of each classifier, the mean of the two breasts'."""
+    """Cross-entropy of each classifier, averaged over both breasts."""
 
     kinds = ("label", "birads")
 
@@ -192,17 +192,17 @@ class MammographyLosses(TaskLosses):
 
 @dataclass(frozen=True)
 class Task:
-    """What networks are trained for.
+    """A task that networks are trained for.
 
     Args:
-        name: as recipes have it.
-        record: what its data are records of: images or exams.
-        dataset: makes items of them.
-        inputs: by the argument of the network's forward, in order, what of a batch it is.
+        name: name in recipes.
+        record: type of its records: images or exams.
+        dataset: data set class for its items.
+        inputs: key in a batch for each argument of the network's forward, in order.
         needs: fields that the network's output must have.
-        heads: the classifiers that its networks may have; those among `needs` they have.
-        losses: what they learn by.
-        combined: shares of figures in "combined", by name, of the classifiers that there are; none has no such figure.
+        heads: classifiers that its networks may have; those in `needs` are required.
+        losses: loss class.
+        combined: weights of metrics in the metric "combined", by name; empty for no such metric.
 
     Example:
         >>> from mtlkit.models import create_model
@@ -226,7 +226,7 @@ class Task:
     # --- networks -----------------------------------------------------------------------------------------------------
 
     def serves(self, network: nn.Module) -> bool:
-        """Whether the network takes what the task gives and tells what it asks."""
+        """Whether the network has the inputs and outputs that the task needs."""
         if not isinstance(network, Pretrained) or not set(self.inputs) <= set(takes(network)):
             return False
         return set(self.needs) <= set(network.returns) and bool(self.heads_of(network))
@@ -237,16 +237,16 @@ class Task:
 
     @property
     def draws_masks(self) -> bool:
-        """Whether its networks tell where the lesion is."""
+        """Whether its networks predict masks."""
         return "seg_logits" in self.needs
 
     @property
     def takes_masks(self) -> bool:
-        """Whether its networks are told where the lesion is."""
+        """Whether its networks get masks as input."""
         return "masks" in self.inputs
 
     def shapes(self, size: int, batch: int = 1) -> dict[str, tuple[int, ...]]:
-        """Of what its networks take, by argument, for images of size x size."""
+        """Shapes of its networks' inputs, by argument, for images of size x size."""
         known = {"image": (3, size, size), "mask": (1, size, size), "views": (4, 3, size, size)}
         return {name: (batch, *known[item]) for name, item in self.inputs.items() if item in known}
 
@@ -257,25 +257,25 @@ class Task:
     def inspect(
         self, network: Network, batch: Mapping[str, Any], gates: Mapping[str, float | Tensor] | None = None
     ) -> Any:
-        """The network's output for a batch, with its signals if it has any, under other gates if they are given."""
+        """The network's output for a batch, with its signals if it has any, and with replaced gates if given."""
         return network.inspect(*(batch[item] for item in self.inputs.values()), gates=gates)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
     def check_kind(self, root: Path, record: type) -> None:
-        """Raises unless a data set is of records that the task takes."""
+        """Raises unless a data set has the records that the task needs."""
         if record is not self.record:
-            raise ValueError(f"{root}: holds {kind_of(record)}, which the task {self.name!r} does not take")
+            raise ValueError(f"{root}: contains {kind_of(record)}, which the task {self.name!r} does not accept")
 
     def open_options(self, data: "DataConfig") -> dict[str, tuple[Any, ...]]:
-        """What the recipe says of the classes, for `open_dataset`."""
+        """The recipe's options for the classes, for `open_dataset`."""
         chosen = {"birads": data.birads} if self.record is Exam else {"classes": data.classes}
         return {name: tuple(value) for name, value in chosen.items() if value is not None}
 
     def items(
         self, records: Sequence[Any], data: "DataConfig", *, training: bool = False, seed: int = 0, cache: bool = False
     ) -> LesionDataset | MammographyDataset:
-        """The items of records, as the recipe prepares them; augmented in training alone."""
+        """The items of records, prepared by the recipe; augmented only in training."""
         options: dict[str, Any] = {"augment": data.augment, "copies": data.copies} if training else {"augment": "none"}
         options |= {"seed": seed, "cache": cache}
         limits = {"normalize": data.normalize, "max_pixels": data.max_pixels}
@@ -284,7 +284,7 @@ class Task:
     # --- figures ------------------------------------------------------------------------------------------------------
 
     def metrics(self, network: nn.Module, positive: int | None = None) -> nn.ModuleDict:
-        """What gathers the figures of an epoch; `positive` is the class of images that is to be found."""
+        """The metrics of an epoch; `positive` is the positive class of images."""
         found: dict[str, nn.Module] = {"mask": SegmentationMetrics()} if self.draws_masks else {}
         for head in self.heads_of(network):
             named = positive if head is CLASS else None
@@ -292,7 +292,7 @@ class Task:
         return nn.ModuleDict(found)
 
     def update(self, metrics: Any, network: nn.Module, output: Any, batch: Mapping[str, Any]) -> None:
-        """Takes a batch into the figures."""
+        """Adds a batch to the metrics."""
         if self.draws_masks:
             known = batch["segmented"]
             metrics["mask"].update(output.seg_logits[known].float().sigmoid(), batch["mask"][known])
@@ -301,9 +301,9 @@ class Task:
             metrics[head.name].update(probabilities.flatten(0, -2), batch[head.item].flatten())
 
     def figures(self, metrics: Any) -> dict[str, Tensor]:
-        """The figures of what was taken in."""
+        """The metrics of the batches so far."""
         figures = metrics["mask"].compute() if self.draws_masks else {}
-        figures.pop("images", None)  # as many as the labels are of
+        figures.pop("images", None)  # the number of labels
         for head in self.heads:
             if head.name in metrics:
                 figures |= {f"{head.prefix}{name}": value for name, value in metrics[head.name].compute().items()}
@@ -390,15 +390,15 @@ def find_task(name: str) -> Task:
 
 
 def kind_of(record: type[Record] | type[Exam]) -> str:
-    """What records are of, in words."""
+    """The kind of records, in words."""
     return "four-view mammograms" if record is Exam else "single images"
 
 
 def record_of(layout: str) -> type[Record] | type[Exam]:
-    """What data sets of a layout are records of."""
+    """The kind of records in a layout."""
     return Exam if layout == cmmd.NAME else Record
 
 
 def record_in(catalogue: Catalogue) -> type[Record] | type[Exam]:
-    """What a data set holds records of."""
+    """The kind of records in a data set."""
     return Exam if catalogue.mammography else Record

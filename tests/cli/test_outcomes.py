@@ -38,7 +38,10 @@ def phantoms(tmp_path_factory) -> Path:
             errors.ExistsError("out: there is a run already", resumable=True),
             "out: there is a run already; --resume continues it, --force starts again",
         ),
-        (errors.UnfinishedError("out: has not ended"), "out: has not ended; `mtlkit train --resume` continues it"),
+        (
+            errors.UnfinishedError("out: has not finished"),
+            "out: has not finished; `mtlkit train --resume` continues it",
+        ),
         (errors.CheckpointError("a.ckpt: is missing"), "a.ckpt: is missing; --force starts the run again"),
         (errors.UnusableError("a.png: is gone"), "a.png: is gone; --skip-bad leaves it out"),
         (errors.MasksNeededError("masks are needed"), "masks are needed; --masks names it"),

@@ -84,7 +84,7 @@ def test_real_files():
 
 def test_frames():
     path = bundled("examples_ybr_color.dcm")  # an ultrasound film
-    with pytest.raises(DataError, match="holds 30 frames where one image is expected"):
+    with pytest.raises(DataError, match="contains 30 frames where one image is expected"):
         read_dicom(path)
     first, last = read_dicom(path, 0), read_dicom(path, 29)
     assert first.shape == last.shape == (240, 320, 3)

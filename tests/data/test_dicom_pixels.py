@@ -71,7 +71,7 @@ def test_wide_numbers_are_the_same_in_every_file(tmp_path, write_dicom, write_de
     expected = np.repeat((pixels * (255 / depth)).round().astype(np.uint8)[..., None], 3, 2)
     for path in sorted(tmp_path.iterdir()):
         assert np.array_equal(read_image(path), expected), path.name
-        assert top == 65535 or f"scaled by {depth}" in remarks(path)
+        assert top == 65535 or f"stretched by {depth}" in remarks(path)
 
 
 def test_colours_are_the_same_in_every_file(tmp_path, write_dicom, write_deep, rng):
@@ -254,7 +254,7 @@ def test_padding_takes_no_part_in_the_stretch_and_is_black(tmp_path, write_dicom
     found = read_dicom(path)
     assert not found[:, :16].any()
     np.testing.assert_allclose(found[:, 16:], (tissue[:, 16:] - low) / (2000 - low), atol=1e-6)
-    assert remarks(path) == f"signed numbers, scaled from {low} to 2000"
+    assert remarks(path) == f"signed numbers, stretched from {low} to 2000"
     inverted = {"PhotometricInterpretation": "MONOCHROME1"}
     path = write_dicom(tmp_path / "b.dcm", padded, **signed, **inverted, PixelPaddingValue=padding, **tags)
     assert not read_dicom(path)[:, :16].any()
@@ -342,7 +342,7 @@ def test_frames_of_an_enhanced_file_are_those_of_highdicom(tmp_path, write_dicom
         expected = image.get_frame(index, as_index=True, apply_voi_transform=True)
         np.testing.assert_allclose(read_dicom(path, index), expected, atol=1e-6)
     contradicting = (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
-    words = f"PresentationLUTShape {shape}, which is used, contradicts {photometric}"
+    words = f"PresentationLUTShape {shape} contradicts {photometric}"
     assert (words in load_image(path, 0).remarks) == contradicting
 
 

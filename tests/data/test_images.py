@@ -96,7 +96,7 @@ def test_all_of_16_bits_need_no_remark(tmp_path):
         (0.5, 0, "float from 0 to 1, multiplied by 255"),
         (255, 0, "float that fits 8 bits, stretched by 255"),
         (4095, 0, "float that fits 12 bits, stretched by 4095"),
-        (1000, -1000, "negative numbers, scaled from -1000 to 1000"),
+        (1000, -1000, "negative numbers, stretched from -1000 to 1000"),
     ],
 )
 def test_floats(tmp_path, top, low, remark):
@@ -227,7 +227,7 @@ def test_pages_are_frames_of_one_grey_scale(tmp_path):
     path = tmp_path / "a.tif"
     pages(path, 1000, 4000, 2000)
     assert count_frames(path) == 3
-    with pytest.raises(DataError, match=r"a.tif: holds 3 pages where one image is expected"):
+    with pytest.raises(DataError, match=r"a.tif: contains 3 pages where one image is expected"):
         read_image(path)
     for frame, top in enumerate((1000, 4000, 2000)):
         assert read_image(path, frame).max() == round(top * 255 / 4095)

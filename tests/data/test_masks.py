@@ -235,7 +235,7 @@ def test_no_numbers(tmp_path):
 
 def test_size_pages_and_limit(tmp_path):
     Image.fromarray(WHITE).save(tmp_path / "a.tif", save_all=True, append_images=[Image.fromarray(WHITE)])
-    with pytest.raises(DataError, match=r"a.tif: holds 2 pages where one image is expected"):
+    with pytest.raises(DataError, match=r"a.tif: contains 2 pages where one image is expected"):
         lesion(tmp_path / "a.tif")
     Image.fromarray(WHITE[:50]).save(tmp_path / "b.png")
     with pytest.raises(MismatchError, match=r"b.png: the mask has 64 x 50 pixels, its image 64 x 64"):
@@ -259,7 +259,7 @@ def test_frames_of_a_dicom_segmentation_are_merged(tmp_path, write_dicom):
     upper, lower = LESION.copy(), LESION.copy()
     upper[30:], lower[:30] = False, False
     path = write_dicom(tmp_path / "a.dcm", np.concatenate([upper, lower]).astype(np.uint16), Rows=64, NumberOfFrames=2)
-    with pytest.raises(DataError, match="holds 2 frames where one image is expected"):
+    with pytest.raises(DataError, match="contains 2 frames where one image is expected"):
         lesion(path)
     tags = {"Rows": 64, "NumberOfFrames": 2, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}
     path = write_dicom(tmp_path / "b.dcm", np.concatenate([upper, lower]).astype(np.uint16), **tags)

@@ -27,5 +27,5 @@ def test_an_error_is_raised_or_left_out(busi):
 
 
 def test_nothing_left_is_an_error(busi):
-    with pytest.raises(DataError, match="there is contains no usable image"):
+    with pytest.raises(DataError, match="it contains no usable image"):
         open_dataset(busi, skip_bad=True, max_pixels=10)

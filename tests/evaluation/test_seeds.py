@@ -133,7 +133,7 @@ def test_other_folders(runs, lesion_config, ultrasound, write_run, tmp_path):
         evaluate_repeats(mixed, None, tmp_path / "out")
     shutil.rmtree(mixed / "other")
     (mixed / "seed-10/result.json").unlink()
-    with pytest.raises(DataError, match="seed-10: this run has not ended"):
+    with pytest.raises(DataError, match="seed-10: this run has not finished"):
         evaluate_repeats(mixed, None, tmp_path / "out")
     for folder in (ultrasound, runs / "seed-9"):
         with pytest.raises(DataError, match=r"holds no runs; `mtlkit.training.repeat` makes such folders"):

@@ -267,13 +267,13 @@ def test_command(done, file, ultrasound, capsys):
         ("images: many\nrows: []", "images: expected an integer of at least 0, got 'many'"),
         ("unit: permille\nrows: [{name: x}]", "unit: expected one of percent, fraction, got 'permille'"),
         ("reference: y\nrows: [{name: x}]", "reference: expected one of the rows x, got 'y'"),
-        ("rows: [{name: x, published: 3}]", "row 'x': published: expected figures and their values, got 3"),
+        ("rows: [{name: x, published: 3}]", "row 'x': published: expected metrics and their values, got 3"),
         ("rows: [{name: x, published: {iou: [1, 2, 3]}}]", "row 'x': published.iou: expected a number, or a mean and"),
         ("rows: [{name: x, published: {iou: high}}]", "row 'x': published.iou: expected a number, or a mean and"),
         ("figures: iou\nrows: []", "figures: expected a list of names, got 'iou'"),
         ("rows: [{nam: x}]", "row 1: expected the names name, changes, published, remark, got 'nam'"),
         ("rows: [{name: '+'}]", "rows: expected names with letters or digits, got '+'"),
-        ("rows: [{name: a b}, {name: A-B}]", "rows: expected names of their own, got 'a b' and 'A-B'"),
+        ("rows: [{name: a b}, {name: A-B}]", "rows: expected different names, got 'a b' and 'A-B'"),
         ("rows: [{name: x, changes: {data: {sise: 3}}}]", "row 'x': data.sise: there is no such setting (did you mean"),
         ("recipe: nonsense", "there is no configuration 'nonsense'"),
         ("rows: [", "is not valid YAML"),
@@ -292,9 +292,9 @@ def test_tables_that_are_refused(tmp_path, text, words):
     [
         (
             {"figures": ["iou", "acuracy"]},
-            r"figures: there is no figure 'acuracy' \(did you mean 'accuracy'\?\); there are",
+            r"figures: there is no metric 'acuracy' \(did you mean 'accuracy'\?\); there are",
         ),
-        ({"changes": {"stopping": {"monitor": "val/los"}}}, "row 'b': stopping.monitor: there is no figure 'val/los'"),
+        ({"changes": {"stopping": {"monitor": "val/los"}}}, "row 'b': stopping.monitor: there is no metric 'val/los'"),
         ({"changes": {"model": {"options": {"upa": False}}}}, "row 'b': second_stage: expected none"),
     ],
 )
@@ -308,7 +308,7 @@ def test_what_no_row_has_costs_no_training(tmp_path, ultrasound, content, words)
 
 
 def test_a_table_of_another_data_set(tmp_path, ultrasound):
-    words = r"busi: 'CSA-MoE.*' is a table of brisc, and this folder is laid out as busi"
+    words = r"busi: 'CSA-MoE.*' is a table for brisc, but this folder has the layout busi"
     table = replace(load_ablation("csa_moe_table2"), data=("brisc",))
     with pytest.raises(DataError, match=words):
         ablate(table, ultrasound, tmp_path / "out")

@@ -224,5 +224,5 @@ def test_a_checkpoint_of_something_else_is_named(copy, ultrasound, two_stages, c
     state = read_checkpoint(path)
     path.unlink()
     torch.save(state | change, path)
-    with pytest.raises(CheckpointError, match=rf"{path}: the checkpoint is not one of this run$"):
+    with pytest.raises(CheckpointError, match=rf"{path}: the checkpoint does not belong to this run$"):
         train(two_stages, ultrasound, copy, resume=True, progress=False)

@@ -108,7 +108,7 @@ def test_class_weights_of_lesions_are_those_of_the_training_part(small, ultrasou
     expected = losses.focal_cross_entropy(output.cls_logits, lesions["label"], weight)
     torch.testing.assert_close(values["classification"], expected)
     assert not torch.isclose(expected, plain.compute_losses(lesions)[0]["classification"])
-    with pytest.raises(ValueError, match="catalogue, split: expected those that the class weights are counted in"):
+    with pytest.raises(ValueError, match="catalogue, split: expected both, to compute class weights"):
         create_module(small.change({"loss": {"class_weights": True}}))
 
 
@@ -220,21 +220,25 @@ def test_networks_and_tasks(name, options, task):
         if other == task:
             assert create_module(asked).config.task == task
         else:
-            with pytest.raises(ValueError, match=f"model.name: {name} does not serve the task '{other}'"):
+            with pytest.raises(ValueError, match=f"model.name: {name} does not support the task '{other}'"):
                 create_module(asked)
 
 
 def test_what_does_not_fit(ultrasound, mammograms, small, four_views):
     catalogue = open_dataset(ultrasound, classes=("benign", "malignant"))
-    with pytest.raises(ValueError, match=r"model.options.num_classes: expected 2, as the data have classes, got 3"):
+    with pytest.raises(
+        ValueError, match=r"model.options.num_classes: expected 2, the number of classes in the data, got 3"
+    ):
         create_module(small, catalogue)
-    with pytest.raises(ValueError, match=r"model.name: medmamba_t does not serve the task 'lesion'"):
+    with pytest.raises(ValueError, match=r"model.name: medmamba_t does not support the task 'lesion'"):
         create_module(small.change({"model": {"name": "medmamba_t", "options": {}}}))
     with pytest.raises(ValueError, match="holds four-view mammograms, which the task 'lesion' does not take"):
         create_module(small, open_dataset(mammograms))
-    with pytest.raises(ValueError, match=r"model.options.birads_classes: expected 2, as the data have classes, got 5"):
+    with pytest.raises(
+        ValueError, match=r"model.options.birads_classes: expected 2, the number of classes in the data, got 5"
+    ):
         create_module(four_views, open_dataset(mammograms, birads=(1, 5)))
-    with pytest.raises(ValueError, match="catalogue, split: expected those that the class weights are counted in"):
+    with pytest.raises(ValueError, match="catalogue, split: expected both, to compute class weights"):
         create_module(four_views)
     data = open_dataset(mammograms)
     healthy = tuple(replace(exam, labels=(0, 0)) for exam in data.records)

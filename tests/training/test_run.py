@@ -229,10 +229,10 @@ def test_synchronised_batch_norm_keeps_all_else(name):
 
 def test_batch_norm_is_synchronised_on_gpus_alone(tmp_path, ultrasound, small):
     trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp"}
-    words = "sync_batch_norm: expected false on a CPU, where torch has no SyncBatchNorm, got true for 2 processes"
+    words = "sync_batch_norm: expected false on a CPU, for which torch has no SyncBatchNorm, got true for 2 processes"
     with pytest.raises(ValueError, match=words):
         train(small.change({"sync_batch_norm": True}), ultrasound, tmp_path / "run", progress=False, trainer=trainer)
-    with pytest.raises(ValueError, match="the recipe's sync_batch_norm keeps them"):
+    with pytest.raises(ValueError, match="use the recipe's sync_batch_norm instead"):
         train(small, ultrasound, tmp_path / "run", trainer={"sync_batchnorm": True})
 
 
@@ -377,7 +377,7 @@ def test_folders_that_may_not_be_used(finished, tmp_path, ultrasound, small):
 def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
     config = small.change({"stopping": {"monitor": "val/iuo"}})
     with pytest.raises(
-        ValueError, match=r"stopping.monitor: there is no figure 'val/iuo'; there are: val/accuracy, val/"
+        ValueError, match=r"stopping.monitor: there is no metric 'val/iuo'; there are: val/accuracy, val/"
     ):
         train(config, ultrasound, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -385,9 +385,9 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
     with pytest.raises(ValueError, match=r"a.yaml: stopping.monitor: .*\(did you mean 'val/iou'\?\)"):
         train(str(tmp_path / "a.yaml"), ultrasound, tmp_path / "run", progress=False)
     assert main(["train", str(tmp_path / "a.yaml"), "--data", str(ultrasound), "--out", str(tmp_path / "run")]) == 2
-    assert f"{tmp_path / 'a.yaml'}: stopping.monitor: there is no figure" in capsys.readouterr().err
+    assert f"{tmp_path / 'a.yaml'}: stopping.monitor: there is no metric" in capsys.readouterr().err
     config = small.change({"schedule": {"monitor": "val/iuo"}})
-    with pytest.raises(ValueError, match=r"schedule.monitor: there is no figure 'val/iuo'; there are: val/accuracy"):
+    with pytest.raises(ValueError, match=r"schedule.monitor: there is no metric 'val/iuo'; there are: val/accuracy"):
         train(config, ultrasound, tmp_path / "run", progress=False)
 
 
@@ -416,7 +416,7 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
         ),
         (
             {"second_stage": {"stopping": {"monitor": "val/los"}}},
-            r"second_stage.stopping.monitor: there is no figure 'val/los'; .*\(did you mean 'val/loss'\?\)",
+            r"second_stage.stopping.monitor: there is no metric 'val/los'; .*\(did you mean 'val/loss'\?\)",
         ),
         (
             {"task": "views", "model": {"name": "csa_moe", "options": {"num_classes": 3}}, "loss": {"gates": 1.0}},

@@ -132,7 +132,7 @@ def test_other_data_take_the_labels_of_the_run(run, ultrasound, tmp_path):
     assert [(record.key, record.label) for record in catalogue.records] == [("malignant/1", 1)]
     assert catalogue.classes == run.classes
     shutil.rmtree(root / "images/malignant")
-    with pytest.raises(DataError, match="has the classes cyst, and the network knows only benign, malignant, normal"):
+    with pytest.raises(DataError, match="has the classes cyst, but the network knows only benign, malignant, normal"):
         run.open_data(root)
 
 
@@ -143,7 +143,7 @@ def test_data_of_another_kind(run, mammo, ultrasound, mammograms):
         mammo.open_data(ultrasound)
     with pytest.raises(DataError, match="there is no such folder"):
         run.open_data("/no/such/folder")
-    with pytest.raises(DataError, match=r"gone: the data set of .* is no longer there; name where it lies now"):
+    with pytest.raises(DataError, match=r"gone: the data set of .* is no longer there; pass its current folder"):
         replace(run, data=ultrasound / "gone").open_data()
 
 
@@ -170,20 +170,20 @@ def test_wrong_folders(tmp_path, folder):
         load_run(tmp_path)
     for seed in (42, 43):
         shutil.copytree(folder, tmp_path / f"runs/seed-{seed}")
-    with pytest.raises(DataError, match="holds several runs, of which one is to be named: seed-42, seed-43"):
+    with pytest.raises(DataError, match="contains several runs; name one of them: seed-42, seed-43"):
         load_run(tmp_path / "runs")
     (tmp_path / "runs").rename(tmp_path / "row")
     (tmp_path / "table").mkdir()
     (tmp_path / "row").rename(tmp_path / "table/row")
-    with pytest.raises(DataError, match="holds runs in folders, of which one is to be named: row"):
+    with pytest.raises(DataError, match="contains folders of runs; name one run in them: row"):
         load_run(tmp_path / "table")
 
 
 @pytest.mark.parametrize(
     ("path", "content", "words"),
     [
-        ("result.json", None, "this run has not ended"),
-        ("model", None, "there is no network in it, the folder model is missing"),
+        ("result.json", None, "this run has not finished"),
+        ("model", None, "it contains no network, the folder model is missing"),
         ("data.json", None, "data.json: cannot be read"),
         ("data.json", "{", "data.json: is not valid JSON"),
         ("data.json", "[]", "data.json: is not as a run writes it"),
