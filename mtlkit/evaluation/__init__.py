@@ -1,4 +1,4 @@
-"""The papers' evaluation of a run: figures with intervals, a row for each image, plots, and a report to read.
+"""Evaluates a run as in the papers: metrics with intervals, a row for each image, plots, and a report.
 
 >>> from mtlkit.evaluation import evaluate
 >>> metrics = evaluate("runs/mbdi", None, "runs/mbdi-test")  # doctest: +SKIP

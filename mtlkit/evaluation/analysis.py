@@ -1,7 +1,7 @@
-"""From predictions to everything that is reported: figures by task and class, failure detection, gates, displacement.
+"""Computes all reported results from predictions: metrics by task and class, failure detection, gates, displacement.
 
-What predicts failure is in mtlkit.evaluation.failure. The displacement by TIM is told for all images, and for thirds
-of those with a lesion: easy ones, whose masks have the highest IoU, hard ones with the lowest, and those between.
+Failure scores are in mtlkit.evaluation.failure. The displacement by TIM is reported for all images, and for thirds of
+the images with a lesion by IoU: easy (highest), medium and hard (lowest).
 """
 
 import csv
@@ -39,7 +39,7 @@ DIFFICULTIES = ("easy", "medium", "hard")  # thirds of the images, by their IoU
 
 
 def _statistic(predictions: Predictions, ranked: Mapping[tuple[str, str], Ranked], weights: Array) -> Values:
-    """All figures that have an interval, by (section, ...)."""
+    """All metrics with an interval, by (section, ...)."""
     found: Values = {}
     for name, value in score_means(weights, predictions.scores).items():
         found["figures", name] = value
@@ -54,17 +54,17 @@ def _statistic(predictions: Predictions, ranked: Mapping[tuple[str, str], Ranked
 
 
 def _calibration_values(predictions: Predictions, weights: Array) -> Values:
-    """What the temperatures change, and what the thresholds of the validation part come to, by ("calibration", ...)."""
+    """The effect of the temperatures and of the validation part's thresholds, by ("calibration", ...)."""
     found: Values = {}
     for task, one in predictions.run.calibration.items():
         shares, labels = predictions.probabilities[task], predictions.labels[task]
-        before = shares**one.temperature  # in proportion: logits / T, times T again
+        before = shares**one.temperature  # up to a constant: logits / T, times T again
         before /= before.sum(1, keepdims=True)
         for when, values in (("before", before), ("after", shares)):
             found |= {("calibration", task, when, name): v for name, v in reliability(weights, values, labels).items()}
         positive = positive_class(shares.shape[1], predictions.positive if task == CLASS.name else None)
         for name, threshold in one.thresholds.items():
-            assert positive is not None  # thresholds are of its probability
+            assert positive is not None  # thresholds apply to its probability
             known = labels >= 0
             scores = threshold_scores(
                 weights[:, known], shares[known, positive] >= threshold, labels[known] == positive
@@ -74,19 +74,19 @@ def _calibration_values(predictions: Predictions, weights: Array) -> Values:
 
 
 def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """Everything that is to be said about predictions.
+    """Evaluates predictions.
 
     Args:
-        predictions: of some part of a data set.
-        samples: of the bootstrap.
-        seed: of the bootstrap.
+        predictions: predictions for a part of a data set.
+        samples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Returns:
-        "counts" of images and masks; "figures" by name, as training names them; "classes" by task and class;
-        "confusion", a matrix for each task, rows being the true classes; "calibration" of probabilities, where the run
-        has temperatures and thresholds; "failure_detection"; and of networks that have
-        them "gates", "stages", "displacement" and "displacement_by_difficulty", mean and standard deviation over the
-        images; where they were measured the "seconds" that each way to predict failure takes for an image.
+        "counts" of images and masks; "figures", the metrics by their names in training; "classes" by task and class;
+        "confusion", a matrix for each task with the true classes as rows; "calibration" of probabilities, if the run
+        has temperatures and thresholds; "failure_detection"; for networks that have them, "gates", "stages",
+        "displacement" and "displacement_by_difficulty", mean and standard deviation over the images; and, if measured,
+        the "seconds" per image of each failure score.
 
     Example:
         >>> from pathlib import Path
@@ -132,7 +132,7 @@ def judge(predictions: Predictions, samples: int = 2000, seed: int = 0) -> dict[
 
 
 def _calibration(predictions: Predictions, found: Mapping[Any, Figure]) -> dict[str, Any]:
-    """By classifier: its temperature, its probabilities before and after, and its thresholds."""
+    """For each classifier its temperature, its probabilities before and after calibration, and its thresholds."""
     calibration: dict[str, Any] = {}
     for task, one in predictions.run.calibration.items():
         entry: dict[str, Any] = {"temperature": one.temperature, "before": {}, "after": {}}
@@ -152,7 +152,7 @@ def _counts(predictions: Predictions) -> dict[str, int]:
         return exams | {"groups": counts["groups"]}
     if predictions.scores:
         lesion, predicted = predictions.lesion, predictions.predicted_lesion
-        assert lesion is not None  # scores are made of both
+        assert lesion is not None  # scores combine both
         assert predicted is not None
         empty, drawn = predictions.empty, predicted > 0
         counts |= {
@@ -174,7 +174,7 @@ def confusion(predictions: Predictions, task: str) -> NDArray[np.int64]:
 
 
 def _mean_sd(values: Array) -> dict[str, float]:
-    """NaN where there is nothing to average."""
+    """The mean, or NaN without values."""
     values = values[~np.isnan(values)]
     if not len(values):
         return {"mean": math.nan, "sd": math.nan}
@@ -182,7 +182,7 @@ def _mean_sd(values: Array) -> dict[str, float]:
 
 
 def _strata(predictions: Predictions) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The class by which images and exams are told apart, and the names: of an exam that of the worse breast."""
+    """The class of each image or exam, and the class names; an exam has the class of the worse breast."""
     task, names = next(iter(predictions.run.tasks.items()))
     if not predictions.sides:
         return predictions.labels[task], names
@@ -213,7 +213,7 @@ def _displacement(predictions: Predictions, rows: Any = slice(None)) -> dict[str
 
 
 def _by_difficulty(predictions: Predictions) -> dict[str, Any]:
-    """The displacement in each third of the images, which stay in their order where IoUs are equal."""
+    """The displacement in each third of the images by IoU; ties keep their order."""
     if predictions.displacement is None or not predictions.scores:
         return {}
     order = np.argsort(-predictions.scores["iou"], kind="stable")
@@ -238,7 +238,7 @@ def table_rows(predictions: Predictions) -> list[dict[str, Any]]:
         columns["image"] = [str(record.image) for record in predictions.images]
     columns["group"] = predictions.groups
     for task, names in predictions.run.tasks.items():
-        called = (*names, "")  # of label -1
+        called = (*names, "")  # label -1
         columns[f"{task}_true"] = [called[label] for label in predictions.labels[task]]
         columns[f"{task}_predicted"] = [names[label] for label in predictions.predicted(task)]
         for name, values in zip(names, predictions.probabilities[task].T, strict=True):
@@ -269,14 +269,14 @@ def _pairs(predictions: Predictions) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """Six digits, and nothing for NaN."""
+    """Six digits, or "" for NaN."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return value
 
 
 def worst_rows(predictions: Predictions, count: int) -> list[int]:
-    """The rows to look at first: the lowest IoU, or where no mask is drawn, the least probability of the true class."""
+    """The rows to inspect first: those with the lowest IoU or, without masks, the lowest true-class probability."""
     if predictions.scores and not np.isnan(predictions.scores["iou"]).all():
         badness = predictions.scores["iou"]
     else:
@@ -296,19 +296,19 @@ def epoch_rows(folder: Path) -> list[list[dict[str, str]]]:
             with path.open(newline="", encoding="utf-8") as file:
                 stages.append(list(csv.DictReader(file)))
         except (csv.Error, OSError, ValueError):
-            stages.append([])  # somebody has changed it
+            stages.append([])  # it was edited
     return stages
 
 
 def epoch_gates(folder: Path, part: str = "val") -> list[dict[str, list[float]]]:
-    """The mean gates of each epoch on a part of the data, by name, for each stage of a run that logged them."""
+    """The mean gates by epoch on a part of the data, by name, for each stage of a run that logged them."""
     stages = []
     for rows in epoch_rows(folder):
         names = [name for name in (rows[0] if rows else ()) if name and name.startswith(f"{part}/gate_")]
         try:
             columns = {name.removeprefix(f"{part}/gate_"): [float(row[name]) for row in rows] for name in names}
         except (TypeError, ValueError):
-            columns = {}  # a table that somebody has changed has no curve
+            columns = {}  # an edited table has no curve
         if any(math.isinf(value) for values in columns.values() for value in values):
             columns = {}
         if columns:

@@ -1,9 +1,9 @@
-"""Where a network sees the class: Grad-CAM.
+"""Grad-CAM: which regions of an image determine the class.
 
-With y the logit of a class and A (C, h, w) a feature map that it comes from,
+With y the logit of a class and A (C, h, w) a feature map that the classifier uses,
 
     alpha_k = 1/(h w) sum_ij dy / dA_kij
-    map     = ReLU(sum_k alpha_k A_k), bilinearly as large as the image
+    map     = ReLU(sum_k alpha_k A_k), resized bilinearly to the image
 
 Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based localization"
 (arXiv 1610.02391), equations 1 and 2.
@@ -23,7 +23,7 @@ __all__ = ["GradCam", "grad_cam"]
 
 
 class GradCam(NamedTuple):
-    """What `grad_cam` finds.
+    """The result of `grad_cam`.
 
     Example:
         >>> import torch
@@ -45,27 +45,27 @@ def grad_cam(
     side: int | None = None,
     maps: Sequence[ClassMap] | None = None,
 ) -> GradCam:
-    """What in an image raises the logit of a class (Grad-CAM).
+    """The regions of an image that increase the logit of a class (Grad-CAM).
 
     CSA-MoE-Net has a map for each expert, the four-view networks one for each view, MBDI and BTI-Net one. The maps of
-    an image are in the same unit, so that they can be compared: an expert whose gate is low has a faint map. What an
-    image is taken for is computed in eval mode; parameters, their gradients, running statistics and modes are left as
-    they are, and it makes no difference whether anything in the network requires gradients.
+    an image have the same unit and can be compared: an expert with a low gate has a faint map. The network runs in eval
+    mode; its parameters, gradients, running statistics and modes do not change, and its parameters need not require
+    gradients.
 
     Args:
-        network: of `mtlkit.models`, or any other with `maps`.
-        inputs: of its forward; the first has the images, (B, C, H, W) or (B, views, C, H, W).
-        target: the class, or one for each row, (B,); by default the one with the greatest logit.
-        output: name of the logits among what the network returns, (B, K) or (B, 2, K); by default the first of
-            "cls_logits", "label_logits" and "birads_logits" that there is; None if it returns a single tensor.
-        side: of logits (B, 2, K), 0 for the left breast and 1 for the right one.
-        maps: the feature maps to look at; by default those that the network names, its `class_maps`.
+        network: a network of `mtlkit.models`, or any other with `maps`.
+        inputs: arguments of its forward; the first has the images, (B, C, H, W) or (B, views, C, H, W).
+        target: the class, or one per row, (B,); by default the one with the largest logit.
+        output: name of the logits in the network's output, (B, K) or (B, 2, K); by default the first of "cls_logits",
+            "label_logits" and "birads_logits" that exists; None if the network returns a single tensor.
+        side: for logits (B, 2, K), 0 for the left breast and 1 for the right one.
+        maps: the feature maps; by default the network's `class_maps`.
 
     Returns:
-        The maps, as large as the images, the class of each row, and its logit.
+        The maps in the size of the images, the class of each row, and its logit.
 
     Raises:
-        ValueError: there are no such logits, class, side or maps, or the class does not come from a map.
+        ValueError: there are no such logits, class, side or maps, or the class does not depend on a map.
         FloatingPointError: a map is NaN or infinite.
 
     Source: arXiv 1610.02391.
@@ -82,22 +82,26 @@ def grad_cam(
     """
     layers = tuple(getattr(network, "class_maps", ()) if maps is None else maps)
     if not layers:
-        words = f"as {type(network).__name__} does not tell where its class comes from"
+        words = f"as {type(network).__name__} does not declare class_maps"
         raise ValueError(f"maps: expected at least one ClassMap, {words}")
     if any(parameter.is_inference() for parameter in network.parameters()):
-        raise ValueError("network: expected parameters made outside of torch.inference_mode(), which has no gradients")
+        raise ValueError("network: expected parameters created outside torch.inference_mode(), which has no gradients")
     with torch.inference_mode(False), torch.enable_grad(), _at_rest(network), _watched(layers) as seen:
         logits = _logits(network(*map(_usable, inputs)), output, side)  # (B, K)
         classes = _classes(target, logits)  # (B,)
         chosen = logits.gather(1, classes[:, None])[:, 0]  # (B,)
         if missing := [one for one in layers if one.module not in seen]:
-            raise ValueError(f"maps: expected modules that the network runs, got that of {', '.join(missing[0].names)}")
+            raise ValueError(
+                f"maps: expected modules that the network runs, got the unused one of {', '.join(missing[0].names)}"
+            )
         features = [seen[one.module] for one in layers]
         gradients = _gradients(chosen, features, apart=getattr(network, "depends_on_batch", False))
     size, found = _size(inputs[0]), dict[str, Tensor]()
     for one, feature, gradient in zip(layers, features, gradients, strict=True):
         if gradient is None:
-            raise ValueError(f"maps: expected what the class comes from, and it does not from {', '.join(one.names)}")
+            raise ValueError(
+                f"maps: expected maps that the class depends on, which is not so for {', '.join(one.names)}"
+            )
         found |= zip(one.names, _maps(one, feature, gradient, len(chosen), size), strict=True)
     if not all(value.isfinite().all() for value in found.values()):
         raise FloatingPointError("the network's output, or its gradient, is NaN or infinite")
@@ -106,7 +110,7 @@ def grad_cam(
 
 @contextmanager
 def _at_rest(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in eval mode and no parameter of it requires a gradient."""
+    """Puts the network in eval mode without parameters that require gradients, inside the block."""
     modes = [(module, module.training) for module in network.modules()]
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
@@ -124,7 +128,7 @@ def _at_rest(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _watched(layers: Sequence[ClassMap]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Inside, the maps that the network makes require gradients, and are found by the module that makes them."""
+    """Collects the maps of the network's modules, with gradients, inside the block."""
     seen: dict[nn.Module, Tensor] = {}
 
     def see(module: nn.Module, given: Any, made: Any) -> Any:
@@ -134,9 +138,9 @@ def _watched(layers: Sequence[ClassMap]) -> Iterator[dict[nn.Module, Tensor]]:
             shape = f"shape {tuple(last.shape)}" if isinstance(last, Tensor) else type(last).__name__
             raise ValueError(f"maps: expected a module that returns a map (B, C, h, w), got {shape}")
         if module in seen:
-            raise ValueError("maps: expected modules that run once for a batch, got one that runs again")
+            raise ValueError("maps: expected modules that run once per batch, got one that runs several times")
         seen[module] = last if last.requires_grad else last.detach().requires_grad_()
-        used = seen[module].clone()  # what follows may write into it
+        used = seen[module].clone()  # later layers may write to it in place
         return (*made[:-1], used) if several else used
 
     handles = [module.register_forward_hook(see) for module in dict.fromkeys(one.module for one in layers)]
@@ -148,7 +152,7 @@ def _watched(layers: Sequence[ClassMap]) -> Iterator[dict[nn.Module, Tensor]]:
 
 
 def _usable(given: Any) -> Any:
-    """An input that a gradient may need, as those made in inference mode may not be kept for one."""
+    """An input that can be saved for gradients; tensors made in inference mode cannot."""
     if isinstance(given, Mapping):
         return {name: _usable(value) for name, value in given.items()}
     return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
@@ -161,10 +165,10 @@ def _size(images: Any) -> tuple[int, int]:
 
 
 def _logits(found: Any, name: str | None, side: int | None) -> Tensor:
-    """(B, K) of what a network returned."""
+    """The logits (B, K) in a network's output."""
     if isinstance(found, Tensor):
         if name is not None:
-            raise ValueError(f"output: expected None of a network that returns one tensor, got {name!r}")
+            raise ValueError(f"output: expected None for a network that returns one tensor, got {name!r}")
         logits = found
     else:
         fields = [field for field in getattr(found, "_fields", ()) if field.endswith("_logits") and field[:3] != "seg"]
@@ -178,14 +182,14 @@ def _logits(found: Any, name: str | None, side: int | None) -> Tensor:
             raise ValueError(f"side: expected 0 for the left or 1 for the right breast, got {side}")
         return logits[:, side]
     if side is not None:
-        raise ValueError(f"side: expected None, as there is one answer for each image, got {side}")
+        raise ValueError(f"side: expected None, as there is one prediction per image, got {side}")
     if logits.dim() != 2:
         raise ValueError(f"output: expected logits (B, K), got shape {tuple(logits.shape)}")
     return logits
 
 
 def _classes(target: int | Tensor | None, logits: Tensor) -> Tensor:
-    """(B,), of each row."""
+    """The class of each row, (B,)."""
     rows, count = logits.shape
     if target is None:
         return logits.argmax(1)
@@ -198,7 +202,7 @@ def _classes(target: int | Tensor | None, logits: Tensor) -> Tensor:
 
 
 def _gradients(chosen: Tensor, features: Sequence[Tensor], *, apart: bool) -> Sequence[Tensor | None]:
-    """Of each row's logit by its own part of the features, where `apart` says that rows look at each other."""
+    """The gradient of each row's logit by its own features; `apart` if rows of a batch depend on each other."""
     if not chosen.requires_grad:
         return [None] * len(features)
     if not apart or len(chosen) < 2:
@@ -214,7 +218,7 @@ def _gradients(chosen: Tensor, features: Sequence[Tensor], *, apart: bool) -> Se
 
 
 def _maps(one: ClassMap, feature: Tensor, gradient: Tensor, rows: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Those of a layer, (B, H, W) each, by its names."""
+    """The maps of a module, (B, H, W) each, by its names."""
     values, slopes = (
         x.detach().float().movedim(-1, 1) if one.channels_last else x.detach().float() for x in (feature, gradient)
     )

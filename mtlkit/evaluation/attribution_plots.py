@@ -1,4 +1,4 @@
-"""Where the network sees the class, drawn for the worst, the median and the best image, next to the gates."""
+"""Plots Grad-CAM for the worst, the median and the best image, next to the gates."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -37,13 +37,13 @@ from mtlkit.training.tasks import HEADS
 __all__ = ["Look", "chosen_rows", "draw_attribution", "draw_looks", "look"]
 
 HEAT = colormaps["inferno"]
-VEIL = 0.72  # of the colour, where the map has its greatest value
-WIDEST = 2.7  # inches of an image
+VEIL = 0.72  # opacity at the map's maximum
+WIDEST = 2.7  # size of an image in inches
 CHOICES = ("worst", "median", "best")
 
 
 class Panel(NamedTuple):
-    """An image, and where in it the class was seen."""
+    """An image and its Grad-CAM map."""
 
     title: str
     image: np.ndarray | None  # (H, W, 3), in [0, 1]; None where a view is missing
@@ -77,7 +77,7 @@ def chosen_rows(predictions: Predictions) -> dict[str, int]:
 
 
 def look(predictions: Predictions, row: int, title: str) -> Look:
-    """Grad-CAM of the class that a row was taken for."""
+    """Grad-CAM of a row's predicted class."""
     run, record = predictions.run, predictions.records[row]
     task, names = next(iter(run.tasks.items()))
     taken, label = int(predictions.predicted(task)[row]), int(predictions.labels[task][row])
@@ -88,7 +88,7 @@ def look(predictions: Predictions, row: int, title: str) -> Look:
     found = grad_cam(run.model, *inputs, target=taken, output=HEADS[task].logits, side=side).maps
     most = max(float(one.max()) for one in found.values()) or 1.0
     heat = {name: one[0].cpu().numpy() / most for name, one in found.items()}
-    words = f"taken for {names[taken]}, {predictions.probabilities[task][row, taken]:.2f}"
+    words = f"predicted {names[taken]}, {predictions.probabilities[task][row, taken]:.2f}"
     words += "" if label in (taken, -1) else f"; is {names[label]}"
     gates = {} if predictions.gates is None else dict(zip(predictions.gate_names, predictions.gates[row], strict=True))
     title = f"{title}, {predictions.sides[row]} breast" if predictions.sides else title
@@ -99,13 +99,13 @@ def look(predictions: Predictions, row: int, title: str) -> Look:
 
 
 def _shown(pixels: Tensor, normalized: bool) -> np.ndarray:
-    """(3, H, W), in the range of training, as (H, W, 3) from 0 to 1."""
+    """Converts a normalised image (3, H, W) to (H, W, 3) from 0 to 1."""
     image = pixels.permute(1, 2, 0).numpy()
     return (image * STD + MEAN if normalized else image).clip(0, 1)
 
 
 def _of_image(predictions: Predictions, row: int, item: Mapping[str, Any], heat: Mapping[str, np.ndarray]) -> Any:
-    """The image with its outlines, and the views of it that the maps are of."""
+    """The image with its outlines, and the views of the maps."""
     run = predictions.run
     image = _shown(item["image"], run.config.data.normalize)
     true = item["mask"][0].numpy() > 0.5
@@ -122,7 +122,7 @@ def _of_image(predictions: Predictions, row: int, item: Mapping[str, Any], heat:
 
 
 def _of_exam(item: Mapping[str, Any], heat: Mapping[str, np.ndarray], side: str) -> Any:
-    """The views, right ones flipped back to what their files show; those of the breast in question in bold."""
+    """The views, right ones flipped back as in their files; those of the breast in bold."""
     for i, name in enumerate(VIEWS):
         title, weight = gate_label(name), "bold" if name[0] == side[0] else "normal"
         if not item["present"][i]:
@@ -136,7 +136,7 @@ def _of_exam(item: Mapping[str, Any], heat: Mapping[str, np.ndarray], side: str)
 
 
 def veiled(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """An image (H, W, 3) under the colours of a map (H, W), as dense as the map is high."""
+    """An image (H, W, 3) with a map (H, W) in colour, more opaque where the map is higher."""
     share = (VEIL * np.sqrt(heat.clip(0, 1)))[..., None]
     return (1 - share) * image + share * HEAT(0.25 + 0.7 * heat)[..., :3]
 
@@ -187,7 +187,7 @@ def draw_scale(ax: Axes) -> None:
     strip = veiled(np.full((1, 256, 3), 0.5), np.linspace(0, 1, 256)[None])
     ax.imshow(strip, aspect="auto", extent=(0, 1, 0, 1))
     ax.set(yticks=[])
-    ax.set_xticks([0, 0.5, 1], ["0", "half", "the greatest value of the row"], fontsize=8, color=INK)
+    ax.set_xticks([0, 0.5, 1], ["0", "half", "maximum of the row"], fontsize=8, color=INK)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
@@ -224,14 +224,14 @@ def draw_looks(looks: Sequence[Look]) -> bytes:
 
 @styled()
 def draw_attribution(predictions: Predictions) -> dict[str, tuple[bytes, str, str]]:
-    """The figure with its title and caption, by its file's name; empty where the network does not tell of its maps."""
+    """The plot with title and caption, by file name; empty if the network does not declare class_maps."""
     chosen = chosen_rows(predictions) if predictions.run.model.class_maps else {}
     if not chosen:
         return {}
     looks = [look(predictions, row, name) for name, row in chosen.items()]
-    words = "Grad-CAM of the class that the image was taken for: the brighter, the more a place raised it. "
+    words = "Grad-CAM of the predicted class: brighter regions contributed more to it. "
     words += (
         "Bold: views of the breast; right ones as in their files." if predictions.sides else "Green: the true outline."
     )
     words += " Orange: the predicted one." if predictions.scores else ""
-    return {"attribution": (draw_looks(looks), "Where the network sees the class", words)}
+    return {"attribution": (draw_looks(looks), "Where the network looks for the class", words)}

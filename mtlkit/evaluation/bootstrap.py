@@ -1,9 +1,9 @@
-"""Figures with intervals: how sure a mean, an accuracy or an area under a curve is, given so few patients.
+"""Bootstrap intervals of metrics such as means, accuracies and areas under curves.
 
-Each statistic is a function of weights: how often every image counts. With all of them 1 it is the figure itself, as
-mtlkit.metrics has it; a bootstrap draws groups (patients, where they are known, else images) with replacement, and all
-of its samples are rows of one matrix, so that thousands take seconds. The interval lies between the percentiles 2.5 and
-97.5; samples in which a figure cannot be computed are left out.
+Each statistic is a function of the weights of the images. With all weights 1 it is the metric itself, as in
+mtlkit.metrics. The bootstrap resamples groups (patients if known, otherwise images) with replacement; its samples are
+the rows of a weight matrix, so that thousands of samples take seconds. The interval is from percentile 2.5 to 97.5;
+samples for which the metric is undefined are left out.
 
 Source: Efron, "Bootstrap Methods: Another Look at the Jackknife" (1979).
 """
@@ -23,13 +23,13 @@ Values = dict[Any, Array]
 Statistic = Callable[[Array], Values]
 
 PERCENTILES = (2.5, 97.5)
-BINS = 10  # of confidence, for the calibration error
+BINS = 10  # bins of confidence for the calibration error
 TINY = np.finfo(np.float64).tiny
-CELLS = 200_000  # of a matrix of weights that is made at once: 1.6 MB, which stays in a cache
+CELLS = 200_000  # numbers in a block of the weight matrix: 1.6 MB, which fits into a cache
 
 
 class Figure(NamedTuple):
-    """A figure and its interval; NaN where it cannot be computed.
+    """A metric and its interval; NaN if undefined.
 
     Example:
         >>> from mtlkit.evaluation import Figure
@@ -53,7 +53,7 @@ class Figure(NamedTuple):
 
 
 def resampled(groups: Sequence[str], samples: int, seed: int) -> Iterator[Array]:
-    """Weights (r, N), in portions: how often each image counts in each sample, its group being drawn so often."""
+    """Weights (r, N) in blocks of samples: how often the group of each image is drawn."""
     names, index = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     generator = np.random.default_rng(seed)
     step = max(1, CELLS // max(1, len(groups)))
@@ -64,16 +64,16 @@ def resampled(groups: Sequence[str], samples: int, seed: int) -> Iterator[Array]
 
 
 def intervals(statistic: Statistic, groups: Sequence[str], samples: int = 2000, seed: int = 0) -> dict[Any, Figure]:
-    """The figures of a statistic, with bootstrap intervals.
+    """The metrics of a statistic with bootstrap intervals.
 
     Args:
-        statistic: takes weights (r, N), and returns the figures by name, (r,) each.
-        groups: of the N images, what is drawn together.
-        samples: of the bootstrap; 0 leaves the intervals open, NaN.
-        seed: of the bootstrap.
+        statistic: function of weights (r, N) that returns the metrics by name, (r,) each.
+        groups: group of each of the N images; groups are drawn together.
+        samples: number of bootstrap samples; with 0 the intervals are NaN.
+        seed: seed of the bootstrap.
 
     Raises:
-        ValueError: no image, or a number of samples below 0.
+        ValueError: there is no image, or the number of samples is negative.
 
     Example:
         >>> import numpy as np
@@ -101,12 +101,12 @@ def intervals(statistic: Statistic, groups: Sequence[str], samples: int = 2000, 
 
 
 def _divide(above: Array, below: Array) -> Array:
-    """NaN in place of 0 / 0."""
+    """The quotient, with NaN for 0 / 0."""
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below != 0)
 
 
 def score_means(weights: Array, scores: Mapping[str, Array]) -> Values:
-    """The mean of each score (N,) over the images where it is not NaN.
+    """The mean of each score (N,) over the images for which it is not NaN.
 
     Example:
         >>> import numpy as np
@@ -123,13 +123,13 @@ def score_means(weights: Array, scores: Mapping[str, Array]) -> Values:
 
 
 class Ranked:
-    """Scores (N,) in their order, some of them of positives, for `ranking` and `risk_area`; NaN is left out.
+    """Sorted scores (N,) of positives and negatives, for `ranking` and `risk_area`; NaN is left out.
 
-    A bootstrap calls a statistic once for each portion of samples: what it needs of the scores is sorted once here.
+    The bootstrap calls a statistic once for each block of samples, so the scores are sorted once here.
 
     Args:
         scores: (N,).
-        positive: (N,), of which scores.
+        positive: (N,), whether each score belongs to a positive.
 
     Example:
         >>> import numpy as np
@@ -142,10 +142,10 @@ class Ranked:
         known = np.flatnonzero(~np.isnan(scores))
         self.order = known[np.argsort(scores[known], kind="stable")]
         distinct = np.diff(scores[self.order], prepend=np.nan) != 0
-        self.starts = np.flatnonzero(distinct)  # of each distinct score
+        self.starts = np.flatnonzero(distinct)  # for each distinct score
         hit = positive[self.order]
         self.positives = self.order[hit]
-        of = (np.cumsum(distinct) - 1)[hit]  # of each positive, which of the distinct scores it has
+        of = (np.cumsum(distinct) - 1)[hit]  # for each positive, the index of its distinct score
         self.first = np.flatnonzero(np.diff(of, prepend=-1) != 0)
         self.at = of[self.first]  # the distinct scores of positives
 
@@ -155,7 +155,7 @@ class Ranked:
             nothing = np.full(len(weights), np.nan)
             return nothing, nothing, nothing
         here = _sums(weights.take(self.order, axis=1), self.starts)  # (r, distinct): weight at each score
-        kept = here.cumsum(1)  # at most it
+        kept = here.cumsum(1)  # at most this score
         everything = kept[:, -1].copy()
         if not len(self.at):
             nothing = np.full(len(weights), np.nan)
@@ -168,8 +168,8 @@ class Ranked:
         least = np.where(above > 0, everything[:, None] - kept_too + here_too, 1)  # weight of at least the score
         average = _divide(_dot(above, (positives[:, None] - found + above) / least), positives)
         area = _divide(_dot(above, kept_too - found - (here_too - above) / 2), positives * negatives)
-        # the risk at each score is the weight of the positives up to it, over that of all: a positive counts in its
-        # own share and in those of all scores above it
+        # the risk at each score is the weight of positives up to it over the total weight up to it, so a positive #
+        # counts at its own score and at all higher ones
         shares = np.divide(here, np.maximum(kept, TINY, out=kept), out=here)
         shares_too = shares[:, self.at]
         behind = shares.cumsum(1, out=kept)
@@ -187,15 +187,16 @@ def _sums(values: Array, starts: NDArray[np.int64]) -> Array:
 
 
 def _dot(first: Array, second: Array) -> Array:
-    """The scalar product of each pair of rows."""
+    """The dot product of each pair of rows."""
     return np.einsum("rn,rn->r", first, second)
 
 
 def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple[Array, Array]:
     """Area under the ROC curve and average precision of scores (N,), (r,) each; scores of NaN are left out.
 
-    Both are NaN in samples without positives or without negatives. Equal scores count half in the area. Both are
-    scikit-learn's, for all samples at once: its functions take one sample at a time, which is fifty times as slow.
+    Both are NaN in samples without positives or without negatives. Ties count half in the area. They equal
+    scikit-learn's results, but for all samples at once: scikit-learn takes one sample at a time and is fifty times
+    slower.
 
     Example:
         >>> import numpy as np
@@ -209,8 +210,9 @@ def ranking(weights: Array, scores: Array, positive: NDArray[np.bool_]) -> tuple
 def risk_area(weights: Array, scores: Array, failed: NDArray[np.bool_]) -> Array:
     """Area under the risk-coverage curve of scores (N,), (r,); scores of NaN are left out.
 
-    The risk at a coverage is the share that failed of the images which are kept, those of the lowest scores. 0 is
-    perfect; a score that says nothing has the share that failed of all. Equal scores are kept or left out together.
+    The risk at a coverage is the fraction of failures among the kept images, those with the lowest scores. 0 is
+    perfect; an uninformative score has the overall fraction of failures. Images with equal scores are kept or left out
+    together.
 
     Example:
         >>> import numpy as np
@@ -222,7 +224,7 @@ def risk_area(weights: Array, scores: Array, failed: NDArray[np.bool_]) -> Array
 
 
 def _ranks(weights: Array, values: Array) -> Array:
-    """(r, N): of each value, how much weight lies below it, and half of that at it."""
+    """(r, N): for each value, the weight below it plus half of the weight equal to it."""
     _, places = np.unique(values, return_inverse=True)
     order = np.argsort(places, kind="stable")
     starts = np.flatnonzero(np.diff(places[order], prepend=-1) != 0)
@@ -233,7 +235,7 @@ def _ranks(weights: Array, values: Array) -> Array:
 def spearman(weights: Array, first: Array, second: Array) -> Array:
     """Spearman's rank correlation of two columns (N,), (r,); NaN in either is left out.
 
-    It is scipy's, for all samples at once; NaN where a column is constant.
+    It equals scipy's, for all samples at once; NaN if a column is constant.
 
     Example:
         >>> import numpy as np
@@ -255,17 +257,17 @@ def spearman(weights: Array, first: Array, second: Array) -> Array:
 def classification(
     weights: Array, probabilities: Array, labels: NDArray[np.int64], positive: int | None = None
 ) -> Values:
-    """The figures of a classification; labels of -1 are left out.
+    """Classification metrics; labels of -1 are left out.
 
     Args:
         weights: (r, N).
         probabilities: (N, K).
         labels: (N,).
-        positive: the class that is to be found; by default class 1 of two.
+        positive: the positive class; by default class 1 of two.
 
     Returns:
-        The figures of mtlkit.metrics.ClassificationMetrics, those of `reliability`, and for each class k
-        (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc"), the class against the rest.
+        The metrics of mtlkit.metrics.ClassificationMetrics, those of `reliability`, and for each class k against the
+        rest (k, "sensitivity"), (k, "specificity"), (k, "precision"), (k, "f1") and (k, "auc").
 
     Example:
         >>> import numpy as np
@@ -312,11 +314,11 @@ def classification(
 
 
 def reliability(weights: Array, probabilities: Array, labels: NDArray[np.int64]) -> Values:
-    """What probabilities (N, K) are worth as such, (r,) each; labels of -1 are left out.
+    """Reliability of probabilities (N, K), (r,) each; labels of -1 are left out.
 
     Returns:
-        "calibration_error", the mean distance of confidence and accuracy over ten bins of confidence; "brier", the mean
-        square distance of the probabilities from 1 for the true class and 0 for the others, summed over the classes.
+        "calibration_error", the mean difference between confidence and accuracy over ten bins of confidence; "brier",
+        the mean squared difference between the probabilities and the one-hot label, summed over the classes.
 
     Example:
         >>> import numpy as np
@@ -337,7 +339,7 @@ def reliability(weights: Array, probabilities: Array, labels: NDArray[np.int64])
 
 
 def threshold_scores(weights: Array, called: NDArray[np.bool_], positive: NDArray[np.bool_]) -> Values:
-    """Sensitivity, specificity and precision of calling some images (N,) positive, (r,) each."""
+    """Sensitivity, specificity and precision for given positive predictions (N,), (r,) each."""
     hits, true = weights @ (called & positive), weights @ positive
     return {
         "sensitivity": _divide(hits, true),

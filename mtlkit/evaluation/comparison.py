@@ -1,15 +1,15 @@
 """Runs compared on the same images: differences with intervals and tests, as a table, as JSON, and as figures.
 
-comparison.json                  every figure of every run, and its difference from the first run's
+comparison.json                  every metric of every run, and its difference from the first run's
 comparison.csv comparison.md     the same as tables
 curves.png                       loss and accuracy by epoch, of training and validation
 gates.png                        the mean gates by epoch, of training and validation
-masks.png                        masks of all runs on the same images, with the outline of the truth
-features.png                     what the classifier knows of each image, by t-SNE
+masks.png                        masks of all runs on the same images, with the true outline
+features.png                     the classifier's features of each image, by t-SNE
 
-Differences have bootstrap intervals, for which groups are drawn as in an evaluation, the same for both runs. Masks are
-tested by Wilcoxon's signed-rank test on the IoU and the Dice of the images, classes by McNemar's exact test, and areas
-under the ROC curve by DeLong's, where one class is to be found; with several runs, p-values are adjusted by Holm's
+Differences have bootstrap intervals, with groups resampled as in an evaluation and the same samples for both runs.
+Masks are tested by Wilcoxon's signed-rank test on the IoU and Dice of the images, classes by McNemar's exact test, and
+areas under the ROC curve of a positive class by DeLong's test. With several runs, p-values are adjusted by Holm's
 method over the runs.
 """
 
@@ -39,7 +39,7 @@ from mtlkit.training.tasks import CLASS, HEADS
 
 __all__ = ["compare", "name_runs"]
 
-KIND = "a comparison"  # of its folders
+KIND = "a comparison"  # kind of its folders
 TESTED_SCORES = ("iou", "dice")
 
 
@@ -60,31 +60,30 @@ def compare(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Compares runs with the first of them, on the same images, and writes a folder with tables and figures.
+    """Compares runs with the first one on the same images, and writes a folder with tables and plots.
 
     Args:
-        runs: folders of runs, at least two; the folder of an ablation or of repeats stands for the runs in it.
-        data: folder of the data set; None is that of the first run.
-        out: the folder to write, whole or not at all.
+        runs: folders of runs, at least two; the folder of an ablation or of repeats means all runs in it.
+        data: folder of the data set; None for that of the first run.
+        out: folder to write, atomically.
         part: "test", "val", "train" or "all"; by default as for `evaluate`.
-        samples: of the bootstrap behind the intervals; 0 leaves them out.
-        seed: of the bootstrap and of t-SNE.
-        examples: how many images are shown with the masks of all runs.
-        tsne: also draws the features of the classifiers in the plane.
-        batch_size: default: that of each run's own evaluation.
-        max_pixels: the most that a frame may have; by default as in each recipe.
-        device: where the networks run.
-        skip_bad: leaves out what cannot be used in the data set, instead of raising.
-        force: replaces what an earlier comparison wrote.
-        progress: called with the number of images that are done, and their total, those of all runs together.
+        samples: number of bootstrap samples for the intervals; 0 for no intervals.
+        seed: seed of the bootstrap and of t-SNE.
+        examples: number of images to show with the masks of all runs.
+        tsne: whether to plot the features of the classifiers by t-SNE.
+        batch_size: batch size; by default that of each run's own evaluation.
+        max_pixels: maximal number of pixels in a frame; by default as in each recipe.
+        device: device of the networks.
+        skip_bad: whether to leave out unusable records of the data set instead of raising an error.
+        force: whether to replace an earlier comparison.
+        progress: called with the number of processed images and the total, over all runs.
 
     Returns:
-        What comparison.json holds.
+        The content of comparison.json.
 
     Raises:
-        DataError: a run, the data set or the folder is not as it must be, or the runs are of different tasks, classes
-            or images.
-        ValueError: fewer than two runs, or an option out of its range.
+        DataError: a run, the data set or the folder is invalid, or the runs differ in tasks, classes or images.
+        ValueError: there are fewer than two runs, or an option is out of range.
 
     Example:
         >>> from mtlkit.evaluation import compare
@@ -130,7 +129,7 @@ def compare(
 
 
 def name_runs(runs: Sequence[str | Path]) -> dict[str, Path]:
-    """The folders of runs by names of their own; that of an ablation or of repeats stands for the runs in it.
+    """The folders of runs by unique names; the folder of an ablation or of repeats means all runs in it.
 
     Raises:
         DataError: a run is given twice.
@@ -141,7 +140,7 @@ def name_runs(runs: Sequence[str | Path]) -> dict[str, Path]:
         folders += sorted((path.parent for mark in marks for path in given.glob(mark)), key=natural) or [given]
     paths = [folder.resolve() for folder in folders]
     if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise DataError(f"{twice}: expected different runs, and this one is given twice")
+        raise DataError(f"{twice}: expected different runs, but this one is given twice")
     for depth in range(1, max((len(path.parts) for path in paths), default=1)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -150,7 +149,7 @@ def name_runs(runs: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def _check_alike(found: dict[str, Predictions]) -> None:
-    """Raises unless the last run judged what the first did."""
+    """Raises unless the last run was evaluated on the same records as the first."""
     first, name = next(iter(found)), next(reversed(found))
     a, b = found[first], found[name]
     for what, of_a, of_b in (
@@ -158,24 +157,24 @@ def _check_alike(found: dict[str, Predictions]) -> None:
         ("classes", a.run.tasks, b.run.tasks),
     ):
         if of_a != of_b:
-            raise DataError(f"expected runs of the same {what}, and {first} has {of_a}, {name} {of_b}")
+            raise DataError(f"expected runs of the same {what}, but {first} has {of_a}, {name} {of_b}")
     images, others = ([record.key for record in p.records] for p in (a, b))
     if images != others:
         only = {first: sorted(set(images) - set(others)), name: sorted(set(others) - set(images))}
-        words = "; ".join(f"{run} alone has {len(keys)}, as {keys[0]!r}" for run, keys in only.items() if keys)
+        words = "; ".join(f"only {run} has {len(keys)}, such as {keys[0]!r}" for run, keys in only.items() if keys)
         words = words or "both have them in another order"
-        raise DataError(f"expected runs over the same images, and {first} and {name} are judged on others: {words}")
+        raise DataError(f"expected runs over the same images, but {first} and {name} have different ones: {words}")
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def judge_pairs(found: Mapping[str, Predictions], samples: int = 2000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Every figure of every run, and how it differs from the first run's.
+    """Every metric of every run, and its difference from the first run's.
 
     Returns:
-        By figure and run: "value", a Figure; and of all runs but the first "difference", a Figure, "test", "p" and
-        "p_adjusted", None where there is no test of such a figure.
+        By metric and run: "value", a Figure; and for all runs except the first "difference", a Figure, "test", "p" and
+        "p_adjusted", which are None if there is no test for the metric.
     """
     (first, baseline), *others = found.items()
     figures = intervals(lambda weights: _values(weights, found), baseline.groups, samples, seed)
@@ -191,7 +190,7 @@ def judge_pairs(found: Mapping[str, Predictions], samples: int = 2000, seed: int
 
 
 def _values(weights: Array, found: Mapping[str, Predictions]) -> dict[tuple[str, str, str], Array]:
-    """By run and figure its value, and its difference from that of the first run."""
+    """By run and metric, its value and its difference from the first run's."""
     values: dict[tuple[str, str, str], Array] = {}
     first = next(iter(found))
     for run, predictions in found.items():
@@ -212,7 +211,7 @@ def _figures(weights: Array, predictions: Predictions) -> dict[str, Array]:
 
 
 def _test(figure: str, predictions: Predictions, baseline: Predictions) -> tuple[str | None, float]:
-    """The name of the test of a figure, and its p-value."""
+    """The name of the test for a metric, and its p-value."""
     if figure in TESTED_SCORES:
         return "Wilcoxon", wilcoxon(predictions.scores[figure], baseline.scores[figure])
     for task, labels in predictions.labels.items():
@@ -232,7 +231,7 @@ def _test(figure: str, predictions: Predictions, baseline: Predictions) -> tuple
 
 
 def comparison_rows(comparison: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each figure and run."""
+    """A row for each metric and run."""
     rows = []
     for figure, runs in comparison.items():
         for name, entry in runs.items():

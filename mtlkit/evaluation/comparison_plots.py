@@ -1,4 +1,4 @@
-"""The figures of a comparison, as PNG: epochs, gates, masks and features of several runs."""
+"""The plots of a comparison, as PNG: epochs, gates, masks and features of several runs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,17 +34,17 @@ from mtlkit.evaluation.predictions import Predictions
 __all__ = ["draw_comparison"]
 
 Epochs = Mapping[str, Sequence[float]]  # a column of metrics.csv by name
-SCORES = ("accuracy", "label_auc", "birads_auc", "iou")  # what is drawn next to the loss, as far as it is logged
+SCORES = ("accuracy", "label_auc", "birads_auc", "iou")  # plotted next to the loss, if logged
 
 
 @styled()
 def draw_comparison(found: Mapping[str, Predictions], *, examples: int = 4, seed: int = 0) -> dict[str, bytes]:
-    """The figures that there is something to draw for, by file name without ending.
+    """The plots for which there is data, by file name without suffix.
 
     Args:
-        found: what each run says of the same images.
-        examples: how many images are shown with the masks of all runs.
-        seed: of t-SNE.
+        found: predictions of each run for the same images.
+        examples: number of images to show with the masks of all runs.
+        seed: seed of t-SNE.
     """
     epochs = {name: read_epochs(predictions.run.folder) for name, predictions in found.items()}
     epochs = {name: columns for name, columns in epochs.items() if columns}
@@ -63,7 +63,7 @@ def draw_comparison(found: Mapping[str, Predictions], *, examples: int = 4, seed
 
 
 def read_epochs(folder: Path) -> Epochs:
-    """The columns of metrics.csv, those of both stages one after the other; NaN where a stage did not log one."""
+    """The columns of metrics.csv, concatenated over both stages; NaN if a stage did not log one."""
     rows = [row for stage in epoch_rows(folder) for row in stage]
     names = dict.fromkeys(name for row in rows for name in row if name is not None)
     return {name: [_number(row.get(name)) for row in rows] for name in names}
@@ -73,7 +73,7 @@ def _number(text: str | None) -> float:
     try:
         return float(text or "nan")
     except ValueError:
-        return math.nan  # a table that somebody has changed
+        return math.nan  # an edited table
 
 
 def spread_rows(found: Mapping[str, Predictions], count: int) -> list[int]:
@@ -89,7 +89,7 @@ def spread_rows(found: Mapping[str, Predictions], count: int) -> list[int]:
 
 
 def draw_curves(epochs: Mapping[str, Epochs]) -> bytes:
-    """The loss, and a score, by epoch: training solid where it is logged, validation dashed."""
+    """The loss and a score by epoch: training solid if logged, validation dashed."""
     score = next((s for s in SCORES if any(f"val/{s}" in columns for columns in epochs.values())), None)
     panels = ["loss"] if score is None else ["loss", score]
     canvas, axes = new_canvas(3.8, 2)
@@ -177,7 +177,7 @@ def _resized(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 def draw_planes(found: Mapping[str, Predictions], seed: int) -> bytes:
-    """The features of each run's classifier in the plane, by true class; crosses are wrong."""
+    """The features of each run's classifier by t-SNE, coloured by true class; crosses mark errors."""
     canvas, axes = new_canvas(3.9, max(2, len(found)))
     for ax, (name, predictions) in zip(axes, found.items(), strict=False):
         draw_features(ax, predictions, seed)

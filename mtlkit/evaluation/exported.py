@@ -1,4 +1,4 @@
-"""How well a network does that has left PyTorch, next to how well it did."""
+"""Evaluates an exported network next to its original."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,16 @@ from mtlkit.evaluation.analysis import judge
 from mtlkit.evaluation.predictions import predict_records
 from mtlkit.training import SavedRun
 
-FIGURES = "iou", "accuracy", "auc"  # the last part of their names
+FIGURES = "iou", "accuracy", "auc"  # last part of the metrics' names
 POINT = 0.01
 
 
 def in_session(run: SavedRun, session: Any) -> SavedRun:
-    """A run whose network answers by a session of ONNX Runtime, for the file that its own was exported to.
+    """A run whose network is replaced by a session of ONNX Runtime on its exported file.
 
     Args:
-        run: what `load_run` opened; it stays as it is.
-        session: of `mtlkit.deploy.open_session`.
+        run: a run from `load_run`; it is not changed.
+        session: a session from `mtlkit.deploy.open_session`.
 
     Example:
         >>> from mtlkit.evaluation.exported import in_session
@@ -33,7 +33,7 @@ def in_session(run: SavedRun, session: Any) -> SavedRun:
 
     def answer(*given: Tensor, gates: Mapping[str, float | Tensor] | None = None) -> SimpleNamespace:
         if gates:
-            raise ValueError("gates: expected None, as a file takes none")
+            raise ValueError("gates: expected None, because an exported file has no input for them")
         arrays = session.run(None, {name: one.numpy() for name, one in zip(inputs, given, strict=True)})
         return SimpleNamespace(**dict(zip(outputs, map(torch.from_numpy, arrays), strict=True)))
 
@@ -48,12 +48,12 @@ def key_figures(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """IoU, accuracy and AUROC by name, as far as the network has them and the records tell them.
+    """IoU, accuracy and AUROC by name, if the network and the records provide them.
 
     Args:
-        run: what `load_run` opened, or `in_session` made of it.
-        records: of a catalogue.
-        progress: called with the number of records that are done, and their total.
+        run: a run from `load_run` or `in_session`.
+        records: records of a catalogue.
+        progress: called with the number of processed records and the total.
 
     Example:
         >>> from mtlkit.evaluation.exported import key_figures
@@ -68,11 +68,11 @@ def key_figures(
 def split_for_calibration(
     records: Sequence[Record] | Sequence[Exam], most: int
 ) -> tuple[list[Record | Exam], list[Record | Exam]]:
-    """Records to calibrate with, at most half of them, and the held-out others; groups (patients) are not split.
+    """Records for calibration, at most half of them, and the held-out rest; groups (patients) are not split.
 
     Args:
-        records: of a catalogue.
-        most: how many to calibrate with.
+        records: records of a catalogue.
+        most: maximal number of records for calibration.
 
     Example:
         >>> from pathlib import Path

@@ -1,10 +1,10 @@
-"""What may predict that a network fails, and how well it does.
+"""Scores that may predict failures of a network, and how well they do.
 
-A mask has failed where its IoU is below 0.5, a class where it is another than the true one; images without lesion have
-no mask that could fail. A good failure score is high where the network fails. Judged are the gates of each level, w_seg
-for masks and w_clf for classes, and the signals that they come from, turned to where the publications expect failure;
-and what needs neither: 1 less the probability of the likeliest class, the entropy, and where they were asked for the
-entropies of Monte Carlo dropout and of flips (mtlkit.evaluation.uncertainty).
+A mask has failed if its IoU is below 0.5, a class if it is wrong; for images without lesion the mask cannot fail. A
+good failure score is high when the network fails. The scores are the gates of each level (w_seg for masks, w_clf for
+classes) and their signals, with the sign for which the publications expect failure, and scores that need neither: 1
+minus the probability of the likeliest class, the entropy, and if requested the entropies of Monte Carlo dropout and of
+flips (mtlkit.evaluation.uncertainty).
 
 Source: the published evaluation of BTI-Net (arXiv 2606.29102); for the risk-coverage curve Geifman and El-Yaniv,
 "Selective Classification for Deep Neural Networks" (arXiv 1705.08500).
@@ -22,8 +22,8 @@ __all__ = ["BASELINE", "FAILED_IOU", "failure_scores", "failure_values", "failur
 
 FAILED_IOU = 0.5
 BASELINE = "1 - confidence"
-BRANCHES = {"mask": "seg", "class": "clf"}  # what failed, and the gate that is to predict it
-# by UPA's signal: what it is called as a failure score, and its sign
+BRANCHES = {"mask": "seg", "class": "clf"}  # what fails, and the gate that may predict it
+# by UPA's signal: its name as a failure score, and its sign
 SIGNALS = {
     "alignment": ("low alignment", -1),
     "energy": ("energy", 1),
@@ -34,7 +34,7 @@ SIGNALS = {
 
 
 def failures(predictions: Predictions) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """By what can fail, "mask" and each task: which rows did, and of which rows it is known."""
+    """For "mask" and each task: which rows failed, and for which rows this is known."""
     found = {}
     if predictions.scores:
         iou = predictions.scores["iou"]
@@ -45,7 +45,7 @@ def failures(predictions: Predictions) -> dict[str, tuple[NDArray[np.bool_], NDA
 
 
 def failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
-    """What may predict the failure of a mask or a task, (N,) each, by name: gates, signals, and what needs neither."""
+    """The scores that may predict the failure of a mask or a task, (N,) each, by name."""
     scores = {}
     for i, name in enumerate(predictions.gate_names):
         branch, _, level = name.partition("_level")
@@ -62,7 +62,7 @@ def failure_scores(predictions: Predictions, what: str) -> dict[str, Array]:
 
 
 def rank_failures(predictions: Predictions) -> dict[tuple[str, str], Ranked]:
-    """Each score in its order, with what failed, by what can fail and the score's name."""
+    """Each score, sorted, with the failures, by target ("mask" or task) and score name."""
     return {
         (what, name): Ranked(np.where(known, score, np.nan), failed)
         for what, (failed, known) in failures(predictions).items()
@@ -80,7 +80,7 @@ def failure_values(ranked: Mapping[tuple[str, str], Ranked], weights: Array) -> 
 
 
 def risk_coverage(score: Array, failed: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """The curve: coverage, and the share that fails of the answers which are kept, the surest first."""
+    """The curve: coverage, and the fraction of failures among the kept predictions, most certain first."""
     order = np.argsort(score, kind="stable")
     ends = np.flatnonzero(np.diff(score[order], append=np.nan) != 0)  # of each distinct score
     kept = ends + 1

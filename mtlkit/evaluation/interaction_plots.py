@@ -1,4 +1,4 @@
-"""The plots of what the tasks' interaction is worth: failure detection by level, displacement, stages, the oracle."""
+"""Plots of the effect of the tasks' interaction: failure detection by level, displacement, stages, oracle."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,7 +49,7 @@ def draw_precision_recall(ax: Axes, score: Array, failed: NDArray[np.bool_], **s
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(failed, score)
-    precision[-1] = precision[-2]  # where nothing is recalled: that of the highest score, not 1
+    precision[-1] = precision[-2]  # at recall 0: the precision at the highest score, not 1
     ax.step(recall[::-1], precision[::-1], where="pre", **style)
 
 
@@ -60,15 +60,15 @@ def draw_risk(ax: Axes, score: Array, failed: NDArray[np.bool_], **style: Any) -
 def draw_failure_curves(
     predictions: Predictions, draw: Callable[..., None], x: str, y: str, place: str, chance: Callable[[float], Any]
 ) -> bytes:
-    """A curve of each level's gate, and dashed of what needs no gate, for masks and for classes.
+    """A curve for each level's gate, and dashed for scores without gates, for masks and for classes.
 
     Args:
-        predictions: of a network.
-        draw: the curve, as `draw_roc`.
-        x: what the horizontal axis shows.
-        y: what the vertical axis shows.
-        place: of the legend.
-        chance: of the share that failed, the ends of the line of a score that says nothing.
+        predictions: predictions of a network.
+        draw: function that draws a curve, such as `draw_roc`.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        place: place of the legend.
+        chance: ends of the line of an uninformative score, as a function of the fraction of failures.
     """
     shown = {what: pair for what, pair in failures(predictions).items() if _both(*pair)}
     canvas, axes = new_canvas(4.9, max(2, len(shown)), squeeze=False)
@@ -91,23 +91,23 @@ def draw_failure_curves(
 
 
 def _both(failed: NDArray[np.bool_], known: NDArray[np.bool_]) -> bool:
-    """Whether there are failures, and answers that did not fail."""
+    """Whether there are both failures and successes."""
     return 0 < failed[known].sum() < known.sum()
 
 
 def _failure_plots(predictions: Predictions) -> Plots:
-    words = "Of the gates by level, and dashed of what needs no gate."
-    recall = "recall (share of the failures that is found)"
+    words = "Gates by level; dashed: scores without gates."
+    recall = "recall (fraction of failures found)"
     roc = draw_failure_curves(
-        predictions, draw_roc, "share of the rest that is flagged", recall, "lower right", lambda share: [0, 1]
+        predictions, draw_roc, "fraction of the rest flagged", recall, "lower right", lambda share: [0, 1]
     )
     curve = draw_failure_curves(
         predictions, draw_precision_recall, recall, "precision", "lower left", lambda share: [share, share]
     )
     risk = draw_failure_curves(
-        predictions, draw_risk, "coverage (share that is kept)", "risk", "upper left", lambda share: [share, share]
+        predictions, draw_risk, "coverage (fraction kept)", "risk", "upper left", lambda share: [share, share]
     )
-    kept = "The share that fails of the answers that are kept, the surest first; dotted: of all."
+    kept = "The fraction of failures among the kept predictions, most certain first; dotted: among all."
     return {
         "failure_roc": (roc, "Failure detection: ROC", f"{words} Dotted: by chance."),
         "failure_precision_recall": (curve, "Failure detection: precision-recall", f"{words} Dotted: by chance."),
@@ -119,7 +119,7 @@ def _failure_plots(predictions: Predictions) -> Plots:
 
 
 def draw_by_difficulty(found: Mapping[str, Any]) -> bytes:
-    """How far TIM moves the vector and the map, by level, in easy, medium and hard images."""
+    """The displacement of vector and map by TIM, by level, in easy, medium and hard images."""
     canvas, axes = new_canvas(3.6, len(WAYS))
     for ax, (direction, title) in zip(axes, WAYS.items(), strict=True):
         for i, (difficulty, of) in enumerate(found.items()):
@@ -166,7 +166,7 @@ def draw_stages(stages: Mapping[str, Any]) -> bytes:
 
 
 def draw_gains(oracle: Mapping[str, Any]) -> bytes:
-    """What each gate's target gains by it, level by level, and by all gates at once."""
+    """The gain of each gate's target, level by level, and for all gates at once."""
     canvas, axes = new_canvas(3.6, len(TARGETS))
     for ax, (branch, target) in zip(axes, TARGETS.items(), strict=True):
         shown = {name: entry[target]["gain"] for name, entry in oracle.items() if not name.startswith(_other(branch))}
@@ -187,7 +187,7 @@ def _other(branch: str) -> str:
 
 
 def draw_correlations(oracle: Mapping[str, Any]) -> bytes:
-    """How much the gates, the signals and the confidence know of the gain, level by level."""
+    """Correlation of gates, signals and confidence with the gain, level by level."""
     found = correlated(oracle)
     canvas, axes = new_canvas(3.9, len(TARGETS), sharey=True)
     for ax, branch in zip(axes, TARGETS, strict=True):
@@ -213,26 +213,28 @@ def draw_correlations(oracle: Mapping[str, Any]) -> bytes:
 
 @styled()
 def draw_interaction(predictions: Predictions, judgement: Mapping[str, Any]) -> Plots:
-    """The plots that there is something to draw for: PNG, title and caption, by file name without ending.
+    """The plots for which there is data: PNG, title and caption, by file name without suffix.
 
     Args:
-        predictions: what was judged.
-        judgement: what `judge` says of them, with "oracle" where there is one.
+        predictions: the evaluated predictions.
+        judgement: the result of `judge`, with "oracle" if there is one.
     """
     plots: Plots = {}
     told = predictions.seconds or any("level" in name for name in predictions.gate_names)
     if told and any(_both(*pair) for pair in failures(predictions).values()):
         plots |= _failure_plots(predictions)
     if judgement["displacement_by_difficulty"]:
-        words = "In thirds of the images, by their IoU; bars are standard deviations."
+        words = "Thirds of the images by IoU; bars are standard deviations."
         picture = draw_by_difficulty(judgement["displacement_by_difficulty"])
         plots["displacement_by_difficulty"] = picture, "Displacement by TIM and difficulty", words
     if judgement["stages"]:
-        words = "How much cross-stage attention looks at each stage: mean and standard deviation over the images."
+        words = "Cross-stage attention to each stage: mean and standard deviation over the images."
         plots["stages"] = draw_stages(judgement["stages"]), "Attention to the stages", words
     if "oracle" in judgement:
-        words = "What a gate of 1 brings over one of 0, the others being left: mean over the images, with its interval."
+        words = (
+            "Gain of a gate of 1 over a gate of 0, with the others unchanged: mean over the images, with its interval."
+        )
         plots["oracle_gain"] = draw_gains(judgement["oracle"]), "Oracle: gain of the interaction", words
-        words = "How much of an image's gain the gate, its signals and the confidence know: 0 is nothing."
-        plots["oracle_correlation"] = draw_correlations(judgement["oracle"]), "Oracle: who knows the gain", words
+        words = "Correlation of the gate, its signals and the confidence with an image's gain; 0: none."
+        plots["oracle_correlation"] = draw_correlations(judgement["oracle"]), "Oracle: correlation with the gain", words
     return plots

@@ -1,11 +1,10 @@
-"""The oracle: what the interaction of the tasks does to each image, and whether the gates know it.
+"""The oracle: the effect of the tasks' interaction on each image, and whether the gates predict it.
 
-Each gate by itself is forced to 0 and to 1 for every image, all others being left as the network has them, and so are
-all gates at once. The gain of a gate is what its target has more with 1 than with 0: the IoU for the gates of the mask,
-the probability of the true class for those of the class. A gate is right where it is above 0.5 and the gain is above 0,
-or where both are below; images whose gain is 0 do not count. An oracle that knew the gain would take the better of the
-two for each image. Spearman's rank correlation tells how much the gate, the signals that it comes from, and 1 less the
-confidence know of the gain.
+Each gate is forced to 0 and to 1 for every image while the others stay unchanged; then all gates are forced at once.
+The gain of a gate is its target with 1 minus its target with 0: the IoU for gates of the mask, the probability of the
+true class for gates of the class. A gate is right if it is above 0.5 and the gain is positive, or below 0.5 and the
+gain is negative; images with gain 0 do not count. An oracle that knew the gain would take the better of the two for
+each image. Spearman's rank correlation with the gain is reported for the gate, its signals, and 1 minus the confidence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,16 +23,16 @@ from mtlkit.training import SavedRun
 
 __all__ = ["ALL", "check_oracle", "force_gates", "judge_oracle", "oracle_rows"]
 
-ALL = "all"  # gates at once
+ALL = "all"  # all gates at once
 STATES = {"off": 0.0, "on": 1.0}
-TARGETS = {"seg": "iou", "clf": "probability"}  # by the branch of a gate, what it is to raise
+TARGETS = {"seg": "iou", "clf": "probability"}  # target of a gate, by its branch
 Forced = dict[str, dict[str, dict[str, NDArray[np.float64]]]]  # by gate, state and target, (N,)
 
 
 def check_oracle(run: SavedRun) -> None:
-    """Raises unless the gates of the network weigh the interaction of two tasks."""
+    """Raises unless the network has gates that weight the interaction of two tasks."""
     if not run.model.gate_names or not run.model.interaction_levels:
-        words = "expected a network whose gates weigh the interaction of its tasks (MBDI or BTI-Net with upa)"
+        words = "expected a network with gates for the interaction of its tasks (MBDI or BTI-Net with upa)"
         raise ValueError(f"oracle: {words}, got {run.config.model.name} in {run.folder}")
 
 
@@ -44,17 +43,17 @@ def force_gates(
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Forced:
-    """What each image comes to when gates are forced: its IoU and the probability of its true class.
+    """IoU and true-class probability of each image with forced gates.
 
     Args:
-        run: what `mtlkit.training.load_run` opened.
-        records: of a catalogue.
-        batch_size: default: that of the run's own evaluation.
-        progress: called with the number of records that are done, and their total.
+        run: a run from `mtlkit.training.load_run`.
+        records: records of a catalogue.
+        batch_size: batch size; by default that of the run's own evaluation.
+        progress: called with the number of processed records and the total.
 
     Returns:
-        By the name of a gate, or "all", by "off" and "on", and by "iou" and "probability": (N,), NaN where there is no
-        lesion, or the class is not known.
+        By the name of a gate, or "all", by "off" and "on", and by "iou" and "probability": (N,), NaN without lesion or
+        for an unknown class.
     """
     names, done = run.model.gate_names, 0
     parts: dict[tuple[str, str, str], list[torch.Tensor]] = {}
@@ -78,14 +77,14 @@ def force_gates(
 
 
 def _learnt(predictions: Predictions) -> dict[str, Array]:
-    """By target, what each image comes to with the network's own gates."""
+    """By target, the result of each image with the network's own gates."""
     labels = predictions.labels["class"]
     of_true = predictions.probabilities["class"][np.arange(len(labels)), labels.clip(0)]
     return {"iou": predictions.scores["iou"], "probability": np.where(labels >= 0, of_true, np.nan)}
 
 
 def _predictors(predictions: Predictions, gate: str) -> dict[str, Array]:
-    """What may know of the gain of a gate, (N,) each."""
+    """Scores that may predict the gain of a gate, (N,) each."""
     assert predictions.gates is not None
     assert predictions.signals is not None
     _, _, level = gate.partition("_level")
@@ -98,7 +97,7 @@ def _predictors(predictions: Predictions, gate: str) -> dict[str, Array]:
 
 
 def _statistic(predictions: Predictions, forced: Forced, weights: Array) -> Values:
-    """All figures of the oracle, by (gate, ...)."""
+    """All metrics of the oracle, by (gate, ...)."""
     found: Values = {}
     learnt = _learnt(predictions)
     for name, states in forced.items():
@@ -123,19 +122,19 @@ def _statistic(predictions: Predictions, forced: Forced, weights: Array) -> Valu
 
 
 def judge_oracle(predictions: Predictions, forced: Forced, samples: int = 2000, seed: int = 0) -> dict[str, Any]:
-    """What is to be said of the gates by an oracle.
+    """Evaluates the gates by an oracle.
 
     Args:
-        predictions: with the network's own gates.
-        forced: of `force_gates`, for the same images.
-        samples: of the bootstrap.
-        seed: of the bootstrap.
+        predictions: predictions with the network's own gates.
+        forced: result of `force_gates` for the same images.
+        samples: number of bootstrap samples.
+        seed: seed of the bootstrap.
 
     Returns:
-        By the name of a gate, and "all", "iou" and "probability": the means "off", "on", "learnt" and "best" (of the
-        better of off and on, image by image) and the "gain"; of its own target also "helps", the share of the images
-        whose gain is above 0, "right", how often the gate is on the right side of 0.5, and "correlation" with the gain
-        by what is correlated.
+        By the name of a gate or "all", and by "iou" and "probability": the means "off", "on", "learnt" and "best" (the
+        better of off and on for each image) and the "gain"; for the gate's own target also "helps", the fraction of
+        images with positive gain, "right", how often the gate is on the right side of 0.5, and "correlation" with the
+        gain by score.
     """
     found = intervals(lambda weights: _statistic(predictions, forced, weights), predictions.groups, samples, seed)
     tree: dict[str, Any] = {}
@@ -148,7 +147,7 @@ def judge_oracle(predictions: Predictions, forced: Forced, samples: int = 2000, 
 
 
 def oracle_rows(predictions: Predictions, forced: Forced) -> list[dict[str, Any]]:
-    """A row for oracle.csv of each image: its targets with each gate off and on, and with the network's own."""
+    """A row of oracle.csv for each image: its targets with each gate off and on, and with the network's own gates."""
     columns: dict[str, Any] = {"key": [record.key for record in predictions.records]}
     columns |= {f"{target}_learnt": values for target, values in _learnt(predictions).items()}
     for name, states in forced.items():
@@ -157,7 +156,7 @@ def oracle_rows(predictions: Predictions, forced: Forced) -> list[dict[str, Any]
 
 
 def correlated(oracle: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Figure]]]:
-    """By branch, what is correlated, and level: the correlation with the gain."""
+    """The correlation with the gain, by branch, score and level."""
     found: dict[str, dict[str, dict[str, Figure]]] = {}
     for name, entry in oracle.items():
         branch, _, level = name.partition("_level")

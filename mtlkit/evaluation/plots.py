@@ -1,4 +1,4 @@
-"""The plots of an evaluation, as PNG. Colours are those of Okabe and Ito, which colour-blind people tell apart."""
+"""The plots of an evaluation, as PNG, in the colours of Okabe and Ito, which are safe for colour-blind readers."""
 
 import io
 import warnings
@@ -35,7 +35,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW = (
 )
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY, YELLOW)
 INK, FAINT = "#222222", "#8A8A8A"
-# what DejaVu Sans lacks: the letters of China, Japan and Korea, by the fonts of Linux, Windows and macOS
+# fonts on Linux, Windows and macOS for Chinese, Japanese and Korean, which DejaVu Sans does not have
 SCRIPTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS")
 DPI, PAGE = 144, 10.4  # inches
 
@@ -44,7 +44,7 @@ DPI, PAGE = 144, 10.4  # inches
 
 
 def new_canvas(height: float, columns: int = 1, **options: Any) -> tuple[Canvas, list[Axes]]:
-    """A figure, without pyplot and its state, and its axes; with several it is as wide as the page, else half of it."""
+    """A figure and its axes without pyplot's state; as wide as the page with several axes, otherwise half of it."""
     canvas = Canvas((PAGE if columns > 1 else PAGE / 2, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(canvas)
     axes = list(np.ravel(canvas.subplots(1, columns, **options)))
@@ -68,7 +68,7 @@ def add_legend(ax: Axes, **options: Any) -> None:
 
 
 def shown_name(name: str) -> str:
-    """A name without control characters, and not hidden, as matplotlib hides those that begin with an underscore."""
+    """A name without control characters and leading underscore, for which matplotlib hides labels."""
     return printable(f"\u200c{name}" if name.startswith("_") else name)
 
 
@@ -92,7 +92,7 @@ def to_png(canvas: Canvas) -> bytes:
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title: str) -> bytes:
-    """Counts, coloured by the share of the true class."""
+    """Counts, coloured by the fraction of the true class."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     canvas, (ax,) = new_canvas(4.2)
@@ -111,7 +111,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], title:
 
 
 def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], areas: Sequence[Figure]) -> bytes:
-    """ROC and precision-recall curves, a class against the rest; with two classes those of the second alone."""
+    """ROC and precision-recall curves of each class against the rest; with two classes only of the second."""
     from sklearn.metrics import precision_recall_curve, roc_curve
 
     canvas, (roc, pr) = new_canvas(4.9, 2)
@@ -124,7 +124,7 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
         alarms, hits, _ = roc_curve(positive, scores, drop_intermediate=False)
         roc.plot(alarms, hits, color=colour, lw=2, label=f"{shown_name(names[k])}: {areas[k]}")
         precision, recall, _ = precision_recall_curve(positive, scores)
-        precision[-1] = precision[-2]  # where nothing is recalled: that of the highest score, not 1
+        precision[-1] = precision[-2]  # at recall 0: the precision at the highest score, not 1
         pr.step(recall[::-1], precision[::-1], where="pre", color=colour, lw=2, label=shown_name(names[k]))
         pr.axhline(positive.mean(), color=colour, lw=1, ls=":")
     roc.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
@@ -138,16 +138,16 @@ def draw_curves(probabilities: np.ndarray, labels: np.ndarray, names: Sequence[s
 
 
 def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -> bytes:
-    """How often the network is right when it is so sure, by tenths, and how often it is so sure."""
+    """Accuracy and fraction of images by confidence, in tenths."""
     bins = confidence_bins(confidence)
     canvas, (ax,) = new_canvas(4.2)
     counts = np.bincount(bins, minlength=10)
     middle = (np.arange(10) + 0.5) / 10
     share = np.bincount(bins, right, minlength=10)[counts > 0] / counts[counts > 0]
     sure = np.bincount(bins, confidence, minlength=10)[counts > 0] / counts[counts > 0]
-    ax.bar(middle, counts / counts.sum(), width=0.09, color="#DDE6EE", label="share of the images")
+    ax.bar(middle, counts / counts.sum(), width=0.09, color="#DDE6EE", label="fraction of the images")
     ax.plot([0, 1], [0, 1], color=FAINT, lw=1, ls=":")
-    ax.plot(sure, share, "o-", color=BLUE, lw=2, ms=6, label="share that is right")
+    ax.plot(sure, share, "o-", color=BLUE, lw=2, ms=6, label="fraction correct")
     unit_axes(ax)
     set_labels(ax, "probability of the likeliest class", "share", f"Calibration error {error}")
     add_legend(ax, loc="upper left")
@@ -158,7 +158,7 @@ def draw_calibration(confidence: np.ndarray, right: np.ndarray, error: Figure) -
 
 
 def draw_scores(predictions: Predictions) -> bytes:
-    """How the images' IoU is spread, by class."""
+    """The distribution of the images' IoU by class."""
     iou, labels = predictions.scores["iou"], predictions.labels["class"]
     names = (*predictions.run.classes, "class not known")
     labels = np.where(labels < 0, len(names) - 1, labels)
@@ -181,7 +181,7 @@ def draw_scores(predictions: Predictions) -> bytes:
 
 
 def draw_outlines(ax: Axes, image: np.ndarray, *masks: np.ndarray) -> None:
-    """An image with the outlines of its true and of its predicted mask, as far as they are given."""
+    """An image with the outlines of its true and predicted masks, if given."""
     ax.imshow(image, interpolation="bilinear")
     for mask, colour in zip(masks, (GREEN, ORANGE), strict=False):
         if mask.any():
@@ -226,20 +226,20 @@ def shorten(words: str, most: int = 28) -> str:
 
 
 def gate_label(name: str) -> str:
-    """What a gate is called: level 1 for seg_level1, L-CC for l_cc."""
+    """The display name of a gate: level 1 for seg_level1, L-CC for l_cc."""
     _, _, level = name.partition("_level")
     return f"level {level}" if level else name.replace("_", "-").upper() if "_" in name else name
 
 
 def _panels(gates: Iterable[str]) -> dict[str, list[str]]:
-    """The gates by their panel: those of levels by branch, all others in one."""
+    """The gates by panel: one panel per branch for gates of levels, one for all others."""
     gates, branches = list(gates), {"seg": "w_seg, of the mask", "clf": "w_clf, of the class"}
     panels = {words: [n for n in gates if n.startswith(f"{branch}_level")] for branch, words in branches.items()}
     return {words: names for words, names in panels.items() if names} or {"": gates}
 
 
 def draw_gates(gates: Mapping[str, Any]) -> bytes:
-    """Mean and spread of each gate, over all images and over those of each class."""
+    """Mean and standard deviation of each gate, over all images and per class."""
     panels = _panels(gates)
     canvas, axes = new_canvas(3.6, len(panels), sharey=True)
     for ax, (title, names) in zip(axes, panels.items(), strict=True):
@@ -266,7 +266,7 @@ def draw_epochs(
     order: Sequence[str],
     training: Sequence[Mapping[str, Sequence[float]]] = (),
 ) -> bytes:
-    """The mean gates by epoch, validation dashed, training solid; a line stands where the second stage begins."""
+    """The mean gates by epoch, validation dashed, training solid; a vertical line marks the second stage."""
     panels = _panels(order)
     canvas, axes = new_canvas(3.6, len(panels), sharey=True)
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
@@ -293,7 +293,7 @@ def draw_epochs(
 
 
 def draw_displacement(found: Mapping[str, Any]) -> bytes:
-    """How far TIM moves the vector and the map, by level."""
+    """The displacement of vector and map by TIM, by level."""
     canvas, (ax,) = new_canvas(3.6)
     words = {"seg_to_clf": "mask to class", "clf_to_seg": "class to mask"}
     levels: Mapping[str, Any] = {}
@@ -313,7 +313,7 @@ def draw_displacement(found: Mapping[str, Any]) -> bytes:
 
 
 def draw_failure(found: Mapping[str, Any]) -> bytes:
-    """The AUROC of each score that may predict failure, with intervals."""
+    """The AUROC of each failure score, with intervals."""
     shown = {what: entry for what, entry in found.items() if 0 < entry["failures"] < entry["images"]}
     most = max(len(entry["scores"]) for entry in shown.values())
     canvas, axes = new_canvas(1.2 + 0.36 * most, len(shown), squeeze=False)
@@ -334,7 +334,7 @@ def draw_failure(found: Mapping[str, Any]) -> bytes:
 
 
 def draw_tsne(predictions: Predictions, seed: int) -> bytes:
-    """The features of the classifier in the plane, by true class; crosses are wrong."""
+    """The features of the classifier by t-SNE, coloured by true class; crosses mark errors."""
     canvas, (ax,) = new_canvas(4.2)
     draw_features(ax, predictions, seed)
     add_legend(ax, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
@@ -347,7 +347,7 @@ def draw_features(ax: Axes, predictions: Predictions, seed: int) -> None:
 
     task = next(iter(predictions.run.tasks))
     rows = predictions.first_rows
-    assert predictions.features is not None  # else there is nothing to draw
+    assert predictions.features is not None  # otherwise there is nothing to draw
     features = np.nan_to_num(predictions.features[rows])
     perplexity = min(30.0, (len(rows) - 1) / 3)
     place = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
@@ -371,7 +371,7 @@ def draw_features(ax: Axes, predictions: Predictions, seed: int) -> None:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Names are taken as they are, in whichever script, as far as the machine has letters for it."""
+    """Draws names in any script for which the machine has fonts, without interpreting them as formulas."""
     fonts = ["DejaVu Sans", *(name for name in SCRIPTS if name in font_manager.get_font_names())]
     with matplotlib.rc_context({"text.parse_math": False, "font.family": fonts}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -388,15 +388,15 @@ def draw_all(
     examples: int = 5,
     seed: int = 0,
 ) -> dict[str, tuple[bytes, str, str]]:
-    """The plots that there is something to draw for: PNG, title and caption, by file name without ending.
+    """The plots for which there is data: PNG, title and caption, by file name without suffix.
 
     Args:
-        predictions: what was judged.
-        judgement: what `judge` says of them.
-        stages: the gates of each epoch on the validation part, as `epoch_gates` gives them.
-        training: those on the training part.
-        examples: how many of the best and of the worst masks are shown.
-        seed: of t-SNE.
+        predictions: the evaluated predictions.
+        judgement: the result of `judge`.
+        stages: gates of each epoch on the validation part, from `epoch_gates`.
+        training: gates of each epoch on the training part.
+        examples: number of best and of worst masks to show.
+        seed: seed of t-SNE.
     """
     plots: dict[str, tuple[bytes, str, str]] = {}
     if predictions.scores and (~np.isnan(predictions.scores["iou"])).any():
@@ -404,7 +404,7 @@ def draw_all(
         order = order[~np.isnan(predictions.scores["iou"][order])]
         words = f"Dashed: below {FAILED_IOU}, a mask has failed. Images without lesion are left out."
         plots["iou"] = draw_scores(predictions), "IoU of each image", words
-        both = "Green: the true outline. Orange: the predicted one. Above: what the image was taken for."
+        both = "Green: true outline. Orange: predicted outline. Above: predicted class."
         if examples:
             plots["worst"] = draw_examples(predictions, order[:examples].tolist()), "The worst masks", both
             plots["best"] = draw_examples(predictions, order[::-1][:examples].tolist()), "The best masks", both
@@ -415,7 +415,7 @@ def draw_all(
         head = HEADS[task]
         tail, title = (f"_{task}", f", {head.title}") if head.prefix else ("", "")
         confusion = draw_confusion(judgement["confusion"][task], names, "")
-        words = "Counts, and shares of the true class."
+        words = "Counts, and fractions of the true class."
         plots[f"confusion{tail}"] = confusion, f"Confusion matrix{title}", words
         areas = [judgement["classes"][task][name]["auc"] for name in names]
         curves = draw_curves(probabilities, labels, names, areas)
@@ -424,12 +424,12 @@ def draw_all(
         known = labels >= 0
         right = predictions.predicted(task)[known] == labels[known]
         error = judgement["figures"][f"{head.prefix}calibration_error"]
-        words = "On the dotted line, the network is right as often as it says. Points of few images scatter."
+        words = "On the dotted line, accuracy equals confidence. Points with few images scatter."
         picture = draw_calibration(predictions.confidence(task)[known], right, error)
         plots[f"calibration{tail}"] = picture, f"Calibration{title}", words
     failed = [entry for entry in judgement["failure_detection"].values() if 0 < entry["failures"] < entry["images"]]
     if any(entry["scores"].keys() - {BASELINE, ENTROPY} for entry in failed):
-        words = "How well a score predicts failure, with its interval: 1 is perfect, 0.5 is chance."
+        words = "How well each score predicts failure, with its interval: 1 is perfect, 0.5 is chance."
         plots["failure"] = draw_failure(judgement["failure_detection"]), "Failure detection", words
     if judgement["gates"]:
         words = "Mean and standard deviation over the images, and over those of each class."
@@ -438,9 +438,11 @@ def draw_all(
         words = "Means over the training part, solid, and over the validation part, dashed."
         plots["gates_by_epoch"] = draw_epochs(stages, predictions.gate_names, training), "Gates by epoch", words
     if judgement["displacement"]:
-        words = "How far TIM moves the vector (mask to class) and the map (class to mask), relative to their length."
+        words = (
+            "Displacement by TIM of the vector (mask to class) and the map (class to mask), relative to their length."
+        )
         plots["displacement"] = draw_displacement(judgement["displacement"]), "Displacement by TIM", words
     if predictions.features is not None and len(predictions.first_rows) >= 4:
-        words = "What the classifier's last layer is given, by t-SNE; crosses are wrong. Distances mean little."
+        words = "The input of the classifier's last layer, by t-SNE; crosses mark errors. Distances mean little."
         plots["tsne"] = draw_tsne(predictions, seed), "Features of the classifier", words
     return plots

@@ -1,4 +1,4 @@
-"""What a network says of each image, with what is needed to judge it and to look inside.
+"""Predictions of a network for each image, with everything needed to evaluate and inspect them.
 
 TIM's displacement at a decoder level, of the vector by the map and of the map by the vector, is
 
@@ -36,34 +36,34 @@ __all__ = ["Predictions", "pool", "predict_records"]
 SIDES = ("left", "right")
 SCORES = ("iou", "dice", "sensitivity", "precision")
 DISTANCES = ("hd95", "assd", "surface_dice")
-TOLERANCE = 2.0  # of the surface Dice
+TOLERANCE = 2.0  # tolerance of the surface Dice
 INSIDE = ("gates", "signals", "stages")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says, row by row: an image is a row, and so is each breast of an exam.
+    """Predictions of a network by row: each image, or each breast of an exam, is a row.
 
     Args:
-        run: the network's.
-        records: of each row, its image or exam.
-        sides: of each row, "left" or "right"; empty for images.
-        labels: of each task, (N,), -1 where the class is not known.
-        probabilities: of each task, (N, K).
-        scores: IoU and so on, (N,) each, NaN where there is no lesion or its mask is not known; empty where the network
-            draws no mask. "hd95", "assd" and "surface_dice", of `mtlkit.metrics.boundary_scores`, are in pixels of the
-            size that the network sees; where an image says how large its pixels are, "hd95_mm" and so on in mm.
-        lesion: share of the pixels that are lesion, (N,), NaN where the mask is not known; and of those so predicted.
-        masks: those predicted, packed, for `mask`.
-        gates: (N, gates), and their names.
-        signals: what the gates come from, (N, signals), and their names.
-        stages: weights of the stages of the encoders, (N, stages), and their names.
-        displacement: of TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the numbers of the levels.
-        features: what the classifier's last layer is given, (N, D), where asked for.
-        positive: the class of images that is to be found, where the recipe names one.
-        uncertainty: by method, "entropy" among them, and by what it is of, "mask" or a task, (N,).
-        seconds: that a method takes for an image, where they were measured.
-        cost: with flips or windows, the "passes" of the network and the "seconds" for an image, on average.
+        run: run of the network.
+        records: image or exam of each row.
+        sides: "left" or "right" for each row; empty for images.
+        labels: labels of each task, (N,), -1 if the class is unknown.
+        probabilities: probabilities of each task, (N, K).
+        scores: IoU and so on, (N,) each, NaN without lesion or known mask; empty if the network predicts no masks.
+            "hd95", "assd" and "surface_dice", of `mtlkit.metrics.boundary_scores`,
+            are in pixels of the network's input; if an image has a pixel size, "hd95_mm" and so on are in mm.
+        lesion: fraction of lesion pixels, (N,), in the true mask (NaN if unknown) and in the predicted one.
+        masks: predicted masks, packed, for `mask`.
+        gates: gates, (N, gates), and their names.
+        signals: signals of the gates, (N, signals), and their names.
+        stages: weights of the encoders' stages, (N, stages), and their names.
+        displacement: displacement by TIM, seg->clf and clf->seg at each level, (N, levels, 2), and the level numbers.
+        features: input of the classifier's last layer, (N, D), if requested.
+        positive: the positive class of images, if the recipe names one.
+        uncertainty: by method, such as "entropy", and by "mask" or task, (N,).
+        seconds: time of a method per image, if measured.
+        cost: with flips or windows, the average "passes" of the network and "seconds" per image.
 
     Example:
         >>> import numpy as np
@@ -105,34 +105,34 @@ class Predictions:
 
     @property
     def groups(self) -> list[str]:
-        """Of each row, what belongs together: its patient, where known."""
+        """The group of each row: its patient, if known."""
         return [record.group for record in self.records]
 
     @property
     def images(self) -> list[Record]:
-        """The records that are images, which are all of them or none."""
+        """The records that are images: all of them or none."""
         return [record for record in self.records if isinstance(record, Record)]
 
     @property
     def first_rows(self) -> NDArray[np.int64]:
-        """The first row of each image or exam; of exams, features and gates are the same in both rows."""
+        """The first row of each image or exam; both rows of an exam have the same features and gates."""
         return np.sort(np.unique([record.key for record in self.records], return_index=True)[1])
 
     @property
     def empty(self) -> NDArray[np.bool_]:
-        """Which rows have a mask that is known and without lesion."""
+        """The rows with a known mask without lesion."""
         return self.lesion == 0
 
     def predicted(self, task: str) -> NDArray[np.int64]:
-        """The likeliest class of each row."""
+        """The predicted class of each row."""
         return self.probabilities[task].argmax(1)
 
     def confidence(self, task: str) -> NDArray[np.float64]:
-        """The probability of that class."""
+        """The probability of the predicted class."""
         return self.probabilities[task].max(1)
 
     def wrong(self, task: str) -> NDArray[np.bool_]:
-        """Where that is another class than the true one."""
+        """The rows whose predicted class is wrong."""
         return (self.labels[task] >= 0) & (self.predicted(task) != self.labels[task])
 
     def mask(self, row: int) -> NDArray[np.bool_]:
@@ -179,30 +179,30 @@ def pool(parts: Sequence[Predictions]) -> Predictions:
 
 
 def displacement(before: Tensor, after: Tensor) -> Tensor:
-    """How far each of a batch was moved, relative to its length, (B,); NaN for one of length 0."""
+    """The displacement of each item of a batch relative to its length, (B,); NaN for length 0."""
     length = before.float().flatten(1).norm(dim=1)
     moved = (after.float() - before.float()).flatten(1).norm(dim=1)
     return torch.where(length > 0, moved / length, float("nan"))
 
 
 class _Watch:
-    """Keeps what TIM moves and what the classifier is given, batch by batch."""
+    """Records the displacement by TIM and the classifier's input, batch by batch."""
 
     def __init__(self) -> None:
-        self.levels: list[Tensor] = []  # of a batch, (B, 2) each
+        self.levels: list[Tensor] = []  # (B, 2) per level
         self.features: Tensor | None = None
 
     def see_interaction(self, module: TaskInteraction, given: tuple[Tensor, Tensor], found: Any) -> None:
-        """Forward hook of TIM."""
+        """Forward hook for TIM."""
         (seg, clf), values = given, found
         self.levels.append(torch.stack([displacement(clf, values.clf), displacement(seg, values.seg)], 1))
 
     def see_features(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """Forward hook of the last linear layer, before it."""
+        """Forward pre-hook for the last linear layer."""
         self.features = given[0].float()
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
-        """Displacements (B, levels, 2) and features (B, D) of the batch that has just gone through."""
+        """Displacements (B, levels, 2) and features (B, D) of the last batch."""
         levels = torch.stack(self.levels, 1).cpu() if self.levels else None
         features = None if self.features is None else self.features.cpu()
         self.levels, self.features = [], None
@@ -210,13 +210,13 @@ class _Watch:
 
 
 def _unfused(level: InteractionLevel, given: tuple[Tensor, ...], _: Any) -> None:
-    """Forward hook: a level fuses TIM with UPA, so TIM is run by itself too, for its own hook to see."""
+    """Forward hook: a level fuses TIM with UPA, so TIM is run separately to trigger its hook."""
     level.tim(*given[:2])
 
 
 @contextmanager
 def watched(model: Network, *, features: bool = False) -> Iterator[_Watch]:
-    """Inside, forward passes of the network leave in the watch what was asked for."""
+    """Records the requested values of forward passes inside the block."""
     watch = _Watch()
     handles = []
     for module in model.modules():
@@ -247,21 +247,20 @@ def predict_records(
     tta: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predictions:
-    """Runs the network over records.
+    """Runs a network over records.
 
     Args:
-        run: what `mtlkit.training.load_run` opened.
-        records: of a catalogue.
-        batch_size: default: that of the run's own evaluation.
-        features: whether to keep what the classifier's last layer is given.
-        tolerance: of the surface Dice, in pixels and in mm.
-        sliding_window: as for `mtlkit.inference.predict`; masks are brought back to the size that the network sees, and
-            judged there as without.
-        tta: as for `mtlkit.inference.predict`. Displacement and features are of the image as it is.
-        progress: called with the number of records that are done, and their total.
+        run: a run from `mtlkit.training.load_run`.
+        records: records of a catalogue.
+        batch_size: batch size; by default that of the run's own evaluation.
+        features: whether to keep the input of the classifier's last layer.
+        tolerance: tolerance of the surface Dice, in pixels and in mm.
+        sliding_window: as for `mtlkit.inference.predict`; masks are resized to the network's input size for evaluation.
+        tta: as for `mtlkit.inference.predict`. Displacement and features are those of the original image.
+        progress: called with the number of processed records and the total.
 
     Raises:
-        ValueError: no record, a tolerance below 0, or windows for a network that draws no masks.
+        ValueError: there is no record, the tolerance is negative, or windows are requested for a network without masks.
         DataError: an image cannot be read.
         FloatingPointError: the network's output is NaN or infinite.
 
@@ -323,7 +322,7 @@ def _flips(run: SavedRun) -> Any:
 
 
 def _answer(run: SavedRun, batch: Mapping[str, Any], watch: _Watch, *, tta: bool) -> tuple[dict[str, Tensor], Any]:
-    """What the network says of a batch, and what the watch saw of the images as they are."""
+    """The network's predictions for a batch, and the recorded values for the original images."""
     seen = []
 
     def network(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +336,7 @@ def _answer(run: SavedRun, batch: Mapping[str, Any], watch: _Watch, *, tta: bool
 
 
 def _blend(run: SavedRun, records: Sequence[Any], masks: Tensor, watch: _Watch, *, tta: bool) -> list[int]:
-    """How many windows there are of each image; the masks (B, 1, H, W) of those that have some are replaced."""
+    """The number of windows of each image; the masks (B, 1, H, W) of images with windows are replaced."""
     data, counts = run.config.data, []
     mean, std = (MEAN, STD) if data.normalize else (None, None)
 
@@ -356,7 +355,7 @@ def _blend(run: SavedRun, records: Sequence[Any], masks: Tensor, watch: _Watch, 
 
 
 def _judge_masks(probabilities: Tensor, batch: Mapping[str, Any], tolerance: float) -> dict[str, Tensor]:
-    """Scores and shares of the lesion, (B,) each, and the predicted masks, packed, (B, bytes)."""
+    """Scores and lesion fractions, (B,) each, and the predicted masks, packed, (B, bytes)."""
     masks, known, nan = batch["mask"], batch["segmented"], torch.tensor(float("nan"))
     predicted = (probabilities >= 0.5).flatten(1)  # (B, H W)
     scores = segmentation_scores(probabilities, masks)
@@ -371,7 +370,7 @@ def _judge_masks(probabilities: Tensor, batch: Mapping[str, Any], tolerance: flo
 
 
 def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[Any]]) -> Predictions:
-    """One row an image; of exams, one row for each breast of which there is a view."""
+    """One row per image, or one row per breast with a view."""
     pick = rows_of(run, records)
     index, side = pick if isinstance(pick, tuple) else (pick, None)
     wide = {name: value[index].astype(np.float64) for name, value in whole.items() if name != "masks"}
@@ -402,7 +401,7 @@ def _as_rows(run: SavedRun, records: tuple[Any, ...], whole: dict[str, NDArray[A
 
 
 def rows_of(run: SavedRun, records: Sequence[Any]) -> Any:
-    """Where rows are found in what was gathered by record: one an image; of exams, each breast with a view."""
+    """The indices of the rows in results by record: one per image, or one per breast with a view."""
     if run.task.record is not Exam:
         return np.arange(len(records))
     seen = np.array([[any(r.views[:2]), any(r.views[2:])] for r in records])  # (exams, 2)

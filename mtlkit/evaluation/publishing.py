@@ -1,7 +1,7 @@
-"""The network of a run as a folder, or a repository of the Hugging Face Hub, with a model card that has its figures.
+"""Publishes the network of a run in a folder or on the Hugging Face Hub, with a model card that has its metrics.
 
 README.md            the model card
-config.json          options of the network, and where it comes from
+config.json          options of the network, and its origin
 model.safetensors    parameters
 """
 
@@ -42,21 +42,21 @@ def publish(
     """Writes the network of a run with its model card, into a folder, to the Hugging Face Hub, or both.
 
     Args:
-        run: what `load_run` opened, or the run's folder.
-        out: the folder to write; None writes none.
-        evaluations: folders that `evaluate` wrote of this run, whose figures and intervals the card has, the last one
-            first; where one is of the part that the run was judged on, its figures take the place of those.
-        licence: of the weights: an identifier of the Hub, as "cc-by-nc-4.0", or text.
-        repo_id: "user/name" on the Hub to upload it to; a card there that is not as mtlkit wrote it stays.
-        private: makes a new repository on the Hub private.
-        force: replaces what an earlier call wrote into the folder, as long as nobody has changed it.
+        run: a run from `load_run`, or its folder.
+        out: the folder to write; None for no folder.
+        evaluations: folders written by `evaluate` for this run; the card shows their metrics and intervals, the last
+            one first. They replace the run's own metrics for the same part of the data.
+        licence: licence of the weights: an identifier of the Hub, such as "cc-by-nc-4.0", or text.
+        repo_id: "user/name" on the Hub for the upload; an edited card there is kept.
+        private: whether to make a new repository on the Hub private.
+        force: whether to replace the result of an earlier call, if it is unchanged.
 
     Returns:
         The address on the Hub, if it was uploaded.
 
     Raises:
-        DataError: the run, an evaluation or the folder is not as it must be.
-        ValueError: there is neither a folder nor a repository.
+        DataError: the run, an evaluation or the folder is invalid.
+        ValueError: neither a folder nor a repository is given.
 
     Example:
         >>> from mtlkit.evaluation import publish
@@ -89,7 +89,7 @@ def _with_evaluations(origin: Origin, run: SavedRun, folders: Sequence[str | Pat
 
 
 def _read_result(folder: Path, run: SavedRun) -> Result:
-    """What an evaluation found, as far as it is defined.
+    """The defined metrics of an evaluation.
 
     Raises:
         DataError: it is not the folder of an evaluation, or not one of this run.
@@ -99,9 +99,7 @@ def _read_result(folder: Path, run: SavedRun) -> Result:
         raise DataError(f"{folder}: is not the folder of an evaluation; `mtlkit evaluate` makes one")
     found = read_fields(path, NOT_OURS)
     if "runs" in found.values:
-        raise DataError(
-            f"{folder}: is an evaluation of several runs, of which those of each are in folders of their own"
-        )
+        raise DataError(f"{folder}: is an evaluation of several runs; pass the folder of one run in it")
     if os.path.realpath(found.text("run")) != os.path.realpath(run.folder):
         raise DataError(f"{folder}: is an evaluation of {found.text('run')}, not of {run.folder}")
     figures = found.fields("figures")

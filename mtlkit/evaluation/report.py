@@ -1,4 +1,4 @@
-"""report.html: all of an evaluation in one file that needs no other, on paper, on a light screen and on a dark one."""
+"""report.html: a complete evaluation in one self-contained file, for paper and light and dark screens."""
 
 import base64
 import os
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 def capital(words: str) -> str:
-    """Words as they begin a heading."""
+    """Capitalises the first letter, for a heading."""
     return words[:1].upper() + words[1:]
 
 
-BRANCHES = {  # by the branch of a gate, what it is to raise, and what readers know that by
+BRANCHES = {  # target of a gate by its branch, and the target's title
     "seg": ("iou", "IoU, gates of the mask"),
     "clf": ("probability", "Probability of the true class, gates of the class"),
 }
@@ -47,15 +47,15 @@ COUNTS = {
     "breasts": "breasts",
     "groups": "patients or other groups",
     "with_lesion": "images with a lesion",
-    "lesion_not_found": "of these, with nothing drawn",
+    "lesion_not_found": "of these, with an empty prediction",
     "empty": "images without lesion",
-    "empty_with_prediction": "of these, with something drawn",
-    "mask_not_known": "images whose mask is not known",
+    "empty_with_prediction": "of these, with a predicted lesion",
+    "mask_not_known": "images without known mask",
 }
 
 
 def figure_rows(figures: Mapping[str, T]) -> list[tuple[str, T]]:
-    """The figures by the names that people call them."""
+    """The metrics by display name."""
     rows = []
     for name, figure in figures.items():
         head = next((head for head in HEADS.values() if head.prefix and name.startswith(head.prefix)), None)
@@ -65,7 +65,7 @@ def figure_rows(figures: Mapping[str, T]) -> list[tuple[str, T]]:
 
 
 def oracle_tables(oracle: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tables of the oracle, for masks and for classes: title, head, and rows of a name and its figures or None."""
+    """The tables of the oracle for masks and classes: title, head, and rows of a name and its metrics or None."""
     tables = []
     for branch, (target, title) in BRANCHES.items():
         levels = {
@@ -83,7 +83,7 @@ def oracle_tables(oracle: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _worst(predictions: Predictions, count: int) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table of what to look at first."""
+    """The head and the rows of the table of worst images."""
     task, names = next(iter(predictions.run.tasks.items()))
     head = ["image" if not predictions.sides else "exam", *(["side"] if predictions.sides else [])]
     head += ["true", "predicted", "probability"]
@@ -99,7 +99,7 @@ def _worst(predictions: Predictions, count: int) -> tuple[list[str], list[list[s
 
 
 def _width(png: bytes) -> int:
-    """At which its letters are as large as the page's: 96 pixels an inch."""
+    """The width at which a plot's text has the page's size: 96 pixels per inch."""
     return round(int.from_bytes(png[16:20], "big") * 96 / DPI)
 
 
@@ -115,12 +115,12 @@ def write_report(
     """The report as HTML.
 
     Args:
-        predictions: what was judged.
-        judgement: what `judge` says of them.
-        about: of the run, the data and how they were judged, by name; "title" is the heading.
-        remarks: what the reader must know.
-        plots: of `draw_all`.
-        worst: how many rows the table of the worst images has.
+        predictions: the evaluated predictions.
+        judgement: the result of `judge`.
+        about: facts about run, data and method, by name; "title" is the heading.
+        remarks: remarks for the reader.
+        plots: result of `draw_all`.
+        worst: number of rows in the table of worst images.
     """
     head, rows = _worst(predictions, worst)
     pictures = [
@@ -141,11 +141,11 @@ def write_summary(
     """The report of several runs as HTML.
 
     Args:
-        summary: as `judge` gives it for one, with the mean and the standard deviation in place of each figure.
-        about: of the runs, the data and how they were judged, by name; "title" is the heading.
-        remarks: what the reader must know.
-        runs: their names, and those of the folders with their reports.
-        pooled: of folds, what `judge` says of the predictions of all of them together.
+        summary: result of `judge` with mean and standard deviation instead of each metric.
+        about: facts about runs, data and method, by name; "title" is the heading.
+        remarks: remarks for the reader.
+        runs: names of the runs, and of the folders with their reports.
+        pooled: for folds, the result of `judge` for all their predictions together.
     """
     heading = f"mean ± standard deviation, {len(runs)} runs"
     together = () if pooled is None else figure_rows(pooled["figures"])
@@ -154,7 +154,7 @@ def write_summary(
 
 
 def _finalize(value: Any) -> Any:
-    """Text of the run and the data without what turns or hides the text around it; markup of the page as it is."""
+    """Text from run and data without bidirectional and control characters; the page's own markup is unchanged."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 

@@ -1,9 +1,9 @@
-"""An evaluation: from a run and a data set to a folder with everything that is to be said of them.
+"""An evaluation: from a run and a data set to a folder with all results.
 
-metrics.json                     figures with intervals, by task and class; failure detection; gates; displacement
-images.csv                       a row for each image, or breast: what it is, what it was taken for, how well
-oracle.csv                       with the oracle: a row for each image, what it comes to with each gate off and on
-report.html                      all of it to read, in one file
+metrics.json                     metrics with intervals, by task and class; failure detection; gates; displacement
+images.csv                       a row for each image or breast: true class, predicted class, scores
+oracle.csv                       with the oracle: a row for each image, its results with each gate off and on
+report.html                      all results as one page
 *.png                            the plots of the report
 """
 
@@ -42,13 +42,13 @@ from mtlkit.training.saved_run import read_recipe
 
 __all__ = ["PARTS", "evaluate"]
 
-KIND = "an evaluation"  # of its folders
+KIND = "an evaluation"  # kind of its folders
 PARTS = ("test", "val", "train", "all")
-SAMPLES = 2000  # of the bootstrap
-FEW = 100  # images, below which intervals are wide
-MASKS = "judged at this resolution, from probability 0.5 on; means over the images with a lesion"
-BOUNDARIES = "of images where something is drawn; surface Dice at a tolerance of {} pixels of this resolution, or mm"
-PHANTOMS = "These are phantoms, not patients: nothing measured on them says anything about patients."
+SAMPLES = 2000  # bootstrap samples
+FEW = 100  # number of images below which intervals are wide
+MASKS = "evaluated at this resolution with threshold 0.5; means over the images with a lesion"
+BOUNDARIES = "for images with a predicted lesion; surface Dice at a tolerance of {} pixels of this resolution, or mm"
+PHANTOMS = "These are phantoms, not patients: results on them say nothing about patients."
 
 
 def evaluate(
@@ -76,42 +76,44 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     judged: Callable[[Predictions], None] | None = None,
 ) -> dict[str, Any]:
-    """Judges the network of a run, and writes a folder with figures, a table of the images, plots and a report.
+    """Evaluates the network of a run, and writes a folder with metrics, a table of the images, plots and a report.
 
     Args:
-        run: what `load_run` opened, or the run's folder.
-        data: folder of the data set; None is that of the run.
-        out: the folder to write, whole or not at all.
-        part: "test", "val" or "train" of the run's own split, or "all" of the data set. By default "test" (where the
-            recipe left nothing to test on, "val") of the run's own data set, all of another.
-        layout: of the data set; by default found by looking.
-        calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
-        tolerance: up to which distance the surface Dice takes two boundaries for the same, in pixels of the size that
-            the network sees, and in mm.
-        samples: of the bootstrap behind the intervals; 0 leaves them out.
-        seed: of the bootstrap and of t-SNE.
-        examples: how many of the best and of the worst masks are shown; 0 also leaves out where the class was seen.
-        tsne: also draws the features of the classifier in the plane.
-        oracle: also forces the gates of each level off and on, for every image: what the interaction brings, and
-            whether gates and signals know it. The network runs four times more a level, and twice for all at once.
-        rivals: passes of Monte Carlo dropout, which is then judged as a failure score too, and so are flips; 0 leaves
-            both out.
-        sliding_window: as for `mtlkit.inference.predict`; masks are judged at the resolution of training all the same.
-        tta: averages over the image and its mirror images, as for `mtlkit.inference.predict`.
-        batch_size: default: that of the run's own evaluation. MBDI as published depends on it.
-        max_pixels: the most that a frame may have; by default as in the recipe.
-        device: where the network runs; of a run that is open already, None leaves it where it is.
-        skip_bad: leaves out what cannot be used in the data set, instead of raising.
-        force: replaces what an earlier evaluation wrote.
-        progress: called with the number of images that are done, and their total.
-        judged: given the predictions.
+        run: a run from `load_run`, or its folder.
+        data: folder of the data set; None for that of the run.
+        out: folder to write, atomically.
+        part: "test", "val" or "train" of the run's own split, or "all" of the data set. The default is "test" ("val"
+            without a test part) for the run's own data set, and "all" for another one.
+        layout: layout of the data set; detected by default.
+        calibrate: whether to divide logits by the temperatures that were fitted after training.
+        tolerance: largest distance at which the surface Dice counts two boundaries as equal, in pixels of the network's
+            input and in mm.
+        samples: number of bootstrap samples for the intervals; 0 for no intervals.
+        seed: seed of the bootstrap and of t-SNE.
+        examples: number of best and of worst masks to show; 0 also leaves out Grad-CAM.
+        tsne: whether to plot the features of the classifier by t-SNE.
+        oracle: whether to force the gates of each level off and on for every image, to measure the gain of the
+            interaction and whether gates and signals predict it. The network runs four more times per level, and twice
+            for all levels at once.
+        rivals: number of passes of Monte Carlo dropout; dropout and flips are then evaluated as failure scores too. 0
+            for neither.
+        sliding_window: as for `mtlkit.inference.predict`; masks are still evaluated at the resolution of training.
+        tta: whether to average over the image and its mirror images, as for `mtlkit.inference.predict`.
+        batch_size: batch size; by default that of the run's own evaluation. The results of MBDI as published depend on
+            it.
+        max_pixels: maximal number of pixels in a frame; by default as in the recipe.
+        device: device of the network; None keeps the device of an open run.
+        skip_bad: whether to leave out unusable records of the data set instead of raising an error.
+        force: whether to replace an earlier evaluation.
+        progress: called with the number of processed images and the total.
+        judged: called with the predictions.
 
     Returns:
-        What metrics.json holds.
+        The content of metrics.json.
 
     Raises:
-        DataError: the run, the data set or the folder is not as it must be.
-        ValueError: an option out of its range.
+        DataError: the run, the data set or the folder is invalid.
+        ValueError: an option is out of range.
         FloatingPointError: the network's output is NaN or infinite.
 
     Example:
@@ -134,10 +136,10 @@ def evaluate(
         if value < low:
             raise ValueError(f"{name}: expected at least {low}, got {value}")
     if oracle and (sliding_window or tta):
-        raise ValueError("oracle: expected False with sliding_window or tta, as gates are forced in single passes")
+        raise ValueError("oracle: expected False with sliding_window or tta, because gates are forced in single passes")
     check_installed("the evaluation")
     if not isinstance(run, SavedRun):
-        read_recipe(check_folder(run))  # what is named wrongly is told before anything about the folder to write
+        read_recipe(check_folder(run))  # wrong arguments are reported before problems with the output folder
     if data is not None:
         check_folder(data)
     with new_folder(out, KIND, force=force) as draft:
@@ -171,7 +173,7 @@ def evaluate(
         gates = [epoch_gates(run.folder, name) for name in ("val", "train")]
         plots = draw_all(predictions, judgement, gates[0], training=gates[1], examples=examples, seed=seed)
         if epochs := read_epochs(run.folder):
-            words = "Training solid, as its batches were answered; validation dashed."
+            words = "Training solid, as computed during training; validation dashed."
             plots["training"] = draw_curves({run.config.model.name: epochs}), "Loss and accuracy by epoch", words
         plots |= draw_attribution(predictions) if examples else {}
         plots |= draw_interaction(predictions, judgement)
@@ -187,17 +189,17 @@ def evaluate(
 
 
 def progress_within(progress: Callable[[int, int], None], number: int, count: int) -> Callable[[int, int], None]:
-    """Tells of the images of all runs, those of a run being as many as those of the others."""
+    """Reports progress over the images of all runs, which have equally many."""
     return lambda done, total: progress(number * total + done, count * total)
 
 
 def choose_records(
     run: SavedRun, catalogue: Catalogue, part: str | None, skip_bad: bool
 ) -> tuple[str, tuple[Record, ...] | tuple[Exam, ...], list[str]]:
-    """The part, its records, and what the reader must know about the choice.
+    """The part, its records, and remarks on the choice.
 
     Raises:
-        DataError: the data set or the split lacks the part.
+        DataError: the data set or the split does not have the part.
     """
     known, split = run.recognise(catalogue), run.split
     parts = {} if split is None else split.parts()
@@ -210,25 +212,25 @@ def choose_records(
             return (
                 part,
                 catalogue.records,
-                ["The run has lost its split: the network may have learnt from these images."],
+                ["The run's split is missing: the network may have been trained on these images."],
             )
         words = f"{len(learnt)} of these images were used to train the network or to choose its best epoch."
         return part, catalogue.records, [words] if learnt else []
     if split is None:
-        raise DataError(f"{run.folder}: has lost its split, split.json; the part all takes every image")
+        raise DataError(f"{run.folder}: its split, split.json, is missing; part 'all' takes every image")
     if not own:
-        words = f"is not the data set of {run.folder}, so that its split does not apply; the part all takes every image"
+        words = f"is not the data set of {run.folder}, so its split does not apply; part 'all' takes every image"
         raise DataError(f"{catalogue.root}: {words}")
     gone = [key for key in parts[part] if key not in known]
     if gone and not skip_bad:
-        words = f"is not there as it was when {run.folder} was trained{and_more(gone)}"
+        words = f"is missing or has changed since {run.folder} was trained{and_more(gone)}"
         raise UnusableError(f"{catalogue.root}: {gone[0]!r} of the part {part} {words}")
     records = catalogue.subset(key for key in parts[part] if key in known).records
     if not records:
-        raise DataError(f"{run.folder}: there is nothing in the part {part} of its split")
+        raise DataError(f"{run.folder}: the part {part} of its split is empty")
     remarks = {
-        "train": ["The network was trained on these images: the figures say nothing about others."],
-        "val": ["The network's best epoch was chosen by these images: the figures are too good."],
+        "train": ["The network was trained on these images: the metrics do not apply to others."],
+        "val": ["The network's best epoch was chosen on these images: the metrics are optimistic."],
     }.get(part, [])
     if gone:
         remarks.append(f"{len(gone)} of the images of this part are missing or have changed, and are left out.")
@@ -252,15 +254,15 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions, riva
         remarks.append(PHANTOMS)
     if len(predictions) < FEW:
         what = "breasts" if predictions.sides else "images"
-        remarks.append(f"There are only {len(predictions)} {what}: the intervals are wide, and not exact.")
+        remarks.append(f"There are only {len(predictions)} {what}: the intervals are wide and inexact.")
     for task, names in run.tasks.items():
         missing = [name for k, name in enumerate(names) if not (predictions.labels[task] == k).any()]
         if missing:
             remarks.append(f"There is no image of the class {', '.join(missing)}.")
     if run.task.takes_masks and (unknown := sum(not record.segmented for record in predictions.images)):
-        remarks.append(f"The masks of {unknown} images are not known, and the network took them for empty.")
+        remarks.append(f"The masks of {unknown} images are unknown, and the network treated them as empty.")
     if rivals and DROPOUT not in predictions.uncertainty:
-        remarks.append("The network has no dropout, and thus no entropy by it.")
+        remarks.append("The network has no dropout, so there is no entropy from it.")
     if run.model.depends_on_batch:
         remarks.append("As published, the gates of MBDI depend on which images share a batch.")
     return remarks
@@ -269,7 +271,7 @@ def _remarks(run: SavedRun, catalogue: Catalogue, predictions: Predictions, riva
 def _settings(
     run: SavedRun, catalogue: Catalogue, part: str, samples: int, seed: int, tolerance: float
 ) -> dict[str, Any]:
-    """What was judged, and how, for programs."""
+    """Facts about the evaluation, for programs."""
     return {
         "mtlkit": mtlkit.__version__,
         "run": str(run.folder.resolve()),
@@ -286,7 +288,7 @@ def _settings(
 def _about(
     predictions: Predictions, catalogue: Catalogue, part: str, samples: int, seed: int, tolerance: float
 ) -> dict[str, str]:
-    """Of run, data and method, for the reader."""
+    """Facts about run, data and method, for the reader."""
     run, size = predictions.run, predictions.run.config.data.size
     boundaries = BOUNDARIES.format(f"{tolerance:g}")
     config, count = run.config, sum(parameter.numel() for parameter in run.model.parameters())

@@ -1,10 +1,10 @@
-"""An evaluation of the runs of one recipe, with several seeds or on the folds of a cross-validation.
+"""Evaluates the runs of one recipe, with several seeds or on the folds of a cross-validation.
 
-metrics.json                     mean and standard deviation of each figure, and what it is in each run; of folds also
-                                 the figures of all their test images together, each by the network that never saw it
-metrics.csv                      the same, a row for each figure
-report.html                      the same to read, with a link to the report of each run
-images.csv                       of folds, a row for each test image of each
+metrics.json mean and standard deviation of each metric, and its values in the runs; for folds also the metrics over all
+                                 test images together, each predicted by the network that was not trained on it
+metrics.csv                      the same, a row for each metric
+report.html                      the same as a page, with a link to the report of each run
+images.csv                       for folds, a row for each test image
 seed-42/ ...                     the evaluation of each run, as `evaluate` writes it
 """
 
@@ -40,8 +40,8 @@ SHARED = (
     "bootstrap",
     "sliding_window",
     "tta",
-)  # what all runs have in common
-# sections of which the means over the images are averaged, or the figures, however deep they lie
+)  # values that all runs share
+# sections whose means over the images, or metrics at any depth, are averaged
 AVERAGED = ("calibration", "seconds", "cost", "gates", "stages", "displacement", "displacement_by_difficulty", "oracle")
 Key = tuple[str, ...]
 
@@ -55,28 +55,28 @@ def evaluate_repeats(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Judges the networks of several runs of one recipe.
+    """Evaluates the networks of several runs of one recipe.
 
-    Where no image is in the test part of two of them, as with the folds of a cross-validation, their predictions of the
-    test parts are also judged together.
+    If no image is in two test parts, as with the folds of a cross-validation, the predictions for the test parts are
+    also evaluated together.
 
     Args:
-        folder: of the runs, as `mtlkit.training.repeat` and `mtlkit.training.cross_validate` make it.
-        data: folder of the data set; None is that of the runs.
-        out: the folder to write, whole or not at all.
-        force: replaces what an earlier evaluation wrote.
-        progress: called with the number of images that are done, and their total.
+        folder: folder of the runs, from `mtlkit.training.repeat` or `mtlkit.training.cross_validate`.
+        data: folder of the data set; None for that of the runs.
+        out: folder to write, atomically.
+        force: whether to replace an earlier evaluation.
+        progress: called with the number of processed images and the total.
         **options: as for `evaluate`.
 
     Returns:
-        What metrics.json holds: "runs", their names; "figures", "classes", "failure_detection", "seconds", "gates",
+        The content of metrics.json: "runs", their names; "figures", "classes", "failure_detection", "seconds", "gates",
         "stages", "displacement", "displacement_by_difficulty" and "oracle" as `evaluate` returns them, with "mean",
-        "sd" (with one degree of freedom less) and "runs", by name, in the place of each figure; "counts", likewise
-        where the runs decide. Of gates, stages and displacement it is the mean over the images that is averaged. Of
-        folds, "pooled" has what `judge` says of all predictions together, and "counts" are theirs.
+        "sd" (with one degree of freedom less) and "runs", by name, instead of each metric; "counts", likewise if they
+        differ between runs. For gates, stages and displacement the mean over the images is averaged. For folds,
+        "pooled" has the result of `judge` for all predictions together, and "counts" refers to them.
 
     Raises:
-        DataError: the folder holds no runs, or runs of different recipes, or as for `evaluate`.
+        DataError: the folder contains no runs, or runs of different recipes, or as for `evaluate`.
         ValueError, FloatingPointError: as for `evaluate`.
 
     Example:
@@ -87,12 +87,12 @@ def evaluate_repeats(
     """
     runs = {path.name: path for path in runs_within(folder)}
     if not runs:
-        raise DataError(f"{folder}: holds no runs; `mtlkit.training.repeat` makes such folders")
+        raise DataError(f"{folder}: contains no runs; `mtlkit.training.repeat` makes such folders")
     recipes = {name: read_recipe(path).change({"seed": 0}) for name, path in runs.items()}
     first = next(iter(runs))
     for name, recipe in recipes.items():
         if recipe != recipes[first]:
-            raise DataError(f"{folder}: expected runs of one recipe, and {first} and {name} have two")
+            raise DataError(f"{folder}: expected runs of one recipe, but those of {first} and {name} differ")
     found: dict[str, dict[str, Any]] = {}
     folds: list[Predictions] = []
     with new_folder(out, KIND, force=force) as draft:
@@ -126,16 +126,16 @@ def evaluate_repeats(
 
 
 def _pooled(folds: Sequence[Predictions], part: str) -> Predictions | None:
-    """The predictions of the test parts together; None where an image is in two of them."""
+    """The predictions of all test parts together; None if an image is in two of them."""
     tested = [set(one.run.split.test) if one.run.split is not None else set() for one in folds]
     apart = len(tested) > 1 and sum(map(len, tested)) == len(set().union(*tested))
     return pool(folds) if apart and part == "test" else None
 
 
 def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What metrics.json holds, and the rows of metrics.csv."""
+    """The content of metrics.json, and the rows of metrics.csv."""
     of_runs = {name: dict(_values(metrics)) for name, metrics in found.items()}
-    common = set.intersection(*map(set, of_runs.values()))  # distances in mm may be known in some runs only
+    common = set.intersection(*map(set, of_runs.values()))  # distances in mm may be known in only some runs
     of_runs = {name: {key: values[key] for key in values if key in common} for name, values in of_runs.items()}
     first = next(iter(found.values()))
     metrics = {name: first[name] for name in SHARED} | {
@@ -160,7 +160,7 @@ def _summary(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> tuple[dict
 
 
 def _values(metrics: Mapping[str, Any]) -> list[tuple[Key, float | None]]:
-    """Every figure of an evaluation by where it stands, without its interval."""
+    """Every metric of an evaluation by its path, without its interval."""
     found = [(("figures", name), entry["value"]) for name, entry in metrics["figures"].items()]
     found += [(("counts", name), float(count)) for name, count in metrics["counts"].items() if name in DRAWN]
     for section, key in (("classes", None), ("failure_detection", "scores")):
@@ -172,7 +172,7 @@ def _values(metrics: Mapping[str, Any]) -> list[tuple[Key, float | None]]:
 
 
 def _leaves(key: Key, entry: Any) -> list[tuple[Key, float | None]]:
-    """The numbers in a section: of a mean with its deviation the mean, of a figure with its interval the figure."""
+    """The numbers in a section, without standard deviations and intervals."""
     if not isinstance(entry, Mapping):
         return [(key, entry)]
     for name in ("mean", "value"):

@@ -1,4 +1,4 @@
-"""Whether two networks differ, judged on the same images: tests of masks, classes and areas under the ROC curve.
+"""Tests whether two networks differ on the same images, by masks, classes and areas under the ROC curve.
 
 Sources: Wilcoxon, "Individual Comparisons by Ranking Methods" (1945); McNemar, "Note on the Sampling Error of the
 Difference between Correlated Proportions" (1947), here exact; DeLong, DeLong and Clarke-Pearson, "Comparing the Areas
@@ -17,9 +17,9 @@ Array = NDArray[np.float64]
 
 
 def wilcoxon(first: Array, second: Array) -> float:
-    """The p-value of Wilcoxon's signed-rank test of scores (N,) of the same images; those of NaN are left out.
+    """The p-value of Wilcoxon's signed-rank test for scores (N,) of the same images; NaN scores are left out.
 
-    1 where the two never differ, NaN without any image.
+    It is 1 if the two never differ, and NaN without images.
 
     Example:
         >>> import numpy as np
@@ -58,12 +58,12 @@ def delong(first: Array, second: Array, positive: NDArray[np.bool_]) -> float:
     """The p-value of DeLong's test of whether two areas under the ROC curve are equal.
 
     Args:
-        first: scores of a network, (N,).
-        second: those of another for the same images.
-        positive: which images are, (N,).
+        first: scores of one network, (N,).
+        second: scores of the other network for the same images.
+        positive: which images are positive, (N,).
 
     Returns:
-        1 where the scores rank the images alike; NaN with fewer than two positives or two negatives.
+        1 if the scores rank the images equally; NaN with fewer than two positives or two negatives.
 
     Example:
         >>> import numpy as np
@@ -85,11 +85,11 @@ def delong(first: Array, second: Array, positive: NDArray[np.bool_]) -> float:
 
 
 def _placements(scores: Array, positive: NDArray[np.bool_]) -> tuple[Array, Array]:
-    """Of each positive the share of negatives below, of each negative that of positives above; ties count half."""
+    """For each positive the fraction of negatives below, for each negative that of positives above; ties count half."""
     ranks = stats.rankdata(scores)
     own = np.empty_like(ranks)
     for kind in (positive, ~positive):
         own[kind] = stats.rankdata(scores[kind])
-    others = ranks - own  # how many of the other kind lie below
+    others = ranks - own  # number of the other kind below
     negatives, positives = (~positive).sum(), positive.sum()
     return others[positive] / negatives, 1 - others[~positive] / positives

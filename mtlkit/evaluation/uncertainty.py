@@ -1,8 +1,8 @@
-"""How unsure a network is of its answers, without gates: the entropy, of one pass or of the mean of several.
+"""Uncertainty of a network's predictions without gates: the entropy of one pass or of the mean of several.
 
     entropy      of a class    -sum_k p_k log p_k
-                 of a mask     sum of the pixels' -p log p - (1-p) log(1-p), over the lesion's expected size, sum p
-    dropout      the entropy of the mean over passes with dropout at work (Monte Carlo dropout)
+                 of a mask sum of the pixels' -p log p - (1-p) log(1-p), divided by the lesion's expected size, sum p
+    dropout      the entropy of the mean over passes with active dropout (Monte Carlo dropout)
     flips        the entropy of the mean over the image and its mirror images (test-time augmentation)
 
 Source: Gal and Ghahramani, "Dropout as a Bayesian Approximation" (arXiv 1506.02142); Wang et al., "Aleatoric
@@ -27,11 +27,11 @@ __all__ = ["DROPOUT", "ENTROPY", "FLIPS", "entropies", "run_rivals"]
 
 ENTROPY, DROPOUT, FLIPS = "entropy", "Monte Carlo dropout", "flips"
 ONE_PASS = "one pass"
-MIRRORS = ((), (-1,), (-2,), (-1, -2))  # what is flipped
+MIRRORS = ((), (-1,), (-2,), (-1, -2))  # flipped dimensions
 
 
 def entropies(found: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-    """Of "mask", (B,), and of each task, (B,) or (B, 2), as far as the network tells them."""
+    """The entropy of "mask", (B,), and of each task, (B,) or (B, 2), if the network predicts them."""
     values = {task: -torch.special.xlogy(found[task], found[task]).sum(-1) for task in tasks}
     if "mask" in found:
         p = found["mask"].flatten(1)  # (B, H W)
@@ -41,13 +41,13 @@ def entropies(found: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Te
 
 
 def droppers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a network that drop something in training."""
+    """The dropout layers of a network."""
     return [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
 
 
 @contextmanager
 def _dropping(model: nn.Module, seed: int) -> Iterator[None]:
-    """Inside, dropout is at work in a network in eval mode, by random numbers of its own."""
+    """Activates dropout in a network in eval mode inside the block, with its own random numbers."""
     device = next(model.parameters()).device
     layers = droppers(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -91,16 +91,16 @@ def run_rivals(
     """The entropies by dropout and by flips.
 
     Args:
-        run: what `mtlkit.training.load_run` opened.
-        records: of a catalogue.
-        passes: with dropout. A network without dropout has no entropy by it.
-        batch_size: default: that of the run's own evaluation.
-        seed: of the dropout.
-        progress: called with the number of records that are done, and their total.
+        run: a run from `mtlkit.training.load_run`.
+        records: records of a catalogue.
+        passes: number of passes with dropout. A network without dropout has no such entropy.
+        batch_size: batch size; by default that of the run's own evaluation.
+        seed: seed of the dropout.
+        progress: called with the number of processed records and the total.
 
     Returns:
-        By method and by what it is of, "mask" and each task, the entropies, (N,) or (N, 2) for both breasts; and how
-        many seconds each method takes an image, a single pass among them.
+        The entropies by method and by "mask" or task, (N,) or (N, 2) for both breasts; and the seconds per image of
+        each method, including a single pass.
     """
     methods: dict[str, Callable[[Any, Any, int], Any]] = {ONE_PASS: lambda batch, names, _: run.predict(batch)}
     if droppers(run.model):
@@ -111,7 +111,7 @@ def run_rivals(
     seconds, done = dict.fromkeys(methods, 0.0), 0
     for number, batch in enumerate(run.loader(records, batch_size)):
         if number == 0:
-            run.predict(batch)  # the first call of all prepares what others find ready
+            run.predict(batch)  # warm-up
         for name, method in methods.items():
             start = time.perf_counter()
             found = method(batch, names, number)

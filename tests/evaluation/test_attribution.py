@@ -203,10 +203,13 @@ def test_inference_mode_makes_no_difference(images):
         ({"target": -1}, r"^target: expected classes from 0 to 2, got -1$"),
         ({"target": torch.tensor([0, 1, 2])}, r"^target: expected a class, or one for each of 2 rows, got "),
         ({"target": 0.5}, r"^target: expected a class, or one for each of 2 rows, got 0.5$"),
-        ({"side": 0}, r"^side: expected None, as there is one answer for each image, got 0$"),
-        ({"output": "cls_logits"}, r"^output: expected None of a network that returns one tensor, got 'cls_logits'$"),
-        ({"maps": ()}, r"^maps: expected at least one ClassMap, as Toy does not tell where its class comes from$"),
-        ({"maps": [ClassMap(nn.ReLU(), ("a",))]}, r"^maps: expected modules that the network runs, got that of a$"),
+        ({"side": 0}, r"^side: expected None, as there is one prediction per image, got 0$"),
+        ({"output": "cls_logits"}, r"^output: expected None for a network that returns one tensor, got 'cls_logits'$"),
+        ({"maps": ()}, r"^maps: expected at least one ClassMap, as Toy does not declare class_maps$"),
+        (
+            {"maps": [ClassMap(nn.ReLU(), ("a",))]},
+            r"^maps: expected modules that the network runs, got the unused one of a$",
+        ),
     ],
 )
 def test_clear_errors(images, options, words):
@@ -224,11 +227,11 @@ def test_clear_errors_of_maps_and_outputs(images):
     ):
         grad_cam(network, images, maps=[ClassMap(network.head, ("a",))])
     network.forward = lambda images: (network.maps(images), network.head(images.mean((2, 3))))[1]
-    with pytest.raises(ValueError, match=r"^maps: expected what the class comes from, and it does not from image$"):
+    with pytest.raises(ValueError, match=r"^maps: expected maps that the class depends on, which is not so for image$"):
         grad_cam(network, images)
     network.forward = lambda images: network.head(network.maps(network.maps(images)).mean((2, 3)))
     with pytest.raises(
-        ValueError, match=r"^maps: expected modules that run once for a batch, got one that runs again$"
+        ValueError, match=r"^maps: expected modules that run once per batch, got one that runs several times$"
     ):
         grad_cam(network, images)
     exams = create_model("mammo_resnet18")
@@ -240,5 +243,5 @@ def test_clear_errors_of_maps_and_outputs(images):
         grad_cam(Toy(), images * float("nan"))
     with torch.inference_mode():
         network = Toy()
-    with pytest.raises(ValueError, match=r"^network: expected parameters made outside of torch.inference_mode\(\)"):
+    with pytest.raises(ValueError, match=r"^network: expected parameters created outside torch.inference_mode\(\)"):
         grad_cam(network, images)

@@ -44,7 +44,7 @@ def test_lesions_with_outlines_and_the_gates_of_each_level(lesion, drawn):
     records = lesion.open_data().records[:5]
     predictions = predict_records(lesion, records)
     (name, (_, title, caption)) = next(iter(draw_attribution(predictions).items()))
-    assert (name, title) == ("attribution", "Where the network sees the class")
+    assert (name, title) == ("attribution", "Where the network looks for the class")
     assert "Orange" in caption
     lines = rows(drawn[0])
     for part, (what, row) in zip(lines, chosen_rows(predictions).items(), strict=True):

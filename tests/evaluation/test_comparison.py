@@ -91,12 +91,12 @@ def test_runs_that_do_not_go_together(tmp_path, lesion, lesion_config, ultrasoun
     run = shutil.copytree(lesion.folder, tmp_path / "run")
     cases = [
         ([run], ValueError, "runs: expected at least two, got"),
-        ([run, run], DataError, "expected different runs, and this one is given twice"),
+        ([run, run], DataError, "expected different runs, but this one is given twice"),
         ([run, tmp_path / "none"], DataError, "none: there is no such folder"),
         ([run, views.folder], DataError, "expected runs of the same tasks, and .* has lesion, .* views"),
     ]
     other = write_run(tmp_path / "other", lesion_config.change({"data": {"split_seed": 7}}), ultrasound)
-    words = "expected runs over the same images, and run and other are judged on others: run alone has"
+    words = "expected runs over the same images, but run and other have different ones: only run has"
     cases.append(([run, other], DataError, words))
     order = lesion_config.change({"data": {"classes": ["malignant", "benign", "normal"]}})
     turned = write_run(tmp_path / "turned", order, ultrasound)

@@ -109,8 +109,8 @@ def test_evaluation_with_oracle_and_rivals(lesion, tmp_path, tables, capsys):
 def test_oracle_of_what_has_no_gates(views, plain, tmp_path):
     for run in (views, plain):
         name = run.config.model.name
-        with pytest.raises(ValueError, match=rf"oracle: expected a network whose gates .*, got {name} in "):
+        with pytest.raises(ValueError, match=rf"oracle: expected a network with gates .*, got {name} in "):
             check_oracle(run)
-    with pytest.raises(ValueError, match="oracle: expected a network whose gates"):
+    with pytest.raises(ValueError, match="oracle: expected a network with gates"):
         evaluate(plain, None, tmp_path / "out", oracle=True)
     assert not (tmp_path / "out").exists()

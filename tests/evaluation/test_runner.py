@@ -258,7 +258,7 @@ def test_mammography(mammography, tmp_path, tables):
     """The recipe leaves no test part: the validation part takes its place, and that is said."""
     metrics = evaluate(mammography, None, tmp_path / "out", tsne=True, **FEW)
     assert metrics["part"] == "val"
-    assert any("best epoch was chosen by these" in remark for remark in metrics["remarks"])
+    assert any("best epoch was chosen on these" in remark for remark in metrics["remarks"])
     rows = tables(tmp_path / "out/images.csv")
     assert metrics["counts"]["exams"] == len(mammography.split.val)
     assert metrics["counts"]["breasts"] == len(rows)
@@ -358,7 +358,7 @@ def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
     metrics = evaluate(lesion, other, tmp_path / "out", samples=0)
     assert (metrics["part"], metrics["counts"]["images"]) == ("all", 40)
     assert not any("were used to train" in remark for remark in metrics["remarks"])
-    with pytest.raises(DataError, match=r"is not the data set of .*, so that its split does not apply"):
+    with pytest.raises(DataError, match=r"is not the data set of .*, so its split does not apply"):
         evaluate(lesion, other, tmp_path / "out2", part="test")
 
 
@@ -372,11 +372,11 @@ def test_moved_data_are_known(lesion, ultrasound, tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_run_that_has_lost_its_split(lesion, tmp_path):
     run = replace(lesion, split=None)
-    with pytest.raises(DataError, match=r"has lost its split, split.json; the part all takes every image"):
+    with pytest.raises(DataError, match=r"its split, split.json, is missing; part 'all' takes every image"):
         evaluate(run, None, tmp_path / "out", part="test")
     metrics = evaluate(run, None, tmp_path / "out", samples=0)
     assert (metrics["part"], metrics["counts"]["images"]) == ("all", 40)
-    assert "The run has lost its split: the network may have learnt from these images." in metrics["remarks"]
+    assert "The run's split is missing: the network may have been trained on these images." in metrics["remarks"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -384,7 +384,7 @@ def test_views_without_masks(views, ultrasound, tmp_path):
     (tmp_path / "data/images/benign").mkdir(parents=True)
     shutil.copy(ultrasound / "benign/benign (1).png", tmp_path / "data/images/benign/a.png")
     metrics = evaluate(views, tmp_path / "data", tmp_path / "out", samples=0)
-    assert "The masks of 1 images are not known, and the network took them for empty." in metrics["remarks"]
+    assert "The masks of 1 images are unknown, and the network treated them as empty." in metrics["remarks"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -392,7 +392,7 @@ def test_changed_images_are_named_or_left_out(lesion, ultrasound, tmp_path):
     data = shutil.copytree(ultrasound, tmp_path / "data")
     key = lesion.split.test[0]
     (data / f"{key}.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"is not there as it was when .*$") as error:
+    with pytest.raises(DataError, match=r"is missing or has changed since .*$") as error:
         evaluate(lesion, data, tmp_path / "out")
     assert f"{key!r} of the part test" in str(error.value)
     assert not (tmp_path / "out").exists()

@@ -129,14 +129,14 @@ def test_command(done, runs, tmp_path, capsys):
 def test_other_folders(runs, lesion_config, ultrasound, write_run, tmp_path):
     mixed = shutil.copytree(runs, tmp_path / "mixed")
     write_run(mixed / "other", lesion_config.change({"optimizer": {"lr": 0.1}}), ultrasound)
-    with pytest.raises(DataError, match="mixed: expected runs of one recipe, and other and seed-9 have two"):
+    with pytest.raises(DataError, match="mixed: expected runs of one recipe, but those of other and seed-9 differ"):
         evaluate_repeats(mixed, None, tmp_path / "out")
     shutil.rmtree(mixed / "other")
     (mixed / "seed-10/result.json").unlink()
     with pytest.raises(DataError, match="seed-10: this run has not finished"):
         evaluate_repeats(mixed, None, tmp_path / "out")
     for folder in (ultrasound, runs / "seed-9"):
-        with pytest.raises(DataError, match=r"holds no runs; `mtlkit.training.repeat` makes such folders"):
+        with pytest.raises(DataError, match=r"contains no runs; `mtlkit.training.repeat` makes such folders"):
             evaluate_repeats(folder, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
