@@ -359,6 +359,9 @@ def test_export_in_8_bits(monkeypatch, tmp_path, capsys, phantoms):
     figures = iter(({"iou": 0.8, "auc": 0.9}, {"iou": 0.7, "auc": 0.895}))
     monkeypatch.setattr(exported, "key_figures", lambda *_, **__: next(figures))
     assert main(["export", "run", "--out", str(path), "--int8", "--force"]) == 0
-    assert "8 bits lower iou by 10.0 points: judge the file before it is used\n" in capsys.readouterr().out
+    assert (
+        "8 bits lower iou by 10.0 points: decide whether that is acceptable before you use the file\n"
+        in capsys.readouterr().out
+    )
     assert main(["export", "run", "--out", str(path), "--calibrate", str(phantoms), "--force"]) == 2
     assert "--calibrate: expected with --int8" in capsys.readouterr().err

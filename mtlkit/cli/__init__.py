@@ -43,17 +43,17 @@ exit status:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes options by their whole names alone: `--f` is not `--force`."""
+    """A parser that does not accept abbreviated options: `--f` is not `--force`."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """As argparse's, in printable characters."""
+        """The error of argparse, with control characters escaped."""
         super().error(printable(message))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse's, with the choice that a typing mistake probably meant."""
+        """The check of argparse, which also suggests the closest choice."""
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 def show_overview(_: argparse.Namespace) -> int:
     """`mtlkit` alone."""
-    print(OVERVIEW.format(version=mtlkit.__version__), end="")  # noqa: T201 - what was asked for
+    print(OVERVIEW.format(version=mtlkit.__version__), end="")  # noqa: T201 - the requested output
     return 0
 
 
@@ -119,10 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand.
 
     Args:
-        arguments: what follows the command's name, by default that of this process.
+        arguments: the arguments after `mtlkit`, by default those of this process.
 
     Returns:
-        The exit status; what went wrong stands in one sentence on standard error.
+        The exit status; errors are one sentence on standard error.
 
     Example:
         >>> from mtlkit.cli import main

@@ -1,10 +1,10 @@
-"""The option of the commands that take a run's temperatures into account."""
+"""The option of commands that apply a run's temperatures."""
 
 import argparse
 
 
 def add_no_calibrate(command: argparse.ArgumentParser) -> None:
-    """Adds the option that leaves a network's probabilities as they are."""
+    """Adds the option to skip calibration of a network's probabilities."""
     command.add_argument(
         "--no-calibrate",
         action="store_true",

@@ -1,14 +1,14 @@
-"""The options of commands that run on a Ray cluster, too."""
+"""The options of commands that can run on a Ray cluster."""
 
 from typing import Any
 
 
 def add_ray(add: Any, what: str) -> None:
-    """Adds them.
+    """Adds the options.
 
     Args:
-        add: adds an option.
-        what: is spread over the cluster.
+        add: function that adds an option.
+        what: the jobs to spread over the cluster, in words.
     """
     words = f"spread {what} over a Ray cluster: auto, local, HOST:PORT or ray://HOST:PORT"
     add("--ray", metavar="ADDRESS", help=words)

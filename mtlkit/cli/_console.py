@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def open_console(**options: Any) -> "Console":
-    """Rich's console, which shows text as it is, also in tables: no markup, no emoji, control characters as escapes.
+    """Rich's console without interpretation of text, also in tables: no markup, no emoji, control characters escaped.
 
-    Names of files and classes may hold any of these, so what is printed is given as `str`, not as rich's `Text`.
-    That the reader of standard output has gone is left to `mtlkit.cli.main`.
+    Names of files and classes may contain any of these, so text is printed as `str`, not as rich's `Text`. A closed
+    standard output is handled by `mtlkit.cli.main`.
     """
     from rich.console import Console
 
@@ -30,10 +30,9 @@ def open_console(**options: Any) -> "Console":
 
 
 def open_table(*headings: str, title: str, **options: Any) -> "Table":
-    """Rich's table with its title on the left, of which nothing is cut.
+    """Rich's table with its title on the left, which never truncates cells.
 
-    Where it is too wide, cells of several words take several lines; where that is not enough, so do single words. The
-    options are those of rich's `Table`.
+    If it is too wide, cells wrap between words, and if necessary inside words. The options are those of rich's `Table`.
     """
     from rich.measure import Measurement
     from rich.table import Column, Table

@@ -1,4 +1,4 @@
-"""The options of the commands that judge runs by the images of a data set."""
+"""The options of the commands that evaluate runs on a data set."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from mtlkit.cli._limits import add_max_pixels
 
 
 def add_judging(command: argparse.ArgumentParser, *, examples: int, shown: str) -> None:
-    """Adds bootstrap, figures and how the images are read; `shown` says which examples are."""
+    """Adds the options for bootstrap, plots and reading of images; `shown` says which examples are shown."""
     add = command.add_argument
     add("--samples", type=int, default=2000, metavar="N", help="bootstrap samples; 0 for no intervals; default 2000")
     add("--seed", type=int, default=0, help="seed of the bootstrap and of t-SNE; default 0")

@@ -1,8 +1,8 @@
-"""The limit on the pixels of an image, of the commands that read images."""
+"""The limit on the pixels of an image, for commands that read images."""
 
 import argparse
 
-LESS_AT_ONCE = "lower --batch-size, or --max-pixels where an image is too large"
+LESS_AT_ONCE = "lower --batch-size, or --max-pixels if an image is too large"
 FEWER_PIXELS = "lower --max-pixels, which refuses large images"
 
 

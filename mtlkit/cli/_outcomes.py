@@ -1,4 +1,4 @@
-"""How a command ends: one sentence with the option that helps, and the exit status."""
+"""The end of a command: one sentence with the option that helps, and the exit status."""
 
 import signal
 import threading
@@ -32,17 +32,17 @@ STOPPED = {128 + signal.SIGINT: "interrupted", 128 + signal.SIGTERM: "terminated
 
 
 def is_foreseen(error: Exception) -> bool:
-    """Whether an error is of what a user can cause; others are mistakes in the code, and keep their traceback."""
+    """Whether a user can cause the error; other errors are bugs and keep their traceback."""
     kinds = (ImportError, ValueError, OSError, FloatingPointError)
     return isinstance(error, kinds) or out_of_memory(error) or loader_killed(error)
 
 
 def sentence(error: BaseException, memory: str = "") -> str:
-    """The words of an error, and the option that helps.
+    """The message of an error, and the option that helps.
 
     Args:
         error: what ended the command.
-        memory: what to do where there is not enough memory.
+        memory: advice if memory runs out.
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
         return missing_words(error.name)
@@ -50,7 +50,7 @@ def sentence(error: BaseException, memory: str = "") -> str:
     if "Original Traceback" in words:  # from a process that loads data: a traceback, with the words at its end
         words = words.rpartition(f"{type(error).__name__}: ")[2]
     if loader_killed(error):
-        return "; ".join(filter(None, ("out of memory, so that the system ended a process that reads images", memory)))
+        return "; ".join(filter(None, ("out of memory: the system ended a process that reads images", memory)))
     if out_of_memory(error) and not isinstance(error, DataError):
         if "not enough memory" not in words:
             words = "out of memory on the GPU" if any(name in str(error) for name in GPU) else "out of memory"
@@ -68,7 +68,7 @@ def sentence(error: BaseException, memory: str = "") -> str:
 
 
 def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
-    """What to say when a signal ended the work, and the exit status.
+    """The message after a signal ended the work, and the exit status.
 
     Raises:
         SystemExit: another reason ended it.
@@ -82,7 +82,7 @@ def stopped(error: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Lets SIGTERM raise SystemExit, so that what is half done is removed."""
+    """Makes SIGTERM raise SystemExit, so that unfinished output is removed."""
 
     def stop(number: int, _: object) -> None:
         raise SystemExit(128 + number)
@@ -99,7 +99,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def printable_warnings() -> Iterator[None]:
-    """Inside, warnings, which may quote what stands in a file, do not control the terminal."""
+    """Escapes control characters in warnings inside the block; they may quote the contents of files."""
     before = warnings.formatwarning
     warnings.formatwarning = lambda *given, **more: printable(before(*given, **more), keep="\n")
     try:

@@ -1,7 +1,7 @@
-"""Where a network's time goes: each operator's calls, plans and floors, and the rest of the work by its kind.
+"""Profiles a network: each operator's calls, plans and floors, and the rest of the work by kind.
 
-Times are measured by the profiler of torch around the calls that `mtlkit.operators.profiling` tells of. Without a GPU
-its floors are computed from shapes alone, on tensors without memory.
+torch's profiler measures the calls that `mtlkit.operators.profiling` reports. Without a GPU, its floors are computed
+from shapes on the meta device.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What commands that take a while show meanwhile."""
+"""Progress displays for commands that take a while."""
 
 import sys
 from collections.abc import Callable, Iterator

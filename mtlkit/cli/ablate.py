@@ -63,7 +63,7 @@ def add_command(commands: Any) -> None:
     add_training_options(command)
     add_ray(add, "rows and seeds")
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="continue a table that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue an interrupted table")
     either.add_argument(
         "--force", action="store_true", help="start again; the files of the earlier table, and no others, are replaced"
     )

@@ -1,4 +1,4 @@
-"""`mtlkit bench`: how fast this installation is on this machine."""
+"""`mtlkit bench`: benchmarks this installation."""
 
 import argparse
 from datetime import datetime, timezone
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures belong to, for the table and the file."""
+    """Facts about machine and installation, for the table and the file."""
     import torch
 
     import mtlkit
@@ -109,7 +109,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": device,
         "processor": attempt(cpu_name) if kind == "cpu" else torch.cuda.get_device_name(device),
         "threads": torch.get_num_threads(),
-        "kernels": "; ".join(active) or f"no kernels, so that both columns are PyTorch: {'; '.join(missing)}",
+        "kernels": "; ".join(active) or f"no kernels, so both columns are PyTorch: {'; '.join(missing)}",
     }
 
 

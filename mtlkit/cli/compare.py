@@ -1,4 +1,4 @@
-"""`mtlkit compare`: whether trained networks differ, judged on the same images."""
+"""`mtlkit compare`: compares trained networks on the same images."""
 
 import argparse
 from pathlib import Path
@@ -22,7 +22,7 @@ examples:
 the folder: comparison.md, .csv and .json; curves.png (loss and accuracy by epoch), gates.png (gates by epoch),
 masks.png (masks of all runs, with the outline of the true one), features.png (with --tsne)
 
-exit status: 0 compared, 2 not compared; one sentence on standard error says why. The folder is written whole or
+exit status: 0 compared, 2 not compared; one sentence on standard error says why. The folder is written completely or
 not at all.
 """
 

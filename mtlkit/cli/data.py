@@ -1,4 +1,4 @@
-"""`mtlkit data`: check a data set before any training; write phantoms to try things on."""
+"""`mtlkit data`: checks a data set before training; writes phantoms to try things on."""
 
 import argparse
 from pathlib import Path
@@ -34,8 +34,9 @@ examples:
 exit status: 0 no errors (there may be warnings), 1 errors, 2 not checked
 """
 SYNTHESIZE = """\
-Writes phantoms: drawn images that are realistic enough for a network to learn from. Ultrasound images have masks and
-the layout of BUSI; mammograms are DICOM files with BI-RADS categories in the layout of CMMD. Use them to try, test and
+Writes phantoms: synthetic images that are realistic enough for a network to learn from. Ultrasound images have masks
+and the layout of BUSI; mammograms are DICOM files with BI-RADS categories in the layout of CMMD. Use them to try, test
+and
 teach: no result on phantoms says anything about patients.
 """
 SYNTHESIZE_EXAMPLES = """\
@@ -44,7 +45,7 @@ examples:
   mtlkit data synthesize mammography phantoms/cmmd --cases 50 --size 1024 --seed 7
   mtlkit data check phantoms/busi
 
-exit status: 0 written, 2 not written; the folder is written whole or not at all
+exit status: 0 written, 2 not written; the folder is written completely or not at all
 """
 DEFAULTS = {"ultrasound": (200, 256), "mammography": (100, 512)}
 

@@ -9,16 +9,16 @@ from mtlkit._text import printable
 
 DESCRIPTION = """\
 Draws ultrasound phantoms, checks them, trains the small network of the recipe `demo`, evaluates it, and predicts masks
-of real ultrasound that comes with pydicom: a lymph node and 30 frames of a heart. Neither is a breast: their masks show
-what is written for files as they come from a hospital; the report says how good the network is.
+of real ultrasound that comes with pydicom: a lymph node and 30 frames of a heart. Neither is a breast image: they only
+show the output for DICOM files from a hospital; the report has the network's metrics.
 
 It takes five minutes on two cores and no download. Each command is printed before it runs.
 """
 EPILOG = """\
 examples:
   mtlkit demo
-  mtlkit demo --quick --out /tmp/demo     half a minute: fewer phantoms, and a network that has learnt little
-  mtlkit demo --force                     once more, in place of the earlier one
+  mtlkit demo --quick --out /tmp/demo     half a minute: fewer phantoms, less training, poor masks
+  mtlkit demo --force                     again, replacing the earlier one
 
 the folder: busi/ (the phantoms), run/ (the network), report/report.html (open it in a browser), real/ (masks, overlays,
 table of the real frames)
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
     for line in lines(options.out, quick=options.quick, force=options.force):
         print()  # noqa: T201
-        print(printable(f"$ mtlkit {shlex.join(line)}"), flush=True)  # noqa: T201 - what a reader may repeat
+        print(printable(f"$ mtlkit {shlex.join(line)}"), flush=True)  # noqa: T201 - the command, for the reader to repeat
         command = parser().parse_args(line)
         if status := command.run(command):
             return status

@@ -1,4 +1,4 @@
-"""`mtlkit doctor`: whether the kernels compute the right numbers on this machine."""
+"""`mtlkit doctor`: checks that the kernels compute correct results on this machine."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Calls every operator by every backend that this machine has, in every dtype, at a dozen sizes, and compares outputs and
 gradients with the reference in float64: the CPU's kernels for each instruction set that the CPU has, and CUDA's and
-Triton's on each GPU. The calls are made in a process of their own, so that a kernel that crashes is reported, too.
+Triton's on each GPU. The calls are made in a process of their own, so that a crashing kernel is reported too.
 """
 EPILOG = """\
 examples:
@@ -22,7 +22,7 @@ examples:
   mtlkit doctor --operator ss2d --operator norm_gate
   mtlkit doctor --backend cuda            without Triton, whose compiler takes most of the time on a GPU
 
-each cell of the table is the largest error as a share of what it may be; below 1 is right
+each cell of the table is the largest error as a fraction of its tolerance; below 1 is correct
 
 exit status: 0 all is right, 1 a call is wrong or the compiled module is damaged, 2 nothing was checked
 """
@@ -42,8 +42,8 @@ def add_command(commands: Any) -> None:
     )
     add = command.add_argument
     add("--quick", action="store_true", help="check three sizes of each operator")
-    add("--operator", action="append", metavar="NAME", help="check this operator alone; may be given several times")
-    add("--backend", action="append", choices=BACKENDS, help="check this backend alone; may be given several times")
+    add("--operator", action="append", metavar="NAME", help="check only this operator; may be given several times")
+    add("--backend", action="append", choices=BACKENDS, help="check only this backend; may be given several times")
     add("--report", type=Path, metavar="FILE", help="where to write the report; default mtlkit-doctor-TIME.md here")
     add("--force", action="store_true", help="overwrite that file")
     command.set_defaults(run=run, command="doctor")
@@ -146,7 +146,7 @@ def results(findings: Sequence["Finding"]) -> list[str]:
         seconds = sum(finding.seconds for finding in by_dtype.get("float32", ()))
         rows.append([*key, *(_cell(by_dtype.get(dtype, [])) for dtype in DTYPES), f"{1e3 * seconds:.1f}"])
     headings = ["operator", "device", "backend", *DTYPES, "ms"]
-    note = "largest error as a share of what it may be; ms: the float32 calls together, forward and backward"
+    note = "largest error as a fraction of its tolerance; ms: all float32 calls, forward and backward"
     return [note, "", *table_lines(headings, rows, [*DTYPES, "ms"])]
 
 

@@ -1,4 +1,4 @@
-"""`mtlkit evaluate`: how good a trained network is, how certain that is, and where it fails."""
+"""`mtlkit evaluate`: metrics of a trained network with intervals, and its failures."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from mtlkit.cli._progress import progress_bar
 DESCRIPTION = """\
 Runs the network of a training run on a part of a data set, and writes a folder: every metric of the papers with a
 95 % bootstrap interval (IoU, Dice, HD95, surface Dice, ...; accuracy, F1, AUC), how well the gates predict failure,
-what the gates and the interaction of the tasks do at each level, where the network sees the class (Grad-CAM of the
+what the gates and the interaction of the tasks do at each level, where the network looks for the class (Grad-CAM of the
 worst, median and best image), a row for each image, plots, and a report.
 With --oracle it also measures what the interaction gains: each gate is forced off and on, for every image.
 
@@ -37,7 +37,7 @@ oracle.csv; of several seeds a folder for each, and metrics.json, metrics.csv an
 
 classes of another data set are matched by name; images of classes that the network does not know are left out.
 
-exit status: 0 evaluated, 2 not evaluated; one sentence on standard error says why. The folder is written whole or
+exit status: 0 evaluated, 2 not evaluated; one sentence on standard error says why. The folder is written completely or
 not at all.
 """
 

@@ -1,4 +1,4 @@
-"""`mtlkit export`: a trained network as a file of ONNX."""
+"""`mtlkit export`: writes a trained network as an ONNX file."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Writes the network of a run as an ONNX file that runs on a CPU without PyTorch, for any batch, height and width. The
 file also says how to prepare images and what the classes are called. Before it is saved, ONNX Runtime runs it, and its
-outputs must match PyTorch's. `mtlkit predict` accepts the file in place of the run.
+outputs must match PyTorch's. `mtlkit predict` accepts the file instead of the run.
 
 Scans and task interaction become mtlkit's own operators; ONNX Runtime loads them from a library, whose path the command
 prints at the end. --plain writes standard operators only, for engines that cannot load it.
@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _records(saved: "SavedRun", options: argparse.Namespace) -> tuple[Any, Any]:
-    """What to calibrate with, and what to judge on."""
+    """The records for calibration and for evaluation."""
     from mtlkit.errors import DataError
     from mtlkit.evaluation.exported import split_for_calibration
     from mtlkit.evaluation.runner import choose_records
@@ -106,7 +106,7 @@ def _records(saved: "SavedRun", options: argparse.Namespace) -> tuple[Any, Any]:
         chosen, held_out = split_for_calibration(training, CALIBRATION)[0], records
     if not chosen:
         raise DataError(
-            f"{catalogue.root}: expected images of two groups (patients) or more, to calibrate and to judge"
+            f"{catalogue.root}: expected images of two groups (patients) or more, to calibrate and to evaluate"
         )
     return chosen, held_out
 
@@ -117,7 +117,7 @@ def _batches(saved: "SavedRun", records: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _judge(console: Any, saved: "SavedRun", records: Any, options: argparse.Namespace, images: int) -> None:
-    """Figures before and after, and a line if one fell."""
+    """Metrics before and after, and a line if one got worse."""
     from mtlkit import deploy
     from mtlkit.cli._console import open_table
     from mtlkit.evaluation.exported import POINT, in_session, key_figures
@@ -125,11 +125,11 @@ def _judge(console: Any, saved: "SavedRun", records: Any, options: argparse.Name
     session = deploy.open_session(options.out)
     with progress_bar("judging") as progress:
         before, after = (key_figures(run, records, progress=progress) for run in (saved, in_session(saved, session)))
-    title = f"calibrated with {images} images, judged on {len(records)} others"
+    title = f"calibrated with {images} images, evaluated on {len(records)} others"
     table = open_table("figure", "float32", "int8", title=title)
     for name, value in before.items():
         table.add_row(name, f"{value:.3f}", f"{after.get(name, float('nan')):.3f}")
     console.print(table)
     lost = {name: value - after.get(name, 0) for name, value in before.items()}
     if falls := ", ".join(f"{name} by {100 * loss:.1f} points" for name, loss in lost.items() if loss > POINT):
-        console.print(f"8 bits lower {falls}: judge the file before it is used")
+        console.print(f"8 bits lower {falls}: decide whether that is acceptable before you use the file")

@@ -75,7 +75,7 @@ def add_command(commands: Any) -> None:
     add_ray(add, "batches")
     add_max_pixels(command)
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="continue a prediction that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue an interrupted prediction")
     either.add_argument(
         "--force",
         action="store_true",
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dicom_seg or options.dicom_sr:
         check_installed("`mtlkit predict --dicom-seg` or `--dicom-sr`", "dicom")
     if engine != "torch" and options.device not in (None, "cpu"):
-        raise ValueError(f"--device {options.device}: {options.run_folder} runs on the CPU alone, as a file of ONNX")
+        raise ValueError(f"--device {options.device}: {options.run_folder} is an ONNX file, which runs only on the CPU")
     check_network(options.run_folder)  # before torch is loaded
     names = (
         "masks",

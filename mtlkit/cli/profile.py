@@ -1,4 +1,4 @@
-"""`mtlkit profile`: where a network's time goes, and how far each operator is from the limits of the machine."""
+"""`mtlkit profile`: shows where a network's time goes and how close each operator is to the machine's limits."""
 
 import argparse
 from pathlib import Path
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from mtlkit.cli._profiling import Row
 
 DESCRIPTION = """\
-Measures each of mtlkit's operators in a network: which backend serves it and how that cuts the work, the least time
-that it can take on this machine, the time that it takes, and its share of the whole. All other work is summed up as
-convolutions, linear layers, normalisation and the rest, so that the shares add up to 100 %.
+Measures each of mtlkit's operators in a network: its backend, how the backend divides the work, the shortest possible
+time on this machine, the measured time, and its share of the total. All other work is listed as convolutions, linear
+layers, normalisation and the rest, so that the shares add up to 100 %.
 
-With --dry-run nothing is measured and no GPU is needed: plans and floors follow from the sizes and from the data sheet
-of the GPU. What is printed are then floors, which no run can go below, and not times.
+With --dry-run nothing is measured and no GPU is needed: plans and floors are computed from the sizes and the data sheet
+of the GPU. The output then shows lower bounds, not measured times.
 """
 EPILOG = """\
 examples:
@@ -27,7 +27,7 @@ examples:
 
 exit status: 0 profiled, 2 not profiled; one sentence on standard error says why
 """
-NOT_PREDICTED = "convolutions and linear layers are predicted from their bytes alone"
+NOT_PREDICTED = "convolutions and linear layers are predicted only from their bytes"
 
 
 def add_command(commands: Any) -> None:

@@ -1,4 +1,4 @@
-"""`mtlkit publish`: a trained network with its model card, for the Hugging Face Hub."""
+"""`mtlkit publish`: writes a trained network with its model card, for the Hugging Face Hub."""
 
 import argparse
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 DESCRIPTION = """\
 Writes the network of a run as a folder that `mtlkit.models.from_pretrained` loads: options, parameters, and a model
-card, README.md, as the Hugging Face Hub shows it. The card says what the network was trained on and how, how good it is
-on the test part, how its probabilities are calibrated, what it is for and what not, how it is loaded, and which paper
-to cite. --evaluation takes the figures with their intervals from what `mtlkit evaluate` wrote, also on other data.
+card, README.md, for the Hugging Face Hub. The card describes training data and recipe, test metrics, calibration,
+intended use and limits, how to load the network, and which paper to cite. --evaluation adds metrics with intervals from
+the folders of `mtlkit evaluate`, also for other data.
 
-The card names the data set, but not where it lies, and no image and no patient. Read it before you publish it.
+The card names the data set, but no folder, image or patient. Read it before you publish it.
 """
 EPILOG = """\
 examples:
-  mtlkit publish runs/mbdi --out mbdi-card                                      look at mbdi-card/README.md
-  mtlkit publish runs/mbdi --out mbdi-card --evaluation mbdi-test mbdi-whu      figures with intervals, on two data sets
+  mtlkit publish runs/mbdi --out mbdi-card                                      then read mbdi-card/README.md
+  mtlkit publish runs/mbdi --out mbdi-card --evaluation mbdi-test mbdi-whu      metrics with intervals, on two data sets
   mtlkit publish runs/mbdi --hub someone/mbdi --licence cc-by-nc-4.0 --private  after `hf auth login`
 
-a README.md that was edited is never replaced: --force names it in the folder, and on the Hub it stays as it is
+an edited README.md is never replaced: in a folder, --force stops and names it; on the Hub it is kept
 
 exit status: 0 published, 2 not published; one sentence on standard error says what and where
 """
@@ -28,14 +28,14 @@ def add_command(commands: Any) -> None:
     """Adds `publish` to the command line."""
     command = commands.add_parser(
         "publish",
-        help="a trained network with its model card, as a folder or on the Hugging Face Hub",
+        help="write a trained network with its model card to a folder or the Hugging Face Hub",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = command.add_argument
-    add("run_folder", type=Path, metavar="RUN", help="the folder of a run that has ended")
-    add("--out", type=Path, metavar="FOLDER", help="where to write; a new folder")
+    add("run_folder", type=Path, metavar="RUN", help="folder of a finished run")
+    add("--out", type=Path, metavar="FOLDER", help="folder to write; it must be new")
     add("--hub", metavar="USER/NAME", help="the repository to upload to")
     add("--private", action="store_true", help="make a new repository private")
     add(
@@ -44,10 +44,10 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="FOLDER",
-        help="what `mtlkit evaluate` wrote of the run: its figures, with intervals",
+        help="folders that `mtlkit evaluate` wrote for the run, for metrics with intervals",
     )
-    add("--licence", metavar="TEXT", help="terms of the weights, as cc-by-nc-4.0")
-    add("--force", action="store_true", help="replace what an earlier call wrote there")
+    add("--licence", metavar="TEXT", help="terms of the weights, such as cc-by-nc-4.0")
+    add("--force", action="store_true", help="replace the files of an earlier call, and no others")
     command.set_defaults(run=run, command="publish", needs=("train",))
 
 

@@ -1,4 +1,4 @@
-"""`mtlkit train`: a network from a recipe and a folder of data."""
+"""`mtlkit train`: trains a network from a recipe and a folder of data."""
 
 import argparse
 import json
@@ -70,11 +70,11 @@ def add_command(commands: Any) -> None:
     add("--fold", type=int, metavar="K", help="with --folds: train only this one, from 1 on, in the folder fold-K")
     add_ray(add, "folds or seeds")
     either = command.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    either.add_argument("--resume", action="store_true", help="continue an interrupted run")
     either.add_argument(
         "--force",
         action="store_true",
-        help="start again; the files of the earlier run, and no others, are replaced once the new one has ended",
+        help="start again; the files of the earlier run, and no others, are replaced once the new one has finished",
     )
     add("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of recipes, for editors, and exit")
     command.set_defaults(run=run, command="train", needs=("train",), memory=MEMORY)
@@ -141,12 +141,12 @@ def changes_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 class _PrintSchema(argparse.Action):
-    """Prints the JSON schema of recipes and leaves, as --version does."""
+    """Prints the JSON schema of recipes and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from mtlkit.training import recipe_schema
 
-        print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - what was asked for
+        print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - the requested output
         parser.exit()
 
 
@@ -188,7 +188,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--split: expected none with --folds, which draws the splits")
     series = cluster_options(options)
     if options.ray is not None and (options.fold is not None or options.folds is options.repeats is None):
-        raise ValueError("--ray: expected --repeats, or --folds without --fold, as well: one run is not divided")
+        raise ValueError("--ray: expected --repeats, or --folds without --fold, as well: a single run cannot be spread")
     if options.force:
         check_outside(options.out, options.recipe)
     config = load_config(options.recipe).adjust(changes_of(options))
@@ -207,7 +207,7 @@ def run(options: argparse.Namespace) -> int:
     cells = {name: in_words(pair, digits_of(name)) for name, pair in pairs.items()}
     shown = [name.removeprefix("val/") for name in cells if name.startswith("val/") and "/gate_" not in name]
     table = open_table("metric", "validation", "test", "meaning", title=str(options.out))
-    for name in sorted(shown, key=lambda name: name in LOSSES):  # what the network achieves first
+    for name in sorted(shown, key=lambda name: name in LOSSES):  # metrics first
         table.add_row(name, cells[f"val/{name}"], cells.get(f"test/{name}", ""), metric_meaning(name))
     console.print(table)
     out = shlex.quote(str(options.out))

@@ -82,7 +82,7 @@ def test_warnings_do_not_control_the_terminal():
         ),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            "out of memory, so that the system ended a process that reads images; ",
+            "out of memory: the system ended a process that reads images; ",
         ),
     ],
 )

@@ -301,7 +301,7 @@ def test_command(small_lesion, image, tmp_path, capsys):
         assert not (tmp_path / "none").exists()
         return capsys.readouterr().err.removeprefix("mtlkit: ").strip()
 
-    assert failing(file, "--device", "cuda") == f"--device cuda: {file} runs on the CPU alone, as a file of ONNX"
+    assert failing(file, "--device", "cuda") == f"--device cuda: {file} is an ONNX file, which runs only on the CPU"
     assert "engine: expected 'onnxruntime' for" in failing(file, "--engine", "torch")
     assert "; `mtlkit export` writes a run as a file" in failing(tmp_path, "--engine", "onnxruntime")
     assert failing(file, "--max-pixels", 100).endswith("; --max-pixels raises the limit")
