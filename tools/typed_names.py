@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> str | None:
@@ -20,7 +20,7 @@ def main() -> str | None:
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     found = json.loads(run.stdout)["typeCompleteness"]
-    if Path(found["packageRootDirectory"]) != ROOT / "mtlkit":
+    if Path(found["packageRootDirectory"]).resolve() != ROOT / "mtlkit":
         return f"pyright read {found['packageRootDirectory']} instead of {ROOT / 'mtlkit'}"
     public = [symbol for symbol in found["symbols"] if symbol["isExported"]]
     inferred = [symbol["name"] for symbol in public if symbol["isTypeAmbiguous"]]

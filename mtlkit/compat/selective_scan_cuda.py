@@ -80,17 +80,8 @@ def _bwd(
     """The gradients of u, delta, A, B, C, D and delta_bias; then that of z, which `dz` takes, and the gated output."""
     kept: list[Tensor] = []
 
-    def scan(
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-    ):
-        kept.append(selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus))
+    def scan(*tensors: Any) -> Tensor:
+        kept.append(selective_scan(*tensors, delta_softplus=delta_softplus))
         return kept[0]
 
     *found, found_z, dbias = _gradients(scan, (u, delta, A, B, C, D, z, delta_bias), dout)
