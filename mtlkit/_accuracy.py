@@ -1,11 +1,11 @@
-"""One policy of how exact a result must be, for tests, benchmarks and checks.
+"""One policy for the accuracy of results, for tests, benchmarks and checks.
 
 It compares with the reference in float64 by the relative error |got - exact| / |exact| in the 2-norm:
 
 - float64 and float32 within fixed bounds;
 - 16-bit within twice (output) or three times (gradients) the error that plain PyTorch makes in the same dtype, plus
   the dtype's own rounding;
-- a gradient that is zero where the exact one is not fails whatever the bounds are.
+- a gradient that is zero although the exact one is not always fails.
 """
 
 from typing import NamedTuple
@@ -46,14 +46,14 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
 def accuracy(
     name: str, got: Tensor | None, exact: Tensor, plain: Tensor | None = None, *, gradient: bool = False
 ) -> Accuracy:
-    """How a result meets the policy.
+    """Compares a result with the policy.
 
     Args:
-        name: what is compared, for the words of the fault.
+        name: name of the result, for messages.
         got: the result under test.
         exact: the reference in float64.
-        plain: what plain PyTorch makes of the same 16-bit input; needed for 16-bit results only.
-        gradient: whether the bounds for gradients hold.
+        plain: result of plain PyTorch for the same 16-bit input; needed only for 16-bit results.
+        gradient: whether the bounds for gradients apply.
     """
     nan = float("nan")
     if got is None:
@@ -86,7 +86,7 @@ def assert_accurate(
         The relative error.
 
     Raises:
-        AssertionError: another shape, a missing or wrongly zero value, or an error beyond the bound.
+        AssertionError: the shape is wrong, a value is missing or wrongly zero, or the error exceeds the bound.
 
     Example:
         >>> import torch, mtlkit

@@ -1,4 +1,4 @@
-"""The kinds of error that data, files and runs raise; each message is one sentence that says what and where."""
+"""Errors about data, files and runs; each message is one sentence that names the problem and the place."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ __all__ = [
 
 
 class DataError(ValueError):
-    """Something on disk is not as it must be; its subclasses are the kinds that a caller can do something about.
+    """Something on disk is invalid; subclasses are the cases that a caller can handle.
 
-    Control characters, as names of files may hold, stand in the message as their escapes.
+    Control characters, which file names may contain, are escaped in the message.
 
     Args:
-        message: the sentence; without the path, where that is given.
-        path: the file or folder that it concerns.
+        message: the sentence, without the path if that is given.
+        path: the file or folder concerned.
 
     Example:
         >>> from mtlkit.data import DataError, open_dataset
@@ -43,11 +43,11 @@ class DataError(ValueError):
 
 
 class ExistsError(DataError):
-    """A file or folder exists already, and `force`, which replaces what mtlkit wrote there, is not given.
+    """A file or folder exists already, and `force`, which replaces mtlkit's files there, is not given.
 
     Args:
         message: the sentence.
-        resumable: whether `resume` continues what is there.
+        resumable: whether `resume` can continue it.
 
     Example:
         >>> from mtlkit.errors import ExistsError
@@ -61,11 +61,11 @@ class ExistsError(DataError):
 
 
 class OccupiedError(DataError):
-    """A folder holds what mtlkit does not own, or what is still needed; it is never replaced."""
+    """A folder contains files that mtlkit does not own, or that are still needed; it is never replaced."""
 
 
 class ChangedError(OccupiedError):
-    """A file that mtlkit wrote has been changed since, and would be replaced or removed."""
+    """A file written by mtlkit was changed since, and would be replaced or removed."""
 
 
 class InUseError(DataError):
@@ -73,11 +73,11 @@ class InUseError(DataError):
 
 
 class UnfinishedError(DataError):
-    """A run has not ended; `resume` continues it."""
+    """A run has not finished; `resume` continues it."""
 
 
 class CheckpointError(DataError):
-    """A checkpoint is missing or cannot be read; only training again, with `force`, replaces it."""
+    """A checkpoint is missing or unreadable; train again with `force`."""
 
 
 class UnusableError(DataError):
@@ -85,12 +85,12 @@ class UnusableError(DataError):
 
 
 class MasksNeededError(DataError):
-    """A network looks at known lesions, and `masks` is not given."""
+    """A network needs lesion masks, and `masks` is not given."""
 
 
 class MismatchError(DataError):
-    """A mask has another size than its image."""
+    """A mask and its image differ in size."""
 
 
 class TooLargeError(DataError):
-    """An image has more pixels than are read; `max_pixels` raises the limit."""
+    """An image has too many pixels; `max_pixels` raises the limit."""

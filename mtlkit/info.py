@@ -1,7 +1,7 @@
-"""What mtlkit can use on this machine, what it cannot, and why: `python -m mtlkit.info`, also `mtlkit info`.
+"""Reports what mtlkit can use on this machine, what it cannot, and why: `python -m mtlkit.info`, or `mtlkit info`.
 
-The report is what a bug report needs. It comes out whole where parts of an installation are broken: without torch,
-without the compiled module, or with one that crashes Python at load.
+Include it in bug reports. It is complete even if parts of an installation are broken: without torch, without the
+compiled module, or with one that crashes Python at load.
 """
 
 import importlib.metadata
@@ -35,7 +35,7 @@ Row = tuple[str, str]
 
 
 def attempt(probe: Callable[[], str]) -> str:
-    """The probe's answer, or its error as text: no single probe may cost the reader the rest of the report."""
+    """The result of a probe, or its error as text, so that a failing probe does not end the report."""
     try:
         return probe()
     except Exception as error:
@@ -43,7 +43,7 @@ def attempt(probe: Callable[[], str]) -> str:
 
 
 def load_native() -> tuple[ModuleType | None, str]:
-    """Loads `mtlkit._C` after a trial in a process of its own, for a damaged file can kill the process that loads it.
+    """Loads `mtlkit._C` after a trial in another process, because a damaged file can crash the process that loads it.
 
     Returns:
         The module, or None and the reason.
@@ -62,7 +62,7 @@ def load_torch() -> tuple[ModuleType | None, str]:
     """Imports torch; returns the module, or None and the reason."""
     try:
         import torch
-    except Exception as error:  # a broken installation raises whatever its loader does
+    except Exception as error:  # a broken installation can raise anything
         return None, f"{type(error).__name__}: {error}"
     return torch, ""
 
@@ -93,7 +93,7 @@ def version_of(*distributions: str) -> str:
 
 
 def versions(torch: ModuleType | None, torch_error: str) -> Iterator[Row]:
-    """Rows of the software that mtlkit stands on."""
+    """Rows of the software that mtlkit depends on."""
     yield "Python", f"{platform.python_version()}, {sys.executable}"
     yield "platform", platform.platform()
     if torch is None:
@@ -113,7 +113,7 @@ def native(module: ModuleType | None, why_not: str) -> Iterator[Row]:
         return
     yield "file", str(module.__file__)
     yield "compiler", attempt(lambda: module.compiler)
-    yield "OpenMP", attempt(lambda: module.openmp() or "none loaded: threads of its own")
+    yield "OpenMP", attempt(lambda: module.openmp() or "none loaded: own threads")
     yield (
         "CUDA",
         attempt(
@@ -124,7 +124,7 @@ def native(module: ModuleType | None, why_not: str) -> Iterator[Row]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as reported by the system."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
@@ -136,7 +136,7 @@ def cpu_name() -> str:
 
 
 def gpu_name() -> str:
-    """Every GPU with its memory and driver, as the driver's own tool tells."""
+    """Every GPU with its memory and driver, from nvidia-smi."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return "none (no nvidia-smi)"
@@ -164,7 +164,7 @@ def hardware(torch: ModuleType | None) -> Iterator[Row]:
 def settings() -> Iterator[Row]:
     """Rows of the MTLKIT_* variables that are set."""
     for name in sorted(name for name in os.environ if name.startswith("MTLKIT_")):
-        yield name, os.environ[name] + ("" if name in SETTINGS else "  (mtlkit knows no such variable)")
+        yield name, os.environ[name] + ("" if name in SETTINGS else "  (unknown to mtlkit)")
 
 
 def report() -> str:
@@ -175,7 +175,7 @@ def report() -> str:
         >>> print(report())  # doctest: +ELLIPSIS
         mtlkit ...
     """
-    torch, torch_error = load_torch()  # first, as in use: the compiled module then shares torch's OpenMP
+    torch, torch_error = load_torch()  # first, as in normal use: the compiled module then shares torch's OpenMP
     module, why_not = load_native()
     lines = [f"mtlkit {mtlkit.__version__}, {Path(mtlkit.__file__).parent}", "", "Backends"]
     for fix, group in groupby(backends(torch_error), key=lambda row: row[3]):

@@ -118,7 +118,7 @@ def segmentation_scores(
     Args:
         probabilities: (B, 1, H, W), in [0, 1].
         target: (B, 1, H, W); above 0.5 is lesion.
-        threshold: a pixel of at least so much is predicted as lesion.
+        threshold: pixels with at least this probability are predicted as lesion.
         empty: score of an image without lesion. "exclude", as in the papers: NaN, so that means exclude it; "score": 1
             if nothing is predicted, otherwise 0.
 
@@ -127,7 +127,7 @@ def segmentation_scores(
                 is predicted, precision is NaN and the others are 0.
 
     Raises:
-        TypeError, ValueError: another dtype, shape, range or option.
+        TypeError, ValueError: wrong dtype, shape, range or option.
 
     Example:
         >>> import torch
@@ -152,32 +152,32 @@ def boundary_scores(
     tolerance: float = 2.0,
     threshold: float = 0.5,
 ) -> dict[str, Tensor]:
-    """How far the boundaries of predicted and true masks are apart, for each image.
+    """Distances between the boundaries of predicted and true masks, for each image.
 
-    The boundary of a mask is those of its pixels that have one of their four neighbours, or the edge of the image,
-    outside of it. Distances go from each pixel of one boundary to the nearest of the other, both ways.
+    The boundary of a mask consists of its pixels with one of their four neighbours, or the edge of the image, outside
+    of the mask. Distances are from each pixel of one boundary to the nearest pixel of the other, in both directions.
 
-        hd95          the 95th percentile of the distances, of the way where it is larger
-        assd          the mean of all distances, both ways together
-        surface_dice  the share of the pixels of both boundaries whose distance is at most the tolerance
+        hd95          the 95th percentile of the distances, in the direction in which it is larger
+        assd          the mean of all distances in both directions
+        surface_dice  the fraction of both boundaries' pixels whose distance is at most the tolerance
 
-    They are what MONAI computes; scipy's distance transform finds the distances.
+    The results equal MONAI's; scipy's distance transform computes the distances.
 
     Args:
         probabilities: (B, 1, H, W), in [0, 1].
         target: (B, 1, H, W); above 0.5 is lesion.
-        spacing: of rows and of columns, two numbers or (B, 2); in mm, for distances in mm. By default distances are in
-            pixels.
-        tolerance: of surface_dice, in the unit of the distances.
-        threshold: a pixel of at least so much is predicted as lesion.
+        spacing: spacing of rows and columns, two numbers or (B, 2), in mm for distances in mm. By default distances are
+            in pixels.
+        tolerance: tolerance of surface_dice, in the unit of the distances.
+        threshold: pixels with at least this probability are predicted as lesion.
 
     Returns:
         "hd95", "assd" and "surface_dice", each (B,), float32. An image without lesion has NaN, as in
-        `segmentation_scores`. Where there is a lesion and nothing is predicted, hd95 and assd are NaN, as there is no
-        distance, and surface_dice is 0. All are NaN where a spacing is NaN.
+        `segmentation_scores`. If there is a lesion and nothing is predicted, hd95 and assd are NaN and surface_dice is
+        0. All are NaN if a spacing is NaN.
 
     Raises:
-        TypeError, ValueError: another dtype, shape, range or option.
+        TypeError, ValueError: wrong dtype, shape, range or option.
 
     Source: Nikolov et al., arXiv 1809.04430 (surface Dice).
 
@@ -213,10 +213,13 @@ def _boundary_scores(predicted: np.ndarray, true: np.ndarray, step: np.ndarray, 
     if not predicted.any():
         return float("nan"), float("nan"), 0.0
     lesion = np.argwhere(predicted | true)
-    (top, left), (bottom, right) = lesion.min(0), lesion.max(0) + 1  # distances within this box are those of the image
+    (top, left), (bottom, right) = (
+        lesion.min(0),
+        lesion.max(0) + 1,
+    )  # distances inside this box equal those in the image
     masks = [mask[top:bottom, left:right] for mask in (predicted, true)]
     edges = [mask > np.asarray(ndimage.binary_erosion(mask)) for mask in masks]
-    ways = [  # of the pixels of one edge to the other
+    ways = [  # from the pixels of one edge to the other
         np.asarray(ndimage.distance_transform_edt(~other, sampling=step))[edge] for edge, other in (edges, edges[::-1])
     ]
     both = np.concatenate(ways)
@@ -224,15 +227,16 @@ def _boundary_scores(predicted: np.ndarray, true: np.ndarray, step: np.ndarray, 
 
 
 class SegmentationMetrics(Metric):
-    """Mean IoU, Dice, sensitivity and precision over images, gathered batch by batch and across processes.
+    """Mean IoU, Dice, sensitivity and precision over images, accumulated over batches and processes.
 
     Args:
-        threshold: a pixel of at least so much is predicted as lesion.
-        empty: "exclude" (the papers' way) leaves images without lesion out of the means, and counts them; "score" lets
-            them score 1 if nothing is predicted, else 0. Precision is over the images where something is predicted.
+        threshold: pixels with at least this probability are predicted as lesion.
+        empty: "exclude", as in the papers, leaves images without lesion out of the means and counts them; "score"
+            scores them 1 if nothing is predicted, otherwise 0. Precision is averaged over images with a predicted
+            lesion.
 
-    `compute` returns the means ("iou", "dice", "sensitivity", "precision"; NaN where no image counts), "images" and
-    "empty" (how many there were, and how many of them had no lesion). `scores` returns them image by image.
+    `compute` returns the means ("iou", "dice", "sensitivity", "precision"; NaN without images), "images", the number of
+    images, and "empty", the number without lesion. `scores` returns the scores of each image.
 
     Example:
         >>> import torch
@@ -278,7 +282,7 @@ class SegmentationMetrics(Metric):
 
 
 def positive_class(num_classes: int, named: int | None = None) -> int | None:
-    """The class that is to be found: the one that is named, class 1 of two, or none.
+    """The positive class: the given one, class 1 of two, or none.
 
     Example:
         >>> from mtlkit.metrics import positive_class
@@ -293,15 +297,15 @@ class ClassificationMetrics(Metric):
 
     Args:
         num_classes: K, at least 2.
-        ignore_index: what marks an image without label; it is left out.
-        positive: the class that "precision_positive", "recall_positive" and "f1_positive" are of, against the rest. By
-            default class 1 of two; of more there is none, nor are there these figures.
+        ignore_index: label of unlabelled images, which are left out.
+        positive: class for "precision_positive", "recall_positive" and "f1_positive", against the rest. By default
+            class 1 of two; with more classes there are no such metrics by default.
 
     `compute` returns "accuracy"; "precision_macro", "recall_macro" and "f1_macro", means over the classes that occur or
-    are predicted; "f1_weighted", by how often each class occurs; the three of the positive class; "auc"; and "images",
-    how many were labelled. With two classes "auc" is that of class 1; otherwise each class is judged against the rest,
-    and the mean taken over those with both positives and negatives. What cannot be computed is NaN. `confusion` returns
-    the matrix, rows being the true classes.
+    are predicted; "f1_weighted", weighted by class frequency; the three metrics of the positive class; "auc"; and
+    "images", the number of labelled images. With two classes "auc" is for class 1; otherwise it is the mean over each
+    class against the rest, for classes with both positives and negatives. Undefined values are NaN. `confusion` returns
+    the matrix, with the true classes as rows.
 
     Example:
         >>> import torch
@@ -348,14 +352,14 @@ class ClassificationMetrics(Metric):
         return dim_zero_cat(self.probabilities), dim_zero_cat(self.labels)
 
     def confusion(self) -> Tensor:
-        """(K, K), int64: how many images of each true class (row) were given each class (column)."""
+        """(K, K), int64: number of images by true class (row) and predicted class (column)."""
         probabilities, labels = self._all()
         if not len(labels):
             return torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)
         return multiclass_confusion_matrix(probabilities.argmax(1), labels, self.num_classes)
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures over all labelled images."""
+        """The metrics over all labelled images."""
         probabilities, labels = self._all()
         K, predicted = self.num_classes, probabilities.argmax(1)
         of_all = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
@@ -391,7 +395,7 @@ class ClassificationMetrics(Metric):
             return torch.tensor(float("nan"))
         if self.num_classes == 2:
             return binary_auroc(probabilities[:, 1], labels)
-        # torchmetrics warns of, and counts as 0, a class without example: only those that can be judged are asked for
+        # torchmetrics warns about a class without example and counts it as 0, so such classes are left out
         each = [binary_auroc(probabilities[:, k], (labels == k).long()) for k in judged.nonzero().flatten().tolist()]
         return torch.stack(each).mean()
 
@@ -403,14 +407,14 @@ def failure_detection(scores: Tensor, failed: Tensor) -> dict[str, Tensor]:
     """How well a score, such as a gate, predicts failure.
 
     Args:
-        scores: (N,): higher is to mean that failure is likelier. NaN marks an image to be left out.
+        scores: (N,); a higher score must mean that failure is likelier. Images with NaN are left out.
         failed: (N,), bool.
 
     Returns:
-        "auroc" and "average_precision", NaN where all or none failed, and "failures", how many did.
+        "auroc" and "average_precision", NaN if all or none failed, and "failures", the number of failures.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: wrong dtype or shape.
 
     Example:
         >>> import torch
@@ -432,7 +436,7 @@ def failure_detection(scores: Tensor, failed: Tensor) -> dict[str, Tensor]:
     if not 0 < failures < len(failed):
         nan = torch.tensor(float("nan"))
         return {"auroc": nan, "average_precision": nan, "failures": failures}
-    # ranks keep the order of scores of any range; torchmetrics would take those beyond [0, 1] for logits, and round
+    # ranks keep the order for any range; torchmetrics would treat scores beyond [0, 1] as logits, and round
     ranks = torch.unique(scores, return_inverse=True)[1].double()  # (N,)
     ranks = ranks / ranks.max().clamp_min(1)
     return {

@@ -1,11 +1,11 @@
-"""What tests and benchmarks share: inputs of named shapes, and one policy of how exact a result must be.
+"""Shared by tests and benchmarks: inputs of named shapes, and one policy for the accuracy of results.
 
 The policy compares with the reference in float64 by the relative error |got - exact| / |exact| in the 2-norm:
 
 - float64 and float32 within fixed bounds;
 - 16-bit within twice (output) or three times (gradients) the error that plain PyTorch makes in the same dtype, plus
   the dtype's own rounding;
-- a gradient that is zero where the exact one is not fails whatever the bounds are.
+- a gradient that is zero although the exact one is not always fails.
 """
 
 from mtlkit._accuracy import FORWARD_BOUND, GRADIENT_BOUND, ROUNDING, assert_accurate, relative_error

@@ -222,8 +222,8 @@ def test_a_second_call_has_no_effect():
 def test_nothing_to_replace():
     model = nn.Sequential(nn.Linear(2, 2))
     report = mtlkit.accelerate(model)
-    assert str(report) == ("mtlkit.accelerate: 0 replaced, 0 left alone: the model has nothing that mtlkit replaces")
-    with pytest.raises(ValueError, match=r"(?s)model: with strict=True.*nothing that mtlkit replaces"):
+    assert str(report) == ("mtlkit.accelerate: 0 replaced, 0 left alone: the model has no layer that mtlkit replaces")
+    with pytest.raises(ValueError, match=r"(?s)model: with strict=True.*no layer that mtlkit replaces"):
         mtlkit.accelerate(model, strict=True)
 
 

@@ -1,4 +1,4 @@
-"""`mtlkit.accelerate`: swaps the layers of any model for mtlkit's, which share their Parameters."""
+"""`mtlkit.accelerate`: replaces layers of any model by mtlkit's, which share their Parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that was swapped.
+    """A replaced layer.
 
     Attributes:
         name: its path in the model.
-        kind: the class that it had.
-        form: what was recognised, in words.
+        kind: original class of the layer.
+        form: recognised form, in words.
         error: relative difference of the two layers' outputs on random input; None if they were not compared.
         formula: whether the layer's own code needs a GPU, so that its formula was compared instead.
     """
@@ -37,12 +37,12 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Left:
-    """A layer that resembles what mtlkit replaces and was left as it is.
+    """A layer that resembles one that mtlkit replaces, but was not replaced.
 
     Attributes:
         name: its path in the model.
-        kind: its class.
-        reason: why, in words.
+        kind: class of the layer.
+        reason: why it was not replaced, in words.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """What `accelerate` did to a model; `print` shows it as a table.
+    """The result of `accelerate`; `print` shows it as a table.
 
     Attributes:
-        replaced: the layers that are mtlkit's now.
-        left: those that resemble one and were left alone, each with the reason.
-        already: paths of those that were mtlkit's before.
+        replaced: the replaced layers.
+        left: similar layers that were not replaced, each with the reason.
+        already: paths of layers that were mtlkit's before.
     """
 
     replaced: tuple[Replaced, ...]
@@ -69,7 +69,7 @@ class Report:
         if self.already:
             head += f", {len(self.already)} mtlkit's already"
         if not (self.replaced or self.left or self.already):
-            return f"{head}: the model has nothing that mtlkit replaces"
+            return f"{head}: the model has no layer that mtlkit replaces"
         rows = [("replaced", r.name, r.kind, _with_error(r)) for r in self.replaced]
         rows += [("left", entry.name, entry.kind, entry.reason) for entry in self.left]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
@@ -98,32 +98,33 @@ def accelerate(
 def accelerate(
     model: nn.Module, *, strict: bool = False, report: bool = True, check: bool = True
 ) -> Report | nn.Module:
-    """Swaps the scans of a model, and every level of task interaction, for mtlkit's, in place.
+    """Replaces the scans of a model, and every level of task interaction, by mtlkit's, in place.
 
-    The SS2D layers of MedMamba, VM-UNet and VMamba, and of whatever was made from them, in any published order of the
-    scan, the blocks of Mamba, Vim and their kin, and the scans of SegMAN, MambaIRv2, MSVMamba and Sigma are recognised
-    by their parameters and shapes; TIM, and TIM with UPA, by the names of their published parts, which are those of
-    mtlkit.nn.InteractionLevel. On a CPU depthwise convolutions of 3 x 3, 5 x 5 and 7 x 7 are replaced, too, as their
-    training takes PyTorch several times as long; the memory format of their input is kept. The new layers hold the very
-    same Parameters under the same names and in the same order: optimizers, state dicts, exponential averages, tied and
-    frozen weights go on as before. Hooks of the layers, training mode, device and dtype survive. Everything else in the
-    model is left as it is, and a second call finds nothing to do.
+    It recognises by their parameters and shapes: the SS2D layers of MedMamba, VM-UNet, VMamba and networks derived from
+    them, in any published scan order; the blocks of Mamba, Vim and similar networks; and the scans of SegMAN,
+    MambaIRv2, MSVMamba and Sigma. It recognises TIM, and TIM with UPA, by the names of their published parts, which are
+    those of mtlkit.nn.InteractionLevel. On a CPU it also replaces depthwise convolutions of 3 x 3, 5 x 5 and 7 x 7,
+    whose training is several times slower in PyTorch; the memory format of their input is kept. The new layers hold the
+    same Parameter objects under the same names and in the same order, so that optimizers, state dicts, exponential
+    averages, and tied and frozen weights keep working. Hooks of the layers, training mode, device and dtype are kept.
+    Nothing else in the model changes, and a second call does nothing.
 
-    Call it before torch.compile, FSDP and TorchScript, which take the model as it is then.
+    Call it before torch.compile, FSDP and TorchScript, which capture the model.
 
     Args:
-        model: any module; if it is itself an SS2D, it has no place to be swapped in, and is left alone.
-        strict: whether to raise where nothing was found or something was left alone, with the model unchanged.
+        model: any module. A module that is itself an SS2D is not replaced, because it has no parent.
+        strict: whether to raise an error, with the model unchanged, if nothing is found or a similar layer cannot be
+            replaced.
         report: whether to return the report; otherwise the model is returned.
-        check: whether each layer is compared with its replacement on a small random image, and left alone where the
-            two disagree or it does not run. Without it the structure alone decides.
+        check: whether to compare each layer with its replacement on a small random image, and to keep it if the two
+            disagree or it does not run. Otherwise only the structure decides.
 
     Returns:
         The report: `replaced`, `left` and `already`; `print` shows it as a table. With `report=False` the model.
 
     Raises:
-        TypeError: `model` is no module.
-        ValueError: with `strict`, nothing was found, or something was left alone.
+        TypeError: `model` is not a module.
+        ValueError: with `strict`, nothing was found, or a similar layer was not replaced.
 
     Example:
         >>> import mtlkit
@@ -136,16 +137,16 @@ def accelerate(
     replaced, left, already, done = list[Replaced](), list[Left](), list[str](), list[str]()
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
-            continue  # a part of a layer that was dealt with as a whole
+            continue  # part of a layer that was handled already
         recogniser = next((r for r in (_cores, _ss2d, _mamba, _levels, _depthwise) if r.resembles(module)), None)
         if recogniser is _depthwise and name.startswith(tuple(f"{entry.name}." for entry in left)):
-            continue  # a layer that is left alone keeps its parts
+            continue  # parts of a layer that is not replaced are not replaced either
         if isinstance(module, SS2D | Mamba | InteractionLevel | TaskInteraction | Shared):
             already.append(name)
             done.append(f"{name}.")
         elif recogniser is not None:
             try:
-                require(name != "", "it is the model itself, and has no place to be swapped in: pass what contains it")
+                require(name != "", "it is the model itself and has no parent: pass the module that contains it")
                 sharded = any(kind(parameter) == "DTensor" for parameter in module.parameters())
                 require(not sharded, "it is sharded; accelerate the model before sharding it")
                 match = _replacement(module, recogniser.plan(module), check)
@@ -163,16 +164,16 @@ def accelerate(
 
 
 def restore(model: nn.Module) -> list[str]:
-    """Undoes `accelerate`: puts the original layers back, with the Parameters, hooks and mode that hold now.
+    """Undoes `accelerate`: restores the original layers, with the current Parameters, hooks and mode.
 
     Args:
         model: any module.
 
     Returns:
-        The paths of the layers that were put back.
+        The paths of the restored layers.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is not a module.
 
     Example:
         >>> import torch, mtlkit

@@ -1,7 +1,7 @@
-"""Under the names of mamba-ssm, causal-conv1d and VMamba, for code that imports those where they are not installed.
+"""mtlkit under the names of mamba-ssm, causal-conv1d and VMamba, for code that imports packages not installed here.
 
-Nothing is registered at import: `install()` does it for all names or for those it is given, `uninstall()` undoes it.
-The functions themselves may be called directly as well.
+Nothing is registered at import: `install()` registers all names or the given ones, `uninstall()` undoes it. The
+functions can also be called directly.
 
 >>> import mtlkit
 >>> names = mtlkit.compat.install(replace=True)

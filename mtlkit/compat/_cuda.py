@@ -1,4 +1,4 @@
-"""What code that was written for a GPU asks of one, on a machine without."""
+"""Runs code that was written for a GPU on a machine without one."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,11 +9,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _DEVICE = torch.cuda.device
-_IGNORED = ("set_device", "synchronize")  # of torch.cuda, which raise where there is no driver
+_IGNORED = ("set_device", "synchronize")  # functions of torch.cuda that raise without a driver
 
 
 class _AnyDevice(_DEVICE):
-    """`torch.cuda.device` that does nothing for a CPU, where that raises."""
+    """`torch.cuda.device` that does nothing for a CPU instead of raising."""
 
     def __init__(self, device: Any) -> None:
         on_cpu = isinstance(device, (str, torch.device)) and torch.device(device).type == "cpu"
@@ -28,13 +28,13 @@ class _NoDevice(_DEVICE):
 
 
 def allow_cpu_contexts(allow: bool) -> None:
-    """Lets `with torch.cuda.device(x.device)` pass for an x on the CPU, where torch sees no GPU; or not any more."""
+    """Makes `with torch.cuda.device(x.device)` work for an x on the CPU if torch sees no GPU, or undoes that."""
     if not torch.cuda.is_available():
         torch.cuda.device = _AnyDevice if allow else _DEVICE  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class _OnCPU(TorchFunctionMode):
-    """Reads every CUDA device among the arguments of a function of torch as the CPU."""
+    """Replaces CUDA devices in the arguments of torch functions by the CPU."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -54,11 +54,11 @@ def _on_cpu(value: Any) -> Any:
 
 @contextmanager
 def cuda_on_cpu() -> Iterator[None]:
-    """Gives code that asks for a CUDA device the CPU, in this thread, where torch sees no GPU; otherwise does nothing.
+    """Redirects CUDA devices to the CPU in this thread if torch sees no GPU; otherwise does nothing.
 
-    `.cuda()`, `.to("cuda")`, `device="cuda"`, `torch.load` of what was saved on a GPU, `torch.cuda.device`,
-    `torch.cuda.set_device` and `torch.cuda.synchronize` are covered, and Triton kernels that are defined within run in
-    Triton's interpreter, which is slow. Each call of torch takes some microseconds more.
+    `.cuda()`, `.to("cuda")`, `device="cuda"`, `torch.load` of files saved on a GPU, `torch.cuda.device`,
+    `torch.cuda.set_device` and `torch.cuda.synchronize` are covered. Triton kernels that are defined inside the block
+    run in Triton's interpreter, which is slow. Each torch call takes a few microseconds more.
 
     Example:
         >>> import torch, mtlkit

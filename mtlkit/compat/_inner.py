@@ -94,16 +94,16 @@ def mamba_inner_fn(
         out_proj_bias: its bias, (C,).
         A: real state matrix, (D, N), negative for a stable state.
         B: input matrix, (D, N) or (B, N, L); projected from x if None.
-        C: output matrix, likewise.
-        D: skip, (D,).
+        C: output matrix, in the same form as B.
+        D: weight of the skip connection, (D,).
         delta_bias: added to the time step, (D,).
         B_proj_bias: added to a projected B, (N,).
         C_proj_bias: added to a projected C, (N,).
         delta_softplus: whether softplus is applied to the time step.
-        checkpoint_lvl: accepted for compatibility; the backward pass has its own way of saving memory.
-        b_rms_weight: where given, B is divided by its root mean square over the states, and multiplied by this, (N,).
-        c_rms_weight: likewise for C.
-        dt_rms_weight: likewise for the projected time step, over the channels, (D,).
+        checkpoint_lvl: accepted for compatibility; the backward pass saves memory in its own way.
+        b_rms_weight: if given, B is divided by its root mean square over the states and multiplied by this, (N,).
+        c_rms_weight: the same for C.
+        dt_rms_weight: the same for the projected time step, over the channels, (D,).
         b_c_dt_rms_eps: added to those mean squares.
 
     Returns:
@@ -306,13 +306,13 @@ def _project(
     C_proj_bias: Tensor | None,
     rms: tuple[Any, ...] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the scan takes: x (B, D, L), the time step (B, D, L), B and C as given or (B, N, L), and z (B, D, L)."""
+    """The arguments of the scan: x (B, D, L), time step (B, D, L), B and C as given or (B, N, L), and z (B, D, L)."""
     check_tensor("xz", xz, 3)
     check_tensor("conv1d_weight", conv1d_weight, 3)
     check_tensor("x_proj_weight", x_proj_weight, 2)
     check_tensor("delta_proj_weight", delta_proj_weight, 2)
     if isinstance(A, Tensor) and A.is_complex():
-        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not served")
+        raise TypeError(f"A: expected a real tensor, got {A.dtype}; complex state spaces are not supported")
     check_tensor("A", A, 2)
     channels = conv1d_weight.shape[0]
     rank, states = delta_proj_weight.shape[1], A.shape[1]

@@ -1,8 +1,7 @@
-"""Import names of other packages: which are served, and how they come to stand for mtlkit's functions.
+"""Import names of other packages that mtlkit provides, and how they are redirected to mtlkit's functions.
 
-A finder at the head of `sys.meta_path` makes the modules of the packages that are installed, when they are first
-imported. Where the package itself lies on the path, its modules that mtlkit does not serve are found there, and what
-its `__init__.py` defines stays importable.
+A finder at the start of `sys.meta_path` creates the modules when they are first imported. If the package itself is on
+the path, its other modules are found there, and the names in its `__init__.py` stay importable.
 """
 
 import ast
@@ -47,23 +46,22 @@ VMAMBA = tuple(name for name in PACKAGES if name.startswith("selective_scan"))
 
 
 def install(*names: str, replace: bool = False) -> tuple[str, ...]:
-    """Makes the import names of other packages find mtlkit's functions; call it before the code that imports them.
+    """Redirects the import names of other packages to mtlkit's functions; call it before the code that imports them.
 
-    An installed package whose compiled kernels can run here is left alone. Of one that has none, as mamba-ssm installs
-    by default, or that needs a GPU where torch sees none, the served modules are replaced, with a warning that says so,
-    and all its others stay importable. Where torch sees no GPU,
-    `with torch.cuda.device(x.device)`, as VMamba has it, passes for an x on the CPU until `uninstall`.
+    An installed package whose compiled kernels can run here is not replaced. If it has no kernels, as mamba-ssm by
+    default, or needs a GPU that torch does not see, the modules that mtlkit provides are replaced with a warning, and
+    all others stay importable. If torch sees no GPU, `with torch.cuda.device(x.device)`, as in VMamba, works for an x
+    on the CPU until `uninstall`.
 
     Args:
-        names: packages, as they are imported; every one that is served if none is named.
-        replace: whether to take the place of a working installation, too; code that imported its functions before keeps
-            them.
+        names: import names of packages; all available ones if none is given.
+        replace: whether to replace a working installation too; code that imported its functions before keeps them.
 
     Returns:
-        Those of the names that mtlkit serves now.
+        The names that mtlkit now provides.
 
     Raises:
-        ValueError: a name that is not served.
+        ValueError: mtlkit does not provide a name.
 
     Example:
         >>> import mtlkit
@@ -85,7 +83,7 @@ def install(*names: str, replace: bool = False) -> tuple[str, ...]:
             if reason is None:
                 continue
             warnings.warn(
-                f"mtlkit.compat stands in for {name} in {_shown(place)}, which has no kernels to run here: {reason}",
+                f"mtlkit.compat replaces {name} in {_shown(place)}, which has no kernels that run here: {reason}",
                 stacklevel=2,
             )
         _FINDER.add(name)
@@ -93,10 +91,10 @@ def install(*names: str, replace: bool = False) -> tuple[str, ...]:
 
 
 def uninstall(*names: str) -> None:
-    """Undoes `install`: the names, all if none is given, stand for what they stood for before.
+    """Undoes `install` for the names, or for all if none is given.
 
     Raises:
-        ValueError: a name that is never served.
+        ValueError: mtlkit does not provide a name.
 
     Example:
         >>> import mtlkit
@@ -108,10 +106,10 @@ def uninstall(*names: str) -> None:
 
 
 def install_mamba_ssm(*, replace: bool = False) -> bool:
-    """`install("mamba_ssm")`, and whether mtlkit's functions are what is found now.
+    """`install("mamba_ssm")`; returns whether imports now find mtlkit's functions.
 
     Args:
-        replace: whether to take the place of a working mamba-ssm, too.
+        replace: whether to replace a working mamba-ssm too.
 
     Example:
         >>> import mtlkit
@@ -126,7 +124,7 @@ def install_mamba_ssm(*, replace: bool = False) -> bool:
 
 
 def uninstall_mamba_ssm() -> None:
-    """Undoes `install_mamba_ssm`; without it nothing happens.
+    """Undoes `install_mamba_ssm`; does nothing without it.
 
     Example:
         >>> import mtlkit
@@ -136,13 +134,13 @@ def uninstall_mamba_ssm() -> None:
 
 
 def install_vmamba(*, replace: bool = False) -> bool:
-    """`install` of all that VMamba and the projects after it import: `selective_scan` and the `selective_scan_cuda*`.
+    """`install` for the imports of VMamba and derived projects: `selective_scan` and the `selective_scan_cuda*`.
 
     Args:
-        replace: whether to take the place of working extensions, too.
+        replace: whether to replace working extensions too.
 
     Returns:
-        Whether mtlkit's functions are what is found now under all these names.
+        Whether imports of all these names now find mtlkit's functions.
 
     Example:
         >>> import mtlkit
@@ -157,7 +155,7 @@ def install_vmamba(*, replace: bool = False) -> bool:
 
 
 def uninstall_vmamba() -> None:
-    """Undoes `install_vmamba`; without it nothing happens.
+    """Undoes `install_vmamba`; does nothing without it.
 
     Example:
         >>> import mtlkit
@@ -316,7 +314,7 @@ class _Finder:
         names = [entry for entry in self.modules.get(parent, ()) if not entry.startswith("__")]
         modules = [module for module, inside in self.modules.items() if inside and module.startswith(f"{package}.")]
         has = [f"{parent} has {', '.join(names)}"] * bool(names) + [f"modules are {', '.join(modules)}"] * bool(modules)
-        message = f"{name}: mtlkit.compat stands in for {package} and does not serve this{reason}; {'; '.join(has)}"
+        message = f"{name}: mtlkit.compat replaces {package} and does not provide this{reason}; {'; '.join(has)}"
         error = ModuleNotFoundError(message)  # without name=, since the import system ignores one of that name
         if isinstance(missing, _Missing):
             error.__cause__ = missing.error

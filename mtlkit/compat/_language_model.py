@@ -67,7 +67,7 @@ class Generated(NamedTuple):
 
 
 class GenerationMixin:
-    """Gives a network, whose call returns logits, `generate`."""
+    """Adds `generate` to a network whose call returns logits."""
 
     def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype: Any = None, **options: Any) -> Any:
         """The states of each block, for the network to say."""
@@ -96,17 +96,17 @@ class GenerationMixin:
 
         Args:
             input_ids: given tokens, (B, L).
-            max_length: tokens at the end, the given ones included.
-            top_k: of how many best tokens one is drawn; 1 takes the best, 0 draws of all.
-            top_p: of which share of the probability one is drawn; 0 is all of it.
-            min_p: tokens of less than this share of the largest probability are left out.
-            temperature: the logits are divided by it.
-            return_dict_in_generate: whether the scores are returned next to the tokens.
-            output_scores: whether there are any.
-            eos_token_id: ends generation where every sequence has it.
-            repetition_penalty: makes tokens that were there less likely if above 1.
-            teacher_outputs: tokens to take instead, (B, max_length).
-            vocab_size: tokens from this on are left out.
+            max_length: total number of tokens, including the given ones.
+            top_k: number of best tokens to sample from; 1 takes the best, 0 samples from all.
+            top_p: fraction of the probability to sample from; 0 for all of it.
+            min_p: tokens below this fraction of the largest probability are left out.
+            temperature: divisor of the logits.
+            return_dict_in_generate: whether to return the scores with the tokens.
+            output_scores: whether to keep scores.
+            eos_token_id: token that ends generation once every sequence has it.
+            repetition_penalty: values above 1 make repeated tokens less likely.
+            teacher_outputs: tokens to use instead of sampled ones, (B, max_length).
+            vocab_size: tokens from this index on are left out.
             cg: accepted for compatibility.
             enable_timing: accepted for compatibility.
 
@@ -241,7 +241,7 @@ class MixerModel(nn.Module):
 
 
 class Logits(NamedTuple):
-    """What `MambaLMHeadModel` returns: logits, (B, L, V)."""
+    """The output of `MambaLMHeadModel`: logits, (B, L, V)."""
 
     logits: Tensor
 
@@ -252,8 +252,7 @@ class MambaLMHeadModel(nn.Module, GenerationMixin):
     Args:
         config: options.
         initializer_cfg: `initializer_range`, `rescale_prenorm_residual`, `n_residuals_per_layer` of the start values.
-        device: where the parameters are made.
-        dtype: of the parameters.
+        device: device of the parameters. dtype: dtype of the parameters.
 
     Raises:
         ValueError: an option of attention, of MLPs or of another layer than Mamba-1.

@@ -1,11 +1,11 @@
-"""Trained networks on your own images: masks, overlays, and a table of probabilities.
+"""Runs trained networks on your own images: masks, overlays, and a table of probabilities.
 
 >>> from mtlkit.inference import predict
 >>> found = predict("runs/mbdi", "scans", "found")  # doctest: +SKIP
 >>> found.rows[0]["class_predicted"]  # doctest: +SKIP
 'malignant'
 
-Runs need the extra `train`, files of ONNX only `predict`.
+Runs need the extra `train`; ONNX files only need `predict`.
 """
 
 from mtlkit.inference.drawing import draw_overlay

@@ -59,11 +59,11 @@ def check_dicom(network: OpenNetwork, records: Sequence[Record] | Sequence[Exam]
 
 
 def longest_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
-    """The longest distance between two points of a mask, whose pixels are rectangles; 0 for an empty one.
+    """The longest distance between two points of a mask with rectangular pixels; 0 for an empty mask.
 
     Args:
         mask: (H, W), bool.
-        spacing: of rows and columns.
+        spacing: spacing of rows and columns.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,4 @@
-"""Masks drawn onto images."""
+"""Draws masks onto images."""
 
 import numpy as np
 
@@ -8,10 +8,10 @@ LINE, HALO = (230, 159, 0), (0, 0, 0)  # orange, which is told from grey and fro
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image with the outline of a mask, a coloured line between two dark ones.
+    """Draws the outline of a mask onto an image, as a coloured line between two dark ones.
 
-    The line runs along the inside of the mask and the halo along both sides of it, so that it is seen on any ground. It
-    is a pixel wide for each 250 of the image's shorter side.
+    The line follows the inside of the mask, with a dark halo on both sides, so that it is visible on any background. It
+    is one pixel wide per 250 pixels of the image's shorter side.
 
     Args:
         image: (H, W, 3), uint8.

@@ -128,7 +128,7 @@ def find_images(
         known = len(problems.found)
         files = list(images_below(path, problems))
         if not files and len(problems.found) == known:
-            raise DataError(f"{path}: there is not a single image in it")
+            raise DataError(f"{path}: it contains no usable image")
         names = {composed(str(file.with_suffix(""))) for file in files}
         own = [file for file in files if not _is_mask_of(file, names)]
         left_out += len(files) - len(own)
@@ -243,7 +243,7 @@ def find_exams(inputs: Sequence[Path], problems: Problems) -> tuple[list[Exam], 
         else:
             folders = [folder for folder in subfolders(path) if any(images_below(folder, problems))]
         if not folders and len(problems.found) == known:
-            raise DataError(f"{path}: there is not a single image in it")
+            raise DataError(f"{path}: it contains no usable image")
         for folder in folders:
             key = composed(folder.resolve().name)
             if key in seen:

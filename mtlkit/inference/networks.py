@@ -1,4 +1,4 @@
-"""Trained networks as prediction sees them: arrays in, arrays out, whichever engine computes between."""
+"""Trained networks for prediction: arrays in, arrays out, with either engine."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -26,22 +26,22 @@ SUFFIX = ".onnx"
 
 @dataclass(frozen=True)
 class Facts:
-    """What must be known of a network to prepare its input and to read its output.
+    """Everything needed to prepare a network's input and to interpret its output.
 
     Args:
-        network: its name among those of `mtlkit.models`.
-        inputs: the names of what it takes; see `mtlkit.models.network.Network`.
-        classes: the names of the classes, by classifier.
-        logits: the name of the output, by classifier.
-        temperatures: by which the logits are divided, by classifier.
-        gates: the names of its gates.
+        network: name of the network in `mtlkit.models`.
+        inputs: names of its inputs; see `mtlkit.models.network.Network`.
+        classes: class names, by classifier.
+        logits: name of the output, by classifier.
+        temperatures: divisor of the logits, by classifier.
+        gates: names of its gates.
         needs_masks: whether it needs masks.
-        size: of its images, pixels a side.
-        mean: to which they are brought; None leaves them in [0, 1].
-        std: likewise.
-        batch_size: images at once, as in training.
-        max_pixels: the most that an image may have.
-        workers: how many images are read at once.
+        size: size of its images, pixels per side.
+        mean: mean for normalisation; None keeps images in [0, 1].
+        std: standard deviation for normalisation.
+        batch_size: images per batch, as in training.
+        max_pixels: maximal number of pixels in an image.
+        workers: number of images to read in parallel.
 
     Example:
         >>> from mtlkit.inference import Facts
@@ -98,15 +98,15 @@ class Facts:
 
 
 class OpenNetwork(ABC):
-    """A trained network, ready to predict; `open_network` opens it.
+    """A trained network, ready to predict, opened by `open_network`.
 
     Attributes:
         source: the folder of a run, or a file.
-        facts: how its input is prepared, and what its output means.
+        facts: preparation of its input and meaning of its output.
         engine: one of `ENGINES`.
-        device: where it runs.
-        weights: tells its parameters from others.
-        remarks: what the reader of its predictions must know.
+        device: device of the network.
+        weights: fingerprint of its parameters.
+        remarks: remarks for the reader of its predictions.
 
     Example:
         >>> from mtlkit.inference import OpenNetwork, open_network
@@ -123,7 +123,7 @@ class OpenNetwork(ABC):
 
     @abstractmethod
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What it says of a batch.
+        """The network's predictions for a batch.
 
         Args:
             inputs: by the names of `facts.inputs`: "images" (B, 3, H, W), "masks" (B, 1, H, W) and "views"
@@ -131,18 +131,18 @@ class OpenNetwork(ABC):
 
         Returns:
             Float32: the probabilities of the classes by classifier, (B, K), or (B, 2, K) for the left and the right
-            breast; where the network has them, "mask" (B, 1, H, W), probabilities, and "gates" (B, ...).
+            breast; if the network has them, also "mask" (B, 1, H, W), probabilities, and "gates" (B, ...).
         """
 
     def uncalibrated(self) -> "OpenNetwork":
-        """The network with its probabilities as they are."""
+        """The network without calibration of its probabilities."""
         other = copy.copy(self)
         other.facts = replace(self.facts, temperatures=dict.fromkeys(self.facts.temperatures, 1.0))
         return other
 
 
 def engine_of(run: Any, engine: str | None = None) -> str:
-    """The engine that runs a network: of a file of ONNX "onnxruntime", of anything else "torch".
+    """The engine for a network: "onnxruntime" for an ONNX file, otherwise "torch".
 
     Raises:
         ValueError: `engine` is another one.
@@ -168,7 +168,7 @@ def engine_of(run: Any, engine: str | None = None) -> str:
 
 
 def check_network(run: Any, device: Any = None) -> None:
-    """Raises where it is plain, before an engine is loaded, that a network cannot be opened."""
+    """Raises early, before an engine is loaded, if a network cannot be opened."""
     if engine_of(run) == "onnxruntime":
         check_installed("prediction from a file", "predict")
         if device is not None and str(device) != "cpu":
@@ -188,14 +188,14 @@ def open_network(
     """Opens a trained network to predict with it.
 
     Args:
-        run: the folder of a run, what `mtlkit.training.load_run` made of one, or a file that `mtlkit export` wrote. Of
-            a folder of several runs, as the folds of a cross-validation, it is the mean of what their networks say.
-        device: where PyTorch runs it; by default where it is, on the CPU if it was not loaded yet.
-        threads: of ONNX Runtime; by default its own choice.
+        run: the folder of a run, a run from `mtlkit.training.load_run`, or a file from `mtlkit export`. For a folder of
+            several runs, such as the folds of a cross-validation, predictions are the mean of their networks.
+        device: device for PyTorch; by default the run's current device, or the CPU if it was not loaded yet.
+        threads: number of threads of ONNX Runtime; by default its own choice.
 
     Raises:
-        DataError: there is no such folder or file, or it does not hold a trained network.
-        ValueError: a device for a file.
+        DataError: there is no such folder or file, or it does not contain a trained network.
+        ValueError: a device is given for an ONNX file.
 
     Example:
         >>> from mtlkit.inference import open_network

@@ -39,16 +39,15 @@ def flip_average(
     inputs: Mapping[str, Any],
     flips: Sequence[Axes] = IMAGE_FLIPS,
 ) -> dict[str, np.ndarray]:
-    """The mean of what a network says of images and of their mirror images.
+    """The mean of a network's predictions for images and their mirror images.
 
-    Masks that it draws are flipped back before. Of exams, each view is flipped within itself: views, breasts and their
-    answers keep their places. As all breasts point one way (right ones come flipped), they then all point the other
-    way, so that left and right are not swapped. Upside down, mammograms are not: `EXAM_FLIPS` leaves that out.
+    Predicted masks are flipped back first. In an exam each view is flipped separately; views and breasts keep their
+    places, so left and right are not swapped. Mammograms are not flipped vertically: see `EXAM_FLIPS`.
 
     Args:
         network: inputs to outputs, by name, as `open_network` returns it.
         inputs: arrays; those with rows and columns, (B, ..., H, W) of at least 4 dimensions, are flipped.
-        flips: the axes of each flip; () is the image as it is.
+        flips: axes of each flip; () is the original image.
 
     Example:
         >>> import numpy as np
@@ -122,18 +121,18 @@ def slide(
     std: Sequence[float] | None = None,
     batch_size: int = 1,
 ) -> np.ndarray:
-    """The mask of an image, blended from those of windows over its own pixels.
+    """The mask of an image, blended from the masks of windows at full resolution.
 
     Args:
         network: images (B, 3, window, window), float32, to probabilities (B, 1, window, window).
-        pixels: (H, W, 3), uint8. Where one side is shorter than a window, its last pixels are repeated for the network.
-        window: pixels a side.
-        mean: to which the network's images are brought; None leaves them in [0, 1].
-        std: likewise.
-        batch_size: windows at once.
+        pixels: (H, W, 3), uint8. A side shorter than a window is extended by repeating its last pixels.
+        window: pixels per side.
+        mean: mean for normalisation; None keeps images in [0, 1].
+        std: standard deviation for normalisation.
+        batch_size: windows per batch.
 
     Returns:
-        (H, W), float32; of an image of a window's size, to the last bit what the network says.
+        (H, W), float32; for an image of a window's size, exactly the network's output.
 
     Raises:
         ValueError: `window` or `batch_size` is below 1.
@@ -175,7 +174,7 @@ def check_windows(network: Any, takes: Sequence[str]) -> None:
         takes: the names of its inputs.
     """
     if tuple(takes) != ("images",):
-        raise ValueError(f"sliding_window: expected a network that draws masks, and that of {network} does not")
+        raise ValueError(f"sliding_window: expected a network that predicts masks, which that of {network} does not")
 
 
 def cost_in_words(passes: float, seconds: float, *, tta: bool, sliding_window: bool) -> str:

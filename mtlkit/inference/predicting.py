@@ -55,7 +55,7 @@ SIDES = ("left", "right")
 
 
 class Predicted(NamedTuple):
-    """What `predict` wrote.
+    """The result of `predict`.
 
     Example:
         >>> from mtlkit.inference import Predicted
@@ -99,47 +99,47 @@ def predict(
     ray_cpus: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Predicted:
-    """Runs a trained network over images, and writes what it says.
+    """Runs a trained network on images, and writes the predictions to a folder.
 
-    Images are read and prepared as in training. A mask is brought back to the size of its image, and its area is told
-    in pixels, and in mm² where a DICOM file says how large these are. Each frame of a DICOM file is an image.
+    Images are read and prepared as in training. Masks are resized to the size of the image, and their area is given in
+    pixels, and in mm² if a DICOM file has the pixel size. Each frame of a DICOM file is an image.
 
     Args:
-        run: the folder of a run, or of several (folds or seeds), whose mean it is then, what
-            `mtlkit.training.load_run` made of one, a file that `mtlkit export` wrote, or
-            what `open_network` made of any of them.
-        inputs: images (PNG, JPEG, BMP, TIFF, DICOM), and folders of them; for a network of four-view mammograms folders
-            with the views of an exam, or folders of such folders.
-        out: a new folder.
-        masks: a folder of masks by the names of the images, for networks that look at a known lesion (csa_moe).
-        batch_size: images at once; by default as in training. Only MBDI's gates, as published, look at the others of a
-            batch.
-        engine: "torch" for a run or "onnxruntime" for a file, where it is to be said; it follows from `run`.
-        device: where PyTorch runs the network; by default where it is, on the CPU if it was not loaded yet.
-        resume: continues a prediction that was interrupted, of the same network, inputs and options; one that has
-            ended is left as it is.
-        force: starts again if there is a prediction already, whose files stay until the new one has ended.
-        skip_bad: leaves out what cannot be used, instead of raising.
-        max_pixels: the most that a frame may have; by default as in the run's recipe.
-        calibrate: divides logits by the temperatures that were fitted after training; False leaves them as they are.
-        dicom_seg: writes a DICOM Segmentation for each image or frame of DICOM, too (extra `dicom`).
-        dicom_sr: writes a DICOM report (TID 1500) for each, too: area, longest diameter, class and probabilities.
-        sliding_window: draws the masks of images that are larger than those of training from windows over their own
-            pixels, blended (`slide`). The network sees these images magnified, compared with training; class and gates
-            come from the whole image, as ever.
-        tta: averages what the network says of an image and of its mirror images (`flip_average`): 4 passes, and 2 for
-            exams, which are not turned upside down. With either option each row has "passes" and "seconds".
-        ray: address of a Ray cluster, over which the batches are spread: "auto" for that of this machine, "local" for
-            one that is started here, "host:port" or "ray://host:port". Of runs, each worker has a GPU where the cluster
-            has any and `device` is not "cpu".
-        ray_cpus: CPUs of each worker of a cluster, and threads of PyTorch.
-        progress: called with the number of images that are done, and their total.
+        run: the folder of a run, or of several runs (folds or seeds) to average, a run from `mtlkit.training.load_run`,
+            a file from `mtlkit export`, or a network from `open_network`.
+        inputs: images (PNG, JPEG, BMP, TIFF, DICOM) and folders of images; for a network of four-view mammograms
+            folders with the views of an exam, or folders of such folders.
+        out: folder to write; it must be new.
+        masks: folder of masks with the names of the images, for networks that need the lesion's mask (csa_moe).
+        batch_size: images per batch; by default as in training. Only the gates of MBDI, as published, depend on the
+            other images of a batch.
+        engine: "torch" for a run or "onnxruntime" for a file; by default chosen by `run`.
+        device: device for PyTorch; by default the run's current device, or the CPU if it was not loaded yet.
+        resume: whether to continue an interrupted prediction with the same network, inputs and options; a finished one
+            is not changed.
+        force: whether to start again if there is a prediction already; its files stay until the new one has finished.
+        skip_bad: whether to leave out unusable images instead of raising an error.
+        max_pixels: maximal number of pixels in a frame; by default as in the run's recipe.
+        calibrate: whether to divide logits by the temperatures that were fitted after training.
+        dicom_seg: whether to also write a DICOM Segmentation for each DICOM image or frame (extra `dicom`).
+        dicom_sr: whether to also write a DICOM report (TID 1500) for each: area, longest diameter, class and
+            probabilities.
+        sliding_window: whether to predict masks of images larger than in training from overlapping windows at full
+            resolution (`slide`). The network then sees magnified images compared with training; class and gates are
+            still computed from the complete image.
+        tta: whether to average predictions over the image and its mirror images (`flip_average`): 4 passes, and 2 for
+            exams, which are not flipped vertically. With either option each row has "passes" and "seconds".
+        ray: address of a Ray cluster for the batches: "auto" for the cluster of this machine, "local" to start one
+            here, "host:port" or "ray://host:port". For runs, each worker has a GPU if the cluster has any and `device`
+            is not "cpu".
+        ray_cpus: CPUs and PyTorch threads of each worker of a cluster.
+        progress: called with the number of processed images and the total.
 
     Raises:
-        DataError: there is no such file, one cannot be read, nothing is left to predict, the folder may not be written,
-            or it holds a prediction of something else than what is to be resumed.
-        ValueError: `batch_size` is below 1, `resume` and `force` are both given, `engine` or `device` is none for
-            this network, it draws no masks that windows could serve, or there is no such cluster.
+        DataError: a file is missing or unreadable, nothing is left to predict, the folder cannot be written, or it
+            contains another prediction than the one to resume.
+        ValueError: `batch_size` is below 1, `resume` and `force` are both given, `engine` or `device` does not fit the
+            network, the network predicts no masks for `sliding_window`, or there is no such cluster.
         FloatingPointError: the network's output is NaN or infinite.
 
     Example:
@@ -210,7 +210,7 @@ def predict(
         rows = _run(work, where, records, found, problems, progress) if records else []
         if not rows:
             where = ", ".join(map(str, paths))
-            raise DataError(f"{where}: there is nothing that can be predicted; {problems.found[0]}")
+            raise DataError(f"{where}: no input can be used; {problems.found[0]}")
         remarks += [*remarks_on(rows), *ways.remarks(rows)]
         cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
         place.write_text("predictions.csv", csv_text(cells))
@@ -228,11 +228,11 @@ def _find(
         raise DataError("inputs: expected at least one image or folder, got none")
     facts = network.facts
     if masks is not None and "masks" not in facts.inputs:
-        raise DataError(f"{masks}: the network of {network.source} takes no masks")
+        raise DataError(f"{masks}: the network of {network.source} does not take masks")
     if facts.takes_exams:
         return find_exams(paths, problems)
     if facts.needs_masks and masks is None:
-        raise MasksNeededError(f"{network.source}: this network looks at a known lesion: a folder of masks is needed")
+        raise MasksNeededError(f"{network.source}: this network needs a folder with masks of the lesions")
     return find_images(paths, masks, problems, masks_needed=facts.needs_masks)
 
 

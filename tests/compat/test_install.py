@@ -122,7 +122,7 @@ def test_an_unknown_name_is_refused():
 
 def test_a_missing_module_says_who_stands_there():
     compat.install("mamba_ssm")
-    message = r"ops.mamba9: mtlkit.compat stands in for mamba_ssm and does not serve this; modules are .*\.ops"
+    message = r"ops.mamba9: mtlkit.compat replaces mamba_ssm and does not provide this; modules are .*\.ops"
     with pytest.raises(ModuleNotFoundError, match=message):
         importlib.import_module("mamba_ssm.ops.mamba9")
     with pytest.raises(ImportError, match=r"mamba_ssm.Mamba9: .*; mamba_ssm has .*mamba_inner_fn"):
@@ -138,7 +138,7 @@ def test_a_missing_module_says_who_stands_there():
 
 
 def test_a_package_without_kernels_is_replaced_with_one_warning(tree):
-    with pytest.warns(UserWarning, match=r"mamba_ssm in \S+, which has no kernels to run here: there is no "):
+    with pytest.warns(UserWarning, match=r"mamba_ssm in \S+, which has no kernels that run here: there is no "):
         assert compat.install_mamba_ssm()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

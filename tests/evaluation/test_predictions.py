@@ -245,6 +245,6 @@ def test_flips_of_exams_and_windows_without_masks(mammography):
     exams = mammography.open_data().records[:2]
     assert predict_records(mammography, exams, tta=True).cost["passes"] == 2
     with pytest.raises(
-        ValueError, match=r"^sliding_window: expected a network that draws masks, and that of .*run does"
+        ValueError, match=r"^sliding_window: expected a network that predicts masks, which that of .*run does"
     ):
         predict_records(mammography, exams, sliding_window=True)

@@ -196,7 +196,7 @@ def test_networks_without_masks_and_other_options_on_resuming(
     scan = image("scan.png")
     for source, options in ((small_views.file, {"masks": tmp_path}), (small_mammography.file, {})):
         with pytest.raises(
-            ValueError, match=r"^sliding_window: expected a network that draws masks, and that of .*net.onnx"
+            ValueError, match=r"^sliding_window: expected a network that predicts masks, which that of .*net.onnx"
         ):
             predict(source, scan, tmp_path / "out", sliding_window=True, **options)
     assert not (tmp_path / "out").exists()

@@ -191,9 +191,9 @@ def test_a_network_that_is_given_masks(views, lesion, image, tmp_path):
     alone = SavedRun(**{**vars(views), "model": create_model("csa_moe", experts=("image",)).eval()})
     predict(alone, tmp_path / "scans", tmp_path / "out3", masks=tmp_path / "first/masks")
     assert [(row["key"], row["area_pixels"]) for row in table(tmp_path / "out3")] == [("a", ""), ("b", str(mask.sum()))]
-    with pytest.raises(DataError, match=r"looks at a known lesion: a folder of masks is needed$"):
+    with pytest.raises(DataError, match=r"needs a folder with masks of the lesions$"):
         predict(views, tmp_path / "scans", tmp_path / "out4")
-    with pytest.raises(DataError, match="takes no masks"):
+    with pytest.raises(DataError, match="does not take masks"):
         predict(lesion, tmp_path / "scans", tmp_path / "out4", masks=tmp_path / "first/masks")
 
 
@@ -262,7 +262,7 @@ def test_broken_images_are_named_or_left_out(lesion, image, tmp_path):
     assert json.loads((tmp_path / "out/predictions.json").read_text())["skipped"] == found.skipped
     (tmp_path / "c.dcm").write_bytes(b"broken")
     for path, words in ((tmp_path / "scans/b.png", "an image"), (tmp_path / "c.dcm", "DICOM")):
-        reason = f"{path}: there is nothing that can be predicted; {path}: cannot be read as {words}"
+        reason = f"{path}: no input can be used; {path}: cannot be read as {words}"
         with pytest.raises(DataError, match=re.escape(reason)):
             predict(lesion, path, tmp_path / "none", skip_bad=True)
     assert not (tmp_path / "none").exists()
