@@ -72,9 +72,9 @@ oracle: $(STAMP) ## train three seeds on phantoms, force their gates, and print 
 gpu: $(STAMP) ## doctor, GPU tests, compute-sanitizer and benchmarks, results in build/gpu and benchmarks/results; MINUTES=10 what fits
 	$(PY) tools/gpu.py --sanitizer $(SANITIZER) $(if $(MINUTES),--minutes $(MINUTES))
 
-gpu-bundle: ## pack what make gpu needs for a machine without a network, into dist; TARGET_PYTHON, TARGET_TORCH, VMAMBA, PEERS=off
+gpu-bundle: ## pack what make gpu needs for a machine without a network, into dist; TARGET_PYTHON, TARGET_TORCH, VMAMBA, PEERS, WHEEL
 	$(PYTHON) tools/gpu_bundle.py --python $(TARGET_PYTHON) --torch $(TARGET_TORCH) \
-		$(if $(VMAMBA),--vmamba $(VMAMBA)) $(if $(PEERS),--peers $(PEERS))
+		$(if $(VMAMBA),--vmamba $(VMAMBA)) $(if $(PEERS),--peers $(PEERS)) $(if $(WHEEL),--wheel $(WHEEL))
 
 fuzz: $(STAMP) ## compare random operator calls with float64 for half an hour
 	$(PY) -m tests.fuzz --minutes 30

@@ -10,12 +10,22 @@ import zipfile
 import pytest
 
 
-@pytest.fixture
-def bundle(root):
-    spec = importlib.util.spec_from_file_location("gpu_bundle", root / "tools/gpu_bundle.py")
+def load(root, name):
+    spec = importlib.util.spec_from_file_location(name, root / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def bundle(root, monkeypatch):
+    monkeypatch.syspath_prepend(root / "tools")
+    return load(root, "gpu_bundle")
+
+
+@pytest.fixture
+def peers(root):
+    return load(root, "gpu_peers")
 
 
 @pytest.fixture
@@ -71,7 +81,24 @@ def test_too_large_an_archive_is_refused(bundle, wheels, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"gpu.tar.gz", "wheels"}
 
 
-def test_mamba_ssm_loses_the_imports_of_its_networks(bundle, tmp_path):
+def test_peers_are_packed_as_sources(bundle, peers, wheels, tmp_path):
+    """VMamba's with a setup.py that asks no GPU."""
+    checkout, sources = tmp_path / "VMamba", tmp_path / "sources"
+    for name in ("kernels/selective_scan/csrc/selective_scan/reverse_scan.cuh", "classification/models/csm_triton.py"):
+        (checkout / name).parent.mkdir(parents=True)
+        (checkout / name).write_text(name)
+    for _ in range(2):
+        peers.vmamba_sources(checkout, sources / "vmamba_scan")
+    (sources / "mamba_ssm-2.3.tar.gz").write_bytes(b"sources")
+    with tarfile.open(bundle.pack(tmp_path / "gpu.tar.gz", [wheels], DESCRIPTION, sources)) as archive:
+        found = {name for name in archive.getnames() if name.startswith("mtlkit-gpu/peers/")}
+    scan = "mtlkit-gpu/peers/vmamba_scan"
+    expected = {f"{scan}/setup.py", f"{scan}/csm_triton.py", f"{scan}/csrc/selective_scan/reverse_scan.cuh"}
+    assert found == {"mtlkit-gpu/peers/mamba_ssm-2.3.tar.gz", *expected}
+    compile((sources / "vmamba_scan/setup.py").read_text(), "setup.py", "exec")
+
+
+def test_mamba_ssm_loses_the_imports_of_its_networks(peers, tmp_path):
     wheel = tmp_path / "mamba_ssm-2.3-cp312-cp312-linux_x86_64.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(
@@ -79,25 +106,31 @@ def test_mamba_ssm_loses_the_imports_of_its_networks(bundle, tmp_path):
         )
         archive.writestr("mamba_ssm/ops/scan.py", "import selective_scan_cuda\n")
     for _ in range(2):
-        bundle.without_language_model(tmp_path)
+        peers.without_language_model(wheel)
         with zipfile.ZipFile(wheel) as archive:
             assert archive.read("mamba_ssm/__init__.py") == b'__version__ = "2.3"\n'
             assert archive.read("mamba_ssm/ops/scan.py") == b"import selective_scan_cuda\n"
     assert list(tmp_path.iterdir()) == [wheel]
 
 
-def test_nvcc_compiles_for_the_bundles_architectures_alone(bundle, tmp_path, monkeypatch):
+def test_nvcc_compiles_for_the_bundles_architectures_alone(peers, tmp_path, monkeypatch):
     """Whatever a peer's setup.py names; everything else reaches nvcc as it is."""
     nvcc = tmp_path / "cuda" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text('#!/bin/sh\necho "$@"\n')
     nvcc.chmod(0o755)
     monkeypatch.setenv("CUDACXX", str(nvcc))
-    program, toolkit = bundle.nvcc_for("80;90", sys.executable, tmp_path)
-    assert toolkit == tmp_path / "cuda"
+    assert peers.find_nvcc() == str(nvcc)
+    program = peers.nvcc_for(str(nvcc), "80;90", tmp_path)
     given = ["-O3", "-gencode", "arch=compute_75,code=sm_75", "-arch=sm_86", "-c", "a b.cu"]
     said = subprocess.run([program, *given], capture_output=True, text=True, check=True).stdout
     assert said == "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -O3 -c a b.cu\n"
+
+
+def test_without_nvcc_no_peer_is_compiled(peers, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "find_nvcc", lambda: None)
+    with pytest.raises(SystemExit, match="nvcc was not found"):
+        peers.build([tmp_path], "90", tmp_path, 1)
 
 
 def test_arguments(bundle, tmp_path, capsys):

@@ -71,6 +71,25 @@ def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_packed_peers_are_compiled_before_they_are_measured(gpu, monkeypatch, tmp_path, here):
+    """While the first stages run; what they say is in a file of its own."""
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "bundle.json").write_text('{"archs": "80;90"}')
+    (tmp_path / "tools/gpu_peers.py").write_text("import sys; print('built by', *sys.argv[1:6])\n")
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", "print(1)"])
+    assert gpu.main(["doctor", "scans", *here]) == 0
+    assert [row[:2] for row in summary(tmp_path)] == [["doctor", "passed"], ["peers", "passed"], ["scans", "passed"]]
+    assert summary(tmp_path)[1][3] == "built by peers --out build/peers --install --archs"
+    (tmp_path / "tools/gpu_peers.py").write_text("import time; time.sleep(60)\n")
+    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    assert gpu.main(["scans", "--minutes", "0.05", *here]) == 0
+    assert [row[:2] for row in summary(tmp_path)] == [["peers", "cut off"], ["scans", "passed"]]
+    assert gpu.main(["doctor", *here]) == 0
+    assert [row[0] for row in summary(tmp_path)] == ["doctor"]
+
+
 def test_without_a_gpu_doctor_alone_runs(gpu, monkeypatch, tmp_path, here, capsys):
     monkeypatch.setattr(gpu, "why_no_gpu", lambda: "torch 2.11.0 sees no GPU here")
     monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", "print('All 7 calls are right')"])

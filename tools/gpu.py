@@ -10,6 +10,7 @@ fails does not stop the others. Without a GPU only `mtlkit doctor` runs, and the
 """
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -80,6 +81,8 @@ def command(stage: str, folders: Folders, sanitizer: str, gpu: bool = True) -> l
 
 def cut(process: subprocess.Popen) -> None:
     """Ends a stage: by Ctrl-C first, after which pytest still says what it has found."""
+    if process.poll() is not None:
+        return
     for sign, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)):
         try:
             os.killpg(process.pid, sign)
@@ -131,6 +134,30 @@ def run(line: Sequence[str], log: TextIO, variables: Mapping[str, str], seconds:
     return "passed" if status == 0 else f"failed ({status})", last
 
 
+class Peers:
+    """Those that were packed as sources, compiled while the first stages run."""
+
+    BEFORE, SHARE = "scans", 0.3
+
+    def __init__(self, log: Path) -> None:
+        bundle = json.loads((ROOT / "bundle.json").read_text())
+        line = [sys.executable, "tools/gpu_peers.py", "peers", "--out", "build/peers", "--install"]
+        line += ["--archs", bundle["archs"], "--jobs", str(os.cpu_count() or 1)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(line, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+        self.log = log
+
+    def wait(self, seconds: float | None) -> tuple[str, str]:
+        """Waits for their end so long at most; the result, and the last line of what was said."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            cut(self.process)
+            return "cut off", f"see {self.log.name}"
+        last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+        return "passed" if status == 0 else f"failed ({status})", "".join(last)
+
+
 def why_no_gpu() -> str | None:
     """Why nothing can be measured here, if so; asked in a process of its own, which leaves the GPU alone."""
     code = "import torch; print(torch.__version__, torch.cuda.is_available())"
@@ -161,25 +188,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary.write_text(f"**No GPU: {missing}. Only mtlkit doctor ran.**\n\n{HEAD}" if missing else HEAD)
     stages = ["doctor"] if missing else options.stages or list(STAGES)
     failed = missing is not None
-    with log.open("w") as file:
-        for stage in stages:
-            line, left = command(stage, folders, options.sanitizer, missing is None), None
-            began = time.monotonic()
-            if options.minutes is not None:
-                left = 60 * options.minutes - (began - start) - GRACE
-                left = min(left, 60 * options.minutes * STAGES[stage].share)
-            title = f"\n== {stage}: {' '.join(line)}\n"
-            print(title, flush=True)
-            file.write(title)
-            variables = SANITIZED if stage == "memcheck" else {}
-            result, last = "not run", "the time is up"
-            if left is None or left > 0:
-                result, last = run(line, file, variables, left)
-            if result == "failed":  # what to run was not found
-                print(last)
-            failed |= result.startswith("failed") or (result == "cut off" and "failed" in last)
-            with summary.open("a") as rows:
-                rows.write(f"| {stage} | {result} | {time.monotonic() - began:.0f} | {last.replace('|', '/')} |\n")
+    peers = Peers(folders.out / "peers.txt") if Peers.BEFORE in stages and (ROOT / "peers").is_dir() else None
+
+    def report(stage: str, result: str, began: float, last: str) -> None:
+        with summary.open("a") as rows:
+            rows.write(f"| {stage} | {result} | {time.monotonic() - began:.0f} | {last.replace('|', '/')} |\n")
+
+    try:
+        with log.open("w") as file:
+            for stage in stages:
+                if peers is not None and stage == Peers.BEFORE:
+                    began = time.monotonic()
+                    most = (
+                        None
+                        if options.minutes is None
+                        else max(1, 60 * options.minutes * Peers.SHARE - (began - start))
+                    )
+                    result, last = peers.wait(most)
+                    report("peers", result, began, last)
+                line, left = command(stage, folders, options.sanitizer, missing is None), None
+                began = time.monotonic()
+                if options.minutes is not None:
+                    left = 60 * options.minutes - (began - start) - GRACE
+                    left = min(left, 60 * options.minutes * STAGES[stage].share)
+                title = f"\n== {stage}: {' '.join(line)}\n"
+                print(title, flush=True)
+                file.write(title)
+                variables = SANITIZED if stage == "memcheck" else {}
+                result, last = "not run", "the time is up"
+                if left is None or left > 0:
+                    result, last = run(line, file, variables, left)
+                if result == "failed":  # what to run was not found
+                    print(last)
+                failed |= result.startswith("failed") or (result == "cut off" and "failed" in last)
+                report(stage, result, began, last)
+    finally:
+        if peers is not None:
+            cut(peers.process)
     print(f"\n{summary}:\n\n{summary.read_text()}")
     return int(failed)
 

