@@ -68,8 +68,16 @@ FULL = 4  # programs of a processor that a launch of many tiles aims at
 
 
 def precision_of(x: Tensor) -> str:
-    """Three products in tf32 come to float32's own rounding; 16-bit maps have nothing to be split."""
-    return "tf32x3" if x.dtype == torch.float32 else "ieee"
+    """Three products in tf32 come to float32's own rounding; 16-bit maps have nothing to be split.
+
+    AMD's GPUs multiply float32 matrices themselves, and Triton has no tf32x3 for them.
+    """
+    return "tf32x3" if x.dtype == torch.float32 and torch.version.hip is None else "ieee"
+
+
+def stages_of(most: int) -> int:
+    """How many steps of a product lie in shared memory at once: `most`, or 2 on AMD's GPUs, where it is 64 KB."""
+    return most if torch.version.hip is None else 2
 
 
 def block_of(size: int, most: int) -> int:

@@ -17,6 +17,7 @@ from mtlkit.kernels.interaction._maps import (
     positive,
     precision_of,
     rectified,
+    stages_of,
     store_signs,
     strides_of,
 )
@@ -366,6 +367,6 @@ def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
         C, P, L, tiles, B * tiles, share_items, triton.cdiv(P, block_of(P, 128)),
         *rows.stride(),
         WIDE=is_wide(x), PRECISION=precision_of(x), PADDED=power_of_two(P),
-        BP=BP, BC=BC, BL=BL, num_warps=8, num_stages=stages,
+        BP=BP, BC=BC, BL=BL, num_warps=8, num_stages=stages_of(stages),
     )  # fmt: skip
     return parts

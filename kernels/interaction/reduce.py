@@ -16,6 +16,7 @@ from mtlkit.kernels.interaction._maps import (
     pixel_rows,
     precision_of,
     rectified,
+    stages_of,
     store_signs,
 )
 from mtlkit.kernels.interaction._reduce_bwd import find_signs, is_small, map_backward, small_backward, weight_backward
@@ -227,7 +228,8 @@ def reduce_forward(
             rows, weight, *vectors, *parts.values(), signs if signs.numel() > 0 else None,
             C, P, L, W, tiles,
             *rows.stride(), *((0, 0) if weight is None else weight.stride()),
-            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=BK, BL=BL, num_warps=8 if BP > 32 else 4, num_stages=stages,
+            WIDE=wide, PRECISION=precision_of(x), BP=BP, BK=BK, BL=BL,
+            num_warps=8 if BP > 32 else 4, num_stages=stages_of(stages),
         )  # fmt: skip
         interaction_combine_kernel[(B, triton.cdiv(max(C, P), COMBINED_CHANNELS))](
             rows, *parts.values(), mean, variance, energies, pooled, softmax,

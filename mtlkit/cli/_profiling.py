@@ -158,7 +158,8 @@ def measure(step: Callable[[], None], device: torch.device) -> tuple[list[Row], 
     gpu = planned = None
     if on_gpu:
         properties = torch.cuda.get_device_properties(device)
-        planned = properties.multi_processor_count, properties.shared_memory_per_block_optin
+        # torch for ROCm does not say how much shared memory there is, which only the plans of CUDA kernels ask for
+        planned = properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 0)
         gpu = floors.gpu_named(properties.name)
     rows: dict[tuple[Any, ...], Row] = {}
 

@@ -23,6 +23,7 @@ BACKENDS = {
     "cuda": "CUDA kernels for NVIDIA GPUs",
 }
 
+_FOR_NVIDIA = "it runs on NVIDIA GPUs, but this torch is built for AMD GPUs; use triton"
 LEAST_CAPABILITY = (7, 5)  # of a GPU, that the CUDA kernels can be compiled for
 
 _requested = os.environ.get("MTLKIT_BACKEND") or "auto"
@@ -123,8 +124,10 @@ def obstacle(name: str, device: torch.device) -> str | None:
 
 
 def _cuda_obstacle(device: torch.device) -> str | None:
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type != "cuda":
         return f"it runs on NVIDIA GPUs, but the tensors are on {device}"
+    if torch.version.hip is not None:
+        return _FOR_NVIDIA
     if _native.C is None or not _native.C.cuda:
         return "mtlkit was built without CUDA; reinstall with nvcc available: MTLKIT_CUDA=on pip install -e ."
     capability = torch.cuda.get_device_capability(device)
@@ -184,7 +187,9 @@ def describe() -> list[BackendState]:
         states.append(BackendState("triton", False, "torch finds no GPU", "check the driver, and that torch has CUDA"))
     else:
         states.append(BackendState("triton", True, BACKENDS["triton"], ""))
-    if _native.C is None or not _native.C.cuda:
+    if torch.version.hip is not None:
+        states.append(BackendState("cuda", False, _FOR_NVIDIA, ""))
+    elif _native.C is None or not _native.C.cuda:
         states.append(
             BackendState("cuda", False, "built without CUDA", "MTLKIT_CUDA=on pip install -e . where nvcc is")
         )

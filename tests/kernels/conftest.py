@@ -144,6 +144,41 @@ def _resources(launch: Launch, capability: int, folder: Path) -> Resources:
     )
 
 
+class AMDResources(NamedTuple):
+    """What a kernel compiled for one of AMD's GPUs takes of it."""
+
+    kernel: str
+    target: str
+    registers: int
+    shared: int
+    spills: int
+    scratch: int  # bytes of private memory of a thread
+
+
+@pytest.fixture
+def compiled_for_amd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Launch, str], AMDResources]:
+    """Compiles a launch for one of AMD's GPUs, without one; launches are recorded as a torch for ROCm makes them."""
+    import triton
+    from triton.backends import backends
+    from triton.backends.compiler import GPUTarget
+
+    if "amd" not in backends:
+        pytest.skip("this Triton compiles for no AMD GPU")
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+
+    def resources(launch: Launch, target: str) -> AMDResources:
+        lanes = 64 if target.startswith("gfx9") else 32
+        compiled = triton.compile(_source(launch), target=GPUTarget("hip", target, lanes), options=launch.options)
+        found = {
+            name: int(re.search(rf"\.{name}:\s+(\d+)", compiled.asm["amdgcn"])[1])
+            for name in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        }
+        registers, spills, scratch = found.values()
+        return AMDResources(launch.kernel.__name__, target, registers, compiled.metadata.shared, spills, scratch)
+
+    return resources
+
+
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Launch, int], Resources]:
     """Compiles a launch for a compute capability, without a GPU."""

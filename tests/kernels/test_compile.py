@@ -15,6 +15,8 @@ pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
 CAPABILITIES = (80, 90, 100)
 SHARED_BYTES = 163 * 1024  # of one program, on the least of them
+AMD_TARGETS = ("gfx942", *(pytest.param(target, marks=pytest.mark.slow) for target in ("gfx90a", "gfx1100")))
+AMD_SHARED_BYTES = 64 * 1024
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -157,3 +159,25 @@ def test_compiles_lean_and_without_spills(case, record, compiled):
                     if bounds:
                         assert counted <= bounds[number], line
                 print(line)
+
+
+@pytest.mark.parametrize("target", AMD_TARGETS)
+@pytest.mark.parametrize("case", ["norm_gate bfloat16", "causal_conv1d float32, sequences", "dwconv_silu bfloat16"])
+def test_compiles_for_amd(case, target, record, compiled_for_amd):
+    for call in CASES[case][0]():
+        for launch in record(call):
+            found = compiled_for_amd(launch, target)
+            assert found.spills == found.scratch == 0, found
+            assert found.shared <= AMD_SHARED_BYTES, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", AMD_TARGETS)
+@pytest.mark.parametrize("case", [case for case in CASES if re.search(r"scan|N=1 |one image", case)])
+def test_scans_compile_for_amd(case, target, record, compiled_for_amd):
+    """A minute for some of them. Registers may be short on RDNA, which has half of CDNA's."""
+    for call in CASES[case][0]():
+        for launch in record(call):
+            found = compiled_for_amd(launch, target)
+            assert found.shared <= AMD_SHARED_BYTES, found
+            print(found)

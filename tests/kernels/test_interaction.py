@@ -1,5 +1,7 @@
 """The Triton kernels of task interaction as compiled for GPUs: no spills, no atomics, shared memory that there is."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -19,8 +21,8 @@ LAUNCHES = [
 ]
 
 
-@pytest.mark.parametrize(("channels", "size", "dtype", "form", "capabilities"), LAUNCHES, ids=str)
-def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
+def level_calls(channels: int, size: int, dtype: torch.dtype, form: tuple[bool, bool]) -> Callable[[], None]:
+    """A level of task interaction, forward and backward."""
     from mtlkit.kernels import interaction as kernels
 
     attention, energy = form
@@ -37,7 +39,12 @@ def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
         sums = (mean, variance, energies if energy else None, pooled)
         kernels.reduce_backward(x, weight, bias, attn, mean, pooled, *kept, *sums, y, factors)
 
-    launches = record(level)
+    return level
+
+
+@pytest.mark.parametrize(("channels", "size", "dtype", "form", "capabilities"), LAUNCHES, ids=str)
+def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
+    launches = record(level_calls(channels, size, dtype, form))
     assert len(launches) >= 5
     for launch in launches:
         for capability in capabilities:
@@ -70,11 +77,8 @@ def test_other_forms_compile(record, compiled):
     assert all(compiled(launch, 90).spills == 0 for launch in launches)
 
 
-@pytest.mark.parametrize(
-    ("batch", "channels", "alignment", "training", "capabilities"),
-    [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
-)
-def test_gating_compiles(record, compiled, batch, channels, alignment, training, capabilities):
+def gating_calls(batch: int, channels: int, alignment: bool, training: bool) -> Callable[[], None]:
+    """The gates of a level, forward and backward."""
     from mtlkit.kernels.interaction import gating
     from mtlkit.testing import InteractionShape
 
@@ -99,7 +103,15 @@ def test_gating_compiles(record, compiled, batch, channels, alignment, training,
         outputs = [meta(B, C), meta(B, C), meta(B, N), meta(B, N), meta(B, 2), *signals]
         gating.backward(*call, None, weights, results, outputs, like((*sums, meta(B, N))), like(weights))
 
-    launches = record(level)
+    return level
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "alignment", "training", "capabilities"),
+    [(24, 384, True, True, (80, 90, 100)), (64, 96, False, False, (90,))],
+)
+def test_gating_compiles(record, compiled, batch, channels, alignment, training, capabilities):
+    launches = record(gating_calls(batch, channels, alignment, training))
     assert len(launches) == (11 if alignment else 9)
     for launch in launches:
         for capability in capabilities:
@@ -107,3 +119,15 @@ def test_gating_compiles(record, compiled, batch, channels, alignment, training,
             assert found.spills == 0, found
             assert found.shared <= SHARED[capability], found
             print(found)
+
+
+@pytest.mark.parametrize(
+    "target", ["gfx942", *(pytest.param(target, marks=pytest.mark.slow) for target in ("gfx90a", "gfx1100"))]
+)
+def test_compiles_for_amd(record, compiled_for_amd, target):
+    """The widest level in float32, which in as many stages as on NVIDIA's GPUs would not fit 64 KB of shared memory."""
+    launches = record(level_calls(384, 14, torch.float32, ATTENTION)) + record(gating_calls(64, 96, False, False))
+    for launch in launches:
+        found = compiled_for_amd(launch, target)
+        assert found.shared <= 64 << 10, found
+        print(found)

@@ -186,8 +186,12 @@ def test_a_gpu_that_has_code_gets_the_cuda_kernels(gpu, monkeypatch, capability,
 def test_gpus_of_other_vendors_get_triton(gpu, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.3")
     assert choice(served=ALL, device=GPU) == "triton"
-    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="it runs on NVIDIA GPUs"):
+    with mtlkit.use_backend("cuda"), pytest.raises(ValueError, match="this torch is built for AMD GPUs; use triton"):
         choice(served=ALL, device=GPU)
+    states = {state.name: state for state in _backends.describe()}
+    assert "NVIDIA" in states["cuda"].detail
+    assert not states["cuda"].active
+    assert not states["cuda"].fix
 
 
 def test_without_triton_the_fix_is_named(gpu, monkeypatch):
