@@ -7,6 +7,13 @@
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 
+// Before a loop whose turns are independent of each other.
+#if defined(__clang__)
+#define MTLKIT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define MTLKIT_INDEPENDENT _Pragma("GCC ivdep")
+#endif
+
 namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
@@ -39,7 +46,7 @@ void add_without_gates(const GatedResidualForward& p) {
       const Mix h(p, plane / p.channels, plane % p.channels);
       const float* residual = p.residual + plane * L;
       float* y = p.y + plane * L;
-#pragma GCC ivdep
+      MTLKIT_INDEPENDENT
       for (int64_t l = first; l < last; ++l) {
         const float sum = h.at(l) + residual[l];
         y[l] = sum < 0 ? 0 : sum;
@@ -128,7 +135,7 @@ void gate_pixels(const GatedResidualForward& p, const float* framed, int64_t row
     for (int64_t i = 0; i < kSpatialTaps; ++i) {
       const float* x = framed + map * frame + (row + i) * wide;
       const float* taps = p.spatial_weight + (map * kSpatialTaps + i) * kSpatialTaps;
-#pragma GCC ivdep
+      MTLKIT_INDEPENDENT
       for (int64_t w = 0; w < W; ++w) {
         float sum = gates[w];
         for (int64_t j = 0; j < kSpatialTaps; ++j) sum += x[w + j] * taps[j];
@@ -153,7 +160,7 @@ void apply_gates(const GatedResidualForward& p, const float* framed, const float
         const float* residual = p.residual + (b * C + c) * L;
         float* y = p.y + (b * C + c) * L;
         const float gate = channels[b * C + c];
-#pragma GCC ivdep
+        MTLKIT_INDEPENDENT
         for (int64_t l = top * W; l < bottom * W; ++l) {
           const float sum = y[l] * gate * gates[l] + residual[l];
           y[l] = sum < 0 ? 0 : sum;
@@ -192,7 +199,7 @@ int interleave_forward(const InterleaveForward& p) {
       const int64_t at = (plane * p.rows + row / 2) * p.columns, pairs = p.width / 2;
       const float *even = p.phases[2 * (row % 2)] + at, *odd = p.phases[2 * (row % 2) + 1] + at;
       float* y = p.y + i * p.width;
-#pragma GCC ivdep
+      MTLKIT_INDEPENDENT
       for (int64_t n = 0; n < pairs; ++n) {
         y[2 * n] = even[n];
         y[2 * n + 1] = odd[n];

@@ -1,5 +1,8 @@
 // The one place that names CUDA's launch syntax, special instructions and 16-bit types.
 //
+// The sources compile as HIP, too (tests/cuda/test_hip.py), but no build of mtlkit takes them so: they have not run on
+// an AMD GPU, and block sizes and shared memory are chosen for NVIDIA's.
+//
 // Kernels use __global__, threadIdx, blockIdx, blockDim and gridDim as anywhere, and all else by the names below. With
 // MTLKIT_CUDA_ON_HOST a C++ compiler takes the same sources: every instruction has a plain fallback here, and
 // "cuda_on_host.h", from the include path of whoever runs kernels on a CPU, brings the qualifiers, the indices and, in
@@ -22,6 +25,8 @@
 #include <cstring>
 
 #include "cuda_on_host.h"
+#elif defined(__HIP__)
+#include <hip/hip_runtime.h>
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -34,26 +39,46 @@ inline constexpr int kWarp = 32;
 inline constexpr float kLog2E = 1.44269504088896340736f;
 inline constexpr int kSuccess = 0, kInvalidValue = 1;  // cudaSuccess and cudaErrorInvalidValue
 
-#ifdef MTLKIT_CUDA_ON_HOST
+#if defined(MTLKIT_CUDA_ON_HOST) || defined(__HIP__)
 
-// The 16-bit types by their bits; not every compiler has types of its own for them.
+// By its bits; not every compiler has a type of its own for it.
 struct bf16 {
-  uint16_t bits;
-};
-struct f16 {
   uint16_t bits;
 };
 
 template <typename To, typename From>
-To bits_as(From from) {
+__device__ To bits_as(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  std::memcpy(&to, &from, sizeof to);
+  memcpy(&to, &from, sizeof to);
   return to;
 }
 
-inline float to_float(float value) { return value; }
-inline float to_float(bf16 value) { return bits_as<float>(uint32_t{value.bits} << 16); }
+__device__ inline float to_float(float value) { return value; }
+__device__ inline float to_float(bf16 value) { return bits_as<float>(uint32_t{value.bits} << 16); }
+
+// To nearest, ties to even; NaN to a NaN.
+template <typename T>
+__device__ T from_float(float value);
+template <>
+__device__ inline float from_float<float>(float value) {
+  return value;
+}
+template <>
+__device__ inline bf16 from_float<bf16>(float value) {
+  if (value != value) return bf16{0x7fff};
+  const auto bits = bits_as<uint32_t>(value);
+  return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+#endif
+
+#if defined(MTLKIT_CUDA_ON_HOST)
+
+struct f16 {
+  uint16_t bits;
+};
+
 inline float to_float(f16 value) {
   const uint32_t sign = uint32_t{value.bits} >> 15 << 31, magnitude = uint32_t{value.bits} << 17 >> 4;
   const bool finite = magnitude < 0x7c00u << 13;
@@ -61,19 +86,6 @@ inline float to_float(f16 value) {
   return bits_as<float>(bits_as<uint32_t>(scaled) | sign);
 }
 
-// To nearest, ties to even; NaN to a NaN.
-template <typename T>
-T from_float(float value);
-template <>
-inline float from_float<float>(float value) {
-  return value;
-}
-template <>
-inline bf16 from_float<bf16>(float value) {
-  if (std::isnan(value)) return bf16{0x7fff};
-  const auto bits = bits_as<uint32_t>(value);
-  return bf16{static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
 template <>
 inline f16 from_float<f16>(float value) {
   if (std::isnan(value)) return f16{0x7fff};
@@ -113,6 +125,53 @@ template <typename... Parameters, typename... Arguments>
 int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void*, void (*kernel)(Parameters...),
                   const Arguments&... arguments) {
   return cuda_on_host::launch(grid, block, shared_bytes, kernel, arguments...);
+}
+
+#elif defined(__HIP__)
+
+// A wavefront of 64 lanes is two warps, which shuffle apart.
+using f16 = _Float16;
+
+__device__ inline float to_float(f16 value) { return static_cast<float>(value); }
+template <>
+__device__ inline f16 from_float<f16>(float value) {
+  return static_cast<f16>(value);
+}
+
+__device__ inline float exp2_approx(float x) { return exp2f(x); }
+__device__ inline float log2_approx(float x) { return log2f(x); }
+__device__ inline float reciprocal_approx(float x) { return 1.0f / x; }
+__device__ inline float rsqrt_approx(float x) { return rsqrtf(x); }
+__device__ inline bool has_sign(float x) { return __float_as_int(x) < 0; }
+__device__ inline int reread_thread() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+v"(thread));
+  return thread;
+}
+__device__ inline float shuffle_xor(float value, int lane_mask) { return __shfl_xor(value, lane_mask, kWarp); }
+__device__ inline void block_sync() { __syncthreads(); }
+__device__ inline void check_aligned(const void*, int) {}
+
+template <int kBytes>
+__device__ inline void copy_async(void* to, const void* from) {
+  struct alignas(kBytes) Bytes {
+    unsigned words[kBytes / 4];
+  };
+  *static_cast<Bytes*>(to) = *static_cast<const Bytes*>(from);
+}
+__device__ inline void copy_async_commit() {}
+__device__ inline void copy_async_wait() {}
+
+__device__ inline char* dynamic_shared() {
+  extern __shared__ __align__(16) char shared_memory[];
+  return shared_memory;
+}
+
+template <typename... Parameters, typename... Arguments>
+int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void* stream, void (*kernel)(Parameters...),
+                  const Arguments&... arguments) {
+  kernel<<<grid, block, shared_bytes, static_cast<hipStream_t>(stream)>>>(arguments...);
+  return static_cast<int>(hipGetLastError());
 }
 
 #else
