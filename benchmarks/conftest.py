@@ -24,6 +24,7 @@ import comparisons
 import gpu
 import gpu_report
 import measuring
+import preparing
 import pytest
 import report
 import torch
@@ -103,7 +104,13 @@ def measure_gpu(
 
 
 @pytest.fixture(scope="session")
-def _yardstick(request: pytest.FixtureRequest):
+def _prepared(request: pytest.FixtureRequest) -> None:
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    preparing.prepare(request.session.items, reporter.write_line)
+
+
+@pytest.fixture(scope="session")
+def _yardstick(request: pytest.FixtureRequest, _prepared: None):
     results = request.config.stash[RESULTS]
 
     def read() -> None:
@@ -137,6 +144,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "row(key): which row a benchmark makes, a function of its parameters")
+    config.addinivalue_line("markers", "prepared(by): what preparing.py makes for it, a function of its parameters")
     config.stash[RESULTS], config.stash[GPU_ROWS] = Results(), []
     config.stash[DESELECTED] = 0
     config.stash[LOAD] = machine.Load(None, "", None) if config.option.collectonly else machine.load()

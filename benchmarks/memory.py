@@ -24,7 +24,7 @@ def peak_memory(op: str, shape_name: str, direction: str, provider: str) -> int 
 
 
 def peak_of_training(name: str) -> int | None:
-    """Bytes that a training step takes on top of a network of test_bench_models.py; None as above."""
+    """Bytes that a training step takes on top of a network of networks.py; None as above."""
     return _ask("training", name)
 
 
@@ -98,7 +98,7 @@ def operator(op: str, shape_name: str, direction: str, provider_name: str) -> in
 def training(name: str) -> int | None:
     """Of a step, after one that has made the optimizer's state."""
     import torch
-    from test_bench_models import given, network, train
+    from networks import given, network, train
 
     model, inputs = network(name).train(), given(name, True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from measuring import Key
-from test_bench_models import LOGITS_BOUND, assert_agrees, frame, gradients, infer
+from networks import LOGITS_BOUND, assert_agrees, frame, gradients, infer
 from torch import Tensor, nn
 
 import mtlkit

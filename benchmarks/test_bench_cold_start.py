@@ -16,8 +16,8 @@ import pytest
 import torch
 from comparisons import FRAME, INFERENCE
 from measuring import Key
-from test_bench_deploy import file_of
-from test_bench_models import network
+from networks import network
+from preparing import Export, file_of
 
 from mtlkit.data import synthesize_ultrasound
 from mtlkit.training import load_config, load_run
@@ -38,7 +38,7 @@ json.dump({"p": p, "resident_bytes": 1024 * kilobytes["VmRSS"], "peak_bytes": 10
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> dict[str, Path]:
-    """MBDI with the weights of its beginning, as the folder of a run, and as the file of test_bench_deploy.py."""
+    """MBDI with the weights of its beginning, as the folder of a run, and as the file of preparing.py."""
     folder = tmp_path_factory.mktemp("cold") / "run"
     folder.mkdir()
     config = load_config("mbdi").adjust({"model": {"options": {"pretrained": False, "num_classes": len(CLASSES)}}})
@@ -62,6 +62,7 @@ def image(tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells the memory of a process so")
+@pytest.mark.prepared(by=lambda provider: Export("mbdi", FRAME))
 @pytest.mark.row(key=lambda provider: Key("cold_start", FRAME, INFERENCE, provider))
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_cold_start(provider: str, networks: dict[str, Path], image: Path, measure, tmp_path: Path) -> None:

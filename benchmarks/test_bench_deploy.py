@@ -5,23 +5,21 @@ MedMamba-T's scans are unrolled in a plain file, which takes minutes to write: i
 """
 
 import functools
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import machine
+import preparing
 import pytest
 import torch
-import torch.nn.functional as F
 from measuring import Key
-from test_bench_models import NETWORKS, assert_agrees, exact, frame, given, infer, network
+from networks import NETWORKS, assert_agrees, exact_logits, given, infer, network
+from preparing import SMALL, file_of, frozen, inputs_of
 from torch import Tensor
 
 import mtlkit
 from mtlkit import deploy
 
-SMALL = "busi_64"
 PEERS = ("onnxruntime", "openvino")
 INT8 = "mtlkit-onnx-int8"
 ROWS = [
@@ -32,19 +30,12 @@ ROWS = [
 ]
 LOGITS_BOUND = 2e-5  # other sums in another order than PyTorch's, through some hundred convolutions
 INT8_BOUND = 0.2  # of a network with random weights, which no training has made robust
-FOLDER = tempfile.TemporaryDirectory(prefix="mtlkit-bench-")
-
-
-def inputs_of(name: str, shape: str) -> tuple[Tensor, ...]:
-    if shape != SMALL:
-        return given(name, False)
-    return (F.interpolate(frame(), (64, 64), mode="bilinear", antialias=True, align_corners=False),)
 
 
 @functools.cache
 def expected(name: str, shape: str) -> Tensor:
     if shape != SMALL:
-        return exact(name, False)[0]
+        return exact_logits(name)
     with mtlkit.use_backend("torch"):
         return infer(network(name).double().eval(), *(t.double() for t in inputs_of(name, shape)))
 
@@ -55,18 +46,14 @@ def names_of(name: str) -> tuple[str, ...]:
     return tuple(mtlkit.models.network.takes(network(name)))
 
 
-@functools.cache
-def file_of(name: str, shape: str, kind: str = "") -> Path:
-    """Kind "plain", "int8" or ""."""
-    path, example = Path(FOLDER.name) / f"{name}-{shape}-{kind}.onnx", inputs_of(name, shape)
-    options = {"plain": kind == "plain", "int8": [example] if kind == "int8" else None}
-    mtlkit.export(network(name).eval(), path, example=example, **options)
-    return path
+def kind_of(provider: str) -> str:
+    """Of the file that it runs."""
+    return "plain" if provider in PEERS else "int8" if provider == INT8 else ""
 
 
 def runner(name: str, shape: str, provider: str) -> Callable[..., list[Any]]:
     """What runs a network on arrays by the names of its inputs, and gives its outputs as the file has them."""
-    path = file_of(name, shape, "plain" if provider in PEERS else "int8" if provider == INT8 else "")
+    path = file_of(name, shape, kind_of(provider))
     if provider == "openvino":
         openvino = pytest.importorskip("openvino")
         options = {"INFERENCE_NUM_THREADS": machine.THREADS, "PERFORMANCE_HINT": "LATENCY"}
@@ -86,11 +73,12 @@ def runner(name: str, shape: str, provider: str) -> Callable[..., list[Any]]:
 
 
 def logits_of(outputs: dict[str, Any]) -> Tensor:
-    """As test_bench_models joins them."""
+    """As networks.joined does."""
     named = outputs if len(outputs) == 1 else {name: y for name, y in outputs.items() if name.endswith("logits")}
     return torch.cat([torch.from_numpy(y).flatten() for y in named.values()])
 
 
+@pytest.mark.prepared(by=lambda name, shape, provider: preparing.Export(name, shape, kind_of(provider)))
 @pytest.mark.row(key=lambda name, shape, provider: Key(name, shape, "inference", provider))
 @pytest.mark.parametrize(("name", "shape", "provider"), ROWS)
 def test_deploy(name: str, shape: str, provider: str, measure: Callable) -> None:
@@ -104,16 +92,15 @@ def test_deploy(name: str, shape: str, provider: str, measure: Callable) -> None
     )
 
 
+@pytest.mark.prepared(by=lambda provider: None if provider.startswith("mtlkit") else preparing.Frozen("mbdi"))
 @pytest.mark.row(key=functools.partial(Key, "mbdi", "busi_224", "inference"))
 @pytest.mark.parametrize("provider", ["mtlkit-optimized", "torch-compile-frozen"])
 def test_in_pytorch(provider: str, measure: Callable) -> None:
-    model, inputs = network("mbdi").eval(), given("mbdi", False)
     if provider == "mtlkit-optimized":
-        model, backend = mtlkit.optimize(model, example=inputs), "auto"
+        inputs = given("mbdi", False)
+        model, backend = mtlkit.optimize(network("mbdi").eval(), example=inputs), "auto"
     else:
-        model, backend = model.to(memory_format=torch.channels_last), "torch"
-        inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in inputs)
-        model = torch.compile(model, options={"freezing": True})
+        (model, inputs), backend = frozen("mbdi"), "torch"
     with mtlkit.use_backend(backend):
         measure(
             lambda: infer(model, *inputs),

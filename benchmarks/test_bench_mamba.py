@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_bench_models import LOGITS_BOUND, assert_agrees, gradients
+from networks import LOGITS_BOUND, assert_agrees, gradients
 from torch import Tensor, nn
 
 from harness.token_blocks import mamba_block

@@ -1,0 +1,148 @@
+"""What takes a processor long before a row can be timed: files of ONNX, and what torch.compile makes.
+
+At the beginning of a run two processes prepare what its rows need, the longest first, each thing once. A row that finds
+nothing prepared, because it is run alone or because that process failed, makes it by itself.
+"""
+
+import functools
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import frame, given, infer, network
+from providers import BY_NAME
+from torch import Tensor
+
+import mtlkit
+
+PROCESSES = 2
+SMALL = "busi_64"
+
+
+class Job(Protocol):
+    """What is prepared, by its name; what it makes lies in the folder, or in torch.compile's cache."""
+
+    def seconds(self) -> float:
+        """About as long as it takes."""
+        ...
+
+    def run(self, folder: Path) -> None: ...
+
+
+# --- files of ONNX ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Export:
+    """A network as a file, kind "plain", "int8" or ""."""
+
+    name: str
+    shape: str
+    kind: str = ""
+
+    def seconds(self) -> float:
+        return 40 if self.kind else 20
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"{self.name}-{self.shape}-{self.kind}.onnx"
+
+    def run(self, folder: Path) -> None:
+        example = inputs_of(self.name, self.shape)
+        options = {"plain": self.kind == "plain", "int8": [example] if self.kind == "int8" else None}
+        mtlkit.export(network(self.name).eval(), self.path(folder), example=example, **options)
+
+
+def inputs_of(name: str, shape: str) -> tuple[Tensor, ...]:
+    if shape != SMALL:
+        return given(name, False)
+    return (F.interpolate(frame(), (64, 64), mode="bilinear", antialias=True, align_corners=False),)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """Of the run: it goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="mtlkit-bench-")
+
+
+def file_of(name: str, shape: str, kind: str = "") -> Path:
+    """Written once for a run, see Export."""
+    job, folder = Export(name, shape, kind), Path(_folder().name)
+    if not job.path(folder).exists():
+        job.run(folder)
+    return job.path(folder)
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------------
+
+
+def frozen(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """A network for torch.compile with its weights as constants, channels last, and what it is called with."""
+    model = network(name).eval().to(memory_format=torch.channels_last)
+    inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in given(name, False))
+    return torch.compile(model, options={"freezing": True}), inputs
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The compiled kernels of `frozen`."""
+
+    name: str
+
+    def seconds(self) -> float:
+        return 60
+
+    def run(self, _: Path) -> None:
+        model, inputs = frozen(self.name)
+        with mtlkit.use_backend("torch"):
+            infer(model, *inputs)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An operator of the provider torch-compile at a shape."""
+
+    op: str
+    shape: str
+    direction: str
+
+    def seconds(self) -> float:
+        return 50 if self.op == "ss2d" else 15
+
+    def run(self, _: Path) -> None:
+        from interaction_workloads import level_problem
+        from workloads import problem
+
+        make = level_problem if self.op == "task_interaction" else problem
+        make(self.op, self.shape, torch.float32, BY_NAME["torch-compile"]).run(self.direction)
+
+
+# --- all that a run needs ---------------------------------------------------------------------------------------------
+
+
+def job_of(item: pytest.Item) -> Job | None:
+    """What a row needs, by its mark `prepared`, a function of its parameters, or by its case."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    mark, case = item.get_closest_marker("prepared"), parameters.get("case")
+    if mark is not None:
+        return mark.kwargs["by"](**parameters)
+    if case is not None and case.provider.name == "torch-compile":
+        return Compiled(case.workload.op, case.workload.shape_name, case.workload.direction)
+    return None
+
+
+def prepare(items: Iterable[pytest.Item], say: Callable[[str], None]) -> None:
+    """Makes what the rows need, unless it is a single thing, which the row can make as fast."""
+    jobs = list(dict.fromkeys(job for item in items if (job := job_of(item)) is not None))
+    if len(jobs) < 2:
+        return
+    say(f"{PROCESSES} processes export and compile {len(jobs)} networks and operators first")
+    folder = Path(_folder().name)
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        wait([pool.submit(job.run, folder) for job in sorted(jobs, key=lambda job: -job.seconds())])
