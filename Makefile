@@ -19,7 +19,7 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu gpu-bundle native-all lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu gpu-bundle native-all wheel lint format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
@@ -88,7 +88,11 @@ asan ubsan tsan: $(STAMP)
 native-all: $(STAMP) ## build the libraries for Linux (x86-64, aarch64) and Windows, into build/native
 	$(PY) tools/native.py linux-x86_64 linux-aarch64 windows-x86_64
 
-wheel: $(STAMP) ## build a wheel for Linux with glibc 2.28 or later, into dist; CUDA=on: with CUDA kernels
+# Needs the tools of the extra `wheel`, but neither torch nor mtlkit itself.
+TOOLS = $(shell sed -n 's/^wheel = \[\(.*\)\]/\1/p' pyproject.toml)
+
+wheel: | $(PY) ## build a wheel for Linux with glibc 2.28 or later, into dist; CUDA=on: with CUDA kernels
+	$(PY) -m pip install --disable-pip-version-check --quiet $(subst $(COMMA) , ,$(TOOLS))
 	$(PY) tools/wheel.py --cuda $(or $(CUDA),off)
 
 # The last subjects alone, so that a shallow clone serves; outside of a clone there are none.

@@ -51,6 +51,7 @@ def build(sources: Path, out: Path, cuda: str) -> Path:
     cxx = compiler(sources, PLATFORMS[f"linux-{platform.machine()}"][2])
     raw = sources / "raw"
     wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", raw, "."]
+    print(f"compiling {'with' if cuda == 'on' else 'without'} CUDA kernels, which takes minutes", flush=True)
     # Zig's objects carry debug information, which -s leaves out
     run(wheel, sources, CXX=str(cxx), LDFLAGS="-s", MTLKIT_CUDA=cuda, MTLKIT_NATIVE="on")
     (built,) = raw.glob("*.whl")
