@@ -60,9 +60,13 @@ class CMakeBuild(build_ext):
             subprocess.run(configure, check=True)
             subprocess.run([tool("cmake"), "--build", folder], check=True)
         except subprocess.CalledProcessError:
+            headers = Path(sysconfig.get_path("include"), "Python.h")
+            reason = "the reason is above" if headers.is_file() else f"there is no {headers}"
             raise SystemExit(
-                "mtlkit's native module was not built; the reason stands above.\n"
-                "MTLKIT_NATIVE=off installs mtlkit without it, in plain PyTorch."
+                f"mtlkit's native module was not built; {reason}.\n"
+                "It needs a C++17 compiler and Python's headers: apt install g++ python3-dev (Debian, Ubuntu), "
+                "dnf install gcc-c++ python3-devel (Fedora), xcode-select --install (macOS).\n"
+                "MTLKIT_NATIVE=off installs mtlkit without it, in plain PyTorch: slower."
             ) from None
 
     def copy_extensions_to_source(self) -> None:

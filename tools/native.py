@@ -83,7 +83,7 @@ def main() -> int:
         try:
             build(platform, list(arguments.target), arguments.cxx, folder)
         except subprocess.CalledProcessError:
-            raise SystemExit(f"{platform}: was not built; the reason stands above") from None
+            raise SystemExit(f"{platform}: was not built; the reason is above") from None
         print(f"{platform}: {folder}")
     return 0
 

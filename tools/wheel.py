@@ -30,7 +30,7 @@ def run(command: list, folder: Path, **variables: str) -> None:
     )
     if process.returncode != 0:
         sys.stdout.buffer.write(process.stdout)
-        raise SystemExit(f"{command[0]}: exit status {process.returncode}; the reason stands above")
+        raise SystemExit(f"{command[0]}: exit status {process.returncode}; the reason is above")
 
 
 def pack(folder: Path) -> Path:
