@@ -59,7 +59,7 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
 
     Args:
         what: what needs them, for the message.
-        extra: of mtlkit, which installs them.
+        extra: of mtlkit, which installs them; several are separated by commas.
         only: the modules that are needed; none stands for all of the extra.
 
     Raises:
@@ -69,9 +69,12 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
         >>> from mtlkit._extras import check_installed
         >>> check_installed("this test", "models")
     """
-    modules = EXTRAS[extra]
-    missing = [modules[name] for name in only or modules if find_spec(name) is None]
+    absent = {
+        name: [module for module in only or EXTRAS[name] if find_spec(module) is None] for name in extra.split(",")
+    }
+    missing = list(dict.fromkeys(EXTRAS[name][module] for name, modules in absent.items() for module in modules))
     if missing:
+        extra = ",".join(name for name, modules in absent.items() if modules)
         words = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         verb = "is" if len(missing) == 1 else "are"
         raise ImportError(f"{what} needs {words}, which {verb} not installed: pip install 'mtlkit[{extra}]'")

@@ -283,9 +283,8 @@ def test_interrupted(capsys, tmp_path, monkeypatch):
 def test_missing_extra_is_named(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["data", "check", str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err == "mtlkit: needs rich.console, which is not installed: pip install 'mtlkit[train]'\n"
-    )
+    words = "`mtlkit data check` needs rich.console, which is not installed: pip install 'mtlkit[train]'"
+    assert capsys.readouterr().err == f"mtlkit: {words}\n"
 
 
 def test_as_a_process(phantoms, tmp_path):

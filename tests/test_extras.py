@@ -27,6 +27,9 @@ def test_all_that_is_missing_is_named_by_its_package(monkeypatch):
     words = r"^`mtlkit train` needs scikit-learn and pillow, which are not installed: pip install 'mtlkit\[train\]'$"
     with pytest.raises(ImportError, match=words):
         check_installed("`mtlkit train`")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"needs scikit-learn, pillow and onnx, .*'mtlkit\[train,deploy\]'$"):
+        check_installed("`mtlkit export`", "train,deploy")
     check_installed("`mtlkit bench`", "train", TIMING)
     with pytest.raises(ImportError, match="needs pillow, which is not installed"):
         check_installed("`mtlkit data check`", "train", READING)

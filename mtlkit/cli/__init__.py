@@ -148,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return READER_GONE
         if not is_foreseen(error):
             raise
-        raised, words, status = error, sentence(error, getattr(options, "memory", "")), 2
+        memory, command = (getattr(options, name, "") for name in ("memory", "command"))
+        raised, words, status = error, sentence(error, memory, command), 2
     except (KeyboardInterrupt, SystemExit) as error:
         raised, (words, status) = error, stopped(error)
     give_up_output()

@@ -37,15 +37,16 @@ def is_foreseen(error: Exception) -> bool:
     return isinstance(error, kinds) or out_of_memory(error) or loader_killed(error)
 
 
-def sentence(error: BaseException, memory: str = "") -> str:
+def sentence(error: BaseException, memory: str = "", command: str = "") -> str:
     """The message of an error, and the option that helps.
 
     Args:
         error: what ended the command.
         memory: advice if memory runs out.
+        command: the subcommand that ended.
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return missing_words(error.name)
+        return f"`{f'mtlkit {command}'.strip()}` {missing_words(error.name)}"
     words = str(error).strip() or type(error).__name__
     if "Original Traceback" in words:  # from a process that loads data: a traceback, with the words at its end
         words = words.rpartition(f"{type(error).__name__}: ")[2]

@@ -55,7 +55,7 @@ def add_command(commands: Any) -> None:
     add("--skip-bad", action="store_true", help="leave out images that cannot be used")
     add_no_calibrate(command)
     add("--force", action="store_true", help="replace the file if it exists")
-    command.set_defaults(run=run, command="export", needs=("train",))
+    command.set_defaults(run=run, command="export", needs=("train,deploy",))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -86,11 +86,11 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit predict`."""
+    check_installed("`mtlkit predict`", "predict" if options.run_folder.suffix.lower() == ".onnx" else "train")
     from mtlkit.inference import predict
     from mtlkit.inference.networks import check_network, engine_of
 
     engine = engine_of(options.run_folder, options.engine)
-    check_installed("`mtlkit predict`", {"torch": "train", "onnxruntime": "predict"}[engine])
     if options.dicom_seg or options.dicom_sr:
         check_installed("`mtlkit predict --dicom-seg` or `--dicom-sr`", "dicom")
     if engine != "torch" and options.device not in (None, "cpu"):

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from mtlkit._extras import check_installed
 from mtlkit.cli._cluster import add_ray
 from mtlkit.cli._limits import add_max_pixels
 
@@ -144,6 +145,7 @@ class _PrintSchema(argparse.Action):
     """Prints the JSON schema of recipes and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        check_installed("`mtlkit train --schema`")
         from mtlkit.training import recipe_schema
 
         print(json.dumps(recipe_schema(), indent=2))  # noqa: T201 - the requested output
