@@ -69,12 +69,11 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
         >>> from mtlkit._extras import check_installed
         >>> check_installed("this test", "models")
     """
-    absent = {
-        name: [module for module in only or EXTRAS[name] if find_spec(module) is None] for name in extra.split(",")
-    }
-    missing = list(dict.fromkeys(EXTRAS[name][module] for name, modules in absent.items() for module in modules))
+    packages = {name: EXTRAS[name] for name in extra.split(",")}
+    absent = {name: [module for module in only or packages[name] if find_spec(module) is None] for name in packages}
+    missing = list(dict.fromkeys(packages[name][module] for name in packages for module in absent[name]))
     if missing:
-        extra = ",".join(name for name, modules in absent.items() if modules)
+        extra = ",".join(name for name in packages if absent[name])
         words = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
         verb = "is" if len(missing) == 1 else "are"
         raise ImportError(f"{what} needs {words}, which {verb} not installed: pip install 'mtlkit[{extra}]'")
