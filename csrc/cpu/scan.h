@@ -94,68 +94,128 @@ struct ScanGradients {
   Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone, in units of ln(2)
   Vec<T>* dx;                // (tokens)
   Vec<T>* y;                 // (tokens) the output of the scan, where it is wanted
-  T *db, *dc;                // (tokens, N) sums over the lanes; not written where B or C is per lane
+  T *db, *dc;                // TokenSums, added to; not where B or C is per lane
   Vec<T>*dlane_b, *dlane_c;  // (N) added to where B or C is per lane
-  Vec<T>* partial;           // scratch, 2 kTile N
 };
 
 // States are taken back in groups: their h and decays over a whole tile then fit in the first-level cache, and what is
 // carried from token to token in registers. Four states of a group fold into one vector before it is stored.
 inline constexpr int kGroup = 4;
 
-// Folds the lanes of v[0..3]: the j-th quarter of the lanes of the result holds partial sums of v[j].
+// Sums over channels for each token and state of a tile, by groups of states: (N / G, kTokens, G). Sums of several
+// tokens are added at once, and zeros to as many tokens behind the last.
 template <typename T>
-MTLKIT_INLINE Vec<T> fold_group(Vec<T>* v) {
-  constexpr int half = kLanes<T> / 2, quarter = half > 1 ? half / 2 : 1;
-  const auto fold = [](auto run, Vec<T> a, Vec<T> b) {
-    return pick_lanes<T, Pick::kBlend, decltype(run)::value>(a, b) +
-           pick_lanes<T, Pick::kSwap, decltype(run)::value>(a, b);
-  };
-  const std::integral_constant<int, half> halves;
-  return fold(std::integral_constant<int, quarter>{}, fold(halves, v[0], v[2]), fold(halves, v[1], v[3]));
+struct TokenSums {
+  static constexpr int64_t kTokens = kTile + kLanes<T>;
+
+  static constexpr int64_t size(int64_t states) { return states * kTokens; }
+  // States in a group. Two lanes cannot hold four sums.
+  static constexpr int group(int64_t states) { return kLanes<T> >= kGroup && states % kGroup == 0 ? kGroup : 1; }
+
+  // row <- sums of token t, or row <- row + sums.
+  template <bool sets>
+  static MTLKIT_INLINE void give(const T* sums, int64_t t, int64_t states, T* row) {
+    if (group(states) == kGroup) {
+      for (int64_t n = 0; n < states; n += kGroup) give<sets, kGroup>(sums + n * kTokens + t * kGroup, row + n);
+    } else {
+      for (int64_t n = 0; n < states; ++n) give<sets, 1>(sums + n * kTokens + t, row + n);
+    }
+  }
+
+ private:
+  template <bool sets, int G>
+  static MTLKIT_INLINE void give(const T* sums, T* row) {
+#pragma GCC unroll 4
+    for (int j = 0; j < G; ++j) row[j] = sets ? sums[j] : row[j] + sums[j];
+  }
+};
+
+// Folds the lanes of the vectors of G states: with G = 4 every run of four lanes of the result holds partial sums of
+// each.
+template <typename T, int G>
+MTLKIT_INLINE Vec<T> fold(const Vec<T>* v) {
+  if constexpr (G == 1) {
+    return v[0];
+  } else {
+    const auto pair = [](Vec<T> a, Vec<T> b) {
+      return pick_lanes<T, Pick::kEven, 1>(a, b) + pick_lanes<T, Pick::kOdd, 1>(a, b);
+    };
+    return pair(pair(v[0], v[1]), pair(v[2], v[3]));
+  }
 }
 
-// The states first, first + stride, ... of a group of G, rebuilt from `start` and then taken back:
+// Completes the sums of as many folded vectors, one a token, as one vector holds sums of: those of v[0] come first. v
+// is used up.
+template <typename T, int G>
+MTLKIT_INLINE Vec<T> sum_folded(Vec<T>* v) {
+  if constexpr (G == 1) {
+    return sum_lanes<T>(v);
+  } else if constexpr (kLanes<T> == G) {
+    return v[0];
+  } else if constexpr (kLanes<T> == 2 * G) {
+    return pick_lanes<T, Pick::kLow, G>(v[0], v[1]) + pick_lanes<T, Pick::kHigh, G>(v[0], v[1]);
+  } else {
+    const auto pair = [](Vec<T> a, Vec<T> b) {
+      return pick_lanes<T, Pick::kEven, G>(a, b) + pick_lanes<T, Pick::kOdd, G>(a, b);
+    };
+    return pair(pair(v[0], v[1]), pair(v[2], v[3]));
+  }
+}
+
+// The states [first, first + G), rebuilt from `start` and then taken back:
 //
 //   g_t = dy_t C_t + carry          carry <- a_t g_t
 //   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
 //   q = a_t g_t h_{t-1}             ddt_t = sum_n q A              dA += q dt_t
 //
-// Sums over the lanes are left to partial_b and partial_c, `pitch` vectors a token.
 template <typename T, int G, bool LaneB, bool LaneC, bool wants_y>
-void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, int stride, bool near,
-                    const ScanGradients<T>& out, Vec<T>* partial_b, Vec<T>* partial_c, int64_t pitch) {
+void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, bool near,
+                    const ScanGradients<T>& out) {
+  constexpr int kTogether = kLanes<T> / G;  // tokens whose sums over the lanes are completed together
+  constexpr int kUnrolled = 4;              // the exit of a short loop is foreseen, that of a long one is not
   Vec<T> h[kTile + 1][G], decay[kTile][G];
-  Vec<T> A[G], lane_b[G], lane_c[G], carry[G], dA[G], dlane_b[G], dlane_c[G];
+  Vec<T> A[G], lane_b[G], lane_c[G], last[G], carry[G], dA[G], dlane_b[G], dlane_c[G];
+#pragma GCC unroll 4
   for (int j = 0; j < G; ++j) {
-    const int n = first + j * stride;
+    const int n = first + j;
     A[j] = tile.A[n];
     if constexpr (LaneB) lane_b[j] = tile.lane_b[n];
     if constexpr (LaneC) lane_c[j] = tile.lane_c[n];
-    h[0][j] = start[n];
+    h[0][j] = last[j] = start[n];
     carry[j] = out.carry[n];
     dA[j] = dlane_b[j] = dlane_c[j] = Vec<T>{};
   }
   const auto rebuild = [&](auto near) {
-    for (int64_t t = 0; t < tile.tokens; ++t) {
+    const auto advance = [&](int64_t t) __attribute__((always_inline)) {
       const T* b = tile.b(t) + first;
+#pragma GCC unroll 4
       for (int j = 0; j < G; ++j) {
         decay[t][j] = exp2_if<decltype(near)::value>(tile.dt[t] * A[j]);
-        h[t + 1][j] = h[t][j] * decay[t][j] + tile.x[t] * (LaneB ? lane_b[j] : splat(b[j * stride]));
+        last[j] = last[j] * decay[t][j] + tile.x[t] * (LaneB ? lane_b[j] : splat(b[j]));
+        h[t + 1][j] = last[j];
       }
+    };
+    const int64_t whole = tile.tokens / kUnrolled * kUnrolled;
+    for (int64_t t = 0; t < whole; t += kUnrolled) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kUnrolled; ++i) advance(t + i);
     }
+    for (int64_t t = whole; t < tile.tokens; ++t) advance(t);
   };
   near ? rebuild(std::true_type{}) : rebuild(std::false_type{});
-  for (int64_t t = tile.tokens - 1; t >= 0; --t) {
+
+  Vec<T> some_b[kTogether] = {}, some_c[kTogether] = {};
+  const auto retreat = [&](int64_t t, int64_t i) __attribute__((always_inline)) {
     const T *b = tile.b(t) + first, *c = tile.c(t) + first;
     const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
     Vec<T> dx{}, ddt{}, y{}, db[G], dc[G];
+#pragma GCC unroll 4
     for (int j = 0; j < G; ++j) {
-      const Vec<T> c_j = LaneC ? lane_c[j] : splat(c[j * stride]);
+      const Vec<T> c_j = LaneC ? lane_c[j] : splat(c[j]);
       const Vec<T> g = dy_t * c_j + carry[j];
       dc[j] = dy_t * h[t + 1][j];
       db[j] = g * x;
-      dx += g * (LaneB ? lane_b[j] : splat(b[j * stride]));
+      dx += g * (LaneB ? lane_b[j] : splat(b[j]));
       carry[j] = g * decay[t][j];
       const Vec<T> q = carry[j] * h[t][j];
       ddt += q * A[j];
@@ -167,16 +227,29 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
     out.dx[t] += dx;
     out.ddt[t] += ddt;
     if constexpr (wants_y) out.y[t] += y;
-    if constexpr (G == kGroup) {
-      if constexpr (!LaneB) partial_b[t * pitch] = fold_group<T>(db);
-      if constexpr (!LaneC) partial_c[t * pitch] = fold_group<T>(dc);
+    if constexpr (!LaneB) some_b[i] = fold<T, G>(db);
+    if constexpr (!LaneC) some_c[i] = fold<T, G>(dc);
+  };
+  const auto complete = [&](Vec<T>* some, T* sums)
+                            __attribute__((always_inline)) { store(sums, load(sums) + sum_folded<T, G>(some)); };
+  T *sum_b = nullptr, *sum_c = nullptr;
+  if constexpr (!LaneB) sum_b = out.db + first * TokenSums<T>::kTokens;
+  if constexpr (!LaneC) sum_c = out.dc + first * TokenSums<T>::kTokens;
+  for (int64_t left = tile.tokens; left > 0;) {
+    const int64_t t0 = (left - 1) / kTogether * kTogether;
+    if (left - t0 == kTogether) {
+#pragma GCC unroll 4
+      for (int i = kTogether - 1; i >= 0; --i) retreat(t0 + i, i);
     } else {
-      if constexpr (!LaneB) partial_b[t * pitch] = db[0];
-      if constexpr (!LaneC) partial_c[t * pitch] = dc[0];
+      for (int64_t t = left - 1; t >= t0; --t) retreat(t, t - t0);
     }
+    left = t0;
+    if constexpr (!LaneB) complete(some_b, sum_b + t0 * G);
+    if constexpr (!LaneC) complete(some_c, sum_c + t0 * G);
   }
+#pragma GCC unroll 4
   for (int j = 0; j < G; ++j) {
-    const int n = first + j * stride;
+    const int n = first + j;
     out.carry[n] = carry[j];
     out.dA[n] += dA[j];
     if constexpr (LaneB) out.dlane_b[n] += dlane_b[j];
@@ -184,66 +257,26 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
   }
 }
 
-// Completes the sums of `count` vectors, each a state of its own. `v` is used up; it and `out` must reach to a multiple
-// of the lane count.
-template <typename T>
-MTLKIT_INLINE void sum_singles(Vec<T>* v, int64_t count, T* out) {
-  for (int64_t i = 0; i < count; i += kLanes<T>) store(out + i, sum_lanes<T>(v + i));
-}
-
-// Completes the sums of `groups` folded groups, whose states lie `groups` apart.
-template <typename T>
-MTLKIT_INLINE void sum_groups(Vec<T>* v, int64_t groups, T* out) {
-  constexpr int quarter = kLanes<T> / kGroup;
-  if constexpr (quarter > 1) {
-    if (groups == quarter) {  // the lanes come out in the order of the states
-      store(out, sum_lanes<T, quarter / 2>(v));
-      return;
-    }
-  }
-  for (int64_t i = 0; i < groups; ++i) {
-    for (int j = 0; j < kGroup; ++j) {
-      T sum = 0;
-      if constexpr (quarter > 0) {
-        for (int lane = 0; lane < quarter; ++lane) sum += v[i][j * quarter + lane];
-      }
-      out[j * groups + i] = sum;
-    }
-  }
-}
-
 // Takes one tile back, from the states at its start.
 template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false>
 void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out) {
-  // Two lanes cannot hold four sums.
-  constexpr bool kFolds = kLanes<T> >= kGroup;
   const int states = N ? N : tile.states;
-  const bool grouped = kFolds && states % kGroup == 0;
   const bool near = tile.near();
-  const int64_t pitch = grouped ? states / kGroup : states;
-  Vec<T>*partial_b = out.partial, *partial_c = out.partial + kTile * pitch;
   for (int64_t t = 0; t < tile.tokens; ++t) {
     out.dx[t] = out.ddt[t] = Vec<T>{};
     if constexpr (wants_y) out.y[t] = Vec<T>{};
   }
-  if (grouped) {
-    if constexpr (kFolds) {
-      for (int64_t i = 0; i < pitch; ++i) {
-        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, i, pitch, near, out, partial_b + i,
-                                                         partial_c + i, pitch);
+  if constexpr (kLanes<T> >= kGroup) {
+    if (TokenSums<T>::group(states) == kGroup) {
+      for (int n = 0; n < states; n += kGroup) {
+        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out);
       }
-      for (int64_t t = 0; t < tile.tokens; ++t) {
-        if constexpr (!LaneB) sum_groups<T>(partial_b + t * pitch, pitch, out.db + t * states);
-        if constexpr (!LaneC) sum_groups<T>(partial_c + t * pitch, pitch, out.dc + t * states);
-      }
+      return;
     }
-    return;
   }
   for (int n = 0; n < states; ++n) {
-    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, 1, near, out, partial_b + n, partial_c + n, pitch);
+    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out);
   }
-  if constexpr (!LaneB) sum_singles<T>(partial_b, tile.tokens * states, out.db);
-  if constexpr (!LaneC) sum_singles<T>(partial_c, tile.tokens * states, out.dc);
 }
 
 // Adds the lanes of v to `channels` elements a stride apart.

@@ -103,7 +103,8 @@ struct Parameters {
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
-  Vec<T> u[kTile], raw[kTile], z[kTile];
+  Vec<T> u[kTile], z[kTile];
+  Vec<T> slope[kTile];             // of the softplus, where backward follows
   T rows[2 * kTile * kMaxStates];  // B and C of each token, side by side, padded to whole vectors
 
   void gather_group(const SelectiveScanForward& p, const Block& any, int64_t first) {
@@ -116,7 +117,9 @@ struct Gathered {
     if (p.variable_C) gather_rows(p.C, any, first, rows + scan.to_c);
   }
 
+  template <bool slopes>
   void gather_block(const SelectiveScanForward& p, const Parameters<T>& parameters, int64_t first) {
+    Vec<T> raw[kTile];
     scan.A = parameters.A;
     scan.reach = parameters.reach;
     scan.lane_b = parameters.lane_b;
@@ -130,8 +133,8 @@ struct Gathered {
     Vec<T> longest{};
     for (int64_t t = 0; t < scan.tokens; t += kAbreast) {
       Vec<T> dt[kAbreast];
-      for (int i = 0; i < kAbreast; ++i) dt[i] = raw[t + i] += parameters.bias;
-      if (p.delta_softplus) softplus<kAbreast>(dt);
+      for (int i = 0; i < kAbreast; ++i) dt[i] = raw[t + i] + parameters.bias;
+      if (p.delta_softplus) softplus<kAbreast>(dt, slopes ? slope + t : nullptr);
       for (int i = 0; i < kAbreast; ++i) {
         longest = max(longest, abs(dt[i]));
         scan.dt[t + i] = dt[i];
@@ -218,7 +221,7 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
         for (Expected<0>* x : {&u, &delta, &z}) x->all();
         for (Expected<1>* x : {&out, &kept}) x->all();
       }
-      tile.gather_block(p, parameters, first);
+      tile.template gather_block<false>(p, parameters, first);
       scan_forward<T, N, LaneB, LaneC>(tile.scan, 0, tile.scan.tokens, scratch.h[i], [&](int64_t t, Vec<T> y) {
         scratch.y[t] = y;
         if constexpr (N != 1) {
@@ -290,9 +293,9 @@ struct BackwardScratch {
   Gathered<T> tile;
   Parameters<T> parameters[kRun];
   Carried carried[kRun];
-  Vec<T> start[kMaxStates], partial[2 * kTile * kMaxStates];
+  Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], y[kTile], ddt[kTile], dx[kTile], du[kTile], dz[kTile];
-  T db[kTile * kMaxStates], dc[kTile * kMaxStates];
+  T db[TokenSums<T>::size(kMaxStates)], dc[TokenSums<T>::size(kMaxStates)];  // over the blocks of a run
 };
 
 template <typename T>
@@ -309,9 +312,9 @@ void begin_block(const SelectiveScanBackward& q, const Block& block, typename Ba
   }
 }
 
-// One block of a gathered tile. db and dc are the rows of the tile in the group's (L, N) gradients, added to.
+// One block of a gathered tile.
 template <typename T, int N, bool LaneB, bool LaneC>
-void backward_block(const SelectiveScanBackward& q, const Parameters<T>& parameters, int64_t first, T* db, T* dc,
+void backward_block(const SelectiveScanBackward& q, const Parameters<T>& parameters, int64_t first,
                     typename BackwardScratch<T>::Carried& carried, BackwardScratch<T>& scratch) {
   const SelectiveScanForward& p = q.forward;
   const SelectiveScanShape& s = p.shape;
@@ -320,7 +323,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   const int64_t tokens = tile.scan.tokens, states = N ? N : s.states;
   const Tensor<2> c = checkpoint<T>(p.checkpoints, block.b, first, s, block.d);
   load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], block.channels, states, scratch.start);
-  tile.gather_block(p, parameters, first);
+  tile.template gather_block<true>(p, parameters, first);
   load_tokens<T>(q.dout, block, first, tokens, scratch.dy);
   for (int64_t t = 0; p.z && t < tokens; ++t) {
     const auto gate = silu_and_slope(tile.z[t]);
@@ -329,7 +332,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   }
   const ScanGradients<T> gradients = {
       carried.carry, carried.dA, scratch.ddt,     scratch.dx,      scratch.y,
-      scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c, scratch.partial,
+      scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c,
   };
   if (p.z) {
     scan_backward<T, N, LaneB, LaneC, true>(tile.scan, scratch.dy, scratch.start, gradients);
@@ -341,7 +344,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
     scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
     carried.dD += dy * u;
     Vec<T> draw = scratch.ddt[t] * kLn2<T> + dx * u;
-    if (p.delta_softplus) draw *= softplus_slope(tile.raw[t]);
+    if (p.delta_softplus) draw *= tile.slope[t];
     carried.dbias += draw;
     scratch.ddt[t] = draw;
     if (p.z) scratch.dz[t] *= scratch.y[t] + parameters.D * u;
@@ -349,10 +352,6 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   store_tokens<T>(q.du, block, first, tokens, scratch.du);
   store_tokens<T>(q.ddelta, block, first, tokens, scratch.ddt);
   if (p.z) store_tokens<T>(q.dz, block, first, tokens, scratch.dz);
-  for (int64_t i = 0; i < tokens * states; ++i) {
-    if constexpr (!LaneB) db[i] += scratch.db[i];
-    if constexpr (!LaneC) dc[i] += scratch.dc[i];
-  }
 }
 
 template <typename T, bool LaneB, bool LaneC>
@@ -380,14 +379,21 @@ void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t 
   }
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     scratch.tile.gather_group(p, scratch.parameters[0].block, first);
+    const int64_t sums = TokenSums<T>::size(s.states);
+    if constexpr (!LaneB) std::memset(scratch.db, 0, sums * sizeof(T));
+    if constexpr (!LaneC) std::memset(scratch.dc, 0, sums * sizeof(T));
     for (int64_t i = 0; i < to - from; ++i) {
       const bool last_block = i + 1 == to - from;
       const Block& next_block = scratch.parameters[last_block ? 0 : i + 1].block;
       const int64_t next = last_block ? first - kTile : first;
       for (const Tensor<3>* x : {&p.u, &p.delta, &p.z, &q.dout}) expected<0>(*x, next_block, next, s.tokens).all();
       for (const Tensor<3>* x : {&q.du, &q.ddelta, &q.dz}) expected<1>(*x, next_block, next, s.tokens).all();
-      backward_block<T, N, LaneB, LaneC>(q, scratch.parameters[i], first, LaneB ? nullptr : db + first * s.states,
-                                         LaneC ? nullptr : dc + first * s.states, scratch.carried[i], scratch);
+      backward_block<T, N, LaneB, LaneC>(q, scratch.parameters[i], first, scratch.carried[i], scratch);
+    }
+    for (int64_t t = 0; t < scratch.tile.scan.tokens; ++t) {
+      const int64_t row = (first + t) * s.states;
+      if constexpr (!LaneB) TokenSums<T>::template give<false>(scratch.db, t, s.states, db + row);
+      if constexpr (!LaneC) TokenSums<T>::template give<false>(scratch.dc, t, s.states, dc + row);
     }
   }
   for (int64_t i = 0; i < to - from; ++i) {

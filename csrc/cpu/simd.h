@@ -156,14 +156,17 @@ MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
 MTLKIT_INLINE DoubleVec exp2_near(DoubleVec x) { return exp2(x); }
 
 // log(1 + exp(x)) of `count` vectors, whose chains of instructions hide each other's latency; from 20 upwards it is x
-// to the last bit.
+// to the last bit. `slope`, where given, receives the derivatives 1 / (1 + exp(-x)).
 template <int count = 1>
-MTLKIT_INLINE void softplus(FloatVec* x) {
+MTLKIT_INLINE void softplus(FloatVec* x, FloatVec* slope = nullptr) {
   // log(1 + e) for 0 <= e <= 1, to 4e-8 relative.
   constexpr float kLog1p[] = {-3.0065785905e-02f, 7.9204526761e-02f, -1.3753801762e-01f, 1.9153654764e-01f,
                               -2.4857163652e-01f, 3.3321322621e-01f, -4.9999647964e-01f, 1.0f};
   FloatVec e[count], p[count];
   for (int i = 0; i < count; ++i) e[i] = exp2(abs(x[i]) * -kLog2E<float>);
+  if (slope) {
+    for (int i = 0; i < count; ++i) slope[i] = (x[i] > 0 ? splat(1.0f) : e[i]) / (1.0f + e[i]);
+  }
   for (int i = 0; i < count; ++i) p[i] = splat(5.3648225463e-03f);
   for (const float c : kLog1p) {
     for (int i = 0; i < count; ++i) p[i] = p[i] * e[i] + c;
@@ -172,9 +175,12 @@ MTLKIT_INLINE void softplus(FloatVec* x) {
 }
 
 template <int count = 1>
-MTLKIT_INLINE void softplus(DoubleVec* x) {
+MTLKIT_INLINE void softplus(DoubleVec* x, DoubleVec* slope = nullptr) {
   for (int v = 0; v < count; ++v) {
-    for (int i = 0; i < kLanes<double>; ++i) x[v][i] = x[v][i] > 20 ? x[v][i] : ::log1p(::exp(x[v][i]));
+    for (int i = 0; i < kLanes<double>; ++i) {
+      if (slope) slope[v][i] = x[v][i] > 20 ? 1 : 1 / (1 + ::exp(-x[v][i]));
+      x[v][i] = x[v][i] > 20 ? x[v][i] : ::log1p(::exp(x[v][i]));
+    }
   }
 }
 
@@ -192,11 +198,6 @@ MTLKIT_INLINE DoubleVec sigmoid(DoubleVec x) {
   return x;
 }
 
-// The derivative of softplus, of which double has the limit above, too.
-MTLKIT_INLINE FloatVec softplus_slope(FloatVec x) { return sigmoid(x); }
-
-MTLKIT_INLINE DoubleVec softplus_slope(DoubleVec x) { return x > 20 ? splat(1.0) : sigmoid(x); }
-
 // Lanes of two vectors picked by compile-time indices; those from the lane count upwards mean the second vector.
 #if defined(__clang__) || __GNUC__ >= 12
 #define MTLKIT_SHUFFLE(a, b, index) __builtin_shufflevector(a, b, index...)
@@ -204,13 +205,18 @@ MTLKIT_INLINE DoubleVec softplus_slope(DoubleVec x) { return x > 20 ? splat(1.0)
 #define MTLKIT_SHUFFLE(a, b, index) __builtin_shuffle(a, b, decltype((a) < (b)){index...})
 #endif
 
-enum class Pick { kLow, kHigh, kBlend, kSwap };
+enum class Pick { kLow, kHigh, kBlend, kSwap, kEven, kOdd };
 
 // Index of lane `lane` when a and b are seen as runs of 2 * run lanes:
 // kLow puts a's first half before b's, kHigh the second halves, kBlend keeps a's first and b's second half in place,
-// kSwap puts a's second half before b's first.
+// kSwap puts a's second half before b's first. kEven and kOdd see them as runs of 4 * run lanes: they put the first, or
+// the second, halves of a's halves before b's.
 constexpr int lane_index(Pick pick, int run, int lanes, int lane) {
   const bool second = lane % (2 * run) >= run;
+  if (pick == Pick::kEven || pick == Pick::kOdd) {
+    const int within = lane % (4 * run), from = lane - within + within % run + 2 * (within / run % 2) * run;
+    return (within < 2 * run ? 0 : lanes) + from + (pick == Pick::kOdd ? run : 0);
+  }
   switch (pick) {
     case Pick::kLow:
       return second ? lanes + lane - run : lane;

@@ -21,28 +21,48 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
+// The most blocks of channels that go through a direction together: they share the rows of its tiles, and what they add
+// to a row is summed before it is written.
+inline constexpr int kRun = 8;
+
+// A map of all tokens, block by block: packed, or where it lies in a channels-last tensor.
+template <typename T>
+struct Planes {
+  T* data;
+  int64_t step, block;  // elements from token to token, and from block to block
+
+  Plane<T> operator[](int64_t i) const { return {data + i * block, step}; }
+};
+
 template <typename T>
 struct BackwardScratch {
-  Parameters<T> parameters;
+  // What a block carries from tile to tile.
+  struct Carried {
+    Parameters<T> parameters;
+    Vec<T> carry[kMaxStates], dA[kMaxStates];
+    Vec<T> dbias, dD;
+    Vec<T>* ddt_weight;
+  };
+  Carried carried[kRun];
   Gathered<T> tile;
   ScanTile<T> part;  // of a tile in which the state starts again
-  Vec<T> start[kMaxStates], carry[kMaxStates], dA[kMaxStates];
+  Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], ddt[kTile], dx[kTile];
-  // Sized by the states and the rank of the call.
-  Vec<T>*partial, *ddt_weight;
-  T *db, *dc, *part_db, *part_dc;
+  T *db, *dc;  // sums over the blocks of a run, TokenSums; sized by the call, as is all below
+  T* row_dt;   // likewise, (R, tokens)
 
-  static int64_t vectors(const DirectionalScanShape& s) { return 2 * kTile * s.states + 2 * s.rank; }
-  static int64_t scalars(const DirectionalScanShape& s) { return 4 * kTile * s.states; }
+  static int64_t vectors(const DirectionalScanShape& s) { return 2 * kRun * s.rank; }
+  static int64_t scalars(const DirectionalScanShape& s) { return 2 * TokenSums<T>::size(s.states) + kTile * s.rank; }
 
   void point_into(Vec<T>* v, T* scalar, const DirectionalScanShape& s) {
-    partial = v;
-    parameters.dt_weight = partial + 2 * kTile * s.states;
-    ddt_weight = parameters.dt_weight + s.rank;
+    for (Carried& one : carried) {
+      one.parameters.dt_weight = v;
+      one.ddt_weight = v + s.rank;
+      v += 2 * s.rank;
+    }
     db = scalar;
-    dc = db + kTile * s.states;
-    part_db = dc + kTile * s.states;
-    part_dc = part_db + kTile * s.states;
+    dc = db + TokenSums<T>::size(s.states);
+    row_dt = dc + TokenSums<T>::size(s.states);
   }
 };
 
@@ -54,8 +74,6 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
   ScanTile<T>& part = scratch.part;
   const int64_t states = whole.states;
   ScanGradients<T> out = gradients;
-  out.db = scratch.part_db;
-  out.dc = scratch.part_dc;
   part.states = whole.states;
   part.A = whole.A;
   part.longest = whole.longest;
@@ -68,119 +86,183 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
     std::memcpy(part.dt, whole.dt + first, tokens * sizeof part.dt[0]);
     std::memcpy(part.x, whole.x + first, tokens * sizeof part.x[0]);
     std::memcpy(part.row, whole.row + first, tokens * sizeof part.row[0]);
+    const int64_t to_sums = first * TokenSums<T>::group(states);
+    out.db = gradients.db + to_sums;
+    out.dc = gradients.dc + to_sums;
+    out.ddt = gradients.ddt + first;
+    out.dx = gradients.dx + first;
     if (starts[first]) {
       Vec<T> zeros[N ? N : kMaxStates] = {};
-      out.ddt = gradients.ddt + first;
-      out.dx = gradients.dx + first;
       scan_backward<T, N>(part, scratch.dy + first, zeros, out);
       for (int64_t n = 0; n < states; ++n) out.carry[n] = Vec<T>{};
     } else {
-      out.ddt = gradients.ddt;
-      out.dx = gradients.dx;
       scan_backward<T, N>(part, scratch.dy, scratch.start, out);
     }
-    // scan_backward writes whole vectors, past the end of a part too.
-    std::memcpy(gradients.db + first * states, out.db, tokens * states * sizeof(T));
-    std::memcpy(gradients.dc + first * states, out.dc, tokens * states * sizeof(T));
     stop = first;
   }
 }
 
-// One direction of one block of channels, from the last tile to the first. Adds to the packed du and to the rows of
-// dx_dbl, which no other thread touches.
+// The maps of a run of blocks, and whether their gradients are the first to arrive: they are set then, not added to.
+template <typename T>
+struct Run {
+  int64_t d, count;  // its first channel, its blocks
+  Planes<const T> u, dy;
+  Planes<T> du;
+  T* dx_dbl;
+  bool sets_du, sets_rows;
+};
+
+// The gradients of the inputs and of the time step of one block of a tile, after its scan.
+template <typename T>
+void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool first, BackwardScratch<T>& scratch,
+                  typename BackwardScratch<T>::Carried& carried) {
+  const Gathered<T>& tile = scratch.tile;
+  const Parameters<T>& parameters = carried.parameters;
+  const int64_t tokens = tile.scan.tokens, whole = round_up(tokens, max(kLanes<T>, 4));
+  Vec<T> draw[kTile];
+  Vec<T> dbias = carried.dbias, dD = carried.dD;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
+    T* const to = du.at(tile.token[t]);
+    const Vec<T> found = dx * tile.scan.dt[t] + dy * parameters.D;
+    store(to, sets ? found : load(to) + found);
+    dD += dy * u;
+    draw[t] = (scratch.ddt[t] * kLn2<T> + dx * u) * tile.slope[t];
+    dbias += draw[t];
+  }
+  carried.dbias = dbias;
+  carried.dD = dD;
+  for (int64_t t = tokens; t < whole; ++t) draw[t] = Vec<T>{};
+  for (int64_t r = 0; r < s.rank; ++r) {
+    Vec<T> sum[4] = {};
+    for (int64_t t = 0; t < tokens; t += 4) {
+      for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.scan.row[t + i][r];
+    }
+    carried.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+  // d(time step before its projection): with tokens in the lanes, the sum over channels is a sum of vectors.
+  for (int64_t t = 0; t < tokens; t += kLanes<T>) {
+    transpose<T>(draw + t);
+    for (int64_t r = 0; r < s.rank; ++r) {
+      Vec<T> even{}, odd{};
+      for (int c = 0; c < kLanes<T>; c += 2) {
+        even += draw[t + c] * parameters.dt_weight[r][c];
+        odd += draw[t + c + 1] * parameters.dt_weight[r][c + 1];
+      }
+      T* const sum = scratch.row_dt + r * kTile + t;
+      store(sum, first ? even + odd : load(sum) + (even + odd));
+    }
+  }
+}
+
+// One direction of a run of blocks, from the last tile to the first. The rows of dx_dbl no other thread touches.
 template <typename T, int N>
-void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, int64_t d, int64_t channels,
-                        const Vec<T>* u_plane, const Vec<T>* dy_plane, Vec<T>* du_plane, T* dx_dbl,
+void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, const Run<T>& run,
                         const ParameterGradients<T>& total, BackwardScratch<T>& scratch) {
   const DirectionalScanForward& p = q.forward;
   const DirectionalScanShape& s = p.shape;
   const int64_t rank = s.rank, states = N ? N : s.states, pitch = s.pitch();
-  Parameters<T>& parameters = scratch.parameters;
-  parameters.load(p, k, d, channels);
-  const T* x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
+  const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
+  const T* const x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
+  T* const dx_dbl = run.dx_dbl + k * s.row();
   const int32_t* const order = order_of(p, b, k);
   const uint8_t* const starts = starts_of(p, b, k);
-  load_state<T>(q.dlast_state, s, b, k, d, channels, scratch.carry);
-  for (int64_t n = 0; n < states; ++n) scratch.dA[n] = Vec<T>{};
-  for (int64_t r = 0; r < rank; ++r) scratch.ddt_weight[r] = Vec<T>{};
-  Vec<T> dbias{}, dD{};
+  for (int64_t i = 0; i < run.count; ++i) {
+    auto& carried = scratch.carried[i];
+    carried.parameters.load(p, k, run.d + i * kLanes<T>, channels_of(i));
+    load_state<T>(q.dlast_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), carried.carry);
+    for (int64_t n = 0; n < states; ++n) carried.dA[n] = Vec<T>{};
+    for (int64_t r = 0; r < rank; ++r) carried.ddt_weight[r] = Vec<T>{};
+    carried.dbias = carried.dD = Vec<T>{};
+  }
   ScanGradients<T> gradients{};
-  gradients.carry = scratch.carry;
-  gradients.dA = scratch.dA;
   gradients.ddt = scratch.ddt;
   gradients.dx = scratch.dx;
   gradients.db = scratch.db;
   gradients.dc = scratch.dc;
-  gradients.partial = scratch.partial;
 
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
-    const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, d);
-    load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, scratch.start);
+    const int64_t tokens = min(kTile, s.steps - first), before = max(first - kTile, 0);
     Gathered<T>& tile = scratch.tile;
-    tile.gather(p, order + first, min(kTile, s.steps - first), parameters, x_dbl, packed_plane<const T>(u_plane));
-    const int64_t tokens = tile.scan.tokens;
-    for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = dy_plane[tile.token[t]];
-    const int64_t next = max(first - kTile, 0);
-    const T* const next_start = static_cast<T*>(checkpoint<T>(p.checkpoints, b * s.directions + k, next, s, d).data);
-    for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next_start + n * s.channels);
-    if (starts && std::memchr(starts + first, 1, tokens)) {
-      backward_parts<T, N>(starts + first, gradients, scratch);
-    } else {
-      scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients);
-    }
+    tile.gather_rows(s, order + first, tokens, x_dbl);
+    std::memset(scratch.db, 0, 2 * TokenSums<T>::size(states) * sizeof(T));  // and dc
+    for (int64_t i = 0; i < run.count; ++i) {
+      auto& carried = scratch.carried[i];
+      const bool last = i + 1 == run.count;
+      const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.d + i * kLanes<T>);
+      load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, scratch.start);
+      tile.template gather_block<true>(rank, carried.parameters, run.u[i]);
+      const Plane<const T> dy = run.dy[i];
+      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy.at(tile.token[t]));
 
-    Vec<T> draw[kTile] = {};
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t later = order[next + t];  // of the tile whose turn comes next
-      prefetch_row<0, N>(x_dbl + later * pitch, s.row());
-      prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
-      __builtin_prefetch(u_plane + later);
-      __builtin_prefetch(dy_plane + later);
-      const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
-      du_plane[tile.token[t]] += dx * tile.scan.dt[t] + dy * parameters.D;
-      dD += dy * u;
-      draw[t] = (scratch.ddt[t] * kLn2<T> + dx * u) * softplus_slope(tile.raw[t]);
-      dbias += draw[t];
-      T* row = dx_dbl + tile.token[t] * pitch;
-      for (int64_t n = 0; n < states; ++n) {
-        row[rank + n] += scratch.db[t * states + n];
-        row[rank + states + n] += scratch.dc[t * states + n];
-      }
-    }
-    for (int64_t r = 0; r < rank; ++r) {
-      Vec<T> sum[4] = {};  // the draw of tokens past the end is 0
-      for (int64_t t = 0; t < tokens; t += 4) {
-        for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.scan.row[t + i][r];
-      }
-      scratch.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-    }
-    // d(time step before its projection): with tokens in the lanes, the sum over channels is a sum of vectors.
-    for (int64_t t0 = 0; t0 < tokens; t0 += kLanes<T>) {
-      transpose<T>(draw + t0);
-      const int64_t some = min(kLanes<T>, tokens - t0);
-      for (int64_t r = 0; r < rank; ++r) {
-        Vec<T> even{}, odd{};
-        for (int c = 0; c < kLanes<T>; c += 2) {
-          even += draw[t0 + c] * parameters.dt_weight[r][c];
-          odd += draw[t0 + c + 1] * parameters.dt_weight[r][c + 1];
+      // What the next block reads and writes, or the first one of the next tile.
+      const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
+      const T* const start = static_cast<T*>(
+          checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
+      for (int64_t n = 0; n < states; ++n) __builtin_prefetch(start + n * s.channels);
+      const Plane<const T> next_u = run.u[next], next_dy = run.dy[next];
+      const Plane<T> next_du = run.du[next];
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t later = order[next_first + t];
+        __builtin_prefetch(next_u.at(later));
+        __builtin_prefetch(next_dy.at(later));
+        __builtin_prefetch(next_du.at(later), 1);
+        if (last) {
+          prefetch_row<0, N>(x_dbl + later * pitch, s.row());
+          prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
         }
-        T sum[kLanes<T>];
-        store(sum, even + odd);
-        for (int64_t i = 0; i < some; ++i) dx_dbl[tile.token[t0 + i] * pitch + r] += sum[i];
       }
+
+      gradients.carry = carried.carry;
+      gradients.dA = carried.dA;
+      if (starts && std::memchr(starts + first, 1, tokens)) {
+        backward_parts<T, N>(starts + first, gradients, scratch);
+      } else {
+        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients);
+      }
+      finish_block<T>(s, run.du[i], run.sets_du, i == 0, scratch, carried);
     }
+    const auto write_rows = [&](auto sets) {
+      constexpr bool kSets = decltype(sets)::value;
+      for (int64_t t = 0; t < tokens; ++t) {
+        T* const row = dx_dbl + tile.token[t] * pitch;
+        for (int64_t r = 0; r < rank; ++r) {
+          const T sum = scratch.row_dt[r * kTile + t];
+          row[r] = kSets ? sum : row[r] + sum;
+        }
+        TokenSums<T>::template give<kSets>(scratch.db, t, states, row + rank);
+        TokenSums<T>::template give<kSets>(scratch.dc, t, states, row + rank + states);
+      }
+    };
+    run.sets_rows ? write_rows(std::true_type{}) : write_rows(std::false_type{});
   }
 
-  if (q.dinitial_state) store_state<T>(q.dinitial_state, s, b, k, d, channels, scratch.carry);
-  const int64_t row = k * s.channels + d;
-  for (int64_t r = 0; r < rank; ++r)
-    add_lanes<T>(scratch.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
-  add_lanes<T>(dbias, total.ddt_bias + row, 1, channels);
-  add_lanes<T>(dD, total.dDs + row, 1, channels);
-  // A = -exp(A_logs), so dA_logs = dA A; parameters.A carries a factor log2(e).
-  for (int64_t n = 0; n < states; ++n) {
-    add_lanes<T>(scratch.dA[n] * parameters.A[n] * kLn2<T>, total.dA_logs + row * states + n, states, channels);
+  for (int64_t i = 0; i < run.count; ++i) {
+    const auto& carried = scratch.carried[i];
+    const int64_t d = run.d + i * kLanes<T>, channels = channels_of(i), row = k * s.channels + d;
+    if (q.dinitial_state) store_state<T>(q.dinitial_state, s, b, k, d, channels, carried.carry);
+    for (int64_t r = 0; r < rank; ++r)
+      add_lanes<T>(carried.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
+    add_lanes<T>(carried.dbias, total.ddt_bias + row, 1, channels);
+    add_lanes<T>(carried.dD, total.dDs + row, 1, channels);
+    // A = -exp(A_logs), so dA_logs = dA A; parameters.A carries a factor log2(e).
+    for (int64_t n = 0; n < states; ++n) {
+      add_lanes<T>(carried.dA[n] * carried.parameters.A[n] * kLn2<T>, total.dA_logs + row * states + n, states,
+                   channels);
+    }
   }
+}
+
+template <typename T>
+Planes<T> in_place_planes(const Tensor<5>& image, int64_t b, int64_t k, int64_t d) {
+  const Plane<T> first = block_of<T>(image, b, k, d);
+  return {first.data, first.step, kLanes<T>};
+}
+
+template <typename T, typename V>
+Planes<T> packed_planes(V* vectors, int64_t tokens) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  return {reinterpret_cast<T*>(vectors), lanes, lanes * tokens};
 }
 
 // A work item is (sample, group of directions, run of channel blocks). Directions split before channels, because their
@@ -198,9 +280,16 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t plane_size = s.batch * blocks * tokens, x_size = s.batch * tokens * s.pitch();
   const int64_t parameter_size = ParameterGradients<T>::size(s);
 
+  const bool all_visited = s.steps == tokens;
+  const int64_t packed = s.channels % kLanes<T> ? 0 : kLanes<T>;
+  const bool u_in_place = in_place<T>(p.u, s, packed), dy_in_place = in_place<T>(q.dy, s, packed);
+  const bool du_in_place = !parted && in_place<T>(q.du, s, packed);
+  const int64_t length = min(kRun, ceil_div(blocks, runs));
+  const int64_t packed_maps = (u_in_place ? 0 : 1) + (dy_in_place ? 0 : 1) + (du_in_place || parted ? 0 : 1);
+
   Scratch<Vec<T>> du_parts(parted ? groups * plane_size : 0);
   Scratch<T> dx_parts(runs > 1 ? runs * x_size : 0);
-  Scratch<Vec<T>> planes(threads * 3 * tokens);
+  Scratch<Vec<T>> planes(threads * packed_maps * length * tokens);
   Scratch<T> parameters(threads * parameter_size);
   Scratch<BackwardScratch<T>> scratch(threads);
   Scratch<Vec<T>> vectors(threads * BackwardScratch<T>::vectors(s));
@@ -217,34 +306,56 @@ int backward(const DirectionalScanBackward& q) {
     mine.point_into(vectors.get() + thread * BackwardScratch<T>::vectors(s),
                     scalars.get() + thread * BackwardScratch<T>::scalars(s), s);
     const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
-    Vec<T>* u_plane = planes.get() + thread * 3 * tokens;
-    Vec<T>* dy_plane = u_plane + tokens;
+    Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * tokens;
+    Vec<T>* const dy_planes = u_planes + (u_in_place ? 0 : length * tokens);
+    Vec<T>* const du_planes = dy_planes + (dy_in_place ? 0 : length * tokens);
     const Share work = share(items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
-      const int64_t run = item % runs, group = item / runs % groups, b = item / runs / groups;
-      T* my_dx = (runs > 1 ? dx_parts.get() + run * x_size : dx) + b * tokens * s.pitch();
+      const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
+      Run<T> run{};
+      run.dx_dbl = (runs > 1 ? dx_parts.get() + part * x_size : dx) + b * tokens * s.pitch();
       const Share directions = share(s.directions, groups, group);
       const int64_t rows = (directions.last - directions.first) * s.row();
-      for (int64_t l = 0; l < tokens; ++l) {
-        std::memset(my_dx + (l * s.directions + directions.first) * s.row(), 0, rows * sizeof(T));
+      for (int64_t l = 0; !all_visited && l < tokens; ++l) {
+        std::memset(run.dx_dbl + (l * s.directions + directions.first) * s.row(), 0, rows * sizeof(T));
       }
-      const Share my_blocks = share(blocks, runs, run);
-      for (int64_t block = my_blocks.first; block < my_blocks.last; ++block) {
-        const int64_t d = block * kLanes<T>, channels = min(kLanes<T>, s.channels - d);
-        Vec<T>* du_plane =
-            parted ? du_parts.get() + group * plane_size + (b * blocks + block) * tokens : dy_plane + tokens;
+      const Share my_blocks = share(blocks, runs, part);
+      for (int64_t block = my_blocks.first; block < my_blocks.last; block += run.count) {
+        run.d = block * kLanes<T>;
+        run.count = min(length, my_blocks.last - block);
+        run.sets_rows = all_visited && block == my_blocks.first;
+        Vec<T>* const du_packed =
+            parted ? du_parts.get() + group * plane_size + (b * blocks + block) * tokens : du_planes;
+        const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
         for (int64_t k = directions.first; k < directions.last; ++k) {
           const bool first = k == directions.first, last = k + 1 == directions.last;
-          if (first || p.own_inputs) {
-            load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, u_plane);
-            std::memset(du_plane, 0, tokens * sizeof(Vec<T>));
+          run.sets_du = all_visited && (first || p.own_inputs);
+          if (u_in_place) {
+            run.u = in_place_planes<const T>(p.u, b, k, run.d);
+          } else {
+            run.u = packed_planes<const T>(u_planes, tokens);
+            for (int64_t i = 0; (first || p.own_inputs) && i < run.count; ++i) {
+              load_plane<T>(images_of(p.u, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
+                            u_planes + i * tokens);
+            }
           }
-          if (first || !p.merge) {
-            load_plane<T>(images_of(q.dy, k), b, d, channels, s.height, s.width, dy_plane);
+          if (dy_in_place) {
+            run.dy = in_place_planes<const T>(q.dy, b, k, run.d);
+          } else {
+            run.dy = packed_planes<const T>(dy_planes, tokens);
+            for (int64_t i = 0; (first || !p.merge) && i < run.count; ++i) {
+              load_plane<T>(images_of(q.dy, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
+                            dy_planes + i * tokens);
+            }
           }
-          backward_direction<T, N>(q, b, k, d, channels, u_plane, dy_plane, du_plane, my_dx + k * s.row(), total, mine);
-          if (!parted && (last || p.own_inputs)) {
-            store_plane<T>(images_of(q.du, k), b, d, channels, s.height, s.width, du_plane);
+          run.du = du_in_place ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, tokens);
+          for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) {
+            clear(run.du[i], tokens);
+          }
+          backward_direction<T, N>(q, b, k, run, total, mine);
+          for (int64_t i = 0; !parted && !du_in_place && (last || p.own_inputs) && i < run.count; ++i) {
+            store_plane<T>(images_of(q.du, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
+                           du_planes + i * tokens);
           }
         }
       }

@@ -40,7 +40,8 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, in
       const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, d);
       store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, h);
     }
-    tile.gather(p, order + first, min(kSteps, steps - first), parameters, x_dbl, plane);
+    tile.gather_rows(s, order + first, min(kSteps, steps - first), x_dbl);
+    tile.template gather_block<false>(s.rank, parameters, plane);
     const int64_t tokens = tile.scan.tokens;
     const int32_t* const later = order + min(first + kSteps, steps - tokens);
     if (p.checkpoints && (first + kSteps) % kTile == 0 && first + kSteps < steps) {
@@ -66,11 +67,6 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, in
     }
   }
   if (p.last_state) store_state<T>(p.last_state, s, b, k, d, channels, h);
-}
-
-template <typename T>
-void clear(Plane<T> plane, int64_t tokens) {
-  for (int64_t l = 0; l < tokens; ++l) store(plane.at(l), Vec<T>{});
 }
 
 // A work item is a part of the directions of a block of channels of one sample. Directions are split among threads

@@ -96,40 +96,51 @@ Plane<T> packed_plane(V* vectors) {
   return {reinterpret_cast<T*>(vectors), static_cast<int64_t>(sizeof(V) / sizeof(T))};
 }
 
-// One tile of one direction, gathered: time step, scan input and the rows of x_dbl.
+template <typename T>
+void clear(Plane<T> plane, int64_t tokens) {
+  for (int64_t l = 0; l < tokens; ++l) store(plane.at(l), Vec<T>{});
+}
+
+// One tile of one direction, gathered: its rows of x_dbl, which all blocks of channels share; time step and scan input
+// of one block.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
   int64_t token[kTile];
-  Vec<T> u[kTile], raw[kTile];  // raw is the time step before the softplus
+  Vec<T> u[kTile];
+  Vec<T> slope[kTile];  // of the softplus, where backward follows
 
   // Takes the tokens of so many steps, at most kTile, from `order` on.
-  void gather(const DirectionalScanForward& p, const int32_t* order, int64_t tokens, const Parameters<T>& parameters,
-              const T* x_dbl, Plane<const T> plane) {
-    const DirectionalScanShape& s = p.shape;
+  void gather_rows(const DirectionalScanShape& s, const int32_t* order, int64_t tokens, const T* x_dbl) {
     const int64_t pitch = s.pitch();
     scan.tokens = tokens;
     scan.states = static_cast<int>(s.states);
-    scan.A = parameters.A;
-    scan.reach = parameters.reach;
     scan.to_b = s.rank;
     scan.to_c = s.rank + s.states;
+    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {  // past the end, the last token again
+      token[t] = order[min(t, tokens - 1)];
+      scan.row[t] = x_dbl + token[t] * pitch;
+    }
+  }
+
+  template <bool slopes>
+  void gather_block(int64_t rank, const Parameters<T>& parameters, Plane<const T> plane) {
+    scan.A = parameters.A;
+    scan.reach = parameters.reach;
     Vec<T> longest{};
-    for (int64_t t = 0; t < tokens; t += kAbreast) {
+    for (int64_t t = 0; t < scan.tokens; t += kAbreast) {
       const T* rows[kAbreast];
       Vec<T> sum[kAbreast];
-      for (int64_t i = 0; i < kAbreast; ++i) {  // past the end, the last token again
-        const int64_t at = token[t + i] = order[min(t + i, tokens - 1)];
-        scan.row[t + i] = rows[i] = x_dbl + at * pitch;
-        u[t + i] = load(plane.at(at));
+      for (int64_t i = 0; i < kAbreast; ++i) {
+        rows[i] = scan.row[t + i];
+        u[t + i] = load(plane.at(token[t + i]));
         sum[i] = parameters.bias;
       }
-      for (int64_t r = 0; r < s.rank; ++r) {
+      for (int64_t r = 0; r < rank; ++r) {
         const Vec<T> weight = parameters.dt_weight[r];
         for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * rows[i][r];
       }
-      for (int64_t i = 0; i < kAbreast; ++i) raw[t + i] = sum[i];
-      softplus<kAbreast>(sum);
+      softplus<kAbreast>(sum, slopes ? slope + t : nullptr);
       for (int64_t i = 0; i < kAbreast; ++i) {
         longest = max(longest, sum[i]);
         scan.dt[t + i] = sum[i];
