@@ -35,7 +35,7 @@ SANITIZERS = {
     "ubsan": Sanitizer("undefined", None, "UBSAN_OPTIONS=handle_segv=0:print_stacktrace=1"),
     # The kernels' threads are std::thread here (csrc/bindings/threads.cpp), because ThreadSanitizer does not see how
     # libgomp's threads wait for each other. Nor does it see that of PyTorch's and ONNX Runtime's, whose code is left
-    # out, nor follow a fork of several threads.
+    # out, nor follow a fork of several threads. The pool of the libraries: tests/bindings/test_thread_pool.py.
     "tsan": Sanitizer(
         "thread",
         "libtsan.so",
