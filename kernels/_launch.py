@@ -1,4 +1,4 @@
-"""What the launchers share: what they serve, the guard of the device, exact division. Knows no Triton."""
+"""Shared by the launchers: dtype checks, the device guard, exact division. It does not load Triton."""
 
 from contextlib import nullcontext
 
@@ -11,10 +11,10 @@ SERVED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def check_dtypes(op: str, *tensors: Tensor | None) -> None:
-    """Raises unless the kernels compute with every tensor.
+    """Raises unless the kernels support every tensor's dtype.
 
     Raises:
-        TypeError: a tensor of another dtype than float32, bfloat16 and float16.
+        TypeError: a tensor has another dtype than float32, bfloat16 and float16.
     """
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in SERVED_DTYPES:
@@ -26,7 +26,7 @@ def on_device(tensor: Tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-# The SMs of a device that is none: tests in the interpreter split as an H200 would.
+# SMs without a GPU: tests in the interpreter split like an H200.
 DEFAULT_PROCESSORS = 132
 
 
@@ -56,7 +56,7 @@ def division(divisor: int) -> tuple[int, int]:
 
 
 def is_wide(*tensors: Tensor) -> bool:
-    """Whether an offset within one image (all axes but the first) may pass 31 bits."""
+    """Whether an offset inside one image (all axes except the first) can exceed 31 bits."""
     return any(
         sum((n - 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) >= 1 << 31 for t in tensors
     )
@@ -66,7 +66,7 @@ def is_wide(*tensors: Tensor) -> bool:
 
 
 def like(gradient: Tensor, tensor: Tensor) -> Tensor:
-    """The gradient in the dtype and layout of its tensor; no copy where it already has them."""
+    """The gradient in the dtype and layout of its tensor; copied only if needed."""
     if gradient.dtype == tensor.dtype and gradient.stride() == tensor.stride():
         return gradient
     return torch.empty_like(tensor).copy_(gradient)

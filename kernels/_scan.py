@@ -1,8 +1,8 @@
-"""What the scan kernels share: device functions on tiles, and the arithmetic of walking over an image.
+"""Shared by the scan kernels: device functions on tiles, and the arithmetic of walking over an image.
 
-A tile of states is [S, ..., G, BD]: N states as S in a thread's registers times G lanes, beside BD channels on the
-other lanes, so that a sum over the states is S products in a row and log2(G) shuffles. Tiles of T tokens carry them as
-a further first axis, which lies in registers too: `take` and `put` along it fold to nothing in the compiled code.
+A tile of states is [S, ..., G, BD]: N states as S in a thread's registers times G lanes, and BD channels on the other
+lanes, so that a sum over the states takes S consecutive products and log2(G) shuffles. Tiles of T tokens have them as
+an additional first axis, also in registers: `take` and `put` along it compile to no instructions.
 
 Three habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
 reshape; what is loaded for a loop to carry passes through `settled`; and sums along registers go by `add_up`, one after
@@ -18,7 +18,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 LN_2 = tl.constexpr(0.6931471805599453)
 INTERVAL = tl.constexpr(STATE_INTERVAL)
-CHAIN_BLOCK = 256  # states of a program of chain_kernel
+CHAIN_BLOCK = 256  # states per program of chain_kernel
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def put(x, t, value):
 
 @triton.jit
 def settled(x):
-    """What was loaded, unchanged, for a loop to carry: its layout is no longer the load's."""
+    """A loaded value, unchanged but with another layout than the load's, for a loop to carry."""
     return take(x[None], 0)
 
 
@@ -65,7 +65,8 @@ def add_up(x):
 def softplus(x):
     """log(1 + exp(x)) to 2e-7 of its value for every x: max(x, 0) + log1p(w) with w = exp(-|x|) in (0, 1].
 
-    log1p(w) / w is a polynomial, fitted in the relative error; lg2 would lose what is small, as time steps are.
+    log1p(w) / w is a polynomial, fitted in the relative error; lg2 would lose precision for small values such as time
+    steps.
     """
     w = tl.exp2(tl.abs(x) * -LOG2_E)
     p = w * 5.232691299170256e-3 - 2.9505226761102676e-2
@@ -81,7 +82,7 @@ def softplus(x):
 
 @triton.jit
 def softplus_slope(x, softplus_x):
-    """The derivative of softplus, exp(x - softplus(x)), which loses nothing where it is small."""
+    """The derivative of softplus, exp(x - softplus(x)), which stays precise for small values."""
     return tl.where(x > 20.0, 1.0, tl.exp2((x - softplus_x) * LOG2_E))
 
 
@@ -94,23 +95,23 @@ def decay_rate(A):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + exp(-x)), 0 where exp overflows; a reciprocal root takes half the instructions of a quotient."""
+    """1 / (1 + exp(-x)), 0 if exp overflows; a reciprocal square root takes half the instructions of a division."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2_E))
     return root * root
 
 
 @triton.jit
 def along(index, stride, WIDE: tl.constexpr):
-    """Where the elements of an axis lie, in 64 bits if WIDE.
+    """The offsets of the elements of an axis, in 64 bits if WIDE.
 
-    Offsets that are added up before the pointer is take fewer registers than a pointer for each thread.
+    Summing offsets before adding the pointer takes fewer registers than a pointer per thread.
     """
     return index.to(tl.int64) * stride if WIDE else index * stride
 
 
 @triton.jit
 def walk(position, bend, step, multiplier, shift, WIDE: tl.constexpr):
-    """Where a position of a scan order lies: line * bend + position * step, line = position // (pixels of a line).
+    """The offset of a position of a scan order: line * bend + position * step, line = position // (pixels of a line).
 
     The quotient is exact for positions below 2^31: see `division` in _launch.py.
     """
@@ -129,7 +130,7 @@ def chain_kernel(
     DIRECTIONS: tl.constexpr, N: tl.constexpr, LOGS: tl.constexpr, ADJOINT: tl.constexpr, RESETS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Turns each chunk's last state from a zero start into its true start, in place.
+    """Turns each chunk's last state from a zero start into its true initial state, in place.
 
     states (B, K, chunks, N, D), steps (B, K, chunks, D), the sums of the time steps, A (K D, N), or log(-A) if LOGS.
     The first chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last_state`,

@@ -1,6 +1,6 @@
 """The tiles that the kernels of selective_scan load: T steps of a block of channels, [T, BC, BD].
 
-Step i of a group of channels visits token table[i], or token i where there is no table.
+Step i of a group of channels visits token table[i], or token i without a table.
 """
 
 import triton
@@ -35,7 +35,7 @@ def states(d, there, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
 
 @triton.jit
 def place(token, lane, stride_d, stride_l, WIDE: tl.constexpr):
-    """Where channels of the group lie at their tokens, [T, BC, BD], from the group's first."""
+    """Offsets of the group's channels at their tokens, [T, BC, BD], from the group's first channel."""
     return along(token, stride_l, WIDE)[:, None, None] + along(lane, stride_d, WIDE)[None]
 
 
@@ -82,7 +82,7 @@ def time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def cut(x, new, t, RESETS: tl.constexpr):
-    """Zeros in place of what would pass from one sequence to the next at token t: it may be infinite."""
+    """Zeros instead of values that would pass from one sequence to the next at token t; they may be infinite."""
     if RESETS:
         x = tl.where(take(new, t) > 0.0, 0.0, x)
     return x

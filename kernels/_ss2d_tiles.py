@@ -1,4 +1,4 @@
-"""The tiles of ss2d that forward and backward load: a program's share, and what it reads for a step."""
+"""The tiles of ss2d that forward and backward load: a program's part, and its loads for a step."""
 
 import triton
 import triton.language as tl
@@ -61,7 +61,7 @@ def within(position, end):
 def time_steps(dts, weight, bias, inside, R: tl.constexpr):
     """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
 
-    1 where no token is: u is 0 there, and the state, which is 0 too or not used any more, stays finite.
+    1 without a token: u is 0 there, and the state, which is 0 too or no longer used, stays finite.
     """
     raw = bias[None]
     products = dts[:, :, :, None, None] * weight[:, None]

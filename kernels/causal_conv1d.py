@@ -1,12 +1,12 @@
 r"""causal_conv1d in Triton, forward and backward: formula and letters as in mtlkit/operators/causal_conv1d.
 
 A program owns a tile of BL tokens, counted through all sequences, times BD channels; the w tokens that an output
-reaches are read again and again, from the caches. Taps are counted back from the token: tap k meets token t - k. With
+reaches are read repeatedly, from the caches. Taps are counted back from the token: tap k meets token t - k. With
 da = dy SiLU'(a), and only where no sequence begins between the two tokens:
 
     dbias = sum da     dweight[w - 1 - k] = sum da[t] x[t - k]     dx[t] = sum_k weight[w - 1 - k] da[t + k]
 
-Backward computes a again, writes da as a float32 map and one partial sum a program of dweight and dbias, which are
+Backward recomputes a, writes da as a float32 map and one partial sum a program of dweight and dbias, which are
 added up in a fixed order; a second kernel gathers dx from da, and with it the gradient of the initial states, the
 tokens before the first.
 """
@@ -210,7 +210,7 @@ def forward(
     """Sets the output; arguments as `mtlkit.ops.causal_conv1d` has them, checked there, seq_idx in int32 and dense.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("causal_conv1d", x, weight, bias, initial_states)
     batch, channels, length = x.shape
@@ -236,7 +236,7 @@ def backward(
     """Sets the gradient of x, and gives those of weight, bias and initial states in float32; None for what is None.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("causal_conv1d", dy, x, weight, bias, initial_states)
     (batch, channels, length), width = x.shape, weight.shape[1]
@@ -262,5 +262,7 @@ def backward(
             da, dense, seq_idx, dx, dinitial, places, channels, length, *dx.stride(), **options
         )
         dweight = partial[:, :width].sum(0).t()  # (D, w)
-        dbias = None if bias is None else partial[:, width].sum(0)  # in memory of its own, as an operator's results are
+        dbias = (
+            None if bias is None else partial[:, width].sum(0)
+        )  # separate memory, as results of an operator must not share it
     return dweight, dbias, dinitial

@@ -1,11 +1,11 @@
 r"""dwconv_silu in Triton, forward and backward: formula and letters as in mtlkit/operators/dwconv_silu.
 
 A program owns a tile of BP pixels, counted through all images, times BD channels; the nine neighbours of a pixel are
-read again and again, from the caches. With da = dy SiLU'(a):
+read repeatedly, from the caches. With da = dy SiLU'(a):
 
     dbias = sum da     dweight[i, j] = sum da x[. + (i - 1, j - 1)]     dx = sum_ij weight[i, j] da[. - (i - 1, j - 1)]
 
-Backward computes a anew, writes da as a float32 map and one partial sum a program of dweight and dbias, which are added
+Backward recomputes a, writes da as a float32 map and one partial sum a program of dweight and dbias, which are added
 up in a fixed order; a second kernel gathers dx from da.
 """
 
@@ -139,7 +139,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The output, dense, with the channels where x has them; arguments as `mtlkit.ops.dwconv_silu`'s, checked there.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("dwconv_silu", x, weight, bias)
     y = _new_output(x)
@@ -153,7 +153,7 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
     """The gradients of x, weight and bias; None for a bias that was not given.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("dwconv_silu", dy, x, weight, bias)
     dx = _new_output(x)
@@ -174,6 +174,6 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tupl
         )  # fmt: skip
         _convolve(da.permute(0, 3, 1, 2), w, None, dx, False)
         dweight = partial[:, :9].sum(0).t().reshape(weight.shape).to(weight.dtype)
-        # in memory of its own, as an operator's results are
+        # separate memory, as results of an operator must not share it
         dbias = None if bias is None else partial[:, 9].sum(0).to(bias.dtype)
     return dx, dweight, dbias

@@ -6,7 +6,7 @@ r = 1 / sqrt(var + eps), n = e weight + bias and dn = dout SiLU(z), all over the
     dx = r (dn weight - mean(dn weight) - e mean(dn weight e))       dz = dout n SiLU'(z)
     dweight = sum over rows of dn e                                  dbias = sum over rows of dn
 
-Backward computes mean and variance anew. A program walks a run of rows and leaves one partial sum of dweight and dbias;
+Backward recomputes mean and variance. A program walks a run of rows and leaves one partial sum of dweight and dbias;
 they are added up in a fixed order.
 """
 
@@ -98,7 +98,7 @@ def norm_gate_bwd_kernel(
 
 
 def _rows(t: Tensor | None) -> Tensor | None:
-    """(rows, D) with the channels side by side; no copy where strides allow."""
+    """(rows, D) with contiguous channels; copied only if the strides require it."""
     if t is None:
         return None
     t = t.reshape(-1, t.shape[-1])
@@ -119,7 +119,7 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | N
     """The output, contiguous, in the shape and dtype of x; arguments as `mtlkit.ops.norm_gate`'s, checked there.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
         ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], x, weight, bias, z)
@@ -144,7 +144,7 @@ def backward(
     """The gradients of x, weight, bias and z, contiguous; None for what was not given.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
         ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], dout, x, weight, bias, z)

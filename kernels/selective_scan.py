@@ -466,7 +466,7 @@ def forward(
     output goes if it is given.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("selective_scan", u, delta, A, B, C, D, z, delta_bias)
     out = torch.empty_like(u) if out is None else out
@@ -512,7 +512,7 @@ def backward(
     The gradient of u goes to `du` if that is given, and that of the initial state to `dinitial_state`.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("selective_scan", dout, dlast_state, u, delta, A, B, C, D, z, delta_bias)
     all_visited = order.steps(u.shape[-1]) == u.shape[-1]

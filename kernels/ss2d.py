@@ -2,16 +2,16 @@ r"""SS2D in Triton, forward and backward: formula and letters as in mtlkit/opera
 
 A program owns a pair of opposite directions (0 and 2 walk rows, 1 and 3 columns) of a block of channels of one image,
 or of a chunk of its positions. Both directions advance together through the same positions from opposite ends, T tokens
-a step. The first to come to a block of positions writes its output, the other adds to it: one fixed order, no atomics.
-So each pair leaves one float32 map, and y is the sum of two.
+a step. The first to reach a block of positions writes its output, the other adds to it, in a fixed order without
+atomics. So each pair writes one float32 map, and y is the sum of two.
 
 A launch of too few programs (`split` in tables.py) cuts the positions in chunks: a pass over the states alone gives
 each chunk's last state from a zero start and the sum of its time steps, `chain_kernel` turns these into the chunks'
 starts, and the full pass runs every chunk at once. Backward does the same with the adjoint state.
 
-Backward walks each direction against its order. From a state kept by the forward pass it rebuilds those at every T
-tokens, then the T states of a step, in registers. Gradients that are sums over programs are written as partial sums,
-one a program, and added up in a fixed order: results repeat bit by bit.
+Backward walks each direction against its order. From a state saved by the forward pass it recomputes the states at
+every T tokens, then the T states of a step, in registers. Gradients that are sums over programs are written as one
+partial sum per program and added up in a fixed order, so results are bitwise reproducible.
 """
 
 import torch
@@ -453,7 +453,7 @@ def forward(
     Arguments as those of `mtlkit.ops.ss2d`, checked by the caller.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("ss2d", u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     y = torch.empty_like(u, dtype=out_dtype)
@@ -489,7 +489,7 @@ def backward(
     """The gradients of u, x_dbl, dt_weight, dt_bias, A_logs and Ds, each in the dtype and layout of its tensor.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("ss2d", dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     tensors = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)

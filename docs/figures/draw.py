@@ -204,7 +204,7 @@ def draw_interaction(scheme: Scheme) -> Figure:
     d.axes.add_patch(Rectangle((1.35, 0.12), 3.4, 3.86, fc="none", ec=scheme.faint, ls="--"))
     d.axes.add_patch(Rectangle((5.45, 0.12), 2.75, 3.86, fc="none", ec=scheme.faint, ls="--"))
     d.text(3.05, 3.8, "TIM: each enhances the other", 10.5)
-    d.text(6.82, 3.8, "UPA: how much is taken over", 10.5)
+    d.text(6.82, 3.8, "UPA: how much to adopt", 10.5)
     d.arrow((1.12, top), (3.78, top), colour=seg)
     d.arrow((1.12, bottom), (3.78, bottom), colour=clf)
     d.box(2.25, 2.35, "pool, project\ncontext c, gate", 1.5, 0.62)

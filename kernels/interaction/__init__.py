@@ -1,15 +1,15 @@
 r"""Task interaction in Triton, forward and backward: formulas and letters as in mtlkit/operators/interaction.
 
-`reduce_forward` gathers what one reading pass over a map can: moments, gradient energy and the pooled projection. A
+`reduce_forward` computes in one reading pass over a map: moments, gradient energy and the pooled projection. A
 program takes a tile of pixels of one image through all channels; the projected map is an accumulator that is summed
-over the tile's pixels and never written. Each program leaves partial sums, and `interaction_combine_kernel` adds them
-up in a fixed order: no atomics, results repeat bit by bit. Moments are taken about each channel's first pixel, the
+over the tile's pixels and never written. Each program writes partial sums, and `interaction_combine_kernel` adds them
+up in a fixed order: no atomics, bitwise reproducible results. Moments are taken about each channel's first pixel, the
 tiles' means and sums of squares about them combined as Chan et al. do.
 
-`reduce_backward` forms the projected map again where registers hold all channels of a tile and the whole projection
-(`is_small`), so that one reading of the map gives all gradients. Else the gradients of the map and of the weights need
-the projected map's signs alone, one bit each: the forward pass keeps them, but with attention, which needs two numbers
-a pixel beside, a pass of its own finds them. Products run in the dtype of the map, on factors that are signs or
+`reduce_backward` recomputes the projected map if registers can hold all channels of a tile and the complete projection
+(`is_small`), so that one reading of the map gives all gradients. Otherwise the gradients of the map and of the weights
+need only the projected map's signs, one bit each. The forward pass saves them; with attention, which also needs two
+numbers per pixel, a separate pass computes them. Products run in the dtype of the map, on factors that are signs or
 normalised, so that float16 does not underflow.
 """
 

@@ -1,6 +1,6 @@
-"""What the gating kernels share: pieces of a program, and how what is kept is laid out.
+"""Shared by the gating kernels: parts of a program, and the layout of saved tensors.
 
-BB is B, the images, padded to a power of two; matrices are (images, entries) and lie without gaps.
+BB is B, the images, padded to a power of two; matrices are (images, entries) and contiguous.
 """
 
 import triton

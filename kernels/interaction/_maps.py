@@ -1,4 +1,4 @@
-"""What the passes over a map (B, C, H, W) share: its tiles on the device, its rows and blocks on the host."""
+"""Shared by the passes over a map (B, C, H, W): its tiles on the device, its rows and blocks on the host."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ from mtlkit.kernels.tables import power_of_two
 
 @triton.jit
 def along(index, stride, WIDE: tl.constexpr):
-    """Where the elements of an axis lie."""
+    """The offsets of the elements of an axis."""
     if WIDE:
         index = index.to(tl.int64)
     return index * stride
@@ -32,7 +32,7 @@ def rectified(z):
 
 @triton.jit
 def positive(z):
-    """One where the rectified value lets a gradient through."""
+    """One if the rectified value passes a gradient."""
     return tl.where(z <= 0, 0.0, 1.0)
 
 
@@ -64,7 +64,7 @@ def load_signs(signs, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr)
 
 # --- on the host ------------------------------------------------------------------------------------------------------
 
-FULL = 4  # programs of a processor that a launch of many tiles aims at
+FULL = 4  # programs per processor in a launch with many tiles
 
 
 def precision_of(x: Tensor) -> str:
@@ -94,12 +94,12 @@ def is_wide(*maps: Tensor | None) -> bool:
 
 
 def pixel_rows(x: Tensor) -> Tensor:
-    """(B, C, L) of (B, C, H, W); no copy where strides allow, as NCHW's and channels-last's do."""
+    """(B, C, L) of (B, C, H, W); copied only if the strides require it, never for NCHW and channels-last."""
     return x.flatten(2)
 
 
 def new_map(x: Tensor) -> Tensor:
-    """NCHW or channels-last, whichever is nearer to x."""
+    """NCHW or channels-last, whichever is closer to the layout of x."""
     in_rows = 1 in x.shape[2:] or x.stride(2) == x.shape[3] * x.stride(3)
     channels_last = x.stride(1) == 1 and x.shape[1] > 1 and in_rows
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -110,5 +110,5 @@ def strides_of(rows: Tensor | None) -> tuple[int, int, int]:
 
 
 def new_signs(x: Tensor, projected: int) -> Tensor:
-    """Room for the signs of a map's projection."""
+    """A buffer for the signs of a map's projection."""
     return torch.empty(x.shape[0], -(-projected // 32), x.shape[2] * x.shape[3], dtype=torch.int32, device=x.device)

@@ -280,7 +280,7 @@ def interaction_weight_bwd_kernel(
 
 
 def is_small(x: Tensor, weight: Tensor, attn: Tensor | None) -> bool:
-    """Whether the backward pass is one kernel: where it needs no more registers than there are."""
+    """Whether the backward pass is one kernel, which needs enough registers."""
     return attn is None and max(weight.shape) <= 64 and x.dtype != torch.float32
 
 
@@ -331,7 +331,7 @@ def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
     """Writes dx; `found` is what `find_signs` gives."""
     B, C, L, W = *x.shape[:2], x.shape[2] * x.shape[3], x.shape[3]
     P = 0 if weight is None else weight.shape[0]
-    narrow = x.dtype == torch.float32  # for want of registers
+    narrow = x.dtype == torch.float32  # limited by registers
     BC, BL = block_of(C, 32 if narrow else 64), 64
     rows, dy_rows, dx_rows = (None if t is None else pixel_rows(t) for t in (x, dy, dx))
     tiles = triton.cdiv(L, BL)

@@ -1,10 +1,10 @@
 r"""Task interaction between its passes, in Triton, forward and backward: formulas as in mtlkit/operators/interaction.
 
-A level has five small layers of two dozen rows; in PyTorch they are some thirty launches forward and sixty backward,
-each of which takes longer to start than to run. Here a launch takes whatever does not wait for other programs: forward
-the layers that read the sums, the gate of the vector, the projected shifts where there are three signals, the signals,
-the gates; backward the same way back. A program holds all images of its rows or columns, so that what couples the
-images, the batch normalisation, lies in one program; sums have a fixed order.
+A level has five small layers with about two dozen rows; in PyTorch they take about thirty launches forward and sixty
+backward, each of which takes longer to start than to run. Here one launch does everything that need not wait for other
+programs: forward the layers that read the sums, the gate of the vector, the projected shifts where there are three
+signals, the signals, the gates; backward the same way back. A program holds all images of its rows or columns, so that
+the batch normalisation, which couples the images, is inside one program; sums have a fixed order.
 
 B images, C channels, P projected channels, F entries of the vector, H hidden units, Q projected entries, S signals. All
 tensors are float32, contiguous; matrices are (images, entries), weights (rows, columns). Rows of images are padded to

@@ -171,9 +171,9 @@ COMBINED_TILES, COMBINED_CHANNELS = 64, 32
 
 
 def pixels_of(x: Tensor) -> int:
-    """Pixels of a tile that goes through all channels; fewer where there would be less tiles than processors.
+    """Pixels of a tile that goes through all channels; fewer if there would be fewer tiles than processors.
 
-    Each tile reads the whole projection, so that still smaller ones would gain nothing.
+    Each tile reads the complete projection, so even smaller tiles would not gain anything.
     """
     return 64 if x.shape[0] * triton.cdiv(x.shape[2] * x.shape[3], 64) >= processors(x) else 32
 
@@ -194,7 +194,7 @@ def reduce_forward(
     as those of `mtlkit.ops.interaction`: map (B, C, H, W), weight (P, C), bias (P,), attn (C,), checked by the caller.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("task_interaction", x, weight, bias, attn)
     B, C, H, W = x.shape
@@ -264,7 +264,7 @@ def reduce_backward(
     those of the parameters are None without dpooled, which alone makes them.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("task_interaction", x, weight, bias, attn, dy)
     if x.shape[0] == 0:

@@ -65,7 +65,7 @@ def scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The map (B, C, H, W) times float32 factors (B, C), in the dtype and memory format of x.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("task_interaction", x)
     y = new_map(x)
@@ -90,7 +90,7 @@ def scale_backward(dy: Tensor, x: Tensor) -> Tensor:
     """The gradient of the factors, (B, C) in float32: the sum of dy x over the pixels.
 
     Raises:
-        TypeError: an input of another dtype than float32, bfloat16 and float16.
+        TypeError: an input has another dtype than float32, bfloat16 and float16.
     """
     check_dtypes("task_interaction", x, dy)
     B, C, H, W = x.shape
