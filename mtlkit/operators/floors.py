@@ -29,7 +29,7 @@ BACKWARD = ("g", "dC", "dB", "dx", "carry", "q", "ddt", "dA")  # after the state
 # Per token and channel, in addition to the polynomials of softplus and of its slope, and the R multiply-adds of the #
 # time step. Backward needs those three times: recomputed, for its input and for its weight.
 FORWARD_TOKEN = ("|x| log2 e", *8 * ("log1p series",), "p x", "dt u", "D u")
-BACKWARD_TOKEN = (*FORWARD_TOKEN[:-1], "x log2 e", "1 / (1 + e)", "dx u", "ddt slope", "dx dt", "D dy", "dD")
+BACKWARD_TOKEN = (*FORWARD_TOKEN[:-1], "1 / (1 + e)", "dx u", "ddt slope", "dx dt", "D dy", "dD")
 
 
 def multiply_adds(isa: str, table: float, polynomial: float) -> float:
@@ -51,7 +51,7 @@ def scan_operations(isa: str, states: int, rank: int, backward: bool) -> float:
     exp2 = len(POLYNOMIAL[isa])
     operations = update + len(FORWARD) + (exp2 + len(FORWARD_TOKEN) + rank) / states
     if backward:
-        operations += update + len(BACKWARD) + (2 * exp2 + len(BACKWARD_TOKEN) + 3 * rank) / states
+        operations += update + len(BACKWARD) + (exp2 + len(BACKWARD_TOKEN) + 3 * rank) / states
     return operations
 
 
