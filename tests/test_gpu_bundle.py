@@ -93,7 +93,12 @@ def test_peers_are_packed_as_sources(bundle, peers, wheels, tmp_path):
     with tarfile.open(bundle.pack(tmp_path / "gpu.tar.gz", [wheels], DESCRIPTION, sources)) as archive:
         found = {name for name in archive.getnames() if name.startswith("mtlkit-gpu/peers/")}
     scan = "mtlkit-gpu/peers/vmamba_scan"
-    expected = {f"{scan}/setup.py", f"{scan}/csm_triton.py", f"{scan}/csrc/selective_scan/reverse_scan.cuh"}
+    expected = {
+        f"{scan}/setup.py",
+        f"{scan}/removed_from_cub.cuh",
+        f"{scan}/csm_triton.py",
+        f"{scan}/csrc/selective_scan/reverse_scan.cuh",
+    }
     assert found == {"mtlkit-gpu/peers/mamba_ssm-2.3.tar.gz", *expected}
     compile((sources / "vmamba_scan/setup.py").read_text(), "setup.py", "exec")
 

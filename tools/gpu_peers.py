@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,20 @@ for word in words:
         line.append(word)
 os.execvp({nvcc!r}, [{nvcc!r}, *line])
 """
+# What VMamba's sources take from CUB, and CUDA 13's lacks
+VMAMBA_CUB = """\
+#include <cub/cub.cuh>
+#if CUB_VERSION >= 300000
+namespace cub {
+__device__ __forceinline__ unsigned LaneId() {
+    unsigned lane;
+    asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+__device__ __forceinline__ void CTA_SYNC() { __syncthreads(); }
+}  // namespace cub
+#endif
+"""
 # VMamba's own asks a GPU for its architecture
 VMAMBA_SETUP = """\
 from pathlib import Path
@@ -39,6 +54,7 @@ folder = Path("csrc/selective_scan")
 undefined = ["HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_OPERATORS", "BFLOAT16_CONVERSIONS",
              "BFLOAT162_OPERATORS", "BFLOAT162_CONVERSIONS"]
 flags = ["-O3", "-std=c++17", "--expt-relaxed-constexpr", "--expt-extended-lambda", "--use_fast_math",
+         "-include", str(Path("removed_from_cub.cuh").resolve()),
          *(f"-U__CUDA_NO_{name}__" for name in undefined)]
 names = ["selective_scan_oflex.cpp", "selective_scan_core_fwd.cu", "selective_scan_core_bwd.cu"]
 setup(
@@ -61,6 +77,7 @@ def vmamba_sources(checkout: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(checkout / "kernels/selective_scan/csrc", folder / "csrc")
     shutil.copy(checkout / "classification/models/csm_triton.py", folder)
+    (folder / "removed_from_cub.cuh").write_text(VMAMBA_CUB)
     (folder / "setup.py").write_text(VMAMBA_SETUP)
     return folder
 
@@ -80,6 +97,13 @@ def nvcc_for(nvcc: str, archs: str, folder: Path) -> Path:
     return program
 
 
+def headers() -> list[str]:
+    """Folders of the CUDA libraries' headers that torch's own packages bring, where the toolkit has none."""
+    torch = find_spec("torch")
+    places = torch.submodule_search_locations if torch is not None else None
+    return [str(folder) for place in places or () for folder in sorted(Path(place).parent.glob("nvidia/*/include"))]
+
+
 def pip() -> list[str]:
     """How pip is called: this Python's own, or the one whose wheel is packed."""
     packed = sorted((ROOT / "wheels").glob("pip-*.whl"))
@@ -97,6 +121,7 @@ def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Pat
         "PYTORCH_NVCC": str(nvcc_for(nvcc, archs, out)),
         "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch asks a GPU
         "MAX_JOBS": str(jobs),
+        "CPATH": os.pathsep.join([*filter(None, [os.environ.get("CPATH")]), *headers()]),
         "MAMBA_FORCE_BUILD": "TRUE",
         "CAUSAL_CONV1D_FORCE_BUILD": "TRUE",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
