@@ -52,7 +52,7 @@ def test_lesions_with_outlines_and_the_gates_of_each_level(lesion, drawn):
         assert image.get_title() == f"image, IoU {predictions.scores['iou'][row]:.2f}"
         assert (heat.get_title(), gates.get_title()) == ("Grad-CAM", "gates")
         taken = lesion.classes[predictions.predicted("class")[row]]
-        assert part._suptitle.get_text().startswith(f"{what.capitalize()}: taken for {taken}, ")
+        assert part._suptitle.get_text().startswith(f"{what.capitalize()}: predicted {taken}, ")
         assert image.get_xlabel() == predictions.records[row].key
         assert sorted(bar.get_width() for bar in gates.patches) == pytest.approx(sorted(predictions.gates[row]))
         assert [tick.get_text() for tick in gates.get_yticklabels()] == ["level 1", "level 4"]

@@ -276,7 +276,7 @@ def test_missing_variables():
 
 def test_left_over_variables():
     weights = keras_weights("residual_block_same")
-    with pytest.raises(ValueError, match=r"nothing of ResidualBlock takes 'hct_res_s1/.*' and \d others"):
+    with pytest.raises(ValueError, match=r"ResidualBlock has no tensor for 'hct_res_s1/.*' and \d others"):
         state_dict_from_keras(ResidualBlock(8, 8, attention=False), weights)
     weights = keras_weights("upa_v1") | {"uncertainty_attention_d1/extra/kernel:0": numpy.zeros(1)}
     with pytest.raises(ValueError, match=r"takes 'uncertainty_attention_d1/extra/kernel:0'$"):

@@ -310,7 +310,7 @@ def test_damaged_checkpoints_name_the_first_key_that_differs(folder):
     with pytest.raises(ValueError, match=r"'tail', which is unknown"):
         from_pretrained(folder)
     save_file(state | {"head.bias": torch.zeros(9)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"'head.bias', \(9,\) in place of \(3,\)"):
+    with pytest.raises(ValueError, match=r"'head.bias', \(9,\) instead of \(3,\)"):
         from_pretrained(folder)
 
 
