@@ -279,7 +279,7 @@ def test_left_over_variables():
     with pytest.raises(ValueError, match=r"ResidualBlock has no tensor for 'hct_res_s1/.*' and \d others"):
         state_dict_from_keras(ResidualBlock(8, 8, attention=False), weights)
     weights = keras_weights("upa_v1") | {"uncertainty_attention_d1/extra/kernel:0": numpy.zeros(1)}
-    with pytest.raises(ValueError, match=r"takes 'uncertainty_attention_d1/extra/kernel:0'$"):
+    with pytest.raises(ValueError, match=r"has no tensor for 'uncertainty_attention_d1/extra/kernel:0'$"):
         state_dict_from_keras(UncertaintyProxyAttention(4, 6), weights)
 
 
