@@ -58,7 +58,9 @@ class Fields:
     """
 
     def __init__(self, path: Path, values: Any, what: str = "is not as mtlkit writes it", where: str = "") -> None:
-        self.path, self.what, self.where = path, what, where
+        self.path = path
+        self.what = what
+        self.where = where
         self.values = values
         if not isinstance(values, dict):
             self._refuse(where.rstrip("."), "names and values", values)

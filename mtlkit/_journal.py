@@ -27,7 +27,9 @@ class Journal:
     """
 
     def __init__(self, path: Path, shown: Path) -> None:
-        self.path, self.shown, self.lines = path, shown, list[Any]()
+        self.path = path
+        self.shown = shown
+        self.lines: list[Any] = []
         try:
             text = path.read_bytes()
         except FileNotFoundError:

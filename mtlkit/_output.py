@@ -49,7 +49,10 @@ class OutputFolder:
     """
 
     def __init__(self, shown: Path, files: FileList, *, replaces: Path | None = None, writes: bool = True) -> None:
-        self.shown, self.list, self.replaces, self.writes = shown, files, replaces, writes
+        self.shown = shown
+        self.list = files
+        self.replaces = replaces
+        self.writes = writes
         self.resumable = False  # set as soon as there is something to continue
 
     @property

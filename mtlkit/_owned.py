@@ -41,8 +41,10 @@ class FileList:
     """
 
     def __init__(self, folder: Path, kind: str = "") -> None:
-        self.folder, self.kind = folder, kind
-        self.complete = self.appended = False
+        self.folder = folder
+        self.kind: str = kind
+        self.complete: bool = False
+        self.appended: bool = False
         self.files: dict[str, set[Contents]] = {}
         self.nested: dict[str, None] = {}
         self._end = 0  # of the whole lines of the file

@@ -38,7 +38,8 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str, *, path: str | Path | None = None) -> None:
-        self.path, self.text = None if path is None else Path(path), printable(message, keep="\n")
+        self.path: Path | None = None if path is None else Path(path)
+        self.text: str = printable(message, keep="\n")
         super().__init__(self.text if path is None else f"{printable(path)}: {self.text}")
 
 

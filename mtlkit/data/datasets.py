@@ -43,7 +43,10 @@ class _Augmented(Dataset[Any]):
         if copies < 0:
             raise ValueError(f"copies: expected at least 0, got {copies!r}")
         self.copies = copies
-        self.records, self.size, self.seed, self.max_pixels = tuple(records), size, seed, max_pixels
+        self.records: tuple[Any, ...] = tuple(records)
+        self.size = size
+        self.seed = seed
+        self.max_pixels = max_pixels
         self._augment, self._prepare = augmentation(augment), preparation(normalize=normalize)
         self._cache: dict[int, Any] | None = {} if cache else None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with workers that are already running

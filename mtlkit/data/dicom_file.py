@@ -59,7 +59,9 @@ class Tags:
     """
 
     def __init__(self, path: Path, dataset: Any, room: int) -> None:
-        self.path, self.dataset, self.room = path, dataset, room
+        self.path = path
+        self.dataset = dataset
+        self.room = room
         self.remarks: list[str] = []
 
     def get(self, name: str, dataset: Any = None) -> Any:

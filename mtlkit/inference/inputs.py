@@ -41,7 +41,8 @@ class Problems:
     """
 
     def __init__(self, *, skip: bool) -> None:
-        self.skip, self.found = skip, list[str]()
+        self.skip = skip
+        self.found: list[str] = []
 
     def check(self, error: DataError) -> None:
         """Raises the error, unless such are kept."""

@@ -189,14 +189,20 @@ class Operator:
         torch_form: Callable[..., Any],
         backends: Mapping[str, Any],
     ) -> None:
-        self.name, self.function, self.inputs, self.options = name, function or name, inputs, options
+        self.name = name
+        self.function: str = function or name
+        self.inputs = inputs
+        self.options = options
         self.saved_outputs = saved_outputs
-        self.has_gradient = tuple(field not in indices for field in inputs._fields)
-        self.check, self.new_outputs, self.outputs, self.kept = check, new_outputs, outputs, kept
-        self.backends = dict(backends)
-        self.plain_forms = {"torch": torch_form, "reference": reference}
-        self.served = (*self.backends, *self.plain_forms)
-        self.node = _node(self)
+        self.has_gradient: tuple[bool, ...] = tuple(field not in indices for field in inputs._fields)
+        self.check = check
+        self.new_outputs = new_outputs
+        self.outputs = outputs
+        self.kept = kept
+        self.backends: dict[str, Any] = dict(backends)
+        self.plain_forms: dict[str, Callable[..., Any]] = {"torch": torch_form, "reference": reference}
+        self.served: tuple[str, ...] = (*self.backends, *self.plain_forms)
+        self.node: Any = _node(self)
 
     def __call__(self, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - it is immutable
         """The outputs.

@@ -52,10 +52,14 @@ class Step:
         torch_form: Callable[[Any, Any], Tensor],
         backends: Mapping[str, Callable[[Any, Any], Tensor]],
     ) -> None:
-        self.name, self.state, self.inputs, self.options = name, state, inputs, options
-        self.check, self.new_output = check, new_output
-        self.backends = {**backends, "torch": torch_form, "reference": torch_form}
-        self.node = self._node()
+        self.name = name
+        self.state = state
+        self.inputs = inputs
+        self.options = options
+        self.check = check
+        self.new_output = new_output
+        self.backends: dict[str, Any] = {**backends, "torch": torch_form, "reference": torch_form}
+        self.node: Callable[..., Any] = self._node()
 
     def __call__(self, inputs: Any, options: Any = NoOptions()) -> Tensor:  # noqa: B008 - it is immutable
         """The output; the state is written in place.

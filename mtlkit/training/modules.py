@@ -19,7 +19,7 @@ from mtlkit.models import Pretrained, create_model
 from mtlkit.models.registry import default_options
 from mtlkit.training.config import Config, RecipeError, all_of, lines_of
 from mtlkit.training.schedule import Schedule, task_weights
-from mtlkit.training.tasks import find_task, record_in
+from mtlkit.training.tasks import Task, TaskLosses, find_task, record_in
 
 __all__ = ["TrainingModule", "create_module"]
 
@@ -53,11 +53,13 @@ class TrainingModule(lightning.LightningModule):
         self, model: Pretrained, config: Config, weights: dict[str, Tensor] | None = None, *, gates_only: bool = False
     ) -> None:
         super().__init__()
-        self.model, self.config, self.gates_only = model, config, gates_only
-        self.task = find_task(config.task)
-        self.losses = self.task.losses(config.loss, self.task.heads_of(model), weights or {})
-        self.schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
-        self.metrics = nn.ModuleDict({part: self._new_metrics() for part in PARTS.values()})
+        self.model = model
+        self.config = config
+        self.gates_only = gates_only
+        self.task: Task = find_task(config.task)
+        self.losses: TaskLosses = self.task.losses(config.loss, self.task.heads_of(model), weights or {})
+        self.schedule: Schedule = Schedule(config.optimizer.lr, config.stopping.epochs, config.schedule)
+        self.metrics: nn.ModuleDict = nn.ModuleDict({part: self._new_metrics() for part in PARTS.values()})
         self._alone = False
         self.answers: dict[str, list[tuple[Tensor, Tensor]]] | None = None  # logits and labels, if they are kept
         if gates_only:

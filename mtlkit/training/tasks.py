@@ -87,7 +87,8 @@ class TaskLosses(nn.Module):
 
     def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.config, self.heads = config, tuple(heads)
+        self.config = config
+        self.heads: tuple[Head, ...] = tuple(heads)
         for head in self.heads:
             self.register_buffer(f"{head.name}_weights", weights.get(head.name), persistent=False)
 
@@ -118,7 +119,7 @@ class TaskLosses(nn.Module):
 class LesionLosses(TaskLosses):
     """Losses of mask and class, and of the gates if the recipe gives them a weight."""
 
-    kinds = ("segmentation", "classification", "gates")
+    kinds: ClassVar[tuple[str, ...]] = ("segmentation", "classification", "gates")
 
     def __init__(self, config: "LossConfig", heads: Sequence[Head], weights: Mapping[str, Tensor]) -> None:
         super().__init__(config, heads, weights)
@@ -167,7 +168,7 @@ class ViewsLosses(TaskLosses):
 class MammographyLosses(TaskLosses):
     """Cross-entropy of each classifier, averaged over both breasts."""
 
-    kinds = ("label", "birads")
+    kinds: ClassVar[tuple[str, ...]] = ("label", "birads")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ from mtlkit.operators.interaction.types import (
     signals_named,
 )
 
-SERVED = reduce.OPERATOR.served
+SERVED: tuple[str, ...] = reduce.OPERATOR.served
 INFERENCE = Normalisation(training=False, momentum=0.01, eps=1e-3)
 
 

@@ -50,7 +50,8 @@ class Composed:
     """A backend of ss2d_norm_gate made of a backend of ss2d and one of norm_gate."""
 
     def __init__(self, scan: Any, norm: Any) -> None:
-        self.scan, self.norm = scan, norm
+        self.scan = scan
+        self.norm = norm
 
     def supports(self, inputs: Inputs, options: Options) -> str | None:
         """Calls that both parts can run."""
