@@ -273,7 +273,7 @@ def _views(folder: Path, problems: Problems) -> dict[str, Path]:
         if name is None:
             raise DataError(f"{path}: neither tags nor name say which view it is, as L_CC or R_MLO would")
         if name in views:
-            raise DataError(f"{path}: is {name} a second time, after {views[name]}")
+            raise DataError(f"{path}: is a second {name}, after {views[name]}")
         views[name] = path
     return views
 

@@ -232,7 +232,7 @@ def test_what_does_not_fit(ultrasound, mammograms, small, four_views):
         create_module(small, catalogue)
     with pytest.raises(ValueError, match=r"model.name: medmamba_t does not support the task 'lesion'"):
         create_module(small.change({"model": {"name": "medmamba_t", "options": {}}}))
-    with pytest.raises(ValueError, match="holds four-view mammograms, which the task 'lesion' does not take"):
+    with pytest.raises(ValueError, match="contains four-view mammograms, which the task 'lesion' does not accept"):
         create_module(small, open_dataset(mammograms))
     with pytest.raises(
         ValueError, match=r"model.options.birads_classes: expected 2, the number of classes in the data, got 5"

@@ -422,7 +422,7 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
             {"task": "views", "model": {"name": "csa_moe", "options": {"num_classes": 3}}, "loss": {"gates": 1.0}},
             "loss.gates: expected 0, as the task 'views' has no loss of gates, got 1",
         ),
-        ({"task": "mammography"}, r"busi: holds single images, which the task 'mammography' does not take"),
+        ({"task": "mammography"}, r"busi: contains single images, which the task 'mammography' does not accept"),
     ],
 )
 def test_a_recipe_that_does_not_fit_leaves_no_folder(tmp_path, ultrasound, small, changes, words):

@@ -41,9 +41,9 @@ def test_classes_are_called_what_the_data_say():
 
 def test_kinds_of_records():
     assert (find_task("lesion").record, find_task("mammography").record) == (Record, Exam)
-    with pytest.raises(ValueError, match="busi: holds single images, which the task 'mammography' does not take"):
+    with pytest.raises(ValueError, match="busi: contains single images, which the task 'mammography' does not accept"):
         find_task("mammography").check_kind(Path("busi"), Record)
-    with pytest.raises(ValueError, match="cmmd: holds four-view mammograms, which the task 'views' does not take"):
+    with pytest.raises(ValueError, match="cmmd: contains four-view mammograms, which the task 'views' does not accept"):
         find_task("views").check_kind(Path("cmmd"), Exam)
     data = Config().change({"data": {"copies": 2, "birads": [1, 5], "classes": ["a", "b"]}}).data
     assert find_task("views").open_options(data) == {"classes": ("a", "b")}
