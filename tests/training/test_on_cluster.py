@@ -135,6 +135,7 @@ def run(one_thread, tmp_path_factory, ultrasound, small) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_predictions_of_which_a_worker_is_killed(address, run, tmp_path, ultrasound, capsys, monkeypatch):
     """By the command, from a folder that paths are relative to; one image cannot be read."""
     scans = shutil.copytree(ultrasound / "benign", tmp_path / "scans")
