@@ -93,14 +93,14 @@ def test_runs_that_do_not_go_together(tmp_path, lesion, lesion_config, ultrasoun
         ([run], ValueError, "runs: expected at least two, got"),
         ([run, run], DataError, "expected different runs, but this one is given twice"),
         ([run, tmp_path / "none"], DataError, "none: there is no such folder"),
-        ([run, views.folder], DataError, "expected runs of the same tasks, and .* has lesion, .* views"),
+        ([run, views.folder], DataError, "expected runs of the same tasks, but .* has lesion, .* views"),
     ]
     other = write_run(tmp_path / "other", lesion_config.change({"data": {"split_seed": 7}}), ultrasound)
     words = "expected runs over the same images, but run and other have different ones: only run has"
     cases.append(([run, other], DataError, words))
     order = lesion_config.change({"data": {"classes": ["malignant", "benign", "normal"]}})
     turned = write_run(tmp_path / "turned", order, ultrasound)
-    cases.append(([run, turned], DataError, "expected runs of the same classes, and run has .*, turned"))
+    cases.append(([run, turned], DataError, "expected runs of the same classes, but run has .*, turned"))
     for runs, kind, words in cases:
         with pytest.raises(kind, match=words):
             compare(runs, None, tmp_path / "out", samples=0, device="cpu")
