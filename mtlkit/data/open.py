@@ -20,7 +20,7 @@ def open_dataset(
     Args:
         root: folder of the data set.
         layout: "busi", "busi_whu", "ham10000", "brisc", "cmmd" (also for TOMPEI-CMMD) or "folder"; "auto" detects the
-        layout.
+            layout.
         skip_bad: whether to leave out unusable records; this reads every file once to find unreadable ones. Otherwise
             the first missing item raises an error, and an unreadable file raises one when it is read.
         max_pixels: the most that a frame may have, for `skip_bad`.

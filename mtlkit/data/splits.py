@@ -168,7 +168,7 @@ def make_folds(
         catalogue: the data set.
         folds: number of folds, at least 2.
         fractions: as for `make_split`; val / (train + val) of the records outside a fold's test part are for
-        validation.
+            validation.
         seed: the same seed gives the same folds of the same records.
         unused: keys of records to leave out.
 

@@ -114,7 +114,7 @@ class CSAMoE(Pretrained):
     Raises:
         ImportError: timm is not installed.
         ValueError: an option is out of range, images or masks have another shape or are too small, or masks are
-        missing.
+            missing.
         TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2605.25518.

@@ -57,7 +57,7 @@ class HybridVSSMOptions:
         weights: timm's tag of these weights; the default is torchvision's.
         freeze_until: last module of the ResNet that is frozen.
         shared: whether all views share one backbone; False makes one for the two CC views and one for the two MLO
-        views.
+            views.
         tasks: some of "label" (benign or malignant) and "birads", in this order.
         label_classes: number of classes of each side's label.
         birads_classes: number of BI-RADS classes of each side; published are 2, 3 and 5.

@@ -179,7 +179,7 @@ class MBDI(Pretrained):
     Raises:
         ImportError: timm is not installed.
         ValueError: an option is out of range, the images have another shape or are too small, or there are no such
-        gates.
+            gates.
         TypeError: the images are not a floating-point tensor.
 
     Source: arXiv 2603.01295.

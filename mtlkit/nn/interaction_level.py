@@ -34,7 +34,7 @@ class InteractionLevel(nn.Module):
         device: device of the parameters.
         dtype: dtype of the parameters.
         directions: directions of TIM, "seg_to_clf", "clf_to_seg", or both in this order. If one is cut, the alignment
-        is 0.
+            is 0.
 
     Shape:
         Channels-first map (B, C, H, W) and vector (B, clf_dim) in; InteractionOutput with `seg` and `clf` of the same

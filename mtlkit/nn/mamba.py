@@ -76,12 +76,12 @@ class Mamba(Marked):
         device: device of the parameters.
         dtype: dtype of the parameters.
         bimamba_type: directions. None or "none": forward. "v1": both, sharing everything except the state matrix
-        (A_b_log).
+            (A_b_log).
             "v2": both, each with its own convolution and scan. "v3": as "v2", and one across the slices of a volume.
         nslices: slices of "v3", n; L must be a multiple of it.
         if_divide_out: whether "v2" and "v3" use the mean of the directions instead of their sum.
         init_layer_scale: initial value of a parameter `gamma` (C,) that multiplies the output; None for no such
-        parameter.
+            parameter.
 
     Shape:
         (B, L, C) in and out. B may be 0.

@@ -19,7 +19,7 @@ class PatchMerging(nn.Module):
     Args:
         dim: channels of the input, C.
         odd: how to treat an odd number of rows or columns: "crop" drops the last one, as in MedMamba, "pad" adds zeros,
-        as in VMamba.
+            as in VMamba.
         device: device of the parameters.
         dtype: dtype of the parameters.
 

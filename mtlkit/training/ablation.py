@@ -273,7 +273,7 @@ def ablate(
     Args:
         table: the table, or its name or path.
         data: folder of the data set; for a rehearsal also "phantoms", which are drawn in the layout of the table's data
-        set.
+            set.
         out: folder of the runs.
         repeats: number of seeds for each row.
         resume: whether to continue an interrupted ablation; finished rows are kept.

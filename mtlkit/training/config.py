@@ -236,7 +236,7 @@ class Config:
             such stage.
         seed: seed of weights, order and augmentations.
         precision: Lightning's name of the precision: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true" or
-        "bf16-true".
+            "bf16-true".
         ema: decay of an exponential moving average of the weights, such as 0.999; the average is validated, saved and
             evaluated. None for no average.
         channels_last: whether a network on a CPU runs channels-last and with mtlkit's depthwise convolutions, which is

@@ -39,7 +39,7 @@ class Breast:
 
     Args:
         birads: BI-RADS category. 1 nothing; 2 a few coarse calcifications; 3 a smooth mass; 4 an irregular mass or a
-        loose cluster; 5 a
+            loose cluster; 5 a
             spiculated mass, often with a tight cluster of uneven calcifications.
         malignant: whether the lesion is malignant: BI-RADS 5 is, 4 may be, 1 to 3 are not.
         density: fraction of gland, 0 to 1.

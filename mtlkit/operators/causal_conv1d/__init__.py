@@ -137,7 +137,7 @@ def causal_conv1d_update(
     Args:
         x: the next token, (B, D), or the next tokens, (B, D, L).
         conv_state: the last S tokens, (B, D, S) with S at least w - 1; x is appended and the oldest tokens are
-        dropped.
+            dropped.
         weight: one filter per channel, (D, w) with w from 2 to 4.
         bias: added before the activation, (D,).
         activation: None, "silu" or "swish", which is the same.
