@@ -1,6 +1,6 @@
-"""Out of PyTorch: networks as ONNX files, and the libraries that serve them to other programs.
+"""Deployment: networks as ONNX files, the libraries that run them outside PyTorch, and faster copies for PyTorch.
 
-Everything is loaded on first use: sessions need no torch.
+Each name is imported on first use, so that `open_session` does not import torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What a file in 8 bits is calibrated with."""
+"""The images that calibrate a file in 8 bits."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a file was calibrated with.
+    """The images that calibrated a file in 8 bits.
 
     Args:
-        images: how many.
-        sha256: of their numbers, as the network takes them.
+        images: their number.
+        sha256: hexadecimal SHA-256 of all batches, in the form in which the network received them.
 
     Example:
         >>> import mtlkit
@@ -27,17 +27,17 @@ class Calibration:
 
 
 class Reader:
-    """Batches as the tools ask for them, and what is remembered of them."""
+    """Passes batches to ONNX Runtime's tools, and counts and hashes them."""
 
     def __init__(self, inputs: Sequence[str], batches: Iterable[Tensor | Sequence[Tensor]]) -> None:
         self._inputs, self._batches = inputs, iter(batches)
         self._images, self._hash = 0, hashlib.sha256()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next batch by the names of the inputs; None after the last."""
+        """Returns the next batch by the names of the inputs, or None after the last."""
         batch = next(self._batches, None)
         if batch is None:
-            self.calibration()  # raises where there was none
+            self.calibration()  # raises if there was no batch
             return None
         given = (batch,) if isinstance(batch, Tensor) else tuple(batch)
         if len(given) != len(self._inputs) or not all(isinstance(one, Tensor) for one in given):
@@ -53,7 +53,11 @@ class Reader:
         return iter(self.get_next, None)
 
     def calibration(self) -> Calibration:
-        """What there was; at least one batch."""
+        """Returns the count and hash of the batches so far.
+
+        Raises:
+            ValueError: there was no batch.
+        """
         if not self._images:
             raise ValueError("int8: expected at least one batch of images, got none")
         return Calibration(self._images, self._hash.hexdigest())

@@ -1,4 +1,4 @@
-"""What a network takes and gives: an example of its inputs, their names, and those of its outputs."""
+"""Example inputs of a network, and the names of its inputs and outputs."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from mtlkit.models.network import takes
 
-SIDES = 96, 64  # of the images that a network is traced with
+SIDES = 96, 64  # height and width of the example images
 
 
 def example_of(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    """At least two images, so that the size of a batch can stay open."""
+    """Returns the example, or one made for mtlkit's networks, on the CPU; a batch of 1 is doubled.
+
+    torch.export would treat a batch of 1 as a constant.
+    """
     given = _known_example(model) if example is None else (example,) if isinstance(example, Tensor) else tuple(example)
     for i, one in enumerate(given):
         if not isinstance(one, Tensor) or one.dim() < 1:
@@ -26,7 +29,7 @@ def example_of(model: nn.Module, example: Tensor | Sequence[Tensor] | None) -> t
 
 
 def _known_example(model: nn.Module) -> tuple[Tensor, ...]:
-    """Of what mtlkit's networks take, by the names of their arguments."""
+    """Makes random inputs for a network of mtlkit, by the names of its arguments."""
     options: Any = getattr(model, "options", None)
     channels, side = getattr(options, "in_chans", None), getattr(options, "image_size", None)
     height, width = SIDES if side is None else (side, side)
@@ -43,12 +46,12 @@ def _known_example(model: nn.Module) -> tuple[Tensor, ...]:
 
 
 def input_names(model: nn.Module) -> list[str]:
-    """Of the arguments of forward."""
+    """Returns the names of the arguments of forward."""
     return list(inspect.signature(model.forward).parameters)
 
 
 def named_outputs(output: Any, name: str = "") -> dict[str, Tensor]:
-    """The tensors of an output by the names of their places."""
+    """Flattens an output into its tensors; a name joins the keys and indices that lead to the tensor."""
     if isinstance(output, Tensor):
         return {name or "output": output}
     if hasattr(output, "_asdict"):

@@ -1,4 +1,4 @@
-"""From a network to an ONNX file: traced, translated, rewritten, compared with PyTorch, and only then named."""
+"""`mtlkit.export`: traces a network, translates it to ONNX, rewrites the graph, and compares it with PyTorch."""
 
 import copy
 import hashlib
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     import onnx_ir
     from torch.export import ExportedProgram
 
-LIMIT = 1e-4  # of the relative error in the 2-norm of each output
-STEPS = 32, 64  # by which those of the second comparison are larger
+LIMIT = 1e-4  # on the relative error of each output in the 2-norm
+STEPS = 32, 64  # how much larger the images of the second comparison are
 LAST_DIMENSIONS = "height", "width"
-IR_VERSION = 9  # of the file, which ONNX Runtime 1.17 reads
+IR_VERSION = 9  # the latest that ONNX Runtime 1.17 reads
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What `export` has written.
+    """The file that `export` wrote.
 
     Args:
-        path: the file.
-        inputs: by name, the shape: numbers, and names of what may differ from call to call.
-        outputs: by name, in their order, likewise.
-        nodes: how many the graph has.
-        error: the largest relative error of an output, against PyTorch.
-        calibration: what the file in 8 bits was calibrated with; None of one in float32.
+        path: path of the file.
+        inputs: shape of each input by name: an int for a fixed size, a name for one that may differ between calls.
+        outputs: shape of each output by name, in the order of the outputs; sizes as in `inputs`.
+        nodes: number of nodes in the graph.
+        error: largest relative error of an output against PyTorch, in the 2-norm.
+        calibration: images that calibrated a file in 8 bits; None for a file in float32.
 
     Example:
         >>> import mtlkit
@@ -69,33 +69,33 @@ def export(
 ) -> Exported:
     """Writes a network as an ONNX file, for inference in float32 on a CPU without PyTorch.
 
-    Scans, their convolutions and norms, and levels of task interaction become nodes of the domain "mtlkit", for which
-    ONNX Runtime loads the library of `mtlkit.deploy.library_path()`. Batch, height and width stay open, as far as the
-    network leaves them open. Before the file gets its name, ONNX Runtime runs it at two sizes, and what it gives must
-    be what PyTorch gives. The model itself stays as it is; a copy is exported in eval mode.
+    Scans, their convolutions and norms, and levels of task interaction become nodes of the domain "mtlkit". To run
+    them, ONNX Runtime loads the library of `mtlkit.deploy.library_path()`. Batch, height and width may differ between
+    calls wherever the network allows it. Before the file gets its name, ONNX Runtime runs it at two sizes, and its
+    outputs must agree with PyTorch's. The model does not change: a copy in eval mode is exported.
 
     Args:
-        model: a network of mtlkit, or one that `accelerate` has given mtlkit's layers.
+        model: a network of mtlkit, or one whose layers `accelerate` replaced.
         path: the file to write.
-        example: what the model takes, a tensor or several; may be None for networks of mtlkit. Its numbers do not
-            matter, its sizes must be such as the network serves.
-        plain: writes standard operators alone, for engines without mtlkit's library: slower, larger, and of the
-            example's height and width only.
-        int8: batches of what the model takes, a tensor or several each, of images like those to come. The file then
-            computes in 8 bits, with the ranges that these show; scans, task interaction, vectors and the last
-            convolutions stay in float32. It differs from PyTorch by some per cent: judge it on other images.
-        metadata: further facts to write into the file, as JSON has them.
-        force: replaces the file if it exists.
+        example: input of the model, one tensor or several; may be None for networks of mtlkit. Its values do not
+            matter; the network must accept its sizes.
+        plain: whether to write only standard operators, for engines that cannot load mtlkit's library. Such a file is
+            slower and larger, and accepts only the height and width of the example.
+        int8: batches that calibrate a file in 8 bits, each one tensor or several, from images like those of later use.
+            Scans, task interaction, vectors and the last convolutions stay in float32. The outputs differ from
+            PyTorch's by a few per cent, so evaluate the file on other images.
+        metadata: more entries for the metadata of the file; values that JSON can hold.
+        force: whether to replace an existing file.
 
     Returns:
-        Shapes, nodes, and the error that was found.
+        The shapes and number of nodes of the file, and its error.
 
     Raises:
-        TypeError: the model is not a module, or the example or a batch has what is not a tensor.
-        ValueError: no batch for int8, or one that the model does not take; parameters in another dtype than float32, no
-            example where one is needed, or a model that cannot be traced, has operators without a node, or gives other
-            results in ONNX Runtime.
-        ExistsError: the file exists, and `force` is not given.
+        TypeError: the model is not a module, or the example or a batch contains something other than tensors.
+        ValueError: `int8` has no batch, or one that the model does not accept; a parameter is not float32; the example
+            is missing and the model is not a network of mtlkit; the model cannot be traced, has an operator without a
+            node, or gives other results in ONNX Runtime.
+        ExistsError: the file exists, and `force` is False.
         DataError: the file cannot be written.
         FileNotFoundError: mtlkit was installed without its native part.
         ImportError: onnx, onnxscript or onnxruntime is not installed.
@@ -113,7 +113,7 @@ def export(
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     check_new(path, force=force)
     if not plain:
-        library_path()  # raises where there is none
+        library_path()  # raises if it is not installed
     _check_dtypes(model)
     twin = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     given = example_of(twin, example)
@@ -152,7 +152,7 @@ def export(
 def _quantize(
     file: "onnx_ir.Model", draft: Path, batches: Iterable[Tensor | Sequence[Tensor]], facts: Mapping[str, Any]
 ) -> tuple[int, Calibration]:
-    """Writes the file in 8 bits; how many nodes it has, and what it was calibrated with."""
+    """Rewrites the draft in 8 bits; returns the number of its nodes and the calibration."""
     import onnx
 
     from mtlkit.deploy import _int8
@@ -173,7 +173,7 @@ def _check_dtypes(model: nn.Module) -> None:
 
 
 def _hash_of(model: nn.Module) -> str:
-    """SHA-256 of the state dict: names and numbers."""
+    """Returns the SHA-256 of the names and values of the state dict."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         found.update(name.encode())
@@ -190,7 +190,7 @@ def _traced(model: nn.Module, given: tuple[Tensor, ...], plain: bool) -> "Export
         model = copy.deepcopy(model)
         _modules.make_whole(model)
     names = iter(input_names(model))
-    # by name, where torch.export does not see through a forward of *arguments
+    # dynamic shapes by name: torch.export cannot match them by position if forward takes *arguments
     with ops.use_backend("torch" if plain else "cpu"):
         try:
             program = torch.export.export(model, given, dynamic_shapes=dict(zip(names, sizes, strict=False)))
@@ -226,7 +226,7 @@ def _translated(
             output_names=outputs,
             custom_translation_table={} if plain else _nodes.translations(),
         )
-        assert found is not None  # as dynamo=True has it
+        assert found is not None  # dynamo=True returns a program
         with _graph.kept_from_rounding(found.model):
             found.optimize()
     except Exception as error:
@@ -244,12 +244,12 @@ def _translated(
 
 
 def _name_dimensions(file: Any) -> None:
-    """Calls what stays open by its meaning, and forgets the shapes in between, which ONNX Runtime finds by itself."""
+    """Names the dynamic dimensions (batch, height, width), and removes inner shapes, which ONNX Runtime infers."""
     import onnx_ir as ir
 
     names: dict[str | None, str] = {}
     for value in file.graph.inputs:
-        # torch writes numbers that its tracer found out as names
+        # torch writes sizes that its tracer found to be constant as names such as "3"
         value.shape = ir.Shape(
             [d if isinstance(d, int) or not d.value.isdigit() else int(d.value) for d in value.shape]
         )
@@ -285,14 +285,14 @@ def _bytes_of(file: Any) -> bytes:
 
 
 def _compare(model: nn.Module, given: tuple[Tensor, ...], file: Any, path: Path, plain: bool) -> float:
-    """The largest relative error of an output, with the example and with a larger one, if sizes are open."""
+    """Returns the largest relative error of an output, for the example and for a larger one if sizes are dynamic."""
     session: Any = _plain_session(path) if plain else open_session(path, threads=torch.get_num_threads())
     error = 0.0
     for inputs in (given, _other(given, file.graph.inputs)):
         named = {v.name: one.numpy() for v, one in zip(file.graph.inputs, inputs, strict=True)}
         try:
             found: list[Any] = session.run(None, named)
-        except Exception as failed:  # of ONNX Runtime's own kinds, which derive from it
+        except Exception as failed:  # ONNX Runtime's errors derive directly from Exception
             sizes = ", ".join(str(tuple(one.shape)) for one in inputs)
             raise ValueError(f"model: ONNX Runtime cannot run it for {sizes} ({_first_line(failed)})") from failed
         for got, exact in zip(found, named_outputs(model(*inputs)).values(), strict=True):
@@ -308,7 +308,7 @@ def _plain_session(path: Path) -> Any:
 
 
 def _other(given: tuple[Tensor, ...], inputs: Any) -> tuple[Tensor, ...]:
-    """One image, larger where sizes are open: the example, repeated."""
+    """Returns the example as one image, tiled to a larger size in the dynamic dimensions."""
     found = []
     for one, value in zip(given, inputs, strict=True):
         for i, dimension in enumerate(value.shape):

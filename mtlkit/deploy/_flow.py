@@ -1,4 +1,4 @@
-"""Which layers of a network read what others give, from one pass: what may be folded into what."""
+"""Records in one forward pass which layers read the output of which others, to find layers that can be fused."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-OTHER = nn.Identity()  # stands for all that reads and is not a layer of interest
+OTHER = nn.Identity()  # represents every reader that is not a watched layer
 
 
 class Flow(TorchDispatchMode):
-    """Watches a pass of a model, as a context.
+    """Context that records a forward pass of a model.
 
     Args:
         model: the network.
-        layers: whether a module is of interest; what runs within it is its own affair.
+        layers: returns whether to watch a module. Modules inside a watched one are not recorded.
     """
 
     def __init__(self, model: nn.Module, layers: Callable[[nn.Module], bool]) -> None:
         super().__init__()
-        self.calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # what a layer was given and gave
+        self.calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = defaultdict(list)  # input and output
         self._readers: dict[int, list[nn.Module]] = defaultdict(list)
         self._makers: dict[int, nn.Module] = {}
-        self._kept: list[Tensor] = []  # alive, so that an id has one meaning
+        self._kept: list[Tensor] = []  # kept alive, so that ids stay unique
         self._within: list[nn.Module] = []
         self._model, self._layers, self._hooks = model, layers, ExitStack()
 
@@ -46,14 +46,14 @@ class Flow(TorchDispatchMode):
         self._hooks.callback(handle.remove)
 
     def run(self, given: Sequence[Tensor]) -> Any:
-        """What the model gives; its tensors count as read."""
+        """Runs the model and returns its output, whose tensors count as read."""
         with self:
             output = self._model(*given)
         self._read(tree_leaves(output), OTHER)
         return output
 
     def next_of(self, layer: nn.Module) -> nn.Module | None:
-        """The one layer that reads what a layer gives, at each of its calls; None if there is no such, or more read."""
+        """Returns the only layer that reads the output of `layer`, in all calls; None if there is none or several."""
         found = {reader for _, output in self.calls[layer] for reader in self._readers_of(output)}
         other = found.pop() if len(found) == 1 else OTHER
         if other is OTHER or {self._makers.get(id(given)) for given, _ in self.calls[other]} != {layer}:
@@ -79,7 +79,7 @@ class Flow(TorchDispatchMode):
         self._read(tree_leaves((given, named)), module)
         if len(given) == 1 and not named and isinstance(given[0], Tensor) and isinstance(output, Tensor):
             self.calls[module].append((given[0], output))
-            self._makers.setdefault(id(output), module)  # not what changes it in place
+            self._makers.setdefault(id(output), module)  # keeps the maker if an in-place layer returns the same tensor
 
     def _read(self, values: Sequence[Any], reader: nn.Module) -> None:
         for value in values:
@@ -96,5 +96,5 @@ class Flow(TorchDispatchMode):
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether someone looks at what a layer is given or gives."""
+    """Returns whether a module has forward hooks or pre-hooks."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,12 +1,12 @@
-"""Rewrites of an exported graph that give the same result in fewer or faster nodes.
+"""Rewrites of an exported graph that give the same result with fewer or faster nodes.
 
-linear          a 1 x 1 convolution between two transpositions, as PyTorch runs linear layers over pixels: MatMul
-splits          halves of the channels, taken where they are by the nodes of mtlkit that read them
-batch norms     into the convolution that follows, where it pads nothing
-shuffles        of the channels of two halves: Shuffle
-upsampling      a transposed convolution of stride 2: a convolution for each of its four phases, then Interleave
-means           over all pixels: GlobalAveragePool, which reads ONNX Runtime's blocked layout
-transpositions  that meet their reverse: none
+linear          a 1 x 1 convolution between two transpositions (mtlkit's linear layers over pixels) becomes MatMul
+splits          nodes of mtlkit read their half of the channels in place, without Split
+batch norms     are folded into the following convolution if it has no padding
+shuffles        stacking and flattening two halves of the channels becomes Shuffle
+upsampling      a transposed convolution of stride 2 becomes one convolution for each of its four phases and Interleave
+means           over all pixels become GlobalAveragePool, which reads ONNX Runtime's blocked layout
+transpositions  followed by their inverse are removed
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +23,14 @@ LAST, FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class Rewriting:
-    """A graph that is being rewritten; names of what is new begin with the prefix."""
+    """A graph that is being rewritten; names of new values begin with the prefix."""
 
     def __init__(self, model: ir.Model, prefix: str = "mtlkit") -> None:
         self.model, self.graph, self.prefix = model, model.graph, prefix
         self._count = 0
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        """An initializer."""
+        """Adds an initializer and returns its value."""
         self._count += 1
         name = f"{self.prefix}_constant_{self._count}"
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
@@ -41,7 +41,7 @@ class Rewriting:
     def insert(
         self, before: ir.Node, kind: str, inputs: Iterable[Any], domain: str = "", **attributes: Any
     ) -> ir.Value:
-        """The output of a new node in front of another."""
+        """Inserts a node before another one and returns its output."""
         given = [ir.convenience.convert_attribute(name, value) for name, value in attributes.items()]
         node = ir.Node(domain, kind, list(inputs), given)
         self._count += 1
@@ -50,7 +50,7 @@ class Rewriting:
         return node.outputs[0]
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Lets all that read one value read another; an output of the graph keeps its name."""
+        """Replaces all uses of one value by another; an output of the graph keeps its name."""
         new.type, new.shape = old.type, old.shape
         given_out = old.is_graph_output()
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
@@ -58,21 +58,21 @@ class Rewriting:
             old.name, new.name = None, old.name
 
     def clean(self) -> None:
-        """Takes away what nothing reads."""
+        """Removes nodes whose outputs nothing reads."""
         RemoveUnusedNodesPass()(self.model)
 
 
-# --- what nodes are ---------------------------------------------------------------------------------------------------
+# --- matching ---------------------------------------------------------------------------------------------------------
 
 
 def _node(value: ir.Value | None, kind: str, domain: str = "") -> Any:
-    """What makes a value, if it is of this kind."""
+    """Returns the node that makes a value if it has this operator type, else None."""
     node = None if value is None else value.producer()
     return node if node is not None and node.op_type == kind and node.domain == domain else None
 
 
 def _array(value: ir.Value | None) -> Any:
-    """The numbers of a constant; None of what is none."""
+    """Returns a constant as an array; None if the value is not a constant."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
@@ -82,7 +82,7 @@ def _ints(node: ir.Node, name: str, missing: Any = None) -> Any:
 
 
 def _transposed(value: ir.Value | None, order: tuple[int, ...]) -> ir.Value | None:
-    """What a value is a transposition of."""
+    """Returns the input of the Transpose with this permutation that makes the value, else None."""
     node = _node(value, "Transpose")
     return node.inputs[0] if node is not None and _ints(node, "perm") == order else None
 
@@ -96,12 +96,12 @@ def _only_use(value: ir.Value) -> ir.Node | None:
 
 NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1}
 NEAR = 1e-4
-EXACT = "mtlkit.exact"  # a domain that nothing is known of
+EXACT = "mtlkit.exact"  # a domain that the optimiser does not know, so that it leaves its nodes unchanged
 
 
 @contextmanager
 def kept_from_rounding(model: ir.Model) -> Iterator[None]:
-    """Keeps PyTorch's optimiser from additions of 1e-8, and products with 1.00001: for it these are 0 and 1."""
+    """Keeps PyTorch's optimiser from removing additions of 1e-8 or products with 1.00001 as neutral."""
     found = [node for node in model.graph if any(_nearly_neutral(node.op_type, value) for value in node.inputs)]
     for node in found:
         node.domain = EXACT
@@ -128,7 +128,7 @@ def _cancel_transpositions(r: Rewriting, node: ir.Node) -> None:
 
 
 def _make_linear(r: Rewriting, node: ir.Node) -> None:
-    """Transpose, 1 x 1 Conv, Transpose to MatMul and Add."""
+    """Replaces Transpose, 1 x 1 Conv, Transpose by MatMul and Add."""
     conv = _node(node.inputs[0], "Conv") if node.op_type == "Transpose" and _ints(node, "perm") == LAST else None
     if conv is None or (x := _transposed(conv.inputs[0], FIRST)) is None or not _is_pointwise(conv):
         return
@@ -149,12 +149,12 @@ def _pads(conv: ir.Node) -> bool:
     return any(_ints(conv, "pads", (0,))) or (auto is not None and auto.as_string() not in ("NOTSET", "VALID"))
 
 
-# the input that a node of mtlkit reads from some channel on, the attribute that says from which, and the channels' axis
+# node: the index of the input that it can read from an offset on, the attribute for that offset, and the channel axis
 PARTS = {"DwconvSilu": (0, "offset", 3), "SS2D": (8, "z_offset", 3), "CausalConv1d": (0, "offset", 2)}
 
 
 def _read_in_place(r: Rewriting, node: ir.Node) -> None:
-    """Half of the channels, of what is split, by the nodes of PARTS; rows of SS2D without their reshaping."""
+    """Lets the nodes of PARTS read their half of a Split in place, and SS2D read its rows before their Reshape."""
     if node.domain != DOMAIN or node.op_type not in PARTS:
         return
     place, offset, axis = PARTS[node.op_type]
@@ -174,7 +174,7 @@ def _read_in_place(r: Rewriting, node: ir.Node) -> None:
 
 
 def _fold_batch_norm(r: Rewriting, node: ir.Node) -> None:
-    """A batch norm in front of a convolution that pads nothing, into its weight and bias."""
+    """Folds a batch norm into the weight and bias of the convolution after it, if that has no padding."""
     conv = _only_use(node.outputs[0]) if node.op_type == "BatchNormalization" else None
     if conv is None or conv.op_type != "Conv" or _pads(conv) or conv.attributes["group"].as_int() != 1:
         return
@@ -190,14 +190,14 @@ def _fold_batch_norm(r: Rewriting, node: ir.Node) -> None:
 
 
 def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift of a batch norm, in float64."""
+    """Returns scale and shift of a batch norm in float64."""
     weight, bias, mean, var = (_array(value).astype(np.float64) for value in norm.inputs[1:5])
     scale = weight / np.sqrt(var + norm.attributes["epsilon"].as_float())
     return scale, bias - mean * scale
 
 
 def _shuffle(r: Rewriting, node: ir.Node) -> None:
-    """Two tensors, stacked behind their last dimension and flattened, so that their channels alternate."""
+    """Replaces the interleaving of two tensors' channels (stack on a new last axis, then flatten) by Shuffle."""
     stack = _node(node.inputs[0], "Concat") if node.op_type == "Reshape" else None
     if stack is None or len(stack.inputs) != 2:
         return
@@ -214,7 +214,7 @@ def _shuffle(r: Rewriting, node: ir.Node) -> None:
 
 
 def _pool_globally(r: Rewriting, node: ir.Node) -> None:
-    """ReduceMean over the last two of four dimensions."""
+    """Replaces ReduceMean over the last two of four dimensions by GlobalAveragePool."""
     if node.op_type != "ReduceMean" or len(node.inputs) < 2:
         return
     x = node.inputs[0]
@@ -228,9 +228,9 @@ def _pool_globally(r: Rewriting, node: ir.Node) -> None:
 
 
 def _by_phases(r: Rewriting, node: ir.Node) -> None:
-    """A transposed convolution of stride 2, by the convolutions of its phases.
+    """Replaces a transposed convolution of stride 2 by the convolutions of its four phases and Interleave.
 
-    Output pixel 2 m + a takes x[m - j] times tap a + p + 2 j, for all j for which there is such a tap.
+    With padding p, output pixel 2 m + a is the sum over j of x[m - j] times tap a + p + 2 j, where that tap exists.
     """
     if node.op_type != "ConvTranspose" or "output_shape" in node.attributes:
         return
@@ -260,7 +260,10 @@ def _by_phases(r: Rewriting, node: ir.Node) -> None:
 
 
 def _crop_phases(r: Rewriting, node: ir.Node) -> None:
-    """The last row, or column, of what is interleaved: not computed, where it is cut off and its neighbour with it."""
+    """Removes a Slice that drops the last row or column of an Interleave whose attribute crops one more.
+
+    The convolutions of the phases then pad one row or column less, and do not compute what would be dropped.
+    """
     phases = _node(node.inputs[0], "Interleave", DOMAIN) if node.op_type == "Slice" else None
     if phases is None or _only_use(phases.outputs[0]) is not node or len(node.inputs) < 4:
         return
@@ -281,19 +284,20 @@ def _crop_phases(r: Rewriting, node: ir.Node) -> None:
         conv.attributes["pads"] = ir.AttrInt64s("pads", pads)
     phases.attributes[crop] = ir.AttrInt64(crop, 0)
     r.replace(node.outputs[0], phases.outputs[0])
-    node.replace_input_with(0, None)  # so that a second one finds itself alone
+    node.replace_input_with(0, None)  # so that it no longer counts as a use when the other axis is cropped
 
 
 def _phases(taps: int, before: int, after: int, extra: int) -> Any:
-    """Along one axis: of each phase its taps in the order of a convolution, its padding, and what is cropped after.
+    """Splits one axis of a transposed convolution into its two phases.
 
-    None where a phase has no tap, or would have to crop its input.
+    Returns for each phase the taps in the order of a convolution, the padding before and after, and how many pixels
+    of the interleaved output to crop; None if a phase has no tap or would have to crop its input.
     """
     beyond = taps - before - after + extra  # the output has 2 (H - 1) + beyond pixels
-    steps = (beyond + 1) // 2 - 1  # the phases have H + steps
+    steps = (beyond + 1) // 2 - 1  # each phase has H + steps pixels
     found = []
     for phase in range(2):
-        first = -((phase + before) // 2)  # the least j
+        first = -((phase + before) // 2)  # the smallest j
         last = (taps - 1 - phase - before) // 2
         pad_before, pad_after = last, steps - first
         if last < first or pad_before < 0 or pad_after < 0:
@@ -315,7 +319,7 @@ REWRITES: tuple[Callable[[Rewriting, ir.Node], None], ...] = (
 
 
 def rewrite(model: ir.Model) -> None:
-    """Rewrites a model in place, by all rules, one after the other."""
+    """Applies all rules to a model, one after the other, in place."""
     r = Rewriting(model)
     for rule in (*REWRITES, _cancel_transpositions):
         for node in list(model.graph):

@@ -1,8 +1,8 @@
-"""Static quantisation by ONNX Runtime's own tools: convolutions and what lies between them in 8 bits.
+"""Static quantisation with ONNX Runtime's tools: convolutions and the operators between them run in 8 bits.
 
-Activations are unsigned, with the range that calibration found; weights are signed, with a scale for each output
-channel, and 7 bits wide, as CPUs without VNNI add pairs of products in 16 bits. Scans, levels of task interaction,
-vectors (what follows a mean over all pixels) and the last convolution of an output stay in float.
+Activations are unsigned, with the range that calibration found. Weights are signed, with one scale per output channel,
+and use only 7 bits, because CPUs without VNNI add pairs of products in 16 bits. Scans, levels of task interaction,
+vectors (everything after a mean over all pixels) and the last convolution before an output stay in float32.
 """
 
 import logging
@@ -31,7 +31,7 @@ VECTORWISE = "Conv", "Sigmoid", "Relu", "Mul", "Add", "Clip", "Flatten", "HardSi
 
 
 def prepare(model: ir.Model) -> None:
-    """Rewrites a graph so that more of it can be in 8 bits, with the same result: needs the shapes of values."""
+    """Rewrites a graph, with the same result, so that more of it can run in 8 bits. Needs the shapes of values."""
     r = Rewriting(model, "mtlkit_int8")
     for node in list(model.graph):
         if node.op_type == "ReduceMean":
@@ -39,12 +39,12 @@ def prepare(model: ir.Model) -> None:
         elif node.op_type == "BatchNormalization":
             _scale_by_convolution(r, node)
     r.clean()
-    for i, node in enumerate(model.graph):  # the tools know nodes by name
+    for i, node in enumerate(model.graph):  # the tools identify nodes by name
         node.name = f"{node.op_type}_{i}"
 
 
 def _pool(r: Rewriting, node: ir.Node) -> None:
-    """A mean over the pixels, by the node that does it in 8 bits."""
+    """Replaces a mean over the pixels by GlobalAveragePool, which can run in 8 bits."""
     axes = _array(node.inputs[1]) if len(node.inputs) > 1 else None
     if axes is None or tuple(axes.flatten()) not in PIXELS or _rank(node.inputs[0]) != 4:
         return
@@ -56,7 +56,7 @@ def _pool(r: Rewriting, node: ir.Node) -> None:
 
 
 def _scale_by_convolution(r: Rewriting, node: ir.Node) -> None:
-    """A batch norm of a map, by a 1 x 1 convolution for each channel."""
+    """Replaces a batch norm of a map by a depthwise 1 x 1 convolution."""
     if _rank(node.inputs[0]) != 4 or any(_array(value) is None for value in node.inputs[1:5]):
         return
     scale, shift = _affine(node)
@@ -75,16 +75,16 @@ def _rank(value: ir.Value | None) -> int | None:
 def quantize(
     file: "onnx.ModelProto", inputs: Sequence[str], batches: Iterable[Tensor | Sequence[Tensor]]
 ) -> tuple["onnx.ModelProto", Calibration]:
-    """A prepared file in 8 bits.
+    """Returns a file in 8 bits and its calibration.
 
     Args:
-        file: in float32.
-        inputs: their names.
-        batches: what the network takes, a tensor or several, once for each batch.
+        file: a file in float32, after `prepare`.
+        inputs: names of its inputs.
+        batches: inputs of the network, one tensor or several per batch.
 
     Raises:
-        TypeError: a batch that is not made of tensors.
-        ValueError: no batch, or one that the network does not take.
+        TypeError: a batch contains something other than tensors.
+        ValueError: there is no batch, or one that the network does not accept.
     """
     import onnx
     from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -93,7 +93,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "float.onnx"
         inferred = onnx.shape_inference.infer_shapes(file)
-        add_pre_process_metadata(inferred)  # so that the tools do not ask for what has been done
+        add_pre_process_metadata(inferred)  # so that the tools do not warn of missing preprocessing
         onnx.save(inferred, path)
         reader = Reader(inputs, batches)
         ranges = _ranges(path, reader)
@@ -117,7 +117,7 @@ def quantize(
 
 
 def _ranges(path: Path, reader: Any) -> Any:
-    """The least and the greatest number of each tensor, over all batches."""
+    """Returns the minimum and maximum of each tensor over all batches."""
     import onnxruntime
     from onnxruntime.quantization import MinMaxCalibrater
 
@@ -137,14 +137,14 @@ def _ranges(path: Path, reader: Any) -> Any:
         calibrater.collect_data(reader)
     except (TypeError, ValueError):
         raise
-    except Exception as error:  # of ONNX Runtime's own kinds
+    except Exception as error:  # ONNX Runtime's errors derive directly from Exception
         words = " ".join(str(error).split()).rpartition(" : ")[2][:200]
         raise ValueError(f"int8: expected batches that the network takes, but one does not run ({words})") from error
     return calibrater.compute_data()
 
 
 def _in_float(file: "onnx.ModelProto") -> list[str]:
-    """The names of nodes that compute vectors, and of the last convolution of each output."""
+    """Returns the names of the nodes that compute vectors, and of those from the last convolution to each output."""
     constants = {one.name for one in file.graph.initializer} | {""}
     makers = {name: node for node in file.graph.node for name in node.output}
     vectors, found = set(), []
@@ -155,7 +155,7 @@ def _in_float(file: "onnx.ModelProto") -> list[str]:
             vectors.update(node.output)
             found.append(node.name)
         elif node.op_type == "Concat" and any(one in vectors for one in node.input):
-            vectors.update(node.output)  # of features whose ranges differ: one scale would round the small ones away
+            vectors.update(node.output)  # features differ in range: one scale would round the small ones to zero
             found.append(node.name)
     for output in file.graph.output:
         node = makers.get(output.name)
@@ -173,7 +173,7 @@ def _given(node: Any, constants: set[str]) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The tools log advice for those who call them."""
+    """Silences the tools' log messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

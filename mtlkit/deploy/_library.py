@@ -1,4 +1,4 @@
-"""The libraries for other programs: operators of ONNX Runtime, with sessions that have them, and a C interface."""
+"""Paths of the native libraries (operators for ONNX Runtime, C interface), and sessions of ONNX Runtime."""
 
 import ctypes
 import json
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 DOMAIN, VERSION = "mtlkit", 1  # of the operators
-FACTS, FORMAT = "mtlkit", 1  # the key of a file's metadata, and the version of what they say
+FACTS, FORMAT = "mtlkit", 1  # the key of mtlkit's entry in a file's metadata, and the version of its layout
 _FOLDER = Path(__file__).parent
-# CMake's names of modules, which programs load, and of libraries, which they link
+# file names that CMake gives to modules (loaded at run time) and to shared libraries (linked)
 _MODULE, _SHARED = {"darwin": ("lib{}.so", "lib{}.dylib"), "win32": ("{}.dll", "{}.dll")}.get(
     sys.platform, ("lib{}.so", "lib{}.so")
 )
@@ -34,14 +34,14 @@ def _installed(path: Path, function: str) -> str:
 
 
 def library_path(kind: Literal["onnxruntime", "c"] = "onnxruntime") -> str:
-    """The path of a library for programs without PyTorch; it may be copied to any place, and needs no Python.
+    """Returns the path of a native library, which needs neither Python nor PyTorch and may be copied elsewhere.
 
     Args:
-        kind: "onnxruntime" for the one to register with ONNX Runtime 1.17 or later before it opens a file that
-            `mtlkit.export` wrote; "c" for the one with the C interface of mtlkit.h (`include_path`).
+        kind: "onnxruntime" for the operators that ONNX Runtime 1.17 or later must register before it opens a file of
+            `mtlkit.export`; "c" for the C interface of mtlkit.h (see `include_path`).
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: `kind` is neither.
         FileNotFoundError: mtlkit was installed without its native part.
 
     Example:
@@ -56,7 +56,7 @@ def library_path(kind: Literal["onnxruntime", "c"] = "onnxruntime") -> str:
 
 
 def include_path() -> str:
-    """The path of the folder with mtlkit.h, the C interface of `library_path("c")`: docs/deploy.md, "From C".
+    """Returns the folder that contains mtlkit.h, the C interface of `library_path("c")`; see docs/deploy.md, "From C".
 
     Raises:
         FileNotFoundError: mtlkit was installed without its native part.
@@ -71,15 +71,18 @@ def include_path() -> str:
 
 
 def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceSession":
-    """A session of ONNX Runtime for a file that `mtlkit.export` wrote, on the CPU.
+    """Opens a file that `mtlkit.export` wrote in ONNX Runtime, on the CPU.
 
     Args:
         path: the file.
-        threads: how many the session has; ONNX Runtime's choice if None.
+        threads: number of threads of the session; None leaves the choice to ONNX Runtime.
+
+    Returns:
+        The session, with mtlkit's operators registered.
 
     Raises:
-        DataError: there is no such file, it is damaged, or a later mtlkit has written it.
-        FileNotFoundError: mtlkit was installed without its native part.
+        DataError: the file does not exist, is damaged, or was written by a later mtlkit.
+        FileNotFoundError: the file needs mtlkit's operators, but mtlkit was installed without its native part.
         ImportError: onnxruntime is not installed.
 
     Example:
@@ -97,17 +100,17 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
 
     check_file(Path(path))
     options = onnxruntime.SessionOptions()
-    options.enable_mem_pattern = False  # as fast without, in up to a third less memory, as batches and sizes differ
+    options.enable_mem_pattern = False  # saves up to a third of the memory when sizes differ, at the same speed
     missing = None
     try:
         options.register_custom_ops_library(library_path())
-    except FileNotFoundError as error:  # files of standard operators alone do without
+    except FileNotFoundError as error:  # files with only standard operators do not need it
         missing = error
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of ONNX Runtime's own kinds, which derive from it
+    except Exception as error:  # ONNX Runtime's errors derive directly from Exception
         words = printable(str(error).strip().rpartition(" : ")[2])
         if missing is not None and f"{DOMAIN}:" in words:
             raise missing from None
@@ -124,18 +127,18 @@ def open_session(path: str | Path, *, threads: int | None = None) -> "InferenceS
 
 
 def _give_back_memory() -> None:
-    """Returns freed memory to the system, where the C library keeps it: weights in their first layout, here."""
+    """Returns freed memory to the system: glibc keeps that of the weights which the session has rearranged."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
         if trim is not None:
             trim(0)
 
 
 def facts_of(session: "InferenceSession") -> dict[str, Any]:
-    """What `mtlkit.export` has written into the metadata of a session's file.
+    """Returns the entries that `mtlkit.export` wrote into the metadata of a session's file; empty for other files.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the metadata are damaged.
 
     Example:
         >>> import tempfile, mtlkit

@@ -1,6 +1,7 @@
-"""Layers that become one node, where PyTorch would trace many.
+"""Layers that are exported as one node, where PyTorch would trace many.
 
-They are levels of task interaction, the ends of residual blocks with multi-scale fusion, and TensorFlow's padding.
+These are levels of task interaction, the last part of residual blocks with multi-scale fusion, and convolutions with
+TensorFlow's padding.
 """
 
 import sys
@@ -17,7 +18,7 @@ from mtlkit._check import check_channels_first, check_vectors
 from mtlkit.nn import DualPathAttention, InteractionLevel, MultiScaleFusion, ResidualBlock
 from mtlkit.operators.interaction.types import DIRECTIONS, AlignmentSignals, VarianceSignals
 
-# of a level: the tensors of the node TaskInteraction in their order
+# inputs of the node TaskInteraction (one level), in order
 REQUIRED = (
     *("x", "f", "proj_weight", "proj_bias", "norm_mean", "norm_var", "context_weight", "context_bias"),
     *("clf_gate_weight", "clf_gate_bias", "gain_weight", "gain_bias", "seg_gate_weight", "seg_gate_bias"),
@@ -25,11 +26,11 @@ REQUIRED = (
 )
 OPTIONAL = ("seg_proj", "clf_proj", "attn", "normaliser")
 
-# of the end of a residual block: the tensors of the node GatedResidual in their order
+# inputs of the node GatedResidual (the last part of a residual block), in order
 MIXED = ("first", "second", "third", "weights", "bias", "residual")
 GATES = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "spatial_weight", "spatial_bias")
 
-_LIBRARY = torch.library.Library("mtlkit_deploy", "DEF")  # operators that are traced, and never run
+_LIBRARY = torch.library.Library("mtlkit_deploy", "DEF")  # these operators are only traced, never run
 _TENSORS = ", ".join([*(f"Tensor {name}" for name in REQUIRED), *(f"Tensor? {name}" for name in OPTIONAL)])
 _LIBRARY.define(f"task_interaction({_TENSORS}, float tau, float eps) -> ({', '.join(['Tensor'] * 6)})")
 _TENSORS = ", ".join([*(f"Tensor {name}" for name in MIXED), *(f"Tensor? {name}" for name in GATES)])
@@ -41,11 +42,11 @@ _LIBRARY.define(
 
 @torch.no_grad()
 def make_whole(model: nn.Module) -> None:
-    """Changes the layers of a model, so that each is traced as one operator."""
+    """Patches the forward of such layers in place, so that each is traced as one operator."""
     same = getattr(sys.modules.get("timm.layers"), "Conv2dSame", ())
     for module in model.modules():
         if isinstance(module, InteractionLevel) and module.tim.directions == DIRECTIONS:
-            shared = type(module).forward is not InteractionLevel.forward  # accelerate's, which gives map and vector
+            shared = type(module).forward is not InteractionLevel.forward  # accelerate's, which returns (map, vector)
             module.forward = types.MethodType(_pair if shared else _level, module)
         elif isinstance(module, ResidualBlock) and isinstance(module.hmsf, MultiScaleFusion):
             _fold_fusion(module.hmsf)
@@ -68,7 +69,7 @@ def _fake_level(x: Tensor, f: Tensor, *others: Any) -> tuple[Tensor, ...]:
 def _level(
     self: InteractionLevel, seg: Tensor, clf: Tensor, return_enhanced: bool = False, gates: Tensor | None = None
 ) -> ops.InteractionOutput:
-    """As InteractionLevel.forward."""
+    """Replaces InteractionLevel.forward."""
     if gates is not None:
         return InteractionLevel.forward(self, seg, clf, return_enhanced, gates)
     check_channels_first("seg", seg, self.dim)
@@ -100,17 +101,17 @@ def _fake_gated_residual(first: Tensor, *_others: Any) -> Tensor:
 
 
 def _fold_fusion(fusion: MultiScaleFusion) -> None:
-    """Puts the fusion's last convolution, which is linear as the sum in front of it, into those of the three scales."""
+    """Folds the fusion's last 1 x 1 convolution into those of the three scales, whose weighted sum is its input."""
     last = fusion.fuse.weight.flatten(1).double()  # (C, C)
     for scale in (fusion.sep_d1, fusion.sep_d2, fusion.sep_d4):
         conv = scale.pointwise
-        assert conv.bias is not None  # as SeparableConv makes it
+        assert conv.bias is not None  # SeparableConv always has one
         conv.weight.copy_((last @ conv.weight.flatten(1).double())[:, :, None, None])
         conv.bias.copy_(last @ conv.bias.double())
 
 
 def _residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
-    """As ResidualBlock.forward, of a block whose fusion is folded."""
+    """Replaces ResidualBlock.forward in a block whose fusion is folded."""
     check_channels_first("x", x, self.in_dim)
     h = self.bn2(self.conv2(self.bn1(F.relu(self.conv1(x)))))  # (B, dim, H, W)
     fusion: Any = self.hmsf
@@ -130,7 +131,7 @@ def _residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
 def _fake_conv2d_same(
     x: Tensor, weight: Tensor, _bias: Tensor | None, stride: list[int], _dilation: list[int], groups: int
 ) -> Tensor:
-    if x.shape[1] != groups * weight.shape[1]:  # so that the tracer knows how many there are
+    if x.shape[1] != groups * weight.shape[1]:  # so that the tracer knows the number of channels
         raise ValueError(f"x: expected {groups * weight.shape[1]} channels, got {x.shape[1]}")
     sizes = [
         size // step if statically_known_true(size % step == 0) else (size + step - 1) // step
@@ -140,6 +141,6 @@ def _fake_conv2d_same(
 
 
 def _conv2d_same(self: nn.Conv2d, x: Tensor) -> Tensor:
-    """The output has a pixel for each step of the stride, whatever padding that takes: ONNX computes it by itself."""
+    """Replaces Conv2dSame.forward: the output has ceil(size / stride) pixels, and ONNX computes the padding."""
     arguments = x, self.weight, self.bias, list(self.stride), list(self.dilation), self.groups
     return torch.ops.mtlkit_deploy.conv2d_same(*arguments)

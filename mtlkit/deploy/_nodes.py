@@ -1,11 +1,11 @@
-"""How mtlkit's operators become nodes of the domain "mtlkit" (csrc/inference/operators.cpp says what each computes).
+"""Translates mtlkit's operators to nodes of the domain "mtlkit" (csrc/inference/operators.cpp defines each node).
 
-Images have their channels last in these nodes, so that a translation transposes in front and behind; _graph.py takes
-away what meets its reverse.
+These nodes take and return channels-last images, so each translation adds a transposition before and after; _graph.py
+removes pairs that cancel.
 """
 
 # pyright: basic
-# torch.onnx reads the annotations of translations as schemas, so that they have none
+# torch.onnx would read type annotations of the translations as schemas, so they have none
 
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +18,7 @@ from mtlkit.deploy import _modules  # declares operators that are translated her
 DOMAIN, VERSION = "mtlkit", 1
 CHANNELS_LAST, CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 
-# node -> its inputs, the optional ones in brackets; how many outputs; attributes
+# node: its inputs (optional ones in brackets), number of outputs, attributes
 SCAN = "u x_dbl dt_weight dt_bias A_logs Ds"
 INTEGERS = {"order", "seq_idx"}  # inputs that are int32
 NODES: dict[str, tuple[str, int, dict[str, type]]] = {
@@ -43,7 +43,7 @@ NODES: dict[str, tuple[str, int, dict[str, type]]] = {
 
 @cache
 def node(name: str) -> Any:
-    """The node as translations call it: tensors by place, attributes by name."""
+    """Returns a node that translations call with inputs by position and attributes by name."""
     import onnx
     from onnxscript import values
 
@@ -78,10 +78,10 @@ def node(name: str) -> Any:
 
 @cache
 def translations() -> dict[Any, Callable[..., Any]]:
-    """By operator of torch, as `custom_translation_table` of torch.onnx.export takes it."""
+    """Returns the translations by operator of torch, for `custom_translation_table` of torch.onnx.export."""
     from onnxscript import opset18
 
-    op: Any = opset18  # its types are those of eager calls
+    op: Any = opset18  # onnxscript declares types only for eager calls
 
     def last(x):
         return op.Transpose(x, perm=CHANNELS_LAST)
@@ -94,7 +94,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     def ss2d(_backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, out_dtype, save):
         y = first(node("SS2D")(last(u), rows(x_dbl), dt_weight, dt_bias, A_logs, Ds))
-        return y, op.Identity(y)  # nothing reads what is kept for gradients
+        return y, op.Identity(y)  # a placeholder for what the backward would need
 
     def ss2d_norm_gate(
         _backend, u, x_dbl, dt_weight, dt_bias, A_logs, Ds, weight, bias, z, eps, out_dtype=None, save=False
@@ -108,7 +108,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return out, last_state, op.Identity(out)
 
     def order_of(walks, steps):
-        """The table of an order that is arithmetic, (K, T)."""
+        """Returns the table (K, T) of an order that is given by start, run, inner and outer step of each direction."""
         step = op.Range(0, steps, 1)
         rows = []
         for i in range(0, len(walks), 4):
@@ -118,7 +118,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         return op.Cast(op.Concat(*rows, axis=0), to=6)  # int32
 
     def tokens(x):
-        """The channels of each token, or of each direction's tokens, side by side."""
+        """Moves the channels last: (B, C, L) or (B, K, C, L) to (B, L, C) or (B, K, L, C)."""
         return op.Transpose(x, perm=(0, 2, 1) if len(x.shape) == 3 else (0, 1, 3, 2))
 
     def directional_scan(
@@ -150,7 +150,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
         *tensors, tau, eps = others
         return node("TaskInteraction")(x, f, *tensors, tau=tau, eps=eps)
 
-    def remainder(x, other):  # torch's own translation does not take an open size
+    def remainder(x, other):  # torch's own translation fails for dynamic sizes
         divisor = op.CastLike(other, x)
         if x.dtype.is_integer():
             return op.Mod(x, divisor)

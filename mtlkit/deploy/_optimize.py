@@ -1,4 +1,4 @@
-"""`mtlkit.optimize`: a copy of a network for inference in PyTorch, in fewer and faster layers."""
+"""`mtlkit.optimize`: a copy of a network for inference in PyTorch, with fewer and faster layers."""
 
 import copy
 import math
@@ -18,22 +18,22 @@ from mtlkit.deploy._packed import Packed, PackedConv2d, PackedLinear, PhasedConv
 from mtlkit.nn import SS2D, ConvUpsample
 from mtlkit.testing import relative_error
 
-LIMIT = 1e-4  # of the relative error in the 2-norm of each output, in float32
-HALF_LIMIT = 0.05  # likewise, of a copy in bfloat16: some ten layers' roundings of 2^-9 a number add up to a per cent
+LIMIT = 1e-4  # on the relative error of each output in the 2-norm, in float32
+HALF_LIMIT = 0.05  # the same in bfloat16: roundings of 2^-9 in about ten layers add up to one per cent
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Optimized:
-    """What `optimize` did; `print` shows it in a line.
+    """What `optimize` did; `print` shows it in one line.
 
     Attributes:
-        folded: names of the batch norms that are part of a convolution now.
-        fused: names of the activations that are.
+        folded: names of the batch norms that were folded into a convolution.
+        fused: names of the activations that were fused with a convolution.
         packed: names of the convolutions and linear layers whose weights are packed for oneDNN.
-        phased: names of the transposed convolutions that run as convolutions of their phases.
-        error: the largest relative error of an output, against the model.
+        phased: names of the transposed convolutions that run as one convolution per phase.
+        error: largest relative error of an output against the model, in the 2-norm.
 
     Example:
         >>> from mtlkit.deploy import Optimized
@@ -84,32 +84,35 @@ def optimize(
     dtype: torch.dtype | None = None,
     report: bool = False,
 ) -> _Model | tuple[_Model, Optimized]:
-    """A copy of a network for inference in PyTorch: the same outputs, sooner on a CPU.
+    """Returns a copy of a network for inference in PyTorch that gives the same outputs and is faster on a CPU.
 
-    Batch norms, and activations, become part of the convolution before them where nothing else reads what is between;
-    convolutions and linear layers keep their weights as oneDNN wants them, channels-last, and off PyTorch's slow path
-    for small inputs; transposed convolutions of stride 2 run as convolutions of their four phases. What is none of
-    these stays as it is, and so do layers that have hooks, and the model itself. The copy is in eval mode, and has no
-    gradients of parameters; where the images have them, it runs as plain PyTorch. Its state dict is its own: save that
-    of the model.
+    A batch norm or activation is fused with the convolution before it if nothing else reads the values in between.
+    Convolutions and linear layers keep their weights packed for oneDNN, run channels-last, and avoid PyTorch's slow
+    path for small inputs. A transposed convolution of stride 2 runs as four convolutions, one for each phase. Other
+    layers, and layers with hooks, do not change. Neither does the model itself. The copy is in eval mode, and its
+    parameters require no gradients; for inputs that require gradients it runs as plain PyTorch. The keys of its state
+    dict differ from the model's: save the model's.
 
-    One pass of the example shows which layer reads what, a second one compares the copy with the model.
+    The first forward pass of the example finds out which layer reads which output; a second one compares the copy with
+    the model.
 
     Args:
         model: any module, in any mode.
-        example: what the model takes, a tensor or several; may be None for networks of mtlkit. Its numbers do not
-            matter, and the copy serves other sizes, too.
-        dtype: torch.bfloat16 computes in it, and takes and gives what the model does; sooner on CPUs that multiply in
-            it (AVX512-BF16, AMX), slower on others. Outputs differ by about a per cent. None stays with the model's.
-        report: whether to return what was done as well.
+        example: input of the model, one tensor or several; may be None for networks of mtlkit. Its values do not
+            matter, and the copy also accepts other sizes.
+        dtype: torch.bfloat16 makes the copy compute in bfloat16; inputs and outputs keep the model's dtype. This is
+            faster on CPUs with AVX512-BF16 or AMX, and slower on others; outputs differ by about one per cent. None
+            keeps the model's dtype.
+        report: whether to return a report as well.
 
     Returns:
         The copy; with `report`, the copy and the report.
 
     Raises:
-        TypeError: the model is not a module, or the example has what is not a tensor.
-        ValueError: another dtype, no example where one is needed, a model that does not take it or gives no tensor, or
-            a copy that differs from the model by more than 1e-4, in bfloat16 by more than 0.05, of an output's 2-norm.
+        TypeError: the model is not a module, or the example contains something other than tensors.
+        ValueError: `dtype` is neither None nor torch.bfloat16; the example is missing and the model is not a network of
+            mtlkit; the model does not accept the example or returns no tensor; or an output of the copy differs from
+            the model's by more than 1e-4 (bfloat16: 0.05), relative in the 2-norm.
 
     Example:
         >>> import torch, mtlkit
@@ -151,7 +154,7 @@ def optimize(
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype, outer: torch.dtype) -> None:
-    """Converts a model that goes on taking and giving numbers of another type."""
+    """Converts a model to `dtype`, with hooks so that its inputs and outputs stay in `outer`."""
     model.to(dtype)
     model.register_forward_pre_hook(_Cast(dtype, outer).inputs, with_kwargs=True)
     model.register_forward_hook(_Cast(dtype, outer).outputs)
@@ -159,7 +162,7 @@ def _compute_in(model: nn.Module, dtype: torch.dtype, outer: torch.dtype) -> Non
 
 @dataclass(frozen=True)
 class _Cast:
-    """Hooks, which copies and files can hold."""
+    """Hooks that convert dtypes; a class, so that they can be copied and pickled."""
 
     inner: torch.dtype
     outer: torch.dtype
@@ -181,11 +184,11 @@ def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(math.inf if math.isnan(one) else one for one in errors)
 
 
-# --- what is known ----------------------------------------------------------------------------------------------------
+# --- kinds of layers --------------------------------------------------------------------------------------------------
 
 
 def _timm(name: str) -> Any:
-    """A layer of timm, if that is loaded; else a class that nothing is."""
+    """Returns a layer class of timm if timm is loaded, else a class without instances."""
     return getattr(sys.modules.get("timm.layers"), name, _Nothing)
 
 
@@ -216,7 +219,7 @@ def _is_activation(layer: nn.Module) -> bool:
 
 
 def _is_known(layer: nn.Module) -> bool:
-    """Whether a layer is one that may change; SS2D is left whole, as it runs in one call."""
+    """Returns whether to watch a layer; SS2D is watched as a whole, because it runs in one call."""
     kinds = _is_conv, _is_transposed, _is_linear, _is_norm, _is_activation
     return isinstance(layer, SS2D) or any(is_one(layer) for is_one in kinds)
 
@@ -234,7 +237,7 @@ class _Rewriting:
         self.done: dict[str, list[str]] = {"folded": [], "fused": [], "packed": [], "phased": []}
 
     def run(self) -> tuple[Any, dict[str, tuple[str, ...]]]:
-        """The model that it has become, and the names by what was done."""
+        """Returns the rewritten model, and the names of its layers by what was done to them."""
         packs = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
         for layer in list(self.flow.calls):
             if _is_conv(layer) or _is_transposed(layer):
@@ -272,7 +275,7 @@ class _Rewriting:
             self._take("folded", norm, _identity() if new is not None and rest is norm else alone)
 
     def _activation(self, layer: nn.Module, norm: nn.Module | None) -> tuple[nn.Module | None, nn.Module | None]:
-        """The activation behind a convolution, and the layer that is nothing but it, or the batch norm that has it."""
+        """Returns the activation after a convolution, and the layer that applies it: itself or the batch norm."""
         own = getattr(norm, "act", None)
         if own is not None and not isinstance(own, nn.Identity):
             return (own, norm) if _is_activation(own) and not is_hooked(own) else (None, None)
@@ -293,7 +296,7 @@ def _on_cpu(layer: Any) -> bool:
 
 
 def _fold(layer: Any, norm: Any) -> None:
-    """Lets a convolution give what the batch norm behind it gave."""
+    """Folds a batch norm into the weight and bias of the convolution before it."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.double()
     shift = (0 if layer.bias is None else layer.bias.double()) - norm.running_mean.double()

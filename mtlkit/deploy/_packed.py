@@ -1,9 +1,9 @@
-"""Layers for inference on a CPU, whose weights lie as oneDNN wants them: each serves as what it was made from.
+"""Layers for inference on a CPU with weights packed for oneDNN; each can replace the layer that it is made from.
 
-PyTorch rearranges the weights of a convolution in every call, and leaves small inputs (one image of at most 20,480
-numbers, kernels of at most 3 x 3, no groups) to a slower path; a transposed convolution of stride 2 multiplies as if it
-had four times as many taps. Where a call has gradients, is compiled, or runs in another dtype or on another device, the
-layers run as PyTorch's own.
+PyTorch rearranges the weights of a convolution in every call, takes a slower path for small inputs (one image of at
+most 20,480 numbers, kernels of at most 3 x 3, no groups), and does four times the necessary multiplications in a
+transposed convolution of stride 2. With gradients, under torch.compile, and in other dtypes or on other devices, these
+layers run PyTorch's own code.
 """
 
 from typing import Any
@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 DTYPES = torch.float32, torch.bfloat16
-ROWS = 8  # of a linear layer, from which packed weights pay
+ROWS = 8  # rows of the input from which packed weights make a linear layer faster
 
 
-Name = tuple[str, list[float | None], str]  # of an activation
+Name = tuple[str, list[float | None], str]  # oneDNN's name of an activation, its parameters, its variant
 
 _NAMES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -28,7 +28,7 @@ _NAMES: dict[type[nn.Module], str] = {
 
 
 def fused_name(layer: nn.Module) -> Name | None:
-    """What oneDNN calls an activation, which it computes as it stores: name, numbers, form; None if it has none."""
+    """Returns the arguments by which oneDNN fuses an activation with a convolution; None if it cannot."""
     if isinstance(layer, nn.GELU):
         return "gelu", [], layer.approximate
     if isinstance(layer, nn.LeakyReLU):
@@ -40,7 +40,7 @@ def fused_name(layer: nn.Module) -> Name | None:
 
 
 class Packed(nn.Module):
-    """What the layers share: the packed weights, made by the first call, and an activation."""
+    """Base class: packed weights, which are made on demand, and a fused activation."""
 
     weight: Tensor
 
@@ -53,19 +53,22 @@ class Packed(nn.Module):
         self._packed: tuple[tuple[Any, ...], Any] = (), None
 
     def fuse(self, activation: nn.Module) -> None:
-        """Takes over an activation that has a name."""
+        """Fuses an activation for which `fused_name` is not None."""
         self.activation, self.name = activation, fused_name(activation) or self.name
 
     def plain(self) -> Any:
-        """The weights as they are, in the form of what `pack` makes."""
+        """Returns the unpacked weights, in the form that `pack` returns."""
         return self.weight
 
     def pack(self, x: Tensor) -> Any:
-        """The weights, for inputs like this."""
+        """Returns the weights packed for inputs of this size."""
         raise NotImplementedError
 
     def weights(self, x: Tensor) -> Any:
-        """Packed, once inputs of this size have come twice: the order depends on the size, and packing costs a call."""
+        """Returns the weights, packed from the second call in a row with this size of input.
+
+        The packed layout depends on the size, and packing takes as long as a call.
+        """
         now = id(self.weight), self.weight.data_ptr(), self.weight._version, x.shape
         before, packed = self._packed
         if before != now:
@@ -77,13 +80,13 @@ class Packed(nn.Module):
         return self.plain() if packed is None else packed
 
     def serves(self, x: Tensor) -> bool:
-        """Whether oneDNN runs this call."""
+        """Returns whether oneDNN can run this call."""
         plain = x.device.type == "cpu" and x.dtype == self.weight.dtype and x.dtype in DTYPES and x.numel() > 0
         wanted = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         return plain and not (wanted or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"))
 
     def activate(self, y: Tensor) -> Tensor:
-        """The activation, as PyTorch has it."""
+        """Applies PyTorch's activation, if there is one."""
         return y if self.activation is None else self.activation(y)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,11 +94,11 @@ class Packed(nn.Module):
 
 
 class PackedConv2d(Packed, nn.Conv2d):
-    """A convolution, and the activation behind it.
+    """A convolution with the activation after it.
 
     Args:
-        layer: nn.Conv2d, which pads by zeros and numbers; its parameters are shared.
-        same: whether it pads as TensorFlow does, which is timm's Conv2dSame.
+        layer: nn.Conv2d with padding by zeros, given as integers; its parameters are shared.
+        same: whether it pads as TensorFlow does (timm's Conv2dSame).
     """
 
     def __init__(self, layer: nn.Conv2d, same: bool = False) -> None:
@@ -103,12 +106,12 @@ class PackedConv2d(Packed, nn.Conv2d):
         self.same = same
 
     def pack(self, x: Tensor) -> Any:
-        """The weights, for inputs like this."""
+        """Returns the weights packed for inputs of this size."""
         sizes = list(self.padding), list(self.stride), list(self.dilation), self.groups, list(x.shape)
         return torch.ops.aten.mkldnn_reorder_conv2d_weight(self.weight.detach().to_mkldnn(), *sizes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As nn.Conv2d, channels-last."""
+        """Convolves as nn.Conv2d does; the output is channels-last."""
         if self.same:
             x = self._padded(x)
         if x.dim() != 4 or not self.serves(x):
@@ -130,14 +133,13 @@ class PackedConv2d(Packed, nn.Conv2d):
 
 
 class PhasedConvTranspose2d(Packed, nn.ConvTranspose2d):
-    """A transposed convolution of stride 2, by a convolution for each of its four phases.
+    """A transposed convolution of stride 2 that runs as four convolutions, one for each phase.
 
-    Output pixel 2 m + a, before anything is cropped, takes x[m - j] times tap a + 2 j, for all j for which there is
-    such a tap.
+    Before cropping, output pixel 2 m + a is the sum over j of x[m - j] times tap a + 2 j, where that tap exists.
 
     Args:
         layer: nn.ConvTranspose2d; its parameters are shared.
-        crop: rows and columns of its output to drop at the end.
+        crop: number of rows and columns to drop at the end of its output.
     """
 
     def __init__(self, layer: nn.ConvTranspose2d, crop: int = 0) -> None:
@@ -146,13 +148,13 @@ class PhasedConvTranspose2d(Packed, nn.ConvTranspose2d):
 
     @staticmethod
     def can_serve(layer: nn.ConvTranspose2d) -> bool:
-        """Whether a layer has four phases, and crops what they give."""
+        """Returns whether a layer has four phases, and its output lies within theirs."""
         plain = layer.stride == (2, 2) and layer.dilation == (1, 1) and layer.groups == 1
         crops = all(extra <= int(pad) for extra, pad in zip(layer.output_padding, layer.padding, strict=True))
         return plain and crops and min(layer.kernel_size) >= 2
 
     def plain(self) -> list[tuple[Tensor, list[int]]]:
-        """The weights of the phases (0, 0), (0, 1), (1, 0), (1, 1), and their padding."""
+        """Returns weights and padding of the phases (0, 0), (0, 1), (1, 0), (1, 1)."""
         found = []
         for a in range(2):
             for b in range(2):
@@ -161,13 +163,13 @@ class PhasedConvTranspose2d(Packed, nn.ConvTranspose2d):
         return found
 
     def pack(self, x: Tensor) -> list[tuple[Tensor, list[int]]]:
-        """Likewise, for inputs like this."""
+        """Returns the same with the weights packed for inputs of this size."""
         reorder = torch.ops.aten.mkldnn_reorder_conv2d_weight
         sizes = [1, 1], [1, 1], 1, list(x.shape)
         return [(reorder(taps.to_mkldnn(), pads, *sizes), pads) for taps, pads in self.plain()]
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """As nn.ConvTranspose2d, channels-last."""
+        """Convolves as nn.ConvTranspose2d does, then crops; the output is channels-last."""
         if output_size is not None or x.dim() != 4 or not self.serves(x):
             y = super().forward(x, output_size)
             return self.activate(y[:, :, : y.shape[2] - self.crop, : y.shape[3] - self.crop])
@@ -191,11 +193,11 @@ class PackedLinear(Packed, nn.Linear):
     """
 
     def pack(self, x: Tensor) -> Any:
-        """The weights, for inputs like this."""
+        """Returns the weights packed for inputs of this size."""
         return torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), x.numel() // self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As nn.Linear."""
+        """Applies the layer as nn.Linear does."""
         few = x.numel() < ROWS * self.in_features
         if few or x.dim() < 2 or x.shape[-1] != self.in_features or not self.serves(x):
             return self.activate(super().forward(x))
