@@ -15,7 +15,7 @@ PY      := $(VENV)/bin/python
 MTLKIT  := $(VENV)/bin/mtlkit
 SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 
-# The stamp tells this checkout and these settings from others that share the environment: only the last install counts.
+# One stamp per checkout and settings: several can share the environment, in which only the last install is valid.
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
@@ -24,24 +24,24 @@ STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 	@echo
-	@echo '  VENV=$(VENV)  environment to create or to share'
-	@echo '  TORCH=$(TORCH)  what pip installs as torch, e.g. TORCH="torch==2.13.0"'
-	@echo '  JOBS=$(JOBS)  processes that run the tests, 0 for none besides pytest itself'
-	@echo '  EXTRAS=$(EXTRAS)  optional parts of mtlkit'
-	@echo '  SANITIZER=$(SANITIZER)  for make gpu: checks kernels for wrong addresses and races'
-	@echo '  PYTHON=$(PYTHON)  the Python that creates the environment'
+	@echo '  VENV=$(VENV)  virtual environment to create or reuse'
+	@echo '  TORCH=$(TORCH)  requirement for torch, e.g. TORCH="torch==2.13.0"'
+	@echo '  JOBS=$(JOBS)  number of test processes; 0 runs the tests in pytest itself'
+	@echo '  EXTRAS=$(EXTRAS)  extras of mtlkit to install'
+	@echo '  SANITIZER=$(SANITIZER)  compute-sanitizer of make gpu, which finds wrong addresses and races'
+	@echo '  PYTHON=$(PYTHON)  Python that creates the environment'
 
 install: $(STAMP) ## build and install mtlkit into VENV
 
-test: $(STAMP) ## run the tests; COVER=1 also tells how much of mtlkit they run, and which functions they do not
+test: $(STAMP) ## run the tests; COVER=1 also measures coverage and lists the functions that no test calls
 	$(PY) -m pytest tests $(PARALLEL) $(if $(COVER),--cov --cov-report=json:build/coverage.json)
 	$(if $(COVER),$(PY) tools/uncovered.py build/coverage.json)
 
-test-all: $(STAMP) ## run the slow tests as well
+test-all: $(STAMP) ## run the tests, including the slow ones
 	$(PY) -m pytest tests $(PARALLEL) -m "not large"
 
-# The oldest dependencies, e.g. torch==2.6 numpy==1.26. The module that VENV has compiled serves every torch, so this
-# environment takes the checkout as pure Python.
+# The oldest dependencies, e.g. torch==2.6 numpy==1.26. The compiled module in this checkout works with every torch, so
+# this environment does not compile it again.
 OLDEST = $(shell sed -n 's/^dependencies = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",' | sed 's/>=/==/g')
 
 test-minimum: $(STAMP) ## test the operators with the oldest torch and numpy, in .venv-minimum
@@ -49,30 +49,30 @@ test-minimum: $(STAMP) ## test the operators with the oldest torch and numpy, in
 	MTLKIT_NATIVE=off .venv-minimum/bin/python -m pip install --disable-pip-version-check $(OLDEST) pytest hypothesis -e .
 	.venv-minimum/bin/python -m pytest tests/operators tests/test_import.py
 
-mutants: $(STAMP) ## plant faults in a copy of the sources, of which the tests must notice 97 %
+mutants: $(STAMP) ## plant faults in a copy of the sources; the tests must detect 97 % of them
 	$(PY) -m tests.mutants
 
-bench: $(STAMP) ## measure every operator and print the speed table; FAST=1 the README's rows alone, FORCE=1 on a busy machine, too
+bench: $(STAMP) ## benchmark every operator and print the table; FAST=1: only the README's rows; FORCE=1: even on a busy machine
 	$(PY) -m pytest benchmarks --benchmark-only $(if $(FAST),--fast) $(if $(FORCE),--force)
 
-docs: $(STAMP) ## build the documentation into build/site, warnings being errors; open build/site/index.html
+docs: $(STAMP) ## build the documentation, with warnings as errors; open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-demo: $(STAMP) ## train a small network on phantoms, judge it, try it on real ultrasound: five minutes on two cores
+demo: $(STAMP) ## train a small network on phantoms, evaluate it, predict on real ultrasound: five minutes on two cores
 	$(MTLKIT) demo --out demo --force
 
-# Smaller than the recipe, for three seeds take long; SMALLER= is the recipe as it is.
+# Smaller than the recipe, because three seeds take long; SMALLER= uses the unchanged recipe.
 SMALLER ?= --set data.size=64 --set stopping.epochs=12 --set second_stage.stopping.epochs=5
 
-oracle: $(STAMP) ## train three seeds on phantoms, force their gates, and print who knows what they bring (docs/oracle.md)
+oracle: $(STAMP) ## train three seeds on phantoms, and measure the benefit of task interaction by forcing its gates (docs/oracle.md)
 	$(MTLKIT) data synthesize ultrasound demo/busi --force
 	$(MTLKIT) train demo --data demo/busi --out demo/oracle-runs --repeats 3 $(SMALLER) --force
 	$(MTLKIT) evaluate demo/oracle-runs --data demo/busi --out demo/oracle --oracle --rivals --force
 
-gpu: $(STAMP) ## doctor, GPU tests, compute-sanitizer and benchmarks, results in build/gpu and benchmarks/results; MINUTES=10 what fits
+gpu: $(STAMP) ## run doctor, GPU tests, compute-sanitizer and benchmarks, into build/gpu and benchmarks/results; MINUTES=10 limits the time
 	$(PY) tools/gpu.py --sanitizer $(SANITIZER) $(if $(MINUTES),--minutes $(MINUTES))
 
-gpu-bundle: ## pack what make gpu needs for a machine without a network, into dist; TARGET_PYTHON, TARGET_TORCH, VMAMBA, PEERS, WHEEL
+gpu-bundle: ## pack what make gpu needs on a machine without a network, into dist; TARGET_PYTHON, TARGET_TORCH, VMAMBA, PEERS, WHEEL
 	$(PYTHON) tools/gpu_bundle.py --python $(TARGET_PYTHON) --torch $(TARGET_TORCH) \
 		$(if $(VMAMBA),--vmamba $(VMAMBA)) $(if $(PEERS),--peers $(PEERS)) $(if $(WHEEL),--wheel $(WHEEL))
 
@@ -95,7 +95,7 @@ wheel: | $(PY) ## build a wheel for Linux with glibc 2.28 or later, into dist; C
 	$(PY) -m pip install --disable-pip-version-check --quiet $(subst $(COMMA) , ,$(TOOLS))
 	$(PY) tools/wheel.py --cuda $(or $(CUDA),off)
 
-# The last subjects alone, so that a shallow clone serves; outside of a clone there are none.
+# Only the last 100 subjects, so that a shallow clone is enough; outside a clone there are none.
 lint: $(STAMP) ## check style, types, spelling and commit subjects: ruff, pyright, clang-format, codespell
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -111,7 +111,7 @@ format: $(STAMP) ## rewrite the sources in the house style
 	$(PY) -m ruff format
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
-clean: ## remove what was built here; VENV itself stays
+clean: ## remove everything that was built here, but keep VENV
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	rm -rf mtlkit/_C.*.so mtlkit/deploy/lib mtlkit/deploy/include $(VENV)/.mtlkit-*
 	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -print | xargs rm -rf
