@@ -1,4 +1,4 @@
-"""`mtlkit.accelerate`: replaces layers of any model by mtlkit's, which share their Parameters."""
+"""`mtlkit.accelerate`: replaces layers of any model by mtlkit's, which hold the same Parameters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class Replaced:
     """A replaced layer.
 
     Attributes:
-        name: its path in the model.
-        kind: original class of the layer.
-        form: recognised form, in words.
+        name: path of the layer in the model.
+        kind: class of the original layer.
+        form: description of the recognised layer.
         error: relative difference of the two layers' outputs on random input; None if they were not compared.
-        formula: whether the layer's own code needs a GPU, so that its formula was compared instead.
+        formula: whether the new layer was compared with the published formula, because the original needs a GPU.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Left:
     """A layer that resembles one that mtlkit replaces, but was not replaced.
 
     Attributes:
-        name: its path in the model.
+        name: path of the layer in the model.
         kind: class of the layer.
-        reason: why it was not replaced, in words.
+        reason: why it was not replaced.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Report:
     Attributes:
         replaced: the replaced layers.
         left: similar layers that were not replaced, each with the reason.
-        already: paths of layers that were mtlkit's before.
+        already: paths of layers that were mtlkit's before the call.
     """
 
     replaced: tuple[Replaced, ...]
@@ -100,14 +100,15 @@ def accelerate(
 ) -> Report | nn.Module:
     """Replaces the scans of a model, and every level of task interaction, by mtlkit's, in place.
 
-    It recognises by their parameters and shapes: the SS2D layers of MedMamba, VM-UNet, VMamba and networks derived from
-    them, in any published scan order; the blocks of Mamba, Vim and similar networks; and the scans of SegMAN,
-    MambaIRv2, MSVMamba and Sigma. It recognises TIM, and TIM with UPA, by the names of their published parts, which are
-    those of mtlkit.nn.InteractionLevel. On a CPU it also replaces depthwise convolutions of 3 x 3, 5 x 5 and 7 x 7,
-    whose training is several times slower in PyTorch; the memory format of their input is kept. The new layers hold the
-    same Parameter objects under the same names and in the same order, so that optimizers, state dicts, exponential
-    averages, and tied and frozen weights keep working. Hooks of the layers, training mode, device and dtype are kept.
-    Nothing else in the model changes, and a second call does nothing.
+    By parameters and shapes it recognises the SS2D layers of MedMamba, VM-UNet, VMamba and networks derived from them,
+    in any published scan order; the blocks of Mamba, Vim and similar networks; and the scans of SegMAN, MambaIRv2,
+    MSVMamba and Sigma. By the names of their parts, which mtlkit.nn.InteractionLevel uses too, it recognises TIM, and
+    TIM with UPA. On a CPU it also replaces depthwise convolutions of 3 x 3, 5 x 5 and 7 x 7, most of which train
+    several times slower in PyTorch; the new ones keep the memory format of their input.
+
+    The new layers hold the same Parameter objects under the same names and in the same order, so that optimizers, state
+    dicts, exponential averages, and tied and frozen weights keep working. They also keep the hooks, training mode,
+    device and dtype of the original layers. Nothing else in the model changes, and a second call does nothing.
 
     Call it before torch.compile, FSDP and TorchScript, which capture the model.
 
@@ -116,11 +117,11 @@ def accelerate(
         strict: whether to raise an error, with the model unchanged, if nothing is found or a similar layer cannot be
             replaced.
         report: whether to return the report; otherwise the model is returned.
-        check: whether to compare each layer with its replacement on a small random image, and to keep it if the two
-            disagree or it does not run. Otherwise only the structure decides.
+        check: whether to compare each layer with its replacement on a small random image, and to keep the original if
+            the two disagree or the original does not run. If False, only the structure decides.
 
     Returns:
-        The report: `replaced`, `left` and `already`; `print` shows it as a table. With `report=False` the model.
+        The report, or the model with `report=False`.
 
     Raises:
         TypeError: `model` is not a module.
@@ -137,7 +138,7 @@ def accelerate(
     replaced, left, already, done = list[Replaced](), list[Left](), list[str](), list[str]()
     for name, module in model.named_modules():
         if name.startswith(tuple(done)):
-            continue  # part of a layer that was handled already
+            continue  # part of a layer that has been handled
         recogniser = next((r for r in (_cores, _ss2d, _mamba, _levels, _depthwise) if r.resembles(module)), None)
         if recogniser is _depthwise and name.startswith(tuple(f"{entry.name}." for entry in left)):
             continue  # parts of a layer that is not replaced are not replaced either

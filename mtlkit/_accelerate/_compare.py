@@ -1,9 +1,9 @@
-"""Whether a layer and its replacement compute the same.
+"""Checks that a layer and its replacement give the same outputs.
 
-Parameters do not tell in which order a layer scans, so both are run on a small random image and must agree. They run in
-float32 with the same random parameters: those of a layer that are still at their start, or zero, would hide a
-difference. Code that enters a CUDA device whatever its tensors are on is run without that; where the original needs a
-GPU for more, the replacement of a layer in a published layout is compared with its formula instead.
+Parameters do not show in which order a layer scans, so both layers run on a small random image and must agree. They run
+in float32 with the same random parameters, because initial values, or zeros, could hide a difference. Some code enters
+a CUDA device even for tensors on the CPU; these contexts are disabled. If the original still needs a GPU and has a
+published layout, the replacement is compared with the published formula instead.
 """
 
 import re
@@ -19,7 +19,7 @@ from torch.func import functional_call
 from mtlkit._accelerate._share import NotRecognised, Plan, Shared, require
 from mtlkit.ops import use_backend
 
-# Float32 on both sides: sums in another order differ by 1e-6; another scan order by 1e-1. GPUs may convolve in TF32.
+# In float32, another order of summation changes the output by 1e-6, another scan order by 1e-1. GPUs may use TF32.
 BOUND = {"cpu": 1e-4}
 BOUND_ELSEWHERE = 5e-3
 CUDA_CONTEXTS = ("device", "device_of", "set_device", "stream", "synchronize")
@@ -35,7 +35,7 @@ class Match:
     Attributes:
         ours: the replacement.
         error: relative difference of the outputs; None if they were not compared.
-        formula: whether it was compared with its own formula, because the original needs a GPU.
+        formula: whether it was compared with the published formula, because the original needs a GPU.
     """
 
     ours: Shared
@@ -68,7 +68,7 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_cuda_contexts(device: torch.device) -> Iterator[None]:
-    """Lets code enter the CUDA device of a tensor that is on none, as on a machine with that device."""
+    """Makes torch.cuda.device a no-op, so that code which enters it for CPU tensors runs without a GPU."""
     names = CUDA_CONTEXTS if device.type != "cuda" else ()
     kept = {name: getattr(torch.cuda, name) for name in names}
     try:
@@ -81,10 +81,10 @@ def _without_cuda_contexts(device: torch.device) -> Iterator[None]:
 
 
 def compare(original: nn.Module, plan: Plan) -> Match:
-    """The first replacement that computes what the original does, and by how much they differ.
+    """Returns the first replacement that gives the outputs of the original, and the difference.
 
     Raises:
-        NotRecognised: none does, or the original does not run.
+        NotRecognised: no replacement does, or the original does not run.
     """
     device = next(original.parameters()).device
     require(device.type != "meta", "it is on the meta device, where nothing can be compared; check=False swaps it")
@@ -98,7 +98,7 @@ def compare(original: nn.Module, plan: Plan) -> Match:
                 exact = _run(original, values, given, plan.outputs)
         except NotRecognised:
             raise
-        except Exception as error:  # whatever a foreign layer raises on an image that it cannot take
+        except Exception as error:  # foreign layers may raise anything on an unsuitable image
             failure = failure or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             continue
         for make in makers:
@@ -132,7 +132,7 @@ def _on(device: torch.device, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Any, ...], outputs: int) -> tuple[Tensor, ...]:
-    owned: dict[tuple[nn.Module, str], str] = {}  # a part that has two names is given its values once
+    owned: dict[tuple[nn.Module, str], str] = {}  # a part with two names gets its values once
     for name in values:
         path, _, leaf = name.rpartition(".")
         owned.setdefault((layer.get_submodule(path), leaf), name)
@@ -147,12 +147,12 @@ def _run(layer: nn.Module, values: dict[str, Tensor], inputs: tuple[Any, ...], o
 
 
 def _error(got: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    """The largest difference of several outputs."""
+    """Returns the largest `_difference` of the outputs."""
     return max(_difference(g, e) for g, e in zip(got, exact, strict=True))
 
 
 def _difference(got: Tensor, exact: Tensor) -> float:
-    """|got - exact| / |exact| in the 2-norm; infinite where that is no number."""
+    """Returns |got - exact| / |exact| in the 2-norm; infinity instead of NaN."""
     if got.shape != exact.shape:
         return float("inf")
     error = ((got - exact).double().norm() / exact.double().norm()).item()

@@ -1,13 +1,14 @@
-"""Scans of the SS2D family that are more, or less, than a layer: recognised by their parts, and what replaces them.
+"""Modules of the SS2D family that are not a standard SS2D layer: how they are recognised, and their replacements.
 
-    SegMAN          a bare scan of a map in four directions, between proj and yproj if it is wider than its map
-    MambaIRv2       a bare scan of tokens that were sorted by meaning, with a prompt added to C
-    MSVMamba        conv2d_b1 halves the map: its tokens backwards, by columns and by columns backwards are one long
-                    sequence, and the whole map by rows another; se weighs the channels of their sum
-    Sigma           in_proj_modalx, conv2d_modalx: the tokens of two images are one sequence, scanned both ways; and
-                    x_proj_1, x_proj_2: each of two sequences is read through the C of the other
+    SegMAN          only the scan of a map in four directions, between proj and yproj if it has more channels than the
+                    map
+    MambaIRv2       only the scan of tokens sorted by meaning, with a prompt added to C
+    MSVMamba        conv2d_b1 halves the map: its tokens backwards, by columns and by columns backwards form one
+                    sequence, the full map by rows another; se weights the channels of their sum
+    Sigma           in_proj_modalx, conv2d_modalx: the tokens of two images form one sequence, scanned both ways;
+                    x_proj_1, x_proj_2: two sequences, each with the C of the other
 
-Their own parts are called as they are, so that only the scan is mtlkit's.
+A replacement calls the other parts of the original unchanged; only the scan is mtlkit's.
 
 Source: Fu et al., "SegMAN" (2024); Guo et al., "MambaIRv2" (2024); Shi et al., "Multi-Scale VMamba" (2024); Wan et al.,
 "Sigma" (2024).
@@ -30,16 +31,16 @@ from mtlkit._pixel_linear import pixel_linear
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 CROSS_PARAMETERS = ("A_log_1", "A_log_2", "D_1", "D_2")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison
-THIRDS = (reversed_scan(ROWS), COLUMNS, reversed_scan(COLUMNS))  # MSVMamba's sequence of half the size
+THIRDS = (reversed_scan(ROWS), COLUMNS, reversed_scan(COLUMNS))  # the directions of MSVMamba's map of half the size
 
-# --- what replaces them -----------------------------------------------------------------------------------------------
+# --- replacements -----------------------------------------------------------------------------------------------------
 
 
 class _SharedCore(Shared):
-    """A module in the place of another, whose Parameters and parts it holds.
+    """A module that replaces another one and holds its Parameters and parts.
 
     Args:
-        original: the module that it stands in for, which `restore` puts back.
+        original: the replaced module, which `restore` puts back.
     """
 
     name = ""
@@ -55,7 +56,7 @@ class _SharedCore(Shared):
         self._stand_in_for(original)
 
     def _projections(self, u: Tensor) -> Tensor:
-        """x_dbl of all directions in the order of the tokens, (B, K, R + 2 N, L), from (B, L, D)."""
+        """Projects tokens (B, L, D) to x_dbl of all directions, (B, K, R + 2 N, L), in the order of the tokens."""
         directions = self.dt_projs_weight.shape[0]
         rows = F.linear(u, self.x_proj_weight.reshape(-1, u.shape[-1]))  # (B, L, K (R + 2 N))
         return rows.unflatten(-1, (directions, -1)).permute(0, 2, 3, 1)
@@ -84,7 +85,7 @@ class SharedBareScan(_SharedCore):
 
 
 class SharedPromptedScan(_SharedCore):
-    """MambaIRv2's scan: tokens (B, L, D) and what is added to C (B, L, N), to float32 tokens (B, L, D)."""
+    """MambaIRv2's scan: tokens (B, L, D) and a prompt for C (B, L, N) to tokens (B, L, D) in float32."""
 
     name = "prompted scan of sorted tokens"
 
@@ -121,7 +122,7 @@ class SharedMultiScale(_SharedCore):
         return self.dropout(self.out_proj(y * z))
 
     def _scan_norm(self, k: int, scans: tuple[Scan, ...], u: Tensor) -> Tensor:
-        """The sum of one sequence's parts, normalised: (B, D, h, w) to (B, h, w, D)."""
+        """Scans the directions as one sequence, adds them up and normalises the sum: (B, D, h, w) to (B, h, w, D)."""
         batch, inner, height, width = u.shape
         u = u.permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, D)
         rows = F.linear(u, self.x_proj_weight[k])
@@ -146,7 +147,7 @@ class SharedMultiScale(_SharedCore):
 
 
 class SharedJoinedScan(_SharedCore):
-    """Sigma's fusion of two images by one sequence: twice (B, H, W, C) to (B, H, W, C)."""
+    """Sigma's fusion of two images in one sequence: from two maps (B, H, W, C) to one."""
 
     name = "scan of two images, both ways"
 
@@ -168,7 +169,7 @@ class SharedJoinedScan(_SharedCore):
 
 
 class SharedCrossScan(_SharedCore):
-    """Sigma's scan of two sequences, each read through the C of the other: twice (B, L, D), twice out."""
+    """Sigma's scan of two sequences (B, L, D), each with the C of the other; returns two."""
 
     name = "two scans, each read through the C of the other"
 
@@ -201,7 +202,7 @@ def _has(module: nn.Module, *names: str) -> bool:
 
 
 def _maker(module: nn.Module) -> type[_SharedCore] | None:
-    """What may replace a module, by the names of its parts."""
+    """Returns the class that may replace a module, by the names of its parts; None if there is none."""
     if all(name in module._parameters for name in SCAN_PARAMETERS):
         if _has(module, "in_proj", "in_proj_modalx", "conv2d", "conv2d_modalx", "out_norm1", "out_norm2", "fc1", "fc2"):
             return SharedJoinedScan
@@ -215,12 +216,12 @@ def _maker(module: nn.Module) -> type[_SharedCore] | None:
 
 
 def resembles(module: nn.Module) -> bool:
-    """Whether the parts are those of one of the scans above."""
+    """Returns whether the module has the parts of one of the modules above."""
     return _maker(module) is not None
 
 
 def plan(module: Any) -> Plan:
-    """How the module can be replaced.
+    """Returns how the module can be replaced.
 
     Raises:
         NotRecognised: its parameters do not fit together.
@@ -268,7 +269,7 @@ def _check_multi_scale(module: Any) -> None:
 
 
 def _random_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Values with which every parameter shows in the output, by name."""
+    """Returns random values by name, such that every parameter affects the output."""
     generator = torch.Generator().manual_seed(1)
     values: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

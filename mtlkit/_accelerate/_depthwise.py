@@ -1,8 +1,8 @@
-"""Depthwise convolutions on a CPU: recognised by their groups, and replaced where mtlkit's kernel serves them well.
+"""Depthwise convolutions on a CPU: recognised by their groups, and replaced where mtlkit's kernel is faster.
 
-These are windows of 3, 5 and 7 with stride 1, or 2 without dilation, from 16 channels on. Their backward is what gains:
-of 5 x 5, 7 x 7 and dilated windows it is several times as fast as PyTorch's, of 3 x 3 with channels side by side about
-as fast; benchmarks/test_bench_depthwise_conv2d.py has the rows.
+Replaced are windows of 3, 5 and 7 with stride 1, or with stride 2 and no dilation, from 16 channels on. The gain is in
+the backward: for 5 x 5, 7 x 7 and dilated windows it is several times as fast as PyTorch's, for 3 x 3 in channels-last
+about as fast. benchmarks/test_bench_depthwise_conv2d.py measures it.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def _pads_as_tensorflow(module: nn.Module) -> bool:
 
 
 def resembles(module: nn.Module) -> bool:
-    """Whether it is a depthwise convolution on a CPU that the kernel serves; any other is none of `accelerate`'s."""
+    """Returns whether it is a depthwise convolution on a CPU that the kernel supports; others are not reported."""
     if type(module) is not nn.Conv2d and not _pads_as_tensorflow(module):
         return False
     assert isinstance(module, nn.Conv2d)
@@ -51,7 +51,7 @@ def resembles(module: nn.Module) -> bool:
 
 
 def plan(module: nn.Module) -> Plan:
-    """How it can be replaced."""
+    """Returns how it can be replaced."""
     assert isinstance(module, nn.Conv2d)
     check_parameters(module, {"weight", "bias"}, {"weight"}, "a convolution")
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +62,7 @@ def plan(module: nn.Module) -> Plan:
 
 
 def _for_others() -> bool:
-    """Whether what is recorded or transformed needs PyTorch's own operation."""
+    """Returns whether tracing, compilation or a transform of torch.func needs PyTorch's own operation."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting()
     torch_c: Any = torch._C
@@ -70,10 +70,10 @@ def _for_others() -> bool:
 
 
 class SharedDepthwise(Shared, nn.Conv2d):
-    """A depthwise convolution in the place of PyTorch's, or of timm's that pads as TensorFlow does.
+    """Replaces a depthwise convolution of PyTorch, or of timm with TensorFlow's padding.
 
     Args:
-        original: the module that it stands in for, which `restore` puts back.
+        original: the replaced module, which `restore` puts back.
     """
 
     def __init__(self, original: nn.Conv2d) -> None:
@@ -86,7 +86,7 @@ class SharedDepthwise(Shared, nn.Conv2d):
         self._stand_in_for(original)
 
     def _sides(self, x: Tensor) -> tuple[int, int, int, int]:
-        """Padding as F.pad has it."""
+        """Returns the padding in the order of F.pad."""
         if not self.same:
             rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
             return columns, columns, rows, rows

@@ -1,14 +1,14 @@
-"""Decoder levels of task interaction in other codebases: TIM alone, and TIM followed by UPA.
+"""Decoder levels of task interaction in other codebases: TIM without UPA, and TIM followed by UPA.
 
-Recognised by the names of their parts, which are those of the published code and of mtlkit.nn.TaskInteraction and
-UncertaintyProxyAttention, and by their shapes: C channels of the map, F entries of the vector,
+They are recognised by shapes and by the names of their parts, which the published code shares with
+mtlkit.nn.TaskInteraction and UncertaintyProxyAttention. With C channels of the map and F entries of the vector:
 
     TIM     s2c_conv C -> C / 2 (1 x 1)   s2c_dense C / 2 -> F   s2c_bn F   clf_gate F -> F   c2s_dense F -> C
             seg_gate C -> C               s2c_attn C -> 1, if there is one
     UPA     fc1 2 or 3 -> 32              fc2 32 -> 2            with three signals seg_proj C -> 64, clf_proj F -> 64
     level   tim, upa
 
-each taking a map (B, C, H, W) and a vector (B, F) and returning both, enhanced, as a tuple.
+Each takes a map (B, C, H, W) and a vector (B, F) and returns both, enhanced, as a tuple.
 """
 
 from functools import partial
@@ -26,14 +26,14 @@ TIM_PARTS = ("s2c_conv", "s2c_dense", "s2c_bn", "clf_gate", "c2s_dense", "seg_ga
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison
 TAU = 0.7
 
-# --- the layers that stand in -----------------------------------------------------------------------------------------
+# --- replacements -----------------------------------------------------------------------------------------------------
 
 
 class SharedTaskInteraction(Shared, TaskInteraction):
-    """mtlkit's TIM in the place of another one, whose Parameters and batch norm it holds.
+    """mtlkit's TIM with the Parameters and batch norm of the one that it replaces.
 
     Args:
-        original: the layer that it stands in for.
+        original: the replaced layer.
 
     Shape:
         Map (B, C, H, W) and vector (B, F) in and out, as a tuple.
@@ -47,13 +47,13 @@ class SharedTaskInteraction(Shared, TaskInteraction):
         self._stand_in_for(original)
 
     def forward(self, seg: Tensor, clf: Tensor) -> tuple[Tensor, Tensor]:
-        """Enhances both."""
+        """Enhances the map and the vector."""
         out = super().forward(seg, clf)
         return out.seg, out.clf
 
 
 class _BatchUPA(UncertaintyProxyAttention):
-    """Without the running averages, which the originals have not."""
+    """UPA without running averages, which the originals do not have."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -64,10 +64,10 @@ class _BatchUPA(UncertaintyProxyAttention):
 
 
 class SharedInteractionLevel(Shared, InteractionLevel):
-    """mtlkit's fused level in the place of TIM and UPA, whose Parameters and batch norm it holds.
+    """mtlkit's fused level with the Parameters and batch norm of the TIM and UPA that it replaces.
 
     Args:
-        original: the level that it stands in for.
+        original: the replaced level.
 
     Shape:
         Map (B, C, H, W) and vector (B, F) in and out, as a tuple.
@@ -85,7 +85,7 @@ class SharedInteractionLevel(Shared, InteractionLevel):
         self._stand_in_for(original)
 
     def forward(self, seg: Tensor, clf: Tensor) -> tuple[Tensor, Tensor]:
-        """One level."""
+        """Enhances the map and the vector."""
         out = super().forward(seg, clf)
         return out.seg, out.clf
 
@@ -104,17 +104,17 @@ def _tau(module: nn.Module) -> float:
 
 
 def resembles(module: Any) -> bool:
-    """Whether the parts have the names of TIM's, or are TIM and UPA."""
+    """Returns whether the module has parts named as those of TIM, or consists of TIM and UPA."""
     if _has(module, "tim") and _has(module, "upa"):
         return resembles(module.tim)
     return all(_has(module, name) for name in TIM_PARTS)
 
 
 def plan(module: Any) -> Plan:
-    """How the layer can be replaced.
+    """Returns how the layer can be replaced.
 
     Raises:
-        NotRecognised: it is no TIM or level, or one that cannot share its parameters.
+        NotRecognised: it is neither TIM nor a level, or cannot share its parameters.
     """
     level = not _has(module, "s2c_conv")
     parts = {"tim": module.tim, "upa": module.upa} if level else {"": module}
@@ -136,7 +136,7 @@ def plan(module: Any) -> Plan:
 
 
 def _check_tim(module: Any) -> tuple[int, int]:
-    """C and F."""
+    """Checks the parts of a TIM and returns C and F."""
     channels, half = (module.s2c_conv.weight.shape[i] if _has(module, "s2c_conv") else 0 for i in (1, 0))
     require(half == channels // 2, f"s2c_conv maps {channels} to {half} channels, not to {channels // 2}")
     entries = module.s2c_dense.weight.shape[0]

@@ -1,10 +1,10 @@
-"""Blocks of tokens in other codebases, recognised by their parameters; letters as in mtlkit.nn.mamba.
+"""Mamba blocks over tokens in other codebases, recognised by their parameters; letters as in mtlkit.nn.mamba.
 
-    Mamba           in_proj C -> 2 D, conv1d, x_proj, dt_proj, A_log, D, out_proj; with two directions A_b_log, and with
-                    weights of their own conv1d_b, x_proj_b, dt_proj_b, D_b; with three the same ending in _s
-    MambaVision     in_proj C -> D, conv1d_x and conv1d_z of D / 2, the rest as Mamba's of D / 2
+    Mamba           in_proj C -> 2 D, conv1d, x_proj, dt_proj, A_log, D, out_proj; with two directions also A_b_log, and
+                    conv1d_b, x_proj_b, dt_proj_b, D_b if they do not share weights; with three also the same with _s
+    MambaVision     in_proj C -> D, conv1d_x and conv1d_z of D / 2, the rest as in Mamba with D / 2
     LocalVim        conv1d_k, x_proj_k, dt_proj_k, A_log_k, D_k for direction k, multi_scan with their names, attn
-    PlainMamba      conv2d in the place of conv1d, and direction_Bs (5, N)
+    PlainMamba      conv2d instead of conv1d, and direction_Bs (5, N)
 
 Source: Gu and Dao, "Mamba" (2023); Zhu et al., "Vision Mamba" (2024); Xing et al., "SegMamba" (2024); Hatamizadeh and
 Kautz, "MambaVision" (2024); Huang et al., "LocalMamba" (2024); Yang et al., "PlainMamba" (2024).
@@ -38,16 +38,16 @@ HW = (5, 4)  # rows and columns
 
 
 def resembles(module: nn.Module) -> bool:
-    """Whether a layer has the state matrix of a one-dimensional scan, so that it deserves a line in the report."""
+    """Returns whether a layer has the state matrix of a one-dimensional scan, so that the report must mention it."""
     held = {**module._parameters, **dict.fromkeys(getattr(module, "parametrizations", ()), True)}
     return any(A_LOG.fullmatch(name) for name in held)
 
 
 def plan(module: Any) -> Plan:
-    """How the layer can be replaced.
+    """Returns how the layer can be replaced.
 
     Raises:
-        NotRecognised: it is none of these blocks, or one that cannot share its parameters.
+        NotRecognised: it is none of these blocks, or cannot share its parameters.
     """
     require(not isinstance(module, torch.jit.ScriptModule), "it is TorchScript; accelerate the model before scripting")
     parts = module._modules
@@ -172,7 +172,7 @@ def _plan_of_multi_mamba(module: Any) -> Plan:
 
 
 def _table(module: Any, choices: Any) -> Tensor:
-    """The tokens that each direction visits, (K, L); with a class token it is the middle one for all of them."""
+    """Returns the tokens in the order of each direction, (K, L); a class token is the middle one in every direction."""
     size: Any = getattr(module, "token_size", None)
     require(isinstance(size, list | tuple) and len(size) == 2, "it does not say how many tokens it has")
     height, width = size
@@ -274,7 +274,7 @@ def _check_conv(name: str, layer: Any, inner: int, taps: int) -> None:
 
 
 def _check_call(module: nn.Module, known: set[str]) -> None:
-    """Raises unless the layer takes tokens, and nothing that the replacement does not take."""
+    """Raises unless forward takes tokens, and only further arguments that the replacement takes too."""
     further = [name for name in list(inspect.signature(module.forward).parameters)[1:] if name not in known]
     require(not further, f"its forward takes arguments that mtlkit's does not: {', '.join(further)}")
 
@@ -287,7 +287,7 @@ def _noise(seed: int, *shape: int) -> Tensor:
 
 
 def _random_parameters(original: nn.Module) -> dict[str, Tensor]:
-    """Values with which every parameter shows in the output, by name."""
+    """Returns random values by name, such that every parameter affects the output."""
     generator = torch.Generator().manual_seed(1)
     centres: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
         (r"A\w*", lambda noise: torch.arange(1, noise.shape[1] + 1).log() + 0.1 * noise),

@@ -1,6 +1,6 @@
-"""The layers that stand in for blocks of tokens: Mamba's in all its forms, MambaVision's, LocalVim's and PlainMamba's.
+"""The replacements of Mamba blocks over tokens: all forms of Mamba, MambaVision, LocalVim and PlainMamba.
 
-Letters as in mtlkit.nn.mamba. Each takes over the parts of the original, so that it holds the same Parameters.
+Letters as in mtlkit.nn.mamba. Each replacement holds the parts of the original, and thus the same Parameters.
 """
 
 import math
@@ -21,7 +21,7 @@ from mtlkit.nn.mamba import Direction, Mamba, conv_silu, gate, scan_tokens
 
 @dataclass(frozen=True)
 class Form:
-    """What a Mamba block is, as far as its parameters and attributes tell."""
+    """The form of a Mamba block, as known from its parameters and attributes."""
 
     d_model: int
     d_inner: int
@@ -44,11 +44,11 @@ class Form:
 
 
 class SharedMamba(Shared, Mamba):
-    """mtlkit's Mamba in the place of another one, whose Parameters it holds.
+    """mtlkit's Mamba with the Parameters of the block that it replaces.
 
     Args:
-        original: the block that it stands in for.
-        form: what was recognised in it.
+        original: the replaced block.
+        form: its recognised form.
 
     Shape:
         (B, L, C) in and out.
@@ -60,7 +60,7 @@ class SharedMamba(Shared, Mamba):
             form.d_model,
             form.d_state,
             form.d_conv,
-            math.nextafter(form.d_inner / form.d_model, math.inf),  # its product with d_model is not below d_inner
+            math.nextafter(form.d_inner / form.d_model, math.inf),  # rounded up: times d_model, it is at least d_inner
             form.dt_rank,
             conv_bias=original.conv1d.bias is not None,
             bias=original.in_proj.bias is not None,
@@ -77,7 +77,7 @@ class SharedMamba(Shared, Mamba):
         self._stand_in_for(original)
 
     def forward(self, hidden_states: Tensor, inference_params: Any = None, T: int = 1) -> Tensor:
-        """Mixes the tokens; T is accepted as VideoMamba's block does, which has no use for it."""
+        """Mixes the tokens; T is accepted and ignored, as in VideoMamba's block."""
         return super().forward(hidden_states, inference_params)
 
     def _mark(self) -> None:
@@ -85,12 +85,12 @@ class SharedMamba(Shared, Mamba):
             super()._mark()
 
     def extra_repr(self) -> str:
-        """The options, for repr."""
+        """Returns the options, for repr."""
         return f"{super().extra_repr()}, for={type(self.original).__name__}"
 
 
 class _SharedParts(Shared):
-    """A layer that has the parts of the original as they are, but for its projections."""
+    """A layer that uses the parts of the original unchanged, except for its projections."""
 
     in_proj: PixelLinear
     out_proj: PixelLinear
@@ -104,7 +104,7 @@ class _SharedParts(Shared):
         self._stand_in_for(original)
 
     def extra_repr(self) -> str:
-        """What it is, for repr."""
+        """Returns the form, for repr."""
         return f"{self.form}, for={type(self.original).__name__}"
 
 
@@ -116,7 +116,7 @@ def _projection(layer: nn.Linear) -> PixelLinear:
 class SharedVisionMixer(_SharedParts):
     """MambaVision's mixer: half of the channels scanned, the other half convolved, and both projected.
 
-    Its convolutions see as many tokens on either side, and the bias of the time step is added twice, as published.
+    As published, its convolutions are centred, and the bias of the time step is added twice.
 
     Shape:
         (B, L, C) in and out.
@@ -146,14 +146,14 @@ class SharedVisionMixer(_SharedParts):
 
 
 class SharedMultiMamba(_SharedParts):
-    """LocalVim's block: directions of their own weights by rows, columns and windows, each with a channel attention.
+    """LocalVim's block: directions by rows, columns and windows, each with its own weights and channel attention.
 
-    Tokens are put in order once for a direction and its reverse.
+    A direction and its reverse share one reordering of the tokens.
 
     Args:
-        original: the block that it stands in for.
-        form: what was recognised, in words.
-        order: the tokens that each direction visits, (K, L).
+        original: the replaced block.
+        form: description of the recognised block.
+        order: tokens in the order of each direction, (K, L).
 
     Shape:
         (B, L, C) in and out.
@@ -165,7 +165,7 @@ class SharedMultiMamba(_SharedParts):
     def __init__(self, original: Any, form: str, order: Tensor) -> None:
         super().__init__(original, form)
         layouts: list[Tensor] = [torch.arange(order.shape[1], device=order.device)]  # the first needs no copy
-        self.along: list[list[tuple[int, bool]]] = [[]]  # the directions of each, and whether they go backwards
+        self.along: list[list[tuple[int, bool]]] = [[]]  # for each layout its directions, and whether they are reversed
         for k, tokens in enumerate(order):
             known = [i for i, layout in enumerate(layouts) if any(map(tokens.equal, (layout, layout.flip(0))))]
             if not known:
@@ -193,7 +193,7 @@ class SharedMultiMamba(_SharedParts):
         return self.out_proj(total)
 
     def _add(self, total: Tensor, x: Tensor, z: Tensor, directions: list[tuple[int, bool]]) -> Tensor:
-        """`total` and the outputs of directions along the same tokens, (B, L, D)."""
+        """Returns `total` plus the outputs of directions along the same tokens, (B, L, D)."""
         for k, backwards in directions:
             names = ("conv1d", "x_proj", "dt_proj", "A_log", "D")
             conv, x_proj, dt, A_log, D = (getattr(self, f"{name}_{k}") for name in names)
@@ -204,17 +204,17 @@ class SharedMultiMamba(_SharedParts):
         return total
 
     def _channels(self, y: Tensor) -> Tensor:
-        """The weight of each channel of a direction: (B, L, D) to (B, 1, D)."""
+        """Returns the attention weight of each channel of a direction: (B, L, D) to (B, 1, D)."""
         attention: Any = self.attn
         mean = attention.norm(y).mean(1, keepdim=True)  # (B, 1, D)
         return attention.gate_fn(attention.channel_select(attention.act_fn(attention.global_reduce(mean))))
 
 
 class SharedPlainMamba2D(_SharedParts):
-    """PlainMamba's layer: four snakes over an image, which share all weights but what each step adds to B.
+    """PlainMamba's layer: four snake orders over an image with the same weights; each step adds a vector to B.
 
-    As published, the projections of the t-th pixel of the image meet the t-th pixel of the snake, and the bias of the
-    time step is added twice.
+    The vector depends on the direction of the step. As published, the t-th pixel of a snake uses the projections of the
+    t-th pixel of the image, and the bias of the time step is added twice.
 
     Shape:
         Pixels (B, H W, C) in and out, with (H, W).
@@ -236,7 +236,7 @@ class SharedPlainMamba2D(_SharedParts):
         x, z = self.in_proj(x).chunk(2, -1)  # (B, L, D) each
         u = self.conv2d(x.unflatten(1, (height, width)).permute(0, 3, 1, 2))
         u = F.silu(u).permute(0, 2, 3, 1).flatten(1, 2)  # (B, L, D)
-        rows = pixel_linear(u, self.x_proj.weight)[:, back]  # (B, 4, L, R + 2 N), the t-th where a snake's step t is
+        rows = pixel_linear(u, self.x_proj.weight)[:, back]  # (B, 4, L, R + 2 N), row t at step t's pixel
         rank, states = self.dt_proj.weight.shape[1], self.A_log.shape[1]
         added: Any = self._parameters["direction_Bs"]
         moves = added[_moves(table, width).gather(-1, back)]  # (4, L, N)
@@ -261,7 +261,7 @@ def _check_tokens(name: str, x: Tensor, length: int, channels: int) -> None:
 
 
 def _moves(table: Tensor, width: int) -> Tensor:
-    """The row of direction_Bs for each step of a snake: 0 the first, then right, left, up, down: 1 to 4."""
+    """Returns the row of direction_Bs for each step of a snake: 0 for the first, 1 to 4 for right, left, up, down."""
     step = table.diff(dim=-1)  # (4, L - 1), 1, -1, -W or W
     along = torch.where(step > 0, 1, 2) if width > 1 else torch.where(step > 0, 4, 3)
     return F.pad(torch.where(step.abs() > 1, torch.where(step > 0, 4, 3), along), (1, 0))

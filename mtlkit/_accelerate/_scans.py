@@ -1,7 +1,7 @@
 """Directions of published scans, and the scan of an image along several of them.
 
-A direction belongs to maps of any size; where the original pads its map to a multiple of something with zeros, which
-decay the state as tokens do, so does the scan here.
+A direction is defined for maps of any size. If the original pads its map with zeros to multiples of a number, so does
+the scan here, because padding tokens also decay the state.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 from mtlkit import ops
 from mtlkit._accelerate._share import require
 
-KEPT = 128  # joined orders
+KEPT = 128  # joined orders in the cache
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Scan:
     """One or several directions of a scan.
 
     Attributes:
-        name: what they are called in the report.
-        order: the tokens that they visit, from the rows and columns of a map.
-        directions: how many there are.
-        multiple: of which rows and columns must be.
+        name: their name in the report.
+        order: returns the scan order for the rows and columns of a map.
+        directions: number of directions.
+        multiple: rows and columns are padded to multiples of it.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Scan:
 
 
 def reversed_scan(scan: Scan) -> Scan:
-    """The same directions backwards."""
+    """Returns the same directions backwards."""
     return Scan(f"{scan.name} backwards", partial(_reversed, scan.order), scan.directions, scan.multiple)
 
 
@@ -46,7 +46,7 @@ def _reversed(order: Callable[[int, int], ops.orders.ScanOrder], height: int, wi
 
 
 def window_scan(window: int) -> Scan:
-    """Window after window."""
+    """Returns the direction that scans one window after the other."""
     return Scan(f"windows of {window}", partial(_windows, window), multiple=window)
 
 
@@ -60,7 +60,7 @@ CROSS = (Scan("cross", ops.orders.cross, 4),)
 ATROUS = (Scan("atrous", ops.orders.atrous, 4, 2),)
 SNAKE = (Scan("snake", ops.orders.snake, 4),)
 
-# what layers may scan that do not say so, by their number of directions, commonest first
+# by number of directions: the scans that a layer may use which does not name them, most common first
 USUAL: dict[int, tuple[tuple[Scan, ...], ...]] = {
     1: ((ROWS,), (COLUMNS,), (ROWS_BACK,)),
     2: ((ROWS, ROWS_BACK), (ROWS, COLUMNS), (COLUMNS, COLUMNS_BACK)),
@@ -76,15 +76,15 @@ USUAL: dict[int, tuple[tuple[Scan, ...], ...]] = {
 
 
 def usual_scans(directions: int) -> tuple[tuple[Scan, ...], ...]:
-    """What a layer of so many directions may scan."""
+    """Returns the scans that a layer with this number of directions may use."""
     return USUAL.get(directions, ())
 
 
 def named_scans(names: Any) -> tuple[Scan, ...]:
-    """The directions that LocalMamba calls h, v and w2, with or without _flip.
+    """Returns the directions by LocalMamba's names, such as h, v, w2 and w2_flip.
 
     Raises:
-        NotRecognised: a name is none of those.
+        NotRecognised: a name is unknown.
     """
     scans: list[Scan] = []
     for name in names:
@@ -98,7 +98,7 @@ def named_scans(names: Any) -> tuple[Scan, ...]:
 
 
 def says(scans: tuple[Scan, ...]) -> str:
-    """The directions in words, for the report."""
+    """Returns a description of the directions for the report."""
     return " + ".join(dict.fromkeys(scan.name for scan in scans))
 
 
@@ -117,24 +117,24 @@ def scan_map(
     merge: bool = True,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The scan of a map along the directions, in their order.
+    """Scans a map along the directions.
 
     Args:
-        scans: the directions, K in all.
+        scans: the directions, K in total.
         u: input, (B, H, W, D).
-        rows: its projections, (B, H, W, K, R + 2 N).
-        dt_weight: as `mtlkit.ops.directional_scan` takes it, as are the others.
+        rows: projections of the input, (B, H, W, K, R + 2 N).
+        dt_weight: as in `mtlkit.ops.directional_scan`.
         dt_bias: the same.
         A_logs: the same.
         Ds: the same.
-        merge: whether the directions are added up.
-        out_dtype: of the result.
+        merge: whether to add up the directions.
+        out_dtype: dtype of the result.
 
     Returns:
-        The sum of the directions, (B, H, W, D), or each, (B, K, H, W, D); those of one padding after another.
+        The sum of the directions, (B, H, W, D); or, without `merge`, each of them, (B, K, H, W, D), grouped by padding.
     """
     height, width, inner = u.shape[1:]
-    groups: dict[tuple[int, int], tuple[list[Scan], list[int]]] = {}  # scans of one padding, and their directions
+    groups: dict[tuple[int, int], tuple[list[Scan], list[int]]] = {}  # by padding: scans, direction indices
     first = 0
     for scan in scans:
         members, taken = groups.setdefault(_padded(scan, height, width), ([], []))
@@ -174,7 +174,7 @@ _orders: dict[tuple[tuple[Scan, ...], int, int], ops.orders.ScanOrder] = {}
 
 
 def _joined(scans: tuple[Scan, ...], height: int, width: int) -> ops.orders.ScanOrder:
-    """The order of all directions, kept for later calls unless it is made while a call is traced."""
+    """Returns the order of all directions; it is cached, except while a call is being traced."""
     key = (scans, height, width)
     order = None if torch.compiler.is_compiling() else _orders.get(key)
     if order is None:

@@ -1,4 +1,4 @@
-"""What every kind of replaced layer needs: why one is left alone, and how Parameters and hooks are shared."""
+"""Shared by all replacements: why a layer is not replaced, and how Parameters and hooks are shared."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ HOOKS = (
 )
 
 
-class NotRecognised(Exception):  # noqa: N818 - no error: the layer is left alone for this reason
-    """Why a layer cannot be replaced."""
+class NotRecognised(Exception):  # noqa: N818 - not an error: the reason why a layer is kept
+    """The reason why a layer cannot be replaced."""
 
 
 def require(condition: bool, reason: str) -> None:
@@ -36,7 +36,7 @@ def require(condition: bool, reason: str) -> None:
 
 
 def kind(module: object) -> str:
-    """Its class, for messages."""
+    """Returns the name of the class, for messages."""
     return type(module).__name__
 
 
@@ -45,11 +45,11 @@ class Plan:
     """How a layer can be replaced.
 
     Attributes:
-        values: random parameters and buffers, by name, with which every one of them shows in the output.
-        attempts: random inputs, the first a tensor, and the replacements that take such inputs; likeliest first.
-        outputs: tensors that the layer returns; more than one come as a tuple.
-        published: whether its names alone tell what it computes, so that, where the original needs a GPU, the first
-            replacement may be compared with its formula.
+        values: random parameters and buffers by name, such that every one of them affects the output.
+        attempts: random inputs, the first a tensor, and the replacements that take such inputs; most likely first.
+        outputs: number of tensors that the layer returns; several are returned as a tuple.
+        published: whether the names of its parts determine what it computes. If the original then needs a GPU, the
+            first replacement may be compared with the published formula.
     """
 
     values: dict[str, Tensor]
@@ -59,14 +59,14 @@ class Plan:
 
 
 class Shared(nn.Module):
-    """A layer in the place of another one, whose Parameters it holds."""
+    """A layer that replaces another one and holds its Parameters."""
 
-    form: str  # what was recognised, in words
+    form: str  # description of the recognised layer
     _original: nn.Module
 
     @property
     def original(self) -> nn.Module:
-        """The layer that this one stands in for."""
+        """The layer that this one replaces."""
         return self._original
 
     def __prepare_scriptable__(self) -> nn.Module:
@@ -79,16 +79,16 @@ class Shared(nn.Module):
         share(original, self)
         _order(original, self)
         for hooks in HOOKS:
-            setattr(self, hooks, getattr(original, hooks))  # the very same, so that their handles can still remove them
+            setattr(self, hooks, getattr(original, hooks))  # the same dict, so that handles can still remove hooks
         theirs = set(original.modules())
         for part in self.modules():
             if part not in theirs:  # parts that both hold keep their modes
                 part.training = original.training
-        self.__dict__["_original"] = original  # beside the registered modules: no part of state dicts or parameters()
+        self.__dict__["_original"] = original  # not registered: absent from state dicts and parameters()
 
 
 def check_parameters(module: nn.Module, expected: set[str], needed: set[str], what: str) -> None:
-    """Raises NotRecognised unless the parameters are plain ones on one device, all needed and no unexpected ones."""
+    """Raises NotRecognised unless all needed and only expected parameters exist, plain ones on one device."""
     found = dict(module.named_parameters(remove_duplicate=False))
     further = sorted(found.keys() - expected)
     require(not further, f"it has parameters that {what} has not: {', '.join(further)}")
@@ -103,7 +103,7 @@ def check_parameters(module: nn.Module, expected: set[str], needed: set[str], wh
 
 
 def check_part(name: str, part: nn.Module) -> None:
-    """Raises NotRecognised unless a part has nothing that a fused layer would pass over."""
+    """Raises NotRecognised if a part has something that a fused layer would ignore."""
     quantised = "quantized" in type(part).__module__
     require(not quantised, f"{name} is quantised ({type(part).__module__}.{kind(part)})")
     require(not any(part.children()), f"{name} has parts of its own ({kind(part)})")
@@ -119,7 +119,7 @@ def share(source: nn.Module, target: nn.Module) -> None:
 
 
 def _order(source: nn.Module, target: nn.Module) -> None:
-    """Puts parameters and parts of `target` in the order of `source`, in which optimizers count them."""
+    """Sorts parameters and parts of `target` as in `source`, because optimizers identify parameters by position."""
 
     def reorder(held: dict[str, Any], by: dict[str, Any]) -> None:
         for name in [*(name for name in by if name in held), *(name for name in held if name not in by)]:

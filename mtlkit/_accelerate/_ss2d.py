@@ -1,12 +1,10 @@
-"""SS2D layers of other codebases: how they are recognised, and what replaces them.
+"""SS2D layers of other codebases: how they are recognised, and their replacements.
 
-A layer is recognised by its parameters and their shapes, not by where it was imported from: C channels of the layer,
-D of the scan, K = 4 directions, N states, R rank of the time step,
+A layer is recognised by its parameters and their shapes, not by its class or module. With C channels of the layer, D of
+the scan, K = 4 directions, N states and rank R of the time step, MedMamba, VM-UNet and both versions of VMamba have
 
     x_proj_weight (4, R + 2 N, D)   dt_projs_weight (4, D, R)   dt_projs_bias (4, D)   A_logs (4 D, N)   Ds (4 D)
     in_proj C -> D or 2 D           conv2d depthwise            out_norm over D        out_proj D -> C
-
-as MedMamba, VM-UNet and both versions of VMamba have them.
 """
 
 from collections.abc import Callable
@@ -24,23 +22,23 @@ from mtlkit._pixel_linear import PixelLinear
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps
-SQUARE = (1, 8, 8)  # LocalMamba's directions by columns need as many rows
+SQUARE = (1, 8, 8)  # LocalMamba's directions by columns need a square map
 PARTS = ("in_proj", "conv2d", "out_norm", "out_proj")
-WHOLE = ("out_norm", "multi_scan")  # parts that are shared as they are
+WHOLE = ("out_norm", "multi_scan")  # parts that are used unchanged
 WITHOUT_PARAMETERS = ("act", "out_act", "dropout")
 
 
 def resembles(module: nn.Module) -> bool:
-    """Whether a layer has most of what the scan of an SS2D needs, so that it deserves a line in the report."""
+    """Returns whether a layer has most parameters of an SS2D's scan, so that the report must mention it."""
     held = {**module._parameters, **dict.fromkeys(getattr(module, "parametrizations", ()), True)}
     return sum(name in held for name in SCAN_PARAMETERS) >= 3
 
 
 def plan(module: Any) -> Plan:
-    """How the layer can be replaced.
+    """Returns how the layer can be replaced.
 
     Raises:
-        NotRecognised: it is no SS2D, or one that cannot share its parameters.
+        NotRecognised: it is not an SS2D, or cannot share its parameters.
     """
     forms = _recognise(module)
     size = SQUARE if forms[0].attended else SIZE
@@ -55,10 +53,10 @@ def plan(module: Any) -> Plan:
 
 
 def _recognise(module: Any) -> list[Form]:
-    """The forms that a layer may have by its parameters, likeliest first.
+    """Returns the forms that fit the parameters of a layer, most likely first.
 
     Raises:
-        NotRecognised: it is no SS2D, or one that cannot share its parameters.
+        NotRecognised: it is not an SS2D, or cannot share its parameters.
     """
     require(not isinstance(module, torch.jit.ScriptModule), "it is TorchScript; accelerate the model before scripting")
     _check_parts(module)
@@ -128,7 +126,7 @@ def _check_parts(module: Any) -> None:
 
 
 def _is_attended(scan: Any, directions: int) -> bool:
-    """Whether the directions are named and added up as LocalMamba does it."""
+    """Returns whether the directions are named and added up as in LocalMamba."""
     if scan is None:
         return False
     choices: Any = getattr(scan, "choices", None)
@@ -140,7 +138,7 @@ def _is_attended(scan: Any, directions: int) -> bool:
 
 
 def _projection_sizes(name: str, layer: Any) -> tuple[int, int]:
-    """Channels out and in."""
+    """Checks a projection and returns its output and input channels."""
     if isinstance(layer, nn.Conv2d):
         require(
             layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and layer.padding == (0, 0),
@@ -153,7 +151,7 @@ def _projection_sizes(name: str, layer: Any) -> tuple[int, int]:
 
 
 def _conv_size(layer: Any, inner: int) -> int:
-    """Rows of the depthwise convolution; 1 for none."""
+    """Returns the kernel size of the depthwise convolution; 1 if there is none."""
     if layer is None or isinstance(layer, nn.Identity):
         return 1
     require(isinstance(layer, nn.Conv2d), f"conv2d is no convolution ({kind(layer)})")
@@ -171,10 +169,10 @@ def _conv_size(layer: Any, inner: int) -> int:
 
 
 def _norms(layer: Any, inner: int) -> tuple[Any, ...]:
-    """The forms that the norm may have: LayerNorm over the channels, none, or the layer's own module."""
+    """Returns the forms that the norm may have: LayerNorm over the channels, none, or the layer's own module."""
     if isinstance(layer, nn.Identity):
         return (None,)
-    if not isinstance(layer, nn.LayerNorm):  # softmax, sigmoid, convolutions: whether over images or tokens, shows
+    if not isinstance(layer, nn.LayerNorm):  # softmax, sigmoid, convolution: over images or over tokens
         return ("image", "tokens")
     check_part("out_norm", layer)
     shape = tuple(layer.normalized_shape)
@@ -198,7 +196,7 @@ def _dropout(layer: Any) -> float:
 
 
 def _layouts(module: Any) -> tuple[bool, ...]:
-    """Whether channels come first: what the layer says of itself, else what its input projection takes."""
+    """Returns the possible values of channels-first: from the layer's attribute, else from its input projection."""
     said = getattr(module, "channel_first", None)
     if isinstance(said, bool):
         return (said,)
@@ -219,7 +217,7 @@ def _random_image(channels: int, channels_first: bool, size: tuple[int, int, int
 
 
 def _random_parameters(original: nn.Module, form: Form) -> dict[str, Tensor]:
-    """Values with which every parameter shows in the output, by name."""
+    """Returns random values by name, such that every parameter affects the output."""
     generator = torch.Generator().manual_seed(1)
     states = torch.arange(1, form.d_state + 1, dtype=torch.float32).log()
     centres: dict[str, Callable[[Tensor], Tensor]] = {

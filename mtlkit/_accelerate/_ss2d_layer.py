@@ -1,4 +1,4 @@
-"""The layer that stands in for an SS2D of another codebase: mtlkit's, with the other's Parameters and its own parts."""
+"""The replacement of an SS2D of another codebase: mtlkit's SS2D with the original's Parameters and special parts."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from mtlkit.nn.ss2d import SS2D
 
 @dataclass(frozen=True)
 class Form:
-    """What a layer is, as far as its parameters and parts tell; letters as above."""
+    """The form of a layer, as known from its parameters and parts; letters as in _ss2d.py."""
 
     d_model: int
     d_inner: int
@@ -26,12 +26,12 @@ class Form:
     dt_rank: int
     d_conv: int
     gate: Literal["silu", "linear", "act"] | None  # "act" is the activation that follows the convolution
-    norm: Literal["layer", "image", "tokens"] | None  # what the layer's own module for it takes, if no LayerNorm
+    norm: Literal["layer", "image", "tokens"] | None  # "image", "tokens": input of the layer's own module
     out_act: bool
     dropout: float
     channels_first: bool
     scans: tuple[Scan, ...] = CROSS
-    attended: bool = False  # each direction through the attention of LocalMamba before the sum
+    attended: bool = False  # LocalMamba's attention over each direction before the sum
 
     def __str__(self) -> str:
         gate = {None: "no gate", "act": "activated gate"}.get(self.gate, f"{self.gate} gate")
@@ -48,20 +48,20 @@ class _Projection(PixelLinear):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         weight = state_dict.get(f"{prefix}weight")
-        if isinstance(weight, Tensor) and weight.shape[2:] in ((), (1, 1)):  # published checkpoints have either
+        if isinstance(weight, Tensor) and weight.shape[2:] in ((), (1, 1)):  # published checkpoints contain both
             state_dict[f"{prefix}weight"] = weight.reshape(weight.shape[:2] + self.weight.shape[2:])
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 class SharedSS2D(Shared, SS2D):
-    """mtlkit's SS2D in the place of another one, whose Parameters it holds; `accelerate` makes it.
+    """mtlkit's SS2D with the Parameters of the layer that it replaces; `accelerate` makes it.
 
     Args:
-        original: the layer that it stands in for, which `restore` puts back.
-        form: what was recognised of it.
+        original: the replaced layer, which `restore` puts back.
+        form: its recognised form.
 
     Shape:
-        As the original: (B, H, W, C) in and out, or (B, C, H, W) where that one is channels-first.
+        As the original: (B, H, W, C) in and out, or (B, C, H, W) if the original is channels-first.
 
     Raises:
         TypeError: the input is not a floating-point tensor.
@@ -75,7 +75,7 @@ class SharedSS2D(Shared, SS2D):
         super().__init__(
             form.d_model,
             form.d_state,
-            (form.d_inner + 0.5) / form.d_model,  # rounded down, as SS2D does it, this gives d_inner
+            (form.d_inner + 0.5) / form.d_model,  # SS2D rounds the product with d_model down to d_inner
             form.dt_rank,
             form.d_conv,
             gate="linear" if form.gate == "act" else form.gate,
@@ -112,12 +112,12 @@ class SharedSS2D(Shared, SS2D):
         if x.shape[1] != self.d_model:
             raise ValueError(f"x: expected shape (B, {self.d_model}, H, W), got {tuple(x.shape)}; channels come first")
         y = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B, C, H, W), channels-last in memory
-        # as the original: its norm permutes, so that channels come last in memory, however they came
+        # as in the original, whose norm permutes: the output is channels-last in memory for any input
         normed = isinstance(self.out_norm, nn.LayerNorm)
         return y if normed or x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
     def _as_original(self, x: Tensor) -> Tensor:
-        """What the original makes of a map that is not square, whose columns LocalMamba's own code puts elsewhere."""
+        """Runs the original on a map that is not square, because LocalMamba's code mixes up its columns there."""
         share(self, self.original)
         self.original.train(self.training)
         return self.original.forward(x)
@@ -150,7 +150,7 @@ class SharedSS2D(Shared, SS2D):
         return y * (z if self.gate == "linear" else self.act(z) if self.gate == "act" else F.silu(z))
 
     def _scan(self, u: Tensor, x_dbl: Tensor, *others: Tensor) -> Tensor:
-        """The sum of the directions, (B, H, W, D)."""
+        """Returns the sum of the directions, (B, H, W, D)."""
         wide = torch.float32 if u.dtype == torch.float16 else None  # the sum may pass float16's range
         if self.scans == CROSS:
             return ops.ss2d(u, x_dbl, *others, out_dtype=wide).permute(0, 2, 3, 1)
@@ -162,7 +162,7 @@ class SharedSS2D(Shared, SS2D):
         return y
 
     def _normalised(self, y: Tensor) -> Tensor:
-        """What the original's own norm makes of the scan, in the layout that it takes: (B, H, W, D) in and out."""
+        """Applies the original's own norm, in the layout that it takes: (B, H, W, D) in and out."""
         if self.norm == "tokens":
             return self.out_norm(y.flatten(1, 2)).view(y.shape)
         if self.channels_first:
@@ -174,5 +174,5 @@ class SharedSS2D(Shared, SS2D):
             super()._mark()
 
     def extra_repr(self) -> str:
-        """The options, for repr."""
+        """Returns the options, for repr."""
         return f"{super().extra_repr()}, channels_first={self.channels_first}, for={type(self.original).__name__}"

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from mtlkit.compat import cuda_on_cpu, install
 
-OURS = (__file__, contextlib.__file__, "<frozen runpy>")  # files whose frames lead to the script
+OURS = (__file__, contextlib.__file__, "<frozen runpy>")  # files of the frames above the script's
 PROGRAM = "python -m mtlkit.compat"
 USAGE = f"""usage: {PROGRAM} [--cpu] script.py [argument ...]
        {PROGRAM} [--cpu] -m module [argument ...]
@@ -22,7 +22,7 @@ With --cpu, what it moves to a CUDA device stays on the CPU where torch sees no 
 
 
 def main(arguments: list[str]) -> None:
-    """Runs what the arguments say as `__main__`; does not return where that exits."""
+    """Runs the script or module that the arguments name as `__main__`."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if arguments else sys.stderr)
         raise SystemExit(0 if arguments else 2)
@@ -50,7 +50,7 @@ def _stop(message: str) -> NoReturn:
 
 
 def _script(path: Path) -> tuple[CodeType, str]:
-    """The code of a script, and its file; its folder takes the place of the current one in sys.path."""
+    """Returns the code of a script and its file; puts its folder first in sys.path instead of the current one."""
     folder = path.is_dir()
     file = (path / "__main__.py" if folder else path).absolute()
     try:
@@ -63,7 +63,7 @@ def _script(path: Path) -> tuple[CodeType, str]:
 
 
 def _module(name: str) -> tuple[ModuleSpec, CodeType]:
-    """Where a module is, and its code; of a package the code of its `__main__`."""
+    """Returns the spec and code of a module, or of the `__main__` of a package."""
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
@@ -91,6 +91,6 @@ if __name__ == "__main__":
     except Exception as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename in OURS:
-            trace = trace.tb_next  # what Python shows of a script begins in the script
+            trace = trace.tb_next  # Python's own tracebacks begin in the script, too
         sys.excepthook(type(error), error.with_traceback(trace), trace)
         raise SystemExit(1) from None

@@ -1,4 +1,4 @@
-"""mamba-ssm's layers: its block under all keywords of the published editions, and the norms that take a residual."""
+"""mamba-ssm's layers: its block with the keywords of all published editions, and norms that add a residual."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,16 +16,16 @@ _KEYWORDS = (*list(signature(mtlkit.nn.Mamba).parameters), "bimamba", "if_devide
 
 
 class Mamba(mtlkit.nn.Mamba):
-    """`mtlkit.nn.Mamba` with the further keywords of other editions.
+    """`mtlkit.nn.Mamba` with the additional keywords of other editions.
 
     Args:
-        arguments: as of `mtlkit.nn.Mamba`.
+        arguments: as in `mtlkit.nn.Mamba`.
         bimamba: VideoMamba's name for `bimamba_type="v2"`.
         if_devide_out: LocalMamba's name for `if_divide_out`.
-        options: as of `mtlkit.nn.Mamba`.
+        options: as in `mtlkit.nn.Mamba`.
 
     Raises:
-        TypeError: a keyword of no edition.
+        TypeError: no edition has one of the keywords.
     """
 
     def __init__(self, *arguments: Any, bimamba: bool = False, if_devide_out: bool = False, **options: Any) -> None:
@@ -40,13 +40,13 @@ class Mamba(mtlkit.nn.Mamba):
 
 
 class Block(nn.Module):
-    """A norm and a mixer, with the sum of all before them carried along in `residual`.
+    """A norm and a mixer; `residual` carries the sum of the outputs of all blocks before.
 
     Args:
         dim: channels, C.
-        mixer_cls: makes the mixer, mixer_cls(C).
-        norm_cls: makes the norm, norm_cls(C).
-        fused_add_norm: whether sum and norm are one call; the residual is then in the dtype that it came in.
+        mixer_cls: called with C, returns the mixer.
+        norm_cls: called with C, returns the norm.
+        fused_add_norm: whether one call computes sum and norm; the residual then keeps its dtype.
         residual_in_fp32: whether the residual is float32.
     """
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None
     ) -> tuple[Tensor, Tensor]:
-        """The mixer of the norm of the sum, and the sum: (B, L, C) each."""
+        """Returns mixer(norm(sum)) and the sum of `hidden_states` and `residual`, (B, L, C) each."""
         norm: Any = self.norm
         total: Any
         if self.fused_add_norm:
@@ -90,7 +90,7 @@ class Block(nn.Module):
         return self.mixer(normed, inference_params=inference_params), total
 
     def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype: Any = None, **options: Any) -> Any:
-        """That of the mixer."""
+        """Returns the cache of the mixer."""
         return self.mixer.allocate_inference_cache(batch_size, max_seqlen, dtype=dtype, **options)  # pyright: ignore
 
 
@@ -141,7 +141,7 @@ def layer_norm_fn(
     is_rms_norm: bool = False,
     return_dropout_mask: bool = False,
 ) -> Any:
-    """`layer_norm_fn` of later versions; of what these added, dropout and a scale for each row are served."""
+    """`layer_norm_fn` of later versions; takes dropout and rowscale, but no parallel norms or dropout masks."""
     for name, value in (("x1", x1), ("weight1", weight1), ("bias1", bias1)):
         if value is not None:
             raise ValueError(f"{name}: expected None, since parallel norms are not served, got a tensor")
@@ -156,14 +156,14 @@ rms_norm_fn = partial(layer_norm_fn, is_rms_norm=True)
 
 
 class RMSNorm(nn.Module):
-    """The norm by the root of the mean square, times a weight for each channel.
+    """RMS norm: divides by the root of the mean square and multiplies by a weight for each channel.
 
     Args:
         hidden_size: channels, C.
         eps: added to the mean square.
         dropout_p: probability of dropout before the residual is added.
-        device: where the weight is made.
-        dtype: of the weight.
+        device: device of the weight.
+        dtype: dtype of the weight.
     """
 
     bias: Tensor | None
@@ -179,6 +179,6 @@ class RMSNorm(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Any:
-        """(..., C) in and out; with `prenorm` the sum of x and residual as well."""
+        """Normalises x + residual, (..., C) in and out; with `prenorm` returns the sum as well."""
         x = F.dropout(x, self.dropout_p, self.training)
         return rms_norm_fn_1(x, self.weight, None, residual, prenorm, residual_in_fp32, self.eps)

@@ -1,6 +1,6 @@
 """The package `causal_conv1d`, and its extension `causal_conv1d_cuda` with the arguments of all its versions.
 
-In version 1.0 of the package the activation was the fourth argument, where `seq_idx` is now; a string there is one.
+In version 1.0 of the package the fourth argument was the activation, now it is `seq_idx`; a string is an activation.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def causal_conv1d_fn(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`mtlkit.ops.causal_conv1d`; the final states are written to `final_states_out` where that is given."""
+    """Calls `mtlkit.ops.causal_conv1d`; writes the final states to `final_states_out` if given."""
     if isinstance(seq_idx, str):
         seq_idx, activation = None, seq_idx
     found = ops.causal_conv1d(
@@ -52,7 +52,7 @@ def causal_conv1d_ref(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The same in plain PyTorch."""
+    """Computes the same in plain PyTorch."""
     if isinstance(initial_states, str):
         initial_states, activation = None, initial_states
     with ops.use_backend("reference"):
@@ -70,7 +70,7 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """`mtlkit.ops.causal_conv1d_update`."""
+    """Calls `mtlkit.ops.causal_conv1d_update`."""
     return ops.causal_conv1d_update(
         x,
         conv_state,
@@ -90,13 +90,13 @@ def causal_conv1d_update_ref(
     activation: str | None = None,
     cache_seqlens: Tensor | None = None,
 ) -> Tensor:
-    """The same in plain PyTorch."""
+    """Computes the same in plain PyTorch."""
     with ops.use_backend("reference"):
         return causal_conv1d_update(x, conv_state, weight, bias, activation, cache_seqlens)
 
 
 def causal_conv1d_varlen_states(x: Tensor, cu_seqlens: Tensor, state_len: int) -> Tensor:
-    """The last tokens of each sequence, behind zeros where it is shorter: x (T, D) to (B, D, state_len)."""
+    """Returns the last tokens of each sequence, padded with zeros in front: x (T, D) to (B, D, state_len)."""
     starts, ends = cu_seqlens[:-1, None], cu_seqlens[1:, None]
     places = ends + torch.arange(-state_len, 0, device=x.device)  # (B, state_len)
     states = x[places.clamp(min=0)].masked_fill((places < starts)[..., None], 0)  # (B, state_len, D)
@@ -141,7 +141,7 @@ def _bwd(
     return_dinitial_states: bool,
     silu_activation: bool,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, which `dx` takes where it is given, of weight, bias and the initial states."""
+    """Returns the gradients of x (written to `dx` if given), weight, bias and the initial states."""
     leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, initial_states)]
     with torch.enable_grad():
         found = causal_conv1d_fn(
@@ -179,7 +179,7 @@ def _named(silu: bool) -> str | None:
 
 
 def _extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
-    """silu; seq_idx, silu; seq_idx, initial and final states, silu; the same with an output before the final states."""
+    """Takes, by version, as `rest`: silu; seq_idx, silu; seq_idx, initial states, [out,] final states, silu."""
     _check_count("causal_conv1d_fwd", rest, (1, 2, 4, 5), 3)
     given, silu = dict(zip(("seq_idx", "initial_states"), rest[:-1], strict=False)), rest[-1]
     final_states_out = rest[-2] if len(rest) >= 4 else None
@@ -193,7 +193,7 @@ def _extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -
 def _extension_bwd(
     x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *rest: Any
 ) -> tuple[Tensor | None, ...] | None:
-    """dx, silu; seq_idx, dx, silu; then states and their gradients; in the end a place for each gradient."""
+    """Takes, by version, as `rest`: dx, silu; seq_idx, dx, silu; these and states; output tensors for all gradients."""
     _check_count("causal_conv1d_bwd", rest, (2, 3, 6, 8), 4)
     given: list[Any] = list(rest)
     if len(given) <= 3:
@@ -210,7 +210,7 @@ def _extension_bwd(
 
 
 def _extension_update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
-    """silu, cache_seqlens, conv_state_indices; the last two came later, and in the end an output before all three."""
+    """Takes as `rest`: silu, cache_seqlens, conv_state_indices (the last two in later versions); latest: out before."""
     _check_count("causal_conv1d_update", rest, (1, 2, 3, 4), 4)
     indices: tuple[Any, ...] = rest[-3:] if len(rest) == 4 else (*rest, None, None)[:3]
     out = _update(x, conv_state, weight, bias, indices[0], indices[1], indices[2])

@@ -1,4 +1,4 @@
-"""The package `mamba_ssm`: which of its modules are served, and what is in them."""
+"""The package `mamba_ssm`: the modules of it that mtlkit replaces, and their contents."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def selective_state_update_ref(
     dt_bias: Tensor | None = None,
     dt_softplus: bool = False,
 ) -> Tensor:
-    """`selective_state_update` in plain PyTorch."""
+    """Computes `selective_state_update` in plain PyTorch."""
     with use_backend("reference"):
         return selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
 
@@ -78,7 +78,7 @@ MODULES: dict[str, dict[str, Any]] = {
         "load_state_dict_hf": _language_model.load_state_dict_hf,
     },
 }
-# A package on the path has a version of its own, and a language model with more kinds of layers.
+# An installed mamba_ssm keeps these: its own version, and a language model that supports more kinds of layers.
 THEIRS_FIRST = {
     "mamba_ssm.__version__",
     "mamba_ssm.MambaLMHeadModel",

@@ -1,4 +1,4 @@
-"""The package `selective_scan` that VMamba and the projects after it install: the scan without a gate."""
+"""The package `selective_scan` of VMamba and the projects based on it: the scan without a gate."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def selective_scan_fn(
     delta_softplus: bool = False,
     nrows: int = 1,
 ) -> Tensor:
-    """The output, (B, D, L); arguments as of `mtlkit.compat.selective_scan_oflex`, and in the dtype of u."""
+    """Returns the output, (B, D, L), in the dtype of u; arguments as in `mtlkit.compat.selective_scan_oflex`."""
     return selective_scan_oflex(u, delta, A, B, C, D, delta_bias, delta_softplus, oflex=False)
 
 
@@ -35,7 +35,7 @@ def selective_scan_ref(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> Tensor:
-    """The same token by token in plain PyTorch."""
+    """Computes the same token by token in plain PyTorch."""
     return selective_scan_reference(u, delta, A, B, C, D, None, delta_bias, delta_softplus)[0]
 
 

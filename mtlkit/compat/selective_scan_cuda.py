@@ -1,15 +1,15 @@
-"""mamba-ssm's extension `selective_scan_cuda`, and those that VMamba and the projects after it made of it.
+"""mamba-ssm's extension `selective_scan_cuda`, and the variants of it in VMamba and the projects based on VMamba.
 
-All have a function `fwd` and a function `bwd`, with these differences:
+All have functions `fwd` and `bwd`, with these differences:
 
-    selective_scan_cuda           a gate z, constant B and C
-    selective_scan_cuda_core      no gate, B and C (B, G, N, L); also within selective_scan_vmamba[_pt202]
+    selective_scan_cuda           a gate z; B and C may be constant
+    selective_scan_cuda_core      no gate, B and C (B, G, N, L); also used by selective_scan_vmamba[_pt202]
     selective_scan_cuda_nrow      the same
-    selective_scan_cuda_ndstate   the same for one state, which has no dimension
-    selective_scan_cuda_oflex     the output is float32 if asked; delta may be shared by neighbouring channels
+    selective_scan_cuda_ndstate   the same for one state, whose dimension is omitted
+    selective_scan_cuda_oflex     the output is optionally float32; delta may be shared by neighbouring channels
 
-`fwd` returns the output and a tensor (B, D, 1, 2 N) that holds the last state in its odd places, as callers read it.
-`bwd` computes the forward pass once more, and needs neither that tensor nor the output.
+`fwd` returns the output and a tensor (B, D, 1, 2 N) with the last state at its odd indices, where callers read it.
+`bwd` recomputes the forward pass, and uses neither that tensor nor the output.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ __all__ = ["MODULES", "selective_scan_oflex"]
 
 
 def _scanned(u: Tensor, delta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """The output without a gate, and the states as `fwd` returns them."""
+    """Returns the output without a gate, and the states as `fwd` returns them."""
     with torch.no_grad():
         A, B, C, D, delta_bias, softplus = rest
         out, last = selective_scan(u, delta, A, B, C, D, None, delta_bias, softplus, return_last_state=True)
@@ -34,7 +34,7 @@ def _scanned(u: Tensor, delta: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def _gradients(function: Any, tensors: Sequence[Tensor | None], dout: Tensor) -> list[Tensor | None]:
-    """The gradient of each tensor that there is."""
+    """Returns the gradient of each tensor, and None for None."""
     leaves: list[Any] = [None if t is None else t.detach().requires_grad_() for t in tensors]
     with torch.enable_grad():
         out = function(*leaves)
@@ -56,7 +56,7 @@ def _fwd(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> list[Tensor]:
-    """The output before the gate, the states, and where there is a gate the output after it."""
+    """Returns the output before the gate, the states and, with a gate, the output after it."""
     out, states = _scanned(u, delta, A, B, C, D, delta_bias, delta_softplus)
     return [out, states] if z is None else [out, states, out * silu(z)]
 
@@ -77,7 +77,7 @@ def _bwd(
     delta_softplus: bool,
     recompute_out_z: bool,
 ) -> list[Tensor | None]:
-    """The gradients of u, delta, A, B, C, D and delta_bias; then that of z, which `dz` takes, and the gated output."""
+    """Returns the gradients of u, delta, A, B, C, D, delta_bias and z (written to `dz`), then the gated output."""
     kept: list[Tensor] = []
 
     def scan(*tensors: Any) -> Tensor:
@@ -106,11 +106,11 @@ def selective_scan_oflex(
     oflex: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """Selective scan with the signature of VMamba's `selective_scan_fn`: no gate, and the output float32 if asked.
+    """Selective scan with the signature of VMamba's `selective_scan_fn`: no gate, optionally with float32 output.
 
     Args:
         u: input, (B, D, L).
-        delta: time step, (B, D, L), or (B, M, L) where each serves D / M neighbouring channels.
+        delta: time step, (B, D, L), or (B, M, L) if D / M neighbouring channels share each.
         A: real state matrix, (D, N).
         B: input matrix, (B, G, N, L) for G groups of channels, or (B, N, L).
         C: output matrix, as B.
@@ -142,7 +142,7 @@ def selective_scan_oflex(
 
 
 def _widened(u: Tensor, delta: Tensor, delta_bias: Tensor | None, oflex: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs whose u has the dtype of the output, with a time step for each channel."""
+    """Returns u in the dtype of the output, and a time step and its bias for each channel."""
     check_tensor("u", u, 3)
     check_tensor("delta", delta, 3)
     if delta.shape[1] and delta.shape[1] != u.shape[1] and u.shape[1] % delta.shape[1] == 0:
@@ -214,7 +214,7 @@ def _ndstate_fwd(
     delta_softplus: bool,
     nrows: int = 1,
 ) -> list[Tensor]:
-    """A (D,), B and C (B, G, L)."""
+    """Takes A (D,), B and C (B, G, L)."""
     return _core_fwd(u, delta, A[:, None], B[:, :, None], C[:, :, None], D, delta_bias, delta_softplus, nrows)
 
 
