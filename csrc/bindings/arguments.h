@@ -1,5 +1,5 @@
-// How the bindings read what Python passes (mtlkit/operators/_launch.py). A reader returns false for a value that does
-// not fit; its kind is what a docstring calls it.
+// Readers of the values that Python passes (mtlkit/operators/_launch.py). A reader returns false for a value of the
+// wrong type; `kKind` is the name of the type in docstrings.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -14,7 +14,7 @@
 
 namespace mtlkit {
 
-// A struct that Python has from this module and hands back.
+// A struct that Python got from this module and passes back.
 template <typename T>
 struct Reader {
   static constexpr const char* kKind = "object";
@@ -75,7 +75,7 @@ struct Reader<float> {
   }
 };
 
-// Contiguous memory by its address, 0 for an argument that is absent.
+// Contiguous memory, given by its address; 0 for an absent argument.
 template <typename T>
 struct Reader<T*> {
   static constexpr const char* kKind = "address";
@@ -103,7 +103,7 @@ struct Reader<T* [kCount]> : AddressesReader<T* [kCount]> {};
 template <typename T, size_t kCount>
 struct Reader<std::array<T*, kCount>> : AddressesReader<std::array<T*, kCount>> {};
 
-// (address, dtype, (stride, ...)), or None for an argument that is absent.
+// (address, dtype, (stride, ...)), or None for an absent argument.
 template <int kRank>
 struct Reader<Tensor<kRank>> {
   static constexpr const char* kKind = "tensor";

@@ -1,4 +1,4 @@
-// What the Python module offers of the CPU kernels. A kernel returns 0 or a status whose text is error_string's.
+// Binds the CPU kernels. A kernel returns 0 or a status; error_string gives its text.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -30,7 +30,7 @@ const char* error_string(int status) {
   }
 }
 
-// How a call computes, where `to` leads to the struct of a forward pass.
+// The type of computation and the threads of a call; `to` is the path to the struct of a forward pass.
 template <typename Params, typename Forward, typename... Path>
 Arguments<Params> computation(Path... to) {
   return {argument<Params>("use_double", "whether the type of computation is double, else float", to...,
@@ -38,7 +38,7 @@ Arguments<Params> computation(Path... to) {
           argument<Params>("threads", "how many to use at most", to..., &Forward::threads)};
 }
 
-// Adds a kernel of the table that serves when it is called.
+// Adds a kernel of the table; each call uses the table that is active then.
 template <typename Params>
 void add_kernel(py::module_& m, const char* name, const char* summary, int (*CpuKernels::*kernel)(const Params&),
                 Arguments<Params> arguments) {
@@ -94,7 +94,7 @@ void bind_ss2d_layer(py::module_& m) {
              });
 }
 
-// `to` leads to DirectionalScanForward.
+// `to` is the path to DirectionalScanForward.
 template <typename Params, typename... Path>
 Arguments<Params> directional_scan_inputs(Path... to) {
   using Forward = DirectionalScanForward;
@@ -290,7 +290,7 @@ void bind_norm_gate(py::module_& m) {
                  });
 }
 
-// `to` leads to InteractionReduceForward.
+// `to` is the path to InteractionReduceForward.
 template <typename Params, typename... Path>
 Arguments<Params> reduce_arguments(Path... to) {
   using Forward = InteractionReduceForward;
@@ -344,7 +344,7 @@ void bind_interaction_scale(py::module_& m) {
                  });
 }
 
-// `to` leads to InteractionGatingForward.
+// `to` is the path to InteractionGatingForward.
 template <typename Params, typename... Path>
 Arguments<Params> gating_arguments(Path... to) {
   using Forward = InteractionGatingForward;

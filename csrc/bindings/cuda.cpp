@@ -1,4 +1,4 @@
-// What the Python module offers of the CUDA kernels. A launch returns a cudaError_t whose text is cuda_error_string's.
+// Binds the CUDA kernels. A launch returns a cudaError_t; cuda_error_string gives its text.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace mtlkit {
 namespace cuda {
 namespace {
 
-// A launch, and the stream that it goes to.
+// The arguments of a launch, and its stream.
 template <typename Params>
 struct Launch {
   Params params;
@@ -32,12 +32,12 @@ void add_launch(py::module_& m, const char* name, const char* summary, int (*lau
                [launch](const Launch<Params>& p) { return launch(p.params, p.stream); });
 }
 
-// What a plan is made for: a shape and a GPU.
+// The input of a plan: a shape and a GPU.
 template <typename Shape>
 struct Problem {
   Shape shape;
   Gpu gpu;
-  bool option;  // as the argument's name says
+  bool option;  // its meaning is the argument's name
 };
 
 template <typename Params>

@@ -1,8 +1,8 @@
 // Functions of mtlkit._C whose arguments are keywords.
 //
-// Each keyword is declared once, with the member of the Params struct that it fills: what is read, the signature and
-// the docstring come from this declaration. Keywords cost less than pybind11's positional arguments, since Python hands
-// over interned names, which are compared by their addresses and come in the declared order.
+// Each keyword is declared once, with the member of the Params struct that it fills; the reader, the signature and the
+// docstring follow from this declaration. Keywords are cheaper than pybind11's positional arguments: Python passes
+// interned names, which are compared by address and arrive in the declared order.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -34,7 +34,7 @@ Arguments<Params> operator+(Arguments<Params> some, const Arguments<Params>& oth
   return some;
 }
 
-// What a path of pointers to members, and of indices of arrays, leads to.
+// Follows a path of pointers to members and array indices to its target.
 template <typename T>
 T& member(T& object) {
   return object;
@@ -55,13 +55,13 @@ Argument<Params> argument(const std::string& name, const char* meaning, Path... 
           [=](PyObject* value, Params& p) { return Reader<Type>::read(value, member(p, path...)); }};
 }
 
-// The member of the Params struct that a path leads to, as a function.
+// A function that returns the member of the Params struct at the end of a path.
 template <typename Params, typename... Path>
 auto member_of(Path... path) {
   return [=](Params& p) -> auto& { return member(p, path...); };
 }
 
-// A tuple that fills some members of the struct that `get` gives.
+// A tuple that fills some members of the struct that `get` returns.
 template <typename Params, typename Get, typename... Members>
 Argument<Params> tuple_of(const char* name, const char* meaning, Get get, Members... members) {
   return {name, "tuple of ints", meaning, [=](PyObject* value, Params& p) {
@@ -81,7 +81,7 @@ class Function {
  public:
   using Call = std::function<Result(const Params&)>;
 
-  // Adds the function to the module. It lives as long as the process, as modules do.
+  // Adds the function to the module. Like the module, it lives as long as the process.
   static void add(pybind11::module_& m, const char* name, const char* summary, Arguments<Params> arguments, Call call) {
     auto* const self = new Function(name, summary, std::move(arguments), std::move(call));
     const auto function = pybind11::reinterpret_steal<pybind11::object>(
@@ -140,7 +140,7 @@ class Function {
       throw pybind11::type_error(name_ + ": " + argument.name + ": expected " + argument.kind + " (" +
                                  argument.meaning + "), got " + got);
     }
-    if (given == count) return;  // Python lets no keyword come twice
+    if (given == count) return;  // Python rejects repeated keywords
     std::string missing;
     for (size_t k = 0; k < count; ++k) {
       bool found = false;
@@ -150,7 +150,7 @@ class Function {
     throw pybind11::type_error(name_ + ": expected all arguments, got none for " + missing);
   }
 
-  // The index of a keyword, which is looked for from `start` on.
+  // The index of a keyword; the search begins at `start`.
   size_t find(PyObject* keyword, size_t start) const {
     const size_t count = keys_.size();
     for (size_t k = 0; k < count; ++k) {
@@ -173,7 +173,6 @@ class Function {
   PyMethodDef definition_;
 };
 
-// Adds a function to the module.
 template <typename Params, typename Call>
 void add_function(pybind11::module_& m, const char* name, const char* summary, Arguments<Params> arguments, Call call) {
   using Result = std::decay_t<std::invoke_result_t<Call, const Params&>>;

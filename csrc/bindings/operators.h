@@ -1,5 +1,5 @@
-// The arguments that an operator has on the CPU and on a GPU alike. `to` leads from Params to the struct that has them,
-// of the type `Inputs`; its members decide how each is read.
+// The arguments that an operator has on both the CPU and a GPU. `to` is the path from Params to the struct that holds
+// them, of type `Inputs`; the types of its members determine how each argument is read.
 #pragma once
 
 #include "bindings/function.h"
@@ -136,7 +136,7 @@ Arguments<Params> interaction_reduce_inputs(Path... to) {
   };
 }
 
-// `to` leads to the weights of the small layers, or to their gradients, whose names have a prefix.
+// `to` is the path to the weights of the small layers, or to their gradients, whose names have a prefix.
 template <typename Params, typename... Path>
 Arguments<Params> gating_weights(const std::string& prefix, Path... to) {
   Arguments<Params> found;

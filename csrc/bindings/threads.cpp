@@ -22,7 +22,7 @@
 namespace mtlkit {
 namespace {
 
-// What a compiler calls of libgomp. The OpenMP libraries of LLVM and Intel have these names as well.
+// The functions of libgomp that compiled code calls. The OpenMP libraries of LLVM and Intel export these names too.
 struct OpenMP {
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
   int (*thread_num)() = nullptr;
@@ -56,7 +56,7 @@ void look_up(void* library, const char* name, F*& function) {
 }
 #endif
 
-// The OpenMP that PyTorch is linked with: dlsym searches a library together with what that needs.
+// The OpenMP that PyTorch is linked with: dlsym searches a library and its dependencies.
 OpenMP find_openmp() {
   OpenMP found;
 #if defined(MTLKIT_POSIX)
@@ -74,7 +74,7 @@ OpenMP find_openmp() {
 
 std::atomic<bool> use_openmp{true};
 
-// At the first call, which comes with tensors, so that PyTorch is there.
+// Looked up at the first call: it passes tensors, so PyTorch is loaded by then.
 const OpenMP* openmp() {
   static const OpenMP found = find_openmp();
   return found.complete() && use_openmp ? &found : nullptr;
@@ -86,9 +86,8 @@ bool forked = false;  // written in a child before fork returns, when it has one
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
-// Whether a call starts threads of its own: in a process that was forked, because libgomp and a pool would wait there
-// for the threads of the parent, and under ThreadSanitizer, which does not see how libgomp's threads wait for each
-// other.
+// Whether a call starts its own threads: in a forked process, where libgomp and a pool would wait for the parent's
+// threads, and under ThreadSanitizer, which does not see how libgomp's threads synchronise.
 bool own_threads() {
 #if defined(__SANITIZE_THREAD__)
   return true;
@@ -97,8 +96,8 @@ bool own_threads() {
 #endif
 }
 
-// A team that is there for this call alone. Where the system has no more threads, the calling one does the work of the
-// rest.
+// Runs the work on threads that exist only for this call. If the system cannot start enough threads, the calling thread
+// does the remaining work.
 void run_on_own_threads(int threads, TeamWork work) {
   std::vector<std::thread> others;
   others.reserve(threads);
@@ -131,7 +130,7 @@ class ProcessPool : public HostPool {
   void run(int threads, TeamWork work) override {
     if (own_threads()) return run_on_own_threads(threads, work);
     if (const OpenMP* const library = openmp()) return run_on_openmp(*library, threads, work);
-    // Never destroyed: its threads would be joined in a forked child, too, which does not have them.
+    // Never destroyed: the destructor would join its threads in a forked child, too, which does not have them.
     static ThreadPool& pool = *new ThreadPool(static_cast<int>(std::max(1u, std::thread::hardware_concurrency())));
     pool.run(threads, work);
   }

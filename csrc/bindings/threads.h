@@ -1,12 +1,13 @@
-// The threads of kernels that Python calls: those of the OpenMP that PyTorch has loaded, whichever that is. The module
-// itself links no OpenMP, for a second one in a process competes with the first for the processors, and some abort.
+// Kernels called from Python run on the threads of the OpenMP runtime that PyTorch has loaded. The module itself does
+// not link OpenMP: a second runtime in a process competes with the first for the processors, and some runtimes then
+// abort.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace mtlkit {
 
-// Makes PyTorch's threads, or a pool in their place, the process's pool, and adds the functions that tell of it.
+// Makes PyTorch's threads, or a pool if there are none, the process's pool, and adds the functions that report which.
 void bind_threads(pybind11::module_& m);
 
 }  // namespace mtlkit

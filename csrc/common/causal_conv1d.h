@@ -1,4 +1,4 @@
-// Depthwise causal convolution of a few taps, plus bias, then SiLU if asked for: sizes.
+// Depthwise causal convolution of a few taps, plus bias, then optionally SiLU: sizes.
 //
 // B sequences, D channels, L tokens, w taps.
 #pragma once

@@ -5,15 +5,15 @@
 
 namespace mtlkit {
 
-// Of the passes over the map.
+// The shape of the passes over the map.
 struct InteractionShape {
   int64_t batch, channels, height, width, projected;
 
   constexpr int64_t pixels() const { return height * width; }
 };
 
-// What lies between them: B images, C channels, P projected channels, F entries of the vector, H hidden units and Q
-// projected entries of UPA.
+// The shape of the layers between the passes: B images, C channels, P projected channels, F entries of the vector, H
+// hidden units and Q projected entries of UPA.
 struct GatingShape {
   int64_t batch, channels, projected, features, hidden, queries;
 };
@@ -29,12 +29,12 @@ enum GatingWeight {
   kSegGateBias,    // (C)
   kNormWeight,     // (F)
   kNormBias,       // (F)
-  kFc1Weight,      // (H, S), of S signals
+  kFc1Weight,      // (H, S), S signals
   kFc1Bias,        // (H)
   kFc2Weight,      // (2, H)
   kFc2Bias,        // (2)
-  kSegProj,        // (Q, C), null for two signals, as the next
-  kClfProj,        // (Q, F)
+  kSegProj,        // (Q, C), null for two signals
+  kClfProj,        // (Q, F), null for two signals
   kGatingWeights,
 };
 

@@ -2,7 +2,8 @@
 //
 //   out = ((x - mean) / sqrt(var + eps) * weight + bias) * SiLU(z),   SiLU(z) = z / (1 + exp(-z))
 //
-// Channels are contiguous, rows may lie apart. Mean and variance (biased) are taken in the type of computation.
+// Channels are contiguous; rows may have gaps between them. Mean and variance (biased) are computed in the type of
+// computation.
 #pragma once
 
 #include <cstdint>

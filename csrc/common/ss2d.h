@@ -9,7 +9,7 @@
 namespace mtlkit {
 
 inline constexpr int kDirections = 4;
-// One state per channel is kept for the backward pass every this many tokens.
+// Forward saves the states of each channel once per this many tokens, for the backward pass.
 inline constexpr int kCheckpointTokens = 32;
 
 struct SS2DShape {

@@ -1,15 +1,15 @@
-/* mtlkit's operators for programs in C and C++: forward, float32, on the CPU. The library needs neither Python nor
- * PyTorch, and no OpenMP. examples/c/scan.c is a program that uses it; formulas are those of mtlkit.ops.
+/* mtlkit's operators for C and C++ programs: forward, float32, on the CPU. The library needs neither Python nor PyTorch
+ * nor OpenMP. examples/c/scan.c is an example program; the formulas are those of mtlkit.ops.
  *
- * Arrays are dense, the last dimension fastest. Images have their channels last, (B, H, W, D), but for the map of task
+ * Arrays are dense, with the last dimension fastest. Images are channels-last, (B, H, W, D), except the map of task
  * interaction, (B, C, H, W). Letters: B batch, D and C channels, H x W pixels, L tokens, N states (1 to 256), R rank of
  * the time step. A batch of 0 is valid. No output may overlap an input or another output.
  *
- * A structure of arguments starts as zeros; what is left zero counts as not given. Every function but those that return
- * a name or a number gives a status; none ends the program or throws. All functions may be called from any thread at
- * any time.
+ * Initialise each structure of arguments to zeros; an argument left at zero counts as not given. Functions return a
+ * status, except those that return a name or a number. No function ends the program or throws, and all may be called
+ * from any thread at any time.
  *
- * Within one version of the interface, neither functions nor structures change; new functions may be added.
+ * Within one version of the interface, functions and structures do not change; new functions may be added.
  */
 #ifndef MTLKIT_H
 #define MTLKIT_H
@@ -41,38 +41,40 @@ enum {
   MTLKIT_FAILED = 3
 };
 
-/* MTLKIT_INTERFACE_VERSION of the library that runs, and the version of mtlkit that it comes from. */
+/* MTLKIT_INTERFACE_VERSION of the loaded library, and the version of mtlkit that it was built from. */
 MTLKIT_API int mtlkit_interface_version(void);
 MTLKIT_API const char* mtlkit_version(void);
 
-/* What was wrong with the last call of this thread that failed, e.g. "u: expected shape (B, H, W, D) with sizes of at
- * least 1, got (2, 7, 9)"; valid until the next one fails. */
+/* The error message of this thread's last failed call, e.g. "u: expected shape (B, H, W, D) with sizes of at least 1,
+ * got (2, 7, 9)"; valid until the next call fails. */
 MTLKIT_API const char* mtlkit_last_error(void);
 
 /* ---- Instruction sets -------------------------------------------------------------------------------------------- */
 
-/* The level in use: the highest of this machine, or what the environment variable MTLKIT_CPU_ISA names. */
+/* The level in use: the highest that this machine can run, or the one that the environment variable MTLKIT_CPU_ISA
+ * names. */
 MTLKIT_API const char* mtlkit_isa(void);
 
-/* The levels that this machine can run, lowest first, e.g. "baseline", "avx2", "avx512"; NULL ends them. */
+/* The levels that this machine can run, lowest first, e.g. "baseline", "avx2", "avx512"; terminated by NULL. */
 MTLKIT_API const char* const* mtlkit_isa_levels(void);
 
 MTLKIT_API mtlkit_status mtlkit_set_isa(const char* level);
 
 /* ---- Threads ----------------------------------------------------------------------------------------------------- */
 
-/* Operators run on the threads of a pool; without one (NULL), on the calling thread. Results depend on the number of
- * threads in their last bits, and on nothing else. A second call that finds the pool busy does its work on the calling
- * thread. A process that was forked needs a pool of its own. */
+/* Operators run on the threads of a pool; without one (NULL), on the calling thread. The last bits of results
+ * depend on the number of threads, and on nothing else. A call that finds the pool busy runs on the calling thread. A
+ * forked process must create its own pool. */
 typedef struct mtlkit_pool mtlkit_pool;
 
-/* A pool of so many threads, of which the calling one is one; 0: as many as the machine has processors. */
+/* Creates a pool of `threads` threads, including the calling one; 0: one per processor. */
 MTLKIT_API mtlkit_status mtlkit_pool_create(int threads, mtlkit_pool** pool);
 
 /* Calls share(work, i) for i = 0, ..., shares - 1, on any threads, in any order, and returns when all have returned. */
 typedef void (*mtlkit_run)(void* host, int shares, void (*share)(void* work, int i), void* work);
 
-/* The threads of the program: `run` is called with `host`. Operators divide their work into so many shares. */
+/* Creates a pool that uses the program's own threads: operators call `run` with `host`, and divide their work into
+ * `shares` shares. */
 MTLKIT_API mtlkit_status mtlkit_pool_of_host(int shares, mtlkit_run run, void* host, mtlkit_pool** pool);
 
 MTLKIT_API int mtlkit_pool_threads(const mtlkit_pool* pool);
@@ -102,8 +104,8 @@ typedef struct mtlkit_indices {
 
 /* ---- Operators --------------------------------------------------------------------------------------------------- */
 
-/* The selective scan in four directions (rows, columns, both reversed), their sum, and what follows it in an SS2D
- * layer:
+/* The selective scan in four directions (rows, columns, both reversed), their sum, and the steps that follow it in an
+ * SS2D layer:
  *
  *   y = ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
  *   y = LayerNorm(y) norm_weight + norm_bias                 if norm is not 0
@@ -135,7 +137,7 @@ typedef struct mtlkit_selective_scan_arguments {
   mtlkit_input B;           /* (D, N), (B, N, L) or (B, G, N, L), G groups of channels */
   mtlkit_input C;           /* as B */
   mtlkit_input D;           /* (D), may be left out */
-  mtlkit_input z;           /* (B, D, L), may be left out: the output is times SiLU(z) */
+  mtlkit_input z;           /* (B, D, L), may be left out: multiplies the output by SiLU(z) */
   mtlkit_input delta_bias;  /* (D), may be left out */
   int32_t delta_softplus;   /* 1: delta + delta_bias goes through softplus */
   mtlkit_output out;        /* (B, D, L) */
@@ -144,19 +146,19 @@ typedef struct mtlkit_selective_scan_arguments {
 
 MTLKIT_API mtlkit_status mtlkit_selective_scan(const mtlkit_selective_scan_arguments* arguments, mtlkit_pool* pool);
 
-/* The selective scan along any orders of L tokens, with the steps of time and the parameters of ss2d. */
+/* The selective scan along any orders of L tokens, with the time step and the parameters of ss2d. */
 typedef struct mtlkit_directional_scan_arguments {
-  mtlkit_input u;         /* (B, L, D), which the K directions share, or (B, K, L, D) */
-  mtlkit_input x_dbl;     /* (B, L, K, R + 2 N) */
-  mtlkit_input dt_weight; /* (K, D, R) */
-  mtlkit_input dt_bias;   /* (K, D) */
-  mtlkit_input A_logs;    /* (K D, N) */
-  mtlkit_input Ds;        /* (K D) */
-  mtlkit_indices order;   /* (K, T) or (B, K, T), the token of each step; a direction visits one once at most */
-  mtlkit_indices seq_idx; /* (B, L), may be left out: where it differs from step to step, the state is zeros again */
+  mtlkit_input u;             /* (B, L, D), which the K directions share, or (B, K, L, D) */
+  mtlkit_input x_dbl;         /* (B, L, K, R + 2 N) */
+  mtlkit_input dt_weight;     /* (K, D, R) */
+  mtlkit_input dt_bias;       /* (K, D) */
+  mtlkit_input A_logs;        /* (K D, N) */
+  mtlkit_input Ds;            /* (K D) */
+  mtlkit_indices order;       /* (K, T) or (B, K, T), the token of each step; a direction visits each at most once */
+  mtlkit_indices seq_idx;     /* (B, L), may be left out: where it changes between steps, the state is reset to zeros */
   mtlkit_input initial_state; /* (B, K, D, N), may be left out: zeros */
   int32_t merge;              /* 1: y is the sum over the directions */
-  mtlkit_output y;            /* (B, K, L, D), with merge (B, L, D); 0 where no step was */
+  mtlkit_output y;            /* (B, K, L, D), with merge (B, L, D); 0 for tokens that are not visited */
   mtlkit_output last_state;   /* (B, K, D, N), may be left out */
 } mtlkit_directional_scan_arguments;
 
@@ -200,7 +202,7 @@ typedef struct mtlkit_norm_gate_arguments {
 
 MTLKIT_API mtlkit_status mtlkit_norm_gate(const mtlkit_norm_gate_arguments* arguments, mtlkit_pool* pool);
 
-/* A level of task interaction, TIM and UPA, in inference: a map x and a vector f enhance each other, weighed by gates.
+/* A level of task interaction, TIM and UPA, in inference: a map x and a vector f enhance each other, weighted by gates.
  * F entries of f, P projected channels, S signals: 3 (alignment, energy, spread) if seg_proj and clf_proj are given,
  * else 2 variances. */
 typedef struct mtlkit_task_interaction_arguments {
@@ -208,7 +210,7 @@ typedef struct mtlkit_task_interaction_arguments {
   mtlkit_input f;               /* (B, F) */
   mtlkit_input proj_weight;     /* (P, C) */
   mtlkit_input proj_bias;       /* (P) */
-  mtlkit_input attn;            /* (C), may be left out: the pixels are weighed by softmax(attn x) */
+  mtlkit_input attn;            /* (C), may be left out: the pixels are weighted by softmax(attn x) */
   mtlkit_input context_weight;  /* (F, P) */
   mtlkit_input context_bias;    /* (F) */
   mtlkit_input norm_weight;     /* (F) */
@@ -227,12 +229,12 @@ typedef struct mtlkit_task_interaction_arguments {
   mtlkit_input fc2_bias;        /* (2) */
   mtlkit_input seg_proj;        /* (Q, C), may be left out */
   mtlkit_input clf_proj;        /* (Q, F), may be left out with seg_proj */
-  mtlkit_input normaliser;      /* (2), what divides two variances, may be left out: their means over the batch */
+  mtlkit_input normaliser;      /* (2), divides the two variances; may be left out: their means over the batch */
   float tau;                    /* strength of the modulation, e.g. 0.7 */
   float eps;                    /* of the norm of the context, e.g. 1e-3 */
   mtlkit_output seg;            /* (B, C, H, W) */
   mtlkit_output clf;            /* (B, F) */
-  mtlkit_output gates;          /* (B, 2), may be left out, as the next three */
+  mtlkit_output gates;          /* (B, 2), may be left out, like the next three */
   mtlkit_output signals;        /* (B, S) */
   mtlkit_output enhanced;       /* (B, F), f before the gate */
   mtlkit_output mu;             /* (B, C), the factors of the channels before the gate */

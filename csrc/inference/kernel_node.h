@@ -1,4 +1,4 @@
-// What the nodes over the CPU kernels share.
+// Shared by the nodes that call the CPU kernels.
 #pragma once
 
 #include <new>
@@ -9,7 +9,7 @@ namespace mtlkit {
 
 inline constexpr int64_t kMostStates = 256;
 
-// Throws what a kernel's status says.
+// Throws if a kernel's status is an error.
 inline void check(int status) {
   if (status != kOk) throw std::bad_alloc();
 }
@@ -23,7 +23,7 @@ std::unique_ptr<Kernel> make(const NodeAttributes& attributes) {
   return std::make_unique<K>(attributes);
 }
 
-// The kinds of csrc/inference/sequence_operators.cpp and map_operators.cpp.
+// The node kinds of csrc/inference/sequence_operators.cpp and map_operators.cpp.
 const std::vector<NodeKind>& sequence_node_kinds();
 const std::vector<NodeKind>& map_node_kinds();
 

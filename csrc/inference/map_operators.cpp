@@ -1,4 +1,4 @@
-// The operators of the domain "mtlkit" over maps (B, C, H, W) that lie between convolutions.
+// The operators of the domain "mtlkit" on maps (B, C, H, W) between convolutions.
 #include <algorithm>
 
 #include "cpu/dispatch.h"
@@ -9,9 +9,9 @@ namespace {
 
 // ---- GatedResidual --------------------------------------------------------------------------------------------------
 
-// The formula is that of csrc/cpu/gated_residual.h. Inputs: three maps, weights (B, 3), bias (C), residual, then
-// fc1_weight (hidden, C), fc1_bias, fc2_weight (C, hidden), fc2_bias, spatial_weight (1, 2, 7, 7) and spatial_bias (1),
-// or none of these.
+// The formula is that of csrc/cpu/gated_residual.h. Inputs: three maps, weights (B, 3), bias (C), residual, then all or
+// none of fc1_weight (hidden, C), fc1_bias, fc2_weight (C, hidden), fc2_bias, spatial_weight (1, 2, 7, 7) and
+// spatial_bias (1).
 class GatedResidualKernel : public Kernel {
  public:
   explicit GatedResidualKernel(const NodeAttributes&) {}

@@ -1,5 +1,5 @@
-// A node is an operator as engines without PyTorch call it: float32, inference. Its inputs and outputs, whatever engine
-// holds them, and what is wrong with them in words.
+// A node is an operator for inference engines without PyTorch, in float32. This header declares a node's inputs and
+// outputs, independent of the engine that holds them, and the errors for invalid ones.
 #pragma once
 
 #include <initializer_list>
@@ -12,17 +12,17 @@
 
 namespace mtlkit {
 
-// What a call or a node is refused for; its words go into the status.
+// Thrown for an invalid call or node; the message goes into the status.
 struct Refused : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
 using Sizes = std::vector<int64_t>;
 
-// As messages spell them, e.g. "(2, 3)".
+// Sizes as messages show them, e.g. "(2, 3)".
 std::string spelled(const Sizes& sizes);
 
-// An input, float32 or int32, and contiguous; without data where it was left out.
+// A contiguous input, float32 or int32; data is null if it was left out.
 struct Input {
   const char* name = "";
   float* data = nullptr;
@@ -31,16 +31,16 @@ struct Input {
 
   int64_t elements() const;
 
-  // The numbers of an input that the node's kind has among its integers.
+  // The data of an int32 input.
   const int32_t* integers() const { return reinterpret_cast<const int32_t*>(data); }
 
-  // Throw unless the input has so many dimensions, of which all from `first` on are at least 1; or this shape. The
-  // message spells either as `letters` too.
+  // Throw unless the input has `rank` dimensions, with sizes of at least 1 from dimension `first` on, or the given
+  // shape. `letters` is the expected shape in the message.
   void check_rank(const char* letters, size_t rank, size_t first = 0) const;
   void check_shape(const char* letters, const Sizes& expected) const;
 };
 
-// A kernel's tensor; absent without an address.
+// A kernel's tensor; absent if its address is null.
 template <typename... Strides>
 Tensor<sizeof...(Strides)> tensor(float* data, Strides... strides) {
   return {data, DType::kFloat32, {strides...}};
@@ -62,17 +62,17 @@ class NodeAttributes {
   virtual float number(const char* name, float missing) const = 0;
 };
 
-// A dimension of an output: that of an input, or a number.
+// A dimension of an output: a dimension of an input, or a number.
 struct Dimension {
   enum Kind { kOfInput, kNumber } kind;
-  int64_t value;  // the input, or the number
+  int64_t value;  // the index of the input, or the number
   size_t dimension = 0;
 };
 
 inline Dimension of_input(int64_t input, size_t dimension) { return {Dimension::kOfInput, input, dimension}; }
 inline Dimension number(int64_t value) { return {Dimension::kNumber, value}; }
 
-// What is known of the shapes of a node's inputs before it runs, to be said of its outputs; what is not known is left
+// Shape inference before a node runs: the known input shapes, from which the output shapes follow. Unknown sizes stay
 // open.
 class NodeShapes {
  public:
@@ -81,7 +81,7 @@ class NodeShapes {
   virtual void set(size_t output, std::initializer_list<Dimension> dimensions) const = 0;
 };
 
-// What a kind of node computes, with the attributes of one node.
+// The computation of one node, with its attributes.
 class Kernel {
  public:
   virtual ~Kernel() = default;
@@ -96,7 +96,7 @@ struct NodeKind {
   uint64_t integers = 0;  // the bit of each input that is int32
 };
 
-// All of them, in csrc/inference/operators.cpp.
+// All node kinds; defined in csrc/inference/operators.cpp.
 const std::vector<NodeKind>& node_kinds();
 
 }  // namespace mtlkit

@@ -1,8 +1,8 @@
-// The nodes over the CPU kernels; those of the domain "mtlkit", version 1, in ONNX Runtime.
+// The nodes that call the CPU kernels; in ONNX Runtime, the operators of the domain "mtlkit", version 1.
 //
-// Letters are those of the kernels' headers. Images have their channels last, but for TaskInteraction's map. All
-// tensors are contiguous; a node reads some of an image's channels where they start at its attribute, so that no copy
-// has to split them.
+// Letters are those of the kernels' headers. Images are channels-last, except for TaskInteraction's map. All tensors
+// are contiguous. An attribute gives the first channel that a node reads of an image, so that no copy has to split the
+// channels.
 #include <algorithm>
 #include <utility>
 
@@ -12,13 +12,13 @@
 namespace mtlkit {
 namespace {
 
-// (B, H, W, C) as the kernels see images, (B, C, H, W), from channel `first` on.
+// An image (B, H, W, C) in the kernels' order (B, C, H, W), from channel `first` on.
 Tensor<4> image(float* data, const Sizes& sizes, int64_t first = 0) {
   const int64_t H = sizes[1], W = sizes[2], C = sizes[3];
   return tensor(data ? data + first : nullptr, H * W * C, int64_t{1}, W * C, C);
 }
 
-// Throws unless an image of this many pixels has the channels from `first` to `first + channels`.
+// Throws unless x has these pixels and the channels from `first` to `first + channels`.
 void check_channels(const Input& x, const Sizes& pixels, int64_t first, int64_t channels) {
   Sizes least = pixels;
   least.push_back(first + channels);
@@ -99,7 +99,7 @@ class SS2DKernel : public Kernel {
 
 // ---- SelectiveScan --------------------------------------------------------------------------------------------------
 
-// B or C with four strides, of which constant ones use two.
+// B or C with four strides; constant ones use two of them.
 Tensor<4> rows_of(const Input& v) {
   const Sizes& s = v.sizes;
   if (s.size() == 2) return tensor(v.data, s[1], int64_t{1}, int64_t{0}, int64_t{0});
@@ -301,7 +301,7 @@ constexpr WeightRule kWeights[kGatingWeights] = {
     {"fc2_weight", "(2, hidden)"}, {"fc2_bias", "(2,)"},     {"seg_proj", "(Q, C)"},        {"clf_proj", "(Q, F)"},
 };
 
-// A level: the three passes of task interaction. Inputs: x (B, C, H, W), f (B, F), proj_weight (P, C), proj_bias (P),
+// A level of task interaction, in three passes. Inputs: x (B, C, H, W), f (B, F), proj_weight (P, C), proj_bias (P),
 // norm_mean (F), norm_var (F), then the weights in the order of kWeights, attn (C) or none, normaliser (2) or none.
 class TaskInteractionKernel : public Kernel {
  public:
@@ -362,7 +362,7 @@ class TaskInteractionKernel : public Kernel {
     p.f = f.data;
     p.normaliser = normaliser.data;
     p.weights = addresses;
-    p.norm_mean = norm_mean.data;  // read only, as this is not training
+    p.norm_mean = norm_mean.data;  // not written in inference
     p.norm_var = norm_var.data;
     p.mu = mu;
     p.factors = factors;

@@ -1,4 +1,4 @@
-// The operators of the domain "mtlkit" along sequences of tokens, (B, L, C) with the channels of a token side by side.
+// The operators of the domain "mtlkit" on sequences of tokens, (B, L, C), with the channels of a token contiguous.
 #include <algorithm>
 
 #include "cpu/dispatch.h"
@@ -17,10 +17,10 @@ void check_tokens(const Input& x, int64_t first, int64_t channels) {
 
 // ---- DirectionalScan ------------------------------------------------------------------------------------------------
 
-// Throws unless every direction visits tokens that there are, each once at most.
+// Throws unless every direction visits only existing tokens, each at most once.
 void check_order(const Input& order, int64_t tokens) {
   const int64_t steps = order.sizes.back(), rows = steps > 0 ? order.elements() / steps : 0;
-  std::vector<int64_t> visited(tokens, -1);  // by which row
+  std::vector<int64_t> visited(tokens, -1);  // the last row that visited each token
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t t = 0; t < steps; ++t) {
       const int64_t token = order.integers()[r * steps + t];
@@ -37,8 +37,8 @@ void check_order(const Input& order, int64_t tokens) {
   }
 }
 
-// y = directional_scan(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, order), the sum of the directions, or each. Inputs:
-// u (B, L, D), or (B, K, L, D) where each direction has its own; x_dbl (B, L, K, R + 2 N); order (K, T) or (B, K, T);
+// y = directional_scan(u, x_dbl, dt_weight, dt_bias, A_logs, Ds, order), the sum of the directions, or each. Inputs: u
+// (B, L, D), or (B, K, L, D) if each direction has its own; x_dbl (B, L, K, R + 2 N); order (K, T) or (B, K, T);
 // seq_idx (B, L) or none; initial_state (B, K, D, N) or none.
 template <bool merge>
 class DirectionalScanKernel : public Kernel {
@@ -97,13 +97,13 @@ class DirectionalScanKernel : public Kernel {
   }
 
  private:
-  // (B, L, D), or (B, K, L, D), as the kernel sees images of one row, (B, K, D, 1, L).
+  // Tokens (B, L, D) or (B, K, L, D) as the kernel's images of one row, (B, K, D, 1, L).
   static Tensor<5> tokens(float* data, int64_t directions, int64_t L, int64_t D) {
     const int64_t all = std::max<int64_t>(directions, 1) * L * D;
     return tensor(data, all, directions ? L * D : 0, int64_t{1}, int64_t{0}, D);
   }
 
-  // Before which steps another sequence begins, (B, K, T).
+  // Flags for the steps where a new sequence begins, (B, K, T).
   static std::vector<uint8_t> starts_of(const Input& seq_idx, const Input& order, int64_t B, int64_t K) {
     const int64_t L = seq_idx.sizes[1], T = order.sizes.back();
     const bool own = order.sizes.size() == 3;
@@ -127,9 +127,9 @@ void set_last_state(const NodeShapes& s) { s.set(1, {of_input(0, 0), of_input(2,
 
 // ---- CausalConv1d ---------------------------------------------------------------------------------------------------
 
-// y = causal_conv1d(x, weight, bias), with SiLU if the attribute silu is 1, and the last w - 1 tokens. Inputs:
-// x (B, L, C), of which channels from the attribute offset on are read; weight (D, w); bias (D) or none;
-// seq_idx (B, L) or none; initial_states (B, D, w - 1) or none.
+// y = causal_conv1d(x, weight, bias), with SiLU if the attribute silu is 1, and the last w - 1 tokens. Inputs: x (B, L,
+// C), read from channel `offset` (an attribute) on; weight (D, w); bias (D) or none; seq_idx (B, L) or none;
+// initial_states (B, D, w - 1) or none.
 class CausalConv1dKernel : public Kernel {
  public:
   explicit CausalConv1dKernel(const NodeAttributes& attributes)
@@ -163,7 +163,7 @@ class CausalConv1dKernel : public Kernel {
     p.silu = silu_;
     p.threads = threads;
     check(cpu_kernels().causal_conv1d_forward(p));
-    for (int64_t b = 0; b < B; ++b) {  // of the initial states and x, one behind the other
+    for (int64_t b = 0; b < B; ++b) {  // the last tokens of the concatenated initial states and x
       for (int64_t d = 0; d < D; ++d) {
         for (int64_t i = 0; i < w - 1; ++i) {
           const int64_t token = L - (w - 1) + i, at = (b * D + d) * (w - 1);

@@ -5,9 +5,9 @@
 namespace mtlkit {
 namespace {
 
-constexpr int64_t kMostElements = INT64_MAX / 64;  // of what a call computes with, offsets in bytes fit
+constexpr int64_t kMostElements = INT64_MAX / 64;  // so that byte offsets do not overflow
 
-// The sizes of an array, or what is wrong with them.
+// The sizes of an array; throws if they are invalid.
 template <typename Array>
 Sizes sizes_of(const char* name, const Array& array) {
   if (array.rank < 0 || array.rank > MTLKIT_MAX_RANK) {
@@ -15,7 +15,7 @@ Sizes sizes_of(const char* name, const Array& array) {
                   std::to_string(array.rank));
   }
   Sizes sizes(array.sizes, array.sizes + array.rank);
-  int64_t elements = 1, most = 1;  // `most` is of the sizes that are not 0
+  int64_t elements = 1, most = 1;  // `most`: the product of the sizes that are not 0
   for (const int64_t size : sizes) {
     if (size < 0) throw Refused(std::string(name) + ": expected sizes of at least 0, got " + spelled(sizes));
     if (size > 0 && most > kMostElements / size) {
@@ -39,7 +39,7 @@ Input ArrayCall::input(const char* name, size_t place) const {
   const mtlkit_input& array = *inputs_[place];
   found.sizes = sizes_of(name, array);
   found.given = array.rank > 0;
-  found.data = found.given ? const_cast<float*>(array.data) : nullptr;  // no node writes its inputs
+  found.data = found.given ? const_cast<float*>(array.data) : nullptr;  // nodes do not write to their inputs
   return found;
 }
 

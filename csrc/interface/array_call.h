@@ -1,4 +1,4 @@
-// A node whose tensors are arrays of a program in C.
+// A call of a node whose tensors are arrays of a C program.
 #pragma once
 
 #include <deque>
@@ -18,7 +18,7 @@ struct NamedOutput {
 
 class ArrayCall : public NodeCall {
  public:
-  // Both in the order of the node.
+  // Inputs and outputs in the node's order.
   ArrayCall(std::initializer_list<const mtlkit_input*> inputs, std::initializer_list<NamedOutput> outputs)
       : inputs_(inputs), outputs_(outputs) {}
 
@@ -28,7 +28,7 @@ class ArrayCall : public NodeCall {
  private:
   std::vector<const mtlkit_input*> inputs_;
   std::vector<NamedOutput> outputs_;
-  mutable std::deque<std::vector<float>> unwanted_;  // what is computed into outputs that are left out
+  mutable std::deque<std::vector<float>> unwanted_;  // buffers for outputs that the caller left out
 };
 
 class ArrayAttributes : public NodeAttributes {

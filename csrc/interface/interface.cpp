@@ -39,7 +39,7 @@ mtlkit_status failed(mtlkit_status status, const char* words) {
   return status;
 }
 
-// Runs f, and gives what it throws as a status.
+// Runs f and returns a status for what it throws.
 template <typename F>
 mtlkit_status status_of(F f) {
   try {
@@ -90,7 +90,7 @@ const mtlkit::NodeKind& kind_named(const char* name) {
   return *std::find_if(kinds.begin(), kinds.end(), [&](const auto& kind) { return std::string(name) == kind.name; });
 }
 
-// An offset, such that sums with sizes cannot overflow.
+// An offset, clamped so that sums with sizes cannot overflow.
 double channel(int64_t offset) { return static_cast<double>(std::clamp<int64_t>(offset, -1, int64_t{1} << 50)); }
 
 // Runs a node on the threads of a pool.
@@ -101,7 +101,7 @@ void run_node(const char* name, const ArrayAttributes& attributes, const ArrayCa
   kernel->compute(call, pool->threads);
 }
 
-// Indices as a node is given them, which knows them by their place.
+// Indices as an input of a node: the node knows from an input's position whether it holds integers.
 mtlkit_input integers(const mtlkit_indices& indices) {
   mtlkit_input input = {reinterpret_cast<const float*>(indices.data), indices.rank, {}};
   std::copy_n(indices.sizes, MTLKIT_MAX_RANK, input.sizes);

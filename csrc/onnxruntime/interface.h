@@ -1,9 +1,9 @@
-// The part of ONNX Runtime's C interface that is called here.
+// The part of ONNX Runtime's C interface that this library calls.
 //
-// No package ships its header to build against, and none is needed: OrtApi is a table of functions that later releases
-// only append to, so that the place of a function never changes. Types and places are those of the public
-// onnxruntime_c_api.h. Version 17 is the first whose custom operators give statuses, infer shapes and may use the
-// threads of their session.
+// ONNX Runtime's packages do not include its header, and none is needed: OrtApi is a table of functions to which
+// releases only append, so a function's position never changes. Types and positions are those of the public
+// onnxruntime_c_api.h. Version 17 is the first whose custom operators return statuses, infer shapes and may use their
+// session's threads.
 #pragma once
 
 #include <cstddef>
@@ -36,7 +36,7 @@ enum ElementType : int { kFloat = 1, kInt32 = 6 };
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 enum MemoryType : int { kDefaultMemory = 0 };
 
-// A function of the table by its place.
+// The function at a position of the table.
 template <size_t place, typename Signature>
 struct Function;
 template <size_t place, typename Result, typename... Arguments>
@@ -73,7 +73,7 @@ using SetOutputShape = Function<270, Status*(const Inference*, size_t, const Typ
 using SetSymbols = Function<271, Status*(TypeAndShape*, const char**, size_t)>;
 using ParallelFor = Function<274, Status*(const Call*, void (*)(void*, size_t), size_t, size_t, void*)>;
 
-// OrtCustomOp: what ONNX Runtime calls.
+// OrtCustomOp: the functions that ONNX Runtime calls.
 struct Operator {
   uint32_t version = kVersion;
   void* (*create_kernel_v1)(const Operator*, Api*, const Attributes*) = nullptr;

@@ -1,4 +1,4 @@
-// What ONNX Runtime loads: registers the operators with the options of a session.
+// The entry point that ONNX Runtime loads: registers the operators with a session's options.
 #include <exception>
 #include <list>
 #include <mutex>
@@ -29,7 +29,7 @@ struct NodeKernel {
   std::unique_ptr<Kernel> kernel;
 };
 
-// Runs f, and gives what it throws as a status; null if nothing.
+// Runs f and returns a status for what it throws; null if it throws nothing.
 template <typename F>
 ort::Status* status_of(ort::Api* api, F f) {
   try {
@@ -83,8 +83,8 @@ void describe(ort::Operator& op) {
   op.start_version = op.end_version = [](const ort::Operator*) { return 1; };
 }
 
-// The operators of one set of options. They live as long as the process, since nothing says when the last session that
-// uses them has gone.
+// The operators of one set of options. They live as long as the process, because ONNX Runtime does not report when the
+// last session that uses them ends.
 struct Registration {
   ThreadCount threads;
   std::vector<RegisteredOperator> operators;

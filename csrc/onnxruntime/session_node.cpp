@@ -5,10 +5,10 @@
 namespace mtlkit {
 namespace {
 
-// The shape of an input before the node runs, -1 where it is open.
+// The shape of an input before the node runs; -1 for an unknown size.
 bool known_shape(ort::Api* api, const ort::Inference* inference, size_t input, Sizes& sizes,
                  std::vector<const char*>& symbols) {
-  ort::TypeAndShape* info = nullptr;  // the inference's own
+  ort::TypeAndShape* info = nullptr;  // owned by the inference context
   size_t rank = 0;
   const auto done = [&](ort::Status* status) {
     if (status) ort::ReleaseStatus::call(api, status);
@@ -18,7 +18,7 @@ bool known_shape(ort::Api* api, const ort::Inference* inference, size_t input, S
   if (!done(ort::GetRank::call(api, info, &rank))) return false;
   sizes.resize(rank);
   symbols.resize(rank);
-  return rank > 0 &&  // a shape of which nothing is known has no dimension; no operator takes a number
+  return rank > 0 &&  // a completely unknown shape has rank 0; no operator takes scalars
          done(ort::GetDimensions::call(api, info, sizes.data(), rank)) &&
          done(ort::GetSymbols::call(api, info, symbols.data(), rank));
 }
@@ -113,7 +113,7 @@ void SessionShapes::set(size_t output, std::initializer_list<Dimension> dimensio
   set(output, sizes, symbols);
 }
 
-// Sizes that have neither a number nor a name would all count as the same one; then the shape stays open.
+// ONNX Runtime would treat all sizes that have neither a number nor a name as equal; in that case the shape stays open.
 void SessionShapes::set(size_t output, const Sizes& sizes, std::vector<const char*>& symbols) const {
   for (size_t i = 0; i < sizes.size(); ++i) {
     if (sizes[i] < 0 && (!symbols[i] || !*symbols[i])) return;

@@ -6,7 +6,7 @@
 
 namespace mtlkit {
 
-// Throws what a status says.
+// Throws if a status is an error.
 void check_status(ort::Api* api, ort::Status* status);
 
 class SessionCall : public NodeCall {

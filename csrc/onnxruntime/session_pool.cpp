@@ -16,11 +16,11 @@ void parallel_for(ort::Api* api, const ort::Call* call, int count, F f) {
   const auto run = [](void* data, size_t i) { (*static_cast<F*>(data))(static_cast<int>(i)); };
   ort::Status* status = ort::ParallelFor::call(api, call, +run, static_cast<size_t>(count), size_t{0}, &f);
   if (!status) return;
-  ort::ReleaseStatus::call(api, status);  // nothing has run
+  ort::ReleaseStatus::call(api, status);  // on an error, nothing has run
   for (int i = 0; i < count; ++i) f(i);
 }
 
-// The threads that meet: each waits until `most` are there, or the time is over.
+// Counts the threads that run at the same time: each waits until `most` have arrived or the time is up.
 int meeting(ort::Api* api, const ort::Call* call, int most) {
   static std::atomic<uint64_t> meetings{0};
   static thread_local uint64_t last_attended = 0;

@@ -1,5 +1,5 @@
-// The threads of a session of ONNX Runtime, for the kernels' loops: OpenMP's beside them would take the processors from
-// each other.
+// Runs the kernels' loops on the threads of an ONNX Runtime session: additional OpenMP threads would compete with them
+// for the processors.
 #pragma once
 
 #include <atomic>
@@ -9,7 +9,8 @@
 
 namespace mtlkit {
 
-// How many threads the sessions of one set of options have; the interface does not say, so the first call finds out.
+// The number of threads of the sessions of one set of options. ONNX Runtime's interface does not report it, so the
+// first call measures it.
 class ThreadCount {
  public:
   int of(ort::Api* api, const ort::Call* call);
