@@ -1,12 +1,12 @@
-// The one place that names CUDA's launch syntax, special instructions and 16-bit types.
+// The only file that uses CUDA's launch syntax, special instructions and 16-bit types.
 //
-// The sources compile as HIP, too (tests/cuda/test_hip.py), but no build of mtlkit takes them so: they have not run on
-// an AMD GPU, and block sizes and shared memory are chosen for NVIDIA's.
+// The sources also compile as HIP (tests/cuda/test_hip.py), but no build of mtlkit uses that: they have not run on an
+// AMD GPU, and block sizes and shared memory are chosen for NVIDIA GPUs.
 //
-// Kernels use __global__, threadIdx, blockIdx, blockDim and gridDim as anywhere, and all else by the names below. With
-// MTLKIT_CUDA_ON_HOST a C++ compiler takes the same sources: every instruction has a plain fallback here, and
-// "cuda_on_host.h", from the include path of whoever runs kernels on a CPU, brings the qualifiers, the indices and, in
-// the namespace cuda_on_host:
+// Kernels use __global__, threadIdx, blockIdx, blockDim and gridDim as usual, and everything else through the names
+// below. With MTLKIT_CUDA_ON_HOST, a C++ compiler compiles the same sources: every instruction has a plain fallback
+// here, and "cuda_on_host.h", found on the include path, defines the qualifiers, the indices and, in the namespace
+// cuda_on_host:
 //
 //   int launch(grid, block, shared_bytes, kernel, arguments...)
 //   void* dynamic_shared()                          the block's shared memory
@@ -41,7 +41,7 @@ inline constexpr int kSuccess = 0, kInvalidValue = 1;  // cudaSuccess and cudaEr
 
 #if defined(MTLKIT_CUDA_ON_HOST) || defined(__HIP__)
 
-// By its bits; not every compiler has a type of its own for it.
+// bfloat16 as bits, since not every compiler has a type for it.
 struct bf16 {
   uint16_t bits;
 };
@@ -57,7 +57,7 @@ __device__ To bits_as(From from) {
 __device__ inline float to_float(float value) { return value; }
 __device__ inline float to_float(bf16 value) { return bits_as<float>(uint32_t{value.bits} << 16); }
 
-// To nearest, ties to even; NaN to a NaN.
+// Rounds to nearest, ties to even; NaN stays NaN.
 template <typename T>
 __device__ T from_float(float value);
 template <>
@@ -91,9 +91,9 @@ inline f16 from_float<f16>(float value) {
   if (std::isnan(value)) return f16{0x7fff};
   const float magnitude = std::fabs(value);
   const auto bits = bits_as<uint32_t>(magnitude);
-  uint32_t result = 0x7c00;  // infinity: the greatest number is 65504, and 65520 lies between it and the next
+  uint32_t result = 0x7c00;  // infinity; the largest number is 65504, and 65520 and above round up
   if (magnitude < 0x1p-14f) {
-    result = static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));  // no exponent of its own
+    result = static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p24f));  // subnormal
   } else if (magnitude < 65520.0f) {
     result = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10);
   }
@@ -129,7 +129,7 @@ int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void*, v
 
 #elif defined(__HIP__)
 
-// A wavefront of 64 lanes is two warps, which shuffle apart.
+// A wavefront of 64 lanes counts as two warps, which shuffle separately.
 using f16 = _Float16;
 
 __device__ inline float to_float(f16 value) { return static_cast<float>(value); }
@@ -218,9 +218,9 @@ __device__ inline float rsqrt_approx(float x) {
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
-// Whether the sign bit is set, as it is in -0 too.
+// Whether the sign bit is set; true for -0.
 __device__ inline bool has_sign(float x) { return __float_as_int(x) < 0; }
-// threadIdx.x, read anew: the compiler keeps nothing that it worked out from an earlier reading.
+// threadIdx.x, read again: the compiler cannot reuse values that it computed from an earlier read.
 __device__ inline int reread_thread() {
   int thread;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
@@ -230,10 +230,10 @@ __device__ inline float shuffle_xor(float value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 __device__ inline void block_sync() { __syncthreads(); }
-__device__ inline void check_aligned(const void*, int) {}  // the GPU itself faults
+__device__ inline void check_aligned(const void*, int) {}  // the GPU faults on misaligned addresses
 
-// A copy of 4, 8 or 16 bytes from global to shared memory that goes on while the thread works; both addresses are
-// multiples of kBytes. copy_async_wait ends when all that the thread has committed is there; others see it after a
+// An asynchronous copy of 4, 8 or 16 bytes from global to shared memory; both addresses are multiples of kBytes.
+// copy_async_wait returns when all committed copies of the thread are complete; other threads see them after a
 // block_sync.
 template <int kBytes>
 __device__ inline void copy_async(void* to, const void* from) {
@@ -244,7 +244,7 @@ __device__ inline void copy_async(void* to, const void* from) {
   } else {
     asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(kBytes) : "memory");
   }
-#else  // Turing has no such copies: the thread makes it at once
+#else  // Turing has no asynchronous copies: copy at once
   struct alignas(kBytes) Bytes {
     unsigned words[kBytes / 4];
   };
@@ -262,13 +262,13 @@ __device__ inline void copy_async_wait() {
 #endif
 }
 
-// The block's shared memory, whose size the launch gives.
+// The block's shared memory; the launch sets its size.
 __device__ inline char* dynamic_shared() {
   extern __shared__ __align__(16) char shared_memory[];
   return shared_memory;
 }
 
-// Launches `kernel` and answers with the cudaError_t of the launch as an int, 0 for success.
+// Launches `kernel` and returns the cudaError_t of the launch as an int, 0 for success.
 template <typename... Parameters, typename... Arguments>
 int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void* stream, void (*kernel)(Parameters...),
                   const Arguments&... arguments) {
@@ -284,7 +284,7 @@ int launch_kernel(unsigned grid, unsigned block, unsigned shared_bytes, void* st
 
 #endif
 
-// kCount neighbouring elements, moved by one load or store of their size.
+// kCount neighbouring elements, moved by a single load or store.
 template <typename T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
@@ -302,12 +302,12 @@ __device__ inline void store(T* to, const Pack<T, kCount>& pack) {
   *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
 }
 
-// kCount neighbouring elements, or zeros where `there` is false.
+// kCount neighbouring elements, or zeros if `there` is false.
 template <int kCount, typename T>
 __device__ inline Pack<T, kCount> load_or_zero(bool there, const T* from) {
   constexpr int kWords = sizeof(T) * kCount / 4;
   if constexpr (sizeof(T) < 4 && kWords > 0) {
-    // whole registers, which compilers do not take apart to choose between them and zero
+    // select in whole registers: compilers do not split these to choose between them and zero
     const auto words = there ? load<kWords>(reinterpret_cast<const unsigned*>(from)) : Pack<unsigned, kWords>{};
     Pack<T, kCount> result;
     memcpy(&result, &words, sizeof result);
@@ -317,18 +317,18 @@ __device__ inline Pack<T, kCount> load_or_zero(bool there, const T* from) {
   }
 }
 
-// Sum over the 32 lanes of a warp, the same bits in every lane.
+// Sum over the 32 lanes of a warp; bitwise equal in all lanes.
 __device__ inline float warp_sum(float value) {
   for (int lane_mask = kWarp / 2; lane_mask > 0; lane_mask /= 2) value += shuffle_xor(value, lane_mask);
   return value;
 }
 
-// 1 / (1 + exp(-z)). Below about -88 exp2 is infinite, and the quotient the correct 0.
+// 1 / (1 + exp(-z)). For z below about -88, exp2 is infinite and the quotient 0, which is correct.
 __device__ inline float sigmoid(float z) { return reciprocal_approx(1.0f + exp2_approx(-kLog2E * z)); }
 
 __device__ inline float silu(float z) { return z * sigmoid(z); }
 
-// Calls launcher(T{}) for a dtype; kInvalidValue where there is no kernel.
+// Calls launcher(T{}) for a dtype; returns kInvalidValue if there is no kernel.
 template <typename F>
 int for_dtype(DType dtype, F launcher) {
   if (dtype == DType::kFloat32) return launcher(float{});

@@ -1,8 +1,8 @@
-// Entry points of the CUDA kernels for code that sees no CUDA header.
+// Entry points of the CUDA kernels for code that includes no CUDA header.
 //
-// A launcher answers with the cudaError_t of its launch as an int, 0 for success; the text is error_string(code). It
-// queues the work on `stream` (a cudaStream_t, null for the default stream) and does not wait. The caller makes the
-// tensors' device the current one.
+// A launcher returns the cudaError_t of its launch as an int, 0 for success; error_string(code) gives the text. It
+// queues the work on `stream` (a cudaStream_t, null for the default stream) and does not wait. The caller must make the
+// tensors' device current.
 #pragma once
 
 #include "cuda/causal_conv1d/causal_conv1d.h"

@@ -1,4 +1,4 @@
-// What the plans of the scans share: when a call fills a GPU, and how its tokens are cut where it does not.
+// Shared by the plans of the scans: when a call fills a GPU, and how its tokens are cut into chunks if it does not.
 #pragma once
 
 #include <algorithm>
@@ -10,25 +10,25 @@ constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + div
 
 struct Gpu {
   int64_t multiprocessors;
-  int64_t shared_bytes;  // that a block may have
+  int64_t shared_bytes;  // the limit per block
 
-  // So many warps hide each other's waiting.
+  // Enough warps to hide each other's latency.
   int64_t full_warps() const { return 16 * multiprocessors; }
   bool is_full(int64_t warps) const { return warps >= full_warps(); }
-  // With fewer, to spread the work over more warps is worth more of it.
+  // With fewer warps, spreading the work over more of them pays even though it adds work.
   int64_t enough_warps() const { return 8 * multiprocessors; }
   bool has_enough(int64_t warps) const { return warps >= enough_warps(); }
 };
 
 struct Chunks {
-  int64_t tiles;  // per chunk; the last has what is left
+  int64_t tiles;  // per chunk; the last has the remainder
   int64_t count;
 };
 
-// One chunk where the warps of a launch are enough; else as many as 16 warps per multiprocessor have room for, but
-// three at least, of 128 tokens or more, or as many as 8 have room for, of 64 tokens or more, whichever is more. Half a
-// tile at the end makes no chunk of its own. Fewer than three would cost more than they bring: the states are found
-// twice.
+// One chunk if the launch has enough warps. Else the larger of two counts: as many chunks of 128 tokens or more as give
+// 16 warps per multiprocessor, but at least three; or as many chunks of 64 tokens or more as give 8 warps. Up to half a
+// tile at the end does not become a separate chunk. Fewer than three chunks would not pay, since chunks compute the
+// states twice.
 inline Chunks split(int64_t tokens, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
   constexpr int64_t kLeastChunks = 3;
   const int64_t tiles = ceil_div(tokens, tile_tokens), given = std::max<int64_t>(warps, 1);

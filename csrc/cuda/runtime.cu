@@ -1,4 +1,4 @@
-// What Python asks of the CUDA runtime itself.
+// Queries to the CUDA runtime from Python.
 #if defined(__HIP__)
 #include <hip/hip_runtime.h>
 #else

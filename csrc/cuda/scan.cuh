@@ -1,14 +1,15 @@
-// The scan itself, as ss2d and selective_scan share it: a tile of tokens in shared memory, the states in registers.
+// The scan that ss2d and selective_scan share: a tile of tokens in shared memory, the states in registers.
 //
 // A block owns kChannels channels; kLanes neighbouring threads share a channel and keep kStates states each. A tile is
-// kTokens tokens in scan order. Its values are laid out so that every lane's loads from shared memory are broadcast
-// or contiguous: per token and channel the time step dt and dt u, per token the rows B and C. Tokens beyond the end
-// have dt = 0 and rows of zeros and so leave the states as they are.
+// kTokens tokens in scan order. It holds the time step dt and dt u per token and channel, and the rows B and C per
+// token, laid out so that all loads from shared memory are broadcast or contiguous. Padding tokens have dt = 0 and rows
+// of zeros, so they do not change the states.
 //
-// If kResets, the time step of a token that begins a sequence has a sign, and neither the state passes it nor, on the
-// way back, its gradient. A factor of 0 would not do: what it meets may be infinite.
+// With kResets, the time step of a token that begins a sequence has its sign bit set, and neither the state nor, in the
+// backward pass, its gradient crosses this token. They are replaced by 0 rather than multiplied by it, because they may
+// be infinite.
 //
-// Decays are powers of two: a = exp(dt A) = exp2(dt A log2(e)), and A stands in registers already multiplied.
+// Decays are powers of two: a = exp(dt A) = exp2(dt A log2(e)); the registers hold A log2(e).
 #pragma once
 
 #include "common/ss2d.h"
@@ -16,7 +17,7 @@
 
 namespace mtlkit::cuda {
 
-inline constexpr int kGroupTokens = 4;  // tokens whose sums over lanes are taken together
+inline constexpr int kGroupTokens = 4;  // tokens whose sums over lanes are computed together
 
 // How the threads of one scan divide channels and states.
 template <int kStatesPerLane, int kLanesPerChannel, int kChannelsPerBlock, int kTokensPerTile>
@@ -25,15 +26,15 @@ struct Layout {
   static constexpr int kTokens = kTokensPerTile;
   static constexpr int kPadded = kStates * kLanes;  // N, rounded up
   static constexpr int kThreads = kChannels * kLanes;
-  static constexpr int kPitch = kChannels + 1;  // of the tile of inputs, in channels
+  static constexpr int kPitch = kChannels + 1;  // pitch of the tile of inputs, in channels
   static constexpr int kSumPitch =
-      kChannels + 9;  // of the tile of outputs: few conflicts along channels and none along tokens
+      kChannels + 9;  // pitch of the tile of outputs: few bank conflicts along channels, none along tokens
   static constexpr int kQuad = kStates < 4 ? kStates : 4;
 };
 
 __device__ inline int round_up(int value, int multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// Quotients of numbers below 2^31 by a divisor that is known before the launch.
+// Division of numbers below 2^31 by a divisor that is known before the launch.
 struct Divisor {
   uint32_t value, multiplier;
   int shift;
@@ -78,7 +79,7 @@ __device__ inline float element(const char* data, DType dtype, int64_t index) {
   }
 }
 
-// Hands out parts of the shared memory; on the host, from null, it counts them.
+// Allocates parts of the shared memory; on the host, starting from null, it computes their size.
 class Arena {
  public:
   __host__ __device__ explicit Arena(char* memory) : at_(memory) {}
@@ -95,8 +96,7 @@ class Arena {
   char* at_;
 };
 
-// A log2(e), finite where a state decays at once: beyond the end, where dt is 0, it must stay as it is, and 0 times
-// infinity is NaN.
+// A log2(e), kept finite: padding tokens have dt = 0 and must not change the state, but 0 times infinity is NaN.
 __device__ inline float decay_rate(float A) {
   constexpr float kLowest = -3.402823466e38f;
   const float rate = kLog2E * A;
@@ -147,15 +147,15 @@ __device__ inline States<L> zero_states() {
   return states;
 }
 
-// The time step of a token, without what its sign says.
+// The time step of a token, without its sign.
 template <bool kResets>
 __device__ inline float time_of(float step) {
   return kResets ? fabsf(step) : step;
 }
 
-// What the chunks that a scan has passed leave behind: h = exp2(A sum dt) h + end, chunk by chunk; add_step says what
-// the sum of a chunk is in which a sequence begins. `ends` and `steps`
-// are those of the first of them; the next one's lie `end_stride` and `step_stride` floats further. `h`: before them.
+// The states after `chunks` chunks, given the states h before them: h = exp2(A sum dt) h + end, chunk by chunk.
+// add_step defines the sum for a chunk in which a sequence begins. `ends` and `steps` point to the first chunk's
+// values; the next chunk's are `end_stride` and `step_stride` floats further.
 template <typename L, bool kResets = false>
 __device__ inline States<L> carry_in(States<L> h, const States<L>& A, int lane, int chunks, const float* ends,
                                      int64_t end_stride, const float* steps, int64_t step_stride) {
@@ -174,8 +174,8 @@ __device__ inline States<L> carry_in(States<L> h, const States<L>& A, int lane, 
 
 // --- sums over the lanes of a channel --------------------------------------------------------------------------------
 
-// values[i] summed over the kLanes lanes of a channel; lane l is left with the sums of index l, l + kShared, ... in
-// values[0], values[1], ..., where kShared = min(kCount, kLanes). Each exchange halves what is left to add.
+// Sums values[i] over the kLanes lanes of a channel. Afterwards lane l holds the sums of index l, l + kShared, ... in
+// values[0], values[1], ..., where kShared = min(kCount, kLanes). Each exchange halves the number of values.
 template <int kLanes, int kCount>
 __device__ inline void sum_over_lanes(float (&values)[kCount], int lane) {
   int left = kCount;
@@ -206,7 +206,7 @@ struct alignas(8) Step {
 // The rows B or C of a tile, for one thread: its states' values at a token.
 template <typename L>
 struct SharedRows {
-  const float* first;  // its states at the first token; kPadded apart from token to token
+  const float* first;  // its states at the first token; tokens are kPadded floats apart
 
   __device__ Pack<float, L::kQuad> quad(int token, int state) const {
     return load<L::kQuad>(first + token * L::kPadded + state);
@@ -214,7 +214,7 @@ struct SharedRows {
   __device__ SharedRows from(int token) const { return {first + token * L::kPadded}; }
 };
 
-// The same at every token of a channel.
+// B or C that are equal at all tokens of a channel.
 template <typename L>
 struct OwnRows {
   States<L> own;
@@ -228,8 +228,8 @@ struct OwnRows {
   __device__ const OwnRows& from(int) const { return *this; }
 };
 
-// Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which holds
-// the D skip already. `x` and `sums` point at the thread's channel.
+// Advances the states over `tokens` (a multiple of kGroupTokens) tokens and adds y to the tile of sums, which already
+// holds the skip term D u. `x` and `sums` point at the thread's channel.
 template <typename L, bool kResets = false, typename RowsB, typename RowsC>
 __device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, int tokens, int lane, const States<L>& A,
                                  States<L>& h) {
@@ -264,13 +264,13 @@ __device__ inline void scan_tile(const Step* x, RowsB B, RowsC C, float* sums, i
   }
 }
 
-// The sum of time steps; -1 from the first token on that begins a sequence.
+// Adds a time step to a sum; the sum becomes -1 once a token begins a sequence.
 template <bool kResets>
 __device__ inline float add_step(float sum, float step) {
   return kResets && (has_sign(sum) || has_sign(step)) ? -1.0f : sum + step;
 }
 
-// As scan_tile without the outputs; adds the time steps to `steps`.
+// Like scan_tile, without the outputs; adds the time steps to `steps`.
 template <typename L, bool kResets = false, typename Rows>
 __device__ inline void advance_tile(const Step* x, Rows B, int tokens, const States<L>& A, States<L>& h, float& steps) {
 #pragma unroll 4
@@ -292,12 +292,12 @@ __device__ inline void advance_tile(const Step* x, Rows B, int tokens, const Sta
 
 // --- backward --------------------------------------------------------------------------------------------------------
 
-// With g the gradient of a state, the carry is what reaches the token before: dL/dh[t-1] = a[t] g[t].
+// With g the gradient of a state, the carry is the part that passes to the previous token: a[t] g[t].
 //
-// A tile is passed once upwards, to find the states at the start of each group of kGroupTokens tokens, and then group
-// by group downwards: up through the group, keeping decays and products in registers, then down through it.
+// A tile is first scanned upwards, to get the states at the start of each group of kGroupTokens tokens. Then the groups
+// are processed downwards: each group is scanned up again, keeping decays and products in registers, and then down.
 
-// A token's inputs; after its group has been passed, `u` holds the gradient of u instead.
+// A token's inputs; after its group has been processed, `u` holds the gradient of u.
 struct alignas(16) Token {
   float dt, dtu, dy, u;
 };
@@ -305,10 +305,10 @@ struct alignas(16) Token {
 template <typename L>
 struct Group {
   float decay[kGroupTokens][L::kStates];    // a
-  float product[kGroupTokens][L::kStates];  // a h of the token before; then g dtu, the channel's part of dB
+  float product[kGroupTokens][L::kStates];  // a[t] h[t-1]; later g dtu, the channel's part of dB
 };
 
-// The states after a group's tokens.
+// Advances the states over a group's tokens.
 template <typename L, bool kResets = false, typename Rows>
 __device__ inline void advance_group(const Token* tokens, const Rows& B, const States<L>& A, States<L>& h) {
 #pragma unroll
@@ -327,7 +327,7 @@ __device__ inline void advance_group(const Token* tokens, const Rows& B, const S
   }
 }
 
-// Up through a group: fills `group` and hands dy h, the channel's part of dC, to keep(token, first state, quad).
+// Scans up through a group: fills `group` and passes dy h, the channel's part of dC, to keep(token, first state, quad).
 template <typename L, bool kResets = false, typename Rows, typename Keep>
 __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const States<L>& A, States<L> h,
                                      Group<L>& group, Keep keep) {
@@ -352,8 +352,8 @@ __device__ inline void rebuild_group(const Token* tokens, const Rows& B, const S
   }
 }
 
-// Down through a group: leaves the channel's part of dB in group.product, adds to dA, and gives for each token, summed
-// over the thread's states, the gradients of dt u and (over A log2(e) instead of A) of dt.
+// Scans down through a group: leaves the channel's part of dB in group.product, adds to dA, and returns for each token,
+// summed over the thread's states, the gradient of dt u and that of dt (with A log2(e) in place of A).
 template <typename L, bool kResets = false, typename RowsB, typename RowsC>
 __device__ inline void descend_group(const Token* tokens, const RowsB& B, const RowsC& C, const States<L>& A,
                                      Group<L>& group, States<L>& carry, States<L>& dA, float (&ddtu)[kGroupTokens],
@@ -372,7 +372,7 @@ __device__ inline void descend_group(const Token* tokens, const RowsB& B, const 
         const float through = g * group.product[j][i + q];
         ddtu[j] += g * b.values[q];
         ddt[j] += through * A.values[i + q];
-        dA.values[i + q] += through * token.dt;  // where the step has a sign, `through` is 0
+        dA.values[i + q] += through * token.dt;  // `through` is 0 if the step has its sign bit set
         const float passed = g * group.decay[j][i + q];
         carry.values[i + q] = kResets && has_sign(token.dt) ? 0.0f : passed;
         group.product[j][i + q] = g * token.dtu;
@@ -381,7 +381,7 @@ __device__ inline void descend_group(const Token* tokens, const RowsB& B, const 
   }
 }
 
-// The carry alone, down through `count` tokens; adds their time steps to `steps`.
+// Scans down through `count` tokens and updates only the carry; adds their time steps to `steps`.
 template <typename L, bool kResets = false, typename Rows>
 __device__ inline void descend_tile(const Token* tokens, const Rows& C, int count, const States<L>& A, States<L>& carry,
                                     float& steps) {
@@ -402,15 +402,15 @@ __device__ inline void descend_tile(const Token* tokens, const Rows& C, int coun
   }
 }
 
-// Sums over the channels of a block: each thread puts its part of (token, channel, state) into shared memory, and after
-// a barrier the sums are taken in a fixed order.
+// Sums over the channels of a block: each thread writes its part of (token, channel, state) to shared memory, and after
+// a barrier the parts are added in a fixed order.
 template <typename L>
 struct ChannelSums {
-  // Odd multiples of 16 floats from token to token keep the loads of a warp in different banks.
+  // A pitch that is an odd multiple of 16 floats puts the loads of a warp in different banks.
   static constexpr int kTokenPitch = L::kChannels * L::kPadded + 16;
   static constexpr int kFloats = kGroupTokens * kTokenPitch;
 
-  // The place of the thread's states.
+  // The address of the thread's states.
   __device__ static float* place(float* parts, int token, int channel, int state) {
     return parts + token * kTokenPitch + channel * L::kPadded + state;
   }
@@ -420,7 +420,7 @@ struct ChannelSums {
   static constexpr int kRounds = kSums * kPieces / L::kThreads;
   static_assert(kPieces <= kWarp && L::kChannels % kPieces == 0 && kRounds * L::kThreads == kSums * kPieces);
 
-  // use(round, token, state, sum) for each token of the group and each state, on one thread each.
+  // Calls use(round, token, state, sum) for each token of the group and each state, on one thread each.
   template <typename Use>
   __device__ static void sum(const float* parts, int thread, Use use) {
     const int piece = thread % kPieces;

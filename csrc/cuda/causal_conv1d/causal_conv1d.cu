@@ -1,7 +1,7 @@
-// Depthwise causal convolution of a few taps, bias and SiLU, forward and backward (how they are dealt to threads:
-// causal_conv1d.h). Filters of fewer taps are taken as ones of kMaxWidth whose first taps no token reaches.
+// Depthwise causal convolution of a few taps, bias and SiLU, forward and backward (division among threads:
+// causal_conv1d.h). Filters with fewer than kMaxWidth taps run as filters of kMaxWidth whose first taps are never used.
 //
-//   a = conv(x), found again     da = dy SiLU'(a)     dx[t - k] += tap[k] da[t]     dtap[k] += da[t] x[t - k]
+//   a = conv(x), recomputed      da = dy SiLU'(a)     dx[t - k] += tap[k] da[t]     dtap[k] += da[t] x[t - k]
 #include "cuda/device.cuh"
 #include "cuda/launchers.h"
 
@@ -10,8 +10,8 @@ namespace {
 
 inline constexpr int kBefore = kMaxWidth - 1;
 
-// Which pack of channels and which run a thread has, and where both lie. `across`: neighbouring threads have
-// neighbouring channels, as channels that lie side by side want it; else neighbouring runs.
+// The pack of channels and the run of a thread in its block. `across`: neighbouring threads have neighbouring channels,
+// for contiguous channels; else neighbouring runs.
 struct Place {
   int pack, column;
 
@@ -36,7 +36,7 @@ __device__ inline T* element_at(const Tensor<3>& t, int64_t sequence, int64_t ch
   return static_cast<T*>(t.data) + sequence * t.stride[0] + channel * t.stride[1] + token * t.stride[2];
 }
 
-// The last tokens of kCount channels, and how many of those before the last its output reaches.
+// The last tokens of kCount channels, and how many tokens back the output of the last one reaches.
 template <typename T, int kCount>
 class Window {
  public:
@@ -44,7 +44,7 @@ class Window {
   int reach;
   bool padding;  // token t
 
-  // Before token `first`, which next() comes to.
+  // Starts before token `first`; the first call of next() moves to it.
   __device__ Window(const CausalConv1d& p, int64_t sequence, int64_t c, int64_t first)
       : at_(element_at<const T>(p.x, sequence, c, first)),
         token_stride_(p.x.stride[2]),
@@ -63,12 +63,12 @@ class Window {
           values[k][i] = p.initial_states[(sequence * p.shape.channels + c + i) * most_ + most_ + token];
         }
       }
-      // of the token before the first
+      // reach of the token before the first
       if (seq_idx_ && reach == k - 1 && token >= 0 && (k == 0 || seq_idx_[token] == seq_idx_[token + 1])) reach = k;
     }
   }
 
-  // On to the next token, which is `there`, or beyond the end.
+  // Moves to the next token; `there` is false beyond the end.
   __device__ void next(bool there) {
     for (int k = kBefore; k > 0; --k) {
       for (int i = 0; i < kCount; ++i) values[k][i] = values[k - 1][i];
@@ -92,7 +92,8 @@ class Window {
   int most_;
 };
 
-// The taps and the bias of kCount channels from `c` on, the token's own tap first; of channels beyond the last, zeros.
+// The taps and the bias of kCount channels from `c` on, the current token's tap first; zeros for channels beyond the
+// last.
 template <int kCount>
 struct Filter {
   float taps[kMaxWidth][kCount], bias[kCount];
@@ -116,7 +117,7 @@ struct Filter {
   }
 };
 
-// T: type of x and y. kCount: channels of a thread; more than one where packs<kCount>() holds for x and y.
+// T: type of x and y. kCount: channels per thread; more than one only if packs<kCount>() holds for x and y.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kRunThreads, 2)
     causal_conv1d_fwd_kernel(const CausalConv1dForward params, const Runs runs, const bool across) {
@@ -152,8 +153,8 @@ constexpr unsigned shared_bytes() {
   return kRunSums * kRunThreads * sizeof(float);
 }
 
-// T: type of x, dy and dx. kCount: as forward, for all three. Past the end of its run a thread goes on for as many
-// tokens as the run's last one is met by.
+// T: type of x, dy and dx. kCount: as in forward, for all three. A thread continues past the end of its run over the
+// tokens whose outputs depend on the run's last tokens.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kRunThreads, 2)
     causal_conv1d_bwd_kernel(const CausalConv1dBackward params, const Runs runs, const bool across) {
@@ -207,7 +208,7 @@ __global__ void __launch_bounds__(kRunThreads, 2)
     }
   }
 
-  // Each run lays down what it gathered for one of the thread's channels; then a few threads add the runs up.
+  // For one of the thread's channels at a time: each run stores its sums, then a few threads add over the runs.
   float* const gathered = reinterpret_cast<float*>(dynamic_shared());  // (5, runs, packs)
   for (int i = 0; i < kCount; ++i) {
     if (i > 0) block_sync();
@@ -228,7 +229,7 @@ __global__ void __launch_bounds__(kRunThreads, 2)
   }
 }
 
-// Whether kCount neighbouring channels of every token can be moved at once.
+// Whether kCount neighbouring channels of every token can be loaded and stored at once.
 template <int kCount>
 bool packs(const CausalConv1dShape& shape, const Tensor<3>& t) {
   return shape.channels % kCount == 0 && t.stride[1] == 1 &&

@@ -1,12 +1,12 @@
-// Depthwise 3 x 3 convolution, bias and SiLU: backward (how it is dealt to threads: dwconv_silu.h).
+// Depthwise 3 x 3 convolution, bias and SiLU: backward (division among threads: dwconv_silu.h).
 //
-//   a = conv(x), found again     da = dy SiLU'(a)      dx = conv(da) with the filter turned by half a turn
+//   a = conv(x), recomputed      da = dy SiLU'(a)      dx = conv(da) with the filter rotated by 180 degrees
 //   dweight[i, j] += da[h, w] x[h + i - 1, w + j - 1]      dbias += da
 //
-// Going down a strip, a thread finds da of its own column, row by row, and hands it to its neighbours through shared
-// memory; each gathers dx from the three columns around it. The outermost columns of a block only find da. A block goes
-// through every parts-th group of columns and leaves its sums for weight and bias in a row of partials of its own,
-// which the caller adds in a fixed order.
+// Going down a strip, a thread computes da of its own column, row by row, and passes it to its neighbours through
+// shared memory; each thread computes dx from the three columns around its own. The outermost columns of a block only
+// compute da. A block processes every parts-th group of columns and writes its sums for weight and bias to its own row
+// of partials; the caller adds the rows in a fixed order.
 #include "cuda/device.cuh"
 #include "cuda/dwconv_silu/dwconv_silu.cuh"
 #include "cuda/launchers.h"
@@ -19,20 +19,21 @@ constexpr unsigned shared_bytes() {
   return (2 * kCount + kConvSums) * kConvThreads * sizeof(float);
 }
 
-// T: type of x, dy and dx. kCount: channels of a thread; more than one where packs<kCount>() holds for all three.
+// T: type of x, dy and dx. kCount: channels per thread; more than one only if packs<kCount>() holds for all three.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kConvThreads, 2)
     dwconv_silu_bwd_kernel(const DwconvSiluBackward params, const ConvStrips strips, const bool across) {
   const DwconvSilu& p = params.conv;
   const ConvThread thread = conv_thread(across);
-  const int neighbour = across ? kConvPacks : 1;  // how many threads further the next column is
+  const int neighbour = across ? kConvPacks : 1;  // threads from one column to the next
   const int64_t chunk = blockIdx.x / params.parts, part = blockIdx.x % params.parts;
   const int64_t c = (chunk * kConvPacks + thread.pack) * kCount;
   const int64_t columns = p.shape.batch * strips.strips * p.shape.width;
   const Filter<kCount> filter(p, c);
   const bool inner = thread.column > 0 && thread.column <= kConvInner;
 
-  // da of two rows, in turns: who writes the row after next has met all who read this one at the barrier between.
+  // A double buffer for rows of da: the barrier at each row ensures that all threads have read a row before it is
+  // overwritten two rows later.
   Pack<float, kCount>* const exchange = reinterpret_cast<Pack<float, kCount>*>(dynamic_shared());
   int turn = 0;
   const int steps = static_cast<int>(strips.rows) + 2;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
     };
     enter(1);
     enter(2);
-    float sums[kWindow][kCount] = {};  // rows h - 1 to h + 1 of dx in the making
+    float sums[kWindow][kCount] = {};  // partial sums of rows h - 1 to h + 1 of dx
 #pragma unroll 1
     for (int h = column.first - 1, step = 0; step < steps; ++h, ++step) {
       for (int j = 0; j < kWindow; ++j) {
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
       block_sync();
 
       if (!own) continue;
-      // tap j of dx takes the pixel that x's tap j reached it from: the one to the right for j = 0
+      // tap j of dx reads the pixel whose output used x at tap j: the right neighbour for j = 0
       beside[0] = column.w < p.shape.width - 1 ? row[threadIdx.x + neighbour] : Pack<float, kCount>{};
       beside[1] = da;
       beside[2] = column.w > 0 ? row[threadIdx.x - neighbour] : Pack<float, kCount>{};
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
     }
   }
 
-  // Each column lays down what it gathered for one of the thread's channels; then a few threads add the columns up.
+  // For one of the thread's channels at a time: each column stores its sums, then a few threads add over the columns.
   float* const gathered = reinterpret_cast<float*>(exchange + 2 * kConvThreads);  // (10, columns, packs)
   for (int i = 0; i < kCount; ++i) {
     if (i > 0) block_sync();

@@ -1,4 +1,4 @@
-// What the forward and the backward kernel of dwconv_silu share.
+// Shared by the forward and the backward kernel of dwconv_silu.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,8 +8,8 @@ namespace mtlkit::cuda {
 
 inline constexpr int kWindow = 3;  // rows and columns of the filter
 
-// Which pack of channels and which column of its block a thread has. `across`: neighbouring threads have neighbouring
-// channels, as channels-last images want it; else neighbouring columns.
+// The pack of channels and the column of a thread in its block. `across`: neighbouring threads have neighbouring
+// channels, for channels-last images; else neighbouring columns.
 struct ConvThread {
   int pack, column;
 };
@@ -20,7 +20,7 @@ __device__ inline ConvThread conv_thread(bool across) {
   return {thread / kConvColumns, thread % kConvColumns};
 }
 
-// Where column number `index` lies: the rows from `first` to `end` - 1 of its strip, column w.
+// The position of column `index`: image, rows `first` to `end` - 1 of its strip, column w.
 struct ConvColumn {
   int64_t image;
   int first, end, w;
@@ -33,7 +33,7 @@ __device__ inline ConvColumn conv_column(const DwconvSilu& p, const ConvStrips& 
           static_cast<int>(index - strip * p.shape.width)};
 }
 
-// The taps and the bias of kCount channels from `c` on; of channels beyond the last, zeros.
+// The taps and the bias of kCount channels from `c` on; zeros for channels beyond the last.
 template <int kCount>
 struct Filter {
   float taps[kTaps][kCount], bias[kCount];
@@ -52,11 +52,11 @@ __device__ inline T* pixel(const Tensor<4>& t, int64_t image, int64_t c, int64_t
   return static_cast<T*>(t.data) + image * t.stride[0] + c * t.stride[1] + h * t.stride[2] + w * t.stride[3];
 }
 
-// Goes down a column of x: next() is the row of three pixels around it, zeros beyond the border.
+// Goes down a column of x: next() loads the three pixels around the column in the next row, zeros beyond the border.
 template <typename T, int kCount>
 class Descent {
  public:
-  // Starts at row h; rows from `bottom` on are zeros too.
+  // Starts at row h; rows from `bottom` on are zeros.
   __device__ Descent(const DwconvSilu& p, const ConvColumn& column, int64_t c, int h, int64_t bottom)
       : at_(pixel<const T>(p.x, column.image, c, h, column.w)),
         down_(p.x.stride[2]),
@@ -83,7 +83,7 @@ class Descent {
   bool has_left_, has_right_;
 };
 
-// Whether kCount neighbouring channels of every pixel can be moved at once.
+// Whether kCount neighbouring channels of every pixel can be loaded and stored at once.
 template <int kCount>
 bool packs(const Tensor<4>& t) {
   return t.stride[1] == 1 && reinterpret_cast<uintptr_t>(t.data) % (kCount * size_of(t.dtype)) == 0 &&

@@ -1,4 +1,4 @@
-// Depthwise 3 x 3 convolution, bias and SiLU: forward (how it is dealt to threads: dwconv_silu.h).
+// Depthwise 3 x 3 convolution, bias and SiLU: forward (division among threads: dwconv_silu.h).
 #include "cuda/device.cuh"
 #include "cuda/dwconv_silu/dwconv_silu.cuh"
 #include "cuda/launchers.h"
@@ -6,7 +6,7 @@
 namespace mtlkit::cuda {
 namespace {
 
-// T: type of x and y. kCount: channels of a thread; more than one where packs<kCount>() holds for x and y.
+// T: type of x and y. kCount: channels per thread; more than one only if packs<kCount>() holds for x and y.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kConvThreads)
     dwconv_silu_fwd_kernel(const DwconvSiluForward params, const ConvStrips strips, const bool across) {
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kConvThreads)
   Descent<T, kCount> x(p, column, c, column.first - 1, column.end + 1);
   T* y = pixel<T>(params.y, column.image, c, column.first, column.w);
 
-  // Rows of y in the making: the one before row h of x, the one beside it, the one behind it.
+  // Partial sums of three rows of y: h - 1, h and h + 1, where h is the current row of x.
   float sums[kWindow][kCount];
   for (int k = 0; k < kWindow; ++k) {
     for (int i = 0; i < kCount; ++i) sums[k][i] = filter.bias[i];
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kConvThreads)
 #pragma unroll 3
   for (int h = column.first - 1; h <= column.end; ++h) {
     for (int j = 0; j < kWindow; ++j) row[j] = next[j];
-    x.next(next);  // on its way while this row is worked on
+    x.next(next);  // prefetch the next row
     for (int j = 0; j < kWindow; ++j) {
       for (int i = 0; i < kCount; ++i) {
         const float value = to_float(row[j].values[i]);

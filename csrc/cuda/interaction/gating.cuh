@@ -1,21 +1,21 @@
-// Task interaction between its passes: what forward and backward share.
+// Task interaction between its passes: shared by forward and backward.
 //
-// The vectors are small and the layers many, so that a launch takes whatever does not wait for other blocks. Sums have
-// a fixed order. Where a warp owns a row or an image, its lanes go along the columns.
+// The vectors are small and the layers many, so a launch does all work that does not depend on results of other blocks.
+// Sums have a fixed order. If a warp owns a row or an image, its lanes run along the columns.
 #pragma once
 
 #include "cuda/interaction/tile.cuh"
 
 namespace mtlkit::cuda {
 
-inline constexpr float kShortest = 1e-12f;  // below it, a squared length counts as this in the cosine
+inline constexpr float kShortest = 1e-12f;  // lower bound of squared lengths in the cosine
 inline constexpr float kNormaliserEps = 1e-8f;
 inline constexpr int kMostSignals = 3;
 
 __device__ inline int64_t warp_number() { return int64_t{blockIdx.x} * kTileWarps + threadIdx.x / kWarp; }
 inline unsigned blocks_of_warps(int64_t warps) { return static_cast<unsigned>(ceil_div(warps, kTileWarps)); }
 
-// The sum of f(i) over i < count by a warp, the same bits in each lane.
+// The sum of f(i) over i < count, computed by a warp; bitwise equal in all lanes.
 template <typename F>
 __device__ inline float lane_sum(int64_t count, F f) {
   float sum = 0.0f;
@@ -23,7 +23,7 @@ __device__ inline float lane_sum(int64_t count, F f) {
   return warp_sum(sum);
 }
 
-// Calls f(i) for the lane's share of i < count.
+// Calls f(i) for this lane's share of i < count.
 template <typename F>
 __device__ inline void each_of(int64_t count, F f) {
   for (int64_t i = threadIdx.x % kWarp; i < count; i += kWarp) f(i);
@@ -31,7 +31,7 @@ __device__ inline void each_of(int64_t count, F f) {
 
 __device__ inline float given(const float* values, int64_t i) { return values ? values[i] : 0.0f; }
 
-// The arguments with the pieces of what is kept.
+// The arguments, and pointers to the parts of `kept`.
 struct Level {
   const InteractionGating& p;
   int64_t B, C, P, F, H, Q;
@@ -68,14 +68,15 @@ struct Level {
     return unit(b, j) * weight(kNormWeight)[j] + weight(kNormBias)[j];
   }
 
-  // What signal i is divided by: 1 for three signals, else its mean over the batch or what is given. A warp calls it.
+  // The divisor of signal i: 1 for three signals, else the given normaliser or the mean over the batch. Called by a
+  // warp.
   __device__ float divisor(int i) const {
     if (p.alignment) return 1.0f;
     if (p.normaliser) return p.normaliser[i] + kNormaliserEps;
     return lane_sum(B, [&](int64_t b) { return signal(i)[b]; }) / static_cast<float>(B) + kNormaliserEps;
   }
 
-  // UPA's hidden unit h of normalised signals.
+  // UPA's hidden unit h, from the normalised signals.
   __device__ float hidden(int64_t h, const float (&u)[kMostSignals]) const {
     float z = weight(kFc1Bias)[h];
     for (int i = 0; i < signals; ++i) z += weight(kFc1Weight)[h * signals + i] * u[i];
@@ -83,7 +84,7 @@ struct Level {
   }
 };
 
-// One over a length, from its square.
+// 1 / length, from the squared length.
 __device__ inline float inverse_length(float square) { return 1.0f / sqrtf(square < kShortest ? kShortest : square); }
 
 }  // namespace mtlkit::cuda

@@ -7,16 +7,16 @@
 namespace mtlkit::cuda {
 namespace {
 
-constexpr int kImages = kTileWarps;  // that a block takes at once back through a layer
+constexpr int kImages = kTileWarps;  // that a block processes together in a layer
 
-// The level with the scratch of the backward pass.
+// A level with pointers to the scratch memory of the backward pass.
 struct Pulled : Level {
   const InteractionGatingBackward& q;
-  float *dlogits, *dsignals;       // (B, 2), (3, B) of the normalised signals
-  float *dmu, *dgain, *dseg;       // (B, C): of mu, and of the two gates before their sigmoids
-  float *denhanced, *df, *dclf;    // (B, F): of enhanced and base vector, and of the gate before its sigmoid
-  float *dcontext, *normal;        // (B, F): before the ReLU; the normalised context itself
-  float *seg_shift, *clf_shift;    // (B, C), (B, F): what the queries project
+  float *dlogits, *dsignals;       // (B, 2); (3, B), of the normalised signals
+  float *dmu, *dgain, *dseg;       // (B, C): of mu, and of its two gates before the sigmoid
+  float *denhanced, *df, *dclf;    // (B, F): of enhanced and base vector, and of the vector's gate before the sigmoid
+  float *dcontext, *normal;        // (B, F): the gradient before the ReLU; the normalised context (not a gradient)
+  float *seg_shift, *clf_shift;    // (B, C), (B, F): the inputs of the queries' projections
   float *dseg_query, *dclf_query;  // (B, Q)
 
   __device__ explicit Pulled(const InteractionGatingBackward& g) : Level(g.gating), q(g) {
@@ -35,14 +35,14 @@ struct Pulled : Level {
 
   __device__ float* dweight(GatingWeight which) const { return q.dweights.data()[which]; }
 
-  // mu is done: back through its two gates.
+  // Given the complete gradient of mu, writes those of its two gates.
   __device__ void pull_mu(int64_t i, float d) const {
     const float s = gain[i], g = seg_gate[i], both = d * p.tau * s * g;
     dgain[i] = both * (1.0f - s);
     dseg[i] = both * (1.0f - g);
   }
 
-  // The enhanced vector is done: to the base, and back through the vector's gate.
+  // Given the complete gradient of the enhanced vector, writes those of the base vector and of the vector's gate.
   __device__ void pull_enhanced(int64_t b, int64_t j, float d, float base) const {
     const int64_t i = b * F + j;
     const float c = normalised(b, j), g = clf_gate[i];
@@ -53,7 +53,7 @@ struct Pulled : Level {
   }
 };
 
-// Gradients of a warp's image: its two logits and its normalised signals.
+// Gradients of the two logits and the normalised signals; one image per warp.
 __global__ void __launch_bounds__(kTileThreads) interaction_gates_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const int64_t b = warp_number();
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_gates_bwd_kernel(con
   for (int i = 0; i < 2; ++i) v.dlogits[2 * b + i] = dz[i];
 }
 
-// Gradients of a warp's image: mu, enhanced and base vector, and queries, as far as signals and outputs make them.
+// Gradients of mu, enhanced and base vector, and queries, from the signals and outputs only; one image per warp.
 __global__ void __launch_bounds__(kTileThreads) interaction_signals_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const InteractionGating& p = v.p;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_signals_bwd_kernel(c
   if (p.alignment) {
     dspread = d[2] * exponential(-v.signal(2)[b]);
     if (params.denergy && threadIdx.x % kWarp == 0) params.denergy[b] = d[1];
-    // of the cosine (s . c) / (|s| |c|)
+    // gradients of the cosine (s . c) / (|s| |c|)
     const float *const s = v.seg_query + b * v.Q, *const c = v.clf_query + b * v.Q;
     const float s_square = lane_sum(v.Q, [&](int64_t k) { return s[k] * s[k]; });
     const float c_square = lane_sum(v.Q, [&](int64_t k) { return c[k] * c[k]; });
@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kTileThreads) interaction_signals_bwd_kernel(c
   });
 }
 
-// Back through a layer of R rows and N columns: the sum over rows r of dy[b, r] weight[r, n], where b is `first` plus
-// the thread's warp and n the lane of the block's columns. All threads of a block call it.
+// The gradient of the input of a layer of R rows and N columns: the sum over rows r of dy[b, r] weight[r, n], where b
+// is `first` plus the thread's warp and n the lane's column. All threads of a block must call it.
 __device__ inline float pull(const float* dy, const float* weight, int64_t first, int64_t images, int64_t n, int64_t R,
                              int64_t N) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -161,10 +161,10 @@ __device__ inline float pull(const float* dy, const float* weight, int64_t first
 
 constexpr unsigned kPullBytes = kTileWarps * kImages * kWarp * sizeof(float);
 
-// Where a block of a pull stands: columns of one of some layers, and some images.
+// The columns, of one of up to three layers, and the images that a block computes with `pull`.
 struct Columns {
   int layer;
-  int64_t n, first;  // first: image
+  int64_t n, first;  // first: the first image
 
   __device__ Columns(int64_t images, int64_t one, int64_t two) : layer(0) {
     const unsigned groups = static_cast<unsigned>(ceil_div(images, kImages));
@@ -186,7 +186,7 @@ struct Columns {
 
 int64_t column_blocks(int64_t images, int64_t columns) { return ceil_div(images, kImages) * ceil_div(columns, kWarp); }
 
-// What the two projections of three signals add to the gradients of mu, mean and vectors.
+// With three signals: adds the gradients through the two query projections to those of mu, mean and vectors.
 __global__ void __launch_bounds__(kTileThreads, 2)
     interaction_queries_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-// Columns of the vector's gate, and through the batch normalisation to the context before its ReLU.
+// Columns of the vector's gate, then the gradient through the batch normalisation to the context before its ReLU.
 __global__ void __launch_bounds__(kTileThreads) interaction_gate_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const int64_t j = int64_t{blockIdx.x} * kWarp + threadIdx.x % kWarp;
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_gate_bwd_kernel(cons
     if (float* const d = v.dweight(kNormWeight)) d[j] = along;
     if (float* const d = v.dweight(kNormBias)) d[j] = sum;
   }
-  for (int64_t b = warp; b < v.B; b += kImages) {  // the thread's own
+  for (int64_t b = warp; b < v.B; b += kImages) {  // the images that this thread wrote
     float d = v.dcontext[b * v.F + j];
     if (v.p.training) d -= (sum + along * v.unit(b, j)) / static_cast<float>(v.B);
     d *= v.weight(kNormWeight)[j] * v.slope[j];
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_gate_bwd_kernel(cons
   }
 }
 
-// Columns of the context's layer, of the gain's and of the map's gate.
+// Columns of the layers of the context, the gain and the map's gate.
 __global__ void __launch_bounds__(kTileThreads, 2) interaction_rows_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const Columns at(v.B, v.P, v.F);
@@ -258,14 +258,14 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_rows_bwd_kernel(c
   }
 }
 
-// A layer's gradients: of its weight the products of dy and x, of its bias the sums of dy, over the images.
+// The parameter gradients of a layer: dweight is the product of dy and x, dbias the sum of dy, over the images.
 struct Layer {
   const float *dy, *x;  // (B, R), (B, N)
   float *dweight, *dbias;
   int64_t R, N;
 };
 
-// A thread for each number that is learnt, in the order of the weights but the normalisation's.
+// One thread per element of the parameters, in the order of the weights, without those of the normalisation.
 __global__ void __launch_bounds__(kTileThreads) interaction_learnt_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   int64_t index = int64_t{blockIdx.x} * kTileThreads + threadIdx.x;
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_learnt_bwd_kernel(co
   }
 }
 
-// UPA's two layers: a warp for each hidden unit, its lanes along the images, and one for the last biases.
+// UPA's two layers: one warp per hidden unit, with its lanes along the images, and one warp for the last biases.
 __global__ void __launch_bounds__(kTileThreads) interaction_upa_bwd_kernel(const InteractionGatingBackward params) {
   const Pulled v(params);
   const int64_t h = warp_number();

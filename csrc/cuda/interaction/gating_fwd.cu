@@ -5,9 +5,9 @@
 namespace mtlkit::cuda {
 namespace {
 
-constexpr int kImages = 4;  // that a warp takes at once through a layer
+constexpr int kImages = 4;  // that a warp processes together in a layer
 
-// A warp's row of a layer: f(b, y) for each image, y = weight x(b) + bias.
+// A warp computes one row of a layer: calls f(b, y) for each image, with y = weight x(b) + bias.
 template <typename X, typename F>
 __device__ inline void linear(int64_t images, int64_t columns, const float* weight, const float* bias, int64_t row, X x,
                               F f) {
@@ -24,7 +24,7 @@ __device__ inline void linear(int64_t images, int64_t columns, const float* weig
   }
 }
 
-// Rows of the context with its batch normalisation, then those of the two gates that make mu.
+// Rows of the context and their batch normalisation, and rows of the two gates whose product gives mu.
 __global__ void __launch_bounds__(kTileThreads) interaction_rows_fwd_kernel(const InteractionGatingForward params) {
   const InteractionGating& p = params.gating;
   const Level v(p);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_rows_fwd_kernel(cons
         });
     return;
   }
-  // a lane reads again the images that it wrote
+  // each lane later reads only the images that it wrote itself
   linear(
       v.B, v.P, v.weight(kContextWeight), v.weight(kContextBias), j,
       [&](int64_t b, int64_t k) { return p.pooled[b * v.P + k]; },
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_queries_fwd_kernel(c
       [&](int64_t b, int64_t k) { return p.enhanced[b * v.F + k] - p.f[b * v.F + k]; }, to(v.clf_query));
 }
 
-// The signals of a warp's image.
+// The signals; one image per warp.
 __global__ void __launch_bounds__(kTileThreads) interaction_signals_fwd_kernel(const InteractionGatingForward params) {
   const InteractionGating& p = params.gating;
   const Level v(p);
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_signals_fwd_kernel(c
   v.signal(1)[b] = spread;
 }
 
-// Gates, factors and final vector of a warp's image.
+// Gates, factors and final vector; one image per warp.
 __global__ void __launch_bounds__(kTileThreads) interaction_factors_fwd_kernel(const InteractionGatingForward params) {
   const InteractionGating& p = params.gating;
   const Level v(p);
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_factors_fwd_kernel(c
     z[i] = v.weight(kFc2Bias)[i] +
            lane_sum(v.H, [&](int64_t h) { return v.weight(kFc2Weight)[i * v.H + h] * v.hidden(h, u); });
   }
-  for (int i = 0; i < 2; ++i) w[i] = sigmoid(p.alignment ? z[i] : z[i] - z[1 - i]);  // the softmax of two
+  for (int i = 0; i < 2; ++i) w[i] = sigmoid(p.alignment ? z[i] : z[i] - z[1 - i]);  // softmax over two logits
   if (threadIdx.x % kWarp < 2) p.gates[2 * b + threadIdx.x % kWarp] = w[threadIdx.x % kWarp];
   each_of(v.C, [&](int64_t c) { params.factors[b * v.C + c] = 1.0f + w[0] * (p.mu[b * v.C + c] - 1.0f); });
   each_of(v.F, [&](int64_t j) {

@@ -4,13 +4,13 @@
 namespace mtlkit::cuda {
 namespace {
 
-// Behind the two factors: a float for each thread, each channel's first pixel, and attention's weights.
+// Shared memory: the two factors, a float per thread, each channel's first pixel, and attention's weights.
 template <int kRows>
 constexpr unsigned shared_bytes() {
   return (kTileFloats<kRows> + kTileThreads + 2 * kTileDepth) * sizeof(float);
 }
 
-// The moments of the channels from `first` on, eight threads each.
+// The moments of the channels from `first` on, eight threads per channel.
 template <typename T>
 __device__ inline void find_moments(const PartialSums& part, int first, int channels, int count, const float* right,
                                     const float* shifts) {
@@ -32,7 +32,7 @@ __device__ inline void find_moments(const PartialSums& part, int first, int chan
   }
 }
 
-// The absolute differences of a pixel to those on its right and below it.
+// The absolute differences between a pixel and its right and lower neighbours.
 template <typename T>
 __device__ inline float steps(const T* at, float value, int64_t stride, int64_t pixel, int64_t pixels, int64_t width) {
   float sum = 0.0f;
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
   float sum[kRows][2] = {}, logits[2] = {}, energy = 0.0f;
   for (int first = 0; first < C; first += kTileDepth) {
     block_sync();
-#pragma unroll(kRows > 12 ? 2 : 8)  // for want of registers
+#pragma unroll(kRows > 12 ? 2 : 8)  // limited by registers
     for (int e = threadIdx.x; e < kTileDepth * kTileColumns; e += kTileThreads) {
       const auto [k, i] = place_of<kTileDepth, kTileColumns>(e, across);
       float value = 0.0f;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kTileThreads, 2) interaction_project_kernel(co
     }
     if (p.weight) {
 #pragma unroll(kRows > 12 ? 2 : 4)
-      for (int j = 0; j < kRows; ++j) {  // eight neighbours of four rows a warp
+      for (int j = 0; j < kRows; ++j) {  // a warp takes eight neighbouring elements of four rows
         const int run = j * kTileWarps + warp, k = run % 4 * 8 + lane % 8, r = run / 4 * 4 + lane / 8;
         const int q = block * kRows * kTileWarps + r;
         left[k * kLeftPitch<kRows> + r] = q < P && first + k < C ? p.weight[int64_t{q} * C + first + k] : 0.0f;

@@ -1,16 +1,17 @@
-// The projection of a map's tiles, for the forward pass and once more for attention's backward pass.
+// The projection of a map's tiles, used by the forward pass and by attention's backward pass.
 #pragma once
 
 #include "cuda/interaction/tile.cuh"
 
 namespace mtlkit::cuda {
 
-// What a projection is made for: sums over the tiles, or, where `reached` is given, what attention's gradient reads.
+// The arguments of a projection, which writes sums over the tiles or, if `reached` is given, the inputs of attention's
+// gradient.
 struct Projected {
   InteractionReduce reduce;
-  float* parts;  // as InteractionReduceForward has it, null with reached
+  float* parts;  // as in InteractionReduceForward; null if reached is given
   bool energy;
-  const float* dpooled;  // (B, P), null with parts, as the next two
+  const float* dpooled;  // (B, P), null if parts is given, like the next two
   float* reached;        // (B, row blocks, L)
   float* logits;         // (B, L)
 };
@@ -22,10 +23,10 @@ __device__ inline int pixels_of_tile(int64_t tile, int64_t pixels) {
   return static_cast<int>(left < kTileColumns ? left : kTileColumns);
 }
 
-// What a channel's moments are taken about: an infinite or missing first pixel must not reach the others.
+// The shift of a channel's moments: the first pixel, or 0 if it is not finite, so that inf or NaN does not spread.
 __device__ inline float finite_or_zero(float x) { return x - x == 0.0f ? x : 0.0f; }
 
-// What the blocks leave of tile t of an image whose first tile is number `first` of all.
+// The partial sums of tile t of an image; `first` is the index of the image's first tile among all tiles.
 class PartialSums {
  public:
   template <typename Params>
@@ -36,7 +37,7 @@ class PartialSums {
   __device__ float* squares(int64_t t) const { return means(t) + C_; }
   __device__ float* sums(int64_t t) const { return means(t) + 2 * C_; }
   __device__ float* energy(int64_t t) const { return sums(t) + P_; }
-  __device__ float* top(int64_t t) const { return energy(t) + 1; }  // and the sum of exponentials about it
+  __device__ float* top(int64_t t) const { return energy(t) + 1; }  // then the sum of exponentials relative to it
 
  private:
   __device__ int64_t width() const { return 2 * C_ + P_ + 3; }

@@ -1,5 +1,5 @@
-// Task interaction: the gradients of what was gathered from a map. Through the projection they need its signs alone,
-// one bit each, which the forward pass leaves; with attention a pass of its own finds them.
+// Task interaction: the backward pass of the sums over a map. The gradient through the projection needs only the
+// projection's signs, one bit each. The forward pass saves them; with attention a separate pass computes them.
 //
 //   m = z > 0, share = 1 / L or the softmax      dz = dpooled m share      dx = W^T dz + ...      dW = dz x^T
 //
@@ -10,7 +10,7 @@
 namespace mtlkit::cuda {
 namespace {
 
-constexpr int kMapRows = 8, kMapChannels = kMapRows * kTileWarps;  // of a tile of the map's gradient
+constexpr int kMapRows = 8, kMapChannels = kMapRows * kTileWarps;  // a tile of the map's gradient
 constexpr unsigned kMapBytes = (kTileFloats<kMapRows> + kTileThreads) * sizeof(float);
 
 template <int kRows>
@@ -18,14 +18,14 @@ constexpr unsigned weight_bytes() {
   return (kTileFloats<kRows> + kTileThreads + 2 * kTileDepth) * sizeof(float);
 }
 
-// Of an image with attention: the shares of its pixels and the gradients of their logits.
+// For an image with attention: the shares of its pixels and the gradients of their logits.
 struct Attention {
   float top, whole, base;
 
-  // All threads of the block call it; `scratch` holds a float for each.
+  // All threads of the block must call it; `scratch` holds a float per thread.
   __device__ static Attention of(const InteractionReduceBackward& params, int64_t image, float* scratch) {
     const InteractionReduce& p = params.reduce;
-    float base = 0.0f;  // what the shares lose by their sum being 1
+    float base = 0.0f;  // the softmax backward's sum: dpooled . pooled
     for (int64_t q = threadIdx.x; q < p.shape.projected; q += kTileThreads) {
       base += params.dpooled[image * p.shape.projected + q] * p.pooled[image * p.shape.projected + q];
     }
@@ -46,21 +46,21 @@ struct Attention {
   }
 };
 
-// The signs of pixel `pixel`, in the word of a warp's rows.
+// Word `index` of the signs: one pixel, and the rows of one warp.
 __device__ inline uint32_t sign_word(const void* signs, int bytes, int64_t index) {
   if (bytes == 1) return static_cast<const uint8_t*>(signs)[index];
   if (bytes == 2) return static_cast<const uint16_t*>(signs)[index];
   return static_cast<const uint32_t*>(signs)[index];
 }
 
-// 1, 0 or -1 by how a value lies to its neighbour.
+// The sign of a value's difference from its neighbour.
 template <typename T>
 __device__ inline float direction(float value, const T* neighbour) {
   const float d = value - to_float(*neighbour);
   return d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : 0.0f;
 }
 
-// The gradient of an element through moments and energy, plus dy times the factor.
+// The gradient of an element through the moments and the energy, plus dy times the factor.
 template <typename T>
 __device__ inline float through_moments(const InteractionReduceBackward& params, int64_t image, int64_t c, int64_t i) {
   const InteractionReduce& p = params.reduce;
@@ -85,7 +85,7 @@ __device__ inline float through_moments(const InteractionReduceBackward& params,
   return gradient;
 }
 
-// A tile of 64 channels and 64 pixels of dx.
+// Computes a tile of dx, 64 channels by 64 pixels.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads, 2)
     interaction_map_bwd_kernel(const InteractionReduceBackward params, const int warp_rows, const int sign_bytes) {
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
       }
     }
   }
-  // to who stores it: neighbouring threads what lies side by side
+  // redistribute through shared memory, so that neighbouring threads store neighbouring elements
   block_sync();
 #pragma unroll
   for (int i = 0; i < kMapRows; ++i) {
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 }
 
-// A share's part of the gradients of the parameters: rows of the projection by 64 channels, over runs of 32 pixels.
+// A share's part of the parameter gradients: rows of the projection by 64 channels, summed over runs of 32 pixels.
 template <typename T, int kRows>
 __global__ void __launch_bounds__(kTileThreads, 2)
     interaction_weight_bwd_kernel(const InteractionReduceBackward params) {
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   if (row_block == 0 && threadIdx.x < kTileColumns && own_channel < C) part[P * C + P + own_channel] = dattn;
 }
 
-// Adds the parts, a thread for each element.
+// Adds the parts, one thread per element.
 __global__ void __launch_bounds__(kTileThreads) interaction_sum_kernel(const InteractionReduceBackward params) {
   const int64_t C = params.reduce.shape.channels, P = params.reduce.shape.projected, width = P * C + P + C;
   const int64_t index = int64_t{blockIdx.x} * kTileThreads + threadIdx.x;

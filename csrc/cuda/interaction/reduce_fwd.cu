@@ -1,15 +1,15 @@
-// Task interaction: what one reading pass over a map gathers.
+// Task interaction: the sums over a map, computed in one pass that reads it once.
 //
-// A block takes a tile of 64 pixels of one image through all channels, and a block of rows of the projection, which is
-// summed over the tile's pixels and never written. Each leaves partial sums, which a second kernel adds in their order.
-// Moments are taken about each channel's first pixel, and those of tiles combined as Chan et al. do.
+// A block owns a tile of 64 pixels of one image, all channels, and a block of rows of the projection; the projected map
+// is summed over the tile's pixels and never written. Each block writes partial sums, which a second kernel adds in a
+// fixed order. Moments are computed about each channel's first pixel and combined over tiles as in Chan et al.
 #include "cuda/interaction/project.cuh"
 #include "cuda/launchers.h"
 
 namespace mtlkit::cuda {
 namespace {
 
-// Sums over an image's tiles: 32 channels a block, its warps in turns.
+// Sums over an image's tiles: 32 channels per block; the tiles are distributed over its warps.
 template <typename T>
 __global__ void __launch_bounds__(kTileThreads) interaction_combine_kernel(const InteractionReduceForward params) {
   const InteractionReduce& p = params.reduce;

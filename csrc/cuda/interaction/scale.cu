@@ -5,7 +5,7 @@
 namespace mtlkit::cuda {
 namespace {
 
-constexpr int kPack = 4, kPacks = 4;  // elements that lie side by side, and of those a thread's
+constexpr int kPack = 4, kPacks = 4;  // contiguous elements in a pack, packs per thread
 
 template <int kCount>
 bool packs(const Tensor<3>& t, bool across, int64_t size) {
@@ -14,10 +14,10 @@ bool packs(const Tensor<3>& t, bool across, int64_t size) {
          reinterpret_cast<uintptr_t>(t.data) % (kCount * size_of(t.dtype)) == 0;
 }
 
-// What lies side by side, and whether a line of it goes along the channels.
+// The contiguous lines of a map; `across`: lines run along the channels.
 struct Lines {
   bool across;
-  int64_t packs, lines;  // of a line, of an image
+  int64_t packs, lines;  // packs per line, lines per image
 
   static Lines of(const InteractionShape& s, const Tensor<3>& x, int count) {
     const int64_t pixels = s.pixels();
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
-// The sum of dy x over a chunk of the pixels. A warp owns a channel where pixels lie side by side.
+// The sum of dy x over a chunk of the pixels. For contiguous pixels: a warp owns a channel.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kTileThreads) interaction_factors_rows_kernel(const InteractionFactors params) {
   const int64_t C = params.shape.channels, packs = params.shape.pixels() / kCount;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kTileThreads) interaction_factors_rows_kernel(
   if (threadIdx.x % kWarp == 0) params.parts[row * C + c] = sum;
 }
 
-// Where channels lie side by side, a block owns 16 packs of them, and a thread every 16th pixel.
+// For contiguous channels: a block owns 16 packs of channels, a thread every 16th pixel.
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kTileThreads) interaction_factors_columns_kernel(const InteractionFactors params) {
   constexpr int kAbreast = 16, kPixels = kTileThreads / kAbreast;

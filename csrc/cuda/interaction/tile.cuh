@@ -1,4 +1,4 @@
-// What the kernels of task interaction share: tiles of a product through shared memory, sums over a block.
+// Shared by the kernels of task interaction: tiled products through shared memory, and sums over a block.
 #pragma once
 
 #include <type_traits>
@@ -13,7 +13,7 @@ __device__ inline T* row_of(const Tensor<3>& t, int64_t image, int64_t channel) 
   return static_cast<T*>(t.data) + image * t.stride[0] + channel * t.stride[1];
 }
 
-// Whether channels lie side by side, as in a channels-last map, rather than pixels.
+// Whether the channels are contiguous, as in a channels-last map, rather than the pixels.
 __device__ __host__ inline bool channels_side_by_side(const Tensor<3>& x, int64_t pixels) {
   return x.stride[2] != 1 || (x.stride[1] == 1 && pixels == 1);
 }
@@ -29,8 +29,8 @@ __device__ inline Place place_of(int index, bool across) {
   return {index / kPixels, index % kPixels};
 }
 
-// One factor of a product: kTileDepth lines, each of so many floats and a few to spare. Lines of the left factor stay
-// multiples of 16 bytes, those of the right one are odd, so that a column meets all banks.
+// Pitch of a factor's kTileDepth lines in shared memory, in floats. Lines of the left factor are multiples of 16 bytes;
+// the pitch of the right factor is odd, so that a column touches all banks.
 template <int kRows>
 inline constexpr int kLeftPitch = kRows * kTileWarps + 4;
 inline constexpr int kRightPitch = kTileColumns + 1;
@@ -38,11 +38,11 @@ inline constexpr int kRightPitch = kTileColumns + 1;
 template <int kRows>
 inline constexpr int kTileFloats = kTileDepth * (kLeftPitch<kRows> + kRightPitch);
 
-// Adds the product of left and right: rows warp kRows + i of the tile, columns lane and lane + 32.
+// Adds the product of left and right to sum: rows warp * kRows + i of the tile, columns lane and lane + 32.
 template <int kRows>
 __device__ inline void multiply(const float* left, const float* right, float (&sum)[kRows][2]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-#pragma unroll(kRows > 12 ? 1 : 4)  // for want of registers
+#pragma unroll(kRows > 12 ? 1 : 4)  // limited by registers
   for (int k = 0; k < kTileDepth; ++k) {
     const float first = right[k * kRightPitch + lane], second = right[k * kRightPitch + lane + kWarp];
 #pragma unroll
@@ -64,8 +64,8 @@ __device__ inline float warp_max(float value) {
   return value;
 }
 
-// The sum of a lane's value over the warps of a block, in their order, the same bits in each; `scratch` holds a float
-// for each thread.
+// The sum of a lane's value over the warps of a block, in a fixed order and bitwise equal in all warps; `scratch` holds
+// a float per thread.
 __device__ inline float sum_over_warps(float* scratch, float value) {
   scratch[threadIdx.x] = value;
   block_sync();
@@ -86,10 +86,10 @@ __device__ inline float max_over_warps(float* scratch, float value) {
 
 __device__ inline float exponential(float x) { return exp2_approx(kLog2E * x); }
 
-// One where the rectified value lets a gradient through.
+// Whether ReLU passes the gradient at z.
 __device__ inline bool positive(float z) { return !(z <= 0.0f); }
 
-// The words of the signs, by a warp's rows.
+// The type of a word of signs, one bit per row of a warp.
 template <int kRows>
 struct SignWord {
   using Type = uint32_t;
@@ -107,7 +107,7 @@ struct SignWord<12> {
   using Type = uint16_t;
 };
 
-// Calls launcher(T{}, rows), of the dtype of the map and the rows of a warp as a constant.
+// Calls launcher(T{}, rows) with the map's element type and the rows per warp as a constant.
 template <typename F>
 int for_projection(DType dtype, int64_t projected, F launcher) {
   return for_dtype(dtype, [&](auto zero) {

@@ -1,10 +1,10 @@
-// LayerNorm over the channels, times SiLU(z) where a gate is given: backward. Mean and variance are found again.
+// LayerNorm over the channels, times SiLU(z) if a gate is given: backward. Mean and variance are recomputed.
 //
 //   n = v weight + bias, v the normalised row      dz = dout n SiLU'(z)       dn = dout SiLU(z)
 //   dweight += dn v      dbias += dn               g = dn weight              dx = rstd (g - mean(g) - v mean(g v))
 //
-// A block goes through every gridDim.x-th run of rows and leaves its sums for weight and bias in a row of partials of
-// its own, which the caller adds in a fixed order.
+// A block processes every gridDim.x-th run of rows and writes its sums for weight and bias to its own row of partials;
+// the caller adds the rows in a fixed order.
 #include <algorithm>
 
 #include "cuda/device.cuh"
@@ -14,7 +14,7 @@
 namespace mtlkit::cuda {
 namespace {
 
-// From dout, n and z: dn = dout SiLU(z), and dz.
+// Given dout, n and z, returns dn = dout SiLU(z) and writes dz.
 __device__ float through_gate(float dout, float n, float z, float* dz) {
   const float s = sigmoid(z);
   *dz = dout * n * s * (1.0f + z * (1.0f - s));
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_kernel(const N
     });
   }
 
-  // Each group of lanes lays down what it gathered; then the threads add the groups up, a channel each.
+  // Each group of lanes stores its sums; then each thread adds over the groups for one channel.
   float* const groups = reinterpret_cast<float*>(dynamic_shared());  // (kRows, D)
   float* const partials = params.partials + int64_t{blockIdx.x} * 2 * p.shape.channels;
   const Share<kLanes, kPacks> share{lane, packs};
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_bwd_kernel(const N
 
 constexpr int kWarps = kNormGateThreads / kWarp;
 
-// The sums of two values over all threads of the block, the same bits in each. `scratch` holds 2 kWarps floats.
+// The sums of two values over all threads of the block, bitwise equal in all threads. `scratch` holds 2 kWarps floats.
 __device__ void block_sums(float* scratch, float* first, float* second) {
   *first = warp_sum(*first);
   *second = warp_sum(*second);
@@ -109,8 +109,8 @@ __device__ void block_sums(float* scratch, float* first, float* second) {
   block_sync();
 }
 
-// Any number of channels: the block owns a row, a thread some channels of every row. It reads the row again from the
-// cache, and gathers the sums for weight and bias in its channels of the block's partials.
+// For any number of channels: a block owns a row, a thread some channels of every row. A thread reads the row again
+// from the cache, and accumulates the sums for weight and bias in the block's partials.
 template <typename X, typename Y>
 __global__ void __launch_bounds__(kNormGateThreads, 2) norm_gate_bwd_any_kernel(const NormGateBackward params) {
   const NormGate& p = params.norm;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kNormGateThreads, 2) norm_gate_bwd_any_kernel(
     drift *= per_channel;
     const float rstd = rstd_of(squares * per_channel - drift * drift, p.eps);
 
-    // v, n and dn of a channel; dz on the way
+    // computes v, n and dn of a channel, and writes dz
     float g_sum = 0.0f, g_product = 0.0f;
     for (int64_t c = threadIdx.x; c < p.shape.channels; c += blockDim.x) {
       const float v = (value(c) - mean - drift) * rstd, weight = p.weight ? p.weight[c] : 1.0f;

@@ -1,6 +1,6 @@
-// LayerNorm over the channels, times SiLU(z) where a gate is given: forward (formula: common/norm_gate.h).
+// LayerNorm over the channels, times SiLU(z) if a gate is given: forward (formula: common/norm_gate.h).
 //
-// A few lanes own a row and keep it in registers, so that x, z and out cross the memory bus once each.
+// A few lanes own a row and keep it in registers, so that x, z and out are each read or written once.
 #include <algorithm>
 
 #include "cuda/device.cuh"
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_kernel(const N
   constexpr int kRows = kNormGateThreads / kLanes;
   const NormGate& p = params.norm;
 
-  // The loop is the same for all threads of a block, so that lanes meet in every row_sum.
+  // All threads of a block run the same iterations, so that all lanes reach every row_sum.
   for (int64_t first = int64_t{blockIdx.x} * kRows; first < p.shape.rows; first += int64_t{gridDim.x} * kRows) {
     const int64_t row = first + threadIdx.x / kLanes;
     const Share<kLanes, kPacks> share{static_cast<int>(threadIdx.x % kLanes),
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_kernel(const N
   }
 }
 
-// Any number of channels in kCount at a time: a warp owns a row and reads it three times, twice from the cache.
+// For any number of channels, kCount at a time: a warp owns a row and reads it three times, twice from the cache.
 template <typename X, typename Y, int kCount>
 __global__ void __launch_bounds__(kNormGateThreads) norm_gate_fwd_any_kernel(const NormGateForward params) {
   constexpr int kRows = kNormGateThreads / kWarp;

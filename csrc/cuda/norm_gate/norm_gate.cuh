@@ -1,4 +1,4 @@
-// What the forward and the backward kernels of norm_gate share.
+// Shared by the forward and the backward kernels of norm_gate.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -13,19 +13,19 @@ __device__ inline T* row_of(const Tensor<2>& tensor, int64_t row) {
   return static_cast<T*>(tensor.data) + row * tensor.stride[0];
 }
 
-// Sum over the kLanes neighbouring lanes that own a row, the same bits in each.
+// Sum over the kLanes neighbouring lanes that own a row; bitwise equal in all of them.
 template <int kLanes>
 __device__ inline float row_sum(float value) {
   for (int lane_mask = kLanes / 2; lane_mask > 0; lane_mask /= 2) value += shuffle_xor(value, lane_mask);
   return value;
 }
 
-// A lane's share of a row: the packs lane, lane + kLanes, ... of four channels, as far as there are.
+// A lane's share of a row, in packs of four channels: lane, lane + kLanes, ...
 template <int kLanes, int kPacks>
 struct Share {
-  int lane, packs;  // packs: of the row; 0 where the row does not exist
+  int lane, packs;  // packs: per row; 0 if the row does not exist
 
-  // Calls f(j, c) for each pack j of the lane, c its first channel.
+  // Calls f(j, c) for each pack j of the lane; c is its first channel.
   template <typename F>
   __device__ void each(F f) const {
 #pragma unroll
@@ -35,7 +35,7 @@ struct Share {
   }
 };
 
-// The row into `x`, zeros where the lane has no channel.
+// Loads the row into `x`; zeros if the lane has no channel there.
 template <typename X, int kLanes, int kPacks>
 __device__ inline void load_row(const NormGate& p, int64_t row, const Share<kLanes, kPacks>& share,
                                 float (&x)[kPacks][kVector]) {
@@ -53,8 +53,9 @@ __device__ inline float rstd_of(float variance, float eps) {
   return rsqrt_approx((variance > 0.0f ? variance : 0.0f) + eps);
 }
 
-// Normalises a row in place, before weight and bias; answers with 1 / sqrt(variance + eps). What is left of the mean
-// after it was subtracted is its rounding error; it shows where a mean is large beside its variance.
+// Normalises a row in place, without weight and bias; returns 1 / sqrt(variance + eps). After subtraction, the
+// remaining mean is the rounding error of the first one, and is subtracted too: it matters if the mean is large
+// compared with the variance.
 template <int kLanes, int kPacks>
 __device__ inline float normalise(const NormGate& p, const Share<kLanes, kPacks>& share, float (&x)[kPacks][kVector]) {
   const float per_channel = 1.0f / static_cast<float>(p.shape.channels);
@@ -78,7 +79,7 @@ __device__ inline float normalise(const NormGate& p, const Share<kLanes, kPacks>
   return rstd;
 }
 
-// Four channels of weight or bias, `missing` where it was not given.
+// Four channels of weight or bias; `missing` if it was not given.
 __device__ inline Pack<float, kVector> parameters(const float* values, int c, float missing) {
   return values ? load<kVector>(values + c) : Pack<float, kVector>{{missing, missing, missing, missing}};
 }
@@ -87,7 +88,7 @@ __device__ inline Pack<float, kVector> parameters(const float* values, int c, fl
 
 inline bool aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
 
-// Whether every row of `tensor` starts at a multiple of kVector elements.
+// Whether every row of `tensor` starts at an address that is a multiple of kVector elements.
 inline bool aligned(const Tensor<2>& tensor) {
   return !tensor || (aligned(tensor.data, kVector * size_of(tensor.dtype)) && tensor.stride[0] % kVector == 0);
 }
@@ -97,7 +98,7 @@ inline bool aligned(const NormGate& p) {
          aligned(p.weight, kVector * sizeof(float)) && aligned(p.bias, kVector * sizeof(float));
 }
 
-// Calls launcher(X{}, Y{}) for the dtype of x and that of z, out and dout; kInvalidValue where there is no kernel.
+// Calls launcher(X{}, Y{}) for the dtype of x and that of z, out and dout; returns kInvalidValue if there is no kernel.
 template <typename F>
 int for_dtypes(DType x, DType y, F launcher) {
   if (x == DType::kFloat32 && y == DType::kFloat32) return launcher(float{}, float{});

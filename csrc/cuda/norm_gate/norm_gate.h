@@ -1,4 +1,4 @@
-// What the CUDA kernels of norm_gate take (formula: common/norm_gate.h). Computation is in float.
+// Arguments and layouts of the CUDA kernels of norm_gate (formula: common/norm_gate.h). Computation is in float.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace mtlkit::cuda {
 
 struct NormGate {
   NormGateShape shape;
-  Tensor<2> x;          // (rows, D); stride[1] is 1, here and below
+  Tensor<2> x;          // (rows, D); stride[1] is 1, also below
   Tensor<2> z;          // (rows, D) in the dtype of out, may be absent
   const float* weight;  // (D), null for ones
   const float* bias;    // (D), null for zeros
@@ -20,7 +20,7 @@ struct NormGate {
 
 struct NormGateForward {
   NormGate norm;
-  Tensor<2> addend;  // (rows, D) in the dtype of x: added to it first; may be absent
+  Tensor<2> addend;  // (rows, D) in the dtype of x, added to x first; may be absent
   Tensor<2> out;     // (rows, D)
 };
 
@@ -28,21 +28,20 @@ struct NormGateBackward {
   NormGate norm;
   Tensor<2> dout;   // (rows, D) in the dtype of z
   Tensor<2> dx;     // (rows, D) in the dtype of x
-  Tensor<2> dz;     // (rows, D) in the dtype of z, absent with it
-  float* partials;  // (blocks, 2, D): what each block adds to the gradients of weight and of bias
-  int64_t blocks;   // as norm_gate_blocks says
+  Tensor<2> dz;     // (rows, D) in the dtype of z; absent if z is
+  float* partials;  // (blocks, 2, D): the sums of each block for the gradients of weight and bias
+  int64_t blocks;   // from norm_gate_blocks
 };
 
-// Kernels that keep a row in registers, a lane some packs of four channels: lanes per row, packs per lane. The first
-// that holds a row is taken. Rows that no kernel holds or that are not aligned go through kernels that read them again
-// from the cache.
+// Kernels that keep a row in registers, in packs of four channels: lanes per row, packs per lane. The first that fits a
+// row is used. Rows that fit none or are not aligned go to kernels that read a row repeatedly, from the cache.
 struct NormGateLayout {
   int lanes, packs;
 };
 inline constexpr NormGateLayout kNormGateLayouts[] = {{8, 4}, {32, 4}, {32, 8}};
 inline constexpr int kNormGateLayoutCount = 3, kNormGateThreads = 256, kNormGateVector = 4;
 
-// The index of the layout for so many channels; kNormGateLayoutCount where there is none.
+// The index of the layout for a number of channels; kNormGateLayoutCount if there is none.
 inline int norm_gate_layout(int64_t channels) {
   int index = 0;
   while (index < kNormGateLayoutCount &&
@@ -52,7 +51,7 @@ inline int norm_gate_layout(int64_t channels) {
   return index;
 }
 
-// Blocks of a backward pass: two for each multiprocessor, each going through many rows, and no more than have a row.
+// Blocks of a backward pass: two per multiprocessor, each looping over many rows, but no block without a row.
 inline int64_t norm_gate_blocks(int64_t rows, int64_t channels, int multiprocessors) {
   const int layout = norm_gate_layout(channels);
   const int64_t abreast = layout < kNormGateLayoutCount ? kNormGateThreads / kNormGateLayouts[layout].lanes : 1;

@@ -1,5 +1,5 @@
 // Backward pass of selective_scan: see selective_scan.h for how the work is divided, and ss2d/bwd.cu for how a tile is
-// passed and where the sums go.
+// processed and where the sums go.
 #include "cuda/launchers.h"
 #include "cuda/selective_scan/selective_scan.cuh"
 
@@ -9,13 +9,13 @@ namespace {
 template <typename L, bool kOrdered>
 struct Shared {
   Token* tokens;  // (tokens, kPitch)
-  float* slope;   // (tokens, kPitch): of the time step by delta; then the gradient of delta
+  float* slope;   // (tokens, kPitch): derivative of the time step by delta; then the gradient of delta
   float *B, *C;   // (tokens, kPadded)
   float* parts;   // ChannelSums
-  float** rows;   // (tokens): the block's part of the gradients of the token's B and C; null beyond the end
-  Work<L>* work;  // while a tile is scanned, which needs every register
+  float** rows;   // (tokens): address of the block's part of the gradients of the token's B and C; null beyond the end
+  Work<L>* work;  // stored here while a tile is scanned, which needs every register
   float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staged of the next tile
+  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staging for the next tile
   char* end;
 
   __host__ __device__ explicit Shared(char* memory) {
@@ -52,7 +52,8 @@ __device__ void stage(const Shared<L, kOrdered>& shared, const SelectiveScanBack
   copy_async_commit();
 }
 
-// From what was staged to the tile at work. With a gate, the gradients of the ungated output and of z.
+// Unpacks the staged tile into the current one. With a gate, also computes the gradients of the ungated output and of
+// z.
 template <bool kConstantB, bool kConstantC, bool kEndsOnly, typename L, bool kOrdered>
 __device__ void unpack(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params, const Work<L>& work,
                        const Tile<L>& tile) {
@@ -97,14 +98,14 @@ __device__ void unpack(const Shared<L, kOrdered>& shared, const SelectiveScanBac
   }
 }
 
-// What a thread collects over all tokens.
+// Gradients that a thread sums over all tokens.
 template <typename L>
 struct Collected {
-  States<L> A, B, C;  // B and C where they are constant
+  States<L> A, B, C;  // B and C only if constant
   float skip, bias;
 };
 
-// The scan of one tile: dB and dC to global memory; the gradients of u and delta stay in `tokens` and `slope`.
+// Scans one tile: writes dB and dC to global memory; leaves the gradients of u and delta in `tokens` and `slope`.
 template <bool kConstantB, bool kConstantC, typename L, bool kOrdered, typename RowsB, typename RowsC>
 __device__ void descend(const Shared<L, kOrdered>& shared, const SelectiveScanBackward& params, const Work<L>& work,
                         const Tile<L>& tile, const RowsB& B, const RowsC& C, const States<L>& A, States<L>& carry,
@@ -118,7 +119,7 @@ __device__ void descend(const Shared<L, kOrdered>& shared, const SelectiveScanBa
   const float kept_skip = kOrdered ? 0.0f : skip_of();
   Token* tokens = shared.tokens + channel;
   float* starts = shared.starts + channel * L::kPadded;
-  // The sums of the parts, to the rows of the group's tokens from `offset` on.
+  // Writes the sums of the parts to the rows of the group's tokens, from `offset` on.
   const auto sum_parts = [&](int group, int offset) {
     ChannelSums<L>::sum(shared.parts, work.thread, [&](int, int j, int n, float sum) {
       float* row = shared.rows[group * kGroupTokens + j];
@@ -156,7 +157,7 @@ __device__ void descend(const Shared<L, kOrdered>& shared, const SelectiveScanBa
     sum_over_lanes<L::kLanes>(ddtu, lane);
     sum_over_lanes<L::kLanes>(ddt, lane);
     if (lane < kShared) {
-      const float skip = kOrdered ? skip_of() : kept_skip;  // an order takes the registers that would keep it
+      const float skip = kOrdered ? skip_of() : kept_skip;  // with an order, no registers are left to keep it
 #pragma unroll
       for (int i = 0; i < kGroupTokens / kShared; ++i) {
         const int j = lane + i * kShared;
@@ -208,7 +209,7 @@ __device__ void store_gradients(const Shared<L, kOrdered>& shared, const Selecti
   }
 }
 
-// The block's part of the gradients of the parameters.
+// Writes the block's part of the parameter gradients.
 template <bool kConstantB, bool kConstantC, typename L>
 __device__ void store_parameters(const SelectiveScanBackward& params, const Work<L>& work, Collected<L>& collected) {
   const SelectiveScan& p = params.scan;
@@ -250,8 +251,7 @@ __device__ States<L> last_gradient(const SelectiveScanBackward& params, const Wo
   return result;
 }
 
-// kEndsOnly: finds the carry that each chunk leaves instead of the gradients. B is not read then, as if it were
-// constant.
+// kEndsOnly: computes each chunk's final carry instead of the gradients. B is then not read and is passed as constant.
 template <typename L, bool kConstantB, bool kConstantC, bool kOrdered, bool kEndsOnly>
 __global__ void __launch_bounds__(L::kThreads, (L::kLanes > 4 || kConstantB || kConstantC ? 256 : 512) / L::kThreads)
     selective_scan_bwd_kernel(const SelectiveScanBackward params, const Units units) {

@@ -83,7 +83,7 @@ __device__ void store_outputs(const Shared<L, kOrdered>& shared, const Selective
   }
 }
 
-// kEndsOnly: finds what each chunk leaves instead of the outputs. C is not read then, as if it were constant.
+// kEndsOnly: computes each chunk's last state instead of the outputs. C is then not read and is passed as constant.
 template <typename L, bool kConstantB, bool kConstantC, bool kOrdered, bool kEndsOnly>
 __global__ void __launch_bounds__(L::kThreads, 512 / L::kThreads)
     selective_scan_fwd_kernel(const SelectiveScanForward params, const Units units) {

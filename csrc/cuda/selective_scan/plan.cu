@@ -1,4 +1,4 @@
-// Which kernel serves a call of selective_scan, and how its work is cut: see selective_scan.h.
+// Chooses the kernel for a call of selective_scan and divides its work: see selective_scan.h.
 #include "cuda/device.cuh"
 #include "cuda/selective_scan/selective_scan.h"
 

@@ -1,4 +1,4 @@
-// What the kernels of selective_scan share: which tile a block works on, and how it comes into shared memory.
+// Shared by the kernels of selective_scan: a block's work and tiles, and the copies into shared memory.
 #pragma once
 
 #include <numeric>
@@ -9,12 +9,12 @@
 
 namespace mtlkit::cuda {
 
-// Bytes that one asynchronous copy of a tensor's tokens moves; 0 where they must be moved one by one.
+// Bytes per asynchronous copy, for each tensor; 0 if its elements must be moved one by one.
 struct Units {
   int u, delta, B, C, dout;
 };
 
-// For a tensor of `count` elements along `dim`, which are copied side by side.
+// The unit for a tensor whose `count` elements along `dim` are copied together.
 inline int copy_unit(const Tensor<4>& tensor, int64_t count, int dim = 3) {
   const int64_t size = size_of(tensor.dtype);
   if (tensor.stride[dim] != 1) return 0;
@@ -26,7 +26,7 @@ inline int copy_unit(const Tensor<4>& tensor, int64_t count, int dim = 3) {
   return 0;
 }
 
-// Of all tensors: along tokens or, with an order, along the channels of a group and the states.
+// The units of all tensors: along tokens or, with an order, along the channels of a group and the states.
 template <typename L, bool kOrdered>
 Units copy_units(const SelectiveScan& p, const Tensor<4>& dout) {
   if constexpr (kOrdered) {
@@ -44,7 +44,7 @@ Units copy_units(const SelectiveScan& p, const Tensor<4>& dout) {
 template <typename L>
 struct Work {
   int thread, group_block, group, chunk, batch;
-  int first_channel, channels;  // of the block; all within one group
+  int first_channel, channels;  // of the block; all in one group
   int first_tile, tiles;        // of the chunk
 
   __device__ explicit Work(const SelectiveScan& p) {
@@ -86,7 +86,7 @@ struct Tile {
 // The token that a block visits at a step of a tile.
 template <bool kOrdered>
 struct Visits {
-  const int32_t* table;  // from the tile's first step on; null where tokens are visited as they come
+  const int32_t* table;  // from the tile's first step on; null to visit tokens in sequence order
   int64_t first;
 
   template <typename L>
@@ -105,7 +105,7 @@ struct Visits {
   }
 };
 
-// Whether a sequence begins with the token of a step. That of the first never does.
+// Whether a new sequence begins at a step; false for the first step.
 template <typename L>
 __device__ bool begins(const SelectiveScan& p, const Work<L>& work, const Visits<true>& visits, int step) {
   if (!p.order.sequences || visits.first + step == 0) return false;
@@ -113,20 +113,19 @@ __device__ bool begins(const SelectiveScan& p, const Work<L>& work, const Visits
   return sequences[visits[step]] != sequences[visits[step - 1]];
 }
 
-// --- between global and shared memory
-// -----------------------------------------------------------------------------------
+// --- between global and shared memory --------------------------------------------------------------------------------
 
-// Staged lines, one a channel or state: kLinePitch bytes apart, tokens side by side.
+// Staged lines, one per channel or state: kLinePitch bytes apart, tokens contiguous.
 template <typename L>
 inline constexpr int kLinePitch = L::kTokens * 4 + 16;
 
-// With an order what is staged are rows instead, one a token: `count` channels or states side by side.
+// With an order, rows are staged instead, one per token: `count` channels or states, contiguous.
 template <int kCount>
 inline constexpr int kRowPitch = kCount * 4 + 16;
 template <typename L, int kCount, bool kOrdered>
 inline constexpr int kStagedBytes = kOrdered ? L::kTokens * kRowPitch<kCount> : kCount * kLinePitch<L>;
 
-// Element `index` of a token, of `kCount`.
+// Element `index`, of kCount, of a token.
 template <typename L, int kCount, bool kOrdered>
 __device__ float staged(const char* memory, DType dtype, int index, int token) {
   if constexpr (kOrdered) {
@@ -144,7 +143,7 @@ __device__ inline void copy_element(char* to, const char* from, int size) {
   }
 }
 
-// Copies the rows of a tile's tokens, of `length` elements each. `from` is that of token 0; strides count elements.
+// Copies the rows of a tile's tokens, of `length` elements each. `from` is the row of token 0; strides count elements.
 template <typename L, int kCount>
 __device__ void stage_rows(char* to, const char* from, int size, int64_t stride, int64_t token_stride, int length,
                            const Visits<true>& visits, const Tile<L>& tile, int unit, int thread) {
@@ -198,7 +197,7 @@ __device__ void stage_lines(char* to, const char* from, int size, int64_t line_s
   }
 }
 
-// A tile of `length` channels or states of the block's group, from `first` on, to the memory of kCount.
+// Copies a tile of `length` channels or states of the block's group, from `first` on, to memory for kCount.
 template <int kCount, typename L, bool kOrdered>
 __device__ void stage_tensor(char* to, const Tensor<4>& tensor, int first, int length, const Work<L>& work,
                              const Tile<L>& tile, const Visits<kOrdered>& visits, int unit) {
@@ -247,10 +246,9 @@ __device__ inline void write(const Tensor<4>& tensor, int64_t offset, float valu
   }
 }
 
-// --- in shared memory
-// -----------------------------------------------------------------------------------------------------
+// --- in shared memory ------------------------------------------------------------------------------------------------
 
-// Which of a tile's tokens and the block's channels is number `i`: neighbouring threads take what lies side by side.
+// The channel and token of element `i` of a tile, ordered so that neighbouring threads take contiguous elements.
 struct Place {
   int channel, token;
 };
@@ -263,13 +261,13 @@ __device__ Place place_of(int i) {
   }
 }
 
-// The numbers that have a place among the block's channels, or somewhat more.
+// An upper bound on the elements whose channel the block has.
 template <typename L, bool kOrdered>
 __device__ int stored(const Work<L>& work) {
   return (kOrdered ? L::kChannels : work.channels) * L::kTokens;
 }
 
-// Rows of B or C from what was staged, as floats, zero beyond N and the tile's end.
+// Converts the staged rows of B or C to floats, zero beyond N and the tile's end.
 template <bool kOrdered, typename L>
 __device__ void unpack_rows(float* rows, const char* memory, DType dtype, int states, const Tile<L>& tile, int thread) {
   constexpr int kPerRow = L::kPadded / L::kQuad;
@@ -286,7 +284,7 @@ __device__ void unpack_rows(float* rows, const char* memory, DType dtype, int st
   }
 }
 
-// The time step of a token and its derivative by delta; none beyond the tile's end and the block's channels.
+// The time step of a token and its derivative with respect to delta.
 __device__ inline Softplus time_step(const SelectiveScan& p, float delta, float bias) {
   return p.delta_softplus ? softplus(delta + bias) : Softplus{delta + bias, 1.0f};
 }
@@ -307,7 +305,7 @@ __device__ States<L> load_A(const SelectiveScan& p, const Work<L>& work) {
   return A;
 }
 
-// B or C as the scan takes it: the tile's rows or, where it is constant, the channel's own values.
+// B or C in the form that the scan reads: the tile's rows, or the channel's own values if it is constant.
 template <bool kConstant, typename L>
 __device__ auto rows_of(const SelectiveScan& p, const Work<L>& work, const float* rows, const Tensor<4>& tensor) {
   const int channel = work.thread / L::kLanes, first = work.thread % L::kLanes * L::kStates;
@@ -326,7 +324,7 @@ __device__ auto rows_of(const SelectiveScan& p, const Work<L>& work, const float
   }
 }
 
-// The time step with the sign of a token that begins a sequence.
+// The time step, with the sign bit set if the token begins a sequence.
 template <typename L, bool kOrdered>
 __device__ float signed_step(const SelectiveScan& p, const Work<L>& work, const Visits<kOrdered>& visits, int token,
                              float dt) {
@@ -337,14 +335,14 @@ __device__ float signed_step(const SelectiveScan& p, const Work<L>& work, const 
   }
 }
 
-// Where the thread's states of its channel are in (B, D, N), contiguous.
+// The offset of the thread's states in a contiguous (B, D, N) tensor.
 template <typename L>
 __device__ int64_t state_offset(const SelectiveScan& p, const Work<L>& work) {
   const int64_t channel = work.batch * p.shape.channels + work.first_channel + work.thread / L::kLanes;
   return channel * p.shape.states + work.thread % L::kLanes * L::kStates;
 }
 
-// Calls `use` with the place among the thread's states of each that there is.
+// Calls `use` with the index of each of the thread's states that exists.
 template <typename L, typename Use>
 __device__ void for_states(const SelectiveScan& p, const Work<L>& work, Use use) {
   if (work.thread / L::kLanes >= work.channels) return;
@@ -369,7 +367,7 @@ __device__ void store_state(float* to, const SelectiveScan& p, const Work<L>& wo
   for_states(p, work, [&](int i) { to[i] = state.values[i]; });
 }
 
-// The states, or gradients of states, with which this chunk starts; `initial`: those before the first chunk passed.
+// The states, or their gradients, at the start of this chunk; `initial` are those before the first chunk in scan order.
 template <typename L, bool kOrdered>
 __device__ States<L> chunk_start(const SelectiveScan& p, const Work<L>& work, const States<L>& A,
                                  const States<L>& initial, bool reverse) {
@@ -383,7 +381,7 @@ __device__ States<L> chunk_start(const SelectiveScan& p, const Work<L>& work, co
                                stride * L::kPadded, p.steps + row, stride);
 }
 
-// What a chunk leaves: for the chunk_start of others.
+// Stores a chunk's last state and its time steps, for the chunk_start of other chunks.
 template <typename L>
 __device__ void store_chunk_end(const SelectiveScan& p, const Work<L>& work, const States<L>& end, float steps) {
   const int channel = work.thread / L::kLanes, lane = work.thread % L::kLanes;
@@ -394,14 +392,14 @@ __device__ void store_chunk_end(const SelectiveScan& p, const Work<L>& work, con
   if (lane == 0) p.steps[row] = steps;
 }
 
-// Where the state of the thread's channel before a tile is kept.
+// The address where the state of the thread's channel before a tile is saved.
 template <typename L>
 __device__ float* checkpoint(const SelectiveScan& p, const Work<L>& work, const Tile<L>& tile) {
   const int64_t row = (work.batch * p.plan.tiles + tile.index) * p.shape.channels + work.first_channel;
   return p.checkpoints + (row + work.thread / L::kLanes) * L::kPadded;
 }
 
-// Calls `use` with the layout of the plan, whether B is constant, whether C is, and whether there is an order.
+// Calls `use` with the plan's layout and three flags: constant B, constant C, and an order.
 template <typename Use>
 int with_layout(const SelectiveScan& p, Use use) {
   using Varies = std::false_type;

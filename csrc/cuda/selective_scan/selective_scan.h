@@ -1,9 +1,9 @@
-// How selective_scan runs on a GPU: the plan of a call, and what the kernels take.
+// How selective_scan runs on a GPU: the plan of a call, and the kernels' arguments.
 //
-// A block owns a few channels of one sequence, all of one group, and scans their tokens tile by tile. Where the blocks
-// of a call do not fill the GPU, L is cut into chunks as ss2d.h says.
+// A block owns a few channels of one sequence, all in one group, and scans their tokens tile by tile. If the blocks of
+// a call do not fill the GPU, L is cut into chunks as described in ss2d.h.
 //
-// directional_scan runs on the same kernels: its directions are groups of channels, each with an order of its own.
+// directional_scan runs on the same kernels: its directions are groups of channels, each with its own order.
 #pragma once
 
 #include "common/selective_scan.h"
@@ -12,8 +12,7 @@
 
 namespace mtlkit::cuda {
 
-// The compiled kernels, as in ss2d.h, for both directions of the pass; the second list serves calls whose B or C are
-// constant.
+// The compiled kernels, as in ss2d.h, for forward and backward; the second list is for calls with constant B or C.
 #define MTLKIT_SELECTIVE_SCAN_LAYOUTS(X) \
   X(0, 1, 1, 64, 16)                     \
   X(1, 2, 1, 64, 16)                     \
@@ -30,37 +29,37 @@ namespace mtlkit::cuda {
   X(11, 8, 32, 4, 8)
 
 struct SelectiveScanPlan {
-  int64_t layout;         // index in the tables above
-  int64_t padded_states;  // N, rounded up to what the layout keeps
+  int64_t layout;         // index in the lists above
+  int64_t padded_states;  // N, rounded up to the layout's states
   int64_t tile_tokens;
-  int64_t group_blocks;  // blocks along the channels of a group
-  int64_t chunk_tiles;   // tiles per chunk; the last has what is left
+  int64_t group_blocks;  // blocks per group of channels
+  int64_t chunk_tiles;   // tiles per chunk; the last has the remainder
   int64_t chunks;
-  int64_t tiles;  // of a sequence
+  int64_t tiles;  // per sequence
 };
 
-// The layout: of those that hold N in the fewest states, the first that fills the GPU, else the last; chunks as `split`
-// has them.
+// Takes, of the layouts that fit N with the fewest states, the first that fills the GPU, else the last; `split` gives
+// the chunks.
 SelectiveScanPlan plan_selective_scan(const SelectiveScanShape& shape, bool constant, const Gpu& gpu);
 
-// The tokens that each group of channels visits, one a step; shape.tokens are the steps.
+// The tokens that each group of channels visits, one per step; shape.tokens is the number of steps.
 struct SelectiveScanOrder {
-  bool by_token;             // whether a kernel for orders serves the call; it reads a token's channels side by side
-  int64_t tokens;            // of a sequence
-  const int32_t* table;      // (G, steps): the token of each step; null where all are visited as they come
-  int64_t table_stride;      // from one of B tables to the next; 0 where there is one for all
-  const int32_t* sequences;  // (B, tokens): where it changes, the state begins at zero; null for a single sequence
+  bool by_token;             // whether to use a kernel for orders; it reads the channels of a token contiguously
+  int64_t tokens;            // per sequence
+  const int32_t* table;      // (G, steps): the token of each step; null to visit all in sequence order
+  int64_t table_stride;      // between the tables of the B sequences; 0 if they share one
+  const int32_t* sequences;  // (B, tokens): the state restarts at zero where it changes; null for a single sequence
 };
 
-// Tensors of channels are (B, G, D / G, L); with an order, L are the tokens.
+// Tensors with channels are (B, G, D / G, L); with an order, L counts tokens, not steps.
 struct SelectiveScan {
   SelectiveScanShape shape;
   SelectiveScanPlan plan;
   SelectiveScanOrder order;
   Tensor<4> u, delta;
-  Tensor<4> B, C;  // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
+  Tensor<4> B, C;  // (B, G, N, L) if they vary with the input, else (D, N) in the first two strides
   bool variable_B, variable_C, delta_softplus;
-  const float* A;              // (D, N), as are all below: contiguous
+  const float* A;              // (D, N); contiguous, like all below
   const float* D;              // (D), null for zeros
   const float* delta_bias;     // (D), null for zeros
   const float* initial_state;  // (B, D, N), null for zeros

@@ -1,9 +1,9 @@
 // Backward pass of the four-direction scan: see ss2d.h for how the work is divided.
 //
-// Each half of a block passes its tiles against the direction of its scan, rebuilding the states from the checkpoint of
-// the tile. Sums over channels (dB, dC, the gradient of the time step's row) leave the block as one part per block of
-// channels, which a small kernel adds up after each launch; sums over tokens (dA, dD, the time step's weights) as one
-// part per image of a launch and chunk, which another adds up at the end. Both in a fixed order.
+// Each half of a block visits its tiles against the direction of its scan and recomputes the states from the tile's
+// checkpoint. Sums over channels (dB, dC, the gradient of the time step's row) are written as one part per block of
+// channels; a small kernel adds them after each launch. Sums over tokens (dA, dD, the time step's weights) are written
+// as one part per image of a launch and chunk; another kernel adds them at the end. Both use a fixed order.
 #include "cuda/launchers.h"
 #include "cuda/ss2d/bwd.cuh"
 
@@ -15,14 +15,14 @@ struct Vectors {
   bool u, dy;
 };
 
-// What one half of a block does. It lies in shared memory while a tile is scanned, which needs every register.
+// The work of one half of a block. It is stored in shared memory while a tile is scanned, which needs every register.
 template <typename L>
 struct Task {
   Work<L> work;
   Vectors vectors;
 };
 
-// The shared memory of one half of a block. Most parts lie at distances that do not depend on R.
+// The shared memory of one half of a block. The offsets of most parts do not depend on R.
 template <typename L>
 struct Shared {
   Token* tokens;  // (tokens, kPitch)
@@ -31,9 +31,9 @@ struct Shared {
   float* parts;   // ChannelSums
   float* bias;    // (kChannels)
   float* skip;    // (kChannels)
-  float** rows;   // (tokens): where the block's part of the gradient of the token's B begins; null beyond the end
+  float** rows;   // (tokens): address of the block's part of the gradient of the token's B; null beyond the end
   Task<L>* task;
-  float* dweight;  // (padded R + 1, kChannels), the bias' after the weights'
+  float* dweight;  // (padded R + 1, kChannels), the bias after the weights
   float* weight;   // (padded R + 1, kChannels), zero beyond R
   float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
   float* starts;   // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
@@ -84,7 +84,7 @@ __device__ void stage(const Shared<L>& shared, const Vectors& vectors, const SS2
   copy_async_commit();
 }
 
-// From the raw parts to those of the tile at work. T: the type of x_dbl.
+// Unpacks the raw parts into the current tile. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2DBackward& params, const SS2DGeometry& geometry,
                        const Portion& portion, const Work<L>& work, const Tile<L>& tile) {
@@ -136,8 +136,8 @@ __device__ void unpack(const Shared<L>& shared, const SS2DBackward& params, cons
   }
 }
 
-// The scan of one tile: dB and dC to global memory; the gradients of u and of softplus' argument stay in `tokens` and
-// `slope`. dskip collects the thread's part of the gradient of D.
+// Scans one tile: writes dB and dC to global memory; leaves the gradients of u and of softplus' argument in `tokens`
+// and `slope`; adds the thread's part of the gradient of D to dskip.
 template <typename L>
 __device__ void descend(const Shared<L>& shared, const SS2DBackward& params, const Work<L>& work, const Tile<L>& tile,
                         const States<L>& A, States<L>& carry, States<L>& dA, float& dskip) {
@@ -209,7 +209,8 @@ __device__ void descend(const Shared<L>& shared, const SS2DBackward& params, con
   }
 }
 
-// What the gradient of softplus' argument gives: the rows of the time step, to global memory, and the weights'.
+// From the gradient of softplus' argument, writes the gradient of the time step's rows to global memory and adds to the
+// weights'.
 template <typename L>
 __device__ void project_back(const Shared<L>& shared, const SS2DBackward& params, const Work<L>& work,
                              const Tile<L>& tile) {
@@ -249,7 +250,7 @@ __device__ void project_back(const Shared<L>& shared, const SS2DBackward& params
   }
 }
 
-// The block's part of the gradients of the parameters.
+// Writes the block's part of the parameter gradients.
 template <typename L>
 __device__ void store_parameters(const Shared<L>& shared, const SS2DBackward& params, const Portion& portion,
                                  const Work<L>& work, const States<L>& A, const States<L>& dA, float dskip) {
@@ -279,7 +280,7 @@ __device__ void store_parameters(const Shared<L>& shared, const SS2DBackward& pa
   }
 }
 
-// Where the carries of the thread's channel wait between two launches; null beyond D.
+// The address where the carries of the thread's channel are saved between two launches; null beyond D.
 template <typename L>
 __device__ float* waiting(const SS2DBackward& params, const Portion& portion, const Work<L>& work) {
   const SS2D& p = params.scan;
@@ -289,8 +290,8 @@ __device__ float* waiting(const SS2DBackward& params, const Portion& portion, co
   return channel < p.shape.channels ? params.carries + (row * p.shape.channels + channel) * L::kPadded : nullptr;
 }
 
-// Blocks per multiprocessor that the registers must allow: 12 warps or more where they then need not spill. On 12.0 the
-// widest layout's shared memory leaves room for one alone.
+// Blocks per multiprocessor that the registers must allow: enough for 12 warps, if that does not cause spilling. On
+// 12.0, the shared memory of the widest layout allows only one block.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
 inline constexpr int kWidestBlocks = 1;
 #else
@@ -302,7 +303,7 @@ constexpr int kLeastBlocks = kEndsOnly            ? 512 / (2 * L::kThreads)
                              : L::kThreads == 128 ? kWidestBlocks
                                                   : 3;
 
-// kEndsOnly: finds the carry that each chunk leaves instead of the gradients, from all of its tiles.
+// kEndsOnly: computes each chunk's final carry, over all of its tiles, instead of the gradients.
 template <typename L, bool kEndsOnly>
 __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
     ss2d_bwd_kernel(const SS2DBackward params, const SS2DGeometry geometry, const Vectors vectors,
@@ -339,7 +340,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
   if (!kEndsOnly && work.thread == 0) *shared.task = task;
   const auto end = [&] { return portion.end < work.tiles ? portion.end : work.tiles; };
 
-  // Both halves meet in every group, and so must have equally many.
+  // Both halves synchronise at every group, so they must have the same number of groups.
   const auto tile_at = [&](int iteration) {
     const int up = work.first_tile + iteration, down = work.first_tile + work.tiles - 1 - iteration;
     return upwards ? Tile<L>(p.shape, down, up, true) : Tile<L>(p.shape, up, down, false);
@@ -357,7 +358,7 @@ __global__ void __launch_bounds__(2 * L::kThreads, (kLeastBlocks<L, kEndsOnly>))
                       steps);
     } else {
       descend<L>(shared, params, work, tile, A, carry, dA, dskip);
-      const int thread = reread_thread();  // what depends on it need not lie in registers during the scan
+      const int thread = reread_thread();  // so that values derived from it need no registers during the scan
       shared = shared_of(thread / L::kThreads);
       task = *shared.task;
       task.work.thread = thread % L::kThreads;
@@ -418,7 +419,7 @@ int launch(const SS2DBackward& params, void* stream) {
   return error;
 }
 
-// Calls `use` with the layout of an index; -1 where there is none.
+// Calls `use` with the layout of an index; returns -1 if there is none.
 template <typename Use>
 int64_t with_layout(int64_t index, Use use) {
   switch (index) {

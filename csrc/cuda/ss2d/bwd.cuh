@@ -1,20 +1,20 @@
-// What the main kernel of ss2d's backward pass and the kernels that add up its parts share: what a launch covers, and
-// where its sums over channels and over tokens lie.
+// Shared by the main kernel of ss2d's backward pass and the kernels that add its parts: the portion of the work in a
+// launch, and the addresses of its sums over channels and over tokens.
 #pragma once
 
 #include "cuda/ss2d/ss2d.cuh"
 
 namespace mtlkit::cuda {
 
-// What one launch of the main kernel does: some images, and some iterations of every chunk's way through its tiles.
+// The work of one launch of the main kernel: some images, and for every chunk some iterations over its tiles.
 struct Portion {
   int first_pair, first_image, images;
-  int begin, end;  // of the iterations; a chunk may have fewer
-  bool first;      // of its pairs: finds no sums over tokens to add to
+  int begin, end;  // range of iterations; a chunk may have fewer
+  bool first;      // the first portion of its pairs, which writes sums over tokens instead of adding to them
 };
 
-// The pixels of one chunk and direction whose rows a portion leaves parts of: so many, from one on in the order of the
-// pair. Who scans upwards comes to the tiles downwards.
+// The pixels of one chunk and direction for whose rows a portion writes parts: `pixels` pixels from `first` on, in the
+// order of the pair. Scans that go upwards visit the tiles downwards in this pass.
 struct Window {
   int64_t first;
   int pixels;
@@ -29,15 +29,15 @@ struct Window {
   }
 };
 
-// How far into `parts` the rows of a part, an image of the portion, a scan and a chunk begin.
+// The offset in `parts` of the rows of a part, an image of the portion, a scan and a chunk.
 __device__ inline int64_t rows_before(const SS2D& p, int part, int image, int scan, int chunk, int tile_tokens) {
   const int64_t group = (part * p.plan.images + image) * p.plan.scans() + scan;
   const int64_t tiles = chunk * (p.plan.window_tiles < p.plan.chunk_tiles ? p.plan.window_tiles : p.plan.chunk_tiles);
   return (group * p.plan.pixels + tiles * tile_tokens) * p.shape.row();
 }
 
-// Where the sums over tokens of one scan go: those of an image and chunk, its part, or the gradients themselves, which
-// are the first part. A row for each channel, N, R, 1 and 1 floats long.
+// The addresses of one scan's sums over tokens. Each image and chunk is one part; the first part is stored in the
+// gradients themselves. Rows, one per channel, have N, R, 1 and 1 floats.
 struct SumsOverTokens {
   float *A_logs, *weight, *bias, *skip;
 
@@ -63,7 +63,7 @@ struct SumsOverTokens {
   }
 };
 
-// Queue the kernels of ss2d_sums.cu.
+// Launch the kernels of sums.cu.
 int launch_sum_rows(const SS2DBackward& params, const SS2DGeometry& geometry, const Portion& portion, int tile_tokens,
                     void* stream);
 int launch_sum_over_tokens(const SS2DBackward& params, const Portion& portion, void* stream);

@@ -5,9 +5,8 @@
 namespace mtlkit::cuda {
 namespace {
 
-// The shared memory of one half of a block. The raw parts are what the asynchronous copies of the next tile write
-// while the others hold the tile at work. Parts whose size depends on R come last, so that the others lie at fixed
-// distances.
+// The shared memory of one half of a block. The asynchronous copies of the next tile write to the raw parts while the
+// other parts hold the current tile. Parts whose size depends on R come last, so that the others have fixed offsets.
 template <typename L>
 struct Shared {
   Step* x;       // (tokens, kPitch)
@@ -47,7 +46,7 @@ __device__ void stage(const Shared<L>& shared, bool vectors, const SS2D& p, cons
   copy_async_commit();
 }
 
-// From the raw parts to those of the tile at work. T: the type of x_dbl.
+// Unpacks the raw parts into the current tile. T: the type of x_dbl.
 template <typename L, typename T>
 __device__ void unpack(const Shared<L>& shared, const SS2D& p, const SS2DGeometry& geometry, const Work<L>& work,
                        const Tile<L>& tile) {
@@ -74,7 +73,7 @@ __device__ void unpack(const Shared<L>& shared, const SS2D& p, const SS2DGeometr
   }
 }
 
-// kEndsOnly: finds what each chunk leaves instead of the outputs.
+// kEndsOnly: computes each chunk's last state instead of the outputs.
 template <typename L, bool kEndsOnly>
 __global__ void __launch_bounds__(2 * L::kThreads, 512 / (2 * L::kThreads))
     ss2d_fwd_kernel(const SS2DForward params, const SS2DGeometry geometry, const bool vectors) {
@@ -137,7 +136,7 @@ int launch(const SS2DForward& params, void* stream) {
                        vectors);
 }
 
-// Calls `use` with the layout of an index; -1 where there is none.
+// Calls `use` with the layout of an index; returns -1 if there is none.
 template <typename Use>
 int64_t with_layout(int64_t index, Use use) {
   switch (index) {

@@ -1,4 +1,4 @@
-// Which kernel serves a call of ss2d, and how its work is cut: see ss2d.h.
+// Chooses the kernel for a call of ss2d and divides its work: see ss2d.h.
 #include "cuda/device.cuh"
 #include "cuda/ss2d/ss2d.h"
 
@@ -22,11 +22,11 @@ bool fits(const Row& row, const SS2DShape& shape, const Gpu& gpu, bool backward)
   return row.padded_states() >= shape.states && shared(row.index, shape) <= gpu.shared_bytes;
 }
 
-constexpr int64_t kPartsPerElement = 4;  // of u: floats
+constexpr int64_t kPartsPerElement = 4;  // floats per element of u
 
-// Cuts a backward pass into launches whose parts, of the gradient of x_dbl and of the sums over tokens, take no more
-// than kPartsPerElement floats per element of u: into windows, which all have as many blocks as the whole; and where
-// windows cannot be short enough, into slices of images, as long as each of them fills the GPU.
+// Divides a backward pass into launches, so that the parts of a launch (of the gradient of x_dbl, and sums over tokens)
+// take at most kPartsPerElement floats per element of u. It first uses windows, each of which has as many blocks as the
+// complete pass. If windows cannot be short enough, it uses slices of images, as long as each slice fills the GPU.
 void cut_launches(SS2DPlan& plan, const SS2DShape& shape, int64_t tile_tokens, int64_t warps, const Gpu& gpu) {
   constexpr int64_t kLeastTiles = 2;
   const int64_t most = kPartsPerElement * shape.batch * shape.channels * shape.tokens();

@@ -1,4 +1,4 @@
-// What the kernels of ss2d share: which tile a block works on, and how it comes into shared memory.
+// Shared by the kernels of ss2d: a block's work and tiles, and the copies into shared memory.
 #pragma once
 
 #include "cuda/scan.cuh"
@@ -6,12 +6,12 @@
 
 namespace mtlkit::cuda {
 
-inline constexpr int kRowVector = 4;  // values of x_dbl that one copy moves at least; a pixel has a multiple of them
+inline constexpr int kRowVector = 4;  // the least values of x_dbl per copy; the values of a pixel are a multiple
 
-// What the kernels take beside SS2D, worked out once before the launch.
+// Values that the kernels need in addition to SS2D, computed once before the launch.
 struct SS2DGeometry {
   Divisor height, width;
-  int row_bytes;     // the part of a pixel's values that holds one direction's row, in whole vectors
+  int row_bytes;     // bytes of whole vectors that cover one direction's row of a pixel
   bool map_vectors;  // whether rows of the maps can be moved four floats at a time
 
   SS2DGeometry(const SS2DShape& shape, DType dtype)
@@ -26,7 +26,7 @@ struct SS2DGeometry {
   }
 };
 
-// Whether tiles of `tensor` can be copied 16 bytes at a time, channels side by side.
+// Whether tiles of `tensor` can be copied 16 bytes at a time along the channels.
 template <typename L>
 bool copies_vectors(const Tensor<4>& tensor, int64_t channels) {
   const int64_t size = size_of(tensor.dtype);
@@ -35,11 +35,11 @@ bool copies_vectors(const Tensor<4>& tensor, int64_t channels) {
          whole(tensor.stride[2]) && whole(tensor.stride[3]) && reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
 }
 
-// The part of the work that one half of a block does: one direction of one chunk, for some channels.
+// The work of one half of a block: one direction of one chunk, for some channels.
 template <typename L>
 struct Work {
   int pair, group, direction;  // group 0 scans upwards, 1 downwards
-  int scan;                    // the direction's place among those of the launch
+  int scan;                    // index of the direction in the launch
   int thread;                  // in the group
   int batch, channel_block, chunk, first_channel;
   int first_tile, tiles;  // of the chunk
@@ -64,7 +64,7 @@ struct Work {
     tiles = static_cast<int>(p.plan.tiles_of(chunk));
   }
 
-  // How many chunks a scan in this direction, or against it, has passed before this one.
+  // The number of chunks that come before this one in scan order, or in reverse order.
   __device__ int chunks_before(const SS2D& p, bool reverse) const {
     return (group == 0) == !reverse ? chunk : static_cast<int>(p.plan.chunks) - 1 - chunk;
   }
@@ -77,13 +77,13 @@ inline int64_t blocks_of(const SS2D& p, int64_t images) {
 // One tile of one direction.
 template <typename L>
 struct Tile {
-  int index, tokens, padded;  // tokens: pixels in it; padded: rounded up to whole groups
+  int index, tokens, padded;  // tokens: number of pixels; padded: rounded up to whole groups
   bool upwards;
 
   __device__ Tile(const SS2DShape& shape, int index, bool upwards)
       : index(index), tokens(tokens_of(shape, index)), padded(round_up(tokens, kGroupTokens)), upwards(upwards) {}
 
-  // With as many groups as the larger of this tile and `other`.
+  // A tile padded to as many groups as the larger of this tile and `other` has.
   __device__ Tile(const SS2DShape& shape, int index, int other, bool upwards) : Tile(shape, index, upwards) {
     const int others = round_up(tokens_of(shape, other), kGroupTokens);
     if (others > padded) padded = others;
@@ -94,7 +94,7 @@ struct Tile {
     return static_cast<int>(left < L::kTokens ? left : L::kTokens);
   }
 
-  // Place of a token in the tile's image order, by its place in the order of the scan; those not below `tokens` pad.
+  // The place of a token in the tile's image order, given its place in scan order; places from `tokens` on are padding.
   __device__ int place(int token) const { return upwards ? token : padded - 1 - token; }
 };
 
@@ -102,7 +102,7 @@ struct Pixel {
   uint32_t y, x;
 };
 
-// A tile's pixel, by its place in the order of the pair.
+// A tile's pixel, given its place in the order of the pair.
 template <typename L>
 __device__ Pixel pixel_at(const SS2DGeometry& geometry, int pair, const Tile<L>& tile, int place) {
   const Divisor& side = pair == 0 ? geometry.width : geometry.height;
@@ -121,7 +121,8 @@ __device__ int64_t index_at(const SS2DGeometry& geometry, int pair, const Tile<L
 
 // --- from global to shared memory, asynchronously where alignment allows ---------------------------------------------
 
-// The rows of a tile's direction, as they are: `geometry.row_bytes` each, from the last whole vector before the row.
+// Copies the rows of a tile's direction unconverted, `geometry.row_bytes` each, from the last vector boundary before
+// the row.
 template <typename L, int kBytes>
 __device__ void stage_rows(char* to, const SS2D& p, const SS2DGeometry& geometry, const Work<L>& work,
                            const Tile<L>& tile) {
@@ -130,7 +131,7 @@ __device__ void stage_rows(char* to, const SS2D& p, const SS2DGeometry& geometry
   const char* image =
       static_cast<const char*>(p.x_dbl.data) + work.batch * p.shape.tokens() * kDirections * row + start;
   const int vectors = geometry.row_bytes / kBytes;
-  const int64_t room = kDirections * row - start;  // of the pixel: the last direction may have less to copy
+  const int64_t room = kDirections * row - start;  // left in the pixel: the last direction may have less
   const int lanes = vectors < L::kThreads ? vectors : L::kThreads;
   const int at_once = L::kThreads / lanes;
   const int first = work.thread / lanes;
@@ -144,7 +145,7 @@ __device__ void stage_rows(char* to, const SS2D& p, const SS2DGeometry& geometry
   }
 }
 
-// A tile of u or dy, (L::kTokens, kChannels) in its own dtype. Channels beyond D are left as they are.
+// Copies a tile of u or dy, (L::kTokens, kChannels), in its own dtype. Does not write channels beyond D.
 template <typename L>
 __device__ void stage_channels(char* to, const Tensor<4>& tensor, bool vectors, const SS2D& p,
                                const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile) {
@@ -184,19 +185,19 @@ __device__ void stage_channels(char* to, const Tensor<4>& tensor, bool vectors, 
 
 // --- in shared memory ------------------------------------------------------------------------------------------------
 
-// Bytes of a part of shared memory that is built from an address, the length of a row and R.
+// Bytes of a struct of shared memory that is constructed from an address, the length of a row and R.
 template <typename Shared>
 unsigned shared_size(const SS2DGeometry& geometry, int64_t rank) {
   return static_cast<unsigned>(reinterpret_cast<uintptr_t>(Shared(nullptr, geometry.row_bytes, rank).end));
 }
 
-// Elements between the start of a staged row and the row.
+// Elements between the start of the staged bytes and the row.
 template <typename L>
 __device__ int row_skew(const SS2D& p, const Work<L>& work) {
   return static_cast<int>(static_cast<uint32_t>(work.direction) * static_cast<uint32_t>(p.shape.row()) % kRowVector);
 }
 
-// The rows B and C of a tile in the order of the scan, as floats, zero beyond N and beyond the tile's end.
+// Converts the rows B and C of a tile to floats, in scan order, zero beyond N and beyond the tile's end.
 template <typename L, typename T>
 __device__ void unpack_states(float* B, float* C, const char* rows, const SS2D& p, const SS2DGeometry& geometry,
                               const Work<L>& work, const Tile<L>& tile, int skew) {
@@ -217,8 +218,8 @@ __device__ void unpack_states(float* B, float* C, const char* rows, const SS2D& 
   }
 }
 
-// The time steps of a tile: for each token in the order of the scan and each channel, `use(token, channel, place, dt)`
-// with what softplus makes of the projection; beyond the end or D, dt is zero.
+// Computes the time steps of a tile: calls `use(token, channel, place, dt)` for each token in scan order and each
+// channel, with the softplus of the projection; dt is zero beyond the end or D.
 template <typename L, typename T, typename Use>
 __device__ void project_steps(const char* rows, const float* weight, const float* bias, const SS2D& p,
                               const SS2DGeometry& geometry, const Work<L>& work, const Tile<L>& tile, int skew,
@@ -290,14 +291,14 @@ __device__ States<L> load_A(const SS2D& p, const Work<L>& work) {
   return A;
 }
 
-// The row of `ends` and `steps` of the block's first channel, for the chunk that the scan comes to as number `place`.
+// The row of the block's first channel in `ends` and `steps`, for chunk `place` in scan order.
 template <typename L>
 __device__ int64_t end_row(const SS2D& p, const Work<L>& work, int place) {
   const int64_t scan = work.batch * p.plan.scans() + work.scan;
   return (scan * (p.plan.chunks - 1) + place) * p.shape.channels;
 }
 
-// The states, or gradients of states, with which this chunk starts: none, or what the chunks before it leave.
+// The states, or their gradients, at the start of this chunk: zeros, or the result of the chunks before it.
 template <typename L>
 __device__ States<L> chunk_start(const SS2D& p, const Work<L>& work, const States<L>& A, bool reverse) {
   const int channel = work.first_channel + work.thread / L::kLanes;
@@ -308,7 +309,7 @@ __device__ States<L> chunk_start(const SS2D& p, const Work<L>& work, const State
                      p.shape.channels * L::kPadded, p.steps + row, p.shape.channels);
 }
 
-// What a chunk leaves: for the chunk_start of others.
+// Stores a chunk's last state and its time steps, for the chunk_start of other chunks.
 template <typename L>
 __device__ void store_chunk_end(const SS2D& p, const Work<L>& work, const States<L>& end, float steps, bool reverse) {
   const int channel = work.first_channel + work.thread / L::kLanes;
@@ -320,8 +321,8 @@ __device__ void store_chunk_end(const SS2D& p, const Work<L>& work, const States
   if (lane == 0) p.steps[row] = steps;
 }
 
-// Where the state of the thread's channel before a tile is kept; null before the first on the scan's way, which is
-// zero, and beyond D.
+// The address where the state of the thread's channel before a tile is saved; null beyond D, and for the scan's first
+// tile, whose state is zero.
 template <typename L>
 __device__ float* checkpoint(const SS2D& p, const Work<L>& work, const Tile<L>& tile) {
   const int channel = work.first_channel + work.thread / L::kLanes, kept = static_cast<int>(p.plan.tiles) - 1;
@@ -331,9 +332,9 @@ __device__ float* checkpoint(const SS2D& p, const Work<L>& work, const Tile<L>& 
   return p.checkpoints + (row * p.shape.channels + channel) * L::kPadded;
 }
 
-// Adds a tile of both directions into the pair's map, whoever comes first writing, in `iteration` of `tiles`; into the
-// map of the first pair, where they share one, the second adds. value(place, channel) is read from shared memory. All
-// threads of the block take part.
+// Merges a tile into the pair's map in `iteration`: the direction that reaches the tile first writes, the other adds.
+// If both pairs share a map, both directions of the second pair add. value(place, channel) reads shared memory. All
+// threads of the block must call it.
 template <typename L, typename Value>
 __device__ void merge_tile(float* const (&maps)[2], const SS2D& p, const SS2DGeometry& geometry, const Work<L>& work,
                            const Tile<L>& tile, int iteration, Value value) {

@@ -1,4 +1,5 @@
-// Adds up what the main kernel of ss2d's backward pass leaves: over blocks of channels, and over images and chunks.
+// Adds the parts that the main kernel of ss2d's backward pass writes: over blocks of channels, and over images and
+// chunks.
 #include <type_traits>
 
 #include "cuda/ss2d/bwd.cuh"
@@ -6,15 +7,15 @@
 namespace mtlkit::cuda {
 namespace {
 
-// The direction of a scan, by its place among those of a launch.
+// The direction of a scan, given its index among the scans of a launch.
 __device__ int direction_of(const SS2D& p, const Portion& portion, int scan) {
   const int pairs = static_cast<int>(p.plan.pairs);
   return portion.first_pair + scan % pairs + 2 * (scan / pairs);
 }
 
-constexpr int kSumThreads = 256, kSumsAtOnce = 4;  // values of a row for each thread
+constexpr int kSumThreads = 256, kSumsAtOnce = 4;  // kSumsAtOnce: values of a row per thread
 
-// Adds up the parts of the rows that a portion has left, over the blocks of channels. T: the type of x_dbl.
+// Adds the parts of the rows of a portion over the blocks of channels. T: the type of x_dbl.
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     ss2d_sum_rows_kernel(const SS2DBackward params, const SS2DGeometry geometry, const Divisor row,
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kSumThreads)
   }
 }
 
-// Adds to the gradients of the parameters what images and chunks beyond the first have left in `sums`.
+// Adds the `sums` of images and chunks beyond the first to the parameter gradients.
 __global__ void __launch_bounds__(kSumThreads)
     ss2d_sum_over_tokens_kernel(const SS2DBackward params, const Portion portion, const int parts) {
   const SS2D& p = params.scan;
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kSumThreads)
 #pragma unroll 4
   for (int i = 0; i < parts; ++i) sum += params.sums[i * count + index];
 
-  // The element of the first part that lies as this one does in the others.
+  // Adds to the element of the gradient that corresponds to `index` in `sums`.
   const auto add = [&](float* gradient, int64_t before, int64_t width) {
     const int64_t row = (index - before) / width, scan = row / p.shape.channels;
     const int64_t channel =
@@ -100,7 +101,7 @@ int launch_sum_rows(const SS2DBackward& params, const SS2DGeometry& geometry, co
                     void* stream) {
   const SS2D& p = params.scan;
   if (stored_parts(p) == 0) return kSuccess;
-  const int64_t pixels = std::min(p.plan.window_tiles * tile_tokens, p.plan.pixels);  // of a chunk
+  const int64_t pixels = std::min(p.plan.window_tiles * tile_tokens, p.plan.pixels);  // per chunk
   const int64_t pieces = ceil_div(pixels * p.shape.row(), kSumThreads * kSumsAtOnce);
   const int64_t blocks = portion.images * p.plan.chunks * p.plan.scans() * pieces;
   if (blocks > INT32_MAX) return kInvalidValue;
