@@ -9,14 +9,14 @@ from typing import Any
 from machine import kind
 from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
 
-OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's, for all eyes
+OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's palette
 SHOWN = ("mtlkit", "torch", "mambapy", "mamba-ssm", "reference")
 
 Rates = dict[str, float]  # provider -> state updates a second
 
 
 def draw(document: dict[str, Any]) -> bytes:
-    """A PNG: state updates a second of every provider at 56 x 56, forward and with backward, beside the limit."""
+    """A PNG: state updates per second of every provider at 56 x 56, forward and with backward, next to the limit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -61,7 +61,7 @@ def _rates(document: dict[str, Any], direction: str) -> Rates:
 
 
 def _panel(axis, title: str, rates: Rates, order: list[str], limit: float, left: float) -> None:
-    """One direction; bars start at `left`, for a logarithmic axis has no 0."""
+    """One direction. Bars start at `left`, because a logarithmic axis has no 0."""
     ours = rates["mtlkit"]
     for place, provider in enumerate(order):
         if provider not in rates:
@@ -70,7 +70,7 @@ def _panel(axis, title: str, rates: Rates, order: list[str], limit: float, left:
         value = rates[provider]
         own = provider == "mtlkit"
         axis.barh(place, value - left, left=left, height=0.64, color=OURS if own else OTHERS)
-        if own:  # inside the bar, for the limit stands close behind it
+        if own:  # inside the bar, because the limit is drawn right next to it
             style = {"ha": "right", "color": "white", "fontsize": 13, "fontweight": "bold"}
             axis.text(value / 1.18, place, _rate(value), va="center", **style)
         else:

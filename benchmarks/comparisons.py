@@ -1,4 +1,4 @@
-"""The comparisons that a run is summed up in: each of one row or two of that run, by itself or against a limit."""
+"""The comparisons that summarise a run: each takes one row or two rows of that run, and may refer to a limit."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -13,18 +13,18 @@ from mtlkit.operators import floors
 FRAME = "busi_224"
 LEVEL = "busi_224_level{}_batch8"
 INFERENCE, TRAINING = "inference", "training_step"
-OTHERS = {  # of providers that providers.py does not have
+OTHERS = {  # labels of providers that are not in providers.py
     "plain": "as it was",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",
     "torch-compile": "torch.compile",
     "pytorch": "PyTorch",
 }
-Document = dict[str, Any]  # of a run: the machine, the software, rates and rows; what results/ holds
+Document = dict[str, Any]  # what a file in results/ holds for a run: machine, software, rates and rows
 
 
 class Figure(NamedTuple):
-    """Values in words, their ratio, and how ratios are written: "x", "%", "G/s" or "" for a plain number."""
+    """Values in words, their ratio, and the unit of the ratio: "x", "%", "G/s", or "" for a plain number."""
 
     ours: str
     other: str
@@ -36,7 +36,7 @@ class Figure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What is compared, the rows that it takes, and the figure made of them and the run's document."""
+    """What is compared, the rows that it needs, and how its figure follows from them and the run's document."""
 
     name: str  # unique: targets.py and the README's table refer to it
     what: str
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
     readme: bool = False
 
     def of(self, document: Document) -> Figure | None:
-        """None where the run lacks a row or a value of it."""
+        """None if the run lacks a required row or value."""
         try:
             return self.figure(document, *(find(document["rows"], key) for key in self.keys))
         except KeyError:
@@ -89,7 +89,7 @@ def label(provider: str) -> str:
 
 
 def times(_: Document, ours: Row, other: Row) -> Figure:
-    """How many times faster."""
+    """How many times as fast as the other row."""
     mine, theirs = ours["median_s"], other["median_s"]
     return Figure(seconds(mine), f"{label(other['provider'])} {seconds(theirs)}", theirs / mine, "x")
 
@@ -105,7 +105,7 @@ def time_over(words: str, unit: str = "of the time") -> Callable[..., Figure]:
 
 
 def time_over_better(_: Document, ours: Row, *others: Row) -> Figure:
-    """The same of the fastest of the others."""
+    """Like `time_over`, for the fastest of the other rows."""
     best = min(others, key=lambda row: row["median_s"])
     return time_over(label(best["provider"]))(_, ours, best)
 
@@ -133,7 +133,7 @@ def of_old_yardstick(document: Document, row: Row) -> Figure:
 
 
 def of_floor(document: Document, row: Row) -> Figure:
-    """The share of the least time that multiply-adds allow, softplus and the projection of the time step counted."""
+    """The least time of the arithmetic, softplus and the time step's projection included, as a share of the time."""
     shape = shape_of(row["op"], row["shape"])
     rank = shape.R if row["op"] == "ss2d" else 0
     operations = floors.scan_operations(document["machine"]["isa"], shape.N, rank, row["direction"] == BOTH)
@@ -147,13 +147,13 @@ def memory(_: Document, ours: Row, other: Row) -> Figure:
 
 
 def extra_memory(_: Document, row: Row) -> Figure:
-    """What a training pass of a level takes beside the final map and the gradient of the map."""
+    """The memory that a training pass of a level needs besides the final map and the gradient of the map."""
     extra, one = max(0, row["peak_bytes"] - 2 * row["map_bytes"]), row["map_bytes"]
     return Figure(megabytes(extra), f"a map {megabytes(one)}", extra / one, "%")
 
 
 def of_parts(_: Document, row: Row) -> Figure:
-    """The share of the bare 1 x 1 convolution and two reading and writing passes in a forward pass of a level."""
+    """The time of the bare 1 x 1 convolution and two read-write passes as a share of a level's forward pass."""
     ours, other = row["median_s"], row["conv_s"] + 2 * row["copy_s"]
     return Figure(seconds(ours), f"convolution, two passes {seconds(other)}", other / ours, "%")
 
@@ -170,7 +170,7 @@ def scans_in(_: Document, network: Row) -> Figure:
 
 
 def than_before(before: float) -> Callable[..., Figure]:
-    """Against a time of the code of November 2026, on a Zen 5 whose yardstick with a polynomial was 25.3 G/s."""
+    """Compared with a time of the code of November 2026, on a Zen 5 whose polynomial yardstick reached 25.3 G/s."""
 
     def figure(document: Document, row: Row) -> Figure:
         if machine.kind(document["machine"]) != "Zen 5":
@@ -300,5 +300,5 @@ COMPARISONS = {comparison.name: comparison for comparison in comparisons()}
 
 
 def readme_keys() -> set[Key]:
-    """The rows of the README's table."""
+    """The rows that the README's table needs."""
     return {key for comparison in COMPARISONS.values() if comparison.readme for key in comparison.keys}

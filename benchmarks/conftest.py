@@ -1,13 +1,13 @@
-"""Correctness first, then time: what all benchmarks share, and the report that a run ends with.
+"""Shared code of all benchmarks, which check results before they time them, and the report at the end of a run.
 
-`pytest benchmarks --benchmark-only` runs everything, writes the file of this kind of machine in benchmarks/results/ and
-the README's table. A run of a part (`-k ss2d`, or `--fast`: the rows of the README's table), one with failures, and one
-on a machine that other programs use (unless `--force`) prints its figures and leaves those files as they are.
-`pytest benchmarks -m gpu` runs the benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png; with
-`--results FOLDER` also a run of a part does, into that folder, while it goes on.
+`pytest benchmarks --benchmark-only` runs everything, and writes the file of this kind of machine in benchmarks/results/
+and the README's table. It only prints its results, and leaves those files unchanged, if it runs a part (`-k ss2d`, or
+`--fast`: only the rows of the README's table), if a benchmark fails, or if other programs use the machine (unless
+`--force`). `pytest benchmarks -m gpu` runs the benchmarks on a GPU instead, and writes <gpu>.json and <gpu>.png; with
+`--results FOLDER`, even a partial run writes them, into that folder, as results arrive.
 
-A new file `test_bench_<stem>.py` gives each test the parameter `case` (workloads.py) or a mark that says which row it
-makes (`measuring.key_of`), and calls the fixture `measure` once.
+A new file `test_bench_<stem>.py` gives each test the parameter `case` (workloads.py) or a mark that names its row
+(`measuring.key_of`), and calls the fixture `measure` once.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any
 
 import machine
 
-# before torch looks: what torch.compile has made serves the next run of this checkout
+# set before torch is imported: later runs of this checkout reuse what torch.compile has compiled
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(machine.ROOT / ".benchmarks" / "inductor"))
 
 import comparisons
@@ -38,14 +38,14 @@ LOAD = pytest.StashKey[machine.Load]()
 
 @pytest.fixture
 def measure(benchmark, request: pytest.FixtureRequest, _yardstick: None, record_property) -> Measure:
-    """measure(call, check, unit=...): one row."""
+    """measure(call, check, unit=...) makes one row."""
     results = request.config.stash[RESULTS]
     return Measure(benchmark, results, request, lambda row: record_property("figures", report.one_line(row)))
 
 
 @pytest.fixture
 def measure_case(measure: Measure) -> Callable[[Any], None]:
-    """Runs a case of workloads.py: asserts its results, then times it."""
+    """Runs a case of workloads.py: checks its results, then times it."""
     from memory import peak_memory
 
     def run(case: Any) -> None:
@@ -76,9 +76,9 @@ def _journal(request: pytest.FixtureRequest) -> gpu_report.Journal | None:
 def measure_gpu(
     request: pytest.FixtureRequest, _journal: gpu_report.Journal | None, record_property
 ) -> Callable[[Any], None]:
-    """measure_gpu(case): one row of a run on a GPU.
+    """measure_gpu(case) makes one row of a run on a GPU.
 
-    Times are medians between CUDA events, each call on other tensors than those that the GPU's caches hold.
+    Times are medians between CUDA events; successive calls use tensors that are not in the GPU's caches.
     """
 
     def run(case: Any) -> None:
@@ -149,13 +149,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[DESELECTED] = 0
     config.stash[LOAD] = machine.Load(None, "", None) if config.option.collectonly else machine.load()
     if config.option.verbose == 0:
-        config.option.verbose = 1  # a line a row: a run takes minutes
-    config.option.benchmark_quiet = True  # report.py draws one table instead of one for every group
+        config.option.verbose = 1  # one line per row, because a run takes minutes
+    config.option.benchmark_quiet = True  # report.py prints one table instead of one per group
     config.option.benchmark_warmup = False
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Either the benchmarks on a GPU or the others: `-m gpu` is asked for or not."""
+    """Collects either the GPU benchmarks or the others, depending on `-m gpu`."""
     name = collection_path.name
     if name.startswith("test_bench_") and name.startswith("test_bench_gpu") != (config.option.markexpr == "gpu"):
         return True
@@ -194,7 +194,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Puts each row's own figures in the place of those of the one round that pytest-benchmark has seen."""
+    """Replaces pytest-benchmark's values, which come from a single round, by each row's own."""
     for entry in output_json["benchmarks"]:
         row = entry["extra_info"]
         names = {"median": "median_s", "min": "min_s", "max": "max_s", "rounds": "rounds"}
@@ -203,7 +203,7 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 
 
 def why_kept(config: pytest.Config, exitstatus: int) -> str | None:
-    """Why the files in results/ stay as they are, if they do."""
+    """The reason why the files in results/ stay unchanged, if there is one."""
     load = config.stash[LOAD]
     whole = [config.invocation_params.dir / argument for argument in config.args] == [Path(__file__).parent]
     if exitstatus != 0 or config.stash[DESELECTED] or not whole:

@@ -1,4 +1,4 @@
-"""A GPU as the benchmarks see it: its physical limits, how long calls take there, and the memory at their peak."""
+"""Measurements on a GPU: its physical limits, the duration of calls, and their peak memory."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ import torch
 
 from mtlkit.operators.floors import EXPONENTIALS, LANES, Limits
 
-SECONDS, FEWEST, MOST = 0.5, 10, 200  # of the rounds of a row
+SECONDS, FEWEST, MOST = 0.5, 10, 200  # of the rounds of a row: total time, least and largest number
 WARM_UPS = 3
 
 
@@ -26,20 +26,20 @@ def name() -> str:
 
 
 def stem() -> str:
-    """The GPU's name as that of a file: NVIDIA H200 is h200."""
+    """The GPU's name as a file name: NVIDIA H200 becomes h200."""
     return re.sub(r"[^a-z0-9]+", "_", name().lower().removeprefix("nvidia ")).strip("_")
 
 
 @functools.cache
 def clock() -> float:
-    """The highest clock of the multiprocessors, in Hz, as the driver tells it."""
+    """The highest clock of the multiprocessors, in Hz, as the driver reports it."""
     query = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits", f"--id={device().index}"]
     return 1e6 * float(subprocess.run(query, capture_output=True, text=True, check=True).stdout)
 
 
 @functools.cache
 def limits() -> Limits:
-    """Those of this GPU; of the memory, what a copy of 1 GiB reaches."""
+    """The limits of this GPU; its memory bandwidth is measured by a copy of 1 GiB."""
     cycles = clock() * torch.cuda.get_device_properties(device()).multi_processor_count
     source = torch.zeros(1 << 28, device=device())
     target = torch.empty_like(source)
@@ -51,14 +51,14 @@ def limits() -> Limits:
 
 
 def copies(nbytes: int) -> int:
-    """So many tensors of this size, used in turn, are twice the GPU's L2: none is there when its turn comes."""
+    """How many tensors of this size fill twice the GPU's L2 cache, so that none is cached when it is used again."""
     return max(2, math.ceil(2 * torch.cuda.get_device_properties(device()).L2_cache_size / nbytes))
 
 
 def durations(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Seconds of calls, taken in turn, between events on the GPU; what the host takes to launch counts where it shows.
+    """Seconds of calls made in turn, between events on the GPU; launch overhead counts unless it is hidden.
 
-    They are the same work on other tensors: see `copies`.
+    The calls do the same work on different tensors: see `copies`.
     """
     for i in range(WARM_UPS):
         calls[i % len(calls)]()
@@ -77,7 +77,7 @@ def durations(calls: Sequence[Callable[[], object]]) -> list[float]:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Memory at the peak of a call on top of what was allocated before, results included."""
+    """Peak memory of a call beyond what was allocated before, including its results."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -89,13 +89,14 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def measured(case: Any) -> tuple[tuple[float, float], list[float], int]:
-    """Errors, seconds of each round, and bytes at the peak of a call.
+    """Errors, seconds of each round, and peak bytes of a call.
 
-    A case has `problem()`, which gives what `run` takes; `run`, which returns results by name; `check` of those, which
-    raises or returns the errors; and `another` problem of the same work and its bytes, `nbytes`, for the caches' sake.
+    A case has `problem()`, which makes the arguments of `run`; `run`, which returns results by name; `check` of these,
+    which raises or returns the errors; and, so that calls do not find their data in caches, `another` problem with
+    other tensors and its size `nbytes`.
     """
     given = case.problem()
-    case.run(given)  # compiles
+    case.run(given)  # compiles on the first call
     peak = peak_bytes(lambda: case.run(given))
     errors = case.check(case.run(given))
     others = [case.another(given) for _ in range(copies(case.nbytes(given)))]

@@ -1,4 +1,4 @@
-"""Decoder levels of task interaction on a GPU, at the sizes and beside the peers that levels.py has for the CPU."""
+"""Decoder levels of task interaction on a GPU, with the sizes and peers of the CPU benchmarks."""
 
 import functools
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from mtlkit.testing import (
     relative_error,
 )
 
-# Shows a wrong wiring; how exact peers are is in their rows. PyTorch rounds a float32 convolution's input to 10 bits.
+# Detects wrong wiring; the rows hold each peer's accuracy. PyTorch rounds a float32 convolution's input to 10 bits.
 PEER_BOUND = {torch.float32: 1e-2, torch.bfloat16: 0.2}
 
 Tensors = dict[str, Tensor]
 
 
 class LevelGiven(NamedTuple):
-    """Arguments of a call, and the gradients of its outputs, on the GPU."""
+    """Arguments of a call and gradients of its outputs, on the GPU."""
 
     inputs: InteractionInputs
     cotangents: tuple[Tensor, Tensor]
@@ -40,7 +40,7 @@ class LevelGiven(NamedTuple):
 
 @dataclass(frozen=True)
 class LevelProvider:
-    """One implementation: a provider of providers.py, and how it is asked for on a GPU."""
+    """One implementation: a provider of providers.py, and how to select it on a GPU."""
 
     name: str
     label: str
@@ -68,7 +68,7 @@ LEVEL_PROVIDERS = (
 
 
 class LevelCase(NamedTuple):
-    """A row."""
+    """A benchmark row."""
 
     shape_name: str  # with its batch
     dtype: torch.dtype
@@ -97,7 +97,7 @@ class LevelCase(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What must be read and written at least."""
+        """The least number of bytes to read and write."""
         s = self.shape
         return PASSES[self.direction] * s.B * s.C * s.H * s.W * self.dtype.itemsize
 
@@ -120,7 +120,7 @@ class LevelCase(NamedTuple):
         return LevelGiven(inputs, tuple(t.to(device) for t in wanted.cotangents))
 
     def run(self, given: LevelGiven) -> Tensors:
-        """Final map and vector, and in the direction `forward_backward` every gradient, by name."""
+        """Final map and vector and, for the direction `forward_backward`, every gradient, by name."""
         names = ("seg", "clf")
         call = functools.partial(self.provider.call, *given.inputs, signals=self.shape.signals)
         if self.direction == FORWARD:
@@ -132,7 +132,7 @@ class LevelCase(NamedTuple):
         return found | dict(zip(tensors, gradients, strict=True))
 
     def another(self, given: LevelGiven) -> LevelGiven:
-        """The same problem with the map, and the gradient of the output, elsewhere in memory."""
+        """The same problem with the map and the output's gradient at another place in memory."""
         x = given.inputs.x.detach().clone().requires_grad_()
         return LevelGiven(given.inputs._replace(x=x), (given.cotangents[0].clone(), given.cotangents[1]))
 
@@ -140,7 +140,7 @@ class LevelCase(NamedTuple):
         return given.inputs.x.nbytes + given.cotangents[0].nbytes
 
     def check(self, results: Tensors) -> tuple[float, float]:
-        """Asserts each result; the largest error relative to a tensor's norm, and the final map's largest absolute."""
+        """Checks the results; returns the largest error relative to a norm, and the final map's largest absolute error."""
         exact = exact_results(self.shape_name, self.dtype)
         own, half = self.provider.own, self.dtype in ROUNDING
         plain = plain_results(self) if own and half else {}
@@ -159,7 +159,7 @@ class LevelCase(NamedTuple):
 
 
 def plain_results(case: LevelCase) -> Tensors:
-    """What eager PyTorch makes of the same 16-bit numbers on the same GPU, for the policy."""
+    """Results of eager PyTorch on the same 16-bit numbers on the same GPU, as the policy needs them."""
     eager = next(provider for provider in LEVEL_PROVIDERS if provider.name == "eager")
     return _plain_results(case._replace(provider=eager, direction=BOTH))
 
@@ -170,12 +170,12 @@ def _plain_results(case: LevelCase) -> Tensors:
 
 
 def cases() -> list[LevelCase]:
-    """Every row whose provider is present, those with the same exact results side by side."""
+    """All rows whose provider is installed; rows with the same exact results are adjacent."""
     if not torch.cuda.is_available():
         return []
     present = [provider for provider in LEVEL_PROVIDERS if not provider.why_absent(LevelCase.op)]
     rows = [(name, dtype, "nchw") for name in INTERACTION_SHAPES for dtype in DTYPES]
-    rows += [variant for variant in VARIANTS if variant not in rows]  # channels-last maps, and three signals
+    rows += [variant for variant in VARIANTS if variant not in rows]  # channels-last maps and three signals
     return [
         LevelCase(*row, direction, provider) for row in rows for direction in (FORWARD, BOTH) for provider in present
     ]

@@ -1,9 +1,9 @@
-"""Memory of an SS2D in training on a GPU, counted where there is none: `python benchmarks/gpu_memory.py`.
+"""Training memory of an SS2D on a GPU, computed without a GPU: `python benchmarks/gpu_memory.py`.
 
-The same code as on a GPU runs on tensors without memory, planned for an H200, and launches nothing; what torch is asked
-for is added up. The command writes the table of docs/gpu_kernels.md; the test that holds the page to it, and mtlkit to
-its bound, is tests/cuda_on_host/test_memory.py. What counts is what gpu.peak_bytes measures on a GPU: all that is alive
-at the peak beside the inputs and the gradient of the output, results included.
+The code that would run on a GPU gets tensors without memory, plans for an H200 and launches nothing; this module adds
+up torch's allocations. The command prints the table of docs/gpu_kernels.md; tests/cuda_on_host/test_memory.py checks
+this table and the bound on mtlkit's memory. The result corresponds to gpu.peak_bytes: everything that is alive at the
+peak except the inputs and the output's gradient, including results.
 """
 
 import dataclasses
@@ -33,9 +33,9 @@ from mtlkit.testing import SS2D_SHAPES, SS2DShape
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "gpu_kernels.md"
 TABLE = r"\| shape \| batch \| mtlkit float32.*\n(?:\|.*\n)+"
-H200 = GPUS["h200"][:2]  # multiprocessors, and bytes of shared memory that a block may have
+H200 = GPUS["h200"][:2]  # multiprocessors, and bytes of shared memory available to a block
 DTYPES = (torch.float32, torch.bfloat16)
-BLOCK = 512  # bytes, of which torch's allocator on a GPU gives whole ones
+BLOCK = 512  # bytes; torch's allocator on a GPU rounds sizes up to multiples of this
 ROWS = {
     ("56² × 96", 1): "medmamba_t_stage1",
     ("56² × 96", 32): "medmamba_t_stage1",
@@ -54,18 +54,18 @@ def in_blocks(size: int) -> int:
 
 
 class Allocations(TorchDispatchMode):
-    """Adds up the storages that operators make, for as long as they live.
+    """Adds up the storages that operators allocate, while they live.
 
-    Where a tensor is used twice, autograd adds the second gradient to the first in place, if nobody else holds the
-    first; but never under a mode such as this. So a sum that autograd makes counts from the next operator on: by then
-    the first gradient is gone, if nobody else holds it, and the sum stands for it.
+    Where a tensor is used twice, autograd adds the second gradient to the first in place if nothing else refers to the
+    first, but never under a mode such as this one. A sum that autograd makes therefore counts from the next operator
+    on: by then the first gradient is freed, unless something else refers to it, and the sum takes its place.
     """
 
     def __init__(self, given: list[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.sizes = {id(t.untyped_storage()): 0 for t in given}
-        self.sums: list[int] = []  # of gradients, in bytes, that do not count yet
+        self.sums: list[int] = []  # bytes of gradient sums that do not count yet
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         self.count_sums()
@@ -96,7 +96,7 @@ class Allocations(TorchDispatchMode):
 
 
 class _MambaScan(torch.autograd.Function):
-    """What mamba-ssm's selective_scan_fn allocates and keeps, with variable B and C and no gate, without computing."""
+    """Allocates and saves what mamba-ssm's selective_scan_fn does (variable B and C, no gate), without computing."""
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, delta_bias):
@@ -121,7 +121,7 @@ def _mamba_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> Tensor:
 
 @contextmanager
 def _imported(name: str, module: SimpleNamespace) -> Iterator[None]:
-    """Has `import name` find a stand-in."""
+    """Makes `import name` return a stand-in."""
     before = sys.modules.pop(name, None)
     sys.modules[name] = module
     try:
@@ -134,7 +134,7 @@ def _imported(name: str, module: SimpleNamespace) -> Iterator[None]:
 
 @contextmanager
 def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
-    """CUDA kernels that are planned for an H200 and not launched, and mamba-ssm's scan, for tensors without memory."""
+    """Replaces CUDA kernels (planned for an H200, not launched) and mamba-ssm's scan, for tensors without memory."""
     silent = dict.fromkeys(("cuda_ss2d_forward", "cuda_ss2d_backward"), lambda **arguments: 0)
     mamba = SimpleNamespace(selective_scan_fn=_mamba_scan)
     with (
@@ -152,7 +152,7 @@ def _stand_ins(native: ModuleType | SimpleNamespace) -> Iterator[None]:
 def peak_bytes(
     scan: Callable[..., Tensor], shape: SS2DShape, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> int:
-    """Of a forward and a backward pass; `_stand_ins` must hold."""
+    """Peak bytes of a forward and a backward pass; call this within `_stand_ins`."""
     s, options = shape, {"device": "meta"}
     tensors: dict[str, Any] = {
         "u": torch.empty(s.B, s.D, s.H, s.W, dtype=dtype, memory_format=memory_format, **options),
@@ -170,14 +170,14 @@ def peak_bytes(
 
 
 def least_bytes(shape: SS2DShape, dtype: torch.dtype) -> int:
-    """What no operator gets below: alive when the projection's backward pass, its own, ends.
+    """A lower bound for every operator: the memory that is alive when the projection's backward pass ends.
 
-    These are the output, the gradients of all inputs, the gradient of the projections, and the part of u's gradient
-    that has come through them.
+    It consists of the output, the gradients of all inputs, the gradient of the projections, and the part of u's
+    gradient that comes from the projections.
     """
     s = shape
     u, row, elements = s.B * s.D * s.H * s.W, s.R + 2 * s.N, dtype.itemsize
-    parameters = (4 * s.D * s.R, 4 * s.D, 4 * s.D * s.N, 4 * s.D)  # of ss2d, in float32
+    parameters = (4 * s.D * s.R, 4 * s.D, 4 * s.D * s.N, 4 * s.D)  # parameters of ss2d, in float32
     own = [u * elements] * 3 + [s.B * s.H * s.W * 4 * row * elements, 4 * row * s.D * elements]
     return sum(map(in_blocks, [*own, *(4 * count for count in parameters)]))
 
@@ -193,7 +193,7 @@ class Peak(NamedTuple):
 
 
 def peaks(native: ModuleType | SimpleNamespace) -> dict[tuple[str, int], list[Peak]]:
-    """By shape and batch, for each dtype: bytes at the peak with the plans of a module that has the CUDA kernels."""
+    """Peak bytes for each dtype, by shape and batch, with the plans of a module that has the CUDA kernels."""
     with _stand_ins(native):
         return {
             row: [
@@ -210,7 +210,7 @@ def peaks(native: ModuleType | SimpleNamespace) -> dict[tuple[str, int], list[Pe
 
 
 def table(found: dict[tuple[str, int], list[Peak]]) -> str:
-    """In MiB, as docs/gpu_kernels.md has it."""
+    """The table of docs/gpu_kernels.md, in MiB."""
 
     def mebibytes(count: int) -> str:
         return f"{count / 2**20:.{1 if count < 100 * 2**20 else 0}f}"

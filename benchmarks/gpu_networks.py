@@ -1,4 +1,4 @@
-"""Training steps of whole networks on a GPU, by mtlkit's kernels and in plain PyTorch."""
+"""Training steps of complete networks on a GPU, with mtlkit's kernels and in plain PyTorch."""
 
 import functools
 from collections.abc import Callable
@@ -17,22 +17,22 @@ from mtlkit.operators.floors import Limits
 from mtlkit.testing import relative_error
 
 BATCH, SIZE = 32, 224
-DTYPES = (torch.float32, torch.bfloat16)  # bfloat16 by autocast
-NETWORKS: dict[str, dict[str, Any]] = {  # nothing random; the first two need no other package
+DTYPES = (torch.float32, torch.bfloat16)  # bfloat16 under autocast
+NETWORKS: dict[str, dict[str, Any]] = {  # without random layers; the first two need no other package
     "medmamba_t": {"num_classes": 2, "drop_path_rate": 0.0},
     "vmamba_t_s1l8": {"num_classes": 2, "drop_path_rate": 0.0},
     "mbdi": {"dropout": 0.0},
 }
 TRAINING = "training_step"
-# Of logits and gradients, relative to plain PyTorch's in the same dtype: shows a wrong wiring. tests/gpu/test_layers.py
-# has the policy; here some sixty layers and the jumps of ReLU add up.
+# Bound for logits and gradients, relative to plain PyTorch's in the same dtype; it detects wrong wiring. The policy is
+# in tests/gpu/test_layers.py; here, errors of some sixty layers and jumps at ReLUs add up.
 BOUNDS = {torch.float32: (1e-3, 5e-2), torch.bfloat16: (0.1, 0.3)}
 
 Tensors = dict[str, Tensor]
 
 
 class NetworkGiven(NamedTuple):
-    """What a step needs."""
+    """Inputs of a training step."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -41,7 +41,7 @@ class NetworkGiven(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkProvider:
-    """Whose kernels a network runs on."""
+    """Which kernels a network uses."""
 
     name: str
     label: str
@@ -66,9 +66,9 @@ NETWORK_PROVIDERS = (
 
 
 class NetworkCase(NamedTuple):
-    """A row."""
+    """A benchmark row."""
 
-    op: str  # the network
+    op: str  # the network's name
     dtype: torch.dtype
     provider: NetworkProvider
     direction: str = TRAINING
@@ -94,17 +94,17 @@ class NetworkCase(NamedTuple):
         return "images", self.batch
 
     def floor(self, limits: Limits) -> None:
-        """None is known for a whole network."""
+        """There is none for a complete network."""
 
     def problem(self) -> NetworkGiven:
         torch.manual_seed(0)
         model = mtlkit.models.create_model(self.op, **NETWORKS[self.op]).train().to(gpu.device())
         images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(gpu.device())
-        # the optimizer does its work, and leaves the weights as they are: every step is the same
+        # the optimizer does its work but changes no weight, so that all steps are the same
         return NetworkGiven(model, torch.optim.AdamW(model.parameters(), lr=0.0), images)
 
     def run(self, given: NetworkGiven) -> Tensors:
-        """One step; the logits and the gradient of every parameter."""
+        """Runs one step; returns the logits and the gradient of every parameter."""
         model, optimizer, images = given
         optimizer.zero_grad()
         with torch.autocast(gpu.device().type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
@@ -122,7 +122,7 @@ class NetworkCase(NamedTuple):
         return given.images.nbytes
 
     def check(self, results: Tensors) -> tuple[float, float]:
-        """Asserts logits and gradients; the gradients' error relative to their norm, and the logits' largest."""
+        """Checks both; returns the gradients' error relative to their norm, and the logits' largest error."""
         wanted = plain_results(self.op, self.dtype)
         assert results.keys() == wanted.keys(), "plain PyTorch has the gradients of other parameters"
         errors, pairs = [], []
@@ -144,7 +144,7 @@ def plain_results(network: str, dtype: torch.dtype) -> Tensors:
 
 
 def cases() -> list[NetworkCase]:
-    """Every row whose provider is present, those with the same plain results side by side."""
+    """All rows whose provider is installed; rows with the same plain results are adjacent."""
     if not torch.cuda.is_available():
         return []
     names = [name for name in NETWORKS if name != "mbdi" or find_spec("timm")]

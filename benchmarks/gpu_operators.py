@@ -1,4 +1,4 @@
-"""The operators around SS2D on a GPU: selective_scan, norm_gate and dwconv_silu, each alone, beside its peers."""
+"""Operators used with SS2D on a GPU (selective_scan, norm_gate, dwconv_silu), each compared with its peers."""
 
 import functools
 from collections.abc import Callable
@@ -36,7 +36,7 @@ Call = Callable[..., Tensor]
 
 
 def scan_shape(shape_name: str, batch: int) -> SelectiveScanShape:
-    """The work of an SS2D in mamba's layout, (B, 4 D, L) with a group a direction; or a block of Vision Mamba's."""
+    """The work of an SS2D in mamba's layout, (B, 4 D, L) with one group per direction, or of a Vision Mamba block."""
     if shape_name == "vim_tiny":
         return SelectiveScanShape(batch, 384, 197, 16)
     s = SS2D_SHAPES[shape_name]
@@ -44,7 +44,7 @@ def scan_shape(shape_name: str, batch: int) -> SelectiveScanShape:
 
 
 def scan_inputs(shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """Activations in `dtype`, the scan's parameters in float32; a gate for Vision Mamba's block, as there."""
+    """Activations in `dtype`, the scan's parameters in float32; with a gate for Vision Mamba's block."""
     tensors = scan_shape(shape_name, images).inputs()
     if shape_name != "vim_tiny":
         del tensors["z"]
@@ -58,7 +58,7 @@ def mamba_ssm_scan(u, delta, A, B, C, D, delta_bias, z=None) -> Tensor:
 
 
 class Operator(NamedTuple):
-    """How one is called, and what it must move: maps read and written, forward and with backward."""
+    """How to call an operator, and how many maps it reads and writes, forward and with backward."""
 
     call: Call
     inputs: Callable[[str, int, torch.dtype], Tensors]
@@ -92,19 +92,19 @@ OPERATORS = {
     ),
 }
 
-# --- who is measured --------------------------------------------------------------------------------------------------
+# --- implementations --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class OperatorProvider:
-    """One implementation; an operator that it lacks is no key of `calls`."""
+    """One implementation; `calls` has no key for operators that it lacks."""
 
     name: str
     label: str
     calls: dict[str, Call]
     why_absent: Callable[[str], str | None] = lambda op: None
     context: Callable[[], AbstractContextManager] = nullcontext
-    own: bool = False  # whether it is mtlkit's, held to the policy of mtlkit.testing
+    own: bool = False  # whether it is one of mtlkit's, which must meet the policy of mtlkit.testing
 
 
 EAGER = {"norm_gate": eager_norm_gate, "dwconv_silu": dwconv_silu_torch}
@@ -138,7 +138,7 @@ OPERATOR_PROVIDERS = (
 
 
 class OperatorCase(NamedTuple):
-    """A row."""
+    """A benchmark row."""
 
     op: str
     shape_name: str
@@ -161,7 +161,7 @@ class OperatorCase(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What must be read and written at least: maps; in a scan B and C too, and backward their gradients."""
+        """The least bytes to read and write: maps; for a scan also B and C, and for backward their gradients."""
         maps = OPERATORS[self.op].maps[self.direction]
         if self.op != "selective_scan":
             s = SS2D_SHAPES[self.shape_name]
@@ -185,7 +185,7 @@ class OperatorCase(NamedTuple):
         return memory_floor(self.bytes, limits)
 
     def problem(self) -> Problem:
-        """Arguments on the GPU, and the gradient of the output."""
+        """Arguments and the output's gradient, on the GPU."""
         few, dy_few = given(self.op, self.shape_name, len(self.checked), self.dtype)
         tensors = spread(few, OPERATORS[self.op].by_image, self.batch, self.checked)
         if self.op == "dwconv_silu":
@@ -195,7 +195,7 @@ class OperatorCase(NamedTuple):
         return {name: t.requires_grad_() for name, t in tensors.items()}, dy
 
     def run(self, given: Problem) -> Tensors:
-        """The output, and in the direction `forward_backward` every gradient, by name."""
+        """The output and, for the direction `forward_backward`, every gradient, by name."""
         return called(self.op, self.provider.calls[self.op], given, self.direction)
 
     def another(self, given: Problem) -> Problem:
@@ -208,7 +208,7 @@ class OperatorCase(NamedTuple):
         return tuple(name for name in OPERATORS[self.op].by_image if name in given[0])
 
     def check(self, results: Tensors) -> tuple[float, float]:
-        """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+        """Checks the results; returns the largest error relative to a norm, and the output's largest absolute error."""
         key = (self.op, self.shape_name, len(self.checked), self.dtype)
         plain = plain_results(*key) if self.provider.own else {}
         by_image = OPERATORS[self.op].by_image
@@ -216,7 +216,7 @@ class OperatorCase(NamedTuple):
 
 
 def called(op: str, call: Call, given: Problem, direction: str) -> Tensors:
-    """A call with the scan's arguments by name, as `selective_scan` wants them, and the others' in their order."""
+    """A call that passes the arguments of `selective_scan` by name, and those of other operators by position."""
     tensors, dy = given
     if op == "selective_scan":
         return run(lambda *values: call(**dict(zip(tensors, values, strict=True))), tensors, dy, direction)
@@ -225,7 +225,7 @@ def called(op: str, call: Call, given: Problem, direction: str) -> Tensors:
 
 @functools.lru_cache(maxsize=2)
 def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Problem:
-    """Arguments and the gradient of the output on the CPU."""
+    """Arguments and the output's gradient, on the CPU."""
     tensors = OPERATORS[op].inputs(shape_name, images, dtype)
     first = next(iter(tensors.values()))
     return tensors, torch.randn(first.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -233,7 +233,7 @@ def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Problem:
 
 @functools.lru_cache(maxsize=2)
 def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """In float64 on the CPU: of the reference where that takes seconds, else of PyTorch code tested against it."""
+    """Float64 results on the CPU: of the reference if that takes seconds, else of PyTorch code tested against it."""
     tensors, dy = given(op, shape_name, images, dtype)
     doubles = {name: t.double().requires_grad_() for name, t in tensors.items()}
     long = op == "selective_scan" and images * tensors["u"].shape[2] > REFERENCE_PIXELS
@@ -243,7 +243,7 @@ def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> 
 
 @functools.lru_cache(maxsize=2)
 def plain_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """What plain PyTorch makes of the same 16-bit numbers, for the policy; of float32 nothing is needed."""
+    """Results of plain PyTorch on the same 16-bit numbers, as the policy needs them; nothing for float32."""
     if dtype == torch.float32:
         return {}
     tensors, dy = given(op, shape_name, images, dtype)
@@ -253,7 +253,7 @@ def plain_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> 
 
 
 def cases(op: str) -> list[OperatorCase]:
-    """Every row of an operator whose provider is present, those with the same exact results side by side."""
+    """All rows of operators whose provider is installed; rows with the same exact results are adjacent."""
     if not torch.cuda.is_available():
         return []
     present = [p for p in OPERATOR_PROVIDERS if op in p.calls and not p.why_absent(op)]

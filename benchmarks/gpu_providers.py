@@ -1,8 +1,8 @@
-"""Who is measured on a GPU: mtlkit's kernels and its peers', from the input of an SS2D to the merged output.
+"""Implementations measured on a GPU: mtlkit's kernels and their peers, from the input of an SS2D to the merged output.
 
 A scan is a function of u (B, D, H, W), x_proj_weight (4, R + 2 N, D), dt_weight (4, D, R), dt_bias (4, D),
-A_logs (4 D, N) and Ds (4 D,): the projections belong to it, for the peers make theirs from the copies of u in four
-orders, and mtlkit from u itself.
+A_logs (4 D, N) and Ds (4 D,). It includes the projections, because peers compute them from copies of u in four orders,
+and mtlkit computes them from u itself.
 """
 
 import functools
@@ -32,18 +32,16 @@ class GpuProvider:
     scan: Scan
     why_absent: Callable[[], str | None]
     context: Callable[[], AbstractContextManager] = nullcontext
-    own: bool = (
-        False  # whether it is mtlkit's, held to the policy of mtlkit.testing and measured without projections too
-    )
-    memory_format: torch.memory_format = torch.contiguous_format  # that it is fastest with
-    one_size: bool = False  # measured at a batch of 32 only
+    own: bool = False  # mtlkit's: must meet the policy of mtlkit.testing; also measured without projections
+    memory_format: torch.memory_format = torch.contiguous_format  # the fastest one for this implementation
+    one_size: bool = False  # measured only at a batch of 32
 
 
 # --- mtlkit -----------------------------------------------------------------------------------------------------------
 
 
 def projections(u: Tensor, x_proj_weight: Tensor) -> Tensor:
-    """Those of all directions by one product with u: (B, 4, R + 2 N, H, W)."""
+    """The projections of all directions, as one product with u: (B, 4, R + 2 N, H, W)."""
     rows = F.linear(u.permute(0, 2, 3, 1), x_proj_weight.flatten(0, 1))  # (B, H, W, 4 (R + 2 N))
     return rows.unflatten(-1, x_proj_weight.shape[:2]).permute(0, 3, 4, 1, 2)
 
@@ -53,7 +51,7 @@ def mtlkit_scan(u: Tensor, x_proj_weight: Tensor, *parameters: Tensor) -> Tensor
 
 
 def chunked_scan(u: Tensor, x_proj_weight: Tensor, *parameters: Tensor) -> Tensor:
-    """In chunks of the sequence, in PyTorch."""
+    """The scan in PyTorch, in chunks of the sequence."""
     return ss2d_torch(u, projections(u, x_proj_weight), *parameters, u.dtype)
 
 
@@ -63,7 +61,7 @@ def chunked_scan(u: Tensor, x_proj_weight: Tensor, *parameters: Tensor) -> Tenso
 def medmamba_scan(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor
 ) -> Tensor:
-    """As MedMamba publishes it: four copies of u, projections of each, mamba-ssm's scan in float32, three additions."""
+    """MedMamba's published code: four copies of u, projections of each, mamba-ssm's scan in float32, three sums."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
     channels, height, width = u.shape[1:]
@@ -97,7 +95,7 @@ def medmamba_scan(
 
 
 class _Oflex(torch.autograd.Function):
-    """VMamba's build of mamba-ssm's kernel, 16-bit in and float32 out."""
+    """VMamba's build of mamba-ssm's kernel, with 16-bit input and float32 output."""
 
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, delta_bias):
@@ -116,7 +114,7 @@ class _Oflex(torch.autograd.Function):
 def vmamba_scan(
     u: Tensor, x_proj_weight: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor
 ) -> Tensor:
-    """As VMamba publishes it: Triton kernels for the copies and for the sum, grouped convolutions as projections."""
+    """VMamba's published code: Triton kernels for the copies and the sum, projections as grouped convolutions."""
     copies = import_module("csm_triton")
     batch, channels, height, width = u.shape
     rank, states = dt_weight.shape[2], A_logs.shape[1]
@@ -130,11 +128,11 @@ def vmamba_scan(
     return y.view(batch, channels, height, width).to(u.dtype)
 
 
-# --- who is absent ----------------------------------------------------------------------------------------------------
+# --- missing implementations ------------------------------------------------------------------------------------------
 
 
 def why_no_backend(name: str, op: str = "ss2d") -> str | None:
-    """Why a backend of mtlkit cannot serve the current GPU."""
+    """Why a backend of mtlkit cannot run on the current GPU."""
     return operators.obstacle(name, torch.device("cuda", torch.cuda.current_device()))
 
 

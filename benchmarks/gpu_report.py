@@ -1,4 +1,4 @@
-"""What a run on a GPU ends with: tables of ratios, and benchmarks/results/<gpu>.json and <gpu>.png."""
+"""The end of a run on a GPU: tables of ratios, and benchmarks/results/<gpu>.json and <gpu>.png."""
 
 import io
 import json
@@ -28,14 +28,14 @@ from mtlkit import _native
 from mtlkit.info import version_of
 
 Row = dict[str, Any]
-Rows = dict[str, Row]  # of one group, by provider
+Rows = dict[str, Row]  # rows of one group, by provider
 CORE = "ss2d_layer_core"
 LABELS = {provider.name: provider.label for provider in GPU_PROVIDERS}
-PEERS = {p.name: p.label for p in (*OPERATOR_PROVIDERS, *LEVEL_PROVIDERS) if not p.own}  # of the other operators
-# mtlkit's least speed-up over a peer, by direction; forward at 56 x 56, batch 32, its least share of the floor; and its
-# most memory in training, of MedMamba's.
+PEERS = {p.name: p.label for p in (*OPERATOR_PROVIDERS, *LEVEL_PROVIDERS) if not p.own}  # for the other operators
+# Targets of mtlkit: the least speed-up over a peer, by direction; the least share of the floor, forward at 56 x 56 with
+# a batch of 32; and the most training memory as a share of MedMamba's.
 TARGETS = {"medmamba": {FORWARD: 4, BOTH: 3}, "vmamba": {FORWARD: 2, BOTH: 2}}
-# Of task interaction: its least speed-up over a peer, and its least share of the floor, which is that of memory.
+# Targets of task interaction: the least speed-up over a peer, and the least share of the memory floor.
 LEVEL_TARGETS, LEVEL_FLOOR_TARGET = {"eager": 5, "torch-compile": 1.5}, 0.7
 FLOOR_TARGET, MEMORY_TARGET = 0.6, 0.4
 CHARTED_BATCH = 32
@@ -45,7 +45,7 @@ JOURNAL_SECONDS = 5
 def row(
     case: GpuCase | OperatorCase | LevelCase | NetworkCase, errors: tuple[float, float], rounds: list[float], peak: int
 ) -> Row:
-    """A row of the results: seconds between events, bytes at the peak, errors against float64."""
+    """A row of the results: seconds between events, peak bytes, errors compared with float64."""
     median = statistics.median(rounds)
     what, count = case.unit
     found = {
@@ -72,7 +72,7 @@ def row(
 
 
 def one_line(row: Row) -> str:
-    """A row on its line of the progress."""
+    """A row as a line of the progress output."""
     if "images_per_s" in row:
         amount = f"{row['images_per_s']:.0f} images/s"
     else:
@@ -97,7 +97,7 @@ def groups(rows: list[Row]) -> dict[str, Rows]:
 
 
 def fastest(rows: Rows) -> Row | None:
-    """mtlkit's quickest backend."""
+    """mtlkit's fastest backend."""
     own = [r for name, r in rows.items() if name.startswith("mtlkit")]
     return min(own, key=lambda r: r["median_s"], default=None)
 
@@ -128,7 +128,7 @@ def table(rows: list[Row], title: str) -> Table:
 
 
 def operators_table(rows: list[Row]) -> Table:
-    """The operators beside SS2D."""
+    """The table of operators other than SS2D."""
     drawn = Table(title="Other operators", title_justify="left", title_style="bold", caption_justify="left")
     drawn.caption = (
         "Bytes are those that must be read and written. Share of the floor: of these at the speed of a copy, in a scan "
@@ -154,7 +154,7 @@ def operators_table(rows: list[Row]) -> Table:
 
 
 def networks_table(rows: list[Row]) -> Table:
-    """Training steps of whole networks."""
+    """The table of training steps."""
     drawn = Table(title="Training steps", title_justify="left", title_style="bold")
     drawn.add_column("network, image, batch, dtype")
     plain = next(p for p in NETWORK_PROVIDERS if not p.own)
@@ -176,7 +176,7 @@ def networks_table(rows: list[Row]) -> Table:
 
 
 def verdicts(rows: list[Row]) -> Iterator[str]:
-    """Each target, met or missed, and where it was missed by most."""
+    """For each target, whether it was met and, if not, where the result was furthest off."""
     core = {name: by for name, by in groups(rows).items() if fastest(by) and fastest(by)["op"] == CORE}
     for peer, targets in TARGETS.items():
         for direction, target in targets.items():
@@ -210,7 +210,7 @@ def verdicts(rows: list[Row]) -> Iterator[str]:
 
 
 def level_verdicts(rows: list[Row]) -> Iterator[str]:
-    """Those of task interaction."""
+    """The verdicts on task interaction."""
     levels = {name: by for name, by in groups(rows).items() if fastest(by) and fastest(by)["op"] == LevelCase.op}
     for peer, target in LEVEL_TARGETS.items():
         found = {n: by[peer]["median_s"] / fastest(by)["median_s"] for n, by in levels.items() if peer in by}
@@ -229,7 +229,7 @@ def level_verdicts(rows: list[Row]) -> Iterator[str]:
 
 
 def described(description: dict[str, Any]) -> dict[str, Any]:
-    """The machine and software, with the GPU and what its peers are."""
+    """The machine and software, including the GPU and the peers."""
     properties = torch.cuda.get_device_properties(gpu.device())
     versions = {name: version_of(name) for name in ("triton", "mamba-ssm")}
     return description | {
@@ -251,7 +251,7 @@ def described(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, whole: bool, colour: bool) -> str:
-    """Draws the tables and writes the files; no folder writes none, and rows of a part are added to those there."""
+    """Prints the tables and writes the files into the folder, if any; a partial run adds its rows to those there."""
     document = document_of(rows, description) if folder is None or whole else added(rows, description, folder)
     out = io.StringIO()
     console = Console(file=out, force_terminal=colour, no_color=not colour, width=190, highlight=False)
@@ -271,7 +271,7 @@ def finish(rows: list[Row], description: dict[str, Any], folder: Path | None, wh
 
 
 def document_of(rows: list[Row], description: dict[str, Any]) -> dict[str, Any]:
-    """What <gpu>.json holds."""
+    """The contents of <gpu>.json."""
     return described(description) | {"verdicts": [*verdicts(rows), *level_verdicts(rows)], "rows": rows}
 
 
@@ -280,7 +280,7 @@ def name_of(row: Row) -> tuple[str, str]:
 
 
 def earlier_rows(description: dict[str, Any], folder: Path) -> list[Row]:
-    """Those that the folder's <gpu>.json has of the same commit, software and GPU."""
+    """The rows in the folder's <gpu>.json from the same commit, software and GPU."""
     try:
         earlier = json.loads((folder / f"{gpu.stem()}.json").read_text())
     except FileNotFoundError:
@@ -290,28 +290,28 @@ def earlier_rows(description: dict[str, Any], folder: Path) -> list[Row]:
 
 
 def added(rows: list[Row], description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The document of rows, and of earlier ones of other names."""
+    """The document with these rows, and earlier rows with other names."""
     measured = set(map(name_of, rows))
     kept = [row for row in earlier_rows(description, folder) if name_of(row) not in measured]
     return document_of([*kept, *rows], description)
 
 
 class Journal:
-    """Writes rows into a folder's <gpu>.json while they are measured, so that a run that is cut off leaves them."""
+    """Writes rows into a folder's <gpu>.json during the run, so that an interrupted run keeps them."""
 
     def __init__(self, description: dict[str, Any], folder: Path) -> None:
         self.description, self.folder, self.written = description, folder, -math.inf
         self.earlier = set(map(name_of, earlier_rows(description, folder)))
 
     def note(self, rows: list[Row]) -> None:
-        """Writes the rows so far; every few seconds, for a document takes some milliseconds."""
+        """Writes the rows so far, at most every few seconds, because writing a document takes milliseconds."""
         if time.monotonic() - self.written > JOURNAL_SECONDS:
             write_rows(added(rows, self.description, self.folder), self.folder)
             self.written = time.monotonic()
 
 
 def write(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes <gpu>.json and, with Matplotlib, <gpu>.png, each whole or not at all."""
+    """Writes <gpu>.json and, with Matplotlib, <gpu>.png, each completely or not at all."""
     paths = [write_rows(document, folder)]
     if find_spec("matplotlib"):
         paths.append(folder / f"{gpu.stem()}.png")
@@ -328,7 +328,7 @@ def write_rows(document: dict[str, Any], folder: Path) -> Path:
 
 # --- the chart --------------------------------------------------------------------------------------------------------
 
-COLOURS = {  # Okabe and Ito's, for all eyes
+COLOURS = {  # Okabe and Ito's palette
     "mtlkit-cuda": "#0072b2",
     "mtlkit-triton": "#56b4e9",
     "medmamba": "#e69f00",
@@ -338,7 +338,7 @@ COLOURS = {  # Okabe and Ito's, for all eyes
 
 
 def draw(document: dict[str, Any]) -> bytes:
-    """A PNG: state updates a second of every provider at every shape, float32, forward and with backward."""
+    """A PNG: state updates per second of every provider at every shape, float32, forward and with backward."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU: SS2D at the shapes of networks and of mammograms, batch 1 to 64, in two dtypes."""
+"""Workloads on a GPU: SS2D at the shapes of networks and of mammograms, batches of 1 to 64, two dtypes."""
 
 import dataclasses
 import functools
@@ -24,17 +24,17 @@ SHAPES = {
 }
 BATCHES = (1, 8, 32, 64)
 DTYPES = (torch.float32, torch.bfloat16)
-# `ss2d_layer_core` is the scan with its projections, of every provider; `ss2d` the operator alone, of mtlkit.
+# `ss2d_layer_core`: the scan with its projections, for every provider; `ss2d`: only mtlkit's operator.
 OPS = ("ss2d_layer_core", "ss2d")
-REFERENCE_PIXELS = 28 * 28  # of images whose exact results the reference gives in seconds
-PEER_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # shows a wrong wiring; how exact peers are is in their rows
+REFERENCE_PIXELS = 28 * 28  # images up to this size get exact results from the reference, within seconds
+PEER_BOUND = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # detects wrong wiring; the rows hold each peer's accuracy
 
 Tensors = dict[str, Tensor]
-Problem = tuple[Tensors, Tensor]  # arguments by name, and the gradient of the output
+Problem = tuple[Tensors, Tensor]  # arguments by name, and the output's gradient
 
 
 class GpuCase(NamedTuple):
-    """A row."""
+    """A benchmark row."""
 
     op: str
     shape_name: str
@@ -71,7 +71,7 @@ class GpuCase(NamedTuple):
         return mtlkit.ops.ss2d if self.op == "ss2d" else self.provider.scan
 
     def problem(self) -> Problem:
-        """Arguments on the GPU, and the gradient of the output."""
+        """Arguments and the output's gradient, on the GPU."""
         few, dy_few = given(self.op, self.shape_name, len(self.checked), self.dtype)
         tensors = spread(few, ("u", "x_dbl"), self.batch, self.checked)
         tensors["u"] = tensors["u"].contiguous(memory_format=self.provider.memory_format)
@@ -82,7 +82,7 @@ class GpuCase(NamedTuple):
         return {name: t.requires_grad_() for name, t in tensors.items()}, dy
 
     def run(self, given: Problem) -> Tensors:
-        """The output, and in the direction `forward_backward` every gradient, by name."""
+        """The output and, for the direction `forward_backward`, every gradient, by name."""
         return run(self.function(), *given, self.direction)
 
     def another(self, given: Problem) -> Problem:
@@ -92,27 +92,27 @@ class GpuCase(NamedTuple):
         return given[0]["u"].nbytes + given[1].nbytes
 
     def check(self, results: Tensors) -> tuple[float, float]:
-        """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+        """Checks the results; returns the largest error relative to a norm, and the output's largest absolute error."""
         key = (self.op, self.shape_name, len(self.checked), self.dtype)
         plain = plain_results(*key) if self.provider.own else {}
         return compare(results, exact_results(*key), plain, ("u", "x_dbl"), self.checked, self.dtype, self.provider.own)
 
 
 def group_of(case: NamedTuple) -> str:
-    """The rows beside which a row stands: all but its provider."""
+    """What identifies the group of rows that are compared: everything except the provider."""
     return f"{case.op}-{case.shape_name}-batch{case.batch}-{dtype_name(case.dtype)}-{case.direction}"
 
 
 def checked_images(batch: int) -> list[int]:
-    """The first and the last."""
+    """The first and the last image."""
     return [0] if batch == 1 else [0, batch - 1]
 
 
 def spread(few: Tensors, by_image: tuple[str, ...], batch: int, checked: list[int]) -> Tensors:
-    """Arguments on the GPU for a whole batch, of those on the CPU for the images that are checked.
+    """Arguments on the GPU for a complete batch, made from those on the CPU for the checked images.
 
-    An image's results depend on no other image; where the gradient of the output is zero but for those that are
-    checked, neither do the parameters' gradients.
+    The results of an image do not depend on other images. Nor do the parameters' gradients, because the output's
+    gradient is zero for all images that are not checked.
     """
     device, seed = gpu.device(), torch.Generator(gpu.device()).manual_seed(2)
 
@@ -125,7 +125,7 @@ def spread(few: Tensors, by_image: tuple[str, ...], batch: int, checked: list[in
 
 
 def other_maps(given: Problem, names: tuple[str, ...]) -> Problem:
-    """The same problem with these arguments, and the gradient of the output, elsewhere in memory."""
+    """The same problem with these arguments and the output's gradient at another place in memory."""
     tensors, dy = given
     cloned = {name: tensors[name].detach().clone().requires_grad_() for name in names}
     return tensors | cloned, torch.randn_like(dy)
@@ -140,7 +140,7 @@ def compare(
     dtype: torch.dtype,
     own: bool,
 ) -> tuple[float, float]:
-    """Asserts each result; the largest error relative to a tensor's norm, and the output's largest absolute."""
+    """Checks the results; returns the largest error relative to a norm, and the output's largest absolute error."""
     errors = []
     for name, t in results.items():
         if name == "y" or name in by_image:
@@ -152,7 +152,7 @@ def compare(
             errors.append(assert_accurate(name, t, wanted, plain.get(name), gradient=name != "y"))
             continue
         bound = PEER_BOUND[dtype]
-        if own:  # a float32 gradient, of what may have passed through 16 bits: as the policy has those
+        if own:  # float32 gradients may have passed through 16 bits; the policy treats them so
             bound = 3 * relative_error(plain[name], wanted) + ROUNDING[dtype]
         errors.append(relative_error(t, wanted))
         assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
@@ -161,7 +161,7 @@ def compare(
 
 
 def least_bytes(shape: SS2DShape, dtype: torch.dtype, direction: str) -> int:
-    """What an SS2D must read and write: u, the projections and y; then also dy, and the gradients of u and of those."""
+    """What an SS2D must read and write: u, the projections and y; backward also dy, and gradients of the first two."""
     pixels = shape.B * shape.H * shape.W
     maps, rows = shape.D * pixels, 4 * (shape.R + 2 * shape.N) * pixels
     passes = (2, 1) if direction == FORWARD else (5, 3)
@@ -179,7 +179,7 @@ def run(function: Callable[..., Tensor], tensors: Tensors, dy: Tensor, direction
 
 @functools.lru_cache(maxsize=2)
 def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> tuple[Tensors, Tensor]:
-    """Arguments and the gradient of the output on the CPU: activations in `dtype`, the scan's parameters in float32."""
+    """Arguments and the output's gradient on the CPU: activations in `dtype`, the scan's parameters in float32."""
     shape = dataclasses.replace(SHAPES[shape_name], B=images)
     tensors = shape.inputs()
     generator = torch.Generator().manual_seed(1)
@@ -193,7 +193,7 @@ def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> tuple[Te
 
 @functools.lru_cache(maxsize=2)
 def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """In float64 on the CPU: of the reference where that takes seconds, else of kernels tested against it."""
+    """Float64 results on the CPU: of the reference if that takes seconds, else of kernels tested against it."""
     tensors, dy = given(op, shape_name, images, dtype)
     pixels = images * tensors["u"][0, 0].numel()
     with mtlkit.use_backend("reference" if pixels <= REFERENCE_PIXELS else "auto"):
@@ -202,7 +202,7 @@ def exact_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> 
 
 @functools.lru_cache(maxsize=2)
 def plain_results(op: str, shape_name: str, images: int, dtype: torch.dtype) -> Tensors:
-    """What plain PyTorch makes of the same 16-bit numbers, for the policy; of float32 nothing is needed."""
+    """Results of plain PyTorch on the same 16-bit numbers, as the policy needs them; nothing for float32."""
     if dtype == torch.float32:
         return {}
     tensors, dy = given(op, shape_name, images, dtype)
@@ -216,7 +216,7 @@ def _on_cpu(op: str, tensors: Tensors, dy: Tensor) -> tuple:
 
 
 def cases() -> list[GpuCase]:
-    """Every row whose provider is present, those with the same exact results side by side."""
+    """All rows whose provider is installed; rows with the same exact results are adjacent."""
     if not torch.cuda.is_available():
         return []
     present = [provider for provider in GPU_PROVIDERS if not provider.why_absent()]

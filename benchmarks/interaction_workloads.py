@@ -1,4 +1,4 @@
-"""Decoder levels of task interaction: the calls that are measured, their exact results, and the floor beneath them."""
+"""Decoder levels of task interaction: the measured calls, their exact results, and the lower bound of their time."""
 
 import functools
 from collections.abc import Callable
@@ -15,23 +15,24 @@ import mtlkit
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import INTERACTION_SHAPES, InteractionInputs, InteractionShape, assert_accurate, relative_error
 
-# Readings and writings of a map that no implementation can do without: forward the map is read for the sums, read again
-# and written; backward it is read twice, as is the gradient of the output, and its own gradient is written.
+# Passes over a map that every implementation needs: forward reads the map for the sums, reads it again and writes it;
+# backward reads the map and the output's gradient twice, and writes the map's gradient.
 PASSES = {FORWARD: 3, BOTH: 8}
-REFERENCE_ELEMENTS = 12_000_000  # of maps whose exact results the reference gives in seconds
-# Where an element of the projection rounds to the other side of 0, its ReLU turns and these gradients jump, in plain
-# PyTorch as well; of millions of elements some do. PyTorch's convolution sums its bias's gradient to 3e-3 only.
+REFERENCE_ELEMENTS = 12_000_000  # maps up to this size get exact results from the reference, within seconds
+# Where rounding moves an element of the projection across 0, its ReLU switches and these gradients jump, in plain
+# PyTorch as well; among millions of elements this happens. PyTorch's convolution computes its bias's gradient only to
+# 3e-3.
 BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-ALIGNMENT = "_alignment"  # at the end of a shape's name: three signals in place of two variances
-# Beside every shape in float32 with two signals: shape, dtype and layout.
+ALIGNMENT = "_alignment"  # suffix of a shape's name: three signals instead of two variances
+# In addition to every shape in float32 with two signals: shape, dtype and layout.
 VARIANTS = (
     *((name, HALF, "nchw") for name in LEVELS),
     *((name, torch.float32, "channels_last") for name in LEVELS),
     *((name + ALIGNMENT, torch.float32, "nchw") for name in LEVELS),
 )
-PEAK = LEVELS[2]  # where the peak of memory is measured, too
+PEAK = LEVELS[2]  # peak memory is measured here, too
 
 # Where the fixed cost of a call is measured.
 CALL_LEVELS = {f"{side}x{side}": InteractionShape(2, 8, side, side, 16) for side in (1, 7)}
@@ -52,7 +53,7 @@ class LevelProblem(NamedTuple):
     cotangents: tuple[Tensor, Tensor]
 
     def run(self, direction: str) -> dict[str, Tensor]:
-        """Final map and vector, and in the direction `forward_backward` every gradient, by name."""
+        """Final map and vector and, for the direction `forward_backward`, every gradient, by name."""
         if direction == FORWARD:
             with torch.no_grad():
                 return dict(zip(("seg", "clf"), self.forward(), strict=True))
@@ -64,7 +65,7 @@ class LevelProblem(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, layout: str) -> InteractionInputs:
-    """Numbers of `dtype`, given as `work`; the same tensors for every row of a shape."""
+    """Values in `dtype`, returned as `work`; the same tensors for every row of a shape."""
 
     def give(name: str, t: Tensor | None) -> Tensor | None:
         return None if t is None else t.to(work).requires_grad_(name not in ("norm_mean", "norm_var"))
@@ -76,7 +77,7 @@ def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, la
 
 @functools.lru_cache(maxsize=2)
 def cotangents_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, layout: str) -> tuple[Tensor, Tensor]:
-    """As from a loss that grows with the outputs: of noise alone, the sums behind the gates leave next to nothing."""
+    """As from a loss that grows with the outputs: for pure noise, the sums behind the gates would almost cancel."""
     given, generator = inputs_of(shape, dtype, work, layout)[:2], torch.Generator().manual_seed(1)
     seg, clf = (t.detach() + torch.randn(t.shape, generator=generator).to(work) for t in given)
     return seg, clf
@@ -99,7 +100,7 @@ def level_problem(
 
 @functools.lru_cache(maxsize=1)
 def exact_results(shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Results in float64: from the reference where that takes seconds, else from one tested against it."""
+    """Results in float64: from the reference if that takes seconds, else from a backend that is tested against it."""
     s = level_shape(shape_name)
     backend = "reference" if s.B * s.C * s.H * s.W <= REFERENCE_ELEMENTS else "auto"
     with mtlkit.use_backend(backend):
@@ -108,12 +109,12 @@ def exact_results(shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def plain_results(shape_name: str, direction: str) -> dict[str, Tensor]:
-    """What plain PyTorch makes of 16-bit input: the yardstick of 16-bit accuracy."""
+    """Results of plain PyTorch on 16-bit input, the yardstick of 16-bit accuracy."""
     return level_problem("", shape_name, HALF, BY_NAME["eager"]).run(direction)
 
 
 class LevelCase(Case):
-    """A row."""
+    """A benchmark row."""
 
     @property
     def shape(self) -> InteractionShape:
@@ -126,7 +127,7 @@ class LevelCase(Case):
 
     @property
     def bytes(self) -> int:
-        """What must be read and written at least."""
+        """The least number of bytes to read and write."""
         return PASSES[self.workload.direction] * self.map_bytes
 
     @property
@@ -164,7 +165,7 @@ class LevelCase(Case):
 
 
 def yardsticks(case: LevelCase, problem: LevelProblem) -> dict[str, float]:
-    """Seconds of a copy of the map, one reading and one writing pass; and forward, of the bare 1 x 1 convolution."""
+    """Seconds of a copy of the map (one read, one write) and, for forward, of the bare 1 x 1 convolution."""
     x, weight, bias = (problem.tensors[name].detach() for name in ("x", "proj_weight", "proj_bias"))
     found = {"copy_s": seconds_of_copy(x)}
     if case.workload.direction == FORWARD:
@@ -173,7 +174,7 @@ def yardsticks(case: LevelCase, problem: LevelProblem) -> dict[str, float]:
 
 
 def cases() -> list[LevelCase]:
-    """Every row whose provider is present, those of a shape side by side, so that its exact results serve them all."""
+    """All rows whose provider is installed, grouped by shape so that a shape's exact results are computed once."""
     found = []
     rows = [(name, torch.float32, "nchw") for name in INTERACTION_SHAPES]
     for shape_name, dtype, layout in (*rows, *VARIANTS):

@@ -1,4 +1,4 @@
-"""The machine and the software that the figures belong to, how busy it is, and what its arithmetic bounds."""
+"""The machine and software of a run, how busy the machine is, and what limits its arithmetic."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from mtlkit.operators import floors
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle.json"
 PROC = Path("/proc")
-THREADS = torch.get_num_threads()  # of the run: a benchmark on one thread keeps the yardstick on as many as before
-BUSY = 0.5  # cores that other programs may use before a run whose results are kept
+THREADS = torch.get_num_threads()  # of the run: a benchmark on one thread does not change the threads of the yardstick
+BUSY = 0.5  # cores that other programs may use in a run whose results are kept
 ISA = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": "baseline"}
 
 # --- what kind of machine ---------------------------------------------------------------------------------------------
 
-# Families and models as CPUID gives them, and how many bits of AVX-512 a core executes at once (0: it has none); a core
-# of 256 takes two cycles. AMD's as Linux has them in arch/x86/kernel/cpu/amd.c, Intel's as in asm/intel-family.h.
+# Families and models as CPUID reports them, and the bits of AVX-512 that a core executes per cycle (0: no AVX-512; a
+# core with 256 takes two cycles). AMD's follow arch/x86/kernel/cpu/amd.c of Linux, Intel's asm/intel-family.h.
 MICROARCHITECTURES: dict[str, tuple[tuple[int, set[int], str, int], ...]] = {
     "AuthenticAMD": (
         (0x17, {*range(0x30), *range(0x50, 0x60)}, "Zen", 0),
@@ -55,7 +55,7 @@ MICROARCHITECTURES: dict[str, tuple[tuple[int, set[int], str, int], ...]] = {
 
 
 def cpuid() -> tuple[str, int, int] | None:
-    """Vendor, family and model, where the system tells them."""
+    """Vendor, family and model, if the system reports them."""
     try:
         text = (PROC / "cpuinfo").read_text()
     except OSError:
@@ -68,7 +68,7 @@ def cpuid() -> tuple[str, int, int] | None:
 
 
 def microarchitecture(identity: tuple[str, int, int] | None) -> tuple[str, int | None]:
-    """Its name, "unknown (...)" if it is not in the table, and the bits of AVX-512 that a core executes at once."""
+    """Its name, "unknown (...)" if it is not in the table, and the bits of AVX-512 that a core executes per cycle."""
     if identity is None:
         return f"unknown ({platform.machine()})", None
     vendor, family, model = identity
@@ -79,19 +79,19 @@ def microarchitecture(identity: tuple[str, int, int] | None) -> tuple[str, int |
 
 
 def stem(machine: dict[str, Any]) -> str:
-    """Of the file of results: zen5, zen5-avx2 where the run was held to less than the CPU has."""
+    """Name of the results file: zen5, or zen5-avx2 if the run was limited to less than the CPU supports."""
     name = re.sub(r"[^a-z0-9]+", "-", machine["microarchitecture"].lower()).strip("-")
     name = re.sub("^zen-", "zen", name)
     return f"{name}-{machine['isa']}" if limited(machine) else name
 
 
 def limited(machine: dict[str, Any]) -> bool:
-    """Whether MTLKIT_CPU_ISA asked for less than the CPU has."""
+    """Whether MTLKIT_CPU_ISA asks for less than the CPU supports."""
     return bool(machine["isa_levels"]) and machine["isa"] != machine["isa_levels"][-1]
 
 
 def kind(machine: dict[str, Any]) -> str:
-    """In words: "Zen 5", "Zen 5, AVX2 code"."""
+    """The kind of machine in words: "Zen 5", "Zen 5, AVX2 code"."""
     return machine["microarchitecture"] + (f", {ISA[machine['isa']]} code" if limited(machine) else "")
 
 
@@ -106,7 +106,7 @@ def governor() -> str:
 
 
 class Load(NamedTuple):
-    """What other programs do: the cores that they used while this process slept, which did, and the load average."""
+    """Load by other programs: the cores that they used while this process slept, their names, and the load average."""
 
     cores: float | None
     programs: str
@@ -124,7 +124,7 @@ class Load(NamedTuple):
 
 
 def load(seconds: float = 1.0) -> Load:
-    """Measured over so many seconds: the load average remembers a compiler that has ended."""
+    """Measured over this many seconds, because the load average still counts programs that have ended."""
     average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     try:
         before, programs = _busy_ticks(), _program_ticks()
@@ -141,33 +141,33 @@ def load(seconds: float = 1.0) -> Load:
 
 
 def _busy_ticks() -> int:
-    """Of all cores, what a hypervisor gives to other machines included."""
+    """Busy ticks of all cores, including time that the hypervisor gave to other machines."""
     user, nice, system, _idle, _wait, irq, softirq, steal, *_ = map(int, (PROC / "stat").read_text().split()[1:11])
     return user + nice + system + irq + softirq + steal
 
 
 def _program_ticks() -> dict[tuple[str, str], int]:
-    """By name and id."""
+    """Ticks of each program, by name and process id."""
     found = {}
     for file in PROC.glob("[0-9]*/stat"):
         try:
             pid_and_name, _, rest = file.read_text().rpartition(") ")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         fields = rest.split()
         found[pid_and_name.partition("(")[2], file.parent.name] = int(fields[11]) + int(fields[12])
     return found
 
 
-# --- what its arithmetic bounds ---------------------------------------------------------------------------------------
+# --- limits of the arithmetic -----------------------------------------------------------------------------------------
 
 
 def yardstick(runs: int = 9, seconds: float = 0.05, *, polynomial: bool = False) -> float | None:
-    """As `floors.yardstick` has it, on all threads of the run."""
+    """`floors.yardstick` on all threads of the run."""
     return floors.yardstick(runs, seconds, threads=THREADS, polynomial=polynomial)
 
 
-# --- what one needs to know to read the figures, or to repeat them ----------------------------------------------------
+# --- what is needed to interpret or repeat the results ----------------------------------------------------------------
 
 
 def git(*arguments: str) -> str | None:
@@ -176,13 +176,13 @@ def git(*arguments: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit, with a mark where files that are compiled or imported differ from it."""
-    if BUNDLE.exists():  # what tools/gpu_bundle.py has packed
+    """The commit, with a mark if files that are compiled or imported differ from it."""
+    if BUNDLE.exists():  # packed by tools/gpu_bundle.py
         return json.loads(BUNDLE.read_text())["commit"]
     try:
         revision = git("rev-parse", "--short=12", "HEAD")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "mtlkit", "benchmarks/*.py")
-    except FileNotFoundError:  # no git here
+    except FileNotFoundError:  # git is not installed
         return None
     return f"{revision} with changes" if revision and changed else revision
 

@@ -1,4 +1,4 @@
-"""Rows that are a function and its tensors, and the shapes of Mamba blocks of published networks."""
+"""Rows defined by a function and its tensors, and the shapes of Mamba blocks in published networks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class Sequences(NamedTuple):
     L: int
 
 
-# Vision Mamba's blocks of 224 x 224 pixels, a stage of U-Mamba, a stage of SegMamba's 64 x 64 x 64 voxels.
+# Vision Mamba's blocks at 224 x 224 pixels, a stage of U-Mamba, a stage of SegMamba at 64 x 64 x 64 voxels.
 SHAPES = {
     "vim_tiny_batch4": Sequences(4, 384, 197),
     "u_mamba_64x64": Sequences(1, 192, 4096),
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     tensors: dict[str, Tensor]
 
     def run(self, direction: str, dtype: torch.dtype | None = None) -> Results:
-        """The output, and in the direction `forward_backward` every gradient, by name."""
+        """The output and, for the direction `forward_backward`, every gradient, by name."""
         tensors = {name: t.detach().to(dtype or t.dtype) for name, t in self.tensors.items()}
         if direction == FORWARD:
             with torch.no_grad():
@@ -53,7 +53,7 @@ def normal(*size: int) -> Tensor:
 def measured(
     measure: Callable, op: str, shape: str, direction: str, provider: str, row: Row, exact: Row, unit: tuple[str, float]
 ) -> None:
-    """Times a row, whose results are held against those of another in float64; for `unit` see `Measure`."""
+    """Times a row after comparing its results with those of another row in float64; for `unit` see `Measure`."""
     wanted = exact.run(direction, torch.float64)
 
     def check(got: Results) -> tuple[float, float]:
@@ -65,5 +65,5 @@ def measured(
 
 
 def moved(elements: int) -> tuple[str, int]:
-    """What a call does that reads and writes so many elements of float32 at least."""
+    """The unit of a call that reads and writes at least this many float32 elements."""
     return "bytes", 4 * elements

@@ -1,4 +1,4 @@
-"""How a row is measured: checked first, then timed until its median is known well enough; and the rows of a run."""
+"""Measures the rows of a run: checks the result first, then times the call until its median is known well enough."""
 
 import math
 import statistics
@@ -13,28 +13,28 @@ import pytest
 from mtlkit import _native
 
 Row = dict[str, Any]
-OURS = ("mtlkit", "accelerated")  # how the names of providers begin that are no peers
+OURS = ("mtlkit", "accelerated")  # prefixes of the names of mtlkit's providers
 
-PRECISION = 0.015  # of the median, either way: how well it must be known
+PRECISION = 0.015  # half-width of the median's confidence interval, relative to the median
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
-LEAST_SECONDS, MOST_SECONDS = 0.04, 0.2  # of a row's rounds, whatever their spread
-FEW = 3  # rounds of a call that takes longer than the row's seconds
-SLOW = 0.5  # seconds of a peer's call that is timed once
-UNDISTURBED = 0.85  # of the limit: what the yardstick reaches at least while nothing else runs
+LEAST_SECONDS, MOST_SECONDS = 0.04, 0.2  # total time of a row's rounds, whatever their spread
+FEW = 3  # rounds of a call that takes longer than MOST_SECONDS
+SLOW = 0.5  # a peer's call that takes longer than this many seconds is timed once
+UNDISTURBED = 0.85  # least share of the limit that the yardstick reaches on an undisturbed machine
 
 
 # --- when to stop -----------------------------------------------------------------------------------------------------
 
 
 def interval(times: list[float]) -> tuple[float, float]:
-    """The bounds of the median at 95 %: those order statistics between which it lies, however the times scatter."""
+    """The 95 % confidence interval of the median, from order statistics: it holds for any distribution of the times."""
     ordered, count = sorted(times), len(times)
     below = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
     return ordered[below], ordered[count - 1 - below]
 
 
 def known(times: list[float], precision: float = PRECISION) -> bool:
-    """Whether the median's bounds lie within the precision of it."""
+    """Whether both ends of the median's interval are within PRECISION of the median."""
     low, high = interval(times)
     median = statistics.median(times)
     return max(high - median, median - low) <= precision * median
@@ -47,13 +47,13 @@ def sample(
     once: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Seconds of a call, of round after round, until their median is known.
+    """Times a call in rounds until the median is known; returns the seconds of each round.
 
     Args:
-        call: what is timed.
-        iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
-        once: whether one round will do if it takes longer than `SLOW`.
-        clock: in seconds.
+        call: the timed call.
+        iterations: calls per round, of which the mean counts; more than 1 for calls of microseconds.
+        once: whether a single round is enough if it takes longer than `SLOW`.
+        clock: returns seconds.
     """
     times: list[float] = []
     spent = 0.0
@@ -77,7 +77,7 @@ def sample(
 
 
 class Key(NamedTuple):
-    """What a row measures, in float32 and NCHW: by it comparisons find their rows, and `--fast` its tests."""
+    """What a row measures, in float32 and NCHW: comparisons find their rows, and `--fast` its tests, by this key."""
 
     op: str
     shape: str
@@ -88,7 +88,7 @@ class Key(NamedTuple):
 def key_of(item: pytest.Item) -> Key | None:
     """The key of the row that a test makes.
 
-    It comes from the parameter `case`, a case of workloads.py, or from the test's mark, a function of its parameters:
+    It comes from the parameter `case` (a case of workloads.py), or from the test's mark, a function of its parameters:
     `@pytest.mark.row(key=lambda name, provider: Key(name, "busi_224", "inference", provider))`.
     """
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
@@ -105,21 +105,21 @@ class Results:
 
     rows: list[Row] = field(default_factory=list)
     yardsticks: list[float | None] = field(default_factory=list)
-    polynomials: list[float | None] = field(default_factory=list)  # of the yardstick with a polynomial, at both ends
+    polynomials: list[float | None] = field(default_factory=list)  # polynomial yardstick at the start and the end
 
     @property
     def limit(self) -> float | None:
-        """State updates a second that no scan can pass here: noise only ever lowers a measurement of it."""
+        """State updates per second that no scan can exceed here; the maximum, as noise only lowers a measurement."""
         return max((y for y in self.yardsticks if y), default=None)
 
     def disturbed(self) -> list[Row]:
-        """The rows before or after which the yardstick itself was slow: other programs had a part of the machine."""
+        """The rows before or after which the yardstick was slow, because other programs used the machine."""
         rows = [row for row in self.rows if "yardsticks_updates_per_s" in row]
         return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
 
 
 def find(rows: list[Row], key: Key) -> Row:
-    """The row in float32 and NCHW; raises KeyError where there is none."""
+    """The row in float32 and NCHW; raises KeyError if there is none."""
     for row in rows:
         found = (row["op"], row["shape"], row["direction"], row["provider"])
         if found == key and row["dtype"] == "float32" and row.get("layout", "nchw") == "nchw":
@@ -128,7 +128,7 @@ def find(rows: list[Row], key: Key) -> Row:
 
 
 class Measure:
-    """Checks one call and times it; each use makes one row of the results."""
+    """Checks one call and times it; each use adds one row to the results."""
 
     def __init__(self, benchmark: Any, results: Results, request: pytest.FixtureRequest, say: Callable) -> None:
         self._benchmark = benchmark
@@ -152,18 +152,18 @@ class Measure:
         dtype: str = "float32",
         **extra: Any,
     ) -> Row:
-        """Times `call` after `check` has passed its result.
+        """Times `call` after `check` has accepted its result.
 
         Args:
-            call: what is timed.
-            check: of the first result: raises where it is wrong, returns its relative and its largest absolute error.
-            unit: what a call does, and how many of them: ("updates", 19e6) or ("images", 1).
-            iterations: calls a round, of which the mean counts; more than 1 for calls of microseconds.
-            compiles: whether the first call compiles, so that its time says nothing.
-            group: the rows that this one is compared with; made of operator, shape, dtype and direction by default.
-            op, shape, direction, provider: the row's key, which the test's mark gives by default.
-            dtype: of the numbers.
-            **extra: further columns.
+            call: the timed call.
+            check: takes the first result; raises if it is wrong, else returns its relative and largest absolute error.
+            unit: what a call processes, and how many of it: ("updates", 19e6) or ("images", 1).
+            iterations: calls per round, of which the mean counts; more than 1 for calls of microseconds.
+            compiles: whether the first call compiles, so that its time is meaningless.
+            group: the rows that this one is compared with; by default made of operator, shape, dtype and direction.
+            op, shape, direction, provider: the row's key; by default that of the test's mark.
+            dtype: of the values.
+            **extra: additional columns.
         """
         given = Key(op, shape, direction, provider)
         key = Key(*(part or marked for part, marked in zip(given, self._key or given, strict=True)))
@@ -181,7 +181,7 @@ class Measure:
         speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
         times = [first] if peer and not compiles and first > SLOW else []
         self._benchmark.group = group
-        # one round of pytest-benchmark's, which knows no rule to stop by: see pytest_benchmark_update_json
+        # a single round of pytest-benchmark, which has no stopping rule: see pytest_benchmark_update_json
         self._benchmark.pedantic(lambda: times.extend([] if times else sample(call, iterations, once=peer)), rounds=1)
         speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
         self._results.yardsticks += speeds
@@ -204,7 +204,7 @@ class Measure:
             **({"yardsticks_updates_per_s": speeds} if speeds else {}),
             **extra,
         }
-        if speeds and what == "updates":  # of the limit read beside it, for a machine's clock drifts
+        if speeds and what == "updates":  # relative to the limit measured next to it, because a machine's clock drifts
             row["share_of_limit"] = row["updates_per_s"] / max(speeds)
         self._results.rows.append(row)
         self._benchmark.extra_info.update(row)
@@ -212,4 +212,4 @@ class Measure:
         return row
 
 
-ISA = _native.C.cpu_isa() if _native.C else None  # of the run: a row may hold its provider to less
+ISA = _native.C.cpu_isa() if _native.C else None  # level of the run; a row may limit its provider to less

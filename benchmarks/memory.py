@@ -1,7 +1,7 @@
-"""Peak memory of one call, measured in a process beside the benchmarks' that does nothing else.
+"""Peak memory of one call, measured in a separate process that does nothing else.
 
-Linux tells the highest resident size of a process and lets it be reset, so that what is counted is what the call took
-on top of its inputs: results, saved tensors, scratch buffers, and what the allocators hold beside them.
+Linux reports the highest resident size of a process and can reset it. The result is therefore what the call needed
+beyond its inputs: results, saved tensors, scratch buffers, and overhead of the allocators.
 """
 
 import ctypes
@@ -19,20 +19,20 @@ STATUS = Path("/proc/self/status")
 
 
 def peak_memory(op: str, shape_name: str, direction: str, provider: str) -> int | None:
-    """Bytes at the peak of an operator's call; None where the system does not tell."""
+    """Peak bytes of an operator's call; None if the system does not report it."""
     return _ask("operator", op, shape_name, direction, provider)
 
 
 def peak_of_training(name: str) -> int | None:
-    """Bytes that a training step takes on top of a network of networks.py; None as above."""
+    """Bytes that a training step of a network (networks.py) needs beyond the network; None as above."""
     return _ask("training", name)
 
 
 @functools.cache
 def _process() -> subprocess.Popen:
-    """One for all questions, for an import of torch takes seconds; it ends with the pipe to it.
+    """One process for all measurements, because importing torch takes seconds; it ends when its pipe closes.
 
-    Told a threshold, the C library gives large blocks back at once, and keeps none of one question for the next.
+    With a fixed threshold, the C library returns large blocks at once, so that none is left for the next measurement.
     """
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -54,13 +54,13 @@ def _ask(*question: str) -> int | None:
 
 
 def resident(field: str) -> int:
-    """VmRSS, the resident size now, or VmHWM, its highest, in bytes."""
+    """VmRSS, the current resident size, or VmHWM, its maximum, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
 def give_back() -> None:
-    """Returns what the allocator holds of freed memory to the system, lest the call find room that is not counted."""
+    """Returns freed memory to the system, because memory that the call would reuse would not be counted."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -80,7 +80,7 @@ def peak_of(call: Callable[[], Any]) -> int | None:
 
 
 def operator(op: str, shape_name: str, direction: str, provider_name: str) -> int | None:
-    """Of a first call at full size, after one at a small shape that loads libraries and threads."""
+    """Of a first call at full size, after a call at a small shape that loads libraries and starts threads."""
     import torch
     from interaction_workloads import level_problem
     from providers import BY_NAME
@@ -96,7 +96,7 @@ def operator(op: str, shape_name: str, direction: str, provider_name: str) -> in
 
 
 def training(name: str) -> int | None:
-    """Of a step, after one that has made the optimizer's state."""
+    """Of a step, after a first step that creates the optimizer's state."""
     import torch
     from networks import given, network, train
 

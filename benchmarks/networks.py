@@ -1,4 +1,4 @@
-"""Whole networks on a real ultrasound frame: what they are called with, how a step trains, and the exact results."""
+"""Complete networks on a real ultrasound frame: their inputs, a training step, and the exact results."""
 
 import functools
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ import mtlkit
 from mtlkit.testing import relative_error
 
 SIZE = 224
-# Each operator meets the bounds of mtlkit.testing; some sixty layers of float32 in a row add up to more. Gradients also
-# jump where the argument of a ReLU rounds to the other side of 0, up to 1e-2 in MedMamba and in plain PyTorch as well,
-# and a BatchNorm in training divides by the spread of one image: a training step is judged beside plain PyTorch's.
+# Each operator meets the bounds of mtlkit.testing; errors of some sixty float32 layers add up to more. Gradients also
+# jump where rounding moves the argument of a ReLU across 0, up to 1e-2 in MedMamba, in plain PyTorch as well, and a
+# BatchNorm in training divides by the spread of one image. A training step is therefore compared with plain PyTorch's.
 LOGITS_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is measured: nothing random, and in training two images where a BatchNorm sees vectors."""
+    """How a network is measured: without random layers, and training with two images if a BatchNorm gets vectors."""
 
     options: dict[str, Any]
     training_images: int = 1
     inference_shape: str = "busi_224"
     training_shape: str = "busi_224"
-    memory: bool = True  # whether the peak of a training step is measured
+    memory: bool = True  # whether the peak memory of a training step is measured
 
 
 NETWORKS = {
@@ -45,7 +45,7 @@ NETWORKS = {
 
 @functools.cache
 def frame() -> Tensor:
-    """An ultrasound frame (a lymph node, colour Doppler) that ships inside pydicom, zero mean: (1, 3, 224, 224)."""
+    """An ultrasound frame (a lymph node, colour Doppler) that is part of pydicom, with zero mean: (1, 3, 224, 224)."""
     path = get_testdata_file("examples_rgb_color.dcm", download=False)
     pixels = pydicom.dcmread(path).pixel_array.astype(np.float32)  # (240, 320, 3)
     image = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, 240, 320)
@@ -54,7 +54,7 @@ def frame() -> Tensor:
 
 
 def given(name: str, training: bool, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-    """What a network is called with: images, with the mask of an ellipse, or four views of an exam."""
+    """Inputs of a network: images with an elliptical mask, or four views of an exam."""
     how = NETWORKS[name]
     if "4view" in how.inference_shape:
         size = int((how.training_shape if training else how.inference_shape).rpartition("_")[2])
@@ -65,7 +65,7 @@ def given(name: str, training: bool, dtype: torch.dtype = torch.float32) -> tupl
 
 
 def ellipse(count: int) -> Tensor:
-    """A mask: (count, 1, 224, 224)."""
+    """Elliptical masks: (count, 1, 224, 224)."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, SIZE), torch.linspace(-1, 1, SIZE), indexing="ij")
     return ((x / 0.5) ** 2 + (y / 0.3) ** 2 < 1).float().expand(count, 1, SIZE, SIZE)
 
@@ -76,7 +76,7 @@ def network(name: str) -> nn.Module:
 
 
 def logits_of(output: Tensor | tuple) -> dict[str, Tensor]:
-    """What a network returns beside its gates, by name."""
+    """The outputs of a network except its gates, by name."""
     outputs = {"cls_logits": output} if isinstance(output, Tensor) else output._asdict()
     return {name: tensor for name, tensor in outputs.items() if name.endswith("logits")}
 
@@ -91,7 +91,7 @@ def infer(model: nn.Module, *inputs: Tensor) -> Tensor:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, *inputs: Tensor) -> Tensor:
-    """One step; without an optimizer its gradients only, which stay in the parameters."""
+    """One training step; without an optimizer it computes only the gradients, which stay in the parameters."""
     model.zero_grad()
     output = model(*inputs)
     loss = 0
@@ -113,7 +113,7 @@ def gradients(model: nn.Module) -> Tensor:
 
 @functools.cache
 def exact_logits(name: str) -> Tensor:
-    """Of inference, in float64."""
+    """Float64 results of inference."""
     with mtlkit.use_backend("torch"):
         return infer(network(name).double().eval(), *given(name, False, torch.float64))
 

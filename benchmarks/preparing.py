@@ -1,7 +1,7 @@
-"""What takes a processor long before a row can be timed: files of ONNX, and what torch.compile makes.
+"""Prepares what takes long before a row can be timed: ONNX files, and what torch.compile compiles.
 
-At the beginning of a run two processes prepare what its rows need, the longest first, each thing once. A row that finds
-nothing prepared, because it is run alone or because that process failed, makes it by itself.
+At the start of a run, two processes prepare everything that its rows need, the longest first, each thing once. If
+nothing is prepared for a row, because it runs by itself or because that process failed, the row prepares it.
 """
 
 import functools
@@ -27,10 +27,10 @@ SMALL = "busi_64"
 
 
 class Job(Protocol):
-    """What is prepared, by its name; what it makes lies in the folder, or in torch.compile's cache."""
+    """Something to prepare, with a name; the result is a file in the folder, or an entry in torch.compile's cache."""
 
     def seconds(self) -> float:
-        """About as long as it takes."""
+        """The approximate duration."""
         ...
 
     def run(self, folder: Path) -> None: ...
@@ -41,7 +41,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Export:
-    """A network as a file, kind "plain", "int8" or ""."""
+    """A network as a file, of kind "plain", "int8" or ""."""
 
     name: str
     shape: str
@@ -67,12 +67,12 @@ def inputs_of(name: str, shape: str) -> tuple[Tensor, ...]:
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
-    """Of the run: it goes with the process."""
+    """The folder of this run, removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="mtlkit-bench-")
 
 
 def file_of(name: str, shape: str, kind: str = "") -> Path:
-    """Written once for a run, see Export."""
+    """The file, written once per run; see Export."""
     job, folder = Export(name, shape, kind), Path(_folder().name)
     if not job.path(folder).exists():
         job.run(folder)
@@ -83,7 +83,7 @@ def file_of(name: str, shape: str, kind: str = "") -> Path:
 
 
 def frozen(name: str) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-    """A network for torch.compile with its weights as constants, channels last, and what it is called with."""
+    """A network for torch.compile, channels last and with its weights as constants, and its inputs."""
     model = network(name).eval().to(memory_format=torch.channels_last)
     inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in given(name, False))
     return torch.compile(model, options={"freezing": True}), inputs
@@ -106,7 +106,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Compiled:
-    """An operator of the provider torch-compile at a shape."""
+    """An operator of the provider torch-compile at one shape."""
 
     op: str
     shape: str
@@ -123,11 +123,11 @@ class Compiled:
         make(self.op, self.shape, torch.float32, BY_NAME["torch-compile"]).run(self.direction)
 
 
-# --- all that a run needs ---------------------------------------------------------------------------------------------
+# --- everything that a run needs --------------------------------------------------------------------------------------
 
 
 def job_of(item: pytest.Item) -> Job | None:
-    """What a row needs, by its mark `prepared`, a function of its parameters, or by its case."""
+    """What a row needs: by its mark `prepared` (a function of its parameters), or by its case."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     mark, case = item.get_closest_marker("prepared"), parameters.get("case")
     if mark is not None:
@@ -138,7 +138,7 @@ def job_of(item: pytest.Item) -> Job | None:
 
 
 def prepare(items: Iterable[pytest.Item], say: Callable[[str], None]) -> None:
-    """Makes what the rows need, unless it is a single thing, which the row can make as fast."""
+    """Prepares what the rows need, unless it is a single thing, which the row itself can prepare just as fast."""
     jobs = list(dict.fromkeys(job for item in items if (job := job_of(item)) is not None))
     if len(jobs) < 2:
         return

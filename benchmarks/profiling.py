@@ -1,4 +1,4 @@
-"""Where a network's time goes, by kind of work."""
+"""The share of a network's time by kind of work."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ from torch.profiler import ProfilerActivity, record_function
 from mtlkit import _native
 from mtlkit.operators.profiling import Call, watching
 
-# kind of work -> how the names of its events begin; the first that fits counts
+# kind of work -> prefixes of the names of its events; the first match counts
 KINDS = {
     "scan": ("mtlkit::ss2d", "mtlkit::selective_scan"),
     "dwconv_silu": ("mtlkit::dwconv_silu",),
     "norm_gate": ("mtlkit::norm_gate",),
-    # the projections of an image are convolutions on a CPU, so that the two cannot be told apart
+    # on a CPU, projections of an image are convolutions, so that the two cannot be distinguished
     "linear, conv, batch norm": (
         "aten::addmm",
         "aten::mm",

@@ -1,4 +1,4 @@
-"""Who is measured: the implementations of each operator, mtlkit's and its peers', and what each is left out of."""
+"""Implementations of each operator, mtlkit's and its peers', and the workloads that each is left out of."""
 
 import functools
 import shutil
@@ -32,7 +32,7 @@ class Workload:
     dtype: torch.dtype
     direction: str
     images: int
-    tokens: int  # of one direction, all images together
+    tokens: int  # of one direction, for all images together
     layout: str = "nchw"  # of maps: "nchw" or "channels_last"
 
 
@@ -42,7 +42,7 @@ def selective_scan(**inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Provider:
-    """One implementation, with the signatures of mtlkit.ops; a missing operator is None."""
+    """One implementation, with the signatures of mtlkit.ops; an operator that it lacks is None."""
 
     name: str
     label: str
@@ -52,17 +52,17 @@ class Provider:
     norm_gate: Callable[..., Tensor] | None = None
     ss2d_norm_gate: Callable[..., Tensor] | None = None
     task_interaction: Callable[..., tuple[Tensor, Tensor]] | None = None  # the final map and vector
-    context: Callable[[], AbstractContextManager] = nullcontext  # held around the check and the timing
+    context: Callable[[], AbstractContextManager] = nullcontext  # active during the check and the timing
     why_absent: Callable[[], str | None] = lambda: None
     serves: Callable[[Workload], bool] = lambda workload: True
-    left_out: str = ""  # in words, what `serves` refuses
+    left_out: str = ""  # describes what `serves` rejects
 
 
 # --- peers ------------------------------------------------------------------------------------------------------------
 
 
 def composed(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """SS2D as MedMamba puts it together: copies in four orders, a 1-D scan over 4 D channels, and the sum."""
+    """SS2D as MedMamba composes it: copies in four orders, a 1-D scan over 4 D channels, and the sum."""
 
     def ss2d(u: Tensor, x_dbl: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_logs: Tensor, Ds: Tensor) -> Tensor:
         rank, states = dt_weight.shape[2], A_logs.shape[1]
@@ -76,7 +76,7 @@ def composed(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, delta_bias: Tensor) -> Tensor:
-    """A selective scan by mambapy's parallel scan, as its Mamba block uses it; groups one after the other."""
+    """A selective scan by mambapy's parallel scan, as in its Mamba block; one group after the other."""
     from mambapy.pscan import pscan
 
     groups = B.shape[1]
@@ -107,14 +107,14 @@ def by_name(scan: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def interaction(*inputs: Tensor, signals: str) -> tuple[Tensor, Tensor]:
-    """mtlkit's, the gates and signals left out."""
+    """mtlkit's task interaction, without returning gates and signals."""
     return mtlkit.ops.task_interaction(*inputs, signals=signals)[:2]
 
 
 def eager_interaction(
     x: Tensor, f: Tensor, tim: TIMParameters, upa: UPAParameters, *, signals: str
 ) -> tuple[Tensor, Tensor]:
-    """A level of task interaction as the official code puts it together, line by line, in PyTorch."""
+    """A level of task interaction as the official code composes it, line by line, in PyTorch."""
     context = F.relu(F.conv2d(x, tim.proj_weight[:, :, None, None], tim.proj_bias)).mean((2, 3))  # (B, P)
     context = F.relu(F.linear(context, tim.context_weight, tim.context_bias))  # (B, F)
     context = F.batch_norm(context, tim.norm_mean, tim.norm_var, tim.norm_weight, tim.norm_bias, eps=1e-3)
@@ -143,15 +143,15 @@ def eager_norm_gate(x: Tensor, weight: Tensor, bias: Tensor, z: Tensor) -> Tenso
 
 
 def ss2d_then_norm_gate(*, weight: Tensor, bias: Tensor, z: Tensor, **scan: Tensor) -> Tensor:
-    """The two operators that ss2d_norm_gate is made of, by two calls."""
+    """The two operators of which ss2d_norm_gate consists, in two calls."""
     return mtlkit.ops.norm_gate(mtlkit.ops.ss2d(**scan).permute(0, 2, 3, 1), weight, bias, z)
 
 
 @functools.cache
 def compiled(call: Callable) -> Callable:
-    """torch.compile of a call, again for every shape.
+    """torch.compile of a call, compiled for every shape.
 
-    Behind a few shapes PyTorch would go over to eager without a word; of `fullgraph` it is an error.
+    After a few shapes PyTorch would silently fall back to eager mode; `fullgraph` makes this an error.
     """
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
     return torch.compile(call, dynamic=False, fullgraph=True)
@@ -165,11 +165,11 @@ def chunked_selective_scan(**inputs: Tensor) -> Tensor:
     return selective_scan_torch(**inputs, delta_softplus=True)[0]
 
 
-# --- who is absent ----------------------------------------------------------------------------------------------------
+# --- missing implementations ------------------------------------------------------------------------------------------
 
 
 def missing(module: str, package: str) -> Callable[[], str | None]:
-    """A test whether a module imports, which answers with the reason why not."""
+    """Returns a function that says why a module cannot be imported, if so."""
 
     @functools.cache
     def why() -> str | None:
@@ -179,7 +179,7 @@ def missing(module: str, package: str) -> Callable[[], str | None]:
             if error.name == module.partition(".")[0]:
                 return f"not installed (pip install {package})"
             return f"does not import: {error}"
-        except Exception as error:  # a broken installation raises whatever its loader does
+        except Exception as error:  # a broken installation may raise anything
             return f"does not import: {type(error).__name__}: {error}"
         return None
 
@@ -195,7 +195,7 @@ def why_no_mamba_ssm() -> str | None:
     rows = torch.rand(1, 1, 2, 2)
     try:
         mamba_ssm_scan(u, u, -torch.rand(4, 2), rows, rows, u[0, :, 0], u[0, :, 0])
-    except Exception as error:  # what a call on CPU tensors raises differs from version to version
+    except Exception as error:  # the error of a call on CPU tensors differs between versions
         return f"installed, but serves no CPU tensors: {str(error).splitlines()[0]}"
     return None
 
@@ -216,7 +216,7 @@ def why_no_level(level: str) -> str | None:
 
 @contextmanager
 def at_level(level: str) -> Iterator[None]:
-    """The CPU kernels of a lower instruction-set level."""
+    """The CPU kernels at a lower instruction-set level."""
     before = _native.C.cpu_isa()
     _native.C.set_cpu_isa(level)
     try:
@@ -254,7 +254,7 @@ def _56_forward(workload: Workload) -> bool:
 
 
 def _compile_serves(workload: Workload) -> bool:
-    """The unrolled graph of 56 x 56 takes a minute to compile, and runs slower than eager PyTorch."""
+    """The unrolled graph of 56 x 56 takes a minute to compile, and is slower than eager PyTorch."""
     plain = _fp32(workload) and workload.layout == "nchw"
     scan = workload.op == "ss2d" and workload.shape_name == MEDMAMBA_14 and workload.direction == FORWARD
     return plain and (scan or (workload.op == "task_interaction" and workload.shape_name in LEVELS))

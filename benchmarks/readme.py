@@ -1,4 +1,4 @@
-"""The README's picture and table of speed, from the files in results/, with the range of each ratio over machines."""
+"""The README's picture and speed table, from the files in results/; each ratio is a range over machines."""
 
 import json
 
@@ -12,14 +12,14 @@ TABLE = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def documents() -> list[Document]:
-    """Of the runs on a CPU, the fastest machine first."""
+    """The documents of runs on a CPU, the fastest machine first."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     found = [document for document in found if "gpu" not in document]
     return sorted(found, key=lambda document: -document["yardstick"].get("polynomial_updates_per_s", 0))
 
 
 def chart(found: list[Document]) -> str:
-    """The sentence that the README opens with, and the picture below it."""
+    """The README's first sentence about speed, and the picture below it."""
 
     def ratio(name: str) -> str:
         figures = [COMPARISONS[name].of(document) for document in found]
@@ -36,7 +36,7 @@ def chart(found: list[Document]) -> str:
 
 
 def section(found: list[Document]) -> str:
-    """The machines and the table."""
+    """The list of machines and the table."""
     kinds = [machine.kind(document["machine"]) for document in found]
     lines = [
         *(f"- {_machine_line(document)}" for document in found),
@@ -59,13 +59,13 @@ def section(found: list[Document]) -> str:
 
 
 def peer(figures: list[Figure]) -> str:
-    """What is compared with, without its figure, which differs from machine to machine."""
+    """What the row is compared with, without numbers, which differ between machines."""
     words = figures[0].other.split()
     return " ".join(words[:-2])
 
 
 def span(figures: list[Figure]) -> str:
-    """The ratio, or the lowest and the highest."""
+    """The ratio, or the lowest and the highest one."""
     least, most = (in_unit(bound(figure.ratio for figure in figures), figures[0].unit) for bound in (min, max))
     return least if least == most else f"{least} to {most}"
 
@@ -81,7 +81,7 @@ def _machine_line(document: Document) -> str:
 
 
 def update() -> None:
-    """Writes both into the README."""
+    """Writes the picture and the table into the README."""
     found, text = documents(), README.read_text()
     for (begin, end), content in ((CHART, chart(found)), (TABLE, section(found))):
         before, _, rest = text.partition(begin)

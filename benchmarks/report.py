@@ -1,4 +1,4 @@
-"""What a run ends with: tables of ratios and targets, and for a whole run its file in results/ and the README's table.
+"""The end of a run: tables of ratios and targets and, for a complete run, its file in results/ and the README's table.
 
 `python benchmarks/report.py` prints the targets of every file in results/ and writes the README's table from them.
 """
@@ -26,7 +26,7 @@ from mtlkit.operators import floors
 
 
 def one_line(row: Row) -> str:
-    """A row on its line of the progress."""
+    """A row as a line of the progress output."""
     if "python_calls" in row:
         speed = f"at least {seconds(row['min_s'])}, {row['python_calls']} Python calls"
     elif "updates_per_s" in row:
@@ -76,7 +76,7 @@ def ratios(document: Document) -> Table | None:
 
 
 def targets(document: Document, every: bool = True) -> Table | None:
-    """The targets that the run has rows for, or every one."""
+    """The targets for which the run has rows, or all of them."""
     table = _table(f"Targets: {machine.kind(document['machine'])}", "what", "before", "now", "target", "")
     for name, target in TARGETS.items():
         comparison = COMPARISONS[name]
@@ -104,7 +104,7 @@ def profiles(results: Results) -> Table | None:
 
 
 def calls(results: Results) -> Table | None:
-    """What a call costs where there is next to nothing to compute; the least, which other programs disturb last."""
+    """The cost of a call with almost nothing to compute; the minimum, which other programs disturb least."""
     rows = {(row["op"], row["shape"], row["direction"]): row for row in results.rows if "python_calls" in row}
     if not rows:
         return None
@@ -120,7 +120,7 @@ def calls(results: Results) -> Table | None:
 
 
 def remarks(results: Results, document: Document) -> Iterator[str]:
-    """Who is absent or left out, and why; and whether the machine was quiet."""
+    """Missing or excluded implementations, with the reason, and whether the machine was quiet."""
     for provider in PROVIDERS:
         reason = provider.why_absent()
         if reason:
@@ -146,7 +146,7 @@ def remarks(results: Results, document: Document) -> Iterator[str]:
 
 
 def document_of(results: Results, description: dict[str, Any], load: dict[str, str]) -> Document:
-    """What a file in results/ holds."""
+    """The contents of a file in results/."""
     yardstick = {}
     if results.limit:
         start, *_, end = results.yardsticks
@@ -168,13 +168,13 @@ def document_of(results: Results, description: dict[str, Any], load: dict[str, s
 
 
 def finish(results: Results, document: Document, why_kept: str | None, *, colour: bool, width: int) -> str:
-    """Draws the report, and writes the files.
+    """Prints the report and writes the files.
 
     Args:
         results: the rows.
-        document: of the run.
-        why_kept: why the files in results/ stay as they are; None writes them.
-        colour: whether the terminal shows colours.
+        document: the run's description.
+        why_kept: why the files in results/ stay unchanged; None writes them.
+        colour: whether the terminal supports colours.
         width: of the terminal.
     """
     out = io.StringIO()
@@ -199,7 +199,7 @@ def finish(results: Results, document: Document, why_kept: str | None, *, colour
 
 
 def write(document: Document, folder: Path) -> list[Path]:
-    """Writes the JSON, a row a line, and the chart of this kind of machine, each whole or not at all."""
+    """Writes the JSON, one row per line, and the chart of this kind of machine, each completely or not at all."""
     from chart import draw
 
     folder.mkdir(exist_ok=True)
@@ -212,7 +212,7 @@ def write(document: Document, folder: Path) -> list[Path]:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Puts the content in the place of the file at once, so that no reader meets half of it."""
+    """Replaces the file at once, so that no reader sees half of it."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

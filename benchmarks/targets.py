@@ -1,10 +1,10 @@
-"""What the figures shall reach, and what they were when the target was set: the one place that says so."""
+"""The targets of the benchmarks, and the values when each target was set."""
 
 from typing import NamedTuple
 
 
 class Target(NamedTuple):
-    """Of a comparison of comparisons.py, in units of its ratio; `before` in words."""
+    """The target of a comparison of comparisons.py, in units of its ratio; `before` in words."""
 
     before: str
     bound: float
@@ -50,7 +50,7 @@ TARGETS = {
     "hybrid_vssm.before": Target("1.0x", 0.7, at_most=True),
     "plain_medmamba_t/plain": Target("29x", 15),
     "plain_medmamba_t-training/plain": Target("20x", 20),
-    # out of PyTorch
+    # outside PyTorch
     "mbdi.onnx": Target("1.0x", 0.9, at_most=True),
     "btinet.onnx": Target("1.0x", 0.9, at_most=True),
     "mbdi.int8": Target("", 0.5, at_most=True),

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import mtlkit
 from harness.third_party_models import MedMamba, VMUNet, vmamba
 
-# Restated with the published names, in plain PyTorch with one step of the scan a token, and the bound of their
-# gradients: a ReLU whose argument rounds to the other side of 0 moves MedMamba's by up to 1e-2.
+# Restated in plain PyTorch with the published names, one step of the scan per token; and the bound for the gradients:
+# where rounding moves the argument of a ReLU across 0, MedMamba's change by up to 1e-2.
 NETWORKS = {
     "plain_medmamba_t": (lambda: MedMamba(num_classes=2), 2e-2),
     "plain_vmunet": (lambda: VMUNet(96, 16), 1e-4),
@@ -38,7 +38,7 @@ def accelerated(name: str) -> nn.Module:
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, image: Tensor) -> Tensor:
-    """One step; without an optimizer its gradients only, which stay in the parameters."""
+    """One training step; without an optimizer it computes only the gradients."""
     model.zero_grad()
     output = model(image)
     output.square().mean().backward()
@@ -49,7 +49,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer | None, image: Tens
 
 @functools.lru_cache(maxsize=1)
 def exact(name: str) -> tuple[Tensor, Tensor]:
-    """Output and gradients in float64; tests hold the accelerated model against the plain one."""
+    """Output and gradients in float64; tests compare the accelerated model with the plain one."""
     model = network(name, "accelerated").double()
     return train(model, None, frame().double()), gradients(model)
 

@@ -1,6 +1,6 @@
 """The fixed cost of a call: operators and the SS2D layer on maps of 8 channels and few pixels, on one thread.
 
-`pytest benchmarks -k calls --benchmark-only` measures these rows alone.
+`pytest benchmarks -k calls --benchmark-only` measures only these rows.
 """
 
 import cProfile
@@ -28,14 +28,14 @@ def call_cases() -> Iterator[Case]:
 
 
 def bare(problem: Problem | LevelProblem, direction: str) -> Callable[[], Any]:
-    """The call alone: forward under `torch.no_grad`, or with its backward pass."""
+    """The bare call: forward under `torch.no_grad`, or with its backward pass."""
     tensors, forward, cotangents = problem
     wanted = list(tensors.values())
     return forward if direction == FORWARD else lambda: torch.autograd.grad(forward(), wanted, cotangents)
 
 
 def python_calls(call: Callable[[], Any]) -> int:
-    """As cProfile counts them, those of built-in functions among them."""
+    """Python calls as counted by cProfile, including those of built-in functions."""
     profile = cProfile.Profile()
     profile.runcall(call)
     return pstats.Stats(profile).total_calls

@@ -1,4 +1,4 @@
-"""causal_conv1d, compared with PyTorch's convolution and activation, with the channels or the tokens side by side."""
+"""causal_conv1d, compared with PyTorch's convolution and activation, with channels or tokens contiguous."""
 
 import pytest
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """As mamba-ssm has it where its kernel is missing."""
+    """mamba-ssm's code for machines without its kernel."""
     a = F.conv1d(x, weight[:, None], bias, padding=WIDTH - 1, groups=x.shape[1])
     return F.silu(a[..., : x.shape[2]])
 

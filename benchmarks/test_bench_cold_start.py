@@ -1,8 +1,7 @@
-"""Cold start: a fresh process imports, opens a network and predicts its first image, by a file and by a run.
+"""Cold start: a new process imports, opens a network and predicts its first image, from a file and from a run.
 
-`pytest benchmarks -k cold_start --benchmark-only` measures these rows alone. Both processes end with the very same
-folder of predictions but for rounding. `resident_bytes` is what a process has after the image, `peak_bytes` the most
-that it had.
+`pytest benchmarks -k cold_start --benchmark-only` measures only these rows. Both processes write the same predictions
+up to rounding. `resident_bytes` is the memory of a process after the image, `peak_bytes` its maximum.
 """
 
 import json
@@ -38,7 +37,7 @@ json.dump({"p": p, "resident_bytes": 1024 * kilobytes["VmRSS"], "peak_bytes": 10
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> dict[str, Path]:
-    """MBDI with the weights of its beginning, as the folder of a run, and as the file of preparing.py."""
+    """MBDI with its initial weights, as a run folder and as the file of preparing.py."""
     folder = tmp_path_factory.mktemp("cold") / "run"
     folder.mkdir()
     config = load_config("mbdi").adjust({"model": {"options": {"pretrained": False, "num_classes": len(CLASSES)}}})

@@ -1,7 +1,7 @@
-"""Networks outside of PyTorch, one image on two threads: as files of ONNX, mtlkit's in float32 and in 8 bits, and plain
-ones in ONNX Runtime and OpenVINO; and what `mtlkit.optimize` makes of a network that stays, beside torch.compile.
+"""Networks outside PyTorch, one image on two threads: ONNX files, mtlkit's in float32 and int8, and plain ones in ONNX
+Runtime and OpenVINO; and models from `mtlkit.optimize`, which stay in PyTorch, compared with torch.compile.
 
-MedMamba-T's scans are unrolled in a plain file, which takes minutes to write: its peers are measured at 64 x 64.
+In a plain file, MedMamba-T's scans are unrolled, which takes minutes to write: its peers are measured at 64 x 64.
 """
 
 import functools
@@ -28,8 +28,8 @@ ROWS = [
     *((name, NETWORKS[name].inference_shape, "mtlkit-onnx") for name in ("medmamba_t", "vmamba_t_s1l8", "hybrid_vssm")),
     *(("medmamba_t", SMALL, provider) for provider in ("mtlkit-onnx", *PEERS)),
 ]
-LOGITS_BOUND = 2e-5  # other sums in another order than PyTorch's, through some hundred convolutions
-INT8_BOUND = 0.2  # of a network with random weights, which no training has made robust
+LOGITS_BOUND = 2e-5  # through some hundred convolutions, sums are in another order than PyTorch's
+INT8_BOUND = 0.2  # the weights are random; a trained network is more robust
 
 
 @functools.cache
@@ -42,22 +42,22 @@ def expected(name: str, shape: str) -> Tensor:
 
 @functools.cache
 def names_of(name: str) -> tuple[str, ...]:
-    """Of what a network takes."""
+    """Names of a network's inputs."""
     return tuple(mtlkit.models.network.takes(network(name)))
 
 
 def kind_of(provider: str) -> str:
-    """Of the file that it runs."""
+    """The kind of file that it runs."""
     return "plain" if provider in PEERS else "int8" if provider == INT8 else ""
 
 
 def runner(name: str, shape: str, provider: str) -> Callable[..., list[Any]]:
-    """What runs a network on arrays by the names of its inputs, and gives its outputs as the file has them."""
+    """A function that runs a network on arrays by the names of its inputs, and returns the outputs of the file."""
     path = file_of(name, shape, kind_of(provider))
     if provider == "openvino":
         openvino = pytest.importorskip("openvino")
         options = {"INFERENCE_NUM_THREADS": machine.THREADS, "PERFORMANCE_HINT": "LATENCY"}
-        # else it computes in bfloat16 where the processor can
+        # otherwise it computes in bfloat16 if the processor supports it
         compiled = openvino.Core().compile_model(path, "CPU", options | {"INFERENCE_PRECISION_HINT": "f32"})
         names = [one.get_any_name() for one in compiled.outputs]
         return lambda arrays: dict(zip(names, compiled(arrays).values(), strict=True))
@@ -73,7 +73,7 @@ def runner(name: str, shape: str, provider: str) -> Callable[..., list[Any]]:
 
 
 def logits_of(outputs: dict[str, Any]) -> Tensor:
-    """As networks.joined does."""
+    """Logits, joined as by networks.joined."""
     named = outputs if len(outputs) == 1 else {name: y for name, y in outputs.items() if name.endswith("logits")}
     return torch.cat([torch.from_numpy(y).flatten() for y in named.values()])
 

@@ -1,6 +1,6 @@
 """depthwise_conv2d at the shapes of MBDI's encoder and decoder and of ConvNeXt, compared with F.conv2d.
 
-PyTorch is given the same channels-last image, and the contiguous one that it has by default.
+PyTorch gets the same channels-last image, and the contiguous one that is its default.
 """
 
 import pytest

@@ -1,6 +1,6 @@
-"""The scan along any orders: the four of SS2D and others of four directions, and one direction against the 1-D scan.
+"""The scan along arbitrary orders: the four of SS2D, other sets of four, and one direction against the 1-D scan.
 
-Each row's provider is its order. `pytest benchmarks -k directional --benchmark-only` measures these rows alone.
+The provider of each row is its order. `pytest benchmarks -k directional --benchmark-only` measures only these rows.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mtlkit.testing import SS2D_SHAPES
 
 
 def rows() -> dict[str, Callable[[], Row]]:
-    """By group and provider, "four: random"."""
+    """Rows by group and provider, such as "four: random"."""
 
     def four(function: Callable[..., Tensor]) -> Callable[[], Row]:
         return lambda: Row(function, flat())
@@ -43,13 +43,13 @@ def rows() -> dict[str, Callable[[], Row]]:
         return orders.permutation(torch.stack([torch.randperm(tokens, generator=generator) for _ in range(4)]))
 
     def one() -> dict[str, Tensor]:
-        """The first direction of the four."""
+        """The first of the four directions."""
         x, D = flat(), shape().D
         first = {"x_dbl": x["x_dbl"][:, :1], "A_logs": x["A_logs"][:D], "Ds": x["Ds"][:D]}
         return x | first | {name: x[name][:1] for name in ("dt_weight", "dt_bias")}
 
     def as_selective_scan(u, x_dbl, dt_weight, dt_bias, A_logs, Ds) -> Tensor:
-        """Its time step is a matrix product of its own."""
+        """The 1-D scan, whose time step needs a separate matrix product."""
         dts, B, C = x_dbl[:, 0].split((dt_weight.shape[2], *[A_logs.shape[1]] * 2), 1)
         return selective_scan(u, dt_weight[0] @ dts, -A_logs.exp(), B, C, Ds, None, dt_bias[0], True)
 

@@ -1,4 +1,4 @@
-"""The operators and networks on a GPU, beside their peers: `pytest benchmarks -m gpu`, in the stages of `make gpu`."""
+"""Operators and networks on a GPU, compared with peers: `pytest benchmarks -m gpu`, in the stages of `make gpu`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The Mamba block in one, two and three directions: against mamba-ssm's functions on our scan, and token by token."""
+"""The Mamba block in one to three directions, compared with mamba-ssm's functions on mtlkit's scan; decoding steps."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mtlkit.nn import Mamba
 
 @dataclass(frozen=True)
 class Shape:
-    """A sequence and the block that mixes it; `reference` whether the reference ends within seconds."""
+    """A sequence and the block that processes it; `reference`: whether the reference takes only seconds."""
 
     tokens: int
     channels: int
@@ -26,7 +26,7 @@ class Shape:
 
     @property
     def updates(self) -> int:
-        """State updates of a forward pass, those of every direction."""
+        """State updates of a forward pass, over all directions."""
         return self.tokens * 2 * self.channels * 16 * {None: 1, "v2": 2, "v3": 3}[self.bimamba_type]
 
 
@@ -39,7 +39,7 @@ GRADIENTS_BOUND = 1e-4
 
 
 def published(layer: Mamba, x: Tensor) -> Tensor:
-    """As the published code: mamba-ssm's function for each direction, on copies in its order."""
+    """The published code: mamba-ssm's function for each direction, on copies in its order."""
     xz = torch.einsum("ec,blc->bel", layer.in_proj.weight, x)  # (B, 2 D, L)
     total = _inner(layer, "", xz)
     if layer.bimamba_type is not None:
@@ -85,7 +85,7 @@ def infer(forward: Callable, layer: nn.Module, x: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def exact(name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Input, output and gradients in float64; tests hold the block against its formula."""
+    """Input, output and gradients in float64; tests compare the block with its formula."""
     layer = block(SHAPES[name]).double()
     x = torch.randn(1, SHAPES[name].tokens, SHAPES[name].channels, generator=torch.Generator().manual_seed(1))
     return x, train(PROVIDERS["mtlkit"], layer, x.double()), gradients(layer)

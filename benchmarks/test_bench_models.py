@@ -1,4 +1,4 @@
-"""Whole networks on a real ultrasound frame, inference and a training step."""
+"""Complete networks on a real ultrasound frame, inference and a training step."""
 
 import functools
 from collections.abc import Callable

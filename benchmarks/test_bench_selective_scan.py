@@ -1,4 +1,4 @@
-"""The 1-D scan, at the work of the SS2D shapes in mamba's layout: (B, 4 D, L), a group of channels a direction."""
+"""The 1-D scan with the work of the SS2D shapes in mamba's layout: (B, 4 D, L), one group of channels per direction."""
 
 import pytest
 from workloads import cases

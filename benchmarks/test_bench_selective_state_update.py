@@ -1,4 +1,4 @@
-"""selective_state_update, one token, compared with its formula in plain PyTorch."""
+"""selective_state_update for one token, compared with its formula in plain PyTorch."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ STATES = 16
 
 
 def step(**tensors: Tensor) -> Tensor:
-    """In place: repeated, it goes on from the state before."""
+    """Updates the state in place: repeated calls continue from the previous state."""
     return mtlkit.ops.selective_state_update(**tensors, dt_softplus=True)
 
 

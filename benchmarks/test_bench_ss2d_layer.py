@@ -1,4 +1,4 @@
-"""The whole layer around ss2d, at 56 x 56."""
+"""The complete SS2D layer at 56 x 56."""
 
 import pytest
 from workloads import cases

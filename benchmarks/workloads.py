@@ -1,4 +1,4 @@
-"""What is measured: operators at the shapes of mtlkit.testing, and the exact results they are held against."""
+"""Workloads: operators at the shapes of mtlkit.testing, and the exact results that they are compared with."""
 
 import functools
 import time
@@ -16,18 +16,18 @@ from mtlkit.testing import SS2D_SHAPES, SelectiveScanShape, SS2DShape, assert_ac
 
 Shape = SS2DShape | SelectiveScanShape
 HALF = torch.bfloat16
-# The 1-D scan is measured at fewer shapes: what it shows beside SS2D shows there.
+# The 1-D scan is measured at fewer shapes, because it behaves like SS2D.
 SCAN_SHAPES = (*(f"medmamba_t_stage{i}" for i in (1, 2, 3, 4)), "mammo_4view_64", "vmamba_t_stage1")
 HALF_ROWS = ((MEDMAMBA_56, FORWARD), (MEDMAMBA_56, BOTH), ("mammo_4view_64", FORWARD))
-# Of the operators around the scan: one map that the caches hold, one that they do not, and one of few pixels.
+# For the other operators: one map that fits the caches, one that does not, and one with few pixels.
 AROUND_SHAPES = (MEDMAMBA_56, "mammo_4view_64", "medmamba_t_stage4")
 AROUND_HALF_ROWS = ((MEDMAMBA_56, BOTH),)
-# Where the fixed cost of a call is measured: the arithmetic hardly counts. The layer has 8 channels, its scan 16.
+# Where the fixed cost of a call is measured and arithmetic hardly counts. The layer has 8 channels, its scan 16.
 CALL_SHAPES = {
     **{f"{side}x{side}": SS2DShape(1, 8, side, side, 4, 2) for side in (1, 7)},
     **{f"layer_{side}x{side}": SS2DShape(1, 16, side, side, 4, 1) for side in (7, 14)},
 }
-# Maps that an operator must read and write at least, forward and with backward.
+# The least number of maps that an operator must read and write, forward and with backward.
 MAPS = {
     "dwconv_silu": {FORWARD: 2, BOTH: 5},  # x and y; then x, dy and dx
     "norm_gate": {FORWARD: 3, BOTH: 8},  # x, z and y; then x, z, dy, dx and dz
@@ -35,14 +35,14 @@ MAPS = {
 
 
 class Problem(NamedTuple):
-    """A call with all its data: what a gradient is wanted of, the call, and the gradient of its output."""
+    """A call with all its data: the tensors that need gradients, the call, and the gradient of its output."""
 
     tensors: dict[str, Tensor]
     forward: Callable[[], Tensor]
     dy: Tensor
 
     def run(self, direction: str) -> dict[str, Tensor]:
-        """The output, and in the direction `forward_backward` every gradient, by name."""
+        """The output and, for the direction `forward_backward`, every gradient, by name."""
         if direction == FORWARD:
             with torch.no_grad():
                 return {"y": self.forward()}
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """A row: a workload and who does it."""
+    """A row: a workload and a provider."""
 
     workload: Workload
     provider: Provider
@@ -69,14 +69,14 @@ class Case:
 
     @property
     def key(self) -> Key | None:
-        """None of 16-bit and channels-last rows, which no comparison takes."""
+        """None for 16-bit and channels-last rows, which no comparison uses."""
         w = self.workload
         plain = w.dtype == torch.float32 and w.layout == "nchw"
         return Key(w.op, w.shape_name, w.direction, self.provider.name) if plain else None
 
     @property
     def unit(self) -> tuple[str, int]:
-        """What a call does, and how many of them."""
+        """What a call processes, and how many of it."""
         w = self.workload
         shape = shape_of(w.op, w.shape_name)
         if w.op in MAPS:
@@ -85,13 +85,13 @@ class Case:
 
     @property
     def tells_memory(self) -> bool:
-        """Whether the peak of memory is measured, too, in a process of its own."""
+        """Whether peak memory is measured, too, in a separate process."""
         w = self.workload
         measured = w.op in ("ss2d", "ss2d_layer") and self.provider.name in ("mtlkit", "torch")
         return measured and self.key == Key(w.op, MEDMAMBA_56, BOTH, self.provider.name)
 
     def columns(self, problem: Problem) -> dict[str, Any]:
-        """What describes the row, and what its time is held against."""
+        """Columns that describe the row, and what its time is compared with."""
         w = self.workload
         return {
             "op": w.op,
@@ -107,7 +107,7 @@ class Case:
         return problem(self.workload.op, self.workload.shape_name, self.workload.dtype, self.provider)
 
     def check(self, results: dict[str, Tensor]) -> tuple[float, float]:
-        """Asserts each result; the largest error relative to the tensor's norm, and the output's largest absolute."""
+        """Checks the results; returns the largest error relative to a norm, and the output's largest absolute error."""
         w = self.workload
         exact = exact_results(w.op, w.shape_name, w.dtype, w.direction)
         plain = plain_results(w.op, w.shape_name, w.direction) if w.dtype == HALF else {}
@@ -123,7 +123,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def shape_of(op: str, shape_name: str) -> Shape:
-    """The named shape; for the 1-D operator the same work in mamba's layout, (B, 4 D, L) with a group a direction."""
+    """The named shape; for the 1-D operator the same work in mamba's layout: (B, 4 D, L), one group per direction."""
     s = map_shape(shape_name)
     return SelectiveScanShape(s.B, 4 * s.D, s.H * s.W, s.N, G=4) if op == "selective_scan" else s
 
@@ -135,7 +135,7 @@ def map_shape(shape_name: str) -> SS2DShape:
 def problem(
     op: str, shape_name: str, dtype: torch.dtype, provider: Provider, work: torch.dtype | None = None
 ) -> Problem:
-    """The problem in numbers of `dtype`, given as `work` (default: `dtype`): float64 of float32's numbers, say."""
+    """The problem with values of `dtype`, stored as `work` (default: `dtype`), e.g. float32 values in float64."""
     work = work or dtype
     shape = shape_of(op, shape_name)
     if op == "ss2d_layer":
@@ -147,7 +147,7 @@ def problem(
     else:
         tensors = {name: t.to(dtype).to(work).requires_grad_() for name, t in inputs_of(op, shape_name, dtype).items()}
         forward = functools.partial(getattr(provider, op), **tensors)
-    like = tensors.get("z", next(iter(tensors.values())))  # a gate has the output's shape, and the input else
+    like = tensors.get("z", next(iter(tensors.values())))  # the output's shape
     dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(work)
     if op == "dwconv_silu":
         dy = dy.contiguous(memory_format=torch.channels_last)
@@ -155,7 +155,7 @@ def problem(
 
 
 def inputs_of(op: str, shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Arguments by name, in numbers of `dtype` but for the parameters of dwconv_silu and norm_gate."""
+    """Arguments by name, with values of `dtype` except for the parameters of dwconv_silu and norm_gate."""
     shape = shape_of(op, shape_name)
     if op == "dwconv_silu":
         return conv_inputs(shape_name, shape.B, dtype)
@@ -163,7 +163,7 @@ def inputs_of(op: str, shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]
         return norm_inputs(shape_name, shape.B, dtype)
     tensors = shape.inputs(dtype)
     if op == "selective_scan":
-        del tensors["z"]  # SS2D has no gate inside
+        del tensors["z"]  # SS2D itself has no gate
     if op == "ss2d_norm_gate":
         _, *norm = norm_inputs(shape_name, shape.B, dtype).items()
         tensors |= dict(norm)
@@ -195,7 +195,7 @@ def conv_inputs(shape_name: str, images: int, dtype: torch.dtype) -> dict[str, T
 
 @functools.lru_cache(maxsize=2)
 def exact_results(op: str, shape_name: str, dtype: torch.dtype, direction: str) -> dict[str, Tensor]:
-    """Results in float64: from the reference where that takes seconds, else from one tested against it."""
+    """Results in float64: from the reference if that takes seconds, else from a backend that is tested against it."""
     shape = map_shape(shape_name)
     pixels = shape.B * shape.H * shape.W
     if pixels <= 784 or (pixels <= 3136 and direction == FORWARD):
@@ -208,13 +208,13 @@ def exact_results(op: str, shape_name: str, dtype: torch.dtype, direction: str) 
 
 @functools.lru_cache(maxsize=2)
 def plain_results(op: str, shape_name: str, direction: str) -> dict[str, Tensor]:
-    """What plain PyTorch makes of the same 16-bit input: the yardstick of 16-bit accuracy."""
+    """Results of plain PyTorch on the same 16-bit input, the yardstick of 16-bit accuracy."""
     with mtlkit.use_backend("torch"):
         return problem(op, shape_name, HALF, BY_NAME["mtlkit"]).run(direction)
 
 
 def shortest(call: Callable[[], object], rounds: int = 5) -> float:
-    """Seconds of the fastest of a few calls."""
+    """Seconds of the fastest of several calls."""
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -224,7 +224,7 @@ def shortest(call: Callable[[], object], rounds: int = 5) -> float:
 
 
 def seconds_of_copy(x: Tensor) -> float:
-    """Of one reading and one writing pass over a map."""
+    """Seconds to read and write a map once."""
     y = torch.empty_like(x)
     return shortest(lambda: y.copy_(x))
 
