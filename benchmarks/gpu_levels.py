@@ -140,7 +140,7 @@ class LevelCase(NamedTuple):
         return given.inputs.x.nbytes + given.cotangents[0].nbytes
 
     def check(self, results: Tensors) -> tuple[float, float]:
-        """Checks the results; returns the largest error relative to a norm, and the final map's largest absolute error."""
+        """Checks the results; returns the largest error relative to a norm, and the map's largest absolute error."""
         exact = exact_results(self.shape_name, self.dtype)
         own, half = self.provider.own, self.dtype in ROUNDING
         plain = plain_results(self) if own and half else {}

@@ -16,7 +16,7 @@ import mtlkit
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """The best of three."""
+    """The shortest of three runs."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -26,11 +26,11 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Both, timed."""
+    """Times the plain and the accelerated model."""
     torch.manual_seed(0)
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 64
     model = MedMamba(num_classes=2).eval()
-    optimizer = torch.optim.AdamW(model.parameters())  # made before, and still right afterwards
+    optimizer = torch.optim.AdamW(model.parameters())  # computed before the swap, and still correct after it
     images, labels = torch.rand(1, 3, size, size), torch.tensor([1])
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ def main() -> None:
     print(report)
     print(f"logits differ by {(infer() - logits).abs().max():.0e}")
     after = {"inference": seconds(infer), "training step": seconds(train)}
-    mtlkit.restore(model)  # the way back
+    mtlkit.restore(model)  # undoes the swap
     before["training step"] = seconds(train)
     print(*(f"{what}: {before[what]:.3f} s before, {after[what]:.3f} s after" for what in before), sep="\n")
     draw_times("accelerate_medmamba.png", before, after, f"MedMamba at {size} x {size}, accelerated")

@@ -30,7 +30,7 @@ np.save("logits.npy", session.run(None, {"images": np.load("images.npy")})[0])
 
 
 def main() -> None:
-    """Trains, exports, runs both, compares."""
+    """Trains, exports, runs the network with and without torch, and compares."""
     model = train(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
     images, _ = phantoms(range(1000, 1006))
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Failure detection: which wrong answers of a BTI-Net do its gates, the spread of its vector and its confidence find?
+"""Failure detection: which wrong answers of a BTI-Net do its gates, its vector's spread and its confidence detect?
 
 `python failures_by_gates.py 24 32 1` takes 24 phantoms of 32 x 32 and trains for 1 epoch; by default 200 of 64 x 64 and
-12 epochs. Needs the extra `train`, draws failures_by_gates.png. docs/oracle.md has what three seeds give.
+12 epochs. Needs the extra `train`, draws failures_by_gates.png. docs/oracle.md has the results of three seeds.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A layer in your own network: a U-Net that mixes its deepest maps with SS2D learns to find lesions of phantoms.
+"""A layer in your own network: a U-Net with SS2D at its deepest level learns to segment lesions of phantoms.
 
 `python layer_in_your_unet.py 30` trains for 30 steps; needs the extra `train`, draws layer_in_your_unet.png.
 """
@@ -20,7 +20,7 @@ def convolve(channels_in: int, channels: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Two levels; what is new is `mix`."""
+    """Two levels; `mix` is the only change to the U-Net."""
 
     def __init__(self, dim: int = 16) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class UNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, H, W) to logits of the same size."""
         skip = self.down(images)
-        x = self.deep(F.max_pool2d(skip, 2)).permute(0, 2, 3, 1)  # channels-last, a view
+        x = self.deep(F.max_pool2d(skip, 2)).permute(0, 2, 3, 1)  # a channels-last view
         x = (x + self.mix(self.norm(x))).permute(0, 3, 1, 2)
         return self.head(self.merge(torch.cat((self.up(x), skip), 1)))
 
 
 def train(steps: int) -> UNet:
-    """On 96 phantoms."""
+    """Trains on 96 phantoms."""
     torch.manual_seed(0)
     model = UNet()
     fit(model, *phantoms(range(96)), steps)
@@ -46,7 +46,7 @@ def train(steps: int) -> UNet:
 
 
 def main() -> None:
-    """Trains, and draws six phantoms that it has not seen: the image, its mask, and the network's."""
+    """Trains, and draws six unseen phantoms: the image, its mask, and the network's mask."""
     model = train(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
     images, masks = phantoms(range(1000, 1006))
     with torch.no_grad():

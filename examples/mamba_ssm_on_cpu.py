@@ -4,7 +4,7 @@ import torch
 
 import mtlkit
 
-if "mamba_ssm" in mtlkit.compat.install():  # before the code that imports it; one that runs here is left alone
+if "mamba_ssm" in mtlkit.compat.install():  # before importing mamba-ssm; does nothing if it is installed
     print("mamba_ssm is served by mtlkit")
 
 from mamba_ssm import Mamba  # pyright: ignore[reportMissingImports] - served
@@ -12,7 +12,7 @@ from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # pyright:
 
 
 def main() -> None:
-    """The block, a step of decoding, and the scan."""
+    """Runs the block, a decoding step, and the scan."""
     torch.manual_seed(0)
     block = Mamba(d_model=64, d_state=16, d_conv=4, expand=2)
     y = block(torch.randn(2, 1000, 64))

@@ -1,6 +1,6 @@
-"""MedMamba as one finds it: plain PyTorch, published names, one step of the scan a token.
+"""MedMamba as published code often is: plain PyTorch, published names, one step of the scan per token.
 
-It stands for the model that you bring; `accelerate_medmamba.py`, the tests and the benchmarks accelerate it.
+It is an example of a model that you bring; `accelerate_medmamba.py`, the tests and the benchmarks accelerate it.
 """
 
 # pyright: basic
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def scan_token_by_token(u, delta, A, B, C, D, delta_bias) -> Tensor:
-    """A selective scan with softplus, as code without a kernel has it: u, delta (B, D, L); B, C (B, G, N, L)."""
+    """A selective scan with softplus, as in code without a kernel: u, delta (B, D, L); B, C (B, G, N, L)."""
     dt = F.softplus(delta + delta_bias[:, None])  # (B, D, L)
     B, C = (v.repeat_interleave(u.shape[1] // v.shape[1], 1) for v in (B, C))  # (B, D, N, L)
     decay = torch.exp(torch.einsum("bdl,dn->bdln", dt, A))  # (B, D, L, N)
@@ -49,7 +49,7 @@ class SS2D(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
 
     def forward_corev0(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four directions, each back in row-major order: (B, D, H, W) to four times (B, D, L)."""
+        """The four directions, each in row-major order again: (B, D, H, W) to four times (B, D, L)."""
         batch, D, H, W = x.shape
         hwwh = torch.stack((x.flatten(2), x.transpose(2, 3).flatten(2)), 1)  # (B, 2, D, L)
         xs = torch.cat((hwwh, hwwh.flip(-1)), 1)  # (B, 4, D, L)
@@ -123,7 +123,7 @@ class PatchMerging2D(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one size, and the way to the next stage."""
+    """Blocks at one resolution, and the downsampling to the next stage."""
 
     def __init__(self, depth: int, dim: int, d_state: int, last: bool) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Stage(nn.Module):
         self.downsample = None if last else PatchMerging2D(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same, or, but for the last stage, to (B, H / 2, W / 2, 2 C)."""
+        """(B, H, W, C) to the same, or, except in the last stage, to (B, H / 2, W / 2, 2 C)."""
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)

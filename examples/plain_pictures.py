@@ -1,4 +1,4 @@
-"""How the scripts draw what they found, in plain matplotlib: rows of images, bars, curves."""
+"""Drawing functions of the example scripts in plain matplotlib: rows of images, bars, curves."""
 
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -12,7 +12,7 @@ import mtlkit
 
 
 def draw_rows(path: str, rows: Mapping[str, Sequence[ArrayLike] | torch.Tensor], title: str = "") -> None:
-    """A row of grey images for each name, black at 0 and white at 1."""
+    """One row of grey images per name, black at 0 and white at 1."""
     columns = len(next(iter(rows.values())))
     figure = Figure(figsize=(1.1 * columns + 0.3, 1.14 * len(rows) + 0.3), layout="constrained")
     panels = figure.subplots(len(rows), columns)
@@ -26,7 +26,7 @@ def draw_rows(path: str, rows: Mapping[str, Sequence[ArrayLike] | torch.Tensor],
 
 
 def draw_times(path: str, before: Mapping[str, float], after: Mapping[str, float], title: str) -> None:
-    """Times as shares of those before, with the machine and the date."""
+    """Times as shares of those before, with machine and date."""
     figure = Figure(figsize=(7, 2.4), layout="constrained")
     axes = figure.subplots()
     for i, what in enumerate(before):
@@ -40,7 +40,7 @@ def draw_times(path: str, before: Mapping[str, float], after: Mapping[str, float
 
 
 def draw_curves(path: str, curves: Mapping[str, Sequence[ArrayLike]], labels: Sequence[str], title: str = "") -> None:
-    """A curve (x, y) for each name; `labels` are those of the two axes."""
+    """One curve (x, y) per name; `labels` are those of the two axes."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, (x, y) in curves.items():

@@ -1,4 +1,4 @@
-"""What the scripts that train share: images and volumes, drawn as needed, and the loop."""
+"""Shared by the scripts that train: random images and volumes, and the training loop."""
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ def phantoms(seeds: range, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def volumes(count: int, slices: int = 16, size: int = 32) -> tuple[Tensor, Tensor]:
-    """Noise with an ellipsoid a little brighter, hard to see in one slice, and its mask, (B, 1, S, H, W)."""
+    """Noise with an ellipsoid that is slightly brighter, hard to see in one slice, and its mask, (B, 1, S, H, W)."""
     axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in (slices, size, size)), indexing="ij")
     centre, radius = 0.8 * torch.rand(3, count, 1, 1, 1) - 0.4, 0.25 + 0.3 * torch.rand(3, count, 1, 1, 1)
     distance = torch.stack([((axis - c) / r) ** 2 for axis, c, r in zip(axes, centre, radius, strict=True)]).sum(0)

@@ -1,4 +1,4 @@
-"""Volumes: a small 3-D network as SegMamba, whose deepest level scans forward, backward and across slices.
+"""Volumes: a small 3-D network like SegMamba, whose deepest level scans forward, backward and across slices.
 
 `python volumes_with_mamba.py 30` trains for 30 steps; needs matplotlib, draws volumes_with_mamba.png.
 """
@@ -15,7 +15,7 @@ import mtlkit
 
 
 class Scanner(nn.Module):
-    """Down, scan in three directions, up; (B, 1, S, H, W) in and out."""
+    """Downsamples, scans in three directions, upsamples; (B, 1, S, H, W) in and out."""
 
     def __init__(self, dim: int = 16, slices: int = 8) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Scanner(nn.Module):
         self.head = nn.Conv3d(dim + 1, 1, 3, padding=1)
 
     def forward(self, volumes: Tensor) -> Tensor:
-        """Logits."""
+        """Returns logits."""
         x = F.silu(self.down(volumes))  # (B, C, S / 2, H / 2, W / 2)
         tokens = x.flatten(2).transpose(1, 2)  # (B, L, C), slice by slice
         x = x + self.mix(self.norm(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
@@ -34,7 +34,7 @@ class Scanner(nn.Module):
 
 
 def main() -> None:
-    """Trains on 64 volumes, and shows one that it has not seen."""
+    """Trains on 64 volumes, and shows an unseen one."""
     torch.manual_seed(0)
     model, steps = Scanner(), int(sys.argv[1]) if len(sys.argv) > 1 else 300
     fit(model, *volumes(64), steps, batch_size=2)

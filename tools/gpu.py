@@ -1,12 +1,12 @@
-"""`make gpu`: checks and measures mtlkit on a GPU, in stages, the most valuable first.
+"""`make gpu`: tests and benchmarks mtlkit on a GPU in stages, the most important first.
 
-What a stage prints goes to build/gpu/log.txt, its result into a line of build/gpu/summary.md, and what benchmarks
-measure into benchmarks/results/<gpu>.json every few seconds, so that a run that is cut off is not lost. A stage that
-fails does not stop the others. Without a GPU only `mtlkit doctor` runs, and the exit status is 1.
+The output of a stage goes to build/gpu/log.txt, its result into a line of build/gpu/summary.md, and benchmark rows to
+benchmarks/results/<gpu>.json every few seconds, so that an interrupted run keeps its results. A stage that fails does
+not stop the others. Without a GPU only `mtlkit doctor` runs, and the exit status is 1.
 
-    python tools/gpu.py                    all stages, to their ends
+    python tools/gpu.py                    all stages, without time limit
     python tools/gpu.py --minutes 10       what fits into ten minutes
-    python tools/gpu.py doctor small       these alone
+    python tools/gpu.py doctor small       only these stages
 """
 
 import argparse
@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
-CUDA = str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")  # where the toolkit is, if not on PATH
-GRACE = 10.0  # seconds in which a stage that is interrupted may write its end
-SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own, whose end is seen
+CUDA = str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin")  # if nvcc is not on PATH
+GRACE = 10.0  # seconds that an interrupted stage has to write its results
+SANITIZED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # one allocation per tensor, so that overruns are detected
 SMALL = ("pytest", "tests/gpu/test_small.py", "-m", "gpu")
 ROWS = ("pytest", "benchmarks/test_bench_gpu.py", "-m", "gpu")
 FIRST = "((ss2d or selective_scan) and batch32 or task_interaction and busi_224 and batch24)"
-COMPILED = "triton or compile"  # those whose kernels are compiled at their first use
+COMPILED = "triton or compile"  # backends whose kernels are compiled at their first use
 
 
 class Stage(NamedTuple):
-    """What Python runs as a module, how much of a limited time it may take, and whether several processes share it."""
+    """The module that Python runs, its share of a limited time, and whether several processes run it."""
 
     line: tuple[str, ...]
     share: float
@@ -57,18 +57,18 @@ HEAD = "| stage | result | seconds | last line |\n|---|---|---|---|\n"
 
 
 class Folders(NamedTuple):
-    """Where results go: logs and summary, and rows of benchmarks."""
+    """Output folders: one for logs and the summary, one for benchmark rows."""
 
     out: Path
     results: Path
 
 
 def command(stage: str, folders: Folders, sanitizer: str, gpu: bool = True) -> list[str]:
-    """What a stage runs."""
+    """The command line of a stage."""
     line = [sys.executable, "-m", *STAGES[stage].line]
     if stage == "doctor":
         line.append(str(folders.out / "doctor.md"))
-        line += ["--backend", "cuda"] if gpu else []  # Triton's compiler would take all of its time
+        line += ["--backend", "cuda"] if gpu else []  # compiling Triton's kernels would take all of its time
     if STAGES[stage].line[: len(ROWS)] == ROWS:
         line.append(f"--results={folders.results}")
     if STAGES[stage].processes and find_spec("xdist"):
@@ -80,7 +80,7 @@ def command(stage: str, folders: Folders, sanitizer: str, gpu: bool = True) -> l
 
 
 def cut(process: subprocess.Popen) -> None:
-    """Ends a stage: by Ctrl-C first, after which pytest still says what it has found."""
+    """Ends a stage: first by Ctrl-C, after which pytest still reports its results."""
     if process.poll() is not None:
         return
     for sign, seconds in ((signal.SIGINT, GRACE), (signal.SIGKILL, GRACE)):
@@ -94,7 +94,7 @@ def cut(process: subprocess.Popen) -> None:
 
 
 def run(line: Sequence[str], log: TextIO, variables: Mapping[str, str], seconds: float | None) -> tuple[str, str]:
-    """Runs a stage, and shows and logs what it prints; returns its result in words and its last line."""
+    """Runs a stage, shows and logs its output; returns its result in words and its last line."""
     if shutil.which(line[0]) is None:
         return (
             "failed",
@@ -135,7 +135,7 @@ def run(line: Sequence[str], log: TextIO, variables: Mapping[str, str], seconds:
 
 
 class Peers:
-    """Those that were packed as sources, compiled while the first stages run."""
+    """Peers that were packed as sources, compiled during the first stages."""
 
     BEFORE, SHARE = "scans", 0.3
 
@@ -148,7 +148,7 @@ class Peers:
         self.log = log
 
     def wait(self, seconds: float | None) -> tuple[str, str]:
-        """Waits for their end so long at most; the result, and the last line of what was said."""
+        """Waits for the compilation, at most this long; returns the result and the last line of output."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -159,7 +159,7 @@ class Peers:
 
 
 def why_no_gpu() -> str | None:
-    """Why nothing can be measured here, if so; asked in a process of its own, which leaves the GPU alone."""
+    """Why no GPU can be used here, if so; found in a separate process, which does not keep the GPU in use."""
     code = "import torch; print(torch.__version__, torch.cuda.is_available())"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if process.returncode != 0:
@@ -169,7 +169,7 @@ def why_no_gpu() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the stages; returns 1 where one failed, or there is no GPU."""
+    """Runs the stages; returns 1 if one failed or there is no GPU."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help=f"default: {' '.join(STAGES)}")
@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result, last = "not run", "the time is up"
                 if left is None or left > 0:
                     result, last = run(line, file, variables, left)
-                if result == "failed":  # what to run was not found
+                if result == "failed":  # the stage's program was not found
                     print(last)
                 failed |= result.startswith("failed") or (result == "cut off" and "failed" in last)
                 report(stage, result, began, last)

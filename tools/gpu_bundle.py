@@ -1,16 +1,16 @@
-"""`make gpu-bundle`: packs all that a machine with a GPU and without a network needs for the stages of `make gpu`.
+"""`make gpu-bundle`: packs everything that `make gpu` needs on a GPU machine without a network.
 
     python tools/gpu_bundle.py --python python3.12 --torch 2.11 --vmamba ../VMamba
 
-leaves dist/mtlkit-gpu.tar.gz, for a machine with that Python, that torch and its Triton, and a GPU of `--archs`:
+writes dist/mtlkit-gpu.tar.gz, for a machine with that Python, that torch and its Triton, and a GPU of `--archs`:
 
     tar xf mtlkit-gpu.tar.gz && python3 mtlkit-gpu/run.py 10    # minutes
 
-In it are wheels of mtlkit, of what its GPU tests need, and of the peers that it is compared with: mamba-ssm and
-causal-conv1d, compiled here with nvcc, and with `--vmamba`, a checkout of VMamba, its scan and csm_triton. With
-`--peers sources` the GPU machine compiles them while the first stages run, if it has nvcc; `--peers off` leaves them
-out, and with them the torch that they need here, 3 GB. What is built stays in build/gpu-bundle, so that a second run
-takes seconds.
+It contains wheels of mtlkit, of the packages that its GPU tests need, and of the peers that it is compared with:
+mamba-ssm and causal-conv1d, compiled here with nvcc, and with `--vmamba` (a checkout of VMamba) its scan and
+csm_triton. With `--peers sources`, the GPU machine compiles them during the first stages, if it has nvcc; `--peers off`
+omits them, and with them the torch that compiling them needs here (3 GB). Built files stay in build/gpu-bundle, so that
+a second run takes seconds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ TOOLS = ("setuptools", "wheel", "packaging", "ninja", "cmake", "pybind11", "nump
 
 
 def run(*command: object, **variables: str) -> None:
-    """Runs a command, showing what it prints."""
+    """Runs a command and shows its output."""
     line = list(map(str, command))
     print("$", shlex.join(line), flush=True)
     try:
@@ -49,7 +49,7 @@ def run(*command: object, **variables: str) -> None:
 
 
 def environment(python: str, torch: str, peers: bool) -> Path:
-    """The Python of an environment that builds for the target's, with its torch if peers are to be compiled."""
+    """The Python of an environment for building, with the target's torch if peers must be compiled."""
     folder = FOLDER / "env"
     if not (folder / "bin" / "python").exists():
         run(python, "-m", "venv", folder)
@@ -69,7 +69,7 @@ def wheel_of(folder: Path, name: str) -> Path | None:
 
 
 def provide_mtlkit(wheel: Path | None, python: Path, archs: str, wheels: Path) -> None:
-    """Puts the wheel given, or else that of this checkout, with CUDA kernels, in the place of an earlier one."""
+    """Replaces an earlier wheel by the given one, or by a new one of this checkout with CUDA kernels."""
     wheels.mkdir(parents=True, exist_ok=True)
     for old in wheels.glob("mtlkit-*.whl"):
         old.unlink()
@@ -80,7 +80,7 @@ def provide_mtlkit(wheel: Path | None, python: Path, archs: str, wheels: Path) -
 
 
 def peer_sources(python: Path, vmamba: Path | None, folder: Path) -> None:
-    """Sources of the peers: the archives of their releases, and VMamba's of its checkout."""
+    """Sources of the peers: archives of their releases, and VMamba's checkout."""
     folder.mkdir(parents=True, exist_ok=True)
     skip = {
         "MAMBA_SKIP_CUDA_BUILD": "TRUE",
@@ -97,7 +97,7 @@ def peer_sources(python: Path, vmamba: Path | None, folder: Path) -> None:
 
 
 def missing_wheels(names: Sequence[str], wheels: Path) -> list[str]:
-    """The packages among names of which the folder has no wheel."""
+    """The packages without a wheel in the folder."""
     return [name for name in names if wheel_of(wheels, name) is None]
 
 
@@ -112,7 +112,7 @@ def pack(
     """Writes the archive: run.py, bundle.json, wheels, tests and benchmarks of a checkout, and the peers' sources.
 
     Raises:
-        SystemExit: if a wheel that is needed is not there, or the archive is larger than the limit.
+        SystemExit: if a required wheel is missing, or the archive is larger than the limit.
     """
     for folder in wheels:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def commit() -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Builds what is not built yet, and packs it."""
+    """Builds what is missing, and packs everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="the archive")
     parser.add_argument("--python", default="python3.12", help="a Python as the GPU machine has it")

@@ -1,9 +1,9 @@
-"""Compiles what mtlkit is compared with on a GPU: mamba-ssm, causal-conv1d, and VMamba's scan with its csm_triton.
+"""Compiles the peers of mtlkit on a GPU: mamba-ssm, causal-conv1d, and VMamba's scan with its csm_triton.
 
     python tools/gpu_peers.py peers --archs 90 --out wheels --jobs 16 --install
 
-takes their sources, archives or folders, and leaves a wheel of each for the Python and the torch that run this. nvcc
-must be there. tools/gpu_bundle.py packs the wheels or the sources, and tools/gpu.py compiles packed sources.
+takes their sources (archives or folders), and builds a wheel of each for the Python and torch that run this script. It
+needs nvcc. tools/gpu_bundle.py packs the wheels or the sources, and tools/gpu.py compiles packed sources.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("mamba-ssm", "causal-conv1d")
-# nvcc as PyTorch's extensions call it, for the architectures asked for, whatever their setup.py names
+# How PyTorch's extensions call nvcc, for the requested architectures, whatever their setup.py says.
 NVCC = """\
 #!{python}
 import os, sys
@@ -30,7 +30,7 @@ for word in words:
         line.append(word)
 os.execvp({nvcc!r}, [{nvcc!r}, *line])
 """
-# What VMamba's sources take from CUB, and CUDA 13's lacks
+# Definitions that VMamba's sources need, and that CUDA 13's CUB does not have.
 VMAMBA_CUB = """\
 #include <cub/cub.cuh>
 #if CUB_VERSION >= 300000
@@ -44,7 +44,7 @@ __device__ __forceinline__ void CTA_SYNC() { __syncthreads(); }
 }  // namespace cub
 #endif
 """
-# VMamba's own asks a GPU for its architecture
+# Replaces VMamba's version, which queries a GPU for its architecture.
 VMAMBA_SETUP = """\
 from pathlib import Path
 from setuptools import setup
@@ -89,7 +89,7 @@ def find_nvcc() -> str | None:
 
 
 def nvcc_for(nvcc: str, archs: str, folder: Path) -> Path:
-    """A program in the place of nvcc that compiles for these architectures alone."""
+    """A program that replaces nvcc and compiles only for these architectures."""
     gencode = [word for a in archs.split(";") for word in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
     program = folder / "nvcc"
     program.write_text(NVCC.format(python=sys.executable, gencode=gencode, nvcc=nvcc))
@@ -98,20 +98,20 @@ def nvcc_for(nvcc: str, archs: str, folder: Path) -> Path:
 
 
 def headers() -> list[str]:
-    """Folders of the CUDA libraries' headers that torch's own packages bring, where the toolkit has none."""
+    """Folders with CUDA headers from the packages that torch installs, if the toolkit has none."""
     torch = find_spec("torch")
     places = torch.submodule_search_locations if torch is not None else None
     return [str(folder) for place in places or () for folder in sorted(Path(place).parent.glob("nvidia/*/include"))]
 
 
 def pip() -> list[str]:
-    """How pip is called: this Python's own, or the one whose wheel is packed."""
+    """The command for pip: this Python's pip, or the one in a packed wheel."""
     packed = sorted((ROOT / "wheels").glob("pip-*.whl"))
     return [sys.executable, *([str(packed[-1] / "pip")] if packed else ["-m", "pip"]), "--disable-pip-version-check"]
 
 
 def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Path]:
-    """Builds a wheel of each, all at once with so many compilers each; returns those that were built."""
+    """Builds a wheel of each in parallel, each with this many compilers; returns those that were built."""
     nvcc = find_nvcc()
     if nvcc is None:
         raise SystemExit("nvcc was not found, which compiles mtlkit's peers: put it on PATH, or name it in CUDACXX")
@@ -119,7 +119,7 @@ def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Pat
     variables = {
         "CUDA_HOME": str(Path(nvcc).resolve().parents[1]),
         "PYTORCH_NVCC": str(nvcc_for(nvcc, archs, out)),
-        "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch asks a GPU
+        "TORCH_CUDA_ARCH_LIST": ";".join(f"{a[:-1]}.{a[-1]}" for a in archs.split(";")),  # else torch queries a GPU
         "MAX_JOBS": str(jobs),
         "CPATH": os.pathsep.join([*filter(None, [os.environ.get("CPATH")]), *headers()]),
         "MAMBA_FORCE_BUILD": "TRUE",
@@ -146,7 +146,7 @@ def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Pat
 
 
 def without_language_model(wheel: Path) -> None:
-    """Rewrites mamba-ssm's wheel so that its import takes the scan alone, and not the packages of its networks."""
+    """Rewrites mamba-ssm's wheel so that importing it imports only the scan, without the packages of its networks."""
     draft = wheel.with_suffix(".draft")
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as target:
         for entry in source.infolist():
@@ -158,7 +158,7 @@ def without_language_model(wheel: Path) -> None:
 
 
 def main() -> int:
-    """Returns 1 where one was not built."""
+    """Returns 1 if one could not be built."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sources", type=Path, help="folder of archives and folders")
     parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')

@@ -1,8 +1,8 @@
-"""Runs what tools/gpu_bundle.py has packed, on a machine with a GPU: python3 run.py, or python3 run.py MINUTES.
+"""Runs the bundle of tools/gpu_bundle.py on a machine with a GPU: python3 run.py, or python3 run.py MINUTES.
 
-Makes an environment beside itself on top of the Python that runs it, installs the bundle's wheels into it without a
-network, and runs the stages of `make gpu`, the most valuable first. Results are written while they come, into the
-folder $OUT, or results beside this file: summary.md, log.txt, doctor.md and <gpu>.json.
+Creates an environment next to this file, on top of the Python that runs it, installs the bundle's wheels into it
+without a network, and runs the stages of `make gpu`, the most important first. Results are written as they arrive, into
+the folder $OUT, or into results next to this file: summary.md, log.txt, doctor.md and <gpu>.json.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SHOWN = 4  # lines of a failed installation
+SHOWN = 4  # lines of the output of a failed installation
 
 
 def why_not(bundle: dict) -> str | None:
-    """Why this Python cannot run the bundle, if so."""
+    """The reason why this Python cannot run the bundle, if so."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version != bundle["python"]:
         return f"this bundle is for Python {bundle['python']}, and {sys.executable} is Python {version}"
@@ -34,7 +34,7 @@ def why_not(bundle: dict) -> str | None:
 
 
 def environment(folder: Path) -> Path:
-    """The Python of an environment that sees all packages of the Python that runs this, be it an environment itself."""
+    """The Python of an environment that sees all packages of the running Python, even of a virtual environment."""
     venv.EnvBuilder(system_site_packages=True, clear=True, with_pip=False).create(folder)
     python = folder / "bin" / "python"
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -54,7 +54,7 @@ def install(python: Path, names: list[str], dependencies: bool) -> str | None:
 
 
 def main() -> int:
-    """Returns the exit status of the stages; 2 where the bundle cannot be installed."""
+    """Returns the exit status of the stages, or 2 if the bundle cannot be installed."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("minutes", nargs="?", type=float, default=10, help="what all may take; default 10")

@@ -1,9 +1,9 @@
-"""Builds the libraries for other programs, for this platform and for others: `make native-all`.
+"""Builds the libraries for other programs, for this platform and others: `make native-all`.
 
     python tools/native.py linux-x86_64 linux-aarch64 windows-x86_64
 
-leaves them in build/native/PLATFORM/lib, and their header in build/native/PLATFORM/include. The compiler is Zig's,
-from the package ziglang, so that libraries for Linux need glibc 2.28 or later and nothing else.
+writes them into build/native/PLATFORM/lib, and their header into build/native/PLATFORM/include. It uses Zig's compiler,
+from the package ziglang, so that libraries for Linux need only glibc 2.28 or later.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "native"
-# system and processor as CMake names them, and Zig's target
+# system and processor in CMake's terms, and Zig's target
 PLATFORMS = {
     "linux-x86_64": ("Linux", "x86_64", "x86_64-linux-gnu.2.28"),
     "linux-aarch64": ("Linux", "aarch64", "aarch64-linux-gnu.2.28"),
@@ -28,7 +28,7 @@ PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 
 
 def tool(name: str, package: str) -> str:
-    """The path of a program of the environment, or of PATH."""
+    """The path of a program in the environment or on PATH."""
     path = shutil.which(name, path=PATH)
     if path is None:
         raise SystemExit(f"{name} was not found; first: pip install {package}")
@@ -51,7 +51,7 @@ def compiler(folder: Path, target: str) -> Path:
 
 
 def build(platform: str, targets: list[str], cxx: str | None, folder: Path) -> None:
-    """Builds targets of CMakeLists.txt for a platform in build/native; one process at a time."""
+    """Builds targets of CMakeLists.txt for a platform in build/native; only one process at a time."""
     system, processor, target = PLATFORMS[platform]
     objects = folder / "objects"
     objects.mkdir(parents=True, exist_ok=True)
@@ -62,16 +62,16 @@ def build(platform: str, targets: list[str], cxx: str | None, folder: Path) -> N
             *(f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'ninja')}", f"-DMTLKIT_LIBRARY_DIR={folder}"),
             *(f"-DCMAKE_SYSTEM_NAME={system}", f"-DCMAKE_SYSTEM_PROCESSOR={processor}"),
             f"-DCMAKE_CXX_COMPILER={cxx or compiler(objects, target)}",
-            "-DCMAKE_CXX_STANDARD_LIBRARIES=",  # of Windows; what is needed are the C++ ones
+            "-DCMAKE_CXX_STANDARD_LIBRARIES=",  # CMake's default for Windows; only the C++ libraries are needed
         ]
         for command in (configure, [tool("cmake", "cmake"), "--build", objects, "--target", *targets]):
             subprocess.run(list(map(str, command)), check=True)
-        for stray in (folder / "lib").glob("*.cpp.lib"):  # Zig's, of a module that nothing links
+        for stray in (folder / "lib").glob("*.cpp.lib"):  # import libraries that nothing uses
             stray.unlink()
 
 
 def main() -> int:
-    """Builds for the platforms that the command line names."""
+    """Builds for the platforms on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("platforms", nargs="+", choices=PLATFORMS, metavar="PLATFORM", help=", ".join(PLATFORMS))
     parser.add_argument("--target", nargs="+", default=LIBRARIES, help="of CMakeLists.txt; the two libraries if none")

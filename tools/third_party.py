@@ -1,11 +1,11 @@
-"""Runs published projects on mtlkit, unedited, and writes the table of docs/bring_your_model.md.
+"""Runs published projects unedited on mtlkit, and writes the table of docs/bring_your_model.md.
 
     python tools/third_party.py FOLDER [--projects NAME ...] [--out docs/bring_your_model.md]
 
-FOLDER holds clones under the names of `third_party_projects.py`. Each network is built in a process of its own after
-`mtlkit.compat.install()`, run, accelerated and run again, with one image and gradients of everything for a training
-step. "Before" names what the project's own code scans with: mtlkit's selective scan under the name that it imports, or
-a loop of its own.
+FOLDER holds clones with the folder names of `third_party_projects.py`. Each network is built in a separate process
+after `mtlkit.compat.install()`, run, accelerated and run again, with one image, and with gradients of everything for a
+training step. "Before" says how the project's own code scans: with mtlkit's selective scan under the name that it
+imports, or with a loop.
 """
 
 import argparse
@@ -29,11 +29,11 @@ HEAD = (
 )
 LIMIT_S = 900
 NEAR_ZERO = 1e-3
-REPEATS, LONG_S = (2, 9), 4  # measurements at least and at most, and when they are enough
+REPEATS, LONG_S = (2, 9), 4  # least and largest number of measurements, and the seconds after which they are enough
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the projects that were asked for, prints a line for each, and writes the table."""
+    """Runs the selected projects, prints a line for each, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
     parser.add_argument("folder", type=Path, help="folder of the clones")
     parser.add_argument("--projects", nargs="+", help="names, as in third_party_projects.py; default: all")
@@ -82,7 +82,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def speed(seconds: tuple[float | None, float] | None) -> str:
-    """What became of a time, in milliseconds, and by how much it is shorter."""
+    """The times before and after in milliseconds, and their ratio."""
     if seconds is None:
         return "–"
     before, after = seconds
@@ -92,7 +92,7 @@ def speed(seconds: tuple[float | None, float] | None) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits where that makes no false promise."""
+    """Three digits below a second, none after the point above."""
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
@@ -104,7 +104,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Puts the table between the markers of a file."""
+    """Replaces the table between the markers in a file."""
     text = path.read_text()
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path}: expected the markers {BEGIN} and {END}")
@@ -117,7 +117,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def measured(name: str, folder: str, clones: Path, threads: int) -> dict[str, Any]:
-    """What a process of its own found out about a project."""
+    """The result for a project, found in a separate process."""
     root = clones / folder
     row: dict[str, Any] = {"name": name}
     if not root.is_dir():
@@ -137,7 +137,7 @@ def measured(name: str, folder: str, clones: Path, threads: int) -> dict[str, An
 
 
 def commit(root: Path) -> str:
-    """The commit of a clone, empty if it is none."""
+    """The commit of a clone; empty if the folder is not one."""
     command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip()
@@ -149,7 +149,7 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # for projects that launch kernels of their own
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # for projects that launch their own kernels
     from third_party_projects import PROJECTS
 
     import mtlkit
@@ -161,9 +161,9 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
     if project.block:
         use_block(clones / project.block)
     backend = "reference" if project.loop else "auto"
-    with contextlib.redirect_stdout(sys.stderr):  # what a project prints is not the answer
+    with contextlib.redirect_stdout(sys.stderr):  # keeps the project's output out of the result
         try:
-            with mtlkit.compat.cuda_on_cpu():  # for modules that make a network on a GPU when they are imported
+            with mtlkit.compat.cuda_on_cpu():  # for modules that create a network on a GPU at import
                 torch.manual_seed(0)
                 plain, inputs = project.build(clones / project.folder)
                 model, _ = project.build(clones / project.folder)
@@ -191,7 +191,7 @@ def run(name: str, clones: Path, threads: int) -> dict[str, Any]:
 
 
 def use_block(file: Path) -> None:
-    """Puts the Mamba block of a file in the place of the one that is served."""
+    """Uses the Mamba block of a file in place of the one that mtlkit provides."""
     name = "mamba_ssm.modules.mamba_simple"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -206,7 +206,7 @@ SCANS = {"mtlkit/operators": "mtlkit's scan", "triton/runtime/interpreter": "int
 
 @contextlib.contextmanager
 def scanning() -> Iterator[set[str]]:
-    """Finds out what is called, of SCANS; the set is whole afterwards."""
+    """Records which of SCANS are called; the set is complete when the context ends."""
     called: set[str] = set()
 
     def notice(frame: FrameType, event: str, _: object) -> None:
@@ -226,7 +226,7 @@ def short(error: BaseException) -> str:
 
 
 def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What a function returns, or why it does not."""
+    """The return value of a function, or the reason why it failed."""
     try:
         return function(), None
     except Exception as error:
@@ -234,7 +234,7 @@ def attempt(function: Callable[[], Any]) -> tuple[Any, str | None]:
 
 
 def unhidden(model: Any) -> Any:
-    """The model with every parameter moved that is near zero at the start, and would hide a difference."""
+    """The model after moving every parameter that is near zero at the start, where it would hide a difference."""
     import torch
 
     with torch.no_grad():
@@ -245,10 +245,10 @@ def unhidden(model: Any) -> Any:
 
 
 def infer(model: Any, inputs: tuple) -> Any:
-    """The first output without gradients."""
+    """The first output, computed without gradients."""
     import torch
 
-    torch.manual_seed(1)  # for networks that draw, as MambaIRv2's routes do
+    torch.manual_seed(1)  # for networks with random parts, such as MambaIRv2's routing
     with torch.no_grad():
         return first(model(*inputs))
 
@@ -273,7 +273,7 @@ def first(output: Any) -> Any:
 
 
 def timed(plain: Any, model: Any, inputs: tuple, backend: str) -> dict[str, tuple[float | None, float]]:
-    """Seconds of inference and of a training step before, on a backend, and after, the shortest of a few, in turns."""
+    """Shortest seconds of inference and of a training step, before (on a backend) and after, measured in turn."""
     import mtlkit
 
     seconds: dict[str, tuple[float | None, float]] = {}
@@ -290,7 +290,7 @@ def timed(plain: Any, model: Any, inputs: tuple, backend: str) -> dict[str, tupl
 
 
 def stopwatch(function: Callable[..., object], *arguments: object) -> float:
-    """Seconds of a call."""
+    """Seconds that a call takes."""
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""How to import each published project from a clone, a network of it, and an input; for third_party.py.
+"""For third_party.py: how to import each published project from a clone, build a network of it, and make an input.
 
-An entry imports the clone's own files, unedited, and builds a network of published size or, where that takes long on a
-CPU, a smaller one. `bare` gives a folder as a package without running its __init__, which often needs a whole training
+An entry imports the clone's unedited files, and builds a network of published size or, if that takes long on a CPU, a
+smaller one. `bare` makes a folder a package without running its __init__, which often needs a complete training
 framework.
 """
 
@@ -24,13 +24,13 @@ class Project:
     """A network of a published project.
 
     Attributes:
-        name: the project, and its variant where there is more than one.
-        folder: of its clone.
-        network: what is built, in words.
-        build: makes it from the folder, with inputs for it.
-        packages: whose names mtlkit serves; all if empty.
-        block: file, below the folder of the clones, of the Mamba block to run before instead of mtlkit's.
-        loop: whether scans go token by token before, in plain PyTorch, as mamba-ssm's own reference does.
+        name: of the project, with its variant if there is more than one.
+        folder: name of its clone.
+        network: description of the network.
+        build: makes the network and its inputs from the folder.
+        packages: those that mtlkit provides; all if empty.
+        block: file with the Mamba block to run before instead of mtlkit's, relative to the folder of the clones.
+        loop: whether scans before go token by token in plain PyTorch, like mamba-ssm's own reference.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Project:
 
 
 PROJECTS: dict[str, Project] = {}
-BLOCK = "mamba_ssm/modules/mamba_simple.py"  # of mamba-ssm and its editions
+BLOCK = "mamba_ssm/modules/mamba_simple.py"  # in mamba-ssm and its forks
 
 
 def project(name: str, network: str, folder: str | None = None, packages: tuple[str, ...] = ()) -> Callable:
@@ -57,7 +57,7 @@ def project(name: str, network: str, folder: str | None = None, packages: tuple[
 
 
 def with_own_block(name: str, block: str, loop: bool = True) -> Callable:
-    """Registers a network again with its own Mamba block on mtlkit's scan, and with `loop` once more token by token."""
+    """Registers a network again with its own Mamba block on mtlkit's scan and, with `loop`, also token by token."""
 
     def register(build: Callable[[Path], Built]) -> Callable[[Path], Built]:
         of = PROJECTS[name]
@@ -71,7 +71,7 @@ def with_own_block(name: str, block: str, loop: bool = True) -> Callable:
 
 
 def use(path: Path) -> None:
-    """Puts a folder on the path, as the project's own scripts run from it."""
+    """Adds a folder to the import path, from which the project's own scripts run."""
     sys.path.insert(0, str(path))
 
 
@@ -83,7 +83,7 @@ def bare(name: str, path: Path) -> None:
 
 
 def stub(name: str, **contents: object) -> None:
-    """A module that holds `contents`, in the place of one that the network does not need."""
+    """A module with `contents`, in place of one that the network does not need."""
     module = ModuleType(name)
     module.__dict__.update(contents)
     sys.modules[name] = module
@@ -114,7 +114,7 @@ def _vmunet(root: Path) -> Built:
 def _vmunetv2(root: Path) -> Built:
     bare("models", root / "models")
     network = importlib.import_module("models.vmunet.vmunet_v2").VMUNetV2(deep_supervision=False)
-    for part in network.modules():  # at the start the output of the decoder is the same everywhere
+    for part in network.modules():  # otherwise the decoder's initial output is constant
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight)
     return network, image(128)
@@ -162,7 +162,7 @@ def _mambair_unet(root: Path) -> Built:
 
 
 def _nnunet_stubs() -> None:
-    """nnU-Net's training framework, of which the networks need two names for their plans."""
+    """Stand-ins for nnU-Net's training framework, of which the networks import two names for their plans."""
     for name in ("nnunetv2", "nnunetv2.utilities", "nnunetv2.utilities.plans_handling"):
         stub(name)
     stub("nnunetv2.utilities.plans_handling.plans_handler", ConfigurationManager=object, PlansManager=object)
@@ -218,7 +218,7 @@ def _mambacd(root: Path) -> Built:
 
 
 class _Joined(nn.Module):
-    """One tensor of a backbone that returns several."""
+    """Makes one tensor of a backbone that returns several."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()

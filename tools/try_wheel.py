@@ -1,8 +1,8 @@
-"""Tries the mtlkit that is installed: its kernels, their threads, and the command. Needs torch, and no compiler.
+"""Tests the installed mtlkit: its kernels, their threads, and the command. Needs torch, but no compiler.
 
     python tools/try_wheel.py
 
-Continuous integration runs this with each wheel that it builds.
+Continuous integration runs this for each wheel that it builds.
 """
 
 import sys
@@ -16,7 +16,7 @@ from mtlkit.cli import main as command
 
 
 def openmp_libraries() -> list[str]:
-    """The OpenMP libraries that this process has loaded; none where the system does not list them."""
+    """The OpenMP libraries loaded in this process; none if the system does not list them."""
     maps = Path("/proc/self/maps")
     files = (
         {Path(line.split()[-1]) for line in maps.read_text().splitlines() if "/" in line} if maps.exists() else set()

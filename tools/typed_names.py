@@ -1,6 +1,6 @@
-"""Checks that a user's type checker knows the type of every public name; `make lint` runs it.
+"""Checks that type checkers know the type of every public name; `make lint` runs it.
 
-A type may be declared, or inferred from a value, as in `self.norm = nn.LayerNorm(8)`.
+A type may be declared, or inferred from a value, such as `self.norm = nn.LayerNorm(8)`.
 """
 
 import json
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> str | None:
-    """Prints the counts; what is wrong, in words, or None."""
-    # pyright takes the package from the path of the python that it finds first
+    """Prints the counts; returns what is wrong in words, or None."""
+    # pyright finds the package by the first python on the path
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     command = [sys.executable, "-m", "pyright", "--verifytypes", "mtlkit", "--ignoreexternal", "--outputjson"]
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}

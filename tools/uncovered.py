@@ -1,4 +1,4 @@
-"""Reads a coverage report: the share of mtlkit's lines that the tests run, and the public functions that none enters.
+"""Reads a coverage report: the share of mtlkit's lines that tests run, and the public functions that no test calls.
 
 make test COVER=1
 """

@@ -3,8 +3,8 @@
     python tools/wheel.py --out dist
 
 packs the sources, unpacks them, compiles them with Zig's compiler from the package ziglang, and lets auditwheel check
-what the wheel needs of the system. CUDA kernels come in with `--cuda on`: nvcc compiles them with the system's C++
-compiler, and Zig links them. `tools/try_wheel.py` tries the wheel where it is installed.
+which system libraries the wheel needs. With `--cuda on` it includes CUDA kernels: nvcc compiles them with the system's
+C++ compiler, and Zig links them. `tools/try_wheel.py` tests the wheel where it is installed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ POLICY = f"manylinux_2_28_{platform.machine()}"
 
 
 def run(command: list, folder: Path, **variables: str) -> None:
-    """Runs a command, whose output is shown if it fails."""
+    """Runs a command, and shows its output if it fails."""
     environment = os.environ | {"PATH": PATH} | variables
     process = subprocess.run(
         list(map(str, command)), cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -34,7 +34,7 @@ def run(command: list, folder: Path, **variables: str) -> None:
 
 
 def pack(folder: Path) -> Path:
-    """Leaves the source distribution in `folder`, and unpacks it there."""
+    """Writes the source distribution into `folder`, and unpacks it there."""
     run([sys.executable, "-c", f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"], ROOT)
     (archive,) = folder.glob("mtlkit-*.tar.gz")
     shutil.unpack_archive(archive, folder)
@@ -43,20 +43,20 @@ def pack(folder: Path) -> Path:
 
 
 def build(sources: Path, out: Path, cuda: str) -> Path:
-    """Builds the wheel of unpacked sources, and checks it.
+    """Builds the wheel from unpacked sources, and checks it.
 
     Returns:
-        The wheel, named after the policy that it keeps.
+        The wheel, named after the policy that it meets.
     """
     cxx = compiler(sources, PLATFORMS[f"linux-{platform.machine()}"][2])
     raw = sources / "raw"
     wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", raw, "."]
     print(f"compiling {'with' if cuda == 'on' else 'without'} CUDA kernels, which takes minutes", flush=True)
-    # Zig's objects carry debug information, which -s leaves out
+    # -s drops the debug information in Zig's objects
     run(wheel, sources, CXX=str(cxx), LDFLAGS="-s", MTLKIT_CUDA=cuda, MTLKIT_NATIVE="on")
     (built,) = raw.glob("*.whl")
     checked = sources / "checked"
-    # fails where the wheel needs a newer system than the policy says
+    # fails if the wheel needs a newer system than the policy allows
     run([sys.executable, "-m", "auditwheel", "repair", "--plat", POLICY, "-w", checked, built], sources)
     (path,) = checked.glob("*.whl")
     if copies := [name for name in zipfile.ZipFile(path).namelist() if name.startswith("mtlkit.libs/")]:
@@ -66,7 +66,7 @@ def build(sources: Path, out: Path, cuda: str) -> Path:
 
 
 def main() -> int:
-    """Builds the wheel of this Python."""
+    """Builds the wheel for this Python."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder that receives it")
     parser.add_argument("--cuda", choices=("on", "off"), default="off", help="CUDA kernels")
