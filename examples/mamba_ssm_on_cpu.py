@@ -4,7 +4,7 @@ import torch
 
 import mtlkit
 
-if "mamba_ssm" in mtlkit.compat.install():  # before importing mamba-ssm; does nothing if it is installed
+if "mamba_ssm" in mtlkit.compat.install():  # before importing it; keeps a working mamba-ssm
     print("mamba_ssm is served by mtlkit")
 
 from mamba_ssm import Mamba  # pyright: ignore[reportMissingImports] - served

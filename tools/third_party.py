@@ -92,7 +92,7 @@ def speed(seconds: tuple[float | None, float] | None) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits below a second, none after the point above."""
+    """Three significant digits below a second, else whole milliseconds."""
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
