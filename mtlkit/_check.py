@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what was expected and what came."""
+"""Checks of arguments: each error names the argument, the expected value and the one it got."""
 
 from collections.abc import Collection
 
@@ -12,11 +12,11 @@ INDICES = (torch.int32, torch.int64)
 
 
 def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
-    """Raises unless `value` is a dense floating-point tensor with so many dimensions.
+    """Raises unless `value` is a dense floating-point tensor with `dims` dimensions.
 
     Raises:
-        TypeError: no tensor, or of a dtype that no backend computes in.
-        ValueError: another count of dimensions, or a sparse or nested layout.
+        TypeError: it is not a tensor, or no backend supports its dtype.
+        ValueError: it has another number of dimensions, or a sparse or nested layout.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
@@ -35,17 +35,17 @@ def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
 
 
 def check_shape(name: str, value: Tensor, letters: str, *sizes: int) -> None:
-    """Raises a ValueError unless `value` has the shape `sizes`, which the message spells as `letters` too."""
+    """Raises a ValueError unless `value` has the shape `sizes`; the message also shows it as `letters`."""
     if value.shape != sizes:
         raise ValueError(f"{name}: expected shape {letters} = {tuple(sizes)}, got {tuple(value.shape)}")
 
 
 def check_indices(name: str, value: object, letters: str, *sizes: int) -> None:
-    """Raises unless `value` is a tensor of 32-bit or 64-bit integers of the shape `sizes`.
+    """Raises unless `value` is a tensor of 32-bit or 64-bit integers with the shape `sizes`.
 
     Raises:
-        TypeError: no tensor, or of another dtype.
-        ValueError: another shape.
+        TypeError: it is not a tensor, or has another dtype.
+        ValueError: it has another shape.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
@@ -67,7 +67,7 @@ def check_device(**tensors: Tensor | None) -> None:
 
 
 def check_float_dtype(name: str, dtype: object) -> None:
-    """Raises a TypeError unless `dtype` is one that operators write."""
+    """Raises a TypeError unless `dtype` is a possible dtype of the operators' outputs."""
     if dtype not in FLOATS:
         raise TypeError(f"{name}: expected torch.float32, float64, bfloat16 or float16, got {shown(dtype)}")
 
@@ -76,8 +76,8 @@ def check_channels_last(name: str, value: Tensor, channels: int) -> None:
     """Raises unless `value` is (B, H, W, C) with C = `channels` and at least one pixel.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape.
+        TypeError: it is not a floating-point tensor.
+        ValueError: it has another shape.
     """
     check_tensor(name, value, 4)
     _, height, width, have = value.shape
@@ -92,8 +92,8 @@ def check_channels_first(name: str, value: Tensor, channels: int) -> None:
     """Raises unless `value` is (B, C, H, W) with C = `channels` and at least one pixel.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape.
+        TypeError: it is not a floating-point tensor.
+        ValueError: it has another shape.
     """
     check_tensor(name, value, 4)
     _, have, height, width = value.shape
@@ -108,8 +108,8 @@ def check_vectors(name: str, value: Tensor, channels: int, batch: int) -> None:
     """Raises unless `value` is (B, C) with B = `batch` and C = `channels`.
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another shape.
+        TypeError: it is not a floating-point tensor.
+        ValueError: it has another shape.
     """
     check_tensor(name, value, 2)
     if value.shape != (batch, channels):

@@ -1,4 +1,4 @@
-"""Claims: one process at a time writes to a folder."""
+"""Claims: locks that let only one process write to a folder."""
 
 import errno
 import fcntl
@@ -10,21 +10,21 @@ from pathlib import Path
 
 from mtlkit.errors import InUseError
 
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems that have none; nothing is claimed there
-_held: set[Path] = set()  # by this process, which would lose a lock by opening and closing its file again
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # file systems without locks: nothing is claimed
+_held: set[Path] = set()  # by this process; closing another descriptor of the file would release the lock
 
 
 @contextmanager
 def claimed(path: Path, shown: Path) -> Iterator[None]:
-    """Holds a lock on the file `path`, which ends with the process however that ends; then the file is removed.
+    """Holds a lock on the file `path` and removes the file at the end; if the process dies, the lock is released.
 
     Args:
-        path: the file.
-        shown: what is claimed, for the message.
+        path: the file to lock.
+        shown: name of the claimed folder, for the message.
 
     Raises:
-        InUseError: another process holds it, or this one does.
-        OSError: the file cannot be made.
+        InUseError: another process, or this one, already holds the lock.
+        OSError: the file cannot be created.
     """
     if path in _held:
         raise InUseError(f"{shown}: this process writes to it already")
@@ -43,7 +43,7 @@ def claimed(path: Path, shown: Path) -> Iterator[None]:
 
 
 def _lock(path: Path, shown: Path) -> int:
-    """The descriptor of the file, locked."""
+    """Creates and locks the file, and returns its descriptor."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
@@ -60,4 +60,4 @@ def _lock(path: Path, shown: Path) -> int:
                 return file
         except FileNotFoundError:
             pass
-        os.close(file)  # its holder has removed it in between
+        os.close(file)  # the previous holder removed the file before we locked it

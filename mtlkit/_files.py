@@ -1,4 +1,4 @@
-"""Files that can be read, files written whole or not at all, and the text of JSON and CSV."""
+"""Reading and atomic writing of files, and the text of JSON, CSV and Markdown tables."""
 
 import errno
 import json
@@ -16,9 +16,9 @@ from typing import Any
 from mtlkit._text import printable
 from mtlkit.errors import DataError, ExistsError
 
-FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the begin of what spreadsheets take for one
+FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # start of a formula for spreadsheets
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf)", re.IGNORECASE)
-SURROGATE = re.compile("[\ud800-\udfff]")  # which no file of text holds
+SURROGATE = re.compile("[\ud800-\udfff]")  # cannot be encoded in a text file
 QUOTED = re.compile(r'[",\r\n]')
 
 
@@ -26,7 +26,7 @@ QUOTED = re.compile(r'[",\r\n]')
 
 
 def why_unreadable(path: Path, what: str = "a file") -> str | None:
-    """Why there is nothing to be read; None where there is a file. Nothing is opened, as a pipe might wait for ever."""
+    """Returns why a file cannot be read; None if it can. Does not open the path, because a pipe could block forever."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -54,7 +54,7 @@ def check_file(path: Path, what: str = "a file") -> None:
 
 
 def check_new(path: str | Path, *, force: bool = False) -> None:
-    """Raises what `written_whole` would, for callers that work long before they write."""
+    """Raises the errors of `written_whole`, for callers that compute for a long time before they write."""
     path = Path(path)
     try:
         if path.is_dir():
@@ -67,25 +67,25 @@ def check_new(path: str | Path, *, force: bool = False) -> None:
         with tempfile.TemporaryFile(dir=place) as trial:
             trial.write(b"x")
             trial.flush()
-    except OSError as error:  # its name is too long, or the disk is full
+    except OSError as error:  # for example, the name is too long or the disk is full
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 @contextmanager
 def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Gives a path to write to, which becomes `path` when all has gone well, and vanishes when not.
+    """Gives a path to write to; the file is renamed to `path` on success and removed on an error.
 
     Args:
         path: the file; links are followed.
-        force: replaces it if it exists.
+        force: whether to replace an existing file.
 
     Raises:
-        ExistsError: `path` exists already, and `force` is not given.
-        DataError: it cannot be written.
+        ExistsError: `path` exists and `force` is False.
+        DataError: the file cannot be written.
     """
     check_new(path, force=force)
     real = Path(os.path.realpath(path))
-    draft = real.with_name(f".mtlkit-{zlib.crc32(os.fsencode(real.name)):08x}-{os.getpid()}")  # as long as any name
+    draft = real.with_name(f".mtlkit-{zlib.crc32(os.fsencode(real.name)):08x}-{os.getpid()}")  # always short
     try:
         real.parent.mkdir(parents=True, exist_ok=True)
         yield draft
@@ -97,7 +97,7 @@ def written_whole(path: str | Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def plain(value: Any) -> Any:
-    """For JSON: dictionaries and lists, and None for what is no finite number, of which JSON knows none."""
+    """Converts mappings and sequences to dicts and lists for JSON, and NaN and infinities to None."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
@@ -108,13 +108,13 @@ def plain(value: Any) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON; bytes of file names that are not UTF-8 stand as escapes, which come back as they were."""
+    """Returns `value` as JSON; bytes of file names that are not UTF-8 become escapes, which reading reverses."""
     text = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
-    """Writes `value` as JSON, whole or not at all."""
+    """Writes `value` as JSON, atomically."""
     with written_whole(path, force=force) as draft:
         draft.write_text(json_text(value), encoding="utf-8")
 
@@ -123,9 +123,9 @@ def write_json(path: str | Path, value: Any, *, force: bool = False) -> None:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as comma-separated text: a column for each name that any row has, empty where it is missing or None.
+    """Returns rows as comma-separated text: one column for each name in any row, empty where it is missing or None.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front, which `csv_value` takes away again.
+    Text that a spreadsheet would read as a formula gets a leading apostrophe, which `csv_value` removes.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [map(_cell, names), *(map(_cell, map(row.get, names)) for row in rows)]
@@ -133,7 +133,7 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A cell of CSV, quoted where it must be (the module csv leaves carriage returns as they are)."""
+    """Returns a cell of CSV, quoted if necessary (the module csv does not quote carriage returns)."""
     text = "" if value is None else str(value)
     if isinstance(value, str):
         text = SURROGATE.sub(lambda found: printable(found[0]), value)
@@ -142,7 +142,7 @@ def _cell(value: Any) -> str:
 
 
 def csv_value(cell: str) -> str:
-    """The text of a cell that `csv_text`, or a careful spreadsheet, wrote.
+    """Returns the text of a cell without the apostrophe that `csv_text`, or a spreadsheet, put before a formula.
 
     Example:
         >>> from mtlkit._files import csv_value
@@ -156,5 +156,5 @@ def csv_value(cell: str) -> str:
 
 
 def markdown_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table; what users have named is to be escaped, by `mtlkit._text.escape_markdown`."""
+    """Returns the lines of a table; escape names from users with `mtlkit._text.escape_markdown` first."""
     return ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *cells)]

@@ -1,11 +1,11 @@
-"""Folders that mtlkit writes: what it owns in them, who writes to them, and how a new one takes an old one's place.
+"""Output folders: which files mtlkit owns in them, which process writes to them, and how a new one replaces an old one.
 
-    .mtlkit-files    the list of what mtlkit wrote, with sizes and hashes, a JSON object a line
+    .mtlkit-files    the files that mtlkit wrote, with sizes and hashes, one JSON object per line
     .mtlkit-claim    locked by the process that writes to the folder
-    .mtlkit-new/     what replaces the folder as soon as it is complete
+    .mtlkit-new/     replaces the contents of the folder once it is complete
 
-Only files that the list names with the contents that they have are replaced, moved or removed, so that files which were
-added or changed in a folder stay as they are.
+mtlkit replaces, moves or removes a file only if the list contains its name with its current contents. Files that were
+added to a folder, or changed in it, are never touched.
 """
 
 import contextlib
@@ -31,10 +31,10 @@ CLAIM, NEW = ".mtlkit-claim", ".mtlkit-new"
 
 
 class Files(Protocol):
-    """What takes files by their names within a folder."""
+    """A folder to which files can be written by name."""
 
     def file(self, name: str) -> AbstractContextManager[Path]:
-        """As that of `OutputFolder`."""
+        """Gives a path to write to, see `OutputFolder.file`."""
         ...
 
 
@@ -42,10 +42,10 @@ class OutputFolder:
     """A folder that is being written.
 
     Args:
-        shown: its name in messages.
-        files: its list.
-        replaces: the folder whose place it takes.
-        writes: False for those of several processes that only read.
+        shown: name of the folder in messages.
+        files: list of its files.
+        replaces: the folder that it will replace.
+        writes: False in processes that only read, where several share the folder.
     """
 
     def __init__(self, shown: Path, files: FileList, *, replaces: Path | None = None, writes: bool = True) -> None:
@@ -53,25 +53,25 @@ class OutputFolder:
         self.list = files
         self.replaces = replaces
         self.writes = writes
-        self.resumable = False  # set as soon as there is something to continue
+        self.resumable = False  # set once an interruption leaves something to resume
 
     @property
     def path(self) -> Path:
-        """Where the files are until the folder is complete."""
+        """The folder that contains the files until the output is complete."""
         return self.list.folder
 
     def check_inputs(self, *inputs: str | Path | None) -> None:
-        """Raises an OccupiedError where something that is read lies in the folder that is to be replaced."""
+        """Raises an OccupiedError if an input is in the folder that will be replaced."""
         if self.replaces is not None:
             check_outside(self.replaces, *inputs, shown=self.shown)
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """Gives a path to write to, which becomes `name` when all has gone well, and vanishes when not.
+        """Gives a path to write to; the file is renamed to `name` on success and removed on an error.
 
         Raises:
-            OccupiedError: there is a file of that name which mtlkit does not own.
-            DataError: it cannot be written.
+            OccupiedError: a file of that name exists that mtlkit does not own.
+            DataError: the file cannot be written.
         """
         path = self.path / name
         draft = path.with_name(f"{DRAFT}-{zlib.crc32(os.fsencode(name)):08x}{path.suffix}")
@@ -87,17 +87,17 @@ class OutputFolder:
 
     @contextmanager
     def files(self, name: str) -> Iterator[Path]:
-        """Gives an empty folder to fill; its files move to the folder `name` when all has gone well.
+        """Gives an empty folder to fill; its files are moved to the folder `name` on success.
 
         Raises:
-            OccupiedError: there is a file of one of their names which mtlkit does not own.
-            DataError: one cannot be written.
+            OccupiedError: a file of the same name exists that mtlkit does not own.
+            DataError: a file cannot be written.
         """
         draft = self.path / f"{DRAFT}-{name}"
         with _in_words(self.shown / name):
             self.list.add_draft(draft.name)
             try:
-                shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+                shutil.rmtree(draft, ignore_errors=True)  # left by a killed process
                 draft.mkdir()
                 yield draft
                 for path in sorted(path for path in draft.rglob("*") if path.is_file()):
@@ -111,7 +111,7 @@ class OutputFolder:
     def _adopt(self, draft: Path, name: str) -> None:
         found = contents(draft)
         self.list.add(name, found)
-        self.list.check_owned(name, self.shown)  # again: writing may have taken long
+        self.list.check_owned(name, self.shown)  # again: someone may have changed it meanwhile
         draft.replace(self.path / name)
         self.list.wrote(name, found)
 
@@ -125,21 +125,21 @@ class OutputFolder:
         self.write_text(name, json_text(value))
 
     def nested(self, name: str) -> Path:
-        """The path of a folder with a list of its own, to be written within this one."""
+        """Returns the path of a folder within this one that has its own list of files."""
         if self.writes:
             with _in_words(self.shown / name):
                 self.list.add_nested(name)
         return self.path / name
 
     def journal(self, name: str) -> Journal:
-        """What is written as it comes, and removed before the folder is complete."""
+        """Returns a journal for intermediate results, which must be removed before the folder is complete."""
         draft = self.path / f"{DRAFT}-{name}"
         with _in_words(self.shown / name):
             self.list.add_draft(draft.name)
         return Journal(draft, self.shown / draft.name)
 
     def owns(self, name: str) -> bool:
-        """Whether there is a file of that name, as it was written."""
+        """Returns whether the file exists, unchanged since mtlkit wrote it."""
         return self.list.present(name) is not None
 
     def remove(self, name: str) -> None:
@@ -148,7 +148,7 @@ class OutputFolder:
             (self.path / name).unlink()
 
     def check_room(self, size: int) -> None:
-        """Raises a DataError where the disk has no room for so many bytes."""
+        """Raises a DataError if the disk has less than `size` bytes free."""
         with _in_words(self.shown):
             free = shutil.disk_usage(self.path).free
         if free < size:
@@ -158,18 +158,18 @@ class OutputFolder:
 
 @contextmanager
 def new_folder(path: str | Path, kind: str, *, force: bool = False) -> Iterator[OutputFolder]:
-    """Gives a folder to fill, which becomes `path` when all has gone well, and vanishes when not.
+    """Gives a folder to fill, which becomes `path` on success and is removed on an error.
 
     Args:
-        path: where the folder is to be; links are followed.
-        kind: what it holds, as "an evaluation"; only a folder of the same kind is ever replaced.
-        force: replaces the files that an earlier call wrote there, and leaves all others.
+        path: the output folder; links are followed.
+        kind: what it contains, for example "an evaluation"; only a folder of the same kind is ever replaced.
+        force: whether to replace the files that an earlier call wrote there; other files stay.
 
     Raises:
-        ExistsError: `path` holds what an earlier call wrote.
-        OccupiedError: it holds other things, or the current directory lies in it.
+        ExistsError: `path` contains the output of an earlier call.
+        OccupiedError: `path` contains other files, or the current directory is in it.
         InUseError: another process writes to it.
-        DataError: it cannot be written.
+        DataError: the folder cannot be written.
     """
     folder, shown = Path(os.path.realpath(path)), Path(path)
     with _claimed(folder, shown):
@@ -183,7 +183,7 @@ def new_folder(path: str | Path, kind: str, *, force: bool = False) -> Iterator[
             with _in_words(shown):
                 _put_in_place(files, folder, shown)
         finally:
-            if not (found := FileList.read(draft)) or not found.complete:  # else the next call finishes
+            if not (found := FileList.read(draft)) or not found.complete:  # else the next call finishes it
                 _clear(draft)
 
 
@@ -197,23 +197,23 @@ def resumable_folder(
     main: bool = True,
     resumes_at: str = "the last whole epoch",
 ) -> Iterator[OutputFolder]:
-    """Gives a folder to fill that stays when the work is interrupted, to be continued.
+    """Gives a folder to fill that is kept if the work is interrupted, so that it can be resumed.
 
-    Where `force` replaces an earlier one, the new one is written within it and takes its place when it is complete;
-    until then `resume` continues the new one. A folder in which there is nothing to continue vanishes on an error.
+    With `force`, the new folder is written inside the old one and replaces it when complete; until then `resume`
+    continues the new one. On an error, a folder with nothing to resume is removed.
 
     Args:
-        path: where the folder is to be; links are followed.
-        kind: what it holds, as "a run"; only a folder of the same kind is ever continued or replaced.
-        resume: continues where there is a folder already.
-        force: starts again if there is a folder already.
-        main: False for those of several processes that only read.
-        resumes_at: where `resume` continues, in words. An error that leaves something to continue has them as its
-            attribute `resumable`.
+        path: the output folder; links are followed.
+        kind: what it contains, for example "a run"; only a folder of the same kind is ever resumed or replaced.
+        resume: whether to continue an existing folder.
+        force: whether to replace an existing folder.
+        main: False in processes that only read, where several share the folder.
+        resumes_at: describes the point from which `resume` continues. An error that leaves something to resume carries
+            it as its attribute `resumable`.
 
     Raises:
-        ValueError: `resume` and `force` are both given.
-        ExistsError, OccupiedError, InUseError, DataError: as for `new_folder`.
+        ValueError: `resume` and `force` are both True.
+        ExistsError, OccupiedError, InUseError, DataError: as in `new_folder`.
     """
     if resume and force:
         raise ValueError("resume, force: expected at most one of them, got both")
@@ -240,7 +240,7 @@ def resumable_folder(
             if fresh and not started:
                 _clear(files.folder)
             elif isinstance(error, KeyboardInterrupt | SystemExit) or output.resumable:
-                error.resumable = resumes_at  # pyright: ignore[reportAttributeAccessIssue] - the command line tells it
+                error.resumable = resumes_at  # pyright: ignore[reportAttributeAccessIssue] - read by the command line
             raise
         with _in_words(shown):
             if files.folder != folder:
@@ -250,7 +250,7 @@ def resumable_folder(
 
 
 def check_outside(folder: str | Path, *inputs: str | Path | None, shown: Path | None = None) -> None:
-    """Raises an OccupiedError where something that is read lies in a folder that is to be replaced."""
+    """Raises an OccupiedError if an input is in a folder that will be replaced."""
     for path in inputs:
         if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
             words = f"cannot be replaced, as {path}, which is read, lies in it; name another folder"
@@ -258,7 +258,7 @@ def check_outside(folder: str | Path, *inputs: str | Path | None, shown: Path | 
 
 
 def final_place(path: str | Path) -> Path:
-    """Where a folder lies in the end, which may be within one that is to replace another."""
+    """Returns the final path of a folder that may be inside a `.mtlkit-new` folder."""
     return Path(*(part for part in Path(path).parts if part != NEW))
 
 
@@ -266,7 +266,7 @@ def final_place(path: str | Path) -> Path:
 
 
 def _beside(folder: Path, name: str = NEW) -> Path:
-    """The path of a helper of a folder that does not exist."""
+    """Returns the path of a helper file or folder next to a folder that does not exist yet."""
     return folder.with_name(f".{folder.name}{name}")
 
 
@@ -286,10 +286,10 @@ def _check_place(
     force: bool,
     resume: bool | None = None,
 ) -> FileList | None:
-    """The list of a folder that may be continued or replaced; None where there is nothing yet.
+    """Returns the list of a folder that may be resumed or replaced; None if the folder is missing or empty.
 
     Raises:
-        ExistsError, OccupiedError: it may not.
+        ExistsError, OccupiedError: the folder may not be resumed or replaced.
     """
     if not folder.is_dir():
         return None
@@ -318,7 +318,7 @@ def _check_place(
 
 
 def _check_owned(files: FileList, shown: Path) -> None:
-    """Raises where a listed file has been changed."""
+    """Raises if a listed file has been changed."""
     for name, known in files.files.items():
         if known:
             files.check_owned(name, shown)
@@ -329,7 +329,7 @@ def _check_owned(files: FileList, shown: Path) -> None:
 
 
 def _finish(folder: Path, shown: Path) -> FileList | None:
-    """The list of a folder, after the replacement that a killed process had begun, if any, has been finished."""
+    """Finishes the replacement that a killed process may have begun, and returns the list of the folder."""
     new = FileList.read(folder / NEW)
     if new is not None and new.complete:
         _merge(new, folder, shown)
@@ -338,7 +338,7 @@ def _finish(folder: Path, shown: Path) -> FileList | None:
 
 
 def _put_in_place(files: FileList, folder: Path, shown: Path) -> None:
-    """Gives a complete folder its name, or moves what is in it into the folder that has the name."""
+    """Renames a complete folder to its final name, or moves its files into an existing folder of that name."""
     files.rewrite()
     if files.folder.parent != folder:
         files.folder.rename(folder)
@@ -350,7 +350,7 @@ def _put_in_place(files: FileList, folder: Path, shown: Path) -> None:
 
 
 def _check_room(new: FileList, folder: Path, shown: Path) -> None:
-    """Raises where a file of a new folder has the name of one that is not owned in the old folder."""
+    """Raises if a file of the new folder has the name of a file in the old one that mtlkit does not own."""
     old = FileList.read(folder) or FileList(folder)
     for name in new.files:
         old.check_owned(name, shown)
@@ -360,9 +360,9 @@ def _check_room(new: FileList, folder: Path, shown: Path) -> None:
 
 
 def _merge(new: FileList, folder: Path, shown: Path) -> None:
-    """Moves the files of a complete folder into an old one, and removes what else is owned there.
+    """Moves the files of a complete folder into an old one, and removes the other files that are owned there.
 
-    The file that was written last stands for all of them, so that its predecessor goes first and it comes last.
+    The last file of the list marks a complete output: its old version is removed first, and the new one moved last.
     """
     old = FileList.read(folder) or FileList.create(folder, new.kind)
     for name, known in new.files.items():
@@ -378,7 +378,7 @@ def _merge(new: FileList, folder: Path, shown: Path) -> None:
             _merge(inner, folder / name, shown / name)
             _clear(inner.folder)
     for name in new.files:
-        if (new.folder / name).exists():  # else a killed process had moved it
+        if (new.folder / name).exists():  # if not, a killed process has moved it already
             old.check_owned(name, shown)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (new.folder / name).replace(folder / name)
@@ -393,7 +393,7 @@ def _merge(new: FileList, folder: Path, shown: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Removes what is owned in a folder, and the folder if nothing else is in it."""
+    """Removes the owned files of a folder, and the folder if it is then empty."""
     files = FileList.read(folder)
     if files is not None:
         for name in files.nested:
@@ -410,7 +410,7 @@ def _clear(folder: Path) -> None:
 
 
 def _remove(files: FileList, name: str) -> None:
-    """Removes an owned file or a draft, and the folders that this leaves empty."""
+    """Removes an owned file or a draft, and its parent folders if they are then empty."""
     path = files.folder / name
     if files.files[name]:
         if files.present(name) is not None:
@@ -428,12 +428,12 @@ def _remove(files: FileList, name: str) -> None:
 
 @contextmanager
 def _claimed(folder: Path, shown: Path, *, make: bool = False) -> Iterator[None]:
-    """Claims a folder for this process; a folder that does not exist is claimed by its name.
+    """Claims a folder for this process; a missing folder is claimed by a file next to it.
 
     Args:
-        folder: which.
+        folder: the folder.
         shown: its name in messages.
-        make: also makes the folder, and removes it in the end if nothing is in it.
+        make: whether to create the folder, and to remove it at the end if it is empty.
 
     Raises:
         InUseError: another process has claimed it.
@@ -447,7 +447,7 @@ def _claimed(folder: Path, shown: Path, *, make: bool = False) -> Iterator[None]
             if missing:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_empty, missing)
-            if missing or _beside(folder, CLAIM).exists():  # of one that makes the folder, or was killed behind that
+            if missing or _beside(folder, CLAIM).exists():  # left by a process that creates it, or was killed
                 stack.enter_context(claimed(_beside(folder, CLAIM), shown))
             if missing and make:
                 folder.mkdir(exist_ok=True)

@@ -1,11 +1,11 @@
 """Predictions as DICOM objects that refer to their source: Segmentations, and measurement reports (TID 1500).
 
-    dicom/seg/KEY.dcm    the mask that the network drew, in the matrix of its source
+    dicom/seg/KEY.dcm    the mask that the network predicted, in the pixel matrix of its source
     dicom/sr/KEY.dcm     area, longest diameter, class and probabilities
 
-An object for each image or frame. Their UIDs come from a hash of source, frame, network, content and the time at which
-the prediction began, so that one that was interrupted and resumed has the same objects; a later prediction has
-others, as DICOM wants it.
+Each image or frame gets its own objects. Their UIDs are hashes of source, frame, network, content and the start time of
+the prediction. A prediction that was interrupted and resumed therefore gives the same objects; a later one gives new
+objects, as DICOM requires.
 
 Sources: DICOM PS3.3, A.51 (Segmentation IOD) and A.35.3 (Comprehensive SR); PS3.16, TID 1500, 1410 and 1501.
 """
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DicomWriter", "check_dicom", "longest_diameter"]
 
-SCHEME = "99MTLKIT"  # the coding scheme of classes, which have no public codes
-SERIES = {"seg": 9001, "sr": 9002}  # numbers of the series
+SCHEME = "99MTLKIT"  # coding scheme of the classes, which have no public codes
+SERIES = {"seg": 9001, "sr": 9002}  # series numbers
 NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-# what an object must have, and may have empty
+# attributes that an object must have, and that may be empty
 EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "Modality"),
@@ -44,10 +44,10 @@ PLANES = ("PlaneOrientationSequence", "PixelMeasuresSequence")
 
 
 def check_dicom(network: OpenNetwork, records: Sequence[Record] | Sequence[Exam], *, seg: bool, sr: bool) -> None:
-    """Raises where no object can be written.
+    """Raises if no object can be written.
 
     Raises:
-        DataError: the network looks at exams, draws no masks, or not a single image is DICOM.
+        DataError: the network takes exams, or predicts no masks for `seg`; or none of the images is DICOM.
     """
     wanted = " and ".join(name for name, on in (("dicom_seg", seg), ("dicom_sr", sr)) if on)
     if network.facts.takes_exams:
@@ -59,11 +59,11 @@ def check_dicom(network: OpenNetwork, records: Sequence[Record] | Sequence[Exam]
 
 
 def longest_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
-    """The longest distance between two points of a mask with rectangular pixels; 0 for an empty mask.
+    """Returns the longest distance between two points of a mask, whose pixels are rectangles; 0 for an empty mask.
 
     Args:
         mask: (H, W), bool.
-        spacing: spacing of rows and columns.
+        spacing: distances between rows and between columns; the result has the same unit.
 
     Example:
         >>> import numpy as np
@@ -82,7 +82,7 @@ def longest_diameter(mask: np.ndarray, spacing: tuple[float, float]) -> float:
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
-    """The corners of the convex hull of sorted points (N, 2)."""
+    """Returns the corners of the convex hull of sorted points (N, 2)."""
 
     def chain(ordered: list[list[float]]) -> list[list[float]]:
         kept: list[list[float]] = []
@@ -101,13 +101,13 @@ def _hull(points: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class DicomWriter:
-    """Writes the objects of images.
+    """Writes the DICOM objects of images.
 
     Args:
-        network: what predicted.
-        started: when the prediction began, in ISO 8601.
-        seg: writes Segmentations.
-        sr: writes measurement reports.
+        network: the network that made the predictions.
+        started: start of the prediction, ISO 8601.
+        seg: whether to write Segmentations.
+        sr: whether to write measurement reports.
     """
 
     network: OpenNetwork
@@ -124,15 +124,18 @@ class DicomWriter:
         spacing: tuple[float, float] | None,
         probabilities: Mapping[str, np.ndarray],
     ) -> dict[str, str]:
-        """Writes what refers to an image; returns the cells of its row, and in the last of them why nothing was.
+        """Writes the objects of an image.
 
         Args:
             place: the folder of the prediction.
             record: the image.
-            number: which of all images it is.
-            mask: that the network drew, (H, W), bool.
+            number: index of the image.
+            mask: predicted mask, (H, W), bool.
             spacing: mm between rows and between columns.
-            probabilities: of the classes, by classifier.
+            probabilities: probabilities of the classes, by classifier.
+
+        Returns:
+            Cells for the row of the image: the names of the files, "" for those not written, and the reason.
         """
         objects: dict[str, Any] = {}
         why = ""
@@ -148,7 +151,7 @@ class DicomWriter:
             objects, why = {}, error.text
         except MemoryError:
             raise
-        except Exception as error:  # highdicom raises many kinds where a source breaks the standard
+        except Exception as error:  # highdicom raises many types for sources that violate the standard
             objects, why = {}, f"no object can refer to it ({first_line(error)})"
         cells = {}
         for what in (name for name in SERIES if getattr(self, name)):
@@ -198,7 +201,7 @@ class DicomWriter:
             manufacturer="mtlkit",
             manufacturer_model_name=facts.network,
             software_versions=mtlkit.__version__,
-            device_serial_number=self.network.weights[:64],  # an ensemble has those of all its members
+            device_serial_number=self.network.weights[:64],  # an ensemble joins those of its members
             content_label="LESION",
             content_description=f"Lesion, by mtlkit ({facts.network})",
             omit_empty_frames=False,
@@ -210,7 +213,7 @@ class DicomWriter:
             item.DimensionOrganizationUID = organization
         (shared,) = found.SharedFunctionalGroupsSequence
         if "PixelMeasuresSequence" in shared and "SliceThickness" not in shared.PixelMeasuresSequence[0]:
-            del shared.PixelMeasuresSequence  # which readers take for one of slices
+            del shared.PixelMeasuresSequence  # readers would take it for slice thickness or spacing
         if "PlaneOrientationSequence" not in shared:
             found.PatientOrientation = source.get("PatientOrientation", "")
         if frame is not None:
@@ -312,37 +315,37 @@ class DicomWriter:
         )
         return self._dated(found)
 
-    # --- what they share ----------------------------------------------------------------------------------------------
+    # --- shared -------------------------------------------------------------------------------------------------------
 
     def _parameters(self) -> dict[str, str]:
         return {"network": self.network.facts.network, "weights": self.network.weights, "engine": self.network.engine}
 
     def _uid(self, what: str, source: "Dataset", *more: Any) -> str:
-        """Of an object or series that is made of a source image, or with more, of one of its frames."""
+        """Returns the UID of the series for the source's series or, with `more`, of the object for the source image."""
         of = (source.SOPInstanceUID if more else source.SeriesInstanceUID, *more)
         return _hashed(what, *self._parameters().values(), mtlkit.__version__, self.started, *of)
 
     def _dated(self, found: Any) -> Any:
-        """The object with the time at which the prediction began, not that of its own writing."""
+        """Sets the times of an object to the start of the prediction, and returns it."""
         time = datetime.fromisoformat(self.started)
         for what in ("InstanceCreation", "Content", "Series"):
             setattr(found, f"{what}Date", f"{time:%Y%m%d}")
             setattr(found, f"{what}Time", f"{time:%H%M%S}")
-        for item in found.get("ContributingEquipmentSequence", []):  # highdicom's own
+        for item in found.get("ContributingEquipmentSequence", []):  # added by highdicom
             item.ContributionDateTime = f"{time:%Y%m%d%H%M%S}"
         return found
 
 
 def _hashed(*parts: Any) -> str:
-    """A UID below 2.25, as of a UUID, that depends on nothing but its parts."""
+    """Returns a UID from a UUID (prefix 2.25) that depends only on the parts."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, repr(parts)).int}"
 
 
 def _source(record: Record) -> "Dataset":
-    """The tags of a source image, as of one that has nothing but the frame of the record.
+    """Returns the tags of a source image, reduced to the frame of the record.
 
     Raises:
-        DataError: it is not DICOM, cannot be read, or does not say which image it is.
+        DataError: the image is not DICOM, cannot be read, or lacks a tag that identifies it.
     """
     if not is_dicom(record.image):
         raise DataError("is not DICOM")
@@ -354,7 +357,7 @@ def _source(record: Record) -> "Dataset":
     for tag in list(source.keys()):
         try:
             source[tag]
-        except Exception:  # a broken value, which is not to be handed on
+        except Exception:  # an invalid value, which must not be copied
             del source[tag]
     for name in EMPTY:
         if source.get(name) is None:
@@ -368,7 +371,7 @@ def _source(record: Record) -> "Dataset":
 
 
 def _keep_frame(tags: Tags, index: int) -> None:
-    """Leaves the functional groups of one frame, with its planes among those of all, where highdicom looks for them."""
+    """Keeps the functional groups of one frame; moves its planes to the shared groups, where highdicom reads them."""
     from pydicom import Dataset
 
     own = tags.items("PerFrameFunctionalGroupsSequence")[index : index + 1]
@@ -377,13 +380,13 @@ def _keep_frame(tags: Tags, index: int) -> None:
         if own and name in own[0]:
             setattr(shared[0], name, own[0][name].value)
     if "PixelMeasuresSequence" not in shared[0]:
-        shared[0].PixelMeasuresSequence = [Dataset()]  # without it highdicom takes no film
+        shared[0].PixelMeasuresSequence = [Dataset()]  # highdicom rejects scanned films without it
     tags.dataset.SharedFunctionalGroupsSequence = shared
     tags.dataset.PerFrameFunctionalGroupsSequence = own
 
 
 def _name_frame(segmentation: Any, number: int) -> None:
-    """Tells of which frame of its source a segmentation is."""
+    """Writes into a segmentation to which frame of its source it belongs."""
     item = deepcopy(segmentation.SourceImageSequence[0])  # highdicom shares it with other sequences
     item.ReferencedFrameNumber = number
     segmentation.SourceImageSequence = [item]
@@ -394,7 +397,7 @@ def _name_frame(segmentation: Any, number: int) -> None:
 
 
 def _sizes(mask: np.ndarray, spacing: tuple[float, float] | None) -> list[Any]:
-    """Area and longest diameter, where it is known how large pixels are; of no lesion, an area of 0."""
+    """Returns area and longest diameter if the spacing is known; only an area of 0 for an empty mask."""
     from highdicom import sr
     from pydicom.sr.codedict import codes
 
@@ -409,12 +412,12 @@ def _sizes(mask: np.ndarray, spacing: tuple[float, float] | None) -> list[Any]:
 
 
 def _decimal(value: float) -> float:
-    """With the digits of predictions.csv, which fit into a decimal string."""
+    """Rounds to the six digits of predictions.csv, which fit into a decimal string."""
     return float(f"{value:.6g}")
 
 
 def _code(meaning: str) -> Any:
-    """A code of mtlkit's own scheme."""
+    """Returns a code of mtlkit's own scheme."""
     from highdicom.sr import CodedConcept
 
     text = meaning.replace("\\", "/")[:64]
@@ -423,7 +426,7 @@ def _code(meaning: str) -> Any:
 
 
 def remarks_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to tell of images without objects."""
+    """Returns a remark on images without objects, if there are any."""
     left = [row for row in rows if row.get("dicom_left_out")]
     if not left:
         return []

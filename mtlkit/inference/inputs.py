@@ -1,4 +1,4 @@
-"""What is to be predicted: images and their frames, with masks where a network wants them, and exams of four views."""
+"""Finds the inputs of a prediction: images, frames and masks, or exams of four views."""
 
 import os
 import re
@@ -18,11 +18,11 @@ from mtlkit.data.names import Names, is_text
 from mtlkit.data.records import and_more
 from mtlkit.errors import DataError, UnusableError
 
-KIND = "a prediction"  # of its folders
-MARK = "predictions.json"  # a folder with this file in it is one of predictions
-WRITTEN = (KIND, "an evaluation")  # folders with images that are results
+KIND = "a prediction"  # kind of the output folder
+MARK = "predictions.json"  # marks a folder of predictions
+WRITTEN = (KIND, "an evaluation")  # kinds of folders whose images are results, not inputs
 
-LONGEST = 255  # bytes of a file's name
+LONGEST = 255  # bytes that a file name may have
 MASK = re.compile(r"_(mask|anno|segmentation|gt)(_\d+)?$", re.IGNORECASE)
 
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R"}
@@ -34,10 +34,10 @@ NAMED = [
 
 
 class Problems:
-    """What cannot be used: raised at once, or kept to be told.
+    """Handles unusable inputs: raises an error at the first, or collects the messages.
 
     Args:
-        skip: keeps them.
+        skip: whether to collect them.
     """
 
     def __init__(self, *, skip: bool) -> None:
@@ -45,19 +45,19 @@ class Problems:
         self.found: list[str] = []
 
     def check(self, error: DataError) -> None:
-        """Raises the error, unless such are kept."""
+        """Raises the error, unless `skip` is set."""
         if not self.skip:
             raise UnusableError(error.text, path=error.path) if type(error) is DataError else error
 
     def add(self, error: DataError) -> None:
-        """Raises the error, or keeps its words."""
+        """Raises the error, or with `skip` stores its message once."""
         self.check(error)
         if str(error) not in self.found:
             self.found.append(str(error))
 
 
 class _Found(NamedTuple):
-    """An image, and where it lies below what was named."""
+    """An image file, and its path relative to the input that contains it."""
 
     name: PurePath
     path: Path
@@ -67,19 +67,19 @@ class _Found(NamedTuple):
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is named as an image, or is DICOM."""
+    """Returns whether a file has the suffix of an image or is DICOM."""
     return path.suffix.lower() in PICTURES or is_dicom(path)
 
 
 def _is_written(folder: Path) -> bool:
-    """Whether a folder holds results, not images."""
+    """Returns whether a folder contains results of mtlkit."""
     return (folder / MARK).is_file() or kind_of(folder) in WRITTEN
 
 
 def images_below(folder: Path, problems: "Problems") -> Iterator[Path]:
-    """The image files of a folder and of those in it, in a fixed order; not what a prediction wrote.
+    """Yields the image files of a folder and its subfolders in a fixed order, except results of mtlkit.
 
-    Links that lead nowhere, pipes and what cannot be read are problems where they are named as images, or might be.
+    Broken links, pipes and unreadable files are problems if they are named like an image, or like DICOM without suffix.
     """
     for path in files_below(folder, leave=_is_written, told=problems.add):
         why = why_unreadable(path)
@@ -90,7 +90,7 @@ def images_below(folder: Path, problems: "Problems") -> Iterator[Path]:
 
 
 def check_exists(path: Path) -> None:
-    """Raises a DataError where there is no such file or folder, or it can never be read."""
+    """Raises a DataError if the file or folder does not exist or cannot be read."""
     if not path.exists() and not path.is_symlink():
         raise DataError(f"{path}: there is no such file or folder")
     if not path.is_dir() and (why := why_unreadable(path)) is not None:
@@ -103,18 +103,18 @@ def check_exists(path: Path) -> None:
 def find_images(
     inputs: Sequence[Path], masks: Path | None, problems: Problems, *, masks_needed: bool
 ) -> tuple[list[Record], list[str]]:
-    """A record for each image, and for each frame of one, and remarks.
+    """Returns a record for each image, or for each frame of an image with several, and remarks for the user.
 
-    Files that are masks of others beside them, as "a_mask.png" of "a.png", are left out.
+    Masks next to their images, such as "a_mask.png" of "a.png", are left out.
 
     Args:
-        inputs: files, and folders of them.
-        masks: folder of masks, by the names of the images.
-        problems: takes what cannot be used.
-        masks_needed: whether an image without mask is a problem.
+        inputs: files, and folders of files.
+        masks: folder of masks with the names of the images.
+        problems: handles unusable files.
+        masks_needed: whether an image without a mask is a problem.
 
     Raises:
-        DataError: there is no such file or folder, no image in a folder, or two images of one name.
+        DataError: a file or folder does not exist, a folder contains no image, or two images have the same name.
     """
     found: list[_Found] = []
     left_out = 0
@@ -143,13 +143,13 @@ def find_images(
 
 
 def _is_mask_of(path: Path, names: set[str]) -> bool:
-    """Whether a file is named as the mask of one of `names`, as "a_mask" of "a"."""
+    """Returns whether a file has the name of a mask of one of `names`, such as "a_mask" for "a"."""
     stem = MASK.sub("", path.stem)
     return stem != path.stem and composed(str(path.with_name(stem))) in names
 
 
 def _check_name(key: str, path: Path) -> None:
-    """Raises where a name cannot be that of a row, or of the files that are written for the image."""
+    """Raises unless a name can be used for a row and for the files that are written for the image."""
     if not is_text(key):
         raise DataError("its name is not text in UTF-8: rename it", path=path)
     drawing = PurePath(f"{key}.png").name
@@ -159,7 +159,7 @@ def _check_name(key: str, path: Path) -> None:
 
 
 def _records(found: Sequence[_Found], problems: Problems) -> Iterator[Record]:
-    """With keys that are the names without suffix, where that is enough to tell them apart."""
+    """Yields the records; the key is the name, without its suffix if that is unique."""
     names = [PurePath(composed(str(file.name))) for file in found]
     short = Counter(name.with_suffix("") for name in names)
     seen: dict[str, Path] = {}
@@ -189,7 +189,7 @@ def _records(found: Sequence[_Found], problems: Problems) -> Iterator[Record]:
 def _with_masks(
     records: Sequence[Record], folder: Path, problems: Problems, *, needed: bool
 ) -> tuple[list[Record], list[str]]:
-    """The records with their masks, in the same folders below `folder` as the images below theirs, and remarks."""
+    """Returns the records with their masks, which have the same relative paths as the images, and remarks."""
     names = Names(record.key for record in records)
     matched: dict[str, list[Path]] = {}
     seen: dict[str, Path] = {}
@@ -221,15 +221,15 @@ def _with_masks(
 
 
 def find_exams(inputs: Sequence[Path], problems: Problems) -> tuple[list[Exam], list[str]]:
-    """Exams of four views, and remarks on views that are missing.
+    """Returns exams of four views, and remarks on missing views.
 
     Args:
-        inputs: folders with the views of an exam, or folders of such folders. The views tell what they are by their
-            tags, or by names as "L_CC.png", "mlo-right.dcm" or "RCC.png".
-        problems: takes what cannot be used.
+        inputs: folders with the views of one exam each, or folders of such folders. Views are recognised by their
+            DICOM tags, or by names such as "L_CC.png", "mlo-right.dcm" or "RCC.png".
+        problems: handles unusable files and exams.
 
     Raises:
-        DataError: there is no such folder, or no image in one.
+        DataError: a folder does not exist or contains no image, or two exams have the same name.
     """
     exams: list[Exam] = []
     seen: dict[str, Path] = {}
@@ -279,10 +279,10 @@ def _views(folder: Path, problems: Problems) -> dict[str, Path]:
 
 
 def view_of(path: Path) -> str | None:
-    """Which of the four views a file shows: by its tags, else by its name; None where neither says.
+    """Returns which of the four views a file shows, by its tags or else its name; None if neither says so.
 
     Raises:
-        DataError: it is DICOM and cannot be read.
+        DataError: the file is DICOM and cannot be read.
 
     Example:
         >>> from pathlib import Path

@@ -1,4 +1,4 @@
-"""Networks of files, which ONNX Runtime computes: no PyTorch is loaded."""
+"""Networks of exported files, run by ONNX Runtime without importing PyTorch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ class FileNetwork(OpenNetwork):
             raise DataError(f"its metadata are of another network than that from {names}", path=path)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As `OpenNetwork` has it; raises a ValueError for inputs of another shape than the file's."""
+        """Predicts a batch, see `OpenNetwork`; raises a ValueError if an input does not have the shape of the file."""
         for name, shape in self.shapes.items():
             got = inputs[name].shape
             if len(got) != len(shape) or any(isinstance(d, int) and d != n for d, n in zip(shape, got, strict=True)):

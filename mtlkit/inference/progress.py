@@ -1,7 +1,7 @@
-"""What a prediction has found so far, written as it comes, and taken up again after a kill.
+"""Saves the results of a prediction as they are computed, so that an interrupted prediction can be resumed.
 
-A line for each image goes to a file within the folder, behind a first line that says which network, inputs and options
-the prediction is of. Batches are made of the same images as without the kill, so that the same numbers come out.
+The first line of a file in the output folder identifies network, inputs and options; one line for each image follows. A
+resumed prediction forms the same batches as an uninterrupted one, so that it gives exactly the same results.
 """
 
 import json
@@ -20,16 +20,16 @@ from mtlkit.errors import DataError
 from mtlkit.inference.inputs import MARK
 
 JOURNAL = "rows"
-DRAWINGS = ("mask", "overlay", "dicom_seg", "dicom_sr")  # columns of a row that name files
+DRAWINGS = ("mask", "overlay", "dicom_seg", "dicom_sr")  # columns that contain file names
 
 
 def now() -> str:
-    """The local time in ISO 8601, without that of the zone, as DICOM tells it."""
+    """Returns the local time in ISO 8601 without time zone, as in DICOM."""
     return datetime.now().isoformat(timespec="seconds")
 
 
 def digest_of_records(records: Sequence[Record] | Sequence[Exam]) -> str:
-    """Tells a list of images from others by their names, places and order."""
+    """Returns a checksum of the names, paths and order of the records."""
     value = 0
     for record in records:
         frame = record.frame if isinstance(record, Record) else None
@@ -40,10 +40,10 @@ def digest_of_records(records: Sequence[Record] | Sequence[Exam]) -> str:
 def saved_prediction(
     place: OutputFolder, about: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[str], list[str]] | None:
-    """The rows, skipped files and remarks of a finished prediction; None if it has not ended.
+    """Returns the rows, skipped files and remarks of a finished prediction; None if it is not finished.
 
     Raises:
-        DataError: it is of another network, or of other inputs or options.
+        DataError: the prediction used another network, other inputs or other options.
     """
     if not place.owns(MARK):
         return None
@@ -62,22 +62,22 @@ def _check_same(saved: Fields, about: Mapping[str, Any]) -> None:
 
 
 class Progress:
-    """The rows of a prediction that has not ended.
+    """The rows of an unfinished prediction.
 
     Args:
-        place: its folder.
-        about: the network, the inputs and the options.
-        records: what is predicted.
-        batch_size: how many at once.
+        place: the output folder.
+        about: identifies network, inputs and options.
+        records: images or exams to predict.
+        batch_size: number of records in a batch.
 
     Attributes:
-        rows: those that are known, by the numbers of their records.
-        problems: why records were left out, by their numbers.
-        started: when the prediction began, before any interruption.
+        rows: finished rows, by the index of their record.
+        problems: reasons why records were left out, by the index of the record.
+        started: start of the prediction, before any interruption; ISO 8601.
 
     Raises:
-        DataError: the folder holds a prediction of another network, or of other inputs or options; or an image has
-            changed since it was predicted.
+        DataError: the folder contains a prediction with another network, other inputs or other options; or an image
+            has changed since it was predicted.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Progress:
             self.rows[index] = dict(row.values)
 
     def _print(self, index: int) -> str:
-        """Of the files of a record; "" where they cannot be read."""
+        """Returns a fingerprint of the files of a record; "" if they cannot be read."""
         record = self.records[index]
         if record.files not in self._prints:
             try:
@@ -129,23 +129,23 @@ class Progress:
         return self._prints[record.files]
 
     def end(self) -> None:
-        """Leaves the rows to the files that are written last."""
+        """Removes the saved rows, once the final files contain them."""
         self._journal.remove()
 
     def left(self) -> list[list[int]]:
-        """The batches in which something is not known, by the numbers of their records."""
+        """Returns the unfinished batches, as indices of records."""
         every = range(len(self.records))
         batches = [list(every[start : start + self.batch_size]) for start in every[:: self.batch_size]]
         return [batch for batch in batches if not all(i in self.rows or i in self.problems for i in batch)]
 
     def add_row(self, index: int, row: dict[str, Any]) -> None:
-        """Keeps what is known of a record, whose drawings are written."""
+        """Saves the row of a record; its mask, overlay and DICOM objects must have been written."""
         self._journal.append({"record": index, "print": self._print(index), "row": row})
         self.rows[index] = row
         self.place.resumable = True
 
     def add_problem(self, index: int, words: str) -> None:
-        """Keeps why a record is left out."""
+        """Saves why a record is left out."""
         if index not in self.problems:
             self._journal.append({"record": index, "print": self._print(index), "problem": words})
             self.problems[index] = words

@@ -1,4 +1,4 @@
-"""Networks of runs, which PyTorch computes."""
+"""Networks of training runs, run by PyTorch."""
 
 import copy
 import zlib
@@ -21,7 +21,7 @@ __all__ = ["Ensemble", "RunNetwork", "open_run"]
 
 
 def digest_of_weights(network: nn.Module) -> str:
-    """Tells the parameters and buffers of a network from others."""
+    """Returns a checksum of the parameters and buffers of a network."""
     value = 0
     for name, tensor in network.state_dict().items():
         content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -30,7 +30,7 @@ def digest_of_weights(network: nn.Module) -> str:
 
 
 class RunNetwork(OpenNetwork):
-    """The network of a run."""
+    """The network of one training run."""
 
     engine = "torch"
 
@@ -40,29 +40,31 @@ class RunNetwork(OpenNetwork):
         self.device = next(run.model.parameters()).device.type
         self.weights = digest_of_weights(run.model)
         self.run = _optimized(run) if self.device == "cpu" else run
-        self.shapes: list[torch.Size] = []  # of the last batch
+        self.shapes: list[torch.Size] = []  # input shapes of the last batch
 
     @classmethod
     def open(cls, run: SavedRun | str | Path, device: torch.device | str | None = None) -> "RunNetwork":
-        """Of a run, or its folder."""
+        """Opens the network of a run, given as such or by its folder."""
         run = run if isinstance(run, SavedRun) else load_run(run)
         if device is not None:
             run.model.to(device)
         return cls(run)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As `OpenNetwork` has it."""
+        """Predicts a batch, see `OpenNetwork`."""
         items = self.run.task.inputs
         batch = {items[name]: torch.from_numpy(value) for name, value in inputs.items()}
         shapes = [tensor.shape for tensor in batch.values()]
-        if self.device == "cpu" and shapes != self.shapes:  # the second call of a size packs weights, which round
-            self.run.predict(batch)  # otherwise: what is said of a batch must not depend on those before it
+        if self.device == "cpu" and shapes != self.shapes:
+            # The second call of a size packs the weights, which changes rounding. Results must not depend on earlier
+            # batches, so the first call of a size is repeated.
+            self.run.predict(batch)
             self.shapes = shapes
         found = self.run.predict(batch)
         return {name: value.numpy() for name, value in found.items()}
 
     def uncalibrated(self) -> "RunNetwork":
-        """As `OpenNetwork` has it."""
+        """Returns the network without calibration of its probabilities."""
         other = copy.copy(self)
         other.run = self.run.uncalibrated()
         other.facts = Facts.read(Fields(self.source, other.run.facts()))
@@ -70,14 +72,14 @@ class RunNetwork(OpenNetwork):
 
 
 class Ensemble(OpenNetwork):
-    """The networks of several runs of one recipe, as the folds of a cross-validation: the mean of what they say.
+    """The mean prediction of several runs of one recipe, such as the folds of a cross-validation.
 
     Args:
-        source: the folder of the runs.
-        networks: theirs.
+        source: the folder that contains the runs.
+        networks: the networks of the runs.
 
     Raises:
-        DataError: they do not all take and tell the same.
+        DataError: the runs differ in more than weights and calibration, for example in classes or preparation.
     """
 
     engine = "torch"
@@ -95,24 +97,24 @@ class Ensemble(OpenNetwork):
         self.weights = "+".join(network.weights for network in networks)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As `OpenNetwork` has it."""
+        """Predicts a batch, see `OpenNetwork`."""
         answers = [network(inputs) for network in self.networks]
         return {name: np.mean([answer[name] for answer in answers], axis=0) for name in answers[0]}
 
     def uncalibrated(self) -> "Ensemble":
-        """As `OpenNetwork` has it."""
+        """Returns the networks without calibration of their probabilities."""
         return Ensemble(self.source, [network.uncalibrated() for network in self.networks])
 
 
 def open_run(run: SavedRun | str | Path, device: torch.device | str | None = None) -> OpenNetwork:
-    """The network of a run, or of its folder; of a folder of several runs, all of theirs."""
+    """Opens the network of a run, given as such or by its folder; for a folder of several runs, their ensemble."""
     if not isinstance(run, SavedRun) and (runs := runs_within(run)):
         return Ensemble(Path(run), [RunNetwork.open(one, device) for one in runs])
     return RunNetwork.open(run, device)
 
 
 def _optimized(run: SavedRun) -> SavedRun:
-    """With a copy of its network that runs faster on a CPU; as it is where that cannot be made."""
+    """Returns the run with its network optimized for a CPU, or unchanged if `optimize` fails."""
     try:
         return replace(run, model=optimize(run.model))
     except ValueError:
