@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and settings shared by all tests."""
 
 import functools
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-# Several processes of tests divide the cores; OpenMP reads this when torch loads it.
+# Parallel test processes share the cores; OpenMP reads this variable when torch is loaded.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
-os.environ["MTLKIT_SELF_CHECK"] = "off"  # the tests are the check; tests of it switch it on
+os.environ["MTLKIT_SELF_CHECK"] = "off"  # the tests check the kernels; tests of the self-check enable it
 
 import torch
 
@@ -44,19 +44,19 @@ def _seed() -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the kernels under test run."""
+    """The device on which the kernels under test run."""
     return torch.device("cpu")
 
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that is allocated unset holds NaN."""
+    """Fills uninitialised memory with NaN."""
     poison(monkeypatch)
 
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """A setter of the thread count, undone at the end."""
+    """A setter of the thread count; the old count is restored at the end."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -64,7 +64,7 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture(scope="session")
 def draw_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a small data set, drawn once: draw_phantoms("ultrasound", 24). It is to be left as it is."""
+    """The folder of a small data set, drawn once: draw_phantoms("ultrasound", 24). Do not change it."""
 
     @functools.cache
     def draw(kind: str, cases: int, seed: int = 0) -> Path:
@@ -82,13 +82,13 @@ def draw_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The folder of the sources."""
+    """The folder of the source tree."""
     return ROOT
 
 
 @pytest.fixture(scope="session")
 def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs a fresh Python away from the sources, as run_python("-c", "...", MTLKIT_BACKEND="torch")."""
+    """Runs a fresh Python outside the source tree: run_python("-c", "...", MTLKIT_BACKEND="torch")."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
 
     def run(*arguments: object, path: Sequence[Path] = (), copy: Path | None = None, **variables: str):

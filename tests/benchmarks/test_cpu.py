@@ -1,4 +1,4 @@
-"""The benchmarks on a CPU: a file for each operator, problems and checks at tiny shapes, and the report; no times."""
+"""Tests of the CPU benchmarks at tiny shapes: problems, checks and the report; nothing is timed."""
 
 import io
 
@@ -15,7 +15,7 @@ NEW = ("dwconv_silu", "norm_gate", "ss2d_norm_gate")
 
 @pytest.fixture
 def workloads(monkeypatch: pytest.MonkeyPatch):
-    """The module of that name, with a tiny shape in place of a named one."""
+    """The workloads module, with a tiny shape in place of a named one."""
     import workloads
 
     monkeypatch.setitem(SS2D_SHAPES, STAGE, SS2DShape(1, 8, 4, 3, 4, 2))
@@ -35,7 +35,7 @@ def test_each_operator_has_a_benchmark(root):
 
 @pytest.mark.parametrize("op", NEW)
 def test_rows_are_right_before_they_are_timed(workloads, op):
-    """What each provider gives passes its check; a wrong output or gradient does not."""
+    """The results of each provider pass its check; a wrong output or gradient fails it."""
     found = [case for case in workloads.cases(op) if case.workload.shape_name == STAGE]
     assert len({case.provider.name for case in found}) == 2
     assert len({str(case) for case in found}) == len(found)
@@ -51,7 +51,7 @@ def test_rows_are_right_before_they_are_timed(workloads, op):
 
 
 def test_the_floor_counts_maps(workloads):
-    """Of what a call must move: x, the gate, the gradient of the output, and what is written of their size."""
+    """Counts x, the gate, the output's gradient, and written maps of their size."""
     for op, maps in (("dwconv_silu", (2, 5)), ("norm_gate", (3, 8))):
         of = {case.workload.direction: case for case in workloads.cases(op) if case.workload.dtype == torch.float32}
         for direction, count in zip(("forward", "forward_backward"), maps, strict=True):
@@ -60,7 +60,7 @@ def test_the_floor_counts_maps(workloads):
 
 
 def test_the_cost_of_calls_has_a_table():
-    """One line for an operator and a shape, with the least time and the calls of both directions."""
+    """One line per operator and shape, with the shortest time and the calls of both directions."""
     import report
     from measuring import Results
 

@@ -1,4 +1,4 @@
-"""The benchmarks on a GPU, run on the CPU at tiny shapes: problems, checks, rows and tables, but no times."""
+"""The GPU benchmarks run on the CPU at tiny shapes: problems, checks, rows and tables; nothing is timed."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ STAGE, LEVEL = "medmamba_t_stage1", "busi_224_level4_batch8"
 
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch: pytest.MonkeyPatch):
-    """The modules of benchmarks/, as if the CPU were a GPU."""
+    """The modules of benchmarks/, with the CPU in place of a GPU."""
     pytest.importorskip("pytest_benchmark")
     import gpu
     import gpu_levels
@@ -45,7 +45,7 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch):
 
 
 def case_of(benchmarks, op: str, dtype: torch.dtype, direction: str, own: bool):
-    """A case of mtlkit's on the backend that serves a CPU, or of a peer."""
+    """A case of mtlkit on a backend that runs on a CPU, or a case of a peer."""
     _, operators, levels, workloads, _ = benchmarks
     if op == "ss2d":
         provider = workloads.GPU_PROVIDERS[0]
@@ -60,7 +60,7 @@ def case_of(benchmarks, op: str, dtype: torch.dtype, direction: str, own: bool):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("op", [*OPERATORS, "task_interaction", "ss2d"])
 def test_rows_are_right_before_they_are_timed(benchmarks, op, dtype):
-    """What mtlkit gives passes its check, elsewhere in memory too; a wrong output or gradient does not."""
+    """mtlkit's results pass the check, also at other places in memory; a wrong output or gradient fails it."""
     case = case_of(benchmarks, op, dtype, "forward_backward", own=True)
     given = case.problem()
     results = case.run(given)
@@ -77,7 +77,7 @@ def test_rows_are_right_before_they_are_timed(benchmarks, op, dtype):
 
 @pytest.mark.parametrize(("name", "layout"), [(LEVEL, "channels_last"), (f"{LEVEL}_alignment", "nchw")])
 def test_other_levels(benchmarks, name, layout):
-    """Channels-last maps stay so on their way to the GPU; three signals have their own parameters."""
+    """Channels-last maps keep their format when moved to the GPU; three signals have their own parameters."""
     case = case_of(benchmarks, "task_interaction", torch.float32, "forward_backward", own=True)
     case = case._replace(shape_name=name, layout=layout)
     given = case.problem()
@@ -90,7 +90,7 @@ def test_other_levels(benchmarks, name, layout):
 
 @pytest.mark.parametrize("op", [*OPERATORS, "task_interaction", "ss2d"])
 def test_measured_checks_the_call_that_it_times(benchmarks, monkeypatch, op):
-    """In a GPU's stead: every problem is run once, no seconds are counted, and the memory is that of the results."""
+    """Without a GPU: every problem is run once, no time is measured, and the memory is that of the results."""
     gpu = benchmarks[0]
     monkeypatch.setattr(gpu, "copies", lambda nbytes: 2)
     monkeypatch.setattr(gpu, "durations", lambda calls: [float(len(call())) for call in calls])
@@ -113,7 +113,7 @@ def test_peers_compute_the_same(benchmarks, op):
 
 
 def test_mamba_ssm_gets_what_selective_scan_gets(benchmarks, monkeypatch):
-    """Its arguments in the order of its signature, played by mtlkit's function of that signature."""
+    """Arguments come in the order of mamba-ssm's signature; mtlkit's function with that signature replaces it."""
     import mtlkit
 
     interface = type(sys)("mamba_ssm.ops.selective_scan_interface")
@@ -129,7 +129,7 @@ def test_mamba_ssm_gets_what_selective_scan_gets(benchmarks, monkeypatch):
 
 
 def test_least_bytes_count_each_tensor_once(benchmarks):
-    """What arguments, outputs and gradients hold, parameters left out; the map of interaction is read twice."""
+    """Counts the memory of arguments, outputs and gradients, without parameters; interaction reads its map twice."""
     for op in OPERATORS:
         for direction in ("forward", "forward_backward"):
             case = case_of(benchmarks, op, torch.bfloat16, direction, own=True)
@@ -153,7 +153,7 @@ def test_vision_mambas_gate_is_counted(benchmarks):
 
 
 def test_report_of_every_kind_of_row(benchmarks):
-    """Rows become JSON and tables, with peers and targets beside; verdicts name the row that is furthest off."""
+    """Rows become JSON and tables, next to peers and targets; verdicts name the row that is furthest off."""
     *_, report = benchmarks
     rows = []
     for op in (*OPERATORS, "task_interaction", "ss2d"):
@@ -173,7 +173,7 @@ def test_report_of_every_kind_of_row(benchmarks):
 
 @pytest.fixture
 def networks(benchmarks, monkeypatch):
-    """gpu_networks with MedMamba of a few channels and small images."""
+    """gpu_networks with a MedMamba of a few channels and small images."""
     import gpu_networks
 
     small = {"num_classes": 2, "drop_path_rate": 0.0, "depths": (1, 1), "dims": (8, 16), "d_state": 4}
@@ -186,7 +186,7 @@ def networks(benchmarks, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_training_steps(networks, benchmarks, dtype):
-    """Each step starts from the same weights, is held to plain PyTorch's, and makes a row without a floor."""
+    """Each step starts from the same weights, is compared with plain PyTorch's, and makes a row without a floor."""
     report = benchmarks[-1]
     case = networks.NetworkCase("medmamba_t", dtype, networks.NETWORK_PROVIDERS[0])
     given = case.problem()
@@ -213,7 +213,7 @@ def test_training_steps(networks, benchmarks, dtype):
 
 
 def test_rows_are_written_while_they_are_measured(benchmarks, monkeypatch, tmp_path):
-    """A stage's rows join those of earlier stages; rows of another commit go, and the clock decides when to write."""
+    """A stage's rows join those of earlier stages; rows of another commit are dropped; writing waits some seconds."""
     *_, report = benchmarks
     monkeypatch.setattr(report.gpu, "stem", lambda: "h200")
     monkeypatch.setattr(report, "described", lambda description: description)
@@ -246,7 +246,7 @@ def test_rows_are_written_while_they_are_measured(benchmarks, monkeypatch, tmp_p
 
 
 def test_every_shape_has_a_case_where_a_gpu_is(benchmarks, monkeypatch):
-    """The parametrisation itself, which without a GPU is empty."""
+    """Checks the parametrisation, which is empty without a GPU."""
     import gpu_networks
 
     _, operators, levels, _, _ = benchmarks

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks makes before its first row."""
+"""What benchmarks prepare before the first row of a run."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def item(mark=None, **parameters) -> SimpleNamespace:
 
 @pytest.fixture
 def prepare(monkeypatch):
-    """By threads; what it says."""
+    """Prepares in threads; returns the messages."""
     monkeypatch.setattr(preparing, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
     monkeypatch.setattr(preparing, "PROCESSES", 1)
     started.clear()

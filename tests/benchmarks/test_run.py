@@ -1,4 +1,4 @@
-"""What a run of the benchmarks rests on: when a row stops, the machine, what is kept, and the README's table."""
+"""A run of the benchmarks: when a row stops, the machine, which results are kept, and the README's table."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from targets import TARGETS
 
 
 class Clock:
-    """Rounds of given seconds, the last again and again."""
+    """Rounds of given seconds; the last one repeats."""
 
     def __init__(self, *seconds: float) -> None:
         self.seconds, self.now, self.calls = list(seconds), 0.0, 0
@@ -43,7 +43,7 @@ def test_a_row_stops_when_its_median_is_known():
 
 
 def test_a_row_whose_rounds_scatter_goes_on():
-    """One slow first round is outside the median's interval from nine rounds on; noise lasts to the row's seconds."""
+    """One slow first round is outside the median's interval from nine rounds on; noise uses up the row's seconds."""
     assert 5 < len(Clock(0.02, 0.01).sample()) <= 10
     scattered = Clock(*[0.008, 0.012] * 100).sample()
     assert sum(scattered) == pytest.approx(measuring.MOST_SECONDS, abs=0.012)
@@ -107,7 +107,7 @@ def test_kinds_of_machine_have_files(monkeypatch, tmp_path):
 
 
 def test_load_is_that_of_other_programs(monkeypatch, tmp_path):
-    """In hundredths of a second of all cores: here 60 of user and 10 of stolen time, 40 of them by one program."""
+    """In hundredths of a second over all cores: here 60 user and 10 stolen, 40 of them by one program."""
     monkeypatch.setattr(machine, "PROC", tmp_path)
     monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
 
@@ -131,7 +131,7 @@ def test_load_is_that_of_other_programs(monkeypatch, tmp_path):
 
 
 def document(isa: str = "avx512", factor: float = 1.0) -> dict:
-    """A run that has every row of the README."""
+    """A run with every row of the README."""
     levels = ["baseline", "avx2", "avx512"]
     described = {"cpu": "AMD EPYC", "microarchitecture": "Zen 5", "avx512_bits": 512, "threads": 2, "governor": "x"}
     rows = [
@@ -166,7 +166,7 @@ def document(isa: str = "avx512", factor: float = 1.0) -> dict:
 
 @pytest.fixture
 def written(monkeypatch, tmp_path):
-    """A README and a folder of results of their own."""
+    """A README and a folder of results for this test."""
     parts = "".join(f"{begin}\nold\n{end}\nbetween\n" for begin, end in (readme.CHART, readme.TABLE))
     (tmp_path / "README.md").write_text(f"above\n{parts}below\n")
     monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
@@ -208,7 +208,7 @@ def test_a_busy_machine_keeps_its_results(written):
 
 @pytest.fixture
 def why_kept(root):
-    """Calls the function of benchmarks/conftest.py for a run of so busy a machine, with these arguments."""
+    """Calls the function of benchmarks/conftest.py for a run with these arguments, on a machine with this load."""
     spec = importlib.util.spec_from_file_location("conftest_of_benchmarks", root / "benchmarks/conftest.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -253,7 +253,7 @@ def test_every_target_is_a_comparison():
 
 
 def test_fast_selects_every_row_of_the_readme(root, run_python):
-    """Those whose provider this machine has."""
+    """Those whose provider is installed here."""
     from providers import BY_NAME
 
     options = ("--fast", "--collect-only", "-q", "-p", "no:cacheprovider", "-c", root / "pyproject.toml")
@@ -264,7 +264,7 @@ def test_fast_selects_every_row_of_the_readme(root, run_python):
 
 
 def test_a_row_is_named_by_its_test():
-    """By its case, or by its mark as a function of the parameters."""
+    """The case names the row, or a mark does, as a function of the parameters."""
     mark = SimpleNamespace(kwargs={"key": lambda name: Key("op", name, "forward", "mtlkit")})
     item = SimpleNamespace(callspec=SimpleNamespace(params={"name": "a"}), get_closest_marker=lambda name: mark)
     assert measuring.key_of(item) == Key("op", "a", "forward", "mtlkit")
@@ -278,7 +278,7 @@ def test_a_row_is_named_by_its_test():
     [("torch", False, 1), ("torch-compile", True, 2), ("mtlkit", False, 1 + measuring.FEW)],
 )
 def test_a_slow_peer_is_called_once(monkeypatch, provider, compiles, calls):
-    """Its checked call is the one that counts, unless that has compiled."""
+    """The call that is checked is also the one that is timed, unless it has compiled."""
     monkeypatch.setattr(measuring, "SLOW", 0.001)
     monkeypatch.setattr(measuring, "MOST_SECONDS", 0.002)
     monkeypatch.setattr(machine, "yardstick", lambda *arguments: 1e10)

@@ -1,4 +1,4 @@
-"""The functions of mtlkit._C: every argument has a name, and a call that does not fit is refused by it."""
+"""The functions of mtlkit._C: every argument has a name, which the error of an invalid call contains."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""The thread pool of the libraries under ThreadSanitizer: several callers, and pools that come and go."""
+"""The libraries' thread pool under ThreadSanitizer: several callers, and pools that are created and destroyed."""
 
 import os
 import shlex

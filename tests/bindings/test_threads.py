@@ -1,4 +1,4 @@
-"""Whose threads the kernels use: PyTorch's OpenMP, which is the only one in the process, or a pool of their own."""
+"""Which threads the kernels use: PyTorch's OpenMP, the only one in the process, or their own pool."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ from mtlkit import _native
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason="mtlkit._C is not built")
 LINUX = Path("/proc/self/maps")
-SECONDS = 20  # after which a child that hangs is ended
+SECONDS = 20  # a child that hangs is killed after this time
 
-# The file of libgomp, or of its like, in a fresh process that imports torch and scans on two threads.
+# The libgomp file (or equivalent) that is loaded in a fresh process after importing torch and scanning on two threads.
 ONE_OPENMP = """
 import torch
 torch.set_num_threads(2)

@@ -1,4 +1,4 @@
-"""`mtlkit bench`: it checks before it times, what it prints and writes, and what it refuses."""
+"""`mtlkit bench`: checks before timing, printed and written results, and rejected input."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_calls_take_turns():
 
 @pytest.fixture
 def fast(monkeypatch):
-    """A small network, and a single round."""
+    """A small network, and one round."""
     monkeypatch.setattr("mtlkit.cli._timing.medians", lambda calls, *_: dict.fromkeys(calls, 0.5))
     from mtlkit.models import MedMamba, MedMambaOptions, register, unregister
 
@@ -62,7 +62,7 @@ def test_command(fast, capsys, tmp_path):
     assert main(["bench", "--quick", "--model", "small", "--json", str(path)]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in (*OPERATORS, "small", "500 ms", "1.0"))
-    assert "…" not in text  # all of it fits in 80 columns
+    assert "…" not in text  # everything fits into 80 columns
     saved = json.loads(path.read_text())
     assert (saved["mtlkit"], saved["device"]) == (mtlkit.__version__, "cpu")
     rows = saved["rows"]

@@ -24,7 +24,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 @pytest.fixture
 def complete(tmp_path):
-    """What bash proposes for the last of the words."""
+    """The completions that bash offers for the last word."""
     (tmp_path / "completion.sh").write_text(completion(parser(), "bash"))
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     (tmp_path / "runs.txt").touch()
@@ -50,7 +50,7 @@ def complete(tmp_path):
         (("train", "--fol"), {"--fold", "--folds"}),
         (("evaluate", "--ora"), {"--oracle"}),
         (("--print-completion", "z"), {"zsh"}),
-        (("evaluate", "ru"), {"runs"}),  # a folder, and not the file
+        (("evaluate", "ru"), {"runs"}),  # only the folder, not the file
         (("evaluate", "runs/demo", "--out", "ru"), {"runs"}),
         (("train", "demo", "--out", "runs/"), {"runs/demo"}),
         (("export", "runs/demo", "--out", "ru"), {"runs", "runs.txt"}),
@@ -82,7 +82,7 @@ def test_version(run_python):
     code = "import sys\ntry: __import__('mtlkit.cli').cli.main(['--version'])\nfinally: print('torch' in sys.modules)"
     before = os.times().children_user
     process = run_python("-c", code)
-    assert os.times().children_user - before < 1  # seconds, of the processor: another load on the machine adds none
+    assert os.times().children_user - before < 1  # seconds of processor time, which other load does not increase
     version, kernels, loaded = process.stdout.splitlines()
     assert version == f"mtlkit {mtlkit.__version__}"
     assert kernels.startswith("CPU kernels ")

@@ -1,4 +1,4 @@
-"""What is printed is shown as it is: no markup, no emoji, nothing that controls the terminal."""
+"""Output is shown literally: no markup, no emoji, no control sequences for the terminal."""
 
 import io
 

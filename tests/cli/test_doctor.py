@@ -1,4 +1,4 @@
-"""`mtlkit doctor`: what it says of right and wrong kernels and of broken installations, its report and exit status."""
+"""`mtlkit doctor`: its output for right and wrong kernels and for broken installations, its report and exit status."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def figures(file: Path) -> dict:
 
 @pytest.fixture
 def examined(monkeypatch):
-    """What the calls come to, without making any."""
+    """The result of examining these outcomes, without any call."""
 
     def of(*findings: Finding) -> None:
         monkeypatch.setattr(
@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_report_of_what_was_found(capsys, tmp_path, monkeypatch)
 
 
 def test_a_backend_alone(capsys, tmp_path, monkeypatch):
-    """It is asked for as it is named; one that serves nothing here is no success."""
+    """The backend is checked under the name given; one that supports nothing here is not a success."""
     asked = []
     monkeypatch.setattr("mtlkit.cli._examining.examine_apart", lambda *given: asked.append(given) or iter(()))
     line = ["doctor", "--operator", "norm_gate", "--quick", "--backend", "cuda", "--report", str(tmp_path / "a.md")]
@@ -105,7 +105,7 @@ def test_a_backend_alone(capsys, tmp_path, monkeypatch):
 
 
 def test_a_report_of_every_call_fits_into_an_issue():
-    """Which takes 65,536 characters of text."""
+    """An issue may have 65,536 characters of text."""
     from datetime import datetime
 
     rows = [RIGHT._replace(operator=f"an_operator_{i}") for i in range(200)]
@@ -113,7 +113,7 @@ def test_a_report_of_every_call_fits_into_an_issue():
     assert len(doctor.report(datetime(2026, 1, 1), "x" * 2000, text, rows)) < 65_536
 
 
-# --- in a process of its own ------------------------------------------------------------------------------------------
+# --- in a separate process --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def package(tmp_path) -> Path:
 
 
 def replace(file: Path, function: str, code: str) -> None:
-    """Puts other code in the place of a function, which it calls as `_right`."""
+    """Replaces a function; the new code calls the original as `_right`."""
     text = file.read_text()
     assert text.count(f"def {function}(") == 1
     file.write_text(text.replace(f"def {function}(", "def _right(") + f"\n\ndef {function}{code}")
@@ -134,7 +134,7 @@ def replace(file: Path, function: str, code: str) -> None:
 
 @native
 def test_planted_faults(run_python, package, tmp_path):
-    """A gradient that is a little wrong, and a kernel that ends the process, which the calls after it outlive."""
+    """A slightly wrong gradient, and a kernel that kills its process; later calls still run."""
     module = Path(_native.C.__file__)
     (package / module.name).symlink_to(module)
     replace(

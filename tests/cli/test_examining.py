@@ -1,4 +1,4 @@
-"""The calls that `mtlkit doctor` makes, in this process and in one of their own."""
+"""The calls of `mtlkit doctor`, in this process and in separate ones."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""No command lets a name control the terminal, whatever it prints of folders, classes, rows and files."""
+"""Names of folders, classes, rows and files cannot control the terminal, whichever command prints them."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ SHOWN = r"[red]\x1b]0;t\x07\u202e\nx\r:warning:"
 
 @pytest.fixture
 def shown(capfd) -> Callable[..., str]:
-    """What a command prints, on one line: shown(status, *arguments)."""
+    """The output of a command on one line: shown(status, *arguments)."""
 
     def run(status: int, *arguments: object) -> str:
         with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def shown(capfd) -> Callable[..., str]:
 
 @pytest.fixture
 def own(tmp_path) -> Path:
-    """Two images of a class with such a name, one of them broken."""
+    """Two images of a class with a hostile name, one of them broken."""
     root = tmp_path / NAME
     for part in ("images", "masks"):
         (root / part / NAME).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""--max-pixels reaches every reader of images, and the library's limit is told with the option that raises it."""
+"""--max-pixels reaches every reader of images, and the library's error about its limit names this option."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ SMALL += ["--set", "stopping.epochs=1", "--set", "second_stage=null", "--set", "
 
 @pytest.fixture(scope="module")
 def trained(draw_phantoms, tmp_path_factory) -> Path:
-    """A run whose images have up to 86 x 64 pixels."""
+    """A run trained on images of up to 86 x 64 pixels."""
     out = tmp_path_factory.mktemp("limits") / "run"
     data = str(draw_phantoms("ultrasound", 24))
     assert main(["train", "demo", "--data", data, "--out", str(out), *SMALL, "--max-pixels", "6400"]) == 0

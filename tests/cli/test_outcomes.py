@@ -1,4 +1,4 @@
-"""How commands end: the option that helps, signals, and readers that have gone."""
+"""How commands end: hints on options, signals, and readers that close the pipe."""
 
 import functools
 import os
@@ -53,7 +53,7 @@ def test_the_option_that_helps(error, words):
 
 
 def test_words_of_other_processes_are_those_of_the_error():
-    """As torch tells the error of a process that loads data: a traceback, with the words at its end."""
+    """The error of a data-loading process comes from torch as a traceback with the message at its end."""
     words = "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\n"
     error = errors.DataError(f"{words}mtlkit.errors.DataError: /a: b\n\x1b.png: cannot be read")
     assert sentence(error) == r"/a: b\n\x1b.png: cannot be read"
@@ -111,7 +111,7 @@ def test_every_command_says_what_it_needs_and_what_to_lower(command):
     options = parser().parse_args([*command.split(), *more[command]])
     assert options.command == command
     assert options.memory
-    if command != "predict":  # which needs what its engine does
+    if command != "predict":  # because predict needs what its engine needs
         assert options.needs[0] == "train"
 
 
@@ -136,7 +136,7 @@ def test_missing_packages_are_told_before_anything_else(monkeypatch, capsys, tmp
     "arguments", [["train", "demo", "--data", "none"], ["predict", "none", "a.png"], ["evaluate", "none"]]
 )
 def test_of_two_mistakes_the_input_is_told_first(capsys, tmp_path, monkeypatch, arguments):
-    """That --force replaces the folder does not help who named the wrong data set."""
+    """Suggesting --force, which replaces the folder, would not help a user who named the wrong data set."""
     with new_folder(tmp_path / "out", "a run") as folder:
         folder.write_text("a", "1")
     monkeypatch.chdir(tmp_path)
@@ -145,7 +145,7 @@ def test_of_two_mistakes_the_input_is_told_first(capsys, tmp_path, monkeypatch, 
 
 
 def test_the_library_names_no_option(root):
-    """Only the command line knows options; descriptions in the recipes' comments aside."""
+    """Only the command line mentions options; the only exception is descriptions in comments of recipes."""
     for path in (root / "mtlkit").rglob("*.py"):
         text = path.read_text()
         if path.parent.name != "cli":
@@ -185,7 +185,7 @@ def test_a_recipe_within_the_folder_is_refused(tmp_path, capsys, command, phanto
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a command that SIGINT interrupts, which a shell lets its background jobs ignore; it ends with the test."""
+    """Starts a command that SIGINT can interrupt (shells make background jobs ignore it); it ends with the test."""
     processes = []
 
     def run(command):

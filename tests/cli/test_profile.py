@@ -1,4 +1,4 @@
-"""`mtlkit profile`: shares that add up, rows for operators and other work, predictions, and what it refuses."""
+"""`mtlkit profile`: shares add up, rows for operators and other work, predictions, and rejected input."""
 
 import json
 
@@ -25,7 +25,7 @@ def small(monkeypatch):
 
 
 def rows_of(path, *arguments):
-    """What the command writes of a network at 32 x 32 pixels."""
+    """The rows that the command writes for a network at 32 x 32 pixels."""
     assert main(["profile", "small", "--size", "32", "--json", str(path), *arguments]) == 0
     return json.loads(path.read_text())
 

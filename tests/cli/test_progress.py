@@ -1,4 +1,4 @@
-"""What is shown while a command works: a bar or a count on a terminal, nothing elsewhere."""
+"""Progress of a command: a bar or a count on a terminal, nothing elsewhere."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The package `causal_conv1d` and its extension, called as each published version was."""
+"""The package `causal_conv1d` and its extension, called as in each published version."""
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ def test_extension(version):
 
 
 def test_gradients_of_states():
-    """As mamba-ssm 2 calls the functions that wrap the extension."""
+    """Called as mamba-ssm 2 calls the functions around the extension."""
     from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
 
     x, weight, bias = arguments().values()

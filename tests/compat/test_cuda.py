@@ -23,7 +23,7 @@ def test_contexts_of_a_cpu_pass_while_names_are_served():
     for device in (x.device, "cpu", x.device.index):
         with torch.cuda.device(device):
             pass
-    assert torch.cuda.device(0).idx == 0  # as torch has it
+    assert torch.cuda.device(0).idx == 0  # as in torch
     compat.uninstall("mamba_ssm")
     with torch.cuda.device(x.device):
         pass

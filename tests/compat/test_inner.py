@@ -45,7 +45,7 @@ def test_scan_is_what_mamba_ssm_documents(call, return_last_state):
         assert last.dtype == torch.promote_types(dtype, torch.float32)
         assert_accurate("last state", last, exact_last)
     assert got.dtype == dtype
-    # what plain PyTorch makes of it: the same in float32, rounded at the end
+    # plain PyTorch's result: computed the same way in float32, and rounded at the end
     plain = restated_scan(**{n: t.float() for n, t in arguments.items()}, **flags)[0].to(dtype)
     assert_accurate("out", got, exact, plain)
 
@@ -80,13 +80,13 @@ BATCH, WIDTH, LENGTH, STATES, RANK, OUT = 2, 6, 11, 3, 2, 5
 
 
 def block(given_rows: str = "", optional: bool = True) -> dict[str, Tensor | None]:
-    """Arguments of the block in float64; B and C projected but for those in `given_rows`."""
+    """Arguments of the block in float64; B and C are projected unless listed in `given_rows`."""
     torch.manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64)
 
-    shapes = {"B": (BATCH, STATES, LENGTH), "C": (WIDTH, STATES)}  # a varying and a constant one
+    shapes = {"B": (BATCH, STATES, LENGTH), "C": (WIDTH, STATES)}  # one varies, one is constant
     rows = RANK + STATES * (2 - len(given_rows))
     return {
         "xz": normal(BATCH, 2 * WIDTH, LENGTH),

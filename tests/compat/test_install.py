@@ -1,4 +1,4 @@
-"""Which import names stand for mtlkit's functions, when, and what is imported otherwise."""
+"""Which import names resolve to mtlkit's functions, when, and what other imports find."""
 
 import importlib
 import sys
@@ -26,13 +26,13 @@ def _nothing_stays():
     yield
     compat.uninstall()
     served = {name for name in sys.modules if name.partition(".")[0] in _install.PACKAGES}
-    for name in served - set(before):  # what a test imported by itself
+    for name in served - set(before):  # imported by a test itself
         del sys.modules[name]
     assert sys.meta_path == finders
 
 
 def written(folder: Path, **files: str) -> None:
-    """Modules by their dotted names with "." as "__", each with its text; their folders become packages."""
+    """Writes modules, given by dotted names with "__" for ".", with their text; their folders become packages."""
     for name, text in files.items():
         path = folder.joinpath(*name.split("__")).with_suffix(".py")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def test_an_unknown_name_is_refused():
             function("mamba")
 
 
-# --- what is not served -----------------------------------------------------------------------------------------------
+# --- what mtlkit does not provide -------------------------------------------------------------------------------------
 
 
 def test_a_missing_module_says_who_stands_there():
@@ -149,9 +149,9 @@ def test_a_package_without_kernels_is_replaced_with_one_warning(tree):
     assert mamba_ssm.__version__ == "1.0.1"
     from mamba_ssm.models.lm import found
 
-    assert found is mamba_ssm.Model is mtlkit.selective_scan_fn  # theirs, on mtlkit's scan
+    assert found is mamba_ssm.Model is mtlkit.selective_scan_fn  # their model, on mtlkit's scan
     assert mamba_ssm.models.lm.found is found
-    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel  # which has more layers than mtlkit's
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel  # their module has more layers than mtlkit's
 
     assert MambaLMHeadModel == mamba_ssm.MambaLMHeadModel == "their network"
     with pytest.raises(ImportError, match=r"mamba_ssm.Mamba2: .*own does not load: No module named 'a_package_that"):
@@ -174,7 +174,7 @@ def test_kernels_that_do_not_load_are_none(tree):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_compiled_kernels_without_a_gpu_are_none(tree, monkeypatch, gpu, imported):
     written(tree, selective_scan_cuda="")
-    monkeypatch.setattr(_install, "ExtensionFileLoader", SourceFileLoader)  # which the file above counts as, then
+    monkeypatch.setattr(_install, "ExtensionFileLoader", SourceFileLoader)  # makes the file above count as an extension
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     if imported:
         importlib.import_module("selective_scan_cuda")

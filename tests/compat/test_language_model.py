@@ -1,4 +1,4 @@
-"""mamba-ssm's language model: decoding agrees with the whole sequence, sampling with its options."""
+"""mamba-ssm's language model: decoding matches the complete sequence; sampling and its options."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -64,7 +64,7 @@ def test_sampling(options, allowed):
     from mamba_ssm.utils.generation import GenerationMixin
 
     class Fixed(GenerationMixin):
-        """Token 3, then 0, 2 and 1, with these probabilities."""
+        """Returns token 3, then 0, 2 and 1, with these probabilities."""
 
         def __call__(self, ids, position_ids=None, inference_params=None, num_last_tokens=0):
             logits = torch.tensor([0.3, 0.05, 0.2, 0.45]).log() + 2.0
@@ -94,7 +94,7 @@ def test_start_values():
     model = network(n_layer=4, d_model=64)
     assert model.lm_head.weight is model.backbone.embedding.weight
     assert abs(model.lm_head.weight.std().item() - 0.02) < 0.005
-    bound = 1 / (128**0.5 * 2)  # of a linear layer of 128 inputs, by the root of the layers
+    bound = 1 / (128**0.5 * 2)  # for a linear layer with 128 inputs, divided by the root of the number of layers
     largest = model.backbone.layers[0].mixer.out_proj.weight.abs().max().item()
     assert 0.9 * bound < largest <= bound
     assert model.backbone.layers[0].mixer.dt_proj.bias.abs().min() > 0

@@ -1,4 +1,4 @@
-"""mamba-ssm's layers: keywords of all editions, norms that take a residual, the block around them."""
+"""mamba-ssm's layers: keywords of all versions, norms that take a residual, and their block."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from harness.mamba import assert_same_with_gradients
 from mtlkit import compat
 from mtlkit.testing import assert_accurate
 
-PUBLISHED = {  # of each edition, what its project passes
+PUBLISHED = {  # for each version, the keywords that a project passes
     "mamba-ssm": {"d_model": 16, "d_state": 8, "d_conv": 3, "expand": 1, "layer_idx": 2, "use_fast_path": False},
     "U-Mamba": {"d_model": 16, "d_state": 16, "d_conv": 4, "expand": 2},
     "Vim": {"d_model": 16, "bimamba_type": "v2", "if_divide_out": True, "init_layer_scale": 0.1, "layer_idx": 0},

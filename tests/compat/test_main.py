@@ -1,4 +1,4 @@
-"""`python -m mtlkit.compat` runs what it is given as Python itself would, with the names installed."""
+"""`python -m mtlkit.compat` runs a script or module like Python itself, with the import names installed."""
 
 import re
 import sys

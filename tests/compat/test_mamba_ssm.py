@@ -1,4 +1,4 @@
-"""What published projects import, and how their flags come out."""
+"""The imports of published projects, and the values of their availability flags."""
 
 import sys
 
@@ -9,7 +9,7 @@ from harness.mamba import inputs
 from mtlkit import compat
 from mtlkit.testing import assert_accurate
 
-# each block as projects write it, restated; flags are those that they compute
+# each import block restated from a project; flags are those that it computes
 IMPORTS = {
     "MedMamba, VM-UNet, H-vmunet": """
 flags = []

@@ -1,4 +1,4 @@
-"""The extensions of mamba-ssm and VMamba, called as the published code calls them."""
+"""The extensions of mamba-ssm and VMamba, called as in the published code."""
 
 import importlib
 
@@ -28,7 +28,7 @@ def _installed():
 
 
 class _Call(torch.autograd.Function):
-    """As VMamba calls its extensions, and mamba-ssm its own without a gate."""
+    """Calls as VMamba calls its extensions, and as mamba-ssm calls its own without a gate."""
 
     @staticmethod
     def forward(ctx, name, u, delta, A, B, C, D, delta_bias, softplus, *more):
@@ -79,7 +79,7 @@ def test_one_state_without_a_dimension():
 
 
 def test_time_steps_of_several_channels():
-    """VMamba's edition lets neighbouring channels share them."""
+    """In VMamba's version, adjacent channels may share time steps."""
     arguments = inputs(2, 2, 3, 13, 4, ("grouped", "grouped"), ("D", "delta_bias"), torch.float64)
     arguments |= {"delta": arguments["delta"][:, :2], "delta_bias": arguments["delta_bias"][:2]}
 
@@ -111,7 +111,7 @@ def test_the_output_is_widened_if_asked(oflex):
     assert_accurate("last state", x[:, :, -1, 1::2], last)
 
 
-# --- mamba-ssm's, as mamba-ssm calls it -------------------------------------------------------------------------------
+# --- mamba-ssm's extension, called as by mamba-ssm --------------------------------------------------------------------
 
 
 class _Gated(torch.autograd.Function):
@@ -130,7 +130,7 @@ class _Gated(torch.autograd.Function):
         *tensors, x, out = ctx.saved_tensors
         dxz = torch.full_like(torch.cat((tensors[0], tensors[6]), 1), torch.nan)
         *gradients, dz, gated = selective_scan_cuda.bwd(*tensors, dout, x, out, dxz.chunk(2, 1)[1], True, True)
-        assert torch.equal(dz, dxz.chunk(2, 1)[1])  # the place that the caller gave
+        assert torch.equal(dz, dxz.chunk(2, 1)[1])  # written into the caller's memory
         assert_accurate("gated output", gated, out * F.silu(tensors[6]))
         return *gradients[:6], dz, gradients[6]
 

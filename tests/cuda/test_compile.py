@@ -1,6 +1,6 @@
-"""Reads from the compiled CUDA kernels that none spills and that the scans' inner loops stay short: no GPU is needed.
+"""Checks in compiled CUDA kernels that none spills and that the scans' inner loops are short, without a GPU.
 
-Where mtlkit._C was built with CUDA, its own kernels are read; else nvcc compiles them here, if it is at hand.
+If mtlkit._C contains CUDA kernels, these are read; otherwise nvcc compiles them here, if it is available.
 """
 
 import os
@@ -22,8 +22,8 @@ ARCHS = ("sm_80", "sm_90")
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 BUILT = _native.C is not None and _native.C.cuda
 
-# Instructions for each state update in the loops over tokens, with so many states. Backward passes a tile twice: first
-# all of its groups of tokens but the last of eight, to find states, then all of them.
+# Instructions per state update in the loops over tokens, by number of states. Backward computes a tile twice: first all
+# of its groups of tokens except the last of eight, to find states, then all of them.
 PER_UPDATE = {"ss2d_fwd": 7.75, "ss2d_bwd": 28, "selective_scan_fwd": 7.5, "selective_scan_bwd": 28}
 PER_UPDATE_WITH_CONSTANT_B_OR_C = {"selective_scan_fwd": 7.25, "selective_scan_bwd": 26}
 PER_UPDATE_ALONG_AN_ORDER = {"selective_scan_fwd": 9, "selective_scan_bwd": 32}
@@ -32,7 +32,7 @@ STATES = 16
 
 
 def tool(name: str) -> str | None:
-    """CUDA's program of this name: on PATH, or the one that Triton brings."""
+    """CUDA's program with this name: from PATH, or from Triton."""
     try:
         from triton.backends import nvidia
     except ImportError:
@@ -55,18 +55,18 @@ def run(*command: object, cwd: Path | None = None) -> str:
 
 
 class Kernel(NamedTuple):
-    name: str  # with its template arguments
+    name: str  # including template arguments
     arch: str
     cubin: Path
     symbol: str
     registers: int
-    stack: int  # bytes, of spilled registers and of arrays
-    shared: int  # bytes, beside what a launch asks for
+    stack: int  # bytes, of spilled registers and arrays
+    shared: int  # bytes, in addition to what a launch requests
 
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory) -> list[Path]:
-    """A file for each source and architecture, the latter in its name."""
+    """One file per source and architecture; its name contains the architecture."""
     folder = tmp_path_factory.mktemp("cubins")
 
     def compiled(job: tuple[Path, str]) -> None:
@@ -114,7 +114,7 @@ def test_registers_suffice(kernels):
 
 @cache
 def instructions(cubin: Path) -> dict[str, list[str]]:
-    """Each kernel's disassembly: instructions without predicates, `label:` lines among them."""
+    """The disassembly of each kernel: instructions without predicates, and `label:` lines."""
     listings: dict[str, list[str]] = {}
     for line in run(tool("nvdisasm"), "-c", cubin).splitlines():
         if section := re.match(r"\s*\.section\s+\.text\.(\w+)", line):
@@ -134,7 +134,7 @@ class Loop(NamedTuple):
 
 
 def loops(listing: list[str]) -> list[Loop]:
-    """From the target of each backward branch to the branch."""
+    """The instructions from the target of each backward branch to the branch."""
     labels, code, found = {}, [], []
     for line in listing:
         if line.endswith(":"):
@@ -150,9 +150,9 @@ def loops(listing: list[str]) -> list[Loop]:
 
 
 def loops_over_tokens(listing: list[str], states: int) -> list[Loop]:
-    """Loops that take one exponential for each of the lane's states and of a few tokens, and read shared memory.
+    """Loops with one exponential for each of the lane's states and a few tokens, which read shared memory.
 
-    A loop within, such as one over a sum's parts, counts as one turn.
+    An inner loop, such as one over the parts of a sum, counts as one iteration.
     """
     updating = [loop for loop in loops(listing) if loop.exponentials >= 2 * states and loop.reads]
     return [
@@ -163,7 +163,7 @@ def loops_over_tokens(listing: list[str], states: int) -> list[Loop]:
 
 
 def layout(kernel: Kernel) -> tuple[int, int]:
-    """The states that a lane keeps, and the lanes of a channel."""
+    """The number of states per lane, and of lanes per channel."""
     states, lanes = re.search(r"Layout<(\d+), (\d+)", kernel.name).groups()
     return int(states), int(lanes)
 
@@ -180,7 +180,7 @@ def test_loops_over_tokens_are_short(kernels, scan):
         print(
             f"{kernel.arch} {kernel.name}: {total:.2f} instructions per state update, {longest:.2f} in the longest loop"
         )
-        # template arguments of selective_scan: layout, whether B is constant, C, whether there is an order
+        # template arguments of selective_scan: layout, whether B and C are constant, whether there is an order
         if re.match(r"selective_scan_\w+<Layout<[^>]*>, \w+, \w+, true", kernel.name):
             bounds = PER_UPDATE_ALONG_AN_ORDER
         elif re.match(r"selective_scan_\w+<Layout<[^>]*>, (true|\w+, true)", kernel.name):

@@ -1,4 +1,4 @@
-"""Puts the CUDA kernels, compiled for the host (see cuda_on_host.h), where mtlkit looks for mtlkit._C."""
+"""Provides CUDA kernels compiled for the host (see cuda_on_host.h) as part of mtlkit._C."""
 
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -17,13 +17,13 @@ def executor_checks() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def kernels() -> ModuleType:
-    """The module of all CUDA kernels, run on the host; their orders differ from call to call, the same in each run."""
+    """The module of all CUDA kernels, run on the host; execution orders differ between calls, but not between runs."""
     return build_kernels()
 
 
 @pytest.fixture
 def on_host(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Has backend "cuda" serve tensors on the CPU. A call of it sets the GPU's size that launches are planned for."""
+    """Makes backend "cuda" accept CPU tensors. Calling it sets the GPU's size, for which launches are planned."""
     plan_for = serve(kernels, monkeypatch)
     with mtlkit.use_backend("cuda"):
         yield plan_for

@@ -1,4 +1,4 @@
-"""The CUDA kernels of causal_conv1d, run on the host: what the matrix of operators does not have."""
+"""The CUDA kernels of causal_conv1d, run on the host: tests in addition to the operator matrix."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_sequences(on_host, poisoned, width, activation, place, dtype, channels)
 @pytest.mark.parametrize("place", [NCHW, NHWC], ids=["tokens inside", "channels inside"])
 @pytest.mark.parametrize("multiprocessors", [1, 40])
 def test_repeats_bit_by_bit_in_any_order(on_host, kernels, place, multiprocessors):
-    """Runs of several sequences in one block, and parts of one run and of many."""
+    """Several sequences in one block, and parts of one run and of many."""
     on_host(multiprocessors)
     call, results = causal_conv_call((5, 40, 100), 4, torch.float32, place), []
     for seed in range(3):

@@ -17,7 +17,7 @@ def test_output_and_gradients(on_host, poisoned, case):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (16, 16), (33, 4), (18, 40)], ids=str)
 def test_channels_and_states(on_host, shape, dtype):
-    """Rows that are copied 16 bytes at a time, 4, and one element after the other; blocks that channels do not fill."""
+    """Rows copied 16 bytes, 4 bytes or one element at a time; blocks that are only partly filled."""
     D, N = shape
     inputs = {name: t.to(dtype) for name, t in inputs_of(2, 21, D=D, N=N).items()}
     seq_idx = torch.arange(21).expand(B, -1) // 6
@@ -27,7 +27,7 @@ def test_channels_and_states(on_host, shape, dtype):
 
 @pytest.mark.parametrize("N", [1, 16])
 def test_sequences_and_chunks(on_host, N):
-    """Sequences that end within a chunk, at its border and across it, along tables and backwards."""
+    """Sequences that end within a chunk, at its border and beyond it, along tables and backwards."""
     on_host(40)
     tokens = 450
     seq_idx = torch.stack(((torch.arange(tokens) > 200).int() + (torch.arange(tokens) > 202), torch.zeros(tokens)))

@@ -10,7 +10,7 @@ from mtlkit.testing import assert_accurate
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "channels_last", "half", "sparse"]
 # one pixel, one row, one column, one channel; channels that fill packs and blocks, and that do not; columns of several
-# images in one block, and of one image in several; heights at and beside those of a strip
+# images in one block, and of one image in several; heights of a strip, one less and one more
 SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (1, 34, 6, 1), (2, 1, 4, 9), (3, 20, 2, 4), (1, 32, 5, 33), (2, 36, 9, 13)]
 NAMES = ("x", "weight", "bias")
 
@@ -35,13 +35,13 @@ def make(shape, dtype=torch.float32, layout="channels_last", bias=True) -> list[
 
 
 def assert_written(t: Tensor) -> None:
-    """All of an output, and nothing around it."""
+    """Checks that the complete output was written, and nothing around it."""
     assert t.isfinite().all()
     assert (t if t._base is None else t._base).isfinite().sum() == t.numel()
 
 
 def arguments_of(x, weight, bias) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments of the kernels of both directions."""
     return {"sizes": x.shape, "x": argument(x), "weight": address(weight), "bias": address(bias), "stream": 0}
 
 

@@ -1,4 +1,4 @@
-"""The executor that runs CUDA kernels on a CPU runs right kernels right, and wrong ones to an error or to NaN."""
+"""The executor that runs CUDA kernels on a CPU: right kernels give right results, wrong ones an error or NaN."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ INVALID_CONFIGURATION, LAUNCH_FAILURE = 9, 719  # of cudaError_t
 
 @pytest.fixture
 def launch(executor_checks):
-    """launch(kernel, grid, block, shared_bytes, values) answers with the error's text, empty for success."""
+    """launch(kernel, grid, block, shared_bytes, values) returns the text of the error, empty for success."""
 
     def launch(kernel, grid, block, shared_bytes=0, values=None):
         values = torch.zeros(4096) if values is None else values
@@ -119,7 +119,7 @@ def test_blocks_and_threads_run_in_shuffled_orders_that_a_seed_fixes(launch, exe
 def test_wrong_kernels_are_reported(launch, kernel, message):
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(launch(kernel, 1, 64, 64))
-    values = torch.randn(1, 64)  # and the next launch is none the worse
+    values = torch.randn(1, 64)  # the next launch works
     want = values.flip(1)
     assert launch("reverse", 1, 64, 4 * 64, values) == ""
     assert torch.equal(values, want)

@@ -1,4 +1,4 @@
-"""The operators' ends by the CUDA kernels, run on the host: see tests/harness/extremes.py."""
+"""The operators at extreme values, by the CUDA kernels run on the host: see tests/harness/extremes.py."""
 
 import pytest
 

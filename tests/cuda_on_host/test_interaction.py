@@ -13,7 +13,7 @@ from mtlkit.operators.interaction.reduce import reduce_reference, reduce_torch
 from mtlkit.testing import InteractionShape, assert_accurate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# (B, C, H, W, P): every count of rows, tiles and blocks filled in part, several blocks of rows, lines, single pixels
+# (B, C, H, W, P): partly filled rows, tiles and blocks, several blocks of rows, lines, single pixels
 SHAPES = (
     (2, 6, 5, 4, 3),
     (1, 96, 9, 8, 48),
@@ -41,7 +41,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, attention: bool) -> tuple[r
 
 
 def run(inputs: reduce.Inputs, grads, energy: bool, dy: Tensor, factors: Tensor) -> dict[str, Tensor]:
-    """Sums and gradients by the kernels, with a scaling pass behind."""
+    """Sums and gradients by the kernels, followed by a scaling pass."""
     options, backend = reduce.Options(energy, torch.float32), reduce.OPERATOR.backends["cuda"]
     *sums, softmax, signs = backend.forward(inputs, options, True)
     kept = sums[0], sums[3], softmax, signs

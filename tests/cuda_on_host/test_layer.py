@@ -1,4 +1,4 @@
-"""The SS2D layer on CUDA kernels: without gradients, norm_gate adds the scan's two maps as it reads them."""
+"""The SS2D layer on CUDA kernels: without gradients, norm_gate adds the scan's two maps when it reads them."""
 
 import copy
 
@@ -35,7 +35,7 @@ def test_inference(sums, form, dtype):
     with torch.no_grad():
         got = layer(x)
     assert sums == [False, True]
-    if dtype != torch.bfloat16:  # whose training rounds the sum
+    if dtype != torch.bfloat16:  # training in bfloat16 rounds the sum
         assert torch.equal(got, trained)
     with torch.no_grad(), mtlkit.use_backend("reference"):
         exact = copy.deepcopy(layer).double()(x.double())

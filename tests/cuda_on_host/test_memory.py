@@ -1,4 +1,4 @@
-"""The memory that an SS2D takes in training: at most 0.4 of MedMamba's, or the least possible, and as on the page."""
+"""Training memory of an SS2D: at most 0.4 of MedMamba's or the lower bound, and equal to the documented values."""
 
 import re
 
@@ -6,7 +6,7 @@ import gpu_memory
 import pytest
 
 MOST = 0.4
-OTHER_TORCH = 0.02  # what the page may differ by where another torch allocates otherwise
+OTHER_TORCH = 0.02  # allowed difference from the page, because torch versions allocate differently
 
 
 def numbers(table: str) -> list[float]:

@@ -15,21 +15,21 @@ DTYPES = [
     (torch.bfloat16, torch.bfloat16),
     (torch.float16, torch.float16),
 ]
-# every kernel at its borders: 8 lanes to 128 channels, 32 lanes to 512 and to 1024, and channels that no pack divides;
-# rows below, at and beyond those of a block
+# every kernel at its limits: 8 lanes up to 128 channels, 32 lanes up to 512 and 1024, and channels that no pack
+# divides; rows below, at and beyond those of a block
 SHAPES = [(1, 1), (3, 4), (35, 96), (33, 128), (9, 132), (8, 512), (11, 516), (5, 1024), (3, 1028), (4, 37), (2, 301)]
 NAMES = ("x", "weight", "bias", "z")
 GUARD = 64  # elements on either side of an output
 
 
 def guarded(rows: int, channels: int, dtype: torch.dtype, pitch: int = 0) -> Tensor:
-    """NaN, rows `pitch` elements further apart than they are long, amid elements that must stay NaN."""
+    """NaN, in rows `pitch` elements apart, between elements that must stay NaN."""
     home = torch.full((2 * GUARD + rows * (channels + pitch),), float("nan"), dtype=dtype)
     return home[GUARD:-GUARD].view(rows, channels + pitch)[:, :channels]
 
 
 def assert_written(*outputs: Tensor | None) -> None:
-    """All of the outputs, and nothing around them."""
+    """Checks that the complete outputs were written, and nothing around them."""
     for t in outputs:
         if t is not None:
             assert t.isfinite().all()
@@ -50,7 +50,7 @@ def make(shape, dtypes, absent="", pitch=0) -> list[Tensor | None]:
 
 
 def arguments_of(x, weight, bias, z) -> dict[str, object]:
-    """What the kernels of both directions take."""
+    """The arguments of the kernels of both directions."""
     return {
         "sizes": x.shape,
         "x": argument(x),
@@ -121,7 +121,7 @@ def test_without_what_is_optional(kernels, shape, absent):
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_adds_first(kernels, shape, dtypes):
-    """As if the sum had come, which is exact: multiples of 1/8 are, in every dtype."""
+    """The same result as for the sum of the inputs, which is exact for multiples of 1/8 in every dtype."""
     (rows, channels), (x_dtype, out_dtype) = shape, dtypes
     _, *others = make(shape, dtypes)
     first, second = (torch.randint(-8, 8, shape).to(x_dtype) / 8 for _ in range(2))
@@ -134,7 +134,7 @@ def test_adds_first(kernels, shape, dtypes):
         assert_written(out)
         results.append(out)
     assert torch.equal(results[0], results[1])
-    torch.testing.assert_close(results[0], results[2])  # rows that are not aligned are summed in another order
+    torch.testing.assert_close(results[0], results[2])  # unaligned rows are summed in another order
 
 
 @pytest.mark.parametrize("pitch", [4, 3])

@@ -1,4 +1,4 @@
-"""A test of the tests: a barrier, or a wait for a copy, left out of a kernel changes the result or is reported."""
+"""Tests the tests: removing a barrier, or a wait for a copy, from a kernel changes the result or is reported."""
 
 import re
 from functools import partial
@@ -28,7 +28,7 @@ def calls(*files: str) -> list:
 
 
 def assert_missed(kernels, line: int, run) -> None:
-    """Raises unless run(), a launch that answers with its status and its results, shows that the line was left out."""
+    """Raises unless run(), a launch that returns its status and results, reveals that the line was removed."""
     status, right = run()
     assert not status
     assert all(t.isfinite().all() for t in right)
@@ -46,7 +46,7 @@ def assert_missed(kernels, line: int, run) -> None:
 
 @pytest.mark.parametrize("line", calls("norm_gate/bwd.cu"))
 def test_norm_gate_backward(kernels, line):
-    shapes = [(100, 96), (7, 301)]  # a kernel that holds rows in registers, and the one for any number of channels
+    shapes = [(100, 96), (7, 301)]  # a kernel that keeps rows in registers, and the one for any number of channels
     inputs = [(torch.randn(shape), torch.rand(shape[1]), torch.randn(shape)) for shape in shapes]
 
     def run():
@@ -106,7 +106,7 @@ def test_causal_conv1d_backward(on_host, kernels, line):
 
 @pytest.mark.parametrize("line", calls("scan.cuh", "ss2d/ss2d.cuh", "ss2d/fwd.cu", "ss2d/bwd.cu"))
 def test_ss2d(on_host, kernels, line):
-    shape = SS2DShape(1, 20, 17, 23, 16, 2)  # an odd number of tiles: in the middle one, opposite directions meet
+    shape = SS2DShape(1, 20, 17, 23, 16, 2)  # an odd number of tiles: opposite directions meet in the middle one
     inputs = {name: t.requires_grad_() for name, t in shape.inputs().items()}
     assert_missed(kernels, line, lambda: forward_and_backward(on_host, ss2d, inputs))
 
@@ -118,7 +118,7 @@ def test_selective_scan(on_host, kernels, line):
     scan = partial(selective_scan, delta_softplus=True)
     calls = [
         {name: t.requires_grad_() for name, t in SelectiveScanShape(1, 20, 399, 16, G=groups).inputs().items()}
-        for groups in (1, 0)  # B and C vary, and are constant
+        for groups in (1, 0)  # B and C vary, or are constant
     ]
 
     def run():

@@ -1,4 +1,4 @@
-"""The check at first use, of the CUDA kernels on the host: right ones pass, one without its barrier does not."""
+"""The check at first use, of the CUDA kernels on the host: right ones pass, one without its barrier fails."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ OPERATORS = [name for name, found in samples().items() if "cuda" in found[0].ser
 
 @pytest.fixture
 def first_use(kernels, monkeypatch, tmp_path):
-    """A process that has checked nothing; its backend "cuda" serves tensors on the CPU."""
+    """A process that has not checked anything; its backend "cuda" accepts CPU tensors."""
     serve(kernels, monkeypatch)
     monkeypatch.setenv("MTLKIT_SELF_CHECK", "on")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

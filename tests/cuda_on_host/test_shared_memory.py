@@ -1,4 +1,4 @@
-"""The shared memory that GPUs of each kind let a block have: kernels stay within it, or say that they cannot serve."""
+"""The shared memory of a block on each kind of GPU: kernels stay within it, or report that they cannot run."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import mtlkit
 from mtlkit.operators.samples import samples
 from mtlkit.testing import SelectiveScanShape
 
-# of compute capability 7.5; of 8.6, 8.9 and 12.0
+# for compute capability 7.5; for 8.6, 8.9 and 12.0
 TURING, CONSUMER = 64 << 10, 99 << 10
 
 
@@ -27,14 +27,14 @@ def test_every_operator_fits(on_host, kernels, shared):
 @pytest.mark.parametrize("states", [1, 2, 4, 8, 16, 32, 64, 128, 256])
 def test_selective_scan_fits_with_any_count_of_states(on_host, states):
     on_host(1, TURING)
-    for groups in (1, 0):  # B and C vary, and are constant
+    for groups in (1, 0):  # B and C vary, or are constant
         inputs = SelectiveScanShape(1, 3, 5, states, G=groups).inputs()
         inputs = {name: t.requires_grad_() for name, t in inputs.items()}
         mtlkit.ops.selective_scan(**inputs).sum().backward()
 
 
 def test_ss2d_of_the_models_fits(kernels):
-    """16 states and a time step of rank 48, as of 768 channels in, fit Turing's; the consumer cards' hold far more."""
+    """16 states and a time step of rank 48, as with 768 input channels, fit Turing; consumer cards have much more."""
 
     def fits(states: int, rank: int, shared: int) -> bool:
         return kernels.cuda_ss2d_tiling(states=states, rank=rank, gpu=(40, shared)).states > 0

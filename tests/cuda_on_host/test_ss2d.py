@@ -15,8 +15,8 @@ def test_split_into_chunks(on_host, N, multiprocessors):
     ss2d_call(SS2DShape(1, 9, 21, 37, N, 2)).check()
 
 
-# Multiprocessors, and into how many launches of pairs, chunks, windows and slices of images backward is cut. Lengths
-# leave the last tile, window, chunk and slice of a shape with less than the others, or the last chunk with more.
+# Multiprocessors, and the number of launches for pairs, chunks, windows and slices of images in backward. Lengths make
+# the last tile, window, chunk and slice of a shape shorter than the others, or the last chunk longer.
 CUTS = [
     (SS2DShape(2, 17, 9, 15, 16, 4), 1, (1, 1, 3, 2)),
     (SS2DShape(1, 7, 17, 23, 16, 3), 2, (2, 3, 3, 1)),
@@ -43,7 +43,7 @@ def test_cut_into_launches(on_host, kernels, shape, multiprocessors, cut, dtype)
 
 @pytest.mark.parametrize(("height", "launches"), [(3, 4), (10, 8)])
 def test_few_launches_of_the_backward_pass_of_one_image(on_host, kernels, height, launches):
-    """For each pair of directions the scan and the sums of its parts; in chunks also these and the sums of theirs."""
+    """For each pair of directions, the scan and the sums of its parts; with chunks also the scan and sums of these."""
     on_host(40)
     inputs = SS2DShape(1, 48, height, 20, 16, 4).inputs()
     y = ss2d(**{name: t.requires_grad_() for name, t in inputs.items()})

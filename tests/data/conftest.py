@@ -1,4 +1,4 @@
-"""Small folders in the layouts of public data sets."""
+"""Small folders with the layouts of public data sets."""
 
 import struct
 import zlib
@@ -22,7 +22,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def write(rng) -> Callable[..., Path]:
-    """write(path) makes an image of noise; write(path, lesion=True) a mask with a square in it."""
+    """write(path) writes an image of noise; write(path, lesion=True) a mask with a square."""
 
     def make(path: Path, *, lesion: bool | None = None, size: tuple[int, int] = (HEIGHT, WIDTH), at: int = 10) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 @pytest.fixture
 def write_deep() -> Callable[..., None]:
-    """write_deep(path, values) writes colours (H, W, C) of 16 bits as PNG or TIFF, which Pillow cannot."""
+    """write_deep(path, values) writes 16-bit colours (H, W, C) as PNG or TIFF, which Pillow cannot."""
 
     def png(values: np.ndarray, orientation: int) -> bytes:
         height, width, channels = values.shape
@@ -150,7 +150,7 @@ def brisc(tmp_path, write) -> Path:
 
 @pytest.fixture
 def own(tmp_path, write) -> Path:
-    """The layout of one's own: two classes, three patients of two images each."""
+    """The layout for your own data: two classes, three patients with two images each."""
     root, rows = tmp_path / "data", ["image,group"]
     for name in ("cyst", "normal"):
         for i in range(6):
@@ -164,7 +164,7 @@ def own(tmp_path, write) -> Path:
 
 @pytest.fixture
 def write_dicom(rng) -> Callable[..., Path]:
-    """write_dicom(path, patient="D1-0001", ImageLaterality="L", view="CC", ...) makes a mammogram of 12 bits."""
+    """write_dicom(path, patient="D1-0001", ImageLaterality="L", view="CC", ...) writes a 12-bit mammogram."""
 
     def make(
         path: Path, pixels: np.ndarray | None = None, *, patient: str = "", view: str | None = None, **tags
@@ -208,7 +208,7 @@ BREASTS = [
 
 
 def _write_table(path: Path, rows: Sequence[Sequence], *, tompei: bool) -> None:
-    """A workbook as TOMPEI-CMMD's (two rows of headings, the table on the second sheet) or CMMD's."""
+    """A workbook like TOMPEI-CMMD's (two header rows, the table on the second sheet) or CMMD's."""
     book = openpyxl.Workbook()
     if tompei:
         book.active.title = "README"
@@ -230,7 +230,7 @@ def _write_table(path: Path, rows: Sequence[Sequence], *, tompei: bool) -> None:
 
 @pytest.fixture
 def cmmd(tmp_path, write_dicom) -> Path:
-    """Five patients, two of them with one breast, and TOMPEI-CMMD's table."""
+    """Five patients, two of them with only one breast, and TOMPEI-CMMD's table."""
     root = tmp_path / "data"
     for patient, side, _, _ in BREASTS:
         for view in ("CC", "MLO"):
@@ -242,7 +242,7 @@ def cmmd(tmp_path, write_dicom) -> Path:
 
 @pytest.fixture
 def plain_cmmd(cmmd) -> Path:
-    """The same patients with CMMD's own table, which knows no BI-RADS."""
+    """The same patients with CMMD's own table, which has no BI-RADS."""
     next(cmmd.glob("TOMPEI*")).unlink()
     rows = [row for row in BREASTS if row[2] != "Exclusion"]
     _write_table(cmmd / "CMMD_clinicaldata_revision.xlsx", rows, tompei=False)

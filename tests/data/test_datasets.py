@@ -1,4 +1,4 @@
-"""torch data sets: what an item holds, augmentation of image and mask together, and repeatability."""
+"""torch data sets: contents of an item, joint augmentation of image and mask, and repeatability."""
 
 import warnings
 
@@ -67,7 +67,7 @@ def test_masks_are_resized_to_the_nearest_pixel(outlined):
 
 
 def test_masks_are_not_averaged(outlined):
-    """Of every 4 x 5 pixels the first is lesion, and the one that is kept."""
+    """In every 4 x 5 pixels, the first is lesion, and it is the one that is kept."""
     mask = np.zeros((64, 80), np.uint8)
     mask[::4, ::5] = 255
     Image.fromarray(mask).save(outlined[0].masks[0])
@@ -88,7 +88,7 @@ def test_image_and_mask_move_together(outlined, augment):
 
 
 def flip_share(augment: str, axis: int) -> float:
-    """How often a corner is carried to the other end of an axis, in 200 draws."""
+    """How often a corner moves to the other end of an axis, in 200 draws."""
     corner = torch.zeros(1, 32, 32, dtype=torch.uint8)
     corner[:, 2:10, 2:10] = 1
     transform, hits = augmentation(augment), 0
@@ -107,7 +107,7 @@ def test_how_often_images_are_flipped():
 
 
 def test_how_often_images_are_rotated():
-    # a bar across the middle stays level unless it is rotated
+    # a bar across the middle stays level unless the image is rotated
     bar = torch.zeros(1, 65, 65, dtype=torch.uint8)
     bar[:, 32] = 1
     for augment, share in (("mbdi", 0.7), ("csa_moe", 1.0)):
@@ -117,7 +117,7 @@ def test_how_often_images_are_rotated():
             rows = mask.nonzero()[:, 1].float()
             assert rows.max() - rows.min() <= 2 * 32 * np.sin(np.deg2rad(15)) + 2
             level += mask[0, 32].all().item()
-        assert 1 - share <= level / 200 + 0.12  # a rotation by less than a pixel's height is level too
+        assert 1 - share <= level / 200 + 0.12  # a rotation by less than a pixel's height also counts as level
         assert level / 200 < 1 - share + 0.2
 
 
@@ -148,7 +148,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(records):
 
 
 def test_augmentation_differs_between_seeds_epochs_images_and_copies(records):
-    """All of them: of pixels alone, two draws may leave the same."""
+    """The complete items differ; pixels alone may be equal by chance."""
     draws = {}
     for seed in (3, 4):
         data = LesionDataset(records, 32, "mbdi", copies=2, seed=seed)
@@ -221,7 +221,7 @@ def test_views_are_augmented_each_by_itself(exams, write_dicom):
     data, plain = MammographyDataset(exams, 32, "hybrid_vssm"), MammographyDataset(exams, 32)
     assert not torch.equal(data[1]["views"], plain[1]["views"])
     assert torch.equal(data[1]["views"], data[1]["views"])
-    assert not data[2]["views"][:2].any()  # what is missing stays zero
+    assert not data[2]["views"][:2].any()  # missing views stay zero
 
 
 def test_copies_of_exams(exams):

@@ -69,7 +69,7 @@ def test_tags(tmp_path, write_dicom, tags, expected):
 
 
 def bundled(name: str) -> str:
-    """A file that comes with pydicom, so that nothing is fetched."""
+    """A file that is part of pydicom, so that nothing is downloaded."""
     return get_testdata_file(name, download=False)
 
 

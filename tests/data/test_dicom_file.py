@@ -1,4 +1,4 @@
-"""DICOM files are opened with or without preamble, and never more of them than their bytes and the limit allow."""
+"""DICOM files are opened with or without preamble; readers never read beyond the file or the pixel limit."""
 
 import os
 import time
@@ -103,7 +103,7 @@ def test_pipes_and_folders_are_no_dicom(tmp_path):
 
 
 def tampered(path: Path, **values: bytes) -> Path:
-    """Changes the bytes of tags, whatever they may be."""
+    """Writes arbitrary bytes into tags."""
     dataset = pydicom.dcmread(path)
     for name, value in values.items():
         tag = pydicom.tag.Tag(name)
@@ -165,7 +165,7 @@ def test_compressed_pixels_that_are_more_than_the_tags_say(tmp_path):
 
 
 def deflated(path: Path, dataset: pydicom.Dataset, extra: int = 0) -> Path:
-    """A deflated file, with `extra` bytes more of pixels than the tags announce."""
+    """A deflated file, with `extra` bytes of pixels more than its tags announce."""
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     dataset.save_as(path)
     if extra:
@@ -190,7 +190,7 @@ def test_deflated(tmp_path, write_dicom):
 
 
 def measured(reader, path: Path) -> tuple[float, int, Exception | None]:
-    """Seconds, bytes and error."""
+    """Seconds, bytes and the error."""
     tracemalloc.start()
     start, raised = time.perf_counter(), None
     try:
@@ -211,7 +211,7 @@ def test_a_deflated_file_is_not_inflated_beyond_what_its_tags_announce(tmp_path,
         assert "inflates to more than the" in str(error)
         assert seconds < 5
         assert peak < 150 * 10**6
-    for reader in (count_frames, read_dicom_tags, read_pixel_spacing):  # look at the tags alone
+    for reader in (count_frames, read_dicom_tags, read_pixel_spacing):  # these read only the tags
         seconds, peak, error = measured(reader, path)
         assert error is None
         assert seconds < 1
@@ -260,7 +260,7 @@ NEEDED += ["PhotometricInterpretation", "NumberOfFrames"]
 def test_an_optional_tag_of_any_value_is_done_without(tmp_path, write_dicom, name):
     for value in VALUES:
         path = write_dicom(tmp_path / "a.dcm", RAMP, WindowCenter=2000, WindowWidth=4000)
-        with suppress(Exception):  # what pydicom does not even write is no test
+        with suppress(Exception):  # values that pydicom itself cannot write are not tested
             tampered(path, **{name: value})
         pixels = read_image(path)
         assert pixels.shape == (8, 8, 3), value

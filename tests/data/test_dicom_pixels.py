@@ -1,4 +1,4 @@
-"""The same pixels give the same image in any file; tags that cannot be used count as absent, and are told."""
+"""The same pixels give the same image in any file; unusable tags count as absent, and are reported."""
 
 import numpy as np
 import pydicom
@@ -55,7 +55,7 @@ WIDE = {"BitsStored": 16, "HighBit": 15}
 
 @pytest.mark.parametrize("top", [100, 255, 256, 1000, 4000, 30_000, 65_535])
 def test_wide_numbers_are_the_same_in_every_file(tmp_path, write_dicom, write_deep, top):
-    """Whether or not they use their depth: by the depth that holds the maximum, grey and colours alike."""
+    """Whether or not they use their full depth: scaled by the depth that holds the maximum, for grey and colour."""
     pixels = np.linspace(min(50, top), top, 64 * 64).reshape(64, 64).round().astype(np.uint16)
     colours = np.repeat(pixels[..., None], 3, 2)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -134,7 +134,7 @@ def test_more_bits_than_are_announced(tmp_path, write_dicom):
 
 def test_colours_of_a_palette_use_its_real_depth(tmp_path, write_dicom):
     indices = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
-    for factor in (1, 257):  # entries of 16 bits that hold 8, or all
+    for factor in (1, 257):  # 16-bit entries with 8-bit values, and with 16-bit values
         lut = (np.arange(256, dtype=np.uint16) * factor).tobytes()
         tags = {"PhotometricInterpretation": "PALETTE COLOR", "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
         for name in ("Red", "Green", "Blue"):
@@ -284,14 +284,14 @@ def test_a_film_has_one_grey_scale(tmp_path, write_dicom):
     path, frames = film(tmp_path, write_dicom, 1000, 4000, 2000)
     for i, frame in enumerate(frames):
         np.testing.assert_allclose(read_dicom(path, i), frame / 4095, atol=1e-6)
-    path, frames = film(tmp_path, write_dicom, 500, 100)  # not what was read of the first
+    path, frames = film(tmp_path, write_dicom, 500, 100)  # differs from the first file read
     np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 511, atol=1e-6)
 
 
 def test_a_window_counts_for_the_film(tmp_path, write_dicom):
     path, frames = film(tmp_path, write_dicom, 4000, 100, WindowCenter=3000, WindowWidth=1001)
     np.testing.assert_allclose(read_dicom(path, 0), ((frames[0] - 2999.5) / 1000 + 0.5).clip(0, 1), atol=1e-5)
-    assert not read_dicom(path, 1).any()  # dark, but not without a window
+    assert not read_dicom(path, 1).any()  # dark, but not because of a missing window
     path, frames = film(tmp_path, write_dicom, 2000, 1000, WindowCenter=30000, WindowWidth=10)
     np.testing.assert_allclose(read_dicom(path, 1), frames[1] / 2047, atol=1e-6)
 

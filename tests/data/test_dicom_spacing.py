@@ -1,4 +1,4 @@
-"""The size of pixels: which tag counts where several say it, and what is told where they contradict each other."""
+"""Pixel size: which tag wins if several give it, and the warning if they contradict each other."""
 
 import numpy as np
 import pydicom
@@ -15,7 +15,7 @@ MAGNIFIED = DETECTOR | {"EstimatedRadiographicMagnificationFactor": 1.25}
 
 
 def region(delta: float, right: int = 63) -> pydicom.Dataset:
-    """A region that shows tissue, in cm a pixel."""
+    """A region of tissue, in cm per pixel."""
     item = pydicom.Dataset()
     item.RegionSpatialFormat, item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = 1, 3, 3
     item.PhysicalDeltaX, item.PhysicalDeltaY = delta, delta

@@ -1,4 +1,4 @@
-"""Images that look alike: found in every disguise, told across parts, shown, and left out of splits."""
+"""Similar images: found in every disguise, reported across parts, shown, and kept out of splits."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def busi(tmp_path) -> Path:
 
 
 def disguise(busi: Path, name: str, number: int = 90, source: int = 1) -> None:
-    """A copy of a benign image and its mask, as an image of its own."""
+    """A copy of a benign image and its mask, as a separate image."""
     for end in ("", "_mask"):
         image = Image.open(busi / f"benign/benign ({source}){end}.png").convert("L")
         changed = image.resize(DISGUISES[name](image).size, Image.Resampling.NEAREST) if end else DISGUISES[name](image)
@@ -74,7 +74,7 @@ def test_the_check_tells_which_parts_they_are_in(busi, tmp_path):
     catalogue = open_dataset(busi)
     kinds = {finding.kind for finding in check_dataset(busi).findings}
     assert kinds == {"near-duplicate"}
-    for seed in range(100):  # until the two fall apart
+    for seed in range(100):  # until the two are in different parts
         split = make_split(catalogue, seed=seed)
         parts = {key: part for part, keys in split.parts().items() for key in keys}
         one, other = parts["benign/benign (1)"], parts["benign/benign (90)"]
@@ -126,4 +126,4 @@ def test_the_page_shows_both_images(busi, tmp_path, capsys):
     assert np.abs(left[:, ::-1] - right).mean() < 12 < np.abs(left - right).mean()
     assert "benign (90).png" in text
     assert "one being mirrored" in text
-    assert main(["data", "check", str(busi), "--thumbnails", str(page)]) == 2  # it is there already
+    assert main(["data", "check", str(busi), "--thumbnails", str(page)]) == 2  # the page already exists

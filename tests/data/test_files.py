@@ -1,4 +1,4 @@
-"""Folders are listed, and tables read, in one way."""
+"""Folders are listed and tables are read in one way."""
 
 import os
 import socket
@@ -89,7 +89,7 @@ def test_why_there_is_nothing_to_be_read(tmp_path, monkeypatch):
     (tmp_path / "device").symlink_to("/dev/zero")
     make(tmp_path, "file")
     (tmp_path / "link").symlink_to("file")
-    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    monkeypatch.chdir(tmp_path)  # socket names must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket")
         found = {

@@ -1,4 +1,4 @@
-"""Names and files of all kinds, in every layout: read right, or an error before anything is read."""
+"""All kinds of names and files, in every layout: read correctly, or an error before anything is read."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def lesions(request) -> Path:
 
 
 def refused(root: Path, kind: str, words: str, *paths: Path) -> None:
-    """It is an error of these files alone, in a check and before a training, and skip_bad leaves their records out."""
+    """Asserts an error about only these files, in a check and before training; skip_bad leaves their records out."""
     findings = [finding for finding in check_dataset(root).findings if finding.level == "error"]
     assert {finding.kind for finding in findings} == {kind}, findings
     assert {finding.path for finding in findings} == set(paths)
@@ -58,7 +58,7 @@ def put_device(path: Path) -> None:
 
 def put_socket(path: Path) -> None:
     before = Path.cwd()
-    os.chdir(path.parent)  # names of sockets are short
+    os.chdir(path.parent)  # socket names must be short
     try:
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(path.name)
@@ -146,7 +146,7 @@ def test_a_linked_data_set_is_read(any_root, tmp_path):
 
 def test_bytes_that_are_no_text_are_refused(lesions):
     victim = open_dataset(lesions).records[1]
-    if lesions.joinpath("HAM10000_metadata.csv").exists():  # whose table cannot name it
+    if lesions.joinpath("HAM10000_metadata.csv").exists():  # the table of HAM10000 cannot name it
         return
     renamed = []
     for path in victim.files:

@@ -1,4 +1,4 @@
-"""Pictures of every kind are read alike, as viewers show them, and never more of them than is allowed."""
+"""All kinds of pictures are read alike, as viewers show them, and only up to the allowed size."""
 
 import os
 import time
@@ -133,7 +133,7 @@ def test_white_may_be_zero(tmp_path):
     with Image.open(tmp_path / "a.tif") as image:
         assert image.tag_v2[262] == 0
     assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], 255 - GREY)
-    Image.fromarray(GREY).save(tmp_path / "b.tif", tiffinfo={262: 0})  # of 8 bits Pillow writes the reverse
+    Image.fromarray(GREY).save(tmp_path / "b.tif", tiffinfo={262: 0})  # for 8 bits, Pillow writes the inverse
     assert np.array_equal(read_image(tmp_path / "b.tif")[..., 0], GREY)
 
 
@@ -208,7 +208,7 @@ def test_orientation(tmp_path, suffix, orientation):
     found = read_image(path)[..., 0]
     assert found.shape == ((48, 64) if orientation < 5 else (64, 48))
     assert np.abs(found.astype(int) - shown).max() <= (9 if suffix == "jpg" else 0)
-    if suffix == "png":  # the same of 16 bits
+    if suffix == "png":  # the same with 16 bits
         Image.fromarray(pixels.astype(np.uint16) * 257).save(path, exif=exif)
         assert np.array_equal(read_image(path)[..., 0], shown)
 
@@ -251,7 +251,7 @@ def test_a_thumbnail_is_no_page(tmp_path):
 
 
 def bomb(path: Path, side: int = 13_000) -> Path:
-    """A file of a few bytes with 169 million pixels."""
+    """A tiny file with 169 million pixels."""
     Image.new("1", (side, side)).save(path, **({"compression": "group4"} if path.suffix == ".tif" else {}))
     assert path.stat().st_size < 500_000 + side * side // 500  # JPEG: two bytes for 64 pixels
     return path

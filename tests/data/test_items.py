@@ -1,4 +1,4 @@
-"""Items in NumPy: those of the data sets that networks are trained with, to the last bit, and nothing of torch."""
+"""NumPy items: bitwise those of the torch data sets that networks are trained with, without importing torch."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Each published layout is read as published, and what is missing or odd in it is told."""
+"""Each public layout is read as published; missing or odd files are reported."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ LAYOUTS = ["busi", "busi_whu", "ham10000", "brisc", "cmmd", "own"]
 
 
 def kinds(root: Path, **options) -> dict[str, str]:
-    """What a check finds, by kind, and its level."""
+    """The kinds of findings of a check, with their level."""
     return {finding.kind: finding.level for finding in check_dataset(root, **options).findings}
 
 

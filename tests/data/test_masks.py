@@ -1,4 +1,4 @@
-"""Which pixels are lesion is decided by what kind of file a mask is, or the mask is refused with its values."""
+"""Which pixels are lesion follows from the kind of mask file; otherwise the mask is rejected with its values."""
 
 from collections.abc import Callable
 
@@ -92,7 +92,7 @@ def test_an_index_counts_whatever_its_colour(tmp_path, index):
         image.putpalette(palette(colours))
         image.save(tmp_path / "a.png")
         if colours[0] == (255, 255, 255) and index == 2:
-            continue  # black on white: below
+            continue  # black on white is tested below
         assert np.array_equal(lesion(tmp_path / "a.png"), LESION), colours
 
 

@@ -1,4 +1,4 @@
-"""Names of images are found the way other programs write them, and never a wrong one."""
+"""Images are found under the names that other programs write, and never under wrong ones."""
 
 import os
 import unicodedata

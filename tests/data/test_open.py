@@ -1,4 +1,4 @@
-"""Opening a data set: sound, with errors, and with errors left out."""
+"""Opening a data set: without errors, with errors, and with the bad records skipped."""
 
 import pytest
 

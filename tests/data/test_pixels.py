@@ -1,4 +1,4 @@
-"""One rule says what stored numbers mean."""
+"""One rule defines the meaning of stored numbers."""
 
 from itertools import pairwise
 

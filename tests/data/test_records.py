@@ -1,4 +1,4 @@
-"""What a catalogue says of its records, and what it leaves out."""
+"""What a catalogue reports about its records, and what it omits."""
 
 from pathlib import Path
 

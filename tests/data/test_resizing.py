@@ -1,4 +1,4 @@
-"""Resizing: torchvision's results to the last bit, of images and labels alike, and maps within rounding."""
+"""Resizing: bitwise torchvision's results for images and labels, and for maps up to rounding."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES)
 def test_images_are_resized_as_by_torchvision(size):
-    """On a CPU with AVX2; others compute in float32 there, and round once."""
+    """On a CPU with AVX2; torchvision computes in float32 on others, and rounds only once."""
     height, width, rows, columns = size
     pixels = np.random.default_rng(0).integers(0, 256, (3, height, width)).astype(np.uint8)
     found = resize(pixels, rows, columns)
@@ -39,7 +39,7 @@ def test_images_are_resized_as_by_torchvision(size):
 @pytest.mark.parametrize("value", [0, 255])
 @pytest.mark.parametrize("old", [1, 31, 224, 3000])
 def test_what_is_of_one_value_stays_so(old, value):
-    """No sum of rounded weights goes beyond what a byte holds."""
+    """The rounded weights never add up to more than a byte can hold."""
     for new in (1, 7, 224, 448):
         assert (resize(np.full((1, old, 2), value, np.uint8), new, 2) == value).all()
 

@@ -87,7 +87,7 @@ def test_seed_decides_and_order_does_not():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_stratum_of_a_group_does_not_depend_on_the_order_of_its_records(seed):
-    """That of its worst record, wherever that comes."""
+    """It is that of the group's worst record, wherever that comes."""
     labels = [(0, 0, 0), (0, 0, 1), (1, -1, 0), (0, 1, 1), (-1, 0, -1)] * 8
     records = [
         Record(f"{group}/{i}", Path(f"{group}-{i}"), label, (), f"{group:02}")

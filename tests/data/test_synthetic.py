@@ -1,4 +1,4 @@
-"""Phantoms: readable by the loaders, the same from a seed, at any size, and alike to what they stand for."""
+"""Phantoms: readable by the loaders, reproducible from a seed, at any size, and similar to real images."""
 
 import hashlib
 import json
@@ -72,7 +72,7 @@ def test_lesions_look_as_they_should():
             shadow.append(image[below, middle].mean() - beside.mean())
         inside[kind], behind[kind], ratio[kind] = np.mean(dark), np.mean(shadow), np.mean(shape)
     print(inside, behind, ratio)
-    assert max(inside.values()) < -15  # darker than what lies around
+    assert max(inside.values()) < -15  # darker than its surroundings
     assert behind["malignant"] < -10  # a shadow
     assert behind["benign"] > 0  # brighter behind
     assert ratio["benign"] > 1.3  # wider than tall
@@ -89,7 +89,7 @@ def test_speckle():
     rows, columns = np.nonzero(mask)
     patch = image[int(rows.mean()) - 8 : int(rows.mean()) + 8, int(columns.mean()) - 8 : int(columns.mean()) + 8]
     patch = patch.astype(float) - patch.mean()
-    assert patch.std() > 8  # grains within an even lesion
+    assert patch.std() > 8  # speckle within a homogeneous lesion
     # longer across the beam than along it
     across = (patch[:, 1:] * patch[:, :-1]).mean() / patch.var()
     along = (patch[1:] * patch[:-1]).mean() / patch.var()
@@ -118,7 +118,7 @@ def test_mammography_is_read_by_the_loader_of_cmmd(mammograms):
     assert any(None in exam.views for exam in exams)
     assert len(open_dataset(mammograms, birads=(1, 5))) >= 4
     item = MammographyDataset(exams, size=64, normalize=False)[0]
-    # after the flip of the right ones every chest wall is at the left edge
+    # after right images are flipped, every chest wall is at the left edge
     for view, present in zip(item["views"], item["present"], strict=True):
         assert not present or view[0, :, 0].mean() > view[0, :, -8:].mean() + 0.05
 
@@ -141,7 +141,7 @@ def test_the_breasts_of_a_woman_are_alike():
 def test_lesions_and_density_absorb():
     for birads, least in ((2, 0.08), (3, 0.08), (5, 0.12)):
         plain, lesion = (draw_mammogram("L-CC", Breast(b, b == 5, density=0.1), 256, seed=2) for b in (1, birads))
-        # the tissue is drawn before the lesion, from the same numbers: what differs is the lesion, and noise
+        # the tissue is drawn before the lesion, from the same random numbers: only the lesion and noise differ
         assert (lesion - plain).max() > least + 0.05
     means = [draw_mammogram("L-MLO", Breast(density=d), 128, seed=2).mean() for d in (0.0, 0.5, 1.0)]
     assert means[0] < means[1] < means[2]

@@ -1,4 +1,4 @@
-"""The parts of a transform; test_datasets.py has what they do to image and mask together."""
+"""The parts of a transform; test_datasets.py tests their joint effect on image and mask."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The check of a data set sorts errors by their kind, whatever their words are."""
+"""The check of a data set classifies errors by their kind, regardless of the wording."""
 
 from pathlib import Path
 

@@ -5,7 +5,7 @@ from mtlkit import deploy
 
 @pytest.fixture(autouse=True, scope="session")
 def _library() -> None:
-    """Skips where mtlkit was installed without its native part."""
+    """Skips the tests if mtlkit was installed without its native part."""
     try:
         deploy.library_path()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Batches as ONNX Runtime's tools ask for them."""
+"""Batches in the form that ONNX Runtime's tools expect."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What a network takes and gives."""
+"""Example inputs of a network, and its outputs."""
 
 from typing import NamedTuple
 

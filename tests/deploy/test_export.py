@@ -1,4 +1,4 @@
-"""Networks of every family as files of ONNX: one file for three sizes and two batches, and what cannot be exported."""
+"""Networks of every family as ONNX files: one file for three sizes and two batches, and what cannot be exported."""
 
 import copy
 from pathlib import Path
@@ -48,7 +48,7 @@ def inputs(name: str, batch: int, height: int, width: int) -> tuple[Tensor, ...]
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """With statistics of batch norms that are not those of the beginning."""
+    """Gives batch norms statistics that differ from the initial ones."""
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -99,7 +99,7 @@ def test_a_third_party_model(tmp_path):
 
 
 class Scan(nn.Module):
-    """The 1-D operator, and norm_gate by itself."""
+    """The 1-D operator, followed by norm_gate alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_plain(tmp_path):
 
 
 class Small(nn.Module):
-    """Constants that PyTorch's optimiser takes for 0 and 1."""
+    """Constants that PyTorch's optimiser treats as 0 and 1."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return torch.log(x + 1e-8), x - 1e-9, 1 - x * 1.000005, 1 - x / 1.000005, x.mean() + 1e-9

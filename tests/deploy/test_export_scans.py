@@ -1,4 +1,4 @@
-"""Models of others that accelerate serves, and mtlkit's blocks of tokens, as files of ONNX at two sizes."""
+"""Third-party models that accelerate supports, and mtlkit's token blocks, as ONNX files at two sizes."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mtlkit.testing import relative_error
 
 
 class Of(nn.Module):
-    """Of one input or two, as files of ONNX name them."""
+    """Wraps a module with one input or two, with names for the ONNX file."""
 
     def __init__(self, core: nn.Module) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Of(nn.Module):
 
 
 class PlainMamba(nn.Module):
-    """A block that is given the size of its image."""
+    """A block that gets the size of its image as an argument."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def cases(names) -> list:
 
 
 def check(model: nn.Module, path: Path, example: list[Tensor], others: list[list[Tensor]]) -> set[str]:
-    """Exports, compares with PyTorch, and gives the kinds of mtlkit's nodes."""
+    """Exports, compares with PyTorch, and returns the kinds of mtlkit's nodes."""
     mtlkit.export(model.eval(), path, example=example)
     session = deploy.open_session(path, threads=1)
     for given in (example, *others):

@@ -1,4 +1,4 @@
-"""Which layers of a network read what others give."""
+"""Which layers of a network read the outputs of others."""
 
 import torch
 import torch.nn.functional as F
@@ -33,10 +33,10 @@ def test_next():
     flow = flow_of(model)
     assert flow.next_of(model.first) is model.norm
     assert flow.next_of(model.norm) is model.act
-    assert flow.next_of(model.act) is None  # of what two read
-    assert flow.next_of(model.second) is None  # called by a name
-    assert flow.next_of(model.third) is None  # its output is added, too
-    assert flow.next_of(model.last) is None  # given out
+    assert flow.next_of(model.act) is None  # two layers read its output
+    assert flow.next_of(model.second) is None  # called by name
+    assert flow.next_of(model.third) is None  # its output is also added
+    assert flow.next_of(model.last) is None  # its output leaves the network
     assert flow.next_of(model.shared) is None
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

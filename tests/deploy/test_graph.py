@@ -1,4 +1,4 @@
-"""Each rewrite of a graph gives what the graph gave, in the nodes that it says."""
+"""Each rewrite of a graph keeps its results, and produces the expected nodes."""
 
 from collections import Counter
 
@@ -22,7 +22,7 @@ def constant(name: str, *shape: int) -> onnx.TensorProto:
 
 
 def rewritten(nodes, inputs, outputs, constants, shapes=None) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """A model, and what the rewrites make of it; `shapes` are known of values."""
+    """A model, and the result of the rewrites; `shapes` lists known shapes of values."""
     before = model_of(nodes, inputs, outputs, constants)
     for name, shape in (shapes or {}).items():
         before.graph.value_info.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))

@@ -1,4 +1,4 @@
-"""Files in 8 bits: what they compute in them, that they are whole, and what cannot be calibrated."""
+"""Int8 files: which nodes compute in int8, that files are complete, and what cannot be calibrated."""
 
 import collections
 import logging
@@ -126,7 +126,7 @@ def test_no_numbers(model, batches, tmp_path, monkeypatch):
 
 
 def test_preparing_changes_no_result():
-    """Means that drop what they add up or keep it, a norm of a map, and of vectors, which stays."""
+    """Means with and without kept dimensions, a norm of a map, and a norm of vectors, which is not rewritten."""
     random = np.random.default_rng(0)
     axes = numpy_helper.from_array(np.array([2, 3]), "axes")
     numbers = [numpy_helper.from_array(random.uniform(0.5, 1.5, 4).astype(np.float32), name) for name in "wbmv"]

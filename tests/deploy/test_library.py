@@ -1,4 +1,4 @@
-"""The library, sessions that have it, and files that it cannot serve."""
+"""The library, sessions that load it, and files that it cannot run."""
 
 import json
 
@@ -16,7 +16,7 @@ from mtlkit.errors import DataError
 
 @pytest.fixture
 def file(tmp_path):
-    """Writes a file with one NormGate: file(metadata)."""
+    """Writes a file with one NormGate node: file(metadata)."""
 
     def write(facts: object = None):
         node = helper.make_node("NormGate", ["x"], ["y"], domain="mtlkit")

@@ -1,4 +1,4 @@
-"""The nodes between convolutions, against the layers that they stand for, in float64 by the policy."""
+"""The nodes between convolutions, compared with the layers that they replace, in float64 by the policy."""
 
 import pytest
 import torch

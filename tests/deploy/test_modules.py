@@ -11,7 +11,7 @@ from mtlkit.testing import relative_error
 
 
 class Level(nn.Module):
-    """All that a level of interaction gives."""
+    """Returns all outputs of a level of interaction."""
 
     def __init__(self, **options) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Level(nn.Module):
 
 
 def check(model: nn.Module, path, given: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> list[str]:
-    """Exports, compares at another size, and gives the kinds of the nodes."""
+    """Exports, compares at another size, and returns the kinds of the nodes."""
     mtlkit.export(model, path, example=given)
     session = deploy.open_session(path)
     found = session.run(None, {one.name: t.numpy() for one, t in zip(session.get_inputs(), other, strict=True)})
@@ -61,7 +61,7 @@ def test_residual_blocks(dim, attention, tmp_path):
     before = {name: value.clone() for name, value in block.state_dict().items()}
     kinds = check(block, tmp_path / "net.onnx", (torch.randn(2, 8, 16, 24),), (torch.randn(1, 8, 13, 22),))
     assert kinds.count("GatedResidual") == 1
-    assert kinds.count("Conv") == 10 + (dim != 8)  # without the fusion's last
+    assert kinds.count("Conv") == 10 + (dim != 8)  # without the last convolution of the fusion
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
 
 

@@ -11,7 +11,7 @@ from harness.onnx_nodes import node_session, run, run_node
 from mtlkit.deploy import _nodes
 from mtlkit.testing import InteractionInputs, InteractionShape, SelectiveScanShape, SS2DShape, assert_accurate
 
-# batches of 0 and 5, one token, heights and widths that differ, states from 1 to 64, channels that fill no vector
+# batches of 0 and 5, one token, different heights and widths, states from 1 to 64, channels that do not fill a vector
 SS2D = [
     SS2DShape(2, 8, 5, 7, 4, 2),
     SS2DShape(1, 19, 1, 1, 1, 1),
@@ -36,7 +36,7 @@ def rows(x_dbl: Tensor) -> Tensor:
 
 
 def with_norm(shape: SS2DShape) -> tuple[list[Tensor], Tensor]:
-    """The operator's arguments, of which the gate is half of a wider image."""
+    """The operator's arguments, with half of a wider image as the gate."""
     generator = torch.Generator().manual_seed(1)
     weight, bias = torch.randn(shape.D, generator=generator), torch.randn(shape.D, generator=generator)
     wide = torch.randn(shape.B, shape.H, shape.W, 2 * shape.D + 3, generator=generator)
@@ -89,7 +89,7 @@ def test_threads_give_the_same_result_again(threads):
 def test_selective_scan(shape, whole):
     inputs = list(shape.inputs().values())
     if not whole:
-        inputs[1], inputs[5:] = inputs[1].abs(), [None, None, None]  # without softplus a step is to be positive
+        inputs[1], inputs[5:] = inputs[1].abs(), [None, None, None]  # without softplus, steps must be positive
     y, state = run_node("SelectiveScan", inputs, 2, delta_softplus=int(whole))
     options = {"delta_softplus": whole, "return_last_state": True}
     expected = exact(mtlkit.ops.selective_scan, *inputs, **options)
@@ -189,7 +189,7 @@ def test_interaction_reduce_without_projection():
 
 
 def call_of(kind: str, B: int, D: int, H: int, W: int) -> list[Tensor | None]:
-    """Small numbers as a node takes them."""
+    """Small inputs of a node."""
     N, R, L, order = 4, 2, H * W, []
     image, tokens, sequence, plane = (B, H, W, D), (B, L, D), (B, D, L), (B, D, H, W)
     scan = (4, D, R), (4, D), (4 * D, N), (4 * D,)

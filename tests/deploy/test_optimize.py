@@ -1,4 +1,4 @@
-"""Copies of networks for inference in PyTorch: the same outputs at all sizes, and the model as it was."""
+"""Copies of networks for inference in PyTorch: the same outputs at all sizes, and an unchanged model."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ LARGE = sorted(set(list_models()) - set(SMALL))
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """With statistics of batch norms that are not those of the beginning."""
+    """Gives batch norms statistics that differ from the initial ones."""
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -39,7 +39,7 @@ def spread(model: nn.Module) -> nn.Module:
 
 
 def assert_same(model: nn.Module, fast: nn.Module, *given: Tensor) -> None:
-    """Within the policy for one operator, or, as these are many, within three times the error of PyTorch's float32."""
+    """Within the policy for one operator or, for many operators, within three times the error of PyTorch's float32."""
     exact_model = copy.deepcopy(model).eval().double()
     with torch.no_grad(), mtlkit.use_backend("torch"):
         exact = named_outputs(exact_model(*(one.double() if one.is_floating_point() else one for one in given)))
@@ -90,7 +90,7 @@ def test_other_dtypes_are_refused():
 
 
 def test_everything_is_folded_and_fused():
-    """Of MBDI with an EfficientNet: TensorFlow's padding, batch norms with activations, transposed convolutions."""
+    """In MBDI with an EfficientNet: TensorFlow's padding, batch norms with activations, transposed convolutions."""
     model = spread(create_model("mbdi", encoder="tf_efficientnet_b0.in1k", hmsf=False, normaliser="running"))
     fast, done = mtlkit.optimize(model, report=True)
     left = [name for name, module in fast.named_modules() if isinstance(module, nn.BatchNorm2d)]
@@ -181,7 +181,7 @@ def test_one_layer_and_none():
 
 
 def test_other_batch_norms_stay():
-    """Statistics of the batch, and 1 dimension."""
+    """Batch statistics, and 1-D batch norms."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.BatchNorm2d(4, affine=False)
     )

@@ -1,4 +1,4 @@
-"""Layers with packed weights, against those that they were made from."""
+"""Layers with packed weights, compared with the original layers."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ SIZES = (1, 7, 5), (3, 1, 1), (2, 6, 9)
 
 
 def assert_serves(layer: nn.Module, packed: nn.Module, *sizes: tuple[int, ...]) -> None:
-    """At the first call of a size, and at those that find packed weights; in either memory format."""
+    """Checks the first call of a size, and calls that find packed weights; in either memory format."""
     exact = copy.deepcopy(layer).double()
     with torch.no_grad():
         for size in sizes:

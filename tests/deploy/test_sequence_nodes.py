@@ -1,4 +1,4 @@
-"""The nodes along sequences of tokens, against the reference of their operator by the policy."""
+"""The nodes for token sequences, compared with the reference of their operator by the policy."""
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ def scan_inputs(B: int, K: int, D: int, L: int, N: int, R: int, own: bool) -> li
 
 
 def as_nodes(u: Tensor, x_dbl: Tensor, *others: Tensor) -> list[Tensor]:
-    """With the channels of a token side by side."""
+    """The inputs with the channels of a token contiguous."""
     return [u.mT.contiguous(), x_dbl.permute(0, 3, 1, 2).contiguous(), *others]
 
 
-# batches of 0 and 5, one token, states from 1 to 64, orders that leave tokens out, channels that fill no vector
+# batches of 0 and 5, one token, states from 1 to 64, orders that skip tokens, channels that do not fill a vector
 SCANS = [
     (orders.cross(5, 7), (2, 8, 4, 2)),
     (orders.both(1), (1, 19, 1, 1)),
