@@ -6,7 +6,7 @@
 >>> y.shape
 torch.Size([2, 14, 14, 96])
 
-Everything is loaded on first use, so that `python -m mtlkit.info` runs even where torch does not.
+Modules are imported on first use, so that `python -m mtlkit.info` also runs if torch cannot be imported.
 """
 
 from importlib import import_module
@@ -78,7 +78,7 @@ _MODULES = (
     "training",
 )
 
-# public name -> module that defines it, and its name there
+# public name -> (module that defines it, its name there)
 _NAMES = {
     "accelerate": ("mtlkit._accelerate", "accelerate"),
     "export": ("mtlkit.deploy", "export"),

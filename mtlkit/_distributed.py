@@ -1,6 +1,6 @@
-"""Sums over the batches of several processes, whose gradients are as if the batches were one, on any device.
+"""Differentiable sums over the batches of several processes, on any device.
 
-With losses that are taken over these sums, the gradients that DDP averages are those of one process with all images.
+If losses are computed from these sums, DDP's averaged gradients are those of one process with all images.
 """
 
 from typing import Any
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-Group = Any  # torch.distributed.ProcessGroup, which builds of torch without distributed lack
+Group = Any  # torch.distributed.ProcessGroup, which is missing in builds of torch without distributed
 
 
 def all_processes() -> Group | None:
-    """The group of all processes; None where there is one alone."""
+    """Returns the group of all processes; None if there is only one."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
     return distributed.group.WORLD
 
 
 def group_of(norm: nn.Module) -> Group | None:
-    """The processes over whose batches a layer normalises: those of a SyncBatchNorm; None where it is one alone."""
+    """Returns the process group of a SyncBatchNorm; None for other layers, or if there is only one process."""
     if not isinstance(norm, nn.SyncBatchNorm) or all_processes() is None:
         return None
     group = norm.process_group or distributed.group.WORLD
@@ -27,7 +27,7 @@ def group_of(norm: nn.Module) -> Group | None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes, in each of them. Every process's loss depends on it, so that gradients sum alike."""
+    """All-reduce sum. The losses of all processes depend on it, so the backward sums the gradients in the same way."""
 
     @staticmethod
     def forward(ctx: Any, group: Group, x: Tensor) -> Tensor:
@@ -42,20 +42,20 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_over(group: Group, x: Tensor) -> Tensor:
-    """The sum over the processes."""
+    """Returns the sum of `x` over the processes."""
     return _Sum.apply(group, x)
 
 
 @torch.no_grad()
 def extremes_over(group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest entry of all processes; no gradient."""
+    """Returns the minimum and maximum over all entries and processes, without gradient."""
     pair = torch.stack([-x.min(), x.max()])
     distributed.all_reduce(pair, distributed.ReduceOp.MAX, group=group)
     return -pair[0], pair[1]
 
 
 def mean_over(group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the rows (B, ...) of all processes, and how many there are."""
+    """Returns the mean over the rows of `x` (B, ...) of all processes, and the number of these rows."""
     count = x.new_tensor([x.shape[0]])
     total = sum_over(group, torch.cat([x.sum(0).flatten(), count]))
     return (total[:-1] / total[-1]).view(x.shape[1:]), total[-1].detach()
@@ -64,9 +64,9 @@ def mean_over(group: Group, x: Tensor) -> tuple[Tensor, Tensor]:
 def batch_norm_over(
     group: Group, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, momentum: float, eps: float
 ) -> Tensor:
-    """Batch normalisation of rows (B, F) in training, over the batches of all processes.
+    """Normalises rows `x` (B, F) over the batches of all processes, as batch norm does in training.
 
-    Updates the running `mean` and `var` (F,), the latter with the unbiased variance, as torch does.
+    Updates the running `mean` and `var` (F,) in place, `var` with the unbiased variance as in PyTorch.
     """
     center, count = mean_over(group, x)  # (F,)
     spread, _ = mean_over(group, (x - center).square())  # (F,)

@@ -1,4 +1,4 @@
-"""Values of JSON files, read by their types: an error names file and field."""
+"""Reads typed values from JSON files; errors name file and field."""
 
 import math
 from collections.abc import Callable
@@ -14,17 +14,17 @@ REQUIRED: Any = object()
 
 
 def read_fields(path: str | Path, what: str = "is not as mtlkit writes it") -> "Fields":
-    """The names and values of a JSON file.
+    """Reads the object in a JSON file.
 
     Args:
         path: the file.
-        what: what to say of a file with other values than expected.
+        what: start of the error message about unexpected values.
 
     Raises:
-        DataError: it cannot be read, is not valid JSON, or holds something else.
+        DataError: the file cannot be read, is not valid JSON, or does not contain an object.
     """
     path = Path(path)
-    if path.exists():  # a pipe might be waited for
+    if path.exists():  # reading a pipe could block
         check_file(path)
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
@@ -36,16 +36,18 @@ def read_fields(path: str | Path, what: str = "is not as mtlkit writes it") -> "
 
 
 class Fields:
-    """Names and values.
+    """Typed access to the values of a JSON object.
+
+    All methods raise a DataError if the value is missing (and there is no default) or has another type.
 
     Args:
-        path: of the file, for messages.
-        values: what it holds.
-        what: what to say of it where a value is not as expected.
-        where: the name of these values in the file, with a dot behind it.
+        path: the file, for messages.
+        values: the object, a dict.
+        what: start of the error message about unexpected values.
+        where: prefix of the names in messages, with a dot at the end.
 
     Raises:
-        DataError: the values have no names; from the methods, a value is missing, or is of another type.
+        DataError: `values` is not a dict.
 
     Example:
         >>> from pathlib import Path
@@ -70,7 +72,7 @@ class Fields:
         raise DataError(f"{self.what} ({f'{name}: ' if name else ''}{words})", path=self.path)
 
     def get(self, name: str) -> Any:
-        """A value of any type."""
+        """Returns a value of any type."""
         if name not in self.values:
             raise DataError(f"{self.what} ({self.where}{name} is missing)", path=self.path)
         return self.values[name]
@@ -78,7 +80,7 @@ class Fields:
     def _read(
         self, name: str, default: Any, expected: str, read: Callable[[Any], _Value | None], *, several: bool = False
     ) -> Any:
-        """A value, or a list of values; `read` returns None for what is not of the type."""
+        """Returns a value or a tuple of values; `read` returns None for a value of another type."""
         if default is not REQUIRED and self.values.get(name) is None:
             return default
         value = self.get(name)
@@ -88,37 +90,37 @@ class Fields:
         return tuple(found) if several else found[0]
 
     def text(self, name: str, default: Any = REQUIRED) -> str:
-        """Text that names of files may have."""
+        """Returns a string without NUL characters, which is valid in file names."""
         return self._read(name, default, "text", _text)
 
     def texts(self, name: str, default: Any = REQUIRED) -> tuple[str, ...]:
-        """A list of it."""
+        """Returns a list of such strings, as a tuple."""
         return self._read(name, default, "text", _text, several=True)
 
     def integer(self, name: str, default: Any = REQUIRED) -> int:
-        """An integer of at most 64 bits."""
+        """Returns an integer of at most 64 bits."""
         return self._read(name, default, "an integer", _integer)
 
     def integers(self, name: str, default: Any = REQUIRED) -> tuple[int, ...]:
-        """A list of them."""
+        """Returns a list of such integers, as a tuple."""
         return self._read(name, default, "integers", _integer, several=True)
 
     def number(self, name: str, default: Any = REQUIRED) -> float:
-        """A finite number."""
+        """Returns a finite number."""
         return self._read(name, default, "a number", _number)
 
     def numbers(self, name: str, default: Any = REQUIRED) -> tuple[float, ...]:
-        """A list of them."""
+        """Returns a list of finite numbers, as a tuple."""
         return self._read(name, default, "numbers", _number, several=True)
 
     def fields(self, name: str, default: Any = REQUIRED) -> "Fields":
-        """Names and values within."""
+        """Returns a nested object."""
         absent = default is not REQUIRED and self.values.get(name) is None
         value = default if absent else self.get(name)
         return Fields(self.path, value, self.what, f"{self.where}{name}.")
 
     def list_of_fields(self, name: str) -> "list[Fields]":
-        """A list of them."""
+        """Returns a list of nested objects."""
         value = self.get(name)
         if not isinstance(value, list):
             self._refuse(f"{self.where}{name}", "a list", value)

@@ -1,7 +1,7 @@
-"""Where jobs run: here, one after the other, or spread over the machines of a Ray cluster.
+"""Runs jobs one after the other in this process, or in parallel on the machines of a Ray cluster.
 
-A job is a call of a function of a module. What it has done lies in its files: on a cluster a job whose worker is lost
-is called again, and goes on from there.
+A job is a call of a function at module level. It saves its progress in files: if a worker of a cluster is lost, its job
+is called again and resumes from these files.
 """
 
 import os
@@ -22,24 +22,24 @@ from mtlkit._extras import check_installed
 from mtlkit._owned import DRAFT
 from mtlkit.errors import DataError, InUseError
 
-LOSSES = 3  # workers that a job may lose
-POLL = 1.0  # seconds between two looks at what the jobs have done
+LOSSES = 3  # how many lost workers a job survives
+POLL = 1.0  # seconds between two checks of the jobs' progress
 REACHED, PROBED, STOPPED, RELEASED = 10, 120, 20, 120  # seconds to wait for a server, a node, jobs that end, a lock
-MEMORY = 256 * 2**20  # bytes of a local cluster for arguments and results on their way
-# By these, libraries would take a worker for one of several processes of a job.
+MEMORY = 256 * 2**20  # bytes for arguments and results in transit on a local cluster
+# With these variables, libraries would take a worker for one rank of a distributed job.
 RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE")
 
 
 class State(NamedTuple):
-    """How far a job has come."""
+    """The progress of a job."""
 
-    where: str  # it runs; "" where it waits
+    where: str  # description of the current step; "" if the job is waiting
     done: int
     total: int
 
 
 class Job(NamedTuple):
-    """A call.
+    """A function call to run.
 
     Example:
         >>> from mtlkit._jobs import Here, Job
@@ -56,32 +56,32 @@ class Job(NamedTuple):
 
 
 class Here:
-    """This process, in which jobs run one after the other."""
+    """Runs jobs one after the other in this process."""
 
-    gpu: bool | None = None  # not known: PyTorch chooses
+    gpu: bool | None = None  # unknown: PyTorch chooses
 
     def check_shared(self, folder: Path | None, *read: str | Path | None) -> None:
-        """All that this process sees is seen by its jobs."""
+        """Does nothing: jobs in this process see the same files."""
 
     @contextmanager
     def results(self, jobs: Sequence[Job], **_: Any) -> Iterator[Iterator[Any]]:
-        """Gives what the jobs return, each of which runs when its result is asked for."""
+        """Gives an iterator over the results of the jobs; each job runs when its result is requested."""
         yield (job.call(*job.arguments, **job.options) for job in jobs)
 
 
 @contextmanager
 def open_runner(address: str | None, cpus: int = 1, *, gpu: bool = True) -> "Iterator[Here | Cluster]":
-    """Gives what runs jobs.
+    """Gives an object that runs jobs.
 
     Args:
-        address: of a Ray cluster: "host:port" from one of its machines, "ray://host:port" from elsewhere, "auto" for
-            the one that runs on this machine, "local" to start one here; None runs jobs in this process.
-        cpus: of each job on a cluster.
-        gpu: gives each job a GPU where the cluster has any.
+        address: address of a Ray cluster: "host:port" from one of its machines, "ray://host:port" from elsewhere,
+            "auto" for the cluster that runs on this machine, "local" to start one here; None runs jobs in this process.
+        cpus: number of CPUs of each job on a cluster.
+        gpu: whether to give each job a GPU, if the cluster has GPUs.
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: there is no such cluster, or no machine of it has so many CPUs.
+        ValueError: there is no cluster at the address, or none of its machines has `cpus` CPUs.
     """
     if address is None:
         yield Here()
@@ -95,10 +95,10 @@ def open_runner(address: str | None, cpus: int = 1, *, gpu: bool = True) -> "Ite
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Inside, this process is connected to a cluster."""
+    """Connects this process to a cluster inside the context."""
     import ray
 
-    if ray.is_initialized():  # by the caller, whose it stays
+    if ray.is_initialized():  # by the caller: leave it connected
         yield
         return
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "ERROR"}
@@ -118,17 +118,17 @@ def _connected(address: str) -> Iterator[None]:
         raise ValueError(f"ray: expected the address of a cluster, got {address!r} ({words})") from None
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
-        if handler is not None and threading.current_thread() is threading.main_thread():  # Ray has set its own
+        if handler is not None and threading.current_thread() is threading.main_thread():  # Ray has replaced it
             stack.callback(signal.signal, signal.SIGTERM, handler)
             signal.signal(signal.SIGTERM, _kept(handler) if callable(handler) else handler)
         yield
 
 
-_raised: list[BaseException] = []  # by a signal's handler
+_raised: list[BaseException] = []  # by a signal handler
 
 
 def _kept(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
-    """The handler, whose exception `_waiting` raises: where Ray waits, it ends as SystemExit(1)."""
+    """Wraps a signal handler so that `_waiting` can raise its exception, which Ray turns into SystemExit(1)."""
     _raised.clear()
 
     def handle(number: int, frame: Any) -> None:
@@ -143,7 +143,7 @@ def _kept(handler: Callable[[int, Any], Any]) -> Callable[[int, Any], Any]:
 
 @contextmanager
 def _waiting() -> Iterator[None]:
-    """Inside, Ray waits; what a signal's handler raises meanwhile is raised as it is."""
+    """Raises the original exception of a signal handler if Ray turned it into SystemExit while waiting."""
     try:
         yield
     except SystemExit:
@@ -153,7 +153,7 @@ def _waiting() -> Iterator[None]:
 
 
 def _check_reached(address: str) -> None:
-    """Raises where nothing answers at an address, for which Ray would wait for minutes."""
+    """Raises if nothing answers at an address; Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"ray: expected auto, local, HOST:PORT or ray://HOST:PORT, got {address!r}")
@@ -165,15 +165,15 @@ def _check_reached(address: str) -> None:
 
 
 class Cluster:
-    """A Ray cluster, to which this process is connected.
+    """Runs jobs on the Ray cluster to which this process is connected.
 
     Args:
-        cpus: of each job.
-        gpu: gives each job a GPU where there are any.
+        cpus: number of CPUs of each job.
+        gpu: whether to give each job a GPU, if the cluster has GPUs.
 
     Attributes:
-        gpu: whether each job has one.
-        slots: how many jobs run at once.
+        gpu: whether each job has a GPU.
+        slots: how many jobs can run at the same time.
     """
 
     def __init__(self, cpus: int, *, gpu: bool) -> None:
@@ -182,29 +182,29 @@ class Cluster:
         alive = [node for node in ray.nodes() if node["Alive"]]
         self.cpus, self.gpu = cpus, gpu and any(node["Resources"].get("GPU", 0) >= 1 for node in alive)
         most = max((int(node["Resources"].get("CPU", 0)) for node in alive), default=0)
-        if 0 < most < cpus:  # one without any may be about to grow
+        if 0 < most < cpus:  # a cluster without CPUs may still be starting machines
             raise ValueError(f"ray_cpus: expected at most {most}, as no machine of the cluster has more, got {cpus}")
         self.nodes = [node for node in alive if self._room(node)]
         self.slots = max(1, sum(map(self._room, self.nodes)))
 
     def _room(self, node: Mapping[str, Any]) -> int:
-        """How many jobs run at once on a node."""
+        """Returns how many jobs can run on a node at the same time."""
         resources = node["Resources"]
         room = int(resources.get("CPU", 0)) // self.cpus
         return min(room, int(resources.get("GPU", 0))) if self.gpu else room
 
-    # --- what nodes see -----------------------------------------------------------------------------------------------
+    # --- shared files -------------------------------------------------------------------------------------------------
 
     def check_shared(self, folder: Path | None, *read: str | Path | None) -> None:
-        """Raises where a node does not see the same files as this process.
+        """Raises if a node does not see the same files as this process.
 
         Args:
-            folder: what jobs write to.
-            read: what they read.
+            folder: the folder to which the jobs write.
+            read: files and folders that the jobs read.
 
         Raises:
-            DataError: the folder, or what is read, is not there on a node.
-            ValueError: a node lacks mtlkit, or has another version.
+            DataError: one of these paths does not exist on a node, or the folder there is not this one.
+            ValueError: mtlkit is not installed on a node, or another version.
         """
         import ray
         from ray.exceptions import RayError
@@ -242,15 +242,15 @@ class Cluster:
     def results(
         self, jobs: Sequence[Job], *, few: bool = False, reuse: bool = False, progress: bool = False
     ) -> Iterator[Iterator[Any]]:
-        """Gives what the jobs return, in their order; behind it, those that still run are stopped.
+        """Gives an iterator over the results of the jobs, in order; stops running jobs at the end of the context.
 
-        An error of a job is raised as soon as it comes.
+        An error in a job is raised immediately.
 
         Args:
-            jobs: what to do.
-            few: gives out no more than keep the cluster busy, where results are large.
-            reuse: runs several jobs in one process, where they keep what takes long to load.
-            progress: shows on a terminal what the jobs have done.
+            jobs: the jobs to run.
+            few: whether to submit only as many jobs as keep the cluster busy; use it if results are large.
+            reuse: whether one process may run several jobs, so that it loads expensive objects only once.
+            progress: whether to show the progress of the jobs on a terminal.
         """
         flight = _Flight(self, jobs, 2 * self.slots if few else len(jobs), reuse=reuse)
         with ExitStack() as stack:
@@ -260,26 +260,26 @@ class Cluster:
 
 
 class _Flight:
-    """Jobs that a cluster runs."""
+    """The jobs of one call, while a cluster runs them."""
 
     def __init__(self, cluster: Cluster, jobs: Sequence[Job], most: int, *, reuse: bool) -> None:
         import ray
 
         self.jobs, self.most, self.cpus = jobs, most, cluster.cpus
-        remote: Any = ray.remote(  # whose types do not know all options
+        remote: Any = ray.remote(  # Any: Ray's annotations lack some of these options
             num_cpus=cluster.cpus,
             num_gpus=int(cluster.gpu),
-            max_retries=0,  # those that are lost are called again here
+            max_retries=0,  # lost jobs are submitted again by `_lose`
             max_calls=0 if reuse else 1,
             scheduling_strategy="SPREAD",
         )
         self.call = remote(_run)
-        self.running: dict[Any, int] = {}  # references, and the numbers of their jobs
+        self.running: dict[Any, int] = {}  # reference -> index of its job
         self.found: dict[int, Any] = {}
         self.lost = [0] * len(jobs)
 
     def results(self, show: "Callable[[int, Sequence[Job]], None] | None") -> Iterator[Any]:
-        """What they return, in their order."""
+        """Yields the results in the order of the jobs."""
         given = 0
         for number in range(len(self.jobs)):
             while number not in self.found:
@@ -302,7 +302,7 @@ class _Flight:
         self.running[ref] = number
 
     def _wait(self) -> None:
-        """Takes what has ended in the meantime."""
+        """Waits for a job to end, for at most POLL seconds, and stores its result."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -313,7 +313,7 @@ class _Flight:
                 self.found[number] = ray.get(ref)
             except RayTaskError as error:
                 raise error.cause from error
-            except RayError as error:  # of the worker or its node, not of the call
+            except RayError as error:  # in the worker or its node, not in the function
                 self._lose(number, " ".join(str(error).split()).partition(". ")[0])
 
     def _lose(self, number: int, why: str) -> None:
@@ -324,7 +324,7 @@ class _Flight:
         self._give(number)
 
     def stop(self) -> None:
-        """Stops what still runs, first so that it can tidy up."""
+        """Stops the running jobs: asks them to end, and kills them if they do not."""
         import ray
         from ray.exceptions import RayError
 
@@ -340,7 +340,7 @@ class _Flight:
 
 @contextmanager
 def _view(total: int) -> "Iterator[Callable[[int, Sequence[Job]], None]]":
-    """Gives a function that shows how many jobs are done, and how far those have come that run."""
+    """Gives a function that shows how many jobs are done, and the progress of the running ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -370,7 +370,7 @@ def _view(total: int) -> "Iterator[Callable[[int, Sequence[Job]], None]]":
 
 
 def _look(probe: Path | None, token: str, read: Sequence[str]) -> tuple[str, list[str]]:
-    """The version of mtlkit on a node, and what is not there of what it should see."""
+    """Runs on a node; returns its version of mtlkit and the paths that it does not see."""
     missing = [path for path in read if not os.path.lexists(path)]
     if probe is not None:
         try:
@@ -385,10 +385,10 @@ def _run(call: bytes, cpus: int, folder: str, *, again: bool) -> Any:
     """Runs a job in a worker.
 
     Args:
-        call: the function and its arguments, pickled; PyTorch is loaded with them, behind what is set here.
-        cpus: how many threads it may have.
-        folder: where the paths of arguments begin, which a node need not have where all of them are absolute.
-        again: whether an earlier worker was lost, whose locks a file system may hold for a while.
+        call: the pickled function and its arguments. Unpickling imports PyTorch, so the environment is set before.
+        cpus: number of threads.
+        folder: base of relative paths in the arguments; may be missing on the node if all paths are absolute.
+        again: whether an earlier worker was lost; a file system may hold its locks for a while.
     """
     from ray import cloudpickle
 

@@ -1,4 +1,4 @@
-"""Results that are written as they come, so that a killed process loses none that it had written."""
+"""Results that are saved one by one, so that a killed process loses none that it has written."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,14 @@ from mtlkit.errors import DataError
 
 
 class Journal:
-    """A file of JSON values, one a line, of which each is whole or not there.
+    """A file with one JSON value per line; an incomplete last line is ignored.
 
     Args:
-        path: the file; it need not exist.
-        shown: its name in messages.
+        path: the file, which may be missing.
+        shown: name of the file in messages.
+
+    Raises:
+        DataError: the file cannot be read, or a complete line is damaged.
 
     Example:
         >>> import tempfile
@@ -36,7 +39,7 @@ class Journal:
             text = b""
         except OSError as error:
             raise DataError(f"{shown}: cannot be read ({error.strerror})") from None
-        whole, _, _ = text.rpartition(b"\n")  # a last line without an end was not written whole
+        whole, _, _ = text.rpartition(b"\n")  # a last line without line end is incomplete
         self._end = len(whole) + 1 if whole else 0
         for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
             try:
@@ -45,16 +48,16 @@ class Journal:
                 raise DataError(f"{shown}: line {number} is damaged, so that nothing can be resumed") from None
 
     def append(self, value: Any) -> None:
-        """Writes a value.
+        """Appends a value to the file.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
         text = json.dumps(value).encode() + b"\n"
         try:
             with self.path.open("r+b" if self._end else "wb") as file:
                 file.seek(self._end)
-                file.truncate()  # what a killed process or a full disk left of a line
+                file.truncate()  # removes a line that a killed process or a full disk cut off
                 file.write(text)
         except OSError as error:
             raise DataError(f"{self.shown}: cannot be written ({error.strerror or error})") from None

@@ -1,18 +1,18 @@
-"""Errors that say that there is not enough memory, of a CPU or a GPU."""
+"""Recognises errors that mean that CPU or GPU memory has run out."""
 
 SIGNS = (
-    "can't allocate memory",  # torch's allocator on CPUs
+    "can't allocate memory",  # torch's CPU allocator
     "out of memory",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "MemoryError",  # of a process that loads data, with a traceback
+    "MemoryError",  # in the traceback of a DataLoader worker
     "Cannot allocate memory",
 )
-KILLED = ("is killed by signal: Killed", "out of shared memory", "exited unexpectedly")  # processes that load data
+KILLED = ("is killed by signal: Killed", "out of shared memory", "exited unexpectedly")  # DataLoader workers
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory.
+    """Returns whether an error means that memory has run out.
 
     Example:
         >>> from mtlkit._memory import out_of_memory
@@ -27,6 +27,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def loader_killed(error: BaseException) -> bool:
-    """Whether an error says that the system ended a process that loads data, which it does when memory runs out."""
+    """Returns whether an error means that the system killed a DataLoader worker, as it does when memory runs out."""
     words = str(error) if isinstance(error, RuntimeError) else ""
     return "DataLoader worker" in words and any(sign in words for sign in KILLED)

@@ -1,7 +1,7 @@
 """The list of the files that mtlkit wrote into a folder, with their sizes and hashes.
 
-A file is owned if the list names it with the contents that it has. A file is listed before it gets its name, and lines
-are only appended, so that the list is right wherever a process was killed.
+A file is owned if the list contains its name with its current contents. A file is listed before it gets its name, and
+lines are only appended, so that the list is correct whenever a process is killed.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 from mtlkit.errors import ChangedError, OccupiedError
 
 LIST = ".mtlkit-files"
-DRAFT = ".mtlkit-draft"  # begin of the names of what is not complete
+DRAFT = ".mtlkit-draft"  # prefix of incomplete files and folders
 
 
 class Contents(NamedTuple):
-    """What tells the contents of a file from others."""
+    """Size and hash, which identify the contents of a file."""
 
     size: int
     sha256: str
 
 
 def contents(path: Path) -> Contents:
-    """Size and hash of a file."""
+    """Returns size and hash of a file."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -35,9 +35,9 @@ def contents(path: Path) -> Contents:
 
 
 class FileList:
-    """The list in a folder: its kind, its files with the contents that each may have, and folders with own lists.
+    """The list of a folder: its kind, its files with their possible contents, and subfolders with their own lists.
 
-    A file with no contents is a draft, which may hold anything.
+    An entry without contents is a draft, which may contain anything.
     """
 
     def __init__(self, folder: Path, kind: str = "") -> None:
@@ -47,15 +47,15 @@ class FileList:
         self.appended: bool = False
         self.files: dict[str, set[Contents]] = {}
         self.nested: dict[str, None] = {}
-        self._end = 0  # of the whole lines of the file
+        self._end = 0  # of the complete lines in the file
         self._written: dict[str, tuple[tuple[int, ...], Contents]] = {}  # by this process
 
     @classmethod
     def read(cls, folder: Path) -> "FileList | None":
-        """The list of a folder; None where there is none.
+        """Reads the list of a folder; returns None if there is none.
 
         Raises:
-            OccupiedError: it is damaged.
+            OccupiedError: the list is damaged.
         """
         try:
             text = (folder / LIST).read_bytes()
@@ -64,7 +64,7 @@ class FileList:
         found = cls(folder)
         found._end = text.rfind(b"\n") + 1
         lines = text.split(b"\n")
-        for number, line in enumerate(lines[:-1] or lines, 1):  # a last line without an end was not written whole
+        for number, line in enumerate(lines[:-1] or lines, 1):  # a last line without line end is incomplete
             try:
                 found._take(json.loads(line))
                 if not found.kind:
@@ -76,7 +76,7 @@ class FileList:
 
     @classmethod
     def create(cls, folder: Path, kind: str) -> "FileList":
-        """A new list, in a folder that is made where it does not exist."""
+        """Writes a new list into a folder, which is created if necessary."""
         folder.mkdir(parents=True, exist_ok=True)
         created = cls(folder, kind)
         created.rewrite()
@@ -98,7 +98,7 @@ class FileList:
         text = json.dumps(line).encode() + b"\n"
         with (self.folder / LIST).open("r+b") as file:
             file.seek(self._end)
-            file.truncate()  # what a killed process or a full disk left of a line
+            file.truncate()  # removes a line that a killed process or a full disk cut off
             file.write(text)
         self._end += len(text)
         self._take(line)
@@ -119,11 +119,11 @@ class FileList:
             self._append(folder=name)
 
     def mark_complete(self) -> None:
-        """From here on the folder is to take the place of the one that it lies in."""
+        """Marks the folder as complete: from now on it replaces the folder that contains it."""
         self._append(complete=True)
 
     def rewrite(self) -> None:
-        """Writes the list without drafts and lost files, and with the present contents of each file alone."""
+        """Rewrites the list without drafts and missing files, and with only the current contents of each file."""
         lines: list[dict[str, Any]] = [{"kind": self.kind}, *({"folder": name} for name in self.nested)]
         kept: dict[str, set[Contents]] = {}
         for name, known in self.files.items():
@@ -139,16 +139,16 @@ class FileList:
         self._end = len(text)
 
     def wrote(self, name: str, found: Contents) -> None:
-        """Remembers a file that this process has just written, which spares reading it again."""
+        """Remembers a file that this process has just written, so that it need not be read again."""
         self._written[name] = _identity(self.folder / name), found
 
     def moved_from(self, other: "FileList", name: str) -> None:
-        """Remembers a file that has come from another folder."""
+        """Remembers a file that was moved here from another folder."""
         if name in other._written:
             self._written[name] = other._written[name]
 
     def present(self, name: str) -> Contents | None:
-        """The contents of a file that is owned: not changed since it was listed, and not there by way of a link."""
+        """Returns the contents of an owned file, or None if it is missing, changed, or reached through a link."""
         path = self.folder / name
         if path.is_symlink() or not path.is_file() or os.path.realpath(path.parent) != str(path.parent):
             return None
@@ -161,7 +161,7 @@ class FileList:
         return found if found in known else None
 
     def check_owned(self, name: str, shown: Path) -> None:
-        """Raises where a file is there that is not owned, or something else is in its way."""
+        """Raises if the file exists and is not owned, or if a parent is not a plain folder."""
         path = self.folder / name
         for parent in path.parents:
             if parent == self.folder:
@@ -177,7 +177,7 @@ class FileList:
 
 
 def kind_of(folder: Path) -> str:
-    """What a folder holds as its list says, as "a run"; "" where it has none."""
+    """Returns the kind of a folder from its list, for example "a run"; "" without a list."""
     try:
         with (folder / LIST).open("rb") as file:
             return str(json.loads(file.readline(1000))["kind"])
@@ -191,7 +191,7 @@ def _identity(path: Path) -> tuple[int, ...]:
 
 
 def _checked(name: Any) -> str:
-    """A name that stays within its folder."""
+    """Returns the name; raises a ValueError if it leads out of the folder."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or b"\0" in os.fsencode(path):
         raise ValueError(name)

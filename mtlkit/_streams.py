@@ -1,4 +1,4 @@
-"""Standard output: what to do when its reader has gone, and with characters that it cannot show."""
+"""Standard output: closed readers, full disks, and characters that its encoding lacks."""
 
 import io
 import os
@@ -10,10 +10,10 @@ READER_GONE = 128 + signal.SIGPIPE  # the exit status
 
 
 def reader_gone() -> bool:
-    """Whether nobody reads standard output any more; what is left to be written goes nowhere then."""
+    """Returns whether the reader of standard output has closed it; if so, discards all further output."""
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # not a file
         return False
     try:
         sys.stdout.flush()
@@ -28,16 +28,16 @@ def reader_gone() -> bool:
 
 
 def escape_unknown() -> None:
-    """From now on, characters that the encoding of standard output lacks are written as escapes, and raise nothing."""
+    """Makes standard output write characters that its encoding lacks as escapes, instead of raising an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def give_up_output() -> None:
-    """Lets what is left to be written to standard output go nowhere where it cannot be written, as to a full disk."""
+    """Flushes standard output; if that fails, for example on a full disk, discards the rest."""
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # not a file
         return
     try:
         sys.stdout.flush()

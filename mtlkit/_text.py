@@ -1,4 +1,4 @@
-"""Values of users: short in messages, however large or deep they are, and read from text without tracebacks."""
+"""Handles users' text: short values in messages, escaped control characters, parsing with one type of error."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from typing import Any
 
 LENGTH = 80  # characters of a value
-JOINERS = "\u200c\u200d"  # format characters that words of several scripts need
+JOINERS = "\u200c\u200d"  # format characters that several scripts need within words
 
 
 class _Short(reprlib.Repr):
-    """Looks at a few items on a few levels alone, so that nested repetitions, as of YAML's anchors, cost nothing."""
+    """Visits only a few items on a few levels, so that exponentially nested values (YAML anchors) cost nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _Short(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """`value` for a message, on one line and shortened: at most a few items, levels and characters of it.
+    """Returns `value` for a message: on one line, shortened to a few items, levels and characters.
 
     Example:
         >>> from mtlkit._text import shown
@@ -40,14 +40,14 @@ def shown(value: object) -> str:
 
 
 def printable(text: object, *, keep: str = "") -> str:
-    r"""Text for a terminal or a page: what controls these, or is no character, stands as its escape.
+    r"""Returns text that is safe to print, with control characters escaped.
 
-    Escaped are control characters, line ends among them, characters that reverse or hide others, and the bytes of file
-    names that are not UTF-8. File names may hold all of these.
+    Also escapes line ends, characters that reverse or hide others, and the bytes of file names that are not UTF-8. File
+    names may contain all of these.
 
     Args:
-        text: what is to be shown.
-        keep: characters to leave as they are.
+        text: the text, or an object to convert to text.
+        keep: characters to leave unchanged.
 
     Example:
         >>> from mtlkit._text import printable
@@ -61,7 +61,7 @@ def printable(text: object, *, keep: str = "") -> str:
 
 
 def escape_markdown(name: str) -> str:
-    r"""A name that Markdown takes for no markup, in printable characters.
+    r"""Escapes a name so that Markdown shows it literally, in printable characters.
 
     Example:
         >>> from mtlkit._text import escape_markdown
@@ -73,7 +73,7 @@ def escape_markdown(name: str) -> str:
 
 def _escaped(character: str) -> str:
     kind = unicodedata.category(character)
-    if "\udc80" <= character <= "\udcff":  # a byte, as Python decodes file names
+    if "\udc80" <= character <= "\udcff":  # how Python decodes a byte that is not UTF-8 in a file name
         return f"\\x{ord(character) - 0xDC00:02x}"
     if kind in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS:
         return character.encode("unicode_escape").decode("ascii")
@@ -81,7 +81,7 @@ def _escaped(character: str) -> str:
 
 
 def composed(name: str) -> str:
-    """A name in the one normal form of Unicode (NFC) by which names are compared.
+    """Returns a name in Unicode's normal form NFC, in which names are compared.
 
     Example:
         >>> from mtlkit._text import composed
@@ -92,7 +92,7 @@ def composed(name: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of JSON; raises a ValueError, and nothing else, where the text is none.
+    """Parses JSON; raises only a ValueError if the text is not valid.
 
     Example:
         >>> from mtlkit._text import parse_json
@@ -106,7 +106,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of YAML; raises a `yaml.YAMLError`, and nothing else, where the text is none.
+    """Parses YAML; raises only a `yaml.YAMLError` if the text is not valid.
 
     Example:
         >>> from mtlkit._text import parse_yaml
@@ -119,17 +119,17 @@ def parse_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except RecursionError:
         raise yaml.YAMLError("its brackets are nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # a date or a number that there is not
+    except (ValueError, OverflowError) as error:  # an invalid date or number
         raise yaml.YAMLError(str(error)) from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that a mistyped one is probably meant to be; empty where none is near."""
+    """Returns the known word that is most similar to a mistyped one; "" if none is similar."""
     return next(iter(get_close_matches(word, list(known), 1)), "")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Words in brackets, with a space before, that offer the nearest of what is known; nothing where none is near.
+    """Returns a suggestion for a mistyped word, with a leading space; "" if no known word is similar.
 
     Example:
         >>> from mtlkit._text import did_you_mean
