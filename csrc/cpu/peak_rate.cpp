@@ -1,4 +1,5 @@
-// The rate that no scan of this form can pass on this machine: state updates alone, on operands in registers and cache.
+// An upper bound on the speed of scans of this form on this machine: it runs only the state updates, with operands in
+// registers and cache.
 #include "cpu/kernels.h"
 #include "cpu/scan.h"
 #include "cpu/threads.h"
@@ -8,9 +9,9 @@ namespace MTLKIT_ISA {
 namespace {
 
 // Runs `tokens` tokens of 16 states and one vector of channels on each thread, and returns the count of state updates:
-// one exp2 and its argument, and the multiplications and additions of h <- a h + x B, y <- y + h C. What a real scan
-// adds is left out: the time step, the softplus, the skip, and all that comes from beyond the first-level cache. `near`
-// is whether exp2 is the one of decays near 1, as in a scan, or the polynomial that serves any.
+// one exp2 and its argument, and the multiplications and additions of h <- a h + x B, y <- y + h C. It leaves out the
+// rest of a real scan: time step, softplus, skip, and memory beyond the first-level cache. With `near`, exp2 is the
+// fast version for decays near 1, as in a scan; else the polynomial for any exponent.
 template <bool near>
 int64_t run(int64_t tokens, int threads) {
   constexpr int kStates = 16;
@@ -25,7 +26,7 @@ int64_t run(int64_t tokens, int threads) {
     }
     FloatVec dt = splat(0.01f);
     for (int64_t t = 0; t < tokens; ++t) {
-      const FloatVec x = dt * 0.5f;  // new for each token, as in a scan, so that x B is not worked out once and for all
+      const FloatVec x = dt * 0.5f;  // changes with each token, as in a scan, so that the compiler cannot hoist x B
       FloatVec even{}, odd{};
 #pragma GCC unroll 16
       for (int n = 0; n < kStates; ++n) {
@@ -35,7 +36,7 @@ int64_t run(int64_t tokens, int threads) {
       y += even + odd;
       dt += 1e-9f;
     }
-    // The result must look wanted, or the compiler would drop the work.
+    // Uses the result, so that the compiler does not remove the work.
     volatile float sink = y[0];
     (void)sink;
   });

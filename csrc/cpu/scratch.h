@@ -1,4 +1,4 @@
-// Scratch memory of a call.
+// Scratch memory for a call.
 #pragma once
 
 #include <new>
@@ -8,7 +8,7 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Aligned scratch memory that gives itself back. `ok` is false where the system had none.
+// Aligned scratch memory, freed by the destructor. `ok` is false if the allocation failed.
 template <typename T>
 class Scratch {
  public:

@@ -18,7 +18,7 @@ struct SelectiveStateUpdate {
   Tensor<2> D;                         // (H, D), may be absent
   Tensor<3> z;                         // (B, H, D), may be absent
   Tensor<2> dt_bias;                   // (H, D), may be absent
-  const int32_t* state_batch_indices;  // (B), the rows, below 0 for none; null where row b is of sequence b
+  const int32_t* state_batch_indices;  // (B), each sequence's row, negative for none; null if row b is sequence b's
   Tensor<3> y;                         // (B, H, D)
   bool dt_softplus;
   bool use_double;  // the type of computation: double or float

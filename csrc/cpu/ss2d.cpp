@@ -13,7 +13,7 @@ int directional_scan_backward(const DirectionalScanBackward&);
 
 namespace {
 
-// (4, L)
+// Writes the four scan orders, (4, L).
 void write_cross_order(const SS2DShape& s, int32_t* order) {
   const int64_t tokens = s.tokens();
   int64_t column_step = tokens;

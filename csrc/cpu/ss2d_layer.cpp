@@ -1,6 +1,7 @@
-// A whole SS2D layer: projections, convolution, scan, norm and gate one after the other, in memory of the call's own.
+// A complete SS2D layer: runs projections, convolution, scan, norm and gate in sequence, in memory that the call
+// allocates.
 //
-// All maps between the parts are channels-last. The output of the scan takes the place of the convolution's input.
+// All maps between the parts are channels-last. The output of the scan overwrites the convolution's input.
 #include "cpu/ss2d_layer.h"
 
 #include "cpu/huge_pages.h"
@@ -17,18 +18,18 @@ int norm_gate_forward(const NormGateForward&);
 
 namespace {
 
-constexpr int64_t kLargeBlock = int64_t{8} << 20;  // bytes behind which large pages are asked for
-constexpr int64_t kGrain = 1 << 18;                // multiply-adds that are worth a thread
+constexpr int64_t kLargeBlock = int64_t{8} << 20;  // bytes from which on to request large pages
+constexpr int64_t kGrain = 1 << 18;                // multiply-adds per thread, at least
 
-// A call and its maps.
+// The arguments of a call and its maps.
 struct Layer {
   const SS2DLayerForward& p;
   int64_t pixels, channels, row;  // B L, D, 4 M
-  float *x, *u, *z, *rows;        // (B L, D) each, but for the rows, (B L, 4 M); no z without a gate
-  float* panels;                  // of the threads
-  int64_t panel;                  // elements of each
+  float *x, *u, *z, *rows;        // (B L, D) each, rows (B L, 4 M); z is null without a gate
+  float* panels;                  // packed weights, one panel per thread
+  int64_t panel;                  // elements of a panel
 
-  // As many threads as so many multiply-adds are worth.
+  // The number of threads for `work` multiply-adds.
   int threads(int64_t work) const { return static_cast<int>(max(1, min(p.threads, work / kGrain))); }
 
   Tensor<4> image(float* map) const {
@@ -38,7 +39,7 @@ struct Layer {
 
   Tensor<2> pixel_rows(float* map) const { return {map, DType::kFloat32, {channels, 1}}; }
 
-  // map <- f(i) for vectors of the map from element i on.
+  // map <- f(i, left) for each vector of the map; i is its first element.
   template <typename F>
   void fill(float* map, F f) const {
     const int64_t count = pixels * channels, vectors = ceil_div(count, kLanes<float>);
@@ -50,7 +51,7 @@ struct Layer {
     });
   }
 
-  // The linear layer of the weight's rows from `first` on.
+  // A linear layer that uses the weight's rows from `first` on.
   PixelLinear<float> linear(const float* from, int64_t inputs, float* to, int64_t outputs, const Tensor<2>& weight,
                             const Tensor<1>& bias, int64_t first = 0) const {
     PixelLinear<float> found{pixels, inputs, outputs, from, to, weight, bias};

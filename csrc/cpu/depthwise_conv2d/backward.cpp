@@ -1,6 +1,6 @@
 // The gradients of the depthwise convolution.
 //
-// The gradient of the convolution passes through a second ring; where SiLU follows, the convolution is computed again.
+// The gradient of the convolution's output goes through a second ring; with SiLU, the convolution is recomputed.
 #include "cpu/depthwise_conv2d/loops.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -15,7 +15,8 @@ struct Backward {
   using V = Vec<T>;
   using Rows = Ring<T, kKernel>;
 
-  // A band of the backward pass: rows of dx, and rows of the output whose part of the filter's gradient it adds.
+  // A band of the backward pass: the rows of dx that it computes, and the rows of the output that it adds to the
+  // filter's gradient.
   struct Band {
     int64_t in_first, in_last, own_first, own_last;
 
@@ -26,15 +27,15 @@ struct Backward {
       own_last = band == bands - 1 ? l.out_rows : owner(l, in_last);
     }
 
-    // The first row of the output whose middle is at the input's row or below.
+    // The first output row whose window is centred at or below an input row.
     static int64_t owner(const Lattice& l, int64_t row) {
       return clamp(ceil_of(row - kKernel / 2, kStride), 0, l.out_rows);
     }
   };
 
-  static constexpr int kSums = kKernel * kKernel + 1;  // of the filter and the bias
+  static constexpr int kSums = kKernel * kKernel + 1;  // the filter and the bias
 
-  // The scratch memory of a thread, in vectors: zeros, a row, and the two rings of each lane.
+  // The layout of a thread's scratch memory, in vectors: zeros, a row, and two rings per lane.
   struct Layout {
     int64_t x_pitch, da_left, da_pitch, pairs, row, zeros, ring;
 
@@ -107,7 +108,7 @@ struct Backward {
                        Lane* lanes, V* row) {
     const Lattice l(q.forward.shape, item.index);
     const Band band(l, plan.bands, item.band);
-    // The rows next to the band reach into it, so that their gradient is needed too.
+    // The windows of rows next to the band reach into it, so their gradients are needed too.
     const int64_t begin = min(band.own_first, clamp(ceil_of(band.in_first - kKernel + 1, kStride), 0, l.out_rows));
     const int64_t end = max(band.own_last, clamp(ceil_of(band.in_last, kStride), 0, l.out_rows));
     for (int64_t block = item.first; block < item.last; ++block) {
@@ -128,7 +129,7 @@ struct Backward {
     }
   }
 
-  // Row t of the output: its gradient into the ring, and its part of the filter's gradient.
+  // Processes row t of the output: writes its gradient into the ring, and adds its part of the filter's gradient.
   static void take(const DepthwiseConv2dBackward& q, const Place& place, const Lattice& l, const Band& band, int64_t t,
                    Lane& lane, V* row) {
     const DepthwiseConv2dForward& p = q.forward;
@@ -154,7 +155,7 @@ struct Backward {
     lane.sum[kSums - 1] += total;
   }
 
-  // Rows of dx up to `last`, those from the lane's next on.
+  // Computes the rows of dx from the lane's next row up to `last`.
   static void go_back(const DepthwiseConv2dBackward& q, const Layout& layout, const Place& place, const Lattice& l,
                       Lane& lane, V* row, int64_t last) {
     const DepthwiseConv2dShape& s = q.forward.shape;
@@ -175,7 +176,7 @@ struct Backward {
     }
   }
 
-  // Adds what the parts of each block have, in their order.
+  // Adds the sums of each block's parts, in a fixed order.
   static void fold(const DepthwiseConv2dBackward& q, const Plan<T>& plan, const V* sums) {
     on_threads(min(plan.threads, plan.blocks), [&](int thread, int team) {
       const Share work = share(plan.blocks, team, thread);

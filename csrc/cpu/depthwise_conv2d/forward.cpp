@@ -1,4 +1,4 @@
-// Depthwise convolution of 3, 5 or 7, bias and SiLU.
+// Depthwise convolution with kernels of 3, 5 or 7, bias and SiLU.
 #include "cpu/depthwise_conv2d/loops.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"

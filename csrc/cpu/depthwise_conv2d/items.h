@@ -1,13 +1,13 @@
-// What both passes of the depthwise convolution share: the work items, the rows of a lane in memory, the ring that they
-// pass through, the filter, and the choice of a shape's types.
+// Shared by both passes of the depthwise convolution: work items, access to the rows of a lane, the ring buffer of
+// rows, the filter, and the choice of template arguments for a shape.
 //
-// A work item is a band of rows of one image in a few neighbouring vectors of channels, its lanes. A lane's rows pass
-// through a ring of k, packed into contiguous vectors with zeros at each end: layout, dtype, sizes that do not divide
-// evenly and the border are handled while packing, and every element is read from memory once. The lanes take turns at
-// every row, so that memory is read in runs of several lines, and a row is fetched while that before it is used.
+// A work item is a band of rows of one image in a few neighbouring vectors of channels, its lanes. A lane's rows are
+// packed into a ring buffer of k rows, as contiguous vectors with zeros at each end: packing handles layout, dtype,
+// sizes that do not divide evenly and the border, and every element is read from memory once. The lanes alternate at
+// every row, so that memory is read in runs of several lines, and a row is prefetched while the previous one is used.
 //
-// With a dilation d, rows h, h + d, h + 2 d, ... form a problem of their own without one: a class, of which there are
-// d. Row t of its output reads the rows stride * t .. stride * t + k - 1 of its input.
+// With dilation d, the rows h, h + d, h + 2 d, ... form a class: an independent problem without vertical dilation.
+// There are d classes. Row t of a class's output reads the rows stride * t .. stride * t + k - 1 of its input.
 #pragma once
 
 #include "cpu/depthwise_conv2d/depthwise_conv2d.h"
@@ -17,23 +17,24 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-constexpr int64_t kAbreast = 4;           // neighbouring pixels that share what they read
-constexpr int64_t kBandPixels = 1024;     // of a backward pass, at least: each band has sums and rows of its own
-constexpr int64_t kMaxLanes = 8;          // of an item
-constexpr int64_t kLaneBytes = 32 << 10;  // of the rings of an item, about: as much as the nearest caches hold
+constexpr int64_t kAbreast = 4;           // neighbouring pixels that share their loads
+constexpr int64_t kBandPixels = 1024;     // least pixels of a backward band: each has its own sums and extra rows
+constexpr int64_t kMaxLanes = 8;          // per item
+constexpr int64_t kLaneBytes = 32 << 10;  // for the rings of an item, about the size of the nearest caches
 
 inline int64_t whole(int64_t width) { return ceil_div(width, kAbreast) * kAbreast; }
 
 inline int64_t clamp(int64_t value, int64_t least, int64_t most) { return min(max(value, least), most); }
 
-// As `ceil_div`, of any sign.
+// Like `ceil_div`, for dividends of any sign.
 inline int64_t ceil_of(int64_t a, int64_t b) { return a > 0 ? ceil_div(a, b) : -(-a / b); }
 
-// Rows of one class: `row` of the output is first + dilation * row, that of the input base + dilation * row.
+// The rows of one class: row r of the class is row first + dilation * r of the output, or base + dilation * r of the
+// input.
 struct Lattice {
   int64_t step, first, base;
-  int64_t out_rows;           // of the output
-  int64_t in_first, in_last;  // rows of the input that are there
+  int64_t out_rows;           // rows of the output
+  int64_t in_first, in_last;  // existing rows of the input
 
   Lattice(const DepthwiseConv2dShape& s, int64_t index)
       : step(s.dilation),
@@ -44,7 +45,7 @@ struct Lattice {
         in_last(max(ceil_of(s.height - base, step), in_first)) {}
 };
 
-// Where the work of an item lies: blocks [first, last) of one vector of channels each.
+// The position of an item: blocks [first, last), each one vector of channels.
 struct Item {
   int64_t b, group, first, last, index, band;
 };
@@ -57,7 +58,7 @@ struct Place {
 template <typename T>
 struct Plan {
   int64_t channels, blocks, groups, classes, bands, items;
-  bool group_inside;  // else neighbouring items share their filters, which take a while to load beside a small map
+  bool group_inside;  // else neighbouring items share filters, whose loading takes long compared with a small map
   int threads;
 
   Plan(const DepthwiseConv2dForward& p, int64_t ring, bool backward)
@@ -67,18 +68,18 @@ struct Plan {
         classes(p.shape.dilation),
         group_inside(p.shape.out_height * p.shape.out_width >= kBandPixels) {
     const int64_t rows = ceil_div(p.shape.out_height, classes), pixels = rows * p.shape.out_width;
-    // The sums of a backward pass are of bands, so that they must not depend on the threads.
+    // The backward pass sums per band, so bands must not depend on the number of threads.
     bands = min(rows, backward ? max(pixels / kBandPixels, 1) : split(p.shape.batch * classes * groups, 64, p.threads));
     items = p.shape.batch * classes * bands * groups;
     threads = static_cast<int>(min(p.threads, items));
   }
 
-  // The most lanes of an item, whose rings take `ring` vectors each.
+  // The largest number of lanes of an item, with `ring` vectors of rings per lane.
   static int64_t lanes(int64_t ring) {
     return clamp(kLaneBytes / (ring * static_cast<int64_t>(sizeof(Vec<T>))), 1, kMaxLanes);
   }
 
-  // Items of the same channels.
+  // The number of items with the same channels.
   int64_t parts() const { return items / groups; }
 
   Item item(int64_t i) const {
@@ -87,7 +88,7 @@ struct Plan {
     return {part / bands / classes, group, of.first, of.last, part / bands % classes, part % bands};
   }
 
-  // An item's place among those of the same channels.
+  // The index of an item among those with the same channels.
   int64_t part(const Item& item) const { return (item.b * classes + item.index) * bands + item.band; }
 
   Place place(const Item& item, int64_t block) const {
@@ -96,7 +97,7 @@ struct Plan {
   }
 };
 
-// The pixels of a row in a lane.
+// The address of a lane's row.
 inline void* row_of(const Tensor<4>& image, const Place& place, int64_t h) {
   const int64_t* s = image.stride;
   return at(image, place.b * s[0] + place.d * s[1] + h * s[2]);
@@ -119,8 +120,8 @@ inline void prefetch_row(const Tensor<4>& image, const Place& place, int64_t h, 
   if (s[1] == 1) Expected<0>(row_of(image, place, h), image.dtype, 1, s[3], place.channels, width).all();
 }
 
-// Calls f(write) where write(w, v) puts pixel w of a row into memory at once, if a vector of it is one of the image's,
-// else into `row`, which is then stored.
+// Calls f(write), where write(w, v) writes pixel w of a row: directly to the image if its memory has the same vectors,
+// else to `row`, which is stored afterwards.
 template <typename T, typename F>
 MTLKIT_INLINE void with_row(const Tensor<4>& image, const Place& place, int64_t h, int64_t width, Vec<T>* row, F f) {
   if (image.stride[1] == 1 && image.dtype == dtype_of<T> && place.channels == kLanes<T>) {
@@ -135,12 +136,12 @@ MTLKIT_INLINE void with_row(const Tensor<4>& image, const Place& place, int64_t 
   }
 }
 
-// The last k packed rows of a map, `left` zeros before their pixels and zeros behind. Rows that the map does not have
-// are all zeros, too.
+// The last k packed rows of a map, with `left` zeros before the pixels and zeros after them. Rows outside the map are
+// zeros.
 template <typename T, int kKernel>
 class Ring {
  public:
-  // `memory` is zero at first; what is no pixel stays so.
+  // `memory` must be zero; elements that are not pixels stay zero.
   Ring(Vec<T>* memory, const Vec<T>* zeros, int64_t pitch, int64_t left)
       : memory_(memory), zeros_(zeros), pitch_(pitch), left_(left) {}
 
@@ -179,7 +180,7 @@ struct Filter {
     load_tile<T>(at(p.bias, place.d * p.bias.stride[0]), p.bias.dtype, p.bias.stride[0], 0, place.channels, 1, &bias);
   }
 
-  // The filter that carries a gradient back: turned by half a turn, without a bias.
+  // The filter for the input gradient: rotated by 180 degrees, without a bias.
   Filter turned() const {
     Filter result;
     for (int i = 0; i < kKernel * kKernel; ++i) result.taps[i] = taps[kKernel * kKernel - 1 - i];
@@ -205,7 +206,7 @@ void load_window(const DepthwiseConv2dForward& p, const Place& place, const Latt
   }
 }
 
-// Calls f with the Pass of a shape: of its type, kernel, stride, and whether it has a dilation.
+// Calls f with the Pass for a shape: its type, kernel, stride, and whether it has a dilation.
 template <template <typename, int, int, bool> class Pass, typename T, int kKernel, typename F>
 int with_stride(const DepthwiseConv2dShape& s, F f) {
   if (s.stride == 1 && s.dilation == 1) return f(Pass<T, kKernel, 1, false>{});

@@ -1,4 +1,4 @@
-// The loops over a row of the depthwise convolution: forward, back through the filter, and into the filter's gradient.
+// The loops over a row of the depthwise convolution: forward, input gradient, and filter gradient.
 #pragma once
 
 #include "cpu/depthwise_conv2d/items.h"
@@ -6,8 +6,7 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// The sums of the pixels from w on, `kPixels` neighbours, to f(pixel, sum). Without a dilation they share what they
-// read.
+// Calls f(pixel, sum) for kPixels neighbouring pixels from w on. Without dilation they share their loads.
 template <typename T, int kKernel, int kStride, bool kDilated, int kPixels, typename F>
 MTLKIT_INLINE void convolve_pixels(const Vec<T>* const* rows, int64_t w, int64_t dilation,
                                    const Filter<T, kKernel>& filter, F f) {
@@ -34,7 +33,7 @@ MTLKIT_INLINE void convolve_pixels(const Vec<T>* const* rows, int64_t w, int64_t
       }
     }
   };
-  if constexpr (kKernel == 3) {  // the registers hold its taps
+  if constexpr (kKernel == 3) {  // its taps fit in registers
     add(0), add(1), add(2);
   } else {
 #pragma GCC unroll 1
@@ -60,8 +59,8 @@ MTLKIT_INLINE void convolve(const Vec<T>* const* rows, int64_t width, int64_t di
   }
 }
 
-// The way back through stride 2: pairs of pixels of a padded input row, of which the even ones lie under even taps and
-// the odd ones under odd taps, as the row itself does (`odd`). rows[i / 2] is the gradient's row under tap row i.
+// The input gradient for stride 2, for pairs of pixels of a padded input row: even pixels only meet even taps and odd
+// pixels odd taps; likewise for rows, where `odd` is the parity. rows[i / 2] is the gradient's row for tap row i.
 template <typename T, int kKernel>
 MTLKIT_INLINE void spread(const Vec<T>* const* rows, int odd, int64_t pairs, const Filter<T, kKernel>& filter,
                           Vec<T>* out) {
@@ -87,7 +86,7 @@ MTLKIT_INLINE void spread(const Vec<T>* const* rows, int odd, int64_t pairs, con
   }
 }
 
-// As many rows of a filter's gradient as the registers hold with the gradients of kAbreast pixels.
+// The number of filter-gradient rows that fit in registers along with the gradients of kAbreast pixels.
 template <int kKernel>
 constexpr int kRowsAtOnce = kKernel == 3         ? 3
                             : kVectorBytes == 64 ? (kKernel == 5 ? 5 : 3)
@@ -121,7 +120,8 @@ MTLKIT_INLINE void add_pixels(const Vec<T>* const* rows, int64_t w, int64_t dila
   }
 }
 
-// Adds a row's part of the filter's gradient, whose gradient before SiLU is `da`; rows are those of x under it.
+// Adds the part of an output row to the filter's gradient; `da` is the row's gradient before SiLU, `rows` are the rows
+// of x that it reads.
 template <typename T, int kKernel, int kStride, bool kDilated, int kFirst = 0>
 MTLKIT_INLINE void add_to_filter(const Vec<T>* const* rows, int64_t width, int64_t dilation, const Vec<T>* da,
                                  Vec<T>* taps) {

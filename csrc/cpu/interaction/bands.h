@@ -1,9 +1,9 @@
-// Task interaction: what its passes share (formulas: interaction.h).
+// Task interaction: shared by its passes (formulas: interaction.h).
 //
-// In the gathering pass a work item is an image or a run of its pixels, taken in bands: some pixels of all channels,
-// packed into a panel of (C, pixels) whose size the second-level cache holds. That settles layout, dtype and ragged
-// counts in one place. The projected map comes from the panel in blocks of registers, and each block goes straight into
-// the sums.
+// In the reducing pass a work item is an image or a run of its pixels, processed in bands: some pixels, all channels,
+// packed into a panel (C, pixels) that fits in the second-level cache. Packing handles layout, dtype and sizes that do
+// not divide evenly in one place. The projected map is computed from the panel in blocks of registers, and each block
+// is added to the sums at once.
 #pragma once
 
 #include <algorithm>
@@ -18,8 +18,8 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Bytes of a band: forward what the second-level cache holds beside the weights; backward more, since each band passes
-// the gradient of the weights once, and otherwise a slab of a panel is at work at a time.
+// Bytes of a band. Forward, a band must fit in the second-level cache along with the weights. Backward it can be
+// larger: each band goes once through the gradient of the weights, and the rest works on a part of a panel at a time.
 inline constexpr int64_t kForwardBand = 128 << 10, kBackwardBand = 176 << 10;
 inline constexpr int64_t kMostPixels = 512;
 
@@ -40,7 +40,7 @@ MTLKIT_INLINE T exp_of(T x) {
   return exp2(splat(x) * kLog2E<T>)[0];
 }
 
-// Lane i of the result is set where first + i is in [from, to).
+// Lane i of the result is set if first + i is in [from, to).
 template <typename T>
 MTLKIT_INLINE Mask<T> lanes_within(int64_t first, int64_t from, int64_t to) {
   Mask<T> mask;
@@ -48,7 +48,7 @@ MTLKIT_INLINE Mask<T> lanes_within(int64_t first, int64_t from, int64_t to) {
   return mask;
 }
 
-// Hands out aligned pieces of one block of memory; without memory it only counts what is asked for.
+// Allocates aligned pieces of one block of memory; without memory it only adds up their sizes.
 template <typename T>
 class Arena {
  public:
@@ -67,7 +67,7 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// How the map is cut, worked out once a call.
+// The division of the map into items and bands, computed once per call.
 template <typename T>
 struct Cut {
   int64_t channels, pixels, width, halo, band, pitch, start;
@@ -86,12 +86,12 @@ struct Cut {
     chunk = round_up(ceil_div(pixels, splits), step);
     splits = ceil_div(pixels, chunk);
     items = p.shape.batch * splits;
-    band = round_up(ceil_div(chunk, ceil_div(chunk, longest)), kLanes<T>);  // of even lengths
+    band = round_up(ceil_div(chunk, ceil_div(chunk, longest)), kLanes<T>);  // bands of equal length
     pitch = pitch_of<T>(start + round_up(band, kLanes<T>) + halo + kLanes<T>);
     threads = static_cast<int>(max(1, min(p.threads, items)));
   }
 
-  // The band behind the one that starts at pixel `first` of an item, or that of the next item.
+  // The band after the one that starts at pixel `first` of an item; after the last, the first band of the next item.
   Ahead behind(const Tensor<3>& map, int64_t item, int64_t first) const {
     first += band;
     if (first >= last(item)) {
@@ -110,8 +110,8 @@ struct Cut {
   int64_t first(int64_t item) const { return item % splits * chunk; }
   int64_t last(int64_t item) const { return min(pixels, first(item) + chunk); }
 
-  // Calls f(pixel, place, count) for the runs of pixels that stand for [first - halo, first + count + halo), whose
-  // places are counted from `first`. Where the halo lies outside the image, the nearest row stands in.
+  // Calls f(pixel, place, count) for runs of pixels that cover [first - halo, first + count + halo); places count from
+  // `first`. Outside the image, the halo repeats the nearest row.
   template <typename F>
   void each_run(int64_t first, int64_t count, F f) const {
     for (int64_t l = first - halo; l < first + count + halo;) {
@@ -163,7 +163,7 @@ struct Projection {
   bool ok() const { return memory.ok(); }
 };
 
-// Where the signs of the projection stand, from pixel `first` of an image on.
+// The index of the projection's signs, from pixel `first` of an image on.
 template <typename T>
 int64_t signs_at(const Cut<T>& cut, const Projection<T>& projection, int64_t b, int64_t first) {
   return b * projection.rows * ceil_div(cut.pixels, kLanes<T>) + first / kLanes<T>;

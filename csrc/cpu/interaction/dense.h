@@ -1,7 +1,7 @@
-// Small dense layers on a few rows of vectors, and their gradients. All matrices are row-major and without gaps.
+// Small dense layers on a few rows, and their gradients. All matrices are row-major and contiguous.
 //
-// A block of 4 x 4 vectors is summed in registers; rows beyond the last repeat it, and are not written. Each element is
-// summed in an order that the depth alone decides.
+// A block of 4 x 4 vectors is summed in registers; rows beyond the last repeat the last one and are not written. The
+// order of each element's sum depends only on the depth.
 #pragma once
 
 #include "cpu/element.h"
@@ -15,7 +15,7 @@ inline constexpr int kSide = 4;
 template <typename T>
 using ElementOf = Element<dtype_of<T>>;
 
-// Up to a vector of neighbours, of `left` that there are; what is missing is 0.
+// Loads a vector of which `left` elements exist; the others are 0.
 template <typename T>
 MTLKIT_INLINE Vec<T> load_left(const T* p, int64_t left) {
   return left >= kLanes<T> ? load(p) : left > 0 ? read_some<T, ElementOf<T>>(p, left) : Vec<T>{};
@@ -30,7 +30,7 @@ MTLKIT_INLINE void store_left(T* p, Vec<T> v, int64_t left) {
   }
 }
 
-// y[i] = f(y[i]) for whole vectors of `count` numbers.
+// y[i] = f(y[i]) for `count` numbers, a vector at a time.
 template <typename T, typename F>
 MTLKIT_INLINE void transform(T* y, int64_t count, F f) {
   for (int64_t i = 0; i < count; i += kLanes<T>) store_left(y + i, f(load_left(y + i, count - i)), count - i);
@@ -76,8 +76,8 @@ void linear(const T* x, int64_t images, int64_t depth, const T* weight, const T*
   }
 }
 
-// out[m][n] (+)= sum_k a(m, k) b[k][n] for m of a share of rows and n of a share of columns: a(m, k) lies at
-// a + m * row_stride + k * depth_stride; b and out have `width` columns.
+// out[m][n] (+)= sum_k a(m, k) b[k][n] for m in a share of rows and n in a share of columns: a(m, k) is at a + m *
+// row_stride + k * depth_stride; b and out have `width` columns.
 template <typename T>
 void product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth, const T* b, int64_t width, Share rows,
              Share columns, bool add, T* out) {
@@ -117,9 +117,8 @@ void product(const T* a, int64_t row_stride, int64_t depth_stride, int64_t depth
   }
 }
 
-// What a thread adds to the gradients of y = weight x + bias, given dy (images, rows): the columns of its share of
-// dx (images, depth), to which it adds where asked, and the rows of its share of dweight and dbias. All three may be
-// null.
+// A thread's share of the gradients of y = weight x + bias, given dy (images, rows): columns of dx (images, depth), to
+// which it adds if `add`, and rows of dweight and dbias. All three may be null.
 template <typename T>
 void pull_linear(const T* dy, const T* x, const T* weight, int64_t images, int64_t rows, int64_t depth, int thread,
                  int team, bool add, T* dx, T* dweight, T* dbias) {

@@ -1,5 +1,5 @@
 // Task interaction: from the sums over a map to the factors of its channels, forward and backward (formulas:
-// mtlkit/operators/interaction). Threads divide the rows of the layers; what is left over takes a few thousand
+// mtlkit/operators/interaction). Threads divide the rows of the layers; the remaining work is a few thousand
 // operations.
 #include "cpu/interaction/gating.h"
 
@@ -11,10 +11,10 @@ namespace MTLKIT_ISA {
 namespace {
 
 constexpr int kSignals = 3;
-constexpr double kShortest = 1e-12;  // below it, a squared length counts as this in the cosine
+constexpr double kShortest = 1e-12;  // lower bound of squared lengths in the cosine
 constexpr double kNormaliserEps = 1e-8;
 
-// The sum of a[i] times what `other` gives as the vector from i on.
+// The dot product of a with `other`, where other(i) returns a vector of elements from i on.
 template <typename T, typename F>
 T dot(const T* a, int64_t count, F other) {
   Vec<T> sum{};
@@ -39,13 +39,13 @@ T logistic(T x) {
   return sigmoid(splat(x))[0];
 }
 
-// What forward and backward share: the arguments with their types, and what forward keeps.
+// Shared by forward and backward: the arguments with their types, and the values that forward saves.
 template <typename T>
 struct Level {
   const InteractionGatingForward& p;
   const int64_t B = p.shape.batch, C = p.shape.channels, P = p.shape.projected, F = p.shape.features,
                 H = p.shape.hidden, Q = p.shape.queries;
-  const int count = p.alignment ? 3 : 2;  // of signals
+  const int count = p.alignment ? 3 : 2;  // number of signals
   const T *mean = typed(p.mean), *variance = typed(p.variance), *energy = typed(p.energy), *pooled = typed(p.pooled),
           *f = typed(p.f);
   T *mu = typed(p.mu), *enhanced = typed(p.enhanced), *gates = typed(p.gates);
@@ -74,7 +74,7 @@ struct Level {
     }
   }
 
-  // What UPA's layers see of image b.
+  // The normalised signals of image b, the input of UPA's layers.
   void normalised_signals(int64_t b, const T* divisor, T* u) const {
     for (int i = 0; i < count; ++i) u[i] = signal(i)[b] / divisor[i];
   }
@@ -94,7 +94,7 @@ struct Level {
     return z < 0 ? 0 : z;
   }
 
-  // The shift that TIM gives the means of the map and the vector, of image b.
+  // TIM's changes to the means of the map and to the vector, for image b.
   void shifts(int64_t b, T* seg, T* clf) const {
     for (int64_t c = 0; c < C; ++c) seg[b * C + c] = (mu[b * C + c] - 1) * mean[b * C + c];
     for (int64_t j = 0; j < F; ++j) clf[b * F + j] = enhanced[b * F + j] - f[b * F + j];
@@ -113,7 +113,7 @@ struct Forward : Level<T> {
   using L::B, L::C, L::P, L::F, L::H, L::Q, L::p, L::mean, L::f, L::mu, L::enhanced, L::gates, L::context, L::clf_gate,
       L::gain, L::seg_gate, L::seg_query, L::clf_query, L::centre, L::slope, L::weight, L::signal, L::typed;
 
-  // Statistics of the batch normalisation for features of a share.
+  // Computes the statistics of the batch normalisation for a share of the features.
   void find_statistics(Share work) const {
     T *running_mean = typed(p.norm_mean), *running_var = typed(p.norm_var);
     const T images = static_cast<T>(B), momentum = static_cast<T>(p.momentum);
@@ -163,7 +163,7 @@ struct Forward : Level<T> {
       for (int i = 0; i < 2; ++i) w[i] = logistic<T>(z[i]);
       return;
     }
-    w[0] = logistic<T>(z[0] - z[1]);  // the softmax of two
+    w[0] = logistic<T>(z[0] - z[1]);  // softmax over two logits
     w[1] = logistic<T>(z[1] - z[0]);
   }
 
@@ -248,7 +248,7 @@ struct Backward : Level<T> {
   T* dweight(GatingWeight which) const { return typed(q.dweights[which]); }
   static T given(const void* values, int64_t i) { return values ? typed(values)[i] : 0; }
 
-  // Through the gates of image b, to the normalised signals; adds to the gradients of UPA's layers.
+  // The gradient through the gates of image b to the normalised signals; adds to the gradients of UPA's layers.
   void pull_gates(int64_t b, const T* divisor, T* du) const {
     const T* w = gates + b * 2;
     T dw[2] = {given(q.dgates, 2 * b), given(q.dgates, 2 * b + 1)}, dz[2];
@@ -286,7 +286,7 @@ struct Backward : Level<T> {
     if (T* target = dweight(which)) target[i] += value;
   }
 
-  // Gradients of the signals, in place of those of the normalised ones.
+  // Replaces the gradients of the normalised signals by those of the signals.
   void pull_normaliser(const T* divisor) const {
     for (int i = 0; i < count; ++i) {
       T* d = dsignals + i * B;
@@ -297,14 +297,14 @@ struct Backward : Level<T> {
     }
   }
 
-  // Of the cosine of two queries, (a . b) / (|a| |b|), to a.
+  // The gradient of a, from that of the cosine of two queries, (a . b) / (|a| |b|).
   void pull_cosine(const T* a, const T* b, T dcosine, T* da) const {
     const T square = dot<T>(a, a, Q), inverse = this->inverse_length(a), other = this->inverse_length(b);
     const T along = square < static_cast<T>(kShortest) ? 0 : dot<T>(a, b, Q) * inverse * inverse;
     for (int64_t i = 0; i < Q; ++i) da[i] = dcosine * inverse * other * (b[i] - along * a[i]);
   }
 
-  // Gradients of mu and of the enhanced vector, but for what the queries add.
+  // Gradients of mu and of the enhanced vector, without the part through the queries.
   void pull_signals(int64_t b) const {
     const T *w = gates + b * 2, *e = enhanced + b * F, mean_e = sum_of<T>(e, F) / static_cast<T>(F);
     const T dseg = dsignals[b], features = static_cast<T>(F), channels = static_cast<T>(C);
@@ -328,11 +328,11 @@ struct Backward : Level<T> {
     }
   }
 
-  // Through the two projections of three signals.
+  // With three signals: the gradient through the two query projections.
   void pull_queries() const {
     for (int64_t b = 0; b < B; ++b) this->shifts(b, seg_shift, clf_shift);
     on_threads(p.threads, [&](int thread, int team) {
-      // the shifts' gradients take the place of those that are not yet there
+      // dgain and dclf_gate are not needed yet, and hold the shifts' gradients meanwhile
       pull_linear<T>(dseg_query, seg_shift, weight(kSegProj), B, Q, C, thread, team, false, dgain, dweight(kSegProj),
                      nullptr);
       pull_linear<T>(dclf_query, clf_shift, weight(kClfProj), B, Q, F, thread, team, false, dclf_gate,
@@ -348,7 +348,7 @@ struct Backward : Level<T> {
     }
   }
 
-  // From the normalised context, whose gradient is at hand, to the projection's sums before their ReLU.
+  // Given the gradient of the normalised context, computes that of the context before its ReLU.
   void pull_norm() const {
     const T images = static_cast<T>(B);
     for (int64_t j = 0; j < F; ++j) {

@@ -16,7 +16,7 @@ struct InteractionGatingForward {
   GatingShape shape;
   double tau, momentum, eps;
   bool alignment;          // signals: alignment, energy, spread; else the two variances
-  bool training;           // the batch's statistics normalise, and the running ones follow
+  bool training;           // normalise by the batch's statistics and update the running ones
   const void* mean;        // (B, C)
   const void* variance;    // (B, C), read for two signals
   const void* energy;      // (B), read for three
@@ -32,20 +32,20 @@ struct InteractionGatingForward {
   void* enhanced;                // (B, F)
   void* gates;                   // (B, 2)
   std::array<void*, 3> signals;  // (B) each
-  void* kept;                    // for the backward pass, 2 B (F + C + Q) + 2 F elements
+  void* kept;                    // saved for the backward pass, 2 B (F + C + Q) + 2 F elements
   bool use_double;               // the type of computation: double or float
   int threads;
 };
 
 struct InteractionGatingBackward {
-  InteractionGatingForward forward;  // as it was; all but factors, clf and the running statistics are read
-  const void* dfactors;              // (B, C), null for zeros, as the next five
+  InteractionGatingForward forward;  // as in forward; reads all but factors, clf and the running statistics
+  const void* dfactors;              // (B, C), null for zeros, like the next five
   const void* dmu;                   // (B, C)
   const void* dclf;                  // (B, F)
   const void* denhanced;             // (B, F)
   const void* dgates;                // (B, 2)
   std::array<void*, 3> dsignals;     // (B) each
-  void* dmean;                       // (B, C), null if not wanted, as all that follow
+  void* dmean;                       // (B, C), null if not wanted, like all that follow
   void* dvariance;                   // (B, C)
   void* denergy;                     // (B)
   void* dpooled;                     // (B, P)

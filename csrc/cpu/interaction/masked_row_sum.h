@@ -1,8 +1,8 @@
-// Sums of chosen rows of a panel: the product of a matrix of zeros and ones with it.
+// Sums of selected rows of a panel: the product of a matrix of zeros and ones with the panel.
 //
-// Such a matrix needs no multiplication. Of every three of its rows two are multiplied all the same, and for the third
-// the place of what is to be added is looked up: a row of the panel, or one of zeros. Multiply-adds and additions so
-// fill ports of their own, where a core has these.
+// Such a matrix needs no multiplications. Still, two of every three of its rows use multiply-adds; the third looks up
+// the row to add, which is a row of the panel or a row of zeros. On cores with separate ports for additions, this keeps
+// both kinds of port busy.
 #pragma once
 
 #include <type_traits>
@@ -12,7 +12,8 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// Rows and vectors that are summed in registers at once, and the panel's rows whose part the first-level cache holds.
+// Rows and vectors that are summed in registers at once, and the rows of the panel whose part fits in the first-level
+// cache.
 inline constexpr int kChoiceRows = 6, kThird = 3;
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int kChoiceColumns = 4;
@@ -20,13 +21,13 @@ inline constexpr int kChoiceColumns = 4;
 inline constexpr int kChoiceColumns = 2;
 #endif
 inline constexpr int64_t kChoiceDepth = 128;
-// Whether looking up pays. With AVX2 a block has so few vectors that loads, not multiply-adds, are what it waits for.
+// Whether looking up pays. With AVX2 a block has so few vectors that loads limit it, not multiply-adds.
 inline constexpr bool kLooksUp = kVectorBytes != 32;
 
-// Whether a row is one of those whose summands are looked up.
+// Whether the summands of a row are looked up.
 constexpr bool is_third(int64_t row) { return row % kThird == kThird - 1; }
 
-// Where a row stands, in elements from the row of zeros.
+// The position of a row, in elements from the row of zeros.
 template <typename T>
 using Place = std::remove_reference_t<decltype(Mask<T>{}[0])>;
 
@@ -42,11 +43,11 @@ MTLKIT_INLINE void store_mask(Place<T>* places, Mask<T> mask) {
   std::memcpy(places, &mask, sizeof mask);
 }
 
-// `stride` elements lie from row to row where `by_rows`, and the elements of a row side by side; else the other way.
+// The matrix of choices. With `by_rows`, rows are contiguous and `stride` elements apart; else columns are.
 template <typename T, bool by_rows>
 struct Choice {
   const T* numbers;
-  const Place<T>* places;  // of zeros and ones alone; null for other numbers
+  const Place<T>* places;  // only if all numbers are 0 or 1, else null
   int64_t stride;
 };
 
@@ -56,8 +57,8 @@ struct Rows {
   int64_t pitch, vectors;
 };
 
-// sum[i][j] = the sum of choice[row + i][k] panel[k][vector + j] over k of [first, last). A function of its own, since
-// the loop needs all registers that there are.
+// sum[i][j] = the sum of choice[row + i][k] panel[k][vector + j] over k in [first, last). Not inlined, since the loop
+// needs all registers.
 template <typename T, int columns, bool looked_up, bool by_rows>
 [[gnu::noinline]] void sum_block(const Choice<T, by_rows>& choice, int64_t row, int64_t first, int64_t last,
                                  const Rows<T>& panel, int64_t vector, Vec<T>* total) {
@@ -110,8 +111,8 @@ MTLKIT_INLINE void with_count(int64_t count, F f) {
   f(std::integral_constant<int, most>{});
 }
 
-// Calls put(row, vector, sum) for all of `rows`, rounded up to whole blocks, and the panel's `vectors`: for each some
-// times, with the sums of a part of the depth. Meanwhile what lies `ahead` is fetched.
+// Calls put(row, vector, sum) for all `rows`, rounded up to whole blocks, and all vectors of the panel, once for each
+// part of the depth, with the sums over that part. Prefetches `ahead` meanwhile.
 template <typename T, bool by_rows, typename F>
 void sum_chosen(const Choice<T, by_rows>& choice, int64_t rows, int64_t depth, const Rows<T>& panel, Ahead ahead,
                 F put) {

@@ -1,4 +1,4 @@
-// Panels: matrices packed into whole vectors of the type of computation, and the product of two.
+// Panels: matrices packed into whole vectors of the type of computation, and their products.
 #pragma once
 
 #include "cpu/tile_io.h"
@@ -14,15 +14,15 @@ inline constexpr int kRows = 6;
 #endif
 inline constexpr int kColumns = 2;
 
-// Elements from row to row of a panel with so many columns: whole vectors, and no large power of two, whose rows would
-// all compete for the same lines of the first-level cache.
+// The pitch of a panel, in elements: whole vectors, but not a large power of two, where all rows would compete for the
+// same lines of the first-level cache.
 template <typename T>
 MTLKIT_INLINE int64_t pitch_of(int64_t columns) {
   const int64_t pitch = round_up(columns, kLanes<T>);
   return pitch * sizeof(T) % 1024 ? pitch : pitch + kLanes<T>;
 }
 
-// sum[i][j] += a[i][k] b[k][j], over k: kRows rows of numbers by columns of vectors.
+// sum[i][j] += a[i][k] b[k][j], summed over k: kRows rows of scalars by columns of vectors.
 template <typename T, int columns>
 MTLKIT_INLINE void multiply(const T* a, int64_t a_pitch, const T* b, int64_t b_pitch, int64_t depth,
                             Vec<T> (&sum)[kRows][columns]) {
@@ -46,7 +46,7 @@ MTLKIT_INLINE void multiply(const T* a, int64_t a_pitch, const T* b, int64_t b_p
   }
 }
 
-// Calls f(std::integral_constant<int, columns>{}, j) for vectors j, j + 1, ... of `count`, as many at once as go.
+// Calls f(std::integral_constant<int, columns>{}, j) for `count` vectors, kColumns at a time and then one at a time.
 template <typename F>
 MTLKIT_INLINE void by_columns(int64_t count, F f) {
   int64_t j = 0;
@@ -54,8 +54,9 @@ MTLKIT_INLINE void by_columns(int64_t count, F f) {
   for (; j < count; ++j) f(std::integral_constant<int, 1>{}, j);
 }
 
-// panel[row][column] <- element at data + row * row_stride + column * column_stride, in whole vectors; what lies behind
-// the last column is 0. `ahead` asks for as many again behind them of what lies side by side, columns or rows.
+// panel[row][column] <- element at data + row * row_stride + column * column_stride, in whole vectors; elements after
+// the last column are 0. `ahead` also prefetches the same number of following columns or rows, along the contiguous
+// dimension.
 template <typename T>
 void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
           T* panel, int64_t pitch, bool ahead = false) {
@@ -98,7 +99,7 @@ void pack(const void* data, DType dtype, int64_t row_stride, int64_t column_stri
   });
 }
 
-// The way back: only the first `columns` of a row are written.
+// The reverse of `pack`: writes only the first `columns` of a row.
 template <typename T>
 void unpack(void* data, DType dtype, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t columns,
             const T* panel, int64_t pitch) {
@@ -134,7 +135,7 @@ void unpack(void* data, DType dtype, int64_t row_stride, int64_t column_stride, 
   });
 }
 
-// Asks for the memory of a panel to come, some cache lines at a time, while other work is done.
+// Prefetches the memory of the next panel, some cache lines at a time, during other work.
 class Ahead {
  public:
   Ahead() = default;
@@ -147,7 +148,7 @@ class Ahead {
     left_ = (by_columns ? rows : columns) * lines_;
   }
 
-  // The lines that are left, shared out among so many steps.
+  // The remaining lines per step, for a number of steps.
   int64_t share(int64_t steps) const { return ceil_div(left_, steps); }
 
   MTLKIT_INLINE void step(int64_t lines) {

@@ -1,4 +1,4 @@
-// Task interaction: the gradient of the gathering pass, and with it that of the scaling pass.
+// Task interaction: the gradient of the reducing pass, together with that of the scaling pass.
 #include "cpu/interaction/bands.h"
 #include "cpu/interaction/masked_row_sum.h"
 
@@ -6,29 +6,29 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// With S_pl = share_l where z_pl > 0, else 0:
+// With S_pl = share_l if z_pl > 0, else 0:
 //
 //   dweight = dpooled S x^T      dbias = dpooled sum_l S      dx = (dpooled weight)^T S
 //
-// Without attention all shares are 1 / L, which go to dpooled and leave zeros and ones. With attention and
-// t_l = share_l (sum_p dpooled_p (z_pl - pooled_p)): dattn = t x^T and dx += attn t, so that t is one more row of S,
-// attn one more row of the weight, and 1 the number before both.
+// Without attention all shares are 1 / L; this factor is moved to dpooled, and S consists of zeros and ones. With
+// attention and t_l = share_l (sum_p dpooled_p (z_pl - pooled_p)): dattn = t x^T and dx += attn t, so t is one more row
+// of S and attn one more row of the weight, with the factor 1.
 //
-// Here a panel is a row of channels for each pixel, so that both products run along channels.
+// Here a panel has one row of channels per pixel, so that both products run along channels.
 template <typename T>
 struct Pulled {
-  // zeros at first
-  T* s;                       // S, a row of pixels for each projected channel
-  Place<T>*weights, *pixels;  // the same, looked up: places of rows of weight, and of x
+  // must be zero initially
+  T* s;                       // S, one row of pixels per projected channel
+  Place<T>*weights, *pixels;  // S for look-ups: the places of rows of weight, and of x
   T* dweight;                 // and dattn
   Vec<T>* dbias;
-  T* zeros;                          // a row
-  T *mean, *slope, *level, *factor;  // of the channels of an image
-  // anything at first
-  T *number, *weight;              // what stands before the rows of S, and the rows of weight and attn times that
-  T *x, *y;                        // of a band: x with its halo, and the gradients of y and x
-  T *x_channels, *share, *dshare;  // for the projection worked out again: a row of pixels for each channel
-  Place<T>* place;                 // of the pixels of a band in x
+  T* zeros;                          // one row
+  T *mean, *slope, *level, *factor;  // per channel of an image
+  // need not be initialised
+  T *number, *weight;              // the factors of the rows of S; the rows of weight and attn times these factors
+  T *x, *y;                        // of a band: x with its halo; first dy, then dx
+  T *x_channels, *share, *dshare;  // to recompute the projection: one row of pixels per channel
+  Place<T>* place;                 // places of a band's pixels in x
 };
 
 template <typename T>
@@ -53,10 +53,10 @@ struct Backward {
         weights(pooled && (q.dweight || q.dbias || q.dattn)),
         by_signs(pooled && p.signs),
         looked_up(by_signs && kLooksUp) {
-    pitch = looked_up ? 3 * length : length;  // numbers and places lie side by side
+    pitch = looked_up ? 3 * length : length;  // a row holds numbers and places
   }
 
-  // `zeros` becomes the count of what must be zero at first.
+  // `zeros` receives the number of elements that must be zero initially.
   Pulled<T> take(Arena<T>& arena, int64_t* zeros = nullptr) const {
     Pulled<T> g;
     g.s = arena.take(pooled ? rows * pitch : 0);
@@ -77,7 +77,7 @@ struct Backward {
     return g;
   }
 
-  // What is the same for all pixels of an image.
+  // Computes the values that are the same for all pixels of an image.
   void load_image(int64_t b, const Pulled<T>& g) const {
     const int64_t C = cut.channels, P = projection.projected;
     const T pixels = static_cast<T>(cut.pixels);
@@ -99,7 +99,7 @@ struct Backward {
     std::fill(g.number + depth, g.number + rows, T{0});
   }
 
-  // S from the signs that the forward pass has left; adds to dbias.
+  // Computes S from the signs that the forward pass saved; adds to dbias.
   void choose_by_signs(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
     constexpr int lanes = kLanes<T>;
     const int64_t signs_pitch = ceil_div(cut.pixels, lanes);
@@ -126,7 +126,7 @@ struct Backward {
     }
   }
 
-  // The share of each pixel of a band in the pooled values, 0 behind its last.
+  // Computes the share of each pixel of a band in the pooled values; 0 after the last pixel.
   void find_share(int64_t b, int64_t count, const Pulled<T>& g) const {
     constexpr int lanes = kLanes<T>;
     const int64_t vectors = ceil_div(count, lanes);
@@ -143,7 +143,7 @@ struct Backward {
     }
   }
 
-  // S with the projection worked out again; adds to dbias.
+  // Computes S by recomputing the projection; adds to dbias.
   void choose_by_projection(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
     constexpr int lanes = kLanes<T>;
     const int64_t vectors = ceil_div(count, lanes), P = projection.projected;
@@ -199,7 +199,7 @@ struct Backward {
     });
   }
 
-  // The derivative of the absolute differences of pixel (h, w) from its neighbours: a count of signs.
+  // The derivative of the absolute differences between pixel (h, w) and its neighbours: a sum of signs.
   MTLKIT_INLINE Vec<T> pull_energy(const T* x, int64_t pitch, int64_t h, int64_t w) const {
     const Vec<T> v = load(x);
     Mask<T> signs{};
@@ -214,7 +214,7 @@ struct Backward {
     return __builtin_convertvector(signs, Vec<T>);
   }
 
-  // The gradient of a band of x but for what comes through the projection. It takes the place of dy in its panel.
+  // Computes the gradient of a band of x, except the part through the projection. It overwrites dy in its panel.
   template <bool with_dy, bool with_energy>
   void pull_moments(int64_t b, int64_t first, int64_t count, const Pulled<T>& g) const {
     const int64_t C = cut.channels, width = cut.width, pitch = wide;
@@ -297,7 +297,7 @@ struct Backward {
     return kOk;
   }
 
-  // Adds up what the threads have gathered, in their order.
+  // Adds the sums of the threads, in a fixed order.
   void write_weights(T* memory, int64_t size) const {
     const int64_t C = cut.channels, P = projection.projected;
     Arena<T> arena(memory);

@@ -1,14 +1,14 @@
-// Task interaction: the pass that gathers sums over a map.
+// Task interaction: the pass that computes sums over a map.
 #include "cpu/interaction/bands.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// A channel's moments are taken about the mean of its first pixels, which keeps them from drowning in a large mean.
+// A channel's moments are computed about the mean of its first pixels, to avoid cancellation if its mean is large.
 constexpr int64_t kShiftPixels = 16;
 
-// What a thread gathers of an item.
+// The memory of a thread for an item.
 template <typename T>
 struct Gathered {
   T *panel, *shift, *share;
@@ -27,8 +27,8 @@ struct Gathered {
         across(reinterpret_cast<Mask<T>*>(arena.take_vectors(ceil_div(cut.band, kLanes<T>)))) {}
 };
 
-// The sums of an item, as they are added up over the items of an image: 2 C moments about the shift, P pooled values,
-// energy, and the largest logit and the sum of exponentials about it.
+// The sums of an item, to be added over the items of an image: 2 C moments about the shift, P pooled values, energy,
+// and the largest logit and the sum of exponentials relative to it.
 template <typename T>
 struct Sums {
   int64_t channels, projected;
@@ -53,12 +53,12 @@ void find_shift(const InteractionReduceForward& p, const Cut<T>& cut, int64_t b,
       T sum = 0;
       for (int64_t l = 0; l < some; ++l) sum += rows[i * kShiftPixels + l];
       sum /= static_cast<T>(some);
-      shift[c + i] = sum - sum == 0 ? sum : 0;  // about inf or NaN nothing can be counted
+      shift[c + i] = sum - sum == 0 ? sum : 0;  // inf or NaN cannot be a shift
     }
   }
 }
 
-// Adds the moments of a band: what is behind its last pixel is left out.
+// Adds the moments of a band, without the padding after its last pixel.
 template <typename T>
 void add_moments(const Cut<T>& cut, int64_t count, const Gathered<T>& g) {
   constexpr int lanes = kLanes<T>;
@@ -87,7 +87,7 @@ void add_moments(const Cut<T>& cut, int64_t count, const Gathered<T>& g) {
   }
 }
 
-// Adds the absolute differences of each pixel of a band from those below and to the right of it.
+// Adds the absolute differences between each pixel of a band and its lower and right neighbours.
 template <typename T>
 void add_energy(const Cut<T>& cut, int64_t first, int64_t count, const Gathered<T>& g) {
   constexpr int lanes = kLanes<T>;
@@ -110,8 +110,8 @@ void add_energy(const Cut<T>& cut, int64_t first, int64_t count, const Gathered<
   }
 }
 
-// Adds the projections of a band, each pixel by its share. With attention the shares are exponentials about the largest
-// logit so far, and what was summed about a smaller one is scaled down.
+// Adds the projections of a band, each pixel weighted by its share. With attention the shares are exponentials relative
+// to the largest logit so far; when a larger one appears, the earlier sums are scaled down.
 template <typename T>
 void add_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t count, bool attend, const Gathered<T>& g,
                 T* softmax, uint16_t* signs, Ahead ahead) {
@@ -194,7 +194,7 @@ void gather(const InteractionReduceForward& p, const Cut<T>& cut, const Projecti
   *sums.energy(out) = energy;
 }
 
-// Adds up the items of image b, in their order, and writes its results.
+// Adds the items of image b, in a fixed order, and writes its results.
 template <typename T>
 void finish(const InteractionReduceForward& p, const Cut<T>& cut, const Sums<T>& sums, int64_t b, T* items, T* shift) {
   const int64_t C = cut.channels, P = sums.projected;

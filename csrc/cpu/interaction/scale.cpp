@@ -9,8 +9,8 @@ bool pixels_side_by_side(const Tensor<3>& map, const InteractionShape& s) {
   return map.stride[2] == 1 && (map.stride[1] != 1 || s.pixels() > 1);
 }
 
-// y = x factors, row by row: of pixels with one factor, or of channels with a factor each. Rows are taken from the last
-// to the first, since the end of the map is what the gathering pass has left in the caches.
+// y = x factors, row by row: rows of pixels with one factor, or rows of channels with one factor per channel. Rows run
+// from the last to the first, because the reducing pass leaves the end of the map in the caches.
 template <typename T, typename E>
 void scale(const InteractionScaleForward& p) {
   constexpr int lanes = kLanes<T>;
@@ -42,8 +42,8 @@ void scale(const InteractionScaleForward& p) {
   });
 }
 
-// dfactors = sum_l x dy. Sums run over blocks of pixels and then over the blocks; rows from the last to the first, so
-// that the first are in the caches when the gradient of the gathering pass begins with them.
+// dfactors = sum_l x dy, summed within blocks of pixels and then over the blocks. Rows run from the last to the first,
+// so that the first rows are in the caches when the gradient of the reducing pass starts with them.
 template <typename T, typename E>
 int pull_factors(const InteractionScaleBackward& q) {
   constexpr int lanes = kLanes<T>;
