@@ -1,12 +1,12 @@
 // Depthwise causal convolution of a few taps, bias and SiLU.
 //
-// Two bodies serve all layouts. Where channels lie side by side, vectors run over the channels: a column, one vector
-// wide, walks the tokens with its last w values in registers, a tile of tokens at a time, so that the next column finds
-// its pages and lines near. Elsewhere vectors run over the tokens of one channel, which pass through a buffer that
-// settles dtype, stride and what is before the first token.
+// There are two implementations. If channels are contiguous, vectors run over the channels: a column, one vector wide,
+// walks over a tile of tokens with its last w values in registers; then the next column does, whose pages and lines are
+// already near. For all other layouts vectors run over the tokens of one channel, which go through a buffer that
+// handles dtype, stride and the tokens before the first.
 //
-// A sequence begins with its initial states or zeros and ends at a boundary; the bodies are given one at a time, or a
-// part of it, and the backward pass walks it from the end, where the gradients that a token needs come from.
+// A sequence begins with its initial states or zeros and ends at a boundary. The implementations process one sequence,
+// or a part of one, at a time. The backward pass walks from the end, because a token's gradient depends on later ones.
 #include "cpu/causal_conv1d.h"
 
 #include "cpu/kernels.h"
@@ -19,19 +19,18 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;      // tokens of a tile of columns
-constexpr int64_t kLeastRun = 16;  // tokens that are worth a thread
-constexpr int64_t kPiece = 512;    // tokens of a channel in a buffer
-constexpr int64_t kAround = 16;    // elements of a buffer before the first token and behind the last
+constexpr int64_t kTile = 64;      // tokens per tile
+constexpr int64_t kLeastRun = 16;  // tokens per thread, at least
+constexpr int64_t kPiece = 512;    // tokens per buffer
+constexpr int64_t kAround = 16;    // elements of a buffer before the first token and after the last
 
-// Tokens [first, last) of the sequence that begins with `start` and ends before `stop`. Both are exact as far as a
-// filter reaches.
+// Tokens [first, last) of the sequence [start, stop). start and stop are exact only within the reach of a filter.
 struct Part {
   int64_t first, last, start, stop;
 };
 
-// Calls f for each part of the run [first, last) of a batch item, from the last to the first, and `pad` for the tokens
-// that belong to no sequence.
+// Calls f for each part of the run [first, last) of a batch item, from the last to the first, and `pad` for tokens
+// outside all sequences.
 template <typename F, typename G>
 void for_each_part(const CausalConv1dShape& shape, const int32_t* seq_idx, int64_t first, int64_t last, F f, G pad) {
   if (!seq_idx) return f(Part{first, last, 0, shape.tokens});
@@ -48,8 +47,8 @@ void for_each_part(const CausalConv1dShape& shape, const int32_t* seq_idx, int64
   }
 }
 
-// The taps of the filters and the bias of all channels: a vector of channels of each, kWidth + 1 for each column. The
-// last column ends with the last channel and may overlap the one before.
+// The taps and the bias of all channels: kWidth + 1 vectors per column. The last column ends with the last channel and
+// may overlap the previous one.
 template <typename T, int kWidth>
 struct Filters {
   int64_t channels, columns;
@@ -73,7 +72,7 @@ struct Filters {
   int64_t first(int64_t column) const { return max(0, min(column * kLanes<T>, channels - kLanes<T>)); }
   Vec<T>* of(int64_t column) const { return memory.get() + column * (kWidth + 1); }
 
-  // One of the taps, or the bias, of one channel.
+  // One tap, or the bias, of one channel in all lanes.
   Vec<T> of_channel(int64_t d, int tap) const {
     const int64_t column = min(d / kLanes<T>, columns - 1);
     return splat(of(column)[tap][d - first(column)]);
@@ -88,7 +87,7 @@ MTLKIT_INLINE V convolve(const V* filter, const V* x) {
   return sum;
 }
 
-// The gradient of a token, of those of the convolution at it and at the tokens after it.
+// The gradient of a token, from the gradients of the convolution at this token and the following ones.
 template <int kWidth, typename V>
 MTLKIT_INLINE V convolve_back(const V* filter, const V* da) {
   V sum = filter[kWidth - 1] * da[0];
@@ -109,7 +108,7 @@ MTLKIT_INLINE V activate_back(V a, V dy) {
   return dy;
 }
 
-// Gradients of the filters and the bias, a vector of each, as Filters has them.
+// Stores the gradients of the taps and the bias, in the layout of Filters.
 template <typename T, int kWidth>
 void store_filter_gradients(const CausalConv1dBackward& q, int64_t d, int64_t channels, const Vec<T>* sum) {
   T* const dweight = static_cast<T*>(q.dweight);
@@ -195,7 +194,8 @@ class Columns {
     }
   }
 
-  // The tokens before `token` into out, the nearest last: of x, before the sequence its initial states or zeros.
+  // Loads the tokens before `token` into out, the nearest last: from x, or from the initial states or zeros before the
+  // sequence.
   void before(int64_t b, int64_t d, int64_t token, int64_t start, Vec<T>* out) const {
     if (token - kReach < start) {
       if (p.initial_states && start == 0) {
@@ -234,12 +234,13 @@ class Columns {
     }
   }
 
-  // `sums` has the gradients of the filters; `after` is for the gradients of the convolution at the tokens that follow.
+  // Adds the gradients of the filters to `sums`; `after` is scratch for the gradients of the convolution at the
+  // following tokens.
   void backward_part(const CausalConv1dBackward& q, int64_t b, const Part& part, Vec<T>* sums, Vec<T>* after) const {
     for (int64_t column = 0; column < filters.columns; ++column) {
       const int64_t d = filters.first(column);
       const Vec<T>* filter = filters.of(column);
-      for (int i = 0; i < kReach; ++i) {  // of another run, or there is none
+      for (int i = 0; i < kReach; ++i) {  // the following tokens belong to another run or do not exist
         const int64_t t = part.last + i;
         Vec<T>& da = after[column * kReach + i];
         da = Vec<T>{};
@@ -258,7 +259,7 @@ class Columns {
     }
     if (part.first > 0 || !q.dinitial_states) return;
     for (int64_t column = 0; column < filters.columns; ++column) {
-      Vec<T> da[kWidth + kReach] = {}, states[kReach];  // before the first token there is no gradient of a convolution
+      Vec<T> da[kWidth + kReach] = {}, states[kReach];  // there are no convolutions before the first token
       for (int i = 0; i < kReach; ++i) da[kReach + i] = after[column * kReach + i];
       for (int i = 0; i < kReach; ++i) states[i] = convolve_back<kWidth>(filters.of(column), da + i);
       const int64_t *s = q.dinitial_states.stride, d = filters.first(column);
@@ -274,7 +275,7 @@ class Columns {
     for (int i = 0; i <= kWidth; ++i) filter[i] = filters.of(column)[i];
     for (int i = 0; i < kReach; ++i) da[i] = after[i];
     before(b, d, first, part.start, head);
-    // the window of the token behind the last, of which the one step below makes that of the last
+    // the window of the token after the last; the first step moves it to the last token
     for (int i = 0; i < kReach; ++i) {
       const int64_t t = last - kReach + i;
       window[i] = t >= first ? E::read(address(p.x, b, d, t), T{}) : head[t - first + kReach];
@@ -304,7 +305,8 @@ class Columns {
 
 // ---- Any other layout -----------------------------------------------------------------------------------------------
 
-// One channel at a time. In the buffers of a piece, token t is element t - first, and what is behind the last is 0.
+// Processes one channel at a time. In the buffers of a piece, token t is element t - first, and elements after the last
+// token are 0.
 template <typename T, typename E, int kWidth, bool kSilu>
 class Rows {
   using Storage = typename E::Storage;
@@ -391,7 +393,7 @@ class Rows {
     for (int64_t i = 0; i < min(kLanes<T>, count); ++i) data[i * stride] = lanes[i];
   }
 
-  // Token `token` of the initial states, which are before the tokens of x.
+  // The initial state of token `token`, which is negative.
   static T state(const Tensor<3>& states, int64_t b, int64_t d, int64_t token) {
     const int64_t* s = states.stride;
     Vec<T> v;
@@ -399,7 +401,7 @@ class Rows {
     return v[0];
   }
 
-  // A piece of x, and the tokens before it.
+  // Loads a piece of x and the tokens before it.
   void load_piece(int64_t b, int64_t d, int64_t first, int64_t last, int64_t start, T* x) const {
     const int64_t stride = p.x.stride[2];
     const Storage* data = address(p.x, b, d, first);
@@ -413,7 +415,7 @@ class Rows {
     }
   }
 
-  // The filter, in every lane.
+  // Loads the filter into all lanes.
   void load_filter(int64_t d, Vec<T>* filter) const {
     for (int i = 0; i <= kWidth; ++i) filter[i] = filters.of_channel(d, i);
   }
@@ -426,7 +428,7 @@ class Rows {
     const int64_t stride = p.y.stride[2];
     Vec<T> filter[kWidth + 1], window[kWidth];
     load_filter(d, filter);
-    // Whole vectors whose taps reach before the part; the buffer serves these alone.
+    // The buffer is used only for the vectors whose taps reach before the part.
     constexpr int64_t kHead = (kReach + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     const int64_t tokens = part.last - part.first;
     if (p.x.stride[2] == 1 && stride == 1 && tokens >= kHead + kLanes<T>) {
@@ -438,7 +440,7 @@ class Rows {
         E::write(y + i, activate<kSilu>(convolve<kWidth>(filter, window)));
       }
       for (int64_t i = kHead; i < tokens; i += kLanes<T>) {
-        const int64_t at = min(i, tokens - kLanes<T>);  // the last vector may overlap the one before
+        const int64_t at = min(i, tokens - kLanes<T>);  // the last vector may overlap the previous one
         for (int k = 0; k < kWidth; ++k) window[k] = E::read(data + at + k - kReach, T{});
         E::write(y + at, activate<kSilu>(convolve<kWidth>(filter, window)));
       }
@@ -459,7 +461,7 @@ class Rows {
                      Vec<T>* sums) const {
     Vec<T> filter[kWidth + 1], sum[kWidth + 1] = {}, window[kWidth];
     load_filter(d, filter);
-    T after[kReach] = {};  // the gradients of the convolution at the first tokens of the piece that follows
+    T after[kReach] = {};  // the gradients of the convolution at the first tokens of the following piece
     for (int64_t last = part.last; last > part.first; last -= kPiece) {
       const int64_t first = max(part.first, last - kPiece), count = last - first;
       const Storage* dy = address(q.dy, b, d, first);
@@ -469,7 +471,7 @@ class Rows {
         load_window(x + i, window);
         Vec<T> g = activate_back<kSilu>(convolve<kWidth>(filter, window),
                                         read(dy + i * q.dy.stride[2], q.dy.stride[2], count - i));
-        if (count - i < kLanes<T>) {  // behind the last token, neither the gradient nor x may be anything but 0
+        if (count - i < kLanes<T>) {  // after the last token, the gradient and x must be 0
           for (int64_t lane = count - i; lane < kLanes<T>; ++lane) {
             g[lane] = 0;
             for (int k = 0; k < kWidth; ++k) window[k][lane] = 0;
@@ -527,7 +529,7 @@ int with_body(const CausalConv1dForward& p, bool channels_inside, F f) {
                                                           : with_width<Rows, T, E>(p, f);
 }
 
-// Calls f with the body for the layout, the dtype of x, the width and the activation.
+// Calls f with the implementation for the layout, the dtype of x, the width and the activation.
 template <typename F>
 int dispatch(const CausalConv1dForward& p, bool channels_inside, F f) {
   switch (p.x.dtype) {

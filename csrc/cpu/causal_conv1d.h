@@ -12,32 +12,32 @@ struct CausalConv1dForward {
   Tensor<2> weight;          // (D, w), w from 2 to 4
   Tensor<1> bias;            // (D), may be absent
   const int32_t* seq_idx;    // (B, L) contiguous, may be null
-  Tensor<3> initial_states;  // (B, D, w - 1), may be absent, as it is with seq_idx
+  Tensor<3> initial_states;  // (B, D, w - 1), may be absent; always absent with seq_idx
   Tensor<3> y;               // (B, D, L) in the dtype of x
   bool silu;
-  bool use_double;  // the type of computation: double where x is, else float
+  bool use_double;  // the type of computation: double if x is double, else float
   int threads;
 };
 
 struct CausalConv1dBackward {
-  CausalConv1dForward forward;  // as it was; y is not read
-  Tensor<3> dy;                 // (B, D, L) in the dtype of x, as dx
+  CausalConv1dForward forward;  // the arguments of forward; y is not read
+  Tensor<3> dy;                 // (B, D, L) in the dtype of x, like dx
   Tensor<3> dx;                 // (B, D, L)
-  void* dweight;                // (D, w), as is dbias: contiguous, in the type of computation
+  void* dweight;                // (D, w); like dbias, contiguous and in the type of computation
   void* dbias;                  // (D), may be null
   Tensor<3> dinitial_states;    // (B, D, w - 1), may be absent
 };
 
-// The next tokens of sequences whose last ones are kept.
+// Decoding step: the next tokens of sequences, given a state of the last ones.
 struct CausalConv1dUpdate {
   CausalConv1dShape shape;
-  int64_t kept;                       // tokens of a row of the state, at least w - 1
+  int64_t kept;                       // tokens per row of the state, at least w - 1
   Tensor<3> x;                        // (B, D, L)
   Tensor<3> conv_state;               // (rows, D, kept), written in place
   Tensor<2> weight;                   // (D, w)
   Tensor<1> bias;                     // (D), may be absent
-  const int32_t* cache_seqlens;       // (B), null where the state is no ring
-  const int32_t* conv_state_indices;  // (B), the rows, below 0 for none; null where row b is of sequence b
+  const int32_t* cache_seqlens;       // (B), null if the state is not a ring buffer
+  const int32_t* conv_state_indices;  // (B), each sequence's row, negative for none; null if row b is sequence b's
   Tensor<3> y;                        // (B, D, L)
   bool silu;
   bool use_double;  // the type of computation: double or float

@@ -1,8 +1,9 @@
-// The next tokens of a depthwise causal convolution, whose last tokens are kept.
+// Decoding step of a depthwise causal convolution: processes the next tokens, given a state of the last ones.
 //
-// A work item is a vector of channels of one sequence. Its state and its new tokens are unpacked one behind the other,
-// so that a filter finds its tokens in a row, and a window of them goes back as the new state. One token of float32
-// with the tokens of a channel side by side, as a Mamba block keeps them, is less work than unpacking would be.
+// A work item is a vector of channels of one sequence. Its state and its new tokens are unpacked into one contiguous
+// buffer, from which the filter reads, and a window of it is written back as the new state. There is a direct path for
+// one float32 token with each channel's tokens contiguous, the layout of a Mamba block: unpacking would cost more than
+// the convolution.
 #include "cpu/causal_conv1d.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -14,12 +15,12 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-constexpr int64_t kLeastItems = 32;  // of a thread
+constexpr int64_t kLeastItems = 32;  // per thread
 
 template <typename T>
 struct Update {
   const CausalConv1dUpdate& p;
-  int64_t blocks, items, size;  // size of a thread's buffer: state, tokens before the first and new ones, results
+  int64_t blocks, items, size;  // size: of a thread's buffer, for state, old and new tokens, and results
   int threads;
 
   explicit Update(const CausalConv1dUpdate& params)
@@ -110,7 +111,7 @@ struct Update {
 
     load(p.conv_state, row, d, channels, kept, state);
     load(p.x, b, d, channels, tokens, x);
-    const int64_t next = p.cache_seqlens ? (p.cache_seqlens[b] % kept + kept) % kept : 0;  // place of the first new one
+    const int64_t next = p.cache_seqlens ? (p.cache_seqlens[b] % kept + kept) % kept : 0;  // of the first new token
     for (int64_t i = 0; i < width - 1; ++i) before[i] = state[(next + kept - (width - 1) + i) % kept];
 
     Vec<T> taps[kMaxWidth], bias{};

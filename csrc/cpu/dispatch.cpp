@@ -25,8 +25,8 @@ extern const CpuKernels kernels;
 namespace {
 
 #if defined(MTLKIT_X86_64)
-// What cpuid says of the processor, as far as the system keeps the registers. The compiler's __builtin_cpu_supports
-// needs a runtime that finds this out, which not every toolchain for Windows has.
+// The features of the processor by cpuid, restricted to registers that the system saves. The compiler's
+// __builtin_cpu_supports needs runtime support that some Windows toolchains lack.
 struct Processor {
   bool avx2 = false, avx512 = false;
 
@@ -62,7 +62,7 @@ const CpuKernels* find(const std::string& level) {
   return nullptr;
 }
 
-// A level that the environment asks for and the machine lacks is passed over; the information command shows it.
+// Ignores a level in the environment that the machine cannot run; `mtlkit info` reports it.
 const CpuKernels* initial() {
   const char* wanted = std::getenv("MTLKIT_CPU_ISA");
   const CpuKernels* named = wanted ? find(wanted) : nullptr;

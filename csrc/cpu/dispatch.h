@@ -1,4 +1,4 @@
-// Which instruction-set level serves.
+// The choice of the instruction-set level.
 #pragma once
 
 #include <string>
@@ -11,10 +11,10 @@ namespace mtlkit {
 // The levels that this machine can run, lowest first.
 std::vector<std::string> cpu_levels();
 
-// The kernels in use: the highest level, unless MTLKIT_CPU_ISA or set_cpu_level asked for another.
+// The kernels in use: those of the highest level, unless MTLKIT_CPU_ISA or set_cpu_level selected another.
 const CpuKernels& cpu_kernels();
 
-// Asks for a level; false if there is no such level on this machine.
+// Selects a level; returns false if this machine cannot run it.
 bool set_cpu_level(const std::string& level);
 
 }  // namespace mtlkit

@@ -6,7 +6,7 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// The four element types: how a vector of T, and one T, is read from and written to memory.
+// The four element types: reads and writes vectors of T and single values.
 template <DType dtype>
 struct Element;
 
@@ -40,7 +40,7 @@ struct Element<DType::kFloat64> {
   }
 };
 
-// What the two 16-bit types share: bits in memory, floats in vectors; doubles pass through floats.
+// Shared by the two 16-bit types: bits in memory, floats in vectors; doubles are converted through floats.
 template <FloatVec (*widen)(HalfBits), HalfBits (*narrow)(FloatVec)>
 struct HalfElement {
   using Storage = uint16_t;
@@ -73,12 +73,12 @@ struct Element<DType::kBFloat16> : HalfElement<from_bfloat16, to_bfloat16> {};
 template <>
 struct Element<DType::kFloat16> : HalfElement<from_float16, to_float16> {};
 
-// Whether some lanes of a vector are read and written at once, by a mask, and not by way of an array of their own: that
-// waits for the parts which were written to it.
+// Whether a partial vector is read and written with a mask. Otherwise it goes through an array, and the load has to
+// wait for the stores to it.
 template <typename T, typename E>
 inline constexpr bool kMasked = sizeof(T) == sizeof(float) && sizeof(typename E::Storage) == sizeof(float);
 
-// Reads `count` neighbours, fewer than a vector holds; the lanes behind are 0.
+// Reads `count` neighbouring elements, fewer than a vector holds; the other lanes are 0.
 template <typename T, typename E>
 MTLKIT_INLINE Vec<T> read_some(const typename E::Storage* p, int64_t count) {
 #if defined(__AVX512F__)

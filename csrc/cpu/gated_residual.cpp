@@ -7,7 +7,7 @@
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 
-// Before a loop whose turns are independent of each other.
+// Placed before a loop whose iterations are independent.
 #if defined(__clang__)
 #define MTLKIT_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -18,12 +18,12 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-constexpr int64_t kPixels = 1024;  // of a block: what is kept of each pixel stays in the first-level cache
+constexpr int64_t kPixels = 1024;  // per block, so that its values per pixel fit in the first-level cache
 constexpr int64_t kEdge = kSpatialTaps / 2;
 
 float logistic(float x) { return 1 / (1 + std::exp(-x)); }
 
-// What the pixels [first, last) of a channel of an image have before the gates.
+// Computes h for pixels [first, last) of a channel of an image.
 struct Mix {
   const float *a, *b, *c;
   float wa, wb, wc, bias;
@@ -55,8 +55,8 @@ void add_without_gates(const GatedResidualForward& p) {
   });
 }
 
-// h into y, and of it the sum of each channel over every block, (B, blocks, C), and the largest value and the mean of
-// each pixel, (B, 2, H + 6, W + 6), in a frame of zeros.
+// Writes h to y, the sum of each channel over every block, (B, blocks, C), and the maximum and mean over the channels
+// of each pixel, (B, 2, H + 6, W + 6), with a border of zeros.
 void gather(const GatedResidualForward& p, float* sums, float* framed) {
   const int64_t C = p.channels, H = p.height, W = p.width, L = H * W, blocks = ceil_div(L, kPixels);
   const int64_t wide = W + 2 * kEdge, frame = (H + 2 * kEdge) * wide;
@@ -100,7 +100,7 @@ void gather(const GatedResidualForward& p, float* sums, float* framed) {
   });
 }
 
-// The gate of each channel, (B, C), from the sums of the blocks.
+// Computes the gate of each channel, (B, C), from the sums of the blocks.
 void gate_channels(const GatedResidualForward& p, const float* sums, float* means, float* hidden, float* gates) {
   const int64_t C = p.channels, L = p.height * p.width, blocks = ceil_div(L, kPixels);
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -127,7 +127,7 @@ void gate_channels(const GatedResidualForward& p, const float* sums, float* mean
   }
 }
 
-// The gates of a row of pixels.
+// Computes the gates of a row of pixels.
 void gate_pixels(const GatedResidualForward& p, const float* framed, int64_t row, float* gates) {
   const int64_t W = p.width, wide = W + 2 * kEdge, frame = (p.height + 2 * kEdge) * wide;
   for (int64_t w = 0; w < W; ++w) gates[w] = p.spatial_bias[0];
@@ -149,7 +149,7 @@ void gate_pixels(const GatedResidualForward& p, const float* framed, int64_t row
 void apply_gates(const GatedResidualForward& p, const float* framed, const float* channels, float* pixels) {
   const int64_t C = p.channels, H = p.height, W = p.width, L = H * W;
   const int64_t frame = 2 * (H + 2 * kEdge) * (W + 2 * kEdge);
-  const int64_t some = max(kPixels / W, 1), blocks = ceil_div(H, some);  // rows of a block
+  const int64_t some = max(kPixels / W, 1), blocks = ceil_div(H, some);  // some: rows per block
   on_threads(min(p.threads, p.batch * blocks), [&](int thread, int team) {
     const Share work = share(p.batch * blocks, team, thread);
     for (int64_t i = work.first; i < work.last; ++i) {

@@ -1,4 +1,4 @@
-// The end of a residual block in one pass over the maps, or two where there are gates; inference, float32.
+// The end of a residual block in one pass over the maps, or two with gates; inference, float32.
 //
 // B images, C channels, H x W pixels; all arrays are contiguous. With h = sum_i weights_i maps_i + bias:
 //
@@ -20,7 +20,7 @@ struct GatedResidualForward {
   const float* weights;                                        // (B, kMostMaps)
   const float* bias;                                           // (C)
   const float* residual;                                       // (B, C, H, W)
-  int64_t hidden;                                              // 0 without gates; then what follows is null
+  int64_t hidden;                                              // 0 without gates; the following are then null
   const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias;  // (hidden, C), (hidden), (C, hidden), (C)
   const float *spatial_weight, *spatial_bias;                  // (2, 7, 7), (1)
   float* y;                                                    // (B, C, H, W)
@@ -29,7 +29,7 @@ struct GatedResidualForward {
 
 // y[b, o, 2 m + i, 2 n + j] = phases[2 i + j][b, o, m, n], cropped to height x width.
 struct InterleaveForward {
-  int64_t planes, rows, columns, height, width;  // planes: B times O; rows x columns: of a phase
+  int64_t planes, rows, columns, height, width;  // planes: B times O; rows x columns: size of a phase
   const float* phases[4];
   float* y;
   int threads;

@@ -1,5 +1,5 @@
-// Memory that the system has not handed out yet comes page by page, with a fault for each; for a large block the faults
-// can take longer than what is computed.
+// New memory causes one fault per page at its first use; for a large block, these faults can take longer than the
+// computation.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 
 namespace mtlkit {
 
-// Asks the system to back a block with pages of 2 MiB, as far as it has such an alignment. It need not comply, and what
-// is there already stays.
+// Asks the system to back the aligned part of a block with pages of 2 MiB. The system may ignore this; pages that
+// already exist stay as they are.
 inline void prefer_large_pages([[maybe_unused]] uintptr_t address, [[maybe_unused]] uint64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

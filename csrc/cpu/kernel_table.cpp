@@ -1,4 +1,4 @@
-// This level's entry in the dispatch.
+// This level's table of kernels.
 #include "cpu/interaction/packed_matrix.h"
 #include "cpu/kernels.h"
 
@@ -35,7 +35,7 @@ extern const CpuKernels kernels;
 #define MTLKIT_NAME_OF(level) #level
 #define MTLKIT_NAME(level) MTLKIT_NAME_OF(level)
 
-// What serves inference alone has no backward passes, which the linker then leaves out.
+// Inference-only libraries leave the backward passes out of the table, so the linker drops them.
 #if defined(MTLKIT_FORWARD_ONLY)
 #define MTLKIT_BACKWARD(kernel) nullptr
 #else

@@ -1,4 +1,4 @@
-// The table of kernels that each instruction-set level fills in.
+// The table of kernels; each instruction-set level has one.
 #pragma once
 
 #include "cpu/causal_conv1d.h"
@@ -15,13 +15,13 @@
 
 namespace mtlkit {
 
-// What the layout of the projection's signs depends on.
+// The sizes that determine the layout of the projection's signs.
 struct InteractionBlock {
-  int rows;   // of a block
-  int bytes;  // of a vector
+  int rows;   // rows per block
+  int bytes;  // bytes per vector
 };
 
-// What a launcher returns.
+// Return values of the kernels.
 enum Status : int { kOk = 0, kOutOfMemory = 1, kTokenOutOfRange = 2 };
 
 struct CpuKernels {

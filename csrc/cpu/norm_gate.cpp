@@ -1,9 +1,9 @@
-// LayerNorm over the channels, times SiLU(z) where a gate is given (formula: common/norm_gate.h).
+// LayerNorm over the channels, times SiLU(z) if a gate is given (formula: common/norm_gate.h).
 //
-// Rows are taken as many at a time as a vector has lanes, so that one transposing sum and one vector of square roots
-// serve them all. A row is read once into a buffer of whole vectors, which settles dtype and ragged channel counts; its
-// lanes behind the last channel are 0. Mean, then variance about the mean, then the result come from the buffer. The
-// backward pass finds mean and variance again: that costs two passes over a row in the cache, and saves keeping them.
+// As many rows as a vector has lanes are processed together, with one transposing sum and one vector of square roots
+// for all of them. A row is read once into a buffer of whole vectors, which handles dtype and any number of channels;
+// lanes after the last channel are 0. Mean, variance about the mean, and result are computed from the buffer. The
+// backward pass recomputes mean and variance: that costs two passes over a row in the cache instead of storing them.
 #include "cpu/norm_gate.h"
 
 #include "cpu/kernels.h"
@@ -42,7 +42,7 @@ void store_row(const Tensor<2>& rows, int64_t row, int64_t channels, const Vec<T
   if (rest) store_tile<T>(at(rows, start + whole * lanes), rows.dtype, 1, lanes, rest, 1, v + whole);
 }
 
-// A vector of parameters, `missing` where it is absent.
+// Loads a parameter as vectors; `missing` if it is absent.
 template <typename T>
 void load_parameter(const Tensor<1>& parameter, T missing, int64_t channels, Vec<T>* out) {
   constexpr int lanes = kLanes<T>;
@@ -54,7 +54,7 @@ void load_parameter(const Tensor<1>& parameter, T missing, int64_t channels, Vec
   }
 }
 
-// The sum of f(0), ..., f(count - 1) in two chains, which hide half of an addition's latency.
+// The sum of f(0), ..., f(count - 1), in two chains to hide half of the latency of additions.
 template <typename T, typename F>
 MTLKIT_INLINE Vec<T> sum_of(int64_t count, F f) {
   Vec<T> even{}, odd{};
@@ -64,7 +64,7 @@ MTLKIT_INLINE Vec<T> sum_of(int64_t count, F f) {
   return even + odd;
 }
 
-// What a call needs, worked out once, and the buffers of one thread.
+// The values that a call computes once, and the buffers of one thread.
 template <typename T>
 struct Norm {
   const NormGateForward& p;
@@ -100,7 +100,8 @@ struct Norm {
       squares[r] = sum_of<T>(vectors, [&](int64_t i) { return row[i] * row[i]; });
       drifts[r] = sum_of<T>(vectors, [&](int64_t i) { return row[i]; });
     }
-    // What is left of the mean is the first one's rounding error; it shows where a mean is large beside its variance.
+    // The remaining mean is the rounding error of the first one; it matters if the mean is large compared with the
+    // variance.
     const Vec<T> drift = sum_lanes<T>(drifts) * share;
     const Vec<T> variance = sum_lanes<T>(squares) * share - drift * drift;
     const Vec<T> rstd = 1 / sqrt((variance > 0 ? variance : Vec<T>{}) + static_cast<T>(p.eps));

@@ -8,7 +8,7 @@ namespace mtlkit {
 
 struct NormGateForward {
   NormGateShape shape;
-  Tensor<2> x;       // (rows, D); stride[1] is 1, here and below
+  Tensor<2> x;       // (rows, D); stride[1] is 1, also below
   Tensor<2> z;       // (rows, D), may be absent
   Tensor<1> weight;  // (D), absent for ones
   Tensor<1> bias;    // (D), absent for zeros
@@ -19,12 +19,12 @@ struct NormGateForward {
 };
 
 struct NormGateBackward {
-  NormGateForward forward;  // as it was; out is not read
+  NormGateForward forward;  // the arguments of forward; out is not read
   Tensor<2> dout;           // (rows, D)
   Tensor<2> dx;             // (rows, D)
-  Tensor<2> dz;             // (rows, D), absent with z
-  void* dweight;            // (D), as is dbias: contiguous, in the type of computation; null with weight
-  void* dbias;              // (D), null with bias
+  Tensor<2> dz;             // (rows, D), absent if z is
+  void* dweight;            // (D); like dbias, contiguous and in the type of computation; null if weight is absent
+  void* dbias;              // (D), null if bias is absent
 };
 
 }  // namespace mtlkit

@@ -1,8 +1,8 @@
 // Linear layers over the channels of every pixel: y = x W^T + bias, all three in the type of computation.
 //
-// A panel is a few vectors of output channels, whose weights a thread packs when their turn comes: what is packed is
-// used while it is in the cache, and a weight that has changed is never met in an old copy. Each element is summed in
-// the order of the input channels, whatever is shared out among threads.
+// A panel is a few vectors of output channels. A thread packs a panel's weights just before it uses them: they are
+// still in the cache then, and no stale copy of a weight can remain. Each element is summed in the order of the input
+// channels, independent of the division among threads.
 #pragma once
 
 #include "cpu/interaction/dense.h"
@@ -31,7 +31,7 @@ struct PixelLinear {
   Tensor<1> bias;    // (outputs), may be absent
 };
 
-// y <- x panel + bias for `pixels` rows of x and `vectors` vectors of the panel; bias lies in whole vectors.
+// y <- x panel + bias for `pixels` rows of x and `vectors` vectors of the panel; bias is padded to whole vectors.
 template <typename T, int pixels, int vectors>
 void pixel_block(const PixelLinear<T>& p, int64_t pixel, int64_t column, const T* panel, const T* bias) {
   constexpr int lanes = kLanes<T>;
@@ -71,7 +71,7 @@ MTLKIT_INLINE void with_count(int64_t count, F f) {
   f(std::integral_constant<int, most>{});
 }
 
-// Blocks of at most kPixels, whose sizes differ by one at most.
+// Processes blocks of at most kPixels pixels, whose sizes differ by at most one.
 template <typename T, int vectors>
 void pixel_blocks(const PixelLinear<T>& p, Share pixels, int64_t column, const T* panel, const T* bias) {
   const int64_t count = pixels.last - pixels.first, blocks = ceil_div(count, kPixels);
@@ -83,13 +83,14 @@ void pixel_blocks(const PixelLinear<T>& p, Share pixels, int64_t column, const T
   }
 }
 
-// Elements of the panel that a thread packs.
+// Elements of a thread's panel.
 template <typename T>
 int64_t panel_size(int64_t inputs) {
   return (inputs + 1) * kPanelVectors * kLanes<T>;
 }
 
-// How many of a team share the panels; so many groups of them share the pixels. Packing takes the time of half a block.
+// The number of threads that divide the panels among them; groups of so many threads divide the pixels. Packing a panel
+// takes as long as half a block.
 inline int64_t panel_shares(int64_t pixels, int64_t panels, int64_t team) {
   int64_t best = 1;
   double least = 0;
@@ -102,7 +103,7 @@ inline int64_t panel_shares(int64_t pixels, int64_t panels, int64_t team) {
   return best;
 }
 
-// The part of a thread; `panel` is its memory.
+// Computes a thread's part of the layer; `panel` is its scratch memory.
 template <typename T>
 void pixel_linear(const PixelLinear<T>& p, int thread, int team, T* panel) {
   constexpr int lanes = kLanes<T>, wide = kPanelVectors * lanes;

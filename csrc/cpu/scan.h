@@ -1,10 +1,10 @@
-// The selective scan over one tile of tokens and one vector of channels: what ss2d and selective_scan share.
+// The selective scan over one tile of tokens and one vector of channels, shared by ss2d and selective_scan.
 //
 //   h_t = exp2(dt_t A) h_{t-1} + x_t B_t        x = dt u, A in units of log2(e)
 //   y_t = sum_n h_t[n] C_t[n]
 //
-// A lane is a channel, so the states of all lanes sit in N vectors. B and C are scalars that all channels of a token
-// share; where they do not vary with the input (LaneB, LaneC) they are vectors, one per state.
+// A lane is a channel, so the states are N vectors. B and C are scalars that all channels of a token share; if they do
+// not vary with the input (LaneB, LaneC), they are vectors over the channels, one per state.
 #pragma once
 
 #include "common/ss2d.h"
@@ -14,13 +14,13 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 
 inline constexpr int kTile = kCheckpointTokens;
-// States beyond which a scan is refused; the buffers below grow with it.
+// The largest supported number of states; it sets the sizes of the buffers below.
 inline constexpr int kMaxStates = 256;
 
-// Tokens whose time steps are worked out side by side: their long chains of instructions hide each other's latency.
+// Tokens whose time steps are computed together, so that their long dependency chains hide each other's latency.
 inline constexpr int kAbreast = kVectorBytes == 64 ? 8 : 4;
 
-// What one tile's scan reads. The scalars of token t stand at row[t] + to_b and row[t] + to_c, N each.
+// The inputs of one tile's scan. B and C of token t are N scalars each, at row[t] + to_b and row[t] + to_c.
 template <typename T>
 struct ScanTile {
   int64_t tokens;
@@ -33,11 +33,11 @@ struct ScanTile {
 
   const T* b(int64_t t) const { return row[t] + to_b; }
   const T* c(int64_t t) const { return row[t] + to_c; }
-  // Whether exp2_near serves all decays; NaN in dt it keeps either way.
+  // Whether exp2_near is valid for all decays; both versions of exp2 keep NaN.
   bool near() const { return all_of<T>(longest * reach <= static_cast<T>(kNearExponent)); }
 };
 
-// The largest |A| of a vector's channels over the states.
+// The largest |A| over the states, for each channel of a vector.
 template <typename T>
 Vec<T> largest(const Vec<T>* A, int64_t states) {
   Vec<T> found{};
@@ -74,8 +74,8 @@ MTLKIT_INLINE void advance(const ScanTile<T>& tile, int64_t from, int64_t to, Ve
   }
 }
 
-// Advances h over the tokens [from, to) of the tile and gives y token by token: give(t, y). N is the compile-time count
-// of states, or 0 for any.
+// Advances h over the tokens [from, to) of the tile and calls give(t, y) for each token. N is the number of states, or
+// 0 if it is only known at run time.
 template <typename T, int N, bool LaneB = false, bool LaneC = false, typename Give>
 MTLKIT_INLINE void scan_forward(const ScanTile<T>& tile, int64_t from, int64_t to, Vec<T>* __restrict h,
                                 const Give& give) {
@@ -86,33 +86,34 @@ MTLKIT_INLINE void scan_forward(const ScanTile<T>& tile, int64_t from, int64_t t
   }
 }
 
-// What the backward scan of one tile leaves behind.
+// The results of the backward scan of one tile.
 template <typename T>
 struct ScanGradients {
-  Vec<T>* carry;             // (N) in and out: decay times the gradient of the state, from the tokens behind
-  Vec<T>* dA;                // (N) added to; the gradient for A, not for A in units of log2(e)
-  Vec<T>* ddt;               // (tokens) the gradient of dt through the decay alone, in units of ln(2)
+  Vec<T>* carry;             // (N) in and out: decay times the gradient of the state, from the following token
+  Vec<T>* dA;                // (N) added to; the gradient of A itself, not of A in units of log2(e)
+  Vec<T>* ddt;               // (tokens) the gradient of dt, only through the decay, in units of ln(2)
   Vec<T>* dx;                // (tokens)
-  Vec<T>* y;                 // (tokens) the output of the scan, where it is wanted
-  T *db, *dc;                // TokenSums, added to; not where B or C is per lane
-  Vec<T>*dlane_b, *dlane_c;  // (N) added to where B or C is per lane
+  Vec<T>* y;                 // (tokens) the output of the scan, if wanted
+  T *db, *dc;                // TokenSums, added to; unused if B or C is per lane
+  Vec<T>*dlane_b, *dlane_c;  // (N) added to if B or C is per lane
 };
 
-// States are taken back in groups: their h and decays over a whole tile then fit in the first-level cache, and what is
-// carried from token to token in registers. Four states of a group fold into one vector before it is stored.
+// The backward scan processes states in groups: their h and decays over a complete tile then fit in the first-level
+// cache, and the carries in registers. The sums of a group's four states are folded into one vector before they are
+// stored.
 inline constexpr int kGroup = 4;
 
-// Sums over channels for each token and state of a tile, by groups of states: (N / G, kTokens, G). Sums of several
-// tokens are added at once, and zeros to as many tokens behind the last.
+// Sums over channels for each token and state of a tile, by groups of states: (N / G, kTokens, G). Several tokens are
+// added at once, so up to that many tokens after the last receive zeros.
 template <typename T>
 struct TokenSums {
   static constexpr int64_t kTokens = kTile + kLanes<T>;
 
   static constexpr int64_t size(int64_t states) { return states * kTokens; }
-  // States in a group. Two lanes cannot hold four sums.
+  // States per group. A vector of two lanes cannot hold four sums.
   static constexpr int group(int64_t states) { return kLanes<T> >= kGroup && states % kGroup == 0 ? kGroup : 1; }
 
-  // row <- sums of token t, or row <- row + sums.
+  // Sets row to the sums of token t, or adds them.
   template <bool sets>
   static MTLKIT_INLINE void give(const T* sums, int64_t t, int64_t states, T* row) {
     if (group(states) == kGroup) {
@@ -130,8 +131,8 @@ struct TokenSums {
   }
 };
 
-// Folds the lanes of the vectors of G states: with G = 4 every run of four lanes of the result holds partial sums of
-// each.
+// Folds the vectors of G states into one: with G = 4, each run of four lanes of the result holds one partial sum per
+// state.
 template <typename T, int G>
 MTLKIT_INLINE Vec<T> fold(const Vec<T>* v) {
   if constexpr (G == 1) {
@@ -144,8 +145,8 @@ MTLKIT_INLINE Vec<T> fold(const Vec<T>* v) {
   }
 }
 
-// Completes the sums of as many folded vectors, one a token, as one vector holds sums of: those of v[0] come first. v
-// is used up.
+// Completes the sums of folded vectors, one per token: the result holds the sums of as many tokens as fit in a vector,
+// beginning with v[0]. Overwrites v.
 template <typename T, int G>
 MTLKIT_INLINE Vec<T> sum_folded(Vec<T>* v) {
   if constexpr (G == 1) {
@@ -162,7 +163,7 @@ MTLKIT_INLINE Vec<T> sum_folded(Vec<T>* v) {
   }
 }
 
-// The states [first, first + G), rebuilt from `start` and then taken back:
+// The backward scan of the states [first, first + G), which it first recomputes from `start`:
 //
 //   g_t = dy_t C_t + carry          carry <- a_t g_t
 //   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
@@ -172,7 +173,7 @@ template <typename T, int G, bool LaneB, bool LaneC, bool wants_y>
 void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, bool near,
                     const ScanGradients<T>& out) {
   constexpr int kTogether = kLanes<T> / G;  // tokens whose sums over the lanes are completed together
-  constexpr int kUnrolled = 4;              // the exit of a short loop is foreseen, that of a long one is not
+  constexpr int kUnrolled = 4;              // the exit of a short loop is predicted, that of a long one is not
   Vec<T> h[kTile + 1][G], decay[kTile][G];
   Vec<T> A[G], lane_b[G], lane_c[G], last[G], carry[G], dA[G], dlane_b[G], dlane_c[G];
 #pragma GCC unroll 4
@@ -257,7 +258,7 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
   }
 }
 
-// Takes one tile back, from the states at its start.
+// The backward scan of one tile, given the states at its start.
 template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false>
 void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out) {
   const int states = N ? N : tile.states;
@@ -279,13 +280,13 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   }
 }
 
-// Adds the lanes of v to `channels` elements a stride apart.
+// Adds the lanes of v to `channels` elements that are `stride` apart.
 template <typename T>
 void add_lanes(Vec<T> v, T* out, int64_t stride, int64_t channels) {
   for (int64_t c = 0; c < channels; ++c) out[c * stride] += v[c];
 }
 
-// Where the checkpoint before token `first` of a sequence lies, from channel d on: one row of channels a state.
+// The address of the checkpoint before token `first` of a sequence, from channel d on: one row of channels per state.
 template <typename T, typename Shape>
 MTLKIT_INLINE Tensor<2> checkpoint(void* checkpoints, int64_t sequence, int64_t first, const Shape& s, int64_t d) {
   const int64_t index = sequence * s.checkpoints() + first / kTile;

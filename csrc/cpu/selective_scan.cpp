@@ -1,9 +1,8 @@
 // 1-D selective scan with mamba-ssm's semantics, for tensors of any strides.
 //
-// A block is one vector of channels. A work item is a run of blocks of one group of one sequence, which share B and C:
-// tile by tile, B and C are gathered once, and each block's u, delta and z are gathered with tokens outside and
-// channels in the lanes, scanned, gated and scattered back. The layout of the tensors costs two transpositions of
-// registers and no copy.
+// A block is one vector of channels. A work item is a run of blocks of one group of one sequence, which share B and C.
+// For each tile, B and C are gathered once; then each block's u, delta and z are gathered, one vector of channels per
+// token, scanned, gated and scattered back. A tensor's layout costs two register transpositions and no copy.
 #include "cpu/selective_scan.h"
 
 #include "cpu/kernels.h"
@@ -16,15 +15,15 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// The most blocks that go through a tile together.
+// The largest number of blocks that are processed together in a tile.
 inline constexpr int kRun = 8;
 
-// Where a block lies: sequence b, group g, channels [d, d + channels).
+// A block's position: sequence b, group g, channels [d, d + channels).
 struct Block {
   int64_t b, g, d, channels;
 };
 
-// The blocks of a call: `per_group` of them in each group of each sequence.
+// The blocks of a call: `per_group` blocks in each group of each sequence.
 struct Blocks {
   int64_t groups, channels, per_group;
   int lanes;
@@ -53,7 +52,7 @@ void store_tokens(const Tensor<3>& x, const Block& block, int64_t first, int64_t
                 tile);
 }
 
-// The tile from `first` on, if it lies in the sequence.
+// Prefetches the tile from `first` on, if it is within the sequence.
 template <int for_write>
 Expected<for_write> expected(const Tensor<3>& x, const Block& block, int64_t first, int64_t length) {
   if (!x || first < 0 || first >= length) return {};
@@ -66,7 +65,7 @@ Expected<for_write> expected(const Tensor<3>& x, const Block& block, int64_t fir
           min(kTile, length - first)};
 }
 
-// A vector per state from a (D, N) matrix.
+// Loads one vector per state from a (D, N) matrix.
 template <typename T, int kRank>
 void load_states(const Tensor<kRank>& x, const Block& block, int64_t states, Vec<T>* out) {
   load_tile<T>(at(x, block.d * x.stride[0]), x.dtype, x.stride[0], x.stride[1], block.channels, states, out);
@@ -79,7 +78,7 @@ Vec<T> load_channels(const Tensor<1>& x, const Block& block) {
   return v;
 }
 
-// What stays the same over the tiles of a block.
+// Values that are constant over the tiles of a block.
 template <typename T>
 struct Parameters {
   Block block;
@@ -99,13 +98,13 @@ struct Parameters {
   }
 };
 
-// One tile, gathered: B and C for all blocks of a group, the rest for one block at a time.
+// A gathered tile: B and C for all blocks of a group, the rest for one block at a time.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
   Vec<T> u[kTile], z[kTile];
-  Vec<T> slope[kTile];             // of the softplus, where backward follows
-  T rows[2 * kTile * kMaxStates];  // B and C of each token, side by side, padded to whole vectors
+  Vec<T> slope[kTile];             // derivatives of the softplus, for the backward pass
+  T rows[2 * kTile * kMaxStates];  // B, then C of each token, padded to whole vectors
 
   void gather_group(const SelectiveScanForward& p, const Block& any, int64_t first) {
     scan.tokens = min(kTile, p.shape.tokens - first);
@@ -126,7 +125,7 @@ struct Gathered {
     scan.lane_c = parameters.lane_c;
     load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);
     load_tokens<T>(p.delta, parameters.block, first, scan.tokens, raw);
-    for (int64_t t = scan.tokens; t % kAbreast; ++t) {  // past the end, the last token again
+    for (int64_t t = scan.tokens; t % kAbreast; ++t) {  // repeat the last token past the end
       u[t] = u[t - 1];
       raw[t] = raw[t - 1];
     }
@@ -146,7 +145,7 @@ struct Gathered {
   }
 
  private:
-  // The states of each token side by side, from (B, G, N, L).
+  // Gathers B or C from (B, G, N, L), with the states of each token contiguous.
   void gather_rows(const Tensor<4>& x, const Block& any, int64_t first, T* out) const {
     const int64_t* s = x.stride;
     for (int64_t n = 0; n < scan.states; n += kLanes<T>) {
@@ -158,8 +157,7 @@ struct Gathered {
   }
 };
 
-// Calls f with the states known at compile time where there is a fast path: its arguments are constants N, LaneB,
-// LaneC.
+// Calls f with constants N, LaneB, LaneC; N is 0 unless there is a fast path for this number of states.
 template <typename T, typename F>
 int with_states(const SelectiveScanForward& p, F f) {
   using std::bool_constant;
@@ -188,7 +186,7 @@ struct ForwardScratch {
   Vec<T> h[kRun][kMaxStates], y[kTile];
 };
 
-// Blocks [from, to) of a group of a sequence, at most kRun of them.
+// Processes blocks [from, to) of a group of a sequence, at most kRun.
 template <typename T, int N, bool LaneB, bool LaneC>
 void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t sequence, int64_t from, int64_t to,
                  ForwardScratch<T>& scratch) {
@@ -217,7 +215,7 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
         const Tensor<2> c = checkpoint<T>(p.checkpoints, next_block.b, next, s, next_block.d);
         kept = {c.data, c.dtype, 1, s.channels, next_block.channels, s.states};
       }
-      if constexpr (N == 1) {  // its few instructions leave no room
+      if constexpr (N == 1) {  // too few instructions to interleave prefetches with
         for (Expected<0>* x : {&u, &delta, &z}) x->all();
         for (Expected<1>* x : {&out, &kept}) x->all();
       }
@@ -247,7 +245,7 @@ template <typename T>
 int forward(const SelectiveScanForward& p) {
   const Blocks blocks(p.shape, kLanes<T>);
   const int64_t sequences = p.shape.batch * p.shape.groups;
-  // As long runs as leave every thread a few, so that no thread waits long for the last.
+  // The longest runs that still give every thread a few, so that no thread waits long for the last one.
   const int64_t length = max(1, min(kRun, sequences * blocks.per_group / (4 * p.threads)));
   const int64_t runs = ceil_div(blocks.per_group, length), items = sequences * runs;
   const int64_t threads = min(p.threads, items);
@@ -268,7 +266,7 @@ int forward(const SelectiveScanForward& p) {
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
-// Gradients that sum over sequences: one set a thread, summed over the threads in their order.
+// Gradients that are sums over sequences: one set per thread, added over the threads in a fixed order.
 template <typename T>
 struct ParameterGradients {
   T *dA, *dB, *dC, *dD, *ddelta_bias;
@@ -285,7 +283,7 @@ struct ParameterGradients {
 
 template <typename T>
 struct BackwardScratch {
-  // What a block carries from tile to tile.
+  // The values that a block carries from tile to tile.
   struct Carried {
     Vec<T> carry[kMaxStates], dA[kMaxStates], dlane_b[kMaxStates], dlane_c[kMaxStates];
     Vec<T> dD, dbias;
@@ -295,7 +293,7 @@ struct BackwardScratch {
   Carried carried[kRun];
   Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], y[kTile], ddt[kTile], dx[kTile], du[kTile], dz[kTile];
-  T db[TokenSums<T>::size(kMaxStates)], dc[TokenSums<T>::size(kMaxStates)];  // over the blocks of a run
+  T db[TokenSums<T>::size(kMaxStates)], dc[TokenSums<T>::size(kMaxStates)];  // sums over the blocks of a run
 };
 
 template <typename T>
@@ -312,7 +310,7 @@ void begin_block(const SelectiveScanBackward& q, const Block& block, typename Ba
   }
 }
 
-// One block of a gathered tile.
+// Processes one block of a gathered tile.
 template <typename T, int N, bool LaneB, bool LaneC>
 void backward_block(const SelectiveScanBackward& q, const Parameters<T>& parameters, int64_t first,
                     typename BackwardScratch<T>::Carried& carried, BackwardScratch<T>& scratch) {
@@ -327,7 +325,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   load_tokens<T>(q.dout, block, first, tokens, scratch.dy);
   for (int64_t t = 0; p.z && t < tokens; ++t) {
     const auto gate = silu_and_slope(tile.z[t]);
-    scratch.dz[t] = scratch.dy[t] * gate.slope;  // but for the factor y, which the scan brings
+    scratch.dz[t] = scratch.dy[t] * gate.slope;  // without the factor y, which the scan computes
     scratch.dy[t] *= gate.value;
   }
   const ScanGradients<T> gradients = {
@@ -367,7 +365,7 @@ void end_block(const SelectiveScanShape& s, const Block& block, const typename B
   }
 }
 
-// Blocks [from, to) of a group of a sequence, at most kRun of them, from the last tile to the first.
+// Processes blocks [from, to) of a group of a sequence, at most kRun, from the last tile to the first.
 template <typename T, int N, bool LaneB, bool LaneC>
 void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t sequence, int64_t from, int64_t to,
                   T* db, T* dc, const ParameterGradients<T>& total, BackwardScratch<T>& scratch) {
@@ -401,8 +399,8 @@ void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t 
   }
 }
 
-// A work item is a part of the blocks of one group of one sequence; where a group is split, each part has a dB and a dC
-// of its own, summed afterwards.
+// A work item is a part of the blocks of one group of one sequence. If a group is split, each part has its own dB and
+// dC, which are added afterwards.
 template <typename T>
 int backward(const SelectiveScanBackward& q) {
   const SelectiveScanForward& p = q.forward;
@@ -419,7 +417,7 @@ int backward(const SelectiveScanBackward& q) {
   Scratch<BackwardScratch<T>> scratch(threads);
   if (!parts.ok() || !parameters.ok() || !scratch.ok()) return kOutOfMemory;
   std::memset(parameters.get(), 0, threads * parameter_size * sizeof(T));
-  // The rows that run `run` adds to: the result itself where there is one run only.
+  // The rows that run `run` adds to: the result itself if there is only one run.
   const auto rows_of = [&](bool variable, void* result, int64_t behind, int64_t run, int64_t offset) -> T* {
     if (!variable) return nullptr;
     return (runs > 1 ? parts.get() + (behind * runs + run) * rows_size : static_cast<T*>(result)) + offset;

@@ -11,7 +11,7 @@ struct SelectiveScanForward {
   Tensor<3> u;      // (B, D, L)
   Tensor<3> delta;  // (B, D, L)
   Tensor<2> A;      // (D, N)
-  Tensor<4> B, C;   // (B, G, N, L) where they vary with the input, else (D, N) in the first two strides
+  Tensor<4> B, C;   // (B, G, N, L) if they vary with the input, else (D, N) in the first two strides
   bool variable_B, variable_C;
   Tensor<1> D;           // (D), may be absent
   Tensor<3> z;           // (B, D, L), may be absent
@@ -25,16 +25,16 @@ struct SelectiveScanForward {
 };
 
 struct SelectiveScanBackward {
-  SelectiveScanForward forward;  // as it was; out is not read
+  SelectiveScanForward forward;  // the arguments of forward; out is not read
   Tensor<3> dout;                // (B, D, L)
   Tensor<3> dlast_state;         // (B, D, N), may be absent
   Tensor<3> du, ddelta;          // (B, D, L)
-  Tensor<3> dz;                  // (B, D, L), absent with z
-  void* dA;                      // (D, N), as are all below: contiguous, in the type of computation
-  void* dB;                      // (B, G, L, N) where it varies, else (D, N)
+  Tensor<3> dz;                  // (B, D, L), absent if z is
+  void* dA;                      // (D, N); like all below, contiguous and in the type of computation
+  void* dB;                      // (B, G, L, N) if B varies, else (D, N)
   void* dC;                      // likewise
-  void* dD;                      // (D), null with D
-  void* ddelta_bias;             // (D), null with delta_bias
+  void* dD;                      // (D), null if D is absent
+  void* ddelta_bias;             // (D), null if delta_bias is absent
 };
 
 }  // namespace mtlkit

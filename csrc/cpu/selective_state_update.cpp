@@ -1,8 +1,8 @@
-// One token of the selective scan.
+// Decoding step of the selective scan: one token.
 //
-// A work item is a vector of channels of one head of one sequence. What a channel has one number of is computed for all
-// of them at once; their states, a row for each channel, are updated a vector of states at a time, and a transposing
-// sum makes their products with C the outputs.
+// A work item is a vector of channels of one head of one sequence. Per-channel values are computed for the vector. The
+// states, one row per channel, are updated a vector of states at a time; a transposing sum turns their products with C
+// into the outputs.
 #include "cpu/selective_state_update.h"
 
 #include "cpu/kernels.h"
@@ -14,9 +14,9 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-constexpr int64_t kLeastItems = 8;  // of a thread
+constexpr int64_t kLeastItems = 8;  // per thread
 
-// The channels of an item, at element `offset` of a tensor whose channels are `stride` apart.
+// Loads the channels of an item, at element `offset` of a tensor whose channels are `stride` apart.
 template <typename T, int kRank>
 Vec<T> load_channels(const Tensor<kRank>& t, int64_t offset, int64_t stride, int64_t channels) {
   Vec<T> v;

@@ -1,4 +1,4 @@
-// SiLU(x) = x / (1 + exp(-x)) and its derivative, for kernels that have it at their end.
+// SiLU(x) = x / (1 + exp(-x)) and its derivative, for kernels that end with it.
 #pragma once
 
 #include "cpu/simd.h"

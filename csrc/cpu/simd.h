@@ -1,8 +1,8 @@
-// Vectors of the instruction set that this file is compiled for, and the few functions that a scan needs of them.
+// Vectors of the instruction set that this file is compiled for, and functions on them.
 //
-// Arithmetic is the compiler's own (GCC and Clang vector types), so one source serves SSE2, AVX2, AVX-512 and NEON;
-// only where an instruction set does better than portable code is it named. Everything sits in a namespace of the
-// level, so that the levels never share an inline function.
+// Arithmetic uses the vector types of GCC and Clang, so one source compiles for SSE2, AVX2, AVX-512 and NEON;
+// intrinsics are used only where they beat portable code. Everything is in the namespace of its level, so that levels
+// never share an inline function.
 #pragma once
 
 #include <cmath>
@@ -69,12 +69,12 @@ MTLKIT_INLINE void store(T* address, Vec<T> v) {
 
 template <typename T>
 MTLKIT_INLINE Vec<T> splat(T value) {
-  return value - Vec<T>{};  // exact, and folded to a broadcast; adding to 0 would turn -0 into 0
+  return value - Vec<T>{};  // exact, and compiles to a broadcast; adding to 0 would turn -0 into 0
 }
 
-// NaN in b wins, NaN in a loses.
+// Returns NaN if b is NaN; if only a is NaN, returns b.
 MTLKIT_INLINE FloatVec max(FloatVec a, FloatVec b) {
-#if defined(__AVX512F__)  // written as a choice, it would be two instructions
+#if defined(__AVX512F__)  // a conditional expression would be two instructions
   return _mm512_max_ps(a, b);
 #elif defined(__AVX2__)
   return _mm256_max_ps(a, b);
@@ -88,8 +88,8 @@ MTLKIT_INLINE DoubleVec max(DoubleVec a, DoubleVec b) { return a > b ? a : b; }
 MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
 MTLKIT_INLINE DoubleVec abs(DoubleVec a) { return a < 0 ? -a : a; }
 
-// 2^x to 1e-7, exact at 0, with the limits of the true function at both ends and NaN kept. Below 2^-126 the levels
-// under AVX-512 answer 0.
+// 2^x with a relative error of 1e-7, exact at 0, correct limits at both ends; keeps NaN. Levels below AVX-512 return 0
+// for results below 2^-126.
 MTLKIT_INLINE FloatVec exp2(FloatVec x) {
 #if defined(__AVX512F__)
   const FloatVec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT);
@@ -109,14 +109,14 @@ MTLKIT_INLINE FloatVec exp2(FloatVec x) {
   return _mm512_scalef_ps(p, _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT));
 #else
   const UintVec bits = reinterpret_cast<UintVec>(p) + (reinterpret_cast<UintVec>(rounded) << 23);
-  return x >= -126.f ? reinterpret_cast<FloatVec>(bits) : max(FloatVec{}, x);  // the sum may turn NaN into a number
+  return x >= -126.f ? reinterpret_cast<FloatVec>(bits) : max(FloatVec{}, x);  // adding bits may turn NaN into a number
 #endif
 }
 
-// 2^x for |x| <= kNearExponent, to 1.5e-7, exact at 0, NaN kept. The power of two of the nearest 16th from
-// a table in a register: the index added to the bits of an entry is its exponent, for which the entry makes room. A
-// series of degree 3 does the rest: with degree 2, however many entries serve, 1 - 2^x of a state that decays slowly is
-// off by 1e-5, always to the same side.
+// 2^x for |x| <= kNearExponent, with a relative error of 1.5e-7, exact at 0; keeps NaN. The power of two of the nearest
+// 16th comes from a table in a register; adding the index to the bits of an entry sets the exponent, and the entries
+// compensate for the index's low bits. A polynomial of degree 3 does the rest. With degree 2, even with a larger table,
+// 1 - 2^x of slowly decaying states would be off by 1e-5, always in the same direction.
 inline constexpr int kNearExponent = 120;
 
 MTLKIT_INLINE FloatVec exp2_near(FloatVec x) {
@@ -129,7 +129,7 @@ MTLKIT_INLINE FloatVec exp2_near(FloatVec x) {
   const IntVec index = reinterpret_cast<IntVec>(x + 1.5f * (1 << (23 - kBits)));
   const IntVec power = reinterpret_cast<IntVec>(
       _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(powers)));
-  const FloatVec p = ((f + 4.3269439f) * f + 12.484555f) * f + 18.011406f;  // its leading factor is in the table
+  const FloatVec p = ((f + 4.3269439f) * f + 12.484555f) * f + 18.011406f;  // the leading factor is in the table
   return reinterpret_cast<FloatVec>(power + (index << (23 - kBits))) * p;
 #elif defined(__AVX2__)
   constexpr int kBits = 3;
@@ -147,7 +147,7 @@ MTLKIT_INLINE FloatVec exp2_near(FloatVec x) {
 #endif
 }
 
-// Double serves to verify, not to be fast: the library's function, lane by lane.
+// Doubles are for verification, not speed: this calls the library's function lane by lane.
 MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = ::exp2(x[i]);
   return x;
@@ -155,11 +155,11 @@ MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
 
 MTLKIT_INLINE DoubleVec exp2_near(DoubleVec x) { return exp2(x); }
 
-// log(1 + exp(x)) of `count` vectors, whose chains of instructions hide each other's latency; from 20 upwards it is x
-// to the last bit. `slope`, where given, receives the derivatives 1 / (1 + exp(-x)).
+// log(1 + exp(x)) of `count` vectors, whose dependency chains hide each other's latency; for x >= 20 the result is x to
+// the last bit. `slope`, if given, receives the derivatives 1 / (1 + exp(-x)).
 template <int count = 1>
 MTLKIT_INLINE void softplus(FloatVec* x, FloatVec* slope = nullptr) {
-  // log(1 + e) for 0 <= e <= 1, to 4e-8 relative.
+  // log(1 + e) for 0 <= e <= 1, with a relative error of 4e-8.
   constexpr float kLog1p[] = {-3.0065785905e-02f, 7.9204526761e-02f, -1.3753801762e-01f, 1.9153654764e-01f,
                               -2.4857163652e-01f, 3.3321322621e-01f, -4.9999647964e-01f, 1.0f};
   FloatVec e[count], p[count];
@@ -198,7 +198,7 @@ MTLKIT_INLINE DoubleVec sigmoid(DoubleVec x) {
   return x;
 }
 
-// Lanes of two vectors picked by compile-time indices; those from the lane count upwards mean the second vector.
+// Picks lanes of two vectors by compile-time indices; indices from the lane count upwards refer to the second vector.
 #if defined(__clang__) || __GNUC__ >= 12
 #define MTLKIT_SHUFFLE(a, b, index) __builtin_shufflevector(a, b, index...)
 #else
@@ -207,10 +207,10 @@ MTLKIT_INLINE DoubleVec sigmoid(DoubleVec x) {
 
 enum class Pick { kLow, kHigh, kBlend, kSwap, kEven, kOdd };
 
-// Index of lane `lane` when a and b are seen as runs of 2 * run lanes:
-// kLow puts a's first half before b's, kHigh the second halves, kBlend keeps a's first and b's second half in place,
-// kSwap puts a's second half before b's first. kEven and kOdd see them as runs of 4 * run lanes: they put the first, or
-// the second, halves of a's halves before b's.
+// The source of lane `lane`, with a and b divided into runs of 2 * run lanes: kLow takes a's first half, then b's first
+// half; kHigh the second halves; kBlend keeps a's first and b's second half in place; kSwap takes a's second half, then
+// b's first. kEven and kOdd divide into runs of 4 * run lanes: they take the first, or the second, half of each
+// half, a's before b's.
 constexpr int lane_index(Pick pick, int run, int lanes, int lane) {
   const bool second = lane % (2 * run) >= run;
   if (pick == Pick::kEven || pick == Pick::kOdd) {
@@ -240,7 +240,7 @@ MTLKIT_INLINE Vec<T> pick_lanes(Vec<T> a, Vec<T> b) {
   return pick_lanes<pick, run>(a, b, std::make_integer_sequence<int, kLanes<T>>{});
 }
 
-// v becomes its transpose: lane i of v[j] and lane j of v[i] change places.
+// Transposes v in place: swaps lane i of v[j] with lane j of v[i].
 template <typename T, int run = kLanes<T> / 2>
 MTLKIT_INLINE void transpose(Vec<T>* v) {
   for (int block = 0; block < kLanes<T>; block += 2 * run) {
@@ -253,7 +253,7 @@ MTLKIT_INLINE void transpose(Vec<T>* v) {
   if constexpr (run > 1) transpose<T, run / 2>(v);
 }
 
-// One vector whose lane i is the sum of the lanes of v[i]; v is used up. The order of the additions is fixed.
+// A vector whose lane i is the sum of the lanes of v[i]; overwrites v. The order of the additions is fixed.
 template <typename T, int run = kLanes<T> / 2>
 MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
   for (int i = 0; i < run; ++i) {
@@ -266,7 +266,7 @@ MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
   }
 }
 
-// 2^x where `near` promises |x| <= kNearExponent in all lanes.
+// 2^x; with `near`, all lanes must satisfy |x| <= kNearExponent.
 template <bool near, typename V>
 MTLKIT_INLINE V exp2_if(V x) {
   if constexpr (near) return exp2_near(x);
@@ -283,7 +283,7 @@ MTLKIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {
   return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(v) & mask);
 }
 
-// Bit i of the result is that of lane i.
+// Bit i of the result is the mask of lane i.
 template <typename T>
 MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
 #if defined(__AVX512F__)
@@ -338,7 +338,7 @@ MTLKIT_INLINE HalfBits to_float16(FloatVec v) {
   return reinterpret_cast<HalfBits>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
-// Widening by a multiplication: the exponent's offset becomes a factor, which is exact for subnormals as well.
+// Widens by a multiplication with the difference of the exponent biases, which is exact for subnormals, too.
 MTLKIT_INLINE FloatVec from_float16(HalfBits half) {
   const UintVec bits = __builtin_convertvector(half, UintVec);
   const UintVec sign = (bits & 0x8000u) << 16;
@@ -348,7 +348,8 @@ MTLKIT_INLINE FloatVec from_float16(HalfBits half) {
   return reinterpret_cast<FloatVec>(sign | ((bits & 0x7c00u) == 0x7c00u ? special : reinterpret_cast<UintVec>(value)));
 }
 
-// Rounds to nearest, ties to even: a subnormal by adding 2^-1 times its ulp's weight, a normal one in the integer bits.
+// Rounds to nearest, ties to even: subnormals by adding a constant in floating point, normal numbers in the integer
+// bits.
 MTLKIT_INLINE HalfBits to_float16(FloatVec v) {
   const UintVec bits = reinterpret_cast<UintVec>(v);
   const UintVec sign = (bits >> 16) & 0x8000u;

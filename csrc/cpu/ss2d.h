@@ -21,11 +21,11 @@ struct SS2DForward {
 };
 
 struct SS2DBackward {
-  SS2DForward forward;  // as it was; y is not read
+  SS2DForward forward;  // the arguments of forward; y is not read
   Tensor<4> dy;         // (B, D, H, W)
   Tensor<4> du;         // (B, D, H, W)
   void* dx_dbl;         // like x_dbl
-  void* ddt_weight;     // (4, D, R), as are all below: contiguous, in the type of computation
+  void* ddt_weight;     // (4, D, R); like all below, contiguous and in the type of computation
   void* ddt_bias;       // (4, D)
   void* dA_logs;        // (4 D, N)
   void* dDs;            // (4 D)

@@ -1,4 +1,4 @@
-// Arguments of a whole SS2D layer on the CPU, float32, where no gradient is wanted (formula: mtlkit/nn/ss2d.py).
+// Arguments of a complete SS2D layer on the CPU, float32, without gradients (formula: mtlkit/nn/ss2d.py).
 #pragma once
 
 #include "common/ss2d.h"
@@ -9,11 +9,11 @@ namespace mtlkit {
 enum class Gate : int { kNone = 0, kSilu = 1, kLinear = 2 };
 
 struct SS2DLayerForward {
-  SS2DShape shape;          // its channels are those of the scan, D
+  SS2DShape shape;          // channels: those of the scan, D
   int64_t model;            // channels in and out, C
   int64_t kernel;           // rows and columns of the convolution, k: 3, 5 or 7
   const void* x;            // (B, H, W, C), contiguous
-  Tensor<2> in_weight;      // (2 D, C), without a gate (D, C)
+  Tensor<2> in_weight;      // (2 D, C); (D, C) without a gate
   Tensor<1> in_bias;        // may be absent
   Tensor<3> conv_weight;    // (D, k, k), absent without a convolution
   Tensor<1> conv_bias;      // (D), may be absent
@@ -22,7 +22,7 @@ struct SS2DLayerForward {
   Tensor<2> dt_bias;        // (4, D)
   Tensor<2> A_logs;         // (4 D, N)
   Tensor<1> Ds;             // (4 D)
-  bool norm;                // whether LayerNorm follows the scan
+  bool norm;                // whether to apply LayerNorm after the scan
   Tensor<1> norm_weight;    // (D), absent for ones
   Tensor<1> norm_bias;      // (D), absent for zeros
   double eps;

@@ -35,7 +35,7 @@ void ThreadPool::run(int threads, TeamWork work) {
   end_.wait(lock, [this] { return left_ == 0; });
 }
 
-// Does what is left of the call; `lock` is on the state, and open while a share runs.
+// Runs the remaining shares of the call. `lock` holds the state's mutex, and is released while a share runs.
 void ThreadPool::take_shares(std::unique_lock<std::mutex>& lock) {
   while (next_ < shares_) {
     const int mine = next_++;

@@ -10,11 +10,10 @@
 
 namespace mtlkit {
 
-// Threads that wait between calls. A call that finds the pool busy does all its work on
-// its own thread.
+// Threads that wait between calls. A call that finds the pool busy does all its work on the calling thread.
 class ThreadPool : public HostPool {
  public:
-  // The thread that calls is one of them; there are fewer where the system has no more.
+  // The calling thread counts as one; there are fewer if the system cannot start more.
   explicit ThreadPool(int threads);
   ~ThreadPool() override;
   int threads() const { return static_cast<int>(others_.size()) + 1; }
@@ -24,10 +23,10 @@ class ThreadPool : public HostPool {
   void take_shares(std::unique_lock<std::mutex>& lock);
   void wait_for_work();
 
-  std::mutex call_, state_;  // held through a call; guards what follows
+  std::mutex call_, state_;  // call_ is held during a call; state_ guards the following members
   std::condition_variable begin_, end_;
   TeamWork work_{};
-  int shares_ = 0, next_ = 0, left_ = 0;  // of the call: all, the next to be taken, those that have not ended
+  int shares_ = 0, next_ = 0, left_ = 0;  // of the call: all, the next to run, and the unfinished
   bool closing_ = false;
   std::vector<std::thread> others_;
 };

@@ -1,4 +1,4 @@
-// How a kernel's work is shared among threads.
+// Division of a kernel's work among threads.
 #pragma once
 
 #include "cpu/integer_math.h"
@@ -15,7 +15,8 @@ void on_threads(int64_t wanted, F f) {
            {[](void* work, int thread, int threads) { (*static_cast<F*>(work))(thread, threads); }, &f});
 }
 
-// Work items [first, last) of a thread: fixed by the counts alone, so that a sum over a thread's items repeats.
+// Work items [first, last) of a thread. They depend only on the counts, so that sums over a thread's items are
+// reproducible.
 struct Share {
   int64_t first, last;
 };
@@ -24,9 +25,9 @@ MTLKIT_INLINE Share share(int64_t items, int64_t threads, int64_t thread) {
   return {items * thread / threads, items * (thread + 1) / threads};
 }
 
-// How the items of a call are split further, so that all threads have work: the divisor of `pieces` (a power of two)
-// with the shortest critical path, the smallest where several are within a twentieth of it, because every split costs
-// a buffer and a sum.
+// The number of parts into which to split each item, so that all threads have work: the divisor of `pieces` (a power of
+// two) with the shortest critical path. It takes the smallest divisor within 5 % of the shortest, because every split
+// costs a buffer and a sum.
 MTLKIT_INLINE int64_t split(int64_t items, int64_t pieces, int64_t threads) {
   int64_t best = 1;
   for (int64_t s = 2; s <= pieces; s *= 2) {

@@ -7,7 +7,7 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// A whole block of lines of tokens, one a channel, into a vector a token; and back.
+// Converts a complete block between lines of tokens, one per channel, and vectors of channels, one per token.
 template <typename T, typename E>
 MTLKIT_INLINE void load_block(const typename E::Storage* data, int64_t channel_stride, Vec<T>* tile) {
   constexpr int lanes = kLanes<T>;
@@ -103,7 +103,7 @@ void load_tile(const void* data, DType dtype, int64_t channel_stride, int64_t to
   });
 }
 
-// The way back: only the first `channels` lanes are written.
+// The reverse of load_tile: writes only the first `channels` lanes.
 template <typename T>
 void store_tile(void* data, DType dtype, int64_t channel_stride, int64_t token_stride, int64_t channels, int64_t tokens,
                 const Vec<T>* tile) {
@@ -113,9 +113,9 @@ void store_tile(void* data, DType dtype, int64_t channel_stride, int64_t token_s
   });
 }
 
-// The cache lines of a tile whose turn comes soon, to be asked for one by one while another is worked on: a tile of
-// many channels is more streams than the machine follows on its own, and more lines than it fetches at once. for_write
-// is 1 where the tile will be written.
+// Prefetches the cache lines of a coming tile one by one while another tile is processed: a tile of many channels has
+// more streams than the hardware prefetcher follows, and more lines than can be in flight at once. for_write is 1 if
+// the tile will be written.
 template <int for_write>
 class Expected {
  public:
@@ -129,12 +129,12 @@ class Expected {
     count_ = streams_ * ceil_div((lines_of_tokens ? tokens : channels) * size_of(dtype), kLine);
   }
 
-  // Asks for all lines that are left.
+  // Prefetches all remaining lines.
   MTLKIT_INLINE void all() {
     while (at_ < count_) (*this)();
   }
 
-  // Asks for the next line, if there is one left.
+  // Prefetches the next line, if any.
   MTLKIT_INLINE void operator()() {
     if (at_ == count_) return;
     ++at_;
@@ -151,7 +151,7 @@ class Expected {
   int64_t streams_ = 0, stride_ = 0, count_ = 0, at_ = 0, stream_ = 0, byte_ = 0;
 };
 
-// A block of channels of one image: (H, W) pixels in row-major order, a vector each. The strides are those of a
+// A block of channels of one image: (H, W) pixels in row-major order, one vector per pixel. The strides are those of a
 // (B, D, H, W) tensor.
 template <typename T>
 void load_plane(const Tensor<4>& image, int64_t b, int64_t d, int64_t channels, int64_t height, int64_t width,

@@ -7,7 +7,7 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
-// Gradients of the parameters that one thread gathers over its items; summed over the threads in their order.
+// Gradients of the parameters, summed by one thread over its items; added over the threads in a fixed order.
 template <typename T>
 struct ParameterGradients {
   T *ddt_weight, *ddt_bias, *dA_logs, *dDs;
@@ -21,11 +21,11 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
-// The most blocks of channels that go through a direction together: they share the rows of its tiles, and what they add
-// to a row is summed before it is written.
+// The largest number of blocks of channels that are processed together in a direction: they share the rows of its
+// tiles, and their contributions to a row are summed before they are written.
 inline constexpr int kRun = 8;
 
-// A map of all tokens, block by block: packed, or where it lies in a channels-last tensor.
+// A map of all tokens, block by block: packed, or in place in a channels-last tensor.
 template <typename T>
 struct Planes {
   T* data;
@@ -36,7 +36,7 @@ struct Planes {
 
 template <typename T>
 struct BackwardScratch {
-  // What a block carries from tile to tile.
+  // The values that a block carries from tile to tile.
   struct Carried {
     Parameters<T> parameters;
     Vec<T> carry[kMaxStates], dA[kMaxStates];
@@ -45,11 +45,11 @@ struct BackwardScratch {
   };
   Carried carried[kRun];
   Gathered<T> tile;
-  ScanTile<T> part;  // of a tile in which the state starts again
+  ScanTile<T> part;  // part of a tile in which the state is reset
   Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], ddt[kTile], dx[kTile];
-  T *db, *dc;  // sums over the blocks of a run, TokenSums; sized by the call, as is all below
-  T* row_dt;   // likewise, (R, tokens)
+  T *db, *dc;  // TokenSums over the blocks of a run; the call sets their size
+  T* row_dt;   // sums over the blocks of a run, (R, tokens)
 
   static int64_t vectors(const DirectionalScanShape& s) { return 2 * kRun * s.rank; }
   static int64_t scalars(const DirectionalScanShape& s) { return 2 * TokenSums<T>::size(s.states) + kTile * s.rank; }
@@ -66,8 +66,8 @@ struct BackwardScratch {
   }
 };
 
-// Takes back a tile in which the state starts again at zero: its parts from one start to the next, as if each were a
-// tile. Neither the state before a start nor its gradient crosses it.
+// The backward scan of a tile in which the state is reset to zero: processes the parts from one start to the next as
+// separate tiles. Neither the state nor its gradient crosses a start.
 template <typename T, int N>
 void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, BackwardScratch<T>& scratch) {
   const ScanTile<T>& whole = scratch.tile.scan;
@@ -102,7 +102,7 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
   }
 }
 
-// The maps of a run of blocks, and whether their gradients are the first to arrive: they are set then, not added to.
+// The maps of a run of blocks, and whether to set their gradients rather than add to them.
 template <typename T>
 struct Run {
   int64_t d, count;  // its first channel, its blocks
@@ -112,7 +112,7 @@ struct Run {
   bool sets_du, sets_rows;
 };
 
-// The gradients of the inputs and of the time step of one block of a tile, after its scan.
+// Computes the gradients of the inputs and of the time step of one block of a tile, after its scan.
 template <typename T>
 void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool first, BackwardScratch<T>& scratch,
                   typename BackwardScratch<T>::Carried& carried) {
@@ -140,7 +140,8 @@ void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool fi
     }
     carried.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
-  // d(time step before its projection): with tokens in the lanes, the sum over channels is a sum of vectors.
+  // The gradient of the time step before its projection: with tokens in the lanes, the sum over channels is a sum of
+  // vectors.
   for (int64_t t = 0; t < tokens; t += kLanes<T>) {
     transpose<T>(draw + t);
     for (int64_t r = 0; r < s.rank; ++r) {
@@ -155,7 +156,8 @@ void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool fi
   }
 }
 
-// One direction of a run of blocks, from the last tile to the first. The rows of dx_dbl no other thread touches.
+// Processes one direction of a run of blocks, from the last tile to the first. No other thread writes its rows of
+// dx_dbl.
 template <typename T, int N>
 void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, const Run<T>& run,
                         const ParameterGradients<T>& total, BackwardScratch<T>& scratch) {
@@ -195,7 +197,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       const Plane<const T> dy = run.dy[i];
       for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy.at(tile.token[t]));
 
-      // What the next block reads and writes, or the first one of the next tile.
+      // Prefetch the memory of the next block, or of the first block of the next tile.
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
       const T* const start = static_cast<T*>(
           checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
@@ -245,7 +247,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       add_lanes<T>(carried.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
     add_lanes<T>(carried.dbias, total.ddt_bias + row, 1, channels);
     add_lanes<T>(carried.dD, total.dDs + row, 1, channels);
-    // A = -exp(A_logs), so dA_logs = dA A; parameters.A carries a factor log2(e).
+    // A = -exp(A_logs), so dA_logs = dA A; parameters.A contains a factor log2(e).
     for (int64_t n = 0; n < states; ++n) {
       add_lanes<T>(carried.dA[n] * carried.parameters.A[n] * kLn2<T>, total.dA_logs + row * states + n, states,
                    channels);
@@ -265,8 +267,8 @@ Planes<T> packed_planes(V* vectors, int64_t tokens) {
   return {reinterpret_cast<T*>(vectors), lanes, lanes * tokens};
 }
 
-// A work item is (sample, group of directions, run of channel blocks). Directions split before channels, because their
-// rows of dx_dbl are disjoint, while runs of channels each need a dx_dbl of their own, summed afterwards.
+// A work item is (sample, group of directions, run of channel blocks). Directions are split before channels, because
+// their rows of dx_dbl are disjoint, whereas each run of channels needs its own dx_dbl, which is added afterwards.
 template <typename T, int N>
 int backward(const DirectionalScanBackward& q) {
   const DirectionalScanForward& p = q.forward;
@@ -276,7 +278,7 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t runs = min(blocks, split(s.batch * groups, 64, p.threads));
   const int64_t items = s.batch * groups * runs;
   const int threads = static_cast<int>(min(p.threads, items));
-  const bool parted = groups > 1 && !p.own_inputs;  // each group keeps its own du until all are there
+  const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du; they are added at the end
   const int64_t plane_size = s.batch * blocks * tokens, x_size = s.batch * tokens * s.pitch();
   const int64_t parameter_size = ParameterGradients<T>::size(s);
 

@@ -1,7 +1,7 @@
 // Arguments of the selective scan along any orders of the tokens, on the CPU.
 //
-// B samples, D channels, H x W tokens in rows (H = 1 where they are a sequence), L = H * W, K directions of T steps
-// each, N states, R rank of the time step, M = R + 2 N.
+// B samples, D channels, H x W tokens in rows (H = 1 for a sequence), L = H * W, K directions of T steps each, N
+// states, R rank of the time step, M = R + 2 N.
 #pragma once
 
 #include "common/ss2d.h"
@@ -29,9 +29,9 @@ struct DirectionalScanForward {
   Tensor<2> dt_bias;        // (K, D)
   Tensor<2> A_logs;         // (K D, N)
   Tensor<1> Ds;             // (K D)
-  const int32_t* order;     // (K, T), or (B, K, T): the token of each step; contiguous, as are all below
+  const int32_t* order;     // (K, T), or (B, K, T): the token of each step; contiguous, like all below
   bool own_orders;          // whether each sample has its own order
-  const uint8_t* starts;    // (B, K, T), 1 before which steps the state is zeros again; null for none
+  const uint8_t* starts;    // (B, K, T), 1 for steps before which the state is reset to zeros; null for none
   Tensor<4> initial_state;  // (B, K, D, N), may be absent: zeros
   void* last_state;         // (B, K, D, N) in the type of computation; null if not wanted
   void* checkpoints;        // (B, K, checkpoints, N, D) in the type of computation; null if not wanted
@@ -40,12 +40,12 @@ struct DirectionalScanForward {
 };
 
 struct DirectionalScanBackward {
-  DirectionalScanForward forward;  // as it was; y and last_state are not read
-  Tensor<5> dy;                    // (B, K, D, H, W), stride 0 of K where the outputs were merged
+  DirectionalScanForward forward;  // the arguments of forward; y and last_state are not read
+  Tensor<5> dy;                    // (B, K, D, H, W), stride 0 of K if the outputs were merged
   Tensor<4> dlast_state;           // (B, K, D, N), may be absent: zeros
-  Tensor<5> du;                    // (B, K, D, H, W), stride 0 of K where u is shared
+  Tensor<5> du;                    // (B, K, D, H, W), stride 0 of K if u is shared
   void* dx_dbl;                    // like x_dbl
-  void* ddt_weight;                // (K, D, R), as are all below: contiguous, in the type of computation
+  void* ddt_weight;                // (K, D, R); like all below, contiguous and in the type of computation
   void* ddt_bias;                  // (K, D)
   void* dA_logs;                   // (K D, N)
   void* dDs;                       // (K D)

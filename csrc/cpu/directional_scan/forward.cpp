@@ -1,8 +1,8 @@
 // The selective scan along any orders of the tokens: outputs and last states.
 //
-// A block of channels is one vector. Where it lies in a channels-last tensor of the type of computation it is read and
-// written in place; else its plane is packed once into contiguous vectors, which settles layout, dtype and ragged
-// channel counts in one place. Each direction reads the tokens of the plane in the order of its table.
+// A block of channels is one vector. In channels-last tensors of the type of computation it is read and written in
+// place; otherwise its plane is packed once into contiguous vectors, which handles layout, dtype and any number of
+// channels in one place. Each direction reads the tokens of the plane in the order of its table.
 #include "cpu/directional_scan/planes.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -18,12 +18,11 @@ struct ForwardScratch {
   Vec<T> h[kMaxStates];
 };
 
-// Scans one direction of a plane into the output, which it sets or adds to. What the next steps read and write is asked
-// for while these are scanned.
+// Scans one direction of a plane, and sets the output or adds to it. Prefetches the memory of the next steps meanwhile.
 template <typename T, int N>
 void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, int64_t d, int64_t channels,
                        Plane<const T> plane, Plane<T> out, bool sets, ForwardScratch<T>& scratch) {
-  constexpr int64_t kSteps = kTile / 2;  // that much then still lies in the first-level cache when it is read
+  constexpr int64_t kSteps = kTile / 2;  // this much stays in the first-level cache until it is read
   const DirectionalScanShape& s = p.shape;
   const int64_t steps = s.steps, states = N ? N : s.states, pitch = s.pitch();
   Parameters<T>& parameters = scratch.parameters;
@@ -49,7 +48,7 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, in
       for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next + n * s.channels, 1);
     }
     for (int64_t from = 0, to = tokens; from < tokens; from = to, to = tokens) {
-      if (starts) {  // from one start to the next
+      if (starts) {  // scan from one start to the next
         if (starts[first + from]) {
           for (int64_t n = 0; n < states; ++n) h[n] = Vec<T>{};
         }
@@ -69,8 +68,8 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, in
   if (p.last_state) store_state<T>(p.last_state, s, b, k, d, channels, h);
 }
 
-// A work item is a part of the directions of a block of channels of one sample. Directions are split among threads
-// where there are fewer blocks than threads; merged outputs of the parts are summed in a fixed order.
+// A work item is a block of channels of one sample with some of its directions. Directions are split among threads if
+// there are fewer blocks than threads; the merged outputs of the parts are added in a fixed order.
 template <typename T, int N>
 int forward(const DirectionalScanForward& p) {
   const DirectionalScanShape& s = p.shape;
@@ -78,7 +77,7 @@ int forward(const DirectionalScanForward& p) {
   const int64_t splits = split(s.batch * blocks, s.directions, p.threads);
   const int64_t items = s.batch * blocks * splits;
   const int threads = static_cast<int>(min(p.threads, items));
-  const bool parted = p.merge && splits > 1;  // each part keeps its own output until all are there
+  const bool parted = p.merge && splits > 1;  // each part has its own output; they are added at the end
   const bool all_visited = s.steps == tokens;
   Scratch<Vec<T>> parts(parted ? items * tokens : 0);
   Scratch<Vec<T>> planes(threads * tokens * (parted ? 1 : 2));

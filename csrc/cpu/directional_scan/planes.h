@@ -1,5 +1,5 @@
-// What both passes of the directional scan share: the order of a direction, its parameters, blocks of channels, and the
-// gathering of a tile.
+// Shared by both passes of the directional scan: the order and the parameters of a direction, blocks of channels, and
+// the gathering of a tile.
 #pragma once
 
 #include "cpu/directional_scan/directional_scan.h"
@@ -9,7 +9,7 @@
 namespace mtlkit {
 namespace MTLKIT_ISA {
 
-// The tokens of a direction of a sample, one for each step.
+// The tokens of a direction of a sample, one per step.
 MTLKIT_INLINE const int32_t* order_of(const DirectionalScanForward& p, int64_t b, int64_t k) {
   return p.order + ((p.own_orders ? b * p.shape.directions : 0) + k) * p.shape.steps;
 }
@@ -18,10 +18,10 @@ MTLKIT_INLINE const uint8_t* starts_of(const DirectionalScanForward& p, int64_t 
   return p.starts ? p.starts + (b * p.shape.directions + k) * p.shape.steps : nullptr;
 }
 
-// Whether every token that is visited is there: a graph that was compiled has no other check of its order.
+// Whether every token of the order exists: in compiled graphs nothing else checks this.
 MTLKIT_INLINE bool within_range(const DirectionalScanForward& p) {
   const int64_t count = (p.own_orders ? p.shape.batch : 1) * p.shape.directions * p.shape.steps;
-  uint32_t largest = 0;  // of negative numbers, too
+  uint32_t largest = 0;  // negative numbers become large
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t token = static_cast<uint32_t>(p.order[i]);
     largest = token > largest ? token : largest;
@@ -29,15 +29,15 @@ MTLKIT_INLINE bool within_range(const DirectionalScanForward& p) {
   return largest < p.shape.tokens();
 }
 
-// Asks for the cache lines of a row before its turn comes; for_write is 1 where it will be written. The rows of a
-// direction lie too far apart for the machine to guess them.
+// Prefetches the cache lines of a row; for_write is 1 if it will be written. The rows of a direction are too irregular
+// for the hardware prefetcher.
 template <int for_write, typename T>
 MTLKIT_INLINE void prefetch(const T* row, int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(T);
   for (int64_t i = 0; i < count; i += kLine) __builtin_prefetch(row + i, for_write);
 }
 
-// The same for a row of x_dbl. Where the states are known it takes no loop, but may ask for one line too many.
+// Prefetches a row of x_dbl. If N is known, it needs no loop, but may fetch one line too many.
 template <int for_write, int N, typename T>
 MTLKIT_INLINE void prefetch_row(const T* row, int64_t count) {
   if constexpr (N * sizeof(T) == 64) {
@@ -52,7 +52,7 @@ template <typename T>
 struct Parameters {
   Vec<T> A[kMaxStates];  // -exp(A_logs) log2(e)
   Vec<T> reach, bias, D;
-  Vec<T>* dt_weight;  // (R), scratch of the caller
+  Vec<T>* dt_weight;  // (R), in the caller's scratch memory
 
   void load(const DirectionalScanForward& p, int64_t k, int64_t d, int64_t channels) {
     const DirectionalScanShape& s = p.shape;
@@ -69,7 +69,7 @@ struct Parameters {
   }
 };
 
-// A block of channels of a sample, token by token: packed, or where it lies in a channels-last tensor.
+// A block of channels of a sample, token by token: packed, or in place in a channels-last tensor.
 template <typename T>
 struct Plane {
   T* data;
@@ -78,7 +78,7 @@ struct Plane {
   T* at(int64_t token) const { return data + token * step; }
 };
 
-// Whether a whole block of channels can be read and written where it lies: side by side, in the type of computation.
+// Whether a complete block of channels can be read and written in place: contiguous, in the type of computation.
 template <typename T>
 bool in_place(const Tensor<5>& image, const DirectionalScanShape& s, int64_t channels) {
   const int64_t* stride = image.stride;
@@ -101,23 +101,23 @@ void clear(Plane<T> plane, int64_t tokens) {
   for (int64_t l = 0; l < tokens; ++l) store(plane.at(l), Vec<T>{});
 }
 
-// One tile of one direction, gathered: its rows of x_dbl, which all blocks of channels share; time step and scan input
+// A gathered tile of one direction: its rows of x_dbl, shared by all blocks of channels, and time step and scan input
 // of one block.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
   int64_t token[kTile];
   Vec<T> u[kTile];
-  Vec<T> slope[kTile];  // of the softplus, where backward follows
+  Vec<T> slope[kTile];  // derivatives of the softplus, for the backward pass
 
-  // Takes the tokens of so many steps, at most kTile, from `order` on.
+  // Gathers `tokens` steps, at most kTile, whose tokens `order` lists.
   void gather_rows(const DirectionalScanShape& s, const int32_t* order, int64_t tokens, const T* x_dbl) {
     const int64_t pitch = s.pitch();
     scan.tokens = tokens;
     scan.states = static_cast<int>(s.states);
     scan.to_b = s.rank;
     scan.to_c = s.rank + s.states;
-    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {  // past the end, the last token again
+    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {  // repeat the last token past the end
       token[t] = order[min(t, tokens - 1)];
       scan.row[t] = x_dbl + token[t] * pitch;
     }
@@ -157,7 +157,7 @@ MTLKIT_INLINE Tensor<4> images_of(const Tensor<5>& all, int64_t k) {
   return {at(all, k * s[1]), all.dtype, {s[0], s[2], s[3], s[4]}};
 }
 
-// A state (B, K, D, N) that is contiguous and of the type of computation, from channel d on.
+// Stores states to a contiguous (B, K, D, N) tensor in the type of computation, from channel d on.
 template <typename T>
 void store_state(void* states, const DirectionalScanShape& s, int64_t b, int64_t k, int64_t d, int64_t channels,
                  const Vec<T>* h) {
@@ -165,7 +165,7 @@ void store_state(void* states, const DirectionalScanShape& s, int64_t b, int64_t
   store_tile<T>(data, dtype_of<T>, s.states, 1, channels, s.states, h);
 }
 
-// A state of any strides and dtype, from channel d on; zeros where there is none.
+// Loads states of any strides and dtype, from channel d on; zeros if absent.
 template <typename T>
 void load_state(const Tensor<4>& states, const DirectionalScanShape& s, int64_t b, int64_t k, int64_t d,
                 int64_t channels, Vec<T>* h) {
