@@ -19,9 +19,9 @@ ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
 
 
 class Accuracy(NamedTuple):
-    """How far a result is from the exact one, how far it may be, and what is wrong with it, in a sentence, if anything.
+    """The error of a result, its bound, and a sentence that says what is wrong, if anything.
 
-    Of a result that is not comparable the error is NaN.
+    The error is NaN if the result cannot be compared.
     """
 
     error: float

@@ -9,10 +9,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def as_made(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
-    """Whether calling a module does what its class does, and nothing else, as far as its parameters tell.
+    """Returns whether calling a module does exactly what its class does with its parameters.
 
-    It is exactly of that class (a subclass may do more, as adapters do), it has no hooks and no `forward` of its own,
-    and no hooks of all modules are set. A fused layer may then read its parameters; else the module is to be called.
+    The module must be an instance of this class and not of a subclass (adapters subclass), without hooks or a patched
+    `forward`, and there must be no global hooks. Only then may a fused layer read its parameters instead of calling it.
     """
     return (
         module is not None
@@ -27,7 +27,7 @@ def as_made(module: nn.Module | None, kind: type[M]) -> TypeGuard[M]:
 
 
 def hooked_globally() -> bool:
-    """Whether hooks of all modules are set."""
+    """Returns whether global module hooks are set."""
     return bool(
         _global._global_forward_hooks
         or _global._global_forward_pre_hooks

@@ -1,10 +1,10 @@
-"""Optional packages: which commands need which, by the extra of mtlkit that installs them."""
+"""Optional packages that commands need, by the extra of mtlkit that installs them."""
 
 from collections.abc import Collection
 from importlib.util import find_spec
 
 MODELS = {"timm": "timm", "huggingface_hub": "huggingface_hub", "safetensors": "safetensors"}
-# by extra: the modules, and the packages that they are of
+# extra -> its modules -> the packages that contain them
 EXTRAS = {
     "models": MODELS,
     "train": {
@@ -50,20 +50,20 @@ READING = (
     "PIL",
     "openpyxl",
     "rich",
-)  # what checking and drawing data sets needs of "train"
-TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs of it
+)  # the part of "train" that checking and drawing data sets needs
+TIMING = ("rich", *MODELS)  # what `mtlkit bench` needs
 
 
 def check_installed(what: str, extra: str = "train", only: Collection[str] = ()) -> None:
-    """Raises where packages are missing, all of which are named; nothing is imported.
+    """Raises an error that names all missing packages; imports nothing.
 
     Args:
-        what: what needs them, for the message.
-        extra: of mtlkit, which installs them; several are separated by commas.
-        only: the modules that are needed; none stands for all of the extra.
+        what: the function or command that needs them, for the message.
+        extra: extra of mtlkit that installs them, or several separated by commas.
+        only: the required modules; if empty, all modules of the extra.
 
     Raises:
-        ImportError: some are missing.
+        ImportError: a package is missing.
 
     Example:
         >>> from mtlkit._extras import check_installed
@@ -80,7 +80,7 @@ def check_installed(what: str, extra: str = "train", only: Collection[str] = ())
 
 
 def missing_words(module: str) -> str:
-    """What to say of a module that an import did not find."""
+    """Returns a message about a module that an import did not find."""
     top = module.partition(".")[0]
     extra = next((name for name in ("train", "baselines", "deploy", "cluster") if top in EXTRAS[name]), None)
     package = EXTRAS[extra][top] if extra is not None else top

@@ -1,4 +1,4 @@
-"""Where the parameters of a module are made."""
+"""Device and dtype of a module's new parameters."""
 
 from typing import TypedDict
 

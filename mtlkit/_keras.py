@@ -1,4 +1,4 @@
-"""What layers that come from Keras share: its batch normalisation and its initial values."""
+"""Keras' batch normalisation and initial values, for layers that were published in Keras."""
 
 from typing import TypedDict
 
@@ -15,7 +15,7 @@ BATCH_NORM: _BatchNorm = {"eps": 1e-3, "momentum": 0.01}
 
 
 def init_as_keras(module: nn.Module) -> None:
-    """For `Module.apply`: kernels uniform as Glorot and Bengio have it, biases 0."""
+    """For `Module.apply`: initialises kernels by Glorot's uniform distribution, and biases with 0."""
     if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

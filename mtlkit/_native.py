@@ -6,12 +6,12 @@
 from importlib import import_module
 from typing import Any
 
-C: Any = None  # what it holds is C++'s; backends use it after `choose` has found it
+C: Any = None  # Any: its members are defined in C++; backends use it only after `choose` has found it
 why_not: str | None = None
 
 try:
     C = import_module("mtlkit._C")
 except ModuleNotFoundError:
     why_not = "mtlkit._C is not built"
-except Exception as error:  # a file cut short, of another Python or another architecture: whatever the loader raises
+except Exception as error:  # truncated, or built for another Python or architecture: the loader may raise anything
     why_not = f"mtlkit._C does not load: {error}"

@@ -1,4 +1,4 @@
-"""Probabilities of logits, in NumPy: prediction from files knows no PyTorch."""
+"""Probabilities from logits in NumPy, because prediction from ONNX files must not need PyTorch."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[Any]:
-    """Of logits (..., K), in their precision.
+    """Returns the softmax of logits (..., K) divided by the temperature, in the dtype of the logits.
 
     Example:
         >>> import numpy as np
@@ -20,7 +20,7 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> NDArray[Any]:
 
 
 def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
-    """Likewise, of each number by itself.
+    """Returns the sigmoid of each logit, in the dtype of the logits.
 
     Example:
         >>> import numpy as np

@@ -68,7 +68,7 @@ def _in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_cuda_contexts(device: torch.device) -> Iterator[None]:
-    """Makes torch.cuda.device a no-op, so that code which enters it for CPU tensors runs without a GPU."""
+    """Makes the contexts of torch.cuda no-ops for tensors that are not on a GPU, as if a GPU were available."""
     names = CUDA_CONTEXTS if device.type != "cuda" else ()
     kept = {name: getattr(torch.cuda, name) for name in names}
     try:

@@ -85,7 +85,7 @@ def mamba_inner_fn(
     """Mamba's block between its input projection and its result, with the signature of mamba-ssm's `mamba_inner_fn`.
 
     Args:
-        xz: what the input projection gives, (B, 2 D, L): x, then the gate z.
+        xz: output of the input projection, (B, 2 D, L): x, then the gate z.
         conv1d_weight: causal depthwise convolution, (D, 1, w).
         conv1d_bias: its bias, (D,).
         x_proj_weight: projection to the time step, B and C, (R + 2 N, D); rows for B or C that are given are left out.
@@ -276,7 +276,7 @@ def _scan_both(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
-    backwards = tuple(t if t.dim() == 2 else t.flip(-1) for t in projected)  # what is constant has no direction
+    backwards = tuple(t if t.dim() == 2 else t.flip(-1) for t in projected)  # constants have no direction
     y = _scan(scan, projected, A, D, delta_bias, delta_softplus)  # (B, D, L)
     return y + _scan(scan, backwards, A_b, D, delta_bias, delta_softplus).flip(-1)
 

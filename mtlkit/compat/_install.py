@@ -21,11 +21,11 @@ from mtlkit.compat._cuda import allow_cpu_contexts
 
 
 class Package(NamedTuple):
-    """A package that can be served."""
+    """A package whose imports mtlkit can redirect."""
 
     kernels: tuple[str, ...]  # the extension modules of a working installation
-    served_by: str  # the module of mtlkit.compat with MODULES: full name of each served module -> what is in it; and
-    # maybe with THEIRS_FIRST: modules, and names in modules, that are the package's own where it has them
+    served_by: str  # module of mtlkit.compat that defines MODULES: full name of each replaced module -> its contents
+    # It may also define THEIRS_FIRST: modules, and names in modules, that an installed package keeps.
 
 
 _EXTENSION = "mtlkit.compat.selective_scan_cuda"
@@ -170,7 +170,7 @@ def _check(names: Sequence[str]) -> None:
             raise ValueError(f"names: expected some of {', '.join(PACKAGES)}, got {name!r}")
 
 
-# --- what is installed ------------------------------------------------------------------------------------------------
+# --- installed packages -----------------------------------------------------------------------------------------------
 
 
 def _installed(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
@@ -214,11 +214,11 @@ def _lacks(kernels: tuple[str, ...]) -> str | None:
     return reason
 
 
-# --- what stands in ---------------------------------------------------------------------------------------------------
+# --- replacements -----------------------------------------------------------------------------------------------------
 
 
 class _Served(ModuleType):
-    """A module as mtlkit serves it; what it does not have is looked for in the package's own `__init__.py`."""
+    """A module of mtlkit under the package's name; other names are looked up in the package's own `__init__.py`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":
@@ -242,7 +242,7 @@ class _Finder:
 
     def __init__(self) -> None:
         self.before: dict[str, dict[str, ModuleType]] = {}  # package -> its modules in sys.modules until then
-        self.modules: dict[str, Mapping[str, object]] = {}  # served module -> what is in it
+        self.modules: dict[str, Mapping[str, object]] = {}  # replaced module -> its contents
         self.theirs_first: set[str] = set()
         self.own: dict[str, dict[str, object]] = {}  # module -> what the package's own __init__.py defines
 
@@ -302,12 +302,12 @@ class _Finder:
         module.__dict__.update((name, value) for name, value in contents.items() if name not in theirs)
 
     def ours_at_last(self, module: ModuleType) -> dict[str, object]:
-        """What is served of a module only where the package's own does not define it."""
+        """Returns those names of a module that mtlkit provides only if the package itself does not define them."""
         contents = self.modules.get(module.__name__, {})
         return {name: value for name, value in contents.items() if f"{module.__name__}.{name}" in self.theirs_first}
 
     def not_served(self, name: str, package: str) -> ModuleNotFoundError:
-        """For a module, and for a name of a module, which the import system takes for a module at last."""
+        """Returns the error for a missing module, or a missing name, which the import system also tries as a module."""
         parent, _, last = name.rpartition(".")
         missing = self.own.get(parent, {}).get(last)
         reason = f"; the package's own does not load: {missing.error}" if isinstance(missing, _Missing) else ""

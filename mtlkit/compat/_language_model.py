@@ -18,7 +18,7 @@ from mtlkit.compat._layers import Block, Mamba, RMSNorm
 
 
 def _file(model_name: str, name: str) -> Path:
-    """A file of a model in a folder, or on the Hugging Face Hub."""
+    """Returns the path of a file of a model, from a folder or the Hugging Face Hub."""
     if Path(model_name).is_dir():
         return Path(model_name) / name
     check_installed("a model of the Hugging Face Hub", "models", ["huggingface_hub"])
@@ -28,12 +28,12 @@ def _file(model_name: str, name: str) -> Path:
 
 
 def load_config_hf(model_name: str) -> dict[str, Any]:
-    """The configuration of a model in a folder or on the Hugging Face Hub."""
+    """Reads the configuration of a model from a folder or the Hugging Face Hub."""
     return json.loads(_file(model_name, "config.json").read_text(encoding="utf-8"))
 
 
 def load_state_dict_hf(model_name: str, device: Any = None, dtype: Any = None) -> dict[str, Tensor]:
-    """The weights of such a model; tensors alone are read."""
+    """Reads the weights of such a model; the file may contain only tensors."""
     states = torch.load(_file(model_name, "pytorch_model.bin"), map_location=device or "cpu", weights_only=True)
     return {name: state.to(dtype=dtype) for name, state in states.items()}
 
@@ -43,7 +43,7 @@ def load_state_dict_hf(model_name: str, device: Any = None, dtype: Any = None) -
 
 @dataclass
 class InferenceParams:
-    """Where decoding is: tokens so far, and the states of each block."""
+    """The state of decoding: number of tokens so far, and the states of each block."""
 
     max_seqlen: int
     max_batch_size: int
@@ -53,14 +53,14 @@ class InferenceParams:
     lengths_per_sample: Tensor | None = None
 
     def reset(self, max_seqlen: int, max_batch_size: int) -> None:
-        """Starts over, with the same states' memory."""
+        """Starts a new sequence that reuses the memory of the states."""
         self.max_seqlen, self.max_batch_size, self.seqlen_offset = max_seqlen, max_batch_size, 0
         if self.lengths_per_sample is not None:
             self.lengths_per_sample.zero_()
 
 
 class Generated(NamedTuple):
-    """Tokens (B, L), the given ones first, and the logits (B, V) that each new one was chosen by."""
+    """Tokens (B, L), the given ones first, and the logits (B, V) from which each new token was chosen."""
 
     sequences: Tensor
     scores: tuple[Tensor, ...]
@@ -70,7 +70,7 @@ class GenerationMixin:
     """Adds `generate` to a network whose call returns logits."""
 
     def allocate_inference_cache(self, batch_size: int, max_seqlen: int, dtype: Any = None, **options: Any) -> Any:
-        """The states of each block, for the network to say."""
+        """Returns the states of each block; the network overrides it."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -139,11 +139,11 @@ def _penalised(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 
 
 def _sample(logits: Tensor, top_k: int, top_p: float, min_p: float, temperature: float) -> Tensor:
-    """A token for each row of (B, V)."""
+    """Samples a token for each row of logits (B, V)."""
     if top_k == 1:
         return logits.argmax(-1)
     order = logits.argsort(-1, descending=True)
-    probability = (logits.gather(1, order) / temperature).softmax(-1)  # (B, V), falling
+    probability = (logits.gather(1, order) / temperature).softmax(-1)  # (B, V), descending
     if top_k > 0:
         probability[:, top_k:] = 0
     if 0 < top_p < 1:

@@ -90,8 +90,8 @@ def optimize(
     Convolutions and linear layers keep their weights packed for oneDNN, run channels-last, and avoid PyTorch's slow
     path for small inputs. A transposed convolution of stride 2 runs as four convolutions, one for each phase. Other
     layers, and layers with hooks, do not change. Neither does the model itself. The copy is in eval mode, and its
-    parameters require no gradients; for inputs that require gradients it runs as plain PyTorch. The keys of its state
-    dict differ from the model's: save the model's.
+    parameters require no gradients; for inputs that require gradients it runs as plain PyTorch. Its state dict differs
+    from the model's, so save the model's.
 
     The first forward pass of the example finds out which layer reads which output; a second one compares the copy with
     the model.

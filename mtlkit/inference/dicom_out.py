@@ -213,7 +213,7 @@ class DicomWriter:
             item.DimensionOrganizationUID = organization
         (shared,) = found.SharedFunctionalGroupsSequence
         if "PixelMeasuresSequence" in shared and "SliceThickness" not in shared.PixelMeasuresSequence[0]:
-            del shared.PixelMeasuresSequence  # readers would take it for slice thickness or spacing
+            del shared.PixelMeasuresSequence  # readers would expect a slice thickness in it
         if "PlaneOrientationSequence" not in shared:
             found.PatientOrientation = source.get("PatientOrientation", "")
         if frame is not None:
@@ -380,7 +380,7 @@ def _keep_frame(tags: Tags, index: int) -> None:
         if own and name in own[0]:
             setattr(shared[0], name, own[0][name].value)
     if "PixelMeasuresSequence" not in shared[0]:
-        shared[0].PixelMeasuresSequence = [Dataset()]  # highdicom rejects scanned films without it
+        shared[0].PixelMeasuresSequence = [Dataset()]  # highdicom rejects multi-frame images without it
     tags.dataset.SharedFunctionalGroupsSequence = shared
     tags.dataset.PerFrameFunctionalGroupsSequence = own
 

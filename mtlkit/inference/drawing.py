@@ -4,7 +4,7 @@ import numpy as np
 
 __all__ = ["draw_overlay"]
 
-LINE, HALO = (230, 159, 0), (0, 0, 0)  # orange, which is told from grey and from Doppler's red and blue
+LINE, HALO = (230, 159, 0), (0, 0, 0)  # orange, which differs from grey and from Doppler's red and blue
 
 
 def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def draw_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _grown(pixels: np.ndarray, steps: int) -> np.ndarray:
-    """The pixels that are at most so many rows and columns from one of those given."""
+    """Returns the pixels that are at most `steps` rows and columns away from a set pixel."""
     for axis in (0, 1):
         whole = pixels.swapaxes(0, axis).copy()
         pixels = whole.copy()

@@ -67,10 +67,10 @@ class Facts:
 
     @classmethod
     def read(cls, facts: Fields) -> "Facts":
-        """Of what `mtlkit export` writes into a file, and `SavedRun.facts` returns.
+        """Reads the facts that `mtlkit export` writes into a file, and that `SavedRun.facts` returns.
 
         Raises:
-            DataError: something is missing, or of another type.
+            DataError: a value is missing or has another type.
         """
         recipe, classes, logits = (facts.fields(name) for name in ("recipe", "classes", "logits"))
         temperatures = facts.fields("temperatures", {})  # files of earlier versions have none
@@ -93,7 +93,7 @@ class Facts:
 
     @property
     def takes_exams(self) -> bool:
-        """Whether it looks at four-view mammograms, not at single images."""
+        """Whether its input is an exam of four views, not a single image."""
         return "views" in self.inputs
 
 
@@ -110,7 +110,7 @@ class OpenNetwork(ABC):
 
     Example:
         >>> from mtlkit.inference import OpenNetwork, open_network
-        >>> def predict(network: OpenNetwork, images):  # (B, 3, H, W), in the range that network.facts tells
+        >>> def predict(network: OpenNetwork, images):  # (B, 3, H, W), normalised with network.facts
         ...     return network({"images": images})["class"]
     """
 

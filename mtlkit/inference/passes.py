@@ -1,16 +1,16 @@
-"""Several passes of a network for one image: the mean over its mirror images, and windows over an image that is large.
+"""Several passes of a network for one image: the mean over its mirror images, and windows over a large image.
 
     p(x)    = mean over flips f of f^-1(network(f(x)))
     m(y, x) = sum over windows w of g_w(y, x) network(w)(y, x)      g_w >= 0, and they sum to 1 at every pixel
 
-A window has the size of the images that the network was trained with. Windows overlap by half, and lie so that their
-distances differ by at most a pixel; g is a Gaussian about a window's centre with a deviation of 1/8 of the window,
-divided by the sum over the windows. Windows form a grid, so that this holds for rows and columns by themselves.
+A window has the size of the training images. Windows overlap by at least half, and the distances between neighbours
+differ by at most one pixel. g is a Gaussian around the centre of a window with a deviation of 1/8 of its size, divided
+by the sum over the windows. Windows form a grid, so that g is a product of weights for rows and for columns.
 
-Everything is NumPy, for whichever engine computes the passes.
+Everything is NumPy, so that any engine can run the passes.
 
 Source: Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation"
-(Nature Methods 18, 2021), which blends windows so and averages over flips.
+(Nature Methods 18, 2021), which blends windows and averages over flips in this way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Axes = tuple[int, ...]
 
 IMAGE_FLIPS: tuple[Axes, ...] = ((), (-1,), (-2,), (-2, -1))
 EXAM_FLIPS: tuple[Axes, ...] = ((), (-1,))
-OVERLAP, DEVIATION = 0.5, 0.125  # of a window's length
+OVERLAP, DEVIATION = 0.5, 0.125  # fractions of the window's length
 
 
 # --- flips ------------------------------------------------------------------------------------------------------------
@@ -39,7 +39,7 @@ def flip_average(
     inputs: Mapping[str, Any],
     flips: Sequence[Axes] = IMAGE_FLIPS,
 ) -> dict[str, np.ndarray]:
-    """The mean of a network's predictions for images and their mirror images.
+    """Returns the mean of a network's predictions for images and their mirror images.
 
     Predicted masks are flipped back first. In an exam each view is flipped separately; views and breasts keep their
     places, so left and right are not swapped. Mammograms are not flipped vertically: see `EXAM_FLIPS`.
@@ -54,7 +54,7 @@ def flip_average(
         >>> from mtlkit.inference import flip_average
         >>> def network(inputs):
         ...     images = inputs["images"]
-        ...     return {"mask": images, "class": images[:, 0, 0]}  # the class goes by the first row
+        ...     return {"mask": images, "class": images[:, 0, 0]}  # the class depends on the first row
         >>> found = flip_average(network, {"images": np.array([[[[0.0, 0.2], [0.4, 0.6]]]])})
         >>> found["mask"].ravel().tolist(), found["class"].round(2).tolist()
         ([0.0, 0.2, 0.4, 0.6], [[0.3, 0.3]])
@@ -76,20 +76,20 @@ def _flipped(values: np.ndarray, axes: Axes) -> np.ndarray:
 
 
 def window_starts(length: int, window: int) -> list[int]:
-    """Where windows begin along an axis that is at least as long as they are."""
+    """Returns where windows begin along an axis, which is at least as long as a window."""
     steps = -(-(length - window) // max(1, int(window * (1 - OVERLAP))))
     return [round(i * (length - window) / steps) if steps else 0 for i in range(steps + 1)]
 
 
 def blending_weights(length: int, window: int) -> np.ndarray:
-    """The weights of windows along an axis, which sum to 1 at every place of it.
+    """Returns the weights of windows along an axis, which sum to 1 at every pixel.
 
     Args:
-        length: of the axis, at least `window`.
-        window: of each window.
+        length: length of the axis, at least `window`.
+        window: length of a window.
 
     Returns:
-        (windows, length), float32, 0 outside of a window.
+        (windows, length), float32; 0 outside a window.
 
     Example:
         >>> from mtlkit.inference.passes import blending_weights
@@ -105,7 +105,7 @@ def blending_weights(length: int, window: int) -> np.ndarray:
 
 
 def count_windows(shape: Sequence[int], window: int) -> int:
-    """How many windows an image of (H, W, ...) is seen through; 0 for one that is not larger than a window."""
+    """Returns the number of windows for an image (H, W, ...); 0 if the image is not larger than a window."""
     height, width = shape[:2]
     if height <= window and width <= window:
         return 0
@@ -121,7 +121,7 @@ def slide(
     std: Sequence[float] | None = None,
     batch_size: int = 1,
 ) -> np.ndarray:
-    """The mask of an image, blended from the masks of windows at full resolution.
+    """Returns the mask of an image, blended from the masks of windows at full resolution.
 
     Args:
         network: images (B, 3, window, window), float32, to probabilities (B, 1, window, window).
@@ -163,45 +163,48 @@ def slide(
     return blended[:height, :width]
 
 
-# --- what they cost ---------------------------------------------------------------------------------------------------
+# --- costs ------------------------------------------------------------------------------------------------------------
 
 
 def check_windows(network: Any, takes: Sequence[str]) -> None:
-    """Raises a ValueError where a network draws no masks, which `sliding_window` is about.
+    """Raises a ValueError unless the network predicts masks from images, as `sliding_window` requires.
 
     Args:
-        network: what the error calls it.
-        takes: the names of its inputs.
+        network: its name in the error.
+        takes: names of its inputs.
     """
     if tuple(takes) != ("images",):
         raise ValueError(f"sliding_window: expected a network that predicts masks, which that of {network} does not")
 
 
 def cost_in_words(passes: float, seconds: float, *, tta: bool, sliding_window: bool) -> str:
-    """A sentence on how often the network ran for an image, and how long that took."""
+    """Returns a sentence on how often the network ran for each image, and how long that took."""
     ways = [words for words, on in (("flips averaged", tta), ("windows blended", sliding_window)) if on]
     count = f"{passes:.0f}" if passes == round(passes) else f"{passes:.1f}"
     return f"{' and '.join(ways)}: {count} passes of the network for each, {seconds:.2g} s"
 
 
 class Ways(NamedTuple):
-    """The options of a prediction by which a network runs more than once for an image."""
+    """The options that make a network run more than once for an image."""
 
     sliding_window: bool
     tta: bool
-    batch_size: int  # windows at once
+    batch_size: int  # windows per batch
 
     @property
     def several(self) -> bool:
-        """Whether it does."""
+        """Whether one of them is set."""
         return self.sliding_window or self.tta
 
     def answer(self, network: OpenNetwork, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the network says of a batch."""
+        """Returns the network's predictions for a batch."""
         return flip_average(network, inputs, _flips(network)) if self.tta else network(inputs)
 
     def mask(self, network: OpenNetwork, pixels: np.ndarray | None) -> tuple[np.ndarray | None, int]:
-        """The mask (1, H, W) of an image (H, W, 3) that needs windows, else None; and the passes, with the answer's."""
+        """Returns the mask (1, H, W) of an image (H, W, 3) that needs windows, else None; and the number of passes.
+
+        The number includes the passes of `answer`.
+        """
         facts, flips = network.facts, len(_flips(network)) if self.tta else 1
         windows = count_windows(pixels.shape, facts.size) if self.sliding_window and pixels is not None else 0
         if not windows or pixels is None:
@@ -214,7 +217,7 @@ class Ways(NamedTuple):
         return mask[None], flips * (1 + windows)
 
     def remarks(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What they cost."""
+        """Returns a remark on the costs, if there are several passes."""
         if not self.several:
             return []
         passes, seconds = (sum(row[name] for row in rows) / len(rows) for name in ("passes", "seconds"))

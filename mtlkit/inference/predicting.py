@@ -1,13 +1,13 @@
-"""From images to a folder of predictions.
+"""Predicts images and writes a folder of predictions.
 
     predictions.csv          a row for each image, frame or exam
-    masks/ overlays/         PNG, in the sizes of the images, where the network draws masks or was given them
-    dicom/seg/ dicom/sr/     Segmentations and measurement reports that refer to images of DICOM, where they are wanted
-    predictions.json         which network and options, the rows with all digits, and what was left out; written last
+    masks/ overlays/         PNG in the size of the image, if the network predicts or takes masks
+    dicom/seg/ dicom/sr/     Segmentations and measurement reports for DICOM images, on request
+    predictions.json         network, options, rows with all digits, and skipped images; written last
 
-Masks and overlays are written as they come, the table at the end; a prediction that was interrupted is resumed where it
-was, and ends with the same files. On a Ray cluster workers read, compute and draw, a batch at a time, and the
-process that was started writes.
+Masks and overlays are written one by one, the table at the end. An interrupted prediction can be resumed, and then
+gives the same files. On a Ray cluster, workers read, predict and draw one batch at a time, and the main process writes
+the files.
 """
 
 import os
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predicted", "predict"]
 
-THRESHOLD = 0.5  # a pixel of at least so much belongs to the mask, as in the figures of training
+THRESHOLD = 0.5  # pixels with at least this probability belong to the mask, as in the metrics of training
 SIDES = ("left", "right")
 
 
@@ -64,16 +64,16 @@ class Predicted(NamedTuple):
     """
 
     rows: list[dict[str, Any]]  # of predictions.csv
-    skipped: list[str]  # why images were left out
-    remarks: list[str]  # on what is missing
+    skipped: list[str]  # reasons why images were left out
+    remarks: list[str]  # for example, on missing views
 
 
 class _Item(NamedTuple):
-    """What a network takes of a record, without the dimension of the batch, or why it cannot be read."""
+    """The inputs of a network for one record, without batch dimension, or why the record cannot be read."""
 
     index: int
     arrays: dict[str, np.ndarray]
-    image: Loaded | None = None  # in its own size
+    image: Loaded | None = None  # in its original size
     error: DataError | None = None
 
 
@@ -164,7 +164,7 @@ def predict(
         check_exists(path)
     if masks is not None:
         check_folder(masks)
-    network = open_network(run, device=device if ray is None else None)  # before anything is told about the folder
+    network = open_network(run, device=device if ray is None else None)  # its errors come before those about the folder
     network = network if calibrate else network.uncalibrated()
     facts, problems = network.facts, Problems(skip=skip_bad)
     if sliding_window:
@@ -223,7 +223,7 @@ def predict(
 def _find(
     network: OpenNetwork, paths: Sequence[Path], masks: Path | None, problems: Problems
 ) -> tuple[list[Record] | list[Exam], list[str]]:
-    """The records of what is named, for the network's kind of input."""
+    """Returns the records or exams in the given paths, and remarks."""
     if not paths:
         raise DataError("inputs: expected at least one image or folder, got none")
     facts = network.facts
@@ -237,7 +237,7 @@ def _find(
 
 
 def _read_ahead(read: Callable[[int], _Item], batches: Sequence[Sequence[int]], workers: int) -> Iterator[list[_Item]]:
-    """The items of each batch; with workers, those of the next one are read meanwhile."""
+    """Yields the items of each batch; with workers, reads the next batch in the background."""
     if not workers:
         yield from ([read(index) for index in batch] for batch in batches)
         return
@@ -262,7 +262,7 @@ def _run(
     problems: Problems,
     progress: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
-    """The rows; each is written, with its mask and overlay, as soon as it is known."""
+    """Returns all rows; each is saved, with its mask and overlay, as soon as it is computed."""
     batches = found.left()
     done = len(records) - sum(map(len, batches))
     here = isinstance(where, Here)
@@ -282,7 +282,7 @@ def _run(
     return [found.rows[index] for index in sorted(found.rows)]
 
 
-Answer = Iterator[tuple[int, dict[str, Any] | DataError]]  # of a batch: numbers and rows, or why there is none
+Answer = Iterator[tuple[int, dict[str, Any] | DataError]]  # for a batch: index and row, or why there is no row
 
 
 def _here(
@@ -291,7 +291,7 @@ def _here(
     batches: Sequence[Sequence[int]],
     found: Progress,
 ) -> Generator[Answer, None, None]:
-    """The answer to each batch, from this process."""
+    """Yields the answer for each batch, computed in this process."""
     workers = work.network.facts.workers if len(records) > 2 * found.batch_size else 0
     for items in _read_ahead(lambda index: work.read(records[index], index), batches, workers):
         yield work.answer({item.index: records[item.index] for item in items}, items, found.place, found.rows)
@@ -304,7 +304,7 @@ def _on_cluster(
     batches: Sequence[Sequence[int]],
     found: Progress,
 ) -> Generator[Answer, None, None]:
-    """The same, from workers."""
+    """Yields the same, computed by workers of a cluster."""
     network, dicom = work.network, work.dicom
     opened = (str(network.source), "cuda" if where.gpu else None, work.calibrated)
     drawn = None if dicom is None else (dicom.started, dicom.seg, dicom.sr)
@@ -320,14 +320,14 @@ def _on_cluster(
 
 
 class _Parcel:
-    """Takes files in the place of a folder, to be written into it elsewhere."""
+    """Collects files in memory instead of a folder, so that another process can write them."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
-        """As `OutputFolder.file`."""
+        """Gives a path to write to, see `OutputFolder.file`."""
         with TemporaryDirectory() as folder:
             path = Path(folder, Path(name).name)
             yield path
@@ -342,7 +342,7 @@ def _answer_there(
     records: Mapping[int, Record | Exam],
     known: Sequence[int],
 ) -> list[tuple[int, dict[str, Any] | DataError, dict[str, bytes]]]:
-    """What a worker says of a batch, with the files that belong to it."""
+    """Runs in a worker; returns index, row or error, and files of each record of a batch."""
     run, device, calibrated = opened
     network = _opened(run, device, calibrated=calibrated)
     work = _Work(network, max_pixels, None if drawn is None else DicomWriter(network, *drawn), calibrated, ways)
@@ -356,7 +356,7 @@ def _answer_there(
 
 @lru_cache(maxsize=1)
 def _opened(run: str, device: str | None, *, calibrated: bool) -> OpenNetwork:
-    """The network of a worker, for all batches that it gets."""
+    """Returns the network, which a worker keeps for all of its batches."""
     network = open_network(run, device=device, threads=int(os.environ["OMP_NUM_THREADS"]))
     return network if calibrated else network.uncalibrated()
 
@@ -373,7 +373,7 @@ def _unpacked(answer: Sequence[tuple[int, Any, Mapping[str, bytes]]], place: Out
 
 
 class _Work(NamedTuple):
-    """What is done with each batch."""
+    """What to do with each batch."""
 
     network: OpenNetwork
     max_pixels: int
@@ -382,7 +382,7 @@ class _Work(NamedTuple):
     ways: Ways
 
     def read(self, record: Record | Exam, index: int) -> _Item:
-        """A record as the network takes it."""
+        """Reads a record in the form that the network takes."""
         facts, max_pixels = self.network.facts, self.max_pixels
         try:
             if isinstance(record, Exam):
@@ -401,13 +401,13 @@ class _Work(NamedTuple):
         place: Files,
         known: Container[int],
     ) -> Answer:
-        """The row of each image or exam of a batch that is not known, or why there is none.
+        """Yields the missing rows of a batch, or why there is no row.
 
         Args:
-            records: the batch, by numbers.
-            items: the same, read.
-            place: where masks, overlays and objects of DICOM are written.
-            known: numbers of those that need no row.
+            records: the batch, by index.
+            items: the inputs that were read for these records.
+            place: folder for masks, overlays and DICOM objects.
+            known: indices of records that need no row.
         """
         yield from ((item.index, item.error) for item in items if item.error is not None)
         good = [item for item in items if item.error is None]
@@ -443,7 +443,7 @@ def _row(
     max_pixels: int,
     dicom: DicomWriter | None,
 ) -> dict[str, Any]:
-    """The row of an image or exam; its mask and overlay are written."""
+    """Writes the mask and overlay of an image or exam, and returns its row."""
     row: dict[str, Any] = {"key": record.key}
     if isinstance(record, Exam):
         row |= {name: str(path or "") for name, path in zip(VIEWS, record.views, strict=True)}
@@ -452,7 +452,7 @@ def _row(
             for task, classes in network.facts.classes.items():
                 row |= _classes(f"{name}_{task}", classes, found[task][side], seen=seen)
     else:
-        assert image is not None  # with a record comes its image
+        assert image is not None  # a Record always has an image
         row |= {"image": str(record.image), "frame": "" if record.frame is None else record.frame + 1}
         for task, classes in network.facts.classes.items():
             row |= _classes(task, classes, found[task])
@@ -468,7 +468,7 @@ def _row(
 
 
 def _classes(task: str, names: Sequence[str], probabilities: np.ndarray, *, seen: bool = True) -> dict[str, Any]:
-    """The likeliest class and the probability of each; empty for a breast of which there is no view."""
+    """Returns the most likely class and the probabilities of all; empty cells for a breast without views."""
     best = names[int(probabilities.argmax())]
     values = {f"{task}_predicted": best if seen else ""}
     return values | {
@@ -477,12 +477,12 @@ def _classes(task: str, names: Sequence[str], probabilities: np.ndarray, *, seen
 
 
 def _drawn(found: Mapping[str, np.ndarray], image: Loaded) -> np.ndarray | None:
-    """The mask that the network drew, in the size of the image."""
+    """Returns the predicted mask in the size of the image."""
     return resize_map(found["mask"][0], *image.pixels.shape[:2]) >= THRESHOLD if "mask" in found else None
 
 
 def _lesion(record: Record, drawn: np.ndarray | None, image: Loaded, draft: Files, max_pixels: int) -> dict[str, Any]:
-    """Area and files of the mask that the network drew, or of the one that it was given."""
+    """Writes the predicted or given mask, and returns its area and files."""
     if drawn is not None:
         mask = drawn
     elif record.masks:
