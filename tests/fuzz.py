@@ -1,12 +1,12 @@
 """Fuzzes the operators: random calls against the formula in float64, on every backend that runs on a CPU.
 
-    python -m tests.fuzz --minutes 30      until the time is over
-    python -m tests.fuzz --calls 100000    so many calls
-    python -m tests.fuzz --seed 4711       one call, as a failure names it
+    python -m tests.fuzz --minutes 30      for this time
+    python -m tests.fuzz --calls 100000    this many calls
+    python -m tests.fuzz --seed 4711       one call, as named by a failure
 
-A call is drawn from its number alone: operator, shapes, dtypes, layouts in memory, values, which gradients are wanted,
-backend, threads and instruction set. CUDA's kernels run on the host, Triton's in its interpreter. Every failure prints
-a line that repeats it; after a crash, the last number in the progress says where to look.
+A number determines its call completely: operator, shapes, dtypes, memory layouts, values, required gradients, backend,
+threads and instruction set. CUDA kernels run on the host, Triton kernels in its interpreter. Every failure prints a
+command that repeats it; after a crash, the last number of the progress output is the call to repeat.
 """
 
 import argparse
@@ -57,6 +57,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with PyTorch: more threads than cores shall not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read with PyTorch: more threads than cores must not spin
     sys.path.insert(0, str(Path(__file__).parent))
     sys.exit(main())

@@ -56,7 +56,7 @@ def test_slow_calls_get_few_rounds_and_slow_peers_one():
 
 
 def test_the_interval_of_the_median_has_its_share():
-    """Of 95 %: as many of a thousand medians of five to forty draws lie outside as the binomial law lets."""
+    """Of a thousand medians of five to forty draws, the binomial law bounds how many lie outside the 95 % interval."""
     dice = random.Random(0)
     for count, least in ((6, 0.96), (20, 0.93), (40, 0.93)):
         hits = 0

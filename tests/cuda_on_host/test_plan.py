@@ -1,4 +1,4 @@
-"""Which kernel serves ss2d and how its tokens are cut: the rule at its borders, and as docs/gpu_kernels.md has it."""
+"""Which kernel runs ss2d and how its tokens are split: the rule at its limits, and docs/gpu_kernels.md's tables."""
 
 import re
 from collections.abc import Callable

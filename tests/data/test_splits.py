@@ -1,4 +1,4 @@
-"""Splits: the papers' sizes, whole groups, balanced classes, the same from a seed, saved and held against data."""
+"""Splits: the papers' sizes, undivided groups, balanced classes, reproducible, saved, and checked against data."""
 
 import json
 import random

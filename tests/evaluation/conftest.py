@@ -1,4 +1,4 @@
-"""Small phantoms, and runs on them that look as if they had been trained."""
+"""Small phantoms, and run folders on them that look like those of a training."""
 
 import csv
 from pathlib import Path
@@ -20,7 +20,7 @@ INTERACTING = {
 
 
 def make_run(folder: Path, config: Config, data: Path, split: Split | None = None) -> Path:
-    """What training leaves, with the weights of the beginning."""
+    """Makes what training leaves, with the initial weights."""
     mammograms = config.task == "mammography"
     options = {"birads": config.data.birads} if mammograms else {"classes": config.data.classes}
     catalogue = open_dataset(data, **options)
@@ -42,7 +42,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def write_run():
-    """Makes the folder of a run, as write_run(folder, config, data, split), and returns it."""
+    """Makes a run folder, as write_run(folder, config, data, split), and returns it."""
     return make_run
 
 
@@ -64,7 +64,7 @@ def mammograms(draw_phantoms) -> Path:
 
 @pytest.fixture(scope="session")
 def lesion_config() -> Config:
-    """A BTI-Net that two levels of interaction make small."""
+    """A BTI-Net, small because it has only two levels of interaction."""
     changes = {
         "model": {"options": INTERACTING | {"levels": [1, 4]}},
         "data": {"size": 32, "batch_size": 8, "cache": False, "fractions": [0.5, 0.1, 0.4]},
@@ -110,6 +110,6 @@ def mammography(tmp_path_factory, mammograms) -> SavedRun:
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Without plots, which take most of the time."""
+    """Skips plots, which take most of the time."""
     monkeypatch.setattr("mtlkit.evaluation.runner.draw_all", lambda *_, **__: {})
     monkeypatch.setattr("mtlkit.evaluation.runner.draw_attribution", lambda *_: {})

@@ -1,4 +1,4 @@
-"""The gates of the epochs, from the tables of a run, and what fails; test_runner.py has what an evaluation says."""
+"""The gates over the epochs, from the tables of a run, and failures; test_runner.py tests the evaluation's output."""
 
 from pathlib import Path
 

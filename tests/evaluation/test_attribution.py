@@ -1,4 +1,4 @@
-"""Grad-CAM against hand computations, and that it leaves a network as it was."""
+"""Grad-CAM compared with manual computations; it leaves the network unchanged."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ SMALL = {"encoder": "resnet18", "decoder_dims": (16, 16, 12, 8), "clf_dim": 16, 
 
 
 class Toy(nn.Module):
-    """A map, halved in size, whose mean (and whose mean square, by `square`) a linear layer takes."""
+    """A linear layer on the mean (or, by `square`, the mean square) of a map of half the size."""
 
     def __init__(self, channels: int = 2, classes: int = 3, *, square: bool = False) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ def images() -> Tensor:
     return torch.rand(2, 2, 8, 12, generator=torch.Generator().manual_seed(1))
 
 
-# --- by hand ----------------------------------------------------------------------------------------------------------
+# --- compared with manual computation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("square", [False, True])
@@ -71,7 +71,7 @@ def test_takes_the_likeliest_class(images):
 
 
 def test_rises_where_the_phantoms_lesion_is(draw_phantoms):
-    """Of a network whose class comes from the lesion alone; a pixel of the map is two of the image."""
+    """For a network that classifies by the lesion only; a pixel of the map is two of the image."""
     records = [r for r in open_dataset(draw_phantoms("ultrasound", 40)).records if r.masks and not r.without_lesion]
     item = LesionDataset(records[:1], 64, normalize=False)[0]
     image, mask = item["image"][None], item["mask"][None]
@@ -85,7 +85,7 @@ def test_rises_where_the_phantoms_lesion_is(draw_phantoms):
 
 
 def test_maps_of_views_are_those_of_each_by_itself():
-    """Views along the batch, channels last: a shift of one view's map changes no other's."""
+    """Views are along the batch, channels last: a shift of one view's map does not change the others."""
 
     class Views(nn.Module):
         def __init__(self) -> None:
@@ -170,7 +170,7 @@ def test_networks_tell_their_maps_and_stay_as_they_were(name, options, names):
 
 
 def test_a_map_is_of_its_own_image_where_rows_look_at_each_other():
-    """MBDI as published divides by the mean over the batch: the map is of the row's own logit."""
+    """The published MBDI divides by the mean over the batch; the map belongs to the row's own logit."""
     torch.manual_seed(0)
     network, images = create_model("mbdi", **SMALL).eval(), torch.rand(2, 3, 64, 64)
     assert network.depends_on_batch
@@ -193,7 +193,7 @@ def test_inference_mode_makes_no_difference(images):
     torch.testing.assert_close(found, expected)
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- rejected input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which images the figure shows, and what stands in its panels."""
+"""Which images the plot shows, and the contents of its panels."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +15,14 @@ from mtlkit.evaluation.attribution_plots import chosen_rows, draw_attribution, l
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """The figures that become a PNG, which is not made, in order."""
+    """The figures that would be saved as PNG, in order; nothing is written."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     return figures
 
 
 def rows(figure: Figure) -> list[SubFigure]:
-    return list(figure.subfigs)[:-1]  # below them is the scale
+    return list(figure.subfigs)[:-1]  # the last one is the scale
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_maps_are_those_of_the_class_the_image_was_taken_for(lesion):
 
 
 def test_experts_are_drawn_on_what_they_see(views, drawn, monkeypatch):
-    """And their maps to one scale."""
+    """Their maps have one common scale."""
     maps = {name: torch.full((1, 32, 32), value) for name, value in (("image", 0.2), ("tumor", 0.4), ("boundary", 0.0))}
     given = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Figures and intervals: against mtlkit.metrics, scikit-learn and plain loops, with what can go missing missing."""
+"""Metrics and intervals, compared with mtlkit.metrics, scikit-learn and plain loops, and with missing values."""
 
 import math
 import time
@@ -26,7 +26,7 @@ def ones(count):
 
 
 def answers(count, classes, seed=0, ties=False):
-    """Probabilities that know something, in float32's precision, and labels."""
+    """Informative probabilities in float32's precision, and labels."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(classes, size=count)
     logits = generator.normal(size=(count, classes)) + np.eye(classes)[labels]
@@ -40,11 +40,11 @@ def of_metrics(probabilities, labels, classes, positive=None):
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
-# --- what a score knows -----------------------------------------------------------------------------------------------
+# --- the data of a score ----------------------------------------------------------------------------------------------
 
 
 def repeated(weights: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
-    """Columns with each row as often as it counts."""
+    """Columns with each row repeated by its count."""
     return [column.repeat(weights.astype(int)) for column in columns]
 
 
@@ -82,7 +82,7 @@ def test_risk_area_is_that_of_a_loop(digits):
     assert np.isnan(risk_area(ones(40), np.full(40, np.nan), failed)[0])
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -100,7 +100,7 @@ def test_classification_is_that_of_the_metrics(classes, ties):
 
 
 def test_absent_classes():
-    """Class 2 never occurs and is predicted, class 3 neither."""
+    """Class 2 never occurs but is predicted; class 3 does neither."""
     probabilities, labels = answers(60, 4, seed=1)
     labels %= 2
     probabilities[:, 3] = 0
@@ -138,7 +138,7 @@ def test_nothing_is_known():
 
 
 def test_calibration_error_by_hand():
-    """Two bins: sure by 0.95 and right in 1 of 2; sure by 0.65 and right in 2 of 2."""
+    """Two bins: confidence 0.95 and 1 of 2 right; confidence 0.65 and 2 of 2 right."""
     first = np.array([0.95, 0.95, 0.65, 0.65])
     probabilities = np.stack([first, 1 - first], 1)
     found = classification(ones(4), probabilities, np.array([0, 1, 0, 0]))
@@ -196,7 +196,7 @@ def test_means_leave_out_what_is_not_known():
 
 
 def test_intervals_are_those_of_a_plain_loop():
-    """Whole patients drawn one by one, and the figures of each sample by mtlkit.metrics."""
+    """Patients are drawn one by one, and mtlkit.metrics computes the metrics of each sample."""
     probabilities, labels = answers(50, 3, seed=5)
     groups = [f"patient {i // 2}" for i in range(50)]
     found = intervals(lambda weights: classification(weights, probabilities, labels), groups, 40, seed=9)
@@ -229,7 +229,7 @@ def test_groups_are_drawn_whole():
 
 
 def test_coverage():
-    """Of a hundred samples of a known mean, the intervals hold it about 95 times."""
+    """Of a hundred samples with a known mean, about 95 intervals contain it."""
     generator = np.random.default_rng(6)
     held = 0
     for seed in range(100):
@@ -249,7 +249,7 @@ def test_interval_of_a_mean_is_that_of_its_standard_error():
 
 
 def test_patients_of_many_images_widen_the_interval():
-    """Four images of a patient that are all alike count as one."""
+    """Four identical images of a patient count as one."""
     values = np.repeat(np.random.default_rng(8).random(40), 4)
     by_image = intervals(lambda w: score_means(w, {"x": values}), [str(i) for i in range(160)])["x"]
     by_patient = intervals(lambda w: score_means(w, {"x": values}), [str(i // 4) for i in range(160)])["x"]
@@ -257,7 +257,7 @@ def test_patients_of_many_images_widen_the_interval():
 
 
 def test_samples_that_define_nothing_are_left_out():
-    """One malignant image among six: a third of the samples have none, and no AUC."""
+    """One malignant image among six: a third of the samples have none, and therefore no AUC."""
     probabilities, labels = answers(6, 2)
     labels[:] = [1, 0, 0, 0, 0, 0]
     figure = intervals(lambda w: classification(w, probabilities, labels), list("abcdef"), 200)["auc"]
@@ -281,7 +281,7 @@ def test_bad_input():
 
 @pytest.mark.slow
 def test_ten_thousand_images_take_seconds():
-    """All figures of masks and classes, with 2,000 draws of 5,000 patients.
+    """All metrics of masks and classes, with 2,000 draws of 5,000 patients.
 
     `pytest -m slow -s tests/evaluation/test_bootstrap.py` prints the time.
     """
@@ -296,11 +296,11 @@ def test_ten_thousand_images_take_seconds():
 
     def statistic(weights):
         found = score_means(weights, scores) | classification(weights, probabilities, labels, 1)
-        for name, one in ranked.items():  # as scores that are to predict failure
+        for name, one in ranked.items():  # as scores that should predict failure
             found |= {(name, index): value for index, value in enumerate(one.figures(weights))}
         return found
 
-    start = time.process_time()  # of one core; other programs add nothing
+    start = time.process_time()  # time of this process, which other programs do not increase
     found = intervals(statistic, groups, samples=2000)
     seconds = time.process_time() - start
     print(f"{len(found)} figures of {count:,} images: {seconds:.1f} s of the processor")

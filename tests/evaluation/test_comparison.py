@@ -1,4 +1,4 @@
-"""Runs compared on the same images: what is written, what is told of differences, and runs that do not go together."""
+"""Runs compared on the same images: output, reported differences, and runs that cannot be compared."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ EPOCHS = "epoch,val/loss,train/loss,val/accuracy,train/accuracy,val/gate_seg_lev
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, lesion, plain):
-    """BTI-Net, which has epochs, and a U-Net, which does not."""
+    """A BTI-Net with a table of epochs, and a U-Net without one."""
     folder = tmp_path_factory.mktemp("comparison")
     shutil.copytree(lesion.folder, folder / "bti")
     shutil.copytree(plain.folder, folder / "unet")

@@ -1,4 +1,4 @@
-"""Figures of a comparison: epochs as they were logged, images from hard to easy, masks of any size."""
+"""Plots of a comparison: epochs as logged, images from hard to easy, masks of any size."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Networks in sessions of ONNX Runtime, judged as those in PyTorch are."""
+"""Networks in ONNX Runtime sessions, evaluated like those in PyTorch."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from mtlkit.evaluation.exported import in_session, key_figures, split_for_calibr
 
 
 class Session:
-    """Answers as the network of a run does, but for its masks, which are empty."""
+    """Returns the outputs of a run's network, except for its masks, which are empty."""
 
     def __init__(self, run) -> None:
         self.model = run.model

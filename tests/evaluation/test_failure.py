@@ -1,4 +1,4 @@
-"""Which scores are to predict failure, and how risk and coverage come about; test_runner.py has their figures."""
+"""Which scores should predict failure, and how risk and coverage are computed; test_runner.py tests their metrics."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the plots of failure detection, difficulty, stages and the oracle are drawn from."""
+"""The data in the plots of failure detection, difficulty, stages and the oracle."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from mtlkit.evaluation.interaction_plots import (
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """The figures that become a PNG, which is not made, in order."""
+    """The figures that would be saved as PNG, in order; nothing is written."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     return figures
 
 
 def lines(figure: Figure) -> list[dict[str, np.ndarray]]:
-    """Of each panel, what is drawn by the names in the legend."""
+    """For each panel, the drawn data by name in the legend."""
     return [{line.get_label(): line.get_xydata() for line in ax.lines} for ax in figure.axes]
 
 

@@ -1,4 +1,4 @@
-"""What forced gates bring, and who knows it: against single calls of the network, by hand, and as an evaluation."""
+"""Effects of forced gates and their predictors: compared with single network calls, by hand, and in an evaluation."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_forced_gates_are_those_of_single_calls(lesion):
 
 
 def by_hand() -> tuple[Predictions, dict]:
-    """Four images of one level: the gate of the mask knows the gain, that of the class does not."""
+    """Four images of one level: the gate of the mask predicts the gain, that of the class does not."""
     records = tuple(Record(name, Path(f"{name}.png"), 0, (), name) for name in "abcd")
     predictions = Predictions(
         None,
@@ -69,10 +69,10 @@ def test_judgement_by_hand():
         }
     )
     correlation = {key: value.value for key, value in mask["correlation"].items()}
-    assert correlation.pop("energy") != correlation.get("gate")  # a constant has none
+    assert correlation.pop("energy") != correlation.get("gate")  # a constant score has no correlation
     assert correlation == pytest.approx({"gate": 1, "alignment": -1, "spread": 1, "1 - confidence": 1})
     clf = found["clf_level2"]["probability"]
-    assert (clf["helps"].value, clf["right"].value) == (0.5, 0)  # one image gains nothing, and does not count
+    assert (clf["helps"].value, clf["right"].value) == (0.5, 0)  # an image without gain does not count
     assert "right" not in found["clf_level2"]["iou"]
     assert set(found["all"]["iou"]) == {"off", "on", "learnt", "best", "gain"}
 

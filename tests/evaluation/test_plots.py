@@ -1,4 +1,4 @@
-"""What the plots are drawn from."""
+"""The data in the plots."""
 
 import io
 
@@ -27,7 +27,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[Figure]:
-    """The figures that become a PNG, in order."""
+    """The figures that would be saved as PNG, in order."""
     figures, save = [], Figure.savefig
 
     def savefig(figure, *arguments, **options):
@@ -53,7 +53,7 @@ def test_curves_are_those_of_scikit_learn(digits, drawn):
 
 
 def test_curves_of_classes_that_occur():
-    """Three classes, of which the third has no example: two colours."""
+    """Three classes, of which the third has no example: only two colours."""
     labels = np.array([0, 1, 0, 1, -1])
     probabilities = np.array([[0.6, 0.2, 0.2], [0.3, 0.5, 0.2], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1], [1.0, 0, 0]])
     seen = colours(draw_curves(probabilities, labels, ("a", "b", "c"), [Interval(0.5, 0.4, 0.6)] * 3))

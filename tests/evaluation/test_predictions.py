@@ -1,4 +1,4 @@
-"""What is kept of a network's answers: probabilities, masks, gates, displacement, features; by image and by breast."""
+"""The stored predictions: probabilities, masks, gates, displacement, features; by image and by breast."""
 
 import re
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_displacement_by_hand():
 
 @pytest.mark.parametrize("name", ["mbdi", "btinet"])
 def test_displacement_is_that_of_the_enhanced_features(name):
-    """The fused level makes D~ and f~ itself on request: the same lengths."""
+    """On request, the fused level returns D~ and f~: the lengths are the same."""
     torch.manual_seed(0)
     model = create_model(name, **SMALL, levels=(2, 3)).eval()
     images, expected = torch.rand(3, 3, 64, 64), []
@@ -92,7 +92,7 @@ def test_displacement_is_that_of_the_enhanced_features(name):
     busy = []
 
     def once(level, given, out):
-        if not busy:  # the level is run again in here
+        if not busy:  # the level runs a second time in here
             busy.append(True)
             keep(level, given, out)
             busy.clear()
@@ -188,7 +188,7 @@ def test_distances_are_in_pixels_and_where_the_file_says_it_in_mm(plain, tmp_pat
     pixels[40:90, 30:80] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128), np.uint8)).save(tmp_path / "image.png")
-    images = Path(get_testdata_file("CT_small.dcm")), tmp_path / "image.png"  # of 0.661468 mm, and of what is not known
+    images = Path(get_testdata_file("CT_small.dcm")), tmp_path / "image.png"  # 0.661468 mm, and unknown
     records = [Record(str(i), path, 0, (tmp_path / "mask.png",), str(i)) for i, path in enumerate(images)]
     found = predict_records(plain, records, tolerance=5)
     batch = next(iter(plain.loader(records)))
@@ -222,7 +222,7 @@ def test_flips_are_averaged_and_what_is_watched_is_of_the_image_itself(lesion):
 
 
 def test_windows_are_judged_at_the_resolution_of_training(lesion):
-    """The phantoms are larger than the 32 pixels that the network was trained with."""
+    """The phantoms are larger than the 32 pixels of the network's training."""
     records = lesion.open_data().records[:2]
     plain, found = predict_records(lesion, records), predict_records(lesion, records, sliding_window=True)
     np.testing.assert_array_equal(found.probabilities["class"], plain.probabilities["class"])

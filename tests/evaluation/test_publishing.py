@@ -1,4 +1,4 @@
-"""Publishing a run: the card has its figures, those of an evaluation with intervals, and no path."""
+"""Publishing a run: the card contains its metrics or those of an evaluation with intervals, and no path."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from mtlkit.training.calibration import Calibration, as_values
 
 @pytest.fixture(scope="module")
 def evaluation(lesion, tmp_path_factory):
-    """An evaluation of a run, and what it returned."""
+    """An evaluation of a run, and its return value."""
     folder = tmp_path_factory.mktemp("publishing") / "evaluation"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtlkit.evaluation.runner.draw_all", lambda *_, **__: {})
@@ -26,7 +26,7 @@ def evaluation(lesion, tmp_path_factory):
 def test_the_folder(lesion, evaluation, tmp_path):
     folder, metrics = evaluation
     assert publish(lesion, tmp_path / "card", evaluations=[folder], licence="mit") is None
-    assert lesion.model.origin is None  # it is as it was
+    assert lesion.model.origin is None  # the model is unchanged
     card = ModelCard.load(tmp_path / "card" / "README.md")
     found = {result.metric_type: result for result in card.data.eval_results}
     for name in ("iou", "accuracy"):
@@ -35,7 +35,7 @@ def test_the_folder(lesion, evaluation, tmp_path):
         assert found[name].metric_args == {"interval": [figure["low"], figure["high"]]}
     assert {result.dataset_split for result in found.values()} == {"test"}
     assert f"{metrics['counts']['images']} images" in card.text
-    assert "not patients" in card.text  # they are phantoms
+    assert "not patients" in card.text  # the data set consists of phantoms
     assert str(lesion.data.parent) not in (tmp_path / "card" / "README.md").read_text()
     assert str(lesion.data.parent) not in (tmp_path / "card" / "config.json").read_text()
     twin = from_pretrained(tmp_path / "card")

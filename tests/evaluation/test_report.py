@@ -1,4 +1,4 @@
-"""The page of several runs: the words of the figures, and names as text, not as markup."""
+"""The report on several runs: names of metrics, and names shown as text, not as markup."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The folder of an evaluation, for each task: figures, table, plots, report; which images; what is refused."""
+"""The folder of an evaluation for each task: metrics, table, plots, report; the selected images; rejected input."""
 
 import base64
 import errno
@@ -32,7 +32,7 @@ def number(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, lesion_config, ultrasound):
-    """A run of one epoch and one of its gates, and the folder of its evaluation."""
+    """A run with one epoch and one gate epoch, and its evaluation folder."""
     folder = tmp_path_factory.mktemp("trained")
     stage = {"loss": {"gates": 1.0}, "stopping": {"epochs": 1, "monitor": "val/loss", "mode": "min"}}
     config = lesion_config.change({"stopping": {"epochs": 2}, "second_stage": stage})
@@ -41,7 +41,7 @@ def trained(tmp_path_factory, lesion_config, ultrasound):
     return load_run(folder / "run"), folder / "out", metrics
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def test_figures_are_those_of_training(trained):
@@ -121,7 +121,7 @@ def test_failure_detection_is_that_of_the_metrics(trained, tables):
                 if math.isnan(float(expected[key])):
                     assert value is None
                 else:
-                    assert value == pytest.approx(float(expected[key]), abs=1e-2)  # six digits make ties
+                    assert value == pytest.approx(float(expected[key]), abs=1e-2)  # rounding to six digits makes ties
 
 
 def test_confusion_and_classes(trained, tables):
@@ -155,7 +155,7 @@ PLOTS |= {"displacement_by_difficulty"}
 
 
 class Page(HTMLParser):
-    """What a page is made of: it must close what it opens."""
+    """The text of a page; checks that every opened element is closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -216,7 +216,7 @@ def test_worst_images_are_listed_first(trained, tables):
 
 
 def test_names_are_taken_as_they_are(lesion, ultrasound, tmp_path, tables, recwarn):
-    """Folders and images may be called anything: neither HTML, nor formulas, nor another script does harm."""
+    """Folders and images may have any name: it cannot inject HTML, formulas or control characters."""
     data, names = tmp_path / "<script>alert(1)<", ["<b>&.png", "a$_{b$^.png", "肿瘤.png", "a,b'c\"d.png"]
     for kind, mask in (("images", ""), ("masks", "_mask")):
         (data / kind / "benign").mkdir(parents=True)
@@ -255,7 +255,7 @@ def test_views(views, tmp_path, tables):
 
 
 def test_mammography(mammography, tmp_path, tables):
-    """The recipe leaves no test part: the validation part takes its place, and that is said."""
+    """The recipe has no test part; the validation part is used instead, and a message says so."""
     metrics = evaluate(mammography, None, tmp_path / "out", tsne=True, **FEW)
     assert metrics["part"] == "val"
     assert any("best epoch was chosen on these" in remark for remark in metrics["remarks"])
@@ -350,7 +350,7 @@ def test_parts(lesion, tmp_path, tables):
 
 @pytest.mark.usefixtures("undrawn")
 def test_another_data_set_is_taken_whole(lesion, ultrasound, tmp_path):
-    """The same names and another content: the split is not of it."""
+    """The names are equal but the content differs: the split does not apply."""
     other = shutil.copytree(ultrasound, tmp_path / "other")
     for path in other.rglob("*.png"):
         image = Image.open(path).convert("L" if "_mask" in path.stem else "RGB")
@@ -415,7 +415,7 @@ def test_broken_image_of_other_data_is_named_or_skipped(lesion, ultrasound, tmp_
     assert metrics["counts"]["images"] == 1
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- rejected input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -428,7 +428,7 @@ def test_nothing_is_overwritten_without_force(lesion, tmp_path):
     assert (out / "metrics.json").stat().st_mtime_ns == before
     (out / "stale.png").write_bytes(b"")
     evaluate(lesion, None, out, samples=0, force=True)
-    assert (out / "stale.png").exists()  # of the user
+    assert (out / "stale.png").exists()  # the user's file
     thesis = tmp_path / "thesis"
     thesis.mkdir()
     (thesis / "thesis.tex").write_text("x")
@@ -503,7 +503,7 @@ def test_command(lesion, tmp_path, capsys):
 
 
 def test_command_with_flips_and_windows(lesion, tmp_path, capsys, undrawn):
-    """The report, the metrics and the command say what they cost."""
+    """The report, the metrics and the command state their cost."""
     out = tmp_path / "out"
     options = ["--samples", "0", "--part", "val", "--tta", "--sliding-window"]
     assert main(["evaluate", str(lesion.folder), "--out", str(out), *options]) == 0
@@ -534,7 +534,7 @@ def test_command_with_bad_input(failing, lesion, tmp_path):
 
 
 def test_broken_image_in_a_worker_is_one_sentence(failing, lesion, ultrasound, tmp_path):
-    """Processes that read for another hand their whole traceback on."""
+    """Worker processes pass on their complete traceback."""
     copy = shutil.copytree(lesion.folder, tmp_path / "copy")
     text = (copy / "config.yaml").read_text()
     assert "workers: 0" in text

@@ -1,4 +1,4 @@
-"""The folder of an evaluation of several seeds: means, deviations, the runs behind them, and what is refused."""
+"""The evaluation folder of several seeds: means, deviations, the runs, and rejected input."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def runs(tmp_path_factory, lesion_config, ultrasound, write_run):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, runs):
-    """The folder, what was returned, and what was told on the way."""
+    """The folder, the return value, and the messages."""
     out, told = tmp_path_factory.mktemp("evaluation") / "out", []
     metrics = evaluate_repeats(runs, None, out, samples=0, examples=0, progress=lambda *pair: told.append(pair))
     return out, metrics, told
@@ -43,7 +43,7 @@ def close(pair, values, tolerance=1e-12):
 def test_every_figure_is_the_mean_over_the_runs(done):
     out, metrics, _ = done
     single = [json.loads((out / seed / "metrics.json").read_text()) for seed in SEEDS]
-    assert metrics["runs"] == list(SEEDS)  # 9 before 10
+    assert metrics["runs"] == list(SEEDS)  # sorted by number: 9 before 10
     assert len({one["figures"]["iou"]["value"] for one in single}) > 1
     for name, pair in metrics["figures"].items():
         close(pair, [one["figures"][name]["value"] for one in single])
@@ -123,7 +123,7 @@ def test_command(done, runs, tmp_path, capsys):
     assert "exists already; --force replaces" in capsys.readouterr().err
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- rejected input ---------------------------------------------------------------------------------------------------
 
 
 def test_other_folders(runs, lesion_config, ultrasound, write_run, tmp_path):
@@ -162,10 +162,10 @@ def test_a_single_seed_has_no_deviation(runs, tmp_path):
 
 
 def test_folds_are_judged_together_too(tmp_path, lesion_config, ultrasound, write_run, tables, capsys):
-    """Each image once, by the network that did not learn from it."""
+    """Each image once, by the network that was not trained on it."""
     catalogue = open_dataset(ultrasound, classes=lesion_config.data.classes)
     for number, split in enumerate(make_folds(catalogue, 2), start=1):
-        config = lesion_config.change({"seed": number})  # other weights, which folds have as well
+        config = lesion_config.change({"seed": number})  # different weights, as folds have
         write_run(tmp_path / f"runs/fold-{number}", config, ultrasound, split)
     assert main(["evaluate", str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--samples", "20"]) == 0
     assert "all folds together" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tests of differences: against scipy, by counting pairs, and where nothing differs."""
+"""Significance tests: compared with scipy, by counting pairs, and without any difference."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Entropies by hand, dropout that repeats and ends, flips that undo themselves."""
+"""Entropies by hand, reproducible dropout that is switched off afterwards, and flips that are undone."""
 
 import math
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ def test_entropies_by_hand():
     mask = torch.tensor([0.5, 0.5, 0.0, 1.0]).reshape(1, 1, 2, 2)
     found = entropies({"class": torch.tensor([[0.5, 0.5], [1.0, 0.0]]), "mask": mask}, ["class"])
     assert found["class"].tolist() == pytest.approx([math.log(2), 0])
-    assert found["mask"].tolist() == pytest.approx([2 * math.log(2) / 2])  # of an expected size of 2
+    assert found["mask"].tolist() == pytest.approx([2 * math.log(2) / 2])  # the expected size is 2
     assert entropies({"mask": torch.zeros(1, 1, 2, 2)}, [])["mask"].tolist() == [0]
     assert entropies({"label": torch.full((3, 2, 4), 0.25)}, ["label"])["label"].shape == (3, 2)
 
@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 
 class Run:
-    """Takes an image for its mask, and classifies by its first pixel, with dropout."""
+    """Returns its image as the mask, and classifies by the first pixel, with dropout."""
 
     tasks = {"class": ("a", "b")}  # noqa: RUF012
     task = SimpleNamespace(draws_masks=True)
@@ -55,7 +55,7 @@ def test_rivals():
     assert len(run.seen) == 2 + 3 + 4
     assert not run.model.drop.training
     images = run.loader(None, None)[0]["image"]
-    for method in found:  # a mask that moves with its image is what it was
+    for method in found:  # a mask that moves with its image is unchanged
         assert found[method]["mask"] == pytest.approx(entropies({"mask": images}, [])["mask"].numpy())
     corners = [run.predict({"image": images.flip(dims)})["class"] for dims in ((), (2,), (3,), (2, 3))]
     mean = torch.stack(corners).mean(0)

@@ -1,4 +1,4 @@
-"""How kernels are launched: repeatable, on the current stream and GPU, inside CUDA graphs, beyond 2^31 elements."""
+"""Launches of kernels: repeatability, the current stream and GPU, CUDA graphs, more than 2^31 elements."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_repeats_bit_by_bit(name, backend, device):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_on_the_current_stream(name, backend, device):
-    """Kernels wait for what is queued on their stream: an argument that arrives late is seen."""
+    """Kernels wait for earlier work on their stream: an argument that is computed late is used correctly."""
     call = one_of_each()[name]
     leaves, wanted = call.leaves(device), call.run(device)
     first = next(iter(leaves.values()))
@@ -76,7 +76,7 @@ def test_two_streams_at_a_time(name, backend, device):
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_graph_of_forward_and_backward(name, dtype, backend, device):
-    """What is captured once gives on replay, for other numbers in the same places, the bits of a plain call."""
+    """A captured graph, replayed with other values in the same memory, gives the bits of a direct call."""
     leaves = one_of_each(dtype)[name].leaves(device)
     call = one_of_each(dtype)[name]
     side = torch.cuda.Stream(device)
@@ -136,7 +136,7 @@ def test_tensors_on_two_gpus(backend):
 
 @pytest.mark.skipif(torch.version.hip is not None, reason="the CUDA kernels are for NVIDIA GPUs")
 def test_a_launch_that_fails_says_why_and_leaves_the_gpu_fit(device, monkeypatch):
-    """A plan for a block with more shared memory than there is."""
+    """The plan needs more shared memory per block than the GPU has."""
     monkeypatch.setattr(_launch, "gpu", lambda device: (132, GIB))
     with mtlkit.use_backend("cuda"):
         with pytest.raises(RuntimeError, match=r"mtlkit: CUDA error \d+: \w+"):
@@ -155,7 +155,7 @@ def room(gibibytes: int) -> None:
 
 
 def test_an_image_beyond_2_31_elements(backend, device):
-    """The last channels alone, which are an image of few elements, give what they give among all."""
+    """The last channels, computed as a small image, give the same result as among all channels."""
     D, height, width, few = 640, 1900, 1800, 2
     assert D * height * width > 1 << 31
     room(60)
@@ -193,7 +193,7 @@ def test_an_image_beyond_2_31_elements(backend, device):
 
 
 def test_sequences_beyond_2_31_elements(backend, device):
-    """The last sequence alone gives what it gives among all."""
+    """The last sequence by itself gives the same result as among all sequences."""
     B, D, L = 3, 1024, 800_000
     assert B * D * L > 1 << 31
     room(50)

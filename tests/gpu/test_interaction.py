@@ -1,4 +1,4 @@
-"""Task interaction on a GPU: levels against the reference in float64, the vectors between its passes, repeatability."""
+"""Task interaction on a GPU: levels compared with the float64 reference, the gating between passes, repeatability."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from mtlkit.testing import InteractionShape
 pytestmark = pytest.mark.gpu
 
 FORMS = [("variance", False), ("alignment", False), ("alignment", True)]
-# one pixel, one row, one column, a single channel, ragged tiles, and levels of the networks
+# one pixel, one row, one column, a single channel, partly filled tiles, and levels of the networks
 SHAPES = [(2, 5, 1, 1), (2, 16, 1, 9), (1, 7, 13, 1), (2, 1, 4, 5), (3, 33, 5, 7), (2, 150, 14, 14), (2, 48, 56, 56)]
 
 

@@ -1,4 +1,4 @@
-"""Layers and networks on a GPU, output and gradients against float64 on the CPU."""
+"""Layers and networks on a GPU: output and gradients compared with float64 on the CPU."""
 
 import copy
 
@@ -12,7 +12,7 @@ from mtlkit.testing import relative_error
 
 pytestmark = pytest.mark.gpu
 
-# Each operator meets the bounds of mtlkit.testing; layers of float32 in a row add up to more.
+# Each operator meets the bounds of mtlkit.testing; errors of several float32 layers add up to more.
 OUTPUT_BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 LAYERS = {
     "SS2D": (lambda: mtlkit.nn.SS2D(24), (2, 9, 11, 24)),
@@ -23,13 +23,13 @@ LAYERS = {
 
 
 def outputs_of(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
-    """Every output but the signals and gates of interaction, as tensors."""
+    """All outputs except the signals and gates of interaction, as tensors."""
     outputs = model(*inputs)
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)[:2]
 
 
 def results(model: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """All outputs in one vector, and all gradients in another, in float64 on the CPU."""
+    """All outputs as one vector, and all gradients as another, in float64 on the CPU."""
     inputs = tuple(t.detach().requires_grad_() for t in inputs)
     outputs = outputs_of(model, *inputs)
     generator = torch.Generator().manual_seed(7)
@@ -41,7 +41,7 @@ def results(model: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def smooth(model: nn.Module) -> nn.Module:
-    """SiLU in the place of every ReLU: gradients jump where the argument of a ReLU rounds to the other side of 0."""
+    """Replaces every ReLU by SiLU: gradients of ReLU jump where rounding moves its argument across 0."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -78,7 +78,7 @@ def test_without_gradients_to_the_same_bits(name, backend, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layer_under_autocast(name, dtype, backend, device):
-    """As far from float32 as plain PyTorch under the same autocast, and half as far again."""
+    """The error against float32 is at most 1.5 times that of plain PyTorch under the same autocast."""
     make, size = LAYERS[name]
     model, x = make().to(device), torch.randn(size, device=device)
     with torch.no_grad():
@@ -105,7 +105,7 @@ def test_medmamba(size, backend, device):
 
 
 def test_medmamba_trains_and_repeats(backend, device):
-    """Five steps of training, twice from the same start: the loss falls, to the same bits."""
+    """Five training steps, twice from the same start: the loss decreases, and all bits are equal."""
     start = mtlkit.models.create_model("medmamba_t", num_classes=3, drop_path_rate=0.0).to(device)
     images, labels = torch.randn(6, 3, 64, 64, device=device), torch.arange(6, device=device) % 3
 
@@ -120,7 +120,7 @@ def test_medmamba_trains_and_repeats(backend, device):
             kept.append(loss.detach())
         return torch.stack(kept)
 
-    torch.use_deterministic_algorithms(True, warn_only=True)  # cuDNN's convolutions too
+    torch.use_deterministic_algorithms(True, warn_only=True)  # for cuDNN's convolutions, too
     first, second = losses(), losses()
     torch.use_deterministic_algorithms(False)
     assert first[-1] < first[0]

@@ -1,4 +1,4 @@
-"""Every operator by the kernels for a GPU: see tests/harness/matrix.py."""
+"""Every operator on the GPU backends: see tests/harness/matrix.py."""
 
 from dataclasses import replace
 

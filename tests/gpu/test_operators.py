@@ -1,4 +1,4 @@
-"""What operators on a GPU have of their own, against the CPU's results in float64; the rest is in test_matrix.py."""
+"""GPU-specific tests of operators against the CPU's float64 results; test_matrix.py has the general ones."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_selective_scan_split_into_chunks(states, backend, device):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_calls(dtype, backend, device):
-    """Of many images, rows and channels."""
+    """Many images, rows or channels."""
     ss2d_call(SS2DShape(70, 40, 9, 7, 16, 3), dtype).check(device)
     ss2d_call(SS2DShape(70, 40, 9, 7, 16, 3), dtype, NCHW).check(device)
     scan_call(SelectiveScanShape(70, 40, 65, 16, G=4), dtype).check(device)
@@ -57,7 +57,7 @@ def test_large_calls(dtype, backend, device):
     conv_call((40, 96, 28, 28), dtype, NCHW, parameters=torch.float32).check(device)
 
 
-# --- what a call may meet ---------------------------------------------------------------------------------------------
+# --- special arguments ------------------------------------------------------------------------------------------------
 
 
 def test_more_channels_than_a_grid_has_rows(backend, device):
@@ -68,7 +68,7 @@ def test_more_channels_than_a_grid_has_rows(backend, device):
 
 @pytest.mark.parametrize("name", ["ss2d", "selective_scan", "dwconv_silu"])
 def test_strided_views(name, backend, device):
-    """Every other column or token of the first argument: the same bits as from a copy of it."""
+    """Every other column or token of the first argument gives the same bits as its copy."""
     call = one_of_each()[name]
     leaves = call.leaves(device)
     first = next(iter(leaves))

@@ -1,4 +1,4 @@
-"""mamba-ssm and causal-conv1d, where the extra `peers` has them, against mtlkit on the same GPU."""
+"""mamba-ssm and causal-conv1d, installed by the extra `peers`, compared with mtlkit on the same GPU."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def gradients(function, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def assert_peers(ours, peers, *inputs: torch.Tensor) -> None:
-    """Neither is exact: each is held to the reference in float64, and the peer's error is what a test of it accepts."""
+    """Compares both with the float64 reference; the peer's error bound is that of its own tests."""
     exact = gradients(ours, *(x.double() for x in inputs))
     found, theirs = gradients(ours, *inputs), gradients(peers, *inputs)
     for name, value in exact.items():

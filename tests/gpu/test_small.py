@@ -1,4 +1,4 @@
-"""Every operator once, small: what `make gpu` runs under compute-sanitizer."""
+"""Every operator once, at a small size: `make gpu` runs this under compute-sanitizer."""
 
 import pytest
 import torch

@@ -1,14 +1,14 @@
-"""What tests and benchmarks share; pyproject.toml puts tests/ on pytest's path.
+"""Shared by tests and benchmarks; pyproject.toml puts tests/ on pytest's path.
 
-calls: the inputs of every operator by shape and dtype, their runs, and the policy that results are held to.
-layouts: the same numbers elsewhere in memory.
-operators, matrix: what the tests of every operator are, and the tests.
-extremes: tests of the ends of their functions.
-gating: the same for what task interaction computes between its passes.
-cuda_on_host, interpreter: kernels for a GPU, run on the CPU.
-poison: memory that is allocated unset holds NaN.
-fence: memory next to a page that is not accessible.
-processes: fresh Python processes, alone or two that torch.distributed joins.
+calls: inputs of every operator by shape and dtype, running them, and the policy for their results.
+layouts: the same values in other memory layouts.
+operators, matrix: descriptions of the operators, and the tests that all of them must pass.
+extremes: tests of functions at extreme values.
+gating: tests of the computations of task interaction between its passes.
+cuda_on_host, interpreter: GPU kernels run on the CPU.
+poison: fills uninitialised memory with NaN.
+fence: memory next to an inaccessible page.
+processes: fresh Python processes, one or two joined by torch.distributed.
 third_party_models: networks of other codebases, restated.
 """
 

@@ -19,34 +19,34 @@ DTYPES = (torch.float32, *NARROW)
 
 
 class Call(NamedTuple):
-    """A function of tensors that returns tensors by name, its arguments by name, on the CPU, and their layouts."""
+    """A function of tensors that returns tensors by name, its arguments by name (on the CPU), and their layouts."""
 
     function: Callable[..., dict[str, Tensor]]
     inputs: dict[str, Tensor]
     places: Mapping[str, Place] = MappingProxyType({})
 
     def placed(self, **places: Place) -> "Call":
-        """With the numbers of some arguments elsewhere in memory."""
+        """The same call with some arguments at other places in memory."""
         return self._replace(places={**self.places, **places})
 
     def leaves(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The arguments on a device, in their layouts, each wanting its gradient."""
+        """The arguments on a device, in their layouts, all with gradients enabled."""
         found = {name: t.detach().to(device=device, dtype=dtype or t.dtype) for name, t in self.inputs.items()}
         found |= {name: place(found[name]) for name, place in self.places.items()}
         return {name: t.requires_grad_() for name, t in found.items()}
 
     def of_output(self, name: str) -> "Call":
-        """With one of the outputs alone."""
+        """The same call, returning only one output."""
         return self._replace(function=lambda **tensors: {name: self.function(**tensors)[name]})
 
     def weights(self, outputs: dict[str, Tensor], place: Place | None = None) -> list[Tensor]:
-        """Random weights of the outputs, of numbers that the first argument's dtype has; `place` puts the first's."""
+        """Random weights of the outputs, exact in the first argument's dtype; `place` lays out the first weight."""
         dtype, generator = next(iter(self.inputs.values())).dtype, torch.Generator().manual_seed(7)
         found = [torch.randn(t.shape, generator=generator).to(dtype).to(t) for t in outputs.values()]
         return found if place is None else [place(found[0]), *found[1:]]
 
     def results(self, leaves: dict[str, Tensor], place: Place | None = None) -> dict[str, Tensor]:
-        """Outputs and every gradient by name, of a loss whose weights are the same numbers everywhere."""
+        """Outputs and every gradient by name, for a loss with the same weights on all devices and dtypes."""
         outputs = self.function(**leaves)
         wanted = {name: t for name, t in leaves.items() if t.requires_grad}
         weights = self.weights(outputs, place)
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         return self.results(self.leaves(device, dtype), place)
 
     def expected(self, backend: str = "reference", place: Place | None = None) -> tuple[dict[str, Tensor], ...]:
-        """What `results` are held to: those of a backend in float64, and of 16-bit arguments plain PyTorch's."""
+        """The expected `results`: of a backend in float64 and, for 16-bit arguments, also of plain PyTorch."""
         with mtlkit.use_backend(backend):
             exact = self.run(dtype=torch.float64, place=place)
         if all(t.dtype not in NARROW for t in self.inputs.values()):
@@ -72,12 +72,12 @@ class Call(NamedTuple):
     def check(
         self, device: torch.device | str = "cpu", exact_backend: str = "reference", place: Place | None = None
     ) -> dict[str, Tensor]:
-        """Asserts that results on the device meet the policy of mtlkit.testing, and gives them.
+        """Checks that results on the device meet the policy of mtlkit.testing, and returns them.
 
         Args:
-            device: where the results under test are made, by the backend that is asked for now.
-            exact_backend: what gives the exact results in float64: "auto" where the reference takes too long.
-            place: of the gradient of the first output.
+            device: where the tested results are computed, by the current backend.
+            exact_backend: computes the exact results in float64; "auto" if the reference takes too long.
+            place: layout of the gradient of the first output.
         """
         got = self.run(device, place=place)
         assert_meets(got, self.expected(exact_backend, place), device)
@@ -87,7 +87,7 @@ class Call(NamedTuple):
 def assert_meets(
     got: dict[str, Tensor], expected: tuple[dict[str, Tensor], ...], device: torch.device | str = "cpu"
 ) -> None:
-    """Each result by name, within the bounds of mtlkit.testing, on the device."""
+    """Checks each result by name against the bounds of mtlkit.testing, on the device."""
     exact, plain = expected
     assert got.keys() == exact.keys()
     for name, value in got.items():
@@ -96,7 +96,7 @@ def assert_meets(
 
 
 def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    """Bit by bit."""
+    """Checks that results are bitwise equal."""
     differing = [name for name in wanted if not torch.equal(got[name], wanted[name])]
     assert not differing, f"{', '.join(differing)}: other bits"
 
@@ -117,11 +117,11 @@ def scan_call(
     softplus: bool = True,
     seed: int = 0,
 ) -> Call:
-    """With the last state; `constant` names those of B and C that are the same for every token."""
+    """Includes the last state; `constant` names which of B and C are the same for every token."""
     inputs = shape.inputs(dtype, seed=seed)
     fixed = SelectiveScanShape(shape.B, shape.D, shape.L, shape.N, G=0).inputs(dtype, seed=seed + 1)
     inputs = {name: t for name, t in inputs.items() if name not in without} | {name: fixed[name] for name in constant}
-    if not softplus:  # time steps are positive
+    if not softplus:  # time steps must be positive
         inputs["delta"] = 0.1 * inputs["delta"].abs()
         inputs |= {name: 0.01 * inputs[name].abs() for name in ("delta_bias",) if name in inputs}
 
@@ -141,7 +141,7 @@ def directional_call(
     merge: bool = True,
     seed: int = 0,
 ) -> Call:
-    """With the last state; `order` is one of `visits`, and `sequences` the length of each, 0 for one of all tokens."""
+    """Includes the last state; `order` is one of `visits`, and `sequences` the length of each, 0 for a single one."""
 
     def function(**tensors: Tensor) -> dict[str, Tensor]:
         u = tensors["u"]
@@ -164,7 +164,7 @@ def norm_call(
     without: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Call:
-    """`parameters` and `gate` are dtypes, by default that of x."""
+    """`parameters` and `gate` are dtypes; default: that of x."""
     inputs = norm_gate_inputs(size, dtype, parameters=parameters, gate=gate, seed=seed)
     inputs = {name: t for name, t in inputs.items() if name not in without}
     return Call(lambda **tensors: {"y": mtlkit.ops.norm_gate(**tensors)}, inputs)
@@ -179,7 +179,7 @@ def conv_call(
     bias: bool = True,
     seed: int = 0,
 ) -> Call:
-    """`parameters` is a dtype, by default that of x."""
+    """`parameters` is a dtype; default: that of x."""
     inputs = depthwise_inputs(shape, 3, dtype, parameters=parameters, seed=seed)
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
     return Call(lambda **tensors: {"y": mtlkit.ops.dwconv_silu(**{"bias": None, **tensors})}, inputs).placed(x=place)
@@ -196,7 +196,7 @@ def depthwise_call(
     seed: int = 0,
     **options: Any,
 ) -> Call:
-    """`parameters` is a dtype, by default that of x; `options` are those of the operator."""
+    """`parameters` is a dtype, by default that of x; `options` are the operator's options."""
     inputs = depthwise_inputs(shape, kernel, dtype, parameters=parameters, seed=seed)
     inputs = {name: t for name, t in inputs.items() if bias or name != "bias"}
 
@@ -217,7 +217,7 @@ def causal_conv_call(
     activation: str | None = "silu",
     seed: int = 0,
 ) -> Call:
-    """With the last states; `parameters` is a dtype, by default that of x."""
+    """Includes the last states; `parameters` is a dtype; default: that of x."""
     inputs = causal_conv1d_inputs(shape, width, dtype, parameters=parameters, seed=seed)
 
     def function(**tensors: Tensor) -> dict[str, Tensor]:
@@ -236,9 +236,9 @@ def level_call(
     enhanced: bool = True,
     seed: int = 7,
 ) -> Call:
-    """A level of task interaction: map, vector, enhanced map if asked for, gates and signals.
+    """A level of task interaction: map, vector, optionally the enhanced map, gates and signals.
 
-    Of a pixel or a channel, a draw may leave next to nothing of a sum; that of seed 7 does not.
+    With one pixel or channel, random values may almost cancel in a sum; those of seed 7 do not.
     """
     inputs = shape.inputs(dtype, seed=seed)
     signals = (VarianceSignals if shape.signals == "variance" else AlignmentSignals)._fields
@@ -260,7 +260,7 @@ def level_call(
 
 
 def one_of_each(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Call]:
-    """A small call of every operator, and of each scan one that is split into chunks of its sequence."""
+    """A small call of every operator, and for each scan one that is split into chunks of its sequence."""
     wide = {"parameters": torch.float32, "seed": seed}
     return {
         "ss2d": ss2d_call(SS2DShape(2, 33, 5, 7, 16, 4), dtype, seed=seed),

@@ -1,4 +1,4 @@
-"""What the test matrix knows of an operator, and the cases that it is called with, each named as tests are."""
+"""Descriptions of operators for the test matrix, and the cases of their calls, which appear in test names."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -12,39 +12,39 @@ from harness.calls import Call
 from harness.layouts import Place
 from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScanShape
 
-Layout = Mapping[str, Place]  # by the name of the argument that it puts elsewhere
+Layout = Mapping[str, Place]  # by the name of the argument that it lays out
 
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """What the matrix knows of an operator; a case is what `call` makes a Call of, with a dtype.
+    """Description of an operator for the matrix; `call` turns a case and a dtype into a Call.
 
     Args:
         name: of the function in mtlkit.ops.
         call: (case, dtype) -> Call.
-        node_options: what its node in torch.ops.mtlkit takes behind the tensors; None where that takes other tensors.
-        shapes: cases, odd and tiny, for every dtype and every layout in `dense`.
-        small: cases with every argument, of which the first stands for all where one is enough.
-        dense: layouts that every shape is tested in.
-        layouts: further ones, for the small cases; of these, those in `other_numbers` change the numbers.
-        exact_layouts: whether the results of every layout are those of dense tensors bit by bit.
-        packed: cases whose sizes allow packed loads everywhere, and others.
+        node_options: the arguments of its node in torch.ops.mtlkit after the tensors; None if the tensors differ.
+        shapes: odd and tiny cases, for every dtype and every layout in `dense`.
+        small: cases with every argument; the first one is used where one is enough.
+        dense: layouts in which every shape is tested.
+        layouts: additional ones, for the small cases; those in `other_numbers` change the values.
+        exact_layouts: whether results in every layout are bitwise those of dense tensors.
+        packed: cases whose sizes allow packed loads everywhere, and others that do not.
         by_level: cases for every instruction set.
-        threaded, counts: cases and thread counts; `same_by_count` names the results that no count changes.
+        threaded, counts: cases and thread counts; `same_by_count` names the results that do not depend on the count.
         repeated: cases that give the same bits twice, in every layout in `dense`.
-        options: cases for float32 alone.
-        wide: outputs that are in float32 at least.
-        empty: cases without an image.
-        gradcheck: cases, tiny; `fast_gradcheck` compares random directions alone.
-        opcheck: cases, tiny.
-        compiled: groups of cases that one compilation with `compiler` serves, in `exact_compiled` to the same bits as
-            without; `batched` names the arguments with a batch.
-        dynamic: whether every size may change, or that of the batch alone.
+        options: cases tested only in float32.
+        wide: outputs with at least float32.
+        empty: cases with an empty batch.
+        gradcheck: tiny cases; `fast_gradcheck` compares only random directions.
+        opcheck: tiny cases.
+        compiled: groups of cases for which one compilation with `compiler` is enough; those in `exact_compiled` give
+        the same bits as without; `batched` names the arguments with a batch.
+        dynamic: whether every size may change, or only the batch size.
         mixed: dtypes of arguments that differ from float32.
-        spoilt: what is put into the middle of which argument of a small case.
-        spoilt_gradients: whether gradients that are not finite are compared too: "all" of them with their NaN and inf,
-            or "finite", where they are finite.
-        result_layout: (inputs, results) -> None, raises where results lie in another layout than is promised.
+        spoilt: values to put into the middle of an argument of a small case.
+        spoilt_gradients: whether to compare non-finite gradients, too: "all" of them including NaN and inf,
+            or "finite", only where they are finite.
+        result_layout: (inputs, results) -> None, raises if results do not have the promised layout.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Operator:
 
     @functools.cache  # noqa: B019 - the operators below live as long as the process
     def expected(self, case: Any, dtype: torch.dtype) -> tuple[dict[str, Tensor], ...]:
-        """The results of a case in any layout of the same numbers."""
+        """The expected results of a case, for any layout of the same values."""
         return self.call(case, dtype).expected()
 
 

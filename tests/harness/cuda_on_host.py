@@ -1,4 +1,4 @@
-"""The CUDA kernels compiled for the host, where the executor of tests/cuda_on_host/ runs them."""
+"""The CUDA kernels compiled for the host and run by the executor of tests/cuda_on_host/."""
 
 import hashlib
 import importlib.util
@@ -26,7 +26,7 @@ COMPILER = shlex.split(os.environ.get("CXX", "c++"))
 INCLUDES = [EXECUTOR, pybind11.get_include(), sysconfig.get_path("include")]
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-DMTLKIT_CUDA_ON_HOST", "-x", "c++"]
 LINK = ["-shared", "-undefined", "dynamic_lookup"] if os.uname().sysname == "Darwin" else ["-shared"]
-KEPT = 7 * 24 * 3600  # seconds that what was built stays
+KEPT = 7 * 24 * 3600  # seconds until built files are deleted
 
 
 def _run(command: list) -> None:
@@ -39,7 +39,7 @@ def _key(*parts: object) -> str:
 
 
 def _once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Makes `target` unless it is there; whole or not at all, so that two test runs may build at a time."""
+    """Builds `target` unless it exists, completely or not at all, so that two test runs may build at the same time."""
     if not target.exists():
         unfinished = target.with_suffix(f".{os.getpid()}{target.suffix}")
         make(unfinished)
@@ -48,7 +48,7 @@ def _once(target: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _with_includes(source: Path, folders: list[Path]) -> dict[Path, str]:
-    """The texts of a source and of all that it includes from `folders`, by path."""
+    """The contents of a source and of everything that it includes from `folders`, by path."""
     texts, todo = {}, [source]
     while todo:
         path = todo.pop()
@@ -60,7 +60,7 @@ def _with_includes(source: Path, folders: list[Path]) -> dict[Path, str]:
 
 
 def build(name: str, sources: list[Path], csrc: Path = ROOT / "csrc") -> ModuleType:
-    """Compiles and loads the module `name`. What is built is kept under build/ by the contents of all that went in."""
+    """Compiles and loads the module `name`. The result is cached under build/ by a hash of all inputs."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for old in FOLDER.iterdir():
         if old.stat().st_mtime < time.time() - KEPT:
@@ -84,8 +84,8 @@ def build(name: str, sources: list[Path], csrc: Path = ROOT / "csrc") -> ModuleT
 
 
 def build_kernels(csrc: Path = ROOT / "csrc") -> ModuleType:
-    """The kernels of `csrc`, this project's or an altered copy's."""
-    sources = sorted(p for p in (csrc / "cuda").rglob("*.cu") if p.name != "runtime.cu")  # that one asks CUDA itself
+    """The kernels of `csrc`, which may be a modified copy."""
+    sources = sorted(p for p in (csrc / "cuda").rglob("*.cu") if p.name != "runtime.cu")  # runtime.cu calls CUDA itself
     module = [csrc / "bindings" / "cuda.cpp", EXECUTOR / "module.cpp", EXECUTOR / "executor.cpp"]
     return build("mtlkit_cuda_on_host", [*sources, *module], csrc)
 
@@ -96,12 +96,12 @@ def build_executor_checks() -> ModuleType:
 
 
 def as_native(kernels: ModuleType) -> SimpleNamespace:
-    """mtlkit._C as it would be with these kernels; the stream is 0, tensors lie on the CPU."""
+    """mtlkit._C with these kernels; the stream is 0, tensors are on the CPU."""
     return SimpleNamespace(**(vars(_native.C) if _native.C else {}) | vars(kernels) | {"cuda": True})
 
 
 def serve(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has backend "cuda" serve tensors on the CPU; gives a function that sets the GPU's size, which plans are for."""
+    """Makes backend "cuda" accept CPU tensors; returns a function that sets the GPU's size, used to plan launches."""
 
     def plan_for(multiprocessors: int, shared_bytes: int = 227 << 10) -> None:
         monkeypatch.setattr(_launch, "gpu", lambda device: (multiprocessors, shared_bytes))

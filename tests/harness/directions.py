@@ -1,4 +1,4 @@
-"""Calls of directional_scan that a kernel for GPUs must serve, and the comparison with the reference in float64."""
+"""Calls of directional_scan that a GPU kernel must support, and the comparison with the reference in float64."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def random_order(*shape: int) -> Tensor:
 def inputs_of(
     K: int, L: int, *, D: int = 3, N: int = 2, own: bool = False, initial: bool = True, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Channels-last; `own`: an input for each direction."""
+    """Channels-last inputs; with `own`, a separate input per direction."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -49,7 +49,7 @@ def results(inputs: dict[str, Tensor], dtype: torch.dtype, **options) -> dict[st
 
 
 def check(inputs: dict[str, Tensor], dtype: torch.dtype = torch.float32, **options) -> dict[str, Tensor]:
-    """The results by the backend that is asked for now, which meet the policy."""
+    """Checks that the results of the current backend meet the policy."""
     got = results(inputs, dtype, **options)
     with mtlkit.use_backend("reference"):
         wanted = results(inputs, torch.float64, **options)
@@ -75,9 +75,9 @@ CASES = {
 
 
 def assert_sequences_apart(tokens: int, first: int) -> None:
-    """Neither what is infinite in the first sequence, of so many tokens, nor a gradient passes to the second.
+    """Neither an infinity in the first sequence, whose length is given, nor a gradient reaches the second sequence.
 
-    In one channel no state decays.
+    In one channel, states do not decay.
     """
     seq_idx = (torch.arange(tokens) >= first).int().expand(B, -1)
     whole = inputs_of(1, tokens, initial=False)

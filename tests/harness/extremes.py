@@ -1,7 +1,7 @@
-"""What random numbers near 0 never show: the ends of every function, means beside variances, and ties in rounding.
+"""Tests beyond normal random values: extreme arguments, means much larger than deviations, and ties in rounding.
 
-Results are compared element by element: a norm does not see what is small beside what is large. A folder's
-test_extremes.py derives a class for its backend, as test_matrix.py does.
+Results are compared element by element, because a norm hides errors of small elements. A folder's test_extremes.py
+derives a class for its backend, like test_matrix.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,13 +18,13 @@ RELATIVE = {torch.float32: 5e-6, torch.float64: 1e-10}  # exp(-80) in float32
 
 
 def everywhere(dtype: torch.dtype) -> Tensor:
-    """From where exp all but vanishes to where it drowns a 1 that is added, 0 and its neighbours among them."""
+    """From where exp almost vanishes to where adding 1 makes no difference, including 0 and its neighbours."""
     wide, near = torch.linspace(-80, 80, 161), torch.linspace(-2, 2, 18)
     return torch.cat([wide, near]).to(dtype)
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), and x itself beyond 20, as PyTorch has it."""
+    """log(1 + exp(x)), or x above 20, as in PyTorch."""
     return torch.where(x > 20, x, torch.logaddexp(x, torch.zeros_like(x)))
 
 
@@ -34,15 +34,15 @@ def assert_elements(got: Tensor, wanted: Tensor, dtype: torch.dtype) -> None:
 
 
 def narrow_numbers(dtype: torch.dtype, step: int) -> Tensor:
-    """Every step-th number of a 16-bit dtype, and the greatest; none that is 0 or not finite."""
+    """Every step-th number of a 16-bit dtype, and the largest, without 0 and non-finite numbers."""
     bits = torch.arange(0, 1 << 16, step, dtype=torch.int32)
     numbers = torch.cat([bits, torch.tensor([0x7F7F, 0x7BFF])]).to(torch.int16).view(dtype)
     return numbers[numbers.isfinite() & (numbers != 0)]
 
 
 def around_ties(dtype: torch.dtype) -> Tensor:
-    """Numbers in float32 halfway between neighbours in a 16-bit dtype, and those next to them."""
-    low = narrow_numbers(dtype, 45)  # of either parity
+    """float32 numbers halfway between neighbours in a 16-bit dtype, and the numbers next to them."""
+    low = narrow_numbers(dtype, 45)  # even and odd
     high, below = ((low.view(torch.int16) + step).view(dtype).double() for step in (1, -1))
     half = torch.where(high.isfinite(), high - low.double(), low.double() - below) / 2
     tie = (low.double() + half).float()
@@ -50,16 +50,16 @@ def around_ties(dtype: torch.dtype) -> Tensor:
 
 
 class Extremes:
-    """For one backend, which computes in `dtypes`."""
+    """The tests for one backend, which computes in `dtypes`."""
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
 
     def levels(self) -> Iterator[None]:
-        """Once for each of the kernels' variants, in use meanwhile."""
+        """Yields once per variant of the kernels, which is active meanwhile."""
         yield
 
     def check(self, function: Callable[[Tensor], Tensor], wanted: Callable[[Tensor], Tensor]) -> None:
-        """Values and derivatives of a function that is made of an operator, in every dtype."""
+        """Checks values and derivatives of a function expressed by an operator, in every dtype."""
         for dtype in self.dtypes:
             exact = everywhere(dtype).double().requires_grad_()
             values = wanted(exact)
@@ -72,7 +72,7 @@ class Extremes:
 
     def test_softplus_of_selective_scan(self):
         def scan(x: Tensor) -> Tensor:
-            """Of one token and one state, where out = dt u B C."""
+            """With one token and one state: out = dt u B C."""
             one = torch.ones(1, len(x), 1, dtype=x.dtype)
             row = one[:, :1]
             return mtlkit.ops.selective_scan(one, x.view_as(one), -one[0], row, row, delta_softplus=True)
@@ -81,7 +81,7 @@ class Extremes:
 
     def test_softplus_of_ss2d(self):
         def scan(x: Tensor) -> Tensor:
-            """Of one pixel and one state, where y = 4 dt u B C."""
+            """With one pixel and one state: y = 4 dt u B C."""
             D = len(x)
             one, x_dbl = torch.ones(1, D, 1, 1, dtype=x.dtype), torch.ones(1, 4, 3, 1, 1, dtype=x.dtype)
             weight, parameters = torch.zeros(4, D, 1, dtype=x.dtype), torch.zeros(4 * D, 1, dtype=x.dtype)
@@ -91,7 +91,7 @@ class Extremes:
 
     def test_gate_of_selective_scan(self):
         def scan(x: Tensor) -> Tensor:
-            """Of a state that stays 0: D u = 1 is gated."""
+            """With a state that stays 0: D u = 1, times the gate."""
             one = torch.ones(1, len(x), 1, dtype=x.dtype)
             row = torch.zeros_like(one[:, :1])
             return mtlkit.ops.selective_scan(one, one, -one[0], row, row, one[0, :, 0], x.view_as(one))
@@ -122,7 +122,7 @@ class Extremes:
 
     @pytest.mark.parametrize("channels", [96, 97, 1028])
     def test_norm_gate_of_large_means(self, channels):
-        """As exact as of small ones: 1e5 times the standard deviation leaves 8 bits of a number in float32."""
+        """As exact as for small means: 1e5 times the standard deviation leaves 8 bits of a float32."""
         for mean in (1e3, -1e5, 1e6):
             call = norm_call((3, channels))
             call.inputs["x"] += mean
@@ -131,7 +131,7 @@ class Extremes:
 
 
 class Rounding(Extremes):
-    """For kernels whose conversions are this project's own; the interpreter's are Triton's."""
+    """For kernels with their own conversions; those of the interpreter are Triton's."""
 
     @pytest.mark.parametrize("dtype", NARROW, ids=str)
     def test_results_are_rounded_to_the_nearest_even(self, dtype):

@@ -1,6 +1,6 @@
-"""Memory between two pages that nobody may touch: whatever reads or writes past a tensor's end crashes.
+"""Memory between two inaccessible pages: any access past a tensor's end crashes the process.
 
-The process ends there; pytest's faulthandler prints the test and the line.
+pytest's faulthandler then prints the test and the line.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _memory(size: int, at_end: bool) -> Tensor:
-    """Bytes between the two pages, next to the last or to the first."""
+    """Memory between the two pages, next to the last or the first page."""
     inside = -(-size // PAGE) * PAGE
     memory = torch.frombuffer(mmap.mmap(-1, inside + 2 * PAGE), dtype=torch.uint8)
     for page in (memory.data_ptr(), memory.data_ptr() + PAGE + inside):
@@ -39,12 +39,12 @@ def _fenced(t: Tensor, at_end: bool) -> Tensor:
 
 
 def before_a_fence(t: Tensor) -> Tensor:
-    """Ends where an inaccessible page begins."""
+    """Memory that ends where an inaccessible page begins."""
     return _fenced(t, at_end=True)
 
 
 def after_a_fence(t: Tensor) -> Tensor:
-    """Begins where an inaccessible page ends."""
+    """Memory that begins where an inaccessible page ends."""
     return _fenced(t, at_end=False)
 
 
@@ -53,7 +53,7 @@ ZEROED = ((torch, ("zeros", "zeros_like")), (Tensor, ("new_zeros",)))
 
 
 def fence(monkeypatch: pytest.MonkeyPatch, place: Callable[[Tensor], Tensor]) -> None:
-    """Has PyTorch allocate tensors next to a fence, NaN where nothing is set."""
+    """Makes PyTorch allocate tensors next to a fence, initialised with NaN."""
 
     def fenced(allocate: Callable[..., Tensor], unset: bool) -> Callable[..., Tensor]:
         def fenced_allocate(*args, **options) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random calls of every operator, each drawn from a number alone: see tests/fuzz.py."""
+"""Random calls of every operator, each determined by a number: see tests/fuzz.py."""
 
 import math
 import random
@@ -18,11 +18,11 @@ from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScan
 Function = Callable[..., dict[str, Tensor]]
 NAN, INF = float("nan"), float("inf")
 DTYPES = (torch.float32,) * 5 + (torch.float64, torch.bfloat16, torch.bfloat16, torch.float16, torch.float16)
-SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 40)  # of channels: at and next to vectors of 4, 8 and 16
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 40)  # channels: at and next to vectors of 4, 8 and 16
 STATES = (1, 2, 3, 4, 5, 8, 16, 17)
-LEAST_NORMALISED = 3  # channels: of fewer, a LayerNorm leaves a sign, whose gradient is rounding alone
+LEAST_NORMALISED = 3  # channels: with fewer, a LayerNorm leaves only signs; the gradient is rounding error
 HUGE = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 8, torch.float16: 3}  # decades: products of four are finite
-# Backends by how often they are drawn of 1000: CUDA's kernels on the host and Triton's interpreted ones are slow.
+# Backends by frequency per 1000: CUDA kernels on the host and interpreted Triton kernels are slow.
 BACKENDS = {"cpu": 870, "torch": 120, "cuda": 9, "triton": 1}
 OF_GPU = {
     "cuda": ("ss2d", "selective_scan", "norm_gate", "dwconv_silu", "ss2d_norm_gate"),
@@ -31,17 +31,17 @@ OF_GPU = {
 
 
 class Drawn(NamedTuple):
-    """A call.
+    """A randomly drawn call.
 
     Fields:
-        seed: what it was drawn from.
-        operator: in mtlkit.ops.
-        function: of tensors by name, gives tensors by name.
-        tensors: its arguments, as they lie in memory.
-        wanted: names of those that want a gradient.
-        weights: of the outputs in the loss, by name; None for an output that the loss leaves out.
-        backend, threads, level: what computes it.
-        kind: "ordinary"; "extreme" values, whose results may be ill-conditioned; "spoilt" by a NaN or an infinity.
+        seed: the number that determines it.
+        operator: name in mtlkit.ops.
+        function: takes tensors by name and returns tensors by name.
+        tensors: its arguments, with their memory layout.
+        wanted: names of the arguments that need a gradient.
+        weights: of the outputs in the loss, by name; None for an output that is not in the loss.
+        backend, threads, level: how it is computed.
+        kind: "ordinary"; "extreme" values, with possibly ill-conditioned results; "spoilt" by NaN or infinity.
     """
 
     seed: int
@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """The arguments of an operator in float64, its function, and what a dtype of activations goes to."""
+    """The arguments of an operator in float64, its function, and the arguments that get the dtype of activations."""
 
     function: Function
     inputs: dict[str, Tensor]
@@ -147,7 +147,7 @@ def _selective_scan(dice: _Dice, small: bool) -> _Shape:
     if shape.G < 2:
         inputs |= {name: constant[name] for name in dice.leave_out(("B", "C"), 0.2)}
     softplus, last = dice.happens(0.7), dice.happens(0.5)
-    if not softplus:  # time steps are positive
+    if not softplus:  # time steps must be positive
         inputs["delta"], inputs["delta_bias"] = 0.1 * inputs["delta"].abs(), 0.01 * inputs["delta_bias"].abs()
 
     def function(**tensors: Tensor) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ def _causal_conv1d(dice: _Dice, small: bool) -> _Shape:
         "initial_states": dice.normal(B, D, width - 1),
     }
     activation, last, sequences = dice.choice((None, "silu")), dice.happens(0.5), None
-    if dice.happens(0.3):  # which have no states
+    if dice.happens(0.3):  # calls with several sequences have no states
         sequences, last = torch.randint(0, 2, (B, length), generator=dice.generator).cumsum(1) - 1, False
         del inputs["initial_states"]
 
@@ -228,7 +228,7 @@ def _depthwise_conv2d(dice: _Dice, small: bool) -> _Shape:
     D, (H, W), kernel = dice.channels(small), dice.image(small), dice.choice((3, 3, 5, 7))
     stride, dilation = dice.choice(((1, 1), (1, 1), (2, 1), (1, 2), (1, 4)))
     reach = dilation * (kernel - 1)
-    least = max(0, reach + 1 - min(H, W))  # of padding, for a window to fit
+    least = max(0, reach + 1 - min(H, W))  # padding that makes a window fit
     padding = dice.choice((None, tuple(dice.randint(least, max(least, reach)) for _ in range(4))))
     if padding is None and 2 * (reach // 2) < least:
         padding = (least,) * 4
@@ -262,7 +262,7 @@ def _named(prefix: str, found: Any) -> dict[str, Tensor]:
 
 
 def _running(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With running statistics that a call in training may write."""
+    """Adds running statistics, which a call in training may update."""
     return tensors | {name: tensors[name].detach().clone() for name in ("norm_mean", "norm_var")}
 
 
@@ -387,7 +387,7 @@ OPERATORS: Mapping[str, tuple[int, Callable[[_Dice, bool], _Shape]]] = {
 
 
 def _extreme(dice: _Dice, t: Tensor, dtype: torch.dtype, small: bool) -> Tensor:
-    """Other values of an argument: huge, tiny, zeros, or far along an axis on which functions saturate."""
+    """Other values of an argument: huge, tiny, zeros, or in the range where functions saturate."""
     decades = HUGE[dtype]
     kind = dice.choice(("tiny", "zeros") if small else ("scaled", "scaled", "huge", "tiny", "zeros", "shifted"))
     if kind == "scaled":
@@ -400,7 +400,7 @@ def _extreme(dice: _Dice, t: Tensor, dtype: torch.dtype, small: bool) -> Tensor:
 
 
 def _spoilt(dice: _Dice, t: Tensor) -> Tensor:
-    """With one element, or a few, that are not finite."""
+    """One or a few elements become non-finite."""
     flat = t.flatten().clone()
     for _ in range(dice.choice((1, 1, 3))):
         flat[dice.randrange(len(flat))] = dice.choice((NAN, INF, -INF))
@@ -408,7 +408,7 @@ def _spoilt(dice: _Dice, t: Tensor) -> Tensor:
 
 
 def _restrided(dice: _Dice) -> Place:
-    """The same numbers in memory of another order, spacing and offset, NaN between them."""
+    """The same values with another order, spacing and offset in memory, with NaN in between."""
 
     def place(t: Tensor) -> Tensor:
         order = dice.sample(range(t.dim()), t.dim())
@@ -423,12 +423,12 @@ def _restrided(dice: _Dice) -> Place:
 
 
 def _negative(t: Tensor) -> Tensor:
-    """A view that negates, as the imaginary part of a conjugate has it."""
+    """A negated view, like the imaginary part of a conjugate."""
     return torch.complex(torch.zeros_like(t), -t).conj().imag if t.dtype.itemsize >= 4 else torch._neg_view(-t)
 
 
 def _expanded(dice: _Dice) -> Place:
-    """The first element along a dimension in place of all, in memory once: other numbers."""
+    """The first element along a dimension, expanded: other values."""
 
     def place(t: Tensor) -> Tensor:
         d = dice.randrange(t.dim())
@@ -438,12 +438,12 @@ def _expanded(dice: _Dice) -> Place:
 
 
 def _zeros(t: Tensor) -> Tensor:
-    """A tensor that stands for zeros, without memory: other numbers."""
+    """A tensor that represents zeros without memory: other values."""
     return torch._efficientzerotensor(t.shape, dtype=t.dtype)
 
 
 def _place(dice: _Dice, t: Tensor) -> Tensor:
-    """The numbers somewhere in memory."""
+    """The same values at another place in memory."""
     if t.dim() == 0:
         return t
     choices: dict[Callable[[Tensor], Tensor], int] = {
@@ -461,7 +461,7 @@ def _place(dice: _Dice, t: Tensor) -> Tensor:
 
 
 def _weights(dice: _Dice, left_out: float) -> Callable[[str, Tensor], Tensor | None]:
-    """Weights of the outputs, the same for every dtype: multiples of 1/64, which bfloat16 and float16 both have."""
+    """Weights of the outputs, the same for every dtype: multiples of 1/64, exact in bfloat16 and float16."""
     seed = dice.randrange(2**31)
 
     def weights(name: str, output: Tensor) -> Tensor | None:
@@ -477,7 +477,7 @@ def _weights(dice: _Dice, left_out: float) -> Callable[[str, Tensor], Tensor | N
 
 
 def draw(seed: int, backends: tuple[str, ...] = tuple(BACKENDS)) -> Drawn | None:
-    """The call of a number; None if its backend is none of these."""
+    """The call for a number; None if its backend is not among these."""
     dice = _Dice(seed)
     (backend,) = dice.choices(list(BACKENDS), list(BACKENDS.values()))
     if backend not in backends:
@@ -491,14 +491,14 @@ def draw(seed: int, backends: tuple[str, ...] = tuple(BACKENDS)) -> Drawn | None
     kind = dice.choices(("ordinary", "extreme", "spoilt"), (70, 20, 10))[0]
     whole = [name for name, t in inputs.items() if t.numel()]
     for name in dice.sample(whole, min(len(whole), dice.choice((1, 1, 2)))) if kind != "ordinary" else ():
-        # attention's logits stay: the kernels' gradients lose as many digits as those have
+        # attention's logits keep their values: the kernels' gradients lose as many digits as those have
         logits = "attn_weight" in inputs and name in ("x", "attn_weight")
         inputs[name] = _spoilt(dice, inputs[name]) if kind == "spoilt" else _extreme(dice, inputs[name], dtype, logits)
     if "norm_var" in inputs and kind == "extreme":
         inputs["norm_var"] = inputs["norm_var"].abs()
     tensors = {name: t.to(dtype if name in activations else parameters) for name, t in inputs.items()}
     tensors = {name: _place(dice, t) for name, t in tensors.items()}
-    if kind == "spoilt":  # PyTorch takes NaN times a tensor that stands for zeros as zero
+    if kind == "spoilt":  # PyTorch computes NaN times such a zero tensor as zero
         tensors = {name: torch.zeros_like(t) if t._is_zerotensor() else t for name, t in tensors.items()}
     trainable = [name for name in tensors if name not in ("norm_mean", "norm_var", "normaliser")]
     frozen = dice.leave_out(tuple(trainable), dice.choice((0, 0, 0, 0.4, 1)))

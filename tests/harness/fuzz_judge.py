@@ -1,15 +1,15 @@
-"""Whether the results of a drawn call are right: see tests/fuzz.py.
+"""Decides whether the results of a random call are right: see tests/fuzz.py.
 
-The policy is that of mtlkit.testing, with what random values need beyond it:
+The policy is that of mtlkit.testing, with additions for random values:
 
-- A result may be ill-conditioned, or be a sum that cancels. Where the policy alone is not met, two measurements are
-  made: by how many roundings the exact result moves where the arguments move by one, which multiplies the bound; and
-  the error of plain PyTorch in the same dtypes on such numbers, of which twice (gradients: three times) is allowed, as
-  the policy allows it for 16 bits.
-- A result of less than 10^-8 of the largest of the call, less than float32 rounds that by, may be a difference that
-  cancels: its error is held against the largest.
-- Values near the ends of a dtype, NaN and infinities: elements that are not finite are compared with those of the
-  formula in the same dtypes, the others with the exact ones.
+- A result may be ill-conditioned, or a sum that cancels. If the policy is not met, two measurements are made: by how
+many roundings the exact result moves if the arguments move by one, which multiplies the bound; and the error of plain
+PyTorch in the same dtypes on such values, of which twice (gradients: three times) is allowed, as in the policy for 16
+bits.
+- A result below 10^-8 of the call's largest, less than float32's rounding error of that, may be a difference that
+cancels: its error is compared with the largest result.
+- Values near the limits of a dtype, NaN and infinities: non-finite elements are compared with those of the formula in
+the same dtypes, finite ones with the exact result.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from harness.matrix import at_level, threads
 from mtlkit.testing import FORWARD_BOUND, GRADIENT_BOUND, ROUNDING
 
 Results = dict[str, Tensor]
-UNIT = {torch.float64: 2.0**-52, torch.float32: 2.0**-24} | ROUNDING  # a rounding; in float64, a step
+UNIT = {torch.float64: 2.0**-52, torch.float32: 2.0**-24} | ROUNDING  # one rounding error; in float64, one step
 # NaN and inf as in the formula
 ELEMENTWISE = (
     "ss2d",
@@ -38,14 +38,14 @@ ELEMENTWISE = (
     "dwconv_silu",
     "causal_conv1d",
 )
-# Below, numbers lose digits: those of the dtype, or those of float32 on the way to it.
+# Values below this lose digits, in the dtype or in float32 during the computation.
 LEAST = {torch.float64: 1e-300, torch.float32: 1e-34, torch.bfloat16: 1e-34, torch.float16: 2.0**-22}
-VANISHING = 1e-8  # of the largest result
-MOVES = 4  # of the arguments, for a condition number
+VANISHING = 1e-8  # relative to the largest result
+MOVES = 4  # number of perturbations to estimate a condition number
 
 
 class Verdict(NamedTuple):
-    """What is wrong, in sentences, and the largest condition number that a bound was multiplied by."""
+    """What is wrong, in sentences, and the largest condition number by which a bound was multiplied."""
 
     wrong: tuple[str, ...] = ()
     condition: float = 1.0
@@ -55,7 +55,7 @@ Move = Callable[[Tensor], Tensor]
 
 
 def results(drawn: Drawn, tensors: dict[str, Tensor], move: Move = lambda t: t) -> Results:
-    """Outputs and gradients by name, of these numbers in the place of the call's; `move` changes the loss's weights."""
+    """Outputs and gradients by name, for these values instead of the call's; `move` changes the loss's weights."""
     leaves = {name: t.detach().requires_grad_(name in drawn.wanted) for name, t in tensors.items()}
     outputs = drawn.function(**leaves)
     found = {name: t.detach() for name, t in outputs.items()}
@@ -70,7 +70,7 @@ def results(drawn: Drawn, tensors: dict[str, Tensor], move: Move = lambda t: t) 
 
 
 def under_test(drawn: Drawn) -> Results:
-    """What the call gives."""
+    """The results of the call itself."""
     with mtlkit.use_backend(drawn.backend), threads(drawn.threads):
         if drawn.level is None:
             return results(drawn, drawn.tensors)
@@ -84,7 +84,7 @@ def _by(backend: str, drawn: Drawn, tensors: dict[str, Tensor], move: Move = lam
 
 
 def _signs(seed: int) -> Move:
-    """Other signs of the loss's weights, so that no gradient is a sum that happens to cancel."""
+    """Random signs of the loss's weights, so that no gradient is a sum that happens to cancel."""
     generator = torch.Generator().manual_seed(seed)
     return lambda t: t * (2 * torch.randint(0, 2, t.shape, generator=generator) - 1).to(t.dtype)
 
@@ -94,7 +94,7 @@ class Judge:
 
     Args:
         drawn: the call.
-        oracle: the backend that gives the exact results in float64.
+        oracle: the backend that computes the exact results in float64.
     """
 
     def __init__(self, drawn: Drawn, oracle: str) -> None:
@@ -103,7 +103,7 @@ class Judge:
             name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in drawn.tensors.items()
         }
         self.doubles = {name: t.double() for name, t in self.tensors.items()}
-        self.dtype = max((t.dtype for t in drawn.tensors.values()), key=UNIT.__getitem__)  # the narrowest
+        self.dtype = max((t.dtype for t in drawn.tensors.values()), key=UNIT.__getitem__)  # the least precise one
         self.exact = _by(self.oracle, drawn, self.doubles)
         self.plain: Results | None = None
         if self.dtype in ROUNDING or drawn.kind != "ordinary":
@@ -111,7 +111,7 @@ class Judge:
         self.worst = 1.0
 
     def wrong(self, got: Results) -> Iterator[str]:
-        """What is wrong with results, a sentence each."""
+        """What is wrong with the results, one sentence each."""
         if got.keys() != self.exact.keys():
             yield f"expected {', '.join(self.exact)}, got {', '.join(got)}"
             return
@@ -121,7 +121,7 @@ class Judge:
                 yield f"{name}: expected shape {tuple(exact.shape)}, got {tuple(value.shape)}"
             elif value.numel():
                 yield from self._wrong_values(name, value.double(), value.dtype)
-        spoilt = any(t.isnan().any() for t in self.tensors.values())  # an infinity may come to a limit
+        spoilt = any(t.isnan().any() for t in self.tensors.values())  # an infinity may have a finite limit
         if spoilt and self._finite(got) and not self._finite(self.exact):
             yield "finite, all of it, where the formula is not"
 
@@ -129,19 +129,19 @@ class Judge:
         return name.startswith("d") and name[1:] in self.drawn.tensors
 
     def _finite(self, found: Results) -> bool:
-        """Whether all outputs are."""
+        """Whether all outputs are finite."""
         return all(t.isfinite().all() for name, t in found.items() if not self._is_gradient(name))
 
     def _wrong_values(self, name: str, value: Tensor, dtype: torch.dtype) -> Iterator[str]:
         exact, plain = self.exact[name], None if self.plain is None else self.plain[name].double()
         gradient = self._is_gradient(name)
-        within = exact.abs() <= 0.9 * torch.finfo(dtype).max  # not where NaN
+        within = exact.abs() <= 0.9 * torch.finfo(dtype).max  # false for NaN
         sound = within if plain is None else within & plain.isfinite()
         yield from self._wrong_places(name, value, plain, sound, gradient)
         both = sound & value.isfinite()
         error, scale = self._distance(value, exact, both), exact[both].norm().item()
         bound, unit = self._bound(name, dtype, both, scale, gradient)
-        largest = max(t[t.isfinite()].abs().sum().item() for t in self.exact.values())  # may multiply what is small
+        largest = max(t[t.isfinite()].abs().sum().item() for t in self.exact.values())  # may multiply small values
         least = both.sum().sqrt().item() * LEAST[dtype] * max(1.0, largest)
         if scale <= VANISHING * largest:
             least = max(least, bound * largest)
@@ -157,10 +157,10 @@ class Judge:
     def _wrong_places(
         self, name: str, value: Tensor, plain: Tensor | None, sound: Tensor, gradient: bool
     ) -> Iterator[str]:
-        """Where a result is not finite, or is and should not be.
+        """Where a result is not finite but should be, or is finite but should not be.
 
-        Which element of a gradient is NaN depends on how its formula is written, and so it does where PyTorch computes;
-        close to the end of a dtype, what overflows depends on it too.
+        Which elements of a gradient are NaN depends on how its formula is written, also in PyTorch; near the limits of
+        a dtype, so does what overflows.
         """
         formula = self.exact[name].isfinite()
         strict = self.drawn.kind == "spoilt" and self.drawn.backend == "cpu" and self.drawn.operator in ELEMENTWISE
@@ -185,17 +185,17 @@ class Judge:
         return (3 if gradient else 2) * plain + ROUNDING[narrow], ROUNDING[narrow]
 
     def _rounded(self, tensors: dict[str, Tensor]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-        """Numbers in the dtypes of the call, and those of float64 in float32 too, as both orders of PyTorch's sums may
-        happen to round alike; before each, its rounding."""
+        """The values in the dtypes of the call and, for float64, also in float32, because both orders of PyTorch's sums
+        may happen to round alike; each with its rounding error."""
         yield UNIT[self.dtype], {n: t.to(self.tensors[n].dtype) for n, t in tensors.items()}
         if self.dtype == torch.float64:
             yield UNIT[torch.float32], {n: t.float() for n, t in tensors.items()}
 
     def _sensitivity(self, name: str, where: Tensor) -> tuple[float, float]:
-        """How far the exact result moves, and how far PyTorch is from it in the dtypes of the call.
+        """How far the exact result moves, and how far PyTorch's result in the dtypes of the call is from it.
 
-        The first is relative, in roundings, where every argument and every weight of the loss moves by one; the second
-        is the largest distance on the numbers of these arguments, with other signs of the weights.
+        The first is relative and in units of rounding, with every argument and weight of the loss moved by one; the
+        second is the largest distance on the values of these arguments, with other signs of the weights.
         """
         unit, moved, noise = UNIT[self.dtype], 0.0, 0.0
         generator = torch.Generator().manual_seed(self.drawn.seed)
@@ -228,13 +228,13 @@ def verdict(drawn: Drawn, oracle: str = "torch") -> Verdict:
 
 # --- many calls -------------------------------------------------------------------------------------------------------
 
-SPOT = 50  # one call in so many has its exact results from the sequential formula
-TWICE = 10  # one call in so many is made twice, to the same bits
+SPOT = 50  # every 50th call gets its exact results from the sequential formula
+TWICE = 10  # every 10th call is repeated, and must give the same bits
 
 
 @dataclass
 class Tally:
-    """What was found: calls by operator and backend, of which kind, those that failed, the worst condition number."""
+    """Counts calls by operator, backend and kind; collects failures and the worst condition number."""
 
     operators: Counter[str] = field(default_factory=Counter)
     backends: Counter[str] = field(default_factory=Counter)
@@ -259,7 +259,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def fuzz(numbers: Iterable[int], backends: tuple[str, ...], tally: Tally) -> Iterator[int]:
-    """Makes and judges the calls of these numbers; gives each number before its call."""
+    """Runs and checks the calls of these numbers; yields each number before its call."""
     for number in numbers:
         drawn = draw(number, backends)
         if drawn is None:
@@ -273,7 +273,7 @@ def fuzz(numbers: Iterable[int], backends: tuple[str, ...], tally: Tally) -> Ite
                 first, second = under_test(drawn), under_test(drawn)
                 differ = [name for name in first if not _same_bits(first[name], second[name])]
                 wrong += tuple(f"{name}: other bits" for name in differ)
-        except Exception as error:  # whatever a call may raise is a failure of that call
+        except Exception as error:  # any exception of a call is a failure of that call
             found, wrong = Verdict(), (f"{type(error).__name__}: {error}",)
         tally.operators[drawn.operator] += 1
         tally.backends[drawn.backend] += 1

@@ -1,4 +1,4 @@
-"""Calls of what task interaction does between its passes, for the tests of the kernels that do it."""
+"""Calls of task interaction's computations between its passes, to test the kernels for them."""
 
 from itertools import count
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class VectorCase(NamedTuple):
         return "-".join(words + [name for name in ("training", "normaliser") if getattr(self, name)])
 
 
-# one image and one entry, sizes at and beside whole vectors and blocks, more images than a block
+# one image and one entry, sizes equal and next to complete vectors and blocks, more images than a block
 VECTOR_CASES = (
     VectorCase(1, 1, 1),
     VectorCase(1, 2, 3, "alignment"),
@@ -44,7 +44,7 @@ FIELDS = ("x", "f", *TIMParameters._fields, *UPAParameters._fields)
 
 
 class _ByKernels(torch.autograd.Function):
-    """Gating by the kernels of one backend; what it gives is factors, final vector, mu, enhanced, gates, signals."""
+    """Gating by the kernels of one backend; returns factors, final vector, mu, enhanced, gates, signals."""
 
     @staticmethod
     def forward(ctx, backend, call, normaliser, running, *tensors):
@@ -78,7 +78,7 @@ def by_kernels(
     normaliser: Tensor | None,
     norm: Normalisation,
 ) -> Gated:
-    """What `gating_torch` computes, by the kernels."""
+    """Computes by the kernels what `gating_torch` computes."""
     three = upa.seg_proj is not None
     queries = upa.seg_proj.shape[0] if three else 0
     sizes = Sizes(*sums.mean.shape, sums.pooled.shape[1], f.shape[1], upa.fc1_bias.shape[0], queries)
@@ -94,7 +94,7 @@ def by_kernels(
 
 
 class VectorCall:
-    """A call with its tensors; `run` gives its results and the gradients of all that has one, by name."""
+    """A call with its tensors; `run` returns its results and all gradients by name."""
 
     def __init__(self, case: VectorCase, seed: int = 0) -> None:
         self.case = case
@@ -112,7 +112,7 @@ class VectorCall:
     def run(
         self, backend: str, dtype: torch.dtype, frozen: tuple[str, ...] = (), device: torch.device | str = "cpu"
     ) -> dict[str, Tensor]:
-        """By `gating_torch` where the backend is "torch"; what is frozen needs no gradient."""
+        """Uses `gating_torch` if the backend is "torch"; frozen tensors get no gradient."""
 
         def leaf(name: str, t: Tensor | None) -> Tensor | None:
             if t is None:
@@ -136,7 +136,7 @@ class VectorCall:
         loss = 0
         for value in results.values():
             noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(next(seeds)), dtype=torch.float64)
-            # of noise alone, the sums behind the gates would leave next to nothing
+            # with pure noise, the sums behind the gates would almost cancel
             loss = loss + (value * noise.to(value)).sum() + value.square().sum() / 2
         tensors = {**sums._asdict(), "f": f, **tim._asdict(), **upa._asdict()}
         wanted = {name: t for name, t in tensors.items() if t is not None and t.requires_grad}
@@ -146,7 +146,7 @@ class VectorCall:
 
 
 def assert_same(got: dict[str, Tensor], exact: dict[str, Tensor]) -> None:
-    """Each result and gradient by name; of what PyTorch finds no gradient, a kernel may give zeros."""
+    """Compares each result and gradient by name; where PyTorch has no gradient, a kernel may return zeros."""
     assert exact.keys() <= got.keys()
     for name, value in got.items():
         if name in exact:

@@ -1,7 +1,7 @@
 """Triton's interpreter, which runs kernels on the CPU.
 
-Triton decides at import whether it interprets, so these tests run in processes of their own: `run_tests` starts one,
-with TRITON_INTERPRET=1 set.
+Triton decides at import whether it interprets, so these tests run in separate processes: `run_tests` starts one
+with TRITON_INTERPRET=1.
 """
 
 import os
@@ -13,17 +13,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def run_tests(*arguments: str | Path) -> subprocess.CompletedProcess:
-    """Runs pytest with these arguments where Triton interprets."""
+    """Runs pytest with these arguments and Triton's interpreter."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def patch_once() -> None:
-    """Has the interpreter patch Triton's language once a launch, and multiply bfloat16 as numbers.
+    """Makes the interpreter patch Triton's language only once per launch, and multiply bfloat16 values correctly.
 
-    It patches the language in every device function, which is slow. NumPy lacks bfloat16, so `tl.dot` multiplies its
-    bits as integers.
+    Without this, it patches the language in every device function, which is slow, and `tl.dot` multiplies the bits of
+    bfloat16 as integers, because NumPy has no bfloat16.
     """
     from triton.runtime import interpreter
 
@@ -49,7 +49,7 @@ def patch_once() -> None:
 
 
 def _widened(handle):
-    """A block of bfloat16 as one of float32; others as they are."""
+    """A block of bfloat16 as float32; other blocks unchanged."""
     import numpy as np
     import triton.language as tl
     from triton.runtime.interpreter import TensorHandle

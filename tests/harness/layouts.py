@@ -1,4 +1,4 @@
-"""The same numbers in memory of other orders, spacings and offsets, NaN between them."""
+"""The same values with other orders, spacings and offsets in memory, with NaN in between."""
 
 import mmap
 from collections.abc import Callable
@@ -10,37 +10,37 @@ Place = Callable[[Tensor], Tensor]
 
 
 def kept(t: Tensor) -> Tensor:
-    """Where it is."""
+    """Unchanged."""
     return t
 
 
 def chained(first: Place, then: Place) -> Place:
-    """One after the other."""
+    """Applies one layout after the other."""
     return lambda t: then(first(t))
 
 
 def as_in(other: Tensor) -> Place:
-    """In the memory format of another tensor."""
+    """The memory format of another tensor."""
     return lambda t: torch.empty_like(other, dtype=t.dtype).copy_(t)
 
 
 def dense(t: Tensor) -> Tensor:
-    """In the order of its dimensions."""
+    """Contiguous."""
     return t.contiguous()
 
 
 def inside(dim: int, place: Place = dense) -> Place:
-    """With this dimension's elements next to each other; `place` puts them, as the last dimension."""
+    """This dimension is innermost; `place` lays it out as the last dimension."""
     return lambda t: place(t.movedim(dim, -1)).movedim(-1, dim)
 
 
 def swapped(t: Tensor) -> Tensor:
-    """The last two dimensions in the other order."""
+    """The last two dimensions are swapped in memory."""
     return t.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def part(dim: int, before: int = 0, after: int = 0) -> Place:
-    """A slice of a dimension that has this many more elements before and after; -1 stands for as many as there are."""
+    """A slice of a dimension with this many more elements before and after; -1 means as many as the tensor has."""
 
     def place(t: Tensor) -> Tensor:
         size = t.shape[dim]
@@ -71,35 +71,35 @@ def cropped(t: Tensor) -> Tensor:
 
 
 def reversed_order(t: Tensor) -> Tensor:
-    """The first dimension innermost, the last outermost."""
+    """The first dimension is innermost, the last outermost."""
     order = tuple(reversed(range(t.dim())))
     return t.permute(order).contiguous().permute(order)
 
 
 def rearrangements(t: Tensor) -> dict[str, Place]:
-    """The places that a tensor's numbers may have, of each kind one: each dimension innermost, spaced, cropped."""
+    """One layout of each kind: each dimension innermost, spaced, cropped."""
     every = range(t.dim())
     found = {f"{d} inside": inside(d) for d in every}
     return found | {"reversed": reversed_order, "spread": spread(*every), "cropped": cropped}
 
 
 def repeated(dim: int) -> Place:
-    """The first element of a dimension in place of all, in memory once: other numbers."""
+    """The first element of a dimension, expanded: other values."""
     return lambda t: t.narrow(dim, 0, 1).expand_as(t)
 
 
 def extent(t: Tensor) -> int:
-    """The elements of memory from the first of a tensor to its last."""
+    """The memory from the first element of a tensor to its last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def shifted(t: Tensor) -> Tensor:
-    """One element further, with the same strides: at an address that suits single elements alone."""
+    """Moved by one element, with the same strides: only loads of single elements are aligned."""
     return t.new_full((extent(t) + 1,), float("nan"))[1:].as_strided(t.shape, t.stride()).copy_(t)
 
 
 def gapped(dim: int | None = None) -> Place:
-    """Strides of whole multiples of 16 elements, but for the innermost dimension; that of `dim` one element more."""
+    """Strides are multiples of 16 elements, except for the innermost dimension; that of `dim` is one element more."""
 
     def place(t: Tensor) -> Tensor:
         strides, block = [0] * t.dim(), 1
@@ -113,18 +113,18 @@ def gapped(dim: int | None = None) -> Place:
 
 
 def misalignments(t: Tensor) -> dict[str, Place]:
-    """Places that keep the order of a tensor's dimensions and take packed loads away from some or all of it."""
+    """Layouts that keep the order of a tensor's dimensions and prevent packed loads of some or all of it."""
     outer = [d for d in range(t.dim()) if t.shape[d] > 1 and t.stride(d) > 1]
     return {"address": shifted, "sizes": gapped()} | {f"stride {d}": gapped(d) for d in outer}
 
 
 def ones(t: Tensor) -> Tensor:
-    """A single 1 for all elements: other numbers, as the gradient of a sum has them."""
+    """A single 1, expanded: other values, like the gradient of a sum."""
     return torch.ones((), dtype=t.dtype, device=t.device).expand(t.shape)
 
 
 def far_apart(t: Tensor) -> Tensor:
-    """Lays a tensor's first dimension out in steps of more than 2^31 elements, in memory that is never filled."""
+    """Places the first dimension in steps of more than 2^31 elements, in memory that is never touched in between."""
     offset = 2**31 + 64
     size = (offset * (t.shape[0] - 1) + t[0].numel()) * t.element_size()
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))

@@ -1,4 +1,4 @@
-"""What mamba-ssm's and VMamba's functions compute, restated in float64, and arguments for them."""
+"""The functions of mamba-ssm and VMamba, restated in float64, and arguments for them."""
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,11 @@ from mtlkit.testing import assert_accurate
 
 
 def restated_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False) -> tuple[Tensor, Tensor]:
-    """One token after the other: the output (B, D, L) and the last state (B, D, N)."""
+    """Token by token: the output (B, D, L) and the last state (B, D, N)."""
     dt = delta if delta_bias is None else delta + delta_bias[:, None]
     dt = F.softplus(dt) if delta_softplus else dt
 
-    def at(rows: Tensor, t: int) -> Tensor:  # what token t multiplies the states of each channel with
+    def at(rows: Tensor, t: int) -> Tensor:  # the factor of each channel's states at token t
         if rows.dim() == 2:
             return rows  # (D, N)
         row = rows[..., t]  # (B, N) or (B, G, N)
@@ -50,7 +50,7 @@ def restated_inner(xz, conv, conv_bias, x_proj, dt_proj, A, B, C, D, delta_bias,
 
 
 def inputs(batch, groups, width, length, states, kinds, given_parts, dtype, lowest=0.0) -> dict[str, Tensor]:
-    """Arguments by name, time steps from `lowest` on; numbers that `dtype` can hold, in float64."""
+    """Arguments by name, with time steps of at least `lowest`; values representable in `dtype`, in float64."""
     channels = groups * width
     shapes = {"constant": (channels, states), "variable": (batch, states, length)}
     shapes["grouped"] = (batch, groups, states, length)

@@ -1,7 +1,7 @@
-"""The tests that every operator passes on every backend that has it, written once.
+"""The tests that every operator must pass on each of its backends.
 
-A folder's test_matrix.py derives a class for its backends: from OperatorMatrix for compiled kernels, with OnCPU for
-those of the CPU; from Results or EmptyBatch for plain PyTorch.
+A folder's test_matrix.py derives classes for its backends: from OperatorMatrix for compiled kernels (with OnCPU on the
+CPU), or from Results and EmptyBatch for plain PyTorch.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ from mtlkit.testing import assert_accurate
 
 DTYPES = (torch.float64, torch.float32, *NARROW)
 GRADIENT = "the gradient of the output"
-ROUGH = 2e-2  # of results in bfloat16, whose rounding differs from that of plain PyTorch under autocast
+ROUGH = 2e-2  # for bfloat16 results, which plain PyTorch under autocast rounds differently
 
 
 def over(*axes: str) -> Callable[[Callable], Callable]:
-    """Runs a test for every combination of an operator's attributes: over("shapes", "dense") gives (case, layout)."""
+    """Runs a test for all combinations of an operator's attributes: over("shapes", "dense") yields (case, layout)."""
 
     def mark(test: Callable) -> Callable:
         test.axes = axes
@@ -43,12 +43,12 @@ def _id(choice: Any) -> str:
 
 
 def nodes(operator: Operator) -> tuple[Callable, Callable]:
-    """Of an operator and of its gradients, in torch.ops."""
+    """The nodes of an operator and of its gradients in torch.ops."""
     return tuple(getattr(torch.ops.mtlkit, operator.name + suffix).default for suffix in ("", "_backward"))
 
 
 def assert_fake_as_real(node: Callable, arguments: tuple) -> None:
-    """In shapes, dtypes, and strides that matter."""
+    """Compares shapes, dtypes, and strides that matter."""
     with FakeTensorMode() as mode:
         fake = node(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
     real = node(*arguments)
@@ -58,14 +58,14 @@ def assert_fake_as_real(node: Callable, arguments: tuple) -> None:
 
 
 def spoil(call: Call, name: str, value: float) -> Call:
-    """With a value in the middle of an argument."""
+    """Puts a value into the middle of an argument."""
     flat = call.inputs[name].flatten().clone()
     flat[len(flat) // 2] = value
     return call._replace(inputs=call.inputs | {name: flat.view(call.inputs[name].shape)})
 
 
 class _Matrix:
-    """Runs each test for the operators and backends of a derived class; `dtypes` are what these backends compute in."""
+    """Runs each test for the operators and backends of a derived class; the backends compute in `dtypes`."""
 
     operators: tuple[Operator, ...] = ()
     backends: tuple[str, ...] = ()
@@ -91,7 +91,7 @@ class _Matrix:
 
     @pytest.fixture
     def backend(self, request: pytest.FixtureRequest) -> Iterator[str]:
-        """The backend, asked for, so that a call that it cannot serve fails."""
+        """Selects the backend, so that a call that it does not support fails."""
         if request.param == "cpu" and _native.C is None:
             pytest.skip(f"no compiled kernels: {_native.why_not}")
         with mtlkit.use_backend(request.param):
@@ -99,18 +99,18 @@ class _Matrix:
 
     @staticmethod
     def _present(operator: Operator, case: Any, layout: dict) -> dict:
-        """The places of those arguments that the case has."""
+        """The positions of those arguments that the case has."""
         return {name: place for name, place in layout.items() if name in operator.call(case, torch.float32).inputs}
 
     @staticmethod
     def _tensors(operator: Operator, leaves: dict[str, Tensor]) -> list[Tensor | None]:
-        """What the operator's node takes behind the backend and before its options."""
+        """The arguments of the operator's node between the backend and the options."""
         _, *names = (argument.name for argument in nodes(operator)[0]._schema.arguments)
         return [leaves.get(name) for name in names[: len(names) - len(operator.node_options)]]
 
     @staticmethod
     def _backward_arguments(operator: Operator, backend: str, tensors: list[Tensor | None]) -> tuple:
-        """Of the node of the gradients, those of the outputs being the outputs themselves."""
+        """The arguments of the node of the gradients, with the outputs themselves as their gradients."""
         forward, backward = nodes(operator)
         found = forward(backend, *tensors, *operator.node_options)
         found = found if isinstance(found, tuple) else (found,)
@@ -121,7 +121,7 @@ class _Matrix:
 
 
 class EmptyBatch(_Matrix):
-    """Results without an element, and gradients of zeros."""
+    """Empty results, and zero gradients."""
 
     @over("empty")
     def test_empty_batch(self, operator, backend, case, device):
@@ -136,11 +136,11 @@ class EmptyBatch(_Matrix):
 
 
 class Results(EmptyBatch):
-    """The right numbers."""
+    """Correct results."""
 
     @over("shapes", "dense", "dtypes")
     def test_output_and_gradients(self, operator, backend, case, layout, dtype, device, poisoned):
-        """With the gradient of the output in another of the layouts."""
+        """Also with the gradient of the output in another of the layouts."""
         call = operator.call(case, dtype).placed(**self._present(operator, case, operator.dense[layout]))
         others = list(operator.dense)
         place = next(iter(operator.dense[others[others.index(layout) - 1]].values()), None)
@@ -160,7 +160,7 @@ class Results(EmptyBatch):
 
 
 class OperatorMatrix(Results):
-    """All that compiled kernels promise."""
+    """All guarantees of compiled kernels."""
 
     @over("small", "layouts")
     def test_layouts(self, operator, backend, case, layout, device):
@@ -179,7 +179,7 @@ class OperatorMatrix(Results):
 
     @over("small", "dense")
     def test_layout_of_each_argument(self, operator, backend, case, layout, device):
-        """And of the gradient of the output, each alone in another layout than the rest."""
+        """Changes the layout of one argument, or of the output's gradient, at a time."""
         call = operator.call(case, torch.float32).placed(**self._present(operator, case, operator.dense[layout]))
         out = next(iter(call.function(**call.leaves(device)).values())).detach()
         for name, t in (call.inputs | {GRADIENT: out}).items():
@@ -193,7 +193,7 @@ class OperatorMatrix(Results):
 
     @over()
     def test_layouts_of_the_gradient(self, operator, backend, device):
-        """The bits do not depend on where the gradient of the output lies: strided, or one number expanded."""
+        """The bits do not depend on the layout of the output's gradient: strided, or one number expanded."""
         call = operator.call(operator.small[0], torch.float32)
         assert_same(call.run(device, place=spread(-1)), call.run(device))
         call.check(device, place=ones)
@@ -201,7 +201,7 @@ class OperatorMatrix(Results):
 
     @over()
     def test_mixed_dtypes(self, operator, backend, device):
-        """Activations in 16 bits and parameters in 32, as autocast leaves them, or any other mixture."""
+        """Activations in 16 bits and parameters in 32, as under autocast, or any other mixture."""
         if not operator.mixed:
             return
         call = operator.call(operator.small[0], torch.float32)
@@ -243,7 +243,7 @@ class OperatorMatrix(Results):
 
     @over()
     def test_what_needs_no_gradient(self, operator, backend, device):
-        """Each gradient is the same bit by bit where no other is wanted."""
+        """Each gradient is bitwise the same if no other gradient is needed."""
         call = operator.call(operator.small[0], torch.float32)
         whole = call.run(device)
         for name in call.inputs:
@@ -285,7 +285,7 @@ class OperatorMatrix(Results):
 
     @over("opcheck")
     def test_fake_results_lie_as_the_real_ones(self, operator, backend, case, device):
-        """Whatever the layout of each argument."""
+        """For every layout of each argument."""
         call, (node, gradients) = operator.call(case, torch.float32), nodes(operator)
         for name, t in call.inputs.items():
             for kind, place in rearrangements(t).items():
@@ -298,7 +298,7 @@ class OperatorMatrix(Results):
 
     @over("compiled")
     def test_compiles_once_for_every_size(self, operator, backend, case, device):
-        """Whole, output and gradients, between other operations."""
+        """As a full graph, with output and gradients, between other operations."""
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounterWithBackend(operator.compiler)
         first = next(iter(operator.call(operator.small[0], torch.float32).inputs))
@@ -324,7 +324,7 @@ class OperatorMatrix(Results):
 
     @over()
     def test_second_derivative_raises(self, operator, backend, device):
-        """Also where another term of the loss has second derivatives, so that none is silently left out."""
+        """Also if another term of the loss has second derivatives, so that none is silently omitted."""
         call = operator.call(operator.small[0], torch.float32)
         for power in (1, 2):
             leaves = call.leaves(device)
@@ -345,7 +345,7 @@ class OperatorMatrix(Results):
 
     @over()
     def test_autocast_changes_nothing(self, operator, backend, device):
-        """What autocast makes of other operations, the operator computes in the dtypes of its arguments."""
+        """The operator computes in the dtypes of its arguments, even under autocast."""
         call = operator.call(operator.small[0], torch.float32)
         tensors = {name: t.to(device) for name, t in call.inputs.items()}
         plain = call.function(**tensors)
@@ -360,15 +360,15 @@ class OperatorMatrix(Results):
 
 
 class Fenced(_Matrix):
-    """What kernels that a CPU runs, interpreted or not, promise: nothing outside the tensors is touched."""
+    """Guarantee of kernels on a CPU, interpreted or not: no access outside the tensors."""
 
     def levels(self) -> Iterator[None]:
-        """Once for each of the kernels' variants, in use meanwhile."""
+        """Yields once per variant of the kernels, which is active meanwhile."""
         yield
 
     @over("shapes", "dense", "dtypes")
     def test_touches_nothing_outside_its_tensors(self, operator, backend, case, layout, dtype, monkeypatch):
-        """All that it is given and all that it allocates between pages that are not accessible."""
+        """All arguments and allocations are between inaccessible pages."""
         places = self._present(operator, case, operator.dense[layout])
         expected = operator.expected(case, dtype)
         call = operator.call(case, dtype)
@@ -383,11 +383,11 @@ class Fenced(_Matrix):
 
 
 class InMemory(Fenced):
-    """And what compiled ones promise: any alignment is served."""
+    """Guarantee of compiled kernels: any alignment works."""
 
     @over("packed", "dense", "dtypes")
     def test_alignment(self, operator, backend, case, layout, dtype):
-        """Every address and stride, one after the other, made one that packed loads and stores cannot have."""
+        """Makes each address and stride unsuitable for packed loads and stores, one at a time."""
         call = operator.call(case, dtype).placed(**self._present(operator, case, operator.dense[layout]))
         out = next(iter(call.function(**call.leaves()).values())).detach()
         for name, t in (call.leaves() | {GRADIENT: out}).items():
@@ -401,7 +401,7 @@ class InMemory(Fenced):
 
 
 class OnCPU:
-    """What the CPU's kernels have beyond the others: instruction sets and threads."""
+    """Additional tests of CPU kernels: instruction sets and threads."""
 
     def levels(self) -> Iterator[None]:
         for level in _native.C.cpu_isa_levels():
@@ -417,7 +417,7 @@ class OnCPU:
 
     @over("threaded")
     def test_threads_share_the_work(self, operator, backend, case):
-        """More threads than items split directions and channels; each count is right and repeats bit by bit."""
+        """More threads than items split directions and channels; each count gives right, bitwise repeatable results."""
         call, first = operator.call(case, torch.float32), None
         for count in operator.counts:
             with threads(count):
@@ -431,7 +431,7 @@ class OnCPU:
 
 @contextlib.contextmanager
 def at_level(level: str) -> Iterator[None]:
-    """The CPU's kernels for an instruction set."""
+    """The CPU kernels for an instruction set."""
     before = _native.C.cpu_isa()
     _native.C.set_cpu_isa(level)
     try:

@@ -1,4 +1,4 @@
-"""Small files of ONNX, and sessions of ONNX Runtime with mtlkit's library."""
+"""Small ONNX files, and sessions of ONNX Runtime with mtlkit's library."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from mtlkit.deploy import library_path
 def session_of(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # of errors it tells twice
-    options.enable_cpu_mem_arena = False  # each array is allocated by itself, so that a sanitizer sees where it ends
+    options.log_severity_level = 4  # errors are reported twice otherwise
+    options.enable_cpu_mem_arena = False  # separate allocations let a sanitizer find their ends
     options.register_custom_ops_library(library_path())
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
@@ -25,7 +25,7 @@ def session_of(model: onnx.ModelProto, threads: int = 2) -> onnxruntime.Inferenc
 def model_of(
     nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str], constants=(), integers: Sequence[str] = ()
 ) -> onnx.ModelProto:
-    """A file of these nodes; of each input the number of its dimensions, all of which are open."""
+    """A file with these nodes; each input is given by its number of dimensions, all dynamic."""
     given = [
         helper.make_tensor_value_info(
             name, TensorProto.INT32 if name in integers else TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)]
@@ -39,7 +39,7 @@ def model_of(
 
 
 def node_session(kind: str, inputs: Sequence[Tensor | None], outputs: int, threads: int = 2, **attributes: Any):
-    """A session for one node of mtlkit, None for inputs that are left out."""
+    """A session for one node of mtlkit; None for omitted inputs."""
     names = ["" if t is None else f"x{i}" for i, t in enumerate(inputs)]
     results = [f"y{i}" for i in range(outputs)]
     node = helper.make_node(kind, names, results, domain="mtlkit", **attributes)

@@ -1,6 +1,6 @@
-"""The operators as their test matrix meets them: shapes, layouts, and what is told apart between them.
+"""Descriptions of the operators for the test matrix: shapes, layouts, and the differences between operators.
 
-The numbers of a case are the same in every dtype and layout, so that one run of the reference serves them all.
+A case has the same values in every dtype and layout, so that one run of the reference is enough.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def _same_format(name: str) -> Callable[[dict[str, Tensor], dict[str, Tensor]], None]:
-    """The first result, and the gradient of the argument, in the memory format of the argument."""
+    """Checks that the first result and the argument's gradient have the memory format of the argument."""
 
     def check(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
         x = inputs[name]
@@ -91,7 +91,7 @@ _SCAN = samples.SELECTIVE_SCAN
 
 
 def scan_options(shape: SelectiveScanShape) -> tuple[ScanCase, ...]:
-    """Every combination of the arguments that mamba-ssm has."""
+    """All combinations of mamba-ssm's arguments."""
     return tuple(
         ScanCase(shape, without, constant, softplus)
         for without in ((), ("D",), ("z",), ("delta_bias",), ("D", "z", "delta_bias"))
@@ -151,7 +151,7 @@ def _directional_call(case: DirectionalCase, dtype: torch.dtype) -> Call:
 
 
 def _channels_as_in(inputs: dict[str, Tensor], results: dict[str, Tensor]) -> None:
-    """The output, and the gradient of u, with tokens or channels inside as u has them."""
+    """Checks that the output and the gradient of u have tokens or channels innermost, like u."""
     u = inputs["u"]
     for t in (results["y"], results["du"]):
         assert t.stride(-2 if u.stride(-2) == 1 else -1) == 1
@@ -237,7 +237,7 @@ NORM_GATE = Operator(
     dynamic=False,
     mixed={"weight": torch.float16, "bias": torch.float64, "z": torch.bfloat16},
     spoilt=dict.fromkeys(("x", "weight", "bias", "z"), (NAN, INF, -INF)),
-    spoilt_gradients="finite",  # which of inf and NaN a gradient is depends on how its formula is written
+    spoilt_gradients="finite",  # whether a gradient is inf or NaN depends on how its formula is written
     result_layout=_is_contiguous,
 )
 
@@ -439,12 +439,12 @@ OPERATORS = (
     TASK_INTERACTION,
 )
 
-# --- as kernels for a GPU meet them -----------------------------------------------------------------------------------
+# --- cases for GPU kernels --------------------------------------------------------------------------------------------
 
 _FORMATS = {"nhwc": NHWC, "nchw": NCHW}
 
-# Every N with a kernel of its own, some between, and the most; one pixel, one row, one column, one channel; channels at
-# and next to a block's; pixels, or tokens, at and next to a tile's; B and C constant.
+# Every N with a specialised kernel, some others, and the largest; one pixel, one row, one column, one channel; channels
+# at and next to a block's; pixels or tokens at and next to a tile's; B and C constant.
 GPU_SS2D = replace(
     SS2D,
     shapes=(
@@ -489,7 +489,7 @@ GPU_SELECTIVE_SCAN = replace(
     options=scan_options(SelectiveScanShape(2, 6, 19, 4, G=2)),
 )
 GPU_DIRECTIONAL_SCAN = replace(DIRECTIONAL_SCAN, shapes=_DIRECTIONS[:4])
-# Every kernel at its borders: channels of 8 and of 32 lanes, and such that no pack divides.
+# Every kernel at its limits: channels for 8 and for 32 lanes, and channels that no pack divides.
 GPU_NORM_GATE = replace(
     NORM_GATE,
     call=lambda case, dtype: norm_call(case.size, dtype, parameters=torch.float32, without=case.without),
@@ -538,11 +538,11 @@ GPU_OPERATORS = (
     GPU_TASK_INTERACTION,
 )
 
-# --- as Triton's interpreter meets them: in half a second a call of a scan --------------------------------------------
+# --- cases for Triton's interpreter, where a call of a scan takes half a second ---------------------------------------
 
 
 def _tiny(operator: Operator, *cases: Any, **changes: Any) -> Operator:
-    """Without opcheck, which takes a scan ten calls, unless a change names its cases."""
+    """Leaves out opcheck, which calls a scan ten times, unless a change sets its cases."""
     return replace(operator, shapes=cases, small=cases[:1], **{"opcheck": (), **changes})
 
 

@@ -1,4 +1,4 @@
-"""Memory that is allocated unset holds NaN, so that an element that a kernel forgets to write shows."""
+"""Fills uninitialised memory with NaN, so that elements that a kernel forgets to write are detected."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def _poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has every allocation of PyTorch that sets nothing fill floating-point tensors with NaN."""
+    """Makes all of PyTorch's uninitialised floating-point allocations contain NaN."""
     for owner, names in ALLOCATORS:
         for name in names:
             monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))

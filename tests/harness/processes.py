@@ -1,4 +1,4 @@
-"""Fresh Python processes: one alone, or two that torch.distributed joins."""
+"""Fresh Python processes: one, or two joined by torch.distributed."""
 
 import os
 import subprocess
@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PATH = (ROOT / "tests", ROOT / "examples")  # what a process that imports the harness needs on its path
+PATH = (ROOT / "tests", ROOT / "examples")  # import path of processes that use the harness
 
-# Takes an editable install of mtlkit out of a process that is to see another copy: its finder serves mtlkit._C from the
-# sources even to that copy.
+# Removes an editable install of mtlkit from a process that must import another copy: its finder would provide mtlkit._C
+# from the sources even to that copy.
 WITHOUT_EDITABLE = "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
 
-# Runs `work(rank, given)` of the code before it in two processes that torch.distributed joins.
+# Runs `work(rank, given)` from the preceding code in two processes joined by torch.distributed.
 TWO_PROCESSES = """
 
 def process(rank, folder):
@@ -42,14 +42,14 @@ def run_python(
     copy: Path | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
-    """Runs a fresh Python in a folder, none of this process's MTLKIT_* and PYTHON* variables set.
+    """Runs a fresh Python in a folder, without this process's MTLKIT_* and PYTHON* variables.
 
     Args:
-        arguments: of the command line.
-        folder: where it runs.
+        arguments: for the command line.
+        folder: the working directory.
         path: folders to import from first.
-        copy: a folder that holds a copy of mtlkit, to be used in place of the installed one.
-        variables: of the environment, added.
+        copy: a folder with a copy of mtlkit to use instead of the installed one.
+        variables: additional environment variables.
     """
     folders = [*path]
     if copy:
@@ -64,7 +64,7 @@ def run_python(
 
 
 def two_processes(code: str, given: object, folder: Path) -> list:
-    """What `work(rank, given)`, defined in `code`, returns in each of two processes; torch saves and loads both ways.
+    """Returns what `work(rank, given)`, defined in `code`, returns in each of two processes; torch transfers the data.
 
     Args:
         code: may import the harness.

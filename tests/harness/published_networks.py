@@ -14,7 +14,7 @@ CLASSES = 3
 
 
 class Transposed(nn.Module):
-    """Channels of an image last or first."""
+    """Moves the channels of an image to the end or back."""
 
     def __init__(self, *order: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class VMambaBlock(nn.Module):
 
 
 def vmamba() -> nn.Module:
-    """Two stages of one block each."""
+    """Two stages with one block each."""
     dim, wide = DIMS
     stem = nn.Sequential(
         nn.Conv2d(3, dim // 2, 3, 2, 1),
@@ -131,7 +131,7 @@ class PatchExpand(nn.Module):
         self.norm = nn.LayerNorm(dim // factor)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The first C / f channels are the first row's first pixel, the next C / f its second one."""
+        """The first C / f channels belong to the first row's first pixel, the next C / f to its second one."""
         f, x = self.factor, self.expand(x)
         parts = x.chunk(f * f, -1)
         rows = [torch.stack(parts[i : i + f], 3).flatten(2, 3) for i in range(0, f * f, f)]  # (B, H, f W, C / f) each
@@ -139,7 +139,7 @@ class PatchExpand(nn.Module):
 
 
 class VMUNet(nn.Module):
-    """The published class: a network within an attribute, and a sigmoid after its one map."""
+    """The published class: a network in an attribute, and a sigmoid if there is only one map."""
 
     def __init__(self) -> None:
         super().__init__()

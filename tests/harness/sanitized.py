@@ -1,4 +1,4 @@
-"""A plugin for pytest that has mtlkit load the module and libraries of build/<sanitizer>: see tests/sanitize.py."""
+"""A pytest plugin that makes mtlkit load the module and libraries of build/<sanitizer>: see tests/sanitize.py."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""causal_conv1d over sequences and padding, by kernels for GPUs, against the reference in float64."""
+"""causal_conv1d over sequences and padding, by GPU kernels, compared with the reference in float64."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from harness.calls import Call, assert_same
 from harness.layouts import Place
 from mtlkit.ops import causal_conv1d
 
-# sequences of one token, of fewer than taps, across a run of tokens; one that comes back to an index; padding
+# sequences of one token, shorter than the filter, across a run of tokens; an index that occurs again later; padding
 SEQUENCES = torch.tensor([[0] * 1 + [1] * 2 + [0] * 3 + [-1] * 2 + [4] * 12, [-2] * 4 + [3] * 9 + [5] * 7])
 
 
@@ -26,7 +26,7 @@ def sequence_call(channels: int, width: int, dtype: torch.dtype, place: Place, a
 
 
 def assert_sequences_apart(call: Call) -> None:
-    """What one sequence holds changes nothing of the others, nor of their gradients, even where it is not finite."""
+    """Values of one sequence do not affect the results or gradients of others, even if they are not finite."""
     own = SEQUENCES[0] == 4
     spoilt = call.inputs["x"].clone()
     spoilt[0, :, ~own] = float("nan")

@@ -1,4 +1,4 @@
-"""Scans of other codebases that are more, or less, than an SS2D layer, restated with the published names."""
+"""Scans of other codebases that do more, or less, than an SS2D layer, restated with the published names."""
 
 import math
 
@@ -11,7 +11,7 @@ from harness.third_party_models import perturbed
 
 
 class Scanning(nn.Module):
-    """The parameters of K directions, and their scan of sequences that lie ready."""
+    """The parameters of K directions, and their scan of prepared sequences."""
 
     def __init__(self, dim: int, d_state: int, directions: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Scanning(nn.Module):
         self.Ds = nn.Parameter(torch.ones(K * D))
 
     def scanned(self, xs: Tensor, k: slice = slice(None), prompt: Tensor | float = 0.0) -> Tensor:
-        """(B, K, D, L) in and out, by the directions k."""
+        """(B, K, D, L) in and out, for the directions k."""
         D, N = xs.shape[2], self.A_logs.shape[1]
         weight = self.x_proj_weight.view(-1, self.x_proj_weight.shape[1], D)[k]
         rows = torch.einsum("bkdl,kcd->bkcl", xs, weight)
@@ -84,7 +84,7 @@ class SqueezeExcite(nn.Module):
 
 
 class MultiScaleSS2D(Scanning):
-    """A map by rows, and its half in three directions one after the other."""
+    """A map by rows, and its half-size version in three directions one after the other."""
 
     def __init__(self, dim: int, d_state: int, excited: bool, norms: bool) -> None:
         D = 2 * dim
@@ -118,7 +118,7 @@ class MultiScaleSS2D(Scanning):
 
 
 class JoinedSS2D(Scanning):
-    """Two maps as one sequence, both ways, each weighed by the means of the other."""
+    """Two maps as one sequence in both directions, each weighted by the means of the other."""
 
     def __init__(self, dim: int, d_state: int) -> None:
         D = 2 * dim
@@ -145,7 +145,7 @@ class JoinedSS2D(Scanning):
 
 
 class CrossScan(nn.Module):
-    """Two sequences (B, L, D), each read through the C of the other."""
+    """Two sequences (B, L, D), each read out by the C of the other."""
 
     def __init__(self, dim: int, d_state: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class CrossScan(nn.Module):
         return self.out_norm_1(one), self.out_norm_2(other)
 
 
-# what makes each, and the shapes of its inputs
+# the constructor of each, and the shapes of its inputs
 CORES = {
     "segman": (lambda: SegMANScan(6, 1, 2), [(2, 6, 5, 7)]),
     "segman_wide": (lambda: SegMANScan(6, 2, 1), [(2, 6, 5, 7)]),
@@ -183,7 +183,7 @@ CORES = {
 
 
 class Around(nn.Module):
-    """A model around one module of any number of inputs and outputs."""
+    """A model around one module with any number of inputs and outputs."""
 
     def __init__(self, core: nn.Module) -> None:
         super().__init__()
@@ -195,5 +195,5 @@ class Around(nn.Module):
 
 
 def around(name: str) -> Around:
-    """A model around one of CORES, with moved parameters."""
+    """A model around one of CORES, with perturbed parameters."""
     return Around(perturbed(CORES[name][0]()))

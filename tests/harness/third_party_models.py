@@ -1,4 +1,4 @@
-"""Layers and networks of other codebases, restated with the published names, and what tests of `accelerate` share."""
+"""Layers and networks of other codebases, restated with the published names, and helpers for tests of `accelerate`."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class SpatialSoftmax(nn.Module):
-    """Over the pixels of a map, wherever its channels are."""
+    """Softmax over the pixels of a map, whether channels are first or last."""
 
     def __init__(self, first: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def convolved(first: bool, norm: bool, dim: int) -> nn.Module:
-    """VMamba's norms with a depthwise convolution, after a LayerNorm or alone."""
+    """VMamba's norms with a depthwise convolution, after a LayerNorm or without it."""
     conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
     if first:
         return nn.Sequential(LayerNorm2d(dim) if norm else nn.Identity(), conv)
@@ -50,7 +50,7 @@ def convolved(first: bool, norm: bool, dim: int) -> nn.Module:
 
 
 class VMambaSS2D(nn.Module):
-    """Parts in VMamba's order; its options spelt out, where VMamba parses them from a string."""
+    """Parts in VMamba's order; options are arguments, where VMamba parses them from a string."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class VMambaSS2D(nn.Module):
         return self.merged(ys, orders).view(batch, D, height, width)
 
     def merged(self, ys: Tensor, orders: list[Tensor]) -> Tensor:
-        """(B, K, D, T) in the order of the scan to (B, D, L) in that of the pixels."""
+        """(B, K, D, T) in scan order to (B, D, L) in pixel order."""
         y = ys.new_zeros(ys.shape[0], ys.shape[2], int(max(order.max() for order in orders)) + 1)
         return sum((y.index_copy(2, order, ys[:, k]) for k, order in enumerate(orders)), y)
 
@@ -144,7 +144,7 @@ class VMambaSS2D(nn.Module):
 
 
 def _atrous(tokens: Tensor) -> list[Tensor]:
-    """EfficientVMamba's: each direction another quarter of the pixels, two of them column by column."""
+    """EfficientVMamba: each direction has another quarter of the pixels, two of them column by column."""
     quarters = [(0, 0, False), (1, 0, True), (0, 1, False), (1, 1, True)]
     parts = [(tokens[i::2, j::2], across) for i, j, across in quarters]
     return [(part.t() if across else part).flatten() for part, across in parts]
@@ -154,7 +154,7 @@ def _atrous(tokens: Tensor) -> list[Tensor]:
 
 
 class BiAttn(nn.Module):
-    """Weighs the channels of a direction's tokens by their mean."""
+    """Weights the channels of a direction's tokens by their mean."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class MultiScan(nn.Module):
         self.attn = BiAttn(dim)
 
     def order(self, name: str, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:
-        """The tokens of a direction, and the map that they count, padded to whole windows."""
+        """The tokens of a direction, and the map with their indices, padded to complete windows."""
         stem, _, flip = name.partition("_")
         window = int(stem[1:] or 1)
         tall, wide = (-(-size // window) * window for size in (height, width))
@@ -189,7 +189,7 @@ class MultiScan(nn.Module):
 
 
 class LocalSS2D(VMambaSS2D):
-    """Each direction scanned alone and weighed, then added up; for maps with as many rows as columns."""
+    """Each direction is scanned and weighted separately, then added; for square maps."""
 
     def __init__(self, d_model: int, choices: tuple[str, ...], d_state: int = 2) -> None:
         super().__init__(d_model, d_state, disable_z=False, conv_bias=True, directions=len(choices))
@@ -215,7 +215,7 @@ class LocalSS2D(VMambaSS2D):
 
 
 class VSSBlock(nn.Module):
-    """VM-UNet's and the first VMamba's."""
+    """The block of VM-UNet and of the first VMamba."""
 
     def __init__(self, dim: int, d_state: int) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class VSSBlock(nn.Module):
 
 
 class VMUNet(nn.Module):
-    """A level down and up again."""
+    """One level down and up again."""
 
     def __init__(self, dim: int = 8, d_state: int = 4) -> None:
         super().__init__()
@@ -292,7 +292,7 @@ TRIED = {
     "vmamba_both_ways",
     "vmamba_one_way",
     "efficientvmamba",
-}  # whose order only a comparison tells
+}  # their order can only be found by comparing outputs
 NETWORKS = {
     "medmamba": lambda: MedMamba(3, (1, 2), (8, 16), 4),
     "vmunet": VMUNet,
@@ -311,7 +311,7 @@ def vmamba(dim: int = 8) -> nn.Module:
 
 
 def perturbed(module: nn.Module) -> nn.Module:
-    """With every parameter moved, so that none is 1 or 0 or alike in all channels."""
+    """The model with all parameters moved, so that none is 0, 1 or constant over the channels."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

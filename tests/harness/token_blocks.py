@@ -1,4 +1,4 @@
-"""Blocks of tokens restated from their papers with the published names, in plain PyTorch, scanned token by token."""
+"""Token blocks restated from their papers with the published names, in plain PyTorch, scanned token by token."""
 
 import math
 from itertools import pairwise
@@ -13,7 +13,7 @@ from harness.mamba import restated_scan
 
 
 def mamba_orders(layer: nn.Module, length: int) -> dict[str, list[int]]:
-    """The tokens that each direction visits, by the suffix of its parameters."""
+    """The order of tokens in each direction, by the suffix of its parameters."""
     forward = list(range(length))
     found = {"": forward}
     if layer.bimamba_type in ("v1", "v2", "v3"):
@@ -35,14 +35,14 @@ def scan_of(layer: nn.Module, names: tuple[str, str, str, str], u: Tensor, bias_
 
 
 def mamba_block(layer: nn.Module, x: Tensor) -> Tensor:
-    """The block as the papers put it: every direction in its own order, and gated on its own."""
+    """The block as described in the papers: every direction in its own order, with its own gate."""
     length = x.shape[1]
     total = 0
     directions = mamba_orders(layer, length)
     xz = F.linear(x, layer.in_proj.weight, layer.in_proj.bias)  # (B, L, 2 D)
     for suffix, order in directions.items():
-        own = "" if layer.bimamba_type == "v1" else suffix  # which parameters it has
-        seen = directions[own]  # the order that the convolution follows: "v1" has one for both directions
+        own = "" if layer.bimamba_type == "v1" else suffix  # suffix of its parameters
+        seen = directions[own]  # the order of the convolution; "v1" uses one for both directions
         u, z = xz[:, seen].chunk(2, -1)  # (B, L, D)
         u = F.silu(getattr(layer, f"conv1d{own}")(u.transpose(1, 2))[..., :length]).transpose(1, 2)
         u, z = (u, z) if seen == order else (u[:, order], z[:, order])
@@ -61,7 +61,7 @@ def _start(D: int, N: int) -> nn.Parameter:
 
 
 class MambaBlock(nn.Module):
-    """Parts in the order of mamba-ssm's."""
+    """Parts in mamba-ssm's order."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class MambaBlock(nn.Module):
 
 
 class MambaVisionMixer(nn.Module):
-    """Half of the channels scanned, half only convolved; both convolutions see as many tokens on either side."""
+    """Half of the channels is scanned, half only convolved; both convolutions are centred."""
 
     def __init__(self, d_model: int, d_state: int = 3, d_conv: int = 3, bias: bool = False, conv_bias: bool = False):
         super().__init__()
@@ -148,7 +148,7 @@ class MultiScan(nn.Module):
 
 
 class BiAttn(nn.Module):
-    """A weight for each channel, from the mean of the normalised tokens."""
+    """A weight for each channel, computed from the mean of the normalised tokens."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class BiAttn(nn.Module):
 
 
 class MultiMamba(nn.Module):
-    """A direction for each choice; a class token stays in the middle of every order."""
+    """One direction per choice; a class token stays in the middle of every order."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class MultiMamba(nn.Module):
 
 
 def snakes(height: int, width: int) -> list[list[tuple[int, int]]]:
-    """The pixels of each of the four directions: rows to and fro, backwards, columns to and fro, backwards."""
+    """The pixels in each of the four directions: rows back and forth, reversed, columns back and forth, reversed."""
     rows = [(i, j) for i in range(height) for j in (range(width) if i % 2 == 0 else reversed(range(width)))]
     columns = [(i, j) for j in range(width) for i in (range(height) if j % 2 == 0 else reversed(range(height)))]
     return [rows, rows[::-1], columns, columns[::-1]]
@@ -223,7 +223,7 @@ MOVES = {(0, 1): 1, (0, -1): 2, (-1, 0): 3, (1, 0): 4}  # right, left, up, down
 
 
 class PlainMamba2D(nn.Module):
-    """Only the input follows the snakes: the projections stay in the order of the image, and B gains by the move."""
+    """Only the input follows the snakes: projections stay in image order, and the direction of each move adds to B."""
 
     def __init__(self, d_model: int, d_state: int = 3, conv_size: int = 3, init_layer_scale: float | None = None):
         super().__init__()

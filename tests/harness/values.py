@@ -1,4 +1,4 @@
-"""Values that people and programs put where others are expected."""
+"""Unexpected values that people and programs write into files."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-# what is found in cells, tags and settings: text, nothing, numbers of every kind
+# values found in cells, tags and settings: text, nothing, numbers of every kind
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -25,7 +25,7 @@ JSON_VALUES = st.recursive(
 
 
 def refusal(call: Callable[[], Any], *kinds: type[Exception]) -> str:
-    """The words of an error of these kinds; "" where the call returns. Errors of other kinds are raised."""
+    """The message of an error of these kinds; "" if the call returns. Other errors are raised."""
     try:
         call()
     except kinds as error:
