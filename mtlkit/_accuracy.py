@@ -30,7 +30,7 @@ class Accuracy(NamedTuple):
 
 
 def relative_error(got: Tensor, exact: Tensor) -> float:
-    """|got - exact| / |exact| in the 2-norm, in float64; where `exact` is 0, |got|.
+    """Returns |got - exact| / |exact| in the 2-norm, in float64; |got| if `exact` is 0.
 
     Example:
         >>> import torch

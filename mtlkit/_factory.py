@@ -6,7 +6,7 @@ import torch
 
 
 class Factory(TypedDict):
-    """Device and dtype of new parameters, as PyTorch's layers and functions take them: `nn.Linear(2, 3, **factory)`."""
+    """Device and dtype of new parameters, to pass to PyTorch's layers and functions: `nn.Linear(2, 3, **factory)`."""
 
     device: torch.device | str | None
     dtype: torch.dtype | None

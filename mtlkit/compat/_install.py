@@ -174,7 +174,7 @@ def _check(names: Sequence[str]) -> None:
 
 
 def _installed(name: str, path: Sequence[str] | None = None) -> ModuleSpec | None:
-    """The module as it would be found without mtlkit."""
+    """Returns the spec of the module that would be found without mtlkit."""
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         spec = None if finder is _FINDER or find is None else find(name, path, None)
@@ -191,7 +191,7 @@ def _shown(spec: ModuleSpec) -> str:
 
 
 def _lacks(kernels: tuple[str, ...]) -> str | None:
-    """Why none of these extension modules can be used here; None if one can."""
+    """Returns why none of these extension modules can be used here; None if one can."""
     reason = None
     for name in kernels:
         module = sys.modules.get(name)
@@ -273,7 +273,7 @@ class _Finder:
             sys.meta_path.remove(self)
             allow_cpu_contexts(False)
 
-    # what the import system calls
+    # called by the import system
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, _target: ModuleType | None = None):
         package = name.partition(".")[0]

@@ -158,7 +158,7 @@ def _sample(logits: Tensor, top_k: int, top_p: float, min_p: float, temperature:
 
 @dataclass
 class MambaConfig:
-    """Options of `MambaLMHeadModel`, as published; those of attention, of MLPs and of Mamba-2 have to stay unused."""
+    """Options of `MambaLMHeadModel`, as published; those for attention, MLPs and Mamba-2 must keep their defaults."""
 
     d_model: int = 2560
     d_intermediate: int = 0
@@ -327,7 +327,7 @@ def _initialise(
     rescale_prenorm_residual: bool = True,
     n_residuals_per_layer: int = 1,
 ) -> None:
-    """Start values as published: what ends in a residual is smaller, the deeper the network."""
+    """Sets initial values as published; weights that write to the residual are smaller in deeper networks."""
     model.embedding.weight.normal_(std=initializer_range)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None and not hasattr(module.bias, "_no_reinit"):

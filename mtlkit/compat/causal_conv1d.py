@@ -179,7 +179,15 @@ def _named(silu: bool) -> str | None:
 
 
 def _extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
-    """Takes, by version, as `rest`: silu; seq_idx, silu; seq_idx, initial states, [out,] final states, silu."""
+    """Takes the arguments of all versions of the forward.
+
+    `rest` is, by version:
+
+        silu
+        seq_idx, silu
+        seq_idx, initial_states, final_states_out, silu
+        seq_idx, initial_states, out, final_states_out, silu
+    """
     _check_count("causal_conv1d_fwd", rest, (1, 2, 4, 5), 3)
     given, silu = dict(zip(("seq_idx", "initial_states"), rest[:-1], strict=False)), rest[-1]
     final_states_out = rest[-2] if len(rest) >= 4 else None
@@ -193,7 +201,15 @@ def _extension_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -
 def _extension_bwd(
     x: Tensor, weight: Tensor, bias: Tensor | None, dout: Tensor, *rest: Any
 ) -> tuple[Tensor | None, ...] | None:
-    """Takes, by version, as `rest`: dx, silu; seq_idx, dx, silu; these and states; output tensors for all gradients."""
+    """Takes the arguments of all versions of the backward.
+
+    `rest` is, by version:
+
+        dx, silu
+        seq_idx, dx, silu
+        seq_idx, initial_states, dfinal_states, dx, return_dinitial_states, silu
+        seq_idx, initial_states, dfinal_states, dx, dweight, dbias, dinitial_states, silu
+    """
     _check_count("causal_conv1d_bwd", rest, (2, 3, 6, 8), 4)
     given: list[Any] = list(rest)
     if len(given) <= 3:
@@ -210,7 +226,15 @@ def _extension_bwd(
 
 
 def _extension_update(x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor | None:
-    """Takes as `rest`: silu, cache_seqlens, conv_state_indices (the last two in later versions); latest: out before."""
+    """Takes the arguments of all versions of the update.
+
+    `rest` is, by version:
+
+        silu
+        silu, cache_seqlens
+        silu, cache_seqlens, conv_state_indices
+        out, silu, cache_seqlens, conv_state_indices
+    """
     _check_count("causal_conv1d_update", rest, (1, 2, 3, 4), 4)
     indices: tuple[Any, ...] = rest[-3:] if len(rest) == 4 else (*rest, None, None)[:3]
     out = _update(x, conv_state, weight, bias, indices[0], indices[1], indices[2])
