@@ -14,7 +14,7 @@ def check_dtypes(op: str, *tensors: Tensor | None) -> None:
     """Raises unless the kernels support every tensor's dtype.
 
     Raises:
-        TypeError: a tensor has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of a tensor is not float32, bfloat16 or float16.
     """
     for tensor in tensors:
         if tensor is not None and tensor.dtype not in SERVED_DTYPES:

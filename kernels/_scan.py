@@ -1,12 +1,12 @@
 """Shared by the scan kernels: device functions on tiles, and the arithmetic of walking over an image.
 
 A tile of states is [S, ..., G, BD]: N states as S in a thread's registers times G lanes, and BD channels on the other
-lanes, so that a sum over the states takes S consecutive products and log2(G) shuffles. Tiles of T tokens have them as
-an additional first axis, also in registers: `take` and `put` along it compile to no instructions.
+lanes, so that a sum over the states takes S consecutive products and log2(G) shuffles. Tiles of T tokens have an
+additional first axis of T, also in registers: `take` and `put` along it compile to no instructions.
 
-Three habits keep Triton's layouts that way. What is loaded for a tile reaches it by added axes of size 1, never by a
-reshape; what is loaded for a loop to carry passes through `settled`; and sums along registers go by `add_up`, one after
-the other, so that each product fuses with its sum.
+Three rules keep Triton's layouts that way. Loaded values are broadcast to a tile by added axes of size 1, never by a
+reshape; values that a loop carries pass through `settled` after the load; and sums along registers use `add_up`, which
+adds one by one, so that each product fuses with its sum.
 """
 
 import triton
@@ -38,19 +38,19 @@ def take(x, t):
 
 @triton.jit
 def put(x, t, value):
-    """Puts a value at x[t] along the first axis."""
+    """Returns x with x[t] = value along the first axis."""
     return tl.where(_along_first(x.shape[0], len(x.shape)) == t, value[None], x)
 
 
 @triton.jit
 def settled(x):
-    """A loaded value, unchanged but with another layout than the load's, for a loop to carry."""
+    """The same value in another layout than that of its load, for a loop to carry."""
     return take(x[None], 0)
 
 
 @triton.jit
 def add_up(x):
-    """The sum along the first axis, in its order."""
+    """The sum along the first axis, in order."""
     COUNT: tl.constexpr = x.shape[0]
     if COUNT > 64:
         total = tl.sum(x, 0)
@@ -63,7 +63,7 @@ def add_up(x):
 
 @triton.jit
 def softplus(x):
-    """log(1 + exp(x)) to 2e-7 of its value for every x: max(x, 0) + log1p(w) with w = exp(-|x|) in (0, 1].
+    """log(1 + exp(x)), with a relative error of 2e-7 for every x: max(x, 0) + log1p(w) with w = exp(-|x|) in (0, 1].
 
     log1p(w) / w is a polynomial, fitted in the relative error; lg2 would lose precision for small values such as time
     steps.
@@ -88,7 +88,7 @@ def softplus_slope(x, softplus_x):
 
 @triton.jit
 def decay_rate(A):
-    """A log2(e), finite where a state decays at once: it must stay where no token is, and 0 times infinity is NaN."""
+    """A log2(e), kept finite: padding tokens must not change the state, but 0 times infinity is NaN."""
     rate = A * LOG2_E
     return tl.where(rate < LOWEST, LOWEST, rate)
 
@@ -133,9 +133,9 @@ def chain_kernel(
     """Turns each chunk's last state from a zero start into its true initial state, in place.
 
     states (B, K, chunks, N, D), steps (B, K, chunks, D), the sums of the time steps, A (K D, N), or log(-A) if LOGS.
-    The first chunk starts from `initial` (B, D, N), zero if None, and the state behind the last goes to `last_state`,
-    of the same shape; both are for one direction. Directions 2 and 3 come to the last chunk first; so does the adjoint
-    state of the others. If RESETS, nothing passes a chunk whose steps are -1.
+    The first chunk starts from `initial` (B, D, N), zero if None, and the state after the last chunk is written to
+    `last_state`, of the same shape; both only work with one direction. Directions 2 and 3 start at the last chunk, and
+    so does the adjoint state of the others. If RESETS, no state crosses a chunk whose steps are -1.
     """
     blocks = tl.cdiv(N * D, BLOCK)
     e = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -167,7 +167,7 @@ def chain_kernel(
 
 @triton.jit
 def over_channels(v, COLUMNS: tl.constexpr):
-    """[BC, BD, ...] summed over the channels, flat: through shared memory into COLUMNS, one a thread, added there.
+    """[BC, BD, ...] summed over the channels, flat: through shared memory, one of COLUMNS per thread.
 
     That takes a third of the instructions of a sum by shuffles.
     """

@@ -11,9 +11,9 @@ from mtlkit.kernels._scan import along, over_channels, over_lanes, softplus, tak
 
 @triton.jit
 def share(D, groups, chunks, BC: tl.constexpr, BD: tl.constexpr):
-    """This program's block of the group, group, chunk and sequence; its channels of the group and which are there.
+    """This program's block of the group, group, chunk and sequence; then its channels, [BC, BD], in three forms.
 
-    Last, these channels of all D; the three are [BC, BD].
+    These are the indices within the group, whether the channels exist, and the indices among all D.
     """
     pid = tl.program_id(0)
     of_group = D // groups
@@ -28,7 +28,7 @@ def share(D, groups, chunks, BC: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def states(d, there, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
-    """n, channel and whether they are there, of each state: [S, BC, G, BD]."""
+    """Index n and channel of each state, and whether it exists: [S, BC, G, BD]."""
     n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, :, None]
     return n, d[None, :, None, :], (n < N) & there[None, :, None, :]
 
@@ -41,7 +41,7 @@ def place(token, lane, stride_d, stride_l, WIDE: tl.constexpr):
 
 @triton.jit
 def visited(table, position, inside):
-    """The tokens at these steps, [T]; `table` is that of the group."""
+    """The tokens at these steps, [T]; `table` is the group's."""
     token = position
     if table is not None:
         token = tl.load(table + position, mask=inside, other=0)
@@ -50,7 +50,7 @@ def visited(table, position, inside):
 
 @triton.jit
 def begins(seq_idx, table, position, token, inside, BC: tl.constexpr, G: tl.constexpr, BD: tl.constexpr):
-    """1 where a token's sequence is another than that of the token visited before it, else 0: [T, 1, BC, G, BD].
+    """1 if a token's sequence differs from that of the previously visited token, else 0: [T, 1, BC, G, BD].
 
     The first token never begins one.
     """
@@ -74,7 +74,7 @@ def per_channel(v, d, there):
 
 @triton.jit
 def time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
-    """Time steps before and after softplus, [T, BC, BD]; 0 where no token is."""
+    """Time steps before and after softplus, [T, BC, BD]; 0 for padding."""
     raw = delta.to(tl.float32) + bias[None]
     dt = softplus(raw) if SOFTPLUS else raw
     return raw, tl.where(inside[:, None, None], dt, 0.0)
@@ -82,7 +82,7 @@ def time_steps(delta, bias, inside, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def cut(x, new, t, RESETS: tl.constexpr):
-    """Zeros instead of values that would pass from one sequence to the next at token t; they may be infinite."""
+    """Replaces values that would cross into another sequence at token t by zeros; they may be infinite."""
     if RESETS:
         x = tl.where(take(new, t) > 0.0, 0.0, x)
     return x
@@ -112,7 +112,7 @@ def off_lanes(v):
     BC: tl.constexpr = v.shape[1]
     G: tl.constexpr = v.shape[2]
     BD: tl.constexpr = v.shape[3]
-    if G == 4:  # two tokens of a thread side by side, as wide loads of 16 states have them
+    if G == 4:  # two tokens per thread, the layout of wide loads of 16 states
         v = tl.permute(tl.reshape(v, [T // 2, 2, BC, G, BD]), (3, 1, 2, 4, 0))
         total = tl.reshape(tl.permute(over_lanes(v), (3, 0, 1, 2)), [T, BC, BD])
     else:

@@ -20,7 +20,7 @@ def share(D, chunks, BC: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr):
-    """A log2(e), [S, 2, BC, G, BD]; n, and which states are there."""
+    """A log2(e), [S, 2, BC, G, BD]; n; and which states exist."""
     k = (pair + 2 * tl.arange(0, 2))[None, :, None, None, None]
     n = (tl.arange(0, S)[:, None] + S * tl.arange(0, G)[None, :])[:, None, None, :, None]
     d5 = d[None, None, :, None, :]
@@ -33,18 +33,18 @@ def decays(A_logs, pair, d, D, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr
 @triton.jit
 def lines(pair, H, W, stride_h, stride_w, WIDE: tl.constexpr):
     """(bend, step) for `walk` over an image in the order of the pair: row by row for 0, column by column for 1."""
-    pixels = tl.where(pair == 0, W, H)  # of a line
+    pixels = tl.where(pair == 0, W, H)  # per line
     to_next_line = tl.where(pair == 0, stride_h, stride_w)
     step = tl.where(pair == 0, stride_w, stride_h)
     if WIDE:
         to_next_line, step = to_next_line.to(tl.int64), step.to(tl.int64)
-    # Lines of one pixel: `walk` takes all for one line, for `division` has no quotient by 1.
+    # Lines of one pixel: `walk` treats all as one line, because `division` does not support a divisor of 1.
     return to_next_line - pixels * step, tl.where(pixels == 1, to_next_line, step)
 
 
 @triton.jit
 def positions(j, first, count, T: tl.constexpr):
-    """Positions of step j in the order of the pair, [T, 2]; there is no token where they are not `within` L."""
+    """Positions of step j in the order of the pair, [T, 2]; those not `within` L have no token."""
     up = tl.arange(0, 2)[None, :] == 0
     i = tl.arange(0, T)[:, None]
     start = tl.where(up, first * T + i, (first + count) * T - 1 - i)
@@ -61,7 +61,7 @@ def within(position, end):
 def time_steps(dts, weight, bias, inside, R: tl.constexpr):
     """Time steps before and after softplus, [T, 2, BC, BD], from dts [RP, T, 2] and weight [RP, 2, BC, BD].
 
-    1 without a token: u is 0 there, and the state, which is 0 too or no longer used, stays finite.
+    1 for padding: u is 0 there, and the state, which is 0 or no longer used, stays finite.
     """
     raw = bias[None]
     products = dts[:, :, :, None, None] * weight[:, None]
@@ -90,7 +90,7 @@ def rows(px, inside, sx_m, R: tl.constexpr, RP: tl.constexpr, WIDE: tl.constexpr
 
 @triton.jit
 def matrix(px, row, inside, sx_m, N: tl.constexpr, S: tl.constexpr, G: tl.constexpr, WIDE: tl.constexpr):
-    """B or C, the rows of x_dbl from `row` on, at a step's tokens: [G, T, 2, S], so that a thread's are one token's."""
+    """B or C, the rows of x_dbl from `row` on, at a step's tokens: [G, T, 2, S], with one token per thread."""
     n = (tl.arange(0, S)[None, :] + S * tl.arange(0, G)[:, None])[:, None, None, :]
     there = (n < N) & inside[None, :, :, None]
     return tl.load(px[None, :, :, None] + along(row + n, sx_m, WIDE), mask=there, other=0.0)
@@ -98,16 +98,16 @@ def matrix(px, row, inside, sx_m, N: tl.constexpr, S: tl.constexpr, G: tl.conste
 
 @triton.jit
 def on_lanes(m, BC: tl.constexpr, BD: tl.constexpr):
-    """A matrix [G, T, 2, S] as the states have it, [T, S, 2, BC, G, BD]."""
+    """A matrix [G, T, 2, S] in the layout of the states, [T, S, 2, BC, G, BD]."""
     m = tl.permute(m.to(tl.float32), (1, 3, 2, 0))
     return tl.broadcast_to(m[:, :, :, None, :, None], [m.shape[0], m.shape[1], 2, BC, m.shape[3], BD])
 
 
 @triton.jit
 def steps_on_lanes(x, y, S: tl.constexpr, G: tl.constexpr):
-    """Two tiles [T, 2, BC, BD] as the states have them, [T, S, 2, BC, G, BD] each.
+    """Two tiles [T, 2, BC, BD] in the layout of the states, [T, S, 2, BC, G, BD] each.
 
-    Joined, so that one change of layout carries both: else Triton computes the time steps once more beyond it.
+    They are joined to change layout together; otherwise Triton would compute the time steps again in the new layout.
     """
     both = tl.permute(tl.join(x, y), (4, 0, 1, 2, 3))[:, :, None, :, :, None, :]
     both = tl.broadcast_to(both, [2, x.shape[0], S, 2, x.shape[2], G, x.shape[3]])
@@ -130,7 +130,7 @@ def off_lanes(v, HELD: tl.constexpr):
 def channels(p, mask, HELD: tl.constexpr):
     """u, or a gradient, at a step's tokens: [1, T, 2, BC, BD] if HELD, else [T, 2, BC, BD]; `values` makes it one.
 
-    The axis in front is that of the time step's rows, and hands this layout, of wide loads, on to the time steps.
+    The first axis is that of the time step's rows; it passes the layout of these wide loads on to the time steps.
     """
     if HELD:
         v = tl.load(p[None], mask=mask[None], other=0.0)
@@ -141,7 +141,7 @@ def channels(p, mask, HELD: tl.constexpr):
 
 @triton.jit
 def values(v, HELD: tl.constexpr):
-    """[T, 2, BC, BD] in float32 of what `channels` loaded."""
+    """The values that `channels` loaded, [T, 2, BC, BD] in float32."""
     return take(v.to(tl.float32), 0) if HELD else settled(v.to(tl.float32))
 
 
@@ -153,7 +153,7 @@ def fetch(
 ):  # fmt: skip
     """Tiles of a step as they are stored: u as `channels`, the time step's rows [RP, T, 2], B and C [G, T, 2, S].
 
-    of_d and of_k are where channels and directions lie, [1, 1, BC, BD] and [1, 2].
+    of_d and of_k are the offsets of channels and directions, [1, 1, BC, BD] and [1, 2].
     """
     inside = within(position, L)
     at = walk(position, su_bend, su_step, multiplier, shift, WIDE)[:, :, None, None] + of_d

@@ -1,13 +1,13 @@
 r"""causal_conv1d in Triton, forward and backward: formula and letters as in mtlkit/operators/causal_conv1d.
 
-A program owns a tile of BL tokens, counted through all sequences, times BD channels; the w tokens that an output
-reaches are read repeatedly, from the caches. Taps are counted back from the token: tap k meets token t - k. With
-da = dy SiLU'(a), and only where no sequence begins between the two tokens:
+A program owns a tile of BL tokens, numbered consecutively over all sequences, times BD channels; the w tokens that an
+output depends on are read repeatedly, from the caches. Taps are counted back from the token: tap k reads token t - k.
+With da = dy SiLU'(a), and only if no sequence begins between the two tokens:
 
     dbias = sum da     dweight[w - 1 - k] = sum da[t] x[t - k]     dx[t] = sum_k weight[w - 1 - k] da[t + k]
 
-Backward recomputes a, writes da as a float32 map and one partial sum a program of dweight and dbias, which are
-added up in a fixed order; a second kernel gathers dx from da, and with it the gradient of the initial states, the
+Backward recomputes a and writes da as a float32 map and one partial sum per program of dweight and dbias, which are
+added in a fixed order. A second kernel computes dx from da, and also the gradient of the initial states, which are the
 tokens before the first.
 """
 
@@ -37,7 +37,7 @@ def _token_before(
 
 @triton.jit
 def _reaches(reached, seq_idx, sequence, t, there, k, L):
-    """Whether the outputs at t reach token t - k, of those that reach t - k + 1."""
+    """Whether the outputs at t depend on token t - k; `reached` says whether they depend on token t - k + 1."""
     if seq_idx is not None:
         at = seq_idx + sequence * L + t - k
         both = there & (t - k >= 0)
@@ -47,7 +47,7 @@ def _reaches(reached, seq_idx, sequence, t, there, k, L):
 
 @triton.jit
 def _is_token(seq_idx, sequence, t, there, L):
-    """Whether there is a token that is not padding, [BL]."""
+    """Whether the tokens exist and are not padding, [BL]."""
     token = there
     if seq_idx is not None:
         token = there & (tl.load(seq_idx + sequence * L + t, mask=there, other=0) >= 0)
@@ -64,7 +64,7 @@ def _convolved(
     x, weight, bias, seq_idx, initial, sequence, t, d, there, inside, L, s_b, s_d, s_l, si_b, si_d, si_l,
     BL: tl.constexpr, BD: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """The sum a, [BL, BD]; `there` says it of the tokens, `inside` of tokens and channels."""
+    """The sum a, [BL, BD]; `there`: whether tokens exist, `inside`: whether tokens and channels exist."""
     a = tl.zeros([BL, BD], tl.float32)
     channel = tl.max(inside.to(tl.int32), 0) > 0
     if bias is not None:
@@ -160,7 +160,7 @@ def causal_conv1d_dx_kernel(
     da, weight, seq_idx, dx, dinitial, places, D, L, sx_b, sx_d, sx_l,
     W: tl.constexpr, BL: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """dx, and dinitial (B, D, W - 1) if there is one: then a sequence's places begin with these tokens."""
+    """Writes dx and, if given, dinitial (B, D, W - 1); the positions of a sequence then begin with these tokens."""
     blocks = tl.cdiv(D, BD)
     d = (tl.program_id(0) % blocks * BD + tl.arange(0, BD)).to(tl.int64)
     place = (tl.program_id(0) // blocks).to(tl.int64) * BL + tl.arange(0, BL)
@@ -207,10 +207,10 @@ def forward(
     silu: bool,
     y: Tensor,
 ) -> None:
-    """Sets the output; arguments as `mtlkit.ops.causal_conv1d` has them, checked there, seq_idx in int32 and dense.
+    """Writes y. The arguments are those of `mtlkit.ops.causal_conv1d`, which checks them; seq_idx is int32 and dense.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("causal_conv1d", x, weight, bias, initial_states)
     batch, channels, length = x.shape
@@ -233,10 +233,10 @@ def backward(
     silu: bool,
     dx: Tensor,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sets the gradient of x, and gives those of weight, bias and initial states in float32; None for what is None.
+    """Writes dx; returns the gradients of weight, bias and initial states in float32, None for arguments that are None.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("causal_conv1d", dy, x, weight, bias, initial_states)
     (batch, channels, length), width = x.shape, weight.shape[1]

@@ -1,12 +1,12 @@
 r"""dwconv_silu in Triton, forward and backward: formula and letters as in mtlkit/operators/dwconv_silu.
 
-A program owns a tile of BP pixels, counted through all images, times BD channels; the nine neighbours of a pixel are
-read repeatedly, from the caches. With da = dy SiLU'(a):
+A program owns a tile of BP pixels, numbered consecutively over all images, times BD channels; the nine neighbours of a
+pixel are read repeatedly, from the caches. With da = dy SiLU'(a):
 
     dbias = sum da     dweight[i, j] = sum da x[. + (i - 1, j - 1)]     dx = sum_ij weight[i, j] da[. - (i - 1, j - 1)]
 
-Backward recomputes a, writes da as a float32 map and one partial sum a program of dweight and dbias, which are added
-up in a fixed order; a second kernel gathers dx from da.
+Backward recomputes a and writes da as a float32 map and one partial sum per program of dweight and dbias, which are
+added in a fixed order. A second kernel computes dx from da.
 """
 
 import torch
@@ -136,10 +136,10 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, silu: b
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The output, dense, with the channels where x has them; arguments as `mtlkit.ops.dwconv_silu`'s, checked there.
+    """Returns the output, dense, in the memory order of x. `mtlkit.ops.dwconv_silu` checks the arguments.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("dwconv_silu", x, weight, bias)
     y = _new_output(x)
@@ -150,10 +150,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of x, weight and bias; None for a bias that was not given.
+    """Returns the gradients of x, weight and bias; that of the bias is None if the bias is.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("dwconv_silu", dy, x, weight, bias)
     dx = _new_output(x)

@@ -1,13 +1,13 @@
 r"""norm_gate in Triton, forward and backward: formula and letters as in mtlkit/operators/norm_gate.
 
-A program holds whole rows: mean and variance, in passes over registers, then the output. With e = (x - mean) r,
+A program holds complete rows in registers, and computes mean and variance, then the output. With e = (x - mean) r,
 r = 1 / sqrt(var + eps), n = e weight + bias and dn = dout SiLU(z), all over the D channels of a row:
 
     dx = r (dn weight - mean(dn weight) - e mean(dn weight e))       dz = dout n SiLU'(z)
     dweight = sum over rows of dn e                                  dbias = sum over rows of dn
 
-Backward recomputes mean and variance. A program walks a run of rows and leaves one partial sum of dweight and dbias;
-they are added up in a fixed order.
+Backward recomputes mean and variance. A program walks a run of rows and writes one partial sum of dweight and dbias;
+these are added in a fixed order.
 """
 
 import torch
@@ -33,8 +33,8 @@ def _vector(v, d, there, ELSE: tl.constexpr):
 def _normalised(x, mask, D, eps):
     """(x - mean) / sqrt(var + eps), and the factor, of each row of [BM, BD].
 
-    What is left of the mean after it was subtracted is its rounding error; it shows where a mean is large beside its
-    variance.
+    After the subtraction, the remaining mean is the rounding error of the first one, and is subtracted too: it matters
+    if the mean is large compared with the variance.
     """
     mean = tl.sum(x, 1) / D
     centred = tl.where(mask, x - mean[:, None], 0.0)
@@ -48,7 +48,7 @@ def _normalised(x, mask, D, eps):
 def norm_gate_fwd_kernel(
     x, weight, bias, z, out, rows, D, eps, sx, sz, so, BM: tl.constexpr, BD: tl.constexpr
 ):  # fmt: skip
-    """Writes out (rows, D); sx, sz, so lead from row to row."""
+    """Writes out (rows, D); sx, sz, so are the strides of rows."""
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     d = tl.arange(0, BD)
     mask = (row < rows)[:, None] & (d < D)[None]
@@ -116,10 +116,10 @@ def _check(op: str, channels: int, *tensors: Tensor | None) -> None:
 
 
 def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float) -> Tensor:
-    """The output, contiguous, in the shape and dtype of x; arguments as `mtlkit.ops.norm_gate`'s, checked there.
+    """Returns the output, contiguous, in the shape and dtype of x. `mtlkit.ops.norm_gate` checks the arguments.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
         ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], x, weight, bias, z)
@@ -141,10 +141,10 @@ def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | N
 def backward(
     dout: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight, bias and z, contiguous; None for what was not given.
+    """Returns the gradients of x, weight, bias and z, contiguous; None for arguments that are None.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
         ValueError: more than MAX_ROW_CHANNELS channels.
     """
     _check("norm_gate", x.shape[-1], dout, x, weight, bias, z)

@@ -1,8 +1,8 @@
 r"""The 1-D selective scan in Triton, forward and backward: formula and letters as in mtlkit/operators/selective_scan.
 
-A program owns a block of channels of one sequence and one group, or of a chunk of its tokens. Splits, kept states,
-partial sums and their fixed orders are those of ss2d.py. The directions of mtlkit/operators/directional_scan are groups
-of channels here, with an `Order` of their own.
+A program owns a block of channels of one sequence and one group, or of a chunk of its tokens. Splits, saved states,
+partial sums and their fixed orders are as in ss2d.py. The directions of mtlkit/operators/directional_scan are groups of
+channels here, each with its own row of an `Order`.
 """
 
 from typing import NamedTuple
@@ -55,8 +55,8 @@ def selective_scan_states_kernel(
 ):  # fmt: skip
     """A chunk's last state from a zero start, and the sum of its time steps; -1 if a sequence begins in it.
 
-    The state is h, with v = u and m = B; if ADJOINT, what the later tokens hand to the chunk's first, with v = dout and
-    m = C.
+    The state is h, with v = u and m = B; if ADJOINT, the gradient that passes from a chunk to the previous one, with
+    v = dout and m = C.
     """
     RESETS: tl.constexpr = seq_idx is not None
     _block, group, chunk, sequence, lane, there, d = share(D, groups, chunks, BC, BD)
@@ -122,7 +122,7 @@ def selective_scan_fwd_kernel(
     WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Writes out, and the last state unless a split has it from its chain."""
+    """Writes out, and the last state, unless `chain_kernel` writes it for split scans."""
     RESETS: tl.constexpr = seq_idx is not None
     _block, group, chunk, sequence, lane, there, d = share(D, groups, chunks, BC, BD)
     n5, d5, there5 = states(d, there, N, S, G)
@@ -200,11 +200,11 @@ def selective_scan_bwd_kernel(
     N: tl.constexpr, B_VARIES: tl.constexpr, C_VARIES: tl.constexpr, SOFTPLUS: tl.constexpr, WIDE: tl.constexpr,
     T: tl.constexpr, S: tl.constexpr, G: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Formulas as those of ss2d_bwd_kernel, with dy = dout SiLU(z) and dz = dout y SiLU'(z).
+    """Formulas as in ss2d_bwd_kernel, with dy = dout SiLU(z) and dz = dout y SiLU'(z).
 
-    Writes du, ddelta and dz, the gradient of the initial state, and one partial sum a program of the others: dA (B
-    chunks, N, D), dD and ddelta_bias (B chunks, D); dB and dC (blocks of a group, B, groups, tokens, N) where they
-    vary, else as dA.
+    Writes du, ddelta and dz, the gradient of the initial state, and one partial sum per program of the others: dA (B
+    chunks, N, D), dD and ddelta_bias (B chunks, D); dB and dC (blocks of a group, B, groups, tokens, N) if they vary,
+    else like dA.
     """
     EVERY: tl.constexpr = INTERVAL // T
     RESETS: tl.constexpr = seq_idx is not None
@@ -307,7 +307,7 @@ def selective_scan_bwd_kernel(
                 y = off_lanes(y6) + skip[None] * uu
                 tl.store(pdz, (dgate * y).to(dz.dtype.element_ty), mask=mask)
 
-            # Read again, from L1: registers are short, and the pass back over the tokens is the only use.
+            # Read again, from L1, to save registers: only the pass back over the tokens uses it.
             b6 = matrix(B, sequence, group, token, inside, d5, n5, there5, sB_b, sB_g, sB_n, sB_l, B_VARIES, N, WIDE)
             gradient = tl.zeros([T, S, BC, G, BD], tl.float32)  # of B
             ddt = tl.zeros([T, BC, G, BD], tl.float32)
@@ -331,7 +331,7 @@ def selective_scan_bwd_kernel(
             draw = off_lanes(ddt) * LN_2 + uu * dfed
             if SOFTPLUS:
                 draw *= softplus_slope(raw, dt)
-            sum_raw += tl.where(inside[:, None, None], draw, 0.0)  # past the end, the state and its gradient live on
+            sum_raw += tl.where(inside[:, None, None], draw, 0.0)  # the state and its gradient are not 0 past the end
             sum_D += gg * uu
             pdu = du + place(token, lane, sdu_d, sdu_l, WIDE)
             tl.store(pdu, (dt * dfed + skip[None] * gg).to(du.dtype.element_ty), mask=mask)
@@ -356,14 +356,14 @@ def selective_scan_bwd_kernel(
 
 
 class Order(NamedTuple):
-    """Which tokens each group of channels visits, and from which state."""
+    """The tokens that each group of channels visits, and the initial states."""
 
-    table: Tensor | None = None  # (G, T) or (B, G, T), int32, dense: the token at each step; all, as they come, if None
-    seq_idx: Tensor | None = None  # (B, L), int32, dense: where it changes, the state begins at zero
-    initial_state: Tensor | None = None  # (B, D, N), float32, dense: of the first sequence visited; zeros if None
+    table: Tensor | None = None  # (G, T) or (B, G, T), int32, dense: the token at each step; None: all in turn
+    seq_idx: Tensor | None = None  # (B, L), int32, dense: the state is reset to zero where it changes
+    initial_state: Tensor | None = None  # (B, D, N), float32, dense: for the first sequence visited; zeros if None
 
     def steps(self, tokens: int) -> int:
-        """The tokens that are visited."""
+        """The number of steps, for a sequence of `tokens` tokens."""
         return tokens if self.table is None else self.table.shape[-1]
 
 
@@ -394,7 +394,7 @@ class _Plan:
         return {"N": self.N, "WIDE": self.wide, **self.tiles._asdict(), "num_stages": 1, "enable_fp_fusion": True}
 
     def strides(self, t: Tensor | None) -> tuple[int, int, int, int]:
-        """Of sequence, group, channel of the group and token."""
+        """The strides of sequence, group, channel of the group and token."""
         if t is None:
             return 0, 0, 0, 0
         if t.dim() == 4:
@@ -406,7 +406,7 @@ class _Plan:
         return (table.stride(0) if table is not None and table.dim() == 3 else 0,)
 
     def starts(self, v, delta, A, m, z, delta_bias, delta_softplus, adjoint, initial, last) -> Tensor | None:
-        """Each chunk's state at its start, (B, 1, chunks, N, D); None where there is but one chunk."""
+        """Each chunk's state at its start, (B, 1, chunks, N, D); None if there is only one chunk."""
         if self.chunks == 1:
             return None
         ends = torch.empty(self.B, 1, self.chunks, self.N, self.D, dtype=torch.float32, device=v.device)
@@ -425,7 +425,7 @@ class _Plan:
 
 
 def _matrix_strides(m: Tensor) -> tuple[int, int, int, int]:
-    """Of sequence, group, state and token; a constant matrix has its channels' in the first place."""
+    """The strides of sequence, group, state and token; for a constant matrix, the first is that of the channels."""
     if m.dim() == 2:
         return m.stride(0), 0, m.stride(1), 0
     return m[:, None].stride() if m.dim() == 3 else m.stride()
@@ -436,9 +436,9 @@ def _dense(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def checkpoint_shape(u: Tensor, A: Tensor, steps: int | None = None) -> tuple[int, ...]:
-    """The shape of the states, float32, that `forward` keeps for `backward`: (B, ceil(steps / 16), N, D).
+    """The shape of the states, float32, that `forward` saves for `backward`: (B, ceil(steps / 16), N, D).
 
-    All tokens are visited if `steps` is None.
+    `steps` is the number of tokens if None.
     """
     channels, states = A.shape
     return u.shape[0], triton.cdiv(u.shape[-1] if steps is None else steps, STATE_INTERVAL), states, channels
@@ -458,15 +458,15 @@ def forward(
     order: Order = IN_ORDER,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The output, the last state and the states kept for `backward`: none unless `save`.
+    """Returns the output, the last state and the states saved for `backward`, which are empty unless `save`.
 
-    The output has the dtype and layout of u, the last state is float32, (B, D, N). Arguments as those of
-    `mtlkit.ops.selective_scan`, checked there. In all of this module, u, delta and z, and their gradients, may also be
-    (B, G, D / G, L), by groups of channels that share B and C. What is not visited stays as it is in `out`, where the
-    output goes if it is given.
+    The output has the dtype and layout of u; the last state is float32, (B, D, N). The arguments are those of
+    `mtlkit.ops.selective_scan`, which checks them. In this module, u, delta and z, and their gradients, may also be
+    (B, G, D / G, L), divided into the groups of channels that share B and C. The output is written to `out` if that is
+    given; tokens that are not visited keep their values there.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("selective_scan", u, delta, A, B, C, D, z, delta_bias)
     out = torch.empty_like(u) if out is None else out
@@ -506,13 +506,13 @@ def backward(
     du: Tensor | None = None,
     dinitial_state: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of u, delta, A, B, C, D, z and delta_bias, each in the dtype and layout of its tensor.
+    """Returns the gradients of u, delta, A, B, C, D, z and delta_bias, each in the dtype and layout of its tensor.
 
-    `dlast_state`, the gradient of the last state, is taken as zero if None. None comes back for what was not given.
-    The gradient of u goes to `du` if that is given, and that of the initial state to `dinitial_state`.
+    `dlast_state` is the gradient of the last state, None for zeros. The gradient of an argument that is None is None.
+    The gradient of u is written to `du` if given, and that of the initial state to `dinitial_state`.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("selective_scan", dout, dlast_state, u, delta, A, B, C, D, z, delta_bias)
     all_visited = order.steps(u.shape[-1]) == u.shape[-1]

@@ -3,11 +3,11 @@ r"""SS2D in Triton, forward and backward: formula and letters as in mtlkit/opera
 A program owns a pair of opposite directions (0 and 2 walk rows, 1 and 3 columns) of a block of channels of one image,
 or of a chunk of its positions. Both directions advance together through the same positions from opposite ends, T tokens
 a step. The first to reach a block of positions writes its output, the other adds to it, in a fixed order without
-atomics. So each pair writes one float32 map, and y is the sum of two.
+atomics. So each pair writes one float32 map, and y is the sum of the two maps.
 
-A launch of too few programs (`split` in tables.py) cuts the positions in chunks: a pass over the states alone gives
+A launch of too few programs (`split` in tables.py) cuts the positions into chunks: a pass over only the states gives
 each chunk's last state from a zero start and the sum of its time steps, `chain_kernel` turns these into the chunks'
-starts, and the full pass runs every chunk at once. Backward does the same with the adjoint state.
+initial states, and the full pass runs all chunks at once. Backward does the same with the adjoint state.
 
 Backward walks each direction against its order. From a state saved by the forward pass it recomputes the states at
 every T tokens, then the T states of a step, in registers. Gradients that are sums over programs are written as one
@@ -70,7 +70,7 @@ def ss2d_states_kernel(
 ):  # fmt: skip
     """A chunk's last state from a zero start, and the sum of its time steps.
 
-    The state is h with v = u; if ADJOINT, what the later tokens hand to the chunk's first, with v = dy.
+    The state is h with v = u; if ADJOINT, the gradient that passes from a chunk to the previous one, with v = dy.
     """
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
@@ -146,7 +146,7 @@ def ss2d_fwd_kernel(
     maps += (pair * B + image) * L * D
     of_d, of_k = along(d, su_d, WIDE)[None, None], along(k, sx_k, WIDE)[None]
     first = chunk * chunk_blocks
-    EVERY: tl.constexpr = INTERVAL // T  # even, so that no block is met by both directions at the same step
+    EVERY: tl.constexpr = INTERVAL // T  # even, so that the directions never visit a block at the same step
     groups = tl.cdiv(tl.minimum(chunk_blocks, tl.cdiv(L, T) - first), EVERY)
     steps = groups * EVERY
     lane = d[None, None, :, None, :]
@@ -190,7 +190,7 @@ def ss2d_fwd_kernel(
                 y6 = put(y6, i, add_up(h * take(c6, i)))
             y = off_lanes(y6, HELD) + skip[None] * uu
 
-            tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
+            tl.debug_barrier()  # makes writes of the other direction's threads at earlier steps visible
             y += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
             tl.store(py, y, mask=mask)
 
@@ -225,10 +225,10 @@ def ss2d_bwd_kernel(
     du_t = dt_t sum_n g_t B_t + Ds dy_t
     ddt_t = sum_n g_t P_t A + u_t sum_n g_t B_t, and from there through softplus to W, b and the time step's rows.
 
-    Writes du into maps (2, B, L, D), and one partial sum a program of the other gradients: dx_dbl (blocks of D, B, L,
+    Writes du into maps (2, B, L, D), and one partial sum per program of the other gradients: dx_dbl (blocks of D, B, L,
     4, M), ddt_weight (B chunks, 4, R, D), ddt_bias and dDs (B chunks, 4, D), dA_logs (B chunks, 4, N, D).
     """
-    EVERY: tl.constexpr = INTERVAL // T  # even, so that no block is met by both directions at the same step
+    EVERY: tl.constexpr = INTERVAL // T  # even, so that the directions never visit a block at the same step
     M: tl.constexpr = R + 2 * N
     image, chunk, pair, d = share(D, chunks, BC, BD)
     kk = tl.arange(0, 2)
@@ -265,7 +265,7 @@ def ss2d_bwd_kernel(
     dA = tl.zeros([S, 2, BC, G, BD], tl.float32)
     sum_raw = tl.zeros([T, 2, BC, BD], tl.float32)
     sum_skip = tl.zeros([T, 2, BC, BD], tl.float32)
-    # Weights that would not fit the registers beside the states: they are read again, from L1, where they are used.
+    # Weights that do not fit in registers along with the states: they are read again, from L1, where they are used.
     MANY: tl.constexpr = not HELD and BC * BD <= 32
     if HELD:
         sum_weight = tl.zeros([RP, T, 2, BC, BD], tl.float32)
@@ -327,7 +327,7 @@ def ss2d_bwd_kernel(
                 gradient = put(gradient, i, h * take(g6, i))
             tl.store(pn + N, _over_channels(gradient), mask=there_n)
 
-            # B again, from L1: registers are short, and the pass back over the tokens is the only use.
+            # B again, from L1, to save registers: only the pass back over the tokens uses it.
             px = x_dbl + (walk(position, sx_bend, sx_step, multiplier, shift, WIDE) + of_k)
             b6 = on_lanes(matrix(px, R, inside, sx_m, N, S, G, WIDE), BC, BD)
             c6 = on_lanes(c, BC, BD)
@@ -363,7 +363,7 @@ def ss2d_bwd_kernel(
                 for r in tl.static_range(R):
                     tl.store(pr + r, tl.sum(tl.sum(take(of_rows, r), 3), 2), mask=inside)
             py = maps + (walk(position, sp_bend, sp_step, multiplier, shift, WIDE)[:, :, None, None] + d[None, None])
-            tl.debug_barrier()  # what the other direction's threads wrote at earlier steps
+            tl.debug_barrier()  # makes writes of the other direction's threads at earlier steps visible
             du += tl.load(py, mask=mask & (steps - 1 - j < j), other=0.0)
             tl.store(py, du, mask=mask)
     part = image * chunks + chunk
@@ -409,7 +409,7 @@ class _Plan:
         }
 
     def starts(self, v, x_dbl, dt_weight, dt_bias, A_logs, adjoint: bool) -> Tensor | None:
-        """Each chunk's state at its start, (B, 4, chunks, N, D); None where there is but one chunk."""
+        """Each chunk's state at its start, (B, 4, chunks, N, D); None if there is only one chunk."""
         if self.chunks == 1:
             return None
         states = torch.empty(self.B, DIRECTIONS, self.chunks, self.N, self.D, dtype=torch.float32, device=v.device)
@@ -429,7 +429,7 @@ class _Plan:
 
 
 def checkpoint_shape(u: Tensor, A_logs: Tensor) -> tuple[int, ...]:
-    """The shape of the states, float32, that `forward` keeps for `backward`: (B, 4, ceil(L / 16), N, D)."""
+    """The shape of the states, float32, that `forward` saves for `backward`: (B, 4, ceil(L / 16), N, D)."""
     batch, channels, height, width = u.shape
     return batch, DIRECTIONS, triton.cdiv(height * width, STATE_INTERVAL), A_logs.shape[1], channels
 
@@ -448,12 +448,12 @@ def forward(
     out_dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, (B, D, H, W) in the memory format of u, and the states kept for `backward`: none unless `save`.
+    """Returns the output, (B, D, H, W) in the memory format of u, and the states saved for `backward` if `save`.
 
-    Arguments as those of `mtlkit.ops.ss2d`, checked by the caller.
+    The arguments are those of `mtlkit.ops.ss2d`; the caller checks them.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("ss2d", u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     y = torch.empty_like(u, dtype=out_dtype)
@@ -486,10 +486,10 @@ def backward(
     Ds: Tensor,
     checkpoints: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, x_dbl, dt_weight, dt_bias, A_logs and Ds, each in the dtype and layout of its tensor.
+    """Returns the gradients of u, x_dbl, dt_weight, dt_bias, A_logs and Ds, each in the dtype and layout of its tensor.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("ss2d", dy, u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
     tensors = (u, x_dbl, dt_weight, dt_bias, A_logs, Ds)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mtlkit.kernels.tables import power_of_two
 
-SIDE = 16  # rows or columns of a program
-DEPTH = 32  # columns that a product takes at once
+SIDE = 16  # rows or columns per program
+DEPTH = 32  # columns that a product processes at once
 WARPS = 4
-SHORTEST = tl.constexpr(1e-12)  # below it, a squared length counts as this in the cosine
+SHORTEST = tl.constexpr(1e-12)  # lower bound of squared lengths in the cosine
 
 # --- on the device ----------------------------------------------------------------------------------------------------
 
@@ -25,19 +25,19 @@ def sigmoid(x):
 
 @triton.jit
 def load_columns(x, b, n, B, N):
-    """Columns n of (B, N) -> [BB, BN]."""
+    """Loads columns n of (B, N): [BB, BN]."""
     return tl.load(x + b[:, None] * N + n[None, :], mask=(b < B)[:, None] & (n < N)[None, :], other=0.0)
 
 
 @triton.jit
 def store_columns(x, value, b, n, B, N):
-    """The way back."""
+    """Stores columns n of (B, N)."""
     tl.store(x + b[:, None] * N + n[None, :], value, mask=(b < B)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
 def linear(x, weight, bias, b, r, B, R, K, BB: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
-    """Rows r of weight x + bias -> [BB, BR]; x (B, K), weight (R, K), bias may be None."""
+    """Rows r of weight x + bias, [BB, BR]; x (B, K), weight (R, K), bias may be None."""
     y = tl.zeros([BB, BR], tl.float32)
     for start in range(0, K, BK):
         k = start + tl.arange(0, BK)
@@ -50,9 +50,9 @@ def linear(x, weight, bias, b, r, B, R, K, BB: tl.constexpr, BR: tl.constexpr, B
 
 @triton.jit
 def pull_rows(dx, dy, x, weight, dweight, dbias, r, n, lead, R, N):
-    """Adds to the gradient dx of columns n what comes from rows r of a layer, and writes those of its parameters.
+    """Returns dx plus the gradient from rows r of a layer to columns n, and writes the gradients of its parameters.
 
-    dy [BB, BR] and x [BB, BN] are 0 for images that there are not; `lead` is true in one program of all columns.
+    dy [BB, BR] and x [BB, BN] are 0 for padding images. `lead` is true in only one of the programs of all columns.
     """
     w = load_columns(weight, r, n, R, N)  # [BR, BN]
     if dweight is not None:
@@ -64,7 +64,7 @@ def pull_rows(dx, dy, x, weight, dweight, dbias, r, n, lead, R, N):
 
 @triton.jit
 def divisor_of(signal, normaliser, index, b, B):
-    """What a variance is divided by: its mean over the batch, or what is given."""
+    """The divisor of a variance: the given normaliser, or the mean over the batch."""
     if normaliser is not None:
         return tl.load(normaliser + index) + 1e-8
     return tl.sum(tl.load(signal + b, mask=b < B, other=0.0), 0) / B + 1e-8
@@ -72,7 +72,7 @@ def divisor_of(signal, normaliser, index, b, B):
 
 @triton.jit
 def hidden_unit(first, second, third, weight, bias, h, H, S: tl.constexpr):
-    """UPA's hidden layer of normalised signals, each of any shape that broadcasts with h."""
+    """UPA's hidden layer of normalised signals; the signals' shapes must broadcast with h."""
     z = tl.load(bias + h, mask=h < H, other=0.0) + tl.load(weight + h * S, mask=h < H, other=0.0) * first
     z += tl.load(weight + h * S + 1, mask=h < H, other=0.0) * second
     if S == 3:
@@ -82,7 +82,7 @@ def hidden_unit(first, second, third, weight, bias, h, H, S: tl.constexpr):
 
 @triton.jit
 def inverse_length(query):
-    """One over the length of a query."""
+    """1 / length of a query."""
     square = tl.sum(query * query, 0)
     return tl.rsqrt(tl.where(square < SHORTEST, SHORTEST, square))
 
@@ -91,10 +91,10 @@ def inverse_length(query):
 
 
 def kept_parts(kept: Tensor, B: int, C: int, F: int, Q: int) -> list[Tensor]:
-    """Context, gate of the vector; gain, gate of the map; the two queries; mean and slope of the normalisation."""
+    """Splits `kept`: context, gate of the vector, gain, gate of the map, two queries, mean and slope of the norm."""
     return list(kept.split((B * F, B * F, B * C, B * C, B * Q, B * Q, F, F)))
 
 
 def padded_images(B: int) -> int:
-    """BB."""
+    """BB: B, padded to a power of two of at least 16."""
     return max(16, power_of_two(B))

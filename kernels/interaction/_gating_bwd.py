@@ -1,4 +1,4 @@
-"""The backward half of gating.py: its kernels, and what launches them."""
+"""The backward half of gating.py: its kernels and their launcher."""
 
 import triton
 import triton.language as tl
@@ -121,7 +121,7 @@ def pull_signal(dsignals, signal, dsignal, normaliser, index, i, b, B, S: tl.con
 
 @triton.jit
 def pull_cosine(a, b, d):
-    """From the gradient of (a . b) / (|a| |b|) to that of a."""
+    """The gradient of a, from that of the cosine (a . b) / (|a| |b|)."""
     square, inverse, other = tl.sum(a * a, 0), inverse_length(a), inverse_length(b)
     along = tl.where(square < SHORTEST, 0.0, tl.sum(a * b, 0) * inverse * inverse)
     return d * inverse * other * (b - along * a)
@@ -134,7 +134,7 @@ def interaction_signals_bwd_kernel(
     dmu, denhanced, df, dvariance, denergy, dseg_query, dclf_query, B, C, F, Q,
     S: tl.constexpr, BB: tl.constexpr, BC: tl.constexpr, BF: tl.constexpr, BQ: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of an image's mu, enhanced vector, base vector and queries, as far as signals and outputs make them."""
+    """Gradients of an image's mu, enhanced vector, base vector and queries, from the signals and outputs only."""
     i, b = tl.program_id(0), tl.arange(0, BB)
     w_seg, w_clf = tl.load(gates + 2 * i), tl.load(gates + 2 * i + 1)
     d_seg = pull_signal(dsignals, first, dfirst, normaliser, 0, i, b, B, S)
@@ -182,7 +182,7 @@ def interaction_queries_bwd_kernel(
     dmu, dmean, denhanced, df, dseg_proj, dclf_proj, B, C, F, Q,
     BB: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Columns of the two projections of three signals: what they add, and their own gradients."""
+    """With three signals: the gradients through columns of the two projections, and those of the projections."""
     b = tl.arange(0, BB)
     d = tl.zeros([BB, BN], tl.float32)
     channels, pid = tl.cdiv(C, BN), tl.program_id(0)
@@ -209,7 +209,7 @@ def interaction_queries_bwd_kernel(
 
 @triton.jit
 def normalised_columns(context, centre, slope, norm_weight, norm_bias, b, n, B, F):
-    """The normalised context and its part before scale and shift, [BB, BN] each, 0 for images that there are not."""
+    """The normalised context and its part before scale and shift, [BB, BN] each, 0 for padding images."""
     inside = n < F
     m, s = tl.load(centre + n, mask=inside, other=0.0), tl.load(slope + n, mask=inside, other=0.0)
     scale = tl.load(norm_weight + n, mask=inside, other=0.0)
@@ -224,7 +224,7 @@ def interaction_gate_bwd_kernel(
     df, dcontext, dweight, dbias, dnorm_weight, dnorm_bias, B, F,
     TRAINING: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Columns of the vector's gate, and through the batch normalisation to the context before its ReLU."""
+    """Columns of the vector's gate, then the gradient through the normalisation to the context before its ReLU."""
     b, n = tl.arange(0, BB), tl.program_id(0) * BN + tl.arange(0, BN)
     inside = n < F
     c, unit = normalised_columns(context, centre, slope, norm_weight, norm_bias, b, n, B, F)
@@ -257,7 +257,7 @@ def interaction_rows_bwd_kernel(
     B, C, P, F, tau,
     S: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Columns of the context's layer, of the gain's, and of the map's gate, and the parameters' gradients."""
+    """Columns of the layers of the context, the gain and the map's gate, and the gradients of their parameters."""
     b, pid = tl.arange(0, BB), tl.program_id(0)
     d = tl.zeros([BB, BN], tl.float32)
     first, second = tl.cdiv(P, BN), tl.cdiv(P, BN) + tl.cdiv(F, BN)
@@ -301,9 +301,9 @@ def backward(
 ) -> None:
     """Writes the gradients that are wanted.
 
-    Arguments are as `forward` has them, the results written, and further `outputs`, the gradients of factors, mu, clf,
-    enhanced, gates and the three signals, None for zeros; `dinputs`, where those of mean, variance, energy, pooled and
-    f go, and `dweights`, where those of the weights go, None where one is not wanted.
+    The arguments are those of `forward`, with its results, and three more. `outputs`: the gradients of factors, mu,
+    clf, enhanced, gates and the three signals; None for zeros. `dinputs` and `dweights`: the tensors for the gradients
+    of mean, variance, energy, pooled and f, and of the weights; None if a gradient is not wanted.
     """
     B, C, P, F, H, Q = sizes
     mean, variance, _, pooled = sums
@@ -319,7 +319,7 @@ def backward(
     dlogits, dsignals, dmu = f.new_empty(B, 2), f.new_empty(S, B), f.new_empty(B, C)
     denhanced, dcontext, dseg_query, dclf_query = (f.new_empty(B, n) for n in (F, F, Q, Q))
     df = f.new_empty(B, F) if df_wanted is None else df_wanted
-    # a program sums two products at once, and with more stages or fewer warps registers would be missing
+    # a program sums two products at once; more stages or fewer warps would need more registers than there are
     shared = {"BB": BB, "BN": SIDE, "BR": DEPTH, "num_warps": 2 * WARPS, "num_stages": 2}
     rows = {"BB": BB, "BC": power_of_two(C), "BF": power_of_two(F), "num_warps": WARPS}
     upa, dupa = (fc1_weight, fc1_bias, fc2_weight), (dfc1_weight, dfc1_bias, dfc2_weight, dfc2_bias)

@@ -20,25 +20,25 @@ def along(index, stride, WIDE: tl.constexpr):
 
 @triton.jit
 def finite_or_zero(x):
-    """What a channel's moments are taken about: an infinite or missing first pixel must not reach the others."""
+    """The shift of a channel's moments: its first pixel, or 0 if that is not finite, so that inf and NaN stay local."""
     return tl.where(tl.abs(x) < float("inf"), x, 0.0)
 
 
 @triton.jit
 def rectified(z):
-    """The larger of z and 0; NaN stays."""
+    """ReLU; keeps NaN."""
     return tl.where(z < 0, 0.0, z)
 
 
 @triton.jit
 def positive(z):
-    """One if the rectified value passes a gradient."""
+    """1 if ReLU passes the gradient at z, else 0."""
     return tl.where(z <= 0, 0.0, 1.0)
 
 
 @triton.jit
 def store_signs(signs, z, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr):
-    """Rows [first, first + BP) of a projected map [BP, BL] at pixels i, one bit for each that is above 0.
+    """Stores rows [first, first + BP) of a projected map [BP, BL] at pixels i as bits: 1 unless an element is <= 0.
 
     signs is (B, ceil(P / 32), L); row p is bit p % 32 of its word. BP divides first, 32 divides BP.
     """
@@ -52,7 +52,7 @@ def store_signs(signs, z, image, first, i, P, L, BP: tl.constexpr, BL: tl.conste
 
 @triton.jit
 def load_signs(signs, image, first, i, P, L, BP: tl.constexpr, BL: tl.constexpr):
-    """What `store_signs` wrote, as ones and zeros in float32, [BP, BL]."""
+    """Loads the bits of `store_signs` as ones and zeros in float32, [BP, BL]."""
     WORDS: tl.constexpr = BP // 32
     words = tl.cdiv(P, 32)
     word = first // 32 + tl.arange(0, WORDS)
@@ -68,15 +68,15 @@ FULL = 4  # programs per processor in a launch with many tiles
 
 
 def precision_of(x: Tensor) -> str:
-    """Three products in tf32 come to float32's own rounding; 16-bit maps have nothing to be split.
+    """The precision of products: float32 as three products in tf32, which is as accurate as float32; else plain.
 
-    AMD's GPUs multiply float32 matrices themselves, and Triton has no tf32x3 for them.
+    AMD's GPUs multiply float32 matrices directly, and Triton has no tf32x3 for them.
     """
     return "tf32x3" if x.dtype == torch.float32 and torch.version.hip is None else "ieee"
 
 
 def stages_of(most: int) -> int:
-    """How many steps of a product lie in shared memory at once: `most`, or 2 on AMD's GPUs, where it is 64 KB."""
+    """The number of steps of a product in shared memory at once: `most`; 2 on AMD's GPUs, which have only 64 KB."""
     return most if torch.version.hip is None else 2
 
 

@@ -1,4 +1,4 @@
-"""Backward of the reducing pass of task interaction: its kernels, and what launches each of them."""
+"""Backward of the reducing pass of task interaction: its kernels and their launchers."""
 
 import torch
 import triton
@@ -66,7 +66,7 @@ def _map_gradient(
 
 @triton.jit
 def _normalised(dpooled, image, p, P, PADDED: tl.constexpr):
-    """An image's gradient of the pooled projection at p over its largest entry, and that entry."""
+    """The gradient of an image's pooled projection at p, divided by its largest absolute entry, and that entry."""
     every = tl.arange(0, PADDED)
     largest = tl.max(tl.abs(tl.load(dpooled + image * P + every, mask=every < P, other=0.0)), 0)
     return tl.load(dpooled + image * P + p, mask=p < P, other=0.0) / tl.where(largest > 0, largest, 1.0), largest
@@ -74,7 +74,7 @@ def _normalised(dpooled, image, p, P, PADDED: tl.constexpr):
 
 @triton.jit
 def _attention_base(dpooled, pooled, image, P, PADDED: tl.constexpr):
-    """What the attention's shares lose by their sum being 1: the product of dpooled and pooled."""
+    """The softmax backward's sum, for the attention: dpooled . pooled."""
     every = image * P + tl.arange(0, PADDED)
     mask = tl.arange(0, PADDED) < P
     return tl.sum(tl.load(dpooled + every, mask=mask, other=0.0) * tl.load(pooled + every, mask=mask, other=0.0), 0)
@@ -138,10 +138,10 @@ def interaction_signs_kernel(
     sx_b, sx_c, sx_l, sw_p, sw_c,
     WIDE: tl.constexpr, PRECISION: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """Which entries of the projected map let a gradient through, as `store_signs` has it.
+    """Writes the signs of the projected map, with `store_signs`.
 
-    With attention also reached (B, blocks of P, L), the product of dpooled and the rectified map, and shares (B, L),
-    the exponential of each logit less the largest.
+    With attention, also writes reached (B, blocks of P, L), the product of dpooled and the rectified map, and shares
+    (B, L), the exponentials of the logits minus the largest.
     """
     image, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     p = tl.program_id(1) * BP + tl.arange(0, BP)
@@ -190,7 +190,7 @@ def interaction_map_bwd_kernel(
     WIDE: tl.constexpr, PRECISION: tl.constexpr, PADDED: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the map; through the projection by its signs."""
+    """The gradient of the map; the part through the projection uses its signs."""
     image, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     i = tile * BL + tl.arange(0, BL)
@@ -271,7 +271,7 @@ def interaction_weight_bwd_kernel(
     tl.store(dweight + (part * P + p[:, None]) * C + c[None, :], sum_w, mask=there)
     if tl.program_id(2) == 0:
         tl.store(dbias + part * P + p, sum_b, mask=p < P)
-    if attn is not None:  # noqa: SIM102 - known at compilation, which the next is not
+    if attn is not None:  # noqa: SIM102 - a compile-time condition, unlike the next
         if tl.program_id(1) == 0:
             tl.store(dattn + part * C + c, sum_a, mask=c < C)
 
@@ -280,7 +280,7 @@ def interaction_weight_bwd_kernel(
 
 
 def is_small(x: Tensor, weight: Tensor, attn: Tensor | None) -> bool:
-    """Whether the backward pass is one kernel, which needs enough registers."""
+    """Whether the backward pass fits in the registers of one kernel."""
     return attn is None and max(weight.shape) <= 64 and x.dtype != torch.float32
 
 
@@ -308,7 +308,7 @@ def small_backward(x, weight, bias, sums, dy, factors, dx) -> tuple[Tensor | Non
 
 
 def find_signs(x, weight, bias, attn, softmax, dpooled) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Signs of the projected map, and with attention what each pixel reaches and its share."""
+    """Returns the signs of the projected map and, with attention, `reached` and the shares of the pixels."""
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
     BP, BL = block_of(P, 128), 64
     blocks = triton.cdiv(P, BP)
@@ -328,7 +328,7 @@ def find_signs(x, weight, bias, attn, softmax, dpooled) -> tuple[Tensor, Tensor 
 
 
 def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
-    """Writes dx; `found` is what `find_signs` gives."""
+    """Writes dx; `found` is the result of `find_signs`."""
     B, C, L, W = *x.shape[:2], x.shape[2] * x.shape[3], x.shape[3]
     P = 0 if weight is None else weight.shape[0]
     narrow = x.dtype == torch.float32  # limited by registers
@@ -345,11 +345,11 @@ def map_backward(x, weight, attn, sums, dy, factors, found, dx) -> None:
 
 
 def weight_backward(x, weight, attn, sums, found) -> tuple[Tensor | None, ...]:
-    """Partial sums of the gradients of the parameters; `found` is what `find_signs` gives."""
+    """Partial sums of the gradients of the parameters; `found` is the result of `find_signs`."""
     B, C, L, P = *x.shape[:2], x.shape[2] * x.shape[3], weight.shape[0]
     narrow = x.dtype == torch.float32
     BP = block_of(P, 128 if narrow else 64)
-    # In float32 as `reduce_forward` has it: small steps for registers, many of them ahead for the bytes on their way.
+    # In float32 as in `reduce_forward`: small steps to save registers, many stages to keep enough bytes in flight.
     BC, BL, stages = block_of(C, 32 if narrow and BP > 32 else 64), *((32, 5) if narrow else (64, 3))
     tiles = triton.cdiv(L, BL)
     blocks = triton.cdiv(P, BP), triton.cdiv(C, BC)

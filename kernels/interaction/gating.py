@@ -1,10 +1,11 @@
 r"""Task interaction between its passes, in Triton, forward and backward: formulas as in mtlkit/operators/interaction.
 
 A level has five small layers with about two dozen rows; in PyTorch they take about thirty launches forward and sixty
-backward, each of which takes longer to start than to run. Here one launch does everything that need not wait for other
-programs: forward the layers that read the sums, the gate of the vector, the projected shifts where there are three
-signals, the signals, the gates; backward the same way back. A program holds all images of its rows or columns, so that
-the batch normalisation, which couples the images, is inside one program; sums have a fixed order.
+backward, each of which takes longer to start than to run. Here each launch does all work that does not depend on
+results of other programs. Forward, the launches are: the layers that read the sums; the gate of the vector; with three
+signals, the projected shifts; the signals; the gates. Backward has the same in reverse. A program holds all images of
+its rows or columns, so that the batch normalisation, which couples the images, stays within one program; sums have a
+fixed order.
 
 B images, C channels, P projected channels, F entries of the vector, H hidden units, Q projected entries, S signals. All
 tensors are float32, contiguous; matrices are (images, entries), weights (rows, columns). Rows of images are padded to
@@ -43,7 +44,7 @@ def context_rows(
     B, P, F, momentum, eps,
     TRAINING: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Rows r of the context, before and after its batch normalisation, whose statistics they own."""
+    """Computes rows r of the context, before and after batch normalisation, and the statistics of these rows."""
     b, inside = tl.arange(0, BB), r < F
     a = linear(pooled, weight, bias, b, r, B, F, P, BB, BR, BK)
     a = tl.where(a < 0, 0.0, a)
@@ -73,7 +74,7 @@ def interaction_rows_fwd_kernel(
     B, C, P, F, tau, momentum, eps,
     TRAINING: tl.constexpr, BB: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the context with its batch normalisation, then rows of the two gates that make mu."""
+    """Rows of the context and their batch normalisation, and rows of the two gates whose product gives mu."""
     features, pid = tl.cdiv(F, BR), tl.program_id(0)
     if pid < features:
         context_rows(
@@ -141,7 +142,7 @@ def interaction_signals_fwd_kernel(
         clf = tl.load(clf_query + b * Q + k, mask=k < Q, other=0.0)
         tl.store(first + b, tl.sum(seg * clf, 0) * inverse_length(seg) * inverse_length(clf))
         tl.store(second + b, tl.load(energy + b))
-        # log(1 + spread) to the last bit where spread is small: log(w) (spread / (w - 1)) is exact in what w rounds
+        # log(1 + spread), accurate for small spread: log(w) (spread / (w - 1)) corrects the rounding of w = 1 + spread
         w = 1 + spread
         tl.store(third + b, tl.where(w == 1, spread, tl.log(w) * (spread / (w - 1))))
     else:
@@ -172,7 +173,7 @@ def interaction_factors_fwd_kernel(
     if S == 3:
         w_seg, w_clf = sigmoid(seg), sigmoid(own)
     else:
-        w_seg, w_clf = sigmoid(seg - own), sigmoid(own - seg)  # the softmax of two
+        w_seg, w_clf = sigmoid(seg - own), sigmoid(own - seg)  # softmax over two logits
     tl.store(gates + 2 * i, w_seg)
     tl.store(gates + 2 * i + 1, w_clf)
     c, j = i * C + tl.arange(0, BC), i * F + tl.arange(0, BF)
@@ -186,20 +187,20 @@ def interaction_factors_fwd_kernel(
 
 
 def forward(sizes, numbers, alignment, training, sums, f, normaliser, running, weights, results, factors, clf) -> None:
-    """Writes results, factors and clf, and in training the running statistics; names and orders as the C++ kernel's.
+    """Writes results, factors and clf, and in training the running statistics; names and orders as in the C++ kernel.
 
     Args:
         sizes: B (at most 64: a program holds a tile of all images), C, P, F, H
             and Q.
         numbers: tau, momentum and eps.
         alignment: whether there are three signals.
-        training: whether the batch normalises.
+        training: whether to normalise by the statistics of the batch.
         sums: mean (B, C), variance (B, C), energy (B,), pooled (B, P).
         f: (B, F).
         normaliser: (2,) or None.
         running: mean and variance, (F,) each.
-        weights: those of five layers, the normalisation, UPA's layers and projections.
-        results: mu, enhanced, gates, three signals, and what is kept.
+        weights: weights of the five layers, the normalisation, UPA's layers and projections.
+        results: mu, enhanced, gates, three signals, and the buffer for `backward`.
         factors: (B, C).
         clf: (B, F).
     """

@@ -1,4 +1,4 @@
-"""The reducing pass of task interaction in Triton: forward its kernels, of both directions what launches them."""
+"""The reducing pass of task interaction in Triton: forward kernels, and launchers for forward and backward."""
 
 import torch
 import triton
@@ -34,7 +34,7 @@ def interaction_reduce_fwd_kernel(
     """The sums of a tile of pixels.
 
     Means and squares (B, tiles, C) about the first pixel, energies (B, tiles), sums (B, tiles, P) of the projected map,
-    with attention tops (B, tiles, 2), the largest logit and the sum of exponentials, and if wanted the map's signs.
+    with attention tops (B, tiles, 2), the largest logit and the sum of exponentials, and optionally the map's signs.
     """
     row = tl.program_id(0).to(tl.int64)  # image * tiles + tile
     image, tile = row // tiles, (row % tiles).to(tl.int32)
@@ -171,7 +171,7 @@ COMBINED_TILES, COMBINED_CHANNELS = 64, 32
 
 
 def pixels_of(x: Tensor) -> int:
-    """Pixels of a tile that goes through all channels; fewer if there would be fewer tiles than processors.
+    """Pixels per tile of all channels; fewer if there would be fewer tiles than processors.
 
     Each tile reads the complete projection, so even smaller tiles would not gain anything.
     """
@@ -179,7 +179,7 @@ def pixels_of(x: Tensor) -> int:
 
 
 def room_for_signs(x: Tensor, weight: Tensor | None, attn: Tensor | None, save: bool) -> Tensor:
-    """Where `reduce_forward` leaves the signs of the projected map; empty where it does not."""
+    """A buffer for the signs that `reduce_forward` saves; empty if it saves none."""
     keep = save and weight is not None and attn is None and not is_small(x, weight, attn)
     return new_signs(x, weight.shape[0] if keep else 0)
 
@@ -187,14 +187,15 @@ def room_for_signs(x: Tensor, weight: Tensor | None, attn: Tensor | None, save: 
 def reduce_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, attn: Tensor | None, energy: bool, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Mean and variance (B, C), energy (B,), pooled projection (B, P), and two for the backward pass.
+    """Returns mean and variance (B, C), energy (B,), pooled projection (B, P), and two tensors for the backward pass.
 
-    These are the softmax's largest logit and sum (B, 2), and if `save` the signs of the projected map, (B, ceil(P /
-    32), L) in int32, where the backward pass gains by them. All else is float32; what is not wanted is empty. Arguments
-    as those of `mtlkit.ops.interaction`: map (B, C, H, W), weight (P, C), bias (P,), attn (C,), checked by the caller.
+    The latter are the softmax's largest logit and sum (B, 2) and, if `save` and the backward pass uses them, the signs
+    of the projected map, (B, ceil(P / 32), L) in int32. All others are float32; unwanted results are empty. The
+    arguments are those of `mtlkit.ops.interaction`: map (B, C, H, W), weight (P, C), bias (P,), attn (C,); the caller
+    checks them.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("task_interaction", x, weight, bias, attn)
     B, C, H, W = x.shape
@@ -210,8 +211,8 @@ def reduce_forward(
         return mean, variance, energies, pooled, softmax, signs
     rows, L = pixel_rows(x), H * W
     BP, BL = block_of(P, 256), pixels_of(x)
-    # Products in three parts take registers: short steps leave room for a second program on a processor, and more of
-    # them ahead keep as many bytes on their way.
+    # Products in three parts take registers: short steps leave room for a second program per processor, and more stages
+    # keep as many bytes in flight.
     BK, stages = (16, 5) if BP > 32 and x.dtype == torch.float32 else (32, 3)
     tiles = triton.cdiv(L, BL)
     parts = {
@@ -257,14 +258,14 @@ def reduce_backward(
     factors: Tensor | None = None,
     map_wanted: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, in its dtype and memory format, and of weight, bias and attn in float32.
+    """Returns the gradients of x, in its dtype and memory format, and of weight, bias and attn in float32.
 
-    Of what `reduce_forward` gave, mean, pooled, softmax and signs come back, with the gradients of the sums, float32,
-    None for zeros. Where dy is given, dy times the factors adds to the gradient of x. That is None unless `map_wanted`;
-    those of the parameters are None without dpooled, which alone makes them.
+    mean, pooled, softmax and signs are results of `reduce_forward`; the gradients of the sums are float32, None for
+    zeros. If dy is given, dy times the factors is added to the gradient of x, which is None unless `map_wanted`. The
+    gradients of the parameters are None without dpooled, since they depend only on it.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("task_interaction", x, weight, bias, attn, dy)
     if x.shape[0] == 0:

@@ -57,7 +57,7 @@ def interaction_scale_bwd_kernel(
 
 
 def _tile_of(rows: Tensor) -> tuple[int, int]:
-    """Channels and pixels of a tile for passes that only stream: long along what lies side by side."""
+    """Channels and pixels per tile for passes that only stream: long along the contiguous dimension."""
     return (64, 32) if rows.stride(1) == 1 and rows.stride(2) != 1 else (8, 128)
 
 
@@ -65,7 +65,7 @@ def scale_forward(x: Tensor, factors: Tensor) -> Tensor:
     """The map (B, C, H, W) times float32 factors (B, C), in the dtype and memory format of x.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("task_interaction", x)
     y = new_map(x)
@@ -90,7 +90,7 @@ def scale_backward(dy: Tensor, x: Tensor) -> Tensor:
     """The gradient of the factors, (B, C) in float32: the sum of dy x over the pixels.
 
     Raises:
-        TypeError: an input has another dtype than float32, bfloat16 and float16.
+        TypeError: the dtype of an input is not float32, bfloat16 or float16.
     """
     check_dtypes("task_interaction", x, dy)
     B, C, H, W = x.shape
