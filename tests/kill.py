@@ -2,10 +2,9 @@
 
     python -m tests.kill --times 50
 
-A process imports everything once and forks, so that a trial takes seconds: a child runs the command, is killed by
-SIGKILL at a moment drawn over the whole command, and further children resume it, some of which are killed as well. What
-the last one leaves must be what a command left that nobody disturbed: the same files, bit by bit, checkpoints tensor by
-tensor.
+One process imports everything once and forks, so that a trial takes seconds: a child runs the command and is killed by
+SIGKILL at a random moment; further children resume it, and some of them are killed as well. The final folder must equal
+that of an uninterrupted command: the same files, bit by bit, and checkpoints tensor by tensor.
 """
 
 import argparse
@@ -48,25 +47,25 @@ ROWS = [
     {"name": "with", "changes": SHORT},
     {"name": "without", "changes": {**SHORT, "optimizer": {"lr": 0.001}}},
 ]
-RESUMES = 20  # of one trial, at most
+RESUMES = 20  # the most per trial
 LIST, CLAIM = ".mtlkit-files", ".mtlkit-claim"
 
 
 class Trial(NamedTuple):
-    """How one went."""
+    """The result of one trial."""
 
     command: str
-    seconds: float  # that an undisturbed one takes, as far as is known
-    kills: int  # that met the command at work
-    places: tuple[str, ...]  # what was there at each
-    difference: str  # from the undisturbed folder; "" where there is none
+    seconds: float  # duration of an uninterrupted run, if known
+    kills: int  # kills while the command was running
+    places: tuple[str, ...]  # the progress at each kill
+    difference: str  # from the folder of an uninterrupted run; "" if there is none
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
 def begin(arguments: Sequence[str], log: Path) -> int:
-    """Forks a child that runs a command; returns its number."""
+    """Forks a child that runs a command; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -81,7 +80,7 @@ def begin(arguments: Sequence[str], log: Path) -> int:
 
 
 def wait(child: int, seconds: float | None = None) -> int | None:
-    """The exit status of a child, negative for a signal; None where it has not finished after so many seconds."""
+    """The exit status of a child, negative for a signal; None if it does not finish within this many seconds."""
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         number, status = os.waitpid(child, 0 if end is None else os.WNOHANG)
@@ -96,7 +95,7 @@ def wait(child: int, seconds: float | None = None) -> int | None:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Names and contents of all files: checkpoints loaded, lists without their order."""
+    """Names and contents of all files: checkpoints are loaded, lists are sorted."""
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".ckpt":
@@ -109,7 +108,7 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _without(folder: str, value: Any) -> Any:
-    """A value without the folder in its texts: checkpoints say where they lie."""
+    """The value with the folder's path removed from strings, because checkpoints contain it."""
     if isinstance(value, dict):
         return {_without(folder, key): _without(folder, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -118,7 +117,7 @@ def _without(folder: str, value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same, tensors bit by bit."""
+    """Whether two values are equal, tensors bit by bit."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
@@ -129,7 +128,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def difference(folder: Path, whole: Path) -> str:
-    """The first file that differs; "" where none does."""
+    """The first file that differs; "" if none does."""
     found, expected = dict(contents(folder)), dict(contents(whole))
     for name in sorted({*found, *expected}):
         if name not in found:
@@ -142,7 +141,7 @@ def difference(folder: Path, whole: Path) -> str:
 
 
 def place_of(out: Path) -> str:
-    """How far a command has come, by what is there."""
+    """The progress of a command, from the files that exist."""
     if not (out / LIST).exists():
         return "before the folder"
     if (out / "table.json").exists():
@@ -163,7 +162,7 @@ def place_of(out: Path) -> str:
 
 
 def prepare(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
-    """Writes phantoms, a recipe and a table, and trains the run that predicts; returns the commands by name."""
+    """Writes phantoms, a recipe and a table, and trains the run for predictions; returns the commands by name."""
     synthesize_ultrasound(folder / "busi", cases=24, size=64)
     load_config("demo").change(RECIPE).save(folder / "recipe.yaml")
     (folder / "table.yaml").write_text(yaml.safe_dump({"recipe": "recipe.yaml", "rows": ROWS}))
@@ -185,7 +184,7 @@ def prepare(folder: Path) -> dict[str, Callable[[Path], list[str]]]:
 
 
 def undisturbed(name: str, command: list[str], log: Path) -> float:
-    """Runs a command to its end; returns how many seconds it takes."""
+    """Runs a command without interruption; returns its duration in seconds."""
     began = time.monotonic()
     if (status := wait(begin(command, log))) != 0:
         raise SystemExit(f"{name}: ended with {status} before any kill\n{log.read_text()}")
@@ -193,7 +192,7 @@ def undisturbed(name: str, command: list[str], log: Path) -> float:
 
 
 def trial(name: str, command: list[str], out: Path, whole: Path, seconds: float, random_: random.Random) -> Trial:
-    """Kills a command and its resumptions at random moments until one comes to its end."""
+    """Kills a command and its resumptions at random moments until one finishes."""
     log, places = out.with_name(f"{out.name}.log"), []
     for attempt in range(RESUMES):
         began = time.monotonic()
@@ -213,13 +212,13 @@ def trial(name: str, command: list[str], out: Path, whole: Path, seconds: float,
 
 
 def run(times: int, seed: int, folder: Path, tell: Callable[[str], None]) -> list[Trial]:
-    """So many trials, in turn of each command.
+    """Runs trials of each command in turn.
 
     Args:
-        times: how many kills at least, in all.
-        seed: of the moments.
+        times: the least number of kills in total.
+        seed: for the random moments.
         folder: an empty one.
-        tell: is told how each trial went.
+        tell: gets each trial.
     """
     torch.set_num_threads(1)
     commands, seconds, random_ = prepare(folder), {}, random.Random(seed)
@@ -240,7 +239,7 @@ def run(times: int, seed: int, folder: Path, tell: Callable[[str], None]) -> lis
 
 
 def summary(trials: Sequence[Trial]) -> list[str]:
-    """What came out, a line for each command."""
+    """The results, one line per command."""
     lines = []
     for name in dict.fromkeys(one.command for one in trials):
         own = [one for one in trials if one.command == name]

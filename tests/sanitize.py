@@ -1,8 +1,8 @@
-"""Builds the CPU kernels with a sanitizer and runs the tests of the operators on them, in PyTorch and ONNX Runtime.
+"""Builds the CPU kernels with a sanitizer, and runs the operators' tests with them, in PyTorch and ONNX Runtime.
 
 `make asan`, `ubsan`, `tsan`.
 
-A process ends at the first finding. Memory that is never given back is not looked for: Python and PyTorch keep some.
+A process ends at the first finding. Leaks are not checked: Python and PyTorch never free some memory.
 """
 
 import argparse
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Sanitizer(NamedTuple):
-    """Its name for the compiler, its library, which has to be loaded first, if any, its options, and what it skips."""
+    """The compiler's name for it, the library that must be loaded first (if any), its options, and tests to skip."""
 
     name: str
     library: str | None
@@ -29,13 +29,13 @@ class Sanitizer(NamedTuple):
 
 NODES = tuple(f"tests/deploy/test_{part}nodes.py" for part in ("", "sequence_", "map_"))  # in ONNX Runtime
 
-# A signal is left to the tests that expect one.
+# Signals are left to the tests that expect them.
 SANITIZERS = {
     "asan": Sanitizer("address", "libasan.so", "ASAN_OPTIONS=handle_segv=0:detect_leaks=0"),
     "ubsan": Sanitizer("undefined", None, "UBSAN_OPTIONS=handle_segv=0:print_stacktrace=1"),
-    # The kernels' threads are std::thread here (csrc/bindings/threads.cpp), because ThreadSanitizer does not see how
-    # libgomp's threads wait for each other. Nor does it see that of PyTorch's and ONNX Runtime's, whose code is left
-    # out, nor follow a fork of several threads. The pool of the libraries: tests/bindings/test_thread_pool.py.
+    # The kernels use std::thread here (csrc/bindings/threads.cpp), because ThreadSanitizer does not see how libgomp's
+    # threads synchronise. It does not see this for PyTorch's and ONNX Runtime's threads either, whose code is excluded,
+    # and cannot follow forks of several threads. tests/bindings/test_thread_pool.py tests the libraries' thread pool.
     "tsan": Sanitizer(
         "thread",
         "libtsan.so",
@@ -44,12 +44,12 @@ SANITIZERS = {
     ),
 }
 THREADS = 4
-# torch.compile starts a compiler, which would run with the sanitizer, too.
+# torch.compile starts a compiler, which would run under the sanitizer, too.
 TESTS = ("tests/operators", *NODES, "-k", "not compiles_once")
 
 
 def build(name: str) -> Path:
-    """The folder of the module that is built with a sanitizer of this name."""
+    """The folder of the module built with this sanitizer."""
     folder = ROOT / "build" / name
     configure = [
         *("cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DMTLKIT_CUDA=off"),
@@ -63,7 +63,7 @@ def build(name: str) -> Path:
 
 
 def library(name: str) -> str:
-    """The path of a library that comes with the compiler."""
+    """The path of a library of the compiler."""
     command = [*shlex.split(os.environ.get("CXX", "c++")), f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -77,9 +77,9 @@ def main() -> int:
     name, _, options = sanitizer.options.partition("=")
     environment = os.environ | {name: options, "SANITIZED": str(build(sanitizer.name))}
     environment |= {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": str(THREADS), "OMP_WAIT_POLICY": "passive"}
-    if sanitizer.library:  # the C++ library too, so that its exceptions are found
+    if sanitizer.library:  # loads the C++ library too, so that its exceptions are intercepted
         environment["LD_PRELOAD"] = " ".join(map(library, (sanitizer.library, "libstdc++.so")))
-    plugins = ("-p", "harness.sanitized", "-p", "no:cacheprovider", "--capture=sys")  # findings go past sys.stderr
+    plugins = ("-p", "harness.sanitized", "-p", "no:cacheprovider", "--capture=sys")  # findings bypass sys.stderr
     command = [sys.executable, "-m", "pytest", *plugins, *(arguments.tests or (*TESTS, *sanitizer.skips))]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 

@@ -1,4 +1,4 @@
-"""Networks with the weights of their beginning, as if they came from runs."""
+"""Networks with initial weights, in the form of runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def opened(config: Config, classes: tuple[str, ...], birads: tuple[int, ...] = (
 
 @pytest.fixture(scope="session")
 def lesion() -> SavedRun:
-    """A small BTI-Net that calls about half of the pixels lesion."""
+    """A small BTI-Net that marks about half of the pixels as lesion."""
     options = {"encoder": "resnet18", "decoder_dims": [16, 16, 12, 8], "num_classes": 3, "clf_dim": 16, "hmsf": False}
     changes = {"model": {"options": options}, "data": {"size": 32, "batch_size": 4, "cache": False}}
     return opened(load_config("demo").change(changes), CLASSES)
@@ -32,7 +32,7 @@ def lesion() -> SavedRun:
 
 @pytest.fixture(scope="session")
 def views() -> SavedRun:
-    """CSA-MoE-Net, which takes masks."""
+    """A CSA-MoE-Net, which needs masks."""
     changes = {
         "model": {"options": {"pretrained": False, "num_classes": 2}},
         "data": {"size": 32, "batch_size": 4, "workers": 0},
@@ -51,7 +51,7 @@ def mammography() -> SavedRun:
     return opened(load_config("hybrid_vssm").change(changes), ("benign or normal", "malignant"), (1, 5))
 
 
-# --- networks of a few parameters, which are exported in a second -----------------------------------------------------
+# --- networks with a few parameters, which are exported in a second ---------------------------------------------------
 
 
 class LesionOutput(NamedTuple):
@@ -116,7 +116,7 @@ class SmallMammography(_Small):
 
 
 class Pair(NamedTuple):
-    """A run, and the file that its network was exported to."""
+    """A run, and the file exported from its network."""
 
     run: SavedRun
     file: Path
@@ -152,7 +152,7 @@ def small_mammography(tmp_path_factory) -> Pair:
 
 @pytest.fixture
 def image(tmp_path) -> Callable[..., Path]:
-    """Writes a drawn image: image("a/b.png", height, width)."""
+    """Writes a random image: image("a/b.png", height, width)."""
     from PIL import Image
 
     def write(name: str, height: int = 40, width: int = 52, seed: int = 0) -> Path:

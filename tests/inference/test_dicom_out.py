@@ -1,4 +1,4 @@
-"""DICOM objects of predictions: what they hold, what they refer to, and that a validator accepts them."""
+"""DICOM objects of predictions: contents, references, and a validator that accepts them."""
 
 import csv
 import shutil
@@ -57,7 +57,7 @@ def scans(tmp_path_factory) -> Path:
 
 
 def mammogram(path: Path) -> None:
-    """A phantom of 12 bits, of a patient whose name is not ASCII."""
+    """A 12-bit phantom, of a patient whose name is not ASCII."""
     file = pydicom.dcmread(real("CT_small.dcm"))
     for name in ("FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         delattr(file, name)
@@ -78,7 +78,7 @@ def mammogram(path: Path) -> None:
 
 
 def enhanced(path: Path) -> pydicom.Dataset:
-    """Two slices in one file, whose planes and measures are told in functional groups."""
+    """Two slices in one file, with positions and spacing in functional groups."""
     file = pydicom.dcmread(real("CT_small.dcm"))
     file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
     file.NumberOfFrames, file.PixelData = 2, 2 * file.PixelData
@@ -100,7 +100,7 @@ def enhanced(path: Path) -> pydicom.Dataset:
 
 @pytest.fixture(scope="module", params=["torch", "onnxruntime"])
 def found(request, small_lesion, scans, tmp_path_factory):
-    """Folder and rows of a prediction with all objects."""
+    """Folder and rows of a prediction with all DICOM objects."""
     out = tmp_path_factory.mktemp(request.param) / "out"
     network = small_lesion.run if request.param == "torch" else small_lesion.file
     with pytest.MonkeyPatch.context() as patch:
@@ -218,7 +218,7 @@ def test_a_report_alone_refers_to_the_image(small_views, scans, small_lesion, tm
     masks = _mask(tmp_path / "masks/CT_small.png").parent
     given = predict(small_views.file, scans / "CT_small.dcm", tmp_path / "given", masks=masks, dicom_sr=True)
     report = hd.sr.srread(tmp_path / "given" / given.rows[0]["dicom_sr"])
-    assert len(report.content.get_image_measurement_groups()) == 1  # classes: the mask is not the network's
+    assert len(report.content.get_image_measurement_groups()) == 1  # classes only: the mask is not the network's
 
 
 def _mask(path: Path) -> Path:

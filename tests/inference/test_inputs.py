@@ -1,4 +1,4 @@
-"""What is found in files and folders: names, frames, masks, views, and what stands in the way."""
+"""What is found in files and folders: names, frames, masks, views, and reasons against files."""
 
 import os
 import unicodedata
@@ -99,7 +99,7 @@ def test_masks_are_matched_by_name(image, tmp_path):
 
 
 def put(kind: str, path: Path) -> str:
-    """Makes what is no image, and returns why."""
+    """Writes something that is not an image, and returns the expected reason."""
     if kind == "pipe":
         os.mkfifo(path)
         return "found a device or a pipe"

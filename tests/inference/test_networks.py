@@ -1,4 +1,4 @@
-"""Which engine a network is for, and what is refused before one is loaded."""
+"""Which engine a network needs, and what is rejected before loading it."""
 
 import re
 

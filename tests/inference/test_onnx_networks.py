@@ -1,4 +1,4 @@
-"""Networks of files: the same predictions as those of the runs that they were exported from."""
+"""Networks in ONNX files: the same predictions as the runs from which they were exported."""
 
 import csv
 import importlib.metadata
@@ -33,7 +33,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    """Two folders of predictions, of networks that differ by rounding alone."""
+    """Compares two prediction folders of networks that differ only by rounding."""
     for row, expected in zip(table(one), table(other), strict=True):
         assert row.keys() == expected.keys()
         for name, value in row.items():
@@ -47,7 +47,7 @@ def assert_same(one: Path, other: Path) -> None:
     assert drawings(one).keys() == names.keys()
     for name, pixels in drawings(one).items():
         if name.startswith("masks/"):
-            assert (pixels != names[name]).sum() <= 2, name  # at the threshold
+            assert (pixels != names[name]).sum() <= 2, name  # pixels at the threshold
 
 
 def test_what_both_engines_say(small_lesion, small_views, small_mammography):
@@ -74,7 +74,7 @@ def test_a_file_of_an_earlier_version_is_not_calibrated(small_lesion, tmp_path):
 
 
 def test_images(small_lesion, image, tmp_path):
-    """PNG, JPEG, frames of DICOM, and a DICOM file that says how large its pixels are."""
+    """PNG, JPEG, DICOM frames, and a DICOM file with pixel spacing."""
     image("scans/a.png", 40, 52)
     image("scans/more/b.jpg", 133, 121, seed=1)
     dicom = pydicom.dcmread(get_testdata_file("examples_rgb_color.dcm", download=False))
@@ -134,7 +134,7 @@ print(*sorted(name for name, file in files.items() if file.startswith(sys.argv[1
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory) -> Path:
-    """A folder to import from with NumPy, Pillow, pydicom, ONNX Runtime and mtlkit, and nothing else."""
+    """An import folder with only NumPy, Pillow, pydicom, ONNX Runtime and mtlkit."""
     folder = tmp_path_factory.mktemp("packages")
     for package in PACKAGES:
         distribution = importlib.metadata.distribution(package)
@@ -145,7 +145,7 @@ def bare(tmp_path_factory) -> Path:
 
 
 def test_without_torch(bare, small_lesion, small_views, small_mammography, image, draw_phantoms, tmp_path):
-    """Masks, overlays, tables, DICOM: all as with it, in a Python that has nothing but what the extra asks for."""
+    """Masks, overlays, tables, DICOM: the same as with torch, with only the packages of the extra installed."""
     image("scans/a.png", 40, 52)
     image("scans/more/b.jpg", 133, 121, seed=1)
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 30).save(tmp_path / "scans/e.tif")
@@ -181,7 +181,7 @@ def test_without_torch(bare, small_lesion, small_views, small_mammography, image
 
 @pytest.fixture
 def changed(small_lesion, tmp_path):
-    """Writes the file of the small lesion network with other metadata: changed(facts), or None for none at all."""
+    """Writes the file of the small lesion network with other metadata: changed(facts), or None for no metadata."""
 
     def write(facts: dict | None) -> Path:
         model = onnx.load(small_lesion.file)
@@ -252,7 +252,7 @@ def test_a_file_of_another_channel_count(small_lesion, image, tmp_path):
 
 
 def test_no_library(small_lesion, small_mammography, draw_phantoms, image, tmp_path, monkeypatch):
-    """A file with mtlkit's operators needs it; one of standard operators alone does without."""
+    """A file with mtlkit's operators needs the library; one with only standard operators does not."""
     monkeypatch.setattr(_library, "_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"mtlkit\.deploy\.library_path\(\) found nothing there"):
         predict(small_lesion.file, image("a.png"), tmp_path / "out")
@@ -271,7 +271,7 @@ def test_answers_that_are_no_numbers(small_lesion, image, tmp_path):
 
 
 def test_resumed_and_refused(small_lesion, image, tmp_path):
-    """A file goes on with its own predictions, and not with those of its run, which differ by rounding."""
+    """A file continues its own predictions, but not those of its run, which differ by rounding."""
     for i in range(3):
         image(f"scans/{i}.png", seed=i)
     whole = predict(small_lesion.file, tmp_path / "scans", tmp_path / "out", batch_size=2)

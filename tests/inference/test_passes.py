@@ -1,4 +1,4 @@
-"""Flips are undone before the mean is taken; windows blend to one mask, whose weights sum to 1 everywhere."""
+"""Flips are undone before averaging; windows blend into one mask, with weights that sum to 1 everywhere."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_of_a_flip_equivariant_network_it_is_the_plain_answer():
 
 
 def test_is_the_mean_of_flips_that_are_undone():
-    """Masks that the network is given are flipped with the image; what has no rows and columns is left alone."""
+    """Input masks are flipped with the image; outputs without rows and columns are not flipped."""
     ramp = np.arange(12, dtype=np.float32).reshape(3, 4)
     seen = []
 
@@ -76,7 +76,7 @@ def test_windows_cover_the_axis_and_their_weights_sum_to_one(length, window):
     assert (starts[0], starts[-1]) == (0, length - window)
     gaps = np.diff(starts)
     assert len(gaps) == 0 or (gaps.max() <= max(1, window // 2) and gaps.max() - gaps.min() <= 1)
-    assert starts == [length - window - start for start in starts][::-1]  # the same from both ends
+    assert starts == [length - window - start for start in starts][::-1]  # symmetric
     np.testing.assert_allclose(weights.sum(0), 1, rtol=1e-6)
     assert (weights >= 0).all()
     for start, row in zip(starts, weights, strict=True):
@@ -98,7 +98,7 @@ def test_of_an_image_of_a_windows_size_it_is_the_plain_mask_to_the_last_bit():
 @pytest.mark.parametrize("shape", [(16, 33), (40, 57), (100, 16), (7, 30), (50, 3), (17, 16)])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_sizes_that_windows_do_not_divide_and_sides_that_are_shorter(shape, batch_size):
-    """Of a network that looks at single pixels, the blended mask is that of the whole image."""
+    """For a network that looks at single pixels, the blended mask is that of the complete image."""
     image, counts = noise(*shape, 3), []
 
     def network(images):
@@ -113,7 +113,7 @@ def test_sizes_that_windows_do_not_divide_and_sides_that_are_shorter(shape, batc
 
 
 def test_is_what_monai_makes_of_the_same_windows():
-    """Sizes at which MONAI's windows lie where ours do; the network sees where in its window a pixel is."""
+    """Sizes for which MONAI places windows like mtlkit; the network sees the position of a pixel in its window."""
     image = noise(65, 97, 3)
     place = np.random.default_rng(1).random((1, 33, 33), np.float32)
     found = slide(lambda images: images.mean(1, keepdims=True) * place, image, 33, batch_size=4)
@@ -121,7 +121,7 @@ def test_is_what_monai_makes_of_the_same_windows():
     expected = sliding_window_inference(
         tensor, (33, 33), 4, lambda x: x.mean(1, keepdim=True) * torch.from_numpy(place), overlap=0.5, mode="gaussian"
     )
-    inside = slice(8, -8), slice(8, -8)  # elsewhere MONAI raises most weights, to 1/1000 of the greatest
+    inside = slice(8, -8), slice(8, -8)  # elsewhere MONAI raises most weights, to 1/1000 of the largest
     np.testing.assert_allclose(found[inside], expected[0, 0][inside], atol=0.01)
 
 
@@ -140,7 +140,7 @@ def masks_of(folder, rows):
 
 @pytest.mark.parametrize("engine", ["run", "file"])
 def test_predictions_with_windows(small_lesion, image, tmp_path, engine):
-    """Class and gates are those of the whole image; images that are not larger are predicted as without windows."""
+    """Class and gates come from the complete image; images up to the window's size are predicted without windows."""
     source = getattr(small_lesion, engine)
     files = [image("scans/a.png", 32, 32), image("scans/b.png", 20, 30), image("scans/c.png", 50, 70)]
     plain = predict(source, files, tmp_path / "plain", batch_size=2)
@@ -175,7 +175,7 @@ def test_predictions_with_flips(small_lesion, small_mammography, image, tmp_path
     pixels = np.asarray(Image.open(file).convert("RGB").resize((32, 32))).transpose(2, 0, 1)
     images = to_range(pixels, network.facts.mean, network.facts.std)[None]
     mean = np.mean([network({"images": np.flip(images, axes).copy()})["class"] for axes in IMAGE_FLIPS], axis=0)
-    assert rows[1]["class_p_benign"] == pytest.approx(mean[0, 0], abs=0.01)  # Pillow resizes not quite as we do
+    assert rows[1]["class_p_benign"] == pytest.approx(mean[0, 0], abs=0.01)  # Pillow resizes slightly differently
     for name in ("L_CC", "L_MLO", "R_CC"):
         image(f"exams/one/{name}.png", 40, 30)
     found = predict(small_mammography.file, tmp_path / "exams", tmp_path / "birads", tta=True)

@@ -1,4 +1,4 @@
-"""Predictions: the same as the evaluation's, masks in the images' sizes, the table, exams, and what is refused."""
+"""Predictions: equal to the evaluation's, masks in the sizes of the images, the table, exams, and rejected input."""
 
 import csv
 import errno
@@ -45,7 +45,7 @@ def phantoms(draw_phantoms):
 
 
 def test_predictions_are_those_of_the_evaluation(lesion, phantoms, tmp_path):
-    """The very probabilities that a run is judged by, and masks that come from the very same maps."""
+    """The same probabilities as in the evaluation of a run, and masks computed from the same maps."""
     records = open_dataset(phantoms, classes=lesion.classes).records
     expected = {}
     for batch in lesion.loader(records, 4):
@@ -154,7 +154,7 @@ def test_no_lesion_is_no_outline(lesion, image, tmp_path):
 
 
 class _Silent(Network):
-    """A network that sees no lesion anywhere."""
+    """A network that never finds a lesion."""
 
     def __init__(self, model):
         super().__init__()
@@ -311,7 +311,7 @@ def test_full_disk(lesion, image, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run_folder(lesion, draw_phantoms, tmp_path_factory):
-    """A run of one epoch."""
+    """A run with one epoch."""
     data, out = draw_phantoms("ultrasound", 24), tmp_path_factory.mktemp("run") / "run"
     train(lesion.config.change({"stopping": {"epochs": 1}, "second_stage": None}), data, out, progress=False)
     return out

@@ -1,4 +1,4 @@
-"""Predictions that were interrupted: what was found stays, and the end is the same as without the interruption."""
+"""Interrupted predictions: results are kept, and resuming ends like an uninterrupted run."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from mtlkit.models import create_model
 
 
 class Killed(BaseException):
-    """The end of the process, wherever it was."""
+    """Simulates the end of the process at any point."""
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def scans(image, tmp_path) -> Path:
 
 @pytest.fixture
 def kill_after(monkeypatch):
-    """Lets a prediction write so many rows and no more."""
+    """Lets a prediction write only this many rows."""
     whole = Progress.add_row
 
     def limit(count: int) -> None:
@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_killed_and_resumed_is_as_if_undisturbed(lesion, scans, tmp_path, kill_after, monkeypatch, count):
-    """Batches of two: the kill comes within a batch and between batches."""
+    """Batches of two: the interruption comes within a batch and between batches."""
     whole = predict(lesion, scans, tmp_path / "whole", batch_size=2)
     kill_after(count)
     with pytest.raises(Killed):
@@ -73,7 +73,7 @@ def test_interrupted_and_begun_again(lesion, scans, tmp_path, kill_after, monkey
     kill_after(2)
     with pytest.raises(Killed):
         predict(lesion, scans, tmp_path / "out", force=True)
-    assert (tmp_path / "out/predictions.csv").read_text().count("\n") == 2  # the earlier one
+    assert (tmp_path / "out/predictions.csv").read_text().count("\n") == 2  # the row from before the interruption
     monkeypatch.undo()
     with pytest.raises(ExistsError) as error:
         predict(lesion, scans, tmp_path / "out")
@@ -84,7 +84,7 @@ def test_interrupted_and_begun_again(lesion, scans, tmp_path, kill_after, monkey
     with pytest.raises(Killed):
         predict(lesion, [scans / "0.png", scans / "1.png"], scans / "within")
     monkeypatch.undo()
-    assert predict(lesion, scans, tmp_path / "out", force=True) == whole  # results are no inputs
+    assert predict(lesion, scans, tmp_path / "out", force=True) == whole  # results are not used as inputs
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     with pytest.raises(ValueError, match="resume, force: expected at most one of them"):
         predict(lesion, scans, tmp_path / "out", resume=True, force=True)

@@ -1,4 +1,4 @@
-"""Networks of runs: what they say is what the run says."""
+"""Networks of runs give the results of the run."""
 
 import json
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_an_ensemble_says_the_mean_of_what_its_networks_say(small_lesion):
 
 
 def test_a_folder_of_folds_is_an_ensemble(tmp_path, draw_phantoms, capsys):
-    """From training to predictions, and the images are those of each fold's own prediction."""
+    """From training to predictions; the inputs are prepared as in each fold's own prediction."""
     ultrasound = draw_phantoms("ultrasound", 24)
     settings = ["data.size=32", "data.batch_size=4", "stopping.epochs=1", "second_stage=null"]
     settings += ["model.options.decoder_dims=[16, 16, 12, 8]", "model.options.clf_dim=16"]

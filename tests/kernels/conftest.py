@@ -1,4 +1,4 @@
-"""What tests of the Triton kernels share: launches recorded instead of run, compiled ahead of time, disassembled."""
+"""Helpers for tests of the Triton kernels: recorded launches, ahead-of-time compilation, disassembly."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Instructions of a loop, and how many of them are of each kind."""
+    """Instructions of a loop, and their number by kind."""
 
     instructions: int
     kinds: Counter
@@ -36,7 +36,7 @@ class Loop(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes of a processor."""
+    """The resources that a compiled kernel needs."""
 
     kernel: str
     target: str
@@ -55,7 +55,7 @@ class Resources(NamedTuple):
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[Launch]]:
-    """The launches of a call on CPU tensors, none of them run."""
+    """The launches of a call on CPU tensors, recorded but not run."""
     from triton.runtime.jit import JITFunction
 
     def launches(call: Callable[[], object]) -> list[Launch]:
@@ -76,7 +76,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], 
 
 
 def _source(launch: Launch):
-    """The kernel specialised for its arguments as Triton does it: ones, multiples of 16, aligned pointers."""
+    """The kernel, specialised for its arguments like Triton does: ones, multiples of 16, aligned pointers."""
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
@@ -103,7 +103,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _instructions(disassembly: str) -> tuple[list[str], dict[str, int]]:
-    """The instructions in their order, and the place of each label among them."""
+    """The instructions in order, and the position of each label."""
     instructions, labels = [], {}
     for line in disassembly.splitlines():
         if label := re.match(r"\s*(\.L_\w+):", line):
@@ -145,19 +145,19 @@ def _resources(launch: Launch, capability: int, folder: Path) -> Resources:
 
 
 class AMDResources(NamedTuple):
-    """What a kernel compiled for one of AMD's GPUs takes of it."""
+    """The resources that a kernel compiled for an AMD GPU needs."""
 
     kernel: str
     target: str
     registers: int
     shared: int
     spills: int
-    scratch: int  # bytes of private memory of a thread
+    scratch: int  # bytes of private memory per thread
 
 
 @pytest.fixture
 def compiled_for_amd(monkeypatch: pytest.MonkeyPatch) -> Callable[[Launch, str], AMDResources]:
-    """Compiles a launch for one of AMD's GPUs, without one; launches are recorded as a torch for ROCm makes them."""
+    """Compiles a launch for an AMD GPU, without a GPU; launches are recorded as with torch for ROCm."""
     import triton
     from triton.backends import backends
     from triton.backends.compiler import GPUTarget

@@ -1,6 +1,6 @@
-"""The Triton kernels compiled ahead of time: they fit their GPUs, use no atomics, do not spill, and stay lean.
+"""Triton kernels compiled ahead of time: they fit the GPUs, use no atomics, do not spill, and have short loops.
 
-Shapes are MedMamba-T's and VMamba-T's first stages at 224 x 224. Tensors are on the meta device: nothing is computed.
+Shapes are the first stages of MedMamba-T and VMamba-T at 224 x 224. Tensors on the meta device: nothing is computed.
 """
 
 import re
@@ -14,7 +14,7 @@ from mtlkit.kernels.tables import STATE_INTERVAL
 pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
 CAPABILITIES = (80, 90, 100)
-SHARED_BYTES = 163 * 1024  # of one program, on the least of them
+SHARED_BYTES = 163 * 1024  # per program, on the GPU with the least
 AMD_TARGETS = ("gfx942", *(pytest.param(target, marks=pytest.mark.slow) for target in ("gfx90a", "gfx1100")))
 AMD_SHARED_BYTES = 64 * 1024
 
@@ -49,7 +49,7 @@ def selective_scan_calls(batch: int, states: int, dtype: torch.dtype) -> tuple[C
 
 
 def directional_scan_calls(batch: int, states: int, dtype: torch.dtype, sequences: bool) -> tuple[Callable, Callable]:
-    """As selective_scan's kernels see them: four directions that share u, and a table."""
+    """In the form of selective_scan's kernels: four directions that share u, and a table."""
     from mtlkit.kernels import selective_scan
 
     K, D, L = 4, 96, 3136
@@ -97,8 +97,8 @@ def causal_conv1d_calls(dtype: torch.dtype, sequences: bool) -> tuple[Callable, 
     )
 
 
-# What is compiled, and for each capability the most instructions of a state update and lane in the innermost loop that
-# holds exponentials, forward and backward; the backward one is without what rebuilds the states. None: not held.
+# The kernels and, for each capability, the maximum of instructions per state update and lane in the innermost loop with
+# exponentials, forward and backward; backward does not count the recomputation of states. None: no limit.
 CASES = {
     "ss2d N=16 float32": (
         lambda: ss2d_calls(64, 16, 3, torch.float32),
@@ -132,7 +132,7 @@ CASES = {
 
 
 def updates(launch) -> float:
-    """State updates of a lane in the body of a scan's loop: a step, forward as many as lie between kept states."""
+    """State updates of a lane in a loop body of a scan: one step; forward, as many as lie between saved states."""
     a = launch.arguments
     directions = 2 if launch.kernel.__name__.startswith("ss2d") else 1
     steps = STATE_INTERVAL // a["T"] if launch.kernel.__name__.endswith("fwd_kernel") else 1
@@ -175,7 +175,7 @@ def test_compiles_for_amd(case, target, record, compiled_for_amd):
 @pytest.mark.parametrize("target", AMD_TARGETS)
 @pytest.mark.parametrize("case", [case for case in CASES if re.search(r"scan|N=1 |one image", case)])
 def test_scans_compile_for_amd(case, target, record, compiled_for_amd):
-    """A minute for some of them. Registers may be short on RDNA, which has half of CDNA's."""
+    """Some take a minute. Registers may be scarce on RDNA, which has half as many as CDNA."""
     for call in CASES[case][0]():
         for launch in record(call):
             found = compiled_for_amd(launch, target)

@@ -1,4 +1,4 @@
-"""The Triton kernels of task interaction as compiled for GPUs: no spills, no atomics, shared memory that there is."""
+"""The Triton kernels of task interaction, compiled for GPUs: no spills, no atomics, limited shared memory."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="torch brings no Triton on this platform")
 
-# Bytes of shared memory that a block may have.
+# Bytes of shared memory available to a block.
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 VARIANCE, THREE, ATTENTION = (False, False), (False, True), (True, True)
 # (C, H = W) of a decoder level, dtype, (attention, energy), capabilities
@@ -50,15 +50,15 @@ def test_compiled(record, compiled, channels, size, dtype, form, capabilities):
         for capability in capabilities:
             found = compiled(launch, capability)
             assert found.spills == 0, found
-            if capability < 100:  # there tensor memory is taken by an atomic instruction, of integers
+            if capability < 100:  # newer GPUs allocate tensor memory by an atomic integer instruction
                 assert found.atomics == 0, found
             assert found.shared <= SHARED[capability], found
-            if (channels, capability) == (96, 90):  # two programs of 8 warps on a processor
+            if (channels, capability) == (96, 90):  # two programs of 8 warps per processor
                 assert found.registers <= 128, found
 
 
 def test_other_forms_compile(record, compiled):
-    """Without a projection, without what comes from scaling, and with offsets of 64 bits."""
+    """Without a projection, without the part that scaling adds, and with 64-bit offsets."""
     from mtlkit.kernels import interaction as kernels
 
     def forms() -> None:
@@ -125,7 +125,7 @@ def test_gating_compiles(record, compiled, batch, channels, alignment, training,
     "target", ["gfx942", *(pytest.param(target, marks=pytest.mark.slow) for target in ("gfx90a", "gfx1100"))]
 )
 def test_compiles_for_amd(record, compiled_for_amd, target):
-    """The widest level in float32, which in as many stages as on NVIDIA's GPUs would not fit 64 KB of shared memory."""
+    """The widest level in float32; with as many stages as on NVIDIA GPUs it would exceed 64 KB of shared memory."""
     launches = record(level_calls(384, 14, torch.float32, ATTENTION)) + record(gating_calls(64, 96, False, False))
     for launch in launches:
         found = compiled_for_amd(launch, target)

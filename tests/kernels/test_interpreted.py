@@ -1,4 +1,4 @@
-"""Starts the tests of the interpreted kernels, each file in a process of its own: see interpreted/conftest.py."""
+"""Runs the tests of interpreted kernels, each file in a separate process: see interpreted/conftest.py."""
 
 from pathlib import Path
 

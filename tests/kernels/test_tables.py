@@ -1,4 +1,4 @@
-"""The rules by which kernels are cut into programs, and the arithmetic of their launchers. No Triton is loaded."""
+"""How kernels are split into programs, and the arithmetic of their launchers. Triton is not loaded."""
 
 import random
 
@@ -63,7 +63,7 @@ def test_tiles_of_every_state_count(kind, directions):
 
 
 def test_tiles_are_as_lean_as_the_fill_allows():
-    """Four directions of 96 channels: three blocks of 32 channels in a pair, 2 * 3 * B programs."""
+    """Four directions with 96 channels: three blocks of 32 channels per pair, 2 * 3 * B programs."""
     assert scan_tiles("forward", 16, 96, 2 * 32, 2, SMS).S == 4
     assert scan_tiles("forward", 16, 96, 2 * 64, 2, SMS).S == 8
     assert scan_tiles("forward", 16, 96, 2 * 256, 2, SMS).S == 8
@@ -90,7 +90,7 @@ def test_rows_of_the_time_step_hold_the_rank(rank):
 
 
 def test_weights_are_held_while_they_fit_the_registers():
-    """A thread loads four channels forward and two backward; with 64 states fewer channels than threads there are."""
+    """A thread loads four channels forward and two backward; with 64 states, there are fewer channels than threads."""
     forward, backward = Tiles(8, 8, 2, 2, 16, 4), Tiles(8, 4, 4, 4, 8, 8)
     assert held("forward", 12, forward)
     assert not held("forward", 13, forward)
@@ -104,11 +104,11 @@ def test_split_begins_where_the_processors_are_not_full():
     assert split(full, 3136, SMS) == 1
     assert split(full - 1, 3136, SMS) == FULL_WARPS * SMS // (full - 1) == 2
     assert split(24, 3136, SMS) == FULL_WARPS * SMS // 24 == 44
-    assert split(1, 3136, SMS) == 3136 // CHUNK_TOKENS  # the tokens set the limit
+    assert split(1, 3136, SMS) == 3136 // CHUNK_TOKENS  # limited by the number of tokens
     assert split(1, 2 * CHUNK_TOKENS, SMS) == 2
     assert split(1, 2 * CHUNK_TOKENS - 1, SMS) == 1
     assert split(1, 1, SMS) == 1
-    assert split(100, 3136, 16) == 1  # a smaller device is full sooner
+    assert split(100, 3136, 16) == 1  # a smaller device is filled earlier
 
 
 def test_rows_and_pixels_fit_a_program():

@@ -1,4 +1,4 @@
-"""What the tests of networks share."""
+"""Shared by the tests of networks."""
 
 import pytest
 
@@ -7,5 +7,5 @@ SMALL = {"depths": (1, 1, 1, 1), "dims": (16, 32, 64, 128), "num_classes": 3}
 
 @pytest.fixture
 def small() -> dict:
-    """Options that shrink any network of four stages."""
+    """Options that shrink any network with four stages."""
     return dict(SMALL)

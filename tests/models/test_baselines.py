@@ -1,4 +1,4 @@
-"""What the networks to compare with share: padding, a classifier that may be left out, weights, devices, errors."""
+"""Common behaviour of the baselines: padding, an optional classifier, weights, devices, errors."""
 
 import pytest
 import timm
@@ -60,7 +60,7 @@ def test_device_and_dtype():
     assert model(torch.rand(1, 3, 32, 32, dtype=torch.float64)).cls_logits.dtype == torch.float64
 
 
-# The weights that each network's official code begins with, timm's name of them.
+# The weights with which each network's official code starts, by timm's name.
 TAGS = {
     "unet": "aa_in1k",
     "attention_unet": "aa_in1k",

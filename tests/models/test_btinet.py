@@ -1,4 +1,4 @@
-"""BTI-Net: what differs from MBDI, its gates' signals and its second stage; test_mbdi.py has the rest."""
+"""BTI-Net: its differences from MBDI, its gates' signals and its second stage; test_mbdi.py tests the rest."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Model cards: what they say of a network alone, of one from a run, and of one that was changed since."""
+"""Model cards: of a plain network, of one from a run, and of one that was changed afterwards."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def test_figures_do_not_outlive_their_parameters(model, origin):
     assert "have changed since the run" in section(card, "Metrics")
     assert "have changed since the run" in section(card, "Limits")
     assert "not been calibrated" in section(card, "Calibration")
-    assert "500 train" in section(card, "Data")  # what it has learnt from stays true
+    assert "500 train" in section(card, "Data")  # the training data is still described
 
 
 def test_phantoms_say_nothing_about_patients(model, origin):

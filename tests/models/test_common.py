@@ -1,4 +1,4 @@
-"""What the networks share: checks, padding, rates."""
+"""Shared code of the networks: checks, padding, rates."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Costs of networks: those of the operators by their formulas, and the network as it was before."""
+"""Costs of networks: operators count by their formulas, and the network stays unchanged."""
 
 import pytest
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def test_parameters_that_nothing_uses():
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_scans_count_as_vmamba_counts_them(device):
-    layer = SS2D(8, d_state=4, device=device)  # 16 channels in each of four directions, one time step in
+    layer = SS2D(8, d_state=4, device=device)  # 16 channels in each of four directions, with a time step of rank 1
     height, width = 5, 6
     length = height * width
     projections = length * (8 * 32 + 16 * 4 * (1 + 2 * 4) + 16 * 8)

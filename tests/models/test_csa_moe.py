@@ -1,4 +1,4 @@
-"""CSA-MoE-Net: published counts and FLOPs, what each expert sees, the gate, options, errors."""
+"""CSA-MoE-Net: published counts and FLOPs, the input of each expert, the gate, options, errors."""
 
 import pytest
 import timm
@@ -20,7 +20,7 @@ def lesions(batch: int = 2, size: int = 64) -> tuple[Tensor, Tensor]:
 
 
 def multiplications(model: nn.Module, *given: Tensor) -> int:
-    """As thop counts: multiply-adds of convolutions and linear layers, four an element of BatchNorm, no pooling."""
+    """Counts like thop: multiply-adds of convolutions and linear layers, four per element of BatchNorm, no pooling."""
     total = 0
 
     def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
@@ -111,7 +111,7 @@ def test_equations(model):
 def test_each_expert_sees_its_view_only(model):
     images, masks = lesions()
     far = images.clone()
-    far[:, :, -3:] += 1  # outside of core and band
+    far[:, :, -3:] += 1  # outside the core and the band
     alphas, moved = model(images, masks).stages, model(far, masks).stages
     assert not torch.equal(alphas[:, 0], moved[:, 0])
     assert torch.equal(alphas[:, 1:], moved[:, 1:])

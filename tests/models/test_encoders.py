@@ -1,4 +1,4 @@
-"""Encoders: the taps, agreement with timm, pretrained weights, channels of the image, freezing, errors."""
+"""Encoders: feature levels, agreement with timm, pretrained weights, image channels, freezing, errors."""
 
 import sys
 from unittest.mock import patch
@@ -50,7 +50,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", sorted(OTHERS))
 def test_any_network_of_timm(name):
-    """Its features, channels first whatever its own layout is."""
+    """Features of the timm network, channels first for any layout."""
     encoder = Encoder(name, in_chans=1)
     assert (encoder.channels, encoder.strides) == OTHERS[name]
     shapes = [tuple(f.shape) for f in encoder(torch.rand(1, 1, 224, 224))]
@@ -141,7 +141,7 @@ def test_pretrained_weights(in_chans, tmp_path):
 
 
 def test_weights_out_of_reach():
-    """One sentence that names them, whatever the Hub says, and the way on."""
+    """One sentence names the weights and a solution, whatever the Hub's error is."""
 
     def offline(*_, **__):
         raise FileNotFoundError("Cannot find the requested files in the local cache.\nPlease check your connection.")
@@ -160,8 +160,8 @@ def test_names_may_carry_the_tag_of_the_weights():
         Encoder("resnet18.ns")
 
 
-# What the publications began with: EfficientNetB4 of Keras, plain ImageNet, and torchvision's weights of the others.
-# timm's own defaults are later trainings: noisy student, a1_in1k, ra_in1k.
+# Initial weights in the publications: EfficientNetB4 of Keras (plain ImageNet) and torchvision's weights for the
+# others. timm's defaults come from later trainings: noisy student, a1_in1k, ra_in1k.
 TAGS = {
     "mbdi": {"tf_efficientnet_b4.aa_in1k"},
     "btinet": {"tf_efficientnet_b4.aa_in1k"},

@@ -1,4 +1,4 @@
-"""The four-view networks: forms of input, absent views, shared and view-specific backbones, tasks, errors."""
+"""The four-view networks: forms of input, missing views, shared and view-specific backbones, tasks, errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks of timm as classifiers: the same answers, masks ignored, and bad options."""
+"""timm networks as classifiers: the same outputs, ignored masks, and invalid options."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""Weights of the official TensorFlow code: its names and layouts, beside golden values, and what is refused."""
+"""Weights of the official TensorFlow code: its names and layouts, compared with golden values; rejected files."""
 
 import json
 import random
@@ -27,7 +27,7 @@ from mtlkit.nn import (
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 GOLDEN = json.loads((FOLDER / "golden_mtl_bus.json").read_text())
 
-# The names of TensorFlow 2.15, as found in the .h5 files that it saves, by the names of the golden values.
+# Names as in .h5 files saved by TensorFlow 2.15, by the names of the golden values.
 FUSION = {
     "sep_d1": "{0}_sep_conv_1",
     "sep_d2": "{0}_sep_conv_2",
@@ -108,7 +108,7 @@ def keras_layout(kind: str, value: numpy.ndarray) -> numpy.ndarray:
 
 
 def keras_weights(name: str, prefix: str = "") -> dict[str, numpy.ndarray]:
-    """The weights of a golden value as Keras has them, in no order."""
+    """The weights of a golden value in Keras' form, unordered."""
     _, layer, parts = CASES[name]
     weights = {}
     for weight in GOLDEN[name]["weights"]:
@@ -136,7 +136,7 @@ def test_names_of_keras_3():
     weights = keras_weights("residual_block_same")
     renamed = {}
     for name, value in weights.items():
-        # counted through the whole model, below the name of their Sequential
+        # numbered over the complete model, within their Sequential
         counted = re.sub(
             r"/dense(?:_(\d))?/",
             lambda m: f"/hct_res_s1/hct_res_s1_sequential/dense_{int(m[1] or 0) + 97}/",
@@ -194,11 +194,11 @@ def test_state_is_a_copy_in_the_dtype_of_the_module():
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-# --- whole networks --------------------------------------------------------------------------------------------------
+# --- complete networks ------------------------------------------------------------------------------------------------
 
 
 def made_up(name: str, shape: tuple[int, ...]) -> numpy.ndarray:
-    """A weight by formula, of a size that keeps the activations of a deep network in range."""
+    """A weight computed from its name, scaled so that activations of a deep network stay in range."""
     kind = name.rsplit("/", 1)[1].rsplit(":", 1)[0]
     u = numpy.random.RandomState(zlib.crc32(name.encode())).random_sample(shape) - 0.5  # a frozen stream
     if kind in ("gamma", "moving_variance"):
@@ -256,7 +256,7 @@ def test_official_networks(networks, name):
         state_dict_from_keras(other, weights)
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- rejected files ---------------------------------------------------------------------------------------------------
 
 
 def test_missing_variables():

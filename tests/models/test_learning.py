@@ -1,4 +1,4 @@
-"""Learning, not only running: every network learns eight synthetic cases, and learns them alike on every backend."""
+"""Every network learns eight synthetic cases, and learns the same on every backend."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def lesions(count: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exams(count: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Four views whose left or right breast holds a lesion or not: views, labels (B, 2), BI-RADS (B, 2)."""
+    """Four views; the left or right breast has a lesion or not: views, labels (B, 2), BI-RADS (B, 2)."""
     images, _, kinds = lesions(4 * count)
     views = images.unflatten(0, (count, 4))
     kinds = kinds.unflatten(0, (count, 4))
@@ -60,10 +60,10 @@ def exams(count: int = 8) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Problem:
-    """A network with the cases that it is to learn."""
+    """A network and the cases that it must learn."""
 
     def __init__(self, name: str, thin: int = 1) -> None:
-        """With every `thin`-th pixel of the cases."""
+        """Keeps every `thin`-th pixel of the cases."""
         torch.manual_seed(0)
         self.model = create_model(name, **CASES[name]).train()
         if "mammo" in name or "hybrid" in name:
@@ -104,7 +104,7 @@ class Problem:
 
     @torch.no_grad()
     def scores(self) -> dict[str, float]:
-        """Dice and accuracies in eval mode, with fresh statistics: Keras' momentum needs hundreds of steps."""
+        """Dice and accuracies in eval mode, with new statistics: Keras' momentum would need hundreds of steps."""
         for module in self.model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = 1.0

@@ -1,4 +1,4 @@
-"""MBDI and BTI-Net: published counts, the wiring against the equations, gates, ablations, padding, errors."""
+"""MBDI and BTI-Net: published counts, agreement with the equations, gates, ablations, padding, errors."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def keras_count(module: torch.nn.Module) -> int:
-    """Keras counts the moving statistics of BatchNorm too."""
+    """Keras also counts the moving statistics of BatchNorm."""
     running = ("running_mean", "running_var")
     return count(module) + sum(b.numel() for name, b in module.named_buffers() if name.endswith(running))
 
@@ -59,7 +59,7 @@ def test_counts_of_the_parts():
 
 @pytest.mark.parametrize(("name", "published"), [("mbdi", 18.5156), ("btinet", 18.518)])
 def test_flops(name, published):
-    """TensorFlow's profiler, which these are from, counts 1 % more: what is done to single elements."""
+    """TensorFlow's profiler, the source of these numbers, counts 1 % more because of element-wise operations."""
     model = create_model(name).eval()
     with FlopCounterMode(display=False) as counter, mtlkit.use_backend("torch"), torch.no_grad():
         model(torch.rand(1, 3, 224, 224))
@@ -76,11 +76,11 @@ def test_stage2_trains_the_gates_alone():
         create_model("btinet", upa=False, device="meta").stage2_parameters()
 
 
-# --- the wiring -------------------------------------------------------------------------------------------------------
+# --- agreement with the equations -------------------------------------------------------------------------------------
 
 
 def equations(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The network from the equations: one level after the other, TIM and UPA apart, the enhanced map made."""
+    """The network from the equations: level by level, TIM and UPA separately, with the enhanced map."""
     s1, s2, s3, s4, bridge = (block(tap) for block, tap in zip(model.refine, model.encoder(images), strict=True))
     seg, vectors, gates = bridge, [], []
     for i, (skip, deeper) in enumerate(((s4, bridge), (s3, s4), (s2, s3), (s1, s2))):
@@ -172,7 +172,7 @@ def test_gates_are_given_by_level_and_branch(name):
     given = model.inspect(images, gates={"clf_level1": torch.tensor([1.0, nan, 0.5])})
     torch.testing.assert_close(given.gates[:, 0, 1], torch.stack([t := torch.tensor(1.0), plain.gates[1, 0, 1], t / 2]))
     torch.testing.assert_close(given.gates[:, :, 0], plain.gates[:, :, 0])
-    torch.testing.assert_close(given.seg_logits, plain.seg_logits)  # vectors go to the classifier alone
+    torch.testing.assert_close(given.seg_logits, plain.seg_logits)  # vectors go only to the classifier
     assert (given.cls_logits - plain.cls_logits).abs().amax(1).gt(1e-6).tolist() == [True, False, True]
 
 
@@ -211,7 +211,7 @@ def test_gates_of_mbdi_depend_on_the_batch_unless_told_otherwise():
     gates = model(images).gates
     torch.testing.assert_close(model(images.flip(0)).gates, gates.flip(0), rtol=1e-4, atol=1e-5)
     assert (model(images[:2]).gates - gates[:2]).abs().max() > 1e-4
-    torch.testing.assert_close(model(images[:1]).gates, model(images[1:2]).gates)  # constants, whatever the image is
+    torch.testing.assert_close(model(images[:1]).gates, model(images[1:2]).gates)  # constant, independent of the image
     for level in model.decoder:
         level.interaction.upa.normaliser = "running"
     torch.testing.assert_close(model(images[:2]).gates, model(images).gates[:2], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""MedMamba: names of the original, initial values, image sizes."""
+"""MedMamba: parameter names of the original, initial values, image sizes."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What networks say of themselves is what they do: outputs, gates, inputs, the last layer."""
+"""The attributes of networks match their behaviour: outputs, gates, inputs, the last layer."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Networks in folders and on the Hub: the round trip, other dtypes and options, foreign and damaged checkpoints."""
+"""Networks in folders and on the Hub: round trip, other dtypes and options, foreign and damaged checkpoints."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def fresh():
-    """Forgets what was imported from huggingface_hub: now, after the test, and when called."""
+    """Removes what was imported from huggingface_hub: now, after the test, and when called."""
     forget = pretrained._checkpoint_class.cache_clear
     forget()
     yield forget
@@ -61,7 +61,7 @@ def test_dtype_and_device(folder):
 
 
 class FakeHub:
-    """What the Hub has, as files in a folder, by the methods of HfApi that uploading calls."""
+    """The files on the Hub in a folder, with the methods of HfApi that uploads call."""
 
     def __init__(self, folder):
         self.folder, self.uploads = folder, []
@@ -120,7 +120,7 @@ def test_push_and_load_from_the_hub(folder, hub, fresh):
 def test_an_edited_card_stays_on_the_hub(folder, hub):
     model = from_pretrained(folder)
     model.push_to_hub("someone/tiny")
-    model.push_to_hub("someone/tiny", licence="mit")  # as mtlkit wrote it: it is replaced
+    model.push_to_hub("someone/tiny", licence="mit")  # unchanged since mtlkit wrote it: replaced
     assert "license: mit" in (hub.folder / "README.md").read_text()
     (hub.folder / "README.md").write_text("mine")
     with torch.no_grad():

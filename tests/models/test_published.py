@@ -1,4 +1,4 @@
-"""Published checkpoints: networks restated with their names compute the same once loaded; reports and hostile files."""
+"""Published checkpoints: restated networks give the same results once loaded; reports and hostile files."""
 
 import os
 
@@ -52,7 +52,7 @@ def test_published_networks_compute_the_same(name, tmp_path):
     images = torch.rand(2, 3, 32, 48, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(network(images)), published(images), rtol=1e-9, atol=1e-12)
-    network.load_state_dict(published.state_dict())  # the names are known there, too
+    network.load_state_dict(published.state_dict())  # the published names work directly, too
 
 
 def test_the_first_vmamba_starts_both_halves_of_vm_unet(tmp_path):
@@ -73,7 +73,7 @@ def test_the_first_vmamba_starts_both_halves_of_vm_unet(tmp_path):
     assert report.unexpected == ("norm.weight", "norm.bias", "head.weight", "head.bias")
 
 
-# --- what is fresh, and what does not fit -----------------------------------------------------------------------------
+# --- new parameters, and mismatches -----------------------------------------------------------------------------------
 
 
 def test_another_number_of_classes_leaves_the_head(tmp_path):
@@ -131,7 +131,7 @@ def test_safetensors(model, tmp_path):
 
 
 class Planted:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder: str) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Models by name: the table of exact parameter counts, options and errors."""
+"""Models by name: exact parameter counts, options and errors."""
 
 import copy
 import pickle
@@ -11,8 +11,9 @@ from torch import nn
 import mtlkit.models
 from mtlkit.models import create_model, list_models, register, unregister
 
-# Every model with the options that are published with a count, or that follow from one; vgg16's publication counts its
-# unused classifier too (tests/models/test_csa_moe.py), Keras the statistics of BatchNorm (tests/models/test_mbdi.py).
+# Every model with options for which a count is published, or follows from a published one. The publication of vgg16
+# also counts its unused classifier (tests/models/test_csa_moe.py), Keras the BatchNorm statistics
+# (tests/models/test_mbdi.py).
 PARAMETERS = [
     ("medmamba_t", {"num_classes": 6}, 14_457_222),
     ("medmamba_t", {}, 15_221_608),
@@ -57,18 +58,18 @@ PARAMETERS = [
     ("fpn", {}, 16_742_216 + 1_803_008 + 129 + 1_347),
     ("segformer", {}, 24_196_288 + 525_824 + 257 + 1_539),
     ("upernet", {}, 16_742_216 + 8_050_032 + 257 + 1_347),
-    # what the official code has (for 9 classes of pixels), less its head, and ours; MISSFormer's holds unused layers
+    # the official code's count (for 9 classes of pixels), minus its head, plus ours; MISSFormer's has unused layers
     ("transunet", {}, 105_277_081 - 1_305 + 145 + 2_307),
     ("swin_unet", {}, 27_168_900 - 864 + 96 + 2_307),
     ("missformer", {}, 42_462_537 - 7_009_792 - 585 + 65 + 1_539),
-    ("mtanet", {}, 29_727_347 - 21_388 + 1_539),  # less the classifier with clinical features
-    # ResNet, attention of two tasks, what they share and the mask's head, as in the official code; a classifier
+    ("mtanet", {}, 29_727_347 - 21_388 + 1_539),  # minus the classifier with clinical features
+    # ResNet, attention of two tasks, shared parts and the mask's head, as in the official code; a classifier
     ("mtan", {}, 23_508_032 + 2 * 4_175_936 + 7_931_392 + 16_125_697 + 6_147),
     ("mtan", {"classifier": False}, 23_508_032 + 4_175_936 + 7_931_392 + 16_125_697),
     # ResNet, two decoders, exchange in both directions and the last level, likewise
     ("densemtl", {}, 42_500_160 + 2 * (21_950_720 + 386_560) + 110_720 + 65 + 387),
-    ("mti_net", {}, 8_558_014 - 1_096),  # less the predictions of each scale
-    ("mtl_oca", {}, 32_624_774),  # none is published
+    ("mti_net", {}, 8_558_014 - 1_096),  # minus the predictions at each scale
+    ("mtl_oca", {}, 32_624_774),  # no count is published
     # MONAI's network, and a classifier on 16 x 48, 48 x 16 and 8 x 32 channels
     ("swin_unetr", {}, 25_139_275 + 2_307),
     ("unetr", {}, 87_681_265 + 2_307),

@@ -1,4 +1,4 @@
-"""One smoke test over all networks and their main options: gradients, modes, formats, precision, saving, compiling."""
+"""A smoke test of all networks and their main options: gradients, modes, formats, precision, saving, compiling."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from mtlkit.models import create_model, from_pretrained, list_models
 from mtlkit.testing import relative_error
 
-SCANS = {"num_classes": 3, "depths": (1, 1, 1, 1)}  # full width
+SCANS = {"num_classes": 3, "depths": (1, 1, 1, 1)}  # with full width
 PAIR = {"encoder": "resnet18", "decoder_dims": (32, 24, 16, 12), "clf_dim": 32}
 RESNET = {"encoder": "resnet18"}
 BASELINES = [
@@ -80,7 +80,7 @@ def name_of(case) -> str:
 
 
 def network(case: tuple[str, dict]) -> nn.Module:
-    """In eval mode; no branch is closed by a norm that timm starts at 0, nor a narrow gate by its ReLU."""
+    """In eval mode, without branches that are switched off by timm's zero-initialised norms or a narrow gate's ReLU."""
     name, options = case
     model = create_model(name, **options).eval()
     for part, module in model.named_modules():
@@ -88,13 +88,13 @@ def network(case: tuple[str, dict]) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
         if part.endswith("fc1"):
             nn.init.ones_(module.bias)
-        if isinstance(getattr(module, "alpha", None), nn.Parameter):  # DenseMTL's attention begins closed
+        if isinstance(getattr(module, "alpha", None), nn.Parameter):  # DenseMTL's attention is initially zero
             nn.init.ones_(module.alpha)
     return model
 
 
 def inputs(model: nn.Module, batch: int = 2) -> tuple[Tensor, ...]:
-    """Images of 64 x 64 as the network takes them, with what it takes beside them."""
+    """Images of 64 x 64 in the form that the network expects, and its additional inputs."""
     options, generator = model.options, torch.Generator().manual_seed(1)
     images = torch.rand(batch, 4, options.in_chans, 64, 64, generator=generator)
     if hasattr(options, "backbone"):
@@ -109,7 +109,7 @@ def inputs(model: nn.Module, batch: int = 2) -> tuple[Tensor, ...]:
 
 
 def logits_of(output: Tensor | tuple) -> dict[str, Tensor]:
-    """What a network returns, by name."""
+    """The outputs of a network by name."""
     found = {"logits": output} if isinstance(output, Tensor) else output._asdict()
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -141,7 +141,7 @@ def test_smoke(case, tmp_path):
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             rounded = logits_of(model(*given))
-        plain = logits_of(model(*given))  # SS2D layers take one call where no gradient is wanted
+        plain = logits_of(model(*given))  # without gradients, an SS2D layer is a single call
         model.save_pretrained(tmp_path)
         loaded = logits_of(from_pretrained(tmp_path).eval()(*given))
         model.to(memory_format=torch.channels_last)
@@ -171,7 +171,7 @@ def test_baselines_compile_and_export(case):
     model = network(case)
     given = inputs(model)
     torch._dynamo.reset()
-    exported = torch.export.export(model, given).module()  # traces the graph whole, as fullgraph=True does
+    exported = torch.export.export(model, given).module()  # traces one full graph, like fullgraph=True
     with torch.no_grad():
         expected, got = logits_of(model(*given)), logits_of(exported(*given))
     for key, output in expected.items():

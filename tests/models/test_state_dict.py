@@ -1,4 +1,4 @@
-"""Parameters within what training code saves around them."""
+"""Finding the parameters in files of training code, which contain other things, too."""
 
 import pytest
 import torch

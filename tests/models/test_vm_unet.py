@@ -1,4 +1,4 @@
-"""VM-UNet: names of the original, image sizes, stochastic depth, options."""
+"""VM-UNet: parameter names of the original, image sizes, stochastic depth, options."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""VMamba: names of the originals, checkpoints of older versions, initial values, image sizes."""
+"""VMamba: parameter names of the originals, checkpoints of older versions, initial values, image sizes."""
 
 import pytest
 import torch

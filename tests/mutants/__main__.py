@@ -1,9 +1,9 @@
-"""Plants faults in a copy of the sources, one after the other, and reports those that the tests do not notice.
+"""Plants faults in a copy of the sources, one at a time, and reports those that the tests do not detect.
 
     python -m tests.mutants [--only TEXT] [--jobs N] [--resume]
 
-The status is 0 where the tests pass without a fault, every fault compiles, and at least 97 % of the faults are noticed,
-each survivor having its reason in the list.
+The status is 0 if the tests pass without a fault, every fault compiles, at least 97 % of the faults are detected, and
+the list gives a reason for each survivor.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from .sandbox import ROOT, RejectedError, Sandbox
 
 NOTICED_SHARE = 0.97
 RESULTS = ROOT / "build" / "mutants.json"
-ORDER = ("Python", "Triton", "C++", "CUDA")  # the cheap ones first
+ORDER = ("Python", "Triton", "C++", "CUDA")  # the cheapest first
 
 
 def options(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def verdict_of(sandbox: Sandbox, fault: Fault) -> dict:
-    """Verdict ("noticed", "survived" or "rejected"), what shows it, and seconds."""
+    """Verdict ("noticed", "survived" or "rejected"), the evidence, and seconds."""
     start = time.monotonic()
     try:
         failure = sandbox.plant(fault)
@@ -49,7 +49,7 @@ def verdict_of(sandbox: Sandbox, fault: Fault) -> dict:
 
 
 def report(faults: list[Fault], results: dict[str, dict]) -> bool:
-    """Prints the table, and answers whether all is as it should be."""
+    """Prints the table; returns whether everything is as expected."""
     verdicts = {fault.title: results[fault.title]["verdict"] for fault in faults}
     print("\n| kind | faults | noticed |\n|---|---|---|")
     for kind in ORDER:

@@ -1,8 +1,8 @@
-"""The list of planted faults: what each changes in the sources, and which tests must notice it.
+"""The list of planted faults: what each changes in the sources, and which tests must detect it.
 
-The files of faults/ map a source file to its faults. Each has a `name`, unique in its file; `old`, a text that occurs
-once in the file; `new`, which replaces it; `tests`, files or test ids of pytest, cheapest first, with options of pytest
-behind them if need be; and, where no test can notice it, `survives` with the reason.
+The files of faults/ map a source file to its faults. Each fault has a `name`, unique in its file; `old`, a text that
+occurs once in the file; `new`, which replaces it; `tests`, files or test ids of pytest, cheapest first, optionally
+followed by options of pytest; and, if no test can detect it, `survives` with the reason.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ class Fault:
     """One change of one file."""
 
     name: str
-    file: str  # from the root
+    file: str  # relative to the root
     old: str
     new: str
     tests: tuple[str, ...]
@@ -28,7 +28,7 @@ class Fault:
 
     @property
     def title(self) -> str:
-        """Tells it from all others."""
+        """A name that is unique over all files."""
         return f"{self.file}: {self.name}"
 
     @property
@@ -37,11 +37,11 @@ class Fault:
 
     @property
     def digest(self) -> str:
-        """Of all that a verdict depends on in the list."""
+        """A hash of everything in the list that affects the verdict."""
         return hashlib.sha256("\0".join((self.file, self.old, self.new, *self.tests)).encode()).hexdigest()[:12]
 
     def planted(self, text: str) -> str:
-        """The file's text with the fault in it."""
+        """The text of the file including the fault."""
         count = text.count(self.old)
         if count != 1:
             raise ValueError(f"{self.title}: expected its old text once, found it {count} times")

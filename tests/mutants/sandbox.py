@@ -1,4 +1,4 @@
-"""A copy of the sources with an environment of its own, where faults are planted and tests run."""
+"""A copy of the sources with a separate environment, in which faults are planted and tests run."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from .faults import Fault
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = (".git", ".venv*", "build", "dist", "demo", "*.egg-info", "__pycache__", ".*cache", ".hypothesis", "*.so")
 INTERPRETED = "tests/kernels/interpreted"
-SECONDS = 900  # that a run of tests may take; what hangs is noticed
-# Serves mtlkit and its kernels from the copy, as an editable install does from a checkout.
+SECONDS = 900  # maximum for a test run; exceeding it counts as detected
+# Imports mtlkit and its kernels from the copy, as an editable install does from a checkout.
 FINDER = """
 import importlib.util
 import sys
@@ -37,7 +37,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder)
 """
-# The copy is built for one level of instructions, this machine's best, so that a fault compiles a file once.
+# The copy is built for only one instruction level, this machine's best, so that a fault compiles a file once.
 LEVEL = "from mtlkit import _native; print(_native.C.cpu_isa() if _native.C else 'baseline')"
 LEVEL_FLAGS = {
     "baseline": "",
@@ -49,13 +49,13 @@ BUILD_CUDA_ON_HOST = "from harness.cuda_on_host import build_kernels; build_kern
 
 
 class RejectedError(Exception):
-    """The build, or the collection of tests, fails with a fault: the list is wrong, not the tests."""
+    """The build or the collection of tests fails with a fault: the list is wrong, not the tests."""
 
 
 def runs_of(tests: Iterable[str]) -> list[list[str]]:
-    """The arguments of as few runs of pytest as serve the tests.
+    """The arguments of the smallest number of pytest runs for these tests.
 
-    Those with options have a run of their own, and so have those that need Triton's interpreter.
+    Tests with options run separately, and so do those that need Triton's interpreter.
     """
     together: dict[bool, list[str]] = {}
     alone = []
@@ -68,11 +68,11 @@ def runs_of(tests: Iterable[str]) -> list[list[str]]:
 
 
 class Sandbox:
-    """The copy, built as far as some faults need it.
+    """The copy; only the parts that the faults need are built.
 
     Args:
-        folder: where it is to be; it must not exist.
-        faults: that will be planted.
+        folder: where to create it; it must not exist.
+        faults: those that will be planted.
     """
 
     def __init__(self, folder: Path, faults: Sequence[Fault]) -> None:
@@ -94,20 +94,20 @@ class Sandbox:
 
     @property
     def _sound(self) -> Path:
-        """What was built of the sources without a fault."""
+        """The files built from the sources without a fault."""
         return self.build.with_name("sound")
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     def run_tests(self, tests: Iterable[str]) -> str:
-        """The first failure that some of the tests report, empty if all pass."""
+        """The first failure that the tests report; empty if all pass."""
         for arguments in runs_of(tests):
             if failure := self._pytest(arguments):
                 return failure
         return ""
 
     def plant(self, fault: Fault) -> str:
-        """The failure by which its tests notice a fault, empty if they do not. The copy is as before afterwards.
+        """The failure by which the tests detect a fault, or empty. Restores the copy afterwards.
 
         Raises:
             RejectedError: the fault does not compile, or its tests cannot be collected.
@@ -130,7 +130,7 @@ class Sandbox:
                 self._install()
 
     def close(self) -> None:
-        """Ends its processes."""
+        """Stops its processes."""
         for server in self._servers.values():
             server.communicate()
 
@@ -150,7 +150,7 @@ class Sandbox:
         return (lines or ["failed"])[0] if status else ""
 
     def _server(self, *, interpreted: bool) -> subprocess.Popen:
-        """See server.py. Triton decides at import whether it interprets."""
+        """A process running server.py. Triton decides at import whether it interprets."""
         if interpreted not in self._servers:
             self._servers[interpreted] = subprocess.Popen(
                 [self.python, self.folder / "tests" / "mutants" / "server.py"],
@@ -170,7 +170,7 @@ class Sandbox:
             "pybind11_DIR": _output(sys.executable, "-m", "pybind11", "--cmakedir"),
             "MTLKIT_OUTPUT_DIR": self.build / "module",
             "MTLKIT_CUDA": "off",
-            "MTLKIT_X86_64": "OFF",  # so that there is but one level
+            "MTLKIT_X86_64": "OFF",  # so that there is only one level
             "CMAKE_CXX_FLAGS": LEVEL_FLAGS.get(_output(sys.executable, "-c", LEVEL), ""),
             "CMAKE_BUILD_TYPE": "Debug",
             "CMAKE_CXX_FLAGS_DEBUG": "-O1",
@@ -203,7 +203,7 @@ def _output(*command: object) -> str:
 
 
 def _environment(variables: dict[str, str]) -> dict[str, str]:
-    """One thread a process, the tools of the running environment first, and no stale byte code."""
+    """One thread per process, the tools of the running environment first, and no stale bytecode."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("MTLKIT_", "PYTHON"))}
     return ours | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | variables

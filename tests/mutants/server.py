@@ -1,7 +1,7 @@
-"""Runs pytest as often as it is told, each time in a fork of this process, which has imported what takes long.
+"""Runs pytest for each request, in a fork of this process, in which slow imports are already done.
 
-A line of JSON on standard input, [arguments, file for the output, seconds], is answered by a line with the exit status,
-negative for the signal that ended it; what takes longer than that is killed.
+Requests are lines of JSON on standard input: [arguments, file for the output, seconds]. Each answer is a line with the
+exit status, negative for a signal. A run that takes longer than the given seconds is killed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "hypothesis", "lightning", "torchmetrics", "torchvision.tra
 
 
 def run(arguments: list[str], log: str) -> None:
-    """Ends the process."""
+    """Runs pytest and ends the process."""
     os.setsid()
     with open(log, "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor is all that is wanted
         os.dup2(file.fileno(), 1)
@@ -52,5 +52,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]  # this folder
+    del sys.path[0]  # the folder of this file
     main()

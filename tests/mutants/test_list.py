@@ -1,4 +1,4 @@
-"""The list of faults fits the sources: run by the suite, so that it never rots. `make mutants` plants them."""
+"""The list of faults matches the current sources; the suite runs this. `make mutants` plants the faults."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Writes cases for the runner, calls of the operators with what the reference gives: python cases.py FILE."""
+"""Writes cases for the runner: operator calls with the reference's results. Usage: python cases.py FILE."""
 
 import struct
 import sys
@@ -25,7 +25,7 @@ Tensors = Mapping[str, Tensor | None]
 
 
 class Case(NamedTuple):
-    """A call: inputs are exact in float32, what is expected is float64, gradients under the names of inputs with d."""
+    """A call: inputs are exact in float32, expected values are float64; gradients are named after inputs, with a d."""
 
     name: str
     kind: str
@@ -52,9 +52,9 @@ def case(
     constant: tuple[str, ...] = (),
     **numbers: float,
 ) -> Case:
-    """A call of `function`, whose arguments are those of the C interface; with gradients where `upstream` names them.
+    """A call of `function`, whose arguments are those of the C interface; with gradients if `upstream` names them.
 
-    `upstream` maps outputs to the names of their gradients; `constant` inputs have none.
+    `upstream` maps outputs to the names of their gradients; `constant` inputs get none.
     """
     given = {key: t for key, t in inputs.items() if t is not None}
     leaves = {key: t.double().requires_grad_(key not in constant) for key, t in given.items()}
@@ -81,7 +81,7 @@ def ss2d(u: Tensor, x_dbl: Tensor, **others: Tensor) -> dict[str, Tensor]:
 
 
 def ss2d_cases() -> Iterator[Case]:
-    # batches of 0 and 5, one token, heights and widths that differ, states from 1 to 64, channels that fill no vector
+    # batches of 0 and 5, one token, different heights and widths, states from 1 to 64, partly filled vectors
     for shape in (
         SS2DShape(2, 8, 5, 7, 4, 2),
         SS2DShape(1, 19, 1, 1, 1, 1),
@@ -123,7 +123,7 @@ def selective_scan_cases() -> Iterator[Case]:
             upstream={"out": "dy"} if shape.G > 1 else None,
             delta_softplus=1,
         )
-        for name in ("dB", "dC"):  # whose states lie side by side
+        for name in ("dB", "dC"):  # their states are contiguous
             if name in found.expected:
                 found.expected[name] = found.expected[name].transpose(-1, -2)
         yield found
@@ -225,7 +225,7 @@ def task_interaction_cases() -> Iterator[Case]:
             names, signals = ("seg", "clf", "gates"), torch.stack(list(found.stats), 1)
             return {**dict(zip(names, found, strict=False)), "signals": signals, "enhanced": found.enhanced_clf}
 
-        # one pixel: the variances of one are 0, and so are most gradients
+        # one pixel: its variances are 0, and so are most gradients
         upstream = {"seg": "dy", "clf": "dclf"} if shape.B and shape.H > 1 else None
         constant = ("norm_mean", "norm_var")
         yield case(
@@ -271,7 +271,7 @@ def all_cases() -> list[Case]:
 
 
 def write(path: str | Path) -> int:
-    """Writes all cases, and returns how many they are."""
+    """Writes all cases, and returns their number."""
     cases = all_cases()
     Path(path).write_bytes(struct.pack("<I", len(cases)) + b"".join(map(encoded, cases)))
     return len(cases)

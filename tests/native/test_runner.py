@@ -1,7 +1,7 @@
-"""The C interface and the CPU kernels on every platform: compiled there, run there, compared with the reference.
+"""The C interface and the CPU kernels on every platform: compiled and run there, and compared with the reference.
 
-On this machine the runner is linked to the library that mtlkit installed; elsewhere it has the kernels in it, and runs
-them backward, too.
+On this machine the runner links to the library that mtlkit installed; on others it contains the kernels, and also tests
+backward.
 """
 
 import os
@@ -21,7 +21,7 @@ from mtlkit import deploy
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "native"
 CROSS = "aarch64-linux-gnu-"
-SUMS = "sum -23.6697, sum of squares 310.0006"  # of examples/c/scan.c
+SUMS = "sum -23.6697, sum of squares 310.0006"  # printed by examples/c/scan.c
 CASES, BACKWARD = 57, 11
 
 
@@ -33,7 +33,7 @@ def cases(tmp_path_factory) -> Path:
 
 
 def program(*names: str) -> str:
-    """The path of the first that there is; skips where there is none."""
+    """The path of the first program that exists; skips the test if there is none."""
     for name in names:
         if path := shutil.which(name):
             return path
@@ -48,13 +48,13 @@ def run(command: Sequence[object], **variables: str) -> str:
 
 
 def build(platform: str, *options: object, **variables: str) -> Path:
-    """Builds runner and libraries by tools/native.py; gives their folder."""
+    """Builds runner and libraries with tools/native.py; returns their folder."""
     command = [sys.executable, HERE.parents[1] / "tools" / "native.py", platform, "--target", "mtlkit", "runner"]
     return Path(run([*command, *options], **variables).rpartition(": ")[2].strip())
 
 
 def check(output: str, levels: Sequence[str], backward: bool = True) -> None:
-    """What the runner printed: every case on these levels, and no failure."""
+    """Checks the output of the runner: every case at these levels, without failures."""
     found = re.fullmatch(
         r"starts with (\w+);([\w ]*): (\d+) cases forward, (\d+) backward in all, 0 failures", output.strip()
     )
@@ -113,7 +113,7 @@ def test_wrong_results_are_noticed(installed_runner, cases, tmp_path):
 
 
 def example(folder: Path, compiler: Sequence[object]) -> Path:
-    """examples/c/scan.c, linked to the library for a platform."""
+    """examples/c/scan.c, linked with the library for a platform."""
     made = folder / "objects" / "scan"
     source = HERE.parents[1] / "examples" / "c" / "scan.c"
     run([*compiler, "-std=c99", source, "-I", folder / "include", "-L", folder / "lib", "-lmtlkit", "-o", made])
@@ -130,12 +130,12 @@ def test_aarch64(cases, optimised):
     assert f"baseline, 2 threads: {SUMS}" in run([*emulate, example(folder, [program(f"{CROSS}gcc")]), 2])
 
 
-@pytest.mark.slow  # three minutes of processor time, most of them the compiler's
+@pytest.mark.slow  # three minutes of processor time, most of it for compiling
 def test_windows(cases):
     zig = Path(pytest.importorskip("ziglang", reason="ziglang is not installed").__file__).parent / "zig"
     wine = program("wine", "wine64")
     folder = build("windows-x86_64")
-    # its registry and folders take seconds to make, and stay for the next time
+    # the registry and folders of Wine take seconds to create, and are reused
     settings = {"WINEPREFIX": str(BUILD / "wine"), "WINEDEBUG": "-all", "WINEDLLOVERRIDES": "mscoree,mshtml="}
     settings["WINEPATH"] = str(folder / "lib")
     check(run([wine, folder / "objects" / "runner.exe", cases], **settings), levels_of_this_machine())

@@ -1,4 +1,4 @@
-"""What the tests of layers share."""
+"""Shared by the tests of layers."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ from mtlkit import _native
 
 GOLDEN = json.loads((Path(__file__).resolve().parents[1] / "golden" / "golden_ssm.json").read_text())
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}  # the stored values have seven decimals
-RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # left at their start by the golden values
+RUNNING = ("running_mean", "running_var", "num_batches_tracked")  # the golden values leave these at their start
 
 
-COUNTERS = ("num_batches_tracked", "running_signals")  # what training counts and Keras does not have
+COUNTERS = ("num_batches_tracked", "running_signals")  # counted in training; Keras does not have them
 
 
 @pytest.fixture(params=["reference", "torch", "cpu"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every backend of the CPU in turn."""
+    """Every CPU backend in turn."""
     if request.param == "cpu" and _native.C is None:
         pytest.skip(_native.why_not)
     with mtlkit.use_backend(request.param):
@@ -42,7 +42,7 @@ def golden() -> dict:
 
 @pytest.fixture
 def assert_golden() -> Callable[[str, nn.Module, torch.dtype], None]:
-    """Loads a layer with the parameters of a golden value, all of them by name, and compares its output."""
+    """Loads all parameters of a golden value into a layer, by name, and compares the layer's output."""
 
     def check(name: str, layer: nn.Module, dtype: torch.dtype) -> None:
         entry = GOLDEN[name]
@@ -75,7 +75,7 @@ def mtl_golden() -> dict:
 
 @pytest.fixture
 def keras_golden() -> Callable[[str, nn.Module, torch.dtype], tuple[nn.Module, dict, dict]]:
-    """A layer with the parameters of a value in golden_mtl_bus.json, all of them, and that value's inputs and outputs.
+    """A layer with all parameters of a value in golden_mtl_bus.json, and that value's inputs and outputs.
 
     Returns the layer in eval mode, the inputs by name and the outputs by name, as tensors.
     """

@@ -1,4 +1,4 @@
-"""AttentionGate: sizes and errors; test_residual_block.py has what it shares with its neighbours."""
+"""AttentionGate: sizes and errors; test_residual_block.py has the tests shared with related layers."""
 
 import pytest
 import torch

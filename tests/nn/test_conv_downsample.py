@@ -1,4 +1,4 @@
-"""ConvDownsample: names, and its layers one by one."""
+"""ConvDownsample: parameter names, and the result of its layers one by one."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""ConvStem: names, its norm, bad options."""
+"""ConvStem: parameter names, its norm, invalid options."""
 
 import pytest
 import torch

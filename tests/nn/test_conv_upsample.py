@@ -1,4 +1,4 @@
-"""ConvUpsample: golden values, and the place of each pixel."""
+"""ConvUpsample: golden values, and the position of each pixel."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""DualPathAttention: its formula; test_residual_block.py has what it shares with its neighbours."""
+"""DualPathAttention: its formula; test_residual_block.py has the tests shared with related layers."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""GatedViewFusion: golden values, absent views, properties, errors."""
+"""GatedViewFusion: golden values, missing views, properties, errors."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""TIM, UPA and both as a level: golden values, fused beside composed, gradients, batch dependence, modes, edges."""
+"""TIM and UPA as one level: golden values, fused and composed, gradients, batch dependence, modes, edge cases."""
 
 import copy
 import pickle
@@ -29,7 +29,7 @@ CUT = {
 
 
 def level(form: str, dim: int = 6, **kw) -> InteractionLevel:
-    """A level with every parameter and statistic moved from its start."""
+    """A level with every parameter and statistic moved from its initial value."""
     made = InteractionLevel(dim, 10, **(FORMS | CUT)[form], **kw)
     with torch.no_grad():
         for name, value in (*made.named_parameters(), *made.named_buffers()):
@@ -39,12 +39,12 @@ def level(form: str, dim: int = 6, **kw) -> InteractionLevel:
 
 
 def data(dim: int = 6, batch: int = 3, **kw) -> tuple[torch.Tensor, torch.Tensor]:
-    # images of different means, so that hidden units are at work for some of them and not for others
+    # images with different means, so that hidden units are active for some of them
     return torch.randn(batch, dim, 7, 5, **kw) + torch.randn(batch, dim, 1, 1, **kw), torch.randn(batch, 10, **kw)
 
 
 def count(layer: nn.Module) -> int:
-    """As Keras counts: the running statistics of the batch normalisation belong to the parameters."""
+    """Counts like Keras, which includes the running statistics of batch normalisation."""
     kept = ("num_batches_tracked", "running_signals")
     return sum(t.numel() for name, t in layer.state_dict().items() if not name.endswith(kept))
 
@@ -161,7 +161,7 @@ def test_gates_at_their_ends(backend, signals):
     assert torch.equal(out.clf, clf)
 
 
-# --- on what an output depends ---------------------------------------------------------------------------------------
+# --- dependence of the outputs ----------------------------------------------------------------------------------------
 
 
 def test_batch_normaliser_looks_at_the_batch():
@@ -239,7 +239,7 @@ def test_batch_normalisation_is_updated_in_training():
     assert tim.s2c_bn.num_batches_tracked == 1
 
 
-# --- habits ----------------------------------------------------------------------------------------------------------
+# --- module behaviour -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -380,7 +380,7 @@ def test_meta_tensors_have_shapes():
 
 
 class Token:
-    """Lives as long as the node of the graph that holds it."""
+    """Lives as long as the graph node that holds it."""
 
 
 @pytest.mark.parametrize("form", FORMS)

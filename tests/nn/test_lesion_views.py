@@ -1,4 +1,4 @@
-"""LesionViews: the square of 11 x 11, borders, what each view holds, dtypes of masks, errors."""
+"""LesionViews: the square of 11 x 11, borders, contents of each view, dtypes of masks, errors."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from mtlkit.nn import LesionViews
 
 
 def step(mask: torch.Tensor, erode: bool) -> torch.Tensor:
-    """One 3 x 3 step, pixel by pixel: outside counts as lesion in an erosion, as background in a dilation."""
+    """One 3 x 3 step, pixel by pixel: pixels outside count as lesion in an erosion, as background in a dilation."""
     out = torch.empty_like(mask)
     height, width = mask.shape
     for y in range(height):
@@ -19,7 +19,7 @@ def step(mask: torch.Tensor, erode: bool) -> torch.Tensor:
 
 @pytest.fixture
 def masks():
-    """A rectangle, one at a corner, noise, nothing, everything: (5, 1, 23, 31)."""
+    """A rectangle, a rectangle in a corner, noise, nothing, everything: (5, 1, 23, 31)."""
     masks = torch.zeros(5, 1, 23, 31)
     masks[0, 0, 4:19, 6:25] = 1
     masks[1, 0, :14, 18:] = 1

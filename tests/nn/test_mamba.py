@@ -1,4 +1,4 @@
-"""Mamba: every form against a plain restatement, decoding, gradients, dtypes, compilation, edges."""
+"""Mamba: every variant compared with a plain restatement, decoding, gradients, dtypes, compilation, edge cases."""
 
 import copy
 import math
@@ -30,14 +30,14 @@ LENGTH = 12
 
 
 def perturbed(layer: Mamba) -> Mamba:
-    """With every parameter moved, so that none is 1 or 0 or alike in all channels."""
+    """The layer with all parameters moved, so that none is 0, 1 or constant over the channels."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return layer
 
 
-# --- every form -------------------------------------------------------------------------------------------------------
+# --- every variant ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -169,7 +169,7 @@ class UMamba(nn.Module):
 
 
 class Vim(nn.Module):
-    """Vision Mamba of two blocks: patches, a class token in their middle, blocks of both directions."""
+    """Vision Mamba with two blocks: patches, a class token in the middle, blocks with both directions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -324,7 +324,7 @@ def test_repr_names_the_options():
     assert "d_model=32, d_inner=64, d_state=4, dt_rank=2, d_conv=4, bimamba_type='v2'" in shown
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
+# --- edge cases -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["forward", "v1", "v2", "v3"])

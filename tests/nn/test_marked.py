@@ -1,4 +1,4 @@
-"""Marks of parameters outlive whatever puts another Parameter in the place of one."""
+"""Marks of parameters survive when another Parameter replaces one."""
 
 import copy
 import io

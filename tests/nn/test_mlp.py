@@ -1,4 +1,4 @@
-"""Mlp: its activation and its dropout."""
+"""Mlp: activation and dropout."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""MultiScaleFusion: its formula; test_residual_block.py has what it shares with its neighbours."""
+"""MultiScaleFusion: its formula; test_residual_block.py has the tests shared with related layers."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""PatchEmbed: names, counts, and a patch by hand."""
+"""PatchEmbed: parameter names, counts, and one patch computed by hand."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Permute: the order, and its repr."""
+"""Permute: the order, and the repr."""
 
 import torch
 

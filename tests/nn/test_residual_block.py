@@ -1,4 +1,4 @@
-"""ResidualBlock and what it is made of, AttentionGate, ConvUpsample: golden values, formulas, counts, edges."""
+"""ResidualBlock and its parts AttentionGate and ConvUpsample: golden values, formulas, counts, edge cases."""
 
 import copy
 import pickle
@@ -32,7 +32,7 @@ def inputs(name: str, **kw) -> list[torch.Tensor]:
 
 
 def count(layer: nn.Module) -> int:
-    """As Keras counts: the running statistics belong to the parameters."""
+    """Counts like Keras, which includes the running statistics."""
     return sum(t.numel() for name, t in layer.state_dict().items() if not name.endswith("num_batches_tracked"))
 
 
@@ -91,7 +91,7 @@ def test_normalisation_has_the_momentum_of_keras():
     torch.testing.assert_close(block.bn1.running_mean, 0.01 * h.mean((0, 2, 3)))
 
 
-# --- habits ----------------------------------------------------------------------------------------------------------
+# --- module behaviour -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -101,7 +101,7 @@ def test_gradients_reach_everything(name):
     weights = dict(layer.named_parameters())
     for parameter, value in weights.items():
         if parameter.endswith("fc1.bias"):
-            nn.init.ones_(value)  # hidden units at work
+            nn.init.ones_(value)  # activates hidden units
 
     def run(*values):
         return torch.func.functional_call(

@@ -1,4 +1,4 @@
-"""SS2D: golden values, every form against a plain composition, gradients, dtypes, compilation, edges."""
+"""SS2D: golden values, every variant compared with a plain composition, gradients, dtypes, compilation, edge cases."""
 
 import copy
 
@@ -31,7 +31,7 @@ FORMS = {
 
 
 def perturbed(layer: SS2D) -> SS2D:
-    """With every parameter moved, so that none is 1 or 0 or alike in all channels."""
+    """The layer with all parameters moved, so that none is 0, 1 or constant over the channels."""
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -39,7 +39,7 @@ def perturbed(layer: SS2D) -> SS2D:
 
 
 def plain(layer: SS2D, x: Tensor) -> Tensor:
-    """The layer as the papers put it: permute first, project each direction, scan, merge."""
+    """The layer as described in the papers: permute first, project each direction, scan, merge."""
     rank, states = layer.dt_rank, layer.d_state
     x = layer.in_proj(x)  # (B, H, W, D | 2 D)
     z = None
@@ -126,7 +126,7 @@ def test_one_state_has_a_closed_form(backend, A_log):
     torch.testing.assert_close(y, exact)
 
 
-# --- every form ----------------------------------------------------------------------------------------------------
+# --- every variant ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -269,7 +269,7 @@ def test_repr_names_the_options():
     assert "d_model=32, d_inner=64, d_state=4, dt_rank=2, d_conv=3, gate='linear'" in shown
 
 
-# --- edges ---------------------------------------------------------------------------------------------------------
+# --- edge cases -------------------------------------------------------------------------------------------------------
 
 
 def test_dropout_only_in_training():

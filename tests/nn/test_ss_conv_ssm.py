@@ -1,4 +1,4 @@
-"""SSConvSSM: golden values, the shuffle, gradients, modes, edges."""
+"""SSConvSSM: golden values, the shuffle, gradients, modes, edge cases."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""UncertaintyProxyAttention: golden values and counts; test_interaction_level.py has the rest."""
+"""UncertaintyProxyAttention: golden values and counts; test_interaction_level.py has the other tests."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ TOLERANCE = 1e-5
 
 
 def count(layer: nn.Module) -> int:
-    """As Keras counts: the running statistics of the batch normalisation belong to the parameters."""
+    """Counts like Keras, which includes the running statistics of batch normalisation."""
     kept = ("num_batches_tracked", "running_signals")
     return sum(t.numel() for name, t in layer.state_dict().items() if not name.endswith(kept))
 

@@ -1,4 +1,4 @@
-"""VSSBlock: golden values, gradients, modes, edges."""
+"""VSSBlock: golden values, gradients, modes, edge cases."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_drop_path_drops_whole_samples():
     block = VSSBlock(8, drop_path=0.5).train()
     x = torch.randn(64, 2, 2, 8)
     untouched = (block(x) == x).flatten(1).all(1)
-    assert 4 <= untouched.sum() <= 30  # a quarter loses both branches
+    assert 4 <= untouched.sum() <= 30  # both branches are dropped for a quarter
     y = block.eval()(x)
     assert torch.equal(y, block(x))
     assert not (y == x).flatten(1).all(1).any()

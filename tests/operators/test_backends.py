@@ -1,4 +1,4 @@
-"""The choice of a backend: what is asked for, what serves, and what is said where it cannot."""
+"""The choice of a backend: the requested one, the automatic one, and the error if a backend cannot run."""
 
 from types import SimpleNamespace
 
@@ -94,7 +94,7 @@ def test_every_backend_has_a_state():
     assert all(state.active or state.fix or "no operator" in state.detail for state in states)
 
 
-# --- GPU backends where they cannot serve -----------------------------------------------------------------------------
+# --- GPU backends where they cannot run -------------------------------------------------------------------------------
 
 GPU = torch.device("cuda", 0)
 ALL = ("cpu", "cuda", "triton", "torch", "reference")
@@ -102,7 +102,7 @@ ALL = ("cpu", "cuda", "triton", "torch", "reference")
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
-    """An NVIDIA GPU as torch describes it, and mtlkit with CUDA kernels; `gpu(8, 6)` sets its compute capability."""
+    """An NVIDIA GPU as described by torch, and mtlkit with CUDA kernels; `gpu(8, 6)` sets its compute capability."""
 
     def of(*capability: int) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -204,7 +204,7 @@ def test_without_triton_the_fix_is_named(gpu, monkeypatch):
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_launch_that_fails_says_what_cuda_says(gpu, monkeypatch, direction):
-    """On CPU tensors, with launchers that answer as CUDA's do."""
+    """On CPU tensors, with launchers that return CUDA's status."""
     text = "too many resources requested for launch"
     answers = {"cuda_ss2d_forward": 0, "cuda_ss2d_backward": 0} | {f"cuda_ss2d_{direction}": 701}
     for name, status in answers.items():

@@ -1,4 +1,4 @@
-"""What causal_conv1d has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to causal_conv1d; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch
@@ -25,13 +25,13 @@ def normal(*size: int) -> Tensor:
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """PyTorch's convolution, of one sequence without history."""
+    """PyTorch's convolution, for one sequence without earlier tokens."""
     width = weight.shape[1]
     return F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=len(weight))[..., : x.shape[2]]
 
 
 def gradients(outputs, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Of a loss with the same random weights in every call."""
+    """Gradients of a loss with the same random weights in every call."""
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(t.shape, generator=generator, dtype=t.dtype) for t in outputs]
     return torch.autograd.grad(outputs, inputs, weights)
@@ -59,7 +59,7 @@ def test_published_semantics(backend, width, activation, inside):
 @pytest.mark.parametrize("lengths", [(1, 1, 1, 6), (2, 7), (3, 3, 3), (5, 4)], ids=str)
 @pytest.mark.parametrize("width", [2, 3, 4])
 def test_final_states_are_the_initial_states_of_what_follows(backend, width, lengths):
-    """In pieces, some shorter than the filter, the results are those of the whole."""
+    """Pieces, some of them shorter than the filter, give the results of the complete sequence."""
     x, weight, bias, before = normal(2, 5, 9), normal(5, width), normal(5), normal(2, 5, width - 1)
     state, pieces = before, []
     for piece in x.split(lengths, -1):
@@ -98,7 +98,7 @@ SEQUENCES = (
 @pytest.mark.parametrize("lengths", SEQUENCES, ids=["short", "long"])
 @pytest.mark.parametrize("width", [2, 3, 4])
 def test_taps_do_not_cross_a_boundary(backend, width, lengths, inside):
-    """What a sequence does not see does not spoil it either. Sequences may come back to an index."""
+    """Non-finite values outside a sequence do not affect it. Indices of sequences may recur."""
     x, weight, bias = normal(3, 18, 40), normal(18, width), normal(18)
     seq_idx = torch.stack([torch.arange(len(row)).remainder(2).repeat_interleave(torch.tensor(row)) for row in lengths])
     placed = x if inside == "tokens" else x.transpose(1, 2).contiguous().transpose(1, 2)
@@ -132,7 +132,7 @@ def test_padding_is_zero_and_has_no_gradient(backend, inside):
 
 
 def test_sequences_compile_whole(backend):
-    """Indices have no gradient, and another count of them is no reason to compile again."""
+    """Indices have no gradient, and another number of sequences does not cause a recompilation."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(causal_conv1d, backend=counter, fullgraph=True, dynamic=True)
@@ -193,7 +193,7 @@ LAYOUTS = {"tokens": lambda t: t, "channels": lambda t: t.transpose(1, 2).contig
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (2, 3), (5,), (1, 4)], ids=str)
 @pytest.mark.parametrize(("width", "kept"), [(2, 1), (3, 2), (4, 3), (4, 4), (2, 7)])
 def test_updates_are_the_convolution_of_the_whole(backend, width, kept, counts, inside):
-    """Whether the state is a window of the last tokens or a ring."""
+    """With the state as a window of the last tokens, and as a ring buffer."""
     x, weight, bias = torch.randn(3, 19, 5), torch.randn(19, width), torch.randn(19)
     before = torch.randn(3, 19, kept)
     wanted = causal_conv1d(x, weight, bias, initial_states=before[..., kept - width + 1 :], activation="silu")

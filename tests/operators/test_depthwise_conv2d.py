@@ -1,4 +1,4 @@
-"""What depthwise_conv2d has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to depthwise_conv2d; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch

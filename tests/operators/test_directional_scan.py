@@ -1,4 +1,4 @@
-"""What directional_scan has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to directional_scan; test_matrix.py has those that all operators share."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def random_order(K: int, tokens: int = L, steps: int | None = None, samples: int
 
 
 def by_hand(order: Tensor, seq_idx: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather, the 1-D reference on every run of one sequence, scatter; the state before the first is zeros."""
+    """Gather, the 1-D reference on every run of one sequence, scatter; the initial state is zero."""
     K = inputs["dt_weight"].shape[0]
     ys, lasts = [], []
     for b in range(B):
@@ -87,7 +87,7 @@ BACKENDS = ("reference", "torch", "cpu")
 @pytest.mark.parametrize(("steps", "samples"), [(None, None), (7, None), (None, B), (1, None)])
 @pytest.mark.parametrize("sequences", [False, True])
 def test_is_gather_scan_scatter(backend, own, steps, samples, sequences):
-    """Outputs and every gradient by name, along random permutations and parts of them."""
+    """Outputs and every gradient by name, for random permutations and parts of them."""
     K = 3
     order, inputs = random_order(K, steps=steps, samples=samples), inputs_of(K, own=own)
     seq_idx = torch.arange(L).expand(B, -1) // 5 if sequences else None
@@ -105,7 +105,7 @@ def test_is_gather_scan_scatter(backend, own, steps, samples, sequences):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_halves_make_a_whole(backend):
-    """The last state of the first half of the steps, handed on as the initial one of the second."""
+    """The last state of the first half is the initial state of the second half."""
     K, order, inputs = 2, random_order(2), inputs_of(2)
 
     def halves(**t: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def test_bad_input(change, error, message):
 
 @pytest.mark.parametrize("token", [-1, L, 2**31 - 1])
 def test_an_order_is_read_within_range_where_nothing_checks_it(token):
-    """A compiled graph does not look at the numbers of a table, which may change in memory too."""
+    """A compiled graph does not check the values of a table, which may change in memory, too."""
     inputs, table = inputs_of(2), random_order(2)
     order = orders.permutation(table)
     order.table()[1, 5] = token

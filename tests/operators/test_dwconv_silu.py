@@ -1,4 +1,4 @@
-"""What dwconv_silu has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to dwconv_silu; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch

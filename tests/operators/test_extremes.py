@@ -1,4 +1,4 @@
-"""The operators' ends by the C++ kernels, at every instruction set: see tests/harness/extremes.py."""
+"""The operators at extreme values, by the C++ kernels at every instruction set: see tests/harness/extremes.py."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The fences of the tests themselves: without them, a read outside a tensor would pass unseen."""
+"""Tests the fences of the tests: without them, a read outside a tensor would not be detected."""
 
 import ctypes
 import faulthandler

@@ -1,4 +1,4 @@
-"""What a call takes at least: counts of operations, the speed of this CPU, and GPUs by their data sheets."""
+"""Lower bounds for the time of a call: counts of operations, the speed of this CPU, and data sheets of GPUs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from mtlkit.operators import floors
 
 
 def test_the_floor_counts_operations():
-    """Forward, backward, and a token's share; the yardsticks tell how many of them run a second."""
+    """Forward, backward, and the share of one token; the yardsticks measure how many operations run per second."""
     assert floors.scan_operations("avx512", 10**9, 0, False) == pytest.approx(8)
     assert floors.scan_operations("avx2", 10**9, 0, False) == pytest.approx(8)
     assert floors.scan_operations("avx512", 10**9, 0, True) == pytest.approx(8 + 15)

@@ -1,4 +1,4 @@
-"""Operators after fork, where libgomp would wait for the threads of the parent for ever."""
+"""Operators after a fork, where libgomp would wait forever for the parent's threads."""
 
 import os
 import signal
@@ -10,11 +10,11 @@ from torch.utils.data import DataLoader, Dataset
 from harness.calls import one_of_each
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-SECONDS = 60  # after which a child that hangs is ended
+SECONDS = 60  # a child that hangs is killed after this time
 
 
 class Outputs(Dataset):
-    """The outputs of every operator, computed when they are asked for."""
+    """The outputs of every operator, computed on access."""
 
     def __init__(self) -> None:
         self.calls = [(call.function, call.leaves()) for call in one_of_each().values()]
@@ -45,7 +45,7 @@ def test_a_forked_process_computes_the_same_bits(threads):
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_workers_of_a_data_loader_compute(threads):
-    """One thread each, as PyTorch sets it."""
+    """With one thread each, as PyTorch sets it."""
     threads(3)
     outputs = Outputs()
     outputs[0]

@@ -1,4 +1,4 @@
-"""No call crashes the interpreter: random calls give a checked result, damaged ones a clear error."""
+"""No call crashes the interpreter: random calls give correct results, damaged ones a clear error."""
 
 import random
 import re
@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def restrided(t: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """The same numbers in memory of another order, spacing and offset."""
+    """The same values with another order, spacing and offset in memory."""
     order = rng.sample(range(t.dim()), t.dim())
     spacing = [rng.choice([1, 1, 2, 3]) for _ in order]
     storage = torch.zeros([t.shape[d] * step + 1 for d, step in zip(order, spacing, strict=True)], dtype=t.dtype)
@@ -51,7 +51,7 @@ def arguments(op: str, rng: random.Random, dtype: torch.dtype) -> dict:
     elif op == "dwconv_silu":
         inputs = {"x": torch.randn(B, size, H, W), "weight": torch.randn(size, 1, 3, 3), "bias": torch.randn(size)}
     else:
-        size = max(size, 8)  # of two channels, a LayerNorm leaves a sign, whose gradient is rounding alone
+        size = max(size, 8)  # with two channels, a LayerNorm leaves only signs; the gradient is rounding error
         rows = (B, H, W, size)
         inputs = {
             "x": torch.randn(rows),
@@ -90,7 +90,7 @@ def test_random_calls(op, seed):
 
 @pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 def test_a_slice_of_the_long_run(poisoned):
-    """As many of its first calls as 15 seconds allow, 500 at most: see tests/fuzz.py."""
+    """As many of the first calls as 15 seconds allow, at most 500: see tests/fuzz.py."""
     start, tally = time.monotonic(), Tally()
     for _ in fuzz(range(500), ("cpu", "torch"), tally):
         if time.monotonic() - start > 15:
@@ -101,7 +101,7 @@ def test_a_slice_of_the_long_run(poisoned):
 
 
 def damaged(t: torch.Tensor, rng: random.Random) -> object:
-    """A tensor that does not fit any more, or no tensor at all."""
+    """A tensor that does not fit, or something that is not a tensor."""
     return rng.choice(
         [
             lambda: t.to(torch.int32),
@@ -129,7 +129,7 @@ def test_damaged_calls(op, seed):
         if not re.search(r"\w+: expected .*, got", str(error)):
             raise
         return
-    # the damage happened to fit, as one more image in a batch does: then the result must be right
+    # the damage may still fit, like one more image in a batch: then the result must be right
     with mtlkit.use_backend("reference"):
         exact = getattr(ops, op)(**{n: t.double() if isinstance(t, torch.Tensor) else t for n, t in inputs.items()})
     assert_accurate(op, got, exact)

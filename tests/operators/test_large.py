@@ -1,4 +1,4 @@
-"""Tensors with offsets past 2^31 elements, on the CPU's kernels."""
+"""Tensors with offsets beyond 2^31 elements, by the CPU kernels."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ from mtlkit.testing import DirectionalScanShape, InteractionShape, SelectiveScan
 
 
 def far_pixels(t: Tensor) -> Tensor:
-    """Images far apart, channels last."""
+    """Images that are far apart in memory, channels last."""
     return far_apart(t.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def far_tokens(t: Tensor) -> Tensor:
-    """Sequences far apart, channels last."""
+    """Sequences that are far apart in memory, channels last."""
     return far_apart(t.transpose(-1, -2)).transpose(-1, -2)
 
 
@@ -56,7 +56,7 @@ FAR = {
 
 @pytest.mark.parametrize("name", FAR)
 def test_images_far_apart(name):
-    """Also the gradient of the output."""
+    """Also for the gradient of the output."""
     call, places = FAR[name]
     place = next(iter(places.values()))
     assert_same(call.placed(**places).run(place=place), call.run(place=place))
@@ -68,7 +68,7 @@ IMAGES = 2**10 + 1  # of 2^21 elements, in 16 bits
 
 
 def many(call: Call, *batched: str) -> dict[str, Tensor]:
-    """The arguments of IMAGES equal images, in memory once."""
+    """The arguments for IMAGES equal images, which share memory."""
     leaves = call.leaves()
     return {
         n: t.detach().expand(IMAGES, *t.shape[1:]).requires_grad_() if n in batched else t for n, t in leaves.items()
@@ -76,7 +76,7 @@ def many(call: Call, *batched: str) -> dict[str, Tensor]:
 
 
 def assert_all_alike(got: Tensor, one: Tensor) -> None:
-    """Every image of a result has the same bits, and is that of one image but for the order of sums."""
+    """Checks that all images of a result are bitwise equal, and equal to a single image up to the order of sums."""
     assert got.numel() > 2**31
     for image in got:
         assert torch.equal(image, got[0])
@@ -105,9 +105,9 @@ def test_large_outputs(name):
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("name", [name for name in LARGE if name != "selective_scan"])  # it has two such gradients
+@pytest.mark.parametrize("name", [name for name in LARGE if name != "selective_scan"])  # has two such gradients
 def test_large_gradients(name):
-    """Of the first output, whose own memory is given back first."""
+    """The gradient of the first output, whose memory is freed first."""
     call, batched = LARGE[name]
     first = next(iter(call.inputs))
 

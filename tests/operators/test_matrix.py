@@ -1,4 +1,4 @@
-"""Every operator on the backends of a CPU, held to the reference in float64: see tests/harness/matrix.py."""
+"""Every operator on the CPU backends, compared with the reference in float64: see tests/harness/matrix.py."""
 
 from harness.matrix import EmptyBatch, InMemory, OnCPU, OperatorMatrix, Results
 from harness.operators import CAUSAL_CONV1D, DIRECTIONAL_SCAN, OPERATORS, SELECTIVE_SCAN, SS2D

@@ -1,4 +1,4 @@
-"""What norm_gate has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to norm_gate; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_constant_rows():
 
 @pytest.mark.parametrize("channels", [3, 500, 1000])
 def test_the_variance_of_constant_rows_is_never_below_zero(channels):
-    """However it rounds: of 300 large constants some would be."""
+    """Rounding would make some variances of 300 large constants negative."""
     x = (torch.rand(300, 1) * 1e9).expand(300, channels)
     assert norm_gate(x, eps=1e-12).isfinite().all()
 

@@ -1,4 +1,4 @@
-"""What the machinery of operators does with tensors whose memory is not what their strides say, or that have none."""
+"""Operators on tensors whose memory does not match their strides, or which have no memory."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ ARGUMENTS = [(op, name) for op, (_, tensors) in CASES.items() for name in tensor
 
 
 def negative(t: Tensor) -> Tensor:
-    """The same numbers, as a view that negates what is in memory."""
+    """The same values, as a view that negates its memory."""
     view = torch.complex(torch.zeros_like(t), -t).conj().imag
     assert view.is_neg()
     assert torch.equal(view, t)
@@ -83,7 +83,7 @@ def test_a_gradient_that_comes_as_a_negative_view(op):
 
 @pytest.mark.parametrize("op", CASES)
 def test_gradients_through_complex_numbers(op):
-    """Whose conjugate autograd takes as a view."""
+    """Autograd uses a view for the complex conjugate."""
     function, tensors = CASES[op]
 
     def gradients(backend: str) -> list[Tensor]:
@@ -147,7 +147,7 @@ def test_meta_tensors_have_the_shapes_and_layouts_of_others(op):
 @pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -1])
 @pytest.mark.parametrize(("op", "name"), ARGUMENTS)
 def test_a_nan_of_any_bits_is_not_lost(op, name, bits, isa):
-    """PyTorch makes some of all ones where it widens float16, alone or in a vector that is not whole."""
+    """PyTorch produces NaN with all bits set when it converts float16 singly or in a partial vector."""
     function, tensors = CASES[op]
     tensors = {n: t.float() for n, t in tensors.items()}
     spoilt = tensors[name].clone(memory_format=torch.contiguous_format)
@@ -157,7 +157,7 @@ def test_a_nan_of_any_bits_is_not_lost(op, name, bits, isa):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_running_statistics_that_are_negative_views(training):
-    """In training they are written, too."""
+    """Training updates them, too."""
     level = InteractionShape(3, 6, 5, 4, 8).inputs(torch.float64)
 
     def run(view) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Orders: which token each direction visits at each step."""
+"""Orders: the token that each direction visits at each step."""
 
 import pytest
 import torch

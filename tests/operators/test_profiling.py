@@ -1,4 +1,4 @@
-"""Which calls a profiler is told of, the work in them, and how backends cut them."""
+"""The calls that a profiler sees, their work, and how backends split them."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ H200 = floors.GPUS["h200"]
 
 @pytest.fixture
 def calls():
-    """A watch, and the calls that it was told of."""
+    """The calls that a profiler sees."""
     found: list[Call] = []
 
     def watch(call, run):
@@ -120,7 +120,7 @@ def test_cuda_plans_count_blocks(monkeypatch):
     )
     monkeypatch.setattr(_native, "C", native)
     assert gpu_backend("ss2d", H200) == "cuda"
-    assert gpu_backend("ss2d", floors.GPUS["a100"]) == "triton"  # there is neither code nor PTX for it
+    assert gpu_backend("ss2d", floors.GPUS["a100"]) == "triton"  # the CUDA module has neither code nor PTX for it
     assert gpu_backend("interaction_reduce", H200) == "triton"
     assert gpu_backend("depthwise_conv2d", H200) == "torch"
     wanted = {"tile_tokens": 32, "tiles": 98, "chunks": 25, "blocks": 300, "blocks_per_sm": 3}

@@ -1,4 +1,4 @@
-"""rms_norm and layer_norm of a sum, held to their formulas in float64."""
+"""rms_norm and layer_norm of a sum, compared with their formulas in float64."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_output_sum_and_gradients(kind, shape, without):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", NORMS)
 def test_sums_are_in_float32_at_least(kind, dtype):
-    """The sum is as exact as the dtype of the residual."""
+    """The precision of the sum is that of the residual's dtype."""
     given = {name: t.detach() for name, t in inputs(dtype=dtype).items()}
     given["residual"] = torch.randn(3, 5, 20)
     y, total = NORMS[kind](**given, eps=EPS, prenorm=True)

@@ -1,4 +1,4 @@
-"""The small calls that checks outside of the tests make, by the CPU's kernels and in plain PyTorch."""
+"""The small calls used by checks at run time, by the CPU kernels and in plain PyTorch."""
 
 import importlib
 import pkgutil
@@ -12,7 +12,7 @@ from mtlkit.operators._step import Step
 from mtlkit.operators.samples import compare, samples
 
 SAMPLES = samples()
-OTHERS = ("cuda", "triton", "reference")  # the last is the measure, in float64
+OTHERS = ("cuda", "triton", "reference")  # the last one gives the expected results in float64
 
 
 def test_every_operator_has_samples():

@@ -1,4 +1,4 @@
-"""What selective_scan has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to selective_scan; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ SMALL = SelectiveScanShape(2, 24, 35, 16)
 
 
 def scan(**inputs):
-    """With softplus, without which the random time steps would be negative."""
+    """With softplus, because random time steps would otherwise be negative."""
     return selective_scan(**inputs, delta_softplus=True)
 
 
@@ -35,7 +35,7 @@ def test_lengths(length, groups):
 
 
 def test_published_semantics_in_closed_form():
-    """One channel and one state, without softplus: h_t = exp(dt A) h_{t-1} + dt u B, worked out by hand."""
+    """One channel and one state, without softplus: h_t = exp(dt A) h_{t-1} + dt u B, computed by hand."""
     u, delta = torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([[[0.5, 0.25, 1.0]]])
     B, C = torch.tensor([[[1.0, -1.0, 2.0]]]), torch.tensor([[[2.0, 1.0, 0.5]]])
     A, D, z = torch.tensor([[-2.0]]), torch.tensor([3.0]), torch.tensor([[[0.0, 1.0, -1.0]]])
@@ -60,7 +60,7 @@ def test_groups_of_one_are_a_batch_of_rows():
 
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C"])
 def test_one_argument_in_double_is_enough(name):
-    """The scan is one in double, whichever of them it is."""
+    """The scan is in double precision if any argument is."""
     inputs = SMALL.inputs()
     _, wanted = selective_scan(**doubles(inputs), delta_softplus=True, return_last_state=True)
     inputs[name] = inputs[name].double()
@@ -133,7 +133,7 @@ def test_states_beyond_the_kernels_limit():
 
 @pytest.mark.parametrize("exponent", [1e-3, 0.3, 80.0, 87.0, 87.5, 90.0, 200.0])
 def test_decays_at_the_ends_of_the_exponent(exponent):
-    """Decays near 1, near the smallest normal number, and below it; each of the two exponentials serves some."""
+    """Decays near 1, near the smallest normal number, and below it; each of the two exponentials computes some."""
     generator = torch.Generator().manual_seed(0)
     u, B, C = (torch.randn(1, n, 40, generator=generator) for n in (20, 16, 16))
     delta = torch.linspace(0.5, 1, 40).expand(1, 20, -1) * exponent
@@ -145,7 +145,7 @@ def test_decays_at_the_ends_of_the_exponent(exponent):
 
 
 def test_decays_that_grow():
-    """A may be positive: exponents at the other end."""
+    """A may be positive: large exponents."""
     u, delta = torch.ones(1, 16, 3), torch.tensor([1.0, 88.0, 0.5]).expand(1, 16, -1)
     A, rows = torch.full((16, 1), 1.0), torch.ones(1, 1, 3)
     with mtlkit.use_backend("reference"):
@@ -156,9 +156,9 @@ def test_decays_that_grow():
 
 @pytest.mark.parametrize("level", _native.C.cpu_isa_levels() if _native.C else ())
 def test_states_that_decay_slowly_have_no_drift(level):
-    """What rounds exp(dt A) to one side shows in its difference from 1, which a state that sums up ones is divided by.
+    """A one-sided rounding error of exp(dt A) shows in its difference from 1, by which a sum of ones is divided.
 
-    The mean over channels leaves that; a series too short for the exponential is off by 1e-5 and more.
+    The mean over channels reveals it; a series for the exponential with too few terms is off by 1e-5 and more.
     """
     generator = torch.Generator().manual_seed(0)
     A = -0.02 * torch.rand(4096, 1, generator=generator) - 0.001

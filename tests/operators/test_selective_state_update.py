@@ -1,4 +1,4 @@
-"""selective_state_update, held to the selective scan of the whole and to its formula in float64."""
+"""selective_state_update, compared with the selective scan of the sequence and with its formula in float64."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def backend(request: pytest.FixtureRequest):
 
 
 def inputs(batch=3, heads=None, channels=19, states=16, groups=None, dtype=torch.float32) -> dict[str, Tensor]:
-    """With heads if there is a count of them, with groups as well."""
+    """With heads if their number is given, and with groups."""
     of = (channels,) if heads is None else (heads, channels)
     shared = (batch, states) if groups is None else (batch, groups, states)
     found = {
@@ -42,7 +42,7 @@ def inputs(batch=3, heads=None, channels=19, states=16, groups=None, dtype=torch
 
 
 def formula(state, x, dt, A, B, C, D=None, z=None, dt_bias=None) -> tuple[Tensor, Tensor]:
-    """The output and the new state of double tensors with heads and groups, with softplus."""
+    """The output and the new state for double tensors with heads and groups, with softplus."""
     dt = F.softplus(dt if dt_bias is None else dt + dt_bias)
     B, C = (torch.stack([t[:, h * t.shape[1] // A.shape[0]] for h in range(A.shape[0])], 1)[:, :, None] for t in (B, C))
     h = torch.exp(dt[..., None] * A) * state + (dt * x)[..., None] * B
@@ -56,7 +56,7 @@ def doubles(given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def assert_right(given: dict[str, Tensor]) -> None:
-    """Output and state within the rounding of their dtypes."""
+    """Compares output and state up to the rounding of their dtypes."""
     y, h = formula(**doubles(given))
     got = selective_state_update(**given, dt_softplus=True)
     assert got.dtype == given["x"].dtype

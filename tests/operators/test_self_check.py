@@ -1,4 +1,4 @@
-"""The check of a GPU's kernels at their first use, of a stand-in for such kernels: norm_gate's of the CPU as "cuda"."""
+"""The check of GPU kernels at their first use, with norm_gate's CPU kernels in place of backend "cuda"."""
 
 import threading
 import warnings
@@ -24,7 +24,7 @@ def call(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 @pytest.fixture
 def process(monkeypatch):
-    """Forgets what was checked, as a new process does."""
+    """Forgets what was checked, like a new process."""
 
     def begin() -> None:
         for name in ("_passed", "_faults", "_told"):
@@ -36,7 +36,7 @@ def process(monkeypatch):
 
 @pytest.fixture
 def gpu(process, monkeypatch, tmp_path):
-    """Backend "cuda" of norm_gate: what it is called with, and what it does wrong."""
+    """Backend "cuda" of norm_gate: records its calls, and makes chosen errors."""
     stand_in = SimpleNamespace(**vars(cpu), calls=0, forward_fault=lambda t: t, backward_fault=lambda t: t)
 
     def forward(inputs, options, save):
@@ -110,7 +110,7 @@ def test_wrong_kernels_that_are_asked_for_raise(gpu):
         for _ in range(2):
             with pytest.raises(ValueError, match=r"'cuda' was requested but cannot run norm_gate: .*mtlkit doctor"):
                 call()
-    with pytest.warns(RuntimeWarning, match=WRONG.format("y")):  # not said before
+    with pytest.warns(RuntimeWarning, match=WRONG.format("y")):  # not reported before
         call()
 
 
@@ -124,11 +124,11 @@ def test_switched_off(gpu, monkeypatch, process):
         call()
 
 
-# --- where it must leave no trace -------------------------------------------------------------------------------------
+# --- no side effects --------------------------------------------------------------------------------------------------
 
 
 def test_the_state_of_the_call_does_not_matter_nor_change(gpu, process):
-    """Neither gradients switched off, nor autocast, modes, default device and dtype, nor the random numbers."""
+    """Disabled gradients, autocast, modes, default device and dtype, and the random state."""
     from torch.utils.flop_counter import FlopCounterMode
 
     before = torch.get_rng_state()
@@ -195,7 +195,7 @@ def test_a_compiled_call_is_checked_when_it_runs(gpu, wrong):
             torch.ops.mtlkit.norm_gate("cuda", x.detach(), None, None, None, 1e-5)
 
 
-# --- once a machine ---------------------------------------------------------------------------------------------------
+# --- once per machine -------------------------------------------------------------------------------------------------
 
 
 def test_what_passed_is_not_checked_by_another_process(gpu, process, tmp_path):

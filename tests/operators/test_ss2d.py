@@ -1,4 +1,4 @@
-"""What ss2d has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to ss2d; test_matrix.py has those that all operators share."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_output_keeps_the_memory_format():
 
 
 def test_float32_output_of_float16_input():
-    """The output may pass float16's range; asked for in float32 it does not overflow."""
+    """The output may exceed float16's range; a float32 output does not overflow."""
     inputs = SMALL.inputs(torch.float16)
     inputs["Ds"] = torch.full_like(inputs["Ds"], 6e4)
     inputs["u"] = inputs["u"].clamp(0.5, 2)
@@ -58,7 +58,7 @@ def test_autocast():
 
 
 def test_strong_decay_neither_overflows_nor_lingers():
-    """Time steps of 30 and more: each token forgets all before it."""
+    """Time steps of 30 and more: each token forgets everything before it."""
     call = ss2d_call(SMALL)
     call.inputs["dt_bias"] += 40
     for backend in ("torch", "cpu"):

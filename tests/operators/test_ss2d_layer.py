@@ -1,4 +1,4 @@
-"""A whole SS2D layer in one call: accurate in every form, and left where anything else has a say in it."""
+"""A complete SS2D layer in one call: accurate in every form, and not used if anything could change the computation."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ SIZES = [(1, 1, 1), (2, 7, 5), (3, 1, 9), (1, 13, 4)]
 
 
 class Adapted(nn.Linear):
-    """As adapters are: a linear layer that does more than its class."""
+    """Like an adapter: a linear layer that computes more than its class."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -55,7 +55,7 @@ def image(layer: SS2D, batch: int = 2, height: int = 7, width: int = 5) -> Tenso
 
 
 def composed(layer: nn.Module, x: Tensor) -> Tensor:
-    """By its parts: where a gradient is wanted, the layer is not one call."""
+    """The result of the layer's parts: if a gradient is needed, the layer is not a single call."""
     return layer(x.clone().requires_grad_()).detach()
 
 
@@ -74,7 +74,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 @pytest.fixture
 def one_call(calls: list[Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The output of a layer without gradients, which one call gave."""
+    """Runs a layer without gradients, and asserts that it makes one call."""
 
     def run(layer: nn.Module, x: Tensor) -> Tensor:
         before = len(calls)
@@ -88,7 +88,7 @@ def one_call(calls: list[Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
 
 @pytest.fixture
 def by_parts(calls: list[Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
-    """The output of a layer without gradients, which its parts gave."""
+    """Runs a layer without gradients, and asserts that it uses its parts."""
 
     def run(layer: nn.Module, x: Tensor) -> Tensor:
         before = len(calls)
@@ -115,22 +115,22 @@ def test_accurate(isa, one_call, form):
 
 
 def test_many_channels_and_pixels(one_call):
-    layer = make(d_model=100, d_state=2)  # several panels, the last one ragged
+    layer = make(d_model=100, d_state=2)  # several panels, the last one partly filled
     x = image(layer, 1, 23, 19)
     torch.testing.assert_close(one_call(layer, x), composed(layer, x))
 
 
 def test_large_maps(one_call):
     layer = make(d_model=16, d_state=1)
-    x = image(layer, 1, 130, 170)  # of more bytes than a large block
+    x = image(layer, 1, 130, 170)  # needs more bytes than one large block
     torch.testing.assert_close(one_call(layer, x), composed(layer, x))
 
 
 @pytest.mark.parametrize("form", ["v0", "v2", "without_conv", "linear_gate_alone"])
 def test_the_same_bits_with_every_count_of_threads(one_call, threads, form):
-    """The scan is split where its blocks do not fill the threads, and adds in another order then: here they do.
+    """The scan is split if its blocks do not fill the threads, and then adds in another order; here they do.
 
-    So many states are worth eight threads even for the small map, whatever the width of a vector.
+    With this many states, even the small map gets eight threads, at any vector width.
     """
     layer = make(form, d_model=64, d_state=16, ssm_ratio=2.0)
     for size in ((2, 20, 17), (1, 3, 5)):
@@ -173,12 +173,12 @@ def test_reads_and_writes_within_its_tensors(monkeypatch, one_call, place):
 def test_negated_input(one_call, by_parts):
     layer = make()
     x = image(layer)
-    view = torch.complex(x, -x).conj().imag  # is x, by a flag
+    view = torch.complex(x, -x).conj().imag  # equals x, by the negative bit
     assert view.is_neg()
     torch.testing.assert_close(by_parts(layer, view), one_call(layer, x))
 
 
-# --- weights that change ---------------------------------------------------------------------------------------------
+# --- changing weights -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("change", ["in place", "behind autograd", "other storage", "other parameter", "state dict"])
@@ -223,7 +223,7 @@ def test_parameters_that_do_not_fit_are_named(name):
         layer(x)
 
 
-# --- what leaves the layer to its parts ------------------------------------------------------------------------------
+# --- cases in which the layer uses its parts --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{"out_act": True}, {"d_conv": 9}, {"dtype": torch.float64}])
@@ -350,7 +350,7 @@ def test_empty_batch(by_parts):
 
 
 def test_training_mode(by_parts):
-    """A reentrant checkpoint runs twice, once without gradients, and the two must give the same bits."""
+    """A reentrant checkpoint runs twice, once without gradients; both must give the same bits."""
     layer, x = make(dropout=0.5).train(), image(make())
     assert 0.3 < (by_parts(layer, x) == 0).float().mean() < 0.7
     layer.dropout.eval()

@@ -1,4 +1,4 @@
-"""The fused pair is what its parts give one after the other, in every backend, with gradients and compiled."""
+"""The fused pair equals its two parts, in every backend, with gradients and compiled."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def make(shape: SS2DShape, dtype=torch.float32, absent: str = "", **options) -> 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
 
-    gate = normal(shape.B, shape.H, shape.W, 2 * shape.D).chunk(2, -1)[1]  # a view, as the layer has it
+    gate = normal(shape.B, shape.H, shape.W, 2 * shape.D).chunk(2, -1)[1]  # a view, as in the layer
     tensors = shape.inputs(dtype, **options) | {"weight": normal(shape.D), "bias": normal(shape.D), "z": gate}
     return {name: t for name, t in tensors.items() if name not in absent.split()}
 
@@ -50,7 +50,7 @@ def test_accurate(dtype, absent):
             plain = results(ss2d_norm_gate, tensors, "torch")
             for name, value in got.items():
                 assert value.dtype == dtype
-                if shape.D > 1 or name == "out":  # the gradient through the norm of one channel is rounding alone
+                if shape.D > 1 or name == "out":  # for one channel, the gradient through the norm is rounding error
                     assert_accurate(name, value, exact[name], plain[name], gradient=name != "out")
 
 

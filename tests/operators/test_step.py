@@ -1,4 +1,4 @@
-"""What the machinery of decoding steps does, whatever the step."""
+"""The shared machinery of decoding steps."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_no_gradient_flows(backend):
 
 
 def test_compiles_whole_and_writes_the_state(backend):
-    """Between reads of the state, which see what was written."""
+    """Between reads of the state, which see the new values."""
 
     def steps(x, conv_state, weight):
         first = causal_conv1d_update(x, conv_state, weight)

@@ -1,6 +1,6 @@
-"""Tests that run Triton's kernels in its interpreter, on the CPU.
+"""Runs Triton kernels in its interpreter on the CPU.
 
-tests/kernels/test_interpreted.py starts the processes that they need. Elsewhere nothing here is collected.
+tests/kernels/test_interpreted.py starts the processes for these tests. Other processes do not collect them.
 """
 
 import pytest
@@ -17,4 +17,4 @@ def _patch_once() -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned(poisoned: None) -> None:
-    """In every test."""
+    """Active in every test."""

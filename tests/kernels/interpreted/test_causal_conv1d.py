@@ -1,4 +1,4 @@
-"""The Triton kernels of causal_conv1d, interpreted: what the matrix of operators does not have."""
+"""The Triton kernels of causal_conv1d, interpreted: tests in addition to the operator matrix."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_sequences(width, dtype, place, activation):
 
 
 def test_tiles_and_runs_decide_the_speed_alone(monkeypatch):
-    """Several tiles a run, several runs, and initial states in tiles of their own; bit by bit alike when repeated."""
+    """Several tiles per run, several runs, and separate tiles for initial states; repeats are bitwise equal."""
     call = causal_conv_call((2, 5, 13))
     with mtlkit.use_backend("triton"):
         for tiles, processors in (((2, 4, 1), 1), ((8, 2, 1), 132)):

@@ -28,7 +28,7 @@ def test_16_bit(dtype):
 
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_sequences_and_chunks(monkeypatch, chunks):
-    """Sequences that end within a chunk, at its border and across it."""
+    """Sequences that end within a chunk, at its border and beyond it."""
     monkeypatch.setattr(tables, "split", lambda *_: chunks)
     seq_idx = torch.tensor([[0] * 5 + [7] + [3] * 10 + [1] * 20, [2] * 36])
     inputs = inputs_of(2, 36)
@@ -43,7 +43,7 @@ def test_nothing_passes_from_one_sequence_to_the_next(monkeypatch, chunks):
 
 
 def test_layouts():
-    """Outputs and gradients lie as their tensors do, and repeat bit by bit."""
+    """Outputs and gradients have the layouts of their tensors, and repeats are bitwise equal."""
     inputs, order = inputs_of(2, 9), random_order(2, 9)
     plain, again = results(inputs, torch.float32, order=order), results(inputs, torch.float32, order=order)
     other = results({name: t.contiguous() for name, t in inputs.items()}, torch.float32, order=order)

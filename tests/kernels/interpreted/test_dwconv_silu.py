@@ -50,7 +50,7 @@ def test_16_bit(dtype):
 
 
 def test_layouts():
-    """Bit by bit alike wherever the numbers lie; dense outputs, with the channels where x has them."""
+    """Bitwise equal for every layout; outputs are dense, with the channels where x has them."""
     inputs, dy = arguments(SHAPES[0]), torch.randn(SHAPES[0])
     plain = check(inputs, dy)
     assert plain[0].is_contiguous(memory_format=torch.channels_last)
@@ -63,7 +63,7 @@ def test_layouts():
 
 
 def test_runs_of_pixels(monkeypatch):
-    """Programs that walk several steps, the last of them short; repeated bit by bit."""
+    """Programs with several steps, the last one shorter; repeats are bitwise equal."""
     monkeypatch.setattr(dwconv_silu, "processors", lambda _: 1)
     monkeypatch.setattr(dwconv_silu, "pixel_tiles", lambda _: (8, 4, 1))
     inputs, dy = arguments((2, 5, 3, 4)), torch.randn(2, 5, 3, 4)

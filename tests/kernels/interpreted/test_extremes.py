@@ -1,4 +1,4 @@
-"""The operators' ends by the Triton kernels, interpreted: see tests/harness/extremes.py."""
+"""The operators at extreme values, by the Triton kernels, interpreted: see tests/harness/extremes.py."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """Every operator by its Triton kernels, interpreted, at the smallest shapes: see tests/harness/matrix.py.
 
-Of the tests of compiled kernels those that depend on the kernels, and take seconds.
+It runs only those tests of compiled kernels that depend on the kernels and take seconds.
 """
 
 import torch

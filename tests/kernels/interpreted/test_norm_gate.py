@@ -51,7 +51,7 @@ def test_16_bit(dtype):
 
 
 def test_runs_of_rows(monkeypatch):
-    """Programs that walk several steps, the last of them short; repeated bit by bit."""
+    """Programs with several steps, the last one shorter; repeats are bitwise equal."""
     monkeypatch.setattr(norm_gate, "processors", lambda _: 1)
     inputs, dout = arguments((2, 53, 24), torch.float32), torch.randn(2, 53, 24)
     first, second = check(inputs, dout), check(inputs, dout)
@@ -68,7 +68,7 @@ def test_layouts():
 
 
 def test_large_mean():
-    """The variance is taken about the mean: no cancellation."""
+    """The variance is computed around the mean, without cancellation."""
     inputs = arguments((4, 64), torch.float32)
     inputs[0] = inputs[0] + 1000
     wanted = norm_gate_reference(*(t.double() for t in inputs), EPS)

@@ -13,7 +13,7 @@ from mtlkit.testing import SelectiveScanShape, assert_accurate
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 SMALL = SelectiveScanShape(1, 5, 19, 2)
 INF, NAN = float("inf"), float("nan")
-# Shapes; those in `without` are None; whether softplus is applied.
+# Shapes; the arguments in `without` are None; whether softplus is applied.
 CASES = {
     "everything": (SelectiveScanShape(2, 5, 17, 4), (), True),
     "nothing but the scan": (SelectiveScanShape(1, 3, 9, 1), ("D", "z", "delta_bias"), False),
@@ -25,7 +25,7 @@ CASES = {
 
 def arguments(shape: SelectiveScanShape, dtype: torch.dtype, without: tuple = (), softplus: bool = True) -> dict:
     inputs = shape.inputs(dtype)
-    if not softplus:  # time steps are positive
+    if not softplus:  # time steps must be positive
         inputs["delta"] = inputs["delta"].abs()
     return {name: None if name in without else t for name, t in inputs.items()}
 
@@ -91,7 +91,7 @@ def test_16_bit(dtype):
 
 
 def test_one_constant_matrix():
-    """C constant beside B varying, and the other way round."""
+    """B varies and C is constant, and the reverse."""
     constant = SelectiveScanShape(1, 5, 19, 2, 0).inputs()["C"]
     for name in ("B", "C"):
         inputs = arguments(SMALL, torch.float32) | {name: constant}
@@ -103,7 +103,7 @@ def test_one_constant_matrix():
 
 @pytest.mark.parametrize(("length", "chunks"), [(33, 3), (32, 2), (31, 2)])
 def test_split(monkeypatch, length, chunks):
-    """Chunks that end with the sequence, one token behind a border, one before."""
+    """Chunks that end with the sequence, one token after a border, and one before it."""
     monkeypatch.setattr(tables, "split", lambda *_: chunks)
     shape = SelectiveScanShape(2, 3, length, 2)
     wanted = _doubles(shape)
@@ -125,7 +125,7 @@ def test_tiles_decide_the_speed_alone(monkeypatch, tiles):
 
 
 def test_layouts_repetition_and_wide_offsets(monkeypatch):
-    """Bit by bit alike, wherever tensors lie and however offsets are counted; gradients in their tensors' layouts."""
+    """Bitwise equal for every layout and offset type; gradients have the layouts of their tensors."""
     inputs, gradients = arguments(SMALL, torch.float32), output_gradients(SMALL)
     plain = run(inputs, *gradients)
     inputs |= {name: inputs[name].transpose(1, 2).contiguous().transpose(1, 2) for name in ("u", "B", "z")}

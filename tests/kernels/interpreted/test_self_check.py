@@ -1,4 +1,4 @@
-"""The check at first use, of Triton's kernels: right ones pass, one with a mistake in its source does not."""
+"""The check at first use, of Triton's kernels: right ones pass, one with a faulty source fails."""
 
 import importlib.util
 import sys
@@ -22,7 +22,7 @@ def _first_use(monkeypatch, tmp_path):
         monkeypatch.setattr(_self_check, name, type(getattr(_self_check, name))())
 
 
-@pytest.mark.parametrize("operator", ["norm_gate", "dwconv_silu", "causal_conv1d"])  # a scan takes ten seconds
+@pytest.mark.parametrize("operator", ["norm_gate", "dwconv_silu", "causal_conv1d"])  # a scan would take ten seconds
 def test_right_kernels_pass(operator):
     assert _self_check.fault(operator, "triton", FLOAT32, True) is None
     assert _self_check._passed

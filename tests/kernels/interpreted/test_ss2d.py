@@ -16,7 +16,7 @@ from mtlkit.operators.ss2d import ss2d_reference, ss2d_torch
 from mtlkit.testing import SS2DShape, assert_accurate
 
 NAMES = ("y", "u", "x_dbl", "dt_weight", "dt_bias", "A_logs", "Ds")
-# Odd and tiny: ragged D, one pixel, one row, one column, an odd and an even count of blocks, every kind of N and of R.
+# Odd and tiny: partly filled D, one pixel, one row, one column, odd and even numbers of blocks, every kind of N and R.
 SHAPES = [
     SS2DShape(2, 5, 3, 4, 1, 2),
     SS2DShape(1, 3, 1, 1, 2, 1),
@@ -65,7 +65,7 @@ def _walk_kernel(
     offsets, H, W, stride_h, stride_w, multiplier_w, shift_w, multiplier_h, shift_h,
     WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where the positions of each pair lie, (2, BLOCK)."""
+    """The positions of each pair, (2, BLOCK)."""
     pair, position = tl.program_id(0), tl.arange(0, BLOCK)
     bend, step = lines(pair, H, W, stride_h, stride_w, WIDE)
     multiplier = tl.where(pair == 0, multiplier_w, multiplier_h)
@@ -114,7 +114,7 @@ def views(inputs: dict) -> dict[str, dict]:
 
 @pytest.mark.parametrize("layout", list(views(SMALL.inputs())))
 def test_layouts(layout):
-    """Whatever lies elsewhere comes out bit by bit alike, in its own layout."""
+    """Every layout gives bitwise the same results, in its own layout."""
     inputs, dy = SMALL.inputs(), gradient_of_output(SMALL)
     plain = run(inputs, dy)
     inputs |= views(inputs)[layout]
@@ -127,7 +127,7 @@ def test_layouts(layout):
 
 @pytest.mark.parametrize(("height", "width"), [(3, 11), (4, 8), (7, 7)])
 def test_split(monkeypatch, height, width):
-    """Chunks that end with the image, one token behind a border, one before."""
+    """Chunks that end with the image, one token after a border, and one before it."""
     shape = SS2DShape(1, 3, height, width, 2, 1)
     cut(monkeypatch, 3)
     check(run(shape.inputs(), gradient_of_output(shape)), shape)
@@ -147,7 +147,7 @@ def test_repeats_bit_by_bit(monkeypatch):
 
 
 def test_wide_offsets(monkeypatch):
-    """64-bit offsets within an image change nothing."""
+    """64-bit offsets within an image give the same results."""
     inputs, dy = SMALL.inputs(), gradient_of_output(SMALL)
     narrow = run(inputs, dy)
     monkeypatch.setattr(ss2d, "is_wide", lambda *_: True)
@@ -156,7 +156,7 @@ def test_wide_offsets(monkeypatch):
 
 
 def test_float32_output_of_float16_input():
-    """The output may pass float16's range; asked for in float32 it does not overflow."""
+    """The output may exceed float16's range; a float32 output does not overflow."""
     inputs = SHAPES[0].inputs(torch.float16)
     inputs["Ds"] = torch.full_like(inputs["Ds"], 6e4)
     inputs["u"] = inputs["u"].clamp(0.5, 2)
@@ -165,7 +165,7 @@ def test_float32_output_of_float16_input():
 
 
 def test_strong_decay_neither_overflows_nor_lingers():
-    """Time steps of 30 and more: each token forgets all before it."""
+    """Time steps of 30 and more: each token forgets everything before it."""
     inputs, dy = SMALL.inputs(), gradient_of_output(SMALL)
     inputs["dt_bias"] = inputs["dt_bias"] + 40
     wanted = composed(ss2d_reference, {name: t.double() for name, t in inputs.items()}, dy)

@@ -1,4 +1,4 @@
-"""Networks of MONAI with a classifier: agreement with MONAI, wiring, padding, options, errors."""
+"""Networks of MONAI with a classifier: agreement with MONAI, connections, padding, options, errors."""
 
 import sys
 from unittest.mock import patch
@@ -35,7 +35,7 @@ def network(name: str, **options) -> MonaiBaseline:
 def test_same_as_monai(name):
     model, theirs = network(name), MONAI[name]().eval()
     nn.init.normal_(model.cls_head[3].bias)
-    for parameter in model.parameters():  # positions, biases and norms that start at 0 or 1 must count too
+    for parameter in model.parameters():  # positions, biases and norms that start at 0 or 1 must matter, too
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     theirs.load_state_dict(model.net.state_dict())
     images, seen = torch.rand(2, 3, 64, 64), []
@@ -44,7 +44,7 @@ def test_same_as_monai(name):
         mask, out = theirs(images), model(images)
     torch.testing.assert_close(out.seg_logits, mask)
     (features,) = seen
-    features = features.mean(1) if features.dim() == 3 else features.mean((2, 3))  # UNETR's are tokens
+    features = features.mean(1) if features.dim() == 3 else features.mean((2, 3))  # UNETR returns tokens
     torch.testing.assert_close(out.cls_logits, model.cls_head[3](features))
 
 

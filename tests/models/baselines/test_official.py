@@ -1,6 +1,6 @@
-"""Parts of the networks to compare with against what their official code computes from the same weights.
+"""Parts of the baselines compared with the results of their official code for the same weights.
 
-The values come from running that code, at the commits named below, with its parameters filled as `fill` does here.
+The values come from the official code at the commits named below, with its parameters set by the same `fill`.
 """
 
 import math
@@ -18,7 +18,7 @@ def wave(*shape: int, phase: float = 0.0) -> Tensor:
 
 
 def fill(module: nn.Module) -> nn.Module:
-    """Waves in all parameters, in order, so that none is 0 or like another; those of norms are around 1."""
+    """Sets all parameters to waves, in order, so that none is 0 or equal to another; those of norms are around 1."""
     for i, (name, parameter) in enumerate(module.named_parameters()):
         fan = parameter[0].numel() if parameter.dim() > 1 else 1
         values = torch.sin(torch.arange(parameter.numel()) * (0.5 + 0.01 * i) + i).reshape(parameter.shape)
@@ -47,7 +47,7 @@ def aggregation() -> Tensor:
     return fill(mtanet._Aggregation(4))(*maps)
 
 
-# ZhifangDeng/MISSFormer 007424e, HuCaoFighting/Swin-Unet f48f623 (whose expansion is MISSFormer's),
+# ZhifangDeng/MISSFormer 007424e, HuCaoFighting/Swin-Unet f48f623 (with MISSFormer's patch expansion),
 # SimonVandenhende/Multi-Task-Learning-PyTorch ed3d9ac, astra-vision/DenseMTL 2884250, yatingling/MTANet 7a5f5d1
 GOLDEN = {
     "MISSFormer, block": (

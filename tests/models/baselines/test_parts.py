@@ -1,4 +1,4 @@
-"""Parts of the networks to compare with that a library has, or that a formula says: encoders, attention, wiring."""
+"""Parts of the baselines compared with libraries or formulas: encoders, attention, connections."""
 
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ from mtlkit.models.baselines import mtl_oca, swin_unet, transunet
 @torch.no_grad()
 def test_encoder_of_transunet_is_the_hybrid_of_timm():
     model = create_model("transunet", depth=2, image_size=64).eval()
-    options = {"class_token": False, "global_pool": "avg", "fc_norm": False}  # the class token is left out
+    options = {"class_token": False, "global_pool": "avg", "fc_norm": False}  # no class token
     net = timm.create_model("vit_base_r50_s16_224", img_size=64, depth=2, num_classes=0, **options).eval()
     net.patch_embed.backbone.load_state_dict(model.resnet.state_dict())
     net.patch_embed.proj.load_state_dict(model.proj.state_dict())
@@ -37,13 +37,13 @@ def test_encoder_of_swin_unet_is_that_of_timm():
     model.norm.register_forward_hook(lambda _, __, features: seen.append(features))
     model(images)
     torch.testing.assert_close(seen[0], net.forward_features(images))
-    for up, down in zip(model.decoder, model.layers[-2::-1], strict=True):  # begins as a copy, as official
+    for up, down in zip(model.decoder, model.layers[-2::-1], strict=True):  # starts as a copy, like the official code
         assert all(torch.equal(a, b) for a, b in zip(up.parameters(), down.blocks.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("name", "module"), [("swin_unet", swin_unet), ("transunet", transunet)])
 def test_pretrained_weights_are_of_all_blocks(name, module):
-    """The whole encoder is made for them, and blocks beyond the network's own are left out behind."""
+    """The complete encoder is loaded, then blocks that the network does not have are removed."""
     make = module.make_network
 
     def without_download(encoder, pretrained, **options):
@@ -80,7 +80,7 @@ def test_object_context_is_the_formula():
 def test_classifier_of_mtl_oca_looks_where_the_first_mask_is():
     model = create_model("mtl_oca", encoder="resnet18", decoder_dims=(8, 8, 4, 4)).eval()
     torch.nn.init.zeros_(model.first_mask.weight)
-    model.first_mask.bias.copy_(torch.tensor([0.0, 30.0]))  # a lesion everywhere: both halves are the mean
+    model.first_mask.bias.copy_(torch.tensor([0.0, 30.0]))  # a lesion everywhere: both halves equal the mean
     images = torch.rand(1, 3, 64, 64)
     mean = model.encoder(images)[-1].mean((2, 3))
     torch.testing.assert_close(model(images).cls_logits, model.cls_head(torch.cat([mean, mean], 1)))
@@ -108,7 +108,7 @@ def test_mtan_attends_as_published():
 
 @torch.no_grad()
 def test_mtanet_refines_what_is_not_yet_sure():
-    """Where the mask so far is sure of a lesion, a level adds its norm's constant alone."""
+    """Where the previous mask is certain of a lesion, a level adds only its norm's constant."""
     model = create_model("mtanet", encoder="pvt_v2_b0", dim=4).eval()
     level = model.levels[0]
     below, skip = torch.rand(1, 256, 2, 2), torch.rand(1, 160, 4, 4)

@@ -1,4 +1,4 @@
-"""Networks of segmentation-models-pytorch: agreement with the library, the additive gate, freezing, what is missing."""
+"""Networks of segmentation-models-pytorch: agreement with the library, additive gate, freezing, missing packages."""
 
 import sys
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from mtlkit.models import create_model
 def test_same_as_the_library():
     model = create_model("unet", encoder="resnet18", dim=2).eval()
     net = smp.Unet("tu-resnet18", encoder_weights=None, decoder_channels=(32, 16, 8, 4, 2), aux_params={"classes": 3})
-    net.load_state_dict(model.net.state_dict(), strict=False)  # with a dropout, its linear layer has another place
+    net.load_state_dict(model.net.state_dict(), strict=False)  # with dropout, the linear layer has another index
     net.classification_head[3].load_state_dict(model.last_layer.state_dict())
     images = torch.rand(2, 3, 64, 96)
     mask, labels = net.eval()(images)
@@ -23,7 +23,7 @@ def test_same_as_the_library():
 
 
 def test_attention_unet_gates_its_skip_connections():
-    """skip sigmoid(w ReLU(W_x skip + W_g g)), in each level that has one, and nothing else differs from U-Net."""
+    """skip sigmoid(w ReLU(W_x skip + W_g g)) at each skip connection; otherwise equal to U-Net."""
     gated = create_model("attention_unet", encoder="resnet18", dim=2).eval()
     seen = []
     for block in gated.net.decoder.blocks[:-1]:

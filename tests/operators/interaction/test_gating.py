@@ -1,4 +1,4 @@
-"""What task interaction does between its passes, by the CPU kernel."""
+"""The computations of task interaction between its passes, by the CPU kernel."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Task interaction: bad input is named."""
+"""Task interaction: errors name the invalid input."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from mtlkit.testing import InteractionShape
 
 
 def bad(**change) -> Callable[[], object]:
-    """A call of `task_interaction` with fields or arguments replaced."""
+    """A call of `task_interaction` with some fields or arguments replaced."""
 
     def call():
         signals = change.get("signals", "variance")

@@ -1,4 +1,4 @@
-"""What task interaction has of its own; what it shares with every operator is in test_matrix.py."""
+"""Tests specific to task interaction; test_matrix.py has those that all operators share."""
 
 import json
 from collections.abc import Callable
@@ -34,12 +34,12 @@ def by_name(out: ops.InteractionOutput) -> dict[str, Tensor]:
 
 
 def level(inputs: InteractionInputs, signals: str, **options) -> dict[str, Tensor]:
-    """What `task_interaction` returns, by name."""
+    """The results of `task_interaction`, by name."""
     return by_name(ops.task_interaction(*inputs, signals=signals, **options))
 
 
 def composed(inputs: InteractionInputs, signals: str, return_enhanced=True, normaliser=None, **options):
-    """The same by the two modules one after the other, the enhanced map between them."""
+    """The same computation by the two modules in turn, with the enhanced map between them."""
     x, f, tim, upa = inputs
     enhanced = ops.tim(x, f, tim, **options)
     out = ops.upa(x, enhanced.seg, f, enhanced.clf, upa, signals=signals, normaliser=normaliser)
@@ -47,7 +47,7 @@ def composed(inputs: InteractionInputs, signals: str, return_enhanced=True, norm
 
 
 def leaves(inputs: InteractionInputs, dtype: torch.dtype | None = None) -> InteractionInputs:
-    """The same numbers, apart from any graph, each layout kept."""
+    """The same values, detached from any graph, with unchanged layouts."""
 
     def leaf(t: Tensor | None, grad: bool = True) -> Tensor | None:
         return None if t is None else t.detach().to(dtype or t.dtype).clone().requires_grad_(grad)
@@ -59,7 +59,7 @@ def leaves(inputs: InteractionInputs, dtype: torch.dtype | None = None) -> Inter
 
 
 def run(backend: str, inputs: InteractionInputs, call: Callable = level, **options) -> dict[str, Tensor]:
-    """Outputs, and the gradient of every tensor from all of them, by name."""
+    """Outputs, and the gradient of every tensor through all of them, by name."""
     inputs = leaves(inputs)
     with mtlkit.use_backend(backend):
         outputs = call(inputs, **options)
@@ -81,7 +81,7 @@ def compare(got: dict[str, Tensor], exact: dict[str, Tensor], plain: dict[str, T
 
 
 def check(inputs: InteractionInputs, backend: str = "cpu", call: Callable = level, **options) -> dict[str, Tensor]:
-    """The backend against the reference in float64; vectors and signals by the bounds of gradients."""
+    """Compares the backend with the reference in float64; vectors and signals use the bounds for gradients."""
     got = run(backend, inputs, call, **options)
     exact = run("reference", leaves(inputs, torch.float64), level, **options)
     half = inputs.x.dtype in (torch.bfloat16, torch.float16)
@@ -280,7 +280,7 @@ def test_an_instruction_set_that_changes_before_the_backward_pass(attention):
 @needs_cpu_backend
 @pytest.mark.parametrize("attention", [False, True])
 def test_a_projection_of_exactly_0_has_no_gradient(attention):
-    """As PyTorch's ReLU has none at 0."""
+    """As for PyTorch's ReLU at 0."""
     x, weight, bias = torch.randn(2, 6, 5, 7), torch.zeros(4, 6), torch.zeros(4)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     with mtlkit.use_backend("cpu"):
@@ -292,7 +292,7 @@ def test_a_projection_of_exactly_0_has_no_gradient(attention):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("place", [0, 33])
 def test_sums_over_what_is_not_finite(value, place):
-    """Those of the reference, wherever it is: the first pixels are what moments are taken about."""
+    """Equal to the reference's, wherever the non-finite value is: moments are computed around the first pixels."""
     x, weight, bias, attn = torch.randn(2, 6, 9, 8), torch.randn(4, 6), torch.randn(4), torch.randn(6)
     x[0, 2].view(-1)[place] = value
     arguments = reduce.Inputs(x, weight, bias, attn), reduce.Options(True, torch.float32)
@@ -454,7 +454,7 @@ class TestProperties:
         assert out.gates[1].isnan().all()
         assert out.seg[1].isnan().all()
         others = torch.tensor([0, 2])
-        assert out.seg[others].isnan().all() == (signals == "variance")  # which the batch's mean couples
+        assert out.seg[others].isnan().all() == (signals == "variance")  # the batch mean couples the images
         assert out.seg[others].isfinite().all() == (signals == "alignment")
 
 
@@ -492,7 +492,7 @@ def test_autocast_leaves_the_vectors_alone(backend):
 
 @pytest.mark.parametrize("place", [spread(0), repeated(0), lambda t: torch._neg_view(-t)], ids=["spread", "one", "neg"])
 def test_parameters_of_any_layout(place):
-    """Those of TIM alone go to PyTorch, whose batch normalisation reads only what is contiguous aright in backward."""
+    """`ops.tim` uses PyTorch's batch normalisation, whose backward pass is right only for contiguous parameters."""
     inputs = InteractionShape(2, 6, 5, 4, 8).inputs(torch.float64)
 
     def results(tim: TIMParameters) -> list[Tensor]:

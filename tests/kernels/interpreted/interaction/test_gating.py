@@ -1,4 +1,4 @@
-"""What task interaction does between its passes, by the Triton kernels, interpreted."""
+"""The computations of task interaction between its passes, by the interpreted Triton kernels."""
 
 import pytest
 import torch

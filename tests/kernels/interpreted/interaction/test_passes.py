@@ -14,7 +14,7 @@ from mtlkit.testing import InteractionShape, assert_accurate
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = ("x", "weight", "bias", "attn")
 SUMS = ("mean", "variance", "energy", "pooled")
-# (B, C, H, W, P): one kernel backward and several, tiles and blocks filled in part, lines of pixels, single ones
+# (B, C, H, W, P): one or several kernels backward, partly filled tiles and blocks, lines of pixels, single pixels
 SMALL, WIDE, DEEP, LONG, PIXEL = (
     (2, 6, 5, 4, 3),
     (1, 96, 9, 8, 48),
@@ -53,7 +53,7 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype, attention: bool, memory_f
 def plain(
     given: dict, cotangents: dict, factors: Tensor, dy: Tensor, energy: bool, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """What PyTorch makes of it: sums, scaled map, and the gradient of everything, in float64 or in a 16-bit dtype."""
+    """PyTorch's result: sums, scaled map, and the gradient of everything, in float64 or in a 16-bit dtype."""
     exact = dtype == torch.float64
     leaves = {k: None if t is None else t.detach().to(dtype).requires_grad_() for k, t in given.items()}
     reduce = reduce_reference if exact else reduce_torch
@@ -111,7 +111,7 @@ def test_against_the_reference(shape, dtype, attention, energy):
 @pytest.mark.parametrize(("processors", "pixels"), [(1, 64), (132, 32)])
 @pytest.mark.parametrize(("dtype", "energy"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
 def test_tiles_decide_the_speed_alone(monkeypatch, processors, pixels, dtype, energy):
-    """On a GPU of one processor and of many, with a pixel beyond a tile's last, and a projection of a 256-row block."""
+    """Planned for one processor and for many, with a pixel beyond a tile, and a projection with a 256-row block."""
     monkeypatch.setattr(reduce, "processors", lambda tensor: processors)
     monkeypatch.setattr(scale, "processors", lambda tensor: processors)
     arguments = inputs((2, 20, 5, 13, 130), dtype, False)
@@ -155,7 +155,7 @@ def test_gradients_that_are_not_wanted(channels):
     assert only[0] is None
     for name, gradient in zip(NAMES[1:3], only[1:3], strict=True):
         assert torch.equal(gradient, whole[f"d{name}"])
-    other = fused(given, cotangents, factors, dy, False, save=False)  # the signs found anew
+    other = fused(given, cotangents, factors, dy, False, save=False)  # recomputes the signs
     assert all(torch.equal(whole[name], other[name]) for name in whole if whole[name] is not None)
 
 
@@ -218,7 +218,7 @@ def test_operator_on_these_kernels(channels, signals, attention):
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_a_projection_of_exactly_0_has_no_gradient(dtype, attention):
-    """As PyTorch's ReLU has none at 0."""
+    """As for PyTorch's ReLU at 0."""
     given, cotangents, factors, dy = inputs(SMALL, dtype, attention)
     given["weight"].zero_()
     given["bias"].zero_()
