@@ -1,4 +1,4 @@
-"""accelerate: layers of other codebases before and after the swap: results, Parameters, and what else survives."""
+"""accelerate: layers of other codebases before and after replacement: results, Parameters, and what else is kept."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ def image(model: nn.Module, batch: int = 2) -> Tensor:
 
 
 def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The output and the gradient of the input and of every parameter, by name."""
+    """The output, and the gradients of the input and of every parameter, by name."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_()
     y = model(x)
@@ -72,7 +72,7 @@ def test_windows_of_square_maps(name, size):
     exact = results(copy.deepcopy(model).double(), x.double())
     assert_same(results(accelerated(model), x), exact)
     moved = copy.deepcopy(model).double()
-    wide = torch.cat((x, x), 1).double()  # goes through the original, with the Parameters that hold now
+    wide = torch.cat((x, x), 1).double()  # uses the original module, with the current Parameters
     torch.testing.assert_close(moved(wide), moved[0].original(wide), rtol=0, atol=0)
 
 
@@ -89,7 +89,7 @@ def test_other_directions_compile_whole_and_pickle(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_compute_the_same(name):
-    model = perturbed(NETWORKS[name]()).double().eval()  # in training, norms of batches leave biases no gradient
+    model = perturbed(NETWORKS[name]()).double().eval()  # in training, batch norms make gradients of biases zero
     x = torch.rand(2, 3, 32, 64, dtype=torch.float64)
     exact = results(copy.deepcopy(model), x)
     accelerated(model)
@@ -158,7 +158,7 @@ def test_parameters_are_the_very_same(name):
     state = {key: value.clone() for key, value in model.state_dict().items()}
     accelerated(model)
     after = dict(model.named_parameters())
-    assert list(after) == list(before)  # the order in which an optimizer counts them
+    assert list(after) == list(before)  # the order of an optimizer's state
     assert all(after[key] is before[key] for key in before)
     assert list(model.state_dict()) == list(state)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -222,7 +222,7 @@ def test_training_goes_on(new_optimizer):
         torch.testing.assert_close(ours.get_parameter(name), parameter, rtol=1e-8, atol=1e-10)
 
 
-# --- what survives ----------------------------------------------------------------------------------------------------
+# --- what is kept -----------------------------------------------------------------------------------------------------
 
 
 def test_hooks_survive_both_ways():
@@ -236,7 +236,7 @@ def test_hooks_survive_both_ways():
     layer.register_state_dict_post_hook(lambda *_: calls.append("saved"))
     layer.register_load_state_dict_post_hook(lambda *_: calls.append("loaded"))
     accelerated(model)
-    assert not calls  # the comparison calls none
+    assert not calls  # the comparison does not call any
     removed.remove()
     model[0].register_forward_hook(lambda *_: calls.append("later"))
     model.load_state_dict(model.state_dict())

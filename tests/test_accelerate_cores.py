@@ -1,4 +1,4 @@
-"""accelerate: scans that are more, or less, than an SS2D layer, before and after the swap."""
+"""accelerate: scans that do more, or less, than an SS2D layer, before and after replacement."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ def drawn(name: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def results(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
-    """The output and the gradient of every input and parameter, by name."""
+    """The output, and the gradients of every input and parameter, by name."""
     model.zero_grad()
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     y = model(*inputs)
@@ -30,7 +30,7 @@ def results(model: nn.Module, inputs: list[Tensor]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", CORES)
 def test_scans_compute_the_same(name):
-    model = around(name).double().eval()  # in float32 they were compared by accelerate
+    model = around(name).double().eval()  # accelerate itself compares in float32
     exact = results(copy.deepcopy(model), drawn(name, torch.float64))
     before = dict(model.named_parameters())
     keys = list(model.state_dict())

@@ -16,7 +16,7 @@ class PlainTIM(nn.Module):
     def __init__(self, attention: bool = False, tau: float = 0.7) -> None:
         super().__init__()
         self.tau = tau
-        self.c2s_dense = nn.Linear(CLF_DIM, DIM)  # another order than mtlkit's
+        self.c2s_dense = nn.Linear(CLF_DIM, DIM)  # defined in another order than in mtlkit
         self.s2c_conv = nn.Conv2d(DIM, DIM // 2, 1)
         self.s2c_dense = nn.Linear(DIM // 2, CLF_DIM)
         self.s2c_bn = nn.BatchNorm1d(CLF_DIM, eps=1e-3, momentum=0.1)
@@ -71,7 +71,7 @@ class PlainLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Two levels in a row."""
+    """Two consecutive levels."""
 
     def __init__(self, make) -> None:
         super().__init__()
@@ -118,11 +118,11 @@ def test_levels_compute_the_same(name, training):
     assert all(isinstance(level, kind) for level in model.levels)
     assert [(n, id(p)) for n, p in model.named_parameters()] == [(n, id(p)) for n, p in parameters.items()]
     assert list(model.state_dict()) == keys
-    for _ in range(2):  # the second call sees the statistics that the first has left
+    for _ in range(2):  # the second call uses the statistics that the first one updated
         exact, got = results(plain, seg, clf), results(model, seg, clf)
         assert got.keys() == exact.keys()
         for key in exact:
-            # absolute too: a bias before a batch norm whose ReLU is open has no gradient
+            # absolute, too: with an open ReLU, a bias before a batch norm has no gradient
             torch.testing.assert_close(got[key], exact[key], rtol=1e-9, atol=1e-12)
             assert exact[key].any()
     plain.load_state_dict(model.state_dict())
@@ -145,7 +145,7 @@ def test_a_second_call_has_no_effect():
 
 
 class OtherOrder(PlainTIM):
-    """Normalises before the ReLU."""
+    """Applies the norm before the ReLU."""
 
     def forward(self, seg: Tensor, clf: Tensor) -> tuple[Tensor, Tensor]:
         context = torch.relu(self.s2c_bn(self.s2c_dense(torch.relu(self.s2c_conv(seg)).mean((2, 3)))))

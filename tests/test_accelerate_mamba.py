@@ -1,4 +1,4 @@
-"""accelerate: blocks of tokens before and after the swap, what is left alone, and why."""
+"""accelerate: token blocks before and after replacement; blocks that are not replaced, and the reasons."""
 
 import copy
 import re
@@ -31,7 +31,7 @@ BLOCKS = {
 
 
 class Model(nn.Module):
-    """A block with what else it is given."""
+    """A block with its additional arguments."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def tokens(model: Model) -> Tensor:
 
 
 def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """The output and the gradient of the input and of every parameter, by name."""
+    """The output, and the gradients of the input and of every parameter, by name."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_()
     y = model(x)
@@ -142,7 +142,7 @@ def test_bad_input_of_a_swapped_block_is_named():
         model[1](torch.ones(2, 24, 6), (4, 5))
 
 
-# --- what is left alone -----------------------------------------------------------------------------------------------
+# --- blocks that are not replaced -------------------------------------------------------------------------------------
 
 
 def changed(block: nn.Module, **parts) -> nn.Module:

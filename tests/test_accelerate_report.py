@@ -1,4 +1,4 @@
-"""accelerate: what is left alone and why, the report, and bad input."""
+"""accelerate: layers that are not replaced and the reasons, the report, and invalid input."""
 
 import re
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import mtlkit
 from harness.third_party_models import NETWORKS, LocalSS2D, VMambaSS2D, accelerated, perturbed, plain_medmamba, wrapped
 
-# --- what is left alone -----------------------------------------------------------------------------------------------
+# --- layers that are not replaced -------------------------------------------------------------------------------------
 
 
 class WithScale(plain_medmamba.SS2D):
@@ -32,11 +32,11 @@ class WithPath(plain_medmamba.SS2D):
 
 class WithoutScan(plain_medmamba.SS2D):
     def forward_corev0(self, x: Tensor) -> tuple[Tensor, ...]:
-        return selective_scan_fn(x)  # noqa: F821 - what a failed import of mamba-ssm leaves behind
+        return selective_scan_fn(x)  # noqa: F821 - the name is missing after a failed import of mamba-ssm
 
 
 class InCudaDevice(VMambaSS2D):
-    """As VMamba's own, which enters the device of whatever tensor it is given."""
+    """Like VMamba's code, which enters the device of any tensor that it gets."""
 
     def forward_corev2(self, x: Tensor, scan) -> Tensor:
         with torch.cuda.device(x.device):
@@ -44,7 +44,7 @@ class InCudaDevice(VMambaSS2D):
 
 
 class OnTriton(VMambaSS2D):
-    """As code that launches Triton kernels where there is no GPU."""
+    """Like code that launches Triton kernels without a GPU."""
 
     def forward_corev2(self, x: Tensor, scan) -> Tensor:
         raise RuntimeError("0 active drivers ([]). There should only be one.")
@@ -132,7 +132,7 @@ LEFT = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of quantisation
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch warns about quantisation
 @pytest.mark.parametrize("case", LEFT)
 def test_look_alikes_are_left_alone(case):
     make, reason = LEFT[case]

@@ -1,4 +1,4 @@
-"""The policy of how exact a result must be."""
+"""The policy for the accuracy of results."""
 
 import pytest
 import torch

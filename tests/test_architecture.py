@@ -1,4 +1,4 @@
-"""The rules of the house, read off the imports: privacy, the direction of imports, and a test for each module."""
+"""Rules of the code base, checked by its imports: privacy, direction of imports, and a test for each module."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 FOLDERS = ("mtlkit", "kernels", "benchmarks", "examples")
-# From the top down: a module imports from its own level and from those below, but for the pairs in APART.
+# From top to bottom: a module imports from its own level and those below, except for the pairs in APART.
 LEVELS = (
     {"cli", "__main__"},
     {"training", "evaluation", "inference"},
@@ -20,8 +20,8 @@ LEVELS = (
     {"kernels", "_native", "_C"},
 )
 APART = {("models", "data"), ("models", "losses"), ("losses", "data"), ("models", "_accelerate"), ("models", "compat")}
-# benchmarks/gpu_memory.py counts what the launches of a GPU allocate where there is none: it replaces the modules that
-# look for one.
+# benchmarks/gpu_memory.py computes the memory of GPU launches without a GPU, and therefore replaces
+# the modules that look for a GPU.
 PRIVATE_ON_PURPOSE = {
     ("benchmarks/gpu_memory.py", "mtlkit.operators._backends"),
     ("benchmarks/gpu_memory.py", "mtlkit.operators._launch"),
@@ -29,13 +29,13 @@ PRIVATE_ON_PURPOSE = {
 
 
 class Import(NamedTuple):
-    file: str  # from the root
-    module: str  # that imports
-    name: str  # that is imported, with all that leads to it
+    file: str  # relative to the root
+    module: str  # the importing module
+    name: str  # the imported name, with its path
 
 
 def module_of(file: Path) -> str:
-    """Dotted name of a module; those of kernels/ are installed within mtlkit."""
+    """Dotted name of a module; those of kernels/ are installed as part of mtlkit."""
     parts = file.with_suffix("").parts
     parts = ("mtlkit", *parts) if parts[0] == "kernels" else parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -65,14 +65,14 @@ def files(root) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def imports(root, files) -> list[Import]:
-    """Imports of mtlkit, wherever in a file they stand."""
+    """All imports of mtlkit, at any place in a file."""
     found = [entry for file in files for entry in imports_of(root, file) if entry.name.partition(".")[0] == "mtlkit"]
     assert len(found) > 300
     return found
 
 
 def private_owner(name: str) -> tuple[str, str] | None:
-    """The package of the first private part of a dotted name, and the name up to that part."""
+    """The package of the first private part of a dotted name, and the name up to and including that part."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.startswith("_") and not part.startswith("__"):
@@ -81,7 +81,7 @@ def private_owner(name: str) -> tuple[str, str] | None:
 
 
 def test_private_names_stay_in_their_package(imports):
-    """Those at the root of mtlkit belong to the whole project."""
+    """Private names at the root of mtlkit may be used everywhere in it."""
     found = set()
     for file, module, name in imports:
         owner, private = private_owner(name) or ("mtlkit", "")
@@ -103,7 +103,7 @@ def test_imports_run_one_way(imports):
         mine, other = level_of(ours), level_of(theirs)
         if other is None:  # a helper at the root, or a name of mtlkit/__init__.py
             continue
-        if mine is None:  # a helper at the root serves all levels, so that it needs none but the lowest
+        if mine is None:  # all levels use a helper at the root, so that it may import only the lowest
             mine = len(LEVELS) - 1
         if other < mine or (ours, theirs) in APART:
             wrong.append(f"{file}: {name}")
@@ -111,7 +111,7 @@ def test_imports_run_one_way(imports):
 
 
 def test_every_part_of_mtlkit_has_a_level(root):
-    """Or is a helper at the root that imports nothing of mtlkit but its like."""
+    """Or is a helper at the root that imports only such helpers."""
     parts = {
         path.stem for path in (root / "mtlkit").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
@@ -120,7 +120,7 @@ def test_every_part_of_mtlkit_has_a_level(root):
 
 
 def test_every_module_has_a_test_of_its_stem(root):
-    """Its own, or where a folder is one stem (an operator, a family of layouts), that of the folder."""
+    """A test file, or a folder of tests if a folder shares one stem (an operator, a family of layouts)."""
     missing = []
     for path in sorted((root / "mtlkit").rglob("*.py")):
         file = path.relative_to(root / "mtlkit")
@@ -130,7 +130,7 @@ def test_every_module_has_a_test_of_its_stem(root):
         tests = [
             root / "tests" / folder / f"test_{stem.name.strip('_')}.py"
             for stem in stems
-            for folder in (stem.parent, stem)  # a stem of several files has a folder of its name in the tests, too
+            for folder in (stem.parent, stem)  # a stem with several test files has a folder with its name
         ]
         if not any(test.is_file() for test in tests):
             missing.append(str(file))

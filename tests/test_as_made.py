@@ -1,4 +1,4 @@
-"""Modules whose parameters may be used without calling them."""
+"""Modules whose parameters may be used without calling the module."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mtlkit._as_made import as_made
 
 
 class Further(nn.Linear):
-    """A linear layer by its class, which may compute anything."""
+    """A subclass of a linear layer, which may compute anything."""
 
 
 def test_a_plain_module():

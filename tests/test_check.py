@@ -1,4 +1,4 @@
-"""Checks of arguments: what passes, and what each error says."""
+"""Checks of arguments: accepted values, and the text of each error."""
 
 import pytest
 import torch

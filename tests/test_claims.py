@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, and none that outlives its process."""
+"""Claims: one holder at a time, and released when its process ends."""
 
 import pytest
 

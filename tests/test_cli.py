@@ -1,4 +1,4 @@
-"""The command line: what it prints, what it writes, its exit status, and one sentence for all that goes wrong."""
+"""The command line: printed and written output, exit status, and one sentence for each error."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def failing(capsys):
-    """Runs a command that must fail with 2, and gives its one sentence."""
+    """Runs a command that must fail with status 2; returns its one sentence."""
 
     def run(*arguments: object) -> str:
         assert main([str(argument) for argument in arguments]) == 2
@@ -105,7 +105,7 @@ def test_help_is_a_command_too(capsys):
 
 
 def test_the_commands_of_the_demo_are_understood():
-    """Every command that the demo runs, its options and the files that it names."""
+    """Every command that the demo runs, with its options and files."""
     parsed = [parser().parse_args(line) for line in demo.lines(Path("there"), force=True)]
     data, check, train, evaluate, predict = parsed
     assert data.folder == check.folder == train.data == evaluate.data
@@ -185,7 +185,7 @@ def test_check_of_damaged_data(damaged, capsys, tmp_path):
     assert "error: missing mask (5)" in text
     assert "... and 2 more: --all lists them" in text
     assert f"  {damaged}/malignant/malignant (1).png: cannot be read as an image" in text
-    # no benign image is left, once those without mask are taken out
+    # all benign images are removed because they have no mask
     assert text.endswith("7 errors, 0 warnings, 0 notes\n")
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["layout"], report["ok"], report["records"]) == ("busi", False, 3)
@@ -334,7 +334,7 @@ def test_export(monkeypatch, tmp_path, capsys):
 
 
 def test_export_in_8_bits(monkeypatch, tmp_path, capsys, phantoms):
-    """Calibrated with half of a data set, judged on the other; a fall of more than a point is said."""
+    """Calibrated with half of a data set and evaluated on the other; a loss of more than a point is reported."""
     pytest.importorskip("onnxruntime")
     from mtlkit import deploy, training
     from mtlkit.evaluation import exported

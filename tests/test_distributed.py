@@ -1,11 +1,11 @@
-"""Layers of task interaction on two processes, each with a part of a batch, beside one process with the whole."""
+"""Layers of task interaction on two processes, each with part of a batch, compared with one process."""
 
 import pytest
 import torch
 
 import mtlkit
 
-# Two processes with 3 and 2 images of the same batch: the gradients of both summed, what each gave, its buffers.
+# Two processes with 3 and 2 images of the same batch: returns the summed gradients, the outputs, and the buffers.
 WORK = """
 import torch
 from torch import distributed, nn
@@ -34,7 +34,7 @@ def work(rank, given):
 
 
 def layers():
-    """Every form that takes statistics over the batch, in float64 and in training."""
+    """Every form that computes statistics over the batch, in float64 and in training."""
     options = {"dim": 6, "clf_dim": 5, "dtype": torch.float64}
     return {
         "tim": mtlkit.nn.TaskInteraction(**options),
@@ -47,7 +47,7 @@ def layers():
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_two_processes_are_as_one(two_processes, backend):
-    """Outputs, gradients of inputs and parameters, and running statistics after two steps, once BN is SyncBatchNorm."""
+    """Outputs, gradients of inputs and parameters, and running statistics after two steps, with SyncBatchNorm."""
     given = {
         name: (layer, (torch.randn(5, 6, 7, 4, dtype=torch.float64), torch.randn(5, 5, dtype=torch.float64)))
         for name, layer in layers().items()
@@ -73,7 +73,7 @@ def test_two_processes_are_as_one(two_processes, backend):
 
 
 def test_one_process_needs_no_others():
-    """A converted layer outside torch.distributed gives the very bits of the one that it was."""
+    """Outside torch.distributed, a converted layer gives bitwise the results of the original."""
     for name, layer in layers().items():
         seg, clf = torch.randn(3, 6, 7, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
         expected = layer(seg, clf)

@@ -1,4 +1,4 @@
-"""Every public symbol has an example that runs, and every guarantee a test."""
+"""Every public symbol has an example that runs, and every guarantee has a test."""
 
 import ast
 import doctest
@@ -48,7 +48,7 @@ def test_examples_run(module):
 
 @pytest.mark.parametrize("symbol", SYMBOLS)
 def test_every_symbol_has_an_example(symbol):
-    """That of a base serves an error that differs from it by its name alone."""
+    """An error that differs from its base only by name uses the base's example."""
     assert symbol.__doc__ or not callable(symbol)
     while isinstance(symbol, type) and issubclass(symbol, DataError) and "__init__" not in vars(symbol):
         symbol = symbol.__base__
@@ -62,7 +62,7 @@ def test_every_layer_is_public():
 
 
 def functions_of(file: Path) -> set[str]:
-    """Names of the functions in a file, those of classes behind the name of the class."""
+    """Names of the functions in a file; methods are preceded by their class."""
     tree = ast.parse(file.read_text())
     found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     for owner in (node for node in tree.body if isinstance(node, ast.ClassDef)):

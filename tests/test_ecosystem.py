@@ -1,4 +1,4 @@
-"""What training code does to models, ours and accelerated ones: copies, averages, precision, checkpoints, processes."""
+"""What training code does to mtlkit's and accelerated models: copies, averages, precision, checkpoints, processes."""
 
 import copy
 import io
@@ -146,7 +146,7 @@ def test_exponential_average(model, images):
 @pytest.mark.parametrize("make", [MODELS["vmamba"], lambda: accelerated(VMUNet())], ids=["ours", "accelerated"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_scaled_gradients(make, images, dtype):
-    model = perturbed(make())  # networks without ReLU, whose gradients would jump with the rounding
+    model = perturbed(make())  # networks without ReLU, whose gradients jump when rounding changes a sign
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
 
     def scaled_gradients(model: nn.Module, images: Tensor, backend: str, autocast: bool) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The kinds of error."""
+"""The error classes."""
 
 import pickle
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every script in examples/ runs, is short, and does what it says."""
+"""Every script in examples/ runs, is short, and gives the documented result."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 from harness import processes
 from mtlkit import compat, deploy
 
-SCRIPTS = {  # and what makes them small enough for a test
+SCRIPTS = {  # with the arguments that make them small
     "accelerate_medmamba": ["32"],
     "export_without_torch": ["2"],
     "failures_by_gates": ["24", "32", "1"],
@@ -20,12 +20,12 @@ SCRIPTS = {  # and what makes them small enough for a test
     "volumes_with_mamba": ["30"],
 }
 DRAWN = sorted(set(SCRIPTS) - {"mamba_ssm_on_cpu"})
-TIMED = {"accelerate_medmamba"}  # whose picture is in the repository only where a quiet machine drew it
+TIMED = {"accelerate_medmamba"}  # their pictures are committed only from a quiet machine
 
 
 @pytest.fixture
 def output(root, tmp_path, request):
-    """What a script prints; it draws into a folder of its own."""
+    """The output of a script, which runs in a temporary folder."""
     script = root / "examples" / f"{request.param}.py"
     process = processes.run_python([script, *SCRIPTS[request.param]], tmp_path)
     assert process.returncode == 0, process.stderr
@@ -122,7 +122,7 @@ def test_scan_from_c(root, tmp_path):
 
 
 def paths_for_c() -> tuple[Path, str]:
-    """The folders of the library and of its header."""
+    """The folders of the library and its header."""
     try:
         return Path(deploy.library_path("c")).parent, deploy.include_path()
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Ways out of eager PyTorch: torch.compile and torch.export with dynamic sizes, ONNX, AOTInductor, and their limits."""
+"""torch.compile and torch.export with dynamic sizes, ONNX, AOTInductor, and their limits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from mtlkit.testing import SS2DShape
 
 TINY = {"num_classes": 3, "depths": (1, 1), "dims": (8, 16)}
 PAIR = {"encoder": "resnet18", "decoder_dims": (16, 12, 8, 8), "clf_dim": 16}
-# One of each family, small; the other names differ in sizes and parts.
+# One small network per family; the others differ in sizes and parts.
 MODELS = {
     "medmamba_t": TINY | {"d_state": 4},
     "vmamba_t_s1l8": TINY,
@@ -35,7 +35,7 @@ SIBLINGS = {
     "btinet": ("mbdi",),
     "csa_moe": ("csa_moe_vgg16", "csa_moe_densenet121", "image_classifier"),
     "hybrid_vssm": ("mammo_vssm", "mammo_resnet18", "mammo_resnet50"),
-    # the other networks to compare with are compiled and exported by tests/models/test_smoke.py
+    # tests/models/test_smoke.py compiles and exports the other baselines
     "mtl_oca": (
         *("segresnet", "swin_unetr", "unetr"),
         *("unet", "attention_unet", "unet_plus_plus", "manet", "deeplabv3_plus", "fpn", "segformer", "upernet"),
@@ -76,7 +76,7 @@ def assert_same(got: Any, expected: Any) -> None:
 
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
-LAST = Callable[[int, int, int], Arguments]  # images from their count, rows and columns
+LAST = Callable[[int, int, int], Arguments]  # images from their number, height and width
 
 
 def last(channels: int = 8) -> LAST:
@@ -135,7 +135,7 @@ def test_no_layer_is_missing():
 
 
 def compile_and_call(module: nn.Module, calls: list[Arguments]) -> None:
-    """Whole, and once: the calls after the first need no other graph."""
+    """Compiled as one full graph: the calls after the first must not recompile."""
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
     for i, arguments in enumerate(calls):
@@ -150,7 +150,7 @@ def test_layers_compile_whole_and_once(name):
     compile_and_call(make().eval(), [sizes(2, 9, 14), sizes(3, 12, 17)])
 
 
-# mtl_oca has the encoder and the padding of btinet, and compiles at one size in tests/models/test_smoke.py; the stages
+# mtl_oca has the encoder and padding of btinet, and is compiled at one size in tests/models/test_smoke.py; the stages
 # of vm_unet are those of vmamba_t_v0, twice
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("mtl_oca", "vm_unet")])
 def test_models_compile_whole_and_once(name):
@@ -158,7 +158,7 @@ def test_models_compile_whole_and_once(name):
 
 
 def test_an_accelerated_model_compiles_whole_and_once():
-    # sizes that patches divide: this model's own views of an odd and an even map need a graph each
+    # sizes divisible by the patches: this model handles even and odd maps differently, which would need two graphs
     model = accelerated(MedMamba(3, (1, 1), (8, 16), 4).eval())
     compile_and_call(model, [(torch.rand(b, 3, h, w),) for b, h, w in ((2, 64, 80), (3, 96, 64))])
 
@@ -179,7 +179,7 @@ def test_training_compiles_with_inductor():
 
 # --- torch.export -----------------------------------------------------------------------------------------------------
 
-FACTOR = {"medmamba_t": 8, "vmamba_t_v0": 8, "vm_unet": 8, "hybrid_vssm": 16}  # what height and width are multiples of
+FACTOR = {"medmamba_t": 8, "vmamba_t_v0": 8, "vm_unet": 8, "hybrid_vssm": 16}  # height and width are multiples of this
 
 
 def dynamic_shapes(name: str) -> tuple:
@@ -210,7 +210,7 @@ def test_an_accelerated_model_exports():
 
 
 def assert_runs_in_onnxruntime(model: nn.Module, size: int, folder: Path) -> None:
-    """Exported through plain PyTorch, with a dynamic batch, and run by another runtime: the same to 1e-5."""
+    """Exports plain PyTorch with a dynamic batch, and runs it in another runtime: equal up to 1e-5."""
     path = folder / "model.onnx"
     with mtlkit.use_backend("torch"), torch.no_grad():
         images = torch.rand(2, 3, size, size)
@@ -264,7 +264,7 @@ def test_package_runs_in_a_fresh_process(run_python, tmp_path):
 
 
 class Recorder(Interpreter):
-    """Runs a graph and keeps each call of an operator of mtlkit."""
+    """Runs a graph and records each call of an operator of mtlkit."""
 
     def __init__(self, graph: GraphModule, calls: dict[str, tuple]) -> None:
         super().__init__(graph)
@@ -278,7 +278,7 @@ class Recorder(Interpreter):
 
 
 def recorded_calls() -> dict[str, tuple]:
-    """A call of every operator, forward and backward, as compiled layers make it."""
+    """A call of every operator, forward and backward, with the arguments of compiled layers."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
@@ -295,7 +295,7 @@ def recorded_calls() -> dict[str, tuple]:
         outputs = tensors_of(torch.compile(make(), fullgraph=True, backend=backend)(*arguments))
         sum(output.square().sum() for output in outputs).backward()
     u, rows, A = torch.randn(2, 4, 9), torch.randn(2, 2, 9), -torch.rand(4, 2)
-    scale = torch.ops.mtlkit.interaction_scale  # which compiled layers leave to the compiler
+    scale = torch.ops.mtlkit.interaction_scale  # compiled layers leave this to the compiler
     for function, tensors in (
         (mtlkit.selective_scan_fn, (u, u, A, rows, rows)),
         (mtlkit.ops.ss2d, SS2DShape(2, 3, 4, 5, 4, 2).inputs().values()),
@@ -310,7 +310,7 @@ def recorded_calls() -> dict[str, tuple]:
 
 
 def test_every_operator_passes_opcheck():
-    """But for the decoding steps, which tests/operators/test_step.py checks."""
+    """Except the decoding steps, which tests/operators/test_step.py checks."""
     calls = recorded_calls()
     registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("mtlkit::")}
     assert set(calls) == {
@@ -325,7 +325,7 @@ def test_every_operator_passes_opcheck():
         torch.library.opcheck(target, tuple(wanted), options)
 
 
-# --- what cannot follow -----------------------------------------------------------------------------------------------
+# --- unsupported ------------------------------------------------------------------------------------------------------
 
 
 def test_vmap_raises():

@@ -1,4 +1,4 @@
-"""The optional packages that commands ask for are those of the project."""
+"""The optional packages that errors of commands name match those in pyproject.toml."""
 
 import re
 import sys

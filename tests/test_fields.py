@@ -1,4 +1,4 @@
-"""Typed values of JSON files: right, or a DataError that names file and field."""
+"""Typed values of JSON files: correct, or a DataError that names file and field."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""tools/gpu_bundle.py and tools/gpu_run.py: what is packed, what is refused, and what the packed script says."""
+"""tools/gpu_bundle.py and tools/gpu_run.py: the packed files, rejected input, and the output of the packed script."""
 
 import importlib.util
 import json
@@ -72,7 +72,7 @@ def test_a_missing_wheel_is_named(bundle, wheels, tmp_path):
 
 
 def test_too_large_an_archive_is_refused(bundle, wheels, tmp_path):
-    """The earlier one stays, and the error says what is large."""
+    """The earlier archive is kept, and the error names what is large."""
     out = tmp_path / "gpu.tar.gz"
     out.write_bytes(b"earlier")
     with pytest.raises(SystemExit, match=r"gpu.tar.gz: expected at most 0 MiB, got \d.*; largest: .*\.whl 0.0 MiB"):
@@ -82,7 +82,7 @@ def test_too_large_an_archive_is_refused(bundle, wheels, tmp_path):
 
 
 def test_peers_are_packed_as_sources(bundle, peers, wheels, tmp_path):
-    """VMamba's with a setup.py that asks no GPU."""
+    """VMamba's with a setup.py that does not query a GPU."""
     checkout, sources = tmp_path / "VMamba", tmp_path / "sources"
     for name in ("kernels/selective_scan/csrc/selective_scan/reverse_scan.cuh", "classification/models/csm_triton.py"):
         (checkout / name).parent.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_mamba_ssm_loses_the_imports_of_its_networks(peers, tmp_path):
 
 
 def test_nvcc_compiles_for_the_bundles_architectures_alone(peers, tmp_path, monkeypatch):
-    """Whatever a peer's setup.py names; everything else reaches nvcc as it is."""
+    """Whatever a peer's setup.py says; all other arguments reach nvcc unchanged."""
     nvcc = tmp_path / "cuda" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text('#!/bin/sh\necho "$@"\n')
@@ -150,7 +150,7 @@ def test_arguments(bundle, tmp_path, capsys):
 
 
 def test_the_script_refuses_another_python(bundle, wheels, tmp_path):
-    """And says so in its summary, where $OUT is."""
+    """The summary in $OUT states the reason."""
     with tarfile.open(bundle.pack(tmp_path / "gpu.tar.gz", [wheels], DESCRIPTION)) as archive:
         archive.extractall(tmp_path, members=[archive.getmember(f"mtlkit-gpu/{n}") for n in ("run.py", "bundle.json")])
     line = [sys.executable, tmp_path / "mtlkit-gpu" / "run.py"]

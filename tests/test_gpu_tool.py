@@ -1,4 +1,4 @@
-"""tools/gpu.py: stages that leave their results, whatever the others do and however long they take."""
+"""tools/gpu.py: every stage leaves its results, however others end and however long they take."""
 
 import importlib.util
 import signal
@@ -51,7 +51,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(gpu, monkeypatch, tmp_path,
 
 
 def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
-    """The first says what it has on Ctrl-C, the second does not listen, and for the third no time is left."""
+    """The first stage reports its results on Ctrl-C, the second ignores it, and no time is left for the third."""
     waits = "import signal, time; print('begun', flush=True); "
     code = {
         "doctor": f"{waits}\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('1 failed, 2 passed')",
@@ -72,7 +72,7 @@ def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
 
 
 def test_packed_peers_are_compiled_before_they_are_measured(gpu, monkeypatch, tmp_path, here):
-    """While the first stages run; what they say is in a file of its own."""
+    """They compile during the first stages; their output has a separate file."""
     (tmp_path / "peers").mkdir()
     (tmp_path / "tools").mkdir()
     (tmp_path / "bundle.json").write_text('{"archs": "80;90"}')
@@ -113,7 +113,7 @@ def test_a_limit_must_be_a_time(gpu, here, capsys):
 
 
 def test_commands(gpu, root, tmp_path):
-    """Every file that they name is there, and only the sanitizer's stages go through it."""
+    """All files in the commands exist, and only the sanitizer's stages use it."""
     folders = gpu.Folders(tmp_path, tmp_path / "rows")
     for stage in gpu.STAGES:
         line = gpu.command(stage, folders, "sanitizer")
@@ -127,11 +127,11 @@ def test_commands(gpu, root, tmp_path):
 
 
 def test_first_rows_belong_to_one_stage(gpu):
-    """By pytest's own reading of -k; the last stage takes whatever is missing."""
+    """Evaluates -k with pytest itself; the last stage runs all remaining rows."""
     from _pytest.mark.expression import Expression
 
     stages = {name: stage.line[stage.line.index("-k") + 1] for name, stage in gpu.STAGES.items() if "-k" in stage.line}
-    del stages["compile"]  # whose rows are those of triton
+    del stages["compile"]  # its rows are those of triton
     rows = {
         "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-medmamba": "scans",
         "ss2d_layer_core-medmamba_t_stage1-batch32-float32-forward-mtlkit-triton": "triton",

@@ -24,7 +24,7 @@ HEAVY = {
 }
 
 
-# Prints to stderr, as JSON, the modules that `use` loads beyond torch's, and its time as a share of torch's.
+# Prints to stderr, as JSON, the modules that `use` loads in addition to torch's, and its time as a share of torch's.
 SCRIPT = """
 import json, sys, time
 start = time.perf_counter()
@@ -42,7 +42,7 @@ def test_import_is_silent_and_light(run_python, use):
     process = run_python("-c", SCRIPT.format(use=use))
     assert process.returncode == 0, process.stderr
     assert process.stdout == ""
-    added, share = json.loads(process.stderr)  # fails where anything else was printed
+    added, share = json.loads(process.stderr)  # fails if anything else was printed
     print(f"{use}: {len(added)} modules, {share:.1%} of the time that torch takes")
     assert not {name.partition(".")[0] for name in added} & HEAVY
 

@@ -8,12 +8,12 @@ import pytest
 import mtlkit
 from mtlkit import _native, cli, info
 
-# A package that fails as a missing one does, put in front of the real one.
+# A package whose import fails as if it were missing, placed before the real one.
 MISSING = "raise ModuleNotFoundError(f'No module named {__name__!r}', name=__name__)\n"
 
 
 def rows(output: str, section: str) -> dict[str, str]:
-    """The rows of one section of the report, by their first word."""
+    """The rows of a section of the report, by their first word."""
     body = output.partition(f"{section}\n")[2].partition("\n\n")[0]
     return {line.split()[0]: line.strip() for line in body.splitlines() if re.match(r"  \S", line)}
 
@@ -27,7 +27,7 @@ def package(tmp_path) -> Path:
 
 
 def hide(folder: Path, name: str) -> Path:
-    """A folder that hides package `name` from whoever imports from it first."""
+    """A folder that, placed first on the import path, hides package `name`."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(MISSING)
     return folder

@@ -1,4 +1,4 @@
-"""Where jobs run: here, or on clusters that are not there; tests/training/test_on_cluster.py has a real one."""
+"""Where jobs run: locally, or on clusters that do not exist; tests/training/test_on_cluster.py uses a real one."""
 
 import sys
 import types
@@ -60,7 +60,7 @@ def test_cpus():
 
 
 def test_a_job_that_is_called_again_waits_for_the_lock_of_the_lost_one(monkeypatch):
-    """File systems of several machines release it later than the process ends."""
+    """File systems shared by several machines release the lock later than the process ends."""
     import pickle
 
     calls = []
@@ -85,7 +85,7 @@ def test_a_job_that_is_called_again_waits_for_the_lock_of_the_lost_one(monkeypat
 
 
 def test_a_signal_ends_a_wait_as_it_ends_the_rest():
-    """Ray, while it waits, turns what the handler of a signal raises into SystemExit(1)."""
+    """While Ray waits, it turns any exception of a signal handler into SystemExit(1)."""
 
     def handler(number, _):
         raise SystemExit(128 + number)

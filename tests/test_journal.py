@@ -1,4 +1,4 @@
-"""Journals: each line is whole or not there."""
+"""Journals: each line is complete or missing."""
 
 import pytest
 

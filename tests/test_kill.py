@@ -1,4 +1,4 @@
-"""The script that kills commands: a few kills of each, and that it tells what differs."""
+"""The script that kills commands: a few kills of each command, and its report of differences."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Losses against published values, closed forms and torch; gradients by finite differences; bad input by name."""
+"""Losses compared with published values, closed forms and torch; gradients by finite differences; invalid input."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_perfect_prediction_costs_nothing(case):
 def test_boundary_loss_by_hand():
     mask = torch.zeros(1, 1, 7, 7)
     mask[0, 0, 3, 3] = 1
-    # a missed single pixel leaves the kernel itself: sum |K| = 1, spread over 49 pixels
+    # a missed single pixel leaves the kernel itself: sum |K| = 1, divided by 49 pixels
     loss = losses.boundary_loss(torch.full_like(mask, -30), mask, soft=False)
     torch.testing.assert_close(loss, torch.tensor(1 / 49))
 
@@ -153,7 +153,7 @@ def test_focal_cross_entropy_is_cut():
 
 @pytest.mark.parametrize("margin", [-0.01, 0.01])
 def test_the_cut_is_where_it_is_said_to_be(margin):
-    """Of each image by itself, so that those below it keep their gradients."""
+    """The limit applies to each image, so that those below it keep their gradients."""
     logits = torch.tensor([[9.0, 0.0], [4.0, 0.0]], dtype=torch.float64, requires_grad=True)
     of_each = F.cross_entropy(logits, torch.tensor([1, 1]), reduction="none")
     cut = of_each[0].item() + margin
@@ -185,7 +185,7 @@ def test_class_weights():
     labels = torch.tensor([0] * 6 + [1] * 3 + [2] * 1 + [-1] * 5)
     weight = losses.class_weights(labels, 3)
     torch.testing.assert_close(weight, torch.tensor([10 / 18, 10 / 9, 10 / 3]))
-    # each class then counts as much as any other
+    # each class then has the same weight
     torch.testing.assert_close(weight * torch.tensor([6.0, 3, 1]), torch.full((3,), 10 / 3))
 
 
@@ -269,7 +269,7 @@ def test_nan_shows(case):
 
 # --- several processes ------------------------------------------------------------------------------------------------
 
-# The loss of 3 and of 2 images of a batch, and the gradients that DDP would make of them.
+# The loss of 3 and of 2 images of a batch, and the gradients that DDP would compute from them.
 WORK = """
 import torch
 from mtlkit import losses
@@ -303,7 +303,7 @@ SUMS = ("hard masks", "hard classes")
 
 
 def test_two_processes_are_as_one(two_processes):
-    """Losses and gradients of a batch in two unequal parts: those of the whole with a group, others without one."""
+    """A batch in two unequal parts: equal to the complete batch with a process group, otherwise separate."""
     tensors = {
         "masks": torch.randn(5, 1, 8, 8, dtype=torch.float64),
         "target": (torch.rand(5, 1, 8, 8) > 0.7).double(),
@@ -321,7 +321,7 @@ def test_two_processes_are_as_one(two_processes):
         gradients = torch.autograd.grad(expected, [whole["masks"], whole["classes"]], allow_unused=True)
         for grouped in (True, False):
             (a, first), (b, second) = (found[f"{name}, {grouped}"] for found in both)
-            got = a + b if name in SUMS else (a + b) / 2  # a difficulty is no loss: the test adds them up
+            got = a + b if name in SUMS else (a + b) / 2  # a difficulty is not a loss: the test adds it up
             same = [bool(torch.isclose(got, expected, rtol=1e-12))]
             for gradient, mine, other in zip(gradients, first, second, strict=True):
                 if gradient is not None:

@@ -1,4 +1,4 @@
-"""Errors that say that there is not enough memory, as torch and numpy raise them."""
+"""Detecting out-of-memory errors of torch and numpy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics beside torchmetrics and scikit-learn on random cases, and where those leave the answer open."""
+"""Metrics compared with torchmetrics and scikit-learn on random cases, and cases that those leave undefined."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ NAN = float("nan")
 
 
 def random_masks(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities and masks of many sizes; the first true mask is empty, the second prediction, both of the third."""
+    """Probabilities and masks of many sizes; empty: the first true mask, the second prediction, both of the third."""
     target = (torch.rand(count, 1, 12, 15) < torch.linspace(0.05, 0.9, count)[:, None, None, None]).float()
     probabilities = (0.6 * target + 0.5 * torch.rand(count, 1, 12, 15)).clamp(0, 1)
     target[0] = 0
@@ -69,7 +69,7 @@ def test_segmentation_scores_are_those_of_torchmetrics():
 def test_empty_masks(empty, expected):
     blank, some = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
     some[0, 0] = 1
-    # nothing there and nothing found; nothing there but something found; something there and nothing found
+    # nothing there and nothing found; nothing there but something found; something there but nothing found
     target, found = torch.stack([blank, blank, some]), torch.stack([blank, some, blank])
     scores = segmentation_scores(found, target, empty=empty)
     for name in ("iou", "dice", "sensitivity"):
@@ -103,7 +103,7 @@ def test_threshold():
 
 def test_nothing_yet():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns of compute before update
+        warnings.simplefilter("ignore")  # torchmetrics warns about compute before update
         values = SegmentationMetrics().compute() | ClassificationMetrics(3).compute()
         of_two = ClassificationMetrics(2).compute()
     assert all(math.isnan(values[name]) for name in ("iou", "dice", "precision", "accuracy", "f1_macro", "auc"))

@@ -1,4 +1,4 @@
-"""The compiled module: loaded, or a sentence that says why not."""
+"""The compiled module: loaded, or a sentence with the reason why not."""
 
 import pytest
 

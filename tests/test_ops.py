@@ -1,4 +1,4 @@
-"""mtlkit.ops: the public functions alone, each documented with an example."""
+"""mtlkit.ops contains only the public functions, each documented with an example."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from mtlkit import ops
 
 def test_names_are_the_public_ones():
     public = {name for name, value in vars(ops).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public | {"orders"} == set(ops.__all__)  # a module of functions
+    assert public | {"orders"} == set(ops.__all__)  # orders is a module of functions
     assert sorted(ops.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)) == ops.__all__
 
 

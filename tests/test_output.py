@@ -1,4 +1,4 @@
-"""Folders: only what mtlkit wrote is replaced or removed, wherever a process was killed, and one process writes."""
+"""Output folders: only files that mtlkit wrote are replaced or removed, even after a kill, and one process writes."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ def write(path: Path, files: dict[str, str], *, force: bool = False, kind: str =
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file but the list, with what it holds."""
+    """Every file except the list, with its contents."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != LIST)
     return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
@@ -35,7 +35,7 @@ def out(tmp_path) -> Path:
     return tmp_path / "out"
 
 
-# --- whole or not at all ----------------------------------------------------------------------------------------------
+# --- complete or nothing ----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):
@@ -93,7 +93,7 @@ def test_a_read_only_place_is_named_before_any_work(tmp_path):
         pytest.fail("has worked")
 
 
-# --- what is the user's -----------------------------------------------------------------------------------------------
+# --- the user's files -------------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_replaced_without_force(out):
@@ -233,7 +233,7 @@ def test_inputs_within_are_refused(out, tmp_path):
         ):
             draft.check_inputs(None, tmp_path, path)
     with new_folder(tmp_path / "other", "an evaluation", force=True) as draft:
-        draft.check_inputs(out, tmp_path / "other" / "data")  # there is nothing that would be replaced
+        draft.check_inputs(out, tmp_path / "other" / "data")  # nothing would be replaced
 
 
 @pytest.mark.parametrize("name", ["../thesis.tex", "/etc/passwd", "deep/../../thesis.tex", ""])
@@ -314,7 +314,7 @@ def test_the_same_process_is_told_too(tmp_path):
         pass
 
 
-# --- what is continued ------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 def begin(path: Path, files: dict[str, str], **options: bool) -> None:
@@ -484,7 +484,7 @@ print("whole")
 
 @pytest.mark.parametrize("function", ["new", "resumable"])
 def test_killed_at_any_moment(tmp_path, run_python, function):
-    """Nothing of the user's is lost, and the next attempt succeeds, with the files of the new folder alone."""
+    """No file of the user is lost, and the next attempt succeeds and leaves only the files of the new folder."""
     new = {"a.txt": "2", "deep/c.txt": "2", "result.json": "2"}
     inner = {"d.txt": "2"} if function == "resumable" else {}
     expected = new | {f"inner/{name}": text for name, text in inner.items()}
@@ -502,7 +502,7 @@ def test_killed_at_any_moment(tmp_path, run_python, function):
         if process.stdout == "whole\n":
             break
         assert process.returncode == -signal.SIGKILL, process.stderr
-        if (out / "result.json").is_file():  # it stands for all others
+        if (out / "result.json").is_file():  # written last
             text = (out / "result.json").read_text()
             assert (out / "a.txt").read_text() == text
         with resumable_folder(out, "a run", force=True) as place:

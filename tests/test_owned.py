@@ -1,4 +1,4 @@
-"""The list of what mtlkit wrote: which files are owned, and which became the user's."""
+"""The list of written files: which files mtlkit owns, and which became the user's."""
 
 import pytest
 

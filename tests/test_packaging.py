@@ -1,4 +1,4 @@
-"""What a user gets: the source archive, the wheel built from it, and the words when a build cannot be had."""
+"""What users get: the source archive, the wheel built from it, and the message if a build is impossible."""
 
 import os
 import platform
@@ -15,11 +15,11 @@ import pytest
 
 import mtlkit
 
-# Like a user's, but for the CUDA part, which costs time and is checked by tests/cuda/test_compile.py.
+# Like a user's environment, but without CUDA, which takes time; tests/cuda/test_compile.py checks it.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MTLKIT_")}
 ENVIRONMENT["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 ENVIRONMENT["MTLKIT_CUDA"] = "off"
-QUICK = {"CMAKE_BUILD_TYPE": "None", "CXXFLAGS": "-O0"}  # as optimising takes minutes
+QUICK = {"CMAKE_BUILD_TYPE": "None", "CXXFLAGS": "-O0"}  # because optimising takes minutes
 
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 PIP = [sys.executable, "-m", "pip"]
@@ -40,7 +40,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def files(root) -> list[str]:
-    """The files of the project, as git knows them."""
+    """The files of the project, from git."""
     listing = run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], root)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")
@@ -49,7 +49,7 @@ def files(root) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tree(files, root, tmp_path_factory) -> Path:
-    """A copy of the project without anything that a build left behind."""
+    """A copy of the project without build files."""
     folder = tmp_path_factory.mktemp("tree")
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def tree(files, root, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def source_archive(tree, tmp_path_factory) -> Path:
-    """What a source distribution unpacks to."""
+    """The unpacked source distribution."""
     folder = tmp_path_factory.mktemp("sdist")
     script = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
     process = run([sys.executable, "-c", script], tree)
@@ -113,7 +113,7 @@ def test_wheel_imports(wheel, tmp_path, run_python):
 @pytest.mark.slow  # five minutes of processor time
 @pytest.mark.skipif(sys.platform != "linux", reason="wheels of other systems have no policy")
 def test_wheel_for_any_linux(source_archive, root, tmp_path, run_python):
-    """What `make wheel` builds: of the policy that auditwheel holds it to, it runs without a compiler on PATH."""
+    """The wheel of `make wheel`: auditwheel accepts its policy, and it runs without a compiler on PATH."""
     out, empty, folder = (tmp_path / name for name in ("out", "empty", "installed"))
     process = run([sys.executable, "tools/wheel.py", "--out", out], source_archive)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -145,7 +145,7 @@ def test_unknown_value_is_an_error(tree, variable, expected):
 
 
 def configure(tree: Path, folder: Path, cuda: str, nvcc: str, archs: str = "") -> subprocess.CompletedProcess:
-    """Runs CMake up to the build files, with `nvcc` (a shell script) as the CUDA compiler."""
+    """Runs CMake to generate the build files, with `nvcc` (a shell script) as the CUDA compiler."""
     compiler = folder / "nvcc"
     compiler.write_text(f"#!/bin/sh\n{nvcc}\n")
     compiler.chmod(compiler.stat().st_mode | stat.S_IEXEC)
@@ -209,7 +209,7 @@ def test_tools_are_pinned_alike(root):
 
 
 def test_every_dependency_has_a_floor(root):
-    """But for parts of mtlkit itself, and ninja, of which any release builds."""
+    """Except parts of mtlkit itself, and ninja, of which any release works."""
     text = (root / "pyproject.toml").read_text()
     block = text[text.index("\ndependencies = ") : text.index("[project.scripts]")]
     names = [name for name in re.findall(r'"([^"]+)"', block) if not name.startswith("mtlkit[")]

@@ -1,4 +1,4 @@
-"""What the pages show can be pasted: Python runs from the top of a page to its end, commands are understood."""
+"""The code on pages can be pasted: Python runs from the top of a page to its end, commands are valid."""
 
 import re
 import shlex
@@ -13,8 +13,8 @@ from mtlkit.cli import parser, spelt_out
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))]
-EXPORTS = {"docs/deploy.md"}  # a minute
-A_RUN = '"demo.onnx"'  # what needs one that is trained: tests/inference has its calls
+EXPORTS = {"docs/deploy.md"}  # takes a minute
+A_RUN = '"demo.onnx"'  # needs a trained run: tests/inference covers these calls
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -34,7 +34,7 @@ def commands(name: str) -> list[str]:
 def test_python_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if name in EXPORTS:
-        shutil.copy(mtlkit.deploy.library_path(), tmp_path)  # a command of the page
+        shutil.copy(mtlkit.deploy.library_path(), tmp_path)  # as in a command of the page
     names = {"__name__": "pasted"}
     try:
         for block in blocks(name, "python"):

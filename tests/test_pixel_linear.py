@@ -1,4 +1,4 @@
-"""Linear layers over the channels of pixels are F.linear, whichever way they take."""
+"""Linear layers over the channels of pixels equal F.linear, by either implementation."""
 
 import pytest
 import torch

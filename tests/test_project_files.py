@@ -1,4 +1,4 @@
-"""The files around the code: versions, workflows, templates, the container, and what they repeat of pyproject.toml."""
+"""The project's files: versions, workflows, templates, the container, and values repeated from pyproject.toml."""
 
 import re
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_supported_pythons_are_tested_and_built():
 
 
 def test_the_container_installs_what_predicting_needs():
-    """Of the stage without PyTorch, whose packages pip cannot take from mtlkit's own list."""
+    """In the stage without PyTorch, pip cannot get the packages from mtlkit's own list."""
     (extra,) = re.findall(r"\npredict = \[(.*)\]", (ROOT / "pyproject.toml").read_text())
     (numpy,) = re.findall(r'"(numpy>=[\d.]+)"', (ROOT / "pyproject.toml").read_text())
     stage = (ROOT / "Dockerfile").read_text().rpartition("FROM base AS onnx")[2]

@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, needs no network, and has every public name, page and link."""
+"""The documentation builds without a warning, works offline, and has every public name, page and link."""
 
 import html.parser
 import importlib
@@ -21,13 +21,13 @@ PAGES = ("getting_started.md", "concepts/ss2d.md", "concepts/scan_orders.md", "c
 def load(path: Path):
     spec = importlib.util.spec_from_file_location(f"site_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
 
 class Links(html.parser.HTMLParser):
-    """What a page refers to, and the anchors that it has."""
+    """The links of a page, and its anchors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def broken_links(site: Path, pages: dict[Path, Links]) -> list[str]:
 
 
 def public_names() -> set[str]:
-    """Those of every public module, by their first path; modules are pages."""
+    """The public names of every module, by their first path; modules are pages."""
     hooks = load(Path(__file__).parents[1] / "docs" / "_site" / "hooks.py")
     names = set()
     for module in hooks.MODULES:
@@ -76,7 +76,7 @@ def public_names() -> set[str]:
 
 
 def test_site_builds(root, run_python, tmp_path):
-    """One test, as the build takes seven seconds: links, names and what a page loads are read from one result."""
+    """One test, because the build takes seven seconds: it checks links, names and loaded files of one result."""
     configuration = str(root / "mkdocs.yml")
     process = run_python("-m", "mkdocs", "build", "--strict", "-q", "-f", configuration, "-d", str(tmp_path))
     assert process.returncode == 0, process.stderr

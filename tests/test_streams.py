@@ -1,4 +1,4 @@
-"""A command whose reader has gone ends quietly."""
+"""A command whose output pipe is closed ends silently."""
 
 import io
 import subprocess
@@ -31,5 +31,5 @@ def test_characters_that_the_encoding_lacks(monkeypatch):
     escape_unknown()
     print("0.750 \u00b1 0.125", flush=True)
     assert output.getvalue() == b"0.750 \\xb1 0.125\n"
-    monkeypatch.setattr(sys, "stdout", io.StringIO())  # which has no encoding
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # has no encoding
     escape_unknown()

@@ -1,4 +1,4 @@
-"""The names that tests and benchmarks outside of mtlkit import."""
+"""The names that tests and benchmarks import from mtlkit.testing."""
 
 import mtlkit.testing
 

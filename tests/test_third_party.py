@@ -1,4 +1,4 @@
-"""tools/third_party.py: the rows and the table that it makes, on made-up projects."""
+"""tools/third_party.py: the rows and the table that it makes, for made-up projects."""
 
 import importlib.util
 import sys
@@ -71,7 +71,7 @@ def clones(tmp_path):
 
 
 def test_projects_in_processes_of_their_own(root, tmp_path, clones, run_python):
-    """The tool next to a table of made-up projects."""
+    """Runs a copy of the tool with a table of made-up projects."""
     folder = tmp_path / "tools"
     folder.mkdir()
     (folder / "third_party.py").write_text((root / "tools" / "third_party.py").read_text())

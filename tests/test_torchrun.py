@@ -1,4 +1,4 @@
-"""Processes that torchrun starts together: the others go where the first has its folder."""
+"""Processes started together by torchrun: the others use the folder of the first."""
 
 import itertools
 import multiprocessing
@@ -15,20 +15,20 @@ from mtlkit._torchrun import hear_main, tell_others
 
 @pytest.fixture
 def started(monkeypatch) -> None:
-    """As by torchrun: two processes and the store that it keeps."""
+    """Sets up two processes and their store, like torchrun."""
     store = TCPStore("localhost", 0, is_master=True, timeout=timedelta(seconds=60))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
-    for name, first in (("_told", 0), ("_heard", 1)):  # the other process joins behind the first folder
+    for name, first in (("_told", 0), ("_heard", 1)):  # the other process joins after the first folder
         monkeypatch.setattr(_torchrun, name, itertools.count(first))
     yield
     del store
 
 
 def other(out: Path, queue) -> None:
-    """The second process: it begins before the first."""
+    """The second process, which starts before the first."""
     queue.put("begins")
     with resumable_folder(out, "a run", force=True, main=False) as place:
         queue.put(str(place.path))

@@ -1,4 +1,4 @@
-"""torch.jit: traced models compute with mtlkit's kernels, and what TorchScript cannot do names the way out."""
+"""torch.jit: traced models use mtlkit's kernels; errors of unsupported features name an alternative."""
 
 import io
 
@@ -11,7 +11,7 @@ from harness.third_party_models import NETWORKS, accelerated
 from mtlkit.models import create_model
 from mtlkit.testing import assert_accurate
 
-pytestmark = [  # torch.jit warns that it is deprecated, and of each shape that a check looks at
+pytestmark = [  # torch.jit warns that it is deprecated, and about each checked shape
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "FutureWarning", "torch.jit.TracerWarning")
 ]
@@ -38,7 +38,7 @@ def test_traced_models_compute_the_same(name):
         images = torch.rand(size)
         with torch.no_grad():
             got, expected = loaded(images), model(images)
-        assert torch.equal(loaded(images)[0].detach(), got[0])  # gradients may be on, as long as none is asked for
+        assert torch.equal(loaded(images)[0].detach(), got[0])  # gradients may be enabled if nothing requires them
         for g, e in zip(got, expected, strict=True):
             assert_accurate("output", g, e)
 

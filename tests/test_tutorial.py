@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial.md: every one is understood, reads what an earlier one writes, and all of them run."""
+"""The commands of docs/tutorial.md: each is valid, reads what an earlier one writes, and all of them run."""
 
 import re
 import shlex
@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from mtlkit.cli import main, parser
 
-# What makes a command small, by what it begins with. The rest of the command is the page's.
+# Arguments that make a command small, by its first words. The rest of the command is the page's.
 TINY = {"encoder": "resnet18", "decoder_dims": "[16,16,12,8]", "clf_dim": "16"}
 SMALL = ["--set", "data.size=32", "--set", "stopping.epochs=1"]
 SMALL += [word for name, value in TINY.items() for word in ("--set", f"model.options.{name}={value}")]
@@ -45,7 +45,7 @@ def made_small(command: str) -> str:
 
 
 def test_every_command_is_understood(commands):
-    """Its options are there, and each path that it reads was written by one before it."""
+    """Its options exist, and an earlier command wrote each path that it reads."""
     written = set()
     for command in filter(is_ours, commands):
         for line in (command, made_small(command)):
@@ -70,7 +70,7 @@ def test_every_change_is_of_use(commands):
 
 @pytest.mark.slow
 def test_every_command_runs(commands, tmp_path, monkeypatch, capsys):
-    """On fewer and smaller images, and for one epoch; the results are looked at where the page speaks of them."""
+    """With fewer and smaller images, for one epoch; checks the results that the page describes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=":")
     for command in commands:

@@ -1,4 +1,4 @@
-"""tools/uncovered.py, on a made-up report."""
+"""tools/uncovered.py, with a made-up report."""
 
 import importlib.util
 

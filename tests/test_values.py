@@ -1,4 +1,4 @@
-"""Whatever stands in tags, cells and settings is read right or refused by the project's own errors."""
+"""Any value in tags, cells and settings is read correctly or rejected by an error of mtlkit."""
 
 import csv
 import json
@@ -28,11 +28,11 @@ from mtlkit.training import RecipeError, load_ablation, load_config
 from mtlkit.training.saved_run import read_data, read_figures
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-MOST = 3000  # characters of a message, of as many lines as settings are wrong
+MOST = 3000  # characters of a message that lists as many lines as there are wrong settings
 
 
 def check(words: str) -> None:
-    """Raises where a refusal is long, or may stir a terminal."""
+    """Raises if an error message is long, or contains control characters."""
     assert len(words) < MOST, words
 
 
@@ -40,7 +40,7 @@ def check(words: str) -> None:
 
 
 def like(values: dict) -> st.SearchStrategy:
-    """Values as expected but for one of them, and whatever else."""
+    """The expected values except one, and additional fields."""
     changed = st.tuples(st.sampled_from(list(values)), JSON_VALUES).map(lambda pair: values | dict([pair]))
     return st.one_of(JSON_VALUES, changed)
 
@@ -148,7 +148,7 @@ def test_workbooks(tmp_path, rows):
         try:
             book.active.append(row)
         except (ValueError, TypeError, openpyxl.utils.exceptions.IllegalCharacterError):
-            return  # no cell can hold it
+            return  # a cell cannot hold it
     try:
         book.save(path)
     except (ValueError, OverflowError):
@@ -158,7 +158,7 @@ def test_workbooks(tmp_path, rows):
 
 # --- tags -------------------------------------------------------------------------------------------------------------
 
-# by what they are read for: name and VR
+# by their purpose: name and VR
 TAGS = [
     ("PatientID", "LO"),
     ("ImageLaterality", "CS"),
@@ -220,7 +220,7 @@ def test_tags(tmp_path, values, kind):
         tag, value = Tag(name), value + bytes(len(value) % 2)
         dataset[tag] = RawDataElement(tag, kind or vr, len(value), value, 0, False, True)
     if refusal(lambda: dataset.save_as(path, enforce_file_format=True), Exception):
-        return  # nor does pydicom write it
+        return  # pydicom cannot write it either
     for read in (read_dicom_tags, read_pixel_spacing, count_frames, load_image, partial(load_image, frame=0)):
         words = refusal(partial(read, path), DataError)
         assert words == "" or words.startswith(f"{path}: ")

@@ -6,7 +6,7 @@ import pytest
 
 from mtlkit.training import Config, load_config
 
-# Frozen, the encoder needs neither gradients nor places in a checkpoint for the optimiser's moments.
+# With a frozen encoder there are no gradients, and no optimiser moments of it in a checkpoint.
 NET = {
     "encoder": "resnet18",
     "freeze_until": "layer4",
@@ -41,7 +41,7 @@ def small() -> Config:
 
 @pytest.fixture(scope="session")
 def two_stages(small) -> Config:
-    """The same for three epochs, with a plateau to remember, and two epochs of the gates."""
+    """The same for three epochs, with a plateau, and two epochs for the gates."""
     schedule = {"monitor": "val/combined", "patience": 0, "factor": 0.5}
     second = {"loss": {"gates": 1.0}, "stopping": {"epochs": 2, "monitor": "val/loss", "mode": "min"}}
     return small.change({"stopping": {"epochs": 3}, "schedule": schedule, "second_stage": second})

@@ -1,4 +1,4 @@
-"""Tables of ablations: the papers' rows, what is trained, written and left alone, and what is refused."""
+"""Ablation tables: the papers' rows; rows that are trained, written or skipped; and rejected input."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ from mtlkit.training.ablation import _check_figures, _module
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory, small):
-    """A table of two rows, beside the recipe that it names."""
+    """A table of two rows, next to its recipe."""
     folder = tmp_path_factory.mktemp("table")
     small.change({"stopping": {"epochs": 1}}).save(folder / "small.yaml")
     rows = [
@@ -47,7 +47,7 @@ def done(file, ultrasound, tmp_path_factory):
 
 
 def options_of(name):
-    """The options of each row that the table is about, whether a row names them or leaves them as they are."""
+    """The options that the table varies, for each row, including those that a row leaves at their default."""
     rows = load_ablation(name).rows
     return [{"hmsf": True, "tim": True, "upa": True, **row.config.model.options} for row in rows]
 
@@ -68,7 +68,7 @@ def test_btinet_goes_from_no_interaction_to_both_stages(data):
 
 
 def test_csa_moe_has_the_costs_of_the_paper():
-    """All but those of DenseNet with experts, which no simple list of layers has."""
+    """All except those of DenseNet with experts, which is not a simple list of layers."""
     table = load_ablation("csa_moe_table4")
     costs, counted = count_table(table), 0
     for row in table.rows:
@@ -181,7 +181,7 @@ def test_what_is_written(done):
 
 
 def test_the_demo_has_all_its_rows(ultrasound, small, tmp_path):
-    """Each is trained to the end, judged and counted; only the last has gates."""
+    """Each row is trained to the end, evaluated and counted; only the last has gates."""
     stage = {"loss": {"gates": 1.0}, "stopping": {"epochs": 1, "monitor": "val/loss", "mode": "min"}}
     table = load_ablation("demo", small.change({"stopping": {"epochs": 1}, "second_stage": stage}).to_dict())
     found = ablate(table, ultrasound, tmp_path / "out", progress=False)

@@ -1,4 +1,4 @@
-"""What came out of a table: cells next to published values, the best of a column, and tests over the seeds."""
+"""The results of a table: cells next to published values, the best of a column, and tests over the seeds."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Temperatures and thresholds: found again where they are known, written by a run, and used where it is opened."""
+"""Temperatures and thresholds: recovered where they are known, written by a run, and used when a run is opened."""
 
 import json
 
@@ -14,7 +14,7 @@ from mtlkit.training.calibration import Calibration, fit_calibration, read_calib
 
 
 def drawn(temperature: float, count: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels drawn from what they mean at a temperature."""
+    """Logits, and labels drawn from their probabilities at a temperature."""
     rng = np.random.default_rng(0)
     logits = 3 * rng.standard_normal((count, 3))
     shares = scipy_softmax(logits / temperature, axis=1)
@@ -58,7 +58,7 @@ def test_thresholds_by_all_that_there_are():
     sensitivity, specificity = sums(found.thresholds["sensitivity_95"])
     assert sensitivity >= 0.95
     assert specificity == max(spec for sens, spec in every if sens >= 0.95)
-    assert fit_calibration(np.zeros((4, 2)), np.ones(4, int), positive=1).thresholds == {}  # one class
+    assert fit_calibration(np.zeros((4, 2)), np.ones(4, int), positive=1).thresholds == {}  # only one class
 
 
 @pytest.fixture(scope="module")

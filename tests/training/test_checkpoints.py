@@ -1,4 +1,4 @@
-"""Checkpoints are tensors and plain values, and nothing in a run's folder can run code."""
+"""Checkpoints contain only tensors and plain values; nothing in a run folder can execute code."""
 
 import enum
 import os
@@ -36,10 +36,10 @@ def mark(tmp_path) -> Path:
 
 
 def plant(path: Path, mark: Path, *, archive: bool = False) -> None:
-    """Puts a pickle that runs code in the place of a file, in torch's archive or by itself."""
+    """Replaces a file by a pickle that executes code, in torch's archive or by itself."""
     path.unlink()
     if archive:
-        with path.open("wb") as file:  # by name, torch refuses those that begin with a dot
+        with path.open("wb") as file:  # torch rejects file names that begin with a dot
             torch.save({part: Planted(mark) for part in PARTS}, file)
     else:
         path.write_bytes(pickle.dumps(Planted(mark)))
@@ -80,7 +80,7 @@ READ = [
 @pytest.mark.parametrize("name", READ)
 def test_a_run_that_has_ended(copy, mark, tmp_path, ultrasound, two_stages, name):
     plant(copy / name, mark)
-    place = name.partition("/")[0]  # of the network its folder is named
+    place = name.partition("/")[0]  # the error names the network's folder
     calls = [
         lambda: load_run(copy),
         lambda: evaluate(copy, None, tmp_path / "out"),
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_other_contents_is_damaged(tmp_path):
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path):
-    """torch says neither that the disk is full nor where; a limit on the size of files stands for the disk."""
+    """torch reports neither the full disk nor the file; a file size limit simulates the disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     state = dict.fromkeys(PARTS) | {"state_dict": {"weight": torch.zeros(2**18)}}
     with resumable_folder(tmp_path / "run", "a run") as place:
@@ -192,7 +192,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
                 checkpoints.save_checkpoint(state, place.path / "last.ckpt")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert read_checkpoint(place.path / "last.ckpt") == dict.fromkeys(PARTS)  # the one before stays
+        assert read_checkpoint(place.path / "last.ckpt") == dict.fromkeys(PARTS)  # the earlier checkpoint is kept
         with pytest.raises(DataError, match=r"run: expected at least \S+ MB of free disk for what is to be written"):
             place.check_room(10**18)
         place.check_room(1)

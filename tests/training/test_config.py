@@ -1,4 +1,4 @@
-"""Recipes: the papers' numbers, one by one; files; and every wrong setting by its name."""
+"""Recipes: the papers' values one by one, files, and an error that names every wrong setting."""
 
 from dataclasses import replace
 

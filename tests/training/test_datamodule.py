@@ -1,4 +1,4 @@
-"""Batches: the same for a seed and an epoch, the parts of a split, and the share of each process."""
+"""Batches: reproducible for a seed and epoch, from the parts of a split, and divided between processes."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from mtlkit.training import DataModule, EpochSampler
 
 
 class Numbers:
-    """Stands for a data set of so many items."""
+    """A stand-in for a data set with this many items."""
 
     def __init__(self, count: int) -> None:
         self.count, self.epochs = count, []
@@ -90,7 +90,7 @@ def test_copies_are_of_training_alone(catalogue, small):
 
 
 def test_a_single_image_is_left_over_for_no_batch(catalogue, small):
-    split = make_split(catalogue, small.data.fractions)  # 14 to train
+    split = make_split(catalogue, small.data.fractions)  # 14 for training
     for batch_size, batches in ((13, 1), (4, 4), (14, 1)):
         data = DataModule(catalogue, split, small.change({"data": {"batch_size": batch_size}}))
         assert len(data.train_dataloader()) == batches

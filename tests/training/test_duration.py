@@ -1,4 +1,4 @@
-"""Steps of a training, counted as it runs them, and the time of one."""
+"""The number of training steps, compared with a run, and the time per step."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What does not fit a data set is told before anything is trained or evaluated, and leaves nothing behind."""
+"""Data that does not fit is reported before training or evaluating anything, and leaves no files behind."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Loggers: what they wrote is read back by their own readers, and belongs to them."""
+"""Loggers: their own readers can read what they wrote, and mtlkit does not own their files."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def test_mlflow(tmp_path, ultrasound, short, monkeypatch):
 
 
 def records_of_wandb(path: Path) -> Iterator[Any]:
-    """What a transaction log holds: a header of 7 bytes, then parts of records in blocks as in LevelDB's logs."""
+    """The contents of a transaction log: a header of 7 bytes, then parts of records in blocks like LevelDB's logs."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, parts = path.read_bytes(), 7, b""
@@ -58,7 +58,7 @@ def records_of_wandb(path: Path) -> Iterator[Any]:
             continue
         parts += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or its last part
             yield Record.FromString(parts)
             parts = b""
 

@@ -1,4 +1,4 @@
-"""The three kinds of training: their losses by hand, what the second stage moves, and what does not fit together."""
+"""The three kinds of training: losses computed by hand, the second stage's parameters, and invalid combinations."""
 
 import itertools
 from dataclasses import replace
@@ -20,17 +20,17 @@ def lesions(ultrasound, small):
 
 @pytest.fixture
 def four_views():
-    """The recipe of the hybrid with the smallest network, and batches of exams."""
+    """The recipe of the hybrid network with the smallest encoder, and batches of exams."""
     options = {"backbone": "vssm", "depths": [1], "dims": [16], "d_state": 1, "birads_classes": 5}
     changes = {"model": {"options": options}, "data": {"size": 32}}
     return load_config("hybrid_vssm").change(changes)
 
 
-# --- what all share ---------------------------------------------------------------------------------------------------
+# --- all kinds --------------------------------------------------------------------------------------------------------
 
 
 def test_dropout_differs_between_seeds_epochs_batches_processes_and_stages(small, monkeypatch):
-    """And is the same again where none of them differs, whatever was drawn before."""
+    """It is the same if all of these are equal, regardless of earlier random draws."""
     masks, dropout, module = {}, torch.nn.Dropout(0.5), create_module(small)
     configs = {seed: small.change({"seed": seed}) for seed in (1, 2)}
     for seed, epoch, index, rank, gates_only in itertools.product(configs, range(3), range(3), range(2), (False, True)):
@@ -201,7 +201,7 @@ def test_mammography_figures(mammograms, four_views):
     assert figures["label_images"] == (batch["label"] >= 0).sum()
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- invalid combinations ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_recipes_make_their_networks(name):
     config = load_config(name)
     options = dict(config.model.options) | {"pretrained": False}
     module = create_module(config.change({"model": {"options": options}}))
-    # B4's stem and first two stages, but for the end of the last block of the second, rest
+    # B4's stem and first two stages, except the end of the second stage's last block
     frozen = sum(p.numel() for p in module.model.parameters() if not p.requires_grad)
     assert 0 < frozen < 100_000
     assert sum(p.numel() for p in module.model.parameters()) > 57_000_000

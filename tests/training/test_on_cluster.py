@@ -1,4 +1,4 @@
-"""Series, tables and predictions on a Ray cluster of two nodes on this machine: the files are those of one process."""
+"""Series, tables and predictions on a local Ray cluster of two nodes: the files equal those of one process."""
 
 import os
 import re
@@ -27,7 +27,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of a cluster with two nodes, of one CPU each."""
+    """The address of a cluster with two nodes, each with one CPU."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -45,7 +45,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """As a worker with one CPU computes."""
+    """Computes like a worker with one CPU."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -56,10 +56,10 @@ class Killer(threading.Thread):
     """Kills a worker.
 
     Args:
-        find: tells its number, or 0 while it is not to be killed.
+        find: returns its process id, or 0 while it must not be killed.
 
     Attributes:
-        killed: the number, when that is done.
+        killed: the process id, after the kill.
     """
 
     def __init__(self, find: Callable[[], int]) -> None:
@@ -76,12 +76,12 @@ class Killer(threading.Thread):
 
 
 def writer_of(folder: Path, mark: str) -> int:
-    """The process that writes to a folder, as soon as that holds a file."""
+    """The process that writes to a folder, as soon as the folder has a file."""
     return int((folder / CLAIM).read_text().split()[1]) if (folder / mark).exists() else 0
 
 
 def worker_in(folder: Path, name: str) -> int:
-    """A worker of Ray whose job's name begins so, and whose directory is this one."""
+    """A Ray worker whose job's name starts like this, with this directory."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             title = (process / "cmdline").read_bytes()
@@ -91,7 +91,7 @@ def worker_in(folder: Path, name: str) -> int:
 
 
 def test_jobs(address, tmp_path, monkeypatch):
-    """Results in order; an error as it was raised, and what runs then is stopped; a worker that is lost each time."""
+    """Results in order; an error as raised, which stops running jobs; and a lost worker in each case."""
     monkeypatch.setattr(_jobs, "LOSSES", 1)
     with open_runner(address) as where:
         assert (where.slots, where.gpu) == (2, False)
@@ -129,7 +129,7 @@ def test_folds_of_which_one_is_killed(address, one_thread, tmp_path, ultrasound,
 
 @pytest.fixture(scope="module")
 def run(one_thread, tmp_path_factory, ultrasound, small) -> Path:
-    """The folder of a run."""
+    """A run folder."""
     out = tmp_path_factory.mktemp("predicted") / "run"
     train(small.change({"stopping": {"epochs": 1}}), ultrasound, out, progress=False)
     return out
@@ -137,7 +137,7 @@ def run(one_thread, tmp_path_factory, ultrasound, small) -> Path:
 
 @pytest.mark.slow
 def test_predictions_of_which_a_worker_is_killed(address, run, tmp_path, ultrasound, capsys, monkeypatch):
-    """By the command, from a folder that paths are relative to; one image cannot be read."""
+    """By the command, with relative paths; one image cannot be read."""
     scans = shutil.copytree(ultrasound / "benign", tmp_path / "scans")
     (scans / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     monkeypatch.chdir(tmp_path)
@@ -155,7 +155,7 @@ def test_predictions_of_which_a_worker_is_killed(address, run, tmp_path, ultraso
 
 @pytest.mark.slow
 def test_a_table(address, one_thread, tmp_path, ultrasound, small, capsys):
-    """Rows and seeds by the command; a row that fails is named, and all others can be resumed without the cluster."""
+    """Rows and seeds by the command; a failed row is named, and all others can be resumed without the cluster."""
     short = {"stopping": {"epochs": 1}}
     small.change(short).save(tmp_path / "recipe.yaml")
     rows = [{"name": "plain"}, {"name": "slower", "changes": {"optimizer": {"lr": 0.0001}}}]

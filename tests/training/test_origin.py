@@ -1,4 +1,4 @@
-"""Where the network of a run comes from."""
+"""The origin of a run's network."""
 
 import math
 from pathlib import Path

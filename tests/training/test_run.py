@@ -1,4 +1,4 @@
-"""Runs: what lies in the folder, going on after a kill, two processes, the best epoch, what is not overwritten."""
+"""Runs: files in the folder, resuming after a kill, two processes, the best epoch, and files that are kept."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def assert_same(got, expected):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, ultrasound, two_stages):
-    """A run of two stages that was left to itself, and its figures."""
+    """An uninterrupted run with two stages, and its metrics."""
     out = tmp_path_factory.mktemp("finished") / "run"
     return out, train(two_stages, ultrasound, out, progress=False)
 
@@ -83,7 +83,7 @@ def test_figures_are_those_of_the_best_epoch(finished):
 
 
 def test_same_seed_same_weights(tmp_path, ultrasound, small):
-    """And of no effect with one process: to synchronise BatchNorm."""
+    """Also with synchronised BatchNorm, which has no effect with one process."""
     config = small.change({"stopping": {"epochs": 1}})
     for name in ("a", "b"):
         train(config.change({"sync_batch_norm": name == "b"}), ultrasound, tmp_path / name, progress=False)
@@ -108,7 +108,7 @@ train(load_config(config), data, out, progress=False, callbacks=[Kill()])
 
 @pytest.mark.parametrize(("stage", "epoch"), [(1, 2), (2, 1)])
 def test_killed_and_resumed_is_as_if_undisturbed(finished, tmp_path, ultrasound, run_python, stage, epoch):
-    """Killed within an epoch, after the second of its batches."""
+    """Killed within an epoch, after the second batch."""
     undisturbed, figures = finished
     config = undisturbed / "config.yaml"
     (tmp_path / "kill.py").write_text(KILL)
@@ -172,14 +172,14 @@ torch.save(watch.gradients, f"{out}/gradients-{os.environ.get('LOCAL_RANK', 0)}.
 
 
 def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monkeypatch):
-    """Gradients of every step and parameter, weights and figures, in float64, of the same batches in halves.
+    """Gradients of every step and parameter, weights and metrics, in float64, for the same batches in halves.
 
-    The bounds are wide for float64: where a gradient is all but zero, Adam makes of its rounding a step of its own.
+    The bounds are wide for float64: where a gradient is almost zero, Adam turns its rounding error into a step.
     """
     options = dict(small.model.options) | {"dropout": 0.0, "freeze_until": "layer1"}
-    # 12 images, 3 batches of 4; in the end each process judges all images, in batches of this size
+    # 12 images, 3 batches of 4; at the end each process evaluates all images, in batches of this size
     data = {"augment": "none", "fractions": [0.5, 0.25, 0.25], "eval_batch_size": 4}
-    # the Tversky loss of the demo is over the batch, not over its images, and so is what the gates are to learn
+    # the demo's Tversky loss is over the batch instead of single images, and so are the targets of the gates
     loss = {"sync": True, "gates": 1.0}
     changes = {"model": {"options": options}, "data": data, "loss": loss, "precision": "64-true"}
     changes |= {"sync_batch_norm": True, "stopping": {"epochs": 1}}
@@ -213,7 +213,7 @@ def test_two_processes_are_as_one(tmp_path, ultrasound, small, run_python, monke
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_b4", "resnet18"])
 def test_synchronised_batch_norm_keeps_all_else(name):
-    """The activations within timm's BatchNorm, the Parameters, the names of the checkpoint, what is frozen."""
+    """The activations in timm's BatchNorm, the Parameters, the names in the checkpoint, and what is frozen."""
     model = create_model("mbdi", encoder=name, freeze_until="bn1", decoder_dims=(16, 16, 12, 8), clf_dim=16).eval()
     before, images = model.state_dict(keep_vars=True), torch.randn(2, 3, 32, 32)
     expected = model(images)
@@ -267,7 +267,7 @@ except ArithmeticError:
 
 
 def test_two_stages_on_two_processes(tmp_path, ultrasound, two_stages, run_python):
-    """Both go through both stages with the same weights; one that fails in the second goes on as if it had not."""
+    """Both run both stages with the same weights; a failure in the second stage can be resumed without a difference."""
     config = two_stages.change({"data": {"fractions": [0.5, 0.3, 0.2]}, "stopping": {"epochs": 2}})
     config.save(tmp_path / "config.yaml")
     (tmp_path / "script.py").write_text(TWO_STAGES)
@@ -279,7 +279,7 @@ def test_two_stages_on_two_processes(tmp_path, ultrasound, two_stages, run_pytho
     for stage in (1, 2):
         for epoch in (0, 1):
             first, second = (torch.load(f"{out}-{stage}-{epoch}-{rank}.pt") for rank in (0, 1))
-            assert first["steps"] == second["steps"] == 2 * (epoch + 1)  # of 6 images each, in batches of 4
+            assert first["steps"] == second["steps"] == 2 * (epoch + 1)  # 6 images each, in batches of 4
             assert_same(second["state"], first["state"])
         kept = {f"model.{name}": value for name, value in first["state"].items()}
         assert_same(weights(out, "last", stage), kept)
@@ -290,7 +290,7 @@ def test_two_stages_on_two_processes(tmp_path, ultrasound, two_stages, run_pytho
     assert moved
     assert all(".upa." in key for key in moved)
     assert (again / "result.json").read_text() == (out / "result.json").read_text()
-    # of all images once, as one process judges them
+    # of all images, like the evaluation by one process
     one = shutil.copytree(out, tmp_path / "one")
     (one / "result.json").unlink()
     figures = json.loads((out / "result.json").read_text())
@@ -327,7 +327,7 @@ def test_mammograms_train(tmp_path, mammograms):
 
 
 def test_labels_alone_train_where_no_birads_is_known(tmp_path, mammograms):
-    """As CMMD's own table has it; with class weights, as the recipe says."""
+    """As in CMMD's own table; with class weights, as in the recipe."""
     data = shutil.copytree(mammograms, tmp_path / "cmmd")
     (table,) = data.glob("TOMPEI*.csv")
     with table.open(newline="") as file:
@@ -426,7 +426,7 @@ def test_unknown_figure_is_named(tmp_path, ultrasound, small, capsys):
     ],
 )
 def test_a_recipe_that_does_not_fit_leaves_no_folder(tmp_path, ultrasound, small, changes, words):
-    """So that the next attempt needs no --force, and one with --force loses no run that there is."""
+    """The next attempt does not need --force, and one with --force does not delete an existing run."""
     with pytest.raises(ValueError, match=words):
         train(small.adjust(changes), ultrasound, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -457,7 +457,7 @@ def test_damaged_and_missing_checkpoints_are_named(finished, tmp_path, ultrasoun
             train(config, ultrasound, out, resume=True, progress=False)
         path.unlink(missing_ok=True)
         if name == "stage2/last.ckpt":
-            break  # without it the stage begins anew
+            break  # without it the stage starts again
 
 
 def test_damaged_figures_are_named(finished, tmp_path, ultrasound):

@@ -1,4 +1,4 @@
-"""A run that replaces another leaves the user's files where they are."""
+"""A run that replaces another keeps the user's files."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from mtlkit.training import load_config, repeat, train
 
 
 def test_force_loses_nothing_of_the_users(tmp_path, monkeypatch, ultrasound, small):
-    """Notes, figures, an evaluation and a data set that are kept in the folder of a run."""
+    """Notes, metrics, an evaluation and a data set in the folder of a run."""
     config = small.change({"stopping": {"epochs": 1}})
     out = tmp_path / "run"
     train(config, ultrasound, out, progress=False)
@@ -42,7 +42,7 @@ def test_force_loses_nothing_of_the_users(tmp_path, monkeypatch, ultrasound, sma
     assert kept()
     assert (out / "result.json").stat().st_ino != before
     assert load_config(out / "config.yaml").seed == 1
-    train(config.change({"seed": 1}), data, out, resume=True, progress=False)  # reading what lies within loses nothing
+    train(config.change({"seed": 1}), data, out, resume=True, progress=False)  # reading data inside the folder is safe
 
 
 def test_a_table_of_the_users_is_not_taken_for_a_summary(tmp_path, ultrasound, small):

@@ -1,6 +1,6 @@
-"""What a recipe asks for reaches the training: best epoch, stopping, schedule, clipping, precision, and its figures.
+"""Settings of a recipe take effect: best epoch, stopping, schedule, clipping, precision, and their metrics.
 
-The figures of the epochs are scripted, so that each setting shows by what the run makes of them.
+The epochs' metrics are scripted, so that the behaviour of the run reveals each setting.
 """
 
 import csv
@@ -19,7 +19,7 @@ ONE_BATCH = {"limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batch
 
 
 class Watch(Callback):
-    """What each step of each stage did."""
+    """Records each step of each stage."""
 
     def __init__(self) -> None:
         self.seeds, self.norms, self.clipped, self.steps, self.kinds = [], [], [], [], set()
@@ -48,7 +48,7 @@ class Watch(Callback):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Sets the figures of the epochs by name, the same in each stage."""
+    """Sets the epochs' metrics by name, the same in each stage."""
 
     def script(**figures: list[float]) -> None:
         real = TrainingModule._figures
@@ -76,7 +76,7 @@ def rows(out, stage=1):
 
 
 def test_best_epoch_stopping_and_schedule_have_figures_and_modes_of_their_own(tmp_path, ultrasound, small, scripted):
-    """In the second stage the other way round; without a limit of the gradient, nothing is clipped."""
+    """In the second stage with the opposite modes; without a limit, gradients are not clipped."""
     up, down = [0.1, 0.4, 0.2, 0.3, 0.9], [0.9, 0.6, 0.8, 0.7, 0.1]
     scripted(iou=up, accuracy=down)
     stopping = {"epochs": 5, "monitor": "val/iou", "mode": "max", "patience": 2}
@@ -94,7 +94,7 @@ def test_best_epoch_stopping_and_schedule_have_figures_and_modes_of_their_own(tm
         table = rows(tmp_path / "run", stage)
         assert [float(row["val/iou"]) for row in table] == pytest.approx(up[:epochs])
         rates = [float(row["lr"]) / small.optimizer.lr for row in table]
-        assert rates == pytest.approx([1, 1, 1, 0.5][:epochs])  # epoch 2 was worse than 1
+        assert rates == pytest.approx([1, 1, 1, 0.5][:epochs])  # epoch 2 was worse than epoch 1
     best = torch.load(folder / "best.ckpt", weights_only=True)["state_dict"]
     saved = from_pretrained(tmp_path / "run/model").state_dict()
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in saved.items()), "not the best epoch's"
@@ -105,7 +105,7 @@ def test_best_epoch_stopping_and_schedule_have_figures_and_modes_of_their_own(tm
 
 
 def test_clipping_and_precision(tmp_path, ultrasound, small):
-    """And an argument of the trainer, which comes on top."""
+    """Also an additional argument of the trainer."""
     config = small.change({"optimizer": {"clip": 1e-3}, "precision": "bf16-mixed", "stopping": {"epochs": 1}})
     watch = run(config, ultrasound, tmp_path / "run", accumulate_grad_batches=2)
     assert watch.steps == [0, 1]
@@ -121,7 +121,7 @@ def test_the_recipe_accumulates_gradients(tmp_path, ultrasound, small):
 
 
 def test_averaged_weights_are_what_is_judged_and_saved(tmp_path, ultrasound, small):
-    """By hand: decay times the average, and the rest of the weights after each step; the best epoch's, not the last."""
+    """By hand: after each step, decay times the average plus (1 - decay) times the weights; from the best epoch."""
     config = small.change({"ema": 0.5, "stopping": {"epochs": 3}, "optimizer": {"lr": 1e-2}})
     steps = []
 

@@ -1,4 +1,4 @@
-"""Runs opened again: the network, its classes, its data wherever they lie now, and what is no run."""
+"""Opening runs: the network, its classes, its data (possibly moved), and folders that are not runs."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from mtlkit.training import SavedRun, load_config, load_run, train
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ultrasound, small):
-    """A run of one epoch."""
+    """A run with one epoch."""
     out = tmp_path_factory.mktemp("saved") / "run"
     train(small.change({"stopping": {"epochs": 1}}), ultrasound, out, progress=False)
     return out
@@ -56,10 +56,10 @@ def test_what_is_known(run, folder, ultrasound):
 
 
 def test_predictions_give_the_figures_of_the_run(run):
-    """The same images, prepared and batched in the same way, judged by the same metrics."""
+    """The same images, prepared and batched alike, give the same metrics."""
     masks, classes = SegmentationMetrics(), ClassificationMetrics(3)
     for batch in run.loader(run.open_data().subset(run.split.test).records):
-        found = run.uncalibrated().predict(batch)  # as the figures of training are
+        found = run.uncalibrated().predict(batch)  # as in the metrics during training
         masks.update(found["mask"], batch["mask"])
         classes.update(found["class"], batch["label"])
         assert found["gates"].shape == (len(batch["key"]), 4, 2)
@@ -69,7 +69,7 @@ def test_predictions_give_the_figures_of_the_run(run):
 
 
 def test_gates_are_logged_by_level(run, folder):
-    """The mean over the images of the validation part, in the table of the epochs and among the figures."""
+    """The mean over the validation images, in the table of epochs and among the metrics."""
     records = run.open_data().subset(run.split.val).records
     gates = torch.cat([run.predict(batch)["gates"] for batch in run.loader(records)])  # (N, 4, 2)
     with (folder / "stage1/metrics.csv").open() as file:
@@ -119,7 +119,7 @@ def test_own_records_are_known_wherever_they_lie(run, ultrasound, tmp_path):
 
 def test_other_records_of_the_same_names_are_not(run, mammo, draw_phantoms):
     assert run.recognise(run.open_data(draw_phantoms("ultrasound", 24, seed=5))) == set()
-    # files of the very same sizes
+    # files of equal size
     assert mammo.recognise(mammo.open_data(draw_phantoms("mammography", 15, seed=5))) == set()
 
 
@@ -157,7 +157,7 @@ def test_broken_images_are_skipped_on_request(run, ultrasound, tmp_path):
         run.open_data(data)
 
 
-# --- folders that are no run, or damaged ones -------------------------------------------------------------------------
+# --- folders that are not runs, and damaged ones ----------------------------------------------------------------------
 
 
 def test_wrong_folders(tmp_path, folder):

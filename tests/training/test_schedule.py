@@ -1,4 +1,4 @@
-"""The learning rate: MBDI's cosine with plateau, by hand; torch's ReduceLROnPlateau; and the weights of the tasks."""
+"""The learning rate: MBDI's cosine with plateau, by hand; torch's ReduceLROnPlateau; and weights of the tasks."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_mbdi_plateau():
     for _ in range(20):
         schedule.observe(0.5)
         ratios.append(schedule.ratio)
-    # the first is the best so far; the 7th in a row that is no better costs a factor; then two of rest, and again 7
+    # the first is the best; the 7th in a row without improvement reduces the rate; a cooldown of two, and again 7
     expected = [1.0] * 7 + [0.55] * 9 + [0.55**2] * 4
     assert ratios == pytest.approx(expected)
 
@@ -56,7 +56,7 @@ def test_plateau_is_torchs(mode, patience, cooldown):
 
 @pytest.mark.parametrize("stop", range(1, 12))
 def test_state_goes_on(stop):
-    """Also from within a cooldown."""
+    """Also within a cooldown."""
     config = ScheduleConfig(monitor="x", patience=1, cooldown=3)
     figures = [1.0, *[0.0] * 11]
     whole, first, second = (Schedule(1.0, 30, config) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Several runs of one recipe: seeds and folds, what they share, what is told of them, and what is refused."""
+"""Several runs of one recipe: seeds and folds, shared files, messages, and rejected input."""
 
 import json
 import math
@@ -24,7 +24,7 @@ def test_repeats(tmp_path, ultrasound, small):
 
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory, ultrasound, small):
-    """The folder of a cross-validation of three folds, the recipe, and the summary."""
+    """The folder of a three-fold cross-validation, the recipe, and the summary."""
     out = tmp_path_factory.mktemp("folds") / "runs"
     config = small.change({"stopping": {"epochs": 1}})
     return out, config, cross_validate(config, ultrasound, out, 3, progress=False)
@@ -49,7 +49,7 @@ def test_one_fold_alone_is_the_same_run(folds, tmp_path, ultrasound):
 
 
 def test_folds_are_resumed_where_they_were(folds, tmp_path, ultrasound, monkeypatch):
-    """The second is interrupted; the first is left as it is."""
+    """The second fold is interrupted; the first remains unchanged."""
     _, config, summary = folds
     real, seen = series.train, []
 

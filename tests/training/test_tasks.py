@@ -1,4 +1,4 @@
-"""Tasks: which networks they serve, which records they take, and their figures by hand."""
+"""Tasks: supported networks, accepted records, and metrics computed by hand."""
 
 from dataclasses import replace
 from pathlib import Path
