@@ -1,4 +1,4 @@
-// Calls from several threads on pools that come and go; each result must be whole when its call returns.
+// Calls from several threads to pools that are created and destroyed; each result must be complete on return.
 #include "cpu/thread_pool.h"
 
 #include <array>

@@ -1,12 +1,13 @@
-// Runs CUDA kernels on a CPU: what csrc/cuda/device.cuh asks for where MTLKIT_CUDA_ON_HOST is defined.
+// Runs CUDA kernels on a CPU: the functions that csrc/cuda/device.cuh uses if MTLKIT_CUDA_ON_HOST is defined.
 //
-// Blocks run one after the other in shuffled order. The threads of a block are fibers: one runs until it meets others
-// (a barrier, a shuffle) or ends, warps take turns in an order shuffled anew after each barrier, and so do the lanes of
-// a warp. So whoever reads what another thread has not written yet, for want of a barrier, reads NaN: shared memory is
-// filled with it before each block, as is the target of an asynchronous copy until its thread has waited for it.
+// Blocks run one at a time in random order. The threads of a block are fibers: each runs until it waits for others (at
+// a barrier or shuffle) or ends. Warps, and the lanes of a warp, take turns in an order that is shuffled again after
+// each barrier. If a barrier is missing, a thread that reads a value before another thread has written it reads NaN:
+// shared memory is filled with NaN before each block, and so is the target of an asynchronous copy until its thread has
+// waited.
 //
-// launch() answers with the number of a cudaError_t, and last_error() says what went wrong: barriers and shuffles that
-// not all threads reach, writes around the shared memory, addresses that are not aligned, sizes beyond a GPU's.
+// launch() returns the number of a cudaError_t, and last_error() describes the error: barriers and shuffles that not
+// all threads reach, writes next to the shared memory, misaligned addresses, sizes beyond a GPU's limits.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +26,10 @@ extern Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_on_host {
 
-// As cudaError_t counts them.
+// The values of cudaError_t.
 inline constexpr int kSuccess = 0, kInvalidValue = 1, kInvalidConfiguration = 9, kLaunchFailure = 719;
 
-// Runs `thread` as every thread of `grid` blocks.
+// Runs `thread` for every thread of `grid` blocks.
 int run(unsigned grid, unsigned block, unsigned shared_bytes, const std::function<void()>& thread);
 
 template <typename... Parameters, typename... Arguments>
@@ -37,23 +38,22 @@ int launch(unsigned grid, unsigned block, unsigned shared_bytes, void (*kernel)(
   return run(grid, block, shared_bytes, [&] { kernel(arguments...); });
 }
 
-// What the last launch that failed died of.
+// The error of the last failed launch.
 const char* last_error();
 
-// How many kernels have been launched.
+// The number of kernels launched so far.
 int64_t launches();
 
-// Fixes the orders of all launches to come.
+// Seeds the execution orders of later launches.
 void seed(uint64_t value);
 
-// The bytes of shared memory that a block of a launch to come may have.
+// Sets the bytes of shared memory available to a block in later launches.
 void limit_shared(unsigned bytes);
 
-// Leaves out the barriers and waits that stand in this line of a source, so that a test can see that they are missed;
-// 0 for none.
+// Skips the barriers and waits in this line of a source, so that a test can check that this is detected; 0 for none.
 void leave_out(int line);
 
-// For kernels. `line` is where the call stands in the source: the threads that meet must all stand there.
+// Called by kernels. `line` is the line of the call: all threads that synchronise must be at the same line.
 void* dynamic_shared();
 void block_sync(int line = __builtin_LINE());
 float shuffle_xor(float value, int lane_mask, int line = __builtin_LINE());

@@ -1,7 +1,7 @@
 // The executor behind cuda_on_host.h.
 //
-// A fiber is a stack with a jump buffer. makecontext starts it once, for good; from then on _setjmp and _longjmp switch
-// to and fro, because they make no system call.
+// A fiber is a stack with a jump buffer. makecontext starts each fiber once; afterwards _setjmp and _longjmp switch
+// between fibers, because they make no system call.
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -24,9 +24,9 @@ namespace cuda_on_host {
 namespace {
 
 constexpr unsigned kWarp = 32, kMaxThreads = 1024, kMaxShared = 227 << 10, kMaxGrid = INT32_MAX;
-constexpr size_t kStack = 256 << 10;  // a system's page at its end is out of bounds
-constexpr size_t kGuard = 4 << 10;    // bytes on either side of the shared memory that must stay as they are
-constexpr int kPoison = 0xff;         // four bytes of it are a NaN, as are two in either 16-bit type
+constexpr size_t kStack = 256 << 10;  // the page at its end is inaccessible
+constexpr size_t kGuard = 4 << 10;    // bytes on either side of the shared memory that must not change
+constexpr int kPoison = 0xff;         // four such bytes are a NaN in float32, two are a NaN in both 16-bit types
 
 enum class State { kReady, kAtBarrier, kAtShuffle, kDone };
 
@@ -44,7 +44,7 @@ struct Thread {
   int line;  // where it waits
   float value;
   int lane_mask;
-  std::vector<Copy> copies;  // begun and not waited for
+  std::vector<Copy> copies;  // started but not waited for
 };
 
 jmp_buf scheduler;
@@ -57,7 +57,7 @@ int left_out = 0;
 int64_t launched = 0;
 std::mt19937_64 random_bits(0);
 alignas(128) char shared_memory[kGuard + kMaxShared + kGuard + 128];
-char* const shared_start = shared_memory + kGuard + 16;  // a multiple of 16 and of no more, as on a GPU
+char* const shared_start = shared_memory + kGuard + 16;  // aligned to exactly 16 bytes, as on a GPU
 unsigned shared_size, shared_limit = kMaxShared;
 
 // ---- Fibers ---------------------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ void resume(unsigned thread) {
   setcontext(&t.start);
 }
 
-// All fibers as if they had never run; also those that an error left in the middle of a kernel.
+// Resets all fibers, including those that an error stopped in the middle of a kernel.
 void renew_fibers() {
   if (!threads) {
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -125,7 +125,7 @@ std::string whereabouts(unsigned thread) {
   }
 }
 
-// The running thread has done wrong: back to the scheduler, for good.
+// Reports an error of the running thread and returns to the scheduler for good.
 void fail(const std::string& what) {
   error = place(current) + ": " + what;
   _longjmp(scheduler, 1);
@@ -138,8 +138,8 @@ bool same_stop(const Thread& a, const Thread& b) {
   return a.line == b.line && (a.state == State::kAtBarrier || a.lane_mask == b.lane_mask);
 }
 
-// Whether threads first to last - 1 all wait at one shuffle or barrier; if not, `other` is one that is elsewhere than
-// the first.
+// Whether threads first to last - 1 all wait at the same shuffle or barrier; if not, `other` is a thread that is not
+// where the first one is.
 bool together(unsigned first, unsigned last, unsigned* other) {
   for (unsigned i = first + 1; i < last; ++i) {
     if (!same_stop(threads[first], threads[i])) return *other = i, false;
@@ -161,7 +161,7 @@ void exchange(unsigned first, unsigned last) {
   }
 }
 
-// Runs a warp until its lanes stand at a barrier, have ended, or can go no further.
+// Runs a warp until its lanes have reached a barrier, have ended, or cannot continue.
 void run_warp(unsigned first, unsigned last) {
   unsigned lanes[kWarp], other;
   for (unsigned i = first; i < last; ++i) lanes[i - first] = i;
@@ -202,7 +202,7 @@ void run_block(unsigned block) {
   }
 }
 
-// How many of the bytes from `start` on are still poison.
+// The number of bytes from `start` on that are still poison.
 size_t untouched(const char* start, size_t count) {
   const auto touched = [](const char& c) { return static_cast<unsigned char>(c) != kPoison; };
   const bool none = !touched(start[0]) && std::memcmp(start, start + 1, count - 1) == 0;

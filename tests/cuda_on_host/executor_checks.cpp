@@ -8,7 +8,7 @@ namespace {
 
 float* shared_floats() { return reinterpret_cast<float*>(dynamic_shared()); }
 
-// Turns the block's numbers around by way of shared memory.
+// Reverses the block's numbers through shared memory.
 template <bool kBarrier>
 void reverse(float* values) {
   float* const mine = values + int64_t{blockIdx.x} * blockDim.x;
@@ -17,7 +17,7 @@ void reverse(float* values) {
   mine[threadIdx.x] = shared_floats()[blockDim.x - 1 - threadIdx.x];
 }
 
-// The same by asynchronous copies of 16 bytes, each thread's own four numbers.
+// The same with asynchronous copies of 16 bytes; each thread copies its own four numbers.
 template <bool kWait>
 void copy(float* values) {
   float* const mine = values + (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4;
@@ -28,7 +28,7 @@ void copy(float* values) {
   for (int i = 0; i < 4; ++i) mine[i] = buffer[3 - i];
 }
 
-// Stages a tile after the other in one buffer; without the second barrier a warp may overwrite what others still read.
+// Loads tile after tile into one buffer; without the second barrier, a warp may overwrite data that others still read.
 template <bool kBarrier>
 void stages(float* values) {
   float sum = 0.0f;

@@ -1,4 +1,4 @@
-// The Python module of the CUDA kernels as they run on the host: what mtlkit._C has of them, by the same names.
+// The Python module of the CUDA kernels run on the host, with the same functions and names as in mtlkit._C.
 #include <pybind11/pybind11.h>
 
 #include "bindings/bindings.h"

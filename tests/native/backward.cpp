@@ -13,7 +13,7 @@ void check(int status) {
   if (status != kOk) throw std::runtime_error("status " + std::to_string(status));
 }
 
-// (B, H, W, C) as the kernels see images, (B, C, H, W).
+// (B, H, W, C) as (B, C, H, W), the kernels' form of images.
 Tensor<4> image(float* data, int64_t H, int64_t W, int64_t C) { return tensor(data, H * W * C, int64_t{1}, W * C, C); }
 
 Tensor<3> sequences(float* data, int64_t D, int64_t L) { return tensor(data, D * L, L, int64_t{1}); }
@@ -128,7 +128,7 @@ constexpr const char* kWeights[kGatingWeights] = {
     "fc2_weight",      "fc2_bias",      "seg_proj",        "clf_proj",
 };
 
-// A level: both passes over the map and what lies between them.
+// A level: both passes over the map and the computations between them.
 void task_interaction(Case& c, int threads) {
   const CpuKernels& kernels = cpu_kernels();
   const int64_t B = c.size("x", 0), C = c.size("x", 1), H = c.size("x", 2), W = c.size("x", 3), F = c.size("f", 1);

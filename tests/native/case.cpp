@@ -61,7 +61,7 @@ float* Case::data(const std::string& key) {
   if (floats.empty()) {
     const std::vector<double>& values = inputs.at(key).values;
     floats.assign(values.begin(), values.end());
-    floats.push_back(0);  // an address for what has no element
+    floats.push_back(0);  // gives empty arrays an address
   }
   return floats.data();
 }
@@ -84,7 +84,7 @@ std::vector<std::string> Case::compare() {
       scale += std::pow(array.values[i], 2);
     }
     const double error = std::sqrt(difference) / (scale > 0 ? std::sqrt(scale) : 1);
-    if (error <= array.bound) continue;  // not so where it is NaN
+    if (error <= array.bound) continue;  // false for NaN
     wrong.push_back(name + ": " + key + ": relative error " + std::to_string(error));
   }
   return wrong;

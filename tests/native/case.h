@@ -1,5 +1,5 @@
-// A case: a call of an operator with its inputs, and what the reference gives in float64. Cases are written by
-// tests/native/cases.py.
+// A case: a call of an operator with its inputs, and the reference's results in float64. tests/native/cases.py writes
+// cases.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 struct Array {
   std::vector<int64_t> sizes;
   std::vector<double> values;
-  double bound = 0;  // of an expected array: its relative error in the 2-norm
+  double bound = 0;  // of an expected array: the largest relative error in the 2-norm
 
   int64_t elements() const { return static_cast<int64_t>(values.size()); }
 };
@@ -26,16 +26,16 @@ class Case {
   bool has(const std::string& key) const { return inputs.count(key) > 0; }
   int64_t size(const std::string& key, size_t dimension) const { return inputs.at(key).sizes.at(dimension); }
 
-  // An input in float32, null where it was left out; it lives as long as the case.
+  // An input in float32, or null if it was omitted; it lives as long as the case.
   float* data(const std::string& key);
-  // An output or another array to be written, full of NaN. What is expected under its name is compared by `compare`.
+  // An array to write, such as an output, filled with NaN. `compare` compares it with the expected array of this name.
   float* output(const std::string& key, int64_t elements);
   float* output(const std::string& key) { return output(key, expected.at(key).elements()); }
 
-  // The words on what was not as expected; empty if all is well.
+  // Describes unexpected results; empty if there are none.
   std::vector<std::string> compare();
   void clear_outputs() { outputs_.clear(); }
-  // The words on what is expected and was not computed in any run; gradients count only with WITH_BACKWARD.
+  // Describes expected arrays that no run computed; gradients count only with WITH_BACKWARD.
   std::vector<std::string> never_compared() const;
 
  private:

@@ -2,7 +2,7 @@
 //
 //   runner cases [level]
 //
-// Prints what is wrong, and last what was run. Without WITH_BACKWARD it needs the library alone.
+// Prints errors and finally a summary. Without WITH_BACKWARD it needs only the library.
 #include <cstdio>
 #include <exception>
 #include <string>
@@ -21,7 +21,7 @@ void report(const std::vector<std::string>& words, const std::string& where) {
   }
 }
 
-// A program's own pool: shares run in an order of their own, on the calling thread and another.
+// A pool of the program: parts run in another order, on the calling thread and on a second one.
 void run_backwards(void* calls, int shares, void (*share)(void*, int), void* work) {
   ++*static_cast<int*>(calls);
   std::thread other([=] {

@@ -1,14 +1,14 @@
-// How cases run.
+// Runs cases.
 #pragma once
 
 #include "case.h"
 #include "include/mtlkit.h"
 
-// Runs a case by the C interface; throws what it refuses.
+// Runs a case through the C interface; throws its error messages.
 void run_forward(Case& c, mtlkit_pool* pool);
 
-// Runs a case forward and backward by the kernels' own structures; false where the operator has none here.
+// Runs a case forward and backward by the kernels' own structures; returns false if the operator has none here.
 bool run_backward(Case& c, int threads);
 
-// Calls with arguments that are wrong; the words on what was not refused as it should be.
+// Makes calls with invalid arguments; describes those that were not rejected properly.
 std::vector<std::string> check_refusals();
