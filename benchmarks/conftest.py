@@ -132,12 +132,12 @@ def _seed() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mtlkit's benchmarks")
-    group.addoption("--fast", action="store_true", help="measure the rows of the README's table only")
-    group.addoption("--force", action="store_true", help="write results/ although other programs use the machine")
+    group.addoption("--fast", action="store_true", help="measure only the rows of the README's table")
+    group.addoption("--force", action="store_true", help="write results/ even if other programs use the machine")
     group.addoption("--untimed", action="store_true", help="on a GPU: only run each row once, which compiles it")
-    group.addoption("--missing", action="store_true", help="on a GPU: leave out the rows that --results has")
+    group.addoption("--missing", action="store_true", help="on a GPU: skip rows that the folder of --results has")
     group.addoption(
-        "--results", type=Path, metavar="FOLDER", help="on a GPU: add rows to <gpu>.json there, also those of a part"
+        "--results", type=Path, metavar="FOLDER", help="on a GPU: add rows to <gpu>.json there, even of a partial run"
     )
 
 
