@@ -241,7 +241,7 @@ def comparisons() -> Iterator[Comparison]:
                 keys = scan(direction, op="task_interaction", shape=shape)
                 yield Comparison(f"interaction_{side}.parts", what, keys, of_parts)
     keys = scan(BOTH, op="task_interaction", shape=LEVEL.format(3))
-    yield Comparison("interaction.memory", "Task interaction, memory beside results", keys, extra_memory)
+    yield Comparison("interaction.memory", "Task interaction, memory besides results", keys, extra_memory)
     yield from networks(pair)
 
 

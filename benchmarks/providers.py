@@ -196,7 +196,7 @@ def why_no_mamba_ssm() -> str | None:
     try:
         mamba_ssm_scan(u, u, -torch.rand(4, 2), rows, rows, u[0, :, 0], u[0, :, 0])
     except Exception as error:  # the error of a call on CPU tensors differs between versions
-        return f"installed, but serves no CPU tensors: {str(error).splitlines()[0]}"
+        return f"installed, but does not support CPU tensors: {str(error).splitlines()[0]}"
     return None
 
 

@@ -136,8 +136,8 @@ def remarks(results: Results, document: Document) -> Iterator[str]:
     disturbed = results.disturbed()
     if disturbed:
         yield (
-            f"disturbed: other programs ran beside {len(disturbed)} of {len(results.rows)} rows (the yardstick fell "
-            f"under {UNDISTURBED:.0%} of the limit); run again on an idle machine before quoting figures"
+            f"disturbed: other programs ran during {len(disturbed)} of {len(results.rows)} rows (the yardstick fell "
+            f"below {UNDISTURBED:.0%} of the limit); run again on an idle machine before quoting these results"
         )
     yield f"other programs used, before: {document['load']['before']}; after: {document['load']['after']}"
 

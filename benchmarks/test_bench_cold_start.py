@@ -60,7 +60,7 @@ def image(tmp_path_factory) -> Path:
     return next(path for path in sorted(folder.rglob("*.png")) if "mask" not in path.name)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells the memory of a process so")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux reports memory in this form")
 @pytest.mark.prepared(by=lambda provider: Export("mbdi", FRAME))
 @pytest.mark.row(key=lambda provider: Key("cold_start", FRAME, INFERENCE, provider))
 @pytest.mark.parametrize("provider", PROVIDERS)
