@@ -120,7 +120,7 @@ def dwconv_silu_bwd_kernel(
 
 
 def _new_output(x: Tensor) -> Tensor:
-    """Dense, with the channels where x has them."""
+    """An empty, dense tensor like x; channels-last if x is."""
     channels_last = x.shape[1] > 1 and x.stride(1) == 1
     return torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 

@@ -42,7 +42,7 @@ from mtlkit.kernels._selective_scan_tiles import (
 )
 from mtlkit.kernels.tables import STATE_INTERVAL, chunking, scan_tiles
 
-# --- the states alone, for split scans --------------------------------------------------------------------------------
+# --- only the states, for split scans ---------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -152,7 +152,7 @@ def selective_scan_fwd_kernel(
     u_ = tl.load(u + along(token, su_l, WIDE)[:, None, None], mask=mask, other=0.0)
     delta_ = tl.load(delta + along(token, st_l, WIDE)[:, None, None], mask=mask, other=0.0)
     kept = checkpoints + ((sequence * tl.cdiv(L, INTERVAL) + first // EVERY) * N + n5) * D + d5
-    for _round in range(rounds):  # a name of its own: Triton 3.2 carries `_` through the loop
+    for _round in range(rounds):  # named, because Triton 3.2 carries `_` through the loop
         if SAVE:
             tl.store(kept, h, mask=there5)
             kept += N * D

@@ -55,7 +55,7 @@ from mtlkit.kernels.tables import STATE_INTERVAL, chunking, held, rank_tile, sca
 
 DIRECTIONS = 4
 
-# --- the states alone, for split scans --------------------------------------------------------------------------------
+# --- only the states, for split scans ---------------------------------------------------------------------------------
 
 
 @triton.jit

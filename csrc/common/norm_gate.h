@@ -1,4 +1,4 @@
-// LayerNorm over the channels, times SiLU(z) where a gate z is given:
+// LayerNorm over the channels, times SiLU(z) if a gate z is given:
 //
 //   out = ((x - mean) / sqrt(var + eps) * weight + bias) * SiLU(z),   SiLU(z) = z / (1 + exp(-z))
 //

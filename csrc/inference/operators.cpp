@@ -31,7 +31,7 @@ void check_channels(const Input& x, const Sizes& pixels, int64_t first, int64_t 
 
 //   y = ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)
 //   y = LayerNorm(y) norm_weight + norm_bias                 with the attribute norm = 1
-//   y = y SiLU(z)                                            where z is given
+//   y = y SiLU(z)                                            if z is given
 class SS2DKernel : public Kernel {
  public:
   explicit SS2DKernel(const NodeAttributes& attributes)

@@ -104,7 +104,7 @@ def interaction_upa_bwd_kernel(
 
 @triton.jit
 def pull_signal(dsignals, signal, dsignal, normaliser, index, i, b, B, S: tl.constexpr):
-    """The gradient of an image's signal, from those of the normalised signals and its own."""
+    """The gradient of an image's signal: through the normalised signals, plus its own."""
     d = tl.load(dsignals + index * B + i)
     if S == 2:
         divisor = divisor_of(signal, normaliser, index, b, B)
@@ -299,7 +299,7 @@ def interaction_rows_bwd_kernel(
 def backward(
     sizes, numbers, alignment, training, sums, f, normaliser, weights, results, outputs, dinputs, dweights
 ) -> None:
-    """Writes the gradients that are wanted.
+    """Writes the requested gradients.
 
     The arguments are those of `forward`, with its results, and three more. `outputs`: the gradients of factors, mu,
     clf, enhanced, gates and the three signals; None for zeros. `dinputs` and `dweights`: the tensors for the gradients

@@ -86,7 +86,7 @@ def block_of(size: int, most: int) -> int:
 
 
 def is_wide(*maps: Tensor | None) -> bool:
-    """Whether an offset within one image may pass 31 bits; the row below a tile counts."""
+    """Whether an offset within one image, or in the row below a tile, may exceed 31 bits."""
     reach = (
         sum((n + 1) * abs(s) for n, s in zip(t.shape[1:], t.stride()[1:], strict=True)) for t in maps if t is not None
     )

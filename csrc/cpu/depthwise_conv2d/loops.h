@@ -59,8 +59,9 @@ MTLKIT_INLINE void convolve(const Vec<T>* const* rows, int64_t width, int64_t di
   }
 }
 
-// The input gradient for stride 2, for pairs of pixels of a padded input row: even pixels only meet even taps and odd
-// pixels odd taps; likewise for rows, where `odd` is the parity. rows[i / 2] is the gradient's row for tap row i.
+// The input gradient for stride 2, for pairs of pixels of a padded input row: even pixels only use even taps and odd
+// pixels odd taps. `odd` is the parity of the row, which uses tap rows of the same parity. rows[i / 2] is the
+// gradient's row for tap row i.
 template <typename T, int kKernel>
 MTLKIT_INLINE void spread(const Vec<T>* const* rows, int odd, int64_t pairs, const Filter<T, kKernel>& filter,
                           Vec<T>* out) {

@@ -14,8 +14,8 @@ struct Shared {
   float* parts;   // ChannelSums
   float** rows;   // (tokens): address of the block's part of the gradients of the token's B and C; null beyond the end
   Work<L>* work;  // stored here while a tile is scanned, which needs every register
-  float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // staging for the next tile
+  float* starts;  // (groups - 1, kChannels, kPadded): states at the starts of groups, during a scan
+  char *raw_u, *raw_delta, *raw_dout, *raw_B, *raw_C;  // in the same memory: staging for the next tile
   char* end;
 
   __host__ __device__ explicit Shared(char* memory) {

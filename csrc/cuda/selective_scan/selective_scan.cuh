@@ -261,7 +261,7 @@ __device__ Place place_of(int i) {
   }
 }
 
-// An upper bound on the elements whose channel the block has.
+// An upper bound on the index of the elements that belong to the block's channels.
 template <typename L, bool kOrdered>
 __device__ int stored(const Work<L>& work) {
   return (kOrdered ? L::kChannels : work.channels) * L::kTokens;

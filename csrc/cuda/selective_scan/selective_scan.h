@@ -80,11 +80,11 @@ struct SelectiveScanBackward {
   SelectiveScan scan;
   Tensor<4> dout;
   Tensor<4> z;            // may be absent
-  const float* ungated;   // as the forward pass left it, null without z
+  const float* ungated;   // from the forward pass; null without z
   Tensor<3> dlast_state;  // (B, D, N), may be absent
   Tensor<4> du, ddelta;
   Tensor<4> dz;           // absent with z
-  float* drows;           // (group blocks, B, G, tokens, 2 N): of B and C where they vary
+  float* drows;           // (group blocks, B, G, tokens, 2 N): of B and C if they vary
   float* dparameters;     // (B chunks, D, 3 N + 2): of A, constant B and C, D and delta_bias
   float* dinitial_state;  // (B, D, N), null if not wanted
 };

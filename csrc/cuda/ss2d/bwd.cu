@@ -36,8 +36,8 @@ struct Shared {
   float* dweight;  // (padded R + 1, kChannels), the bias after the weights
   float* weight;   // (padded R + 1, kChannels), zero beyond R
   float* steps;    // (tokens, padded R + 1): the time step's row, then a one for the bias
-  float* starts;   // (groups - 1, kChannels, kPadded): states at the starts of groups, while a tile is at work; then
-  char* raw_u;     // these three, as the asynchronous copies of the next tile write them
+  float* starts;   // (groups - 1, kChannels, kPadded): states at the starts of groups, during a scan
+  char* raw_u;     // in the same memory, like the next two: staging for the next tile
   char* raw_dy;
   char* raw_rows;
   char* end;

@@ -359,7 +359,7 @@ __device__ void merge_tile(float* const (&maps)[2], const SS2D& p, const SS2DGeo
       }
     }
   };
-  const int other = work.tiles - 1 - iteration;  // the iteration in which the other half passes the same tile
+  const int other = work.tiles - 1 - iteration;  // the iteration in which the other half visits the same tile
   if (iteration != other) {
     write(iteration > other);
     return;

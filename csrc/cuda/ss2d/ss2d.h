@@ -11,9 +11,9 @@
 // at the start of every chunk.
 //
 // Backward, each block of channels writes its part of the gradient of x_dbl. To keep these parts small compared with u,
-// the main kernel is launched several times: for one pair after the other, which then share a map; for some of the
-// images at a time (slices); or for some of each scan's tiles at a time (windows). The parts are added after each
-// launch. A window passes the gradients of the states to the next window, which also adds to its sums over tokens.
+// the main kernel is launched several times: for one pair after the other, which then share a map; for some images at a
+// time (slices); or for some tiles of each scan at a time (windows). The parts are added after each launch. A window
+// passes the gradients of the states to the next window, which also adds to its sums over tokens.
 #pragma once
 
 #include "common/ss2d.h"
