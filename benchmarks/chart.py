@@ -1,4 +1,4 @@
-"""The chart of benchmarks/results/cpu.png; `python benchmarks/chart.py results.json chart.png` draws it again."""
+"""The speed charts in benchmarks/results/; `python benchmarks/chart.py results.json chart.png` draws one."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from providers import BOTH, BY_NAME, FORWARD, MEDMAMBA_56
 OURS, OTHERS, LIMIT, INK, FAINT = "#0072b2", "#b4b8bd", "#d55e00", "#222222", "#6b6b6b"  # Okabe and Ito's palette
 SHOWN = ("mtlkit", "torch", "mambapy", "mamba-ssm", "reference")
 
-Rates = dict[str, float]  # provider -> state updates a second
+Rates = dict[str, float]  # provider -> state updates per second
 
 
 def draw(document: dict[str, Any]) -> bytes:

@@ -230,14 +230,14 @@ def seconds_of_copy(x: Tensor) -> float:
 
 
 def floor_of(case: Case, problem: Problem) -> dict[str, float]:
-    """Seconds of a copy of the map, and what the case must move at least at that rate."""
+    """Seconds of a copy of the map, and of the least data that the case must move, at the same rate."""
     x = problem.tensors["x"].detach()
     copy = seconds_of_copy(x)
     return {"copy_s": copy, "floor_s": copy * case.unit[1] / (2 * x.nbytes)}
 
 
 def cases(op: str) -> list[Case]:
-    """Every row of an operator whose provider is present."""
+    """All rows of an operator whose provider is installed."""
     shapes, half_rows = {
         "ss2d": (SS2D_SHAPES, HALF_ROWS),
         "selective_scan": (SCAN_SHAPES, HALF_ROWS),

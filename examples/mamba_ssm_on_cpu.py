@@ -1,4 +1,4 @@
-"""Code that imports mamba-ssm, on a machine where that cannot be installed."""
+"""Code that imports mamba-ssm, on a machine where mamba-ssm cannot be installed."""
 
 import torch
 

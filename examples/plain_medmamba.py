@@ -81,7 +81,7 @@ class SS2D(nn.Module):
 
 
 class SSConvSSM(nn.Module):
-    """Half of the channels through convolutions, half through SS2D, shuffled, plus the input."""
+    """Convolutions on half of the channels and SS2D on the other half, shuffled, plus the input."""
 
     def __init__(self, dim: int, d_state: int = 16) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ def fit(model: nn.Module, images: Tensor, masks: Tensor, steps: int, batch_size:
 
 
 def phantoms(seeds: range, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Drawn ultrasound images of lesions, and their masks, (B, 1, H, W) in [0, 1]; needs the extra `train`."""
+    """Synthetic ultrasound images of lesions, and their masks, (B, 1, H, W) in [0, 1]; needs the extra `train`."""
     drawn = [draw_ultrasound(("benign", "malignant")[seed % 2], size, seed) for seed in seeds]
     images, masks = (torch.stack([torch.tensor(pair[i]) for pair in drawn])[:, None] / 255 for i in (0, 1))
     return images, masks

@@ -20,7 +20,7 @@ def rows(output: str, section: str) -> dict[str, str]:
 
 @pytest.fixture
 def package(tmp_path) -> Path:
-    """A copy of the installed package that a test may damage, without the compiled module."""
+    """A copy of the installed package, without the compiled module, that a test may modify."""
     source = Path(mtlkit.__file__).parent
     shutil.copytree(source, tmp_path / "mtlkit", ignore=shutil.ignore_patterns("_C.*", "__pycache__"))
     return tmp_path / "mtlkit"

@@ -29,7 +29,7 @@ def golden(root):
 
 @pytest.fixture
 def case():
-    """Logits and masks (3, 1, 9, 12), the last mask empty."""
+    """Logits and masks (3, 1, 9, 12); the last mask is empty."""
     logits = torch.randn(3, 1, 9, 12, dtype=torch.float64)
     mask = torch.zeros(3, 1, 9, 12, dtype=torch.float64)
     mask[0, :, 2:6, 3:9] = 1

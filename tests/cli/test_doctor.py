@@ -118,7 +118,7 @@ def test_a_report_of_every_call_fits_into_an_issue():
 
 @pytest.fixture
 def package(tmp_path) -> Path:
-    """A copy of the installed package that a test may damage, without the compiled module."""
+    """A copy of the installed package, without the compiled module, that a test may modify."""
     folder = tmp_path / "copy" / "mtlkit"
     shutil.copytree(Path(mtlkit.__file__).parent, folder, ignore=shutil.ignore_patterns("_C.*", "__pycache__", "lib"))
     shutil.copytree(Path(mtlkit.kernels.__file__).parent, folder / "kernels")

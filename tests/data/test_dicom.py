@@ -1,4 +1,4 @@
-"""DICOM: pixels through modality LUT, VOI LUT and window, inverted where MONOCHROME1; tags, and their absence."""
+"""DICOM: pixels with modality LUT, VOI LUT and window, MONOCHROME1 inverted; present and missing tags."""
 
 import numpy as np
 import pydicom
@@ -96,7 +96,7 @@ def test_frames():
 
 
 def region(delta: float, right: int = 7, *, kind: int = 1, units: int = 3) -> pydicom.Dataset:
-    """A region of an ultrasound image, in cm a pixel."""
+    """A region of an ultrasound image, in cm per pixel."""
     item = pydicom.Dataset()
     item.RegionSpatialFormat, item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = kind, units, units
     item.PhysicalDeltaX, item.PhysicalDeltaY = delta, -2 * delta
@@ -128,7 +128,7 @@ def test_pixel_spacing(tmp_path, write_dicom, tags, expected):
 
 
 def test_a_region_larger_than_its_image_gives_no_spacing():
-    assert read_pixel_spacing(bundled("examples_ybr_color.dcm")) is None  # 320 columns, a region up to column 595
+    assert read_pixel_spacing(bundled("examples_ybr_color.dcm")) is None  # 320 columns, but a region up to column 595
 
 
 def test_a_file_named_otherwise_is_known_by_its_beginning(tmp_path, write_dicom):

@@ -32,7 +32,7 @@ def regions(*items: pydicom.Dataset) -> dict:
     ("tags", "expected"),
     [
         ({"PixelSpacing": [0.1, 0.1]} | DETECTOR, 0.1),
-        ({"PixelSpacing": [0.1, 0.1]} | MAGNIFIED, 0.08),  # the same as at the detector: not calibrated
+        ({"PixelSpacing": [0.1, 0.1]} | MAGNIFIED, 0.08),  # equals the spacing at the detector: not calibrated
         ({"PixelSpacing": [0.08, 0.08]} | DETECTOR, 0.08),
         ({"PixelSpacing": [0.08, 0.08]} | MAGNIFIED, 0.08),
         ({"PixelSpacing": [0.08, 0.08], "PixelSpacingCalibrationType": "GEOMETRY"} | MAGNIFIED, 0.08),

@@ -90,7 +90,7 @@ def test_speckle():
     patch = image[int(rows.mean()) - 8 : int(rows.mean()) + 8, int(columns.mean()) - 8 : int(columns.mean()) + 8]
     patch = patch.astype(float) - patch.mean()
     assert patch.std() > 8  # speckle within a homogeneous lesion
-    # longer across the beam than along it
+    # grains are longer across the beam than along it
     across = (patch[:, 1:] * patch[:, :-1]).mean() / patch.var()
     along = (patch[1:] * patch[:-1]).mean() / patch.var()
     assert across > along > 0

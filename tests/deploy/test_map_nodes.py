@@ -9,7 +9,7 @@ import mtlkit
 from harness.onnx_nodes import run_node
 from mtlkit.testing import assert_accurate
 
-# batches of 0 and 5, one pixel, heights and widths that differ, more pixels than a block has
+# batches of 0 and 5, one pixel, different heights and widths, more pixels than in a block
 MAPS = [(2, 9, 5, 7), (1, 16, 1, 1), (5, 17, 3, 11), (0, 8, 4, 4), (1, 24, 41, 53), (2, 8, 2, 1100)]
 
 

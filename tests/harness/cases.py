@@ -88,7 +88,7 @@ class Operator:
 
 
 class ScanCase(NamedTuple):
-    """A call of selective_scan: `without` names arguments that are None, `constant` those of B and C without tokens."""
+    """A call of selective_scan: arguments in `without` are None; B and C in `constant` are equal for all tokens."""
 
     shape: SelectiveScanShape
     without: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class ScanCase(NamedTuple):
 
 
 class DirectionalCase(NamedTuple):
-    """A call of directional_scan: the kind of its order, the length of its sequences, 0 for a single one."""
+    """A call of directional_scan: the kind of order, and the length of the sequences, 0 for a single one."""
 
     shape: DirectionalScanShape
     order: str = "random"

@@ -21,7 +21,7 @@ DTYPES = (torch.float32,) * 5 + (torch.float64, torch.bfloat16, torch.bfloat16, 
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 32, 33, 40)  # channels: at and next to vectors of 4, 8 and 16
 STATES = (1, 2, 3, 4, 5, 8, 16, 17)
 LEAST_NORMALISED = 3  # channels: with fewer, a LayerNorm leaves only signs; the gradient is rounding error
-HUGE = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 8, torch.float16: 3}  # decades: products of four are finite
+HUGE = {torch.float32: 8, torch.float64: 8, torch.bfloat16: 8, torch.float16: 3}  # decades; products of four are finite
 # Backends by frequency per 1000: CUDA kernels on the host and interpreted Triton kernels are slow.
 BACKENDS = {"cpu": 870, "torch": 120, "cuda": 9, "triton": 1}
 OF_GPU = {

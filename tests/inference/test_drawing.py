@@ -1,4 +1,4 @@
-"""Overlays: a line inside the mask, a halo around it, and nothing else touched."""
+"""Overlays: a line inside the mask, a halo around it, and all other pixels unchanged."""
 
 import numpy as np
 import pytest

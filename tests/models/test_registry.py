@@ -66,7 +66,7 @@ PARAMETERS = [
     # ResNet, attention of two tasks, shared parts and the mask's head, as in the official code; a classifier
     ("mtan", {}, 23_508_032 + 2 * 4_175_936 + 7_931_392 + 16_125_697 + 6_147),
     ("mtan", {"classifier": False}, 23_508_032 + 4_175_936 + 7_931_392 + 16_125_697),
-    # ResNet, two decoders, exchange in both directions and the last level, likewise
+    # ResNet, two decoders, exchange in both directions and the last level, as in the official code
     ("densemtl", {}, 42_500_160 + 2 * (21_950_720 + 386_560) + 110_720 + 65 + 387),
     ("mti_net", {}, 8_558_014 - 1_096),  # minus the predictions at each scale
     ("mtl_oca", {}, 32_624_774),  # no count is published

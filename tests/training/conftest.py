@@ -29,7 +29,7 @@ def mammograms(draw_phantoms) -> Path:
 
 @pytest.fixture(scope="session")
 def small() -> Config:
-    """The demo with a smaller network and smaller images, for two epochs, without second stage."""
+    """The demo with a smaller network and smaller images, for two epochs, without a second stage."""
     changes = {
         "model": {"options": NET},
         "data": {"size": 32, "batch_size": 4, "cache": False},
