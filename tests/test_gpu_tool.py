@@ -3,6 +3,9 @@
 import importlib.util
 import signal
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,20 +55,40 @@ def test_a_stage_that_fails_does_not_stop_the_others(gpu, monkeypatch, tmp_path,
 
 def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
     """The first stage reports its results on Ctrl-C, the second ignores it, and no time is left for the third."""
-    waits = "import signal, time; print('begun', flush=True); "
+    clock = [0.0]
+
+    class Timer(threading.Thread):
+        """Rings once the stage runs, and counts its seconds without waiting for them."""
+
+        def __init__(self, seconds, ring):
+            super().__init__(target=self.wait, args=(seconds, ring))
+
+        def wait(self, seconds, ring):
+            while not (begun := list(tmp_path.glob("begun*"))):
+                time.sleep(0.01)
+            begun[0].unlink()
+            clock[0] += seconds
+            ring()
+
+        def cancel(self):
+            self.join()
+
+    begin = f"import signal, tempfile, time\nbegin = lambda: tempfile.mkstemp(prefix='begun', dir={str(tmp_path)!r})\n"
     code = {
-        "doctor": f"{waits}\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('1 failed, 2 passed')",
-        "small": f"{waits}signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)",
+        "doctor": f"{begin}try: begin(); time.sleep(60)\nexcept KeyboardInterrupt: print('1 failed, 2 passed')",
+        "small": f"{begin}signal.signal(signal.SIGINT, signal.SIG_IGN); begin(); time.sleep(60)",
         "tests": "print('never')",
     }
     monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", code[stage]])
     monkeypatch.setattr(gpu, "GRACE", 0.5)
-    monkeypatch.setattr(gpu, "STAGES", {name: stage._replace(share=0.4) for name, stage in gpu.STAGES.items()})
-    assert gpu.main(["doctor", "small", "tests", "--minutes", "0.035", *here]) == 1
-    assert [row[:2] for row in summary(tmp_path)] == [
-        ["doctor", "cut off"],
-        ["small", "cut off"],
-        ["tests", "not run"],
+    monkeypatch.setattr(gpu, "STAGES", {name: stage._replace(share=0.5) for name, stage in gpu.STAGES.items()})
+    monkeypatch.setattr(gpu, "threading", SimpleNamespace(Timer=Timer, Event=threading.Event))
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    assert gpu.main(["doctor", "small", "tests", "--minutes", "1", *here]) == 1
+    assert [row[:3] for row in summary(tmp_path)] == [
+        ["doctor", "cut off", "30"],
+        ["small", "cut off", "30"],
+        ["tests", "not run", "0"],
     ]
     assert summary(tmp_path)[0][3] == "1 failed, 2 passed"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -90,7 +90,8 @@ class SharedDepthwise(Shared, nn.Conv2d):
         if not self.same:
             rows, columns = (0, 0) if isinstance(self.padding, str) else self.padding
             return columns, columns, rows, rows
-        reach, stride, sides = self.dilation[0] * (self.kernel_size[0] - 1), self.stride[0], list[int]()
+        reach, stride = self.dilation[0] * (self.kernel_size[0] - 1), self.stride[0]
+        sides: list[int] = []
         for size in (x.shape[3], x.shape[2]):
             missing = (-(-size // stride) - 1) * stride + reach + 1 - size
             missing = missing if missing > 0 else 0

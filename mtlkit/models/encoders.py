@@ -209,7 +209,8 @@ class Encoder(nn.Module):
             channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
             maps = self.net(images)[-len(STRIDES) :]
             return tuple(features.permute(0, 3, 1, 2) if channels_last else features for features in maps)
-        x, found = images, dict[str, Tensor]()
+        x = images
+        found: dict[str, Tensor] = {}
         for name in self._order:
             x = self.get_submodule(name)(x)  # (B, C, H / stride, W / stride)
             if name in self._taps:

@@ -300,7 +300,9 @@ class MBDI(Pretrained):
         features = [block(tap) for block, tap in zip(self.refine, taps, strict=True)]  # E: (B, C, H/2 .. H/32, ...)
         pooled = [e.mean((2, 3)) for e in features[1:]]  # (B, C) each, from E_1 to E_4
 
-        seg, vectors, gated = features[-1], list[Tensor](), list[InteractionOutput]()
+        seg = features[-1]
+        vectors: list[Tensor] = []
+        gated: list[InteractionOutput] = []
         for number, (level, project, skip, vector) in enumerate(
             zip(self.decoder, self.vectors, features[-2::-1], pooled[::-1], strict=True), 1
         ):

@@ -342,7 +342,7 @@ def test_frames_of_an_enhanced_file_are_those_of_highdicom(tmp_path, write_dicom
         expected = image.get_frame(index, as_index=True, apply_voi_transform=True)
         np.testing.assert_allclose(read_dicom(path, index), expected, atol=1e-6)
     contradicting = (photometric, shape) in (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
-    words = f"PresentationLUTShape {shape} contradicts {photometric}"
+    words = f"PresentationLUTShape {shape} contradicts {photometric} and takes precedence"
     assert (words in load_image(path, 0).remarks) == contradicting
 
 

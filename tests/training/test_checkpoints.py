@@ -188,7 +188,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path):
         checkpoints.save_checkpoint(dict.fromkeys(PARTS), place.path / "last.ckpt")
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))
         try:
-            with pytest.raises(DataError, match=r"run/last.ckpt: cannot be written \(the file is not whole\)$"):
+            with pytest.raises(DataError, match=r"run/last.ckpt: cannot be written \(the file is incomplete\)$"):
                 checkpoints.save_checkpoint(state, place.path / "last.ckpt")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

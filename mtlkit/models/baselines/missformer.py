@@ -106,7 +106,8 @@ class MISSFormer(Baseline):
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encoder, bridge and decoder; channels-last."""
-        x, maps = images, list[Tensor]()
+        x = images
+        maps: list[Tensor] = []
         for embed, embed_norm, blocks, norm in zip(self.embeds, self.embed_norms, self.stages, self.norms, strict=True):
             x = norm(blocks(embed_norm(embed(x).permute(0, 2, 3, 1))))  # (B, H/4, W/4, C), ..., (B, H/32, W/32, 8C)
             maps.append(x)

@@ -101,7 +101,8 @@ class SwinUNet(Baseline):
 
     def run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encoder and decoder; channels-last."""
-        x, skips = self.patch_embed(images), list[Tensor]()
+        x = self.patch_embed(images)
+        skips: list[Tensor] = []
         for layer in self.layers:
             x = layer.downsample(x)  # (B, H/4, W/4, C), ..., (B, H/32, W/32, 8C)
             skips.append(x)
