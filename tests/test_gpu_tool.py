@@ -80,14 +80,14 @@ def test_what_takes_too_long_is_cut_off(gpu, monkeypatch, tmp_path, here):
         "tests": "print('never')",
     }
     monkeypatch.setattr(gpu, "command", lambda stage, *_: [sys.executable, "-c", code[stage]])
-    monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu, "GRACE", 3)
     monkeypatch.setattr(gpu, "STAGES", {name: stage._replace(share=0.5) for name, stage in gpu.STAGES.items()})
     monkeypatch.setattr(gpu, "threading", SimpleNamespace(Timer=Timer, Event=threading.Event))
     monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     assert gpu.main(["doctor", "small", "tests", "--minutes", "1", *here]) == 1
     assert [row[:3] for row in summary(tmp_path)] == [
         ["doctor", "cut off", "30"],
-        ["small", "cut off", "30"],
+        ["small", "cut off", "27"],
         ["tests", "not run", "0"],
     ]
     assert summary(tmp_path)[0][3] == "1 failed, 2 passed"

@@ -45,7 +45,7 @@ def run(*command: object, **variables: str) -> None:
     try:
         subprocess.run(line, cwd=ROOT, env=os.environ | variables, check=True)
     except subprocess.CalledProcessError as error:
-        raise SystemExit(f"{line[0]}: exit status {error.returncode}; the reason stands above") from None
+        raise SystemExit(f"{line[0]}: exit status {error.returncode}; the reason is printed above") from None
 
 
 def environment(python: str, torch: str, peers: bool) -> Path:
@@ -155,15 +155,20 @@ def commit() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Builds what is missing, and packs everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="the archive")
-    parser.add_argument("--python", default="python3.12", help="a Python as the GPU machine has it")
-    parser.add_argument("--torch", default="2.11", help="the version of torch there")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist" / f"{NAME}.tar.gz", help="archive to write")
+    parser.add_argument("--python", default="python3.12", help="a Python of the GPU machine's version")
+    parser.add_argument("--torch", default="2.11", help="torch's version on the GPU machine")
     parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
     parser.add_argument(
-        "--peers", choices=("wheels", "sources", "off"), default="wheels", help="what mtlkit is compared with"
+        "--peers",
+        choices=("wheels", "sources", "off"),
+        default="wheels",
+        help="how to pack the libraries to compare with",
     )
     parser.add_argument("--vmamba", type=Path, help="a checkout of VMamba")
-    parser.add_argument("--wheel", type=Path, help="of mtlkit, with CUDA kernels; default: built by tools/wheel.py")
+    parser.add_argument(
+        "--wheel", type=Path, help="wheel of mtlkit with CUDA kernels; default: tools/wheel.py builds it"
+    )
     options = parser.parse_args(arguments)
     if options.vmamba is not None and not (options.vmamba / "kernels/selective_scan/csrc").is_dir():
         parser.error(f"--vmamba: {options.vmamba} has no folder kernels/selective_scan/csrc")

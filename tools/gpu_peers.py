@@ -136,7 +136,7 @@ def build(sources: Sequence[Path], archs: str, out: Path, jobs: int) -> list[Pat
             processes[-1][2].wait()
     for source, folder, process in processes:
         if process.wait() != 0:
-            print(f"{source.name}: was not built; the reason stands above")
+            print(f"{source.name}: was not built; the reason is printed above")
             continue
         (wheel,) = folder.glob("*.whl")
         if wheel.name.startswith("mamba_ssm-"):
@@ -160,11 +160,11 @@ def without_language_model(wheel: Path) -> None:
 def main() -> int:
     """Returns 1 if one could not be built."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("sources", type=Path, help="folder of archives and folders")
+    parser.add_argument("sources", type=Path, help="folder with the sources, as archives or folders")
     parser.add_argument("--archs", default="90", help='compute capabilities, e.g. "80;90"')
-    parser.add_argument("--out", type=Path, required=True, help="folder of the wheels")
-    parser.add_argument("--jobs", type=int, default=1, help="compilers at once")
-    parser.add_argument("--install", action="store_true", help="into this Python's environment")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the wheels")
+    parser.add_argument("--jobs", type=int, default=1, help="number of compiler processes")
+    parser.add_argument("--install", action="store_true", help="install the wheels into this Python's environment")
     options = parser.parse_args()
     sources = sorted(path.resolve() for path in options.sources.iterdir() if not path.name.startswith("."))
     wheels = build(sources, options.archs, options.out.resolve(), options.jobs)

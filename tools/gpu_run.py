@@ -57,8 +57,8 @@ def main() -> int:
     """Returns the exit status of the stages, or 2 if the bundle cannot be installed."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("minutes", nargs="?", type=float, default=10, help="what all may take; default 10")
-    parser.add_argument("stages", nargs="*", help="these of tools/gpu.py alone")
+    parser.add_argument("minutes", nargs="?", type=float, default=10, help="time limit for all stages; default 10")
+    parser.add_argument("stages", nargs="*", help="run only these stages of tools/gpu.py")
     options = parser.parse_args()
     out = Path(os.environ.get("OUT") or HERE / "results").resolve()
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def main() -> int:
         return end(f"the bundle's wheels do not install:\n{error}")
     for peer in bundle["peers"]:
         if error := install(python, [peer], dependencies=False):
-            print(f"{peer} does not install, and is not compared:\n{error}")
+            print(f"{peer} cannot be installed and is left out of the comparison:\n{error}")
     print(f"installed mtlkit ({bundle['commit']}) in {time.monotonic() - start:.0f} s", flush=True)
     left = options.minutes - (time.monotonic() - start) / 60
     line = [python, HERE / "tools" / "gpu.py", *options.stages, "--minutes", left, "--out", out, "--results", out]

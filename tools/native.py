@@ -74,9 +74,11 @@ def main() -> int:
     """Builds for the platforms on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("platforms", nargs="+", choices=PLATFORMS, metavar="PLATFORM", help=", ".join(PLATFORMS))
-    parser.add_argument("--target", nargs="+", default=LIBRARIES, help="of CMakeLists.txt; the two libraries if none")
-    parser.add_argument("--cxx", help="another compiler than Zig's")
-    parser.add_argument("--folder", type=Path, help="another folder than build/native/PLATFORM")
+    parser.add_argument(
+        "--target", nargs="+", default=LIBRARIES, help="targets of CMakeLists.txt; default: the two libraries"
+    )
+    parser.add_argument("--cxx", help="compiler to use instead of Zig's")
+    parser.add_argument("--folder", type=Path, help="output folder; default: build/native/PLATFORM")
     arguments = parser.parse_args()
     for platform in arguments.platforms:
         folder = (arguments.folder or FOLDER / platform).resolve()

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # pyright: ignore[reportOptionalMemberAccess]
     parser.add_argument("folder", type=Path, help="folder of the clones")
     parser.add_argument("--projects", nargs="+", help="names, as in third_party_projects.py; default: all")
-    parser.add_argument("--out", type=Path, help="Markdown file whose table, between its markers, is written")
+    parser.add_argument("--out", type=Path, help="Markdown file in which to update the table between the markers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

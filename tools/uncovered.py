@@ -22,11 +22,11 @@ def never_entered(report: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Prints both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("report", type=Path, help="what `coverage json` or pytest's --cov-report=json wrote")
+    parser.add_argument("report", type=Path, help="report of `coverage json` or of pytest's --cov-report=json")
     report = json.loads(parser.parse_args().report.read_text())
     functions = list(never_entered(report))
     print(f"{report['totals']['percent_covered']:.1f} % of {report['totals']['num_statements']} statements run")
-    print(f"{len(functions)} public functions that no test enters{':' if functions else ''}", *functions, sep="\n  ")
+    print(f"{len(functions)} public functions that no test calls{':' if functions else ''}", *functions, sep="\n  ")
 
 
 if __name__ == "__main__":

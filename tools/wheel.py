@@ -68,8 +68,10 @@ def build(sources: Path, out: Path, cuda: str) -> Path:
 def main() -> int:
     """Builds the wheel for this Python."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder that receives it")
-    parser.add_argument("--cuda", choices=("on", "off"), default="off", help="CUDA kernels")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder for the wheel")
+    parser.add_argument(
+        "--cuda", choices=("on", "off"), default="off", help="whether to build the CUDA kernels; default off"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = build(pack(Path(folder)), arguments.out.resolve(), arguments.cuda)

@@ -215,7 +215,7 @@ def _plan_of_plain_mamba(module: Any) -> Plan:
         },
         {"A_log": (inner, states), "D": (inner,), "direction_Bs": (5, states), "gamma": (channels,)},
     )
-    require(isinstance(module.conv2d, nn.Conv2d), f"conv2d is no convolution ({kind(module.conv2d)})")
+    require(isinstance(module.conv2d, nn.Conv2d), f"conv2d is not an nn.Conv2d ({kind(module.conv2d)})")
     require(module.dt_proj.bias is not None, "dt_proj has no bias")
     form = f"PlainMamba2D, C={channels}, D={inner}, N={states}, R={rank}"
     inputs = (_noise(0, 2, HW[0] * HW[1], channels), HW)
@@ -263,7 +263,7 @@ def _check_shapes(module: Any, weights: dict[str, tuple[int, ...]], states: dict
 
 
 def _check_conv(name: str, layer: Any, inner: int, taps: int) -> None:
-    require(isinstance(layer, nn.Conv1d), f"{name} is no convolution ({kind(layer)})")
+    require(isinstance(layer, nn.Conv1d), f"{name} is not an nn.Conv1d ({kind(layer)})")
     require(
         layer.in_channels == layer.out_channels == layer.groups == inner
         and layer.kernel_size == (taps,)

@@ -154,7 +154,7 @@ def _conv_size(layer: Any, inner: int) -> int:
     """Returns the kernel size of the depthwise convolution; 1 if there is none."""
     if layer is None or isinstance(layer, nn.Identity):
         return 1
-    require(isinstance(layer, nn.Conv2d), f"conv2d is no convolution ({kind(layer)})")
+    require(isinstance(layer, nn.Conv2d), f"conv2d is not an nn.Conv2d ({kind(layer)})")
     size = layer.kernel_size[0]
     require(
         layer.in_channels == layer.out_channels == layer.groups == inner

@@ -144,7 +144,9 @@ def export(
                 nodes, calibration = _quantize(file, draft, int8, facts)
                 error = _compare(twin, given, file, draft, plain)
                 if not math.isfinite(error):
-                    raise ValueError(f"{path}: expected numbers in 8 bits, got some that are none; nothing was written")
+                    raise ValueError(
+                        f"{path}: expected an 8-bit network with finite outputs, got NaN or inf; nothing was written"
+                    )
     graph = file.graph
     return Exported(Path(path), _shapes(graph.inputs), _shapes(graph.outputs), nodes, error, calibration)
 
@@ -230,7 +232,7 @@ def _translated(
         with _graph.kept_from_rounding(found.model):
             found.optimize()
     except Exception as error:
-        raise ValueError(f"model: has no form in ONNX ({_first_line(error.__cause__ or error)})") from error
+        raise ValueError(f"model: cannot be written as ONNX ({_first_line(error.__cause__ or error)})") from error
     file: Any = found.model
     if not plain:
         _graph.rewrite(file)
