@@ -384,3 +384,9 @@ def test_presets_are_the_published_numbers():
         "mbdi_code": (0.5, 0.5, 0.75, 1e-7, True),
         "abraham": (0.3, 0.7, 0.75, 1.0, False),
     }
+
+
+def test_repr():
+    shown = repr(SegmentationLoss(boundary_weight=0.25))
+    assert "TverskyOptions(" in shown
+    assert "boundary_weight=0.25, texture_weight=" in shown

@@ -40,6 +40,23 @@ def test_decoding_is_the_whole_sequence(options):
         assert torch.equal(model(greedy[:, :length]).logits[:, -1, :VOCABULARY].argmax(-1), greedy[:, length])
 
 
+def test_states_are_reused():
+    from mamba_ssm.utils.generation import InferenceParams
+
+    model, tokens = network(), torch.randint(VOCABULARY, (2, 6))
+    wanted, states = model(tokens).logits, model.allocate_inference_cache(2, 6)
+    assert list(states) == [0, 1]
+    params = InferenceParams(6, 2, key_value_memory_dict=states, lengths_per_sample=torch.full((2,), 3))
+    for _ in range(2):
+        found = [model(tokens[:, :4], inference_params=params).logits]
+        for params.seqlen_offset in (4, 5):
+            found.append(model(tokens[:, params.seqlen_offset, None], inference_params=params).logits)
+        torch.testing.assert_close(torch.cat(found, 1), wanted, rtol=1e-4, atol=1e-5)
+        params.reset(6, 2)
+        assert params.seqlen_offset == 0
+        assert not params.lengths_per_sample.any()
+
+
 def test_the_end_token_ends():
     model, tokens = network(), torch.randint(VOCABULARY, (1, 3))
     found = model.generate(tokens, 20, vocab_size=VOCABULARY)

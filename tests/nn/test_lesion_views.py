@@ -78,3 +78,7 @@ def test_errors():
         LesionViews()(images, None)
     with pytest.raises(TypeError, match="images: expected float32"):
         LesionViews()(images.byte(), torch.zeros(2, 1, 8, 8))
+
+
+def test_repr():
+    assert repr(LesionViews(iterations=3)) == "LesionViews(iterations=3)"
