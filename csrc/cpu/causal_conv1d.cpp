@@ -2,8 +2,8 @@
 //
 // There are two implementations. If channels are contiguous, vectors run over the channels: a column, one vector wide,
 // walks over a tile of tokens with its last w values in registers. Then the next column follows, whose pages and cache
-// lines are partly loaded already. For all other layouts vectors run over the tokens of one channel, which go through a
-// buffer that handles dtype, stride and the tokens before the first.
+// lines are partly loaded already. For all other layouts vectors run over the tokens of one channel, which are first
+// copied to a contiguous buffer in one dtype, after the values that precede the first token.
 //
 // A sequence begins with its initial states or zeros and ends at a boundary. The implementations process one sequence,
 // or a part of one, at a time. The backward pass walks from the end, because a token's gradient depends on later ones.

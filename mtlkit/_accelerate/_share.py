@@ -79,7 +79,7 @@ class Shared(nn.Module):
         share(original, self)
         _order(original, self)
         for hooks in HOOKS:
-            setattr(self, hooks, getattr(original, hooks))  # the same dict, so that handles can still remove hooks
+            setattr(self, hooks, getattr(original, hooks))  # shared, so that the handles of hooks still work
         theirs = set(original.modules())
         for part in self.modules():
             if part not in theirs:  # parts that both hold keep their modes

@@ -35,9 +35,8 @@ exit status: 0 no errors (there may be warnings), 1 errors, 2 not checked
 """
 SYNTHESIZE = """\
 Writes phantoms: synthetic images that are realistic enough for a network to learn from. Ultrasound images have masks
-and the layout of BUSI; mammograms are DICOM files with BI-RADS categories in the layout of CMMD. Use them to try, test
-and
-teach: no result on phantoms says anything about patients.
+and the layout of BUSI; mammograms are DICOM files with BI-RADS categories in the layout of CMMD. Use them to try,
+test and teach: no result on phantoms says anything about patients.
 """
 SYNTHESIZE_EXAMPLES = """\
 examples:

@@ -7,6 +7,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtlkit import info
+
 if TYPE_CHECKING:
     from mtlkit.cli._examining import Finding
 
@@ -26,7 +28,7 @@ each cell of the table is the largest error as a fraction of its tolerance; belo
 
 exit status: 0 all is right, 1 a call is wrong or the compiled module is damaged, 2 nothing was checked
 """
-BACKENDS = ("torch", "cpu", "triton", "cuda")
+BACKENDS = tuple(name for name in info.BACKENDS if name != "reference")
 FEW, ALL = 3, 1000  # samples of an operator
 LEFT_OUT = 2  # the exit status where nothing was checked
 
@@ -51,7 +53,6 @@ def add_command(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mtlkit doctor`."""
-    from mtlkit import info
     from mtlkit._files import check_new, written_whole
 
     now = datetime.now(timezone.utc)
