@@ -98,10 +98,10 @@ def operator(op: str, shape_name: str, direction: str, provider_name: str) -> in
 def training(name: str) -> int | None:
     """Of a step, after a first step that creates the optimizer's state."""
     import torch
-    from networks import given, network, train
+    from networks import given, network, optimizer_of, train
 
     model, inputs = network(name).train(), given(name, True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = optimizer_of(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from measuring import Key
-from networks import LOGITS_BOUND, assert_agrees, frame, gradients, infer
+from networks import LOGITS_BOUND, assert_agrees, frame, gradients, infer, optimizer_of
 from torch import Tensor, nn
 
 import mtlkit
@@ -61,7 +61,7 @@ def exact(name: str) -> tuple[Tensor, Tensor]:
 def test_accelerate(name: str, direction: str, provider: str, measure: Callable) -> None:
     exact_output, exact_gradients = exact(name)
     model = network(name, provider)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = optimizer_of(model)
     training = direction == "training_step"
 
     def check(output: Tensor) -> tuple[float, float]:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 
 import pytest
-import torch
 from memory import peak_of_training
 from networks import (
     GRADIENT_BOUND,
@@ -19,6 +18,7 @@ from networks import (
     infer,
     key,
     network,
+    optimizer_of,
     plain,
     train,
 )
@@ -59,7 +59,7 @@ def test_training(name: str, backend: str, measure: Callable) -> None:
     with mtlkit.use_backend(BACKENDS[backend]):
         model, inputs = network(name).train(), given(name, True)
         beside = [relative_error(*pair) for pair in zip(plain(name), exact_step(name), strict=True)]
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        optimizer = optimizer_of(model)
 
         def check(logits: Tensor) -> tuple[float, float]:
             assert_agrees("logits", logits, expected, LOGITS_BOUND + 2 * beside[0])

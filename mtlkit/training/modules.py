@@ -112,12 +112,17 @@ class TrainingModule(lightning.LightningModule):
     # --- optimisation -------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam or AdamW for the trained parameters."""
+        """Adam or AdamW for the trained parameters, on a CPU in one pass over each."""
         o = self.config.optimizer
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         kind = torch.optim.AdamW if o.name == "adamw" else torch.optim.Adam
         first, second = o.betas
-        return kind(trained, lr=o.lr, betas=(first, second), eps=o.eps, weight_decay=o.weight_decay)
+        precision = self.config.precision if self._trainer is None else self._trainer.precision
+        on_cpu = all(parameter.device.type == "cpu" for parameter in trained)
+        fused = on_cpu and not precision.endswith("mixed")  # with which Lightning cannot clip for a fused optimizer
+        return kind(
+            trained, lr=o.lr, betas=(first, second), eps=o.eps, weight_decay=o.weight_decay, fused=fused or None
+        )
 
     def train(self, mode: bool = True) -> "TrainingModule":
         """nn.Module.train, except that in the second stage only dropout is in training mode."""

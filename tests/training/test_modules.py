@@ -272,6 +272,12 @@ def test_optimizer(small, name, kind):
     assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-3, (0.91, 0.999), 1e-7, 0.05)
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-true", True), ("bf16-mixed", None)])
+def test_the_optimizer_is_fused_unless_lightning_could_not_clip(small, precision, fused):
+    module = create_module(small.change({"precision": precision}))
+    assert module.configure_optimizers().param_groups[0]["fused"] is fused
+
+
 def test_frozen_layers_are_not_trained(small):
     module = create_module(small)
     trained = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
