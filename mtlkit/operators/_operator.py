@@ -170,6 +170,8 @@ class Operator:
         reference: the formula in plain PyTorch, (*inputs, *options) -> output or tuple of outputs.
         torch_form: the same, vectorised.
         backends: name -> backend as the module's docstring describes it, fastest first.
+        in_parts: (backend, inputs, options) -> tuple, the outputs of eager calls with gradients by several nodes of
+            autograd, which needs less memory: a part frees what it saved as soon as its gradients are computed.
     """
 
     def __init__(
@@ -188,6 +190,7 @@ class Operator:
         reference: Callable[..., Any],
         torch_form: Callable[..., Any],
         backends: Mapping[str, Any],
+        in_parts: Callable[[str, Any, Any], tuple[Tensor, ...]] | None = None,
     ) -> None:
         self.name = name
         self.function: str = function or name
@@ -200,6 +203,7 @@ class Operator:
         self.outputs = outputs
         self.kept = kept
         self.backends: dict[str, Any] = dict(backends)
+        self.in_parts = in_parts
         self.plain_forms: dict[str, Callable[..., Any]] = {"torch": torch_form, "reference": reference}
         self.served: tuple[str, ...] = (*self.backends, *self.plain_forms)
         self.node: Any = _node(self)
@@ -220,8 +224,15 @@ class Operator:
         )
         return self.run(backend, inputs, options)
 
-    def run(self, backend: str, inputs: Any, options: Any = NoOptions()) -> tuple[Tensor, ...]:  # noqa: B008 - as above
-        """The outputs, computed by a backend that can run the call; the inputs have been checked."""
+    def run(self, backend: str, inputs: Any, options: Any = NoOptions(), caller: str = "") -> tuple[Tensor, ...]:  # noqa: B008 - as above
+        """The outputs, computed by a backend that can run the call; the inputs have been checked.
+
+        Args:
+            backend: of `served`.
+            inputs: the named tuple of the tensors.
+            options: the named tuple of the settings.
+            caller: name of the function that the user called, for messages; that of this operator if empty.
+        """
         if backend in self.plain_forms and inputs[0].device.type != "meta":
             outputs = self.plain_forms[backend](*inputs, *options)
             return outputs if isinstance(outputs, tuple) else (outputs,)
@@ -239,7 +250,9 @@ class Operator:
             inputs = inputs._make(map(plain, inputs))
         if not grad:  # an autograd.Function takes as long as a small kernel
             return self.forward(backend, inputs, options, False)
-        found = _Call.apply((self, backend, options), *inputs)
+        if self.in_parts is not None:
+            return self.in_parts(backend, inputs, options)
+        found = _Call.apply((self, backend, options, caller or self.function), *inputs)
         return found if isinstance(found, tuple) else (found,)
 
     def limit(self, backend: str, inputs: Any, options: Any) -> str | None:
@@ -325,8 +338,8 @@ class _Call(torch.autograd.Function):
     """A call in eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, call: tuple[Operator, str, Any], *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-        operator, backend, options = ctx.call = call
+    def forward(ctx: Any, call: tuple[Operator, str, Any, str], *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        operator, backend, options, _ = ctx.call = call
         found = operator.forward(backend, operator.inputs._make(tensors), options, True)
         if operator.kept:
             ctx.save_for_backward(*tensors, *(found[i] for i in operator.saved_outputs), *found[operator.outputs :])
@@ -339,11 +352,11 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        (operator, backend, options), saved = ctx.call, ctx.saved_tensors
+        (operator, backend, options, function), saved = ctx.call, ctx.saved_tensors
         count = len(operator.inputs._fields)
         inputs = operator.inputs._make(saved[:count])
         gradients = operator.backward(backend, inputs, options, saved[count:], grads, ctx.needs_input_grad[1:])
-        return None, *first_order_only(operator.function, gradients, (*grads, *inputs))
+        return None, *first_order_only(function, gradients, (*grads, *inputs))
 
 
 # --- for the dispatcher: torch.compile, torch.export ------------------------------------------------------------------

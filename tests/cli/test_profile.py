@@ -45,7 +45,8 @@ def test_shares_of_measured_time_add_up(capsys, tmp_path, training):
     assert "100.0 %" in printed.out
     if _native.C is not None:
         whole = {(row["what"], row["direction"]) for row in operators}
-        assert ("ss2d_norm_gate", "backward") in whole if training else whole == {(LAYER, "forward")}
+        parts = {("ss2d", "backward"), ("norm_gate", "backward")}  # whose autograd nodes are separate
+        assert parts < whole if training else whole == {(LAYER, "forward")}
         assert {row["backend"] for row in operators} == {"cpu"}
 
 

@@ -111,6 +111,23 @@ def test_second_backward_raises():
         du.sum().backward()
 
 
+def test_the_norm_frees_what_it_saved_before_the_scan_runs():
+    leaves = {name: t.requires_grad_() for name, t in make(SHAPES[0]).items()}
+    out = ss2d_norm_gate(**leaves)
+    norm = out.grad_fn
+    permute = next(node for node, _ in norm.next_functions if node.name() == "PermuteBackward0")
+    scan, freed = permute.next_functions[0][0], []
+
+    def look(_grads) -> None:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            norm.saved_tensors  # noqa: B018 - it raises
+        freed.append(True)
+
+    scan.register_prehook(look)
+    out.sum().backward()
+    assert freed
+
+
 def test_writes_every_element(poisoned):
     tensors = make(SHAPES[0])
     assert all(value.isfinite().all() for value in results(ss2d_norm_gate, tensors, "cpu").values())

@@ -268,7 +268,8 @@ Planes<T> packed_planes(V* vectors, int64_t tokens) {
 }
 
 // A work item is (sample, group of directions, run of channel blocks). Directions are split before channels, because
-// their rows of dx_dbl are disjoint, whereas each run of channels needs its own dx_dbl, which is added afterwards.
+// their rows of dx_dbl are disjoint, whereas each run of channels needs its own dx_dbl. Each group also needs its own
+// du. The first of them are the results themselves, to which the others are added in order.
 template <typename T, int N>
 int backward(const DirectionalScanBackward& q) {
   const DirectionalScanForward& p = q.forward;
@@ -278,19 +279,20 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t runs = min(blocks, split(s.batch * groups, 64, p.threads));
   const int64_t items = s.batch * groups * runs;
   const int threads = static_cast<int>(min(p.threads, items));
-  const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du; they are added at the end
+  const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du
   const int64_t plane_size = s.batch * blocks * tokens, x_size = s.batch * tokens * s.pitch();
   const int64_t parameter_size = ParameterGradients<T>::size(s);
 
   const bool all_visited = s.steps == tokens;
   const int64_t packed = s.channels % kLanes<T> ? 0 : kLanes<T>;
   const bool u_in_place = in_place<T>(p.u, s, packed), dy_in_place = in_place<T>(q.dy, s, packed);
-  const bool du_in_place = !parted && in_place<T>(q.du, s, packed);
+  const bool du_in_place = in_place<T>(q.du, s, packed);
+  const int64_t in_result = du_in_place ? 1 : 0;  // groups that write to the result
   const int64_t length = min(kRun, ceil_div(blocks, runs));
   const int64_t packed_maps = (u_in_place ? 0 : 1) + (dy_in_place ? 0 : 1) + (du_in_place || parted ? 0 : 1);
 
-  Scratch<Vec<T>> du_parts(parted ? groups * plane_size : 0);
-  Scratch<T> dx_parts(runs > 1 ? runs * x_size : 0);
+  Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * plane_size : 0);
+  Scratch<T> dx_parts((runs - 1) * x_size);
   Scratch<Vec<T>> planes(threads * packed_maps * length * tokens);
   Scratch<T> parameters(threads * parameter_size);
   Scratch<BackwardScratch<T>> scratch(threads);
@@ -315,7 +317,7 @@ int backward(const DirectionalScanBackward& q) {
     for (int64_t item = work.first; item < work.last; ++item) {
       const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
       Run<T> run{};
-      run.dx_dbl = (runs > 1 ? dx_parts.get() + part * x_size : dx) + b * tokens * s.pitch();
+      run.dx_dbl = (part > 0 ? dx_parts.get() + (part - 1) * x_size : dx) + b * tokens * s.pitch();
       const Share directions = share(s.directions, groups, group);
       const int64_t rows = (directions.last - directions.first) * s.row();
       for (int64_t l = 0; !all_visited && l < tokens; ++l) {
@@ -326,8 +328,10 @@ int backward(const DirectionalScanBackward& q) {
         run.d = block * kLanes<T>;
         run.count = min(length, my_blocks.last - block);
         run.sets_rows = all_visited && block == my_blocks.first;
+        const bool to_result = du_in_place && !(parted && group > 0);
         Vec<T>* const du_packed =
-            parted ? du_parts.get() + group * plane_size + (b * blocks + block) * tokens : du_planes;
+            parted && !to_result ? du_parts.get() + (group - in_result) * plane_size + (b * blocks + block) * tokens
+                                 : du_planes;
         const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
         for (int64_t k = directions.first; k < directions.last; ++k) {
           const bool first = k == directions.first, last = k + 1 == directions.last;
@@ -350,7 +354,7 @@ int backward(const DirectionalScanBackward& q) {
                             dy_planes + i * tokens);
             }
           }
-          run.du = du_in_place ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, tokens);
+          run.du = to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, tokens);
           for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) {
             clear(run.du[i], tokens);
           }
@@ -369,19 +373,20 @@ int backward(const DirectionalScanBackward& q) {
       const Share work = share(s.batch * blocks, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {
         const int64_t b = item / blocks, d = item % blocks * kLanes<T>;
-        Vec<T>* sum = du_parts.get() + item * tokens;
+        Vec<T>* const part = du_parts.get() + item * tokens;
+        const Plane<T> sum = du_in_place ? block_of<T>(q.du, b, 0, d) : packed_plane<T>(part);
         for (int64_t group = 1; group < groups; ++group) {
-          for (int64_t l = 0; l < tokens; ++l) sum[l] += sum[group * plane_size + l];
+          const Vec<T>* const more = part + (group - in_result) * plane_size;
+          for (int64_t l = 0; l < tokens; ++l) store(sum.at(l), load(sum.at(l)) + more[l]);
         }
-        store_plane<T>(images_of(q.du, 0), b, d, min(kLanes<T>, s.channels - d), s.height, s.width, sum);
+        if (du_in_place) continue;
+        store_plane<T>(images_of(q.du, 0), b, d, min(kLanes<T>, s.channels - d), s.height, s.width, part);
       }
     }
     if (runs > 1) {
       const Share work = share(x_size, team, thread);
       for (int64_t i = work.first; i < work.last; ++i) {
-        T sum = 0;
-        for (int64_t run = 0; run < runs; ++run) sum += dx_parts.get()[run * x_size + i];
-        dx[i] = sum;
+        for (int64_t part = 0; part < runs - 1; ++part) dx[i] += dx_parts.get()[part * x_size + i];
       }
     }
     const Share work = share(parameter_size, team, thread);

@@ -3,8 +3,9 @@
     y   = ss2d(u, x_dbl, dt_weight, dt_bias, A_logs, Ds)    (B, D, H, W), formula in mtlkit/operators/ss2d
     out = norm_gate(y, weight, bias, z)                     over D, formula in mtlkit/operators/norm_gate
 
-Both parts share one check of the arguments, one backend and one autograd node. The CUDA kernels of the scan write two
-maps whose sum is y; if no gradient is needed, norm_gate adds them as it reads them, and y is never written.
+Both parts share one check of the arguments and one backend. In eager mode each has its own autograd node, so that y and
+its gradient are freed early. The CUDA kernels of the scan write two maps whose sum is y; if no gradient is needed,
+norm_gate adds them as it reads them, and y is never written.
 
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3.
 """
@@ -14,7 +15,12 @@ from torch import Tensor
 
 from mtlkit.operators import norm_gate, ss2d
 from mtlkit.operators._operator import Operator
-from mtlkit.operators.ss2d_norm_gate.composed import Composed, ss2d_norm_gate_reference, ss2d_norm_gate_torch
+from mtlkit.operators.ss2d_norm_gate.composed import (
+    Composed,
+    in_parts,
+    ss2d_norm_gate_reference,
+    ss2d_norm_gate_torch,
+)
 from mtlkit.operators.ss2d_norm_gate.cuda import Cuda
 from mtlkit.operators.ss2d_norm_gate.signature import Inputs, Options, check, new_outputs
 
@@ -32,6 +38,7 @@ OPERATOR = Operator(
         "cuda": Cuda(ss2d.cuda, norm_gate.cuda),
         "triton": Composed(ss2d.triton, norm_gate.triton),
     },
+    in_parts=in_parts,
 )
 
 

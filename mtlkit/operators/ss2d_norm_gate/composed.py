@@ -46,6 +46,12 @@ def ss2d_norm_gate_torch(
     return norm_gate.norm_gate_torch(y.permute(0, 2, 3, 1), weight, bias, z, eps)
 
 
+def in_parts(backend: str, inputs: Inputs, options: Options) -> tuple[Tensor, ...]:
+    """The output by both operators: backward frees the scan's output and the output's gradient before the scan."""
+    (y,) = ss2d.OPERATOR.run(backend, *scan_part(inputs, options), "ss2d_norm_gate")
+    return norm_gate.OPERATOR.run(backend, *norm_part(y, inputs, options), "ss2d_norm_gate")
+
+
 class Composed:
     """A backend of ss2d_norm_gate made of a backend of ss2d and one of norm_gate."""
 
