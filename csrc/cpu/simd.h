@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -88,6 +89,49 @@ MTLKIT_INLINE DoubleVec max(DoubleVec a, DoubleVec b) { return a > b ? a : b; }
 MTLKIT_INLINE FloatVec abs(FloatVec a) { return reinterpret_cast<FloatVec>(reinterpret_cast<IntVec>(a) & 0x7fffffff); }
 MTLKIT_INLINE DoubleVec abs(DoubleVec a) { return a < 0 ? -a : a; }
 
+// ---- masks -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+using Mask = decltype(Vec<T>{} < Vec<T>{});
+
+template <typename T>
+MTLKIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {
+  return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(v) & mask);
+}
+
+// Bit i of the result is the mask of lane i.
+template <typename T>
+MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(reinterpret_cast<__m256d>(mask));
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
+  if constexpr (sizeof(T) == 8) return _mm_movemask_pd(reinterpret_cast<__m128d>(mask));
+#else
+  uint16_t bits = 0;
+  for (int i = 0; i < kLanes<T>; ++i) bits |= mask[i] ? 1 << i : 0;
+  return bits;
+#endif
+}
+
+template <typename T>
+MTLKIT_INLINE bool all_of(Mask<T> mask) {
+  return bits_of<T>(mask) == (1 << kLanes<T>)-1;
+}
+
+template <typename T>
+MTLKIT_INLINE Mask<T> mask_of(uint16_t bits) {
+  Mask<T> lane{};
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = 1 << i;
+  return (lane & bits) != 0;
+}
+
+// ---- exponentials and logarithms ---------------------------------------------------------------------------------
+
 // 2^x with a relative error of 1e-7, exact at 0, correct limits at both ends; keeps NaN. Levels below AVX-512 return 0
 // for results below 2^-126.
 MTLKIT_INLINE FloatVec exp2(FloatVec x) {
@@ -155,23 +199,45 @@ MTLKIT_INLINE DoubleVec exp2(DoubleVec x) {
 
 MTLKIT_INLINE DoubleVec exp2_near(DoubleVec x) { return exp2(x); }
 
+// 2^x; with `near`, all lanes must satisfy |x| <= kNearExponent.
+template <bool near, typename V>
+MTLKIT_INLINE V exp2_if(V x) {
+  if constexpr (near) return exp2_near(x);
+  return exp2(x);
+}
+
 // log(1 + exp(x)) of `count` vectors, whose dependency chains hide each other's latency; for x >= 20 the result is x to
 // the last bit. `slope`, if given, receives the derivatives 1 / (1 + exp(-x)).
 template <int count = 1>
 MTLKIT_INLINE void softplus(FloatVec* x, FloatVec* slope = nullptr) {
-  // log(1 + e) for 0 <= e <= 1, with a relative error of 4e-8.
-  constexpr float kLog1p[] = {-3.0065785905e-02f, 7.9204526761e-02f, -1.3753801762e-01f, 1.9153654764e-01f,
-                              -2.4857163652e-01f, 3.3321322621e-01f, -4.9999647964e-01f, 1.0f};
-  FloatVec e[count], p[count];
-  for (int i = 0; i < count; ++i) e[i] = exp2(abs(x[i]) * -kLog2E<float>);
-  if (slope) {
-    for (int i = 0; i < count; ++i) slope[i] = (x[i] > 0 ? splat(1.0f) : e[i]) / (1.0f + e[i]);
+  // log(1 + e) / e with a relative error of 4e-8 for e <= 1, and of 1e-8 for e <= 1/4, as time steps mostly are.
+  constexpr float kAny[] = {5.3648225463e-03f,  -3.0065785905e-02f, 7.9204526761e-02f,
+                            -1.3753801762e-01f, 1.9153654764e-01f,  -2.4857163652e-01f,
+                            3.3321322621e-01f,  -4.9999647964e-01f, 1.0f};
+  constexpr float kSmall[] = {-9.3316314e-02f, 1.8237039e-01f, -2.4794496e-01f, 3.3322590e-01f, -4.9999815e-01f, 1.0f};
+  constexpr uint32_t kFrom = 0x3fb20000, kTo = 0x42a60000;  // bits of 1.39 > ln(4) and of 83 < 120 ln(2)
+  UintVec beyond{};
+  for (int i = 0; i < count; ++i) {
+    const UintVec distance = reinterpret_cast<UintVec>(abs(x[i])) - kFrom;
+    beyond = distance > beyond ? distance : beyond;
   }
-  for (int i = 0; i < count; ++i) p[i] = splat(5.3648225463e-03f);
-  for (const float c : kLog1p) {
-    for (int i = 0; i < count; ++i) p[i] = p[i] * e[i] + c;
+  const auto compute = [&](auto near, const auto& coefficients) __attribute__((always_inline)) {
+    FloatVec e[count], p[count];
+    for (int i = 0; i < count; ++i) e[i] = exp2_if<decltype(near)::value>(abs(x[i]) * -kLog2E<float>);
+    if (slope) {
+      for (int i = 0; i < count; ++i) slope[i] = (x[i] > 0 ? splat(1.0f) : e[i]) / (1.0f + e[i]);
+    }
+    for (int i = 0; i < count; ++i) p[i] = splat(coefficients[0]);
+    for (size_t k = 1; k < std::size(coefficients); ++k) {
+      for (int i = 0; i < count; ++i) p[i] = p[i] * e[i] + coefficients[k];
+    }
+    for (int i = 0; i < count; ++i) x[i] = max(FloatVec{}, x[i]) + p[i] * e[i];
+  };
+  if (all_of<float>(beyond <= kTo - kFrom)) {
+    compute(std::true_type{}, kSmall);
+  } else {
+    compute(std::false_type{}, kAny);
   }
-  for (int i = 0; i < count; ++i) x[i] = max(FloatVec{}, x[i]) + p[i] * e[i];
 }
 
 template <int count = 1>
@@ -264,54 +330,6 @@ MTLKIT_INLINE Vec<T> sum_lanes(Vec<T>* v) {
   } else {
     return v[0];
   }
-}
-
-// 2^x; with `near`, all lanes must satisfy |x| <= kNearExponent.
-template <bool near, typename V>
-MTLKIT_INLINE V exp2_if(V x) {
-  if constexpr (near) return exp2_near(x);
-  return exp2(x);
-}
-
-// ---- masks -------------------------------------------------------------------------------------------------------
-
-template <typename T>
-using Mask = decltype(Vec<T>{} < Vec<T>{});
-
-template <typename T>
-MTLKIT_INLINE Vec<T> keep(Vec<T> v, Mask<T> mask) {
-  return reinterpret_cast<Vec<T>>(reinterpret_cast<Mask<T>>(v) & mask);
-}
-
-// Bit i of the result is the mask of lane i.
-template <typename T>
-MTLKIT_INLINE uint16_t bits_of(Mask<T> mask) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4) return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
-  if constexpr (sizeof(T) == 8) return _mm512_movepi64_mask(reinterpret_cast<__m512i>(mask));
-#elif defined(__AVX2__)
-  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(reinterpret_cast<__m256>(mask));
-  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(reinterpret_cast<__m256d>(mask));
-#elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 4) return _mm_movemask_ps(reinterpret_cast<__m128>(mask));
-  if constexpr (sizeof(T) == 8) return _mm_movemask_pd(reinterpret_cast<__m128d>(mask));
-#else
-  uint16_t bits = 0;
-  for (int i = 0; i < kLanes<T>; ++i) bits |= mask[i] ? 1 << i : 0;
-  return bits;
-#endif
-}
-
-template <typename T>
-MTLKIT_INLINE bool all_of(Mask<T> mask) {
-  return bits_of<T>(mask) == (1 << kLanes<T>)-1;
-}
-
-template <typename T>
-MTLKIT_INLINE Mask<T> mask_of(uint16_t bits) {
-  Mask<T> lane{};
-  for (int i = 0; i < kLanes<T>; ++i) lane[i] = 1 << i;
-  return (lane & bits) != 0;
 }
 
 // ---- 16-bit formats, kept as bits --------------------------------------------------------------------------------
