@@ -33,9 +33,8 @@ const char* error_string(int status) {
 // The type of computation and the threads of a call; `to` is the path to the struct of a forward pass.
 template <typename Params, typename Forward, typename... Path>
 Arguments<Params> computation(Path... to) {
-  return {argument<Params>("use_double", "whether the type of computation is double, else float", to...,
-                           &Forward::use_double),
-          argument<Params>("threads", "how many to use at most", to..., &Forward::threads)};
+  return {argument<Params>("use_double", "whether to compute in double, else in float", to..., &Forward::use_double),
+          argument<Params>("threads", "the most to use", to..., &Forward::threads)};
 }
 
 // Adds a kernel of the table; each call uses the table that is active then.
@@ -90,7 +89,7 @@ void bind_ss2d_layer(py::module_& m) {
                  argument<Params>("y", "(B, H, W, C), contiguous", &Params::y),
                  argument<Params>("model", "channels in and out, C", &Params::model),
                  argument<Params>("kernel", "rows and columns of the convolution, k: 3, 5 or 7", &Params::kernel),
-                 argument<Params>("threads", "how many to use at most", &Params::threads),
+                 argument<Params>("threads", "the most to use", &Params::threads),
              });
 }
 

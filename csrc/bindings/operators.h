@@ -115,7 +115,7 @@ Arguments<Params> norm_gate_inputs(Path... to) {
 template <typename Params, typename... Path>
 Argument<Params> interaction_sizes(Path... to) {
   using Shape = InteractionShape;
-  return sizes<Params>("(B, C, H, W, P), P = 0 where nothing is projected", member_of<Params>(to...), &Shape::batch,
+  return sizes<Params>("(B, C, H, W, P), P = 0 without a projection", member_of<Params>(to...), &Shape::batch,
                        &Shape::channels, &Shape::height, &Shape::width, &Shape::projected);
 }
 
@@ -124,14 +124,14 @@ Arguments<Params> interaction_reduce_inputs(Path... to) {
   return {
       interaction_sizes<Params>(to..., &Inputs::shape),
       argument<Params>("x", "(B, C, L)", to..., &Inputs::x),
-      argument<Params>("weight", "(P, C), absent where nothing is pooled", to..., &Inputs::weight),
+      argument<Params>("weight", "(P, C), absent without pooling", to..., &Inputs::weight),
       argument<Params>("bias", "(P), absent with weight", to..., &Inputs::bias),
       argument<Params>("attn", "(C), absent for the plain mean", to..., &Inputs::attn),
       argument<Params>("mean", "(B, C)", to..., &Inputs::mean),
       argument<Params>("pooled", "(B, P), 0 without weight", to..., &Inputs::pooled),
       argument<Params>("softmax", "(B, 2), largest logit and sum of exponentials, 0 without attn", to...,
                        &Inputs::softmax),
-      argument<Params>("signs", "those of the projection as interaction_block or the plan says, 0 if not wanted", to...,
+      argument<Params>("signs", "of the projection, laid out by interaction_block or the plan, 0 if not wanted", to...,
                        &Inputs::signs),
   };
 }
@@ -173,7 +173,7 @@ Arguments<Params> interaction_gating_inputs(Path... to) {
              argument<Params>("eps", "of the normalisation", to..., &Inputs::eps),
              argument<Params>("alignment", "whether the signals are alignment, energy and spread, else two variances",
                               to..., &Inputs::alignment),
-             argument<Params>("training", "whether the batch's statistics normalise", to..., &Inputs::training),
+             argument<Params>("training", "whether to normalise by the batch's statistics", to..., &Inputs::training),
              argument<Params>("mean", "(B, C)", to..., &Inputs::mean),
              argument<Params>("variance", "(B, C), read for two signals", to..., &Inputs::variance),
              argument<Params>("energy", "(B), read for three signals", to..., &Inputs::energy),

@@ -23,7 +23,7 @@ void check_channels(const Input& x, const Sizes& pixels, int64_t first, int64_t 
   Sizes least = pixels;
   least.push_back(first + channels);
   if (x.sizes.size() != 4 || !std::equal(pixels.begin(), pixels.end(), x.sizes.begin()) || x.sizes[3] < least[3]) {
-    x.check_shape("(B, H, W, C) with C at least as here", least);
+    x.check_shape("(B, H, W, C or more)", least);
   }
 }
 
@@ -134,7 +134,8 @@ class SelectiveScanKernel : public Kernel {
         v->check_shape("(B, N, L)", {B, N, L});
       }
       if (D % own || (groups && groups != own)) {
-        throw Refused(std::string(v->name) + ": expected groups that divide D and are as many in B and C, got " +
+        throw Refused(std::string(v->name) +
+                      ": expected a number of groups that divides D and is the same in B and C, got " +
                       std::to_string(own));
       }
       groups = own;

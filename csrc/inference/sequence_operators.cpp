@@ -11,7 +11,7 @@ namespace {
 void check_tokens(const Input& x, int64_t first, int64_t channels) {
   x.check_rank("(B, L, C)", 3, 1);
   if (x.sizes[2] < first + channels) {
-    x.check_shape("(B, L, C) with C at least as here", {x.sizes[0], x.sizes[1], first + channels});
+    x.check_shape("(B, L, C or more)", {x.sizes[0], x.sizes[1], first + channels});
   }
 }
 
@@ -29,7 +29,7 @@ void check_order(const Input& order, int64_t tokens) {
                       std::to_string(token));
       }
       if (visited[token] == r) {
-        throw Refused("order: expected each token once at most in a direction, got token " + std::to_string(token) +
+        throw Refused("order: expected each token at most once in a direction, got token " + std::to_string(token) +
                       " twice");
       }
       visited[token] = r;

@@ -89,7 +89,7 @@ def test_directional_scan_on_threads(threads):
         (6, torch.zeros(3, 35, dtype=torch.int32), r"order: expected shape \(K, T\) = \(4, 35\), got \(3, 35\)"),
         (6, torch.full((4, 35), 35, dtype=torch.int32), r"order: expected tokens from 0 to 34, got 35"),
         (6, torch.full((4, 35), -1, dtype=torch.int32), r"order: expected tokens from 0 to 34, got -1"),
-        (6, torch.zeros(4, 35, dtype=torch.int32), r"order: expected each token once at most .* got token 0 twice"),
+        (6, torch.zeros(4, 35, dtype=torch.int32), r"order: expected each token at most once .* got token 0 twice"),
         (7, torch.zeros(2, 34, dtype=torch.int32), r"seq_idx: expected shape \(B, L\) = \(2, 35\), got \(2, 34\)"),
         (8, torch.zeros(2, 4, 8, 3), r"initial_state: expected shape \(B, K, D, N\) = \(2, 4, 8, 4\)"),
     ],

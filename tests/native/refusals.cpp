@@ -70,7 +70,7 @@ void refuse_orders() {
   expect(call({}), "order: expected shape (K, T) or (B, K, T), got none");
   expect(call({0, 1, 2, 3, 1, 0}), "order: expected tokens from 0 to 2, got 3");
   expect(call({0, -1, 2, 2, 1, 0}), "order: expected tokens from 0 to 2, got -1");
-  expect(call({0, 1, 1, 2, 1, 0}), "order: expected each token once at most in a direction, got token 1 twice");
+  expect(call({0, 1, 1, 2, 1, 0}), "order: expected each token at most once in a direction, got token 1 twice");
 }
 
 void refuse_levels_and_pools() {
