@@ -136,26 +136,36 @@ struct Cut {
   }
 };
 
-// The projection in the type of computation: rows of weight and bias, padded with zeros to whole blocks of rows.
+// The projection in the type of computation: rows of weight and bias, padded with zeros to whole blocks of rows. A weight
+// that needs neither padding nor conversion is read in place: at 14 x 14 it is as large as a map.
 template <typename T>
 struct Projection {
   int64_t projected, rows, pitch;
+  bool in_place;
   Scratch<T> memory;
-  T *weight, *bias, *attn;
+  const T* weight;
+  T *bias, *attn;
 
   explicit Projection(const InteractionReduceForward& p)
       : projected(p.weight ? p.shape.projected : 0),
         rows(round_up(projected, kRows)),
         pitch(pitch_of<T>(p.shape.channels)),
-        memory(rows * pitch + round_up(rows, kLanes<T>) + pitch) {
+        in_place(p.weight && p.weight.dtype == dtype_of<T> && p.weight.stride[0] == p.shape.channels &&
+                 p.weight.stride[1] == 1 && projected == rows && p.shape.channels % kLanes<T> == 0),
+        memory((in_place ? 0 : rows * pitch) + round_up(rows, kLanes<T>) + pitch) {
     if (!ok()) return;
-    weight = memory.get();
-    bias = weight + rows * pitch;
+    T* const packed = memory.get();
+    const int64_t size = in_place ? 0 : rows * pitch;
+    if (in_place) pitch = p.shape.channels;
+    weight = in_place ? static_cast<const T*>(p.weight.data) : packed;
+    bias = packed + size;
     attn = bias + round_up(rows, kLanes<T>);
-    std::fill(weight, attn + pitch, T{0});
+    std::fill(packed, attn + pitch, T{0});
     if (!projected) return;
-    pack<T>(p.weight.data, p.weight.dtype, p.weight.stride[0], p.weight.stride[1], projected, p.shape.channels, weight,
-            pitch);
+    if (!in_place) {
+      pack<T>(p.weight.data, p.weight.dtype, p.weight.stride[0], p.weight.stride[1], projected, p.shape.channels,
+              packed, pitch);
+    }
     pack<T>(p.bias.data, p.bias.dtype, 0, p.bias.stride[0], 1, projected, bias, 0);
     if (p.attn) pack<T>(p.attn.data, p.attn.dtype, 0, p.attn.stride[0], 1, p.shape.channels, attn, 0);
   }

@@ -11,13 +11,12 @@ constexpr int64_t kShiftPixels = 16;
 // The memory of a thread for an item.
 template <typename T>
 struct Gathered {
-  T *panel, *shift, *share;
+  T *panel, *share;
   Vec<T>*sums, *squares, *energies, *pooled;
   Mask<T>*down, *across;
 
   Gathered(Arena<T>& arena, const Cut<T>& cut, const Projection<T>& projection)
       : panel(arena.take(cut.channels * cut.pitch)),
-        shift(arena.take(cut.channels)),
         share(arena.take(cut.band + kLanes<T>)),
         sums(arena.take_vectors(cut.channels)),
         squares(arena.take_vectors(cut.channels)),
@@ -28,17 +27,18 @@ struct Gathered {
 };
 
 // The sums of an item, to be added over the items of an image: 2 C moments about the shift, P pooled values, energy,
-// and the largest logit and the sum of exponentials relative to it.
+// and the largest logit and the sum of exponentials relative to it. The C shifts are those of the image.
 template <typename T>
 struct Sums {
   int64_t channels, projected;
 
-  int64_t size() const { return 2 * channels + projected + 3; }
+  int64_t size() const { return 3 * channels + projected + 3; }
   T* sum(T* item) const { return item; }
   T* square(T* item) const { return item + channels; }
   T* pooled(T* item) const { return item + 2 * channels; }
   T* energy(T* item) const { return pooled(item) + projected; }
   T* softmax(T* item) const { return energy(item) + 1; }
+  T* shift(T* item) const { return softmax(item) + 2; }
 };
 
 template <typename T>
@@ -60,13 +60,13 @@ void find_shift(const InteractionReduceForward& p, const Cut<T>& cut, int64_t b,
 
 // Adds the moments of a band, without the padding after its last pixel.
 template <typename T>
-void add_moments(const Cut<T>& cut, int64_t count, const Gathered<T>& g) {
+void add_moments(const Cut<T>& cut, int64_t count, const T* shifts, const Gathered<T>& g) {
   constexpr int lanes = kLanes<T>;
   const int64_t whole = count / lanes;
   const Mask<T> rest = lanes_within<T>(whole * lanes, 0, count);
   for (int64_t c = 0; c < cut.channels; ++c) {
     const T* row = g.panel + c * cut.pitch + cut.start;
-    const Vec<T> shift = splat(g.shift[c]);
+    const Vec<T> shift = splat(shifts[c]);
     Vec<T> sum[2] = {}, square[2] = {};
     int64_t j = 0;
     for (; j + 2 <= whole; j += 2) {
@@ -173,11 +173,11 @@ void gather(const InteractionReduceForward& p, const Cut<T>& cut, const Projecti
   softmax[1] = 0;
   for (Vec<T>* v : {g.sums, g.squares, g.energies}) std::fill(v, v + cut.channels, Vec<T>{});
   std::fill(g.pooled, g.pooled + projection.rows, Vec<T>{});
-  find_shift<T>(p, cut, b, g.shift);
+  find_shift<T>(p, cut, b, sums.shift(out));
   for (int64_t first = cut.first(item); first < cut.last(item); first += cut.band) {
     const int64_t count = min(cut.band, cut.last(item) - first);
     cut.pack_band(p.x, b, first, count, g.panel, !p.weight);
-    add_moments<T>(cut, count, g);
+    add_moments<T>(cut, count, sums.shift(out), g);
     if (p.energy) add_energy<T>(cut, first, count, g);
     if (p.weight) {
       uint16_t* signs = p.signs ? p.signs + signs_at<T>(cut, projection, b, first) : nullptr;
@@ -196,7 +196,7 @@ void gather(const InteractionReduceForward& p, const Cut<T>& cut, const Projecti
 
 // Adds the items of image b, in a fixed order, and writes its results.
 template <typename T>
-void finish(const InteractionReduceForward& p, const Cut<T>& cut, const Sums<T>& sums, int64_t b, T* items, T* shift) {
+void finish(const InteractionReduceForward& p, const Cut<T>& cut, const Sums<T>& sums, int64_t b, T* items) {
   const int64_t C = cut.channels, P = sums.projected;
   T* const all = items;
   for (int64_t s = 1; s < cut.splits; ++s) {
@@ -218,7 +218,7 @@ void finish(const InteractionReduceForward& p, const Cut<T>& cut, const Sums<T>&
     *sums.energy(all) += *sums.energy(item);
   }
   const T pixels = static_cast<T>(cut.pixels);
-  find_shift<T>(p, cut, b, shift);
+  const T* shift = sums.shift(all);
   for (int64_t c = 0; c < C; ++c) {
     const T mean = sums.sum(all)[c] / pixels, variance = sums.square(all)[c] / pixels - mean * mean;
     static_cast<T*>(p.mean)[b * C + c] = shift[c] + mean;
@@ -246,11 +246,13 @@ int reduce_forward(const InteractionReduceForward& p) {
     const Gathered<T> g(arena, cut, projection);
     const Share work = share(cut.items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
-      gather<T>(p, cut, projection, item, g, sums, items.get() + item * sums.size());
+      T* const out = items.get() + item * sums.size();
+      gather<T>(p, cut, projection, item, g, sums, out);
+      if (cut.splits == 1) finish<T>(p, cut, sums, item, out);
     }
   });
-  for (int64_t b = 0; b < p.shape.batch; ++b) {
-    finish<T>(p, cut, sums, b, items.get() + b * cut.splits * sums.size(), scratch.get());
+  for (int64_t b = 0; cut.splits > 1 && b < p.shape.batch; ++b) {
+    finish<T>(p, cut, sums, b, items.get() + b * cut.splits * sums.size());
   }
   return kOk;
 }
