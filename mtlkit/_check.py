@@ -11,6 +11,21 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INDICES = (torch.int32, torch.int64)
 
 
+def fits(value: object, sizes: tuple[int, ...], device: torch.device) -> bool:
+    """Whether a value passes `check_tensor`, `check_shape` and `check_device`, in one look.
+
+    Operators with many parameters ask this first, and make the checks, which say what is wrong, only if it is False.
+    """
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.shape == sizes
+        and value.dtype in FLOATS
+        and value.layout == torch.strided
+        and value.device == device
+    )
+
+
 def check_tensor(name: str, value: object, dims: int | tuple[int, ...]) -> None:
     """Raises unless `value` is a dense floating-point tensor with `dims` dimensions.
 

@@ -38,6 +38,18 @@ def test_devices():
 
 
 @pytest.mark.parametrize("dtype", _check.FLOATS)
+def test_one_look_agrees_with_the_checks(dtype):
+    x, here = torch.ones(2, 3, dtype=dtype), torch.device("cpu")
+    assert _check.fits(x, (2, 3), here)
+    assert _check.fits(torch.nn.Parameter(x), (2, 3), here)
+    for other in (None, [1.0], IDS, x.to_sparse(), torch.nested.nested_tensor([x, x])):
+        assert not _check.fits(other, (2, 3), here)
+    assert not _check.fits(x, (3, 2), here)
+    assert not _check.fits(x, (2, 3, 1), here)
+    assert not _check.fits(x, (2, 3), torch.device("meta"))
+
+
+@pytest.mark.parametrize("dtype", _check.FLOATS)
 def test_what_fits_passes(dtype):
     x = torch.ones(2, 3, 4, 5, dtype=dtype)
     _check.check_tensor("x", x, 4)

@@ -11,6 +11,7 @@
 #include "bindings/operators.h"
 #include "cpu/dispatch.h"
 #include "cpu/huge_pages.h"
+#include "cpu/interaction/level.h"
 
 namespace py = pybind11;
 
@@ -364,6 +365,41 @@ void bind_interaction_gating(py::module_& m) {
              gating_arguments<Backward>(&Backward::forward) + interaction_gating_gradients<Backward, Backward>());
 }
 
+void bind_interaction_level(py::module_& m) {
+  using Params = InteractionLevelForward;
+  using Reduce = InteractionReduceForward;
+  using Gating = InteractionGatingForward;
+  add_function(
+      m, "interaction_level_forward", "A level of task interaction where no gradient is wanted.",
+      Arguments<Params>{
+          interaction_sizes<Params>(&Params::reduce, &Reduce::shape),
+          tuple_of<Params>("vector_sizes", "(F, H, Q)", member_of<Params>(&Params::gating, &Gating::shape),
+                           &GatingShape::features, &GatingShape::hidden, &GatingShape::queries),
+          argument<Params>("x", "(B, C, L)", &Params::reduce, &Reduce::x),
+          argument<Params>("weight", "(P, C)", &Params::reduce, &Reduce::weight),
+          argument<Params>("bias", "(P)", &Params::reduce, &Reduce::bias),
+          argument<Params>("attn", "(C), absent for the plain mean", &Params::reduce, &Reduce::attn),
+          argument<Params>("tau", "strength of the modulation", &Params::gating, &Gating::tau),
+          argument<Params>("momentum", "of the running statistics", &Params::gating, &Gating::momentum),
+          argument<Params>("eps", "of the normalisation", &Params::gating, &Gating::eps),
+          argument<Params>("alignment", "whether there are three signals", &Params::gating, &Gating::alignment),
+          argument<Params>("training", "whether the batch's statistics normalise", &Params::gating, &Gating::training),
+          argument<Params>("f", "(B, F)", &Params::gating, &Gating::f),
+          argument<Params>("normaliser", "(2), 0 for the mean over the batch", &Params::gating, &Gating::normaliser),
+          argument<Params>("norm_mean", "(F)", &Params::gating, &Gating::norm_mean),
+          argument<Params>("norm_var", "(F)", &Params::gating, &Gating::norm_var),
+          argument<Params>("weights", "those of interaction_gating_forward, in its order", &Params::gating,
+                           &Gating::weights),
+          argument<Params>("mu", "(B, C)", &Params::gating, &Gating::mu),
+          argument<Params>("clf", "(B, F)", &Params::gating, &Gating::clf),
+          argument<Params>("enhanced", "(B, F)", &Params::gating, &Gating::enhanced),
+          argument<Params>("gates", "(B, 2)", &Params::gating, &Gating::gates),
+          argument<Params>("signals", "three, (B) each", &Params::gating, &Gating::signals),
+          argument<Params>("y", "(B, C, L)", &Params::y),
+      } + computation<Params, Reduce>(&Params::reduce),
+      [](const Params& params) { return interaction_level_forward(cpu_kernels(), params); });
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& m) {
@@ -406,6 +442,7 @@ void bind_cpu(py::module_& m) {
   bind_interaction_reduce(m);
   bind_interaction_scale(m);
   bind_interaction_gating(m);
+  bind_interaction_level(m);
 }
 
 }  // namespace mtlkit

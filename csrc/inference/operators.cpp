@@ -4,9 +4,9 @@
 // are contiguous. An attribute gives the first channel that a node reads of an image, so that no copy has to split the
 // channels.
 #include <algorithm>
-#include <utility>
 
 #include "cpu/dispatch.h"
+#include "cpu/interaction/level.h"
 #include "inference/kernel_node.h"
 
 namespace mtlkit {
@@ -302,7 +302,7 @@ constexpr WeightRule kWeights[kGatingWeights] = {
     {"fc2_weight", "(2, hidden)"}, {"fc2_bias", "(2,)"},     {"seg_proj", "(Q, C)"},        {"clf_proj", "(Q, F)"},
 };
 
-// A level of task interaction, in three passes. Inputs: x (B, C, H, W), f (B, F), proj_weight (P, C), proj_bias (P),
+// A level of task interaction. Inputs: x (B, C, H, W), f (B, F), proj_weight (P, C), proj_bias (P),
 // norm_mean (F), norm_var (F), then the weights in the order of kWeights, attn (C) or none, normaliser (2) or none.
 class TaskInteractionKernel : public Kernel {
  public:
@@ -343,49 +343,36 @@ class TaskInteractionKernel : public Kernel {
     float *seg = call.output(0, x.sizes), *clf = call.output(1, {B, F}), *gates = call.output(2, {B, 2});
     float *signals = call.output(3, {B, S}), *enhanced = call.output(4, {B, F}), *mu = call.output(5, {B, C});
     if (B == 0) return;
-    std::vector<float> memory(B * (3 * C + 1 + P + S + 2 * (F + C + Q)) + 2 * F);
-    float* next = memory.data();
-    const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
-    float *mean = take(B * C), *variance = take(B * C), *factors = take(B * C), *energy = take(B),
-          *pooled = take(B * P);
-    float *found = take(B * S), *kept = take(2 * B * (F + C + Q) + 2 * F);
-    reduce(x, proj_weight, proj_bias, attn, mean, variance, alignment ? energy : nullptr, pooled, threads);
-
-    InteractionGatingForward p{};
-    p.shape = {B, C, P, F, hidden, Q};
-    p.tau = tau_;
-    p.eps = eps_;
-    p.alignment = alignment;
-    p.mean = mean;
-    p.variance = variance;
-    p.energy = energy;
-    p.pooled = pooled;
-    p.f = f.data;
-    p.normaliser = normaliser.data;
-    p.weights = addresses;
-    p.norm_mean = norm_mean.data;  // not written in inference
-    p.norm_var = norm_var.data;
-    p.mu = mu;
-    p.factors = factors;
-    p.clf = clf;
-    p.enhanced = enhanced;
-    p.gates = gates;
-    for (int64_t s = 0; s < S; ++s) p.signals[s] = found + s * B;
-    p.kept = kept;
-    p.threads = threads;
-    check(cpu_kernels().interaction_gating_forward(p));
+    const int64_t H = x.sizes[2], W = x.sizes[3];
+    std::vector<float> found(B * S);
+    InteractionLevelForward p{};
+    p.reduce.shape = {B, C, H, W, P};
+    p.reduce.x = tensor(x.data, C * H * W, H * W, int64_t{1});
+    p.reduce.weight = tensor(proj_weight.data, C, int64_t{1});
+    p.reduce.bias = tensor(proj_bias.data, int64_t{1});
+    p.reduce.attn = tensor(attn.data, int64_t{1});
+    p.reduce.threads = threads;
+    p.gating.shape.features = F;
+    p.gating.shape.hidden = hidden;
+    p.gating.shape.queries = Q;
+    p.gating.tau = tau_;
+    p.gating.eps = eps_;
+    p.gating.alignment = alignment;
+    p.gating.f = f.data;
+    p.gating.normaliser = normaliser.data;
+    p.gating.weights = addresses;
+    p.gating.norm_mean = norm_mean.data;  // not written in inference
+    p.gating.norm_var = norm_var.data;
+    p.gating.mu = mu;
+    p.gating.clf = clf;
+    p.gating.enhanced = enhanced;
+    p.gating.gates = gates;
+    for (int64_t s = 0; s < S; ++s) p.gating.signals[s] = found.data() + s * B;
+    p.y = tensor(seg, C * H * W, H * W, int64_t{1});
+    check(interaction_level_forward(cpu_kernels(), p));
     for (int64_t b = 0; b < B; ++b) {
       for (int64_t s = 0; s < S; ++s) signals[b * S + s] = found[s * B + b];
     }
-
-    InteractionScaleForward scale{};
-    const int64_t H = x.sizes[2], W = x.sizes[3];
-    scale.shape = {B, C, H, W, 0};
-    scale.x = tensor(x.data, C * H * W, H * W, int64_t{1});
-    scale.y = tensor(seg, C * H * W, H * W, int64_t{1});
-    scale.factors = factors;
-    scale.threads = threads;
-    check(cpu_kernels().interaction_scale_forward(scale));
   }
 
  private:

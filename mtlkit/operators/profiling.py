@@ -25,6 +25,7 @@ from mtlkit.operators._operator import Operator
 from mtlkit.operators.directional_scan import signature as directional
 from mtlkit.operators.floors import GPU
 from mtlkit.operators.interaction import gating, reduce, scale
+from mtlkit.operators.interaction.level import WHOLE
 from mtlkit.operators.selective_scan import signature as selective
 from mtlkit.operators.ss2d import signature as four_directions
 
@@ -158,11 +159,12 @@ def watching(watch: Watch) -> Iterator[None]:
             Call(LAYER, "cpu", (x, *weights), (weights, options)), lambda: whole_layer(x, weights, options)
         )
 
-    whole_layer, gates = ss2d_layer.ss2d_layer, dict(gating.BACKENDS)
+    whole_layer, gates, levels = ss2d_layer.ss2d_layer, dict(gating.BACKENDS), dict(WHOLE)
     before = {operator: (operator.backends, operator.plain_forms) for operator in OPERATORS.values()}
     try:
         ss2d_layer.ss2d_layer = layer
         gating.BACKENDS.update(backends(gates, GATING))
+        WHOLE.clear()  # a level then runs as its three parts
         for operator, (compiled, forms) in before.items():
             operator.backends = backends(compiled, operator.name)
             operator.plain_forms = {name: plain(operator, name, function) for name, function in forms.items()}
@@ -170,6 +172,7 @@ def watching(watch: Watch) -> Iterator[None]:
     finally:
         ss2d_layer.ss2d_layer = whole_layer
         gating.BACKENDS.update(gates)
+        WHOLE.update(levels)
         for operator, (compiled, forms) in before.items():
             operator.backends, operator.plain_forms = compiled, forms
 

@@ -9,6 +9,7 @@ import mtlkit
 from mtlkit import _native, ops
 from mtlkit.operators import floors, ss2d_layer
 from mtlkit.operators.interaction import gating
+from mtlkit.operators.interaction.level import WHOLE
 from mtlkit.operators.profiling import OPERATORS, Call, gpu_backend, plan_of, projection_in, scan_in, watching
 from mtlkit.testing import INTERACTION_SHAPES, DirectionalScanShape, SelectiveScanShape, SS2DShape
 
@@ -69,6 +70,10 @@ def test_fused_forms_are_told(calls):
     assert [call.operator for call in calls] == ["interaction_reduce", "interaction_gating", "interaction_scale"]
     assert [projection_in(call) for call in calls] == [x.numel() * tim.proj_weight.shape[0], 0, 0]
     calls.clear()
+    with torch.no_grad():
+        ops.task_interaction(x, f, tim, upa, signals=level.signals)
+    assert [call.operator for call in calls] == ["interaction_reduce", "interaction_gating", "interaction_scale"]
+    calls.clear()
     (found.seg.sum() + found.clf.sum()).backward()
     assert [(call.operator, call.backward) for call in calls] == [
         ("interaction_scale", True),
@@ -79,7 +84,7 @@ def test_fused_forms_are_told(calls):
 
 def test_everything_is_as_before():
     before = [(operator.backends, operator.plain_forms) for operator in OPERATORS.values()]
-    layer, gates = ss2d_layer.ss2d_layer, dict(gating.BACKENDS)
+    layer, gates, levels = ss2d_layer.ss2d_layer, dict(gating.BACKENDS), dict(WHOLE)
 
     def fail(call, run):
         raise KeyError
@@ -89,6 +94,7 @@ def test_everything_is_as_before():
     assert [(operator.backends, operator.plain_forms) for operator in OPERATORS.values()] == before
     assert ss2d_layer.ss2d_layer is layer
     assert gates == gating.BACKENDS
+    assert levels == WHOLE
 
 
 def test_scans_are_counted(calls):

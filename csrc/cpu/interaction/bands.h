@@ -136,8 +136,8 @@ struct Cut {
   }
 };
 
-// The projection in the type of computation: rows of weight and bias, padded with zeros to whole blocks of rows. A weight
-// that needs neither padding nor conversion is read in place: at 14 x 14 it is as large as a map.
+// The projection in the type of computation: rows of weight and bias, padded with zeros to whole blocks of rows. A
+// weight that needs neither padding nor conversion is read in place: at 14 x 14 it is as large as a map.
 template <typename T>
 struct Projection {
   int64_t projected, rows, pitch;

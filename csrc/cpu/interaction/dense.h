@@ -37,10 +37,10 @@ MTLKIT_INLINE void transform(T* y, int64_t count, F f) {
 }
 
 // y[b][r] = bias[r] + weight[r] . x[b] for the rows of a share: x (images, depth), weight (rows, depth),
-// y (images, rows). Bias may be null.
+// y (images, rows). Bias may be null. Rows of the weight are `pitch` elements apart.
 template <typename T>
-void linear(const T* x, int64_t images, int64_t depth, const T* weight, const T* bias, int64_t rows, Share share,
-            T* y) {
+void linear(const T* x, int64_t images, int64_t depth, const T* weight, int64_t pitch, const T* bias, int64_t rows,
+            Share share, T* y) {
   constexpr int lanes = kLanes<T>;
   const int64_t whole = depth / lanes * lanes;
   for (int64_t r = share.first; r < share.last; r += kSide) {
@@ -48,7 +48,7 @@ void linear(const T* x, int64_t images, int64_t depth, const T* weight, const T*
       const T *w[kSide], *v[kSide];
 #pragma GCC unroll 4
       for (int i = 0; i < kSide; ++i) {
-        w[i] = weight + min(r + i, share.last - 1) * depth;
+        w[i] = weight + min(r + i, share.last - 1) * pitch;
         v[i] = x + min(b + i, images - 1) * depth;
       }
       Vec<T> sum[kSide * kSide] = {};
@@ -74,6 +74,13 @@ void linear(const T* x, int64_t images, int64_t depth, const T* weight, const T*
       }
     }
   }
+}
+
+// The same, of a contiguous weight.
+template <typename T>
+void linear(const T* x, int64_t images, int64_t depth, const T* weight, const T* bias, int64_t rows, Share share,
+            T* y) {
+  linear<T>(x, images, depth, weight, depth, bias, rows, share, y);
 }
 
 // out[m][n] (+)= sum_k a(m, k) b[k][n] for m in a share of rows and n in a share of columns: a(m, k) is at a + m *

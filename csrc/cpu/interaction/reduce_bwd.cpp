@@ -297,22 +297,26 @@ struct Backward {
     return kOk;
   }
 
-  // Adds the sums of the threads, in a fixed order.
+  // Adds the sums of the threads, in a fixed order. Threads divide the rows.
   void write_weights(T* memory, int64_t size) const {
     const int64_t C = cut.channels, P = projection.projected;
-    Arena<T> arena(memory);
-    const Pulled<T> all = take(arena);
-    for (int thread = 1; thread < cut.threads; ++thread) {
-      Arena<T> other_arena(memory + thread * size);
-      const Pulled<T> other = take(other_arena);
-      for (int64_t i = 0; i < depth * wide; ++i) all.dweight[i] += other.dweight[i];
-      for (int64_t r = 0; r < P; ++r) all.dbias[r] += other.dbias[r];
-    }
-    for (int64_t r = 0; r < P; ++r) {
-      if (q.dweight) std::copy_n(all.dweight + r * wide, C, static_cast<T*>(q.dweight) + r * C);
-      if (q.dbias) static_cast<T*>(q.dbias)[r] = total<T>(all.dbias[r]);
-    }
-    if (q.dattn) std::copy_n(all.dweight + P * wide, C, static_cast<T*>(q.dattn));
+    on_threads(cut.threads, [&](int thread, int team) {
+      const Share mine = share(depth, team, thread);
+      const int64_t last = min(P, mine.last);  // the row after P is dattn
+      Arena<T> arena(memory);
+      const Pulled<T> all = take(arena);
+      for (int other = 1; other < cut.threads; ++other) {
+        Arena<T> other_arena(memory + other * size);
+        const Pulled<T> theirs = take(other_arena);
+        for (int64_t i = mine.first * wide; i < mine.last * wide; ++i) all.dweight[i] += theirs.dweight[i];
+        for (int64_t r = mine.first; r < last; ++r) all.dbias[r] += theirs.dbias[r];
+      }
+      for (int64_t r = mine.first; r < last; ++r) {
+        if (q.dweight) std::copy_n(all.dweight + r * wide, C, static_cast<T*>(q.dweight) + r * C);
+        if (q.dbias) static_cast<T*>(q.dbias)[r] = total<T>(all.dbias[r]);
+      }
+      if (q.dattn && mine.last > P) std::copy_n(all.dweight + P * wide, C, static_cast<T*>(q.dattn));
+    });
   }
 };
 

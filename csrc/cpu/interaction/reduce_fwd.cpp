@@ -1,5 +1,6 @@
 // Task interaction: the pass that computes sums over a map.
 #include "cpu/interaction/bands.h"
+#include "cpu/interaction/dense.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -8,16 +9,28 @@ namespace {
 // A channel's moments are computed about the mean of its first pixels, to avoid cancellation if its mean is large.
 constexpr int64_t kShiftPixels = 16;
 
+// A band's last pixels are projected by dot products along the channels if they fill at most half a vector, as the last
+// 4 of 14 x 14 do: they would cost as much as a whole vector.
+template <typename T>
+inline constexpr int64_t kMostLast = kLanes<T> / 2;
+
+template <typename T>
+bool apart(const Cut<T>& cut, int64_t count) {
+  return count % kLanes<T> != 0 && count % kLanes<T> <= kMostLast<T> && cut.channels % kLanes<T> == 0;
+}
+
 // The memory of a thread for an item.
 template <typename T>
 struct Gathered {
-  T *panel, *share;
+  T *panel, *share, *last_pixels, *last_projected;
   Vec<T>*sums, *squares, *energies, *pooled;
   Mask<T>*down, *across;
 
   Gathered(Arena<T>& arena, const Cut<T>& cut, const Projection<T>& projection)
       : panel(arena.take(cut.channels * cut.pitch)),
         share(arena.take(cut.band + kLanes<T>)),
+        last_pixels(arena.take(kMostLast<T> * cut.channels)),
+        last_projected(arena.take(kMostLast<T> * projection.projected)),
         sums(arena.take_vectors(cut.channels)),
         squares(arena.take_vectors(cut.channels)),
         energies(arena.take_vectors(cut.channels)),
@@ -110,13 +123,37 @@ void add_energy(const Cut<T>& cut, int64_t first, int64_t count, const Gathered<
   }
 }
 
+// Adds the projections of the pixels after the last whole vector of a band, all of the same weight.
+template <typename T>
+void add_last_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t count, const Gathered<T>& g,
+                     uint16_t* signs) {
+  const int64_t whole = count / kLanes<T>, some = count % kLanes<T>, P = projection.projected;
+  pack<T>(g.panel + cut.start + whole * kLanes<T>, dtype_of<T>, 1, cut.pitch, some, cut.channels, g.last_pixels,
+          cut.channels);
+  linear<T>(g.last_pixels, some, cut.channels, projection.weight, projection.pitch, projection.bias, P, {0, P},
+            g.last_projected);
+  for (int64_t r = 0; r < projection.rows; ++r) {
+    T sum = 0;
+    uint16_t bits = 0;
+    for (int64_t i = 0; r < P && i < some; ++i) {
+      const T z = g.last_projected[i * P + r];
+      sum += z < 0 ? 0 : z;  // NaN stays
+      bits |= static_cast<uint16_t>(!(z <= 0)) << i;
+    }
+    g.pooled[r][0] += sum;
+    if (signs) signs[r * ceil_div(cut.pixels, kLanes<T>) + whole] = bits;
+  }
+}
+
 // Adds the projections of a band, each pixel weighted by its share. With attention the shares are exponentials relative
 // to the largest logit so far; when a larger one appears, the earlier sums are scaled down.
 template <typename T>
 void add_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t count, bool attend, const Gathered<T>& g,
                 T* softmax, uint16_t* signs, Ahead ahead) {
   constexpr int lanes = kLanes<T>;
-  const int64_t vectors = ceil_div(count, lanes), signs_pitch = ceil_div(cut.pixels, lanes);
+  const bool last_apart = !attend && apart(cut, count);
+  const int64_t vectors = last_apart ? count / lanes : ceil_div(count, lanes);
+  const int64_t signs_pitch = ceil_div(cut.pixels, lanes);
   const T* x = g.panel + cut.start;
   if (attend) {
     attention<T>(projection.attn, x, cut.pitch, cut.channels, vectors, g.share);
@@ -140,7 +177,8 @@ void add_pooled(const Cut<T>& cut, const Projection<T>& projection, int64_t coun
   } else {
     for (int64_t l = 0; l < vectors * lanes; ++l) g.share[l] = l < count;
   }
-  const int64_t lines = ahead.share(projection.rows / kRows * ceil_div(vectors, kColumns));
+  if (last_apart) add_last_pooled<T>(cut, projection, count, g, signs);
+  const int64_t lines = ahead.share(max(1, projection.rows / kRows * ceil_div(vectors, kColumns)));
   for (int64_t r = 0; r < projection.rows; r += kRows) {
     by_columns(vectors, [&](auto columns, int64_t j) {
       ahead.step(lines);

@@ -163,7 +163,9 @@ def interact(
             options = reduce.Options(upa.seg_proj is not None, compute_dtype(x, f))
             found = level(backend, x, f, tim, upa, tau, normaliser, norm, options, gates)
             enhanced_seg = enhance(backend, x, found.mu, tim) if return_enhanced else None
-            clf, enhanced_clf = found.clf.to(f.dtype), found.enhanced.to(f.dtype)
+            clf, enhanced_clf = found.clf, found.enhanced
+            if f.dtype != options.dtype:
+                clf, enhanced_clf = clf.to(f.dtype), enhanced_clf.to(f.dtype)
             return InteractionOutput(found.seg, clf, found.gates, found.signals, enhanced_clf, enhanced_seg)
         enhanced = _enhance(backend, x, f, tim, tau, norm)
         out = _gate(backend, x, enhanced.seg, f, enhanced.clf, upa, signals, normaliser, norm.group, gates)
@@ -457,6 +459,6 @@ def task_interaction(
     signals = signals_named(signals)
     check_upa(x, f, upa, signals, normaliser)
     check_gates(x, gates)
-    backend = _choose("task_interaction", *projection_of(x, tim), f)
+    backend = _choose("task_interaction", x, tim.proj_weight, tim.proj_bias, tim.attn_weight, f)
     norm = Normalisation(training, momentum, eps, group if training else None)
     return interact(backend, x, f, tim, upa, signals, tau, normaliser, norm, return_enhanced, gates)

@@ -1,6 +1,6 @@
 """A level of task interaction in one reading and one writing pass over the map: reduce, gate, scale."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple, cast
 
@@ -9,9 +9,12 @@ from torch import Tensor
 
 from mtlkit.operators._launch import computed
 from mtlkit.operators._operator import first_order_only, in_memory, plain, settled, traced, wants_grad
-from mtlkit.operators.interaction import gating, reduce, scale
+from mtlkit.operators.interaction import gating, level_cpu, reduce, scale
 from mtlkit.operators.interaction.gating import Call, Normalisation, Numbers, Results, Sizes
 from mtlkit.operators.interaction.types import AlignmentSignals, Signals, TIMParameters, UPAParameters, VarianceSignals
+
+# Backends that run a level in one call where no gradient is wanted. Recorders of calls empty this.
+WHOLE: dict[str, Callable[..., tuple[Tensor, ...]]] = {"cpu": level_cpu.forward}
 
 
 class Level(NamedTuple):
@@ -29,8 +32,9 @@ def projection_of(x: Tensor, tim: TIMParameters) -> reduce.Inputs:
     """The map and TIM's projection, the inputs of `reduce`."""
     if tim.proj_weight is None:
         return reduce.Inputs(x, None, None, None)
+    weight = tim.proj_weight if tim.proj_weight.dim() == 2 else tim.proj_weight.flatten(1)  # (P, C)
     attn = None if tim.attn_weight is None else tim.attn_weight.flatten()  # (C,)
-    return reduce.Inputs(x, tim.proj_weight.flatten(1), tim.proj_bias, attn)
+    return reduce.Inputs(x, weight, tim.proj_bias, attn)
 
 
 def gather(backend: str, inputs: reduce.Inputs, options: reduce.Options) -> reduce.Reduced:
@@ -68,7 +72,7 @@ def level(
     Raises:
         ValueError: training with a batch of one.
     """
-    inputs, f = projection_of(x, tim), f.to(options.dtype)
+    inputs, f = projection_of(x, tim), f if f.dtype == options.dtype else f.to(options.dtype)
     cut = inputs.weight is None or tim.gain_weight is None
     if cut or given is not None or not _kernels_gate(backend, inputs, f, tim, upa, normaliser, norm):
         sums = gather(backend, inputs, options)
@@ -98,6 +102,8 @@ def level(
     tensors = (*inputs, computed(f, dtype), *weights)
     if wants_grad(tensors):
         found = _Level.apply(passes, normaliser, running, *tensors)
+    elif backend in WHOLE:
+        found = WHOLE[backend](call, inputs, tensors[4], normaliser, running, weights)
     else:
         found = passes.forward(normaliser, running, tensors, False)[0]
     if norm.training:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from mtlkit._check import check_device, check_shape, check_tensor
+from mtlkit._check import check_device, check_shape, check_tensor, fits
 
 SIGNALS = {"variance": 2, "alignment": 3}
 DIRECTIONS = ("seg_to_clf", "clf_to_seg")
@@ -238,12 +238,15 @@ Shapes = dict[str, tuple[str, tuple[int, ...]]]  # field -> its letters and its 
 
 
 def _check_fields(parameters: NamedTuple, where: str, x: Tensor, shapes: Shapes) -> None:
+    device = x.device
     for field, (letters, sizes) in shapes.items():
-        name, value = f"{where}.{field}", getattr(parameters, field)
+        value = getattr(parameters, field)
+        if fits(value, sizes, device):
+            continue
+        name = f"{where}.{field}"
         check_tensor(name, value, len(sizes))
         check_shape(name, value, letters, *sizes)
-        if value.device != x.device:
-            check_device(x=x, **{name: value})  # raises
+        check_device(x=x, **{name: value})
 
 
 def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
@@ -252,7 +255,8 @@ def check_tim(x: Tensor, f: Tensor, p: object, tau: object) -> None:
         raise TypeError(f"tim: expected TIMParameters, got {type(p).__name__}")
     C, N = x.shape[1], f.shape[1]
     back = p.gain_weight, p.gain_bias, p.seg_gate_weight, p.seg_gate_bias
-    cut = all(value is None for name, value in p._asdict().items() if not name.startswith(("gain", "seg_gate")))
+    forth = p.proj_weight, p.proj_bias, *p[2:6], *p[10:]  # all but gain and seg_gate
+    cut = all(value is None for value in forth)
     shapes: Shapes = {}
     if not cut:
         check_projection(x, p.proj_weight, p.proj_bias, p.attn_weight, "tim.proj_")

@@ -12,6 +12,7 @@ import mtlkit
 from harness.layouts import repeated, spread
 from mtlkit import _native, ops
 from mtlkit.operators.interaction import reduce
+from mtlkit.operators.interaction.level import WHOLE
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import InteractionInputs, InteractionShape, assert_accurate
 
@@ -188,6 +189,47 @@ def test_batch_normalisation_in_training(backend, dtype):
 @pytest.mark.parametrize("signals", SIGNALS)
 def test_the_level_of_a_network(signals):
     check(InteractionShape(2, 96, 56, 56, signals=signals).inputs(memory_format=torch.channels_last), signals=signals)
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (1, 1)])
+def test_pixels_after_the_last_whole_vector(size, dtype, attention):
+    check(InteractionShape(3, 32, *size, F=12, attention=attention).inputs(dtype), signals="variance")
+
+
+@needs_cpu_backend
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("signals", SIGNALS)
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_a_level_in_one_call_equals_its_parts(memory_format, signals, attention, monkeypatch):
+    inputs = shape_of((2, 32, 7, 6), signals, attention).inputs(memory_format=FORMATS[memory_format])
+    options = {"training": True} if signals == "alignment" else {"normaliser": torch.tensor([0.8, 1.2])}
+    results = []
+    with mtlkit.use_backend("cpu"), torch.no_grad():
+        for parts in (False, True):
+            if parts:
+                monkeypatch.delitem(WHOLE, "cpu")
+            given = leaves(inputs)
+            statistics = {"mean": given.tim.norm_mean, "var": given.tim.norm_var}
+            results.append(level(given, signals, **options) | statistics)
+    assert results[0]["seg"].is_contiguous(memory_format=FORMATS[memory_format])
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+@needs_cpu_backend
+def test_a_column_of_pixels_with_any_strides():
+    """A dimension of size 1 may have any stride in a contiguous tensor."""
+    inputs = shape_of((2, 16, 1, 5)).inputs()
+    column = inputs._replace(x=inputs.x.detach().transpose(2, 3))
+    assert column.x.is_contiguous()
+    check(column, signals="variance")
+    with torch.no_grad():
+        found, want = level(column, "variance"), level(column._replace(x=column.x.clone()), "variance")
+    for name, value in found.items():
+        assert torch.equal(value, want[name]), name
 
 
 @needs_cpu_backend

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.operators._launch import address, argument, check, fresh
-from mtlkit.operators.interaction.maps import new_map
+from mtlkit.operators._launch import address, argument, check, computed, fresh
+from mtlkit.operators.interaction.maps import new_map, rows_argument
 from mtlkit.operators.interaction.reduce.signature import Inputs, Options, new_outputs
 
 
@@ -44,7 +44,7 @@ def _arguments(
     x, weight, bias, attn = inputs
     return {
         "sizes": (*x.shape, 0 if weight is None else weight.shape[0]),
-        "x": argument(rows),
+        "x": rows_argument(rows),
         "weight": argument(weight),
         "bias": argument(bias),
         "attn": argument(attn),
@@ -62,7 +62,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, ...]:
     mean, variance, energy, pooled = sums = new_outputs(inputs, options)
     kept = room(inputs, options) if save else ()
     softmax, signs = kept or (_new_softmax(inputs, options), None)
-    rows = inputs.x.flatten(2)
+    rows = inputs.x if inputs.x.is_contiguous() else inputs.x.flatten(2)
     arguments = _arguments(inputs, rows, mean, pooled, softmax, signs)
     check(_native.C.interaction_reduce_forward(**arguments, variance=address(variance), energy=address(energy)))
     return (*sums, *kept) if save else sums
@@ -86,7 +86,7 @@ def backward_with(
 ) -> tuple[Tensor | None, ...]:
     """Like `backward`, and adds dy times the factors (B, C) to the gradient of the map in the same pass."""
     mean, pooled, softmax, signs = kept
-    dmean, dvariance, denergy, dpooled = (None if g is None else g.to(options.dtype).contiguous() for g in grads)
+    dmean, dvariance, denergy, dpooled = (None if g is None else computed(g, options.dtype) for g in grads)
     denergy = denergy if options.energy else None
     dpooled = dpooled if inputs.weight is not None else None
     if dpooled is None and not wanted[0]:
@@ -99,18 +99,18 @@ def backward_with(
     )
     if signs.shape != _signs_shape(inputs, options.dtype):
         signs = None  # the forward pass ran on another instruction set
-    rows = inputs.x.flatten(2)
-    dy, dx_rows = (None if t is None else t.flatten(2) for t in (dy, dx))
+    rows = inputs.x if inputs.x.is_contiguous() else inputs.x.flatten(2)
+    dy_rows = dy if dy is None or dy.is_contiguous() else dy.flatten(2)
     factors = None if dy is None or factors is None else factors.contiguous()
     status = _native.C.interaction_reduce_backward(
         **_arguments(inputs, rows, mean, pooled, softmax, signs),
-        dy=argument(dy),
+        dy=None if dy_rows is None else rows_argument(dy_rows),
         factors=address(factors),
         dmean=address(dmean),
         dvariance=address(dvariance),
         denergy=address(denergy),
         dpooled=address(dpooled),
-        dx=argument(dx_rows),
+        dx=None if dx is None else rows_argument(dx),
         dweight=address(dweight),
         dbias=address(dbias),
         dattn=address(dattn),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mtlkit import _native
-from mtlkit.operators._launch import address, argument, check, fresh
-from mtlkit.operators.interaction.maps import new_map, rows_like, rows_of
+from mtlkit.operators._launch import address, check, fresh
+from mtlkit.operators.interaction.maps import new_map, rows_argument, rows_like, rows_of
 
 
 def supports(_inputs: object, _options: object) -> None:
@@ -20,26 +20,29 @@ def _arguments(x: Tensor, rows: Tensor, factors: Tensor) -> dict[str, object]:
         "use_double": factors.dtype == torch.float64,
         "threads": torch.get_num_threads(),
         "sizes": (*x.shape, 0),
-        "x": argument(rows),
+        "x": rows_argument(rows),
     }
 
 
 def forward(inputs: tuple[Tensor, Tensor], _options: object, _save: bool) -> tuple[Tensor]:
     """Y."""
     x, factors = inputs
-    y, rows, factors = fresh(new_map(x)), rows_of(x), factors.contiguous()
+    y, rows, factors = fresh(new_map(x)), x if x.is_contiguous() else rows_of(x), factors.contiguous()
     arguments = _arguments(x, rows, factors)
-    check(_native.C.interaction_scale_forward(**arguments, factors=address(factors), y=argument(y.flatten(2))))
+    check(_native.C.interaction_scale_forward(**arguments, factors=address(factors), y=rows_argument(y)))
     return (y,)
 
 
 def gradient_of_factors(dy: Tensor, x: Tensor, factors: Tensor) -> Tensor:
     """The sum of dy x over the pixels, (B, C)."""
     dfactors = torch.empty(factors.shape, dtype=factors.dtype)
-    rows = rows_of(x)
-    dy_rows = rows_like(dy.to(x.dtype), rows)
+    if dy.dtype == x.dtype and dy.is_contiguous() and x.is_contiguous():  # the common case, without views
+        rows, dy_rows = x, dy
+    else:
+        rows = rows_of(x)
+        dy_rows = rows_like(dy.to(x.dtype), rows)
     arguments = _arguments(x, rows, factors)
-    check(_native.C.interaction_scale_backward(**arguments, dy=argument(dy_rows), dfactors=address(dfactors)))
+    check(_native.C.interaction_scale_backward(**arguments, dy=rows_argument(dy_rows), dfactors=address(dfactors)))
     return dfactors
 
 
