@@ -94,6 +94,38 @@ void bind_ss2d_layer(py::module_& m) {
              });
 }
 
+// `to` is the path to LinearForward.
+template <typename Params, typename... Path>
+Arguments<Params> linear_inputs(Path... to) {
+  using Forward = LinearForward;
+  return {
+      sizes<Params>("(rows, inputs, outputs)", member_of<Params>(to...), &Forward::rows, &Forward::inputs,
+                    &Forward::outputs),
+      argument<Params>("x", "(rows, inputs), contiguous, float32", to..., &Forward::x),
+      argument<Params>("weight", "(outputs, inputs)", to..., &Forward::weight),
+      argument<Params>("threads", "how many to use at most", to..., &Forward::threads),
+  };
+}
+
+void bind_linear(py::module_& m) {
+  using Forward = LinearForward;
+  using Backward = LinearBackward;
+  add_kernel(m, "linear_forward", "A linear layer in float32.", &CpuKernels::linear_forward,
+             linear_inputs<Forward>() + Arguments<Forward>{
+                                            argument<Forward>("bias", "(outputs), may be absent", &Forward::bias),
+                                            argument<Forward>("y", "(rows, outputs), contiguous", &Forward::y),
+                                        });
+  add_kernel(m, "linear_backward", "The gradients of a linear layer.", &CpuKernels::linear_backward,
+             linear_inputs<Backward>(&Backward::forward) +
+                 Arguments<Backward>{
+                     argument<Backward>("dy", "(rows, outputs), contiguous, float32, like all below", &Backward::dy),
+                     argument<Backward>("dx", "(rows, inputs), 0 if not wanted", &Backward::dx),
+                     argument<Backward>("dweight", "(outputs, inputs), 0 if not wanted", &Backward::dweight),
+                     argument<Backward>("dbias", "(outputs), 0 if not wanted", &Backward::dbias),
+                     argument<Backward>("add", "whether to add to dx instead of setting it", &Backward::add),
+                 });
+}
+
 // `to` is the path to DirectionalScanForward.
 template <typename Params, typename... Path>
 Arguments<Params> directional_scan_inputs(Path... to) {
@@ -427,6 +459,7 @@ void bind_cpu(py::module_& m) {
   bind_ss2d(m);
   bind_ss2d_layer(m);
   bind_directional_scan(m);
+  bind_linear(m);
   bind_selective_scan(m);
   bind_depthwise_conv2d(m);
   bind_causal_conv1d(m);

@@ -12,6 +12,8 @@ int directional_scan_forward(const DirectionalScanForward&);
 int directional_scan_backward(const DirectionalScanBackward&);
 int selective_scan_forward(const SelectiveScanForward&);
 int selective_scan_backward(const SelectiveScanBackward&);
+int linear_forward(const LinearForward&);
+int linear_backward(const LinearBackward&);
 int depthwise_conv2d_forward(const DepthwiseConv2dForward&);
 int depthwise_conv2d_backward(const DepthwiseConv2dBackward&);
 int causal_conv1d_forward(const CausalConv1dForward&);
@@ -51,6 +53,8 @@ const CpuKernels kernels = {
     MTLKIT_BACKWARD(directional_scan_backward),
     selective_scan_forward,
     MTLKIT_BACKWARD(selective_scan_backward),
+    linear_forward,
+    MTLKIT_BACKWARD(linear_backward),
     depthwise_conv2d_forward,
     MTLKIT_BACKWARD(depthwise_conv2d_backward),
     causal_conv1d_forward,

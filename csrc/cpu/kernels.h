@@ -7,6 +7,7 @@
 #include "cpu/gated_residual.h"
 #include "cpu/interaction/gating.h"
 #include "cpu/interaction/interaction.h"
+#include "cpu/linear.h"
 #include "cpu/norm_gate.h"
 #include "cpu/selective_scan.h"
 #include "cpu/selective_state_update.h"
@@ -33,6 +34,8 @@ struct CpuKernels {
   int (*directional_scan_backward)(const DirectionalScanBackward&);
   int (*selective_scan_forward)(const SelectiveScanForward&);
   int (*selective_scan_backward)(const SelectiveScanBackward&);
+  int (*linear_forward)(const LinearForward&);
+  int (*linear_backward)(const LinearBackward&);
   int (*depthwise_conv2d_forward)(const DepthwiseConv2dForward&);
   int (*depthwise_conv2d_backward)(const DepthwiseConv2dBackward&);
   int (*causal_conv1d_forward)(const CausalConv1dForward&);

@@ -1,4 +1,4 @@
-// Linear layers over the channels of every pixel: y = x W^T + bias, all three in the type of computation.
+// Linear layers over the channels of every pixel: y (+)= x W^T + bias, all three in the type of computation.
 //
 // A panel is a few vectors of output channels. A thread packs a panel's weights just before it uses them: they are
 // still in the cache then, and no stale copy of a weight can remain. Each element is summed in the order of the input
@@ -29,9 +29,10 @@ struct PixelLinear {
   T* y;              // (pixels, outputs), contiguous
   Tensor<2> weight;  // (outputs, inputs)
   Tensor<1> bias;    // (outputs), may be absent
+  bool add;          // whether to add to y instead of setting it
 };
 
-// y <- x panel + bias for `pixels` rows of x and `vectors` vectors of the panel; bias is padded to whole vectors.
+// y (+)= x panel + bias for `pixels` rows of x and `vectors` vectors of the panel; bias is padded to whole vectors.
 template <typename T, int pixels, int vectors>
 void pixel_block(const PixelLinear<T>& p, int64_t pixel, int64_t column, const T* panel, const T* bias) {
   constexpr int lanes = kLanes<T>;
@@ -58,7 +59,10 @@ void pixel_block(const PixelLinear<T>& p, int64_t pixel, int64_t column, const T
   for (int i = 0; i < pixels; ++i) {
     T* const to = p.y + (pixel + i) * p.outputs + column;
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) store_left<T>(to + j * lanes, sum[i][j], p.outputs - column - j * lanes);
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t left = p.outputs - column - j * lanes;
+      store_left<T>(to + j * lanes, p.add ? load_left<T>(to + j * lanes, left) + sum[i][j] : sum[i][j], left);
+    }
   }
 }
 

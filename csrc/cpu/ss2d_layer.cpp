@@ -54,7 +54,7 @@ struct Layer {
   // A linear layer that uses the weight's rows from `first` on.
   PixelLinear<float> linear(const float* from, int64_t inputs, float* to, int64_t outputs, const Tensor<2>& weight,
                             const Tensor<1>& bias, int64_t first = 0) const {
-    PixelLinear<float> found{pixels, inputs, outputs, from, to, weight, bias};
+    PixelLinear<float> found{pixels, inputs, outputs, from, to, weight, bias, false};
     found.weight.data = at(weight, first * weight.stride[0]);
     if (bias) found.bias.data = at(bias, first * bias.stride[0]);
     return found;

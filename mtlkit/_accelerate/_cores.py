@@ -26,7 +26,7 @@ from mtlkit import ops
 from mtlkit._accelerate._scans import COLUMNS, ROWS, Scan, reversed_scan
 from mtlkit._accelerate._share import Plan, Shared, check_parameters, kind, require
 from mtlkit._check import check_tensor
-from mtlkit._pixel_linear import pixel_linear
+from mtlkit.operators.pixel_linear import pixel_linear
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 CROSS_PARAMETERS = ("A_log_1", "A_log_2", "D_1", "D_2")

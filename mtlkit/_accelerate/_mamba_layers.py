@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._accelerate._share import Shared
 from mtlkit._check import check_tensor
-from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.mamba import Direction, Mamba, conv_silu, gate, scan_tokens
+from mtlkit.operators.pixel_linear import PixelLinear, pixel_linear
 
 
 @dataclass(frozen=True)

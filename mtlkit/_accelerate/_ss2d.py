@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mtlkit._accelerate._scans import CROSS, named_scans, usual_scans
 from mtlkit._accelerate._share import Plan, check_parameters, check_part, kind, require
 from mtlkit._accelerate._ss2d_layer import Form, SharedSS2D
-from mtlkit._pixel_linear import PixelLinear
+from mtlkit.operators.pixel_linear import PixelLinear
 
 SCAN_PARAMETERS = ("x_proj_weight", "dt_projs_weight", "dt_projs_bias", "A_logs", "Ds")
 SIZE = (2, 6, 8)  # images, rows, columns of the comparison; even, for layers that halve their maps

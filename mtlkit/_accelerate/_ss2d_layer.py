@@ -12,8 +12,8 @@ from mtlkit._accelerate._scans import CROSS, Scan, says, scan_map
 from mtlkit._accelerate._share import Shared, share
 from mtlkit._as_made import as_made
 from mtlkit._check import check_tensor
-from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn.ss2d import SS2D
+from mtlkit.operators.pixel_linear import PixelLinear, pixel_linear
 
 
 @dataclass(frozen=True)

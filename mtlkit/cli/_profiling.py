@@ -27,7 +27,7 @@ from mtlkit.operators.profiling import OPERATORS, Call, bytes_of, gpu_backend, p
 KINDS = {
     "normalisation": ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"),
     "convolutions": ("conv",),
-    "linear": ("linear", "addmm", "baddbmm", "aten::mm", "aten::bmm", "matmul", "einsum"),
+    "linear": ("linear", "Linear", "addmm", "baddbmm", "aten::mm", "aten::bmm", "matmul", "einsum"),
 }
 REST = "rest"
 GROUPS = ("convolutions", "linear", "normalisation", REST)

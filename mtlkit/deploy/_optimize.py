@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from mtlkit._pixel_linear import PixelLinear
 from mtlkit.deploy._example import example_of, named_outputs
 from mtlkit.deploy._flow import Flow, is_hooked
 from mtlkit.deploy._packed import Packed, PackedConv2d, PackedLinear, PhasedConvTranspose2d, fused_name
 from mtlkit.nn import SS2D, ConvUpsample
+from mtlkit.operators.pixel_linear import PixelLinear
 from mtlkit.testing import relative_error
 
 LIMIT = 1e-4  # on the relative error of each output in the 2-norm, in float32

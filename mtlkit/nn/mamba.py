@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from mtlkit import ops
 from mtlkit._check import check_choice, check_positive, check_tensor
 from mtlkit._factory import Factory
-from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit._text import shown
 from mtlkit.nn._marked import Marked
+from mtlkit.operators.pixel_linear import PixelLinear, pixel_linear
 from mtlkit.ops import orders
 
 BIMAMBA_TYPES = (None, "none", "v1", "v2", "v3")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtlkit._pixel_linear import PixelLinear
+from mtlkit.operators.pixel_linear import PixelLinear
 
 
 class Mlp(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtlkit._check import check_channels_last, check_choice
-from mtlkit._pixel_linear import PixelLinear
+from mtlkit.operators.pixel_linear import PixelLinear
 
 
 class PatchMerging(nn.Module):

@@ -22,9 +22,9 @@ from mtlkit import ops
 from mtlkit._as_made import as_made
 from mtlkit._check import check_channels_last, check_choice, check_positive, check_probability
 from mtlkit._factory import Factory
-from mtlkit._pixel_linear import PixelLinear, pixel_linear
 from mtlkit.nn._marked import Marked
 from mtlkit.operators import ss2d_layer
+from mtlkit.operators.pixel_linear import PixelLinear, pixel_linear, pixel_linear_halves
 
 DIRECTIONS = 4
 SMALLEST_STEP = 1e-4
@@ -161,8 +161,7 @@ class SS2D(Marked):
         check_channels_last("x", x, self.d_model)
         if not self.training and (whole := self._whole()) is not None and ss2d_layer.can_run(x, *whole):
             return self.dropout(ss2d_layer.ss2d_layer(x, *whole))
-        xz = self.in_proj(x)  # (B, H, W, 2 D), without a gate (B, H, W, D)
-        x, z = (xz, None) if self.gate is None else xz.chunk(2, -1)  # (B, H, W, D) each, views
+        x, z = self._project(x)
         u = self._conv_silu(x.permute(0, 3, 1, 2))  # (B, D, H, W)
         rows = pixel_linear(u.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))  # (B, H, W, 4 M)
         y = self._scan_norm(
@@ -175,6 +174,18 @@ class SS2D(Marked):
             self.Ds,
         )  # (B, H, W, D)
         return self.dropout(self.out_proj(y.to(u.dtype)))  # (B, H, W, C)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From (B, H, W, C) to the scan's half and the gate, (B, H, W, D) each."""
+        projection = self.in_proj
+        if self.gate is None:
+            return projection(x), None
+        if as_made(projection, self._projection):
+            weight, bias = _matrix_and_bias(projection)
+            if weight is not None:
+                return pixel_linear_halves(x, weight, bias)
+        x, z = projection(x).chunk(2, -1)
+        return x, z
 
     def _whole(self) -> tuple[ss2d_layer.Weights, ss2d_layer.Options] | None:
         """The arguments of `ss2d_layer`; None if it does not support this layer, or a submodule must be called."""

@@ -74,6 +74,23 @@ def in_memory(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def direct(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the CPU's kernels may run a call without telling PyTorch.
+
+    All tensors must be dense float32 on the CPU; nothing may trace the call, cast its tensors or intercept torch's
+    operators.
+    """
+    for t in tensors:
+        if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.layout is torch.strided):
+            return False
+    return (
+        not traced(tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+        and in_memory(tensors)
+    )
+
+
 @overload
 def plain(tensor: Tensor) -> Tensor: ...
 @overload

@@ -216,6 +216,14 @@ def test_parameter_counts(d_model, count):
     assert sum(p.numel() for p in SS2D(d_model, device="meta").parameters()) == count
 
 
+def test_hooks_of_the_input_projection_are_called_in_training():
+    layer, x, seen = SS2D(8, 4), torch.randn(2, 5, 7, 8), []
+    y = layer(x)
+    layer.in_proj.register_forward_hook(lambda *_: seen.append(True))
+    torch.testing.assert_close(layer(x), y)
+    assert seen
+
+
 def test_state_dict_round_trip():
     layer, other = perturbed(SS2D(**V0)), SS2D(**V0)
     other.load_state_dict(layer.state_dict())

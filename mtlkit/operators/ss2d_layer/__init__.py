@@ -12,7 +12,6 @@ matrices before they multiply them. Weights are read in place at every call.
 Source: Liu et al., "VMamba: Visual State Space Model" (2024), figure 3.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from mtlkit import _native
 from mtlkit.operators._backends import serves
 from mtlkit.operators._launch import MAX_STATES, argument, check, fresh
-from mtlkit.operators._operator import in_memory, traced, wants_grad
+from mtlkit.operators._operator import direct, wants_grad
 from mtlkit.operators.ss2d.orders import DIRECTIONS
 
 KERNELS = (3, 5, 7)
@@ -92,19 +91,6 @@ def _fit(x: Tensor, weights: Weights, options: Options) -> bool:
     )
 
 
-def _modes() -> bool:
-    """Whether user code intercepts the torch operators that are called."""
-    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
-
-
-def _plain(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether all are dense float32 on the CPU."""
-    for t in tensors:
-        if t is not None and not (t.dtype is torch.float32 and t.is_cpu and t.layout is torch.strided):
-            return False
-    return True
-
-
 def can_run(x: Tensor, weights: Weights, options: Options) -> bool:
     """Whether `ss2d_layer` can replace the composed layer.
 
@@ -116,13 +102,9 @@ def can_run(x: Tensor, weights: Weights, options: Options) -> bool:
     tensors = (x, *weights)
     return (
         not wants_grad(tensors)
-        and not traced(tensors)
+        and direct(tensors)
         and x.numel() > 0
-        and _plain(tensors)
-        and not torch.is_autocast_enabled("cpu")
-        and not _modes()
         and serves("cpu", x.device)
-        and in_memory(tensors)
         and _fit(x, weights, options)
     )
 
