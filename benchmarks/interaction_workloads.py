@@ -12,6 +12,7 @@ from torch import Tensor
 from workloads import HALF, Case, seconds_of_copy, shortest
 
 import mtlkit
+from mtlkit._accuracy import largest_error
 from mtlkit.ops import TIMParameters, UPAParameters
 from mtlkit.testing import INTERACTION_SHAPES, InteractionInputs, InteractionShape, assert_accurate, relative_error
 
@@ -68,9 +69,12 @@ def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, la
     """Values in `dtype`, returned as `work`; the same tensors for every row of a shape."""
 
     def give(name: str, t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.to(work).requires_grad_(name not in ("norm_mean", "norm_var"))
+        return None if t is None else t.detach().to(work).requires_grad_(name not in ("norm_mean", "norm_var"))
 
-    x, f, tim, upa = shape.inputs(dtype, memory_format=LAYOUTS[layout])
+    if work == dtype:
+        x, f, tim, upa = shape.inputs(dtype, memory_format=LAYOUTS[layout])
+    else:
+        x, f, tim, upa = inputs_of(shape, dtype, dtype, layout)
     tim, upa = (type(p)(*(give(name, t) for name, t in p._asdict().items())) for p in (tim, upa))
     return InteractionInputs(give("x", x), give("f", f), TIMParameters(*tim), UPAParameters(*upa))
 
@@ -78,8 +82,11 @@ def inputs_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, la
 @functools.lru_cache(maxsize=2)
 def cotangents_of(shape: InteractionShape, dtype: torch.dtype, work: torch.dtype, layout: str) -> tuple[Tensor, Tensor]:
     """As from a loss that grows with the outputs: for pure noise, the sums behind the gates would almost cancel."""
-    given, generator = inputs_of(shape, dtype, work, layout)[:2], torch.Generator().manual_seed(1)
-    seg, clf = (t.detach() + torch.randn(t.shape, generator=generator).to(work) for t in given)
+    if work != dtype:
+        seg, clf = (t.to(work) for t in cotangents_of(shape, dtype, dtype, layout))
+        return seg, clf
+    given, generator = inputs_of(shape, dtype, dtype, layout)[:2], torch.Generator().manual_seed(1)
+    seg, clf = (t.detach() + torch.randn(t.shape, generator=generator).to(dtype) for t in given)
     return seg, clf
 
 
@@ -161,7 +168,7 @@ class LevelCase(Case):
             else:
                 error = assert_accurate(name, result, exact[name], plain.get(name), gradient=name != "seg")
             errors.append(error)
-        return max(errors), (results["seg"].double() - exact["seg"]).abs().max().item()
+        return max(errors), largest_error(results["seg"], exact["seg"])
 
 
 def yardsticks(case: LevelCase, problem: LevelProblem) -> dict[str, float]:

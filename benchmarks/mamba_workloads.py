@@ -7,6 +7,7 @@ import torch
 from providers import FORWARD
 from torch import Tensor
 
+from mtlkit._accuracy import largest_error
 from mtlkit.testing import assert_accurate
 
 Results = dict[str, Tensor]
@@ -58,7 +59,7 @@ def measured(
 
     def check(got: Results) -> tuple[float, float]:
         errors = [assert_accurate(key, value, wanted[key], gradient=key != "y") for key, value in got.items()]
-        return max(errors), (got["y"].double() - wanted["y"]).abs().max().item()
+        return max(errors), largest_error(got["y"], wanted["y"])
 
     names = {"op": op, "shape": shape, "direction": direction, "provider": provider}
     measure(lambda: row.run(direction), check, unit=unit, **names)

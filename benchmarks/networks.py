@@ -1,5 +1,6 @@
 """Complete networks on a real ultrasound frame: their inputs, a training step, and the exact results."""
 
+import copy
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from pydicom.data import get_testdata_file
 from torch import Tensor, nn
 
 import mtlkit
+from mtlkit._accuracy import largest_error
 from mtlkit.testing import relative_error
 
 SIZE = 224
@@ -70,9 +72,15 @@ def ellipse(count: int) -> Tensor:
     return ((x / 0.5) ** 2 + (y / 0.3) ** 2 < 1).float().expand(count, 1, SIZE, SIZE)
 
 
-def network(name: str) -> nn.Module:
+@functools.cache
+def _initial(name: str) -> nn.Module:
     torch.manual_seed(0)
     return mtlkit.models.create_model(name, **NETWORKS[name].options)
+
+
+def network(name: str) -> nn.Module:
+    """A network with the same weights every time."""
+    return copy.deepcopy(_initial(name))
 
 
 def logits_of(output: Tensor | tuple) -> dict[str, Tensor]:
@@ -142,7 +150,7 @@ def assert_agrees(what: str, got: Tensor, exact: Tensor, bound: float) -> tuple[
     error = relative_error(got, exact)
     assert error <= bound, f"{what}: relative error {error:.1e} is beyond {bound:.0e}"
     assert exact.abs().max() > 0, f"{what}: zero, so that nothing was compared"
-    return error, (got.double() - exact).abs().max().item()
+    return error, largest_error(got, exact)
 
 
 def key(name: str, backend: str, direction: str) -> Key:

@@ -41,7 +41,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class Export:
-    """A network as a file, of kind "plain", "int8" or ""."""
+    """A network as a file, of kind "plain", "int8" or ""; only a plain file is limited to its example's size."""
 
     name: str
     shape: str
@@ -71,9 +71,9 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="mtlkit-bench-")
 
 
-def file_of(name: str, shape: str, kind: str = "") -> Path:
-    """The file, written once per run; see Export."""
-    job, folder = Export(name, shape, kind), Path(_folder().name)
+def file_of(job: Export) -> Path:
+    """The file, written once per run."""
+    folder = Path(_folder().name)
     if not job.path(folder).exists():
         job.run(folder)
     return job.path(folder)

@@ -46,7 +46,7 @@ def networks(tmp_path_factory) -> dict[str, Path]:
     data = {"root": str(folder), "layout": "busi", "classes": CLASSES, "birads": [], "prints": {}}
     for name, value in (("data.json", data), ("result.json", {}), (".mtlkit-run", None)):
         (folder / name).write_text(json.dumps(value))
-    model, file = onnx.load(file_of("mbdi", FRAME)), folder.with_name("net.onnx")
+    model, file = onnx.load(file_of(Export("mbdi", FRAME))), folder.with_name("net.onnx")
     (facts,) = model.metadata_props
     facts.value = json.dumps(json.loads(facts.value) | load_run(folder).facts())
     onnx.save(model, file)

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import machine
-import preparing
 import pytest
 import torch
 from measuring import Key
 from networks import NETWORKS, assert_agrees, exact_logits, given, infer, network
-from preparing import SMALL, file_of, frozen, inputs_of
+from preparing import SMALL, Export, Frozen, file_of, frozen, inputs_of
 from torch import Tensor
 
 import mtlkit
@@ -46,14 +45,15 @@ def names_of(name: str) -> tuple[str, ...]:
     return tuple(mtlkit.models.network.takes(network(name)))
 
 
-def kind_of(provider: str) -> str:
-    """The kind of file that it runs."""
-    return "plain" if provider in PEERS else "int8" if provider == INT8 else ""
+def file(name: str, shape: str, provider: str) -> Export:
+    """The file that a row runs."""
+    kind = "plain" if provider in PEERS else "int8" if provider == INT8 else ""
+    return Export(name, shape if kind == "plain" else NETWORKS[name].inference_shape, kind)
 
 
 def runner(name: str, shape: str, provider: str) -> Callable[..., list[Any]]:
     """A function that runs a network on arrays by the names of its inputs, and returns the outputs of the file."""
-    path = file_of(name, shape, kind_of(provider))
+    path = file_of(file(name, shape, provider))
     if provider == "openvino":
         openvino = pytest.importorskip("openvino")
         options = {"INFERENCE_NUM_THREADS": machine.THREADS, "PERFORMANCE_HINT": "LATENCY"}
@@ -78,7 +78,7 @@ def logits_of(outputs: dict[str, Any]) -> Tensor:
     return torch.cat([torch.from_numpy(y).flatten() for y in named.values()])
 
 
-@pytest.mark.prepared(by=lambda name, shape, provider: preparing.Export(name, shape, kind_of(provider)))
+@pytest.mark.prepared(by=file)
 @pytest.mark.row(key=lambda name, shape, provider: Key(name, shape, "inference", provider))
 @pytest.mark.parametrize(("name", "shape", "provider"), ROWS)
 def test_deploy(name: str, shape: str, provider: str, measure: Callable) -> None:
@@ -92,7 +92,7 @@ def test_deploy(name: str, shape: str, provider: str, measure: Callable) -> None
     )
 
 
-@pytest.mark.prepared(by=lambda provider: None if provider.startswith("mtlkit") else preparing.Frozen("mbdi"))
+@pytest.mark.prepared(by=lambda provider: None if provider.startswith("mtlkit") else Frozen("mbdi"))
 @pytest.mark.row(key=functools.partial(Key, "mbdi", "busi_224", "inference"))
 @pytest.mark.parametrize("provider", ["mtlkit-optimized", "torch-compile-frozen"])
 def test_in_pytorch(provider: str, measure: Callable) -> None:

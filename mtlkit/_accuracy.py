@@ -8,6 +8,7 @@ It compares with the reference in float64 by the relative error |got - exact| / 
 - a gradient that is zero although the exact one is not always fails.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 FORWARD_BOUND = {torch.float64: 1e-12, torch.float32: 2e-6}
 GRADIENT_BOUND = {torch.float64: 1e-11, torch.float32: 1e-5}
 ROUNDING = {torch.bfloat16: 2.0**-9, torch.float16: 2.0**-12}
+BLOCK = 1 << 17  # elements that are compared at a time
 
 
 class Accuracy(NamedTuple):
@@ -38,9 +40,20 @@ def relative_error(got: Tensor, exact: Tensor) -> float:
         >>> relative_error(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0]))
         0.1
     """
-    got, exact = got.detach().double(), exact.detach().double()
-    scale = exact.norm().item()
-    return (got - exact).norm().item() / (scale if scale > 0 else 1.0)
+    norms = [torch.stack(((g - e).norm(), e.norm())) for g, e in _blocks(got, exact)]
+    error, scale = torch.stack(norms).norm(dim=0).tolist()
+    return error / (scale if scale > 0 else 1.0)
+
+
+def largest_error(got: Tensor, exact: Tensor) -> float:
+    """Returns the largest |got - exact|, in float64."""
+    return torch.stack([(g - e).abs().max() for g, e in _blocks(got, exact)]).max().item()
+
+
+def _blocks(got: Tensor, exact: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields both in float64, in blocks that stay in the caches: large temporaries would take most of the time."""
+    blocks = (t.detach().flatten().split(BLOCK) for t in torch.broadcast_tensors(got, exact))
+    return ((g.double(), e.double()) for g, e in zip(*blocks, strict=True))
 
 
 def accuracy(

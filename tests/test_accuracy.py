@@ -1,9 +1,19 @@
 """The policy for the accuracy of results."""
 
+import math
+
 import pytest
 import torch
 
-from mtlkit._accuracy import FORWARD_BOUND, GRADIENT_BOUND, accuracy, assert_accurate, relative_error
+from mtlkit import _accuracy
+from mtlkit._accuracy import (
+    FORWARD_BOUND,
+    GRADIENT_BOUND,
+    accuracy,
+    assert_accurate,
+    largest_error,
+    relative_error,
+)
 
 EXACT = torch.tensor([3.0, 4.0], dtype=torch.float64)
 
@@ -11,6 +21,20 @@ EXACT = torch.tensor([3.0, 4.0], dtype=torch.float64)
 def test_relative_error():
     assert relative_error(EXACT * 1.5, EXACT) == pytest.approx(0.5)
     assert relative_error(EXACT, torch.zeros(2)) == pytest.approx(5)
+    assert relative_error(torch.zeros(0), torch.zeros(0)) == 0
+    with pytest.raises(RuntimeError):
+        relative_error(torch.zeros(2, 3), torch.zeros(3, 2))
+
+
+def test_blocks_do_not_change_errors(monkeypatch):
+    got, exact = torch.rand(4, 5).T, torch.rand(5, 4, dtype=torch.float64)
+    difference = got.double() - exact
+    monkeypatch.setattr(_accuracy, "BLOCK", 7)
+    assert relative_error(got, exact) == pytest.approx((difference.norm() / exact.norm()).item())
+    assert largest_error(got, exact) == difference.abs().max()
+    got[2, 1] = torch.nan
+    assert math.isnan(relative_error(got, exact))
+    assert math.isnan(largest_error(got, exact))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

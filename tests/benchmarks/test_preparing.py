@@ -68,8 +68,9 @@ def test_a_file_is_written_once(monkeypatch):
     monkeypatch.setattr(
         preparing.Export, "run", lambda job, folder: job.path(folder).write_text(f"{job.name} {job.kind}")
     )
-    path = preparing.file_of("a", "b", "plain")
+    plain = preparing.Export("a", "b", "plain")
+    path = preparing.file_of(plain)
     assert path.read_text() == "a plain"
     path.write_text("kept")
-    assert preparing.file_of("a", "b", "plain").read_text() == "kept"
-    assert preparing.file_of("a", "b").read_text() == "a "
+    assert preparing.file_of(plain).read_text() == "kept"
+    assert preparing.file_of(preparing.Export("a", "b")).read_text() == "a "
