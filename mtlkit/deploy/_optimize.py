@@ -15,6 +15,7 @@ from mtlkit.deploy._example import example_of, named_outputs
 from mtlkit.deploy._flow import Flow, is_hooked
 from mtlkit.deploy._packed import Packed, PackedConv2d, PackedLinear, PhasedConvTranspose2d, fused_name
 from mtlkit.nn import SS2D, ConvUpsample
+from mtlkit.operators.pixel_conv2d import PixelConv2d
 from mtlkit.operators.pixel_linear import PixelLinear
 from mtlkit.testing import relative_error
 
@@ -197,7 +198,7 @@ class _Nothing:
 
 
 def _is_conv(layer: nn.Module) -> bool:
-    known = type(layer) in (nn.Conv2d, _timm("Conv2dSame"))
+    known = type(layer) in (nn.Conv2d, PixelConv2d, _timm("Conv2dSame"))
     return known and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
@@ -260,7 +261,7 @@ class _Rewriting:
         new: Packed | None = None
         if packs and _on_cpu(layer):
             if _is_conv(layer):
-                new = PackedConv2d(layer, same=type(layer) is not nn.Conv2d)
+                new = PackedConv2d(layer, same=type(layer) is _timm("Conv2dSame"))
                 self._take("packed", layer, new)
             elif PhasedConvTranspose2d.can_serve(layer):
                 new = PhasedConvTranspose2d(layer, crop=int(type(layer) is ConvUpsample))

@@ -7,6 +7,7 @@ from mtlkit._check import check_channels_last
 from mtlkit._factory import Factory
 from mtlkit.nn.drop_path import DropPath
 from mtlkit.nn.ss2d import SS2D
+from mtlkit.operators.pixel_conv2d import PixelConv2d
 
 
 class SSConvSSM(nn.Module):
@@ -63,13 +64,13 @@ class SSConvSSM(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.conv33conv33conv11 = nn.Sequential(
             nn.BatchNorm2d(half, **factory),
-            nn.Conv2d(half, half, 3, padding=1, **factory),
+            PixelConv2d(half, half, 3, padding=1, **factory),
             nn.BatchNorm2d(half, **factory),
             nn.ReLU(),
-            nn.Conv2d(half, half, 3, padding=1, **factory),
+            PixelConv2d(half, half, 3, padding=1, **factory),
             nn.BatchNorm2d(half, **factory),
             nn.ReLU(),
-            nn.Conv2d(half, half, 1, **factory),
+            PixelConv2d(half, half, 1, **factory),
             nn.ReLU(),
         ).to(memory_format=torch.channels_last)  # as the images; otherwise every call would convert the weights
 
