@@ -18,7 +18,7 @@ OURS = ("mtlkit", "accelerated")  # prefixes of the names of mtlkit's providers
 PRECISION = 0.015  # half-width of the median's confidence interval, relative to the median
 LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 LEAST_SECONDS, MOST_SECONDS = 0.04, 0.2  # total time of a row's rounds, whatever their spread
-FEW = 3  # rounds of a call that takes longer than MOST_SECONDS
+FEW = 3  # rounds of a call so long that these exceed MOST_SECONDS; a peer's first call is one of them
 SLOW = 0.5  # a peer's call that takes longer than this many seconds is timed once
 UNDISTURBED = 0.85  # least share of the limit that the yardstick reaches on an undisturbed machine
 
@@ -45,6 +45,7 @@ def sample(
     iterations: int = 1,
     *,
     once: bool = False,
+    first: float | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
     """Times a call in rounds until the median is known; returns the seconds of each round.
@@ -53,24 +54,23 @@ def sample(
         call: the timed call.
         iterations: calls per round, of which the mean counts; more than 1 for calls of microseconds.
         once: whether a single round is enough if it takes longer than `SLOW`.
+        first: the seconds of an earlier call, which counts as a round.
         clock: returns seconds.
     """
-    times: list[float] = []
-    spent = 0.0
-    while True:
+    times = [] if first is None else [first]
+    while not _enough(times, iterations * sum(times), once):
         start = clock()
         for _ in range(iterations):
             call()
-        elapsed = clock() - start
-        times.append(elapsed / iterations)
-        spent += elapsed
-        rounds = len(times)
-        if once and times[0] > SLOW:
-            return times
-        if rounds >= MOST_ROUNDS or (spent >= MOST_SECONDS and rounds >= FEW):
-            return times
-        if rounds >= LEAST_ROUNDS and spent >= LEAST_SECONDS and known(times):
-            return times
+        times.append((clock() - start) / iterations)
+    return times
+
+
+def _enough(times: list[float], spent: float, once: bool) -> bool:
+    rounds = len(times)
+    if rounds >= MOST_ROUNDS or (spent >= MOST_SECONDS and rounds >= FEW) or (once and rounds and times[0] > SLOW):
+        return True
+    return rounds >= LEAST_ROUNDS and spent >= LEAST_SECONDS and known(times)
 
 
 # --- the rows of a run ------------------------------------------------------------------------------------------------
@@ -179,10 +179,11 @@ class Measure:
             return self._benchmark.pedantic(dict)
         at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
         speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
-        times = [first] if peer and not compiles and first > SLOW else []
+        earlier = first if peer and not compiles and FEW * first > MOST_SECONDS else None
+        times: list[float] = []
         self._benchmark.group = group
         # a single round of pytest-benchmark, which has no stopping rule: see pytest_benchmark_update_json
-        self._benchmark.pedantic(lambda: times.extend([] if times else sample(call, iterations, once=peer)), rounds=1)
+        self._benchmark.pedantic(lambda: times.extend(sample(call, iterations, once=peer, first=earlier)), rounds=1)
         speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
         self._results.yardsticks += speeds
         what, count = unit

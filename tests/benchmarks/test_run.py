@@ -53,6 +53,8 @@ def test_slow_calls_get_few_rounds_and_slow_peers_one():
     assert len(Clock(2).sample()) == measuring.FEW
     assert len(Clock(2).sample(once=True)) == 1
     assert len(Clock(0.4).sample(once=True)) == measuring.FEW
+    assert Clock(0.4).sample(once=True, first=0.45) == pytest.approx([0.45, 0.4, 0.4])
+    assert Clock(2).sample(once=True, first=3) == [3]
 
 
 def test_the_interval_of_the_median_has_its_share():
