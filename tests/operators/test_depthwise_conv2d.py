@@ -56,6 +56,22 @@ def test_silu_is_that_of_dwconv_silu(dtype):
     assert torch.equal(depthwise_conv2d(x, weight, bias, activation="silu"), mtlkit.ops.dwconv_silu(x, weight, bias))
 
 
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 3}, {"padding": (0, 6, 2, 1)}], ids=str)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_maps_read_in_place_give_what_packed_ones_do(kernel, options):
+    """Channels-last maps are read in place: runs of pixels of every length, and channels after the last vector."""
+    options = {"padding": options.get("dilation", 1) * (kernel - 1) // 2 + 1} | options
+    for channels, width in ((21, 1), (16, 5), (35, 15), (37, 23)):
+        found = []
+        for layout in (torch.channels_last, torch.contiguous_format):
+            leaves = [t.requires_grad_() for t in depthwise_call((2, channels, 9, width), kernel).inputs.values()]
+            y = depthwise_conv2d(leaves[0].contiguous(memory_format=layout), *leaves[1:], **options)
+            dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+            found.append((y, *torch.autograd.grad(y, leaves, dy)))
+        for got, wanted in zip(*found, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
 BAD = {
     "x: expected a tensor, got list": ({"x": [1.0]}, TypeError),
     "x: expected 4 dimensions, got 3": ({"x": torch.ones(4, 3, 3)}, ValueError),

@@ -1,6 +1,7 @@
 // The gradients of the depthwise convolution.
 //
 // The gradient of the convolution's output goes through a second ring; with SiLU, the convolution is recomputed.
+#include "cpu/depthwise_conv2d/in_place.h"
 #include "cpu/depthwise_conv2d/loops.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -65,9 +66,93 @@ struct Backward {
 
   static int run(const DepthwiseConv2dBackward& q) {
     const DepthwiseConv2dForward& p = q.forward;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const int64_t channels = p.shape.channels, whole = channels / kLanes<T> * kLanes<T>;
+      if (whole > 0 && !p.silu && has_vectors<T>(p.x) && has_vectors<T>(q.dy) && has_vectors<T>(q.dx)) {
+        const int status = run_in_place(with_channels(q, 0, whole));
+        if (status != kOk || whole == channels) return status;
+        return run_packed(with_channels(q, whole, channels - whole));
+      }
+    }
+    return run_packed(q);
+  }
+
+  // The same call for `count` channels from `first` on.
+  static DepthwiseConv2dBackward with_channels(DepthwiseConv2dBackward q, int64_t first, int64_t count) {
+    q.forward = MTLKIT_ISA::with_channels(q.forward, first, count);
+    q.dy.data = at(q.dy, first * q.dy.stride[1]);
+    if (q.dx) q.dx.data = at(q.dx, first * q.dx.stride[1]);
+    if (q.dweight) q.dweight = static_cast<T*>(q.dweight) + first * kKernel * kKernel;
+    if (q.dbias) q.dbias = static_cast<T*>(q.dbias) + first;
+    return q;
+  }
+
+  // For stride 1 the input's gradient is the convolution of dy with the rotated filter.
+  static DepthwiseConv2dShape turned(DepthwiseConv2dShape s) {
+    std::swap(s.height, s.out_height);
+    std::swap(s.width, s.out_width);
+    s.top = s.dilation * (kKernel - 1) - s.top;
+    s.left = s.dilation * (kKernel - 1) - s.left;
+    return s;
+  }
+
+  static int run_in_place(const DepthwiseConv2dBackward& q) {
+    const DepthwiseConv2dForward& p = q.forward;
+    const DepthwiseConv2dShape& s = p.shape;
+    const DepthwiseConv2dShape back = kStride == 1 ? turned(s) : s;
+    const Plan<T> plan(p, blocks_at_once<T>(s), true);
+    const bool far = is_far<T>(s, q.dx ? 2 : 1, 1);
+    Scratch<Filter<T, kKernel>> filters(plan.threads * plan.lanes);
+    Scratch<V> bands(plan.threads * plan.lanes * kSums), sums(q.dweight ? plan.parts() * plan.blocks * kSums : 0);
+    if (!filters.ok() || !bands.ok() || !sums.ok()) return kOutOfMemory;
+
+    on_threads(plan.threads, [&](int thread, int team) {
+      Filter<T, kKernel>* const filter = filters.get() + thread * plan.lanes;
+      V* const sum = bands.get() + thread * plan.lanes * kSums;
+      int64_t group = -1;
+      const Share work = share(plan.items, team, thread);
+      for (int64_t i = work.first; i < work.last; ++i) {
+        const Item item = plan.item(i);
+        const int64_t blocks = item.last - item.first;
+        for (int64_t k = 0; item.group != group && k < blocks; ++k) {
+          filter[k].load(p, plan.place(item, item.first + k));
+          if (kStride == 1) filter[k] = filter[k].turned();
+        }
+        group = item.group;
+        std::memset(sum, 0, blocks * kSums * sizeof(V));
+        // The rows of dx and of the output alternate, so that both passes find the same lines in the caches.
+        const Lattice l(s, item.index), back_l(back, item.index);
+        const int64_t in_rows = kStride == 1 ? back_l.out_rows : s.height;
+        const Share in = share(in_rows, plan.bands, item.band), out = share(l.out_rows, plan.bands, item.band);
+        const int64_t steps = max(out.last - out.first, 1);
+        for (int64_t step = 0; step < steps; ++step) {
+          if (q.dweight && out.first + step < out.last) {
+            add_row<T, kKernel, kStride>(s, p.x, q.dy, item, l, out.first + step, far, sum);
+          }
+          const Share now = share(q.dx ? in.last - in.first : 0, steps, step);
+          for (int64_t u = in.first + now.first; u < in.first + now.last; ++u) {
+            if constexpr (kStride == 1) {
+              convolve_row<T, kKernel, 1>(back, q.dy, q.dx, item, back_l, u, filter, far, Plain{});
+            } else {
+              spread_row<T, kKernel>(s, q.dy, q.dx, item, u, filter, far);
+            }
+          }
+        }
+        for (int64_t k = 0; q.dweight && k < blocks; ++k) {
+          std::memcpy(sums.get() + ((item.first + k) * plan.parts() + plan.part(item)) * kSums, sum + k * kSums,
+                      kSums * sizeof(V));
+        }
+      }
+    });
+    if (q.dweight) fold(q, plan, sums.get());
+    return kOk;
+  }
+
+  static int run_packed(const DepthwiseConv2dBackward& q) {
+    const DepthwiseConv2dForward& p = q.forward;
     const Layout layout(p.shape);
-    const Plan<T> plan(p, layout.ring, true);
-    const int64_t lanes = min(plan.lanes(layout.ring), plan.blocks);
+    const Plan<T> plan(p, packed_lanes<T>(layout.ring), true);
+    const int64_t lanes = plan.lanes;
     const int64_t size = layout.zeros + layout.row + lanes * layout.ring;
     Scratch<V> scratch(plan.threads * size);
     Scratch<Lane> all(plan.threads * lanes);

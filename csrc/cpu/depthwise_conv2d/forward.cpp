@@ -1,4 +1,5 @@
 // Depthwise convolution with kernels of 3, 5 or 7, bias and SiLU.
+#include "cpu/depthwise_conv2d/in_place.h"
 #include "cpu/depthwise_conv2d/loops.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -8,15 +9,58 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
+template <typename T, int kKernel, int kStride>
+int run_in_place(const DepthwiseConv2dForward& p) {
+  const Plan<T> plan(p, blocks_at_once<T>(p.shape), false);
+  const bool far = is_far<T>(p.shape, 1, 1);
+  Scratch<Filter<T, kKernel>> filters(plan.threads * plan.lanes);
+  if (!filters.ok()) return kOutOfMemory;
+
+  on_threads(plan.threads, [&](int thread, int team) {
+    Filter<T, kKernel>* const filter = filters.get() + thread * plan.lanes;
+    int64_t group = -1;
+    const Share work = share(plan.items, team, thread);
+    for (int64_t i = work.first; i < work.last; ++i) {
+      const Item item = plan.item(i);
+      for (int64_t k = 0; item.group != group && k < item.last - item.first; ++k) {
+        filter[k].load(p, plan.place(item, item.first + k));
+      }
+      group = item.group;
+      const Lattice l(p.shape, item.index);
+      const Share band = share(l.out_rows, plan.bands, item.band);
+      for (int64_t t = band.first; t < band.last; ++t) {
+        if (p.silu) {
+          convolve_row<T, kKernel, kStride>(p.shape, p.x, p.y, item, l, t, filter, far, WithSilu{});
+        } else {
+          convolve_row<T, kKernel, kStride>(p.shape, p.x, p.y, item, l, t, filter, far, Plain{});
+        }
+      }
+    }
+  });
+  return kOk;
+}
+
 template <typename T, int kKernel, int kStride, bool kDilated>
 struct Forward {
   using V = Vec<T>;
 
   static int run(const DepthwiseConv2dForward& p) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      const int64_t channels = p.shape.channels, whole = channels / kLanes<T> * kLanes<T>;
+      if (whole > 0 && has_vectors<T>(p.x) && has_vectors<T>(p.y)) {
+        const int status = run_in_place<T, kKernel, kStride>(with_channels(p, 0, whole));
+        if (status != kOk || whole == channels) return status;
+        return run_packed(with_channels(p, whole, channels - whole));
+      }
+    }
+    return run_packed(p);
+  }
+
+  static int run_packed(const DepthwiseConv2dForward& p) {
     const DepthwiseConv2dShape& s = p.shape;
     const int64_t pitch = x_pitch(s), ring = kKernel * pitch;
-    const Plan<T> plan(p, ring, false);
-    const int64_t lanes = min(plan.lanes(ring), plan.blocks), size = pitch + whole(s.out_width) + lanes * ring;
+    const Plan<T> plan(p, packed_lanes<T>(ring), false);
+    const int64_t lanes = plan.lanes, size = pitch + whole(s.out_width) + lanes * ring;
     Scratch<V> scratch(plan.threads * size);
     Scratch<Filter<T, kKernel>> filters(plan.threads * lanes);
     if (!scratch.ok() || !filters.ok()) return kOutOfMemory;

@@ -57,14 +57,16 @@ struct Place {
 
 template <typename T>
 struct Plan {
-  int64_t channels, blocks, groups, classes, bands, items;
+  int64_t channels, blocks, groups, lanes, classes, bands, items;
   bool group_inside;  // else neighbouring items share filters, whose loading takes long compared with a small map
   int threads;
 
-  Plan(const DepthwiseConv2dForward& p, int64_t ring, bool backward)
+  // Items have at most `most` lanes.
+  Plan(const DepthwiseConv2dForward& p, int64_t most, bool backward)
       : channels(p.shape.channels),
         blocks(ceil_div(channels, kLanes<T>)),
-        groups(ceil_div(blocks, lanes(ring))),
+        groups(ceil_div(blocks, most)),
+        lanes(ceil_div(blocks, groups)),
         classes(p.shape.dilation),
         group_inside(p.shape.out_height * p.shape.out_width >= kBandPixels) {
     const int64_t rows = ceil_div(p.shape.out_height, classes), pixels = rows * p.shape.out_width;
@@ -72,11 +74,6 @@ struct Plan {
     bands = min(rows, backward ? max(pixels / kBandPixels, 1) : split(p.shape.batch * classes * groups, 64, p.threads));
     items = p.shape.batch * classes * bands * groups;
     threads = static_cast<int>(min(p.threads, items));
-  }
-
-  // The largest number of lanes of an item, with `ring` vectors of rings per lane.
-  static int64_t lanes(int64_t ring) {
-    return clamp(kLaneBytes / (ring * static_cast<int64_t>(sizeof(Vec<T>))), 1, kMaxLanes);
   }
 
   // The number of items with the same channels.
@@ -96,6 +93,22 @@ struct Plan {
     return {item.b, d, min(kLanes<T>, channels - d)};
   }
 };
+
+// The largest number of lanes of an item, with `ring` vectors of rings per lane.
+template <typename T>
+int64_t packed_lanes(int64_t ring) {
+  return clamp(kLaneBytes / (ring * static_cast<int64_t>(sizeof(Vec<T>))), 1, kMaxLanes);
+}
+
+// The same call for `count` channels from `first` on.
+inline DepthwiseConv2dForward with_channels(DepthwiseConv2dForward p, int64_t first, int64_t count) {
+  p.shape.channels = count;
+  p.x.data = at(p.x, first * p.x.stride[1]);
+  p.weight.data = at(p.weight, first * p.weight.stride[0]);
+  if (p.bias) p.bias.data = at(p.bias, first * p.bias.stride[0]);
+  if (p.y) p.y.data = at(p.y, first * p.y.stride[1]);
+  return p;
+}
 
 // The address of a lane's row.
 inline void* row_of(const Tensor<4>& image, const Place& place, int64_t h) {
