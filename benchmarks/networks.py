@@ -36,7 +36,7 @@ class Network:
 
 
 NETWORKS = {
-    "medmamba_t": Network({"num_classes": 2, "drop_path_rate": 0.0}, memory=False),
+    "medmamba_t": Network({"num_classes": 2, "drop_path_rate": 0.0}),
     "vmamba_t_s1l8": Network({"num_classes": 2, "drop_path_rate": 0.0}, memory=False),
     "mbdi": Network({"dropout": 0.0}, 2),
     "btinet": Network({"dropout": 0.0}, 2),
