@@ -171,6 +171,7 @@ def why_no_gpu() -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stages; returns 1 if one failed or there is no GPU."""
     start = time.monotonic()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs, thus stages, ignore it
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help=f"default: {' '.join(STAGES)}")
     parser.add_argument("--minutes", type=float, help="time limit for all stages, shared out among them; default: none")

@@ -269,7 +269,12 @@ def test_wrong_shapes_of_ss2d(place, shape, words):
         ("NormGate", [(2, 3), (4,)], {}, r"weight: expected shape \(D,\) = \(3,\), got \(4,\)"),
         ("NormGate", [(2, 3)], {"eps": -1.0}, "eps: expected a number that is at least 0"),
         ("SelectiveScan", [(1, 4, 5), (1, 4, 6), (4, 2), (1, 2, 5), (1, 2, 5)], {}, r"delta: .* got \(1, 4, 6\)"),
-        ("SelectiveScan", [(1, 4, 5), (1, 4, 5), (4, 2), (1, 3, 2, 5), (1, 3, 2, 5)], {}, "B: expected groups"),
+        (
+            "SelectiveScan",
+            [(1, 4, 5), (1, 4, 5), (4, 2), (1, 3, 2, 5), (1, 3, 2, 5)],
+            {},
+            "B: expected a number of groups",
+        ),
         ("InteractionReduce", [(1, 4, 5, 5), (2, 3), (2,)], {}, r"weight: expected shape \(P, C\) = \(2, 4\)"),
         ("InteractionReduce", [(1, 4, 5, 5), (2, 4)], {}, r"bias: expected shape \(P,\) = \(2,\), got none"),
     ],
