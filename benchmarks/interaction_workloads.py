@@ -22,8 +22,12 @@ PASSES = {FORWARD: 3, BOTH: 8}
 REFERENCE_ELEMENTS = 12_000_000  # maps up to this size get exact results from the reference, within seconds
 # Where rounding moves an element of the projection across 0, its ReLU switches and these gradients jump, in plain
 # PyTorch as well; among millions of elements this happens. PyTorch's convolution computes its bias's gradient only to
-# 3e-3.
-BEHIND_RELU, JUMP = ("x", "proj_weight", "proj_bias"), 5e-3
+# 3e-3. The sums behind the others nearly cancel in the statistics of a batch of 8: plain PyTorch is off by up to 1e-5.
+BOUNDS = {
+    **dict.fromkeys(("x", "proj_weight", "proj_bias"), 5e-3),
+    **dict.fromkeys(("context_weight", "context_bias", "clf_gate_weight", "clf_gate_bias"), 3e-5),
+    **dict.fromkeys(("norm_weight", "norm_bias"), 3e-5),
+}
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 ALIGNMENT = "_alignment"  # suffix of a shape's name: three signals instead of two variances
@@ -162,9 +166,9 @@ class LevelCase(Case):
         plain = plain_results(w.shape_name, w.direction) if w.dtype == HALF else {}
         errors = []
         for name, result in results.items():
-            if name in BEHIND_RELU and not plain:
+            if name in BOUNDS and not plain:
                 error = relative_error(result, exact[name])
-                assert error <= JUMP, f"{name}: relative error {error:.2e} is beyond {JUMP}"
+                assert error <= BOUNDS[name], f"{name}: relative error {error:.2e} is beyond {BOUNDS[name]}"
             else:
                 error = assert_accurate(name, result, exact[name], plain.get(name), gradient=name != "seg")
             errors.append(error)
