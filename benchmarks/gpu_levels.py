@@ -10,7 +10,7 @@ import gpu
 import torch
 from gpu_providers import why_no_backend
 from gpu_workloads import DTYPES
-from interaction_workloads import BEHIND_RELU, JUMP, PASSES, VARIANTS, exact_results, level_problem, level_shape
+from interaction_workloads import BEHIND_RELU, BOUNDS, PASSES, VARIANTS, exact_results, level_problem, level_shape
 from providers import BOTH, BY_NAME, FORWARD
 from torch import Tensor
 
@@ -147,13 +147,13 @@ class LevelCase(NamedTuple):
         errors = []
         for name, result in results.items():
             t = result.cpu()
-            if own and name not in BEHIND_RELU:
+            if own and name not in (BEHIND_RELU if half else BOUNDS):
                 errors.append(assert_accurate(name, t, exact[name], plain.get(name), gradient=name != "seg"))
                 continue
             errors.append(relative_error(t, exact[name]))
             bound = PEER_BOUND[self.dtype]
             if own:
-                bound = JUMP + (3 * relative_error(plain[name], exact[name]) if half else 0)
+                bound = BOUNDS[name] + (3 * relative_error(plain[name], exact[name]) if half else 0)
             assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
         return max(errors), (results["seg"].double().cpu() - exact["seg"]).abs().max().item()
 
