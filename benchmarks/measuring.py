@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 5, 200
 LEAST_SECONDS, MOST_SECONDS = 0.04, 0.2  # total time of a row's rounds, whatever their spread
 FEW = 3  # rounds of a call so long that these exceed MOST_SECONDS; a peer's first call is one of them
 SLOW = 0.5  # a peer's call that takes longer than this many seconds is timed once
+TURNS = 9  # rounds of calls that are timed in turns
 UNDISTURBED = 0.85  # least share of the limit that the yardstick reaches on an undisturbed machine
 
 
@@ -71,6 +72,21 @@ def _enough(times: list[float], spent: float, once: bool) -> bool:
     if rounds >= MOST_ROUNDS or (spent >= MOST_SECONDS and rounds >= FEW) or (once and rounds and times[0] > SLOW):
         return True
     return rounds >= LEAST_ROUNDS and spent >= LEAST_SECONDS and known(times)
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int = TURNS) -> dict[str, list[float]]:
+    """Times calls in turns, so that a change of the machine meets all of them; returns the seconds of their rounds.
+
+    An untimed call precedes each timed one, because the others have left their data in the caches.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 # --- the rows of a run ------------------------------------------------------------------------------------------------
@@ -144,6 +160,7 @@ class Measure:
         unit: tuple[str, float],
         iterations: int = 1,
         compiles: bool = False,
+        timed: Callable[[], list[float]] | None = None,
         group: str | None = None,
         op: str | None = None,
         shape: str | None = None,
@@ -160,6 +177,7 @@ class Measure:
             unit: what a call processes, and how many of it: ("updates", 19e6) or ("images", 1).
             iterations: calls per round, of which the mean counts; more than 1 for calls of microseconds.
             compiles: whether the first call compiles, so that its time is meaningless.
+            timed: returns the seconds of each round, instead of `sample`.
             group: the rows that this one is compared with; by default made of operator, shape, dtype and direction.
             op, shape, direction, provider: the row's key; by default that of the test's mark.
             dtype: of the values.
@@ -181,9 +199,10 @@ class Measure:
         speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
         earlier = first if peer and not compiles and FEW * first > MOST_SECONDS else None
         times: list[float] = []
+        timed = timed or (lambda: sample(call, iterations, once=peer, first=earlier))
         self._benchmark.group = group
         # a single round of pytest-benchmark, which has no stopping rule: see pytest_benchmark_update_json
-        self._benchmark.pedantic(lambda: times.extend(sample(call, iterations, once=peer, first=earlier)), rounds=1)
+        self._benchmark.pedantic(lambda: times.extend(timed()), rounds=1)
         speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
         self._results.yardsticks += speeds
         what, count = unit

@@ -1,5 +1,6 @@
 """A run of the benchmarks: when a row stops, the machine, which results are kept, and the README's table."""
 
+import functools
 import importlib.util
 import json
 import random
@@ -55,6 +56,13 @@ def test_slow_calls_get_few_rounds_and_slow_peers_one():
     assert len(Clock(0.4).sample(once=True)) == measuring.FEW
     assert Clock(0.4).sample(once=True, first=0.45) == pytest.approx([0.45, 0.4, 0.4])
     assert Clock(2).sample(once=True, first=3) == [3]
+
+
+def test_calls_are_timed_in_turns():
+    order: list[str] = []
+    times = measuring.in_turns({name: functools.partial(order.append, name) for name in "ab"}, rounds=2)
+    assert "".join(order) == "aabbaabb"  # the first of each two is not timed
+    assert [len(times[name]) for name in "ab"] == [2, 2]
 
 
 def test_the_interval_of_the_median_has_its_share():
