@@ -66,8 +66,9 @@ def peer(figures: list[Figure]) -> str:
 
 def span(figures: list[Figure]) -> str:
     """The ratio, or the lowest and the highest one."""
-    least, most = (in_unit(bound(figure.ratio for figure in figures), figures[0].unit) for bound in (min, max))
-    return least if least == most else f"{least} to {most}"
+    unit = figures[0].unit
+    least, most = (in_unit(bound(figure.ratio for figure in figures), unit) for bound in (min, max))
+    return least if least == most else f"{least.removesuffix(f' {unit}')} to {most}"
 
 
 def _machine_line(document: Document) -> str:
