@@ -15,6 +15,7 @@ from providers import BOTH, BY_NAME, FORWARD
 from torch import Tensor
 
 import mtlkit
+from mtlkit._accuracy import largest_error
 from mtlkit.operators.floors import Floor, Limits, memory_floor
 from mtlkit.testing import (
     INTERACTION_SHAPES,
@@ -155,7 +156,7 @@ class LevelCase(NamedTuple):
             if own:
                 bound = BOUNDS[name] + (3 * relative_error(plain[name], exact[name]) if half else 0)
             assert errors[-1] <= bound, f"{name}: relative error {errors[-1]:.1e} is beyond {bound:.0e}"
-        return max(errors), (results["seg"].double().cpu() - exact["seg"]).abs().max().item()
+        return max(errors), largest_error(results["seg"].cpu(), exact["seg"])
 
 
 def plain_results(case: LevelCase) -> Tensors:

@@ -103,7 +103,7 @@ Arguments<Params> linear_inputs(Path... to) {
                     &Forward::outputs),
       argument<Params>("x", "(rows, inputs), contiguous, float32", to..., &Forward::x),
       argument<Params>("weight", "(outputs, inputs)", to..., &Forward::weight),
-      argument<Params>("threads", "how many to use at most", to..., &Forward::threads),
+      argument<Params>("threads", "the most to use", to..., &Forward::threads),
   };
 }
 
@@ -415,7 +415,8 @@ void bind_interaction_level(py::module_& m) {
           argument<Params>("momentum", "of the running statistics", &Params::gating, &Gating::momentum),
           argument<Params>("eps", "of the normalisation", &Params::gating, &Gating::eps),
           argument<Params>("alignment", "whether there are three signals", &Params::gating, &Gating::alignment),
-          argument<Params>("training", "whether the batch's statistics normalise", &Params::gating, &Gating::training),
+          argument<Params>("training", "whether to normalise by the batch's statistics", &Params::gating,
+                           &Gating::training),
           argument<Params>("f", "(B, F)", &Params::gating, &Gating::f),
           argument<Params>("normaliser", "(2), 0 for the mean over the batch", &Params::gating, &Gating::normaliser),
           argument<Params>("norm_mean", "(F)", &Params::gating, &Gating::norm_mean),

@@ -5,11 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from mtlkit.operators._backends import serves
-from mtlkit.operators._operator import direct
-from mtlkit.operators.pixel_linear import pixel_linear
+from mtlkit.operators.pixel_linear import by_kernels, pixel_linear
 
 SMALL = 20480  # elements up to which PyTorch convolves a single map without oneDNN
 
@@ -22,7 +19,7 @@ class PixelConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not (direct((input, weight, bias)) and self._is_product(input)):
+        if not (by_kernels(input, weight, bias) and self._is_product(input)):
             return super()._conv_forward(input, weight, bias)
         x = input.permute(0, 2, 3, 1)  # (B, H, W, C_in)
         rows = weight.permute(0, 2, 3, 1).flatten(1)  # (C_out, k k C_in), a view of channels-last weights
@@ -32,7 +29,8 @@ class PixelConv2d(nn.Conv2d):
 
     def _is_product(self, x: Tensor) -> bool:
         """Whether the settings and the map are those for which a product is faster."""
-        small = x.shape[0] == 1 and 0 < x.numel() <= SMALL
+        window = self.kernel_size, self.padding
+        small = 0 < x.numel() <= SMALL
         return (
             self.stride == self.dilation == (1, 1)
             and self.groups == 1
@@ -40,9 +38,7 @@ class PixelConv2d(nn.Conv2d):
             and x.dim() == 4
             and x.shape[1] == self.in_channels
             and x.is_contiguous(memory_format=torch.channels_last)
-            and forward_ad._current_level < 0
-            and serves("cpu", x.device)
-            and (self.kernel_size, self.padding) in [((1, 1), (0, 0))] + [((3, 3), (1, 1))] * small
+            and (window == ((1, 1), (0, 0)) or (window == ((3, 3), (1, 1)) and x.shape[0] == 1 and small))
         )
 
 

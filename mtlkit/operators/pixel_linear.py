@@ -18,10 +18,12 @@ from mtlkit.operators._backends import serves
 from mtlkit.operators._launch import address, argument, check, fresh
 from mtlkit.operators._operator import direct, plain
 
+CPU = torch.device("cpu")
+
 
 def pixel_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """F.linear for an image or a sequence: (B, H, W, C_in) to (B, H, W, C_out), or (B, L, C_in) to (B, L, C_out)."""
-    if _by_kernels(x, weight, bias):
+    if by_kernels(x, weight, bias) and _fit(x, weight, bias):
         return _PixelLinear.apply(1, x, weight, bias)[0]  # pyright: ignore[reportIndexIssue] - a tuple
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() not in (3, 4):
         return F.linear(x, weight, bias)
@@ -40,7 +42,7 @@ def pixel_linear_halves(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
         weight: (2 D, C_in).
         bias: (2 D,).
     """
-    if _by_kernels(x, weight, bias) and weight.shape[0] % 2 == 0:
+    if weight.shape[0] % 2 == 0 and by_kernels(x, weight, bias) and _fit(x, weight, bias):
         return _PixelLinear.apply(2, x, weight, bias)  # pyright: ignore[reportReturnType] - a tuple
     first, second = pixel_linear(x, weight, bias).chunk(2, -1)
     return first, second
@@ -57,19 +59,20 @@ class PixelLinear(nn.Linear):
 # --- the kernels ------------------------------------------------------------------------------------------------------
 
 
-def _by_kernels(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the kernels run a call; they know first and second derivatives, but no forward-mode ones."""
-    tensors = (x, weight, bias)
+def by_kernels(*tensors: Tensor | None) -> bool:
+    """Whether the kernels may run a call; they know first and second derivatives, but no forward-mode ones."""
+    return direct(tensors) and forward_ad._current_level < 0 and serves("cpu", CPU)
+
+
+def _fit(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernels run a call of these shapes."""
     return (
-        direct(tensors)
-        and x.dim() in (3, 4)
+        x.dim() in (3, 4)
         and x.is_contiguous()
         and x.numel() > 0
         and weight.shape[1:] == x.shape[-1:]
         and weight.shape[0] > 0
         and (bias is None or bias.shape == weight.shape[:1])
-        and forward_ad._current_level < 0
-        and serves("cpu", x.device)
     )
 
 
