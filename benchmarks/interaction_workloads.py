@@ -22,10 +22,9 @@ PASSES = {FORWARD: 3, BOTH: 8}
 REFERENCE_ELEMENTS = 12_000_000  # maps up to this size get exact results from the reference, within seconds
 # Where rounding moves an element of the projection across 0, its ReLU switches and these gradients jump, in plain
 # PyTorch as well; among millions of elements this happens. PyTorch's convolution computes its bias's gradient only to
-# 3e-3. The sums behind the others nearly cancel in the statistics of a batch of 8: plain PyTorch is off by up to 1e-5.
+# 3e-3.
 BEHIND_RELU = ("x", "proj_weight", "proj_bias")
-BEHIND_NORM = ("norm_weight", "norm_bias", "clf_gate_weight", "clf_gate_bias", "context_weight", "context_bias")
-BOUNDS = dict.fromkeys(BEHIND_RELU, 5e-3) | dict.fromkeys(BEHIND_NORM, 3e-5)  # in float32
+BOUNDS = dict.fromkeys(BEHIND_RELU, 5e-3)  # in float32
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 ALIGNMENT = "_alignment"  # suffix of a shape's name: three signals instead of two variances

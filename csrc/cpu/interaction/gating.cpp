@@ -1,6 +1,9 @@
 // Task interaction: from the sums over a map to the factors of its channels, forward and backward (formulas:
 // mtlkit/operators/interaction). Threads divide the rows of the layers; the remaining work is a few thousand
 // operations.
+//
+// UPA's numbers, a few for each image, are computed in double: divided by their mean over the batch, the signals of
+// similar images are all about 1, and the sums behind their gradients nearly cancel.
 #include "cpu/interaction/gating.h"
 
 #include "cpu/interaction/bands.h"
@@ -14,30 +17,31 @@ constexpr int kSignals = 3;
 constexpr double kShortest = 1e-12;  // lower bound of squared lengths in the cosine
 constexpr double kNormaliserEps = 1e-8;
 
-// The dot product of a with `other`, where other(i) returns a vector of elements from i on.
-template <typename T, typename F>
-T dot(const T* a, int64_t count, F other) {
-  Vec<T> sum{};
-  for (int64_t i = 0; i < count; i += kLanes<T>) sum += load_left(a + i, count - i) * other(i);
-  return total<T>(sum);
+// The sum of term(i) for i < count, in double.
+template <typename F>
+double sum_of(int64_t count, F term) {
+  constexpr int64_t kSums = 16;  // independent sums, which run side by side
+  double sums[kSums] = {}, all = 0;
+  int64_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    for (int64_t k = 0; k < kSums; ++k) sums[k] += term(i + k);
+  }
+  for (int64_t k = 0; i + k < count; ++k) sums[k] += term(i + k);
+  for (const double sum : sums) all += sum;
+  return all;
 }
 
 template <typename T>
-T dot(const T* a, const T* b, int64_t count) {
-  return dot<T>(a, count, [&](int64_t i) { return load_left(b + i, count - i); });
+double dot(const T* a, const T* b, int64_t count) {
+  return sum_of(count, [=](int64_t i) { return static_cast<double>(a[i]) * b[i]; });
 }
 
 template <typename T>
-T sum_of(const T* a, int64_t count) {
-  Vec<T> sum{};
-  for (int64_t i = 0; i < count; i += kLanes<T>) sum += load_left(a + i, count - i);
-  return total<T>(sum);
+double mean_of(const T* a, int64_t count) {
+  return sum_of(count, [=](int64_t i) { return static_cast<double>(a[i]); }) / count;
 }
 
-template <typename T>
-T logistic(T x) {
-  return sigmoid(splat(x))[0];
-}
+double logistic(double x) { return sigmoid(splat(x))[0]; }
 
 // Shared by forward and backward: the arguments with their types, and the values that forward saves.
 template <typename T>
@@ -75,21 +79,20 @@ struct Level {
   }
 
   // The normalised signals of image b, the input of UPA's layers.
-  void normalised_signals(int64_t b, const T* divisor, T* u) const {
+  void normalised_signals(int64_t b, const double* divisor, double* u) const {
     for (int i = 0; i < count; ++i) u[i] = signal(i)[b] / divisor[i];
   }
 
-  void find_divisor(T* divisor) const {
+  void find_divisor(double* divisor) const {
     for (int i = 0; i < count; ++i) {
       divisor[i] = 1;
       if (p.alignment) continue;
-      const T given = p.normaliser ? typed(p.normaliser)[i] : sum_of<T>(signal(i), B) / static_cast<T>(B);
-      divisor[i] = given + static_cast<T>(kNormaliserEps);
+      divisor[i] = (p.normaliser ? typed(p.normaliser)[i] : mean_of(signal(i), B)) + kNormaliserEps;
     }
   }
 
-  T hidden(int64_t h, const T* u) const {
-    T z = weight(kFc1Bias)[h];
+  double hidden(int64_t h, const double* u) const {
+    double z = weight(kFc1Bias)[h];
     for (int i = 0; i < count; ++i) z += weight(kFc1Weight)[h * count + i] * u[i];
     return z < 0 ? 0 : z;
   }
@@ -101,9 +104,9 @@ struct Level {
   }
 
   // One over the length of a query.
-  T inverse_length(const T* query) const {
-    const T square = dot<T>(query, query, Q);
-    return 1 / std::sqrt(square < static_cast<T>(kShortest) ? static_cast<T>(kShortest) : square);
+  double inverse_length(const T* query) const {
+    const double square = dot(query, query, Q);
+    return 1 / std::sqrt(square < kShortest ? kShortest : square);
   }
 };
 
@@ -134,37 +137,35 @@ struct Forward : Level<T> {
   }
 
   void find_signals(int64_t b) const {
-    const T *e = enhanced + b * F, mean_e = sum_of<T>(e, F) / static_cast<T>(F);
-    T spread = 0;
-    for (int64_t j = 0; j < F; ++j) spread += (e[j] - mean_e) * (e[j] - mean_e);
-    spread /= static_cast<T>(F);
+    const T* e = enhanced + b * F;
+    const double mean_e = mean_of(e, F);
+    const double spread = sum_of(F, [=](int64_t j) { return (e[j] - mean_e) * (e[j] - mean_e); }) / F;
     if (p.alignment) {
       const T *seg = seg_query + b * Q, *clf = clf_query + b * Q;
-      signal(0)[b] = dot<T>(seg, clf, Q) * this->inverse_length(seg) * this->inverse_length(clf);
+      signal(0)[b] = dot(seg, clf, Q) * this->inverse_length(seg) * this->inverse_length(clf);
       signal(1)[b] = this->energy[b];
       signal(2)[b] = std::log1p(spread);
       return;
     }
-    T variance = 0;
-    for (int64_t c = 0; c < C; ++c) variance += mu[b * C + c] * mu[b * C + c] * this->variance[b * C + c];
-    signal(0)[b] = variance / static_cast<T>(C);
+    const T *m = mu + b * C, *v = this->variance + b * C;
+    signal(0)[b] = sum_of(C, [=](int64_t c) { return static_cast<double>(m[c]) * m[c] * v[c]; }) / C;
     signal(1)[b] = spread;
   }
 
-  void find_gates(int64_t b, const T* divisor) const {
-    T u[kSignals], z[2] = {weight(kFc2Bias)[0], weight(kFc2Bias)[1]};
+  void find_gates(int64_t b, const double* divisor) const {
+    double u[kSignals], z[2] = {weight(kFc2Bias)[0], weight(kFc2Bias)[1]};
     this->normalised_signals(b, divisor, u);
     for (int64_t h = 0; h < H; ++h) {
-      const T unit = this->hidden(h, u);
+      const double unit = this->hidden(h, u);
       for (int i = 0; i < 2; ++i) z[i] += weight(kFc2Weight)[i * H + h] * unit;
     }
     T* w = gates + b * 2;
     if (p.alignment) {
-      for (int i = 0; i < 2; ++i) w[i] = logistic<T>(z[i]);
+      for (int i = 0; i < 2; ++i) w[i] = logistic(z[i]);
       return;
     }
-    w[0] = logistic<T>(z[0] - z[1]);  // softmax over two logits
-    w[1] = logistic<T>(z[1] - z[0]);
+    w[0] = logistic(z[0] - z[1]);  // softmax over two logits
+    w[1] = logistic(z[1] - z[0]);
   }
 
   int run() const {
@@ -210,7 +211,7 @@ struct Forward : Level<T> {
       });
     }
     for (int64_t b = 0; b < B; ++b) find_signals(b);
-    T divisor[kSignals];
+    double divisor[kSignals];
     this->find_divisor(divisor);
     T *factors = typed(p.factors), *clf = typed(p.clf);
     for (int64_t b = 0; b < B; ++b) {
@@ -230,12 +231,14 @@ struct Backward : Level<T> {
       L::gain, L::seg_gate, L::seg_query, L::clf_query, L::centre, L::slope, L::weight, L::signal, L::typed, L::count;
 
   const InteractionGatingBackward& q;
-  Scratch<T> scratch{B * (6 * F + 4 * C + 2 * Q) + kSignals * B};
+  Scratch<T> scratch{B * (6 * F + 4 * C + 2 * Q)};
+  Scratch<double> signal_scratch{kSignals * B};
   T* left = scratch.get();
   T *dmu = next(B * C), *denhanced = next(B * F), *df = next(B * F);
   T *dgain = next(B * C), *dseg_gate = next(B * C), *dclf_gate = next(B * F), *dcontext = next(B * F);
   T *c = next(B * F), *seg_shift = next(B * C), *clf_shift = next(B * F);
-  T *dseg_query = next(B * Q), *dclf_query = next(B * Q), *dsignals = next(kSignals * B);
+  T *dseg_query = next(B * Q), *dclf_query = next(B * Q);
+  double* dsignals = signal_scratch.get();
 
   explicit Backward(const InteractionGatingBackward& params) : L{params.forward}, q(params) {}
 
@@ -249,26 +252,25 @@ struct Backward : Level<T> {
   static T given(const void* values, int64_t i) { return values ? typed(values)[i] : 0; }
 
   // The gradient through the gates of image b to the normalised signals; adds to the gradients of UPA's layers.
-  void pull_gates(int64_t b, const T* divisor, T* du) const {
+  void pull_gates(int64_t b, const double* divisor, double* du) const {
     const T* w = gates + b * 2;
-    T dw[2] = {given(q.dgates, 2 * b), given(q.dgates, 2 * b + 1)}, dz[2];
+    double dw[2] = {given(q.dgates, 2 * b), given(q.dgates, 2 * b + 1)}, dz[2];
     if (q.dfactors) {
-      dw[0] += dot<T>(typed(q.dfactors) + b * C, C, [&](int64_t i) { return load_left(mu + b * C + i, C - i) - 1; });
+      const T *d = typed(q.dfactors) + b * C, *m = mu + b * C;
+      dw[0] += sum_of(C, [=](int64_t c) { return static_cast<double>(d[c]) * (m[c] - 1); });
     }
     if (q.dclf) {
-      dw[1] += dot<T>(typed(q.dclf) + b * F, F, [&](int64_t i) {
-        return load_left(enhanced + b * F + i, F - i) - load_left(f + b * F + i, F - i);
-      });
+      const T *d = typed(q.dclf) + b * F, *e = enhanced + b * F, *base = f + b * F;
+      dw[1] += sum_of(F, [=](int64_t j) { return static_cast<double>(d[j]) * (e[j] - base[j]); });
     }
-    const T both = w[0] * dw[0] + w[1] * dw[1];
-    for (int i = 0; i < 2; ++i) dz[i] = w[i] * (p.alignment ? (1 - w[i]) * dw[i] : dw[i] - both);
-    T u[kSignals];
+    for (int i = 0; i < 2; ++i) dz[i] = w[i] * (p.alignment ? (1 - w[i]) * dw[i] : w[1 - i] * (dw[i] - dw[1 - i]));
+    double u[kSignals];
     this->normalised_signals(b, divisor, u);
     for (int i = 0; i < count; ++i) du[i] = 0;
     for (int i = 0; i < 2; ++i) add(kFc2Bias, i, dz[i]);
     for (int64_t h = 0; h < H; ++h) {
-      const T unit = this->hidden(h, u);
-      T dunit = 0;
+      const double unit = this->hidden(h, u);
+      double dunit = 0;
       for (int i = 0; i < 2; ++i) {
         add(kFc2Weight, i * H + h, dz[i] * unit);
         dunit += weight(kFc2Weight)[i * H + h] * dz[i];
@@ -282,49 +284,50 @@ struct Backward : Level<T> {
     }
   }
 
-  void add(GatingWeight which, int64_t i, T value) const {
+  void add(GatingWeight which, int64_t i, double value) const {
     if (T* target = dweight(which)) target[i] += value;
   }
 
   // Replaces the gradients of the normalised signals by those of the signals.
-  void pull_normaliser(const T* divisor) const {
+  void pull_normaliser(const double* divisor) const {
     for (int i = 0; i < count; ++i) {
-      T* d = dsignals + i * B;
-      T coupled = 0;
-      if (!p.alignment && !p.normaliser)
-        coupled = dot<T>(d, signal(i), B) / (divisor[i] * divisor[i] * static_cast<T>(B));
+      double* d = dsignals + i * B;
+      double coupled = 0;
+      for (int64_t b = 0; !p.alignment && !p.normaliser && b < B; ++b) coupled += d[b] * signal(i)[b];
+      coupled /= divisor[i] * divisor[i] * B;
       for (int64_t b = 0; b < B; ++b) d[b] = d[b] / divisor[i] - coupled + given(q.dsignals[i], b);
     }
   }
 
   // The gradient of a, from that of the cosine of two queries, (a . b) / (|a| |b|).
-  void pull_cosine(const T* a, const T* b, T dcosine, T* da) const {
-    const T square = dot<T>(a, a, Q), inverse = this->inverse_length(a), other = this->inverse_length(b);
-    const T along = square < static_cast<T>(kShortest) ? 0 : dot<T>(a, b, Q) * inverse * inverse;
+  void pull_cosine(const T* a, const T* b, double dcosine, T* da) const {
+    const double square = dot(a, a, Q), inverse = this->inverse_length(a), other = this->inverse_length(b);
+    const double along = square < kShortest ? 0 : dot(a, b, Q) * inverse * inverse;
     for (int64_t i = 0; i < Q; ++i) da[i] = dcosine * inverse * other * (b[i] - along * a[i]);
   }
 
   // Gradients of mu and of the enhanced vector, without the part through the queries.
   void pull_signals(int64_t b) const {
-    const T *w = gates + b * 2, *e = enhanced + b * F, mean_e = sum_of<T>(e, F) / static_cast<T>(F);
-    const T dseg = dsignals[b], features = static_cast<T>(F), channels = static_cast<T>(C);
-    T dspread = dsignals[(count - 1) * B + b];
+    const T *w = gates + b * 2, *e = enhanced + b * F, mean_e = static_cast<T>(mean_of(e, F));
+    const T dseg = static_cast<T>(dsignals[b] * 2 / C);
+    double dspread = dsignals[(count - 1) * B + b];
     if (p.alignment) {
       dspread *= std::exp(-signal(2)[b]);
-      pull_cosine(seg_query + b * Q, clf_query + b * Q, dseg, dseg_query + b * Q);
-      pull_cosine(clf_query + b * Q, seg_query + b * Q, dseg, dclf_query + b * Q);
+      pull_cosine(seg_query + b * Q, clf_query + b * Q, dsignals[b], dseg_query + b * Q);
+      pull_cosine(clf_query + b * Q, seg_query + b * Q, dsignals[b], dclf_query + b * Q);
       if (q.denergy) typed(q.denergy)[b] = dsignals[B + b];
     }
+    const T dlevel = static_cast<T>(dspread * 2 / F);
     for (int64_t j = 0; j < F; ++j) {
       const T dclf = given(q.dclf, b * F + j);
-      denhanced[b * F + j] = given(q.denhanced, b * F + j) + dclf * w[1] + dspread * 2 * (e[j] - mean_e) / features;
+      denhanced[b * F + j] = given(q.denhanced, b * F + j) + dclf * w[1] + dlevel * (e[j] - mean_e);
       df[b * F + j] = dclf * (1 - w[1]);
     }
     for (int64_t i = b * C; i < (b + 1) * C; ++i) {
       dmu[i] = given(q.dmu, i) + given(q.dfactors, i) * w[0];
       if (p.alignment) continue;
-      dmu[i] += dseg * 2 * mu[i] * this->variance[i] / channels;
-      if (q.dvariance) typed(q.dvariance)[i] = dseg * mu[i] * mu[i] / channels;
+      dmu[i] += dseg * mu[i] * this->variance[i];
+      if (q.dvariance) typed(q.dvariance)[i] = dseg / 2 * mu[i] * mu[i];
     }
   }
 
@@ -371,8 +374,8 @@ struct Backward : Level<T> {
   }
 
   int run() const {
-    if (!scratch.ok()) return kOutOfMemory;
-    T divisor[kSignals], du[kSignals];
+    if (!scratch.ok() || !signal_scratch.ok()) return kOutOfMemory;
+    double divisor[kSignals], du[kSignals];
     this->find_divisor(divisor);
     const int64_t sizes[] = {H * count, H, 2 * H, 2};
     for (int i = 0; i < 4; ++i) {

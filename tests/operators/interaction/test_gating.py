@@ -7,7 +7,7 @@ import mtlkit
 from harness.gating import VECTOR_CASES, VectorCall, VectorCase, assert_same
 from mtlkit import _native
 from mtlkit.operators.interaction import gating
-from mtlkit.testing import InteractionShape
+from mtlkit.testing import InteractionShape, relative_error
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -52,6 +52,23 @@ def test_short_queries_have_the_gradient_of_pytorch():
     call = VectorCall(VectorCase(3, 20, 18, "alignment"))
     call.upa = call.upa._replace(seg_proj=call.upa.seg_proj * 1e-8)
     assert_same(call.run("cpu", torch.float64), call.run("torch", torch.float64))
+
+
+def test_gradients_of_similar_images_keep_their_digits(isa):
+    """Divided by their mean, the signals of a batch are all about 1, and the sums behind their gradients cancel."""
+    inputs = InteractionShape(8, 384, 14, 14).inputs()
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [t + torch.randn(t.shape, generator=generator) for t in inputs[:2]]
+
+    def gradient(backend, dtype):
+        x, f, *cast = (t.to(dtype) for t in (*inputs[:2], *cotangents))
+        tim, upa = (type(p)(*(None if t is None else t.to(dtype) for t in p)) for p in inputs[2:])
+        weight = tim.norm_weight.requires_grad_()
+        with mtlkit.use_backend(backend):
+            out = mtlkit.ops.task_interaction(x, f, tim, upa)
+        return torch.autograd.grad([out.seg, out.clf], weight, cast)[0]
+
+    assert relative_error(gradient("cpu", torch.float32), gradient("torch", torch.float64)) < 3e-6
 
 
 def test_the_kernels_run(monkeypatch):
