@@ -126,8 +126,12 @@ struct TokenSums {
  private:
   template <bool sets, int G>
   static MTLKIT_INLINE void give(const T* sums, T* row) {
-#pragma GCC unroll 4
-    for (int j = 0; j < G; ++j) row[j] = sets ? sums[j] : row[j] + sums[j];
+    typedef T Sums __attribute__((vector_size(G * sizeof(T))));
+    Sums found, before{};
+    std::memcpy(&found, sums, sizeof found);
+    if constexpr (!sets) std::memcpy(&before, row, sizeof before);
+    found = sets ? found : before + found;
+    std::memcpy(row, &found, sizeof found);
   }
 };
 
@@ -169,9 +173,10 @@ MTLKIT_INLINE Vec<T> sum_folded(Vec<T>* v) {
 //   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
 //   q = a_t g_t h_{t-1}             ddt_t = sum_n q A              dA += q dt_t
 //
-template <typename T, int G, bool LaneB, bool LaneC, bool wants_y>
+// Calls meanwhile() once per kLanes / G tokens.
+template <typename T, int G, bool LaneB, bool LaneC, bool wants_y, typename Meanwhile>
 void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, bool near,
-                    const ScanGradients<T>& out) {
+                    const ScanGradients<T>& out, Meanwhile& meanwhile) {
   constexpr int kTogether = kLanes<T> / G;  // tokens whose sums over the lanes are completed together
   constexpr int kUnrolled = 4;              // the exit of a short loop is predicted, that of a long one is not
   Vec<T> h[kTile + 1][G], decay[kTile][G];
@@ -238,6 +243,7 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
   if constexpr (!LaneC) sum_c = out.dc + first * TokenSums<T>::kTokens;
   for (int64_t left = tile.tokens; left > 0;) {
     const int64_t t0 = (left - 1) / kTogether * kTogether;
+    meanwhile();
     if (left - t0 == kTogether) {
 #pragma GCC unroll 4
       for (int i = kTogether - 1; i >= 0; --i) retreat(t0 + i, i);
@@ -258,9 +264,17 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
   }
 }
 
-// The backward scan of one tile, given the states at its start.
-template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false>
-void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out) {
+// How often scan_backward calls meanwhile().
+template <typename T>
+constexpr int64_t backward_calls(int64_t tokens, int64_t states) {
+  const int64_t group = TokenSums<T>::group(states);
+  return ceil_div(tokens, kLanes<T> / group) * (states / group);
+}
+
+// The backward scan of one tile, given the states at its start. Calls meanwhile() now and then, for prefetches.
+template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false, typename Meanwhile>
+void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out,
+                   Meanwhile&& meanwhile) {
   const int states = N ? N : tile.states;
   const bool near = tile.near();
   for (int64_t t = 0; t < tile.tokens; ++t) {
@@ -270,13 +284,13 @@ void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* star
   if constexpr (kLanes<T> >= kGroup) {
     if (TokenSums<T>::group(states) == kGroup) {
       for (int n = 0; n < states; n += kGroup) {
-        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out);
+        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
       }
       return;
     }
   }
   for (int n = 0; n < states; ++n) {
-    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out);
+    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
   }
 }
 

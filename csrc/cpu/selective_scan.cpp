@@ -333,9 +333,9 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
       scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c,
   };
   if (p.z) {
-    scan_backward<T, N, LaneB, LaneC, true>(tile.scan, scratch.dy, scratch.start, gradients);
+    scan_backward<T, N, LaneB, LaneC, true>(tile.scan, scratch.dy, scratch.start, gradients, [] {});
   } else {
-    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients);
+    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients, [] {});
   }
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];

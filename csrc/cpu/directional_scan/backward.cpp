@@ -68,8 +68,9 @@ struct BackwardScratch {
 
 // The backward scan of a tile in which the state is reset to zero: processes the parts from one start to the next as
 // separate tiles. Neither the state nor its gradient crosses a start.
-template <typename T, int N>
-void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, BackwardScratch<T>& scratch) {
+template <typename T, int N, typename Meanwhile>
+void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, BackwardScratch<T>& scratch,
+                    Meanwhile& meanwhile) {
   const ScanTile<T>& whole = scratch.tile.scan;
   ScanTile<T>& part = scratch.part;
   const int64_t states = whole.states;
@@ -93,10 +94,10 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
     out.dx = gradients.dx + first;
     if (starts[first]) {
       Vec<T> zeros[N ? N : kMaxStates] = {};
-      scan_backward<T, N>(part, scratch.dy + first, zeros, out);
+      scan_backward<T, N>(part, scratch.dy + first, zeros, out, meanwhile);
       for (int64_t n = 0; n < states; ++n) out.carry[n] = Vec<T>{};
     } else {
-      scan_backward<T, N>(part, scratch.dy, scratch.start, out);
+      scan_backward<T, N>(part, scratch.dy, scratch.start, out, meanwhile);
     }
     stop = first;
   }
@@ -197,30 +198,35 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       const Plane<const T> dy = run.dy[i];
       for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy.at(tile.token[t]));
 
-      // Prefetch the memory of the next block, or of the first block of the next tile.
+      // Prefetch the memory of the next block, or of the first block of the next tile, a few lines at a time: more
+      // would wait for each other.
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
       const T* const start = static_cast<T*>(
           checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
       for (int64_t n = 0; n < states; ++n) __builtin_prefetch(start + n * s.channels);
       const Plane<const T> next_u = run.u[next], next_dy = run.dy[next];
       const Plane<T> next_du = run.du[next];
-      for (int64_t t = 0; t < tokens; ++t) {
-        const int64_t later = order[next_first + t];
-        __builtin_prefetch(next_u.at(later));
-        __builtin_prefetch(next_dy.at(later));
-        __builtin_prefetch(next_du.at(later), 1);
-        if (last) {
-          prefetch_row<0, N>(x_dbl + later * pitch, s.row());
-          prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
+      const int64_t share = ceil_div(kTile, backward_calls<T>(tokens, states));
+      int64_t fetched = 0;
+      const auto meanwhile = [&] {
+        for (const int64_t stop = min(fetched + share, tokens); fetched < stop; ++fetched) {
+          const int64_t later = order[next_first + fetched];
+          __builtin_prefetch(next_u.at(later));
+          __builtin_prefetch(next_dy.at(later));
+          __builtin_prefetch(next_du.at(later), 1);
+          if (last) {
+            prefetch_row<0, N>(x_dbl + later * pitch, s.row());
+            prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
+          }
         }
-      }
+      };
 
       gradients.carry = carried.carry;
       gradients.dA = carried.dA;
       if (starts && std::memchr(starts + first, 1, tokens)) {
-        backward_parts<T, N>(starts + first, gradients, scratch);
+        backward_parts<T, N>(starts + first, gradients, scratch, meanwhile);
       } else {
-        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients);
+        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients, meanwhile);
       }
       finish_block<T>(s, run.du[i], run.sets_du, i == 0, scratch, carried);
     }
