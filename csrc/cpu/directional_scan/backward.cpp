@@ -21,19 +21,6 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
-// The largest number of blocks of channels that are processed together in a direction: they share the rows of its
-// tiles, and their contributions to a row are summed before they are written.
-inline constexpr int kRun = 8;
-
-// A map of all tokens, block by block: packed, or in place in a channels-last tensor.
-template <typename T>
-struct Planes {
-  T* data;
-  int64_t step, block;  // elements from token to token, and from block to block
-
-  Plane<T> operator[](int64_t i) const { return {data + i * block, step}; }
-};
-
 template <typename T>
 struct BackwardScratch {
   // The values that a block carries from tile to tile.
@@ -51,14 +38,14 @@ struct BackwardScratch {
   T *db, *dc;  // TokenSums over the blocks of a run; the call sets their size
   T* row_dt;   // sums over the blocks of a run, (R, tokens)
 
-  static int64_t vectors(const DirectionalScanShape& s) { return 2 * kRun * s.rank; }
+  static int64_t vectors(const DirectionalScanShape& s) { return kRun * (Parameters<T>::vectors(s) + s.rank); }
   static int64_t scalars(const DirectionalScanShape& s) { return 2 * TokenSums<T>::size(s.states) + kTile * s.rank; }
 
   void point_into(Vec<T>* v, T* scalar, const DirectionalScanShape& s) {
     for (Carried& one : carried) {
-      one.parameters.dt_weight = v;
-      one.ddt_weight = v + s.rank;
-      v += 2 * s.rank;
+      one.parameters.place(v, s);
+      one.ddt_weight = v + Parameters<T>::vectors(s);
+      v = one.ddt_weight + s.rank;
     }
     db = scalar;
     dc = db + TokenSums<T>::size(s.states);
@@ -259,18 +246,6 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
                    channels);
     }
   }
-}
-
-template <typename T>
-Planes<T> in_place_planes(const Tensor<5>& image, int64_t b, int64_t k, int64_t d) {
-  const Plane<T> first = block_of<T>(image, b, k, d);
-  return {first.data, first.step, kLanes<T>};
-}
-
-template <typename T, typename V>
-Planes<T> packed_planes(V* vectors, int64_t tokens) {
-  constexpr int64_t lanes = sizeof(V) / sizeof(T);
-  return {reinterpret_cast<T*>(vectors), lanes, lanes * tokens};
 }
 
 // A work item is (sample, group of directions, run of channel blocks). Directions are split before channels, because

@@ -2,7 +2,8 @@
 //
 // A block of channels is one vector. In channels-last tensors of the type of computation it is read and written in
 // place; otherwise its plane is packed once into contiguous vectors, which handles layout, dtype and any number of
-// channels in one place. Each direction reads the tokens of the plane in the order of its table.
+// channels in one place. Each direction reads the tokens of the plane in the order of its table, for a run of blocks
+// at a time.
 #include "cpu/directional_scan/planes.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -13,104 +14,168 @@ namespace {
 
 template <typename T>
 struct ForwardScratch {
-  Parameters<T> parameters;
   Gathered<T> tile;
-  Vec<T> h[kMaxStates];
+  Parameters<T> parameters[kRun];
+  Vec<T>* h[kRun];
+
+  static int64_t vectors(const DirectionalScanShape& s) { return kRun * (Parameters<T>::vectors(s) + s.states); }
+
+  void place(Vec<T>* memory, const DirectionalScanShape& s) {
+    for (int i = 0; i < kRun; ++i) {
+      parameters[i].place(memory, s);
+      h[i] = memory + Parameters<T>::vectors(s);
+      memory = h[i] + s.states;
+    }
+  }
 };
 
-// Scans one direction of a plane, and sets the output or adds to it. Prefetches the memory of the next steps meanwhile.
+// The maps of a run of blocks, and whether to set the outputs rather than add to them.
+template <typename T>
+struct ForwardRun {
+  int64_t d, count;  // its first channel, its blocks
+  Planes<const T> u;
+  Planes<T> y;
+  bool sets;
+};
+
+// Scans one direction of a run of blocks. Prefetches the memory of the next steps meanwhile.
 template <typename T, int N>
-void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, int64_t d, int64_t channels,
-                       Plane<const T> plane, Plane<T> out, bool sets, ForwardScratch<T>& scratch) {
+void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, const ForwardRun<T>& run,
+                       ForwardScratch<T>& scratch) {
   constexpr int64_t kSteps = kTile / 2;  // this much stays in the first-level cache until it is read
   const DirectionalScanShape& s = p.shape;
   const int64_t steps = s.steps, states = N ? N : s.states, pitch = s.pitch();
-  Parameters<T>& parameters = scratch.parameters;
-  parameters.load(p, k, d, channels);
-  const T* x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
+  const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
+  const T* const x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
   const int32_t* const order = order_of(p, b, k);
   const uint8_t* const starts = starts_of(p, b, k);
   Gathered<T>& tile = scratch.tile;
-  Vec<T>* const h = scratch.h;
-  load_state<T>(p.initial_state, s, b, k, d, channels, h);
+  for (int64_t i = 0; i < run.count; ++i) {
+    scratch.parameters[i].load(p, k, run.d + i * kLanes<T>, channels_of(i));
+    load_state<T>(p.initial_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), scratch.h[i]);
+  }
 
   for (int64_t first = 0; first < steps; first += kSteps) {
-    if (p.checkpoints && first % kTile == 0) {
-      const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, d);
-      store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels, states, h);
-    }
     tile.gather_rows(s, order + first, min(kSteps, steps - first), x_dbl);
-    tile.template gather_block<false>(s.rank, parameters, plane);
     const int64_t tokens = tile.scan.tokens;
     const int32_t* const later = order + min(first + kSteps, steps - tokens);
-    if (p.checkpoints && (first + kSteps) % kTile == 0 && first + kSteps < steps) {
-      const T* next = static_cast<T*>(checkpoint<T>(p.checkpoints, b * s.directions + k, first + kSteps, s, d).data);
-      for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next + n * s.channels, 1);
+    int64_t to_y[kSteps], later_u[kSteps], later_y[kSteps];
+    for (int64_t t = 0; t < tokens; ++t) {
+      to_y[t] = tile.token[t] * run.y.step;
+      later_u[t] = later[t] * run.u.step;
+      later_y[t] = later[t] * run.y.step;
     }
-    for (int64_t from = 0, to = tokens; from < tokens; from = to, to = tokens) {
-      if (starts) {  // scan from one start to the next
-        if (starts[first + from]) {
-          for (int64_t n = 0; n < states; ++n) h[n] = Vec<T>{};
-        }
-        const void* stop = std::memchr(starts + first + from + 1, 1, tokens - from - 1);
-        if (stop) to = static_cast<const uint8_t*>(stop) - (starts + first);
+    for (int64_t i = 0; i < run.count; ++i) {
+      const Parameters<T>& parameters = scratch.parameters[i];
+      const Plane<const T> u = run.u[i];
+      const Plane<T> out = run.y[i];
+      Vec<T>* const h = scratch.h[i];
+      const auto checkpoint_before = [&](int64_t step) {
+        return checkpoint<T>(p.checkpoints, b * s.directions + k, step, s, run.d + i * kLanes<T>);
+      };
+      if (p.checkpoints && first % kTile == 0) {
+        const Tensor<2> c = checkpoint_before(first);
+        store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, h);
       }
-      scan_forward<T, N>(tile.scan, from, to, h, [&](int64_t t, Vec<T> y) {
-        prefetch_row<0, N>(x_dbl + later[t] * pitch, s.row());
-        __builtin_prefetch(plane.at(later[t]));
-        __builtin_prefetch(out.at(later[t]), 1);
-        T* merged = out.at(tile.token[t]);
-        y += parameters.D * tile.u[t];
-        store(merged, sets ? y : load(merged) + y);
-      });
+      tile.template gather_block<false>(s.rank, parameters, u);
+      if (p.checkpoints && (first + kSteps) % kTile == 0 && first + kSteps < steps) {
+        const T* next = static_cast<T*>(checkpoint_before(first + kSteps).data);
+        for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next + n * s.channels, 1);
+      }
+      for (int64_t from = 0, to = tokens; from < tokens; from = to, to = tokens) {
+        if (starts) {  // scan from one start to the next
+          if (starts[first + from]) {
+            for (int64_t n = 0; n < states; ++n) h[n] = Vec<T>{};
+          }
+          const void* stop = std::memchr(starts + first + from + 1, 1, tokens - from - 1);
+          if (stop) to = static_cast<const uint8_t*>(stop) - (starts + first);
+        }
+        scan_forward<T, N>(tile.scan, from, to, h, [&](int64_t t, Vec<T> y) {
+          if (i == 0) prefetch_row<0, N>(x_dbl + later[t] * pitch, s.row());
+          __builtin_prefetch(u.data + later_u[t]);
+          __builtin_prefetch(out.data + later_y[t], 1);
+          T* const merged = out.data + to_y[t];
+          y += parameters.D * tile.u[t];
+          store(merged, run.sets ? y : load(merged) + y);
+        });
+      }
     }
   }
-  if (p.last_state) store_state<T>(p.last_state, s, b, k, d, channels, h);
+  for (int64_t i = 0; p.last_state && i < run.count; ++i) {
+    store_state<T>(p.last_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), scratch.h[i]);
+  }
 }
 
-// A work item is a block of channels of one sample with some of its directions. Directions are split among threads if
-// there are fewer blocks than threads; the merged outputs of the parts are added in a fixed order.
+// The number of runs into which to divide the blocks of a sample: as few as give all threads the same work.
+int64_t runs_of(int64_t batch, int64_t blocks, int64_t threads) {
+  for (int64_t runs = ceil_div(blocks, kRun); runs < blocks; ++runs) {
+    if (batch * runs % threads == 0 && blocks % runs == 0) return runs;
+  }
+  return blocks;
+}
+
+// A work item is a run of blocks of one sample with some of its directions. Directions are split among threads if there
+// are fewer blocks than threads; the merged outputs of the parts are added in a fixed order.
 template <typename T, int N>
 int forward(const DirectionalScanForward& p) {
   const DirectionalScanShape& s = p.shape;
   const int64_t tokens = s.tokens(), blocks = ceil_div(s.channels, kLanes<T>);
   const int64_t splits = split(s.batch * blocks, s.directions, p.threads);
-  const int64_t items = s.batch * blocks * splits;
+  const int64_t runs = splits > 1 ? blocks : runs_of(s.batch, blocks, p.threads);
+  const int64_t items = s.batch * runs * splits;
   const int threads = static_cast<int>(min(p.threads, items));
   const bool parted = p.merge && splits > 1;  // each part has its own output; they are added at the end
   const bool all_visited = s.steps == tokens;
+  const int64_t whole = s.channels % kLanes<T> ? 0 : kLanes<T>;
+  const bool u_in_place = in_place<T>(p.u, s, whole), y_in_place = !parted && in_place<T>(p.y, s, whole);
+  const int64_t length = ceil_div(blocks, runs), packed_maps = (u_in_place ? 0 : 1) + (y_in_place || parted ? 0 : 1);
   Scratch<Vec<T>> parts(parted ? items * tokens : 0);
-  Scratch<Vec<T>> planes(threads * tokens * (parted ? 1 : 2));
+  Scratch<Vec<T>> planes(threads * packed_maps * length * tokens);
   Scratch<ForwardScratch<T>> scratch(threads);
-  Scratch<Vec<T>> dt_weight(threads * s.rank);
-  if (!parts.ok() || !planes.ok() || !scratch.ok() || !dt_weight.ok()) return kOutOfMemory;
+  Scratch<Vec<T>> vectors(threads * ForwardScratch<T>::vectors(s));
+  if (!parts.ok() || !planes.ok() || !scratch.ok() || !vectors.ok()) return kOutOfMemory;
 
   on_threads(threads, [&](int thread, int team) {
-    Vec<T>* plane = planes.get() + thread * tokens * (parted ? 1 : 2);
+    Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * tokens;
+    Vec<T>* const y_planes = u_planes + (u_in_place ? 0 : length * tokens);
     ForwardScratch<T>& mine = scratch.get()[thread];
-    mine.parameters.dt_weight = dt_weight.get() + thread * s.rank;
-    int64_t packed = -1;
+    mine.place(vectors.get() + thread * ForwardScratch<T>::vectors(s), s);
     const Share work = share(items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
-      const int64_t block = item / splits % blocks, b = item / splits / blocks, d = block * kLanes<T>;
-      const int64_t channels = min(kLanes<T>, s.channels - d);
-      const bool u_in_place = in_place<T>(p.u, s, channels), y_in_place = !parted && in_place<T>(p.y, s, channels);
-      Vec<T>* out = parted ? parts.get() + item * tokens : plane + tokens;
-      const Share mine_of = share(s.directions, splits, item % splits);
-      for (int64_t k = mine_of.first; k < mine_of.last; ++k) {
-        const int64_t input = item / splits * s.directions + (p.own_inputs ? k : 0);
-        if (!u_in_place && packed != input) {
-          load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, plane);
-          packed = input;
+      const int64_t b = item / splits / runs;
+      const Share my_blocks = share(blocks, runs, item / splits % runs);
+      const Share directions = share(s.directions, splits, item % splits);
+      Vec<T>* const out = parted ? parts.get() + item * tokens : y_planes;
+      ForwardRun<T> run{};
+      run.d = my_blocks.first * kLanes<T>;
+      run.count = my_blocks.last - my_blocks.first;
+      const auto each_block = [&](const auto& f) {
+        for (int64_t i = 0; i < run.count; ++i) {
+          const int64_t d = run.d + i * kLanes<T>;
+          f(i, d, min(kLanes<T>, s.channels - d));
         }
-        const Plane<const T> u_plane = u_in_place ? block_of<const T>(p.u, b, k, d) : packed_plane<const T>(plane);
-        const Plane<T> y_plane = y_in_place ? block_of<T>(p.y, b, k, d) : packed_plane<T>(out);
-        const bool first = !p.merge || k == mine_of.first;
-        if (first && !all_visited) clear(y_plane, tokens);
-        forward_direction<T, N>(p, b, k, d, channels, u_plane, y_plane, first && all_visited, mine);
-        const bool complete = !p.merge || k + 1 == mine_of.last;
-        if (complete && !parted && !y_in_place) {
-          store_plane<T>(images_of(p.y, k), b, d, channels, s.height, s.width, out);
+      };
+      for (int64_t k = directions.first; k < directions.last; ++k) {
+        const bool first = k == directions.first, last = k + 1 == directions.last;
+        const bool fresh = first || !p.merge;  // the output has no sum yet to add to
+        if (u_in_place) {
+          run.u = in_place_planes<const T>(p.u, b, k, run.d);
+        } else {
+          run.u = packed_planes<const T>(u_planes, tokens);
+          if (first || p.own_inputs) {
+            each_block([&](int64_t i, int64_t d, int64_t channels) {
+              load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, u_planes + i * tokens);
+            });
+          }
+        }
+        run.y = y_in_place ? in_place_planes<T>(p.y, b, k, run.d) : packed_planes<T>(out, tokens);
+        run.sets = fresh && all_visited;
+        for (int64_t i = 0; fresh && !all_visited && i < run.count; ++i) clear(run.y[i], tokens);
+        forward_direction<T, N>(p, b, k, run, mine);
+        if (!parted && !y_in_place && (last || !p.merge)) {
+          each_block([&](int64_t i, int64_t d, int64_t channels) {
+            store_plane<T>(images_of(p.y, k), b, d, channels, s.height, s.width, out + i * tokens);
+          });
         }
       }
     }

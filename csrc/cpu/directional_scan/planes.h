@@ -29,6 +29,10 @@ MTLKIT_INLINE bool within_range(const DirectionalScanForward& p) {
   return largest < p.shape.tokens();
 }
 
+// The largest number of blocks of channels that are processed together in a direction: they share the rows of its
+// tiles, and the backward pass sums their contributions to a row before it writes them.
+inline constexpr int kRun = 8;
+
 // Prefetches the cache lines of a row; for_write is 1 if it will be written. The rows of a direction are too irregular
 // for the hardware prefetcher.
 template <int for_write, typename T>
@@ -47,12 +51,19 @@ MTLKIT_INLINE void prefetch_row(const T* row, int64_t count) {
   }
 }
 
-// The parameters of one direction and one block of channels, as vectors over the channels.
+// The parameters of one direction and one block of channels, as vectors over the channels. The caller lends the memory:
+// packed, the parameters of several blocks do not compete for the same lines of the first-level cache.
 template <typename T>
 struct Parameters {
-  Vec<T> A[kMaxStates];  // -exp(A_logs) log2(e)
+  Vec<T>*A, *dt_weight;  // (N): -exp(A_logs) log2(e); (R)
   Vec<T> reach, bias, D;
-  Vec<T>* dt_weight;  // (R), in the caller's scratch memory
+
+  static int64_t vectors(const DirectionalScanShape& s) { return s.states + s.rank; }
+
+  void place(Vec<T>* memory, const DirectionalScanShape& s) {
+    A = memory;
+    dt_weight = memory + s.states;
+  }
 
   void load(const DirectionalScanForward& p, int64_t k, int64_t d, int64_t channels) {
     const DirectionalScanShape& s = p.shape;
@@ -94,6 +105,27 @@ Plane<T> block_of(const Tensor<5>& image, int64_t b, int64_t k, int64_t d) {
 template <typename T, typename V>
 Plane<T> packed_plane(V* vectors) {
   return {reinterpret_cast<T*>(vectors), static_cast<int64_t>(sizeof(V) / sizeof(T))};
+}
+
+// A map of all tokens, block by block: packed, or in place in a channels-last tensor.
+template <typename T>
+struct Planes {
+  T* data;
+  int64_t step, block;  // elements from token to token, and from block to block
+
+  Plane<T> operator[](int64_t i) const { return {data + i * block, step}; }
+};
+
+template <typename T>
+Planes<T> in_place_planes(const Tensor<5>& image, int64_t b, int64_t k, int64_t d) {
+  const Plane<T> first = block_of<T>(image, b, k, d);
+  return {first.data, first.step, kLanes<T>};
+}
+
+template <typename T, typename V>
+Planes<T> packed_planes(V* vectors, int64_t tokens) {
+  constexpr int64_t lanes = sizeof(V) / sizeof(T);
+  return {reinterpret_cast<T*>(vectors), lanes, lanes * tokens};
 }
 
 template <typename T>
