@@ -4,6 +4,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from torch.export import Dim
 from mtlkit import __version__, ops
 from mtlkit._extras import check_installed
 from mtlkit._files import check_new, json_text, written_whole
-from mtlkit.deploy import _modules, _nodes
+from mtlkit.deploy import _direct, _modules, _nodes
 from mtlkit.deploy._calibration import Calibration
 from mtlkit.deploy._example import example_of, input_names, named_outputs
 from mtlkit.deploy._library import FACTS, FORMAT, VERSION, library_path, open_session
@@ -219,16 +220,7 @@ def _translated(
     from mtlkit.deploy import _graph
 
     try:
-        found = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            input_names=inputs,
-            output_names=outputs,
-            custom_translation_table={} if plain else _nodes.translations(),
-        )
-        assert found is not None  # dynamo=True returns a program
+        found = _onnx_program(program, {} if plain else _nodes.translations(), inputs, outputs)
         with _graph.kept_from_rounding(found.model):
             found.optimize()
     except Exception as error:
@@ -243,6 +235,22 @@ def _translated(
     _name_dimensions(file)
     file.ir_version = min(file.ir_version, IR_VERSION)
     return file
+
+
+def _onnx_program(program: "ExportedProgram", own: dict[Any, Any], inputs: list[str], outputs: list[str]) -> Any:
+    """Translates a program as it is if that is possible, else after a decomposition, which takes most of the time."""
+
+    def translate(program: Any, table: dict[Any, Any]) -> Any:
+        names = {"input_names": inputs, "output_names": outputs}
+        options = {"dynamo": True, "verbose": False, "optimize": False, "custom_translation_table": table}
+        return torch.onnx.export(program, **names, **options)
+
+    if _direct.prepare(program, set(own)):
+        whole = copy.copy(program)
+        whole.run_decompositions = lambda *_, **__: whole  # type: ignore[method-assign]
+        with suppress(torch.onnx.errors.OnnxExporterError):  # an operator without a translation
+            return translate(whole, own | _direct.translations())
+    return translate(program, own)
 
 
 def _name_dimensions(file: Any) -> None:
