@@ -174,14 +174,14 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     const int64_t tokens = min(kTile, s.steps - first), before = max(first - kTile, 0);
     Gathered<T>& tile = scratch.tile;
-    tile.gather_rows(s, order + first, tokens, x_dbl);
+    tile.gather_rows(s, order + first, tokens, x_dbl, run.u.step);
     std::memset(scratch.db, 0, 2 * TokenSums<T>::size(states) * sizeof(T));  // and dc
     for (int64_t i = 0; i < run.count; ++i) {
       auto& carried = scratch.carried[i];
       const bool last = i + 1 == run.count;
       const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.d + i * kLanes<T>);
       load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, scratch.start);
-      tile.template gather_block<true>(rank, carried.parameters, run.u[i]);
+      tile.template gather_block<true>(rank, carried.parameters, run.u[i].data);
       const Plane<const T> dy = run.dy[i];
       for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy.at(tile.token[t]));
 

@@ -56,7 +56,7 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
   }
 
   for (int64_t first = 0; first < steps; first += kSteps) {
-    tile.gather_rows(s, order + first, min(kSteps, steps - first), x_dbl);
+    tile.gather_rows(s, order + first, min(kSteps, steps - first), x_dbl, run.u.step);
     const int64_t tokens = tile.scan.tokens;
     const int32_t* const later = order + min(first + kSteps, steps - tokens);
     int64_t to_y[kSteps], later_u[kSteps], later_y[kSteps];
@@ -67,8 +67,8 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
     }
     for (int64_t i = 0; i < run.count; ++i) {
       const Parameters<T>& parameters = scratch.parameters[i];
-      const Plane<const T> u = run.u[i];
-      const Plane<T> out = run.y[i];
+      const T* const u = run.u[i].data;
+      T* const out = run.y[i].data;
       Vec<T>* const h = scratch.h[i];
       const auto checkpoint_before = [&](int64_t step) {
         return checkpoint<T>(p.checkpoints, b * s.directions + k, step, s, run.d + i * kLanes<T>);
@@ -92,10 +92,10 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
         }
         scan_forward<T, N>(tile.scan, from, to, h, [&](int64_t t, Vec<T> y) {
           if (i == 0) prefetch_row<0, N>(x_dbl + later[t] * pitch, s.row());
-          __builtin_prefetch(u.data + later_u[t]);
-          __builtin_prefetch(out.data + later_y[t], 1);
-          T* const merged = out.data + to_y[t];
-          y += parameters.D * tile.u[t];
+          __builtin_prefetch(u + later_u[t]);
+          __builtin_prefetch(out + later_y[t], 1);
+          T* const merged = out + to_y[t];
+          y += parameters.D * load(u + tile.to_u[t]);
           store(merged, run.sets ? y : load(merged) + y);
         });
       }

@@ -138,12 +138,12 @@ void clear(Plane<T> plane, int64_t tokens) {
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
-  int64_t token[kTile];
-  Vec<T> u[kTile];
-  Vec<T> slope[kTile];  // derivatives of the softplus, for the backward pass
+  int64_t token[kTile], to_u[kTile];  // and the offset of the token in the map of u
+  Vec<T> u[kTile], slope[kTile];      // for the backward pass: u, and the derivatives of the softplus
 
   // Gathers `tokens` steps, at most kTile, whose tokens `order` lists.
-  void gather_rows(const DirectionalScanShape& s, const int32_t* order, int64_t tokens, const T* x_dbl) {
+  void gather_rows(const DirectionalScanShape& s, const int32_t* order, int64_t tokens, const T* x_dbl,
+                   int64_t u_step) {
     const int64_t pitch = s.pitch();
     scan.tokens = tokens;
     scan.states = static_cast<int>(s.states);
@@ -151,12 +151,13 @@ struct Gathered {
     scan.to_c = s.rank + s.states;
     for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {  // repeat the last token past the end
       token[t] = order[min(t, tokens - 1)];
+      to_u[t] = token[t] * u_step;
       scan.row[t] = x_dbl + token[t] * pitch;
     }
   }
 
-  template <bool slopes>
-  void gather_block(int64_t rank, const Parameters<T>& parameters, Plane<const T> plane) {
+  template <bool backward>
+  void gather_block(int64_t rank, const Parameters<T>& parameters, const T* u_map) {
     scan.A = parameters.A;
     scan.reach = parameters.reach;
     Vec<T> longest{};
@@ -165,18 +166,18 @@ struct Gathered {
       Vec<T> sum[kAbreast];
       for (int64_t i = 0; i < kAbreast; ++i) {
         rows[i] = scan.row[t + i];
-        u[t + i] = load(plane.at(token[t + i]));
+        if constexpr (backward) u[t + i] = load(u_map + to_u[t + i]);
         sum[i] = parameters.bias;
       }
       for (int64_t r = 0; r < rank; ++r) {
         const Vec<T> weight = parameters.dt_weight[r];
         for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * rows[i][r];
       }
-      softplus<kAbreast>(sum, slopes ? slope + t : nullptr);
+      softplus<kAbreast>(sum, backward ? slope + t : nullptr);
       for (int64_t i = 0; i < kAbreast; ++i) {
         longest = max(longest, sum[i]);
         scan.dt[t + i] = sum[i];
-        scan.x[t + i] = sum[i] * u[t + i];
+        scan.x[t + i] = sum[i] * (backward ? u[t + i] : load(u_map + to_u[t + i]));
       }
     }
     scan.longest = longest;
