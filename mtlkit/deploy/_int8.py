@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 from torch import Tensor
 
 from mtlkit.deploy._calibration import Calibration, Reader
@@ -125,6 +126,7 @@ def _ranges(path: Path, reader: Any) -> Any:
         def create_inference_session(self) -> None:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
+            options.intra_op_num_threads = torch.get_num_threads()
             options.register_custom_ops_library(library_path())
             self.infer_session = onnxruntime.InferenceSession(
                 self.augmented_model_path, options, providers=["CPUExecutionProvider"]

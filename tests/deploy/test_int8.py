@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mtlkit
 from mtlkit import deploy
 from mtlkit.deploy import _export, _int8
+from mtlkit.errors import ExistsError
 
 
 class Small(nn.Module):
@@ -96,9 +97,21 @@ def test_answers(model, exported, batches):
 
 
 def test_the_same_batches_are_the_same_file(model, exported, batches, tmp_path):
-    again = mtlkit.export(model, tmp_path / "net.onnx", example=batches[0], int8=batches)
+    paths = [tmp_path / name for name in ("int8.onnx", "both.onnx", "alone.onnx")]
+    again = mtlkit.export(model, paths[0], example=batches[0], int8=batches, float32=paths[1])
     assert again.calibration == exported.calibration
-    assert (tmp_path / "net.onnx").read_bytes() == exported.path.read_bytes()
+    assert paths[0].read_bytes() == exported.path.read_bytes()
+    mtlkit.export(model, paths[2], example=batches[0])
+    assert paths[1].read_bytes() == paths[2].read_bytes()
+
+
+@pytest.mark.parametrize(("int8", "name"), [(None, "float32.onnx"), ([], "net.onnx")])
+def test_the_file_in_float32_needs_int8_and_its_own_name(model, tmp_path, int8, name):
+    with pytest.raises(ValueError, match="float32: expected int8 and another path"):
+        mtlkit.export(model, tmp_path / "net.onnx", int8=int8, float32=tmp_path / name)
+    (tmp_path / "float32.onnx").touch()
+    with pytest.raises(ExistsError, match="float32"):
+        mtlkit.export(model, tmp_path / "net.onnx", int8=[], float32=tmp_path / "float32.onnx")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +126,7 @@ def test_the_same_batches_are_the_same_file(model, exported, batches, tmp_path):
 def test_what_cannot_be_calibrated(model, batches, tmp_path, monkeypatch, int8, kind, words):
     monkeypatch.setattr(_export, "_compare", lambda *_: 0.0)
     with pytest.raises(kind, match=words):
-        mtlkit.export(model, tmp_path / "net.onnx", example=batches[0], int8=int8)
+        mtlkit.export(model, tmp_path / "net.onnx", example=batches[0], int8=int8, float32=tmp_path / "float32.onnx")
     assert not list(tmp_path.iterdir())
 
 
