@@ -191,9 +191,11 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
     carry[j] = out.carry[n];
     dA[j] = dlane_b[j] = dlane_c[j] = Vec<T>{};
   }
+  const int64_t at_b = tile.to_b + first, at_c = tile.to_c + first;
   const auto rebuild = [&](auto near) {
     const auto advance = [&](int64_t t) __attribute__((always_inline)) {
-      const T* b = tile.b(t) + first;
+      const T* b = tile.row[t] + at_b;
+      asm("" : "+r"(b));  // else the compiler adds the offsets again for each state
 #pragma GCC unroll 4
       for (int j = 0; j < G; ++j) {
         decay[t][j] = exp2_if<decltype(near)::value>(tile.dt[t] * A[j]);
@@ -212,7 +214,8 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
 
   Vec<T> some_b[kTogether] = {}, some_c[kTogether] = {};
   const auto retreat = [&](int64_t t, int64_t i) __attribute__((always_inline)) {
-    const T *b = tile.b(t) + first, *c = tile.c(t) + first;
+    const T *b = tile.row[t] + at_b, *c = tile.row[t] + at_c;
+    asm("" : "+r"(b), "+r"(c));  // as above
     const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
     Vec<T> dx{}, ddt{}, y{}, db[G], dc[G];
 #pragma GCC unroll 4

@@ -261,7 +261,9 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t items = s.batch * groups * runs;
   const int threads = static_cast<int>(min(p.threads, items));
   const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du
-  const int64_t plane_size = s.batch * blocks * tokens, x_size = s.batch * tokens * s.pitch();
+  // An odd number of vectors from plane to plane: otherwise a column of all planes could share a few sets of a cache.
+  const int64_t plane = tokens | 1;
+  const int64_t plane_size = s.batch * blocks * plane, x_size = s.batch * tokens * s.pitch();
   const int64_t parameter_size = ParameterGradients<T>::size(s);
 
   const bool all_visited = s.steps == tokens;
@@ -274,7 +276,7 @@ int backward(const DirectionalScanBackward& q) {
 
   Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * plane_size : 0);
   Scratch<T> dx_parts((runs - 1) * x_size);
-  Scratch<Vec<T>> planes(threads * packed_maps * length * tokens);
+  Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
   Scratch<T> parameters(threads * parameter_size);
   Scratch<BackwardScratch<T>> scratch(threads);
   Scratch<Vec<T>> vectors(threads * BackwardScratch<T>::vectors(s));
@@ -291,9 +293,10 @@ int backward(const DirectionalScanBackward& q) {
     mine.point_into(vectors.get() + thread * BackwardScratch<T>::vectors(s),
                     scalars.get() + thread * BackwardScratch<T>::scalars(s), s);
     const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
-    Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * tokens;
-    Vec<T>* const dy_planes = u_planes + (u_in_place ? 0 : length * tokens);
-    Vec<T>* const du_planes = dy_planes + (dy_in_place ? 0 : length * tokens);
+    const int64_t apart = packed_maps * plane;  // from block to block
+    Vec<T>* const u_planes = planes.get() + thread * length * apart;
+    Vec<T>* const dy_planes = u_planes + (u_in_place ? 0 : plane);
+    Vec<T>* const du_planes = dy_planes + (dy_in_place ? 0 : plane);
     const Share work = share(items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
       const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
@@ -310,9 +313,9 @@ int backward(const DirectionalScanBackward& q) {
         run.count = min(length, my_blocks.last - block);
         run.sets_rows = all_visited && block == my_blocks.first;
         const bool to_result = du_in_place && !(parted && group > 0);
-        Vec<T>* const du_packed =
-            parted && !to_result ? du_parts.get() + (group - in_result) * plane_size + (b * blocks + block) * tokens
-                                 : du_planes;
+        Vec<T>* const du_packed = parted && !to_result
+                                      ? du_parts.get() + (group - in_result) * plane_size + (b * blocks + block) * plane
+                                      : du_planes;
         const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
         for (int64_t k = directions.first; k < directions.last; ++k) {
           const bool first = k == directions.first, last = k + 1 == directions.last;
@@ -320,29 +323,30 @@ int backward(const DirectionalScanBackward& q) {
           if (u_in_place) {
             run.u = in_place_planes<const T>(p.u, b, k, run.d);
           } else {
-            run.u = packed_planes<const T>(u_planes, tokens);
+            run.u = packed_planes<const T>(u_planes, apart);
             for (int64_t i = 0; (first || p.own_inputs) && i < run.count; ++i) {
               load_plane<T>(images_of(p.u, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                            u_planes + i * tokens);
+                            u_planes + i * apart);
             }
           }
           if (dy_in_place) {
             run.dy = in_place_planes<const T>(q.dy, b, k, run.d);
           } else {
-            run.dy = packed_planes<const T>(dy_planes, tokens);
+            run.dy = packed_planes<const T>(dy_planes, apart);
             for (int64_t i = 0; (first || !p.merge) && i < run.count; ++i) {
               load_plane<T>(images_of(q.dy, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                            dy_planes + i * tokens);
+                            dy_planes + i * apart);
             }
           }
-          run.du = to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, tokens);
+          run.du =
+              to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, parted ? plane : apart);
           for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) {
             clear(run.du[i], tokens);
           }
           backward_direction<T, N>(q, b, k, run, total, mine);
           for (int64_t i = 0; !parted && !du_in_place && (last || p.own_inputs) && i < run.count; ++i) {
             store_plane<T>(images_of(q.du, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                           du_planes + i * tokens);
+                           du_planes + i * apart);
           }
         }
       }
@@ -354,7 +358,7 @@ int backward(const DirectionalScanBackward& q) {
       const Share work = share(s.batch * blocks, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {
         const int64_t b = item / blocks, d = item % blocks * kLanes<T>;
-        Vec<T>* const part = du_parts.get() + item * tokens;
+        Vec<T>* const part = du_parts.get() + item * plane;
         const Plane<T> sum = du_in_place ? block_of<T>(q.du, b, 0, d) : packed_plane<T>(part);
         for (int64_t group = 1; group < groups; ++group) {
           const Vec<T>* const more = part + (group - in_result) * plane_size;
