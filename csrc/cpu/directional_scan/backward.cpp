@@ -21,6 +21,11 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
+// Where the tokens of a tile are: offsets of their elements in the maps, and of their rows in x_dbl.
+struct Offsets {
+  int64_t u[kTile], dy[kTile], du[kTile], row[kTile];
+};
+
 template <typename T>
 struct BackwardScratch {
   // The values that a block carries from tile to tile.
@@ -32,7 +37,8 @@ struct BackwardScratch {
   };
   Carried carried[kRun];
   Gathered<T> tile;
-  ScanTile<T> part;  // part of a tile in which the state is reset
+  Offsets here, before;  // of this tile, and of the tile before it, which is processed next
+  ScanTile<T> part;      // part of a tile in which the state is reset
   Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], ddt[kTile], dx[kTile];
   T *db, *dc;  // TokenSums over the blocks of a run; the call sets their size
@@ -100,9 +106,35 @@ struct Run {
   bool sets_du, sets_rows;
 };
 
+// Prefetches the memory of the next block, or of the first block of the next tile, `share` tokens at a time: more lines
+// would wait for each other.
+template <typename T, int N>
+struct Ahead {
+  const T *u, *dy;
+  T* du;
+  const Offsets* to;
+  int64_t share, tokens;
+  const T* x_dbl;  // null if the rows are those of this tile
+  T* dx_dbl;
+  int64_t row;
+  int64_t t = 0;
+
+  MTLKIT_INLINE void operator()() {
+    for (const int64_t stop = min(t + share, tokens); t < stop; ++t) {
+      __builtin_prefetch(u + to->u[t]);
+      __builtin_prefetch(dy + to->dy[t]);
+      __builtin_prefetch(du + to->du[t], 1);
+      if (x_dbl) {
+        prefetch_row<0, N>(x_dbl + to->row[t], row);
+        prefetch_row<1, N>(dx_dbl + to->row[t], row);
+      }
+    }
+  }
+};
+
 // Computes the gradients of the inputs and of the time step of one block of a tile, after its scan.
 template <typename T>
-void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool first, BackwardScratch<T>& scratch,
+void finish_block(const DirectionalScanShape& s, T* du, bool sets, bool first, BackwardScratch<T>& scratch,
                   typename BackwardScratch<T>::Carried& carried) {
   const Gathered<T>& tile = scratch.tile;
   const Parameters<T>& parameters = carried.parameters;
@@ -111,7 +143,7 @@ void finish_block(const DirectionalScanShape& s, Plane<T> du, bool sets, bool fi
   Vec<T> dbias = carried.dbias, dD = carried.dD;
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
-    T* const to = du.at(tile.token[t]);
+    T* const to = du + scratch.here.du[t];
     const Vec<T> found = dx * tile.scan.dt[t] + dy * parameters.D;
     store(to, sets ? found : load(to) + found);
     dD += dy * u;
@@ -171,9 +203,19 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
   gradients.db = scratch.db;
   gradients.dc = scratch.dc;
 
+  const auto locate = [&](int64_t from, int64_t tokens, Offsets& to) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t token = order[from + t];
+      to.u[t] = token * run.u.step;
+      to.dy[t] = token * run.dy.step;
+      to.du[t] = token * run.du.step;
+      to.row[t] = token * pitch;
+    }
+  };
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     const int64_t tokens = min(kTile, s.steps - first), before = max(first - kTile, 0);
     Gathered<T>& tile = scratch.tile;
+    locate(first, tokens, scratch.here);
     tile.gather_rows(s, order + first, tokens, x_dbl, run.u.step);
     std::memset(scratch.db, 0, 2 * TokenSums<T>::size(states) * sizeof(T));  // and dc
     for (int64_t i = 0; i < run.count; ++i) {
@@ -182,45 +224,37 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.d + i * kLanes<T>);
       load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, scratch.start);
       tile.template gather_block<true>(rank, carried.parameters, run.u[i].data);
-      const Plane<const T> dy = run.dy[i];
-      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy.at(tile.token[t]));
+      const T* const dy = run.dy[i].data;
+      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy + scratch.here.dy[t]);
 
-      // Prefetch the memory of the next block, or of the first block of the next tile, a few lines at a time: more
-      // would wait for each other.
+      if (last) locate(before, tokens, scratch.before);
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
       const T* const start = static_cast<T*>(
           checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
       for (int64_t n = 0; n < states; ++n) __builtin_prefetch(start + n * s.channels);
-      const Plane<const T> next_u = run.u[next], next_dy = run.dy[next];
-      const Plane<T> next_du = run.du[next];
-      const int64_t share = ceil_div(kTile, backward_calls<T>(tokens, states));
-      int64_t fetched = 0;
-      const auto meanwhile = [&] {
-        for (const int64_t stop = min(fetched + share, tokens); fetched < stop; ++fetched) {
-          const int64_t later = order[next_first + fetched];
-          __builtin_prefetch(next_u.at(later));
-          __builtin_prefetch(next_dy.at(later));
-          __builtin_prefetch(next_du.at(later), 1);
-          if (last) {
-            prefetch_row<0, N>(x_dbl + later * pitch, s.row());
-            prefetch_row<1, N>(dx_dbl + later * pitch, s.row());
-          }
-        }
-      };
+      Ahead<T, N> ahead{run.u[next].data,
+                        run.dy[next].data,
+                        run.du[next].data,
+                        last ? &scratch.before : &scratch.here,
+                        ceil_div(kTile, backward_calls<T>(tokens, states)),
+                        tokens,
+                        last ? x_dbl : nullptr,
+                        dx_dbl,
+                        s.row()};
 
       gradients.carry = carried.carry;
       gradients.dA = carried.dA;
       if (starts && std::memchr(starts + first, 1, tokens)) {
-        backward_parts<T, N>(starts + first, gradients, scratch, meanwhile);
+        backward_parts<T, N>(starts + first, gradients, scratch, ahead);
       } else {
-        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients, meanwhile);
+        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients, ahead);
       }
-      finish_block<T>(s, run.du[i], run.sets_du, i == 0, scratch, carried);
+      finish_block<T>(s, run.du[i].data, run.sets_du, i == 0, scratch, carried);
     }
     const auto write_rows = [&](auto sets) {
       constexpr bool kSets = decltype(sets)::value;
       for (int64_t t = 0; t < tokens; ++t) {
-        T* const row = dx_dbl + tile.token[t] * pitch;
+        T* const row = dx_dbl + scratch.here.row[t];
         for (int64_t r = 0; r < rank; ++r) {
           const T sum = scratch.row_dt[r * kTile + t];
           row[r] = kSets ? sum : row[r] + sum;
