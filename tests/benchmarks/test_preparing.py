@@ -57,6 +57,14 @@ def test_a_single_thing_is_left_to_its_row(prepare):
     assert started == []
 
 
+def test_a_file_in_int8_brings_that_in_float32(prepare, monkeypatch):
+    monkeypatch.setattr(preparing.Export, "run", lambda job, folder: started.append((job.name, job.kind)))
+    kinds = ("a", ""), ("a", "int8"), ("a", "plain"), ("b", "")
+    (words,) = prepare(*(item(preparing.Export, name=name, shape="s", kind=kind) for name, kind in kinds))
+    assert "export and compile 3 " in words
+    assert started == [("a", "int8"), ("a", "plain"), ("b", "")]
+
+
 def test_rows_of_torch_compile_are_compiled():
     workload = SimpleNamespace(op="ss2d", shape_name="s", direction="forward")
     for name, job in (("torch-compile", preparing.Compiled("ss2d", "s", "forward")), ("mtlkit", None)):
