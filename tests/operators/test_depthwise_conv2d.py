@@ -8,6 +8,7 @@ import mtlkit
 from harness.calls import depthwise_call
 from mtlkit import _native
 from mtlkit.ops import depthwise_conv2d
+from mtlkit.testing import assert_accurate
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -48,6 +49,22 @@ def test_gradients_that_are_wanted_are_those_of_all(wanted):
         found.append({name: leaves[name].grad for name in call.inputs})
     assert all(torch.equal(found[0][name], found[1][name]) for name in wanted)
     assert all(found[0][name] is None for name in call.inputs if name not in wanted)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [32, 40])
+def test_gradients_of_maps_beyond_the_caches(isa, channels, stride):
+    """Such maps are prefetched, and dx is written past the caches if its vectors are aligned."""
+    call = depthwise_call((1, channels, 200, 190), 3, stride=stride)
+    gradients = []
+    for backend, dtype in (("cpu", torch.float32), ("torch", torch.float64)):
+        leaves = [t.detach().to(dtype).requires_grad_() for t in call.inputs.values()]
+        x = leaves[0].to(memory_format=torch.channels_last)
+        with mtlkit.use_backend(backend):
+            y = depthwise_conv2d(x, *leaves[1:], stride=stride)
+        gradients.append(torch.autograd.grad(y, leaves, torch.cos(y.detach())))
+    for name, got, exact in zip(call.inputs, *gradients, strict=True):
+        assert_accurate(name, got, exact, gradient=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,7 +1,9 @@
 // The gradients of the depthwise convolution.
 //
 // The gradient of the convolution's output goes through a second ring; with SiLU, the convolution is recomputed.
-#include "cpu/depthwise_conv2d/in_place.h"
+#include <algorithm>
+
+#include "cpu/depthwise_conv2d/both_gradients.h"
 #include "cpu/depthwise_conv2d/loops.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -101,7 +103,9 @@ struct Backward {
     const DepthwiseConv2dShape& s = p.shape;
     const DepthwiseConv2dShape back = kStride == 1 ? turned(s) : s;
     const Plan<T> plan(p, blocks_at_once<T>(s), true);
-    const bool far = is_far<T>(s, q.dx ? 2 : 1, 1);
+    const bool both = kBothAtOnce<kKernel, kDilated> && q.dx && q.dweight;
+    const bool far = is_far<T>(s, q.dx ? 2 : 1, 1, both ? kBothFarBytes : kFarBytes);
+    const bool past = far && both && has_aligned_vectors<T>(q.dx);
     Scratch<Filter<T, kKernel>> filters(plan.threads * plan.lanes);
     Scratch<V> bands(plan.threads * plan.lanes * kSums), sums(q.dweight ? plan.parts() * plan.blocks * kSums : 0);
     if (!filters.ok() || !bands.ok() || !sums.ok()) return kOutOfMemory;
@@ -126,11 +130,19 @@ struct Backward {
         const Share in = share(in_rows, plan.bands, item.band), out = share(l.out_rows, plan.bands, item.band);
         const int64_t steps = max(out.last - out.first, 1);
         for (int64_t step = 0; step < steps; ++step) {
-          if (q.dweight && out.first + step < out.last) {
-            add_row<T, kKernel, kStride>(s, p.x, q.dy, item, l, out.first + step, far, sum);
+          const int64_t t = out.first + step;
+          if (q.dweight && t < out.last) {
+            if (!both) add_row<T, kKernel, kStride>(s, p.x, q.dy, item, l, t, far, sum);
+            if (both && q.dbias) add_to_biases<T>(s, q.dy, item, t, sum);
           }
           const Share now = share(q.dx ? in.last - in.first : 0, steps, step);
           for (int64_t u = in.first + now.first; u < in.first + now.last; ++u) {
+            if constexpr (kBothAtOnce<kKernel, kDilated>) {
+              if (both) {
+                pull_both<kStride, T>(back, p.x, q.dy, q.dx, item, back_l, u, filter, far, past, sum);
+                continue;
+              }
+            }
             if constexpr (kStride == 1) {
               convolve_row<T, kKernel, 1>(back, q.dy, q.dx, item, back_l, u, filter, far, Plain{});
             } else {
@@ -138,11 +150,15 @@ struct Backward {
             }
           }
         }
+        for (int64_t k = 0; both && kStride == 1 && k < blocks; ++k) {  // they are those of the rotated filter
+          std::reverse(sum + k * kSums, sum + (k + 1) * kSums - 1);
+        }
         for (int64_t k = 0; q.dweight && k < blocks; ++k) {
           std::memcpy(sums.get() + ((item.first + k) * plan.parts() + plan.part(item)) * kSums, sum + k * kSums,
                       kSums * sizeof(V));
         }
       }
+      if (past) finish_stores_past();
     });
     if (q.dweight) fold(q, plan, sums.get());
     return kOk;

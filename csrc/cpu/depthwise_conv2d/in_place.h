@@ -34,11 +34,11 @@ int64_t blocks_at_once(const DepthwiseConv2dShape& s) {
   return clamp(kTileBytes / (vectors * static_cast<int64_t>(sizeof(Vec<T>))), 1, kMaxBlocks);
 }
 
-// Whether `maps` of the input's size and `out_maps` of the output's exceed the caches.
+// Whether `maps` of the input's size and `out_maps` of the output's exceed the caches, or `bytes`.
 template <typename T>
-bool is_far(const DepthwiseConv2dShape& s, int64_t maps, int64_t out_maps) {
+bool is_far(const DepthwiseConv2dShape& s, int64_t maps, int64_t out_maps, int64_t bytes = kFarBytes) {
   const int64_t pixels = maps * s.height * s.width + out_maps * s.out_height * s.out_width;
-  return s.batch * s.channels * pixels * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+  return s.batch * s.channels * pixels * static_cast<int64_t>(sizeof(T)) > bytes;
 }
 
 // The existing rows of a window, `step` elements apart: rows [first, last) of the window, of which `row` is the first.
@@ -83,6 +83,9 @@ class Columns {
       exists_[m] = Mask<T>{} - (exists ? 1 : 0);
     }
   }
+
+  // The vector if column m exists, else zeros.
+  MTLKIT_INLINE Vec<T> where_exists(Vec<T> v, int m) const { return keep<T>(v, exists_[m]); }
 
   // Column m of a row; with kEdge it may not exist, and reads as 0.
   template <bool kEdge>
@@ -251,14 +254,21 @@ MTLKIT_INLINE void spread_tile(const Window<T>& window, const C& columns, int od
   for (int k = 0; k < 2 * kPairs; ++k) f(k, sum[k]);
 }
 
-// Row h of the input's gradient for stride 2. With u = h + top, tap row 2 r + u % 2 meets the gradient's row u / 2 - r.
+// The rows of dy that meet row h of the input for stride 2. With u = h + top, tap row 2 r + u % 2 meets row u / 2 - r.
+template <typename T, int kKernel>
+Window<T> window_of_pairs(const Tensor<4>& dy, const Item& item, const DepthwiseConv2dShape& s, int64_t h) {
+  const int64_t u = h + s.top, row = u / 2, tap_rows = (kKernel + 1 - u % 2) / 2;
+  const int64_t first = clamp(row - s.out_height + 1, 0, tap_rows), last = clamp(row + 1, first, tap_rows);
+  return {row_of<T>(dy, item, first < last ? row - first : 0), -dy.stride[2], static_cast<int>(first),
+          static_cast<int>(last)};
+}
+
+// Row h of the input's gradient for stride 2.
 template <typename T, int kKernel>
 void spread_row(const DepthwiseConv2dShape& s, const Tensor<4>& dy, const Tensor<4>& dx, const Item& item, int64_t h,
                 const Filter<T, kKernel>* filters, bool far) {
-  const int64_t u = h + s.top, row = u / 2, odd = u % 2, tap_rows = (kKernel + 1 - odd) / 2;
-  const int64_t first = clamp(row - s.out_height + 1, 0, tap_rows), last = clamp(row + 1, first, tap_rows);
-  const Window<T> window{row_of<T>(dy, item, first < last ? row - first : 0), -dy.stride[2], static_cast<int>(first),
-                         static_cast<int>(last)};
+  const Window<T> window = window_of_pairs<T, kKernel>(dy, item, s, h);
+  const int odd = static_cast<int>((h + s.top) % 2);
   T* const out = row_of<T>(dx, item, h);
   const bool more = far && h + 1 < s.height;
   const Ahead<T> next = more ? Ahead<T>(row_of<T>(dx, item, h + 1), dx.stride[3]) : Ahead<T>();
