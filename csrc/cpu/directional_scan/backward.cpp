@@ -21,11 +21,6 @@ struct ParameterGradients {
         dDs(dA_logs + s.directions * s.channels * s.states) {}
 };
 
-// Where the tokens of a tile are: offsets of their elements in the maps, and of their rows in x_dbl.
-struct Offsets {
-  int64_t u[kTile], dy[kTile], du[kTile], row[kTile];
-};
-
 template <typename T>
 struct BackwardScratch {
   // The values that a block carries from tile to tile.
@@ -37,8 +32,8 @@ struct BackwardScratch {
   };
   Carried carried[kRun];
   Gathered<T> tile;
-  Offsets here, before;  // of this tile, and of the tile before it, which is processed next
-  ScanTile<T> part;      // part of a tile in which the state is reset
+  Offsets before;    // the tokens of the tile before it, which is processed next
+  ScanTile<T> part;  // part of a tile in which the state is reset
   Vec<T> start[kMaxStates];
   Vec<T> dy[kTile], ddt[kTile], dx[kTile];
   T *db, *dc;  // TokenSums over the blocks of a run; the call sets their size
@@ -122,7 +117,7 @@ struct Ahead {
   MTLKIT_INLINE void operator()() {
     for (const int64_t stop = min(t + share, tokens); t < stop; ++t) {
       __builtin_prefetch(u + to->u[t]);
-      __builtin_prefetch(dy + to->dy[t]);
+      __builtin_prefetch(dy + to->y[t]);
       __builtin_prefetch(du + to->du[t], 1);
       if (x_dbl) {
         prefetch_row<0, N>(x_dbl + to->row[t], row);
@@ -143,7 +138,7 @@ void finish_block(const DirectionalScanShape& s, T* du, bool sets, bool first, B
   Vec<T> dbias = carried.dbias, dD = carried.dD;
   for (int64_t t = 0; t < tokens; ++t) {
     const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
-    T* const to = du + scratch.here.du[t];
+    T* const to = du + tile.at.du[t];
     const Vec<T> found = dx * tile.scan.dt[t] + dy * parameters.D;
     store(to, sets ? found : load(to) + found);
     dD += dy * u;
@@ -203,20 +198,14 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
   gradients.db = scratch.db;
   gradients.dc = scratch.dc;
 
-  const auto locate = [&](int64_t from, int64_t tokens, Offsets& to) {
-    for (int64_t t = 0; t < tokens; ++t) {
-      const int64_t token = order[from + t];
-      to.u[t] = token * run.u.step;
-      to.dy[t] = token * run.dy.step;
-      to.du[t] = token * run.du.step;
-      to.row[t] = token * pitch;
-    }
+  const auto find = [&](int64_t first, int64_t tokens, Offsets& at) {
+    at.find(order + first, tokens, pitch, run.u.step, run.dy.step, run.du.step);
   };
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     const int64_t tokens = min(kTile, s.steps - first), before = max(first - kTile, 0);
     Gathered<T>& tile = scratch.tile;
-    locate(first, tokens, scratch.here);
-    tile.gather_rows(s, order + first, tokens, x_dbl, run.u.step);
+    find(first, tokens, tile.at);
+    tile.gather_rows(s, tokens, x_dbl);
     std::memset(scratch.db, 0, 2 * TokenSums<T>::size(states) * sizeof(T));  // and dc
     for (int64_t i = 0; i < run.count; ++i) {
       auto& carried = scratch.carried[i];
@@ -225,9 +214,9 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, scratch.start);
       tile.template gather_block<true>(rank, carried.parameters, run.u[i].data);
       const T* const dy = run.dy[i].data;
-      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy + scratch.here.dy[t]);
+      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy + tile.at.y[t]);
 
-      if (last) locate(before, tokens, scratch.before);
+      if (last) find(before, tokens, scratch.before);
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
       const T* const start = static_cast<T*>(
           checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
@@ -235,7 +224,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       Ahead<T, N> ahead{run.u[next].data,
                         run.dy[next].data,
                         run.du[next].data,
-                        last ? &scratch.before : &scratch.here,
+                        last ? &scratch.before : &tile.at,
                         ceil_div(kTile, backward_calls<T>(tokens, states)),
                         tokens,
                         last ? x_dbl : nullptr,
@@ -254,7 +243,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     const auto write_rows = [&](auto sets) {
       constexpr bool kSets = decltype(sets)::value;
       for (int64_t t = 0; t < tokens; ++t) {
-        T* const row = dx_dbl + scratch.here.row[t];
+        T* const row = dx_dbl + tile.at.row[t];
         for (int64_t r = 0; r < rank; ++r) {
           const T sum = scratch.row_dt[r * kTile + t];
           row[r] = kSets ? sum : row[r] + sum;

@@ -15,6 +15,7 @@ namespace {
 template <typename T>
 struct ForwardScratch {
   Gathered<T> tile;
+  Offsets later;  // the tokens of the next steps
   Parameters<T> parameters[kRun];
   Vec<T>* h[kRun];
 
@@ -50,21 +51,17 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
   const int32_t* const order = order_of(p, b, k);
   const uint8_t* const starts = starts_of(p, b, k);
   Gathered<T>& tile = scratch.tile;
+  Offsets& later = scratch.later;
   for (int64_t i = 0; i < run.count; ++i) {
     scratch.parameters[i].load(p, k, run.d + i * kLanes<T>, channels_of(i));
     load_state<T>(p.initial_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), scratch.h[i]);
   }
 
   for (int64_t first = 0; first < steps; first += kSteps) {
-    tile.gather_rows(s, order + first, min(kSteps, steps - first), x_dbl, run.u.step);
-    const int64_t tokens = tile.scan.tokens;
-    const int32_t* const later = order + min(first + kSteps, steps - tokens);
-    int64_t to_y[kSteps], later_u[kSteps], later_y[kSteps];
-    for (int64_t t = 0; t < tokens; ++t) {
-      to_y[t] = tile.token[t] * run.y.step;
-      later_u[t] = later[t] * run.u.step;
-      later_y[t] = later[t] * run.y.step;
-    }
+    const int64_t tokens = min(kSteps, steps - first);
+    tile.at.find(order + first, tokens, pitch, run.u.step, run.y.step);
+    tile.gather_rows(s, tokens, x_dbl);
+    later.find(order + min(first + kSteps, steps - tokens), tokens, pitch, run.u.step, run.y.step);
     for (int64_t i = 0; i < run.count; ++i) {
       const Parameters<T>& parameters = scratch.parameters[i];
       const T* const u = run.u[i].data;
@@ -91,11 +88,11 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
           if (stop) to = static_cast<const uint8_t*>(stop) - (starts + first);
         }
         scan_forward<T, N>(tile.scan, from, to, h, [&](int64_t t, Vec<T> y) {
-          if (i == 0) prefetch_row<0, N>(x_dbl + later[t] * pitch, s.row());
-          __builtin_prefetch(u + later_u[t]);
-          __builtin_prefetch(out + later_y[t], 1);
-          T* const merged = out + to_y[t];
-          y += parameters.D * load(u + tile.to_u[t]);
+          if (i == 0) prefetch_row<0, N>(x_dbl + later.row[t], s.row());
+          __builtin_prefetch(u + later.u[t]);
+          __builtin_prefetch(out + later.y[t], 1);
+          T* const merged = out + tile.at.y[t];
+          y += parameters.D * load(u + tile.at.u[t]);
           store(merged, run.sets ? y : load(merged) + y);
         });
       }

@@ -133,27 +133,39 @@ void clear(Plane<T> plane, int64_t tokens) {
   for (int64_t l = 0; l < tokens; ++l) store(plane.at(l), Vec<T>{});
 }
 
+// Where the tokens of a tile are: offsets of their elements in the maps, and of their rows in x_dbl. All blocks of a
+// run share them. The last token is repeated up to a multiple of kAbreast.
+struct Offsets {
+  int64_t u[kTile], y[kTile], du[kTile], row[kTile];
+
+  // Finds `tokens` tokens, at most kTile, that `order` lists. The steps are those of maps from token to token; y is the
+  // output or its gradient.
+  void find(const int32_t* order, int64_t tokens, int64_t pitch, int64_t u_step, int64_t y_step, int64_t du_step = 0) {
+    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {
+      const int64_t token = order[min(t, tokens - 1)];
+      u[t] = token * u_step;
+      y[t] = token * y_step;
+      du[t] = token * du_step;
+      row[t] = token * pitch;
+    }
+  }
+};
+
 // A gathered tile of one direction: its rows of x_dbl, shared by all blocks of channels, and time step and scan input
 // of one block.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
-  int64_t token[kTile], to_u[kTile];  // and the offset of the token in the map of u
-  Vec<T> u[kTile], slope[kTile];      // for the backward pass: u, and the derivatives of the softplus
+  Offsets at;
+  Vec<T> u[kTile], slope[kTile];  // for the backward pass: u, and the derivatives of the softplus
 
-  // Gathers `tokens` steps, at most kTile, whose tokens `order` lists.
-  void gather_rows(const DirectionalScanShape& s, const int32_t* order, int64_t tokens, const T* x_dbl,
-                   int64_t u_step) {
-    const int64_t pitch = s.pitch();
+  // Gathers the rows of `tokens` tokens, which `at` has found.
+  void gather_rows(const DirectionalScanShape& s, int64_t tokens, const T* x_dbl) {
     scan.tokens = tokens;
     scan.states = static_cast<int>(s.states);
     scan.to_b = s.rank;
     scan.to_c = s.rank + s.states;
-    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {  // repeat the last token past the end
-      token[t] = order[min(t, tokens - 1)];
-      to_u[t] = token[t] * u_step;
-      scan.row[t] = x_dbl + token[t] * pitch;
-    }
+    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) scan.row[t] = x_dbl + at.row[t];
   }
 
   template <bool backward>
@@ -166,7 +178,7 @@ struct Gathered {
       Vec<T> sum[kAbreast];
       for (int64_t i = 0; i < kAbreast; ++i) {
         rows[i] = scan.row[t + i];
-        if constexpr (backward) u[t + i] = load(u_map + to_u[t + i]);
+        if constexpr (backward) u[t + i] = load(u_map + at.u[t + i]);
         sum[i] = parameters.bias;
       }
       for (int64_t r = 0; r < rank; ++r) {
@@ -177,7 +189,7 @@ struct Gathered {
       for (int64_t i = 0; i < kAbreast; ++i) {
         longest = max(longest, sum[i]);
         scan.dt[t + i] = sum[i];
-        scan.x[t + i] = sum[i] * (backward ? u[t + i] : load(u_map + to_u[t + i]));
+        scan.x[t + i] = sum[i] * (backward ? u[t + i] : load(u_map + at.u[t + i]));
       }
     }
     scan.longest = longest;
