@@ -2,7 +2,7 @@
 
 `torch.onnx.export` first decomposes a program, which traces all of it a second time with symbolic sizes: over half of
 the time of an export. Most programs need this only for a few operators without a translation, or because they write in
-place. `prepare` replaces those operators in the graph, and TRANSLATIONS has the rest; what is left passes through the
+place. `prepared` replaces those operators in the graph, and TRANSLATIONS has the rest; what is left passes through the
 decomposition unchanged anyway.
 """
 
@@ -11,7 +11,8 @@ decomposition unchanged anyway.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -61,25 +62,31 @@ NUMBERS = {operator.getitem, operator.add, operator.sub, operator.mul, operator.
 CHECKED = aten._assert_tensor_metadata.default  # torch.onnx.export removes it
 
 
-def prepare(program: ExportedProgram, own: set[Any]) -> bool:
-    """Replaces operators that write in place or have no translation, with the same result.
+@contextmanager
+def prepared(program: ExportedProgram, own: set[Any]) -> Iterator[bool]:
+    """Replaces operators that write in place or have no translation, with the same result; undoes it at the end.
 
     Args:
-        program: a traced network; its graph may change even if the result is False.
+        program: a traced network.
         own: operators of mtlkit with a translation.
 
-    Returns:
+    Yields:
         Whether the program can be translated as it is, with TRANSLATIONS; an operator without any translation, which
         torch.onnx.export reports, is not found here.
     """
-    for node in program.graph.nodes:
-        if node.target in IN_PLACE and _may_overwrite(node):
-            node.target = IN_PLACE[node.target]
-        elif node.target is aten.reshape.default:
-            node.target = aten.view.default  # ONNX has no strides
-        elif node.target is aten.square.default:
-            node.target, node.args = aten.pow.Tensor_Scalar, (*node.args, 2)
-    return all(_is_direct(node, own) for node in program.graph.nodes)
+    before = [(node, node.target, node.args) for node in program.graph.nodes]
+    try:
+        for node in program.graph.nodes:
+            if node.target in IN_PLACE and _may_overwrite(node):
+                node.target = IN_PLACE[node.target]
+            elif node.target is aten.reshape.default:
+                node.target = aten.view.default  # ONNX has no strides
+            elif node.target is aten.square.default:
+                node.target, node.args = aten.pow.Tensor_Scalar, (*node.args, 2)
+        yield all(_is_direct(node, own) for node in program.graph.nodes)
+    finally:
+        for node, target, args in before:
+            node.target, node.args = target, args
 
 
 def _may_overwrite(node: fx.Node) -> bool:

@@ -257,10 +257,10 @@ def _onnx_program(program: "ExportedProgram", own: dict[Any, Any], inputs: list[
         options = {"dynamo": True, "verbose": False, "optimize": False, "custom_translation_table": table}
         return torch.onnx.export(program, **names, **options)
 
-    if _direct.prepare(program, set(own)):
-        whole = copy.copy(program)
-        whole.run_decompositions = lambda *_, **__: whole  # type: ignore[method-assign]
-        with suppress(torch.onnx.errors.OnnxExporterError):  # an operator without a translation
+    with _direct.prepared(program, set(own)) as direct, suppress(torch.onnx.errors.OnnxExporterError):
+        if direct:  # raises if an operator has no translation
+            whole = copy.copy(program)
+            whole.run_decompositions = lambda *_, **__: whole  # type: ignore[method-assign]
             return translate(whole, own | _direct.translations())
     return translate(program, own)
 

@@ -1,5 +1,7 @@
 """Programs that are translated as traced: their files are those of a decomposed program; others are decomposed."""
 
+from contextlib import nullcontext
+
 import onnx
 import pytest
 import torch
@@ -62,7 +64,7 @@ def test_a_direct_file_is_that_of_a_decomposed_program(tmp_path, monkeypatch, de
     with torch.no_grad():
         direct = mtlkit.export(model, tmp_path / "direct.onnx", example=example)
         assert not decomposed
-        monkeypatch.setattr(_direct, "prepare", lambda *_: False)
+        monkeypatch.setattr(_direct, "prepared", lambda *_: nullcontext(False))
         whole = mtlkit.export(model, tmp_path / "whole.onnx", example=example)
         assert decomposed
     assert direct.inputs == whole.inputs
@@ -99,6 +101,19 @@ def test_tensors_that_are_overwritten(how, tmp_path, decomposed):
     mtlkit.export(model, tmp_path / "net.onnx", example=x, plain=True)
     assert bool(decomposed) == (how != "read again")
     assert runs(tmp_path / "net.onnx", x)[0].allclose(model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("untranslated", [False, True])
+def test_a_program_to_decompose_is_as_it_was_traced(untranslated, tmp_path):
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + 1
+            y = torch.ops.aten.addcdiv(y, y, y) if untranslated else F.dropout(y, training=False).mul_(2) + y
+            return y.permute(0, 2, 1).reshape(x.shape[0], -1)  # not a view
+
+    x = torch.rand(2, 3, 4)
+    mtlkit.export(Net(), tmp_path / "net.onnx", example=x, plain=True)
+    assert runs(tmp_path / "net.onnx", x)[0].allclose(Net().eval()(x), atol=1e-6)
 
 
 def test_an_operator_without_a_translation_is_decomposed(tmp_path, decomposed):
