@@ -284,9 +284,7 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t items = s.batch * groups * runs;
   const int threads = static_cast<int>(min(p.threads, items));
   const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du
-  // An odd number of vectors from plane to plane: otherwise a column of all planes could share a few sets of a cache.
-  const int64_t plane = tokens | 1;
-  const int64_t plane_size = s.batch * blocks * plane, x_size = s.batch * tokens * s.pitch();
+  const int64_t plane = plane_size(tokens), map_size = s.batch * blocks * plane, x_size = s.batch * tokens * s.pitch();
   const int64_t parameter_size = ParameterGradients<T>::size(s);
 
   const bool all_visited = s.steps == tokens;
@@ -297,7 +295,7 @@ int backward(const DirectionalScanBackward& q) {
   const int64_t length = min(kRun, ceil_div(blocks, runs));
   const int64_t packed_maps = (u_in_place ? 0 : 1) + (dy_in_place ? 0 : 1) + (du_in_place || parted ? 0 : 1);
 
-  Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * plane_size : 0);
+  Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * map_size : 0);
   Scratch<T> dx_parts((runs - 1) * x_size);
   Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
   Scratch<T> parameters(threads * parameter_size);
@@ -337,7 +335,7 @@ int backward(const DirectionalScanBackward& q) {
         run.sets_rows = all_visited && block == my_blocks.first;
         const bool to_result = du_in_place && !(parted && group > 0);
         Vec<T>* const du_packed = parted && !to_result
-                                      ? du_parts.get() + (group - in_result) * plane_size + (b * blocks + block) * plane
+                                      ? du_parts.get() + (group - in_result) * map_size + (b * blocks + block) * plane
                                       : du_planes;
         const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
         for (int64_t k = directions.first; k < directions.last; ++k) {
@@ -384,7 +382,7 @@ int backward(const DirectionalScanBackward& q) {
         Vec<T>* const part = du_parts.get() + item * plane;
         const Plane<T> sum = du_in_place ? block_of<T>(q.du, b, 0, d) : packed_plane<T>(part);
         for (int64_t group = 1; group < groups; ++group) {
-          const Vec<T>* const more = part + (group - in_result) * plane_size;
+          const Vec<T>* const more = part + (group - in_result) * map_size;
           for (int64_t l = 0; l < tokens; ++l) store(sum.at(l), load(sum.at(l)) + more[l]);
         }
         if (du_in_place) continue;

@@ -116,7 +116,7 @@ int64_t runs_of(int64_t batch, int64_t blocks, int64_t threads) {
 template <typename T, int N>
 int forward(const DirectionalScanForward& p) {
   const DirectionalScanShape& s = p.shape;
-  const int64_t tokens = s.tokens(), blocks = ceil_div(s.channels, kLanes<T>);
+  const int64_t tokens = s.tokens(), plane = plane_size(tokens), blocks = ceil_div(s.channels, kLanes<T>);
   const int64_t splits = split(s.batch * blocks, s.directions, p.threads);
   const int64_t runs = splits > 1 ? blocks : runs_of(s.batch, blocks, p.threads);
   const int64_t items = s.batch * runs * splits;
@@ -127,14 +127,14 @@ int forward(const DirectionalScanForward& p) {
   const bool u_in_place = in_place<T>(p.u, s, whole), y_in_place = !parted && in_place<T>(p.y, s, whole);
   const int64_t length = ceil_div(blocks, runs), packed_maps = (u_in_place ? 0 : 1) + (y_in_place || parted ? 0 : 1);
   Scratch<Vec<T>> parts(parted ? items * tokens : 0);
-  Scratch<Vec<T>> planes(threads * packed_maps * length * tokens);
+  Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
   Scratch<ForwardScratch<T>> scratch(threads);
   Scratch<Vec<T>> vectors(threads * ForwardScratch<T>::vectors(s));
   if (!parts.ok() || !planes.ok() || !scratch.ok() || !vectors.ok()) return kOutOfMemory;
 
   on_threads(threads, [&](int thread, int team) {
-    Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * tokens;
-    Vec<T>* const y_planes = u_planes + (u_in_place ? 0 : length * tokens);
+    Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * plane;
+    Vec<T>* const y_planes = u_planes + (u_in_place ? 0 : length * plane);
     ForwardScratch<T>& mine = scratch.get()[thread];
     mine.place(vectors.get() + thread * ForwardScratch<T>::vectors(s), s);
     const Share work = share(items, team, thread);
@@ -158,20 +158,20 @@ int forward(const DirectionalScanForward& p) {
         if (u_in_place) {
           run.u = in_place_planes<const T>(p.u, b, k, run.d);
         } else {
-          run.u = packed_planes<const T>(u_planes, tokens);
+          run.u = packed_planes<const T>(u_planes, plane);
           if (first || p.own_inputs) {
             each_block([&](int64_t i, int64_t d, int64_t channels) {
-              load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, u_planes + i * tokens);
+              load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, u_planes + i * plane);
             });
           }
         }
-        run.y = y_in_place ? in_place_planes<T>(p.y, b, k, run.d) : packed_planes<T>(out, tokens);
+        run.y = y_in_place ? in_place_planes<T>(p.y, b, k, run.d) : packed_planes<T>(out, plane);
         run.sets = fresh && all_visited;
         for (int64_t i = 0; fresh && !all_visited && i < run.count; ++i) clear(run.y[i], tokens);
         forward_direction<T, N>(p, b, k, run, mine);
         if (!parted && !y_in_place && (last || !p.merge)) {
           each_block([&](int64_t i, int64_t d, int64_t channels) {
-            store_plane<T>(images_of(p.y, k), b, d, channels, s.height, s.width, out + i * tokens);
+            store_plane<T>(images_of(p.y, k), b, d, channels, s.height, s.width, out + i * plane);
           });
         }
       }

@@ -122,11 +122,15 @@ Planes<T> in_place_planes(const Tensor<5>& image, int64_t b, int64_t k, int64_t 
   return {first.data, first.step, kLanes<T>};
 }
 
+// Planes that are `apart` vectors apart.
 template <typename T, typename V>
-Planes<T> packed_planes(V* vectors, int64_t tokens) {
+Planes<T> packed_planes(V* vectors, int64_t apart) {
   constexpr int64_t lanes = sizeof(V) / sizeof(T);
-  return {reinterpret_cast<T*>(vectors), lanes, lanes * tokens};
+  return {reinterpret_cast<T*>(vectors), lanes, lanes * apart};
 }
+
+// The vectors from plane to plane, an odd number: otherwise a column of all planes could share a few sets of a cache.
+inline int64_t plane_size(int64_t tokens) { return tokens | 1; }
 
 template <typename T>
 void clear(Plane<T> plane, int64_t tokens) {
