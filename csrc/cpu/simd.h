@@ -220,10 +220,11 @@ MTLKIT_INLINE void softplus(FloatVec* x, FloatVec* slope = nullptr) {
                             3.3321322621e-01f,  -4.9999647964e-01f, 1.0f};
   constexpr float kSmall[] = {-9.3316314e-02f, 1.8237039e-01f, -2.4794496e-01f, 3.3322590e-01f, -4.9999815e-01f, 1.0f};
   constexpr uint32_t kFrom = 0x3fb20000, kTo = 0x42a60000;  // bits of 1.39 > ln(4) and of 83 < 120 ln(2)
-  UintVec beyond{};
-  for (int i = 0; i < count; ++i) {
-    const UintVec distance = reinterpret_cast<UintVec>(abs(x[i])) - kFrom;
-    beyond = distance > beyond ? distance : beyond;
+  UintVec smallest = reinterpret_cast<UintVec>(abs(x[0])), largest = smallest;
+  for (int i = 1; i < count; ++i) {
+    const UintVec bits = reinterpret_cast<UintVec>(abs(x[i]));
+    smallest = bits < smallest ? bits : smallest;
+    largest = bits > largest ? bits : largest;
   }
   const auto compute = [&](auto near, const auto& coefficients) __attribute__((always_inline)) {
     FloatVec e[count], p[count];
@@ -237,10 +238,12 @@ MTLKIT_INLINE void softplus(FloatVec* x, FloatVec* slope = nullptr) {
     }
     for (int i = 0; i < count; ++i) x[i] = max(FloatVec{}, x[i]) + p[i] * e[i];
   };
-  if (all_of<float>(beyond <= kTo - kFrom)) {
+  if (!all_of<float>(largest <= kTo)) {
+    compute(std::false_type{}, kAny);
+  } else if (all_of<float>(smallest >= kFrom)) {
     compute(std::true_type{}, kSmall);
   } else {
-    compute(std::false_type{}, kAny);
+    compute(std::true_type{}, kAny);
   }
 }
 
