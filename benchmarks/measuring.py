@@ -22,6 +22,7 @@ FEW = 3  # rounds of a call so long that these exceed MOST_SECONDS; a peer's fir
 SLOW = 0.5  # a peer's call that takes longer than this many seconds is timed once
 TURNS = 9  # rounds of calls that are timed in turns
 UNDISTURBED = 0.85  # least share of the limit that the yardstick reaches on an undisturbed machine
+ATTEMPTS, PAUSE = 4, 0.3  # a disturbed row is timed again after so many seconds, unless it takes longer than SLOW
 
 
 # --- when to stop -----------------------------------------------------------------------------------------------------
@@ -195,16 +196,13 @@ class Measure:
         del result
         if self._benchmark.disabled:
             return self._benchmark.pedantic(dict)
-        at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
-        speeds = [machine.yardstick(3, 0.004)] if at_full_level else []
         earlier = first if peer and not compiles and FEW * first > MOST_SECONDS else None
         times: list[float] = []
+        speeds: list[float] = []
         timed = timed or (lambda: sample(call, iterations, once=peer, first=earlier))
         self._benchmark.group = group
         # a single round of pytest-benchmark, which has no stopping rule: see pytest_benchmark_update_json
-        self._benchmark.pedantic(lambda: times.extend(timed()), rounds=1)
-        speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
-        self._results.yardsticks += speeds
+        self._benchmark.pedantic(lambda: self._time(timed, times, speeds), rounds=1)
         what, count = unit
         median = statistics.median(times)
         low, high = interval(times)
@@ -230,6 +228,21 @@ class Measure:
         self._benchmark.extra_info.update(row)
         self._say(row)
         return row
+
+    def _time(self, timed: Callable[[], list[float]], times: list[float], speeds: list[float]) -> None:
+        """Sets the times of the rounds, and the yardsticks before and after them if this is the run's level."""
+        at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(PAUSE)
+            speeds[:] = [machine.yardstick(3, 0.004)] if at_full_level else []
+            start = time.perf_counter()
+            times[:] = timed()
+            seconds = time.perf_counter() - start
+            speeds += [machine.yardstick(3, 0.004)] if at_full_level else []
+            self._results.yardsticks += speeds
+            if not speeds or seconds > SLOW or min(speeds) >= UNDISTURBED * self._results.limit:
+                break
 
 
 ISA = _native.C.cpu_isa() if _native.C else None  # level of the run; a row may limit its provider to less

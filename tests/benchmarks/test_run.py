@@ -314,3 +314,23 @@ def test_a_slow_peer_is_called_once(monkeypatch, provider, compiles, calls):
     with pytest.raises(ZeroDivisionError):
         measure(call, lambda got: 1 / 0, unit=("updates", 1e6))
     assert len(results.rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("speeds", "times"),
+    [([9, 10], 1), ([8, 10, 10, 10], 2), ([10, 8, 10, 9], 2), ([10, *[8] * 9], measuring.ATTEMPTS)],
+)
+def test_a_disturbed_row_is_timed_again(monkeypatch, speeds, times):
+    monkeypatch.setattr(measuring, "PAUSE", 0)
+    left, made = [1e9 * speed for speed in speeds], []
+    monkeypatch.setattr(machine, "yardstick", lambda *arguments: left.pop(0))
+    benchmark = SimpleNamespace(disabled=False, extra_info={}, pedantic=lambda call, rounds: call())
+    results = Results(yardsticks=[10e9])
+    mark = SimpleNamespace(kwargs={"key": lambda: Key("op", "shape", "forward", "mtlkit")})
+    node = SimpleNamespace(get_closest_marker=lambda name: mark)
+    measure = measuring.Measure(benchmark, results, SimpleNamespace(node=node), lambda row: None)
+    row = measure(lambda: 0, lambda got: (0.0, None), unit=("images", 1), timed=lambda: made.append(0) or [len(made)])
+    assert len(made) == row["median_s"] == times
+    assert row["rounds"] == 1
+    assert row["yardsticks_updates_per_s"] == [1e9 * speed for speed in speeds[2 * times - 2 : 2 * times]]
+    assert len(results.disturbed()) == (times == measuring.ATTEMPTS)
