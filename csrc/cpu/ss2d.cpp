@@ -1,9 +1,11 @@
 // Four-direction 2-D selective scan: the directional scan along rows and columns, forwards and backwards.
 #include "cpu/ss2d.h"
 
+#include <memory>
+#include <new>
+
 #include "cpu/directional_scan/directional_scan.h"
 #include "cpu/kernels.h"
-#include "cpu/scratch.h"
 
 namespace mtlkit {
 namespace MTLKIT_ISA {
@@ -25,6 +27,21 @@ void write_cross_order(const SS2DShape& s, int32_t* order) {
     order[3 * tokens - 1 - t] = order[t];
     order[4 * tokens - 1 - t] = order[tokens + t];
   }
+}
+
+// The four scan orders of a map, (4, L), or null without memory. A thread keeps those of its last size of map: written
+// in every call, they would move from the caches of one thread to those of the others each time.
+const int32_t* cross_order(const SS2DShape& s) {
+  thread_local std::unique_ptr<int32_t[]> order;
+  thread_local int64_t height = 0, width = 0;
+  if (!order || height != s.height || width != s.width) {
+    order.reset(new (std::nothrow) int32_t[kDirections * s.tokens()]);
+    if (!order) return nullptr;
+    write_cross_order(s, order.get());
+    height = s.height;
+    width = s.width;
+  }
+  return order.get();
 }
 
 Tensor<5> shared(const Tensor<4>& image) {
@@ -54,18 +71,15 @@ DirectionalScanForward directional(const SS2DForward& p, const int32_t* order) {
 }  // namespace
 
 int ss2d_forward(const SS2DForward& p) {
-  Scratch<int32_t> order(kDirections * p.shape.tokens());
-  if (!order.ok()) return kOutOfMemory;
-  write_cross_order(p.shape, order.get());
-  return directional_scan_forward(directional(p, order.get()));
+  const int32_t* const order = cross_order(p.shape);
+  return order ? directional_scan_forward(directional(p, order)) : kOutOfMemory;
 }
 
 int ss2d_backward(const SS2DBackward& p) {
-  Scratch<int32_t> order(kDirections * p.forward.shape.tokens());
-  if (!order.ok()) return kOutOfMemory;
-  write_cross_order(p.forward.shape, order.get());
+  const int32_t* const order = cross_order(p.forward.shape);
+  if (!order) return kOutOfMemory;
   DirectionalScanBackward q{};
-  q.forward = directional(p.forward, order.get());
+  q.forward = directional(p.forward, order);
   q.dy = shared(p.dy);
   q.du = shared(p.du);
   q.dx_dbl = p.dx_dbl;
