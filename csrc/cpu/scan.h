@@ -20,19 +20,25 @@ inline constexpr int kMaxStates = 256;
 // Tokens whose time steps are computed together, so that their long dependency chains hide each other's latency.
 inline constexpr int kAbreast = kVectorBytes == 64 ? 8 : 4;
 
-// The inputs of one tile's scan. B and C of token t are N scalars each, at row[t] + to_b and row[t] + to_c.
+// The inputs of one tile's scan. `rows` lists B, then C, of each token, N scalars each.
 template <typename T>
 struct ScanTile {
   int64_t tokens;
   int states;
   Vec<T> dt[kTile], x[kTile];
-  const T* row[kTile];
-  int64_t to_b, to_c;
+  const T* rows;
   const Vec<T>*A, *lane_b, *lane_c;
   Vec<T> longest, reach;  // the largest |dt| of the tile, and the largest |A|
 
-  const T* b(int64_t t) const { return row[t] + to_b; }
-  const T* c(int64_t t) const { return row[t] + to_c; }
+  // N is the number of states, or 0 if it is only known at run time.
+  template <int N>
+  const T* b(int64_t t) const {
+    return rows + 2 * t * (N ? N : states);
+  }
+  template <int N>
+  const T* c(int64_t t) const {
+    return b<N>(t) + (N ? N : states);
+  }
   // Whether exp2_near is valid for all decays; both versions of exp2 keep NaN.
   bool near() const { return all_of<T>(longest * reach <= static_cast<T>(kNearExponent)); }
 };
@@ -60,7 +66,7 @@ MTLKIT_INLINE void advance(const ScanTile<T>& tile, int64_t from, int64_t to, Ve
   }
   for (int64_t t = from; t < to; ++t) {
     const Vec<T> dt = tile.dt[t], x = tile.x[t];
-    const T *b = tile.b(t), *c = tile.c(t);
+    const T *b = tile.template b<N>(t), *c = tile.template c<N>(t);
     Vec<T> even{}, odd{};
 #pragma GCC unroll 16
     for (int n = 0; n < states; ++n) {
@@ -85,6 +91,15 @@ MTLKIT_INLINE void scan_forward(const ScanTile<T>& tile, int64_t from, int64_t t
     advance<T, N, LaneB, LaneC, false>(tile, from, to, h, give);
   }
 }
+
+// States of one vector of channels each, `step` elements apart.
+template <typename T>
+struct States {
+  const T* data;
+  int64_t step;
+
+  Vec<T> operator[](int64_t n) const { return load(data + n * step); }
+};
 
 // The results of the backward scan of one tile.
 template <typename T>
@@ -173,9 +188,10 @@ MTLKIT_INLINE Vec<T> sum_folded(Vec<T>* v) {
 //   dC_t = sum_d dy_t h_t           dB_t = sum_d g_t x_t           dx_t = sum_n g_t B_t
 //   q = a_t g_t h_{t-1}             ddt_t = sum_n q A              dA += q dt_t
 //
-// Calls meanwhile() once per kLanes / G tokens.
-template <typename T, int G, bool LaneB, bool LaneC, bool wants_y, typename Meanwhile>
-void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, int first, bool near,
+// Adds to dx, ddt and y, or sets them if these are the only states. Calls meanwhile() once per kLanes / G
+// tokens.
+template <typename T, int N, int G, bool LaneB, bool LaneC, bool wants_y, typename Dy, typename Meanwhile>
+void backward_group(const ScanTile<T>& tile, const Dy& dy, const States<T>& start, int first, bool near,
                     const ScanGradients<T>& out, Meanwhile& meanwhile) {
   constexpr int kTogether = kLanes<T> / G;  // tokens whose sums over the lanes are completed together
   constexpr int kUnrolled = 4;              // the exit of a short loop is predicted, that of a long one is not
@@ -191,10 +207,9 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
     carry[j] = out.carry[n];
     dA[j] = dlane_b[j] = dlane_c[j] = Vec<T>{};
   }
-  const int64_t at_b = tile.to_b + first, at_c = tile.to_c + first;
   const auto rebuild = [&](auto near) {
     const auto advance = [&](int64_t t) __attribute__((always_inline)) {
-      const T* b = tile.row[t] + at_b;
+      const T* b = tile.template b<N>(t) + first;
       asm("" : "+r"(b));  // else the compiler adds the offsets again for each state
 #pragma GCC unroll 4
       for (int j = 0; j < G; ++j) {
@@ -214,9 +229,9 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
 
   Vec<T> some_b[kTogether] = {}, some_c[kTogether] = {};
   const auto retreat = [&](int64_t t, int64_t i) __attribute__((always_inline)) {
-    const T *b = tile.row[t] + at_b, *c = tile.row[t] + at_c;
+    const T *b = tile.template b<N>(t) + first, *c = tile.template c<N>(t) + first;
     asm("" : "+r"(b), "+r"(c));  // as above
-    const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy[t];
+    const Vec<T> dt = tile.dt[t], x = tile.x[t], dy_t = dy(t);
     Vec<T> dx{}, ddt{}, y{}, db[G], dc[G];
 #pragma GCC unroll 4
     for (int j = 0; j < G; ++j) {
@@ -233,9 +248,10 @@ void backward_group(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* sta
       if constexpr (LaneB) dlane_b[j] += db[j];
       if constexpr (LaneC) dlane_c[j] += dc[j];
     }
-    out.dx[t] += dx;
-    out.ddt[t] += ddt;
-    if constexpr (wants_y) out.y[t] += y;
+    const auto give = [](Vec<T>& sum, Vec<T> part) { sum = N == G ? part : sum + part; };
+    give(out.dx[t], dx);
+    give(out.ddt[t], ddt);
+    if constexpr (wants_y) give(out.y[t], y);
     if constexpr (!LaneB) some_b[i] = fold<T, G>(db);
     if constexpr (!LaneC) some_c[i] = fold<T, G>(dc);
   };
@@ -274,26 +290,28 @@ constexpr int64_t backward_calls(int64_t tokens, int64_t states) {
   return ceil_div(tokens, kLanes<T> / group) * (states / group);
 }
 
-// The backward scan of one tile, given the states at its start. Calls meanwhile() now and then, for prefetches.
-template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false, typename Meanwhile>
-void scan_backward(const ScanTile<T>& tile, const Vec<T>* dy, const Vec<T>* start, const ScanGradients<T>& out,
+// The backward scan of one tile, given the states at its start; dy(t) is the gradient of y. Calls meanwhile() now and
+// then, for prefetches.
+template <typename T, int N, bool LaneB = false, bool LaneC = false, bool wants_y = false, typename Dy,
+          typename Meanwhile>
+void scan_backward(const ScanTile<T>& tile, const Dy& dy, const States<T>& start, const ScanGradients<T>& out,
                    Meanwhile&& meanwhile) {
   const int states = N ? N : tile.states;
   const bool near = tile.near();
-  for (int64_t t = 0; t < tile.tokens; ++t) {
+  for (int64_t t = 0; N != 1 && t < tile.tokens; ++t) {
     out.dx[t] = out.ddt[t] = Vec<T>{};
     if constexpr (wants_y) out.y[t] = Vec<T>{};
   }
   if constexpr (kLanes<T> >= kGroup) {
     if (TokenSums<T>::group(states) == kGroup) {
       for (int n = 0; n < states; n += kGroup) {
-        backward_group<T, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
+        backward_group<T, N, kGroup, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
       }
       return;
     }
   }
   for (int n = 0; n < states; ++n) {
-    backward_group<T, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
+    backward_group<T, N, 1, LaneB, LaneC, wants_y>(tile, dy, start, n, near, out, meanwhile);
   }
 }
 
@@ -308,6 +326,14 @@ template <typename T, typename Shape>
 MTLKIT_INLINE Tensor<2> checkpoint(void* checkpoints, int64_t sequence, int64_t first, const Shape& s, int64_t d) {
   const int64_t index = sequence * s.checkpoints() + first / kTile;
   return {static_cast<T*>(checkpoints) + index * s.states * s.channels + d, dtype_of<T>, {1, s.channels}};
+}
+
+// The states of a checkpoint: in place if it has a whole vector of channels, else padded with zeros, in `memory`.
+template <typename T>
+States<T> states_of(const Tensor<2>& checkpoint, int64_t channels, int64_t states, Vec<T>* memory) {
+  if (channels == kLanes<T>) return {static_cast<const T*>(checkpoint.data), checkpoint.stride[1]};
+  load_tile<T>(checkpoint.data, checkpoint.dtype, 1, checkpoint.stride[1], channels, states, memory);
+  return {reinterpret_cast<const T*>(memory), kLanes<T>};
 }
 
 }  // namespace MTLKIT_ISA

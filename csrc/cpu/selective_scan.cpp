@@ -78,12 +78,23 @@ Vec<T> load_channels(const Tensor<1>& x, const Block& block) {
   return v;
 }
 
-// Values that are constant over the tiles of a block.
+// Values that are constant over the tiles of a block. The caller lends the memory: packed, the values of several blocks
+// do not compete for the same lines of the first-level cache.
 template <typename T>
 struct Parameters {
   Block block;
-  Vec<T> A[kMaxStates], lane_b[kMaxStates], lane_c[kMaxStates];
+  Vec<T>*A, *lane_b, *lane_c;  // (N); B and C only if they do not vary
   Vec<T> reach, D, bias;
+
+  static int64_t vectors(const SelectiveScanForward& p) {
+    return p.shape.states * (1 + (p.variable_B ? 0 : 1) + (p.variable_C ? 0 : 1));
+  }
+
+  void place(Vec<T>* memory, const SelectiveScanForward& p) {
+    A = memory;
+    lane_b = A + p.shape.states;
+    lane_c = lane_b + (p.variable_B ? 0 : p.shape.states);
+  }
 
   void load(const SelectiveScanForward& p, const Block& of) {
     block = of;
@@ -103,36 +114,34 @@ template <typename T>
 struct Gathered {
   ScanTile<T> scan;
   Vec<T> u[kTile], z[kTile];
-  Vec<T> slope[kTile];             // derivatives of the softplus, for the backward pass
-  T rows[2 * kTile * kMaxStates];  // B, then C of each token, padded to whole vectors
+  Vec<T> slope[kTile];  // derivatives of the softplus, for the backward pass
+  T rows[2 * kTile * kMaxStates];
 
+  template <int N>
   void gather_group(const SelectiveScanForward& p, const Block& any, int64_t first) {
     scan.tokens = min(kTile, p.shape.tokens - first);
     scan.states = static_cast<int>(p.shape.states);
-    scan.to_b = 0;
-    scan.to_c = ceil_div(scan.states, kLanes<T>) * kLanes<T>;
-    for (int64_t t = 0; t < kTile; ++t) scan.row[t] = rows + t * 2 * scan.to_c;
-    if (p.variable_B) gather_rows(p.B, any, first, rows);
-    if (p.variable_C) gather_rows(p.C, any, first, rows + scan.to_c);
+    scan.rows = rows;
+    if (p.variable_B) gather_rows<N>(p.B, any, first, rows);
+    if (p.variable_C) gather_rows<N>(p.C, any, first, rows + scan.states);
   }
 
   template <bool slopes>
   void gather_block(const SelectiveScanForward& p, const Parameters<T>& parameters, int64_t first) {
-    Vec<T> raw[kTile];
     scan.A = parameters.A;
     scan.reach = parameters.reach;
     scan.lane_b = parameters.lane_b;
     scan.lane_c = parameters.lane_c;
     load_tokens<T>(p.u, parameters.block, first, scan.tokens, u);
-    load_tokens<T>(p.delta, parameters.block, first, scan.tokens, raw);
+    load_tokens<T>(p.delta, parameters.block, first, scan.tokens, scan.dt);
     for (int64_t t = scan.tokens; t % kAbreast; ++t) {  // repeat the last token past the end
       u[t] = u[t - 1];
-      raw[t] = raw[t - 1];
+      scan.dt[t] = scan.dt[t - 1];
     }
     Vec<T> longest{};
     for (int64_t t = 0; t < scan.tokens; t += kAbreast) {
       Vec<T> dt[kAbreast];
-      for (int i = 0; i < kAbreast; ++i) dt[i] = raw[t + i] + parameters.bias;
+      for (int i = 0; i < kAbreast; ++i) dt[i] = scan.dt[t + i] + parameters.bias;
       if (p.delta_softplus) softplus<kAbreast>(dt, slopes ? slope + t : nullptr);
       for (int i = 0; i < kAbreast; ++i) {
         longest = max(longest, abs(dt[i]));
@@ -146,13 +155,16 @@ struct Gathered {
 
  private:
   // Gathers B or C from (B, G, N, L), with the states of each token contiguous.
+  template <int N>
   void gather_rows(const Tensor<4>& x, const Block& any, int64_t first, T* out) const {
     const int64_t* s = x.stride;
-    for (int64_t n = 0; n < scan.states; n += kLanes<T>) {
-      Vec<T> some[kTile];
-      load_tile<T>(at(x, any.b * s[0] + any.g * s[1] + n * s[2] + first * s[3]), x.dtype, s[2], s[3],
-                   min(kLanes<T>, scan.states - n), scan.tokens, some);
-      for (int64_t t = 0; t < scan.tokens; ++t) store(out + t * 2 * scan.to_c + n, some[t]);
+    const int64_t states = N ? N : scan.states;
+    for (int64_t n = 0; n < states; n += kLanes<T>) {
+      const int64_t some = min(kLanes<T>, states - n);
+      Vec<T> row[kTile];
+      load_tile<T>(at(x, any.b * s[0] + any.g * s[1] + n * s[2] + first * s[3]), x.dtype, s[2], s[3], some, scan.tokens,
+                   row);
+      for (int64_t t = 0; t < scan.tokens; ++t) std::memcpy(out + t * 2 * states + n, &row[t], some * sizeof(T));
     }
   }
 };
@@ -183,7 +195,18 @@ template <typename T>
 struct ForwardScratch {
   Gathered<T> tile;
   Parameters<T> parameters[kRun];
-  Vec<T> h[kRun][kMaxStates], y[kTile];
+  Vec<T>* h[kRun];
+  Vec<T> y[kTile];
+
+  static int64_t vectors(const SelectiveScanForward& p) { return kRun * (Parameters<T>::vectors(p) + p.shape.states); }
+
+  void place(Vec<T>* memory, const SelectiveScanForward& p) {
+    for (int i = 0; i < kRun; ++i) {
+      parameters[i].place(memory, p);
+      h[i] = memory + Parameters<T>::vectors(p);
+      memory = h[i] + p.shape.states;
+    }
+  }
 };
 
 // Processes blocks [from, to) of a group of a sequence, at most kRun.
@@ -197,7 +220,7 @@ void forward_run(const SelectiveScanForward& p, const Blocks& blocks, int64_t se
     for (int64_t n = 0; n < s.states; ++n) scratch.h[i][n] = Vec<T>{};
   }
   for (int64_t first = 0; first < s.tokens; first += kTile) {
-    tile.gather_group(p, scratch.parameters[0].block, first);
+    tile.template gather_group<N>(p, scratch.parameters[0].block, first);
     for (int64_t i = 0; i < to - from; ++i) {
       const Parameters<T>& parameters = scratch.parameters[i];
       const Block& block = parameters.block;
@@ -250,14 +273,17 @@ int forward(const SelectiveScanForward& p) {
   const int64_t runs = ceil_div(blocks.per_group, length), items = sequences * runs;
   const int64_t threads = min(p.threads, items);
   Scratch<ForwardScratch<T>> scratch(threads);
-  if (!scratch.ok()) return kOutOfMemory;
+  Scratch<Vec<T>> vectors(threads * ForwardScratch<T>::vectors(p));
+  if (!scratch.ok() || !vectors.ok()) return kOutOfMemory;
   return with_states<T>(p, [&](auto n, auto lane_b, auto lane_c) -> int {
     on_threads(threads, [&](int thread, int team) {
+      ForwardScratch<T>& mine = scratch.get()[thread];
+      mine.place(vectors.get() + thread * ForwardScratch<T>::vectors(p), p);
       const Share work = share(items, team, thread);
       for (int64_t item = work.first; item < work.last; ++item) {
         const Share run = share(blocks.per_group, runs, item % runs);
-        forward_run<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(
-            p, blocks, item / runs, run.first, run.last, scratch.get()[thread]);
+        forward_run<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(p, blocks, item / runs,
+                                                                                             run.first, run.last, mine);
       }
     });
     return kOk;
@@ -285,22 +311,44 @@ template <typename T>
 struct BackwardScratch {
   // The values that a block carries from tile to tile.
   struct Carried {
-    Vec<T> carry[kMaxStates], dA[kMaxStates], dlane_b[kMaxStates], dlane_c[kMaxStates];
+    Vec<T>*carry, *dA, *dlane_b, *dlane_c;  // (N); the gradients of B and C only if they do not vary
     Vec<T> dD, dbias;
   };
   Gathered<T> tile;
   Parameters<T> parameters[kRun];
   Carried carried[kRun];
-  Vec<T> start[kMaxStates];
+  Vec<T> start[kMaxStates];  // of a block with fewer channels than lanes
   Vec<T> dy[kTile], y[kTile], ddt[kTile], dx[kTile], du[kTile], dz[kTile];
-  T db[TokenSums<T>::size(kMaxStates)], dc[TokenSums<T>::size(kMaxStates)];  // sums over the blocks of a run
+  T *db, *dc;  // TokenSums over the blocks of a run
+
+  static int64_t vectors(const SelectiveScanForward& p) {
+    return kRun * (2 * Parameters<T>::vectors(p) + p.shape.states);
+  }
+  static int64_t scalars(const SelectiveScanForward& p) { return 2 * TokenSums<T>::size(p.shape.states); }
+
+  void place(Vec<T>* memory, T* scalars, const SelectiveScanForward& p) {
+    const int64_t states = p.shape.states;
+    for (int i = 0; i < kRun; ++i) {
+      parameters[i].place(memory, p);
+      Carried& one = carried[i];
+      one.carry = memory + Parameters<T>::vectors(p);
+      one.dA = one.carry + states;
+      one.dlane_b = one.dA + states;
+      one.dlane_c = one.dlane_b + (p.variable_B ? 0 : states);
+      memory = one.dA + Parameters<T>::vectors(p);
+    }
+    db = scalars;
+    dc = db + TokenSums<T>::size(states);
+  }
 };
 
 template <typename T>
 void begin_block(const SelectiveScanBackward& q, const Block& block, typename BackwardScratch<T>::Carried& carried) {
   const int64_t states = q.forward.shape.states;
   for (int64_t n = 0; n < states; ++n) {
-    carried.carry[n] = carried.dA[n] = carried.dlane_b[n] = carried.dlane_c[n] = Vec<T>{};
+    carried.carry[n] = carried.dA[n] = Vec<T>{};
+    if (!q.forward.variable_B) carried.dlane_b[n] = Vec<T>{};
+    if (!q.forward.variable_C) carried.dlane_c[n] = Vec<T>{};
   }
   carried.dD = carried.dbias = Vec<T>{};
   if (q.dlast_state) {
@@ -320,7 +368,7 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
   Gathered<T>& tile = scratch.tile;
   const int64_t tokens = tile.scan.tokens, states = N ? N : s.states;
   const Tensor<2> c = checkpoint<T>(p.checkpoints, block.b, first, s, block.d);
-  load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], block.channels, states, scratch.start);
+  const States<T> start = states_of<T>(c, block.channels, states, scratch.start);
   tile.template gather_block<true>(p, parameters, first);
   load_tokens<T>(q.dout, block, first, tokens, scratch.dy);
   for (int64_t t = 0; p.z && t < tokens; ++t) {
@@ -332,15 +380,16 @@ void backward_block(const SelectiveScanBackward& q, const Parameters<T>& paramet
       carried.carry, carried.dA, scratch.ddt,     scratch.dx,      scratch.y,
       scratch.db,    scratch.dc, carried.dlane_b, carried.dlane_c,
   };
+  const auto dy = [&](int64_t t) { return scratch.dy[t]; };
   if (p.z) {
-    scan_backward<T, N, LaneB, LaneC, true>(tile.scan, scratch.dy, scratch.start, gradients, [] {});
+    scan_backward<T, N, LaneB, LaneC, true>(tile.scan, dy, start, gradients, [] {});
   } else {
-    scan_backward<T, N, LaneB, LaneC>(tile.scan, scratch.dy, scratch.start, gradients, [] {});
+    scan_backward<T, N, LaneB, LaneC>(tile.scan, dy, start, gradients, [] {});
   }
   for (int64_t t = 0; t < tokens; ++t) {
-    const Vec<T> dx = scratch.dx[t], dy = scratch.dy[t], u = tile.u[t];
-    scratch.du[t] = dx * tile.scan.dt[t] + dy * parameters.D;
-    carried.dD += dy * u;
+    const Vec<T> dx = scratch.dx[t], u = tile.u[t];
+    scratch.du[t] = dx * tile.scan.dt[t] + dy(t) * parameters.D;
+    carried.dD += dy(t) * u;
     Vec<T> draw = scratch.ddt[t] * kLn2<T> + dx * u;
     if (p.delta_softplus) draw *= tile.slope[t];
     carried.dbias += draw;
@@ -376,7 +425,7 @@ void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t 
     begin_block<T>(q, scratch.parameters[i].block, scratch.carried[i]);
   }
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
-    scratch.tile.gather_group(p, scratch.parameters[0].block, first);
+    scratch.tile.template gather_group<N>(p, scratch.parameters[0].block, first);
     const int64_t sums = TokenSums<T>::size(s.states);
     if constexpr (!LaneB) std::memset(scratch.db, 0, sums * sizeof(T));
     if constexpr (!LaneC) std::memset(scratch.dc, 0, sums * sizeof(T));
@@ -415,7 +464,9 @@ int backward(const SelectiveScanBackward& q) {
   Scratch<T> parts(runs > 1 ? vary * runs * rows_size : 0);
   Scratch<T> parameters(threads * parameter_size);
   Scratch<BackwardScratch<T>> scratch(threads);
-  if (!parts.ok() || !parameters.ok() || !scratch.ok()) return kOutOfMemory;
+  Scratch<Vec<T>> vectors(threads * BackwardScratch<T>::vectors(p));
+  Scratch<T> scalars(threads * BackwardScratch<T>::scalars(p));
+  if (!parts.ok() || !parameters.ok() || !scratch.ok() || !vectors.ok() || !scalars.ok()) return kOutOfMemory;
   std::memset(parameters.get(), 0, threads * parameter_size * sizeof(T));
   // The rows that run `run` adds to: the result itself if there is only one run.
   const auto rows_of = [&](bool variable, void* result, int64_t behind, int64_t run, int64_t offset) -> T* {
@@ -426,6 +477,9 @@ int backward(const SelectiveScanBackward& q) {
   with_states<T>(p, [&](auto n, auto lane_b, auto lane_c) -> int {
     on_threads(threads, [&](int thread, int team) {
       const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
+      BackwardScratch<T>& mine = scratch.get()[thread];
+      mine.place(vectors.get() + thread * BackwardScratch<T>::vectors(p),
+                 scalars.get() + thread * BackwardScratch<T>::scalars(p), p);
       const Share work = share(count, team, thread);
       for (int64_t i = work.first; i < work.last; ++i) {
         const int64_t run = i % runs, sequence = i / runs, offset = sequence * s.tokens * s.states;
@@ -436,7 +490,7 @@ int backward(const SelectiveScanBackward& q) {
         const Share part = share(blocks.per_group, runs, run);
         for (int64_t from = part.first; from < part.last; from += kRun) {
           backward_run<T, decltype(n)::value, decltype(lane_b)::value, decltype(lane_c)::value>(
-              q, blocks, sequence, from, min(from + kRun, part.last), db, dc, total, scratch.get()[thread]);
+              q, blocks, sequence, from, min(from + kRun, part.last), db, dc, total, mine);
         }
       }
     });

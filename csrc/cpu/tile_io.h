@@ -122,33 +122,35 @@ class Expected {
   Expected() = default;
   Expected(const void* data, DType dtype, int64_t channel_stride, int64_t token_stride, int64_t channels,
            int64_t tokens)
-      : start_(static_cast<const char*>(data)) {
+      : first_(static_cast<const char*>(data)), at_(first_) {
     const bool lines_of_tokens = token_stride == 1;
-    streams_ = lines_of_tokens ? channels : tokens;
+    streams_ = here_ = lines_of_tokens ? channels : tokens;
     stride_ = (lines_of_tokens ? channel_stride : token_stride) * size_of(dtype);
-    count_ = streams_ * ceil_div((lines_of_tokens ? tokens : channels) * size_of(dtype), kLine);
+    left_ = streams_ * ceil_div((lines_of_tokens ? tokens : channels) * size_of(dtype), kLine);
   }
 
   // Prefetches all remaining lines.
   MTLKIT_INLINE void all() {
-    while (at_ < count_) (*this)();
+    while (left_ > 0) (*this)();
   }
 
   // Prefetches the next line, if any.
   MTLKIT_INLINE void operator()() {
-    if (at_ == count_) return;
-    ++at_;
-    __builtin_prefetch(start_ + stream_ * stride_ + byte_, for_write);
-    if (++stream_ == streams_) {
-      stream_ = 0;
-      byte_ += kLine;
+    if (left_ == 0) return;
+    --left_;
+    __builtin_prefetch(at_, for_write);
+    at_ += stride_;
+    if (--here_ == 0) {
+      here_ = streams_;
+      at_ = first_ += kLine;
     }
   }
 
  private:
   static constexpr int64_t kLine = 64;
-  const char* start_ = nullptr;
-  int64_t streams_ = 0, stride_ = 0, count_ = 0, at_ = 0, stream_ = 0, byte_ = 0;
+  const char *first_ = nullptr, *at_ = nullptr;  // of the first stream and of the next line
+  int64_t streams_ = 0, here_ = 0;               // and those left at this offset
+  int64_t stride_ = 0, left_ = 0;                // between streams; lines
 };
 
 // A block of channels of one image: (H, W) pixels in row-major order, one vector per pixel. The strides are those of a

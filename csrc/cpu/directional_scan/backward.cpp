@@ -7,6 +7,11 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
+// The largest number of blocks of channels that go through a tile together: they share its rows, and their
+// contributions to the gradient of a row are summed before they are written. One block alone fills the first-level
+// cache.
+inline constexpr int kRun = 16;
+
 // Gradients of the parameters, summed by one thread over its items; added over the threads in a fixed order.
 template <typename T>
 struct ParameterGradients {
@@ -26,29 +31,35 @@ struct BackwardScratch {
   // The values that a block carries from tile to tile.
   struct Carried {
     Parameters<T> parameters;
-    Vec<T> carry[kMaxStates], dA[kMaxStates];
+    Vec<T>*carry, *dA, *ddt_weight;  // (N), (N), (R)
     Vec<T> dbias, dD;
-    Vec<T>* ddt_weight;
   };
   Carried carried[kRun];
   Gathered<T> tile;
-  Offsets before;    // the tokens of the tile before it, which is processed next
-  ScanTile<T> part;  // part of a tile in which the state is reset
-  Vec<T> start[kMaxStates];
-  Vec<T> dy[kTile], ddt[kTile], dx[kTile];
+  Offsets before;            // the tokens of the tile before it, which is processed next
+  ScanTile<T> part;          // part of a tile in which the state is reset
+  Vec<T> start[kMaxStates];  // of a block with fewer channels than lanes
+  Vec<T> ddt[kTile], dx[kTile];
   T *db, *dc;  // TokenSums over the blocks of a run; the call sets their size
   T* row_dt;   // sums over the blocks of a run, (R, tokens)
 
-  static int64_t vectors(const DirectionalScanShape& s) { return kRun * (Parameters<T>::vectors(s) + s.rank); }
-  static int64_t scalars(const DirectionalScanShape& s) { return 2 * TokenSums<T>::size(s.states) + kTile * s.rank; }
+  static int64_t vectors(const DirectionalScanShape& s) {
+    return kRun * (Parameters<T>::vectors(s) + 2 * s.states + s.rank);
+  }
+  static int64_t scalars(const DirectionalScanShape& s) {
+    return round_up(Gathered<T>::scalars(s) + 2 * TokenSums<T>::size(s.states) + kTile * s.rank, kLanes<T>);
+  }
 
   void point_into(Vec<T>* v, T* scalar, const DirectionalScanShape& s) {
     for (Carried& one : carried) {
       one.parameters.place(v, s);
-      one.ddt_weight = v + Parameters<T>::vectors(s);
+      one.carry = v + Parameters<T>::vectors(s);
+      one.dA = one.carry + s.states;
+      one.ddt_weight = one.dA + s.states;
       v = one.ddt_weight + s.rank;
     }
-    db = scalar;
+    tile.place(scalar, s);
+    db = scalar + Gathered<T>::scalars(s);
     dc = db + TokenSums<T>::size(s.states);
     row_dt = dc + TokenSums<T>::size(s.states);
   }
@@ -57,8 +68,8 @@ struct BackwardScratch {
 // The backward scan of a tile in which the state is reset to zero: processes the parts from one start to the next as
 // separate tiles. Neither the state nor its gradient crosses a start.
 template <typename T, int N, typename Meanwhile>
-void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, BackwardScratch<T>& scratch,
-                    Meanwhile& meanwhile) {
+void backward_parts(const uint8_t* starts, const T* dy_map, const States<T>& start, const ScanGradients<T>& gradients,
+                    BackwardScratch<T>& scratch, Meanwhile& meanwhile) {
   const ScanTile<T>& whole = scratch.tile.scan;
   ScanTile<T>& part = scratch.part;
   const int64_t states = whole.states;
@@ -67,25 +78,24 @@ void backward_parts(const uint8_t* starts, const ScanGradients<T>& gradients, Ba
   part.A = whole.A;
   part.longest = whole.longest;
   part.reach = whole.reach;
-  part.to_b = whole.to_b;
-  part.to_c = whole.to_c;
   for (int64_t stop = whole.tokens, first = stop - 1; stop > 0; --first) {
     if (first > 0 && !starts[first]) continue;
     const int64_t tokens = part.tokens = stop - first;
     std::memcpy(part.dt, whole.dt + first, tokens * sizeof part.dt[0]);
     std::memcpy(part.x, whole.x + first, tokens * sizeof part.x[0]);
-    std::memcpy(part.row, whole.row + first, tokens * sizeof part.row[0]);
+    part.rows = whole.template b<N>(first);
     const int64_t to_sums = first * TokenSums<T>::group(states);
     out.db = gradients.db + to_sums;
     out.dc = gradients.dc + to_sums;
     out.ddt = gradients.ddt + first;
     out.dx = gradients.dx + first;
+    const auto dy = [&](int64_t t) { return load(dy_map + scratch.tile.at.y[first + t]); };
     if (starts[first]) {
-      Vec<T> zeros[N ? N : kMaxStates] = {};
-      scan_backward<T, N>(part, scratch.dy + first, zeros, out, meanwhile);
+      const Vec<T> zeros{};
+      scan_backward<T, N>(part, dy, States<T>{reinterpret_cast<const T*>(&zeros), 0}, out, meanwhile);
       for (int64_t n = 0; n < states; ++n) out.carry[n] = Vec<T>{};
     } else {
-      scan_backward<T, N>(part, scratch.dy, scratch.start, out, meanwhile);
+      scan_backward<T, N>(part, dy, start, out, meanwhile);
     }
     stop = first;
   }
@@ -129,20 +139,20 @@ struct Ahead {
 
 // Computes the gradients of the inputs and of the time step of one block of a tile, after its scan.
 template <typename T>
-void finish_block(const DirectionalScanShape& s, T* du, bool sets, bool first, BackwardScratch<T>& scratch,
-                  typename BackwardScratch<T>::Carried& carried) {
+void finish_block(const DirectionalScanShape& s, const T* u_map, const T* dy_map, T* du, bool sets, bool first,
+                  BackwardScratch<T>& scratch, typename BackwardScratch<T>::Carried& carried) {
   const Gathered<T>& tile = scratch.tile;
   const Parameters<T>& parameters = carried.parameters;
   const int64_t tokens = tile.scan.tokens, whole = round_up(tokens, max(kLanes<T>, 4));
-  Vec<T> draw[kTile];
+  Vec<T>* const draw = scratch.ddt;  // overwritten by the gradient of the time step before softplus
   Vec<T> dbias = carried.dbias, dD = carried.dD;
   for (int64_t t = 0; t < tokens; ++t) {
-    const Vec<T> dy = scratch.dy[t], dx = scratch.dx[t], u = tile.u[t];
+    const Vec<T> dx = scratch.dx[t], u = load(u_map + tile.at.u[t]), dy = load(dy_map + tile.at.y[t]);
     T* const to = du + tile.at.du[t];
     const Vec<T> found = dx * tile.scan.dt[t] + dy * parameters.D;
     store(to, sets ? found : load(to) + found);
     dD += dy * u;
-    draw[t] = (scratch.ddt[t] * kLn2<T> + dx * u) * tile.slope[t];
+    draw[t] = (draw[t] * kLn2<T> + dx * u) * tile.slope[t];
     dbias += draw[t];
   }
   carried.dbias = dbias;
@@ -151,7 +161,7 @@ void finish_block(const DirectionalScanShape& s, T* du, bool sets, bool first, B
   for (int64_t r = 0; r < s.rank; ++r) {
     Vec<T> sum[4] = {};
     for (int64_t t = 0; t < tokens; t += 4) {
-      for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.scan.row[t + i][r];
+      for (int64_t i = 0; i < 4; ++i) sum[i] += draw[t + i] * tile.low[r * kTile + t + i];
     }
     carried.ddt_weight[r] += (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
@@ -205,22 +215,21 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     const int64_t tokens = min(kTile, s.steps - first), before = max(first - kTile, 0);
     Gathered<T>& tile = scratch.tile;
     find(first, tokens, tile.at);
-    tile.gather_rows(s, tokens, x_dbl);
+    tile.template gather_rows<N>(s, tokens, x_dbl);
     std::memset(scratch.db, 0, 2 * TokenSums<T>::size(states) * sizeof(T));  // and dc
     for (int64_t i = 0; i < run.count; ++i) {
       auto& carried = scratch.carried[i];
       const bool last = i + 1 == run.count;
       const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.d + i * kLanes<T>);
-      load_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, scratch.start);
-      tile.template gather_block<true>(rank, carried.parameters, run.u[i].data);
-      const T* const dy = run.dy[i].data;
-      for (int64_t t = 0; t < tokens; ++t) scratch.dy[t] = load(dy + tile.at.y[t]);
+      const States<T> start = states_of<T>(c, channels_of(i), states, scratch.start);
+      const T *const u = run.u[i].data, *const dy = run.dy[i].data;
+      tile.template gather_block<true>(rank, carried.parameters, u);
 
       if (last) find(before, tokens, scratch.before);
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
-      const T* const start = static_cast<T*>(
+      const T* const next_start = static_cast<T*>(
           checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
-      for (int64_t n = 0; n < states; ++n) __builtin_prefetch(start + n * s.channels);
+      for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next_start + n * s.channels);
       Ahead<T, N> ahead{run.u[next].data,
                         run.dy[next].data,
                         run.du[next].data,
@@ -234,11 +243,12 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
       gradients.carry = carried.carry;
       gradients.dA = carried.dA;
       if (starts && std::memchr(starts + first, 1, tokens)) {
-        backward_parts<T, N>(starts + first, gradients, scratch, ahead);
+        backward_parts<T, N>(starts + first, dy, start, gradients, scratch, ahead);
       } else {
-        scan_backward<T, N>(tile.scan, scratch.dy, scratch.start, gradients, ahead);
+        const auto dy_of = [&](int64_t t) { return load(dy + tile.at.y[t]); };
+        scan_backward<T, N>(tile.scan, dy_of, start, gradients, ahead);
       }
-      finish_block<T>(s, run.du[i].data, run.sets_du, i == 0, scratch, carried);
+      finish_block<T>(s, u, dy, run.du[i].data, run.sets_du, i == 0, scratch, carried);
     }
     const auto write_rows = [&](auto sets) {
       constexpr bool kSets = decltype(sets)::value;

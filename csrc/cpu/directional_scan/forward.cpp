@@ -12,6 +12,10 @@ namespace mtlkit {
 namespace MTLKIT_ISA {
 namespace {
 
+// The largest number of blocks of channels that go through a tile together, so that they share its rows. With more,
+// their parameters and states would leave the first-level cache.
+inline constexpr int kRun = 8;
+
 template <typename T>
 struct ForwardScratch {
   Gathered<T> tile;
@@ -21,7 +25,8 @@ struct ForwardScratch {
 
   static int64_t vectors(const DirectionalScanShape& s) { return kRun * (Parameters<T>::vectors(s) + s.states); }
 
-  void place(Vec<T>* memory, const DirectionalScanShape& s) {
+  void place(Vec<T>* memory, T* scalars, const DirectionalScanShape& s) {
+    tile.place(scalars, s);
     for (int i = 0; i < kRun; ++i) {
       parameters[i].place(memory, s);
       h[i] = memory + Parameters<T>::vectors(s);
@@ -60,7 +65,7 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
   for (int64_t first = 0; first < steps; first += kSteps) {
     const int64_t tokens = min(kSteps, steps - first);
     tile.at.find(order + first, tokens, pitch, run.u.step, run.y.step);
-    tile.gather_rows(s, tokens, x_dbl);
+    tile.template gather_rows<N>(s, tokens, x_dbl);
     later.find(order + min(first + kSteps, steps - tokens), tokens, pitch, run.u.step, run.y.step);
     for (int64_t i = 0; i < run.count; ++i) {
       const Parameters<T>& parameters = scratch.parameters[i];
@@ -130,13 +135,15 @@ int forward(const DirectionalScanForward& p) {
   Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
   Scratch<ForwardScratch<T>> scratch(threads);
   Scratch<Vec<T>> vectors(threads * ForwardScratch<T>::vectors(s));
-  if (!parts.ok() || !planes.ok() || !scratch.ok() || !vectors.ok()) return kOutOfMemory;
+  const int64_t row_size = round_up(Gathered<T>::scalars(s), kLanes<T>);
+  Scratch<T> rows(threads * row_size);
+  if (!parts.ok() || !planes.ok() || !scratch.ok() || !vectors.ok() || !rows.ok()) return kOutOfMemory;
 
   on_threads(threads, [&](int thread, int team) {
     Vec<T>* const u_planes = planes.get() + thread * packed_maps * length * plane;
     Vec<T>* const y_planes = u_planes + (u_in_place ? 0 : length * plane);
     ForwardScratch<T>& mine = scratch.get()[thread];
-    mine.place(vectors.get() + thread * ForwardScratch<T>::vectors(s), s);
+    mine.place(vectors.get() + thread * ForwardScratch<T>::vectors(s), rows.get() + thread * row_size, s);
     const Share work = share(items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
       const int64_t b = item / splits / runs;

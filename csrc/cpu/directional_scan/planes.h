@@ -29,10 +29,6 @@ MTLKIT_INLINE bool within_range(const DirectionalScanForward& p) {
   return largest < p.shape.tokens();
 }
 
-// The largest number of blocks of channels that are processed together in a direction: they share the rows of its
-// tiles, and the backward pass sums their contributions to a row before it writes them.
-inline constexpr int kRun = 8;
-
 // Prefetches the cache lines of a row; for_write is 1 if it will be written. The rows of a direction are too irregular
 // for the hardware prefetcher.
 template <int for_write, typename T>
@@ -155,21 +151,35 @@ struct Offsets {
   }
 };
 
-// A gathered tile of one direction: its rows of x_dbl, shared by all blocks of channels, and time step and scan input
-// of one block.
+// A gathered tile of one direction: the rows of x_dbl, shared by all blocks of channels, and time step and scan input
+// of one block. Rows are copied, because in x_dbl they are far apart, and each begins with the numbers of the time
+// step.
 template <typename T>
 struct Gathered {
   ScanTile<T> scan;
   Offsets at;
-  Vec<T> u[kTile], slope[kTile];  // for the backward pass: u, and the derivatives of the softplus
+  Vec<T> slope[kTile];  // the derivatives of the softplus, for the backward pass
+  T *rows, *low;        // scan.rows; (R, kTile): the time steps before their projection
 
-  // Gathers the rows of `tokens` tokens, which `at` has found.
+  static int64_t scalars(const DirectionalScanShape& s) { return kTile * s.row(); }
+
+  void place(T* memory, const DirectionalScanShape& s) {
+    rows = memory;
+    low = rows + kTile * 2 * s.states;
+  }
+
+  // Gathers the rows of `tokens` tokens, which `at` has found. N is the number of states, or 0.
+  template <int N>
   void gather_rows(const DirectionalScanShape& s, int64_t tokens, const T* x_dbl) {
+    const int64_t states = N ? N : s.states;
     scan.tokens = tokens;
-    scan.states = static_cast<int>(s.states);
-    scan.to_b = s.rank;
-    scan.to_c = s.rank + s.states;
-    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) scan.row[t] = x_dbl + at.row[t];
+    scan.states = static_cast<int>(states);
+    scan.rows = rows;
+    for (int64_t t = 0; t < round_up(tokens, kAbreast); ++t) {
+      const T* const row = x_dbl + at.row[t];
+      for (int64_t r = 0; r < s.rank; ++r) low[r * kTile + t] = row[r];
+      std::memcpy(rows + t * 2 * states, row + s.rank, 2 * states * sizeof(T));
+    }
   }
 
   template <bool backward>
@@ -178,22 +188,18 @@ struct Gathered {
     scan.reach = parameters.reach;
     Vec<T> longest{};
     for (int64_t t = 0; t < scan.tokens; t += kAbreast) {
-      const T* rows[kAbreast];
       Vec<T> sum[kAbreast];
-      for (int64_t i = 0; i < kAbreast; ++i) {
-        rows[i] = scan.row[t + i];
-        if constexpr (backward) u[t + i] = load(u_map + at.u[t + i]);
-        sum[i] = parameters.bias;
-      }
+      for (int64_t i = 0; i < kAbreast; ++i) sum[i] = parameters.bias;
       for (int64_t r = 0; r < rank; ++r) {
         const Vec<T> weight = parameters.dt_weight[r];
-        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * rows[i][r];
+        const T* const of = low + r * kTile + t;
+        for (int64_t i = 0; i < kAbreast; ++i) sum[i] += weight * of[i];
       }
       softplus<kAbreast>(sum, backward ? slope + t : nullptr);
       for (int64_t i = 0; i < kAbreast; ++i) {
         longest = max(longest, sum[i]);
         scan.dt[t + i] = sum[i];
-        scan.x[t + i] = sum[i] * (backward ? u[t + i] : load(u_map + at.u[t + i]));
+        scan.x[t + i] = sum[i] * load(u_map + at.u[t + i]);
       }
     }
     scan.longest = longest;
