@@ -101,10 +101,9 @@ void backward_parts(const uint8_t* starts, const T* dy_map, const States<T>& sta
   }
 }
 
-// The maps of a run of blocks, and whether to set their gradients rather than add to them.
+// A run of blocks with its maps, and whether to set their gradients rather than add to them.
 template <typename T>
-struct Run {
-  int64_t d, count;  // its first channel, its blocks
+struct Run : Blocks<T> {
   Planes<const T> u, dy;
   Planes<T> du;
   T* dx_dbl;
@@ -189,15 +188,14 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
   const DirectionalScanForward& p = q.forward;
   const DirectionalScanShape& s = p.shape;
   const int64_t rank = s.rank, states = N ? N : s.states, pitch = s.pitch();
-  const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
   const T* const x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
   T* const dx_dbl = run.dx_dbl + k * s.row();
   const int32_t* const order = order_of(p, b, k);
   const uint8_t* const starts = starts_of(p, b, k);
   for (int64_t i = 0; i < run.count; ++i) {
     auto& carried = scratch.carried[i];
-    carried.parameters.load(p, k, run.d + i * kLanes<T>, channels_of(i));
-    load_state<T>(q.dlast_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), carried.carry);
+    carried.parameters.load(p, k, run.first(i), run.size(i));
+    load_state<T>(q.dlast_state, s, b, k, run.first(i), run.size(i), carried.carry);
     for (int64_t n = 0; n < states; ++n) carried.dA[n] = Vec<T>{};
     for (int64_t r = 0; r < rank; ++r) carried.ddt_weight[r] = Vec<T>{};
     carried.dbias = carried.dD = Vec<T>{};
@@ -220,15 +218,15 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
     for (int64_t i = 0; i < run.count; ++i) {
       auto& carried = scratch.carried[i];
       const bool last = i + 1 == run.count;
-      const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.d + i * kLanes<T>);
-      const States<T> start = states_of<T>(c, channels_of(i), states, scratch.start);
+      const Tensor<2> c = checkpoint<T>(p.checkpoints, b * s.directions + k, first, s, run.first(i));
+      const States<T> start = states_of<T>(c, run.size(i), states, scratch.start);
       const T *const u = run.u[i].data, *const dy = run.dy[i].data;
       tile.template gather_block<true>(rank, carried.parameters, u);
 
       if (last) find(before, tokens, scratch.before);
       const int64_t next = last ? 0 : i + 1, next_first = last ? before : first;
-      const T* const next_start = static_cast<T*>(
-          checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.d + next * kLanes<T>).data);
+      const T* const next_start =
+          static_cast<T*>(checkpoint<T>(p.checkpoints, b * s.directions + k, next_first, s, run.first(next)).data);
       for (int64_t n = 0; n < states; ++n) __builtin_prefetch(next_start + n * s.channels);
       Ahead<T, N> ahead{run.u[next].data,
                         run.dy[next].data,
@@ -267,7 +265,7 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
 
   for (int64_t i = 0; i < run.count; ++i) {
     const auto& carried = scratch.carried[i];
-    const int64_t d = run.d + i * kLanes<T>, channels = channels_of(i), row = k * s.channels + d;
+    const int64_t d = run.first(i), channels = run.size(i), row = k * s.channels + d;
     if (q.dinitial_state) store_state<T>(q.dinitial_state, s, b, k, d, channels, carried.carry);
     for (int64_t r = 0; r < rank; ++r)
       add_lanes<T>(carried.ddt_weight[r], total.ddt_weight + row * rank + r, rank, channels);
@@ -340,6 +338,7 @@ int backward(const DirectionalScanBackward& q) {
       }
       const Share my_blocks = share(blocks, runs, part);
       for (int64_t block = my_blocks.first; block < my_blocks.last; block += run.count) {
+        run.channels = s.channels;
         run.d = block * kLanes<T>;
         run.count = min(length, my_blocks.last - block);
         run.sets_rows = all_visited && block == my_blocks.first;
@@ -347,7 +346,6 @@ int backward(const DirectionalScanBackward& q) {
         Vec<T>* const du_packed = parted && !to_result
                                       ? du_parts.get() + (group - in_result) * map_size + (b * blocks + block) * plane
                                       : du_planes;
-        const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
         for (int64_t k = directions.first; k < directions.last; ++k) {
           const bool first = k == directions.first, last = k + 1 == directions.last;
           run.sets_du = all_visited && (first || p.own_inputs);
@@ -355,19 +353,13 @@ int backward(const DirectionalScanBackward& q) {
             run.u = in_place_planes<const T>(p.u, b, k, run.d);
           } else {
             run.u = packed_planes<const T>(u_planes, apart);
-            for (int64_t i = 0; (first || p.own_inputs) && i < run.count; ++i) {
-              load_plane<T>(images_of(p.u, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                            u_planes + i * apart);
-            }
+            if (first || p.own_inputs) load_planes<T>(images_of(p.u, k), b, s, run, u_planes, apart);
           }
           if (dy_in_place) {
             run.dy = in_place_planes<const T>(q.dy, b, k, run.d);
           } else {
             run.dy = packed_planes<const T>(dy_planes, apart);
-            for (int64_t i = 0; (first || !p.merge) && i < run.count; ++i) {
-              load_plane<T>(images_of(q.dy, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                            dy_planes + i * apart);
-            }
+            if (first || !p.merge) load_planes<T>(images_of(q.dy, k), b, s, run, dy_planes, apart);
           }
           run.du =
               to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, parted ? plane : apart);
@@ -375,9 +367,8 @@ int backward(const DirectionalScanBackward& q) {
             clear(run.du[i], tokens);
           }
           backward_direction<T, N>(q, b, k, run, total, mine);
-          for (int64_t i = 0; !parted && !du_in_place && (last || p.own_inputs) && i < run.count; ++i) {
-            store_plane<T>(images_of(q.du, k), b, run.d + i * kLanes<T>, channels_of(i), s.height, s.width,
-                           du_planes + i * apart);
+          if (!parted && !du_in_place && (last || p.own_inputs)) {
+            store_planes<T>(images_of(q.du, k), b, s, run, du_planes, apart);
           }
         }
       }

@@ -35,10 +35,9 @@ struct ForwardScratch {
   }
 };
 
-// The maps of a run of blocks, and whether to set the outputs rather than add to them.
+// A run of blocks with its maps, and whether to set the outputs rather than add to them.
 template <typename T>
-struct ForwardRun {
-  int64_t d, count;  // its first channel, its blocks
+struct ForwardRun : Blocks<T> {
   Planes<const T> u;
   Planes<T> y;
   bool sets;
@@ -51,15 +50,14 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
   constexpr int64_t kSteps = kVectorBytes == 64 ? kTile : kTile / 2;  // measured: AVX2 loses 5 % with whole tiles
   const DirectionalScanShape& s = p.shape;
   const int64_t steps = s.steps, states = N ? N : s.states, pitch = s.pitch();
-  const auto channels_of = [&](int64_t i) { return min(kLanes<T>, s.channels - run.d - i * kLanes<T>); };
   const T* const x_dbl = static_cast<const T*>(p.x_dbl) + (b * s.tokens() * s.directions + k) * s.row();
   const int32_t* const order = order_of(p, b, k);
   const uint8_t* const starts = starts_of(p, b, k);
   Gathered<T>& tile = scratch.tile;
   Offsets& later = scratch.later;
   for (int64_t i = 0; i < run.count; ++i) {
-    scratch.parameters[i].load(p, k, run.d + i * kLanes<T>, channels_of(i));
-    load_state<T>(p.initial_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), scratch.h[i]);
+    scratch.parameters[i].load(p, k, run.first(i), run.size(i));
+    load_state<T>(p.initial_state, s, b, k, run.first(i), run.size(i), scratch.h[i]);
   }
 
   for (int64_t first = 0; first < steps; first += kSteps) {
@@ -73,11 +71,11 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
       T* const out = run.y[i].data;
       Vec<T>* const h = scratch.h[i];
       const auto checkpoint_before = [&](int64_t step) {
-        return checkpoint<T>(p.checkpoints, b * s.directions + k, step, s, run.d + i * kLanes<T>);
+        return checkpoint<T>(p.checkpoints, b * s.directions + k, step, s, run.first(i));
       };
       if (p.checkpoints && first % kTile == 0) {
         const Tensor<2> c = checkpoint_before(first);
-        store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], channels_of(i), states, h);
+        store_tile<T>(c.data, c.dtype, c.stride[0], c.stride[1], run.size(i), states, h);
       }
       tile.template gather_block<false>(s.rank, parameters, u);
       if (p.checkpoints && (first + kSteps) % kTile == 0 && first + kSteps < steps) {
@@ -104,7 +102,7 @@ void forward_direction(const DirectionalScanForward& p, int64_t b, int64_t k, co
     }
   }
   for (int64_t i = 0; p.last_state && i < run.count; ++i) {
-    store_state<T>(p.last_state, s, b, k, run.d + i * kLanes<T>, channels_of(i), scratch.h[i]);
+    store_state<T>(p.last_state, s, b, k, run.first(i), run.size(i), scratch.h[i]);
   }
 }
 
@@ -151,14 +149,9 @@ int forward(const DirectionalScanForward& p) {
       const Share directions = share(s.directions, splits, item % splits);
       Vec<T>* const out = parted ? parts.get() + item * tokens : y_planes;
       ForwardRun<T> run{};
+      run.channels = s.channels;
       run.d = my_blocks.first * kLanes<T>;
       run.count = my_blocks.last - my_blocks.first;
-      const auto each_block = [&](const auto& f) {
-        for (int64_t i = 0; i < run.count; ++i) {
-          const int64_t d = run.d + i * kLanes<T>;
-          f(i, d, min(kLanes<T>, s.channels - d));
-        }
-      };
       for (int64_t k = directions.first; k < directions.last; ++k) {
         const bool first = k == directions.first, last = k + 1 == directions.last;
         const bool fresh = first || !p.merge;  // the output has no sum yet to add to
@@ -166,21 +159,13 @@ int forward(const DirectionalScanForward& p) {
           run.u = in_place_planes<const T>(p.u, b, k, run.d);
         } else {
           run.u = packed_planes<const T>(u_planes, plane);
-          if (first || p.own_inputs) {
-            each_block([&](int64_t i, int64_t d, int64_t channels) {
-              load_plane<T>(images_of(p.u, k), b, d, channels, s.height, s.width, u_planes + i * plane);
-            });
-          }
+          if (first || p.own_inputs) load_planes<T>(images_of(p.u, k), b, s, run, u_planes, plane);
         }
         run.y = y_in_place ? in_place_planes<T>(p.y, b, k, run.d) : packed_planes<T>(out, plane);
         run.sets = fresh && all_visited;
         for (int64_t i = 0; fresh && !all_visited && i < run.count; ++i) clear(run.y[i], tokens);
         forward_direction<T, N>(p, b, k, run, mine);
-        if (!parted && !y_in_place && (last || !p.merge)) {
-          each_block([&](int64_t i, int64_t d, int64_t channels) {
-            store_plane<T>(images_of(p.y, k), b, d, channels, s.height, s.width, out + i * plane);
-          });
-        }
+        if (!parted && !y_in_place && (last || !p.merge)) store_planes<T>(images_of(p.y, k), b, s, run, out, plane);
       }
     }
   });

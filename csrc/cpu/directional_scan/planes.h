@@ -47,6 +47,16 @@ MTLKIT_INLINE void prefetch_row(const T* row, int64_t count) {
   }
 }
 
+// A run of blocks of channels, which go through a tile together; each block is a vector of channels.
+template <typename T>
+struct Blocks {
+  int64_t channels;  // of the whole map
+  int64_t d, count;  // the first channel, and the number of blocks
+
+  int64_t first(int64_t i) const { return d + i * kLanes<T>; }
+  int64_t size(int64_t i) const { return min(kLanes<T>, channels - first(i)); }
+};
+
 // The parameters of one direction and one block of channels, as vectors over the channels. The caller lends the memory:
 // packed, the parameters of several blocks do not compete for the same lines of the first-level cache.
 template <typename T>
@@ -210,6 +220,23 @@ struct Gathered {
 MTLKIT_INLINE Tensor<4> images_of(const Tensor<5>& all, int64_t k) {
   const int64_t* s = all.stride;
   return {at(all, k * s[1]), all.dtype, {s[0], s[2], s[3], s[4]}};
+}
+
+// Packs the blocks of a sample into planes that are `apart` vectors apart.
+template <typename T>
+void load_planes(const Tensor<4>& images, int64_t b, const DirectionalScanShape& s, const Blocks<T>& blocks,
+                 Vec<T>* planes, int64_t apart) {
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    load_plane<T>(images, b, blocks.first(i), blocks.size(i), s.height, s.width, planes + i * apart);
+  }
+}
+
+template <typename T>
+void store_planes(const Tensor<4>& images, int64_t b, const DirectionalScanShape& s, const Blocks<T>& blocks,
+                  const Vec<T>* planes, int64_t apart) {
+  for (int64_t i = 0; i < blocks.count; ++i) {
+    store_plane<T>(images, b, blocks.first(i), blocks.size(i), s.height, s.width, planes + i * apart);
+  }
 }
 
 // Stores states to a contiguous (B, K, D, N) tensor in the type of computation, from channel d on.
