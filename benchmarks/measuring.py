@@ -23,6 +23,7 @@ SLOW = 0.5  # a peer's call that takes longer than this many seconds is timed on
 TURNS = 9  # rounds of calls that are timed in turns
 UNDISTURBED = 0.85  # least share of the limit that the yardstick reaches on an undisturbed machine
 ATTEMPTS, PAUSE = 4, 0.3  # a disturbed row is timed again after so many seconds, unless it takes longer than SLOW
+PATIENCE = 8  # after so many disturbed rows in succession, rows are timed once until one is undisturbed
 
 
 # --- when to stop -----------------------------------------------------------------------------------------------------
@@ -129,10 +130,15 @@ class Results:
         """State updates per second that no scan can exceed here; the maximum, as noise only lowers a measurement."""
         return max((y for y in self.yardsticks if y), default=None)
 
-    def disturbed(self) -> list[Row]:
-        """The rows before or after which the yardstick was slow, because other programs used the machine."""
-        rows = [row for row in self.rows if "yardsticks_updates_per_s" in row]
+    def disturbed(self, last: int = 0) -> list[Row]:
+        """The rows, or the `last` rows, around which the yardstick was slow, because other programs used the machine."""
+        rows = [row for row in self.rows if "yardsticks_updates_per_s" in row][-last:]
         return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
+
+    @property
+    def attempts(self) -> int:
+        """How often a disturbed row is timed: once where the machine stays as it is."""
+        return 1 if len(self.disturbed(PATIENCE)) == PATIENCE else ATTEMPTS
 
 
 def find(rows: list[Row], key: Key) -> Row:
@@ -232,7 +238,7 @@ class Measure:
     def _time(self, timed: Callable[[], list[float]], times: list[float], speeds: list[float]) -> None:
         """Sets the times of the rounds, and the yardsticks before and after them if this is the run's level."""
         at_full_level = _native.C is not None and _native.C.cpu_isa() == ISA
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._results.attempts):
             if attempt:
                 time.sleep(PAUSE)
             speeds[:] = [machine.yardstick(3, 0.004)] if at_full_level else []

@@ -316,6 +316,16 @@ def test_a_slow_peer_is_called_once(monkeypatch, provider, compiles, calls):
     assert len(results.rows) == 1
 
 
+@pytest.mark.parametrize(("disturbed", "attempts"), [(7, measuring.ATTEMPTS), (8, 1)])
+def test_rows_are_timed_once_where_the_machine_stays_disturbed(disturbed, attempts):
+    slow, fast = {"yardsticks_updates_per_s": [8e9, 10e9]}, {"yardsticks_updates_per_s": [10e9, 10e9]}
+    results = Results(rows=[fast, *[slow] * disturbed, {"op": "cold_start"}], yardsticks=[10e9])
+    assert results.attempts == attempts
+    assert len(results.disturbed()) == disturbed
+    results.rows.append(fast)
+    assert results.attempts == measuring.ATTEMPTS
+
+
 @pytest.mark.parametrize(
     ("speeds", "times"),
     [([9, 10], 1), ([8, 10, 10, 10], 2), ([10, 8, 10, 9], 2), ([10, *[8] * 9], measuring.ATTEMPTS)],
