@@ -131,7 +131,7 @@ class Results:
         return max((y for y in self.yardsticks if y), default=None)
 
     def disturbed(self, last: int = 0) -> list[Row]:
-        """The rows, or the `last` rows, around which the yardstick was slow, because other programs used the machine."""
+        """The rows, or the `last` rows, around which the yardstick was slow: other programs used the machine."""
         rows = [row for row in self.rows if "yardsticks_updates_per_s" in row][-last:]
         return [row for row in rows if min(row["yardsticks_updates_per_s"]) < UNDISTURBED * self.limit]
 
