@@ -50,7 +50,7 @@ struct BackwardScratch {
     return round_up(Gathered<T>::scalars(s) + 2 * TokenSums<T>::size(s.states) + kTile * s.rank, kLanes<T>);
   }
 
-  void point_into(Vec<T>* v, T* scalar, const DirectionalScanShape& s) {
+  void place(Vec<T>* v, T* scalar, const DirectionalScanShape& s) {
     for (Carried& one : carried) {
       one.parameters.place(v, s);
       one.carry = v + Parameters<T>::vectors(s);
@@ -319,8 +319,8 @@ int backward(const DirectionalScanBackward& q) {
 
   on_threads(threads, [&](int thread, int team) {
     BackwardScratch<T>& mine = scratch.get()[thread];
-    mine.point_into(vectors.get() + thread * BackwardScratch<T>::vectors(s),
-                    scalars.get() + thread * BackwardScratch<T>::scalars(s), s);
+    mine.place(vectors.get() + thread * BackwardScratch<T>::vectors(s),
+               scalars.get() + thread * BackwardScratch<T>::scalars(s), s);
     const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
     const int64_t apart = packed_maps * plane;  // from block to block
     Vec<T>* const u_planes = planes.get() + thread * length * apart;
