@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from mtlkit.deploy._example import example_of, named_outputs
 from mtlkit.deploy._flow import Flow, is_hooked
-from mtlkit.deploy._packed import Packed, PackedConv2d, PackedLinear, PhasedConvTranspose2d, fused_name
+from mtlkit.deploy._packed import DTYPES, Packed, PackedConv2d, PackedLinear, PhasedConvTranspose2d, fused_name
 from mtlkit.nn import SS2D, ConvUpsample
 from mtlkit.operators.pixel_conv2d import PixelConv2d
 from mtlkit.operators.pixel_linear import PixelLinear
@@ -102,8 +103,9 @@ def optimize(
         example: input of the model, one tensor or several; may be None for networks of mtlkit. Its values do not
             matter, and the copy also accepts other sizes.
         dtype: torch.bfloat16 makes the copy compute in bfloat16; inputs and outputs keep the model's dtype. This is
-            faster on CPUs with AVX512-BF16 or AMX, and slower on others; outputs differ by about one per cent. None
-            keeps the model's dtype.
+            faster on CPUs with AVX512-BF16 or AMX, slower on others, and many times slower where oneDNN cannot run it
+            (x86 without AVX-512), of which a warning tells; outputs differ by about one per cent. None keeps the
+            model's dtype.
         report: whether to return a report as well.
 
     Returns:
@@ -131,6 +133,8 @@ def optimize(
         raise ValueError(f"dtype: expected torch.bfloat16 or None, got {dtype}")
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     weights = next(twin.parameters(), torch.empty(0))
+    if dtype is not None and dtype not in DTYPES and weights.device.type == "cpu":
+        warnings.warn(f"dtype: oneDNN cannot run {dtype} on this CPU, and PyTorch's own code is slow", stacklevel=2)
     given = tuple(
         one.to(weights.device, weights.dtype if one.is_floating_point() else one.dtype)
         for one in example_of(twin, example)

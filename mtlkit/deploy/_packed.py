@@ -2,8 +2,8 @@
 
 PyTorch rearranges the weights of a convolution in every call, takes a slower path for small inputs (one image of at
 most 20,480 numbers, kernels of at most 3 x 3, no groups), and does four times the necessary multiplications in a
-transposed convolution of stride 2. With gradients, under torch.compile, and in other dtypes or on other devices, these
-layers run PyTorch's own code.
+transposed convolution of stride 2. With gradients, under torch.compile, in dtypes that oneDNN does not have on this CPU
+and on other devices, these layers run PyTorch's own code.
 """
 
 from typing import Any
@@ -12,9 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DTYPES = torch.float32, torch.bfloat16
 ROWS = 8  # rows of the input from which packed weights make a linear layer faster
 
+
+def _dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    in_half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on x86 CPUs with AVX2 alone
+    return (torch.float32, torch.bfloat16) if in_half else (torch.float32,)
+
+
+DTYPES = _dtypes()  # those in which oneDNN runs on this CPU
 
 Name = tuple[str, list[float | None], str]  # oneDNN's name of an activation, its parameters, its variant
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import mtlkit
 from harness.third_party_models import MedMamba, accelerated
+from mtlkit.deploy import _optimize, _packed
 from mtlkit.deploy._example import example_of, named_outputs
 from mtlkit.deploy._packed import Packed
 from mtlkit.models import create_model, list_models
@@ -82,6 +83,19 @@ def test_in_bfloat16(name):
             for key, value in found.items():
                 assert value.dtype == torch.float32
                 assert relative_error(value, expected[key]) < 0.05, key
+
+
+@pytest.mark.parametrize("name", ["mbdi", "medmamba_t"])
+def test_where_onednn_lacks_the_dtype(monkeypatch, name):
+    """As bfloat16 is on a CPU with AVX2 alone: PyTorch's own code runs, and fused activations are applied."""
+    for module in (_optimize, _packed):
+        monkeypatch.setattr(module, "DTYPES", ())
+    model = spread(create_model(name, **SMALL[name])).eval()
+    with pytest.warns(UserWarning, match=r"dtype: oneDNN cannot run torch\.bfloat16 on this CPU"):
+        assert mtlkit.optimize(model, dtype=torch.bfloat16, report=True)[1].error < 0.05
+    fast = mtlkit.optimize(model)
+    assert not any(module._packed[1] for module in fast.modules() if isinstance(module, Packed))
+    assert_same(model, fast, *example_of(model, None))
 
 
 def test_other_dtypes_are_refused():
