@@ -227,7 +227,7 @@ def assert_runs_in_onnxruntime(model: nn.Module, size: int, folder: Path) -> Non
 
 
 def test_medmamba_in_onnx(tmp_path):
-    assert_runs_in_onnxruntime(create_model("medmamba_t", num_classes=2).eval(), 32, tmp_path)
+    assert_runs_in_onnxruntime(network("medmamba_t"), 32, tmp_path)
 
 
 def test_btinet_in_onnx(tmp_path):

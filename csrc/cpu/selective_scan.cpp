@@ -342,13 +342,13 @@ struct BackwardScratch {
   }
 };
 
-template <typename T>
+template <typename T, bool LaneB, bool LaneC>
 void begin_block(const SelectiveScanBackward& q, const Block& block, typename BackwardScratch<T>::Carried& carried) {
   const int64_t states = q.forward.shape.states;
   for (int64_t n = 0; n < states; ++n) {
     carried.carry[n] = carried.dA[n] = Vec<T>{};
-    if (!q.forward.variable_B) carried.dlane_b[n] = Vec<T>{};
-    if (!q.forward.variable_C) carried.dlane_c[n] = Vec<T>{};
+    if constexpr (LaneB) carried.dlane_b[n] = Vec<T>{};
+    if constexpr (LaneC) carried.dlane_c[n] = Vec<T>{};
   }
   carried.dD = carried.dbias = Vec<T>{};
   if (q.dlast_state) {
@@ -422,7 +422,7 @@ void backward_run(const SelectiveScanBackward& q, const Blocks& blocks, int64_t 
   const SelectiveScanShape& s = p.shape;
   for (int64_t i = 0; i < to - from; ++i) {
     scratch.parameters[i].load(p, blocks(sequence, from + i));
-    begin_block<T>(q, scratch.parameters[i].block, scratch.carried[i]);
+    begin_block<T, LaneB, LaneC>(q, scratch.parameters[i].block, scratch.carried[i]);
   }
   for (int64_t first = (s.checkpoints() - 1) * kTile; first >= 0; first -= kTile) {
     scratch.tile.template gather_group<N>(p, scratch.parameters[0].block, first);
