@@ -8,7 +8,7 @@ import mtlkit
 from harness.calls import depthwise_call
 from mtlkit import _native
 from mtlkit.ops import depthwise_conv2d
-from mtlkit.testing import assert_accurate, relative_error
+from mtlkit.testing import assert_accurate
 
 pytestmark = pytest.mark.skipif(_native.C is None, reason=f"no compiled kernels: {_native.why_not}")
 
@@ -86,7 +86,8 @@ def test_maps_read_in_place_give_what_packed_ones_do(kernel, options):
             dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
             found.append((y, *torch.autograd.grad(y, leaves, dy)))
         for got, wanted in zip(*found, strict=True):
-            assert relative_error(got, wanted) < 1e-6
+            rounding = 5e-7 * float(wanted.detach().abs().max())  # gradients of the filter are sums of 400 products
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=max(1e-5, rounding))
 
 
 BAD = {
