@@ -103,8 +103,8 @@ def optimize(
         example: input of the model, one tensor or several; may be None for networks of mtlkit. Its values do not
             matter, and the copy also accepts other sizes.
         dtype: torch.bfloat16 makes the copy compute in bfloat16; inputs and outputs keep the model's dtype. This is
-            faster on CPUs with AVX512-BF16 or AMX, slower on others, and many times slower where oneDNN cannot run it
-            (x86 without AVX-512), of which a warning tells; outputs differ by about one per cent. None keeps the
+            faster on CPUs with AVX512-BF16 or AMX, and slower on others; many times slower, with a warning, where
+            oneDNN cannot run it (x86 CPUs with AVX2 alone). Outputs differ by about one per cent. None keeps the
             model's dtype.
         report: whether to return a report as well.
 

@@ -2,8 +2,8 @@
 
 PyTorch rearranges the weights of a convolution in every call, takes a slower path for small inputs (one image of at
 most 20,480 numbers, kernels of at most 3 x 3, no groups), and does four times the necessary multiplications in a
-transposed convolution of stride 2. With gradients, under torch.compile, in dtypes that oneDNN does not have on this CPU
-and on other devices, these layers run PyTorch's own code.
+transposed convolution of stride 2. With gradients, under torch.compile, on other devices, and in dtypes that oneDNN
+cannot run on this CPU, these layers run PyTorch's own code.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ ROWS = 8  # rows of the input from which packed weights make a linear layer fast
 def _dtypes() -> tuple[torch.dtype, ...]:
     if not torch.backends.mkldnn.is_available():
         return ()
-    in_half = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on x86 CPUs with AVX2 alone
-    return (torch.float32, torch.bfloat16) if in_half else (torch.float32,)
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not on x86 CPUs with AVX2 alone
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
 
 
 DTYPES = _dtypes()  # those in which oneDNN runs on this CPU
