@@ -184,8 +184,8 @@ def given(op: str, shape_name: str, images: int, dtype: torch.dtype) -> tuple[Te
     tensors = shape.inputs()
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(4, shape.R + 2 * shape.N, shape.D, generator=generator) * shape.D**-0.5
-    dy = torch.randn(tensors["u"].shape, generator=generator).to(dtype)
     u, weight = tensors.pop("u").to(dtype), weight.to(dtype)
+    dy = torch.empty_like(u).copy_(torch.randn(u.shape, generator=generator))
     x_dbl = tensors.pop("x_dbl").to(dtype)
     second = {"x_dbl": x_dbl} if op == "ss2d" else {"x_proj_weight": weight}
     return {"u": u, **second, **tensors}, dy

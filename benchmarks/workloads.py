@@ -148,11 +148,9 @@ def problem(
     else:
         tensors = {name: t.to(dtype).to(work).requires_grad_() for name, t in inputs_of(op, shape_name, dtype).items()}
         forward = functools.partial(getattr(provider, op), **tensors)
-    like = tensors.get("z", next(iter(tensors.values())))  # the output's shape
-    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(work)
-    if op == "dwconv_silu":
-        dy = dy.contiguous(memory_format=torch.channels_last)
-    return Problem(tensors, forward, dy)
+    like = tensors.get("z", next(iter(tensors.values()))).detach()  # in the output's shape and layout
+    dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return Problem(tensors, forward, torch.empty_like(like).copy_(dy))
 
 
 def inputs_of(op: str, shape_name: str, dtype: torch.dtype) -> dict[str, Tensor]:
