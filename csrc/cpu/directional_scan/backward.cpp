@@ -301,8 +301,12 @@ int backward(const DirectionalScanBackward& q) {
   const bool du_in_place = in_place<T>(q.du, s, packed);
   const int64_t in_result = du_in_place ? 1 : 0;  // groups that write to the result
   const int64_t length = min(kRun, ceil_div(blocks, runs));
-  const int64_t packed_maps = (u_in_place ? 0 : 1) + (dy_in_place ? 0 : 1) + (du_in_place || parted ? 0 : 1);
+  // A map that several groups read is packed once, by all threads.
+  const bool u_shared = parted && !u_in_place, dy_shared = parted && p.merge && !dy_in_place;
+  const bool u_own = !u_in_place && !u_shared, dy_own = !dy_in_place && !dy_shared, du_own = !du_in_place && !parted;
+  const int64_t packed_maps = u_own + dy_own + du_own;
 
+  Scratch<Vec<T>> shared((u_shared + dy_shared) * map_size);
   Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * map_size : 0);
   Scratch<T> dx_parts((runs - 1) * x_size);
   Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
@@ -310,12 +314,34 @@ int backward(const DirectionalScanBackward& q) {
   Scratch<BackwardScratch<T>> scratch(threads);
   Scratch<Vec<T>> vectors(threads * BackwardScratch<T>::vectors(s));
   Scratch<T> scalars(threads * BackwardScratch<T>::scalars(s));
-  if (!du_parts.ok() || !dx_parts.ok() || !planes.ok() || !parameters.ok() || !scratch.ok() || !vectors.ok() ||
-      !scalars.ok()) {
+  if (!shared.ok() || !du_parts.ok() || !dx_parts.ok() || !planes.ok() || !parameters.ok() || !scratch.ok() ||
+      !vectors.ok() || !scalars.ok()) {
     return kOutOfMemory;
   }
   T* const dx = static_cast<T*>(q.dx_dbl);
   std::memset(parameters.get(), 0, threads * parameter_size * sizeof(T));
+
+  // Calls work(item, b, d, channels) for a thread's share of the blocks of all samples.
+  const auto each_block = [&](int thread, int team, const auto& work) {
+    const Share mine = share(s.batch * blocks, team, thread);
+    for (int64_t item = mine.first; item < mine.last; ++item) {
+      const int64_t d = item % blocks * kLanes<T>;
+      work(item, item / blocks, d, min(kLanes<T>, s.channels - d));
+    }
+  };
+  Vec<T>* const u_packed = u_shared ? shared.get() : nullptr;
+  Vec<T>* const dy_packed = dy_shared ? shared.get() + u_shared * map_size : nullptr;
+  if (u_shared || dy_shared) {
+    on_threads(p.threads, [&](int thread, int team) {
+      each_block(thread, team, [&](int64_t item, int64_t b, int64_t d, int64_t channels) {
+        const auto load = [&](const Tensor<5>& maps, Vec<T>* to) {
+          if (to) load_plane<T>(images_of(maps, 0), b, d, channels, s.height, s.width, to + item * plane);
+        };
+        load(p.u, u_packed);
+        load(q.dy, dy_packed);
+      });
+    });
+  }
 
   on_threads(threads, [&](int thread, int team) {
     BackwardScratch<T>& mine = scratch.get()[thread];
@@ -324,8 +350,8 @@ int backward(const DirectionalScanBackward& q) {
     const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
     const int64_t apart = packed_maps * plane;  // from block to block
     Vec<T>* const u_planes = planes.get() + thread * length * apart;
-    Vec<T>* const dy_planes = u_planes + (u_in_place ? 0 : plane);
-    Vec<T>* const du_planes = dy_planes + (dy_in_place ? 0 : plane);
+    Vec<T>* const dy_planes = u_planes + u_own * plane;
+    Vec<T>* const du_planes = dy_planes + dy_own * plane;
     const Share work = share(items, team, thread);
     for (int64_t item = work.first; item < work.last; ++item) {
       const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
@@ -349,25 +375,21 @@ int backward(const DirectionalScanBackward& q) {
         for (int64_t k = directions.first; k < directions.last; ++k) {
           const bool first = k == directions.first, last = k + 1 == directions.last;
           run.sets_du = all_visited && (first || p.own_inputs);
-          if (u_in_place) {
-            run.u = in_place_planes<const T>(p.u, b, k, run.d);
-          } else {
-            run.u = packed_planes<const T>(u_planes, apart);
-            if (first || p.own_inputs) load_planes<T>(images_of(p.u, k), b, s, run, u_planes, apart);
-          }
-          if (dy_in_place) {
-            run.dy = in_place_planes<const T>(q.dy, b, k, run.d);
-          } else {
-            run.dy = packed_planes<const T>(dy_planes, apart);
-            if (first || !p.merge) load_planes<T>(images_of(q.dy, k), b, s, run, dy_planes, apart);
-          }
+          const auto planes_of = [&](const Tensor<5>& maps, bool in_place, Vec<T>* packed, Vec<T>* own, bool load) {
+            if (in_place) return in_place_planes<const T>(maps, b, k, run.d);
+            if (packed) return packed_planes<const T>(packed + (b * blocks + block) * plane, plane);
+            if (load) load_planes<T>(images_of(maps, k), b, s, run, own, apart);
+            return packed_planes<const T>(own, apart);
+          };
+          run.u = planes_of(p.u, u_in_place, u_packed, u_planes, first || p.own_inputs);
+          run.dy = planes_of(q.dy, dy_in_place, dy_packed, dy_planes, first || !p.merge);
           run.du =
               to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, parted ? plane : apart);
           for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) {
             clear(run.du[i], tokens);
           }
           backward_direction<T, N>(q, b, k, run, total, mine);
-          if (!parted && !du_in_place && (last || p.own_inputs)) {
+          if (du_own && (last || p.own_inputs)) {
             store_planes<T>(images_of(q.du, k), b, s, run, du_planes, apart);
           }
         }
@@ -376,19 +398,28 @@ int backward(const DirectionalScanBackward& q) {
   });
 
   on_threads(p.threads, [&](int thread, int team) {
-    if (parted) {
-      const Share work = share(s.batch * blocks, team, thread);
-      for (int64_t item = work.first; item < work.last; ++item) {
-        const int64_t b = item / blocks, d = item % blocks * kLanes<T>;
-        Vec<T>* const part = du_parts.get() + item * plane;
-        const Plane<T> sum = du_in_place ? block_of<T>(q.du, b, 0, d) : packed_plane<T>(part);
-        for (int64_t group = 1; group < groups; ++group) {
-          const Vec<T>* const more = part + (group - in_result) * map_size;
-          for (int64_t l = 0; l < tokens; ++l) store(sum.at(l), load(sum.at(l)) + more[l]);
+    if (parted && du_in_place) {
+      const Share work = share(s.batch * tokens, team, thread);
+      for (int64_t i = work.first; i < work.last; ++i) {
+        const int64_t b = i / tokens, l = i % tokens;
+        const Planes<T> result = in_place_planes<T>(q.du, b, 0, 0);
+        for (int64_t block = 0; block < blocks; ++block) {
+          T* const to = result[block].at(l);
+          const Vec<T>* more = du_parts.get() + (b * blocks + block) * plane + l;
+          Vec<T> sum = load(to);
+          for (int64_t group = 1; group < groups; ++group, more += map_size) sum += *more;
+          store(to, sum);
         }
-        if (du_in_place) continue;
-        store_plane<T>(images_of(q.du, 0), b, d, min(kLanes<T>, s.channels - d), s.height, s.width, part);
       }
+    } else if (parted) {
+      each_block(thread, team, [&](int64_t item, int64_t b, int64_t d, int64_t channels) {
+        Vec<T>* const sum = du_parts.get() + item * plane;
+        for (int64_t group = 1; group < groups; ++group) {
+          const Vec<T>* const more = sum + group * map_size;
+          for (int64_t l = 0; l < tokens; ++l) sum[l] += more[l];
+        }
+        store_plane<T>(images_of(q.du, 0), b, d, channels, s.height, s.width, sum);
+      });
     }
     if (runs > 1) {
       const Share work = share(x_size, team, thread);
