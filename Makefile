@@ -19,10 +19,10 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 SETTINGS := $(CURDIR) $(TORCH) $(EXTRAS) $(MTLKIT_NATIVE) $(MTLKIT_CUDA) $(MTLKIT_CUDA_ARCHS)
 STAMP    := $(VENV)/.mtlkit-$(firstword $(shell echo '$(SETTINGS)' | cksum))
 
-.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan bench docs demo oracle gpu gpu-bundle native-all wheel lint format clean
+.PHONY: help install test test-all test-minimum mutants fuzz asan ubsan tsan avx512 bench docs demo oracle gpu gpu-bundle native-all wheel lint format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 21
 	@echo
 	@echo '  VENV=$(VENV)  virtual environment to create or reuse'
 	@echo '  TORCH=$(TORCH)  requirement for torch, e.g. TORCH="torch==2.13.0"'
@@ -82,8 +82,9 @@ fuzz: $(STAMP) ## compare random operator calls with float64 for half an hour
 asan: ## test the CPU kernels with AddressSanitizer
 ubsan: ## test the CPU kernels with UndefinedBehaviorSanitizer
 tsan: ## test the CPU kernels with ThreadSanitizer
-asan ubsan tsan: $(STAMP)
-	$(PY) tests/sanitize.py $@
+avx512: ## test the AVX-512 kernels on a CPU that has only AVX2
+asan ubsan tsan avx512: $(STAMP)
+	$(PY) tests/variants.py $@
 
 native-all: $(STAMP) ## build the libraries for Linux (x86-64, aarch64) and Windows, into build/native
 	$(PY) tools/native.py linux-x86_64 linux-aarch64 windows-x86_64

@@ -1,11 +1,11 @@
-"""A pytest plugin that makes mtlkit load the module and libraries of build/<sanitizer>: see tests/sanitize.py."""
+"""A pytest plugin that makes mtlkit load the module and libraries of build/<variant>: see tests/variants.py."""
 
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
-FOLDER = Path(os.environ["SANITIZED"])
+FOLDER = Path(os.environ["VARIANT"])
 (MODULE,) = FOLDER.glob("_C.*.so")
 _spec = importlib.util.spec_from_file_location("mtlkit._C", MODULE)
 sys.modules["mtlkit._C"] = importlib.util.module_from_spec(_spec)
