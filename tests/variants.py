@@ -88,7 +88,7 @@ def library(name: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variant", choices=VARIANTS)
-    parser.add_argument("tests", nargs="*", help="arguments of pytest; the tests of the operators if there are none")
+    parser.add_argument("tests", nargs="*", help="arguments of pytest, options after --; else the operators' tests")
     arguments = parser.parse_args()
     variant = VARIANTS[arguments.variant]
     environment = os.environ | variant.environment | {"VARIANT": str(build(arguments.variant))}

@@ -283,176 +283,231 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
 // their rows of dx_dbl are disjoint, whereas each run of channels needs its own dx_dbl. Each group also needs its own
 // du. The first of them are the results themselves, to which the others are added in order.
 template <typename T, int N>
-int backward(const DirectionalScanBackward& q) {
-  const DirectionalScanForward& p = q.forward;
-  const DirectionalScanShape& s = p.shape;
-  const int64_t tokens = s.tokens(), blocks = ceil_div(s.channels, kLanes<T>);
-  const int64_t groups = split(s.batch, s.directions, p.threads);
-  const int64_t runs = min(blocks, split(s.batch * groups, 64, p.threads));
-  const int64_t items = s.batch * groups * runs;
-  const int threads = static_cast<int>(min(p.threads, items));
-  const bool parted = groups > 1 && !p.own_inputs;  // each group has its own du
-  const int64_t plane = plane_size(tokens), map_size = s.batch * blocks * plane, x_size = s.batch * tokens * s.pitch();
-  const int64_t parameter_size = ParameterGradients<T>::size(s);
+class BackwardPass {
+  // Where the blocks of a map are: in its tensor; packed for all threads, because several groups read it; or packed by
+  // each thread, run by run.
+  enum class Place { kTensor, kShared, kThread };
 
-  const bool all_visited = s.steps == tokens;
-  const int64_t packed = s.channels % kLanes<T> ? 0 : kLanes<T>;
-  const bool u_in_place = in_place<T>(p.u, s, packed), dy_in_place = in_place<T>(q.dy, s, packed);
-  const bool du_in_place = in_place<T>(q.du, s, packed);
-  const int64_t in_result = du_in_place ? 1 : 0;  // groups that write to the result
-  const int64_t length = min(kRun, ceil_div(blocks, runs));
-  // A map that several groups read is packed once, by all threads.
-  const bool u_shared = parted && !u_in_place, dy_shared = parted && p.merge && !dy_in_place;
-  const bool u_own = !u_in_place && !u_shared, dy_own = !dy_in_place && !dy_shared, du_own = !du_in_place && !parted;
-  const int64_t packed_maps = u_own + dy_own + du_own;
-
-  Scratch<Vec<T>> shared((u_shared + dy_shared) * map_size);
-  Scratch<Vec<T>> du_parts(parted ? (groups - in_result) * map_size : 0);
-  Scratch<T> dx_parts((runs - 1) * x_size);
-  Scratch<Vec<T>> planes(threads * packed_maps * length * plane);
-  Scratch<T> parameters(threads * parameter_size);
-  Scratch<BackwardScratch<T>> scratch(threads);
-  Scratch<Vec<T>> vectors(threads * BackwardScratch<T>::vectors(s));
-  Scratch<T> scalars(threads * BackwardScratch<T>::scalars(s));
-  if (!shared.ok() || !du_parts.ok() || !dx_parts.ok() || !planes.ok() || !parameters.ok() || !scratch.ok() ||
-      !vectors.ok() || !scalars.ok()) {
-    return kOutOfMemory;
-  }
-  T* const dx = static_cast<T*>(q.dx_dbl);
-  std::memset(parameters.get(), 0, threads * parameter_size * sizeof(T));
-
-  // Calls work(item, b, d, channels) for a thread's share of the blocks of all samples.
-  const auto each_block = [&](int thread, int team, const auto& work) {
-    const Share mine = share(s.batch * blocks, team, thread);
-    for (int64_t item = mine.first; item < mine.last; ++item) {
-      const int64_t d = item % blocks * kLanes<T>;
-      work(item, item / blocks, d, min(kLanes<T>, s.channels - d));
-    }
+  // A thread's memory.
+  struct Mine {
+    BackwardScratch<T>& scratch;
+    ParameterGradients<T> total;
+    Vec<T>*u, *dy, *du;  // the planes of a run, `apart` vectors apart
   };
-  Vec<T>* const u_packed = u_shared ? shared.get() : nullptr;
-  Vec<T>* const dy_packed = dy_shared ? shared.get() + u_shared * map_size : nullptr;
-  if (u_shared || dy_shared) {
-    on_threads(p.threads, [&](int thread, int team) {
-      each_block(thread, team, [&](int64_t item, int64_t b, int64_t d, int64_t channels) {
-        const auto load = [&](const Tensor<5>& maps, Vec<T>* to) {
-          if (to) load_plane<T>(images_of(maps, 0), b, d, channels, s.height, s.width, to + item * plane);
-        };
-        load(p.u, u_packed);
-        load(q.dy, dy_packed);
-      });
+
+ public:
+  explicit BackwardPass(const DirectionalScanBackward& params)
+      : q(params),
+        p(params.forward),
+        s(p.shape),
+        blocks(ceil_div(s.channels, kLanes<T>)),
+        groups(split(s.batch, s.directions, p.threads)),
+        runs(min(blocks, split(s.batch * groups, 64, p.threads))),
+        items(s.batch * groups * runs),
+        length(min(kRun, ceil_div(blocks, runs))),
+        threads(static_cast<int>(min(p.threads, items))),
+        parted(groups > 1 && !p.own_inputs),
+        u(place_of(p.u, parted)),
+        dy(place_of(q.dy, parted && p.merge)),
+        du(place_of(q.du, parted)),
+        plane(plane_size(tokens)),
+        apart(((u == Place::kThread) + (dy == Place::kThread) + (du == Place::kThread)) * plane),
+        u_shared(u == Place::kShared ? map_size : 0),
+        dy_shared(dy == Place::kShared ? map_size : 0),
+        du_parts(parted ? (groups - in_result()) * map_size : 0),
+        dx_parts((runs - 1) * x_size),
+        planes(threads * length * apart),
+        parameters(threads * parameter_size),
+        scratch(threads),
+        vectors(threads * BackwardScratch<T>::vectors(s)),
+        scalars(threads * BackwardScratch<T>::scalars(s)) {}
+
+  int compute() {
+    if (!u_shared.ok() || !dy_shared.ok() || !du_parts.ok() || !dx_parts.ok() || !planes.ok() || !parameters.ok() ||
+        !scratch.ok() || !vectors.ok() || !scalars.ok()) {
+      return kOutOfMemory;
+    }
+    std::memset(parameters.get(), 0, threads * parameter_size * sizeof(T));
+    if (u == Place::kShared || dy == Place::kShared) {
+      on_threads(p.threads, [&](int thread, int team) { pack(share(s.batch * blocks, team, thread)); });
+    }
+    on_threads(threads, [&](int thread, int team) {
+      const Mine mine = memory_of(thread);
+      const Share work = share(items, team, thread);
+      for (int64_t item = work.first; item < work.last; ++item) process(item, mine);
     });
+    on_threads(p.threads, [&](int thread, int team) {
+      if (parted && du == Place::kTensor) add_du(share(s.batch * tokens, team, thread));
+      if (parted && du != Place::kTensor) add_packed_du(share(s.batch * blocks, team, thread));
+      if (runs > 1) add_parts(share(x_size, team, thread), static_cast<T*>(q.dx_dbl), dx_parts.get(), runs - 1, x_size);
+      T* const first = parameters.get();
+      add_parts(share(parameter_size, team, thread), first, first + parameter_size, threads - 1, parameter_size);
+    });
+    give_parameters();
+    return kOk;
   }
 
-  on_threads(threads, [&](int thread, int team) {
+ private:
+  Place place_of(const Tensor<5>& maps, bool shared) const {
+    const bool whole = s.channels % kLanes<T> == 0;
+    if (in_place<T>(maps, s, whole ? kLanes<T> : 0)) return Place::kTensor;
+    return shared ? Place::kShared : Place::kThread;
+  }
+
+  int64_t in_result() const { return du == Place::kTensor ? 1 : 0; }  // groups that write to the result
+
+  // A block of the du of a group that does not write to the result. Blocks are counted over all samples.
+  Vec<T>* du_part(int64_t group, int64_t block) const {
+    return du_parts.get() + (group - in_result()) * map_size + block * plane;
+  }
+
+  Mine memory_of(int thread) {
     BackwardScratch<T>& mine = scratch.get()[thread];
     mine.place(vectors.get() + thread * BackwardScratch<T>::vectors(s),
                scalars.get() + thread * BackwardScratch<T>::scalars(s), s);
-    const ParameterGradients<T> total(parameters.get() + thread * parameter_size, s);
-    const int64_t apart = packed_maps * plane;  // from block to block
-    Vec<T>* const u_planes = planes.get() + thread * length * apart;
-    Vec<T>* const dy_planes = u_planes + u_own * plane;
-    Vec<T>* const du_planes = dy_planes + dy_own * plane;
-    const Share work = share(items, team, thread);
-    for (int64_t item = work.first; item < work.last; ++item) {
-      const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
-      Run<T> run{};
-      run.dx_dbl = (part > 0 ? dx_parts.get() + (part - 1) * x_size : dx) + b * tokens * s.pitch();
-      const Share directions = share(s.directions, groups, group);
-      const int64_t rows = (directions.last - directions.first) * s.row();
-      for (int64_t l = 0; !all_visited && l < tokens; ++l) {
-        std::memset(run.dx_dbl + (l * s.directions + directions.first) * s.row(), 0, rows * sizeof(T));
-      }
-      const Share my_blocks = share(blocks, runs, part);
-      for (int64_t block = my_blocks.first; block < my_blocks.last; block += run.count) {
-        run.channels = s.channels;
-        run.d = block * kLanes<T>;
-        run.count = min(length, my_blocks.last - block);
-        run.sets_rows = all_visited && block == my_blocks.first;
-        const bool to_result = du_in_place && !(parted && group > 0);
-        Vec<T>* const du_packed = parted && !to_result
-                                      ? du_parts.get() + (group - in_result) * map_size + (b * blocks + block) * plane
-                                      : du_planes;
-        for (int64_t k = directions.first; k < directions.last; ++k) {
-          const bool first = k == directions.first, last = k + 1 == directions.last;
-          run.sets_du = all_visited && (first || p.own_inputs);
-          const auto planes_of = [&](const Tensor<5>& maps, bool in_place, Vec<T>* packed, Vec<T>* own, bool load) {
-            if (in_place) return in_place_planes<const T>(maps, b, k, run.d);
-            if (packed) return packed_planes<const T>(packed + (b * blocks + block) * plane, plane);
-            if (load) load_planes<T>(images_of(maps, k), b, s, run, own, apart);
-            return packed_planes<const T>(own, apart);
-          };
-          run.u = planes_of(p.u, u_in_place, u_packed, u_planes, first || p.own_inputs);
-          run.dy = planes_of(q.dy, dy_in_place, dy_packed, dy_planes, first || !p.merge);
-          run.du =
-              to_result ? in_place_planes<T>(q.du, b, k, run.d) : packed_planes<T>(du_packed, parted ? plane : apart);
-          for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) {
-            clear(run.du[i], tokens);
-          }
-          backward_direction<T, N>(q, b, k, run, total, mine);
-          if (du_own && (last || p.own_inputs)) {
-            store_planes<T>(images_of(q.du, k), b, s, run, du_planes, apart);
-          }
-        }
-      }
-    }
-  });
+    Vec<T>* const own_u = planes.get() + thread * length * apart;
+    Vec<T>* const own_dy = own_u + (u == Place::kThread ? plane : 0);
+    Vec<T>* const own_du = own_dy + (dy == Place::kThread ? plane : 0);
+    return {mine, ParameterGradients<T>(parameters.get() + thread * parameter_size, s), own_u, own_dy, own_du};
+  }
 
-  on_threads(p.threads, [&](int thread, int team) {
-    if (parted && du_in_place) {
-      const Share work = share(s.batch * tokens, team, thread);
-      for (int64_t i = work.first; i < work.last; ++i) {
-        const int64_t b = i / tokens, l = i % tokens;
-        const Planes<T> result = in_place_planes<T>(q.du, b, 0, 0);
-        for (int64_t block = 0; block < blocks; ++block) {
-          T* const to = result[block].at(l);
-          const Vec<T>* more = du_parts.get() + (b * blocks + block) * plane + l;
-          Vec<T> sum = load(to);
-          for (int64_t group = 1; group < groups; ++group, more += map_size) sum += *more;
-          store(to, sum);
+  // Calls f(block, b, d, channels) for each block in `work`; they are counted over all samples.
+  template <typename F>
+  void for_each_block(const Share& work, const F& f) const {
+    for (int64_t block = work.first; block < work.last; ++block) {
+      const int64_t d = block % blocks * kLanes<T>;
+      f(block, block / blocks, d, min(kLanes<T>, s.channels - d));
+    }
+  }
+
+  void pack(const Share& work) {
+    for_each_block(work, [&](int64_t block, int64_t b, int64_t d, int64_t channels) {
+      const auto load = [&](const Tensor<5>& maps, Vec<T>* to) {
+        load_plane<T>(images_of(maps, 0), b, d, channels, s.height, s.width, to + block * plane);
+      };
+      if (u == Place::kShared) load(p.u, u_shared.get());
+      if (dy == Place::kShared) load(q.dy, dy_shared.get());
+    });
+  }
+
+  void process(int64_t item, const Mine& mine) {
+    const int64_t part = item % runs, group = item / runs % groups, b = item / runs / groups;
+    const Share directions = share(s.directions, groups, group), my_blocks = share(blocks, runs, part);
+    Run<T> run{};
+    run.channels = s.channels;
+    run.dx_dbl = (part > 0 ? dx_parts.get() + (part - 1) * x_size : static_cast<T*>(q.dx_dbl)) + b * tokens * s.pitch();
+    const int64_t rows = (directions.last - directions.first) * s.row();
+    for (int64_t l = 0; !all_visited && l < tokens; ++l) {
+      std::memset(run.dx_dbl + (l * s.directions + directions.first) * s.row(), 0, rows * sizeof(T));
+    }
+    for (int64_t block = my_blocks.first; block < my_blocks.last; block += run.count) {
+      run.d = block * kLanes<T>;
+      run.count = min(length, my_blocks.last - block);
+      run.sets_rows = all_visited && block == my_blocks.first;
+      for (int64_t k = directions.first; k < directions.last; ++k) {
+        const bool first = k == directions.first, last = k + 1 == directions.last;
+        const int64_t to_block = (b * blocks + block) * plane;
+        const auto inputs = [&](const Tensor<5>& maps, Place place, const Scratch<Vec<T>>& shared, Vec<T>* own,
+                                bool load) {
+          if (place == Place::kTensor) return in_place_planes<const T>(maps, b, k, run.d);
+          if (place == Place::kShared) return packed_planes<const T>(shared.get() + to_block, plane);
+          if (load) load_planes<T>(images_of(maps, k), b, s, run, own, apart);
+          return packed_planes<const T>(own, apart);
+        };
+        run.u = inputs(p.u, u, u_shared, mine.u, first || p.own_inputs);
+        run.dy = inputs(q.dy, dy, dy_shared, mine.dy, first || !p.merge);
+        if (du == Place::kTensor && !(parted && group > 0)) {
+          run.du = in_place_planes<T>(q.du, b, k, run.d);
+        } else if (parted) {
+          run.du = packed_planes<T>(du_part(group, b * blocks + block), plane);
+        } else {
+          run.du = packed_planes<T>(mine.du, apart);
+        }
+        run.sets_du = all_visited && (first || p.own_inputs);
+        for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) clear(run.du[i], tokens);
+        backward_direction<T, N>(q, b, k, run, mine.total, mine.scratch);
+        if (du == Place::kThread && (last || p.own_inputs)) {
+          store_planes<T>(images_of(q.du, k), b, s, run, mine.du, apart);
         }
       }
-    } else if (parted) {
-      each_block(thread, team, [&](int64_t item, int64_t b, int64_t d, int64_t channels) {
-        Vec<T>* const sum = du_parts.get() + item * plane;
-        for (int64_t group = 1; group < groups; ++group) {
-          const Vec<T>* const more = sum + group * map_size;
-          for (int64_t l = 0; l < tokens; ++l) sum[l] += more[l];
-        }
-        store_plane<T>(images_of(q.du, 0), b, d, channels, s.height, s.width, sum);
-      });
     }
-    if (runs > 1) {
-      const Share work = share(x_size, team, thread);
-      for (int64_t i = work.first; i < work.last; ++i) {
-        for (int64_t part = 0; part < runs - 1; ++part) dx[i] += dx_parts.get()[part * x_size + i];
-      }
-    }
-    const Share work = share(parameter_size, team, thread);
+  }
+
+  // Adds the groups' du to the result, in place; the work is tokens of all samples.
+  void add_du(const Share& work) {
     for (int64_t i = work.first; i < work.last; ++i) {
-      for (int64_t part = 1; part < threads; ++part) parameters.get()[i] += parameters.get()[part * parameter_size + i];
+      const int64_t b = i / tokens, l = i % tokens;
+      const Planes<T> result = in_place_planes<T>(q.du, b, 0, 0);
+      for (int64_t block = 0; block < blocks; ++block) {
+        T* const to = result[block].at(l);
+        Vec<T> sum = load(to);
+        for (int64_t group = 1; group < groups; ++group) sum += du_part(group, b * blocks + block)[l];
+        store(to, sum);
+      }
     }
-  });
-  const ParameterGradients<T> total(parameters.get(), s);
-  const int64_t rows = s.directions * s.channels;
-  std::memcpy(q.ddt_weight, total.ddt_weight, rows * s.rank * sizeof(T));
-  std::memcpy(q.ddt_bias, total.ddt_bias, rows * sizeof(T));
-  std::memcpy(q.dA_logs, total.dA_logs, rows * s.states * sizeof(T));
-  std::memcpy(q.dDs, total.dDs, rows * sizeof(T));
-  return kOk;
-}
+  }
+
+  void add_packed_du(const Share& work) {
+    for_each_block(work, [&](int64_t block, int64_t b, int64_t d, int64_t channels) {
+      Vec<T>* const sum = du_part(0, block);
+      for (int64_t group = 1; group < groups; ++group) {
+        const Vec<T>* const more = du_part(group, block);
+        for (int64_t l = 0; l < tokens; ++l) sum[l] += more[l];
+      }
+      store_plane<T>(images_of(q.du, 0), b, d, channels, s.height, s.width, sum);
+    });
+  }
+
+  // Adds `count` parts of `size` elements each to `sum`.
+  static void add_parts(const Share& work, T* sum, const T* parts, int64_t count, int64_t size) {
+    for (int64_t i = work.first; i < work.last; ++i) {
+      for (int64_t part = 0; part < count; ++part) sum[i] += parts[part * size + i];
+    }
+  }
+
+  void give_parameters() {
+    const ParameterGradients<T> total(parameters.get(), s);
+    const int64_t rows = s.directions * s.channels;
+    std::memcpy(q.ddt_weight, total.ddt_weight, rows * s.rank * sizeof(T));
+    std::memcpy(q.ddt_bias, total.ddt_bias, rows * sizeof(T));
+    std::memcpy(q.dA_logs, total.dA_logs, rows * s.states * sizeof(T));
+    std::memcpy(q.dDs, total.dDs, rows * sizeof(T));
+  }
+
+  const DirectionalScanBackward& q;
+  const DirectionalScanForward& p;
+  const DirectionalScanShape& s;
+  const int64_t tokens = s.tokens();
+  const bool all_visited = s.steps == tokens;
+  const int64_t blocks, groups, runs, items;
+  const int64_t length;  // of a run, at most
+  const int threads;
+  const bool parted;  // whether each group has its own du
+  const Place u, dy, du;
+  const int64_t plane, apart;
+  const int64_t map_size = s.batch * blocks * plane, x_size = s.batch * tokens * s.pitch();
+  const int64_t parameter_size = ParameterGradients<T>::size(s);
+  Scratch<Vec<T>> u_shared, dy_shared, du_parts;
+  Scratch<T> dx_parts;
+  Scratch<Vec<T>> planes;
+  Scratch<T> parameters;
+  Scratch<BackwardScratch<T>> scratch;
+  Scratch<Vec<T>> vectors;
+  Scratch<T> scalars;
+};
 
 }  // namespace
 
 int directional_scan_backward(const DirectionalScanBackward& p) {
   if (!within_range(p.forward)) return kTokenOutOfRange;
-  if (p.forward.use_double) return backward<double, 0>(p);
+  if (p.forward.use_double) return BackwardPass<double, 0>(p).compute();
   switch (p.forward.shape.states) {
     case 1:
-      return backward<float, 1>(p);
+      return BackwardPass<float, 1>(p).compute();
     case 16:
-      return backward<float, 16>(p);
+      return BackwardPass<float, 16>(p).compute();
     default:
-      return backward<float, 0>(p);
+      return BackwardPass<float, 0>(p).compute();
   }
 }
 
