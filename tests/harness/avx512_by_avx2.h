@@ -96,6 +96,11 @@ inline __m256i to_half(__m512 v, int) {
 
 }  // namespace emulated
 
+// those with an immediate operand are macros in Clang's header
+#undef _mm512_roundscale_ps
+#undef _mm512_reduce_ps
+#undef _mm512_cvtps_ph
+
 #define _mm512_max_ps ::emulated::max
 #define _mm512_roundscale_ps ::emulated::roundscale
 #define _mm512_reduce_ps ::emulated::reduce
