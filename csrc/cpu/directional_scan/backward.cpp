@@ -284,8 +284,8 @@ void backward_direction(const DirectionalScanBackward& q, int64_t b, int64_t k, 
 // du. The first of them are the results themselves, to which the others are added in order.
 template <typename T, int N>
 class BackwardPass {
-  // Where the blocks of a map are: in its tensor; packed for all threads, because several groups read it; or packed by
-  // each thread, run by run.
+  // Where the blocks of a map are: in its tensor; packed for all samples, if groups share the map; or packed by each
+  // thread, run by run.
   enum class Place { kTensor, kShared, kThread };
 
   // A thread's memory.
