@@ -148,7 +148,7 @@ def problem(
     else:
         tensors = {name: t.to(dtype).to(work).requires_grad_() for name, t in inputs_of(op, shape_name, dtype).items()}
         forward = functools.partial(getattr(provider, op), **tensors)
-    like = tensors.get("z", next(iter(tensors.values()))).detach()  # in the output's shape and layout
+    like = tensors.get("z", next(iter(tensors.values())))  # in the output's shape and layout
     dy = torch.randn(like.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     return Problem(tensors, forward, torch.empty_like(like).copy_(dy))
 

@@ -349,8 +349,7 @@ class BackwardPass {
 
  private:
   Place place_of(const Tensor<5>& maps, bool shared) const {
-    const bool whole = s.channels % kLanes<T> == 0;
-    if (in_place<T>(maps, s, whole ? kLanes<T> : 0)) return Place::kTensor;
+    if (in_place<T>(maps, s)) return Place::kTensor;
     return shared ? Place::kShared : Place::kThread;
   }
 
@@ -406,15 +405,16 @@ class BackwardPass {
       run.sets_rows = all_visited && block == my_blocks.first;
       for (int64_t k = directions.first; k < directions.last; ++k) {
         const bool first = k == directions.first, last = k + 1 == directions.last;
-        const int64_t to_block = (b * blocks + block) * plane;
+        const bool new_u = first || p.own_inputs;
         const auto inputs = [&](const Tensor<5>& maps, Place place, const Scratch<Vec<T>>& shared, Vec<T>* own,
                                 bool load) {
           if (place == Place::kTensor) return in_place_planes<const T>(maps, b, k, run.d);
-          if (place == Place::kShared) return packed_planes<const T>(shared.get() + to_block, plane);
+          if (place == Place::kShared)
+            return packed_planes<const T>(shared.get() + (b * blocks + block) * plane, plane);
           if (load) load_planes<T>(images_of(maps, k), b, s, run, own, apart);
           return packed_planes<const T>(own, apart);
         };
-        run.u = inputs(p.u, u, u_shared, mine.u, first || p.own_inputs);
+        run.u = inputs(p.u, u, u_shared, mine.u, new_u);
         run.dy = inputs(q.dy, dy, dy_shared, mine.dy, first || !p.merge);
         if (du == Place::kTensor && !(parted && group > 0)) {
           run.du = in_place_planes<T>(q.du, b, k, run.d);
@@ -423,8 +423,8 @@ class BackwardPass {
         } else {
           run.du = packed_planes<T>(mine.du, apart);
         }
-        run.sets_du = all_visited && (first || p.own_inputs);
-        for (int64_t i = 0; !all_visited && (first || p.own_inputs) && i < run.count; ++i) clear(run.du[i], tokens);
+        run.sets_du = all_visited && new_u;
+        for (int64_t i = 0; !all_visited && new_u && i < run.count; ++i) clear(run.du[i], tokens);
         backward_direction<T, N>(q, b, k, run, mine.total, mine.scratch);
         if (du == Place::kThread && (last || p.own_inputs)) {
           store_planes<T>(images_of(q.du, k), b, s, run, mine.du, apart);

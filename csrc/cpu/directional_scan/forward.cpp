@@ -126,8 +126,7 @@ int forward(const DirectionalScanForward& p) {
   const int threads = static_cast<int>(min(p.threads, items));
   const bool parted = p.merge && splits > 1;  // each part has its own output; they are added at the end
   const bool all_visited = s.steps == tokens;
-  const int64_t whole = s.channels % kLanes<T> ? 0 : kLanes<T>;
-  const bool u_in_place = in_place<T>(p.u, s, whole), y_in_place = !parted && in_place<T>(p.y, s, whole);
+  const bool u_in_place = in_place<T>(p.u, s), y_in_place = !parted && in_place<T>(p.y, s);
   const int64_t length = ceil_div(blocks, runs), packed_maps = (u_in_place ? 0 : 1) + (y_in_place || parted ? 0 : 1);
   Scratch<Vec<T>> parts(parted ? items * tokens : 0);
   Scratch<Vec<T>> planes(threads * packed_maps * length * plane);

@@ -95,12 +95,12 @@ struct Plane {
   T* at(int64_t token) const { return data + token * step; }
 };
 
-// Whether a complete block of channels can be read and written in place: contiguous, in the type of computation.
+// Whether the blocks of channels can be read and written in place: complete, contiguous, in the type of computation.
 template <typename T>
-bool in_place(const Tensor<5>& image, const DirectionalScanShape& s, int64_t channels) {
+bool in_place(const Tensor<5>& image, const DirectionalScanShape& s) {
   const int64_t* stride = image.stride;
   const bool flat = s.height == 1 || stride[3] == s.width * stride[4];
-  return image.dtype == dtype_of<T> && channels == kLanes<T> && stride[2] == 1 && flat;
+  return image.dtype == dtype_of<T> && s.channels % kLanes<T> == 0 && stride[2] == 1 && flat;
 }
 
 template <typename T>
